@@ -1,0 +1,273 @@
+//! The border to AWS: what an error of its SDK means. One table from AWS codes to [`Kind`]s, for every service.
+
+use std::error::Error as StdError;
+
+use aws_credential_types::provider::error::CredentialsError;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::result::SdkError;
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use serde::Deserialize;
+
+use crate::error::{Error, Kind};
+
+/// What to do about a failed call.
+#[derive(Clone, Debug)]
+pub enum Verdict {
+    /// It can succeed later: a throttle, a 5xx, a broken connection.
+    Retry(Error),
+    /// A block or page token is expired or foreign: list again for a fresh one.
+    StaleToken(Error),
+    /// It will fail again, however often it is tried.
+    Permanent(Error),
+}
+
+impl Verdict {
+    /// The error itself.
+    pub fn into_error(self) -> Error {
+        match self {
+            Self::Retry(error) | Self::StaleToken(error) | Self::Permanent(error) => error,
+        }
+    }
+}
+
+/// The fields of a restJson1 error that the SDK's types keep apart or drop. Validation errors of the front end write
+/// `message` in lower case and have no reason.
+#[derive(Debug, Default, Deserialize)]
+struct Refusal {
+    #[serde(rename = "Reason")]
+    reason: Option<String>,
+    #[serde(rename = "Message", alias = "message")]
+    message: Option<String>,
+}
+
+/// Judges a failed call. `action` is the IAM action it needs, `target` what it was made on.
+pub fn judge<E>(error: SdkError<E, HttpResponse>, action: &str, target: &str) -> Verdict
+where
+    E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
+{
+    let failed = format!("{action} {target} failed");
+    if let Some(verdict) = credentials(&error, action) {
+        return verdict;
+    }
+    match &error {
+        SdkError::ServiceError(service) => {
+            let refusal: Refusal = service
+                .raw()
+                .body()
+                .bytes()
+                .and_then(|body| serde_json::from_slice(body).ok())
+                .unwrap_or_default();
+            let meta = service.err();
+            refused(
+                service.raw().status().as_u16(),
+                meta.code().unwrap_or_default(),
+                refusal.reason.as_deref().unwrap_or_default(),
+                refusal
+                    .message
+                    .as_deref()
+                    .or(meta.message())
+                    .unwrap_or_default(),
+                action,
+                target,
+            )
+        }
+        // A connector error of no known kind is how the SDK reports an endpoint that cannot be: FIPS or dual-stack
+        // together with a custom URL, a URL that is none.
+        SdkError::DispatchFailure(failure) if failure.is_user() || permanent_other(failure) => {
+            Verdict::Permanent(Error::with_source(Kind::Invalid, failed, error))
+        }
+        SdkError::ConstructionFailure(_) => {
+            Verdict::Permanent(Error::with_source(Kind::Invalid, failed, error))
+        }
+        // Everything else was sent and not answered whole: timeouts, resets, cut or unreadable replies.
+        _ => Verdict::Retry(Error::with_source(Kind::Unavailable, failed, error)),
+    }
+}
+
+fn permanent_other(failure: &aws_smithy_runtime_api::client::result::DispatchFailure) -> bool {
+    failure.is_other() && failure.as_other().is_none()
+}
+
+fn credentials(error: &(dyn StdError + 'static), action: &str) -> Option<Verdict> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(found) = error.downcast_ref::<CredentialsError>() {
+            return Some(match found {
+                // The instance's metadata service and STS have bad moments too.
+                CredentialsError::ProviderTimedOut(_) | CredentialsError::ProviderError(_) => {
+                    Verdict::Retry(Error::new(
+                        Kind::Unavailable,
+                        format!("no credentials for {action}: {}", causes(found)),
+                    ))
+                }
+                _ => Verdict::Permanent(no_credentials(found)),
+            });
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// The error that says how to give credentials.
+pub fn no_credentials(cause: &CredentialsError) -> Error {
+    Error::new(
+        Kind::Denied,
+        format!(
+            "no AWS credentials: set AWS_PROFILE or --profile, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, \
+             or run on an instance with a role ({})",
+            causes(cause)
+        ),
+    )
+}
+
+fn causes(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// The table: HTTP status, AWS code, reason and message to a verdict.
+///
+/// <https://docs.aws.amazon.com/ebs/latest/userguide/error-retries.html> says what to retry; the reasons are those of
+/// <https://docs.aws.amazon.com/ebs/latest/APIReference/API_GetSnapshotBlock.html>.
+fn refused(
+    status: u16,
+    code: &str,
+    reason: &str,
+    message: &str,
+    action: &str,
+    target: &str,
+) -> Verdict {
+    let said = format!("{action} {target}: {code} {reason} (HTTP {status}): {message}");
+    let said = said.replace("  ", " ");
+    let error = |kind| Error::new(kind, said.clone());
+    let needs = |kind, need: &str| Error::new(kind, format!("{said}; {need}"));
+    let kms = || {
+        needs(
+            Kind::Denied,
+            "the caller needs kms:DescribeKey and kms:Decrypt on the snapshot's KMS key (kms:ViaService is ec2)",
+        )
+    };
+    match (code, reason) {
+        _ if code.contains("Throttl") || code == "RequestLimitExceeded" || status == 429 => {
+            Verdict::Retry(error(Kind::Throttled))
+        }
+        _ if status >= 500 => Verdict::Retry(error(Kind::Unavailable)),
+        (_, "INVALID_BLOCK_TOKEN" | "INVALID_PAGE_TOKEN") => {
+            Verdict::StaleToken(error(Kind::Invalid))
+        }
+        (_, "DEPENDENCY_RESOURCE_NOT_FOUND" | "INVALID_DEPENDENCY_REQUEST" | "DEPENDENCY_ACCESS_DENIED") => {
+            Verdict::Permanent(kms())
+        }
+        (_, "INVALID_SNAPSHOT_ID") if message.contains("ublic snapshot") => {
+            Verdict::Permanent(needs(
+                Kind::Denied,
+                "copy the public snapshot into this account and read the copy (aws ec2 copy-snapshot)",
+            ))
+        }
+        (_, "INVALID_SNAPSHOT_ID")
+            if ["not complete", "pending"].iter().any(|word| message.contains(word)) =>
+        {
+            Verdict::Permanent(needs(Kind::Pending, "try again when it is completed"))
+        }
+        (_, "INVALID_SNAPSHOT_ID") if message.contains("rchive") => {
+            Verdict::Permanent(needs(Kind::Denied, "restore it first (aws ec2 restore-snapshot-tier)"))
+        }
+        (_, "SNAPSHOT_NOT_FOUND") | ("InvalidSnapshot.NotFound", _) => Verdict::Permanent(needs(
+            Kind::NotFound,
+            "check the id, the Region and the account",
+        )),
+        ("ResourceNotFoundException", _) => Verdict::Permanent(error(Kind::NotFound)),
+        ("AccessDeniedException" | "UnauthorizedOperation" | "AccessDenied", _) => {
+            Verdict::Permanent(needs(
+                Kind::Denied,
+                &format!("the caller needs the permission {action}{}", on(action)),
+            ))
+        }
+        _ if matches!(status, 401 | 403) || code == "AuthFailure" => Verdict::Permanent(needs(
+            Kind::Denied,
+            "the credentials were refused: check that they are valid, not expired, and that the clock is right",
+        )),
+        _ => Verdict::Permanent(error(Kind::Invalid)),
+    }
+}
+
+/// The resource to grant a permission on: the account field of a snapshot's ARN is empty.
+fn on(action: &str) -> &'static str {
+    if action.starts_with("ebs:") {
+        " on arn:aws:ec2:*::snapshot/*"
+    } else {
+        ""
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind_of(status: u16, code: &str, reason: &str, message: &str) -> (&'static str, Kind) {
+        match refused(status, code, reason, message, "ebs:GetSnapshotBlock", "snap-1") {
+            Verdict::Retry(error) => ("retry", error.kind()),
+            Verdict::StaleToken(error) => ("stale", error.kind()),
+            Verdict::Permanent(error) => ("permanent", error.kind()),
+        }
+    }
+
+    #[test]
+    fn exactly_the_retryable_is_retried() {
+        let throttled = ("retry", Kind::Throttled);
+        assert_eq!(kind_of(400, "RequestThrottledException", "ACCOUNT_THROTTLED", ""), throttled);
+        assert_eq!(kind_of(400, "ThrottlingException", "", ""), throttled);
+        assert_eq!(kind_of(503, "RequestLimitExceeded", "", ""), throttled);
+        for status in [500, 502, 503, 504] {
+            assert_eq!(kind_of(status, "InternalServerException", "", ""), ("retry", Kind::Unavailable));
+        }
+        for (status, code, reason) in [
+            (403, "AccessDeniedException", ""),
+            (402, "ServiceQuotaExceededException", "DEPENDENCY_SERVICE_QUOTA_EXCEEDED"),
+            (400, "ValidationException", "INVALID_BLOCK"),
+            (404, "ResourceNotFoundException", "SNAPSHOT_NOT_FOUND"),
+            (409, "ConflictException", ""),
+        ] {
+            assert_eq!(kind_of(status, code, reason, "").0, "permanent", "{code}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_renewed_not_failed() {
+        for reason in ["INVALID_BLOCK_TOKEN", "INVALID_PAGE_TOKEN"] {
+            assert_eq!(kind_of(400, "ValidationException", reason, "").0, "stale");
+        }
+    }
+
+    #[test]
+    fn refusals_name_what_is_missing() {
+        let text = |status, code, reason, message| {
+            refused(status, code, reason, message, "ebs:GetSnapshotBlock", "snap-1").into_error().chain()
+        };
+        assert!(text(403, "AccessDeniedException", "", "no").contains("permission ebs:GetSnapshotBlock on arn:"));
+        assert!(
+            text(404, "ResourceNotFoundException", "DEPENDENCY_RESOURCE_NOT_FOUND", "KMS key not found")
+                .contains("kms:Decrypt")
+        );
+        assert!(text(403, "InvalidSignatureException", "", "bad").contains("credentials were refused"));
+        assert_eq!(
+            kind_of(404, "ResourceNotFoundException", "DEPENDENCY_RESOURCE_NOT_FOUND", "").1,
+            Kind::Denied,
+            "a missing key is no missing snapshot"
+        );
+        assert_eq!(
+            kind_of(400, "ValidationException", "INVALID_SNAPSHOT_ID", "Snapshot is not complete").1,
+            Kind::Pending
+        );
+        assert_eq!(
+            kind_of(400, "ValidationException", "INVALID_SNAPSHOT_ID", "Public snapshots are not supported").1,
+            Kind::Denied
+        );
+    }
+}

@@ -1,0 +1,234 @@
+//! [`CachedSource`]: a [`BlockSource`] over a [`BlockSource`] that fetches each block once.
+//!
+//! A block is absent, present in [`memory`], or in flight ([`flight`]); nothing else. Snapshots never change, so there
+//! is no dirty state, no expiry and no invalidation. All sources of a process share one [`Cache`] and its budget.
+
+mod flight;
+mod memory;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use bytesize::ByteSize;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, ready};
+use tokio::sync::Semaphore;
+
+use crate::block::{BLOCK_SIZE, Block, BlockIndex, Extent, Geometry};
+use crate::error::{Error, Kind, Result};
+use crate::source::{BlockSource, Catalog, Snapshot, SnapshotId};
+
+use flight::Flights;
+use memory::Memory;
+
+/// Blocks in flight at most, whatever the memory.
+const MAX_IN_FLIGHT: usize = 128;
+
+/// The least memory that keeps a sequential reader at one fetch a block: 16 blocks.
+pub const MIN_MEMORY: ByteSize = ByteSize::mib(8);
+
+/// Which source, and which of its blocks.
+type Key = (u32, BlockIndex);
+
+/// The block cache of a process: a budget in bytes for cached and in-flight blocks together.
+#[derive(Debug)]
+pub struct Cache {
+    memory: Memory,
+    flights: Flights,
+    /// One permit a block being fetched. Flights and [`Memory`] split the budget, so that their sum keeps it.
+    in_flight: Semaphore,
+    /// The smaller budget of blocks that nobody waits for yet: readers always find some of `in_flight` free.
+    prefetching: Arc<Semaphore>,
+    max_readahead: u32,
+    sources: AtomicU32,
+    hits: AtomicU64,
+    fetched: AtomicU64,
+}
+
+impl Cache {
+    /// A cache that holds at most `budget` bytes, cached and in flight together.
+    ///
+    /// # Errors
+    /// `Invalid` below [`MIN_MEMORY`].
+    pub fn new(budget: ByteSize) -> Result<Arc<Self>> {
+        if budget < MIN_MEMORY {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!("{budget} of memory is too little: the least is {MIN_MEMORY}"),
+            ));
+        }
+        let blocks = budget.as_u64() / u64::from(BLOCK_SIZE);
+        let in_flight = usize::try_from(blocks / 4)
+            .unwrap_or(MAX_IN_FLIGHT)
+            .min(MAX_IN_FLIGHT);
+        let prefetching = in_flight / 2;
+        let cached = blocks - in_flight as u64;
+        // Half of what is cached: a block read ahead is read before it is evicted, even with a second reader at work.
+        let max_readahead = u32::try_from(cached / 2).unwrap_or(u32::MAX).min(64);
+        Ok(Arc::new(Self {
+            memory: Memory::new(cached * u64::from(BLOCK_SIZE)),
+            flights: Flights::default(),
+            in_flight: Semaphore::new(in_flight),
+            prefetching: Arc::new(Semaphore::new(prefetching)),
+            max_readahead,
+            sources: AtomicU32::new(0),
+            hits: AtomicU64::new(0),
+            fetched: AtomicU64::new(0),
+        }))
+    }
+
+    /// How many blocks a sequential reader may be ahead without evicting what it has not read yet.
+    pub fn max_readahead(&self) -> u32 {
+        self.max_readahead
+    }
+
+    /// Blocks answered from memory, and blocks fetched, since the start.
+    pub fn counts(&self) -> (u64, u64) {
+        (
+            self.hits.load(Ordering::Relaxed),
+            self.fetched.load(Ordering::Relaxed),
+        )
+    }
+
+    /// A source whose blocks are kept in this cache.
+    pub fn wrap(self: &Arc<Self>, inner: Arc<dyn BlockSource>) -> CachedSource {
+        CachedSource {
+            cache: Arc::clone(self),
+            number: self.sources.fetch_add(1, Ordering::Relaxed),
+            inner,
+        }
+    }
+}
+
+/// A source whose blocks are kept: one fetch a block, whoever reads it and however many at once.
+pub struct CachedSource {
+    cache: Arc<Cache>,
+    number: u32,
+    inner: Arc<dyn BlockSource>,
+}
+
+impl std::fmt::Debug for CachedSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CachedSource({})", self.number)
+    }
+}
+
+impl CachedSource {
+    /// The one fetch of a block: a permit, the source, then memory.
+    fn fetch(&self, index: BlockIndex) -> BoxFuture<'static, Result<Block>> {
+        let (cache, inner) = (Arc::clone(&self.cache), Arc::clone(&self.inner));
+        let key = (self.number, index);
+        Box::pin(async move {
+            let _permit = cache.in_flight.acquire().await.map_err(|_| closed())?;
+            let block = inner.read_block(index).await?;
+            cache.fetched.fetch_add(1, Ordering::Relaxed);
+            cache.memory.insert(key, block.clone());
+            Ok(block)
+        })
+    }
+}
+
+impl BlockSource for CachedSource {
+    fn geometry(&self) -> Geometry {
+        self.inner.geometry()
+    }
+
+    fn read_block(&self, index: BlockIndex) -> BoxFuture<'_, Result<Block>> {
+        let key = (self.number, index);
+        if let Some(block) = self.cache.memory.get(key) {
+            self.cache.hits.fetch_add(1, Ordering::Relaxed);
+            return ready(Ok(block)).boxed();
+        }
+        if self.inner.is_known_zero(index) {
+            return ready(Ok(Block::Zero)).boxed();
+        }
+        let cached = move || self.cache.memory.get(key);
+        self.cache
+            .flights
+            .join(key, cached, move || self.fetch(index))
+    }
+
+    fn next_extent(&self, from: BlockIndex) -> BoxFuture<'_, Result<Option<Extent>>> {
+        self.inner.next_extent(from)
+    }
+
+    fn is_known_zero(&self, index: BlockIndex) -> bool {
+        self.inner.is_known_zero(index)
+    }
+
+    fn prefetch(&self, extent: Extent) {
+        for index in extent.blocks() {
+            let key = (self.number, index);
+            if self.inner.is_known_zero(index) || self.cache.memory.contains(key) {
+                continue;
+            }
+            let Ok(permit) = Arc::clone(&self.cache.prefetching).try_acquire_owned() else {
+                return;
+            };
+            let cached = move || self.cache.memory.get(key);
+            // Nobody waits for the answer: the flight itself keeps the block, and a reader may join it.
+            drop(self.cache.flights.join(key, cached, move || {
+                let fetch = self.fetch(index);
+                async move {
+                    let block = fetch.await;
+                    drop(permit);
+                    block
+                }
+                .boxed()
+            }));
+        }
+    }
+}
+
+/// A catalog whose sources are all kept in one cache.
+pub struct CachedCatalog {
+    cache: Arc<Cache>,
+    inner: Arc<dyn Catalog>,
+    open: parking_lot::Mutex<std::collections::HashMap<SnapshotId, Arc<CachedSource>>>,
+}
+
+impl std::fmt::Debug for CachedCatalog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CachedCatalog")
+    }
+}
+
+impl CachedCatalog {
+    /// The catalog `inner`, its blocks kept in `cache`.
+    pub fn new(cache: Arc<Cache>, inner: Arc<dyn Catalog>) -> Self {
+        Self {
+            cache,
+            inner,
+            open: parking_lot::Mutex::default(),
+        }
+    }
+}
+
+impl Catalog for CachedCatalog {
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Snapshot>>> {
+        self.inner.list()
+    }
+
+    fn open<'a>(
+        &'a self,
+        id: &'a SnapshotId,
+    ) -> BoxFuture<'a, Result<(Snapshot, Arc<dyn BlockSource>)>> {
+        async move {
+            let (snapshot, source) = self.inner.open(id).await?;
+            let mut open = self.open.lock();
+            let cached = open
+                .entry(id.clone())
+                .or_insert_with(|| Arc::new(self.cache.wrap(source)));
+            Ok((snapshot, Arc::clone(cached) as Arc<dyn BlockSource>))
+        }
+        .boxed()
+    }
+}
+
+/// What a waiter hears when the process stops before its block arrives.
+fn closed() -> Error {
+    Error::new(Kind::Unavailable, "stopped before the block arrived")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,182 @@
+use std::sync::atomic::AtomicUsize;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use tokio::sync::watch;
+
+use super::*;
+
+/// Counts reads, holds them at a gate, fails those that it is told to.
+struct Counting {
+    reads: AtomicUsize,
+    concurrent: AtomicUsize,
+    most_concurrent: AtomicUsize,
+    gate: watch::Receiver<bool>,
+    failing: AtomicUsize,
+}
+
+impl Counting {
+    fn new(open: bool) -> (Arc<Self>, watch::Sender<bool>) {
+        let (sender, gate) = watch::channel(open);
+        let source = Self {
+            reads: AtomicUsize::new(0),
+            concurrent: AtomicUsize::new(0),
+            most_concurrent: AtomicUsize::new(0),
+            gate,
+            failing: AtomicUsize::new(0),
+        };
+        (Arc::new(source), sender)
+    }
+
+    fn reads(&self) -> usize {
+        self.reads.load(Ordering::SeqCst)
+    }
+}
+
+fn content(index: BlockIndex) -> Bytes {
+    Bytes::from(index.0.to_le_bytes().repeat(BLOCK_SIZE as usize / 4))
+}
+
+impl BlockSource for Counting {
+    fn geometry(&self) -> Geometry {
+        Geometry::new(10_000 * u64::from(BLOCK_SIZE)).unwrap()
+    }
+
+    fn read_block(&self, index: BlockIndex) -> BoxFuture<'_, Result<Block>> {
+        async move {
+            self.reads.fetch_add(1, Ordering::SeqCst);
+            let now = self.concurrent.fetch_add(1, Ordering::SeqCst) + 1;
+            self.most_concurrent.fetch_max(now, Ordering::SeqCst);
+            let _ = self.gate.clone().wait_for(|open| *open).await;
+            tokio::task::yield_now().await;
+            self.concurrent.fetch_sub(1, Ordering::SeqCst);
+            if self
+                .failing
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
+                .is_ok()
+            {
+                return Err(Error::new(Kind::Throttled, "told to fail"));
+            }
+            Ok(if index.0 % 10 == 9 {
+                Block::Zero
+            } else {
+                Block::Data(content(index))
+            })
+        }
+        .boxed()
+    }
+
+    fn next_extent(&self, _from: BlockIndex) -> BoxFuture<'_, Result<Option<Extent>>> {
+        ready(Ok(None)).boxed()
+    }
+
+    fn is_known_zero(&self, _index: BlockIndex) -> bool {
+        false
+    }
+
+    fn prefetch(&self, _extent: Extent) {}
+}
+
+fn cached(budget: ByteSize, inner: &Arc<Counting>) -> Arc<CachedSource> {
+    let cache = Cache::new(budget).unwrap();
+    Arc::new(cache.wrap(Arc::clone(inner) as Arc<dyn BlockSource>))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixty_four_readers_of_one_block_are_one_fetch() {
+    let (inner, gate) = Counting::new(false);
+    let source = cached(ByteSize::mib(64), &inner);
+    let readers: Vec<_> = (0..64)
+        .map(|_| {
+            let source = Arc::clone(&source);
+            tokio::spawn(async move { source.read_block(BlockIndex(7)).await })
+        })
+        .collect();
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    gate.send_replace(true);
+    for answer in join_all(readers).await {
+        assert_eq!(
+            answer.unwrap().unwrap(),
+            Block::Data(content(BlockIndex(7)))
+        );
+    }
+    assert_eq!(inner.reads(), 1);
+}
+
+#[tokio::test]
+async fn a_failed_flight_answers_all_its_waiters_alike_and_leaves_nothing_behind() {
+    let (inner, gate) = Counting::new(false);
+    inner.failing.store(1, Ordering::SeqCst);
+    let source = cached(ByteSize::mib(64), &inner);
+    let waiting = join_all((0..8).map(|_| source.read_block(BlockIndex(3))));
+    gate.send_replace(true);
+    for answer in waiting.await {
+        assert_eq!(answer.unwrap_err().kind(), Kind::Throttled);
+    }
+    assert_eq!(inner.reads(), 1);
+    assert!(source.read_block(BlockIndex(3)).await.is_ok());
+    assert_eq!(inner.reads(), 2, "the failure was not kept");
+}
+
+#[tokio::test]
+async fn a_flight_lands_when_its_reader_has_gone() {
+    let (inner, gate) = Counting::new(false);
+    let source = cached(ByteSize::mib(64), &inner);
+    drop(source.read_block(BlockIndex(5)));
+    gate.send_replace(true);
+    assert!(source.read_block(BlockIndex(5)).await.is_ok());
+    assert_eq!(inner.reads(), 1);
+}
+
+#[tokio::test]
+async fn cached_and_in_flight_bytes_together_keep_the_budget() {
+    let (inner, _gate) = Counting::new(true);
+    let budget = ByteSize::mib(16);
+    let source = cached(budget, &inner);
+    for start in (0..2000).step_by(100) {
+        let reads = (start..start + 100).map(|i| source.read_block(BlockIndex(i)));
+        for (index, block) in (start..).zip(join_all(reads).await) {
+            let expected = if index % 10 == 9 {
+                Block::Zero
+            } else {
+                Block::Data(content(BlockIndex(index)))
+            };
+            assert_eq!(block.unwrap(), expected);
+        }
+        let in_flight = inner.most_concurrent.load(Ordering::SeqCst) as u64;
+        let total = source.cache.memory.weight() + in_flight * u64::from(BLOCK_SIZE);
+        assert!(total <= budget.as_u64(), "{total}");
+    }
+    assert_eq!(inner.reads(), 2000);
+}
+
+#[tokio::test]
+async fn wishes_leave_room_for_readers_and_are_joined_by_them() {
+    let (inner, gate) = Counting::new(false);
+    let source = cached(ByteSize::mib(64), &inner);
+    source.prefetch(Extent::new(BlockIndex(0), BlockIndex(1000)).unwrap());
+    tokio::task::yield_now().await;
+    let wished = inner.concurrent.load(Ordering::SeqCst);
+    assert_eq!(wished, 16, "half of the blocks in flight");
+    let reader = source.read_block(BlockIndex(9000));
+    let joined = source.read_block(BlockIndex(0));
+    tokio::task::yield_now().await;
+    assert_eq!(
+        inner.concurrent.load(Ordering::SeqCst),
+        17,
+        "the reader did not wait"
+    );
+    gate.send_replace(true);
+    reader.await.unwrap();
+    joined.await.unwrap();
+    assert_eq!(inner.reads(), 17);
+}
+
+#[test]
+fn too_little_memory_is_refused() {
+    assert_eq!(
+        Cache::new(ByteSize::mib(7)).unwrap_err().kind(),
+        Kind::Invalid
+    );
+    assert!(Cache::new(MIN_MEMORY).is_ok());
+}

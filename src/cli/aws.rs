@@ -1,0 +1,102 @@
+//! Region, profile, credentials and endpoints: the AWS CLI's names for them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::provider::ProvideCredentials;
+use clap::Args;
+
+use crate::aws::no_credentials;
+use crate::ebs::{Client, EbsCatalog, Limits};
+use crate::error::{Error, Kind, Result};
+use crate::source::{Descriptions, Selector};
+
+/// How long credentials may take: the metadata service of an instance that has none to give is slow to say so.
+const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(8);
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "AWS")]
+pub(super) struct AwsArgs {
+    /// The Region of the snapshots [env: AWS_REGION, AWS_DEFAULT_REGION; else the profile's]
+    #[arg(long)]
+    region: Option<String>,
+    /// The profile in ~/.aws/config and ~/.aws/credentials [env: AWS_PROFILE]
+    #[arg(long)]
+    profile: Option<String>,
+    /// The URL of EBS and EC2 alike [env: AWS_ENDPOINT_URL, and for one alone AWS_ENDPOINT_URL_EBS, AWS_ENDPOINT_URL_EC2]
+    #[arg(long, value_name = "URL")]
+    endpoint_url: Option<String>,
+}
+
+impl AwsArgs {
+    /// The configuration, with a Region; whether there are credentials is asked only by [`check_credentials`].
+    pub(super) async fn load(&self) -> Result<SdkConfig> {
+        let mut loader = aws_config::defaults(BehaviorVersion::latest());
+        if let Some(region) = &self.region {
+            loader = loader.region(Region::new(region.clone()));
+        }
+        if let Some(profile) = &self.profile {
+            loader = loader.profile_name(profile);
+        }
+        if let Some(url) = &self.endpoint_url {
+            let usable = url
+                .strip_prefix("http://")
+                .or_else(|| url.strip_prefix("https://"))
+                .is_some_and(|host| !host.is_empty() && !host.starts_with('/'));
+            if !usable {
+                return Err(Error::new(
+                    Kind::Invalid,
+                    format!("--endpoint-url {url:?} is no URL: it must look like https://HOST[:PORT]"),
+                ));
+            }
+            loader = loader.endpoint_url(url);
+        }
+        let config = tokio::time::timeout(CREDENTIALS_TIMEOUT, loader.load()).await;
+        config
+            .ok()
+            .filter(|config| config.region().is_some())
+            .ok_or_else(|| {
+                Error::new(
+                    Kind::Invalid,
+                    "no AWS Region: use --region, AWS_REGION or a profile that has one",
+                )
+            })
+    }
+}
+
+/// Asks for the credentials once, to say at once what is missing.
+pub(super) async fn check_credentials(config: &SdkConfig) -> Result<()> {
+    let provider = config
+        .credentials_provider()
+        .ok_or_else(|| Error::new(Kind::Denied, "no AWS credentials are configured"))?;
+    match tokio::time::timeout(CREDENTIALS_TIMEOUT, provider.provide_credentials()).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(no_credentials(&error)),
+        Err(_) => Err(Error::new(
+            Kind::Denied,
+            format!("no AWS credentials within {CREDENTIALS_TIMEOUT:?}: set AWS_PROFILE or --profile, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        )),
+    }
+}
+
+/// The client and the catalog over it, with what EC2 tells where that is built in.
+pub(super) fn catalog(
+    config: &SdkConfig,
+    limits: &Limits,
+    select: Vec<Selector>,
+) -> (Arc<Client>, Arc<EbsCatalog>) {
+    let client = Arc::new(Client::new(config, limits));
+    let catalog = EbsCatalog::new(Arc::clone(&client), descriptions(config), select);
+    (client, Arc::new(catalog))
+}
+
+#[cfg(feature = "ec2")]
+fn descriptions(config: &SdkConfig) -> Option<Arc<dyn Descriptions>> {
+    Some(Arc::new(crate::ec2::Ec2::new(config)))
+}
+
+#[cfg(not(feature = "ec2"))]
+fn descriptions(_config: &SdkConfig) -> Option<Arc<dyn Descriptions>> {
+    None
+}

@@ -1,0 +1,68 @@
+//! `--background`: the program starts itself again as a child of its own session, and waits until that one says that the
+//! mount answers. An error is printed by the child, whose exit code is passed on.
+
+use std::fs::OpenOptions;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::error::{Error, Kind, Result};
+
+/// Set in the child. Its stdout is the pipe to say [`READY`] on.
+const CHILD: &str = "EBSFS_BACKGROUND_CHILD";
+const READY: &[u8] = b"ready\n";
+
+/// Whether this process is the child.
+pub(super) fn is_child() -> bool {
+    std::env::var_os(CHILD).is_some()
+}
+
+/// Starts the child with the same arguments and waits for it to be ready, or to fail.
+pub(super) fn start() -> Result<()> {
+    let failed = |error| Error::with_source(Kind::Io, "cannot start in the background", error);
+    let program = std::env::current_exe().map_err(failed)?;
+    let mut child = Command::new(program)
+        .args(std::env::args_os().skip(1))
+        .env(CHILD, "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let mut said = Vec::new();
+    if let Some(mut pipe) = child.stdout.take() {
+        pipe.read_to_end(&mut said).map_err(failed)?;
+    }
+    if said == READY {
+        return Ok(());
+    }
+    let status = child.wait().map_err(failed)?;
+    std::process::exit(status.code().unwrap_or(1));
+}
+
+/// Leaves the terminal's session, so that its end is not ours.
+pub(super) fn leave_session() -> Result<()> {
+    nix::unistd::setsid()
+        .map(drop)
+        .map_err(|error| Error::with_source(Kind::Io, "cannot leave the terminal", error))
+}
+
+/// Says that the mount answers and lets go of the caller's terminal and folder. Lines written to stderr from now on are
+/// lost, unless there is a log file.
+pub(super) fn ready(log_file: Option<&Path>) -> Result<()> {
+    let failed = |error: std::io::Error| Error::with_source(Kind::Io, "cannot go into the background", error);
+    std::io::stdout().write_all(READY).map_err(failed)?;
+    std::io::stdout().flush().map_err(failed)?;
+    let null = OpenOptions::new()
+        .write(true)
+        .open("/dev/null")
+        .map_err(failed)?;
+    nix::unistd::dup2_stdout(&null).map_err(|error| failed(error.into()))?;
+    if let Some(path) = log_file {
+        // A panic's message goes where the log goes.
+        let log = super::open_log(path)?;
+        nix::unistd::dup2_stderr(&log).map_err(|error| failed(error.into()))?;
+    } else {
+        nix::unistd::dup2_stderr(&null).map_err(|error| failed(error.into()))?;
+    }
+    std::env::set_current_dir("/").map_err(failed)
+}

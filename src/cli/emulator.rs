@@ -1,0 +1,91 @@
+//! `ebsfs emulator`: the EBS direct APIs on loopback, to try things and to test.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::emulator::{Emulator, PROFILE, REGION};
+use crate::error::{Error, Kind, Result};
+
+/// Serve the EBS direct APIs and EC2's snapshot calls from a folder of disk images, on loopback
+#[derive(Args, Debug)]
+#[command(long_about = "Serve the EBS direct APIs and EC2's snapshot calls from a folder of disk images, on loopback.\n\n\
+    FOLDER/volumes/vol-*.raw are ordinary sparse files; CreateSnapshot takes them as they stand. Requests must be signed \
+    with the key in FOLDER/credentials. http://ADDRESS/_emulator/ shows counters and sets latency, limits and faults.")]
+pub(super) struct EmulatorArgs {
+    /// Where volumes and snapshots are kept; made when it is not there
+    folder: PathBuf,
+    /// The address; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:4566")]
+    listen: SocketAddr,
+    /// Set a switch, as POST /_emulator/switches does: latency_ms=15
+    #[arg(long = "set", value_name = "SWITCH=VALUE")]
+    settings: Vec<String>,
+    /// Add a snapshot whose bytes are computed; DENSITY is blocks held in a million
+    #[arg(long, value_name = "ID:GIB:DENSITY")]
+    synthetic: Vec<Synthetic>,
+}
+
+#[derive(Clone, Debug)]
+struct Synthetic {
+    id: String,
+    gib: u32,
+    density: u32,
+}
+
+impl FromStr for Synthetic {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let parts: Vec<&str> = text.split(':').collect();
+        let [id, gib, density] = parts[..] else {
+            return Err("must look like snap-0a:65536:10000".into());
+        };
+        let number = |text: &str| text.parse().map_err(|error| format!("{text:?}: {error}"));
+        Ok(Self {
+            id: id.to_owned(),
+            gib: number(gib)?,
+            density: number(density)?,
+        })
+    }
+}
+
+impl EmulatorArgs {
+    pub(super) fn run(self) -> Result<()> {
+        super::runtime()?.block_on(async {
+            let emulator = Emulator::open(&self.folder, &self.settings)?;
+            for (synthetic, seed) in self.synthetic.iter().zip(1..) {
+                emulator.add_synthetic(&synthetic.id, synthetic.gib, synthetic.density, seed)?;
+            }
+            let listener = Emulator::listen(self.listen).await?;
+            let failed = |error| Error::with_source(Kind::Io, "emulator", error);
+            let address = listener.local_addr().map_err(failed)?;
+            // What a shell needs to use it, ready to be pasted or evaluated.
+            writeln!(
+                std::io::stdout(),
+                "export AWS_ENDPOINT_URL=http://{address} AWS_REGION={REGION} AWS_DEFAULT_REGION={REGION} \
+                 AWS_PROFILE={PROFILE} AWS_SHARED_CREDENTIALS_FILE='{}'",
+                std::path::absolute(emulator.credentials_file())
+                    .map_err(failed)?
+                    .display()
+            )
+            .map_err(failed)?;
+            let stop = async {
+                let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = tokio::signal::ctrl_c() => {}
+                }
+                Ok(())
+            };
+            tokio::select! {
+                served = emulator.serve(listener) => served,
+                stopped = stop => stopped,
+            }
+        })
+    }
+}

@@ -1,0 +1,102 @@
+//! `ebsfs ls`: which snapshots there are.
+
+use std::io::Write;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::Args;
+
+use super::aws::{self, AwsArgs};
+use crate::ebs::Limits;
+use crate::error::{Error, Kind, Result};
+use crate::source::{Catalog, Selector, Snapshot};
+
+/// List snapshots
+#[derive(Args, Debug)]
+pub(super) struct LsArgs {
+    /// What to list; nothing: all snapshots of the account
+    #[arg(value_name = "SNAPSHOT | VOLUME | tag:KEY=VALUE")]
+    select: Vec<Selector>,
+    /// One JSON array instead of a table
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    aws: AwsArgs,
+}
+
+impl LsArgs {
+    pub(super) fn run(self) -> Result<()> {
+        let snapshots = super::runtime()?.block_on(async {
+            let config = self.aws.load().await?;
+            aws::check_credentials(&config).await?;
+            let limits = Limits {
+                max_in_flight: 1,
+                max_rps: 1,
+                timeout: Duration::from_secs(10),
+            };
+            let (_, catalog) = aws::catalog(&config, &limits, self.select);
+            catalog.list().await
+        })?;
+        let text = if self.json {
+            let text = serde_json::to_string_pretty(&snapshots);
+            text.map_err(|error| Error::with_source(Kind::Io, "JSON", error))? + "\n"
+        } else {
+            table(&snapshots)
+        };
+        match std::io::stdout().write_all(text.as_bytes()) {
+            // Whoever reads has seen enough (`ebsfs ls | head`).
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            done => done.map_err(|error| Error::with_source(Kind::Io, "stdout", error)),
+        }
+    }
+}
+
+fn table(snapshots: &[Snapshot]) -> String {
+    let size = |bytes: Option<u64>| bytes.map_or("-".into(), |bytes| ByteSize::b(bytes).to_string());
+    let mut rows = vec![
+        ["SNAPSHOT", "VOLUME", "STARTED", "SIZE", "HELD", "STATE", "ENCRYPTED", "NAME"]
+            .map(str::to_owned),
+    ];
+    for snapshot in snapshots {
+        let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
+        let started = snapshot.start_time.map_or("-".into(), |time| {
+            humantime::format_rfc3339_seconds(time).to_string()
+        });
+        let state = match (&snapshot.state, &snapshot.progress, &snapshot.storage_tier) {
+            (_, _, Some(tier)) if tier == "archive" => "archived".into(),
+            (Some(crate::source::State::Pending), Some(progress), _) => format!("pending {progress}"),
+            (state, _, _) => state.as_ref().map_or("-".into(), ToString::to_string),
+        };
+        rows.push([
+            snapshot.id.to_string(),
+            text(&snapshot.volume_id),
+            started,
+            size(snapshot.volume_size),
+            size(snapshot.full_size),
+            state,
+            snapshot.encrypted.map_or("-".into(), |yes| if yes { "yes" } else { "no" }.into()),
+            text(&snapshot.tags.get("Name").cloned().or_else(|| snapshot.description.clone())),
+        ]);
+    }
+    let mut widths = [0; 8];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let mut text = String::new();
+    for row in &rows {
+        let mut line = String::new();
+        for (width, cell) in widths.iter().zip(row) {
+            // A name can hold anything: keep the terminal whole.
+            let cell: String = cell
+                .chars()
+                .map(|c| if c.is_control() { '?' } else { c })
+                .collect();
+            line.push_str(&format!("{cell:<width$}  "));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}

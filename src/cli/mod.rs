@@ -1,0 +1,168 @@
+//! The command line: one verb a file, each of which parses, wires and runs. The one place where concrete types are
+//! stacked.
+
+mod aws;
+mod background;
+mod emulator;
+mod ls;
+mod mount;
+mod umount;
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use tracing::Level;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::error::{Error, Kind, Result};
+
+/// Use Amazon EBS snapshots as files.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true, after_help = EXIT_CODES)]
+struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+    /// Say more: each retry; twice: each request
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// How log lines look
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    /// Append the log to this file instead of stderr
+    #[arg(long, global = true, value_name = "PATH")]
+    log_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Mount(mount::MountArgs),
+    Umount(umount::UmountArgs),
+    Ls(ls::LsArgs),
+    Emulator(emulator::EmulatorArgs),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    /// Lines for people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, 1 this machine (mountpoint, file, socket), 2 wrong arguments, 3 not found, 4 not allowed (credentials, \
+permissions, snapshot's state), 5 not ready yet, 6 throttled, 7 no answer from the service, 8 corrupt";
+
+/// Kinds to exit codes: the one table of this border; `EXIT_CODES` and the README tell it to people.
+fn exit_code(kind: Kind) -> u8 {
+    match kind {
+        Kind::Io => 1,
+        Kind::Invalid => 2,
+        Kind::NotFound => 3,
+        Kind::Denied => 4,
+        Kind::Pending => 5,
+        Kind::Throttled => 6,
+        Kind::Unavailable => 7,
+        Kind::Corrupt => 8,
+    }
+}
+
+/// Runs the program: parses the command line, does what it says, prints one line if that fails.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ebsfs: {}", error.chain());
+            ExitCode::from(exit_code(error.kind()))
+        }
+    }
+}
+
+fn run(args: Args) -> Result<()> {
+    if let Verb::Mount(mount) = &args.verb
+        && mount.background
+        && !background::is_child()
+    {
+        mount.check()?;
+        return background::start();
+    }
+    start_log(args.verbose, args.log_format, args.log_file.as_deref())?;
+    match args.verb {
+        Verb::Mount(mount) => mount.run(args.log_file.as_deref()),
+        Verb::Umount(umount) => umount.run(),
+        Verb::Ls(ls) => ls.run(),
+        Verb::Emulator(emulator) => emulator.run(),
+    }
+}
+
+/// The log shows this crate only: the SDK's own lines can hold tokens.
+fn start_log(verbose: u8, format: LogFormat, file: Option<&Path>) -> Result<()> {
+    let level = match verbose {
+        0 => Level::INFO,
+        1 => Level::DEBUG,
+        _ => Level::TRACE,
+    };
+    let (colour, writer) = match file {
+        None => {
+            use io::IsTerminal;
+            let writer = tracing_subscriber::fmt::writer::BoxMakeWriter::new(io::stderr);
+            (io::stderr().is_terminal(), writer)
+        }
+        Some(path) => {
+            let file = open_log(path)?;
+            (false, tracing_subscriber::fmt::writer::BoxMakeWriter::new(file))
+        }
+    };
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(writer)
+        .with_ansi(colour)
+        .with_target(false);
+    let layer = match format {
+        LogFormat::Text => layer.boxed(),
+        LogFormat::Json => layer.json().boxed(),
+    };
+    let filter = Targets::new().with_target("ebsfs", level);
+    tracing_subscriber::registry()
+        .with(layer.with_filter(filter))
+        .init();
+    Ok(())
+}
+
+fn open_log(path: &Path) -> Result<std::fs::File> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| {
+            Error::with_source(Kind::Io, format!("log file {}", path.display()), error)
+        })
+}
+
+/// A runtime of two threads: verification is what it computes, and a sync proxy has two processors.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Error::with_source(Kind::Io, "cannot start threads", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+}

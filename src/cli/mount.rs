@@ -1,0 +1,322 @@
+//! `ebsfs mount`: snapshots as files, until it is unmounted or told to stop.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::Args;
+use futures_util::future::try_join_all;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+use super::aws::{self, AwsArgs};
+use super::background;
+use crate::block::BlockIndex;
+use crate::cache::{Cache, CachedCatalog};
+use crate::ebs::{Client, EbsCatalog, Limits};
+use crate::error::{Error, Kind, Result};
+use crate::fs::{Access, Mounted, Ownership, Tree};
+use crate::source::{Catalog, Selector, SnapshotId};
+
+/// How long the first call on a named snapshot may take: a person waits for the mount.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long programs that read get to close their files after their reads were answered with EIO.
+const CLOSING: Duration = Duration::from_secs(3);
+
+/// Show EBS snapshots as read-only raw disk images
+#[derive(Args, Debug)]
+#[command(long_about = "Show EBS snapshots as read-only raw disk images, whose blocks are fetched when they are read.\n\n\
+    MOUNTPOINT/snapshots/ID/disk.raw is the volume at that instant. Any snapshot id can be opened there, selected or not.\n\
+    Stays in the foreground until it is unmounted (ebsfs umount, fusermount3 -u) or gets SIGINT or SIGTERM.")]
+pub(super) struct MountArgs {
+    /// An empty folder
+    mountpoint: PathBuf,
+    /// What to list: snapshot ids, volume ids, tag:KEY=VALUE; nothing: all snapshots of the account
+    #[arg(value_name = "SNAPSHOT | VOLUME | tag:KEY=VALUE")]
+    select: Vec<Selector>,
+    /// Return when the mount answers, and go on in the background
+    #[arg(long)]
+    pub(super) background: bool,
+    /// Make no call before something is read; without it each named snapshot is checked
+    #[arg(long)]
+    lazy: bool,
+    /// Memory for blocks, cached and on their way together
+    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    memory: ByteSize,
+    #[command(flatten)]
+    limits: LimitArgs,
+    #[command(flatten)]
+    access: AccessArgs,
+    #[command(flatten)]
+    aws: AwsArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Limits")]
+struct LimitArgs {
+    /// How long a block may take, all attempts together, before its reader gets an error
+    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+    /// Requests on their way at once
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    max_in_flight: u32,
+    /// Blocks asked for in a second; AWS allows 1,000 for a snapshot and for an account
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    max_rps: u32,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Access")]
+struct AccessArgs {
+    /// Let other users reach the mount; modes say what they may read
+    #[arg(long, conflicts_with = "allow_root")]
+    allow_other: bool,
+    /// Let root reach the mount
+    #[arg(long)]
+    allow_root: bool,
+    /// The owner of all files [default: who mounts]
+    #[arg(long, value_name = "ID")]
+    uid: Option<u32>,
+    /// The group of all files [default: that of who mounts]
+    #[arg(long, value_name = "ID")]
+    gid: Option<u32>,
+    /// Who may read the files, in octal; write and execute bits are refused
+    #[arg(long, value_name = "MODE", default_value = "0400", value_parser = read_mode)]
+    mode: u16,
+}
+
+fn read_mode(text: &str) -> std::result::Result<u16, String> {
+    match u16::from_str_radix(text, 8) {
+        Ok(mode) if mode & !0o444 == 0 => Ok(mode),
+        _ => Err("must be octal and have read bits only, like 0400, 0440 or 0444".into()),
+    }
+}
+
+impl MountArgs {
+    /// What can be told without any call: the mountpoint, the memory.
+    pub(super) fn check(&self) -> Result<()> {
+        check_mountpoint(&self.mountpoint)?;
+        Cache::new(self.memory).map(drop)
+    }
+
+    pub(super) fn run(self, log_file: Option<&Path>) -> Result<()> {
+        self.check()?;
+        if background::is_child() {
+            background::leave_session()?;
+        }
+        let runtime = super::runtime()?;
+        let done = runtime.block_on(self.serve(log_file));
+        // Whoever still waits is answered EIO by its reply being dropped.
+        runtime.shutdown_timeout(Duration::from_millis(200));
+        done
+    }
+
+    async fn serve(self, log_file: Option<&Path>) -> Result<()> {
+        // From here on a signal is an orderly end, even before the mount is there.
+        let mut signals = Signals::new()?;
+        tokio::select! {
+            mounted = self.mount() => {
+                let (mounted, client, cache) = mounted?;
+                if background::is_child() {
+                    background::ready(log_file)?;
+                }
+                info!("mounted at {}", mounted.mountpoint().display());
+                let done = serve_until_end(&mounted, &mut signals).await;
+                let (requests, (hits, fetched)) = (client.counts(), cache.counts());
+                info!(
+                    "unmounted: {fetched} blocks fetched, {hits} reads answered from memory, {} GetSnapshotBlock and {} \
+                     ListSnapshotBlocks requests, {} retries, {} throttled",
+                    requests.gets, requests.lists, requests.retries, requests.throttles
+                );
+                done
+            }
+            _ = signals.next() => Err(Error::new(Kind::Io, "stopped before it was mounted")),
+        }
+    }
+
+    async fn mount(&self) -> Result<(Mounted, Arc<Client>, Arc<Cache>)> {
+        let config = self.aws.load().await?;
+        let limits = Limits {
+            max_in_flight: self.limits.max_in_flight,
+            max_rps: self.limits.max_rps,
+            timeout: self.limits.timeout.min(CHECK_TIMEOUT),
+        };
+        let (client, catalog) = aws::catalog(&config, &limits, self.select.clone());
+        if !self.lazy {
+            aws::check_credentials(&config).await?;
+            self.check_selection(&catalog).await?;
+        }
+        let cache = Cache::new(self.memory)?;
+        let max_readahead = cache.max_readahead();
+        let cached = CachedCatalog::new(Arc::clone(&cache), catalog);
+        let tree = Tree::new(Arc::new(cached), self.access.ownership(), max_readahead);
+        let mounted = crate::fs::mount(tree, &self.mountpoint, self.access.access())?;
+        client.set_timeout(self.limits.timeout);
+        Ok((mounted, client, cache))
+    }
+
+    /// One small listing of each named snapshot, so that a wrong id, Region, credential or permission is told at once.
+    async fn check_selection(&self, catalog: &EbsCatalog) -> Result<()> {
+        let named: Vec<&SnapshotId> = self
+            .select
+            .iter()
+            .filter_map(|selector| match selector {
+                Selector::Snapshot(id) => Some(id),
+                _ => None,
+            })
+            .collect();
+        if named.len() < self.select.len() {
+            catalog.list().await?;
+        } else if named.len() > 1 {
+            // One call describes them all; without it each is asked for alone, or not at all.
+            if let Err(error) = catalog.list().await {
+                warn!("{}", error.chain());
+            }
+        }
+        try_join_all(named.into_iter().map(async |id| {
+            let (_, source) = catalog.open(id).await?;
+            source.next_extent(BlockIndex(0)).await
+        }))
+        .await
+        .map(drop)
+    }
+}
+
+impl AccessArgs {
+    fn ownership(&self) -> Ownership {
+        Ownership {
+            uid: self.uid.unwrap_or(nix::unistd::geteuid().as_raw()),
+            gid: self.gid.unwrap_or(nix::unistd::getegid().as_raw()),
+            mode: self.mode,
+        }
+    }
+
+    fn access(&self) -> Access {
+        if self.allow_other {
+            Access::Everybody
+        } else if self.allow_root {
+            Access::Root
+        } else {
+            Access::Owner
+        }
+    }
+}
+
+/// An existing, empty folder that nothing is mounted on.
+fn check_mountpoint(path: &Path) -> Result<()> {
+    let wrong = |what: &str| {
+        Err(Error::new(
+            Kind::Io,
+            format!("mountpoint {} {what}", path.display()),
+        ))
+    };
+    let metadata = match std::fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return wrong("does not exist: make it with mkdir");
+        }
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+            return wrong("is a mount whose program has died: unmount it with fusermount3 -u");
+        }
+        Err(error) => {
+            let what = format!("mountpoint {}", path.display());
+            return Err(Error::with_source(Kind::Io, what, error));
+        }
+    };
+    if !metadata.is_dir() {
+        return wrong("is not a folder");
+    }
+    let parent = std::fs::metadata(path.join(".."));
+    if parent.is_ok_and(|parent| {
+        use std::os::unix::fs::MetadataExt;
+        parent.dev() != metadata.dev()
+    }) {
+        return wrong("has something mounted on it already");
+    }
+    match std::fs::read_dir(path).map(|mut names| names.next()) {
+        Ok(None) => Ok(()),
+        Ok(Some(_)) => wrong("is not empty"),
+        Err(error) => {
+            let what = format!("mountpoint {}", path.display());
+            Err(Error::with_source(Kind::Io, what, error))
+        }
+    }
+}
+
+/// The signals that end a mount.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let listen = |kind| {
+            signal(kind).map_err(|error| Error::with_source(Kind::Io, "cannot take signals", error))
+        };
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Serves until somebody unmounts, or a signal says to. The first signal lets a busy mount live on, the second detaches it.
+async fn serve_until_end(mounted: &Mounted, signals: &mut Signals) -> Result<()> {
+    tokio::select! {
+        () = mounted.ended() => return Ok(()),
+        () = signals.next() => {}
+    }
+    info!("unmounting {}", mounted.mountpoint().display());
+    mounted.drain(true);
+    let busy = tokio::select! {
+        unmounted = unmount(mounted) => !unmounted?,
+        () = signals.next() => {
+            return detach(mounted).await;
+        }
+    };
+    if busy {
+        mounted.drain(false);
+        let at = mounted.mountpoint().display();
+        warn!(
+            "{at} is busy and stays mounted (fuser -vm {at} names who uses it); \
+             a second signal detaches it from under them"
+        );
+        tokio::select! {
+            () = mounted.ended() => return Ok(()),
+            () = signals.next() => return detach(mounted).await,
+        }
+    }
+    // The kernel has let go of it; the threads see that at once.
+    let _ = tokio::time::timeout(Duration::from_secs(1), mounted.ended()).await;
+    Ok(())
+}
+
+/// Unmounts as soon as who reads has closed its files; `false` when that takes too long.
+async fn unmount(mounted: &Mounted) -> Result<bool> {
+    let until = Instant::now() + CLOSING;
+    loop {
+        if tokio::task::block_in_place(|| mounted.unmount())? {
+            return Ok(true);
+        }
+        if Instant::now() >= until {
+            return Ok(false);
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn detach(mounted: &Mounted) -> Result<()> {
+    warn!("detaching {}", mounted.mountpoint().display());
+    mounted.drain(true);
+    tokio::task::block_in_place(|| mounted.detach())
+}

@@ -1,0 +1,467 @@
+//! Which blocks a snapshot holds, and their tokens: listed on demand around what is read, never the whole snapshot first.
+//!
+//! # Absence is a claim
+//! A block that is not listed reads as zeroes: the one silent way to corrupt. So a block counts as a hole only inside a
+//! range that an unbroken chain of pages covers: from the index that was asked for to the last block of the reply, or to
+//! the end of the volume when there is no next page. A listing that goes on where another ended starts at that one's last
+//! block, which must come again: a page that was dropped or doubled between them does not pass. Whatever contradicts
+//! what was listed before makes the map corrupt for good, and so does a whole listing whose count is not
+//! `FullSnapshotSizeInBytes`.
+//!
+//! # Memory
+//! Presence is two [`BlockSet`]s, at most 16 MiB for 64 TiB (where all is known, the set of what is known takes nothing).
+//! Tokens are in [`Pages`], bounded for all snapshots together.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{debug, warn};
+
+use super::client::{Client, Failure, From};
+use super::pages::{Kept, Page, Pages};
+use crate::block::{BlockIndex, BlockSet, Extent, Geometry};
+use crate::error::{Error, Kind, Result};
+use crate::source::SnapshotId;
+
+/// Blocks asked for around an isolated read: the least that the API takes.
+const SMALL_PAGE: u16 = 100;
+/// Blocks asked for where a listing goes on: the most that the API takes.
+const LARGE_PAGE: u16 = 10_000;
+/// How often a snapshot is listed again when replies do not tell the volume's size.
+const SIZE_ATTEMPTS: usize = 8;
+
+/// Pause between tries of a snapshot that EC2 calls completed and the direct APIs do not know yet: seen for a minute.
+const VISIBLE_AGAIN: Duration = Duration::from_secs(2);
+
+/// What is known of a snapshot before it is listed, from EC2.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Known {
+    /// The volume's size.
+    pub(super) geometry: Option<Geometry>,
+    /// How many blocks it holds.
+    pub(super) held: Option<u64>,
+    /// That it exists: a listing that does not find it yet is worth waiting for.
+    pub(super) exists: bool,
+}
+
+/// Tells the time; a test can tell another.
+pub(super) type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// The map of one snapshot.
+pub(super) struct BlockMap {
+    snapshot: SnapshotId,
+    number: u32,
+    client: Arc<Client>,
+    pages: Arc<Pages>,
+    clock: Clock,
+    exists: bool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    geometry: Option<Geometry>,
+    /// Blocks held in all, when EC2 tells.
+    expected: Option<u64>,
+    /// Blocks of which it is known whether they are held.
+    known: BlockSet,
+    /// Blocks that are held.
+    held: BlockSet,
+    /// First block to end of each page in [`Pages`]; some of them may have been dropped there.
+    starts: BTreeMap<u32, u32>,
+    /// Blocks asked for by the page that a token was last refused or renewed in: the next listing there asks as many.
+    again: Option<(BlockIndex, u16)>,
+    /// Listings on their way, and where they probably reach.
+    listings: Vec<(Extent, watch::Receiver<()>)>,
+    /// The contradiction found, for good.
+    corrupt: Option<Error>,
+}
+
+/// What the map says of a block.
+#[derive(Debug, PartialEq, Eq)]
+enum Lookup {
+    Hole,
+    Token(String),
+    Unlisted,
+}
+
+impl BlockMap {
+    /// An empty map. What is known is checked against what listings tell.
+    pub(super) fn new(
+        snapshot: SnapshotId,
+        number: u32,
+        client: Arc<Client>,
+        pages: Arc<Pages>,
+        clock: Clock,
+        known: Known,
+    ) -> Self {
+        Self {
+            snapshot,
+            number,
+            client,
+            pages,
+            clock,
+            exists: known.exists,
+            state: Mutex::new(State {
+                geometry: known.geometry,
+                expected: known.held,
+                ..State::default()
+            }),
+        }
+    }
+
+    /// The volume's geometry, by a small listing when it is not known yet.
+    pub(super) async fn geometry(&self, deadline: Instant) -> Result<Geometry> {
+        for _ in 0..SIZE_ATTEMPTS {
+            if let Some(geometry) = self.state.lock().geometry {
+                return Ok(geometry);
+            }
+            self.list(BlockIndex(0), deadline).await?;
+        }
+        self.state.lock().geometry.ok_or_else(|| {
+            self.error(
+                Kind::Unavailable,
+                "the service does not tell the volume's size, and EC2 could not be asked for it",
+            )
+        })
+    }
+
+    /// Whether the block is known to be a hole.
+    pub(super) fn is_known_hole(&self, index: BlockIndex) -> bool {
+        let state = self.state.lock();
+        state.corrupt.is_none() && state.known.contains(index) && !state.held.contains(index)
+    }
+
+    /// The block's token; none when it is a hole.
+    pub(super) async fn token(&self, index: BlockIndex, deadline: Instant) -> Result<Option<String>> {
+        loop {
+            match self.lookup(index)? {
+                Lookup::Hole => return Ok(None),
+                Lookup::Token(token) => return Ok(Some(token)),
+                Lookup::Unlisted => self.list(index, deadline).await?,
+            }
+        }
+    }
+
+    /// Forgets the page that brought this token, unless another has taken its place.
+    pub(super) fn forget(&self, index: BlockIndex, token: &str) {
+        let mut state = self.state.lock();
+        let Some(start) = state.page_of(index) else {
+            return;
+        };
+        let key = (self.number, start);
+        if self.pages.token(key, index, SystemTime::UNIX_EPOCH) == Kept::Token(token.to_owned()) {
+            state.starts.remove(&start);
+            state.again = self.pages.remove(key).map(|asked| (index, asked));
+        }
+    }
+
+    /// The first run of held blocks at or after `from`, as far as it is known; at most to the end of a listing.
+    pub(super) async fn next_extent(
+        &self,
+        from: BlockIndex,
+        deadline: Instant,
+    ) -> Result<Option<Extent>> {
+        let end = BlockIndex(self.geometry(deadline).await?.block_count());
+        let mut at = from;
+        loop {
+            {
+                let state = self.state.lock();
+                if let Some(error) = &state.corrupt {
+                    return Err(error.clone());
+                }
+                let unknown = state.known.next_out(at).min(end);
+                let held = state.held.next_in(at).filter(|held| *held < unknown);
+                if let Some(start) = held {
+                    return Ok(Extent::new(start, state.held.next_out(start).min(unknown)));
+                }
+                at = unknown;
+            }
+            if at >= end {
+                return Ok(None);
+            }
+            self.list(at, deadline).await?;
+        }
+    }
+
+    fn lookup(&self, index: BlockIndex) -> Result<Lookup> {
+        let mut state = self.state.lock();
+        if let Some(error) = &state.corrupt {
+            return Err(error.clone());
+        }
+        if !state.known.contains(index) {
+            return Ok(Lookup::Unlisted);
+        }
+        if !state.held.contains(index) {
+            return Ok(Lookup::Hole);
+        }
+        let Some(start) = state.page_of(index) else {
+            return Ok(Lookup::Unlisted);
+        };
+        match self.pages.token((self.number, start), index, (self.clock)()) {
+            Kept::Token(token) => return Ok(Lookup::Token(token)),
+            Kept::Old(asked) => state.again = Some((index, asked)),
+            Kept::Gone => {}
+        }
+        state.starts.remove(&start);
+        Ok(Lookup::Unlisted)
+    }
+
+    /// Lists from `index` on, or waits for a listing on its way that probably covers it.
+    async fn list(&self, index: BlockIndex, deadline: Instant) -> Result<()> {
+        match self.plan(index) {
+            Plan::Wait(mut landed) => {
+                // Its end is what is waited for, however it ends: the caller looks again.
+                match timeout_at(deadline, landed.changed()).await {
+                    Ok(_) => Ok(()),
+                    Err(_) => Err(self.error(Kind::Unavailable, "no listing before the deadline")),
+                }
+            }
+            Plan::List { start, max, landing } => {
+                let listed = self.list_chain(start, index, max, deadline).await;
+                drop(landing);
+                listed
+            }
+        }
+    }
+
+    fn plan(&self, index: BlockIndex) -> Plan<'_> {
+        let mut state = self.state.lock();
+        let under_way = |(reach, _): &&(Extent, _)| reach.start() <= index && index < reach.end();
+        if let Some((_, landed)) = state.listings.iter().find(under_way) {
+            return Plan::Wait(landed.clone());
+        }
+        let again = state.again.take_if(|(at, _)| *at == index);
+        let before = index.0.checked_sub(1).map(BlockIndex);
+        let goes_on = before.filter(|before| state.known.contains(*before));
+        let max = match (again, goes_on) {
+            (Some((_, asked)), _) => asked,
+            (None, Some(_)) => LARGE_PAGE,
+            (None, None) => SMALL_PAGE,
+        };
+        let anchor = goes_on.filter(|before| state.held.contains(*before));
+        let start = anchor.unwrap_or(index);
+        let reach = BlockIndex(start.0.saturating_add(max.into()));
+        let landing = Extent::new(start, reach).map(|reach| {
+            let (sender, landed) = watch::channel(());
+            state.listings.push((reach, landed));
+            Landing {
+                map: self,
+                reach,
+                _sender: sender,
+            }
+        });
+        Plan::List {
+            start,
+            max,
+            landing,
+        }
+    }
+
+    /// Lists pages from `start` until `index` is covered.
+    async fn list_chain(
+        &self,
+        mut start: BlockIndex,
+        index: BlockIndex,
+        max: u16,
+        deadline: Instant,
+    ) -> Result<()> {
+        let mut from = From::Index(start);
+        loop {
+            let listing = match self.client.list(&self.snapshot, &from, max, deadline).await {
+                // The page token is an hour old or foreign: ask by index for what comes after the last block.
+                Err(Failure::StaleToken(error)) if matches!(from, From::Page(_)) => {
+                    debug!("{error}");
+                    from = From::Index(start);
+                    continue;
+                }
+                Err(Failure::Final(error))
+                    if error.kind() == Kind::NotFound
+                        && self.exists
+                        && self.state.lock().known.is_empty()
+                        && Instant::now() + VISIBLE_AGAIN < deadline =>
+                {
+                    warn!("waiting until it can be listed: {error}");
+                    sleep(VISIBLE_AGAIN).await;
+                    continue;
+                }
+                listing => listing?,
+            };
+            let now = (self.clock)();
+            self.learn_geometry(listing.volume_size)?;
+            let Some(geometry) = self.state.lock().geometry else {
+                // Nothing can be covered without knowing where the volume ends: `geometry` asks again.
+                return Ok(());
+            };
+            let blocks = self.check(start, geometry, listing.blocks)?;
+            let end = match (&listing.next, blocks.last()) {
+                (None, _) => geometry.block_count(),
+                (Some(_), Some((last, _))) => last + 1,
+                (Some(next), None) => {
+                    // An empty page covers nothing, and only its own token leads past it.
+                    if matches!(&from, From::Page(token) if token == next) {
+                        return Err(self.poison("the same page comes again and again".into()));
+                    }
+                    from = From::Page(next.clone());
+                    continue;
+                }
+            };
+            self.merge(start, end, &blocks)?;
+            let page = Page::new(end, max, now, listing.expiry, &blocks);
+            self.keep(start.0, page);
+            if end > index.0 {
+                return Ok(());
+            }
+            // A short page: go on from its last block, which must come again.
+            start = BlockIndex(end - 1);
+            from = From::Index(start);
+        }
+    }
+
+    fn learn_geometry(&self, volume_size: Option<u64>) -> Result<()> {
+        let Some(size) = volume_size else {
+            return Ok(());
+        };
+        let told = Geometry::new(size)?;
+        let known = *self.state.lock().geometry.get_or_insert(told);
+        if known == told {
+            return Ok(());
+        }
+        Err(self.poison(format!(
+            "the volume has {} bytes by one account and {size} by another",
+            known.size()
+        )))
+    }
+
+    /// Indexes in order, within the volume, none before what was asked for.
+    fn check(
+        &self,
+        start: BlockIndex,
+        geometry: Geometry,
+        blocks: Vec<(i32, String)>,
+    ) -> Result<Vec<(u32, String)>> {
+        let mut least = start.0;
+        let mut checked = Vec::with_capacity(blocks.len());
+        for (index, token) in blocks {
+            let Some(index) = u32::try_from(index)
+                .ok()
+                .filter(|index| (least..geometry.block_count()).contains(index))
+            else {
+                return Err(self.poison(format!(
+                    "a listing from block {start} brought block {index} where one from {least} to {} must come",
+                    geometry.block_count() - 1
+                )));
+            };
+            least = index + 1;
+            checked.push((index, token));
+        }
+        Ok(checked)
+    }
+
+    /// Takes over what a page that covers `start..end` says, if it agrees with what is known.
+    fn merge(&self, start: BlockIndex, end: u32, blocks: &[(u32, String)]) -> Result<()> {
+        let Some(span) = Extent::new(start, BlockIndex(end)) else {
+            return Ok(());
+        };
+        let mut state = self.state.lock();
+        let mut seen_before = 0;
+        for (index, _) in blocks {
+            let index = BlockIndex(*index);
+            if state.held.contains(index) {
+                seen_before += 1;
+            } else if state.known.contains(index) {
+                drop(state);
+                return Err(self.poison(format!("block {index} was a hole and is now held")));
+            }
+        }
+        let held_before = state.held.count_in(span);
+        if held_before != seen_before {
+            drop(state);
+            return Err(self.poison(format!(
+                "{} blocks between {start} and {end} were listed before and are now missing",
+                held_before - seen_before
+            )));
+        }
+        state.known.insert_extent(span);
+        for (index, _) in blocks {
+            state.held.insert(BlockIndex(*index));
+        }
+        let (held, known) = (state.held.len(), state.known.len());
+        let all = state.geometry.map(|geometry| u64::from(geometry.block_count()));
+        if let Some(expected) = state.expected
+            && (held > expected || all == Some(known) && held != expected)
+        {
+            drop(state);
+            return Err(self.poison(format!(
+                "{held} blocks are listed, EC2 tells {expected} (FullSnapshotSizeInBytes)"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Keeps a page's tokens, in place of pages that it contains.
+    fn keep(&self, start: u32, page: Page) {
+        let mut state = self.state.lock();
+        let within: Vec<u32> = state
+            .starts
+            .range(start..page.end)
+            .filter(|(_, end)| **end <= page.end)
+            .map(|(start, _)| *start)
+            .collect();
+        for old in within {
+            state.starts.remove(&old);
+            self.pages.remove((self.number, old));
+        }
+        state.starts.insert(start, page.end);
+        self.pages.insert((self.number, start), page);
+    }
+
+    fn error(&self, kind: Kind, what: &str) -> Error {
+        Error::new(kind, format!("{}: {what}", self.snapshot))
+    }
+
+    /// From now on every answer is this error: what was listed cannot be trusted.
+    fn poison(&self, what: String) -> Error {
+        let error = self.error(Kind::Corrupt, &format!("the listing contradicts itself: {what}"));
+        tracing::error!("{error}");
+        self.state.lock().corrupt.get_or_insert(error).clone()
+    }
+}
+
+impl State {
+    /// The start of the page that should speak of a block.
+    fn page_of(&self, index: BlockIndex) -> Option<u32> {
+        let (start, end) = self.starts.range(..=index.0).next_back()?;
+        (index.0 < *end).then_some(*start)
+    }
+}
+
+/// What to do about a block that is not listed.
+enum Plan<'a> {
+    /// A listing on its way probably covers it.
+    Wait(watch::Receiver<()>),
+    /// List from `start`, `max` blocks.
+    List {
+        start: BlockIndex,
+        max: u16,
+        landing: Option<Landing<'a>>,
+    },
+}
+
+/// Takes a listing off the list of those on their way; dropping the sender wakes who waits for it.
+struct Landing<'a> {
+    map: &'a BlockMap,
+    reach: Extent,
+    _sender: watch::Sender<()>,
+}
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        let mut state = self.map.state.lock();
+        state.listings.retain(|(reach, _)| *reach != self.reach);
+    }
+}

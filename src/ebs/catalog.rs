@@ -1,0 +1,184 @@
+//! [`EbsCatalog`]: snapshots by what EC2 tells of them when it may be asked, and by the direct APIs alone when not.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::block_map::{BlockMap, Known};
+use super::client::Client;
+use super::pages::Pages;
+use super::snapshot::SnapshotSource;
+use crate::block::{BLOCK_SIZE, Geometry};
+use crate::error::{Error, Kind, Result};
+use crate::source::{BlockSource, Catalog, Descriptions, Selector, Snapshot, SnapshotId, State};
+
+/// How long EC2 may take to describe a snapshot that can be read without it.
+const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long it is left alone after it did not answer.
+const DESCRIBE_AGAIN: Duration = Duration::from_secs(60);
+
+/// The snapshots of one account and Region.
+pub struct EbsCatalog {
+    client: Arc<Client>,
+    descriptions: Option<Arc<dyn Descriptions>>,
+    select: Vec<Selector>,
+    pages: Arc<Pages>,
+    maps: AtomicU32,
+    /// Completed snapshots by the last listing: what EC2 told once need not be asked again.
+    described: Mutex<HashMap<SnapshotId, Snapshot>>,
+    open: Mutex<HashMap<SnapshotId, Opening>>,
+    ec2_silent_until: Mutex<Option<Instant>>,
+}
+
+/// Filled once, by whoever opens the snapshot first.
+type Opening = Arc<OnceCell<(Snapshot, Arc<SnapshotSource>)>>;
+
+impl std::fmt::Debug for EbsCatalog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "EbsCatalog({:?})", self.select)
+    }
+}
+
+impl EbsCatalog {
+    /// A catalog of what `select` names, or of all own snapshots. It makes no call.
+    pub fn new(
+        client: Arc<Client>,
+        descriptions: Option<Arc<dyn Descriptions>>,
+        select: Vec<Selector>,
+    ) -> Self {
+        Self {
+            client,
+            descriptions,
+            select,
+            pages: Arc::new(Pages::new()),
+            maps: AtomicU32::new(0),
+            described: Mutex::default(),
+            open: Mutex::default(),
+            ec2_silent_until: Mutex::new(None),
+        }
+    }
+
+    /// The snapshots named by their ids in the selection.
+    fn named(&self) -> impl Iterator<Item = &SnapshotId> {
+        self.select.iter().filter_map(|selector| match selector {
+            Selector::Snapshot(id) => Some(id),
+            _ => None,
+        })
+    }
+
+    async fn list_selected(&self) -> Result<Vec<Snapshot>> {
+        let only_named = !self.select.is_empty() && self.named().count() == self.select.len();
+        let described = match &self.descriptions {
+            Some(descriptions) => descriptions.describe(&self.select).await,
+            None => Err(Error::new(
+                Kind::Invalid,
+                "only snapshot ids can be selected: EC2 is not built into this program (cargo feature ec2)",
+            )),
+        };
+        let mut snapshots = match described {
+            Err(error) if only_named => {
+                if self.descriptions.is_some() {
+                    warn!("listing by ids alone: {}", error.chain());
+                }
+                Vec::new()
+            }
+            described => described?,
+        };
+        *self.described.lock() = snapshots
+            .iter()
+            .filter(|snapshot| snapshot.state == Some(State::Completed))
+            .map(|snapshot| (snapshot.id.clone(), snapshot.clone()))
+            .collect();
+        for id in self.named() {
+            if !snapshots.iter().any(|snapshot| snapshot.id == *id) {
+                snapshots.push(Snapshot::unknown(id.clone()));
+            }
+        }
+        snapshots.sort_by(|a, b| (a.start_time, &a.id).cmp(&(b.start_time, &b.id)));
+        snapshots.dedup_by(|a, b| a.id == b.id);
+        Ok(snapshots)
+    }
+
+    /// What EC2 tells of one snapshot, if it does in good time.
+    async fn describe(&self, id: &SnapshotId) -> Option<Snapshot> {
+        if let Some(snapshot) = self.described.lock().get(id) {
+            return Some(snapshot.clone());
+        }
+        let descriptions = self.descriptions.as_ref()?;
+        let silent = *self.ec2_silent_until.lock();
+        if silent.is_some_and(|until| Instant::now() < until) {
+            return None;
+        }
+        let select = [Selector::Snapshot(id.clone())];
+        let described =
+            tokio::time::timeout(DESCRIBE_TIMEOUT, descriptions.describe(&select)).await;
+        let error = match described {
+            Ok(Ok(mut snapshots)) => return snapshots.pop(),
+            Ok(Err(error)) if error.kind() == Kind::NotFound => return None,
+            Ok(Err(error)) => error,
+            Err(_) => Error::new(Kind::Unavailable, "EC2 does not answer"),
+        };
+        *self.ec2_silent_until.lock() = Some(Instant::now() + DESCRIBE_AGAIN);
+        warn!("going on without EC2's description of {id}: {}", error.chain());
+        None
+    }
+
+    async fn open_once(&self, id: &SnapshotId) -> Result<(Snapshot, Arc<SnapshotSource>)> {
+        let described = self.describe(id).await;
+        let exists = described.is_some();
+        let mut snapshot = described.unwrap_or_else(|| Snapshot::unknown(id.clone()));
+        snapshot.readable()?;
+        let known = Known {
+            geometry: snapshot.volume_size.map(Geometry::new).transpose()?,
+            held: snapshot.full_size.map(|bytes| bytes / u64::from(BLOCK_SIZE)),
+            exists,
+        };
+        let map = BlockMap::new(
+            id.clone(),
+            self.maps.fetch_add(1, Ordering::Relaxed),
+            Arc::clone(&self.client),
+            Arc::clone(&self.pages),
+            Arc::new(SystemTime::now),
+            known,
+        );
+        let geometry = map.geometry(self.client.deadline()).await?;
+        snapshot.volume_size = Some(geometry.size());
+        let client = Arc::clone(&self.client);
+        let source = SnapshotSource::new(id.clone(), geometry, client, map);
+        Ok((snapshot, Arc::new(source)))
+    }
+}
+
+impl Catalog for EbsCatalog {
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Snapshot>>> {
+        self.list_selected().boxed()
+    }
+
+    fn open<'a>(
+        &'a self,
+        id: &'a SnapshotId,
+    ) -> BoxFuture<'a, Result<(Snapshot, Arc<dyn BlockSource>)>> {
+        async move {
+            let opening = Arc::clone(self.open.lock().entry(id.clone()).or_default());
+            let opened = opening.get_or_try_init(|| self.open_once(id)).await;
+            if opened.is_err() && opening.get().is_none() {
+                // An id that cannot be opened is not remembered: anyone may look up any number of them.
+                let mut open = self.open.lock();
+                if open.get(id).is_some_and(|entry| Arc::strong_count(entry) == 2) {
+                    open.remove(id);
+                }
+            }
+            let (snapshot, source) = opened?;
+            Ok((snapshot.clone(), Arc::clone(source) as Arc<dyn BlockSource>))
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,437 @@
+//! The calls of the EBS direct APIs, each retried until it succeeds, fails for good, or its deadline passes.
+//! The only file with aws-sdk-ebs in it.
+//!
+//! The SDK's own retries are off: their token bucket is shared by all clients of a process and fails early. Its
+//! timeouts end at the reply's headers and it does not verify checksums, so one loop here covers sending, the body, its
+//! length and its SHA-256.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use aws_config::SdkConfig;
+use aws_sdk_ebs::config::{Builder, StalledStreamProtectionConfig};
+use aws_sdk_ebs::operation::get_snapshot_block::GetSnapshotBlockOutput;
+use aws_sdk_ebs::types::ChecksumAlgorithm;
+use aws_smithy_types::retry::RetryConfig;
+use aws_smithy_types::timeout::TimeoutConfig;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{debug, warn};
+
+use super::limit::{Limiter, Limits};
+use crate::aws::{Verdict, judge};
+use crate::block::{BLOCK_SIZE, Block, BlockIndex};
+use crate::error::{Error, Kind};
+use crate::source::SnapshotId;
+
+/// How long to wait for a reply's headers before the request is sent again.
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(12);
+/// How long a body may stand still before the request is sent again.
+const BODY_TIMEOUT: Duration = Duration::from_secs(6);
+/// The pause after a first failure; it doubles up to the longest, and a random part of it is waited.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// One line in this time says what is waited for, however many blocks wait.
+const WAIT_LOG_EVERY: Duration = Duration::from_secs(5);
+/// SHA-256 of 512 KiB of zeroes.
+const ZERO_BLOCK_SHA256: &str = "B4VNL+8pega6gWheZgwzLeNtXRjVRpJ9MNqtbX/aFUE=";
+
+/// A client of the EBS direct APIs of one Region.
+#[derive(Debug)]
+pub struct Client {
+    sdk: aws_sdk_ebs::Client,
+    limiter: Limiter,
+    timeout: Mutex<Duration>,
+    last_wait_log: Mutex<Option<Instant>>,
+    gets: AtomicU64,
+    lists: AtomicU64,
+    retries: AtomicU64,
+    throttles: AtomicU64,
+}
+
+/// Requests since the start, retries included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// GetSnapshotBlock requests sent.
+    pub gets: u64,
+    /// ListSnapshotBlocks requests sent.
+    pub lists: u64,
+    /// Requests sent again.
+    pub retries: u64,
+    /// Requests that the service refused because there were too many.
+    pub throttles: u64,
+}
+
+/// One reply of ListSnapshotBlocks. Everything in it can be missing.
+#[derive(Debug)]
+pub(super) struct Listing {
+    /// Indexes and tokens, as they came.
+    pub(super) blocks: Vec<(i32, String)>,
+    /// When the tokens stop working.
+    pub(super) expiry: Option<SystemTime>,
+    /// The volume's size in bytes.
+    pub(super) volume_size: Option<u64>,
+    /// The token of the next page; none at the end.
+    pub(super) next: Option<String>,
+}
+
+/// Where a listing begins.
+#[derive(Debug)]
+pub(super) enum From {
+    /// The first held block at or after this one.
+    Index(BlockIndex),
+    /// The page after the one that brought this token.
+    Page(String),
+}
+
+/// Why a call did not succeed.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The token is expired or foreign: a fresh one may do.
+    StaleToken(Error),
+    /// Everything else.
+    Final(Error),
+}
+
+impl std::convert::From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::StaleToken(error) | Failure::Final(error) => error,
+        }
+    }
+}
+
+impl Client {
+    /// A client with the Region, credentials and endpoint of `config`.
+    pub fn new(config: &SdkConfig, limits: &Limits) -> Self {
+        let config = Builder::from(config)
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(
+                TimeoutConfig::builder()
+                    .connect_timeout(Duration::from_millis(3100))
+                    .disable_read_timeout()
+                    .disable_operation_timeout()
+                    .disable_operation_attempt_timeout()
+                    .build(),
+            )
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+            .build();
+        Self {
+            sdk: aws_sdk_ebs::Client::from_conf(config),
+            limiter: Limiter::new(limits),
+            timeout: Mutex::new(limits.timeout),
+            last_wait_log: Mutex::new(None),
+            gets: AtomicU64::new(0),
+            lists: AtomicU64::new(0),
+            retries: AtomicU64::new(0),
+            throttles: AtomicU64::new(0),
+        }
+    }
+
+    /// When a read that starts now gives up.
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + *self.timeout.lock()
+    }
+
+    /// From now on a block may take this long, all its attempts together.
+    pub fn set_timeout(&self, timeout: Duration) {
+        *self.timeout.lock() = timeout;
+    }
+
+    /// Requests since the start.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            gets: self.gets.load(Ordering::Relaxed),
+            lists: self.lists.load(Ordering::Relaxed),
+            retries: self.retries.load(Ordering::Relaxed),
+            throttles: self.throttles.load(Ordering::Relaxed),
+        }
+    }
+
+    /// One page of at most `max` (100 to 10,000) blocks of a snapshot.
+    pub(super) async fn list(
+        &self,
+        snapshot: &SnapshotId,
+        from: &From,
+        max: u16,
+        deadline: Instant,
+    ) -> std::result::Result<Listing, Failure> {
+        let call = Call {
+            action: "ebs:ListSnapshotBlocks",
+            target: snapshot.to_string(),
+            deadline,
+        };
+        let mut waits = Waits::new();
+        loop {
+            let once = self.list_once(&call, snapshot, from, max);
+            match self.one_try(&call, &mut waits, once).await? {
+                Some(listing) => return Ok(listing),
+                None => self.retries.fetch_add(1, Ordering::Relaxed),
+            };
+        }
+    }
+
+    async fn list_once(
+        &self,
+        call: &Call,
+        snapshot: &SnapshotId,
+        from: &From,
+        max: u16,
+    ) -> std::result::Result<Listing, Verdict> {
+        let _place = self.limiter.list().await.map_err(Verdict::Permanent)?;
+        self.lists.fetch_add(1, Ordering::Relaxed);
+        let request = self
+            .sdk
+            .list_snapshot_blocks()
+            .snapshot_id(snapshot.as_str())
+            .max_results(max.into());
+        let request = match from {
+            From::Index(index) => {
+                request.starting_block_index(i32::try_from(index.0).unwrap_or(i32::MAX))
+            }
+            From::Page(token) => request.next_token(token),
+        };
+        let reply = call.within(HEADERS_TIMEOUT, request.send()).await?;
+        let reply = reply.map_err(|error| judge(error, call.action, &call.target))?;
+        if reply.block_size.is_some_and(|size| size != BLOCK_SIZE as i32) {
+            return Err(Verdict::Permanent(call.error(
+                Kind::Invalid,
+                &format!("blocks of {:?} bytes, not {BLOCK_SIZE}", reply.block_size),
+            )));
+        }
+        let volume_size = reply.volume_size;
+        Ok(Listing {
+            expiry: reply
+                .expiry_time
+                .and_then(|time| SystemTime::try_from(time).ok()),
+            volume_size: volume_size.and_then(|gib| u64::try_from(gib).ok()?.checked_mul(1 << 30)),
+            next: reply.next_token.filter(|token| !token.is_empty()),
+            blocks: reply
+                .blocks
+                .unwrap_or_default()
+                .into_iter()
+                .filter_map(|block| Some((block.block_index?, block.block_token?)))
+                .collect(),
+        })
+    }
+
+    /// The bytes of one block of `len` bytes, verified.
+    pub(super) async fn get(
+        &self,
+        snapshot: &SnapshotId,
+        index: BlockIndex,
+        token: &str,
+        len: usize,
+        deadline: Instant,
+    ) -> std::result::Result<Block, Failure> {
+        let call = Call {
+            action: "ebs:GetSnapshotBlock",
+            target: format!("{snapshot} block {index}"),
+            deadline,
+        };
+        let mut waits = Waits::new();
+        // The digest of a body that did not match its checksum. The same wrong bytes twice are wrong where they are
+        // stored, and no waiting mends them; other wrong bytes were damaged on the way.
+        let mut wrong = None;
+        loop {
+            let once = self.get_once(&call, snapshot, index, token, len, &mut wrong);
+            match self.one_try(&call, &mut waits, once).await? {
+                Some(block) => return Ok(block),
+                None => self.retries.fetch_add(1, Ordering::Relaxed),
+            };
+        }
+    }
+
+    async fn get_once(
+        &self,
+        call: &Call,
+        snapshot: &SnapshotId,
+        index: BlockIndex,
+        token: &str,
+        len: usize,
+        wrong: &mut Option<String>,
+    ) -> std::result::Result<Block, Verdict> {
+        let _place = self.limiter.get().await.map_err(Verdict::Permanent)?;
+        self.gets.fetch_add(1, Ordering::Relaxed);
+        let request = self
+            .sdk
+            .get_snapshot_block()
+            .snapshot_id(snapshot.as_str())
+            .block_index(i32::try_from(index.0).unwrap_or(i32::MAX))
+            .block_token(token);
+        let reply = call.within(HEADERS_TIMEOUT, request.send()).await?;
+        let mut reply = reply.map_err(|error| judge(error, call.action, &call.target))?;
+        let (bytes, digest) = body(call, &mut reply, len).await?;
+        let promised = reply.checksum.as_deref().unwrap_or_default();
+        if reply.checksum_algorithm != Some(ChecksumAlgorithm::ChecksumAlgorithmSha256) || digest != promised {
+            let error = call.error(
+                Kind::Corrupt,
+                &format!("SHA-256 is {digest}, the service promised {promised:?}"),
+            );
+            warn!("{error}");
+            return Err(if wrong.as_ref() == Some(&digest) {
+                Verdict::Permanent(error)
+            } else {
+                *wrong = Some(digest);
+                Verdict::Retry(error)
+            });
+        }
+        if digest == ZERO_BLOCK_SHA256 {
+            return Ok(Block::Zero);
+        }
+        Ok(Block::Data(bytes))
+    }
+
+    /// Makes one attempt: the answer, or nothing when it is worth another and the pause before that is over.
+    async fn one_try<T>(
+        &self,
+        call: &Call,
+        waits: &mut Waits,
+        once: impl Future<Output = std::result::Result<T, Verdict>>,
+    ) -> std::result::Result<Option<T>, Failure> {
+        let error = match timeout_at(call.deadline, once).await {
+            Ok(Ok(answer)) => return Ok(Some(answer)),
+            Ok(Err(Verdict::StaleToken(error))) => return Err(Failure::StaleToken(error)),
+            Ok(Err(Verdict::Permanent(error))) => return Err(Failure::Final(error)),
+            Ok(Err(Verdict::Retry(error))) => error,
+            Err(_) => call.error(Kind::Unavailable, "no answer"),
+        };
+        if error.kind() == Kind::Throttled {
+            self.throttles.fetch_add(1, Ordering::Relaxed);
+        }
+        let pause = waits.next_pause();
+        let now = Instant::now();
+        if now + pause >= call.deadline {
+            let given_up = format!(
+                "gave up after {} attempts in {:.0?}",
+                waits.attempts,
+                now - waits.since
+            );
+            return Err(Failure::Final(error.context(given_up)));
+        }
+        debug!(attempt = waits.attempts, "again in {pause:.1?}: {}", error.chain());
+        self.log_wait(call, waits, &error, now);
+        sleep(pause).await;
+        Ok(None)
+    }
+
+    /// Tells what is waited for, one line for all blocks in [`WAIT_LOG_EVERY`].
+    fn log_wait(&self, call: &Call, waits: &Waits, error: &Error, now: Instant) {
+        let mut last = self.last_wait_log.lock();
+        // One retry is everyday: only the second failure in a row is waiting.
+        if waits.attempts < 2 || last.is_some_and(|last| now < last + WAIT_LOG_EVERY) {
+            return;
+        }
+        *last = Some(now);
+        warn!(
+            "waiting since {:.0?}, up to {:.0?} more: {}",
+            now - waits.since,
+            call.deadline - now,
+            error.chain()
+        );
+    }
+}
+
+/// One call: the IAM action that it needs, what it is made on, and when it must have ended.
+#[derive(Debug)]
+struct Call {
+    action: &'static str,
+    target: String,
+    deadline: Instant,
+}
+
+impl Call {
+    fn error(&self, kind: Kind, what: &str) -> Error {
+        Error::new(kind, format!("{} {}: {what}", self.action, self.target))
+    }
+
+    async fn within<T>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = T>,
+    ) -> std::result::Result<T, Verdict> {
+        tokio::time::timeout(limit, work).await.map_err(|_| {
+            Verdict::Retry(self.error(Kind::Unavailable, &format!("no answer in {limit:?}")))
+        })
+    }
+}
+
+/// The attempts of one call.
+#[derive(Debug)]
+struct Waits {
+    since: Instant,
+    attempts: u32,
+}
+
+impl Waits {
+    fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            attempts: 0,
+        }
+    }
+
+    /// Exponential with full jitter, but never less than a quarter of the step.
+    fn next_pause(&mut self) -> Duration {
+        let step = FIRST_PAUSE
+            .saturating_mul(1 << self.attempts.min(10))
+            .min(LONGEST_PAUSE);
+        self.attempts += 1;
+        step.mul_f64(0.25 + 0.75 * fastrand::f64())
+    }
+}
+
+/// The whole body and its SHA-256 in base64, hashed as it arrives.
+async fn body(
+    call: &Call,
+    reply: &mut GetSnapshotBlockOutput,
+    len: usize,
+) -> std::result::Result<(Bytes, String), Verdict> {
+    let mut bytes = BytesMut::with_capacity(len);
+    let mut hasher = Sha256::new();
+    while let Some(chunk) = call.within(BODY_TIMEOUT, reply.block_data.next()).await? {
+        let chunk = chunk.map_err(|error| {
+            let what = format!("{} {}: body cut after {} bytes", call.action, call.target, bytes.len());
+            Verdict::Retry(Error::with_source(Kind::Unavailable, what, error))
+        })?;
+        if bytes.len() + chunk.len() > len {
+            return Err(Verdict::Retry(
+                call.error(Kind::Corrupt, &format!("more than {len} bytes")),
+            ));
+        }
+        hasher.update(&chunk);
+        bytes.extend_from_slice(&chunk);
+    }
+    let told = reply.data_length.and_then(|len| usize::try_from(len).ok());
+    if bytes.len() != len || told.is_some_and(|told| told != len) {
+        return Err(Verdict::Retry(call.error(
+            Kind::Corrupt,
+            &format!("{} bytes, told {told:?}, must be {len}", bytes.len()),
+        )));
+    }
+    Ok((bytes.freeze(), STANDARD.encode(hasher.finalize())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_of_a_block_of_zeroes_is_the_known_one() {
+        let zeroes = vec![0; BLOCK_SIZE as usize];
+        assert_eq!(STANDARD.encode(Sha256::digest(zeroes)), ZERO_BLOCK_SHA256);
+    }
+
+    #[test]
+    fn pauses_grow_to_their_longest_and_are_never_nothing() {
+        let mut waits = Waits::new();
+        let pauses: Vec<_> = (0..20).map(|_| waits.next_pause()).collect();
+        assert!(pauses[0] >= FIRST_PAUSE / 4 && pauses[0] <= FIRST_PAUSE);
+        assert!(pauses.iter().all(|pause| *pause <= LONGEST_PAUSE));
+        assert!(pauses[19] >= LONGEST_PAUSE / 4);
+    }
+}

@@ -1,0 +1,15 @@
+//! The EBS direct APIs as a [`Catalog`](crate::source::Catalog): [`client`] makes the calls, [`block_map`] knows which
+//! blocks a snapshot holds and their tokens, [`snapshot`] reads blocks with both, [`catalog`] finds snapshots.
+//!
+//! Tokens are secrets (whoever may call GetSnapshotBlock can use one) and never leave this folder.
+
+mod block_map;
+mod catalog;
+mod client;
+mod limit;
+mod pages;
+mod snapshot;
+
+pub use catalog::EbsCatalog;
+pub use client::{Client, Counts};
+pub use limit::Limits;

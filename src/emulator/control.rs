@@ -1,0 +1,103 @@
+//! The control endpoint: `/_emulator/...`, unsigned, for tests and benchmarks.
+//!
+//! ```text
+//! GET  /_emulator/counters                      calls by name, and what was throttled
+//! POST /_emulator/counters/reset
+//! GET  /_emulator/switches
+//! POST /_emulator/switches?latency_ms=15&reset=0.02
+//! POST /_emulator/expire-tokens                 all tokens given out so far
+//! POST /_emulator/clock?ahead_s=86400
+//! POST /_emulator/snapshots/snap-1?tier=archive&public=1&owner=444455556666&kms_denied=1&state=error
+//! POST /_emulator/volumes/vol-1/touch?block=7   counts as written, whatever its bytes
+//! POST /_emulator/synthetic?id=snap-1&gib=65536&density=10000&seed=1
+//! ```
+
+use std::time::Duration;
+
+use hyper::Method;
+use serde_json::{Value, json};
+
+use super::Emulator;
+use super::reply::{Reply, json_reply};
+use super::store::set_attribute;
+use super::switches::Buckets;
+
+impl Emulator {
+    pub(super) fn control(&self, method: &Method, path: &str, query: &str) -> Reply {
+        match self.control_or_say(method, path, query) {
+            Ok(body) => json_reply(200, &body),
+            Err(what) => json_reply(400, &json!({"error": what})),
+        }
+    }
+
+    fn control_or_say(&self, method: &Method, path: &str, query: &str) -> Result<Value, String> {
+        let pairs: Vec<(String, String)> = form_urlencoded::parse(query.as_bytes())
+            .into_owned()
+            .collect();
+        let get = |name: &str| {
+            let found = pairs.iter().find(|(key, _)| key == name);
+            found.map(|(_, value)| value.as_str()).ok_or(format!("{name} is missing"))
+        };
+        let number = |name: &str| {
+            let text = get(name)?;
+            text.parse::<u64>().map_err(|error| format!("{name}={text}: {error}"))
+        };
+        let small = |name: &str| {
+            u32::try_from(number(name)?).map_err(|error| format!("{name}: {error}"))
+        };
+        let steps: Vec<&str> = path.split('/').filter(|step| !step.is_empty()).collect();
+        let post = *method == Method::POST;
+        match steps[..] {
+            ["counters"] if !post => Ok(json!(*self.counters.lock())),
+            ["counters", "reset"] if post => {
+                self.counters.lock().clear();
+                Ok(json!({}))
+            }
+            ["switches"] => {
+                let mut switches = self.switches.lock();
+                if post {
+                    let mut changed = switches.clone();
+                    for (name, value) in &pairs {
+                        changed.set(name, value)?;
+                    }
+                    *switches = changed;
+                    *self.buckets.lock() = Buckets::default();
+                }
+                serde_json::to_value(&*switches).map_err(|error| error.to_string())
+            }
+            ["expire-tokens"] if post => {
+                // Tokens tell their time in milliseconds: those of this one are expired too.
+                *self.tokens_from.lock() = self.now() + Duration::from_millis(1);
+                std::thread::sleep(Duration::from_millis(2));
+                Ok(json!({}))
+            }
+            ["clock"] if post => {
+                *self.ahead.lock() = Duration::from_secs(number("ahead_s")?);
+                Ok(json!({}))
+            }
+            ["snapshots", id] if post => {
+                let mut store = self.store.lock();
+                let snapshot = store.get_mut(id).ok_or(format!("there is no {id}"))?;
+                for (name, value) in &pairs {
+                    set_attribute(&mut snapshot.record, name, value)?;
+                }
+                let record = snapshot.record.clone();
+                store.save(&record).map_err(|error| error.to_string())?;
+                Ok(json!({}))
+            }
+            ["volumes", id, "touch"] if post => {
+                let touched = self.store.lock().touch(id, small("block")?);
+                touched.map_err(|error| error.to_string())?;
+                Ok(json!({}))
+            }
+            ["synthetic"] if post => {
+                let (gib, density) = (small("gib")?, small("density")?);
+                let seed = number("seed")?;
+                let now = self.now();
+                self.store.lock().add_synthetic(get("id")?, gib, density, seed, now)?;
+                Ok(json!({}))
+            }
+            _ => Err(format!("there is no {method} /_emulator/{path}")),
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! The EC2 query API, as far as snapshots need it.
+//!
+//! One instance, `i-0123456789abcdef0`, has all volumes of the folder attached, the first of them as its root.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use super::reply::{Refusal, Reply, request_id, with_body};
+use super::store::{BLOCK, Record, Snapshot, iso8601, millis};
+use super::{ACCOUNT, Emulator, REGION};
+
+const INSTANCE: &str = "i-0123456789abcdef0";
+const GIB: u64 = 1 << 30;
+
+/// Text as XML has it.
+pub(super) fn escape(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+}
+
+/// The form of a query call: `Filter.1.Value.2=x`.
+struct Form(BTreeMap<String, String>);
+
+impl Form {
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// `NAME.1`, `NAME.2` and so on.
+    fn list(&self, name: &str) -> Vec<&str> {
+        (1..)
+            .map_while(|n| self.get(&format!("{name}.{n}")))
+            .collect()
+    }
+
+    /// Filters: names and the values of which one must match.
+    fn filters(&self) -> Vec<(&str, Vec<&str>)> {
+        (1..)
+            .map_while(|n| {
+                let name = self.get(&format!("Filter.{n}.Name"))?;
+                Some((name, self.list(&format!("Filter.{n}.Value"))))
+            })
+            .collect()
+    }
+
+    /// Tags of `TagSpecification.N` for snapshots.
+    fn tags(&self) -> BTreeMap<String, String> {
+        (1..)
+            .map_while(|n| {
+                let kind = self.get(&format!("TagSpecification.{n}.ResourceType"))?;
+                Some((n, kind))
+            })
+            .filter(|(_, kind)| *kind == "snapshot")
+            .flat_map(|(n, _)| self.tag_list(&format!("TagSpecification.{n}.Tag")))
+            .collect()
+    }
+
+    fn tag_list(&self, prefix: &str) -> Vec<(String, String)> {
+        (1..)
+            .map_while(|n| {
+                let key = self.get(&format!("{prefix}.{n}.Key"))?;
+                let value = self.get(&format!("{prefix}.{n}.Value")).unwrap_or_default();
+                Some((key.to_owned(), value.to_owned()))
+            })
+            .collect()
+    }
+}
+
+impl Emulator {
+    /// Performs one action. In another Region there is nothing.
+    pub(super) fn ec2(&self, action: &str, body: &[u8], here: bool) -> Result<Reply, Refusal> {
+        let form = Form(form_urlencoded::parse(body).into_owned().collect());
+        let inner = match action {
+            "DescribeSnapshots" => self.describe_snapshots(&form, here)?,
+            "DescribeVolumes" => self.describe_volumes(&form, here)?,
+            "DescribeInstances" => self.describe_instances(here)?,
+            "DescribeRegions" => format!(
+                "<regionInfo><item><regionName>{REGION}</regionName><regionEndpoint>ec2.{REGION}.amazonaws.com\
+                 </regionEndpoint><optInStatus>opt-in-not-required</optInStatus></item></regionInfo>"
+            ),
+            "CreateSnapshot" => {
+                let volume = form.get("VolumeId").unwrap_or_default();
+                let description = form.get("Description").unwrap_or_default();
+                let record = self.create_snapshot(volume, description, form.tags())?;
+                snapshot_fields(&record, None, millis(self.now()))
+            }
+            "CreateSnapshots" => self.create_snapshots(&form)?,
+            "CreateTags" => self.create_tags(&form)?,
+            "DeleteSnapshot" => self.delete_snapshot(form.get("SnapshotId").unwrap_or_default())?,
+            "GetEbsEncryptionByDefault" => format!(
+                "<ebsEncryptionByDefault>{}</ebsEncryptionByDefault>",
+                self.switches().encryption_by_default
+            ),
+            _ => {
+                let message = format!("The action {action} is not valid for this web service.");
+                return Err(Refusal::new(400, "InvalidAction", None, message));
+            }
+        };
+        let text = format!(
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<{action}Response \
+             xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\"><requestId>{}</requestId>{inner}</{action}Response>",
+            request_id()
+        );
+        Ok(with_body(200, "text/xml;charset=UTF-8", text.into()))
+    }
+
+    fn describe_snapshots(&self, form: &Form, here: bool) -> Result<String, Refusal> {
+        let now = millis(self.now());
+        let ids = form.list("SnapshotId");
+        let owners = form.list("Owner");
+        let filters = form.filters();
+        let store = self.store.lock();
+        for id in &ids {
+            if !here || store.get(id).is_none() {
+                let message = format!("The snapshot '{id}' does not exist.");
+                return Err(Refusal::new(400, "InvalidSnapshot.NotFound", None, message));
+            }
+        }
+        let mut matching: Vec<&Snapshot> = store
+            .snapshots
+            .values()
+            .filter(|snapshot| {
+                let record = &snapshot.record;
+                here && !record.deleted
+                    && (ids.is_empty() || ids.contains(&record.id.as_str()))
+                    && (owners.is_empty()
+                        || owners.iter().any(|owner| {
+                            *owner == record.owner || *owner == "self" && record.owner == ACCOUNT
+                        }))
+                    && filters
+                        .iter()
+                        .all(|(name, values)| matches(record, name, values, now))
+            })
+            .collect();
+        // No order is documented: by number is one that no client should count on.
+        matching.sort_by_key(|snapshot| std::cmp::Reverse(snapshot.record.number));
+        let max = form
+            .get("MaxResults")
+            .map(|text| text.parse().unwrap_or(0))
+            .unwrap_or(1000usize);
+        if !(5..=1000).contains(&max) {
+            let message = format!("Value ( {max} ) for parameter maxResults is invalid.");
+            return Err(Refusal::new(400, "InvalidParameterValue", None, message));
+        }
+        let skip: usize = form
+            .get("NextToken")
+            .map_or(Ok(0), str::parse)
+            .map_err(|_| Refusal::new(400, "InvalidNextToken.Malformed", None, "no such page"))?;
+        let mut text = String::from("<snapshotSet>");
+        for snapshot in matching.iter().skip(skip).take(max) {
+            let held = snapshot.held();
+            let _ = write!(
+                text,
+                "<item>{}</item>",
+                snapshot_fields(&snapshot.record, Some(held), now)
+            );
+        }
+        text.push_str("</snapshotSet>");
+        if matching.len() > skip + max {
+            let _ = write!(text, "<nextToken>{}</nextToken>", skip + max);
+        }
+        Ok(text)
+    }
+
+    fn volumes_here(&self, here: bool) -> Result<Vec<(String, u64)>, Refusal> {
+        if !here {
+            return Ok(Vec::new());
+        }
+        self.store
+            .lock()
+            .volumes()
+            .map_err(|_| Refusal::internal())
+    }
+
+    fn describe_volumes(&self, form: &Form, here: bool) -> Result<String, Refusal> {
+        let ids = form.list("VolumeId");
+        let volumes = self.volumes_here(here)?;
+        if let Some(id) = ids
+            .iter()
+            .find(|id| !volumes.iter().any(|(volume, _)| volume == *id))
+        {
+            let message = format!("The volume '{id}' does not exist.");
+            return Err(Refusal::new(400, "InvalidVolume.NotFound", None, message));
+        }
+        let mut text = String::from("<volumeSet>");
+        for (n, (id, bytes)) in volumes.iter().enumerate() {
+            if ids.is_empty() || ids.contains(&id.as_str()) {
+                let _ = write!(
+                    text,
+                    "<item><volumeId>{id}</volumeId><size>{}</size><availabilityZone>{REGION}a</availabilityZone>\
+                     <status>in-use</status><volumeType>gp3</volumeType><encrypted>false</encrypted><attachmentSet>\
+                     <item><volumeId>{id}</volumeId><instanceId>{INSTANCE}</instanceId><device>{}</device>\
+                     <status>attached</status></item></attachmentSet></item>",
+                    bytes.div_ceil(GIB).max(1),
+                    device(n)
+                );
+            }
+        }
+        text.push_str("</volumeSet>");
+        Ok(text)
+    }
+
+    fn describe_instances(&self, here: bool) -> Result<String, Refusal> {
+        let volumes = self.volumes_here(here)?;
+        if volumes.is_empty() {
+            return Ok("<reservationSet/>".into());
+        }
+        let mut disks = String::new();
+        for (n, (id, _)) in volumes.iter().enumerate() {
+            let _ = write!(
+                disks,
+                "<item><deviceName>{}</deviceName><ebs><volumeId>{id}</volumeId><status>attached</status></ebs></item>",
+                device(n)
+            );
+        }
+        Ok(format!(
+            "<reservationSet><item><reservationId>r-0123456789abcdef0</reservationId><ownerId>{ACCOUNT}</ownerId>\
+             <instancesSet><item><instanceId>{INSTANCE}</instanceId><instanceState><code>16</code><name>running</name>\
+             </instanceState><rootDeviceName>{}</rootDeviceName><blockDeviceMapping>{disks}</blockDeviceMapping>\
+             </item></instancesSet></item></reservationSet>",
+            device(0)
+        ))
+    }
+
+    fn create_snapshot(
+        &self,
+        volume: &str,
+        description: &str,
+        tags: BTreeMap<String, String>,
+    ) -> Result<Record, Refusal> {
+        let now = self.now();
+        let settles = now + Duration::from_millis(self.switches().pending_ms);
+        let created = self.store.lock().create(volume, description, tags, now, settles);
+        created.map_err(|_| Refusal::internal())?.ok_or_else(|| {
+            let message = format!("The volume '{volume}' does not exist.");
+            Refusal::new(400, "InvalidVolume.NotFound", None, message)
+        })
+    }
+
+    fn create_snapshots(&self, form: &Form) -> Result<String, Refusal> {
+        let instance = form.get("InstanceSpecification.InstanceId").unwrap_or_default();
+        if instance != INSTANCE {
+            let message = format!("The instance ID '{instance}' does not exist");
+            return Err(Refusal::new(400, "InvalidInstanceID.NotFound", None, message));
+        }
+        let no_boot = form.get("InstanceSpecification.ExcludeBootVolume") == Some("true");
+        let excluded = form.list("InstanceSpecification.ExcludeDataVolumeId");
+        let volumes = self.volumes_here(true)?;
+        let chosen = volumes.iter().enumerate().filter(|(n, (id, _))| {
+            if *n == 0 {
+                !no_boot
+            } else {
+                !excluded.contains(&id.as_str())
+            }
+        });
+        let description = form.get("Description").unwrap_or_default();
+        let mut text = String::from("<snapshotSet>");
+        for (_, (id, _)) in chosen {
+            let record = self.create_snapshot(id, description, form.tags())?;
+            let fields = snapshot_fields(&record, None, millis(self.now()));
+            let _ = write!(text, "<item>{fields}</item>");
+        }
+        text.push_str("</snapshotSet>");
+        Ok(text)
+    }
+
+    fn create_tags(&self, form: &Form) -> Result<String, Refusal> {
+        let mut store = self.store.lock();
+        for id in form.list("ResourceId") {
+            let Some(snapshot) = store.get_mut(id) else {
+                let message = format!("The snapshot '{id}' does not exist.");
+                return Err(Refusal::new(400, "InvalidSnapshot.NotFound", None, message));
+            };
+            snapshot.record.tags.extend(form.tag_list("Tag"));
+            let record = snapshot.record.clone();
+            store.save(&record).map_err(|_| Refusal::internal())?;
+        }
+        Ok("<return>true</return>".into())
+    }
+
+    fn delete_snapshot(&self, id: &str) -> Result<String, Refusal> {
+        let mut store = self.store.lock();
+        let snapshot = store
+            .get_mut(id)
+            .filter(|snapshot| snapshot.record.owner == ACCOUNT)
+            .ok_or_else(|| {
+                let message = format!("The snapshot '{id}' does not exist.");
+                Refusal::new(400, "InvalidSnapshot.NotFound", None, message)
+            })?;
+        // Its blocks stay for the snapshots that share them.
+        snapshot.record.deleted = true;
+        let record = snapshot.record.clone();
+        store.save(&record).map_err(|_| Refusal::internal())?;
+        Ok("<return>true</return>".into())
+    }
+}
+
+fn device(n: usize) -> String {
+    let letter = (b'a'..=b'z').nth(n).unwrap_or(b'z');
+    format!("/dev/xvd{}", char::from(letter))
+}
+
+fn matches(record: &Record, filter: &str, values: &[&str], now: u64) -> bool {
+    let is = |text: &str| values.contains(&text);
+    match filter {
+        "snapshot-id" => is(&record.id),
+        "volume-id" => is(&record.volume_id),
+        "status" => is(record.state_at(now).0),
+        "description" => is(&record.description),
+        "owner-id" => is(&record.owner),
+        "encrypted" => is(if record.encrypted { "true" } else { "false" }),
+        "storage-tier" => is(&record.tier),
+        "volume-size" => is(&record.volume_gib.to_string()),
+        "tag-key" => record.tags.keys().any(|key| is(key)),
+        _ => filter
+            .strip_prefix("tag:")
+            .and_then(|key| record.tags.get(key))
+            .is_some_and(|value| is(value)),
+    }
+}
+
+fn snapshot_fields(record: &Record, held: Option<u64>, now: u64) -> String {
+    let (state, message) = record.state_at(now);
+    let mut text = format!(
+        "<snapshotId>{}</snapshotId><volumeId>{}</volumeId><status>{state}</status><startTime>{}</startTime>\
+         <progress>{}</progress><ownerId>{}</ownerId><volumeSize>{}</volumeSize><description>{}</description>\
+         <encrypted>{}</encrypted><storageTier>{}</storageTier>",
+        record.id,
+        record.volume_id,
+        iso8601(record.start_ms),
+        if state == "completed" { "100%" } else { "0%" },
+        record.owner,
+        record.volume_gib,
+        escape(&record.description),
+        record.encrypted,
+        record.tier
+    );
+    if !message.is_empty() {
+        let _ = write!(text, "<statusMessage>{}</statusMessage>", escape(message));
+    }
+    if let Some(key) = &record.kms_key {
+        let _ = write!(text, "<kmsKeyId>{}</kmsKeyId>", escape(key));
+    }
+    // Absent while pending.
+    if state == "completed" {
+        if let Some(held) = held {
+            let bytes = held * BLOCK as u64;
+            let _ = write!(text, "<fullSnapshotSizeInBytes>{bytes}</fullSnapshotSizeInBytes>");
+        }
+        if let Some(settled) = record.settles_ms {
+            let _ = write!(text, "<completionTime>{}</completionTime>", iso8601(settled));
+        }
+    }
+    if !record.tags.is_empty() {
+        text.push_str("<tagSet>");
+        for (key, value) in &record.tags {
+            let (key, value) = (escape(key), escape(value));
+            let _ = write!(text, "<item><key>{key}</key><value>{value}</value></item>");
+        }
+        text.push_str("</tagSet>");
+    }
+    text
+}

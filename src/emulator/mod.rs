@@ -1,0 +1,156 @@
+//! The EBS direct APIs and EC2's snapshot calls over HTTP on loopback, kept in a folder of disk images.
+//!
+//! It behaves as AWS does, by AWS's documents, and shares no code with `ebs`: client and server written from one head
+//! would agree and be wrong together. Newcomers, tests and benchmarks run on it.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | [`http`] | connections, routing, latency and broken replies |
+//! | [`auth`] | Signature Version 4 |
+//! | [`direct`] | the read calls of the EBS direct APIs |
+//! | [`write`] | the calls of the EBS direct APIs that make a snapshot |
+//! | [`ec2`] | the EC2 query API |
+//! | [`tokens`] | block and page tokens |
+//! | [`store`] | snapshots and volumes in the folder |
+//! | [`synthetic`] | volumes whose bytes are computed |
+//! | [`switches`] | latency, limits, faults, and what else can be set at run time |
+//! | [`control`] | the endpoint that sets them and reads the counters |
+
+mod auth;
+mod control;
+mod direct;
+mod ec2;
+mod http;
+mod reply;
+mod store;
+mod switches;
+mod synthetic;
+mod tokens;
+mod write;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+
+use crate::error::{Error, Kind, Result};
+
+use store::Store;
+use switches::{Buckets, Switches};
+use tokens::Sealer;
+
+/// The Region that the emulator plays, and its account.
+pub const REGION: &str = "us-east-1";
+pub(crate) const ACCOUNT: &str = "111122223333";
+/// The profile to use with the `credentials` file in the emulator's folder.
+pub const PROFILE: &str = "default";
+
+/// An emulator over one folder.
+#[derive(Debug)]
+pub struct Emulator {
+    folder: PathBuf,
+    access_key: String,
+    secret_key: String,
+    store: Mutex<Store>,
+    switches: Mutex<Switches>,
+    buckets: Mutex<Buckets>,
+    counters: Mutex<BTreeMap<String, u64>>,
+    sealer: Sealer,
+    /// Tokens made before this are expired.
+    tokens_from: Mutex<SystemTime>,
+    /// How far its clock is ahead of the machine's.
+    ahead: Mutex<Duration>,
+}
+
+impl Emulator {
+    /// Opens the folder, making it when it is not there, with its volumes, snapshots and credentials.
+    ///
+    /// # Errors
+    /// `Io` when the folder cannot be used, `Invalid` when a setting is none.
+    pub fn open(folder: &Path, settings: &[String]) -> Result<Arc<Self>> {
+        let failed = |error| {
+            Error::with_source(Kind::Io, format!("emulator folder {}", folder.display()), error)
+        };
+        for inside in ["volumes", "snapshots"] {
+            std::fs::create_dir_all(folder.join(inside)).map_err(failed)?;
+        }
+        let (access_key, secret_key) = auth::credentials(folder).map_err(failed)?;
+        let mut switches = Switches::default();
+        for setting in settings {
+            let (name, value) = setting.split_once('=').unwrap_or((setting, "1"));
+            switches
+                .set(name, value)
+                .map_err(|what| Error::new(Kind::Invalid, what))?;
+        }
+        Ok(Arc::new(Self {
+            folder: folder.to_owned(),
+            access_key,
+            secret_key,
+            store: Mutex::new(Store::load(folder).map_err(failed)?),
+            switches: Mutex::new(switches),
+            buckets: Mutex::default(),
+            counters: Mutex::default(),
+            sealer: Sealer::new(),
+            tokens_from: Mutex::new(SystemTime::UNIX_EPOCH),
+            ahead: Mutex::new(Duration::ZERO),
+        }))
+    }
+
+    /// Where the credentials file is: for AWS_SHARED_CREDENTIALS_FILE.
+    pub fn credentials_file(&self) -> PathBuf {
+        self.folder.join("credentials")
+    }
+
+    /// Adds a snapshot whose bytes are computed, `gib` large, of whose blocks `density` in a million are held.
+    ///
+    /// # Errors
+    /// `Invalid` when the id is none or is taken, or the size is out of bounds.
+    pub fn add_synthetic(&self, id: &str, gib: u32, density: u32, seed: u64) -> Result<()> {
+        self.store
+            .lock()
+            .add_synthetic(id, gib, density, seed, self.now())
+            .map_err(|what| Error::new(Kind::Invalid, what))
+    }
+
+    /// Serves until the listener fails. Only loopback: it has one key and no TLS.
+    ///
+    /// # Errors
+    /// `Invalid` when the listener is not on loopback, `Io` when it fails.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener) -> Result<()> {
+        let failed = |error| Error::with_source(Kind::Io, "emulator's listener", error);
+        let address = listener.local_addr().map_err(failed)?;
+        if !address.ip().is_loopback() {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!("the emulator listens on loopback only, not on {address}"),
+            ));
+        }
+        http::accept(self, listener).await.map_err(failed)
+    }
+
+    /// A listener for [`Self::serve`].
+    ///
+    /// # Errors
+    /// `Io` when the address cannot be had.
+    pub async fn listen(address: SocketAddr) -> Result<TcpListener> {
+        TcpListener::bind(address).await.map_err(|error| {
+            Error::with_source(Kind::Io, format!("cannot listen on {address}"), error)
+        })
+    }
+
+    fn now(&self) -> SystemTime {
+        SystemTime::now() + *self.ahead.lock()
+    }
+
+    fn switches(&self) -> Switches {
+        self.switches.lock().clone()
+    }
+
+    fn count(&self, what: &str) {
+        *self.counters.lock().entry(what.to_owned()).or_default() += 1;
+    }
+}

@@ -1,0 +1,533 @@
+//! Snapshots and volumes in the emulator's folder.
+//!
+//! ```text
+//! volumes/vol-1.raw           an ordinary file, sparse or not, that anyone may write
+//! volumes/vol-1.json          which snapshot was taken of it last
+//! snapshots/snap-A.json       what EC2 tells of it
+//! snapshots/snap-A.map        the blocks it holds: index, which snapshot wrote it, SHA-256
+//! snapshots/snap-A.raw        the blocks that it wrote itself, each at its offset, sparse
+//! ```
+//! A snapshot is a complete view; what it did not write itself it shares with the snapshot that did. Two snapshots differ
+//! in a block when different snapshots wrote it: the comparison is by writing, as AWS's is, and not by content.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use nix::unistd::{Whence, lseek};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::ACCOUNT;
+use super::synthetic::Synthetic;
+
+/// Bytes of a block.
+pub(super) const BLOCK: usize = 512 * 1024;
+const GIB: u64 = 1 << 30;
+/// Blocks of a GiB.
+const PER_GIB: u32 = 2048;
+
+/// A block that a snapshot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    /// Number of the snapshot that wrote it.
+    pub(super) writer: u32,
+    pub(super) digest: [u8; 32],
+}
+
+/// What EC2 tells of a snapshot, and what the emulator must remember of it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(super) struct Record {
+    /// The snapshot's number: what other snapshots' maps call it.
+    pub(super) number: u32,
+    pub(super) id: String,
+    pub(super) volume_id: String,
+    /// The snapshot before it: of the same volume, or StartSnapshot's parent.
+    pub(super) parent: Option<String>,
+    /// Snapshots of one lineage can be compared.
+    pub(super) lineage: String,
+    /// `pending`, `completed` or `error`, once `settles` has passed.
+    pub(super) state: String,
+    pub(super) state_message: String,
+    pub(super) start_ms: u64,
+    /// When it leaves `pending`; until then it is that. None: not before CompleteSnapshot.
+    pub(super) settles_ms: Option<u64>,
+    pub(super) volume_gib: u32,
+    pub(super) description: String,
+    pub(super) tags: BTreeMap<String, String>,
+    pub(super) encrypted: bool,
+    pub(super) kms_key: Option<String>,
+    pub(super) tier: String,
+    pub(super) owner: String,
+    pub(super) public: bool,
+    /// Whether the caller may use its KMS key.
+    pub(super) kms_denied: bool,
+    pub(super) deleted: bool,
+    /// Set for what StartSnapshot makes.
+    pub(super) started: Option<Started>,
+    pub(super) synthetic: Option<Synthetic>,
+}
+
+/// What StartSnapshot was asked for.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(super) struct Started {
+    pub(super) client_token: Option<String>,
+    /// The request, to know a repetition from a conflict.
+    pub(super) request: String,
+    pub(super) timeout_ms: u64,
+    pub(super) last_put_ms: u64,
+    /// Blocks put so far: digests by index.
+    #[serde(skip)]
+    pub(super) put: BTreeMap<u32, [u8; 32]>,
+}
+
+impl Record {
+    /// Its state as of now: `pending` until it settles, `error` when a started one was forgotten.
+    pub(super) fn state_at(&self, now_ms: u64) -> (&str, &str) {
+        match self.settles_ms {
+            Some(settles) if now_ms >= settles => (&self.state, &self.state_message),
+            Some(_) => ("pending", ""),
+            None => match &self.started {
+                Some(started) if now_ms > started.last_put_ms + started.timeout_ms => {
+                    ("error", "Snapshot timed out")
+                }
+                _ => ("pending", ""),
+            },
+        }
+    }
+
+    pub(super) fn block_count(&self) -> u32 {
+        self.volume_gib.saturating_mul(PER_GIB)
+    }
+}
+
+/// A snapshot: its record and its blocks.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    pub(super) record: Record,
+    /// Empty for a synthetic one.
+    pub(super) blocks: Arc<BTreeMap<u32, Held>>,
+    held: std::sync::OnceLock<u64>,
+}
+
+impl Snapshot {
+    fn new(record: Record, blocks: BTreeMap<u32, Held>) -> Self {
+        Self {
+            record,
+            blocks: Arc::new(blocks),
+            held: std::sync::OnceLock::new(),
+        }
+    }
+
+    /// How many blocks it holds.
+    pub(super) fn held(&self) -> u64 {
+        *self.held.get_or_init(|| match &self.record.synthetic {
+            Some(synthetic) => synthetic.count_held(),
+            None => self.blocks.len() as u64,
+        })
+    }
+
+    /// At most `max` indexes of held blocks, from `start` on.
+    pub(super) fn indexes(&self, start: u32, max: usize) -> Vec<u32> {
+        match &self.record.synthetic {
+            Some(synthetic) => (start..synthetic.blocks)
+                .filter(|index| synthetic.is_held(*index))
+                .take(max)
+                .collect(),
+            None => self.blocks.range(start..).map(|(index, _)| *index).take(max).collect(),
+        }
+    }
+
+    /// Whether it holds a block.
+    pub(super) fn holds(&self, index: u32) -> bool {
+        match &self.record.synthetic {
+            Some(synthetic) => synthetic.is_held(index),
+            None => self.blocks.contains_key(&index),
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize, Serialize)]
+struct VolumeRecord {
+    last_snapshot: Option<String>,
+    /// Blocks written since then even if their bytes are the same.
+    touched: Vec<u32>,
+}
+
+/// The folder.
+#[derive(Debug)]
+pub(super) struct Store {
+    folder: PathBuf,
+    pub(super) snapshots: BTreeMap<String, Snapshot>,
+    next_number: u32,
+}
+
+impl Store {
+    pub(super) fn load(folder: &Path) -> io::Result<Self> {
+        let mut store = Self {
+            folder: folder.to_owned(),
+            snapshots: BTreeMap::new(),
+            next_number: 1,
+        };
+        for file in fs::read_dir(folder.join("snapshots"))? {
+            let path = file?.path();
+            if path.extension().is_some_and(|ending| ending == "json") {
+                let mut record: Record = serde_json::from_slice(&fs::read(&path)?)?;
+                if let Some(started) = record.started.as_mut().filter(|_| record.settles_ms.is_none()) {
+                    started.put = digests(&path.with_extension("raw"))?;
+                }
+                let blocks = read_map(&path.with_extension("map"))?;
+                store.next_number = store.next_number.max(record.number + 1);
+                let id = record.id.clone();
+                store.snapshots.insert(id, Snapshot::new(record, blocks));
+            }
+        }
+        Ok(store)
+    }
+
+    /// A snapshot that was not deleted.
+    pub(super) fn get(&self, id: &str) -> Option<&Snapshot> {
+        self.snapshots.get(id).filter(|snapshot| !snapshot.record.deleted)
+    }
+
+    pub(super) fn get_mut(&mut self, id: &str) -> Option<&mut Snapshot> {
+        self.snapshots.get_mut(id).filter(|snapshot| !snapshot.record.deleted)
+    }
+
+    fn path(&self, id: &str, ending: &str) -> PathBuf {
+        self.folder.join("snapshots").join(format!("{id}.{ending}"))
+    }
+
+    /// The volumes: ids and sizes in bytes.
+    pub(super) fn volumes(&self) -> io::Result<Vec<(String, u64)>> {
+        let mut volumes = Vec::new();
+        for file in fs::read_dir(self.folder.join("volumes"))? {
+            let file = file?;
+            let name = file.file_name().to_string_lossy().into_owned();
+            if let Some(id) = name.strip_suffix(".raw") {
+                volumes.push((id.to_owned(), file.metadata()?.len()));
+            }
+        }
+        volumes.sort();
+        Ok(volumes)
+    }
+
+    fn volume_path(&self, id: &str, ending: &str) -> PathBuf {
+        self.folder.join("volumes").join(format!("{id}.{ending}"))
+    }
+
+    /// Takes a volume as it stands. `None`: there is no such volume.
+    pub(super) fn create(
+        &mut self,
+        volume: &str,
+        description: &str,
+        tags: BTreeMap<String, String>,
+        now: SystemTime,
+        settles: SystemTime,
+    ) -> io::Result<Option<Record>> {
+        if !self.volumes()?.iter().any(|(id, _)| id == volume) {
+            return Ok(None);
+        }
+        let file = File::open(self.volume_path(volume, "raw"))?;
+        let state_path = self.volume_path(volume, "json");
+        let state: VolumeRecord = fs::read(&state_path)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default();
+        let parent = state.last_snapshot.filter(|id| self.snapshots.contains_key(id));
+        let mut record = self.record(now);
+        let before = parent.as_ref().and_then(|id| self.snapshots.get(id));
+        record.volume_id = volume.to_owned();
+        record.lineage = before.map_or(volume.to_owned(), |before| before.record.lineage.clone());
+        record.parent = parent.clone();
+        record.volume_gib = u32::try_from(file.metadata()?.len().div_ceil(GIB).max(1))
+            .map_err(io::Error::other)?;
+        record.state = "completed".into();
+        record.settles_ms = Some(millis(settles));
+        record.description = description.to_owned();
+        record.tags = tags;
+        let own = create_private(&self.path(&record.id, "raw"))?;
+        let mut blocks = BTreeMap::new();
+        for index in allocated(&file)? {
+            let bytes = read_block(&file, index)?;
+            let digest: [u8; 32] = Sha256::digest(&bytes).into();
+            let same = before
+                .and_then(|before| before.blocks.get(&index))
+                .filter(|held| held.digest == digest && !state.touched.contains(&index));
+            let held = match same {
+                Some(held) => *held,
+                None => {
+                    own.write_all_at(&bytes, u64::from(index) * BLOCK as u64)?;
+                    Held {
+                        writer: record.number,
+                        digest,
+                    }
+                }
+            };
+            blocks.insert(index, held);
+        }
+        self.add(record.clone(), blocks)?;
+        let state = VolumeRecord {
+            last_snapshot: Some(record.id.clone()),
+            touched: Vec::new(),
+        };
+        fs::write(state_path, serde_json::to_vec(&state)?)?;
+        Ok(Some(record))
+    }
+
+    /// Marks a volume's block as written, so that the next snapshot lists it as changed whatever its bytes are.
+    pub(super) fn touch(&self, volume: &str, index: u32) -> io::Result<()> {
+        let path = self.volume_path(volume, "json");
+        let mut state: VolumeRecord = serde_json::from_slice(&fs::read(&path)?)?;
+        state.touched.push(index);
+        fs::write(path, serde_json::to_vec(&state)?)
+    }
+
+    /// Adds a computed snapshot.
+    pub(super) fn add_synthetic(
+        &mut self,
+        id: &str,
+        gib: u32,
+        density: u32,
+        seed: u64,
+        now: SystemTime,
+    ) -> Result<(), String> {
+        let digits = id.strip_prefix("snap-").unwrap_or_default();
+        if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(format!("{id:?} is no snapshot id"));
+        }
+        if !(1..=65_536).contains(&gib) || density > 1_000_000 {
+            return Err("a synthetic volume has 1 to 65536 GiB and a density of at most 1000000".into());
+        }
+        if self.snapshots.contains_key(id) {
+            return Err(format!("{id} is there already"));
+        }
+        let mut record = self.record(now);
+        record.id = id.to_owned();
+        record.lineage = id.to_owned();
+        record.volume_id = format!("vol-{digits}");
+        record.volume_gib = gib;
+        record.state = "completed".into();
+        record.settles_ms = Some(millis(now));
+        record.synthetic = Some(Synthetic {
+            blocks: gib * PER_GIB,
+            density,
+            seed,
+        });
+        // Not kept in the folder: whoever starts the emulator names it again.
+        self.snapshots
+            .insert(record.id.clone(), Snapshot::new(record, BTreeMap::new()));
+        Ok(())
+    }
+
+    /// A new record with everything at its plainest.
+    pub(super) fn record(&mut self, now: SystemTime) -> Record {
+        let number = self.next_number;
+        self.next_number += 1;
+        let id = format!("snap-{:017x}", fastrand::u64(..) >> 4 | u64::from(number) << 60);
+        Record {
+            number,
+            id: id.clone(),
+            volume_id: "vol-ffffffff".into(),
+            parent: None,
+            lineage: id,
+            state: "pending".into(),
+            state_message: String::new(),
+            start_ms: millis(now),
+            settles_ms: None,
+            volume_gib: 1,
+            description: String::new(),
+            tags: BTreeMap::new(),
+            encrypted: false,
+            kms_key: None,
+            tier: "standard".into(),
+            owner: ACCOUNT.into(),
+            public: false,
+            kms_denied: false,
+            deleted: false,
+            started: None,
+            synthetic: None,
+        }
+    }
+
+    /// Adds a snapshot and keeps it in the folder.
+    pub(super) fn add(&mut self, record: Record, blocks: BTreeMap<u32, Held>) -> io::Result<()> {
+        write_map(&self.path(&record.id, "map"), &blocks)?;
+        self.save(&record)?;
+        self.snapshots
+            .insert(record.id.clone(), Snapshot::new(record, blocks));
+        Ok(())
+    }
+
+    /// Keeps a changed record.
+    pub(super) fn save(&self, record: &Record) -> io::Result<()> {
+        if record.synthetic.is_some() {
+            return Ok(());
+        }
+        fs::write(self.path(&record.id, "json"), serde_json::to_vec_pretty(record)?)
+    }
+
+    /// Writes one block of a snapshot that is being made.
+    pub(super) fn put(&self, id: &str, index: u32, bytes: &[u8]) -> io::Result<()> {
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(self.path(id, "raw"))?
+            .write_all_at(bytes, u64::from(index) * BLOCK as u64)
+    }
+
+    /// Where a block's bytes are.
+    pub(super) fn locate(&self, id: &str, index: u32) -> Option<Place> {
+        let snapshot = self.get(id)?;
+        if let Some(synthetic) = snapshot.record.synthetic {
+            return synthetic
+                .is_held(index)
+                .then_some(Place::Computed(synthetic, index));
+        }
+        let held = snapshot.blocks.get(&index)?;
+        let writer = self
+            .snapshots
+            .values()
+            .find(|snapshot| snapshot.record.number == held.writer)?;
+        let path = self.path(&writer.record.id, "raw");
+        Some(Place::Kept(path, index, held.digest))
+    }
+}
+
+/// Where a block's bytes are, to be read without holding the store.
+#[derive(Debug)]
+pub(super) enum Place {
+    Kept(PathBuf, u32, [u8; 32]),
+    Computed(Synthetic, u32),
+}
+
+impl Place {
+    /// The block and its SHA-256.
+    pub(super) fn read(&self) -> io::Result<(Bytes, [u8; 32])> {
+        match self {
+            Self::Kept(path, index, digest) => {
+                Ok((read_block(&File::open(path)?, *index)?.into(), *digest))
+            }
+            Self::Computed(synthetic, index) => Ok(synthetic.read(*index)),
+        }
+    }
+}
+
+/// Blocks of which any part is allocated in the file.
+fn allocated(file: &File) -> io::Result<Vec<u32>> {
+    let mut blocks: Vec<u32> = Vec::new();
+    let mut at = 0;
+    loop {
+        let data = match lseek(file, at, Whence::SeekData) {
+            Ok(data) => data,
+            Err(nix::errno::Errno::ENXIO) => return Ok(blocks),
+            Err(error) => return Err(error.into()),
+        };
+        at = lseek(file, data, Whence::SeekHole)?;
+        let block = |offset: i64| u32::try_from(offset / BLOCK as i64).map_err(io::Error::other);
+        let first = block(data)?.max(blocks.last().map_or(0, |last| last + 1));
+        blocks.extend(first..=block(at - 1)?);
+    }
+}
+
+/// The blocks that were put into a snapshot's own file so far.
+fn digests(path: &Path) -> io::Result<BTreeMap<u32, [u8; 32]>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        file => file?,
+    };
+    let mut digests = BTreeMap::new();
+    for index in allocated(&file)? {
+        digests.insert(index, Sha256::digest(read_block(&file, index)?).into());
+    }
+    Ok(digests)
+}
+
+/// One block of a file, zeroes beyond its end.
+fn read_block(file: &File, index: u32) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; BLOCK];
+    let start = u64::from(index) * BLOCK as u64;
+    let mut filled = 0;
+    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, start + filled as u64)? {
+            0 => break,
+            n => filled += n,
+        }
+    }
+    Ok(bytes)
+}
+
+fn create_private(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+}
+
+const ENTRY: usize = 40;
+
+fn write_map(path: &Path, blocks: &BTreeMap<u32, Held>) -> io::Result<()> {
+    let mut bytes = Vec::with_capacity(blocks.len() * ENTRY);
+    for (index, held) in blocks {
+        bytes.extend_from_slice(&index.to_le_bytes());
+        bytes.extend_from_slice(&held.writer.to_le_bytes());
+        bytes.extend_from_slice(&held.digest);
+    }
+    fs::write(path, bytes)
+}
+
+fn read_map(path: &Path) -> io::Result<BTreeMap<u32, Held>> {
+    let bytes = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        bytes => bytes?,
+    };
+    let number = |bytes: &[u8]| bytes.try_into().map_or(0, u32::from_le_bytes);
+    Ok(bytes
+        .chunks_exact(ENTRY)
+        .filter_map(|entry| {
+            let (index, rest) = entry.split_at_checked(4)?;
+            let (writer, digest) = rest.split_at_checked(4)?;
+            let held = Held {
+                writer: number(writer),
+                digest: digest.try_into().ok()?,
+            };
+            Some((number(index), held))
+        })
+        .collect())
+}
+
+pub(super) fn millis(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|since| u64::try_from(since.as_millis()).ok())
+        .unwrap_or(0)
+}
+
+pub(super) fn iso8601(ms: u64) -> String {
+    humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(ms)).to_string()
+}
+
+/// What a snapshot's tags, attributes and the like are set by: the control endpoint.
+pub(super) fn set_attribute(record: &mut Record, name: &str, value: &str) -> Result<(), String> {
+    let yes = value == "1" || value == "true";
+    match name {
+        "tier" => record.tier = value.into(),
+        "state" => record.state = value.into(),
+        "owner" => record.owner = value.into(),
+        "public" => record.public = yes,
+        "kms_denied" => record.kms_denied = yes,
+        "encrypted" => record.encrypted = yes,
+        _ => return Err(format!("a snapshot has no attribute {name:?}")),
+    }
+    Ok(())
+}
+

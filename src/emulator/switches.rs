@@ -1,0 +1,180 @@
+//! What can be set while the emulator runs: latency, rate limits, faults, lifetimes, permissions.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+/// Every switch; probabilities are from 0 to 1.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Switches {
+    /// Milliseconds before each reply of AWS's calls.
+    pub(super) latency_ms: u64,
+    /// Never answer.
+    pub(super) silent: bool,
+    /// GetSnapshotBlock requests a second for the account, and for one snapshot.
+    pub(super) get_rps: u32,
+    pub(super) get_rps_snapshot: u32,
+    /// PutSnapshotBlock requests a second for the account, and for one snapshot.
+    pub(super) put_rps: u32,
+    pub(super) put_rps_snapshot: u32,
+    /// List requests a second, of either kind.
+    pub(super) list_rps: u32,
+    /// Snapshots that may be pending by StartSnapshot.
+    pub(super) max_pending: usize,
+
+    /// An InternalServerException.
+    pub(super) error_5xx: f64,
+    /// The connection closed without a reply.
+    pub(super) reset: f64,
+    /// Half a reply, then nothing.
+    pub(super) stall: f64,
+    /// Half a reply, then the connection closed.
+    pub(super) truncate: f64,
+    /// A flipped byte in a block, its checksum being the right one.
+    pub(super) corrupt: f64,
+    /// An empty page with a NextToken.
+    pub(super) empty_page: f64,
+    /// Explicit nulls, and a field that no document knows.
+    pub(super) nulls: f64,
+    /// A last page without VolumeSize, BlockSize and ExpiryTime.
+    pub(super) bare_last_page: f64,
+    /// A page that skips as many blocks as it should have brought.
+    pub(super) drop_page: f64,
+    /// A page that brings blocks from before where it was asked to begin.
+    pub(super) double_page: f64,
+    /// This block of every snapshot is stored wrong.
+    pub(super) rotten_block: Option<u32>,
+
+    /// Seconds that block tokens live; AWS documents 7 days.
+    pub(super) token_life_s: u64,
+    /// Seconds that page tokens live; AWS documents 60 minutes.
+    pub(super) page_token_life_s: u64,
+    /// Milliseconds from CreateSnapshot to completed.
+    pub(super) pending_ms: u64,
+    /// Milliseconds from completed until the direct APIs know the snapshot, and from StartSnapshot until Put does.
+    pub(super) visible_ms: u64,
+    /// Milliseconds from CompleteSnapshot to completed or error.
+    pub(super) complete_ms: u64,
+    /// EBS encryption by default.
+    pub(super) encryption_by_default: bool,
+    /// IAM actions that are denied.
+    pub(super) deny: Vec<String>,
+}
+
+impl Default for Switches {
+    fn default() -> Self {
+        Self {
+            latency_ms: 0,
+            silent: false,
+            // https://docs.aws.amazon.com/ebs/latest/userguide/ebs-resource-quotas.html
+            get_rps: 1000,
+            get_rps_snapshot: 1000,
+            put_rps: 1000,
+            put_rps_snapshot: 1000,
+            list_rps: 50,
+            max_pending: 100,
+            error_5xx: 0.0,
+            reset: 0.0,
+            stall: 0.0,
+            truncate: 0.0,
+            corrupt: 0.0,
+            empty_page: 0.0,
+            nulls: 0.0,
+            bare_last_page: 0.0,
+            drop_page: 0.0,
+            double_page: 0.0,
+            rotten_block: None,
+            token_life_s: 7 * 86_400,
+            page_token_life_s: 3600,
+            pending_ms: 0,
+            visible_ms: 0,
+            complete_ms: 0,
+            encryption_by_default: false,
+            deny: Vec::new(),
+        }
+    }
+}
+
+impl Switches {
+    /// Sets one switch from text: a number, `true`, or words with commas between them.
+    pub(super) fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
+        use serde_json::Value;
+        let failed = |error: serde_json::Error| format!("switch {name}={value}: {error}");
+        let mut all = serde_json::to_value(&*self).map_err(failed)?;
+        let Some(slot) = all.get_mut(name) else {
+            return Err(format!("there is no switch {name:?}"));
+        };
+        *slot = match (&*slot, value) {
+            (Value::Array(_), "") => Value::Array(Vec::new()),
+            (Value::Array(_), words) => words.split(',').map(Value::from).collect(),
+            (Value::Bool(_), "1") => Value::Bool(true),
+            (Value::Bool(_), "0") => Value::Bool(false),
+            (_, "") => Value::Null,
+            (_, text) => serde_json::from_str(text).map_err(failed)?,
+        };
+        *self = serde_json::from_value(all).map_err(failed)?;
+        Ok(())
+    }
+}
+
+/// Whether a fault of this probability happens now.
+pub(super) fn strikes(probability: f64) -> bool {
+    probability > 0.0 && fastrand::f64() < probability
+}
+
+/// Token buckets that hold one second's worth, by name.
+#[derive(Debug, Default)]
+pub(super) struct Buckets {
+    levels: HashMap<String, (f64, Instant)>,
+}
+
+impl Buckets {
+    /// Takes one request from a bucket that fills at `rate` a second; `false` when it is empty.
+    pub(super) fn take(&mut self, name: &str, rate: u32) -> bool {
+        let rate = f64::from(rate);
+        let now = Instant::now();
+        let (level, since) = self.levels.entry(name.to_owned()).or_insert((rate, now));
+        let filled: Duration = now.duration_since(*since);
+        *level = (*level + filled.as_secs_f64() * rate).min(rate);
+        *since = now;
+        if *level < 1.0 {
+            return false;
+        }
+        *level -= 1.0;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn switches_are_set_by_name_and_nonsense_is_refused() {
+        let mut switches = Switches::default();
+        switches.set("latency_ms", "15").unwrap();
+        switches.set("reset", "0.02").unwrap();
+        switches.set("silent", "1").unwrap();
+        switches.set("rotten_block", "7").unwrap();
+        switches.set("deny", "ebs:GetSnapshotBlock,ec2:DescribeSnapshots").unwrap();
+        assert_eq!((switches.latency_ms, switches.silent), (15, true));
+        assert_eq!(switches.rotten_block, Some(7));
+        assert_eq!(switches.deny.len(), 2);
+        switches.set("deny", "").unwrap();
+        switches.set("rotten_block", "").unwrap();
+        assert!(switches.deny.is_empty() && switches.rotten_block.is_none());
+        assert!(switches.set("no_such", "1").is_err());
+        assert!(switches.set("latency_ms", "soon").is_err());
+        assert!(switches.set("latency_ms", "").is_err());
+    }
+
+    #[test]
+    fn a_bucket_holds_a_second_and_fills_at_its_rate() {
+        let mut buckets = Buckets::default();
+        let taken = (0..500).filter(|_| buckets.take("a", 100)).count();
+        assert!((100..110).contains(&taken), "{taken}");
+        assert!(buckets.take("b", 100));
+    }
+}

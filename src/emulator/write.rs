@@ -1,0 +1,324 @@
+//! The calls of the EBS direct APIs that make a snapshot: StartSnapshot, PutSnapshotBlock, CompleteSnapshot.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hyper::HeaderMap;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::reply::{Refusal, Reply, json_reply};
+use super::store::{BLOCK, Held, Record, Started, millis};
+use super::{ACCOUNT, Emulator, REGION};
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct StartRequest {
+    volume_size: Option<i64>,
+    parent_snapshot_id: Option<String>,
+    tags: Option<Vec<Tag>>,
+    description: Option<String>,
+    client_token: Option<String>,
+    encrypted: Option<bool>,
+    kms_key_arn: Option<String>,
+    timeout: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Tag {
+    key: String,
+    value: Option<String>,
+}
+
+impl Emulator {
+    pub(super) fn start_snapshot(&self, body: &[u8]) -> Result<Reply, Refusal> {
+        let request: StartRequest = serde_json::from_slice(body)
+            .map_err(|error| Refusal::new(400, "SerializationException", None, error.to_string()))?;
+        let switches = self.switches();
+        let now = self.now();
+        let gib = match request.volume_size {
+            None => return Err(Refusal::malformed("Value null at 'volumeSize' must not be null")),
+            Some(gib) => u32::try_from(gib)
+                .ok()
+                .filter(|gib| (1..=65_536).contains(gib))
+                .ok_or_else(|| {
+                    Refusal::invalid("INVALID_VOLUME_SIZE", format!("{gib} GiB is no volume size"))
+                })?,
+        };
+        let minutes = request.timeout.unwrap_or(60);
+        if !(10..=4320).contains(&minutes) {
+            return Err(Refusal::malformed("Timeout must be from 10 to 4320 minutes"));
+        }
+        let tags = request.tags.unwrap_or_default();
+        if tags.len() > 50 {
+            return Err(Refusal::invalid("INVALID_TAG", "more than 50 tags"));
+        }
+        let canonical: Value = serde_json::from_slice(body).unwrap_or_default();
+        let canonical = canonical.to_string();
+        let mut store = self.store.lock();
+        if let Some(token) = &request.client_token {
+            let same = store.snapshots.values().find_map(|snapshot| {
+                let started = snapshot.record.started.as_ref()?;
+                (started.client_token.as_ref() == Some(token)).then_some(&snapshot.record)
+            });
+            if let Some(record) = same {
+                let started = record.started.as_ref();
+                if started.is_some_and(|started| started.request == canonical) {
+                    return Ok(started_reply(record));
+                }
+                return Err(Refusal::new(
+                    409,
+                    "ConflictException",
+                    None,
+                    "The client token was used for another request",
+                ));
+            }
+        }
+        let encryption = (request.encrypted, request.kms_key_arn.as_ref());
+        let parent = match &request.parent_snapshot_id {
+            None => None,
+            Some(id) => {
+                if encryption != (None, None) {
+                    return Err(Refusal::invalid(
+                        "INVALID_PARAMETER_VALUE",
+                        "Encrypted and KmsKeyArn cannot be combined with ParentSnapshotId",
+                    ));
+                }
+                let parent = store
+                    .get(id)
+                    .map(|snapshot| &snapshot.record)
+                    .filter(|record| record.owner == ACCOUNT)
+                    .ok_or_else(|| Refusal::not_found(id))?;
+                if parent.state_at(millis(now)).0 != "completed" {
+                    let message = format!("Parent snapshot {id} is not complete");
+                    return Err(Refusal::invalid("INVALID_SNAPSHOT_ID", message));
+                }
+                if parent.volume_gib > gib {
+                    return Err(Refusal::invalid(
+                        "INVALID_VOLUME_SIZE",
+                        "The volume is smaller than that of the parent",
+                    ));
+                }
+                if !parent.encrypted && switches.encryption_by_default {
+                    return Err(Refusal::invalid(
+                        "INVALID_PARAMETER_VALUE",
+                        "The parent is not encrypted and encryption by default is on",
+                    ));
+                }
+                Some(parent.clone())
+            }
+        };
+        if request.encrypted == Some(false)
+            && (switches.encryption_by_default || request.kms_key_arn.is_some())
+        {
+            return Err(Refusal::invalid(
+                "INVALID_PARAMETER_VALUE",
+                "Encrypted cannot be false with a key or with encryption by default",
+            ));
+        }
+        let pending = store.snapshots.values().filter(|snapshot| {
+            let record = &snapshot.record;
+            record.started.is_some() && !record.deleted && record.state_at(millis(now)).0 == "pending"
+        });
+        if pending.count() >= switches.max_pending {
+            return Err(Refusal::new(
+                400,
+                "ConcurrentLimitExceededException",
+                None,
+                "Too many pending snapshots",
+            ));
+        }
+        let mut record = store.record(now);
+        record.volume_gib = gib;
+        record.description = request.description.unwrap_or_default();
+        record.tags = tags
+            .into_iter()
+            .map(|tag| (tag.key, tag.value.unwrap_or_default()))
+            .collect();
+        let default_key = || format!("arn:aws:kms:{REGION}:{ACCOUNT}:key/aws-ebs");
+        if let Some(parent) = &parent {
+            record.lineage = parent.lineage.clone();
+            record.encrypted = parent.encrypted;
+            record.kms_key = parent.kms_key.clone();
+        } else if request.kms_key_arn.is_some()
+            || request.encrypted == Some(true)
+            || switches.encryption_by_default
+        {
+            record.encrypted = true;
+            record.kms_key = request.kms_key_arn.or_else(|| Some(default_key()));
+        }
+        record.parent = request.parent_snapshot_id;
+        record.started = Some(Started {
+            client_token: request.client_token,
+            request: canonical,
+            timeout_ms: minutes * 60_000,
+            last_put_ms: millis(now),
+            put: BTreeMap::new(),
+        });
+        let reply = started_reply(&record);
+        store
+            .add(record, BTreeMap::new())
+            .map_err(|_| Refusal::internal())?;
+        Ok(reply)
+    }
+
+    pub(super) fn put_snapshot_block(
+        &self,
+        id: &str,
+        index: &str,
+        headers: &HeaderMap,
+        body: &[u8],
+    ) -> Result<Reply, Refusal> {
+        let switches = self.switches();
+        self.throttle("PutSnapshotBlock", id, switches.put_rps, switches.put_rps_snapshot)?;
+        let now = millis(self.now());
+        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let (Some(length), Some(checksum), Some("SHA256")) = (
+            header("x-amz-data-length"),
+            header("x-amz-checksum"),
+            header("x-amz-checksum-algorithm"),
+        ) else {
+            return Err(Refusal::malformed(
+                "x-amz-Data-Length, x-amz-Checksum and x-amz-Checksum-Algorithm (SHA256) are required",
+            ));
+        };
+        let mut store = self.store.lock();
+        let snapshot = store.get(id).ok_or_else(|| Refusal::not_found(id))?;
+        let record = &snapshot.record;
+        if record.started.is_none() {
+            return Err(Refusal::not_found(id));
+        }
+        if now < record.start_ms + switches.visible_ms {
+            return Err(Refusal::not_found(id));
+        }
+        if record.settles_ms.is_some() || record.state_at(now).0 != "pending" {
+            return Err(Refusal::invalid(
+                "INVALID_SNAPSHOT_ID",
+                "Snapshot is already completed",
+            ));
+        }
+        let index: u32 = index
+            .parse()
+            .ok()
+            .filter(|index| *index < record.block_count())
+            .ok_or_else(|| Refusal::invalid("INVALID_BLOCK", "The block is beyond the volume"))?;
+        if length != BLOCK.to_string() {
+            return Err(Refusal::invalid("INVALID_BLOCK", "DataLength must be 524288"));
+        }
+        if body.len() != BLOCK {
+            return Err(Refusal::invalid(
+                "INVALID_PARAMETER_VALUE",
+                "Failed to read block data",
+            ));
+        }
+        let digest: [u8; 32] = Sha256::digest(body).into();
+        if STANDARD.encode(digest) != checksum {
+            return Err(Refusal::new(
+                403,
+                "InvalidSignatureException",
+                None,
+                "The checksum does not match the data",
+            ));
+        }
+        store.put(id, index, body).map_err(|_| Refusal::internal())?;
+        if let Some(snapshot) = store.get_mut(id)
+            && let Some(started) = &mut snapshot.record.started
+        {
+            started.put.insert(index, digest);
+            started.last_put_ms = now;
+        }
+        let mut reply = json_reply(201, &json!({}));
+        for (name, value) in [("x-amz-checksum", checksum), ("x-amz-checksum-algorithm", "SHA256")] {
+            if let Ok(value) = value.parse() {
+                reply.headers_mut().insert(name, value);
+            }
+        }
+        Ok(reply)
+    }
+
+    pub(super) fn complete_snapshot(&self, id: &str, headers: &HeaderMap) -> Result<Reply, Refusal> {
+        let switches = self.switches();
+        let now = millis(self.now());
+        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let count: u64 = header("x-amz-changedblockscount")
+            .and_then(|text| text.parse().ok())
+            .ok_or_else(|| Refusal::malformed("x-amz-ChangedBlocksCount is required"))?;
+        let checksum = [
+            header("x-amz-checksum"),
+            header("x-amz-checksum-algorithm"),
+            header("x-amz-checksum-aggregation-method"),
+        ];
+        if checksum.iter().any(Option::is_some) && checksum.iter().any(Option::is_none) {
+            return Err(Refusal::invalid(
+                "INVALID_PARAMETER_VALUE",
+                "All of the checksum headers must be given, or none",
+            ));
+        }
+        let mut store = self.store.lock();
+        let snapshot = store.get(id).ok_or_else(|| Refusal::not_found(id))?;
+        let mut record = snapshot.record.clone();
+        let Some(started) = &record.started else {
+            return Err(Refusal::invalid(
+                "INVALID_SNAPSHOT_ID",
+                "Snapshot is already completed",
+            ));
+        };
+        if record.settles_ms.is_some() || record.state_at(now).0 != "pending" {
+            let status = record.state_at(now).0;
+            return Ok(json_reply(202, &json!({"Status": status})));
+        }
+        let mut linear = Sha256::new();
+        for digest in started.put.values() {
+            linear.update(digest);
+        }
+        let linear = STANDARD.encode(linear.finalize());
+        let put = started.put.clone();
+        // A wrong count or checksum is accepted, and fails later.
+        (record.state, record.state_message) = if count != put.len() as u64 {
+            let message = format!("Changed blocks count mismatch: {count} told, {} put", put.len());
+            ("error".into(), message)
+        } else if checksum[0].is_some_and(|told| told != linear) {
+            ("error".into(), "Checksum mismatch for snapshot".into())
+        } else {
+            ("completed".into(), String::new())
+        };
+        record.settles_ms = Some(now + switches.complete_ms);
+        let parent = record.parent.as_ref().and_then(|id| store.snapshots.get(id));
+        let mut blocks = parent.map_or_else(BTreeMap::new, |parent| (*parent.blocks).clone());
+        let writer = record.number;
+        blocks.extend(put.into_iter().map(|(index, digest)| (index, Held { writer, digest })));
+        let added: io::Result<()> = store.add(record, blocks);
+        added.map_err(|_| Refusal::internal())?;
+        Ok(json_reply(202, &json!({"Status": "pending"})))
+    }
+}
+
+fn started_reply(record: &Record) -> Reply {
+    let tags: Vec<Value> = record
+        .tags
+        .iter()
+        .map(|(key, value)| json!({"Key": key, "Value": value}))
+        .collect();
+    let mut body = json!({
+        "SnapshotId": record.id,
+        "OwnerId": record.owner,
+        "Status": "pending",
+        "StartTime": record.start_ms / 1000,
+        "VolumeSize": record.volume_gib,
+        "BlockSize": BLOCK,
+        "Description": record.description,
+        "Tags": tags,
+    });
+    if let Some(parent) = &record.parent {
+        body["ParentSnapshotId"] = parent.as_str().into();
+    }
+    if let Some(key) = &record.kms_key {
+        body["KmsKeyArn"] = key.as_str().into();
+        body["SseType"] = "sse-kms".into();
+    }
+    json_reply(201, &body)
+}

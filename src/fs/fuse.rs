@@ -1,0 +1,568 @@
+//! The kernel's side: requests to the [`Tree`] and back, [`Kind`] to errno, mounting and unmounting.
+//! The only file with fuser in it.
+//!
+//! A request that can be answered at once is answered on the thread that took it; any other becomes a task, so that a
+//! few threads (each holds a 16 MiB buffer) serve any number of waiting readers. A reply that is dropped answers EIO.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use bytes::Bytes;
+use fuser::{
+    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenAccMode, OpenFlags,
+    ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
+    ReplyXattr, Request, Session, SessionACL,
+};
+use nix::mount::{MntFlags, umount2};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tracing::warn;
+
+use super::tree::{Attributes, FileKind, Line, Tree};
+use crate::block::BLOCK_SIZE;
+use crate::error::{Error, Kind, Result};
+
+/// Event-loop threads. More cost 16 MiB each and serve nobody: who waits, waits in a task.
+const THREADS: usize = 2;
+/// How long the kernel may keep names and attributes. Snapshots never change; what is listed and described does.
+const FOREVER: Duration = Duration::from_secs(3600);
+const BRIEFLY: Duration = Duration::from_secs(1);
+/// Failures are logged at most this often, the same one at most that often, however many reads meet them.
+const LOG_AGAIN: Duration = Duration::from_secs(1);
+const LOG_SAME_AGAIN: Duration = Duration::from_secs(10);
+
+/// Kinds to errnos: the one table of this border.
+fn errno(kind: Kind) -> Errno {
+    match kind {
+        Kind::NotFound => Errno::ENOENT,
+        Kind::Denied => Errno::EACCES,
+        Kind::Pending => Errno::EAGAIN,
+        Kind::Invalid => Errno::EINVAL,
+        Kind::Throttled | Kind::Unavailable | Kind::Corrupt | Kind::Io => Errno::EIO,
+    }
+}
+
+/// Who may reach the mount at all; modes say what they may read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Who mounted it.
+    Owner,
+    /// Who mounted it, and root.
+    Root,
+    /// Everybody. Others than root need `user_allow_other` in /etc/fuse.conf to grant it.
+    Everybody,
+}
+
+struct Ebsfs {
+    tree: Arc<Tree>,
+    runtime: Handle,
+    draining: watch::Receiver<bool>,
+    folders: Arc<Mutex<HashMap<u64, Arc<[Line]>>>>,
+    next_handle: AtomicU64,
+    logged: Arc<Mutex<Option<(Instant, String)>>>,
+}
+
+impl Ebsfs {
+    /// Answers by `reply`: now, if the work needs no waiting, else from a task; EIO while the mount is draining.
+    fn answer<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+        reply: impl FnOnce(std::result::Result<T, Errno>) + Send + 'static,
+    ) {
+        let _context = self.runtime.enter();
+        let mut work = Box::pin(work);
+        let logged = Arc::clone(&self.logged);
+        let told = move |error: Error| {
+            log_once(&logged, &error);
+            errno(error.kind())
+        };
+        match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(done) => reply(done.map_err(told)),
+            Poll::Pending => {
+                let mut draining = self.draining.clone();
+                self.runtime.spawn(async move {
+                    let done = tokio::select! {
+                        biased;
+                        done = work => done.map_err(told),
+                        _ = draining.wait_for(|draining| *draining) => Err(Errno::EIO),
+                    };
+                    reply(done);
+                });
+            }
+        }
+    }
+}
+
+/// Names that do not exist are everyday; everything else is worth a line, but not one a read.
+fn log_once(logged: &Mutex<Option<(Instant, String)>>, error: &Error) {
+    if error.kind() == Kind::NotFound {
+        return;
+    }
+    let line = error.chain();
+    let mut logged = logged.lock();
+    let told = logged.as_ref().is_some_and(|(at, last)| {
+        let again = if *last == line { LOG_SAME_AGAIN } else { LOG_AGAIN };
+        at.elapsed() < again
+    });
+    if !told {
+        warn!("{line}");
+        *logged = Some((Instant::now(), line));
+    }
+}
+
+fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::Folder => FileType::Directory,
+        FileKind::Regular => FileType::RegularFile,
+        FileKind::Link => FileType::Symlink,
+    }
+}
+
+fn file_attr(tree: &Tree, attributes: &Attributes) -> FileAttr {
+    let owner = tree.ownership();
+    FileAttr {
+        ino: INodeNo(attributes.ino),
+        size: attributes.size,
+        blocks: attributes.blocks,
+        atime: attributes.time,
+        mtime: attributes.time,
+        ctime: attributes.time,
+        crtime: UNIX_EPOCH,
+        kind: file_type(attributes.kind),
+        perm: attributes.mode,
+        nlink: if attributes.kind == FileKind::Folder { 2 } else { 1 },
+        uid: owner.uid,
+        gid: owner.gid,
+        rdev: 0,
+        blksize: BLOCK_SIZE,
+        flags: 0,
+    }
+}
+
+impl Filesystem for Ebsfs {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Without it one lookup that waits holds up all others in its folder. Kernels before 4.7 lack it.
+        let _ = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS);
+        // Background requests are the kernel's readahead: enough for many readers at once. Both are within bounds.
+        let _ = config.set_max_background(128);
+        let _ = config.set_congestion_threshold(96);
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let Some(name) = name.to_str().map(str::to_owned) else {
+            return reply.error(Errno::ENOENT);
+        };
+        let tree = Arc::clone(&self.tree);
+        let work = async move {
+            let attributes = tree.lookup(parent.0, &name).await?;
+            Ok(file_attr(&tree, &attributes))
+        };
+        self.answer(work, |found| match found {
+            Ok(attr) => reply.entry(&life(&attr), &attr, Generation(0)),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn getattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: Option<FileHandle>,
+        reply: ReplyAttr,
+    ) {
+        let tree = Arc::clone(&self.tree);
+        let work = async move {
+            let attributes = tree.attributes(ino.0).await?;
+            Ok(file_attr(&tree, &attributes))
+        };
+        self.answer(work, |found| match found {
+            Ok(attr) => reply.attr(&life(&attr), &attr),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.tree.link(ino.0) {
+            Ok(target) => reply.data(target.as_bytes()),
+            Err(error) => reply.error(errno(error.kind())),
+        }
+    }
+
+    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if flags.acc_mode() != OpenAccMode::O_RDONLY {
+            return reply.error(Errno::EROFS);
+        }
+        let tree = Arc::clone(&self.tree);
+        let work = async move { tree.image(ino.0).await };
+        self.answer(work, |opened| match opened {
+            // Its bytes never change: the pages that the kernel has are good for every later open.
+            Ok(Some(_)) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+            Ok(None) => reply.opened(FileHandle(0), FopenFlags::empty()),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let tree = Arc::clone(&self.tree);
+        let image = tree.open_image(ino.0);
+        let work = async move {
+            match image {
+                Some(image) => image.read_at(offset, size as usize).await,
+                None => read_text(&tree, ino.0, offset, size as usize).await,
+            }
+        };
+        self.answer(work, |read| match read {
+            Ok(bytes) => reply.data(&bytes),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let Ok(offset) = u64::try_from(offset) else {
+            return reply.error(Errno::ENXIO);
+        };
+        let tree = Arc::clone(&self.tree);
+        let work = async move {
+            match tree.image(ino.0).await? {
+                Some(image) if whence == libc::SEEK_DATA => image.seek_data(offset).await,
+                Some(image) => image.seek_hole(offset).await,
+                None => {
+                    let size = tree.attributes(ino.0).await?.size;
+                    let found = if whence == libc::SEEK_DATA { offset } else { size };
+                    Ok((offset < size).then_some(found))
+                }
+            }
+        };
+        if whence != libc::SEEK_DATA && whence != libc::SEEK_HOLE {
+            return reply.error(Errno::EINVAL);
+        }
+        self.answer(work, |found| match found.map(|at| at.map(i64::try_from)) {
+            Ok(Some(Ok(at))) => reply.offset(at),
+            Ok(Some(Err(_))) => reply.error(Errno::EOVERFLOW),
+            Ok(None) => reply.error(Errno::ENXIO),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // A listing stays as it was when the folder was opened, however slowly it is read.
+        let tree = Arc::clone(&self.tree);
+        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        self.folders.lock().insert(handle, Arc::new([]));
+        let work = async move {
+            // A folder can be opened before it is known whether its names can be had: readdir tells.
+            let attributes = tree.attributes(ino.0).await?;
+            Ok(attributes.kind)
+        };
+        self.answer(work, move |opened| match opened {
+            Ok(FileKind::Folder) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+            Ok(_) => reply.error(Errno::ENOTDIR),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn readdir(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let tree = Arc::clone(&self.tree);
+        let kept = self.folders.lock().get(&handle.0).cloned();
+        let kept = kept.filter(|lines| offset > 0 && !lines.is_empty());
+        let folder = self.folder(handle.0);
+        let work = async move {
+            if let Some(lines) = kept {
+                return Ok(lines);
+            }
+            let mut lines = tree.lines(ino.0).await?;
+            let dot = |name: &str| Line {
+                ino: ino.0,
+                kind: FileKind::Folder,
+                name: name.to_owned(),
+            };
+            lines.splice(0..0, [dot("."), dot("..")]);
+            Ok(folder(lines.into()))
+        };
+        self.answer(work, move |lines| match lines {
+            Ok(lines) => {
+                let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+                for (line, next) in lines.iter().zip(1u64..).skip(skip) {
+                    if reply.add(INodeNo(line.ino), next, file_type(line.kind), &line.name) {
+                        break;
+                    }
+                }
+                reply.ok();
+            }
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.folders.lock().remove(&handle.0);
+        reply.ok();
+    }
+
+    fn getxattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        let value = self.tree.xattrs(ino.0).map(|all| {
+            all.into_iter()
+                .find(|(known, _)| name == OsStr::new(known))
+                .map(|(_, value)| value)
+        });
+        match value {
+            Ok(Some(value)) => reply_xattr(reply, size, value.as_bytes()),
+            Ok(None) => reply.error(Errno::NO_XATTR),
+            Err(error) => reply.error(errno(error.kind())),
+        }
+    }
+
+    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        match self.tree.xattrs(ino.0) {
+            Ok(all) => {
+                let names: String = all.iter().map(|(name, _)| format!("{name}\0")).collect();
+                reply_xattr(reply, size, names.as_bytes());
+            }
+            Err(error) => reply.error(errno(error.kind())),
+        }
+    }
+}
+
+impl Ebsfs {
+    /// Keeps the lines of an open folder and gives them back.
+    fn folder(&self, handle: u64) -> impl FnOnce(Arc<[Line]>) -> Arc<[Line]> + Send + use<> {
+        let slot = Arc::clone(&self.folders);
+        move |lines| {
+            if let Some(kept) = slot.lock().get_mut(&handle) {
+                *kept = Arc::clone(&lines);
+            }
+            lines
+        }
+    }
+}
+
+async fn read_text(tree: &Tree, ino: u64, offset: u64, len: usize) -> Result<Bytes> {
+    if let Some(text) = tree.text(ino)? {
+        let bytes = Bytes::from(text);
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+        let end = start.saturating_add(len).min(bytes.len());
+        return Ok(bytes.slice(start..end));
+    }
+    match tree.image(ino).await? {
+        Some(image) => image.read_at(offset, len).await,
+        None => Err(Error::new(Kind::Invalid, "not a file")),
+    }
+}
+
+fn reply_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
+    let len = u32::try_from(value.len()).unwrap_or(u32::MAX);
+    if size == 0 {
+        reply.size(len);
+    } else if len <= size {
+        reply.data(value);
+    } else {
+        reply.error(Errno::ERANGE);
+    }
+}
+
+/// Images and links stay as they are; folders and descriptions may be told anew.
+fn life(attr: &FileAttr) -> Duration {
+    match attr.kind {
+        FileType::Directory => BRIEFLY,
+        _ if attr.size < u64::from(BLOCK_SIZE) => BRIEFLY,
+        _ => FOREVER,
+    }
+}
+
+/// A mounted tree. Dropping it does not unmount: the caller says how.
+#[derive(Debug)]
+pub struct Mounted {
+    mountpoint: PathBuf,
+    draining: watch::Sender<bool>,
+    ended: watch::Receiver<bool>,
+}
+
+/// Mounts `tree` at `mountpoint`, which answers when this returns. Requests run on the current tokio runtime.
+///
+/// # Errors
+/// `Io` or `Denied` when the machine does not allow it.
+pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
+    let mountpoint = mountpoint.canonicalize().map_err(|error| {
+        Error::with_source(Kind::Io, format!("mountpoint {}", mountpoint.display()), error)
+    })?;
+    let (draining, drain) = watch::channel(false);
+    let filesystem = Ebsfs {
+        tree: Arc::new(tree),
+        runtime: Handle::current(),
+        draining: drain,
+        folders: Arc::default(),
+        next_handle: AtomicU64::new(1),
+        logged: Arc::default(),
+    };
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::RO,
+        MountOption::FSName("ebsfs".into()),
+        MountOption::Subtype("ebsfs".into()),
+        // Without it neither fuser nor the kernel checks a mode.
+        MountOption::DefaultPermissions,
+        MountOption::NoDev,
+        MountOption::NoSuid,
+        MountOption::NoExec,
+        MountOption::NoAtime,
+    ];
+    config.acl = match access {
+        Access::Owner => SessionACL::Owner,
+        Access::Root => SessionACL::RootAndOwner,
+        Access::Everybody => SessionACL::All,
+    };
+    config.n_threads = Some(THREADS);
+    config.clone_fd = true;
+    let session = Session::new(filesystem, &mountpoint, &config)
+        .and_then(Session::spawn)
+        .map_err(|error| cannot_mount(&mountpoint, error))?;
+    let (end, ended) = watch::channel(false);
+    std::thread::spawn(move || await_end(session, &end));
+    Ok(Mounted {
+        mountpoint,
+        draining,
+        ended,
+    })
+}
+
+fn await_end(session: BackgroundSession, end: &watch::Sender<bool>) {
+    if let Err(error) = session.join() {
+        warn!("the FUSE session ended: {error}");
+    }
+    end.send_replace(true);
+}
+
+fn cannot_mount(mountpoint: &Path, error: io::Error) -> Error {
+    let what = format!("cannot mount at {}", mountpoint.display());
+    let hint = if !Path::new("/dev/fuse").exists() {
+        "; there is no /dev/fuse: load the module (modprobe fuse), or give the container the device"
+    } else if error.kind() == io::ErrorKind::PermissionDenied {
+        "; --allow-other and --allow-root need user_allow_other in /etc/fuse.conf"
+    } else if error.kind() == io::ErrorKind::NotFound {
+        "; mounting without being root needs fusermount3 (package fuse3)"
+    } else {
+        ""
+    };
+    Error::with_source(Kind::Io, format!("{what}{hint}"), error)
+}
+
+impl Mounted {
+    /// Where it is mounted.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Waits until the kernel has let go of the mount, whoever unmounted it.
+    pub async fn ended(&self) {
+        // A closed channel is the end too.
+        let _ = self.ended.clone().wait_for(|ended| *ended).await;
+    }
+
+    /// While draining, whoever waits gets EIO, and so does whoever would have to wait.
+    pub fn drain(&self, draining: bool) {
+        self.draining.send_replace(draining);
+    }
+
+    /// Unmounts. `false`: something still uses it, and it stays mounted.
+    ///
+    /// # Errors
+    /// `Io` when it cannot be unmounted for another reason.
+    pub fn unmount(&self) -> Result<bool> {
+        unmount(&self.mountpoint, false)
+    }
+
+    /// Takes the mount out of sight, whatever still uses it.
+    ///
+    /// # Errors
+    /// `Io` when that cannot be done.
+    pub fn detach(&self) -> Result<()> {
+        unmount(&self.mountpoint, true).map(drop)
+    }
+}
+
+/// Unmounts a path as root does, or as `fusermount3` does for who mounted it. `false`: it is busy.
+///
+/// # Errors
+/// `Io` when it cannot be unmounted for another reason.
+pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<bool> {
+    let flags = if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
+    match umount2(mountpoint, flags | MntFlags::UMOUNT_NOFOLLOW) {
+        Ok(()) | Err(nix::errno::Errno::EINVAL) => Ok(true),
+        Err(nix::errno::Errno::EBUSY) => Ok(false),
+        Err(nix::errno::Errno::EPERM) => fusermount(mountpoint, lazy),
+        Err(error) => Err(Error::with_source(
+            Kind::Io,
+            format!("cannot unmount {}", mountpoint.display()),
+            error,
+        )),
+    }
+}
+
+fn fusermount(mountpoint: &Path, lazy: bool) -> Result<bool> {
+    let what = format!("cannot unmount {}", mountpoint.display());
+    let output = Command::new("fusermount3")
+        .arg(if lazy { "-uz" } else { "-u" })
+        .arg("--")
+        .arg(mountpoint)
+        .output()
+        .map_err(|error| {
+            Error::with_source(Kind::Io, format!("{what}: fusermount3 (package fuse3)"), error)
+        })?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() {
+        Ok(true)
+    } else if said.contains("busy") {
+        Ok(false)
+    } else {
+        Err(Error::new(Kind::Io, format!("{what}: {}", said.trim())))
+    }
+}

@@ -1,0 +1,8 @@
+//! A catalog as a filesystem: [`tree`] decides (inodes, names, sizes), [`fuse`] translates (the kernel's requests,
+//! errnos, mounting).
+
+mod fuse;
+mod tree;
+
+pub use fuse::{Access, Mounted, mount, unmount};
+pub use tree::{Ownership, Tree};

@@ -1,0 +1,131 @@
+//! [`Image`]: the bytes of a volume over its blocks. It knows no inode and no cache.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::try_join_all;
+use parking_lot::Mutex;
+
+use crate::block::{BLOCK_SIZE, Block, BlockIndex, Geometry};
+use crate::error::{Error, Kind, Result};
+use crate::readahead::Readahead;
+use crate::source::BlockSource;
+
+/// What a hole reads as, without allocating.
+static ZEROES: [u8; BLOCK_SIZE as usize] = [0; BLOCK_SIZE as usize];
+
+/// A volume as one run of bytes.
+pub struct Image {
+    source: Arc<dyn BlockSource>,
+    readahead: Mutex<Readahead>,
+}
+
+impl std::fmt::Debug for Image {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Image({} bytes)", self.size())
+    }
+}
+
+impl Image {
+    /// The image over a source; sequential readers get at most `max_readahead` blocks ahead together.
+    pub fn new(source: Arc<dyn BlockSource>, max_readahead: u32) -> Self {
+        let readahead = Mutex::new(Readahead::new(source.geometry(), max_readahead));
+        Self { source, readahead }
+    }
+
+    /// Bytes of the image.
+    pub fn size(&self) -> u64 {
+        self.geometry().size()
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.source.geometry()
+    }
+
+    /// The bytes from `offset`, `len` of them or as many as there are before the end.
+    ///
+    /// # Errors
+    /// Why one of the blocks cannot be read; never a short or wrong answer.
+    pub async fn read_at(&self, offset: u64, len: usize) -> Result<Bytes> {
+        let parts: Vec<_> = self.geometry().split(offset, len).collect();
+        let wish = self.readahead.lock().observe(offset, len);
+        let reads = parts.iter().map(|part| self.source.read_block(part.index));
+        let mut reads = pin!(try_join_all(reads));
+        // Asked for once before the wish is made: the reader's own blocks go first.
+        let first = poll_fn(|task| Poll::Ready(reads.as_mut().poll(task))).await;
+        if let Some(wish) = wish {
+            self.source.prefetch(wish);
+        }
+        let blocks = match first {
+            Poll::Ready(blocks) => blocks?,
+            Poll::Pending => reads.await?,
+        };
+        let mut slices = Vec::with_capacity(blocks.len());
+        for (part, block) in parts.iter().zip(blocks) {
+            slices.push(match block {
+                Block::Zero => Bytes::from_static(&ZEROES[part.start..part.end]),
+                Block::Data(bytes) if part.end <= bytes.len() => bytes.slice(part.start..part.end),
+                Block::Data(bytes) => {
+                    return Err(Error::new(
+                        Kind::Corrupt,
+                        format!("block {} holds {} bytes", part.index, bytes.len()),
+                    ));
+                }
+            });
+        }
+        Ok(concat(slices))
+    }
+
+    /// The first byte at or after `offset` that is held; `None` when only holes follow, or at the end.
+    ///
+    /// # Errors
+    /// Why the source cannot tell.
+    pub async fn seek_data(&self, offset: u64) -> Result<Option<u64>> {
+        let Some(index) = self.geometry().block_at(offset) else {
+            return Ok(None);
+        };
+        Ok(self
+            .source
+            .next_extent(index)
+            .await?
+            .map(|extent| self.geometry().offset(extent.start()).max(offset)))
+    }
+
+    /// The first byte at or after `offset` that is in a hole, the end of the image counting as one;
+    /// `None` at or beyond the end.
+    ///
+    /// # Errors
+    /// Why the source cannot tell.
+    pub async fn seek_hole(&self, offset: u64) -> Result<Option<u64>> {
+        let Some(mut index) = self.geometry().block_at(offset) else {
+            return Ok(None);
+        };
+        loop {
+            match self.source.next_extent(index).await? {
+                Some(extent) if extent.start() == index => index = extent.end(),
+                _ => break,
+            }
+            if index >= BlockIndex(self.geometry().block_count()) {
+                break;
+            }
+        }
+        Ok(Some(self.geometry().offset(index).max(offset)))
+    }
+}
+
+/// One slice as it is, several copied into one.
+fn concat(mut slices: Vec<Bytes>) -> Bytes {
+    if slices.len() == 1
+        && let Some(only) = slices.pop()
+    {
+        return only;
+    }
+    let mut bytes = BytesMut::with_capacity(slices.iter().map(Bytes::len).sum());
+    for slice in slices {
+        bytes.extend_from_slice(&slice);
+    }
+    bytes.freeze()
+}
