@@ -51,6 +51,7 @@ impl Image {
     /// Why one of the blocks cannot be read; never a short or wrong answer.
     pub async fn read_at(&self, offset: u64, len: usize) -> Result<Bytes> {
         let parts: Vec<_> = self.geometry().split(offset, len).collect();
+        tracing::trace!(offset, len, "read");
         let wish = self.readahead.lock().observe(offset, len);
         let reads = parts.iter().map(|part| self.source.read_block(part.index));
         let mut reads = pin!(try_join_all(reads));

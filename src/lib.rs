@@ -1,14 +1,66 @@
-//! temp
+//! # ebsfs: an Amazon EBS snapshot as a file
+//!
+//! `ebsfs mount` shows each snapshot as a read-only raw disk image, whose 512 KiB blocks are fetched with the EBS direct
+//! APIs the moment something reads them. This page is the architecture; each module's own page goes on from here.
+//!
+//! # Words
+//! *block*: 512 KiB, the unit of the EBS direct APIs. *extent*: a run of blocks, end exclusive. *hole*: blocks that a
+//! snapshot does not hold, which read as zeroes. *geometry*: a volume's size in bytes and blocks. *image*: a volume's
+//! bytes as one raw disk file. *token*: what EBS wants with each read of a block. *flight*: the one fetch of a block that
+//! all its readers wait for.
+//!
+//! # Layers
+//! A row imports only rows above it; a test reads `src/` and fails on an import that climbs.
+//!
+//! | row | modules | what they must not know |
+//! | --- | --- | --- |
+//! | 0 | [`error`], [`block`] | anything |
+//! | 1 | [`source`], [`readahead`], [`aws`] | who implements or uses them |
+//! | 2 | [`ebs`], `ec2`, [`cache`], [`image`] | each other: cache and image see only [`source::BlockSource`] |
+//! | 3 | [`fs`] | ebs, ec2, cache |
+//! | 4 | [`cli`] | nothing: the one place where concrete types are stacked |
+//! | - | [`emulator`] | everything but [`error`]: it plays the other side |
+//!
+//! # The path of a read
+//! ```text
+//! kernel READ(ino, offset, len)
+//!  fs/fuse.rs     read        polled once: a hit is answered at once; else a task waits, and the reply moves into it
+//!  image.rs       read_at     geometry.split -> parts, all blocks asked for at once; one block: a slice, no copy
+//!                             readahead.observe -> a wish, made after the reader's own blocks
+//!  cache          read_block  memory; a known hole; else join or start the one flight
+//!  ebs/snapshot   read_block  map.token(index): none -> Block::Zero; else client.get; a stale token: list again, once
+//!  ebs/block_map  token       known? else list a page around it
+//!  ebs/client     get         limits, HTTPS GET, retry with backoff, SHA-256 -> Block
+//! ```
+//! Readahead goes the same way by [`source::BlockSource::prefetch`], with a smaller budget of its own. Bytes are verified
+//! where they enter the process (`ebs/client`) and nowhere else. `cli/mount` stacks the types: an
+//! [`ebs::EbsCatalog`] over a client and EC2's descriptions, a [`cache::CachedCatalog`] over that, an [`fs::Tree`] over
+//! that, mounted.
+//!
+//! # Memory
+//! Blocks, cached and in flight together, keep the budget of `--memory`. Tokens are bounded for all snapshots together
+//! (32 MiB). Presence is a bitmap of at most 16 MiB for a snapshot of 64 TiB. Nothing grows with how much is read.
+//!
+//! # Errors
+//! [`error::Kind`]s exist where a caller acts differently. Each border has one table: AWS code to kind in [`aws`], kind to
+//! errno in `fs/fuse.rs`, kind to exit code in [`cli`].
+
 pub mod error;
+
 pub mod block;
-pub mod source;
-pub mod readahead;
+
 pub mod aws;
+pub mod readahead;
+pub mod source;
+
+pub mod cache;
 pub mod ebs;
 #[cfg(feature = "ec2")]
 pub mod ec2;
-pub mod cache;
 pub mod image;
+
 pub mod fs;
-pub mod emulator;
+
 pub mod cli;
+
+pub mod emulator;

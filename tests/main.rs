@@ -1,1 +1,24 @@
-fn main(){}
+//! The real program on real FUSE mounts, against the emulator. One binary: one link.
+//!
+//! Every test reads and compares bytes or counts requests; its name says what it proves. They need root (or
+//! fusermount3), /dev/fuse and loop devices, which `.ci/run` provides.
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "a test fails by panicking"
+)]
+
+mod support;
+
+mod commands;
+mod counts;
+mod ends;
+mod faults;
+mod large;
+mod layers;
+mod readme;
+mod refusals;
+mod stress;
+mod tree;

@@ -192,6 +192,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
         #[test]
         fn behaves_as_an_ordered_set(
             runs in prop::collection::vec((0u32..200_000, 1u32..80_000), 0..12),

@@ -31,6 +31,10 @@ use crate::source::SnapshotId;
 const SMALL_PAGE: u16 = 100;
 /// Blocks asked for where a listing goes on: the most that the API takes.
 const LARGE_PAGE: u16 = 10_000;
+/// How far behind what is known a read goes on with it: blocks of one reader are asked for at once, in any order.
+const NEAR: u32 = 256;
+/// An isolated listing begins at a multiple of this, so that blocks read together find themselves in one.
+const ALIGNED: u32 = 16;
 /// How often a snapshot is listed again when replies do not tell the volume's size.
 const SIZE_ATTEMPTS: usize = 8;
 
@@ -236,15 +240,13 @@ impl BlockMap {
             return Plan::Wait(landed.clone());
         }
         let again = state.again.take_if(|(at, _)| *at == index);
-        let before = index.0.checked_sub(1).map(BlockIndex);
-        let goes_on = before.filter(|before| state.known.contains(*before));
+        let goes_on = state.goes_on(index);
         let max = match (again, goes_on) {
             (Some((_, asked)), _) => asked,
             (None, Some(_)) => LARGE_PAGE,
             (None, None) => SMALL_PAGE,
         };
-        let anchor = goes_on.filter(|before| state.held.contains(*before));
-        let start = anchor.unwrap_or(index);
+        let start = goes_on.unwrap_or(BlockIndex(index.0 - index.0 % ALIGNED));
         let reach = BlockIndex(start.0.saturating_add(max.into()));
         let landing = Extent::new(start, reach).map(|reach| {
             let (sender, landed) = watch::channel(());
@@ -433,6 +435,17 @@ impl BlockMap {
 }
 
 impl State {
+    /// Where a listing for `index` goes on from what is known a little before it: at the last block of that, which must
+    /// come again, or after it where that is a hole.
+    fn goes_on(&self, index: BlockIndex) -> Option<BlockIndex> {
+        let nearest = (index.0.saturating_sub(NEAR)..index.0)
+            .rev()
+            .map(BlockIndex)
+            .find(|before| self.known.contains(*before))?;
+        let anchor = self.held.contains(nearest);
+        Some(if anchor { nearest } else { BlockIndex(nearest.0 + 1) })
+    }
+
     /// The start of the page that should speak of a block.
     fn page_of(&self, index: BlockIndex) -> Option<u32> {
         let (start, end) = self.starts.range(..=index.0).next_back()?;

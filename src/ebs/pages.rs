@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn tokens_are_renewed_an_hour_early_and_short_lived_ones_at_half_their_life() {
         let pages = Pages::new();
-        let hours = |n| Duration::from_secs(n * 3600);
+        let hours = |n: u64| Duration::from_secs(n * 3600);
         pages.insert((0, 0), page(0, 3, hours(24)));
         pages.insert((1, 0), page(0, 3, hours(1)));
         let at = |key, after| {

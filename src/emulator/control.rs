@@ -8,10 +8,13 @@
 //! POST /_emulator/expire-tokens                 all tokens given out so far
 //! POST /_emulator/clock?ahead_s=86400
 //! POST /_emulator/snapshots/snap-1?tier=archive&public=1&owner=444455556666&kms_denied=1&state=error
+//! POST /_emulator/volumes/vol-1/snapshot        CreateSnapshot without a signature: {"snapshot_id": "snap-..."}
 //! POST /_emulator/volumes/vol-1/touch?block=7   counts as written, whatever its bytes
+//! POST /_emulator/reload                        reads the folder's snapshots again, as after a start
 //! POST /_emulator/synthetic?id=snap-1&gib=65536&density=10000&seed=1
 //! ```
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hyper::Method;
@@ -19,7 +22,7 @@ use serde_json::{Value, json};
 
 use super::Emulator;
 use super::reply::{Reply, json_reply};
-use super::store::set_attribute;
+use super::store::{Store, set_attribute};
 use super::switches::Buckets;
 
 impl Emulator {
@@ -85,9 +88,19 @@ impl Emulator {
                 store.save(&record).map_err(|error| error.to_string())?;
                 Ok(json!({}))
             }
+            ["volumes", id, "snapshot"] if post => {
+                let record = self.create_snapshot(id, "", BTreeMap::new());
+                let record = record.map_err(|refusal| refusal.message)?;
+                Ok(json!({"snapshot_id": record.id}))
+            }
             ["volumes", id, "touch"] if post => {
                 let touched = self.store.lock().touch(id, small("block")?);
                 touched.map_err(|error| error.to_string())?;
+                Ok(json!({}))
+            }
+            ["reload"] if post => {
+                let loaded = Store::load(&self.folder).map_err(|error| error.to_string())?;
+                *self.store.lock() = loaded;
                 Ok(json!({}))
             }
             ["synthetic"] if post => {

@@ -225,7 +225,7 @@ impl Emulator {
         ))
     }
 
-    fn create_snapshot(
+    pub(super) fn create_snapshot(
         &self,
         volume: &str,
         description: &str,

@@ -57,6 +57,7 @@ async fn answer(emulator: Arc<Emulator>, request: Request<Incoming>) -> io::Resu
     if let Some(path) = parts.uri.path().strip_prefix("/_emulator/") {
         return Ok(emulator.control(&parts.method, path, parts.uri.query().unwrap_or_default()));
     }
+    let _under_way = emulator.under_way();
     let switches = emulator.switches();
     if switches.silent {
         tokio::time::sleep(STALL).await;

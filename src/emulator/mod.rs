@@ -32,6 +32,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
@@ -59,6 +60,8 @@ pub struct Emulator {
     switches: Mutex<Switches>,
     buckets: Mutex<Buckets>,
     counters: Mutex<BTreeMap<String, u64>>,
+    /// Requests being answered now.
+    at_once: AtomicU64,
     sealer: Sealer,
     /// Tokens made before this are expired.
     tokens_from: Mutex<SystemTime>,
@@ -94,6 +97,7 @@ impl Emulator {
             switches: Mutex::new(switches),
             buckets: Mutex::default(),
             counters: Mutex::default(),
+            at_once: AtomicU64::new(0),
             sealer: Sealer::new(),
             tokens_from: Mutex::new(SystemTime::UNIX_EPOCH),
             ahead: Mutex::new(Duration::ZERO),
@@ -152,5 +156,23 @@ impl Emulator {
 
     fn count(&self, what: &str) {
         *self.counters.lock().entry(what.to_owned()).or_default() += 1;
+    }
+
+    /// Counts a request as being answered until the guard is dropped, and remembers how many there were at most.
+    fn under_way(self: &Arc<Self>) -> UnderWay {
+        let now = self.at_once.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut counters = self.counters.lock();
+        let most = counters.entry("most_at_once".to_owned()).or_default();
+        *most = now.max(*most);
+        UnderWay(Arc::clone(self))
+    }
+}
+
+#[derive(Debug)]
+struct UnderWay(Arc<Emulator>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.at_once.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,0 +1,167 @@
+//! A service and a network that fail: the same bytes, or an error; never other bytes.
+
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+
+use crate::support::*;
+
+#[test]
+fn a_full_read_through_every_fault_at_once_is_identical_and_no_reader_sees_an_error() {
+    let emulator = Emulator::start();
+    let held = (0..400).chain((500..1500).step_by(3)).chain([2047]);
+    let volume = emulator.make_volume("vol-0a", 2048, held);
+    let snapshot = emulator.snapshot("vol-0a");
+    let mount = emulator.mount(&["-vv", &snapshot]);
+    emulator.set(
+        "error_5xx=0.02&reset=0.02&stall=0.02&truncate=0.02&corrupt=0.02&empty_page=0.3&nulls=0.5\
+         &bare_last_page=0.5&get_rps=200&get_rps_snapshot=200&latency_ms=3",
+    );
+    let expire = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| assert_same(&volume, &mount.disk(&snapshot)));
+        wait_for("the middle", || emulator.gets() > 300);
+        emulator.post("expire-tokens");
+        let gets = emulator.gets();
+        reader.join().unwrap();
+        gets
+    });
+    assert!(expire < emulator.gets());
+    assert!(emulator.count("throttled") > 0);
+    let log = mount.log();
+    assert!(log.contains("SHA-256 is"), "corruption was met: {log}");
+    assert!(log.contains("listing again"), "expired tokens were met: {log}");
+    // Tokens are 95 characters without a blank: none may be in the log, however much it says.
+    let long = log.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '-'));
+    assert_eq!(long.map(str::len).max().unwrap_or(0).max(60), 60, "a token in the log: {log}");
+}
+
+/// Reads the image to its end and says whether it could, checking every byte that it got.
+fn read_all(volume: &std::path::Path, disk: &std::path::Path) -> Result<(), i32> {
+    let (volume, disk) = (open(volume), open(disk));
+    let mut expected = vec![0; 1 << 20];
+    let mut got = vec![0; 1 << 20];
+    for offset in (0..volume.metadata().unwrap().len()).step_by(1 << 20) {
+        volume.read_exact_at(&mut expected, offset).unwrap();
+        disk.read_exact_at(&mut got, offset)
+            .map_err(|error| error.raw_os_error().unwrap_or(0))?;
+        assert!(got == expected, "wrong bytes in the mebibyte at {offset}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_dropped_or_doubled_page_of_a_listing_is_an_error_and_never_zeroes() {
+    for fault in ["drop_page=1", "double_page=1"] {
+        let emulator = Emulator::start();
+        let volume = emulator.make_volume("vol-0a", 2048, 0..500);
+        let snapshot = emulator.snapshot("vol-0a");
+        let mount = emulator.mount(&[&snapshot]);
+        emulator.set(fault);
+        assert_eq!(read_all(&volume, &mount.disk(&snapshot)), Err(libc::EIO), "{fault}");
+        let log = mount.log();
+        assert!(log.contains("the listing contradicts itself"), "{fault}: {log}");
+        // It stays an error: what was listed is not trusted any more.
+        emulator.set(&fault.replace("=1", "=0"));
+        let error = open(&mount.disk(&snapshot))
+            .read_exact_at(&mut [0; 512], 450 * BLOCK)
+            .unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EIO), "{fault}");
+    }
+}
+
+#[test]
+fn a_listing_that_does_not_count_what_ec2_tells_is_an_error() {
+    let emulator = Emulator::start();
+    let volume = emulator.make_volume("vol-0a", 2048, 0..150);
+    let snapshot = emulator.snapshot("vol-0a");
+    let mount = emulator.mount(&["--lazy", &snapshot]);
+    // Two blocks fewer in the listing than in the description that the mount gets first.
+    assert_eq!(std::fs::metadata(mount.disk(&snapshot)).unwrap().len(), 1 << 30);
+    let map = emulator.folder.path().join("snapshots").join(format!("{snapshot}.map"));
+    let bytes = std::fs::read(&map).unwrap();
+    std::fs::write(&map, &bytes[..bytes.len() - 80]).unwrap();
+    emulator.post("reload");
+    assert_eq!(read_all(&volume, &mount.disk(&snapshot)), Err(libc::EIO));
+    assert!(mount.log().contains("FullSnapshotSizeInBytes"), "{}", mount.log());
+}
+
+#[test]
+fn a_block_that_is_stored_wrong_is_an_error_at_once_and_its_neighbours_are_not() {
+    let emulator = Emulator::with(&["--set", "rotten_block=5"]);
+    emulator.make_volume("vol-0a", 2048, 0..10);
+    let snapshot = emulator.snapshot("vol-0a");
+    let mount = emulator.mount(&[&snapshot]);
+    let file = open(&mount.disk(&snapshot));
+    let mut bytes = vec![0; BLOCK as usize];
+    for index in [4, 6] {
+        file.read_exact_at(&mut bytes, index * BLOCK).unwrap();
+        assert_eq!(bytes, content("vol-0a", index));
+    }
+    let error = file.read_exact_at(&mut bytes, 5 * BLOCK).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    let log = mount.log();
+    assert!(log.contains("block 5: SHA-256 is"), "{log}");
+    assert!(emulator.gets() < 60, "not tried for 90 seconds: {}", emulator.gets());
+}
+
+#[test]
+fn a_clock_that_jumps_a_day_renews_tokens_before_they_are_refused() {
+    let library = sh("dpkg -L libfaketime | grep -m1 'libfaketime.so.1$'");
+    let emulator = Emulator::with(&["--set", "token_life_s=90000"]);
+    emulator.make_volume("vol-0a", 2048, 0..300);
+    let snapshot = emulator.snapshot("vol-0a");
+    let clock = emulator.folder.path().join("clock");
+    std::fs::write(&clock, "+0").unwrap();
+    let mut command = emulator.ebsfs(&["mount"]);
+    command
+        .env("LD_PRELOAD", library.trim())
+        .env("FAKETIME_TIMESTAMP_FILE", &clock)
+        .env("FAKETIME_NO_CACHE", "1")
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    let mount = Mount::start(command, &[&snapshot]);
+    let read = |index| assert_eq!(read_at(&mount.disk(&snapshot), index * BLOCK, 8), content("vol-0a", index)[..8]);
+    read(50);
+    assert_eq!((emulator.lists(), emulator.gets()), (1, 1));
+    std::fs::write(&clock, "+1d").unwrap();
+    emulator.post("clock?ahead_s=86400");
+    read(60);
+    assert_eq!(emulator.lists(), 2, "listed again");
+    assert_eq!(emulator.gets(), 2, "before the old token was tried");
+}
+
+#[test]
+fn page_tokens_that_expire_between_empty_pages_do_not_stop_a_listing() {
+    let emulator = Emulator::with(&["--set", "page_token_life_s=0", "--set", "empty_page=0.5"]);
+    let volume = emulator.make_volume("vol-0a", 2048, (0..600).step_by(2));
+    let snapshot = emulator.snapshot("vol-0a");
+    let mount = emulator.mount(&[&snapshot]);
+    assert_same(&volume, &mount.disk(&snapshot));
+}
+
+#[test]
+fn sizes_that_no_reply_tells_are_an_error_and_not_a_guess() {
+    let emulator = Emulator::with(&["--set", "deny=ec2:DescribeSnapshots", "--set", "bare_last_page=1"]);
+    emulator.make_volume("vol-0a", 2048, [0]);
+    let snapshot = emulator.snapshot("vol-0a");
+    let point = tempfile::tempdir().unwrap();
+    let (code, said) = ends(&mut emulator.ebsfs(&["mount", point.path().to_str().unwrap(), &snapshot]));
+    assert_eq!(code, 7, "{said}");
+    assert!(said.contains("does not tell the volume's size"), "{said}");
+}
+
+#[test]
+fn volumes_whose_last_blocks_are_holes_and_volumes_of_one_block_are_read_whole() {
+    let emulator = Emulator::start();
+    let tail = emulator.make_volume("vol-0a", 2048, [0]);
+    // A volume is whole gibibytes to EBS: a file of one block is the start of one.
+    let one = emulator.make_volume("vol-0b", 1, [0]);
+    let (a, b) = (emulator.snapshot("vol-0a"), emulator.snapshot("vol-0b"));
+    let mount = emulator.mount(&[&a, &b]);
+    assert_same(&tail, &mount.disk(&a));
+    run(Command::new("cmp").args(["-n", &BLOCK.to_string()]).arg(&one).arg(mount.disk(&b)));
+    assert_eq!(std::fs::metadata(mount.disk(&b)).unwrap().len(), 1 << 30);
+    let end = read_at(&mount.disk(&b), (1 << 30) - 4096, 4096);
+    assert!(end.iter().all(|byte| *byte == 0));
+    let mut beyond = [0; 16];
+    assert_eq!(open(&mount.disk(&b)).read_at(&mut beyond, 1 << 30).unwrap(), 0);
+    assert_eq!(emulator.gets(), 2);
+}

@@ -1,0 +1,56 @@
+//! 64 TiB: few requests, little memory, wherever it is read.
+
+use crate::support::*;
+
+const TIB: u64 = 1 << 40;
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn sixty_four_tib_are_mounted_and_read_anywhere_with_few_requests_and_bounded_memory() {
+    let emulator = Emulator::with(&["--synthetic", "snap-0d:65536:1000000", "--synthetic", "snap-05:65536:10000"]);
+    let mount = emulator.mount(&["--memory", "64MiB", "snap-0d", "snap-05"]);
+    let disk = mount.disk("snap-0d");
+    assert_eq!(std::fs::metadata(&disk).unwrap().len(), 64 * TIB);
+
+    emulator.reset();
+    let bytes = read_at(&disk, 63 * TIB, MIB as usize);
+    assert!(emulator.lists() <= 2, "{} lists", emulator.lists());
+    assert!(emulator.gets() <= 3, "{} gets", emulator.gets());
+    // The tail of a synthetic block names its seed and index.
+    for (half, block) in (0..2).map(|half| (half, 63 * TIB / BLOCK + half)) {
+        let end = ((half + 1) * BLOCK) as usize;
+        assert_eq!(bytes[end - 8..end], block.to_le_bytes());
+        assert_eq!(bytes[end - 16..end - 8], 1u64.to_le_bytes());
+    }
+
+    emulator.reset();
+    let mut place = 88_172_645_463_325_252u64;
+    let mut blocks = std::collections::BTreeSet::new();
+    let file = open(&disk);
+    for _ in 0..1000 {
+        place ^= place << 13;
+        place ^= place >> 7;
+        place ^= place << 17;
+        let block = place % (64 * TIB / BLOCK);
+        blocks.insert(block);
+        let mut tail = [0; 16];
+        use std::os::unix::fs::FileExt;
+        file.read_exact_at(&mut tail, (block + 1) * BLOCK - 16).unwrap();
+        assert_eq!(tail[8..], block.to_le_bytes());
+    }
+    // The kernel reads whole pages around what is asked for, so the start of a next block may come along.
+    assert!(emulator.gets() <= 2 * blocks.len() as u64, "{}", emulator.gets());
+    assert!(emulator.lists() <= 1001, "{}", emulator.lists());
+
+    // Sparse: seeking through it lists it, and the bitmap stays small.
+    let sparse = mount.disk("snap-05");
+    sh(&format!(
+        "python3 - {} <<'P'\nimport os, sys\nfd = os.open(sys.argv[1], os.O_RDONLY)\nat = 0\n\
+         for _ in range(3000):\n    data = os.lseek(fd, at, os.SEEK_DATA)\n    at = os.lseek(fd, data, os.SEEK_HOLE)\n\
+         \x20   assert data % 524288 == 0 and at > data\nP",
+        sparse.display()
+    ));
+    let peak = mount.peak_memory();
+    assert!(peak <= (64 + 160) * MIB, "{} MiB", peak / MIB);
+    println!("peak {} MiB with --memory 64MiB", peak / MIB);
+}

@@ -1,0 +1,119 @@
+//! The layer rule of `src/lib.rs`: a row imports only rows above it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Module, its row, and modules of its own row or above that it must not know.
+const RULES: &[(&str, u8, &[&str])] = &[
+    ("error", 0, &["block"]),
+    ("block", 0, &[]),
+    ("source", 1, &["readahead", "aws"]),
+    ("readahead", 1, &["source", "aws"]),
+    ("aws", 1, &["source", "readahead", "block"]),
+    ("ebs", 2, &["ec2", "cache", "image", "readahead"]),
+    ("ec2", 2, &["ebs", "cache", "image", "readahead", "block"]),
+    ("cache", 2, &["ebs", "ec2", "image", "readahead", "aws"]),
+    ("image", 2, &["ebs", "ec2", "cache", "aws"]),
+    ("fs", 3, &["ebs", "ec2", "cache", "aws", "readahead"]),
+    ("cli", 4, &[]),
+];
+
+/// Crates that one file alone may name.
+const ONLY: &[(&str, &str)] = &[
+    ("fuser::", "fs/fuse.rs"),
+    ("aws_sdk_ebs::", "ebs/client.rs"),
+    ("aws_sdk_ec2::", "ec2.rs"),
+    ("moka::", "cache/memory.rs"),
+];
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|ending| ending == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The modules of the crate that a file names.
+fn imports(text: &str) -> Vec<&str> {
+    text.lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .flat_map(|line| line.split("crate::").skip(1))
+        .map(|rest| rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap())
+        .filter(|name| !name.is_empty())
+        .collect()
+}
+
+#[test]
+fn no_import_climbs() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&src, &mut files);
+    assert!(files.len() > 30, "{files:?}");
+    let row_of = |module: &str| RULES.iter().find(|rule| rule.0 == module);
+    let mut wrong = Vec::new();
+    for file in files {
+        let path = file.strip_prefix(&src).unwrap().to_str().unwrap().to_owned();
+        let text = fs::read_to_string(&file).unwrap();
+        for (name, home) in ONLY {
+            if text.contains(name) && path != *home {
+                wrong.push(format!("{path} names {name}, which is for {home} alone"));
+            }
+        }
+        let module = path.split(['/', '.']).next().unwrap();
+        if ["lib", "main"].contains(&module) {
+            continue;
+        }
+        for import in imports(&text) {
+            if import == module {
+                continue;
+            }
+            if module == "emulator" {
+                if import != "error" {
+                    wrong.push(format!("{path} imports {import}: the emulator knows no other side"));
+                }
+                continue;
+            }
+            let rule = row_of(module).unwrap_or_else(|| panic!("{path}: no rule for {module}"));
+            let Some(imported) = row_of(import).or((import == "emulator").then_some(&("emulator", 4, &[]))) else {
+                wrong.push(format!("{path} imports {import}, for which there is no rule"));
+                continue;
+            };
+            if imported.1 > rule.1 || rule.2.contains(&import) {
+                wrong.push(format!("{path} (row {}) imports {import} (row {})", rule.1, imported.1));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn files_have_one_subject() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    for folder in ["src", "tests", "benches"] {
+        sources(&root.join(folder), &mut files);
+    }
+    let long: Vec<_> = files
+        .iter()
+        .map(|file| (fs::read_to_string(file).unwrap().lines().count(), file))
+        .filter(|(lines, _)| *lines > 600)
+        .collect();
+    assert!(long.is_empty(), "longer than 600 lines: {long:?}");
+}
+
+#[test]
+fn everything_is_ascii() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = vec![root.join("README.md"), root.join("CHANGELOG.md"), root.join("Cargo.toml")];
+    for folder in ["src", "tests", "benches"] {
+        sources(&root.join(folder), &mut files);
+    }
+    for file in files {
+        let text = fs::read(&file).unwrap();
+        assert!(text.is_ascii(), "{}", file.display());
+    }
+}
