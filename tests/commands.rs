@@ -5,32 +5,18 @@ use std::process::Command;
 
 use crate::support::*;
 
-/// A loop device that goes away.
-struct Loop(String);
-
-impl Loop {
-    fn attach(args: &[&str], file: &Path) -> Self {
-        let device = run(Command::new("losetup")
-            .args(["--find", "--show", "--partscan"])
-            .args(args)
-            .arg(file));
-        Self(device.trim().to_owned())
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
-    }
-}
-
 /// A mounted filesystem that goes away.
 struct Mounted(tempfile::TempDir);
 
 impl Mounted {
-    fn at(device: &str, options: &str) -> Self {
+    /// Mounts a partition of a disk image by a loop device.
+    fn partition(image: &Path, number: u32, options: &str) -> Self {
+        let (start, size) = partition(image, number);
         let point = tempfile::tempdir().unwrap();
-        run(Command::new("mount").args(["-o", options, device]).arg(point.path()));
+        run(Command::new("mount")
+            .args(["-o", &format!("{options},loop,offset={start},sizelimit={size}")])
+            .arg(image)
+            .arg(point.path()));
         Self(point)
     }
 }
@@ -39,6 +25,16 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
     }
+}
+
+/// Start and size of a partition, in bytes.
+fn partition(image: &Path, number: u32) -> (u64, u64) {
+    let line = run(Command::new("partx")
+        .args(["--raw", "--noheadings", "--bytes", "--output", "START,SIZE"])
+        .args(["--nr", &number.to_string()])
+        .arg(image));
+    let mut numbers = line.split_whitespace().map(|word| word.parse::<u64>().unwrap());
+    (numbers.next().unwrap() * 512, numbers.next().unwrap())
 }
 
 #[test]
@@ -128,29 +124,26 @@ fn partitions_of_ext4_xfs_and_btrfs_are_mounted_read_only_and_hold_the_same_file
         ("mkfs.btrfs -q -f", "ro,rescue=nologreplay"),
     ];
     let mut expected = Vec::new();
-    {
-        let disk = Loop::attach(&[], &volume);
-        for (number, (mkfs, _)) in (1..).zip(filesystems) {
-            let part = format!("{}p{number}", disk.0);
-            wait_for("the partition", || Path::new(&part).exists());
-            sh(&format!("{mkfs} {part}"));
-            let mounted = Mounted::at(&part, "rw");
-            let at = mounted.0.path().display();
-            sh(&format!(
-                "cp -r /etc/ssl /etc/default {at}/; dd if=/dev/urandom of={at}/big bs=1M count=40 status=none; sync"
-            ));
-            expected.push(tree(mounted.0.path()));
-            sh(&format!("umount {at}"));
-        }
+    for (number, (mkfs, _)) in (1..).zip(filesystems) {
+        let (start, size) = partition(&volume, number);
+        let at_partition = format!("--offset {start} --sizelimit {size}");
+        sh(&format!(
+            "device=$(losetup --find --show {at_partition} {}); {mkfs} $device; losetup --detach $device",
+            volume.display()
+        ));
+        let mounted = Mounted::partition(&volume, number, "rw");
+        let at = mounted.0.path().display();
+        sh(&format!(
+            "cp -r /etc/ssl /etc/default {at}/; dd if=/dev/urandom of={at}/big bs=1M count=40 status=none; sync"
+        ));
+        expected.push(tree(mounted.0.path()));
+        sh(&format!("umount {at}"));
     }
     let snapshot = emulator.snapshot("vol-0a");
     let mount = emulator.mount(&[&snapshot]);
     assert_same(&volume, &mount.disk(&snapshot));
-    let disk = Loop::attach(&["--read-only"], &mount.disk(&snapshot));
     for ((number, (mkfs, options)), expected) in (1..).zip(filesystems).zip(expected) {
-        let part = format!("{}p{number}", disk.0);
-        wait_for("the partition", || Path::new(&part).exists());
-        let mounted = Mounted::at(&part, options);
+        let mounted = Mounted::partition(&mount.disk(&snapshot), number, options);
         assert_eq!(tree(mounted.0.path()), expected, "{mkfs}");
         sh(&format!("umount {}", mounted.0.path().display()));
     }

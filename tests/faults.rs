@@ -10,28 +10,35 @@ fn a_full_read_through_every_fault_at_once_is_identical_and_no_reader_sees_an_er
     let emulator = Emulator::start();
     let held = (0..400).chain((500..1500).step_by(3)).chain([2047]);
     let volume = emulator.make_volume("vol-0a", 2048, held);
-    let snapshot = emulator.snapshot("vol-0a");
-    let mount = emulator.mount(&["-vv", &snapshot]);
-    emulator.set(
+    let (first, second) = (emulator.snapshot("vol-0a"), emulator.snapshot("vol-0a"));
+    let mount = emulator.mount(&["-vv", &first, &second]);
+    let read_and_expire = |snapshot: &str| {
+        emulator.reset();
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| assert_same(&volume, &mount.disk(snapshot)));
+            wait_for("the middle", || emulator.gets() > 300);
+            emulator.post("expire-tokens");
+            let gets = emulator.gets();
+            reader.join().unwrap();
+            assert!(gets < emulator.gets(), "tokens expired in the middle");
+        });
+    };
+    let throttle = "get_rps=200&get_rps_snapshot=200";
+    emulator.set(&format!(
         "error_5xx=0.02&reset=0.02&stall=0.02&truncate=0.02&corrupt=0.02&empty_page=0.3&nulls=0.5\
-         &bare_last_page=0.5&get_rps=200&get_rps_snapshot=200&latency_ms=3",
-    );
-    let expire = std::thread::scope(|scope| {
-        let reader = scope.spawn(|| assert_same(&volume, &mount.disk(&snapshot)));
-        wait_for("the middle", || emulator.gets() > 300);
-        emulator.post("expire-tokens");
-        let gets = emulator.gets();
-        reader.join().unwrap();
-        gets
-    });
-    assert!(expire < emulator.gets());
+         &bare_last_page=0.5&latency_ms=3&{throttle}",
+    ));
+    read_and_expire(&first);
+    // Without stalls, which are slow, the limit is reached.
+    emulator.set("stall=0&latency_ms=0");
+    read_and_expire(&second);
     assert!(emulator.count("throttled") > 0);
     let log = mount.log();
     assert!(log.contains("SHA-256 is"), "corruption was met: {log}");
     assert!(log.contains("listing again"), "expired tokens were met: {log}");
     // Tokens are 95 characters without a blank: none may be in the log, however much it says.
     let long = log.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '-'));
-    assert_eq!(long.map(str::len).max().unwrap_or(0).max(60), 60, "a token in the log: {log}");
+    assert!(long.map(str::len).max().unwrap_or(0) < 80, "a token in the log: {log}");
 }
 
 /// Reads the image to its end and says whether it could, checking every byte that it got.

@@ -44,6 +44,8 @@ const ZERO_BLOCK_SHA256: &str = "B4VNL+8pega6gWheZgwzLeNtXRjVRpJ9MNqtbX/aFUE=";
 #[derive(Debug)]
 pub struct Client {
     sdk: aws_sdk_ebs::Client,
+    /// Where requests go, for people.
+    endpoint: String,
     limiter: Limiter,
     timeout: Mutex<Duration>,
     last_wait_log: Mutex<Option<Instant>>,
@@ -108,6 +110,11 @@ impl std::convert::From<Failure> for Error {
 impl Client {
     /// A client with the Region, credentials and endpoint of `config`.
     pub fn new(config: &SdkConfig, limits: &Limits) -> Self {
+        let region = config.region().map_or("no Region", |region| region.as_ref());
+        let endpoint = std::env::var("AWS_ENDPOINT_URL_EBS")
+            .ok()
+            .or_else(|| config.endpoint_url().map(str::to_owned))
+            .unwrap_or_else(|| format!("EBS in {region}"));
         let config = Builder::from(config)
             .retry_config(RetryConfig::disabled())
             .timeout_config(
@@ -122,6 +129,7 @@ impl Client {
             .build();
         Self {
             sdk: aws_sdk_ebs::Client::from_conf(config),
+            endpoint,
             limiter: Limiter::new(limits),
             timeout: Mutex::new(limits.timeout),
             last_wait_log: Mutex::new(None),
@@ -307,7 +315,8 @@ impl Client {
         let now = Instant::now();
         if now + pause >= call.deadline {
             let given_up = format!(
-                "gave up after {} attempts in {:.0?}",
+                "gave up on {} after {} attempts in {:.0?}",
+                self.endpoint,
                 waits.attempts,
                 now - waits.since
             );

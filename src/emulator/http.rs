@@ -76,7 +76,12 @@ async fn answer(emulator: Arc<Emulator>, request: Request<Incoming>) -> io::Resu
         let done = tokio::task::block_in_place(|| emulator.perform(&call, &parts, &body, &switches));
         done.unwrap_or_else(|refusal| call.refuse(&refusal))
     };
-    damage(reply, &switches).await
+    let mut reply = damage(reply, &switches).await?;
+    // Clients correct their clocks by it.
+    if let Ok(date) = httpdate::fmt_http_date(emulator.now()).parse() {
+        reply.headers_mut().insert("date", date);
+    }
+    Ok(reply)
 }
 
 /// What a request asks for.

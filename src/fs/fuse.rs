@@ -13,7 +13,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use fuser::{
@@ -28,6 +28,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::warn;
 
+use super::log::FailureLog;
 use super::tree::{Attributes, FileKind, Line, Tree};
 use crate::block::BLOCK_SIZE;
 use crate::error::{Error, Kind, Result};
@@ -37,10 +38,6 @@ const THREADS: usize = 2;
 /// How long the kernel may keep names and attributes. Snapshots never change; what is listed and described does.
 const FOREVER: Duration = Duration::from_secs(3600);
 const BRIEFLY: Duration = Duration::from_secs(1);
-/// Failures are logged at most this often, the same one at most that often, however many reads meet them.
-const LOG_AGAIN: Duration = Duration::from_secs(1);
-const LOG_SAME_AGAIN: Duration = Duration::from_secs(10);
-
 /// Kinds to errnos: the one table of this border.
 fn errno(kind: Kind) -> Errno {
     match kind {
@@ -69,7 +66,7 @@ struct Ebsfs {
     draining: watch::Receiver<bool>,
     folders: Arc<Mutex<HashMap<u64, Arc<[Line]>>>>,
     next_handle: AtomicU64,
-    logged: Arc<Mutex<Option<(Instant, String)>>>,
+    log: Arc<FailureLog>,
 }
 
 impl Ebsfs {
@@ -81,9 +78,9 @@ impl Ebsfs {
     ) {
         let _context = self.runtime.enter();
         let mut work = Box::pin(work);
-        let logged = Arc::clone(&self.logged);
+        let log = Arc::clone(&self.log);
         let told = move |error: Error| {
-            log_once(&logged, &error);
+            log.tell(&error);
             errno(error.kind())
         };
         match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
@@ -100,23 +97,6 @@ impl Ebsfs {
                 });
             }
         }
-    }
-}
-
-/// Names that do not exist are everyday; everything else is worth a line, but not one a read.
-fn log_once(logged: &Mutex<Option<(Instant, String)>>, error: &Error) {
-    if error.kind() == Kind::NotFound {
-        return;
-    }
-    let line = error.chain();
-    let mut logged = logged.lock();
-    let told = logged.as_ref().is_some_and(|(at, last)| {
-        let again = if *last == line { LOG_SAME_AGAIN } else { LOG_AGAIN };
-        at.elapsed() < again
-    });
-    if !told {
-        warn!("{line}");
-        *logged = Some((Instant::now(), line));
     }
 }
 
@@ -165,11 +145,12 @@ impl Filesystem for Ebsfs {
         };
         let tree = Arc::clone(&self.tree);
         let work = async move {
-            let attributes = tree.lookup(parent.0, &name).await?;
-            Ok(file_attr(&tree, &attributes))
+            let found = tree.lookup(parent.0, &name).await?;
+            Ok(found.map(|attributes| file_attr(&tree, &attributes)))
         };
         self.answer(work, |found| match found {
-            Ok(attr) => reply.entry(&life(&attr), &attr, Generation(0)),
+            Ok(Some(attr)) => reply.entry(&life(&attr), &attr, Generation(0)),
+            Ok(None) => reply.error(Errno::ENOENT),
             Err(errno) => reply.error(errno),
         });
     }
@@ -441,7 +422,7 @@ pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
         draining: drain,
         folders: Arc::default(),
         next_handle: AtomicU64::new(1),
-        logged: Arc::default(),
+        log: Arc::default(),
     };
     let mut config = Config::default();
     config.mount_options = vec![

@@ -1,7 +1,8 @@
 //! A catalog as a filesystem: [`tree`] decides (inodes, names, sizes), [`fuse`] translates (the kernel's requests,
-//! errnos, mounting).
+//! errnos, mounting), [`log`] tells of failures without repeating itself.
 
 mod fuse;
+mod log;
 mod tree;
 
 pub use fuse::{Access, Mounted, mount, unmount};

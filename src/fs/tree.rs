@@ -14,7 +14,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
-use tracing::warn;
 
 use crate::block::BLOCK_SIZE;
 use crate::error::{Error, Kind, Result};
@@ -141,26 +140,30 @@ impl Tree {
             .ok_or_else(|| Error::new(Kind::NotFound, format!("no inode {ino}")))
     }
 
-    /// The inode of a name in a folder.
-    pub(super) async fn lookup(&self, parent: u64, name: &str) -> Result<Attributes> {
-        let absent = || Error::new(Kind::NotFound, format!("no {name:?}"));
+    /// What a name in a folder is; `None` for a name that means nothing there. A snapshot id always means something: one
+    /// that does not exist is an error with its reason.
+    pub(super) async fn lookup(&self, parent: u64, name: &str) -> Result<Option<Attributes>> {
         let ino = match self.node(parent)? {
             Node::Root if name == "snapshots" => SNAPSHOTS,
             Node::Root if name == "volumes" => VOLUMES,
             Node::Snapshots => {
-                let id: SnapshotId = name.parse().map_err(|_| absent())?;
+                let Ok(id) = name.parse::<SnapshotId>() else {
+                    return Ok(None);
+                };
                 self.entry(&id).await?.ino
             }
             Node::Snapshot(entry) if name == "disk.raw" => entry.ino + 1,
             Node::Snapshot(entry) if name == "snapshot.json" => entry.ino + 2,
             Node::Volumes | Node::Volume(_) => {
                 let lines = self.lines(parent).await?;
-                let line = lines.into_iter().find(|line| line.name == name);
-                line.ok_or_else(absent)?.ino
+                match lines.into_iter().find(|line| line.name == name) {
+                    Some(line) => line.ino,
+                    None => return Ok(None),
+                }
             }
-            _ => return Err(absent()),
+            _ => return Ok(None),
         };
-        self.attributes(ino).await
+        self.attributes(ino).await.map(Some)
     }
 
     /// What `stat` shows of an inode.
@@ -332,17 +335,13 @@ impl Tree {
             return Ok(Arc::clone(entry));
         }
         // Opening tells whether it exists, and what EC2 knows of it.
-        let (snapshot, _) = self.catalog.open(id).await.inspect_err(|error| {
-            warn!("{id}: {}", error.chain());
-        })?;
+        let (snapshot, _) = self.catalog.open(id).await?;
         Ok(self.nodes.lock().see(&snapshot))
     }
 
     async fn image_of(&self, entry: &Entry) -> Result<Arc<Image>> {
         let image = entry.image.get_or_try_init(|| async {
-            let (snapshot, source) = self.catalog.open(&entry.id).await.inspect_err(|error| {
-                warn!("{}: {}", entry.id, error.chain());
-            })?;
+            let (snapshot, source) = self.catalog.open(&entry.id).await?;
             *entry.told.lock() = snapshot;
             Ok(Arc::new(Image::new(source, self.max_readahead)))
         });
@@ -356,9 +355,7 @@ impl Tree {
         {
             return Ok(Arc::clone(snapshots));
         }
-        let snapshots = self.catalog.list().await.inspect_err(|error| {
-            warn!("cannot list snapshots: {}", error.chain());
-        })?;
+        let snapshots = self.catalog.list().await?;
         let snapshots: Arc<[Snapshot]> = snapshots.into();
         *listing = Some((Instant::now(), Arc::clone(&snapshots)));
         Ok(snapshots)
