@@ -161,9 +161,12 @@ fn refused(
         (_, "INVALID_BLOCK_TOKEN" | "INVALID_PAGE_TOKEN") => {
             Verdict::StaleToken(error(Kind::Invalid))
         }
-        (_, "DEPENDENCY_RESOURCE_NOT_FOUND" | "INVALID_DEPENDENCY_REQUEST" | "DEPENDENCY_ACCESS_DENIED") => {
-            Verdict::Permanent(kms())
-        }
+        (
+            _,
+            "DEPENDENCY_RESOURCE_NOT_FOUND"
+            | "INVALID_DEPENDENCY_REQUEST"
+            | "DEPENDENCY_ACCESS_DENIED",
+        ) => Verdict::Permanent(kms()),
         (_, "INVALID_SNAPSHOT_ID") if message.contains("ublic snapshot") => {
             Verdict::Permanent(needs(
                 Kind::Denied,
@@ -171,13 +174,16 @@ fn refused(
             ))
         }
         (_, "INVALID_SNAPSHOT_ID")
-            if ["not complete", "pending"].iter().any(|word| message.contains(word)) =>
+            if ["not complete", "pending"]
+                .iter()
+                .any(|word| message.contains(word)) =>
         {
             Verdict::Permanent(needs(Kind::Pending, "try again when it is completed"))
         }
-        (_, "INVALID_SNAPSHOT_ID") if message.contains("rchive") => {
-            Verdict::Permanent(needs(Kind::Denied, "restore it first (aws ec2 restore-snapshot-tier)"))
-        }
+        (_, "INVALID_SNAPSHOT_ID") if message.contains("rchive") => Verdict::Permanent(needs(
+            Kind::Denied,
+            "restore it first (aws ec2 restore-snapshot-tier)",
+        )),
         (_, "SNAPSHOT_NOT_FOUND") | ("InvalidSnapshot.NotFound", _) => Verdict::Permanent(needs(
             Kind::NotFound,
             "check the id, the Region and the account",
@@ -211,7 +217,14 @@ mod tests {
     use super::*;
 
     fn kind_of(status: u16, code: &str, reason: &str, message: &str) -> (&'static str, Kind) {
-        match refused(status, code, reason, message, "ebs:GetSnapshotBlock", "snap-1") {
+        match refused(
+            status,
+            code,
+            reason,
+            message,
+            "ebs:GetSnapshotBlock",
+            "snap-1",
+        ) {
             Verdict::Retry(error) => ("retry", error.kind()),
             Verdict::StaleToken(error) => ("stale", error.kind()),
             Verdict::Permanent(error) => ("permanent", error.kind()),
@@ -221,15 +234,25 @@ mod tests {
     #[test]
     fn exactly_the_retryable_is_retried() {
         let throttled = ("retry", Kind::Throttled);
-        assert_eq!(kind_of(400, "RequestThrottledException", "ACCOUNT_THROTTLED", ""), throttled);
+        assert_eq!(
+            kind_of(400, "RequestThrottledException", "ACCOUNT_THROTTLED", ""),
+            throttled
+        );
         assert_eq!(kind_of(400, "ThrottlingException", "", ""), throttled);
         assert_eq!(kind_of(503, "RequestLimitExceeded", "", ""), throttled);
         for status in [500, 502, 503, 504] {
-            assert_eq!(kind_of(status, "InternalServerException", "", ""), ("retry", Kind::Unavailable));
+            assert_eq!(
+                kind_of(status, "InternalServerException", "", ""),
+                ("retry", Kind::Unavailable)
+            );
         }
         for (status, code, reason) in [
             (403, "AccessDeniedException", ""),
-            (402, "ServiceQuotaExceededException", "DEPENDENCY_SERVICE_QUOTA_EXCEEDED"),
+            (
+                402,
+                "ServiceQuotaExceededException",
+                "DEPENDENCY_SERVICE_QUOTA_EXCEEDED",
+            ),
             (400, "ValidationException", "INVALID_BLOCK"),
             (404, "ResourceNotFoundException", "SNAPSHOT_NOT_FOUND"),
             (409, "ConflictException", ""),
@@ -248,25 +271,62 @@ mod tests {
     #[test]
     fn refusals_name_what_is_missing() {
         let text = |status, code, reason, message| {
-            refused(status, code, reason, message, "ebs:GetSnapshotBlock", "snap-1").into_error().chain()
+            refused(
+                status,
+                code,
+                reason,
+                message,
+                "ebs:GetSnapshotBlock",
+                "snap-1",
+            )
+            .into_error()
+            .chain()
         };
-        assert!(text(403, "AccessDeniedException", "", "no").contains("permission ebs:GetSnapshotBlock on arn:"));
         assert!(
-            text(404, "ResourceNotFoundException", "DEPENDENCY_RESOURCE_NOT_FOUND", "KMS key not found")
-                .contains("kms:Decrypt")
+            text(403, "AccessDeniedException", "", "no")
+                .contains("permission ebs:GetSnapshotBlock on arn:")
         );
-        assert!(text(403, "InvalidSignatureException", "", "bad").contains("credentials were refused"));
+        assert!(
+            text(
+                404,
+                "ResourceNotFoundException",
+                "DEPENDENCY_RESOURCE_NOT_FOUND",
+                "KMS key not found"
+            )
+            .contains("kms:Decrypt")
+        );
+        assert!(
+            text(403, "InvalidSignatureException", "", "bad").contains("credentials were refused")
+        );
         assert_eq!(
-            kind_of(404, "ResourceNotFoundException", "DEPENDENCY_RESOURCE_NOT_FOUND", "").1,
+            kind_of(
+                404,
+                "ResourceNotFoundException",
+                "DEPENDENCY_RESOURCE_NOT_FOUND",
+                ""
+            )
+            .1,
             Kind::Denied,
             "a missing key is no missing snapshot"
         );
         assert_eq!(
-            kind_of(400, "ValidationException", "INVALID_SNAPSHOT_ID", "Snapshot is not complete").1,
+            kind_of(
+                400,
+                "ValidationException",
+                "INVALID_SNAPSHOT_ID",
+                "Snapshot is not complete"
+            )
+            .1,
             Kind::Pending
         );
         assert_eq!(
-            kind_of(400, "ValidationException", "INVALID_SNAPSHOT_ID", "Public snapshots are not supported").1,
+            kind_of(
+                400,
+                "ValidationException",
+                "INVALID_SNAPSHOT_ID",
+                "Public snapshots are not supported"
+            )
+            .1,
             Kind::Denied
         );
     }

@@ -127,7 +127,9 @@ fn snapshot(told: &aws_sdk_ec2::types::Snapshot) -> Option<Snapshot> {
         other => State::Other(other.as_str().to_owned()),
     });
     snapshot.progress = told.progress.clone().filter(|text| !text.is_empty());
-    snapshot.start_time = told.start_time.and_then(|time| SystemTime::try_from(time).ok());
+    snapshot.start_time = told
+        .start_time
+        .and_then(|time| SystemTime::try_from(time).ok());
     snapshot.volume_size = told
         .volume_size
         .and_then(|gib| u64::try_from(gib).ok()?.checked_mul(1 << 30));
@@ -136,7 +138,10 @@ fn snapshot(told: &aws_sdk_ec2::types::Snapshot) -> Option<Snapshot> {
         .and_then(|bytes| u64::try_from(bytes).ok());
     snapshot.encrypted = told.encrypted;
     snapshot.kms_key_id = told.kms_key_id.clone();
-    snapshot.storage_tier = told.storage_tier.as_ref().map(|tier| tier.as_str().to_owned());
+    snapshot.storage_tier = told
+        .storage_tier
+        .as_ref()
+        .map(|tier| tier.as_str().to_owned());
     snapshot.owner_id = told.owner_id.clone();
     snapshot.description = told.description.clone().filter(|text| !text.is_empty());
     snapshot.tags = told

@@ -67,7 +67,9 @@ impl Image {
         let mut slices = Vec::with_capacity(blocks.len());
         for (part, block) in parts.iter().zip(blocks) {
             slices.push(match block {
-                Block::Zero => Bytes::from_static(&ZEROES[part.start..part.end]),
+                Block::Zero => {
+                    Bytes::from_static(ZEROES.get(part.start..part.end).unwrap_or_default())
+                }
                 Block::Data(bytes) if part.end <= bytes.len() => bytes.slice(part.start..part.end),
                 Block::Data(bytes) => {
                     return Err(Error::new(

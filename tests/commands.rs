@@ -14,7 +14,10 @@ impl Mounted {
         let (start, size) = partition(image, number);
         let point = tempfile::tempdir().unwrap();
         run(Command::new("mount")
-            .args(["-o", &format!("{options},loop,offset={start},sizelimit={size}")])
+            .args([
+                "-o",
+                &format!("{options},loop,offset={start},sizelimit={size}"),
+            ])
             .arg(image)
             .arg(point.path()));
         Self(point)
@@ -23,7 +26,10 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
+        let _ = Command::new("umount")
+            .arg("--lazy")
+            .arg(self.0.path())
+            .status();
     }
 }
 
@@ -33,7 +39,9 @@ fn partition(image: &Path, number: u32) -> (u64, u64) {
         .args(["--raw", "--noheadings", "--bytes", "--output", "START,SIZE"])
         .args(["--nr", &number.to_string()])
         .arg(image));
-    let mut numbers = line.split_whitespace().map(|word| word.parse::<u64>().unwrap());
+    let mut numbers = line
+        .split_whitespace()
+        .map(|word| word.parse::<u64>().unwrap());
     (numbers.next().unwrap() * 512, numbers.next().unwrap())
 }
 
@@ -61,7 +69,10 @@ fn dd_cp_cat_and_sha256sum_read_every_byte_and_cp_keeps_the_holes() {
         assert_same(&volume, &out);
         if copy.contains("cp ") {
             let blocks: u64 = sh(&format!("stat -c %b {o}")).trim().parse().unwrap();
-            assert!(blocks <= 41 * BLOCK / 512, "{copy}: {blocks} blocks of 512 bytes");
+            assert!(
+                blocks <= 41 * BLOCK / 512,
+                "{copy}: {blocks} blocks of 512 bytes"
+            );
         }
     }
 }
@@ -85,7 +96,11 @@ fn qemu_img_converts_compares_and_shows_the_holes() {
         .iter()
         .map(|run| {
             let number = |name: &str| run[name].as_u64().unwrap() / BLOCK;
-            (number("start"), number("length"), run["data"].as_bool().unwrap())
+            (
+                number("start"),
+                number("length"),
+                run["data"].as_bool().unwrap(),
+            )
         })
         .collect();
     assert_eq!(
@@ -155,8 +170,14 @@ fn ls_shows_a_table_and_json_and_umount_unmounts_only_its_own() {
     emulator.make_volume("vol-0a", 2048, [1]);
     let snapshot = emulator.snapshot("vol-0a");
     let table = run(&mut emulator.ebsfs(&["ls", "vol-0a"]));
-    assert!(table.starts_with("SNAPSHOT") && table.contains(&snapshot), "{table}");
-    assert!(table.contains("512.0 KiB") && table.contains("1.0 GiB"), "{table}");
+    assert!(
+        table.starts_with("SNAPSHOT") && table.contains(&snapshot),
+        "{table}"
+    );
+    assert!(
+        table.contains("512.0 KiB") && table.contains("1.0 GiB"),
+        "{table}"
+    );
     let json: serde_json::Value =
         serde_json::from_str(&run(&mut emulator.ebsfs(&["ls", "--json"]))).unwrap();
     assert_eq!(json[0]["id"], snapshot.as_str());
@@ -166,7 +187,15 @@ fn ls_shows_a_table_and_json_and_umount_unmounts_only_its_own() {
     let at = point.path().to_str().unwrap();
     run(&mut emulator.ebsfs(&["mount", "--background", at, &snapshot]));
     assert_eq!(
-        read_at(&point.path().join("snapshots").join(&snapshot).join("disk.raw"), BLOCK, 8),
+        read_at(
+            &point
+                .path()
+                .join("snapshots")
+                .join(&snapshot)
+                .join("disk.raw"),
+            BLOCK,
+            8
+        ),
         content("vol-0a", 1)[..8],
         "it answers when the command returns"
     );

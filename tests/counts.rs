@@ -44,7 +44,10 @@ fn mounting_costs_one_list_a_named_snapshot_and_nothing_when_lazy() {
     let mount = emulator.mount(&["--lazy", &a, &b]);
     let calls = emulator.lists() + emulator.gets() + emulator.count("DescribeSnapshots");
     assert_eq!(calls, 0);
-    assert_eq!(read_at(&mount.disk(&a), 7 * BLOCK, 1), content("vol-0a", 7)[..1]);
+    assert_eq!(
+        read_at(&mount.disk(&a), 7 * BLOCK, 1),
+        content("vol-0a", 7)[..1]
+    );
     assert_eq!((emulator.lists(), emulator.gets()), (1, 1), "one byte");
 }
 
@@ -61,7 +64,10 @@ fn sixty_four_readers_of_one_block_cost_one_get() {
             scope.spawn(move || {
                 let offset = 20 * BLOCK + reader * 8192;
                 let start = (reader * 8192) as usize;
-                assert_eq!(read_at(disk, offset, 4096), content("vol-0a", 20)[start..start + 4096]);
+                assert_eq!(
+                    read_at(disk, offset, 4096),
+                    content("vol-0a", 20)[start..start + 4096]
+                );
             });
         }
     });
@@ -75,8 +81,14 @@ fn holes_cost_no_get_and_seeking_over_them_none() {
     let snapshot = emulator.snapshot("vol-0a");
     let mount = emulator.mount(&[&snapshot]);
     assert_same(&volume, &mount.disk(&snapshot));
-    let map = sh(&format!("qemu-img map --output=json {}", mount.disk(&snapshot).display()));
-    assert!(map.contains("\"data\": false") && !map.contains("\"data\": true"), "{map}");
+    let map = sh(&format!(
+        "qemu-img map --output=json {}",
+        mount.disk(&snapshot).display()
+    ));
+    assert!(
+        map.contains("\"data\": false") && !map.contains("\"data\": true"),
+        "{map}"
+    );
     assert_eq!((emulator.gets(), emulator.lists()), (0, 1));
 }
 
@@ -87,7 +99,10 @@ fn at_least_16_blocks_are_in_flight_for_a_sequential_reader() {
     let snapshot = emulator.snapshot("vol-0a");
     let mount = emulator.mount(&[&snapshot]);
     emulator.reset();
-    sh(&format!("dd if={} of=/dev/null bs=1M count=256 status=none", mount.disk(&snapshot).display()));
+    sh(&format!(
+        "dd if={} of=/dev/null bs=1M count=256 status=none",
+        mount.disk(&snapshot).display()
+    ));
     let most = emulator.count("most_at_once");
     assert!(most >= 16, "{most}");
     assert_eq!(emulator.gets(), 512);

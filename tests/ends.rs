@@ -19,13 +19,23 @@ fn sigint_sigterm_and_fusermount_unmount_and_exit_0() {
     let snapshot = emulator.snapshot("vol-0a");
     for end in ["INT", "TERM", "fusermount3"] {
         let mut mount = emulator.mount(&[&snapshot]);
-        assert_eq!(read_at(&mount.disk(&snapshot), 0, 8), content("vol-0a", 0)[..8]);
+        assert_eq!(
+            read_at(&mount.disk(&snapshot), 0, 8),
+            content("vol-0a", 0)[..8]
+        );
         if end == "fusermount3" {
-            run(Command::new("fusermount3").arg("-u").arg(mount.point.path()));
+            run(Command::new("fusermount3")
+                .arg("-u")
+                .arg(mount.point.path()));
         } else {
             mount.signal(end);
         }
-        assert_eq!(mount.wait(Duration::from_secs(5)), Some(0), "{end}: {}", mount.log());
+        assert_eq!(
+            mount.wait(Duration::from_secs(5)),
+            Some(0),
+            "{end}: {}",
+            mount.log()
+        );
         assert!(!mounted(mount.point.path()), "{end}");
     }
 }
@@ -50,10 +60,20 @@ fn sigterm_while_the_server_is_silent_answers_readers_with_eio_and_ends_within_5
     std::thread::sleep(Duration::from_millis(500));
     let start = Instant::now();
     mount.signal("TERM");
-    assert_eq!(mount.wait(Duration::from_secs(5)), Some(0), "{}", mount.log());
+    assert_eq!(
+        mount.wait(Duration::from_secs(5)),
+        Some(0),
+        "{}",
+        mount.log()
+    );
     for mut reader in readers {
         let mut said = String::new();
-        reader.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        reader
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut said)
+            .unwrap();
         assert!(!reader.wait().unwrap().success());
         assert!(said.contains("Input/output error"), "{said}");
     }
@@ -69,12 +89,19 @@ fn a_busy_mount_says_so_lives_on_and_is_detached_by_the_second_signal() {
     let mut mount = emulator.mount(&[&snapshot]);
     let held = open(&mount.disk(&snapshot));
     mount.signal("INT");
-    wait_for("the line", || mount.log().contains("is busy and stays mounted"));
+    wait_for("the line", || {
+        mount.log().contains("is busy and stays mounted")
+    });
     let mut bytes = vec![0; 512];
     held.read_exact_at(&mut bytes, BLOCK).unwrap();
     assert_eq!(bytes, content("vol-0a", 1)[..512], "it serves on");
     mount.signal("INT");
-    assert_eq!(mount.wait(Duration::from_secs(5)), Some(0), "{}", mount.log());
+    assert_eq!(
+        mount.wait(Duration::from_secs(5)),
+        Some(0),
+        "{}",
+        mount.log()
+    );
     assert!(!mounted(mount.point.path()));
 }
 
@@ -91,10 +118,20 @@ fn a_read_that_cannot_succeed_ends_at_its_deadline_and_the_next_one_works_again(
     let error = file.read_exact_at(&mut bytes, 0).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EIO));
     // The kernel asks a failed page once more by itself.
-    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        start.elapsed()
+    );
     let log = mount.log();
-    assert!(log.contains("waiting since") && log.contains("gave up after"), "{log}");
-    assert!(log.contains("HTTP 500"), "it says what it waited for: {log}");
+    assert!(
+        log.contains("waiting since") && log.contains("gave up after"),
+        "{log}"
+    );
+    assert!(
+        log.contains("HTTP 500"),
+        "it says what it waited for: {log}"
+    );
     emulator.set("error_5xx=0");
     file.read_exact_at(&mut bytes, 0).unwrap();
     assert_eq!(bytes, content("vol-0a", 0)[..16]);
@@ -109,7 +146,12 @@ fn readers_killed_in_mid_flight_leave_nothing_wrong_behind() {
     for round in 0..10u64 {
         let mut reader = Command::new("dd")
             .arg(format!("if={}", mount.disk(&snapshot).display()))
-            .args(["of=/dev/null", "bs=1M", "status=none", &format!("skip={}", round * 20)])
+            .args([
+                "of=/dev/null",
+                "bs=1M",
+                "status=none",
+                &format!("skip={}", round * 20),
+            ])
             .spawn()
             .unwrap();
         std::thread::sleep(Duration::from_millis(20 + round * 9));
@@ -117,7 +159,11 @@ fn readers_killed_in_mid_flight_leave_nothing_wrong_behind() {
         reader.wait().unwrap();
     }
     assert_same(&volume, &mount.disk(&snapshot));
-    assert_eq!(emulator.gets(), 400, "what the killed readers asked for was kept");
+    assert_eq!(
+        emulator.gets(),
+        400,
+        "what the killed readers asked for was kept"
+    );
 }
 
 #[test]

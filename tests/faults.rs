@@ -35,10 +35,16 @@ fn a_full_read_through_every_fault_at_once_is_identical_and_no_reader_sees_an_er
     assert!(emulator.count("throttled") > 0);
     let log = mount.log();
     assert!(log.contains("SHA-256 is"), "corruption was met: {log}");
-    assert!(log.contains("listing again"), "expired tokens were met: {log}");
+    assert!(
+        log.contains("listing again"),
+        "expired tokens were met: {log}"
+    );
     // Tokens are 95 characters without a blank: none may be in the log, however much it says.
     let long = log.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '-'));
-    assert!(long.map(str::len).max().unwrap_or(0) < 80, "a token in the log: {log}");
+    assert!(
+        long.map(str::len).max().unwrap_or(0) < 80,
+        "a token in the log: {log}"
+    );
 }
 
 /// Reads the image to its end and says whether it could, checking every byte that it got.
@@ -63,9 +69,16 @@ fn a_dropped_or_doubled_page_of_a_listing_is_an_error_and_never_zeroes() {
         let snapshot = emulator.snapshot("vol-0a");
         let mount = emulator.mount(&[&snapshot]);
         emulator.set(fault);
-        assert_eq!(read_all(&volume, &mount.disk(&snapshot)), Err(libc::EIO), "{fault}");
+        assert_eq!(
+            read_all(&volume, &mount.disk(&snapshot)),
+            Err(libc::EIO),
+            "{fault}"
+        );
         let log = mount.log();
-        assert!(log.contains("the listing contradicts itself"), "{fault}: {log}");
+        assert!(
+            log.contains("the listing contradicts itself"),
+            "{fault}: {log}"
+        );
         // It stays an error: what was listed is not trusted any more.
         emulator.set(&fault.replace("=1", "=0"));
         let error = open(&mount.disk(&snapshot))
@@ -82,13 +95,24 @@ fn a_listing_that_does_not_count_what_ec2_tells_is_an_error() {
     let snapshot = emulator.snapshot("vol-0a");
     let mount = emulator.mount(&["--lazy", &snapshot]);
     // Two blocks fewer in the listing than in the description that the mount gets first.
-    assert_eq!(std::fs::metadata(mount.disk(&snapshot)).unwrap().len(), 1 << 30);
-    let map = emulator.folder.path().join("snapshots").join(format!("{snapshot}.map"));
+    assert_eq!(
+        std::fs::metadata(mount.disk(&snapshot)).unwrap().len(),
+        1 << 30
+    );
+    let map = emulator
+        .folder
+        .path()
+        .join("snapshots")
+        .join(format!("{snapshot}.map"));
     let bytes = std::fs::read(&map).unwrap();
     std::fs::write(&map, &bytes[..bytes.len() - 80]).unwrap();
     emulator.post("reload");
     assert_eq!(read_all(&volume, &mount.disk(&snapshot)), Err(libc::EIO));
-    assert!(mount.log().contains("FullSnapshotSizeInBytes"), "{}", mount.log());
+    assert!(
+        mount.log().contains("FullSnapshotSizeInBytes"),
+        "{}",
+        mount.log()
+    );
 }
 
 #[test]
@@ -107,7 +131,11 @@ fn a_block_that_is_stored_wrong_is_an_error_at_once_and_its_neighbours_are_not()
     assert_eq!(error.raw_os_error(), Some(libc::EIO));
     let log = mount.log();
     assert!(log.contains("block 5: SHA-256 is"), "{log}");
-    assert!(emulator.gets() < 60, "not tried for 90 seconds: {}", emulator.gets());
+    assert!(
+        emulator.gets() < 60,
+        "not tried for 90 seconds: {}",
+        emulator.gets()
+    );
 }
 
 #[test]
@@ -125,7 +153,12 @@ fn a_clock_that_jumps_a_day_renews_tokens_before_they_are_refused() {
         .env("FAKETIME_NO_CACHE", "1")
         .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
     let mount = Mount::start(command, &[&snapshot]);
-    let read = |index| assert_eq!(read_at(&mount.disk(&snapshot), index * BLOCK, 8), content("vol-0a", index)[..8]);
+    let read = |index| {
+        assert_eq!(
+            read_at(&mount.disk(&snapshot), index * BLOCK, 8),
+            content("vol-0a", index)[..8]
+        );
+    };
     read(50);
     assert_eq!((emulator.lists(), emulator.gets()), (1, 1));
     std::fs::write(&clock, "+1d").unwrap();
@@ -146,11 +179,17 @@ fn page_tokens_that_expire_between_empty_pages_do_not_stop_a_listing() {
 
 #[test]
 fn sizes_that_no_reply_tells_are_an_error_and_not_a_guess() {
-    let emulator = Emulator::with(&["--set", "deny=ec2:DescribeSnapshots", "--set", "bare_last_page=1"]);
+    let emulator = Emulator::with(&[
+        "--set",
+        "deny=ec2:DescribeSnapshots",
+        "--set",
+        "bare_last_page=1",
+    ]);
     emulator.make_volume("vol-0a", 2048, [0]);
     let snapshot = emulator.snapshot("vol-0a");
     let point = tempfile::tempdir().unwrap();
-    let (code, said) = ends(&mut emulator.ebsfs(&["mount", point.path().to_str().unwrap(), &snapshot]));
+    let (code, said) =
+        ends(&mut emulator.ebsfs(&["mount", point.path().to_str().unwrap(), &snapshot]));
     assert_eq!(code, 7, "{said}");
     assert!(said.contains("does not tell the volume's size"), "{said}");
 }
@@ -164,11 +203,17 @@ fn volumes_whose_last_blocks_are_holes_and_volumes_of_one_block_are_read_whole()
     let (a, b) = (emulator.snapshot("vol-0a"), emulator.snapshot("vol-0b"));
     let mount = emulator.mount(&[&a, &b]);
     assert_same(&tail, &mount.disk(&a));
-    run(Command::new("cmp").args(["-n", &BLOCK.to_string()]).arg(&one).arg(mount.disk(&b)));
+    run(Command::new("cmp")
+        .args(["-n", &BLOCK.to_string()])
+        .arg(&one)
+        .arg(mount.disk(&b)));
     assert_eq!(std::fs::metadata(mount.disk(&b)).unwrap().len(), 1 << 30);
     let end = read_at(&mount.disk(&b), (1 << 30) - 4096, 4096);
     assert!(end.iter().all(|byte| *byte == 0));
     let mut beyond = [0; 16];
-    assert_eq!(open(&mount.disk(&b)).read_at(&mut beyond, 1 << 30).unwrap(), 0);
+    assert_eq!(
+        open(&mount.disk(&b)).read_at(&mut beyond, 1 << 30).unwrap(),
+        0
+    );
     assert_eq!(emulator.gets(), 2);
 }

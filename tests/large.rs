@@ -7,7 +7,12 @@ const MIB: u64 = 1 << 20;
 
 #[test]
 fn sixty_four_tib_are_mounted_and_read_anywhere_with_few_requests_and_bounded_memory() {
-    let emulator = Emulator::with(&["--synthetic", "snap-0d:65536:1000000", "--synthetic", "snap-05:65536:10000"]);
+    let emulator = Emulator::with(&[
+        "--synthetic",
+        "snap-0d:65536:1000000",
+        "--synthetic",
+        "snap-05:65536:10000",
+    ]);
     let mount = emulator.mount(&["--memory", "64MiB", "snap-0d", "snap-05"]);
     let disk = mount.disk("snap-0d");
     assert_eq!(std::fs::metadata(&disk).unwrap().len(), 64 * TIB);
@@ -35,11 +40,16 @@ fn sixty_four_tib_are_mounted_and_read_anywhere_with_few_requests_and_bounded_me
         blocks.insert(block);
         let mut tail = [0; 16];
         use std::os::unix::fs::FileExt;
-        file.read_exact_at(&mut tail, (block + 1) * BLOCK - 16).unwrap();
+        file.read_exact_at(&mut tail, (block + 1) * BLOCK - 16)
+            .unwrap();
         assert_eq!(tail[8..], block.to_le_bytes());
     }
     // The kernel reads whole pages around what is asked for, so the start of a next block may come along.
-    assert!(emulator.gets() <= 2 * blocks.len() as u64, "{}", emulator.gets());
+    assert!(
+        emulator.gets() <= 2 * blocks.len() as u64,
+        "{}",
+        emulator.gets()
+    );
     assert!(emulator.lists() <= 1001, "{}", emulator.lists());
 
     // Sparse: seeking through it lists it, and the bitmap stays small.

@@ -42,7 +42,11 @@ fn imports(text: &str) -> Vec<&str> {
     text.lines()
         .filter(|line| !line.trim_start().starts_with("//"))
         .flat_map(|line| line.split("crate::").skip(1))
-        .map(|rest| rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap())
+        .map(|rest| {
+            rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+                .next()
+                .unwrap()
+        })
         .filter(|name| !name.is_empty())
         .collect()
 }
@@ -56,7 +60,12 @@ fn no_import_climbs() {
     let row_of = |module: &str| RULES.iter().find(|rule| rule.0 == module);
     let mut wrong = Vec::new();
     for file in files {
-        let path = file.strip_prefix(&src).unwrap().to_str().unwrap().to_owned();
+        let path = file
+            .strip_prefix(&src)
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .to_owned();
         let text = fs::read_to_string(&file).unwrap();
         for (name, home) in ONLY {
             if text.contains(name) && path != *home {
@@ -73,17 +82,26 @@ fn no_import_climbs() {
             }
             if module == "emulator" {
                 if import != "error" {
-                    wrong.push(format!("{path} imports {import}: the emulator knows no other side"));
+                    wrong.push(format!(
+                        "{path} imports {import}: the emulator knows no other side"
+                    ));
                 }
                 continue;
             }
             let rule = row_of(module).unwrap_or_else(|| panic!("{path}: no rule for {module}"));
-            let Some(imported) = row_of(import).or((import == "emulator").then_some(&("emulator", 4, &[]))) else {
-                wrong.push(format!("{path} imports {import}, for which there is no rule"));
+            let Some(imported) =
+                row_of(import).or((import == "emulator").then_some(&("emulator", 4, &[])))
+            else {
+                wrong.push(format!(
+                    "{path} imports {import}, for which there is no rule"
+                ));
                 continue;
             };
             if imported.1 > rule.1 || rule.2.contains(&import) {
-                wrong.push(format!("{path} (row {}) imports {import} (row {})", rule.1, imported.1));
+                wrong.push(format!(
+                    "{path} (row {}) imports {import} (row {})",
+                    rule.1, imported.1
+                ));
             }
         }
     }
@@ -108,7 +126,11 @@ fn files_have_one_subject() {
 #[test]
 fn everything_is_ascii() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut files = vec![root.join("README.md"), root.join("CHANGELOG.md"), root.join("Cargo.toml")];
+    let mut files = vec![
+        root.join("README.md"),
+        root.join("CHANGELOG.md"),
+        root.join("Cargo.toml"),
+    ];
     for folder in ["src", "tests", "benches"] {
         sources(&root.join(folder), &mut files);
     }

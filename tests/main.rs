@@ -3,7 +3,8 @@
 //! Every test reads and compares bytes or counts requests; its name says what it proves. They need root (or
 //! fusermount3), /dev/fuse and loop devices, which `.ci/run` provides.
 #![expect(
-    clippy::expect_used,
+    clippy::cast_possible_truncation,
+    clippy::indexing_slicing,
     clippy::panic,
     clippy::unwrap_used,
     unreachable_pub,

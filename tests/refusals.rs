@@ -40,7 +40,10 @@ impl Case {
 fn refused(command: &mut Command, code: i32, says: &[&str]) {
     let (got, said) = ends(command);
     assert_eq!(got, code, "{said}");
-    let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("ebsfs: ")).collect();
+    let errors: Vec<&str> = said
+        .lines()
+        .filter(|line| line.starts_with("ebsfs: "))
+        .collect();
     assert_eq!(errors.len(), 1, "{said}");
     for word in says {
         assert!(errors[0].contains(word), "{word:?} in {said}");
@@ -50,21 +53,42 @@ fn refused(command: &mut Command, code: i32, says: &[&str]) {
 #[test]
 fn a_snapshot_that_does_not_exist_is_not_found() {
     let case = Case::new();
-    refused(&mut case.mount(&["snap-0123"]), 3, &["snap-0123", "SNAPSHOT_NOT_FOUND", "Region"]);
-    refused(&mut case.mount(&["--region", "eu-west-1", &case.snapshot]), 3, &["SNAPSHOT_NOT_FOUND"]);
+    refused(
+        &mut case.mount(&["snap-0123"]),
+        3,
+        &["snap-0123", "SNAPSHOT_NOT_FOUND", "Region"],
+    );
+    refused(
+        &mut case.mount(&["--region", "eu-west-1", &case.snapshot]),
+        3,
+        &["SNAPSHOT_NOT_FOUND"],
+    );
 }
 
 #[test]
 fn what_is_not_allowed_names_the_permission() {
     let case = Case::new();
     case.emulator.set("deny=ebs:ListSnapshotBlocks");
-    refused(&mut case.mount(&[&case.snapshot]), 4, &["ebs:ListSnapshotBlocks", "arn:aws:ec2:*::snapshot/*"]);
+    refused(
+        &mut case.mount(&[&case.snapshot]),
+        4,
+        &["ebs:ListSnapshotBlocks", "arn:aws:ec2:*::snapshot/*"],
+    );
     case.emulator.set("deny=ec2:DescribeSnapshots");
     refused(&mut case.mount(&["vol-0a"]), 4, &["ec2:DescribeSnapshots"]);
-    refused(&mut case.emulator.ebsfs(&["ls"]), 4, &["ec2:DescribeSnapshots"]);
+    refused(
+        &mut case.emulator.ebsfs(&["ls"]),
+        4,
+        &["ec2:DescribeSnapshots"],
+    );
     case.emulator.set("deny=");
-    case.emulator.post(&format!("snapshots/{}?kms_denied=1", case.snapshot));
-    refused(&mut case.mount(&[&case.snapshot]), 4, &["kms:Decrypt", "kms:DescribeKey"]);
+    case.emulator
+        .post(&format!("snapshots/{}?kms_denied=1", case.snapshot));
+    refused(
+        &mut case.mount(&[&case.snapshot]),
+        4,
+        &["kms:Decrypt", "kms:DescribeKey"],
+    );
 }
 
 #[test]
@@ -74,7 +98,13 @@ fn a_missing_permission_to_get_is_eacces_for_the_reader_and_named_in_the_log() {
     case.emulator.set("deny=ebs:GetSnapshotBlock");
     let error = std::fs::read(mount.disk(&case.snapshot)).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EACCES));
-    assert!(mount.log().contains("needs the permission ebs:GetSnapshotBlock"), "{}", mount.log());
+    assert!(
+        mount
+            .log()
+            .contains("needs the permission ebs:GetSnapshotBlock"),
+        "{}",
+        mount.log()
+    );
 }
 
 #[test]
@@ -87,10 +117,12 @@ fn snapshots_that_cannot_be_read_give_the_errno_that_fits_and_a_line() {
     };
     let new = || case.emulator.snapshot("vol-0a");
     let archived = new();
-    case.emulator.post(&format!("snapshots/{archived}?tier=archive"));
+    case.emulator
+        .post(&format!("snapshots/{archived}?tier=archive"));
     assert_eq!(try_read(&archived), libc::EACCES);
     let public = new();
-    case.emulator.post(&format!("snapshots/{public}?public=1&owner=444455556666"));
+    case.emulator
+        .post(&format!("snapshots/{public}?public=1&owner=444455556666"));
     assert_eq!(try_read(&public), libc::EACCES);
     case.emulator.set("pending_ms=3600000");
     let pending = new();
@@ -103,7 +135,9 @@ fn snapshots_that_cannot_be_read_give_the_errno_that_fits_and_a_line() {
         ("snap-0123".into(), "SNAPSHOT_NOT_FOUND"),
     ] {
         let log = mount.log();
-        let line = log.lines().find(|line| line.contains(&id) && line.contains(words));
+        let line = log
+            .lines()
+            .find(|line| line.contains(&id) && line.contains(words));
         assert!(line.is_some(), "{id} {words}: {log}");
     }
 }
@@ -114,8 +148,15 @@ fn a_snapshot_that_ec2_knows_before_the_direct_apis_do_is_waited_for() {
     emulator.make_volume("vol-0a", 2048, [4]);
     let mount = emulator.mount(&[]);
     let snapshot = emulator.snapshot("vol-0a");
-    assert_eq!(read_at(&mount.disk(&snapshot), 4 * BLOCK, 8), content("vol-0a", 4)[..8]);
-    assert!(mount.log().contains("waiting until it can be listed"), "{}", mount.log());
+    assert_eq!(
+        read_at(&mount.disk(&snapshot), 4 * BLOCK, 8),
+        content("vol-0a", 4)[..8]
+    );
+    assert!(
+        mount.log().contains("waiting until it can be listed"),
+        "{}",
+        mount.log()
+    );
 }
 
 #[test]
@@ -123,16 +164,30 @@ fn no_credentials_no_region_no_endpoint_are_told_apart() {
     let case = Case::new();
     let id = case.snapshot.as_str();
     refused(
-        case.mount(&[id]).env("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent"),
+        case.mount(&[id])
+            .env("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent"),
         4,
         &["no AWS credentials", "AWS_PROFILE"],
     );
-    refused(case.mount(&[id]).env_remove("AWS_REGION"), 2, &["no AWS Region", "--region"]);
-    refused(&mut case.mount(&["--profile", "nobody", id]), 4, &["no AWS credentials"]);
-    let wrong_key = case.emulator.folder.path().join("wrong");
-    std::fs::write(&wrong_key, "[default]\naws_access_key_id=AKIAWRONG\naws_secret_access_key=x\n").unwrap();
     refused(
-        case.mount(&[id]).env("AWS_SHARED_CREDENTIALS_FILE", &wrong_key),
+        case.mount(&[id]).env_remove("AWS_REGION"),
+        2,
+        &["no AWS Region", "--region"],
+    );
+    refused(
+        &mut case.mount(&["--profile", "nobody", id]),
+        4,
+        &["no AWS credentials"],
+    );
+    let wrong_key = case.emulator.folder.path().join("wrong");
+    std::fs::write(
+        &wrong_key,
+        "[default]\naws_access_key_id=AKIAWRONG\naws_secret_access_key=x\n",
+    )
+    .unwrap();
+    refused(
+        case.mount(&[id])
+            .env("AWS_SHARED_CREDENTIALS_FILE", &wrong_key),
         4,
         &["credentials were refused"],
     );
@@ -144,8 +199,16 @@ fn no_credentials_no_region_no_endpoint_are_told_apart() {
     // A server that accepts and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", silent.local_addr().unwrap());
-    refused(&mut case.mount(&["--endpoint-url", &url, id]), 7, &["no answer"]);
-    refused(&mut case.mount(&["--endpoint-url", "nonsense", id]), 2, &["is no URL"]);
+    refused(
+        &mut case.mount(&["--endpoint-url", &url, id]),
+        7,
+        &["no answer"],
+    );
+    refused(
+        &mut case.mount(&["--endpoint-url", "nonsense", id]),
+        2,
+        &["is no URL"],
+    );
 }
 
 #[test]
@@ -160,7 +223,11 @@ fn a_mountpoint_that_cannot_be_used_is_said_so_before_any_call() {
     refused(&mut mount(case.at()), 1, &["is not empty"]);
     refused(&mut mount("/proc"), 1, &["mounted on it already"]);
     let mounted = case.emulator.mount(&[id]);
-    refused(&mut mount(mounted.point.path().to_str().unwrap()), 1, &["mounted on it already"]);
+    refused(
+        &mut mount(mounted.point.path().to_str().unwrap()),
+        1,
+        &["mounted on it already"],
+    );
     assert_eq!(case.emulator.lists(), 1, "only the one that was mounted");
 }
 
@@ -171,7 +238,11 @@ fn a_mount_whose_program_was_killed_is_recognised() {
     mounted.process.kill().unwrap();
     mounted.process.wait().unwrap();
     let at = mounted.point.path().to_str().unwrap().to_owned();
-    refused(&mut case.emulator.ebsfs(&["mount", &at, &case.snapshot]), 1, &["has died", "fusermount3 -u"]);
+    refused(
+        &mut case.emulator.ebsfs(&["mount", &at, &case.snapshot]),
+        1,
+        &["has died", "fusermount3 -u"],
+    );
     run(&mut case.emulator.ebsfs(&["umount", &at]));
 }
 

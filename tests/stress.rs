@@ -10,14 +10,18 @@ use crate::support::*;
 
 /// The blocks of the volume, some held, some not, in runs of many lengths.
 fn is_held(block: u64) -> bool {
-    block < 40 || (block / 7) % 3 == 1 || block % 97 == 0
+    block < 40 || (block / 7) % 3 == 1 || block.is_multiple_of(97)
 }
 
 #[test]
 fn one_hundred_thousand_random_reads_and_seeks_by_16_threads_equal_the_raw_file() {
     const BLOCKS: u64 = 2048;
     let emulator = Emulator::start();
-    let volume = emulator.make_volume("vol-0a", BLOCKS, (0..BLOCKS - 9).filter(|block| is_held(*block)));
+    let volume = emulator.make_volume(
+        "vol-0a",
+        BLOCKS,
+        (0..BLOCKS - 9).filter(|block| is_held(*block)),
+    );
     let snapshot = emulator.snapshot("vol-0a");
     let mount = emulator.mount(&["--memory", "16MiB", &snapshot]);
     let disk = mount.disk(&snapshot);
@@ -57,14 +61,21 @@ fn one_hundred_thousand_random_reads_and_seeks_by_16_threads_equal_the_raw_file(
 /// The raw file is allocated by whole blocks, so both tell the same.
 fn same_seek(raw: impl AsFd, image: impl AsFd, at: u64, whence: Whence) {
     let at = i64::try_from(at).unwrap();
-    assert_eq!(lseek(image, at, whence), lseek(raw, at, whence), "{whence:?} from {at}");
+    assert_eq!(
+        lseek(image, at, whence),
+        lseek(raw, at, whence),
+        "{whence:?} from {at}"
+    );
 }
 
 struct Random(u64);
 
 impl Random {
     fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 24) % limit
     }
 }

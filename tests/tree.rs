@@ -27,16 +27,26 @@ fn the_tree_shows_the_snapshots_that_the_arguments_select_with_their_size_time_a
     let mut expected = [first.clone(), second.clone()];
     expected.sort();
     assert_eq!(names("snapshots"), expected);
-    assert_eq!(names(&format!("snapshots/{first}")), ["disk.raw", "snapshot.json"]);
+    assert_eq!(
+        names(&format!("snapshots/{first}")),
+        ["disk.raw", "snapshot.json"]
+    );
     assert_eq!(names("volumes"), ["vol-0a"]);
 
     let by_time = names("volumes/vol-0a");
     assert_eq!(by_time.len(), 2);
-    let linked = fs::canonicalize(mount.point.path().join("volumes/vol-0a").join(&by_time[0])).unwrap();
-    assert!(linked.ends_with(&first) || linked.ends_with(&second), "{linked:?}");
+    let linked =
+        fs::canonicalize(mount.point.path().join("volumes/vol-0a").join(&by_time[0])).unwrap();
+    assert!(
+        linked.ends_with(&first) || linked.ends_with(&second),
+        "{linked:?}"
+    );
 
     // Any other snapshot can be opened by its id.
-    assert_eq!(read_at(&mount.disk(&other), 5 * BLOCK, 4096), content("vol-0b", 5)[..4096]);
+    assert_eq!(
+        read_at(&mount.disk(&other), 5 * BLOCK, 4096),
+        content("vol-0b", 5)[..4096]
+    );
     assert_eq!(names("snapshots"), expected, "and is not listed for that");
     assert!(!mount.disk("snap-0123").exists());
     assert!(!mount.point.path().join("snapshots/README").exists());
@@ -54,14 +64,20 @@ fn the_tree_shows_the_snapshots_that_the_arguments_select_with_their_size_time_a
     let start = humantime::parse_rfc3339(json["start_time"].as_str().unwrap()).unwrap();
     assert_eq!(stat.modified().unwrap(), start);
 
-    let attributes = sh(&format!("getfattr -d --absolute-names {}", mount.disk(&first).display()));
+    let attributes = sh(&format!(
+        "getfattr -d --absolute-names {}",
+        mount.disk(&first).display()
+    ));
     for attribute in [
         format!("user.ebs.snapshot_id=\"{first}\""),
         "user.ebs.volume_id=\"vol-0a\"".into(),
         format!("user.ebs.start_time={}", json["start_time"]),
         "user.ebs.encrypted=\"false\"".into(),
     ] {
-        assert!(attributes.contains(&attribute), "{attribute} in {attributes}");
+        assert!(
+            attributes.contains(&attribute),
+            "{attribute} in {attributes}"
+        );
     }
 }
 
@@ -74,18 +90,30 @@ fn without_ec2_permission_everything_but_listing_works() {
     let mount = emulator.mount(&[&snapshot]);
     assert_same(&volume, &mount.disk(&snapshot));
     assert_same(&volume, &mount.disk(&other));
-    let named: Vec<_> = fs::read_dir(mount.point.path().join("snapshots")).unwrap().collect();
+    let named: Vec<_> = fs::read_dir(mount.point.path().join("snapshots"))
+        .unwrap()
+        .collect();
     assert_eq!(named.len(), 1);
     let blocks = fs::metadata(mount.disk(&snapshot)).unwrap().blocks();
-    assert!(blocks > 0 && blocks < (1 << 30) / 512, "{blocks}: unknown, and neither empty nor full");
-    assert!(mount.log().contains("ec2:DescribeSnapshots"), "{}", mount.log());
+    assert!(
+        blocks > 0 && blocks < (1 << 30) / 512,
+        "{blocks}: unknown, and neither empty nor full"
+    );
+    assert!(
+        mount.log().contains("ec2:DescribeSnapshots"),
+        "{}",
+        mount.log()
+    );
 
     let all = emulator.mount(&[]);
     let error = fs::read_dir(all.point.path().join("snapshots"))
         .and_then(|mut names| names.next().transpose())
         .unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EACCES));
-    assert_eq!(read_at(&all.disk(&snapshot), 3 * BLOCK, 512), content("vol-0a", 3)[..512]);
+    assert_eq!(
+        read_at(&all.disk(&snapshot), 3 * BLOCK, 512),
+        content("vol-0a", 3)[..512]
+    );
 }
 
 #[test]
@@ -104,7 +132,10 @@ fn whatever_writes_is_told_that_the_filesystem_is_read_only() {
     read_only(fs::create_dir(folder.join("new")));
     read_only(fs::remove_file(&disk));
     read_only(fs::rename(&disk, folder.join("new")));
-    read_only(fs::set_permissions(&disk, fs::Permissions::from_mode(0o600)));
+    read_only(fs::set_permissions(
+        &disk,
+        fs::Permissions::from_mode(0o600),
+    ));
     read_only(std::os::unix::fs::symlink("a", folder.join("b")));
     assert_eq!(read_at(&disk, 0, 512), content("vol-0a", 0)[..512]);
 }
@@ -116,19 +147,32 @@ fn a_second_user_is_refused_by_mode_and_let_in_by_mode() {
     let snapshot = emulator.snapshot("vol-0a");
     let as_nobody = |disk: &std::path::Path| {
         Command::new("setpriv")
-            .args(["--reuid=65534", "--regid=65534", "--clear-groups", "head", "-c1"])
+            .args([
+                "--reuid=65534",
+                "--regid=65534",
+                "--clear-groups",
+                "head",
+                "-c1",
+            ])
             .arg(disk)
             .output()
             .unwrap()
     };
     let reach = |mount: &Mount| {
-        fs::set_permissions(mount.point.path().parent().unwrap(), fs::Permissions::from_mode(0o1777)).unwrap();
+        fs::set_permissions(
+            mount.point.path().parent().unwrap(),
+            fs::Permissions::from_mode(0o1777),
+        )
+        .unwrap();
     };
     for (options, allowed) in [
         (&[][..], false),
         (&["--allow-other"][..], false),
         (&["--allow-other", "--mode", "0444"][..], true),
-        (&["--allow-other", "--mode", "0440", "--gid", "65534"][..], true),
+        (
+            &["--allow-other", "--mode", "0440", "--gid", "65534"][..],
+            true,
+        ),
         (&["--allow-other", "--uid", "65534"][..], true),
     ] {
         let args: Vec<&str> = options.iter().copied().chain([snapshot.as_str()]).collect();

@@ -162,9 +162,9 @@ fn chunk_of(index: u32) -> usize {
 
 fn scan_bits(bits: &[u64; WORDS], from: u32, wanted: bool) -> Option<u32> {
     let flip = if wanted { 0 } else { u64::MAX };
-    let first = from as usize / 64;
+    let first = from / 64;
     let mut mask = u64::MAX << (from % 64);
-    for (number, word) in (first as u32..).zip(bits.get(first..)?) {
+    for (number, word) in (first..).zip(bits.get(first as usize..)?) {
         let word = (word ^ flip) & mask;
         if word != 0 {
             return Some(number * 64 + word.trailing_zeros());

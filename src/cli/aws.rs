@@ -47,7 +47,9 @@ impl AwsArgs {
             if !usable {
                 return Err(Error::new(
                     Kind::Invalid,
-                    format!("--endpoint-url {url:?} is no URL: it must look like https://HOST[:PORT]"),
+                    format!(
+                        "--endpoint-url {url:?} is no URL: it must look like https://HOST[:PORT]"
+                    ),
                 ));
             }
             loader = loader.endpoint_url(url);
@@ -75,7 +77,9 @@ pub(super) async fn check_credentials(config: &SdkConfig) -> Result<()> {
         Ok(Err(error)) => Err(no_credentials(&error)),
         Err(_) => Err(Error::new(
             Kind::Denied,
-            format!("no AWS credentials within {CREDENTIALS_TIMEOUT:?}: set AWS_PROFILE or --profile, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+            format!(
+                "no AWS credentials within {CREDENTIALS_TIMEOUT:?}: set AWS_PROFILE or --profile, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            ),
         )),
     }
 }

@@ -49,7 +49,9 @@ pub(super) fn leave_session() -> Result<()> {
 /// Says that the mount answers and lets go of the caller's terminal and folder. Lines written to stderr from now on are
 /// lost, unless there is a log file.
 pub(super) fn ready(log_file: Option<&Path>) -> Result<()> {
-    let failed = |error: std::io::Error| Error::with_source(Kind::Io, "cannot go into the background", error);
+    let failed = |error: std::io::Error| {
+        Error::with_source(Kind::Io, "cannot go into the background", error)
+    };
     std::io::stdout().write_all(READY).map_err(failed)?;
     std::io::stdout().flush().map_err(failed)?;
     let null = OpenOptions::new()

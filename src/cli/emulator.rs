@@ -13,9 +13,11 @@ use crate::error::{Error, Kind, Result};
 
 /// Serve the EBS direct APIs and EC2's snapshot calls from a folder of disk images, on loopback
 #[derive(Args, Debug)]
-#[command(long_about = "Serve the EBS direct APIs and EC2's snapshot calls from a folder of disk images, on loopback.\n\n\
+#[command(
+    long_about = "Serve the EBS direct APIs and EC2's snapshot calls from a folder of disk images, on loopback.\n\n\
     FOLDER/volumes/vol-*.raw are ordinary sparse files; CreateSnapshot takes them as they stand. Requests must be signed \
-    with the key in FOLDER/credentials. http://ADDRESS/_emulator/ shows counters and sets latency, limits and faults.")]
+    with the key in FOLDER/credentials. http://ADDRESS/_emulator/ shows counters and sets latency, limits and faults."
+)]
 pub(super) struct EmulatorArgs {
     /// Where volumes and snapshots are kept; made when it is not there
     folder: PathBuf,

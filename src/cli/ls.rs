@@ -52,10 +52,20 @@ impl LsArgs {
 }
 
 fn table(snapshots: &[Snapshot]) -> String {
-    let size = |bytes: Option<u64>| bytes.map_or("-".into(), |bytes| ByteSize::b(bytes).to_string());
+    let size =
+        |bytes: Option<u64>| bytes.map_or("-".into(), |bytes| ByteSize::b(bytes).to_string());
     let mut rows = vec![
-        ["SNAPSHOT", "VOLUME", "STARTED", "SIZE", "HELD", "STATE", "ENCRYPTED", "NAME"]
-            .map(str::to_owned),
+        [
+            "SNAPSHOT",
+            "VOLUME",
+            "STARTED",
+            "SIZE",
+            "HELD",
+            "STATE",
+            "ENCRYPTED",
+            "NAME",
+        ]
+        .map(str::to_owned),
     ];
     for snapshot in snapshots {
         let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
@@ -64,7 +74,9 @@ fn table(snapshots: &[Snapshot]) -> String {
         });
         let state = match (&snapshot.state, &snapshot.progress, &snapshot.storage_tier) {
             (_, _, Some(tier)) if tier == "archive" => "archived".into(),
-            (Some(crate::source::State::Pending), Some(progress), _) => format!("pending {progress}"),
+            (Some(crate::source::State::Pending), Some(progress), _) => {
+                format!("pending {progress}")
+            }
             (state, _, _) => state.as_ref().map_or("-".into(), ToString::to_string),
         };
         rows.push([
@@ -74,8 +86,16 @@ fn table(snapshots: &[Snapshot]) -> String {
             size(snapshot.volume_size),
             size(snapshot.full_size),
             state,
-            snapshot.encrypted.map_or("-".into(), |yes| if yes { "yes" } else { "no" }.into()),
-            text(&snapshot.tags.get("Name").cloned().or_else(|| snapshot.description.clone())),
+            snapshot
+                .encrypted
+                .map_or("-".into(), |yes| if yes { "yes" } else { "no" }.into()),
+            text(
+                &snapshot
+                    .tags
+                    .get("Name")
+                    .cloned()
+                    .or_else(|| snapshot.description.clone()),
+            ),
         ]);
     }
     let mut widths = [0; 8];

@@ -118,7 +118,10 @@ fn start_log(verbose: u8, format: LogFormat, file: Option<&Path>) -> Result<()> 
         }
         Some(path) => {
             let file = open_log(path)?;
-            (false, tracing_subscriber::fmt::writer::BoxMakeWriter::new(file))
+            (
+                false,
+                tracing_subscriber::fmt::writer::BoxMakeWriter::new(file),
+            )
         }
     };
     let layer = tracing_subscriber::fmt::layer()

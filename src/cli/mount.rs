@@ -27,9 +27,11 @@ const CLOSING: Duration = Duration::from_secs(3);
 
 /// Show EBS snapshots as read-only raw disk images
 #[derive(Args, Debug)]
-#[command(long_about = "Show EBS snapshots as read-only raw disk images, whose blocks are fetched when they are read.\n\n\
+#[command(
+    long_about = "Show EBS snapshots as read-only raw disk images, whose blocks are fetched when they are read.\n\n\
     MOUNTPOINT/snapshots/ID/disk.raw is the volume at that instant. Any snapshot id can be opened there, selected or not.\n\
-    Stays in the foreground until it is unmounted (ebsfs umount, fusermount3 -u) or gets SIGINT or SIGTERM.")]
+    Stays in the foreground until it is unmounted (ebsfs umount, fusermount3 -u) or gets SIGINT or SIGTERM."
+)]
 pub(super) struct MountArgs {
     /// An empty folder
     mountpoint: PathBuf,

@@ -31,7 +31,9 @@ impl UmountArgs {
         }
         Err(Error::new(
             Kind::Io,
-            format!("{at} is busy (fuser -vm {at} names who uses it); --lazy detaches it all the same"),
+            format!(
+                "{at} is busy (fuser -vm {at} names who uses it); --lazy detaches it all the same"
+            ),
         ))
     }
 }

@@ -141,7 +141,11 @@ impl BlockMap {
     }
 
     /// The block's token; none when it is a hole.
-    pub(super) async fn token(&self, index: BlockIndex, deadline: Instant) -> Result<Option<String>> {
+    pub(super) async fn token(
+        &self,
+        index: BlockIndex,
+        deadline: Instant,
+    ) -> Result<Option<String>> {
         loop {
             match self.lookup(index)? {
                 Lookup::Hole => return Ok(None),
@@ -206,7 +210,10 @@ impl BlockMap {
         let Some(start) = state.page_of(index) else {
             return Ok(Lookup::Unlisted);
         };
-        match self.pages.token((self.number, start), index, (self.clock)()) {
+        match self
+            .pages
+            .token((self.number, start), index, (self.clock)())
+        {
             Kept::Token(token) => return Ok(Lookup::Token(token)),
             Kept::Old(asked) => state.again = Some((index, asked)),
             Kept::Gone => {}
@@ -225,7 +232,11 @@ impl BlockMap {
                     Err(_) => Err(self.error(Kind::Unavailable, "no listing before the deadline")),
                 }
             }
-            Plan::List { start, max, landing } => {
+            Plan::List {
+                start,
+                max,
+                landing,
+            } => {
                 let listed = self.list_chain(start, index, max, deadline).await;
                 drop(landing);
                 listed
@@ -306,7 +317,7 @@ impl BlockMap {
                 (Some(next), None) => {
                     // An empty page covers nothing, and only its own token leads past it.
                     if matches!(&from, From::Page(token) if token == next) {
-                        return Err(self.poison("the same page comes again and again".into()));
+                        return Err(self.poison("the same page comes again and again"));
                     }
                     from = From::Page(next.clone());
                     continue;
@@ -333,7 +344,7 @@ impl BlockMap {
         if known == told {
             return Ok(());
         }
-        Err(self.poison(format!(
+        Err(self.poison(&format!(
             "the volume has {} bytes by one account and {size} by another",
             known.size()
         )))
@@ -353,7 +364,7 @@ impl BlockMap {
                 .ok()
                 .filter(|index| (least..geometry.block_count()).contains(index))
             else {
-                return Err(self.poison(format!(
+                return Err(self.poison(&format!(
                     "a listing from block {start} brought block {index} where one from {least} to {} must come",
                     geometry.block_count() - 1
                 )));
@@ -377,13 +388,13 @@ impl BlockMap {
                 seen_before += 1;
             } else if state.known.contains(index) {
                 drop(state);
-                return Err(self.poison(format!("block {index} was a hole and is now held")));
+                return Err(self.poison(&format!("block {index} was a hole and is now held")));
             }
         }
         let held_before = state.held.count_in(span);
         if held_before != seen_before {
             drop(state);
-            return Err(self.poison(format!(
+            return Err(self.poison(&format!(
                 "{} blocks between {start} and {end} were listed before and are now missing",
                 held_before - seen_before
             )));
@@ -393,12 +404,14 @@ impl BlockMap {
             state.held.insert(BlockIndex(*index));
         }
         let (held, known) = (state.held.len(), state.known.len());
-        let all = state.geometry.map(|geometry| u64::from(geometry.block_count()));
+        let all = state
+            .geometry
+            .map(|geometry| u64::from(geometry.block_count()));
         if let Some(expected) = state.expected
             && (held > expected || all == Some(known) && held != expected)
         {
             drop(state);
-            return Err(self.poison(format!(
+            return Err(self.poison(&format!(
                 "{held} blocks are listed, EC2 tells {expected} (FullSnapshotSizeInBytes)"
             )));
         }
@@ -427,8 +440,11 @@ impl BlockMap {
     }
 
     /// From now on every answer is this error: what was listed cannot be trusted.
-    fn poison(&self, what: String) -> Error {
-        let error = self.error(Kind::Corrupt, &format!("the listing contradicts itself: {what}"));
+    fn poison(&self, what: &str) -> Error {
+        let error = self.error(
+            Kind::Corrupt,
+            &format!("the listing contradicts itself: {what}"),
+        );
         tracing::error!("{error}");
         self.state.lock().corrupt.get_or_insert(error).clone()
     }
@@ -443,7 +459,11 @@ impl State {
             .map(BlockIndex)
             .find(|before| self.known.contains(*before))?;
         let anchor = self.held.contains(nearest);
-        Some(if anchor { nearest } else { BlockIndex(nearest.0 + 1) })
+        Some(if anchor {
+            nearest
+        } else {
+            BlockIndex(nearest.0 + 1)
+        })
     }
 
     /// The start of the page that should speak of a block.

@@ -127,7 +127,10 @@ impl EbsCatalog {
             Err(_) => Error::new(Kind::Unavailable, "EC2 does not answer"),
         };
         *self.ec2_silent_until.lock() = Some(Instant::now() + DESCRIBE_AGAIN);
-        warn!("going on without EC2's description of {id}: {}", error.chain());
+        warn!(
+            "going on without EC2's description of {id}: {}",
+            error.chain()
+        );
         None
     }
 
@@ -138,7 +141,9 @@ impl EbsCatalog {
         snapshot.readable()?;
         let known = Known {
             geometry: snapshot.volume_size.map(Geometry::new).transpose()?,
-            held: snapshot.full_size.map(|bytes| bytes / u64::from(BLOCK_SIZE)),
+            held: snapshot
+                .full_size
+                .map(|bytes| bytes / u64::from(BLOCK_SIZE)),
             exists,
         };
         let map = BlockMap::new(
@@ -172,7 +177,10 @@ impl Catalog for EbsCatalog {
             if opened.is_err() && opening.get().is_none() {
                 // An id that cannot be opened is not remembered: anyone may look up any number of them.
                 let mut open = self.open.lock();
-                if open.get(id).is_some_and(|entry| Arc::strong_count(entry) == 2) {
+                if open
+                    .get(id)
+                    .is_some_and(|entry| Arc::strong_count(entry) == 2)
+                {
                     open.remove(id);
                 }
             }

@@ -110,7 +110,9 @@ impl std::convert::From<Failure> for Error {
 impl Client {
     /// A client with the Region, credentials and endpoint of `config`.
     pub fn new(config: &SdkConfig, limits: &Limits) -> Self {
-        let region = config.region().map_or("no Region", |region| region.as_ref());
+        let region = config
+            .region()
+            .map_or("no Region", |region| region.as_ref());
         let endpoint = std::env::var("AWS_ENDPOINT_URL_EBS")
             .ok()
             .or_else(|| config.endpoint_url().map(str::to_owned))
@@ -205,7 +207,10 @@ impl Client {
         };
         let reply = call.within(HEADERS_TIMEOUT, request.send()).await?;
         let reply = reply.map_err(|error| judge(error, call.action, &call.target))?;
-        if reply.block_size.is_some_and(|size| size != BLOCK_SIZE as i32) {
+        if reply
+            .block_size
+            .is_some_and(|size| size != BLOCK_SIZE as i32)
+        {
             return Err(Verdict::Permanent(call.error(
                 Kind::Invalid,
                 &format!("blocks of {:?} bytes, not {BLOCK_SIZE}", reply.block_size),
@@ -275,7 +280,9 @@ impl Client {
         let mut reply = reply.map_err(|error| judge(error, call.action, &call.target))?;
         let (bytes, digest) = body(call, &mut reply, len).await?;
         let promised = reply.checksum.as_deref().unwrap_or_default();
-        if reply.checksum_algorithm != Some(ChecksumAlgorithm::ChecksumAlgorithmSha256) || digest != promised {
+        if reply.checksum_algorithm != Some(ChecksumAlgorithm::ChecksumAlgorithmSha256)
+            || digest != promised
+        {
             let error = call.error(
                 Kind::Corrupt,
                 &format!("SHA-256 is {digest}, the service promised {promised:?}"),
@@ -322,7 +329,11 @@ impl Client {
             );
             return Err(Failure::Final(error.context(given_up)));
         }
-        debug!(attempt = waits.attempts, "again in {pause:.1?}: {}", error.chain());
+        debug!(
+            attempt = waits.attempts,
+            "again in {pause:.1?}: {}",
+            error.chain()
+        );
         self.log_wait(call, waits, &error, now);
         sleep(pause).await;
         Ok(None)
@@ -404,7 +415,12 @@ async fn body(
     let mut hasher = Sha256::new();
     while let Some(chunk) = call.within(BODY_TIMEOUT, reply.block_data.next()).await? {
         let chunk = chunk.map_err(|error| {
-            let what = format!("{} {}: body cut after {} bytes", call.action, call.target, bytes.len());
+            let what = format!(
+                "{} {}: body cut after {} bytes",
+                call.action,
+                call.target,
+                bytes.len()
+            );
             Verdict::Retry(Error::with_source(Kind::Unavailable, what, error))
         })?;
         if bytes.len() + chunk.len() > len {

@@ -171,9 +171,7 @@ mod tests {
         let hours = |n: u64| Duration::from_secs(n * 3600);
         pages.insert((0, 0), page(0, 3, hours(24)));
         pages.insert((1, 0), page(0, 3, hours(1)));
-        let at = |key, after| {
-            pages.token(key, BlockIndex(1), SystemTime::UNIX_EPOCH + after)
-        };
+        let at = |key, after| pages.token(key, BlockIndex(1), SystemTime::UNIX_EPOCH + after);
         assert_eq!(at((0, 0), hours(22)), Kept::Token(format!("{:095}", 1)));
         assert_eq!(at((0, 0), hours(23)), Kept::Old(10_000));
         assert_eq!(at((1, 0), hours(1) / 3), Kept::Token(format!("{:095}", 1)));

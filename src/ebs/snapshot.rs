@@ -49,7 +49,10 @@ impl SnapshotSource {
             let Some(token) = self.map.token(index, deadline).await? else {
                 return Ok(Block::Zero);
             };
-            let got = self.client.get(&self.id, index, &token, len, deadline).await;
+            let got = self
+                .client
+                .get(&self.id, index, &token, len, deadline)
+                .await;
             match got {
                 Err(Failure::StaleToken(error)) if !renewed => {
                     debug!("listing again: {error}");

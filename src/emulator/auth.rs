@@ -17,7 +17,11 @@ use sha2::{Digest, Sha256};
 use super::reply::Refusal;
 
 /// All but the unreserved characters of RFC 3986.
-const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 /// All but those and the slash.
 const PATH_ENCODED: &AsciiSet = &ENCODED.remove(b'/');
 /// How far a request's time may be off.
@@ -45,8 +49,13 @@ pub(super) fn credentials(folder: &Path) -> io::Result<(String, String)> {
             keys.ok_or_else(|| io::Error::other("the credentials file holds no key"))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let random: String = std::iter::repeat_with(fastrand::alphanumeric).take(40).collect();
-            let id = format!("AKIAEMU{}", fastrand::u64(..)).chars().take(20).collect::<String>();
+            let random: String = std::iter::repeat_with(fastrand::alphanumeric)
+                .take(40)
+                .collect();
+            let id = format!("AKIAEMU{}", fastrand::u64(..))
+                .chars()
+                .take(20)
+                .collect::<String>();
             let mut file = OpenOptions::new()
                 .write(true)
                 .create_new(true)
@@ -84,16 +93,16 @@ pub(super) fn verify(
             "Missing Authentication Token",
         ));
     };
-    let refuse = |what: &str| {
-        Refusal::new(403, "InvalidSignatureException", None, what.to_owned())
-    };
+    let refuse = |what: &str| Refusal::new(403, "InvalidSignatureException", None, what.to_owned());
     let field = |name: &str| {
         authorization
             .strip_prefix("AWS4-HMAC-SHA256")?
             .split(',')
             .find_map(|field| field.trim().strip_prefix(name)?.strip_prefix('='))
     };
-    let parts = field("Credential").zip(field("SignedHeaders")).zip(field("Signature"));
+    let parts = field("Credential")
+        .zip(field("SignedHeaders"))
+        .zip(field("Signature"));
     let Some(((credential, signed), signature)) = parts else {
         return Err(refuse("the Authorization header is incomplete"));
     };
@@ -115,7 +124,9 @@ pub(super) fn verify(
         Err(early) => early.duration(),
     });
     if off.is_none_or(|off| off > SKEW) {
-        return Err(refuse(&format!("Signature expired or not yet valid: {time}")));
+        return Err(refuse(&format!(
+            "Signature expired or not yet valid: {time}"
+        )));
     }
     let body_hash = hex(&Sha256::digest(body));
     let promised = header("x-amz-content-sha256").unwrap_or(&body_hash);
@@ -221,7 +232,10 @@ mod tests {
     fn example() -> Parts {
         Request::builder()
             .uri("/?Action=ListUsers&Version=2010-05-08")
-            .header("content-type", "application/x-www-form-urlencoded; charset=utf-8")
+            .header(
+                "content-type",
+                "application/x-www-form-urlencoded; charset=utf-8",
+            )
             .header("host", "iam.amazonaws.com")
             .header("x-amz-date", "20150830T123600Z")
             .header(
@@ -246,7 +260,10 @@ mod tests {
     fn the_documented_example_passes_and_a_changed_one_does_not() {
         let now = at("20150830T123700Z");
         let caller = verify(&example(), b"", "AKIDEXAMPLE", SECRET, now).unwrap();
-        assert_eq!((caller.region.as_str(), caller.service.as_str()), ("us-east-1", "iam"));
+        assert_eq!(
+            (caller.region.as_str(), caller.service.as_str()),
+            ("us-east-1", "iam")
+        );
         let code = |result: Result<Caller, Refusal>| result.unwrap_err().code;
         assert_eq!(
             code(verify(&example(), b"x", "AKIDEXAMPLE", SECRET, now)),

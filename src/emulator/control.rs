@@ -39,15 +39,17 @@ impl Emulator {
             .collect();
         let get = |name: &str| {
             let found = pairs.iter().find(|(key, _)| key == name);
-            found.map(|(_, value)| value.as_str()).ok_or(format!("{name} is missing"))
+            found
+                .map(|(_, value)| value.as_str())
+                .ok_or(format!("{name} is missing"))
         };
         let number = |name: &str| {
             let text = get(name)?;
-            text.parse::<u64>().map_err(|error| format!("{name}={text}: {error}"))
+            text.parse::<u64>()
+                .map_err(|error| format!("{name}={text}: {error}"))
         };
-        let small = |name: &str| {
-            u32::try_from(number(name)?).map_err(|error| format!("{name}: {error}"))
-        };
+        let small =
+            |name: &str| u32::try_from(number(name)?).map_err(|error| format!("{name}: {error}"));
         let steps: Vec<&str> = path.split('/').filter(|step| !step.is_empty()).collect();
         let post = *method == Method::POST;
         match steps[..] {
@@ -107,7 +109,9 @@ impl Emulator {
                 let (gib, density) = (small("gib")?, small("density")?);
                 let seed = number("seed")?;
                 let now = self.now();
-                self.store.lock().add_synthetic(get("id")?, gib, density, seed, now)?;
+                self.store
+                    .lock()
+                    .add_synthetic(get("id")?, gib, density, seed, now)?;
                 Ok(json!({}))
             }
             _ => Err(format!("there is no {method} /_emulator/{path}")),

@@ -1,4 +1,5 @@
 //! The read calls of the EBS direct APIs: ListSnapshotBlocks, ListChangedBlocks, GetSnapshotBlock.
+#![expect(clippy::indexing_slicing, reason = "a JSON object takes any name")]
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,7 +18,11 @@ pub(super) struct Query(Vec<(String, String)>);
 
 impl Query {
     pub(super) fn parse(query: &str) -> Self {
-        Self(form_urlencoded::parse(query.as_bytes()).into_owned().collect())
+        Self(
+            form_urlencoded::parse(query.as_bytes())
+                .into_owned()
+                .collect(),
+        )
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&str> {
@@ -31,7 +36,12 @@ impl Query {
         self.get(name)
             .map(|text| {
                 text.parse().map_err(|_| {
-                    Refusal::new(400, "SerializationException", None, format!("{name} is no number"))
+                    Refusal::new(
+                        400,
+                        "SerializationException",
+                        None,
+                        format!("{name} is no number"),
+                    )
                 })
             })
             .transpose()
@@ -69,15 +79,28 @@ impl Emulator {
         let blocks: Vec<Value> = indexes
             .iter()
             .map(|index| {
-                let token = self.sealer.seal(&format!("{id}/{index}"), *index, now, life);
+                let token = self
+                    .sealer
+                    .seal(&format!("{id}/{index}"), *index, now, life);
                 json!({"BlockIndex": index, "BlockToken": token})
             })
             .collect();
         let body = json!({"Blocks": blocks});
-        Ok(self.page_reply(body, snapshot.record.volume_gib, &scope, next, now, &switches))
+        Ok(self.page_reply(
+            body,
+            snapshot.record.volume_gib,
+            &scope,
+            next,
+            now,
+            &switches,
+        ))
     }
 
-    pub(super) fn list_changed_blocks(&self, second: &str, query: &Query) -> Result<Reply, Refusal> {
+    pub(super) fn list_changed_blocks(
+        &self,
+        second: &str,
+        query: &Query,
+    ) -> Result<Reply, Refusal> {
         let switches = self.switches();
         self.throttle("ListChangedBlocks", second, switches.list_rps, u32::MAX)?;
         let now = self.now();
@@ -169,14 +192,22 @@ impl Emulator {
             ))
         };
         if max < 100 {
-            return Err(constraint("maxResults", max, "greater than or equal to 100"));
+            return Err(constraint(
+                "maxResults",
+                max,
+                "greater than or equal to 100",
+            ));
         }
         if max > 10_000 {
             return Err(constraint("maxResults", max, "less than or equal to 10000"));
         }
         let start = query.number("startingBlockIndex")?.unwrap_or(0);
         if start < 0 {
-            return Err(constraint("startingBlockIndex", start, "greater than or equal to 0"));
+            return Err(constraint(
+                "startingBlockIndex",
+                start,
+                "greater than or equal to 0",
+            ));
         }
         let token = query.get("pageToken").filter(|token| !token.is_empty());
         let start = match token {
@@ -185,7 +216,10 @@ impl Emulator {
                 .sealer
                 .open(scope, token, now, *self.tokens_from.lock())
                 .map_err(|bad| {
-                    Refusal::invalid("INVALID_PAGE_TOKEN", format!("The page token is not valid: {bad:?}"))
+                    Refusal::invalid(
+                        "INVALID_PAGE_TOKEN",
+                        format!("The page token is not valid: {bad:?}"),
+                    )
                 })?,
         };
         Ok(Page {
@@ -239,16 +273,18 @@ impl Emulator {
         let index: u32 = index
             .parse()
             .map_err(|_| Refusal::malformed("blockIndex must be a number of at least 0"))?;
-        let token = query
-            .get("blockToken")
-            .ok_or_else(|| Refusal::malformed("Value null at 'blockToken' failed to satisfy constraint"))?;
+        let token = query.get("blockToken").ok_or_else(|| {
+            Refusal::malformed("Value null at 'blockToken' failed to satisfy constraint")
+        })?;
         let place = {
             let store = self.store.lock();
             readable(store.get(id), id, now, &switches)?;
             store.locate(id, index)
         };
         let scope = format!("{id}/{index}");
-        let opened = self.sealer.open(&scope, token, now, *self.tokens_from.lock());
+        let opened = self
+            .sealer
+            .open(&scope, token, now, *self.tokens_from.lock());
         let (Ok(_), Some(place)) = (opened, place) else {
             return Err(Refusal::invalid(
                 "INVALID_BLOCK_TOKEN",
@@ -329,7 +365,10 @@ pub(super) fn readable<'a>(
         "pending" => return wrong(format!("Snapshot {id} is not complete")),
         state => return wrong(format!("Snapshot {id} is in the state {state}")),
     }
-    if record.settles_ms.is_some_and(|settled| now < settled + switches.visible_ms) {
+    if record
+        .settles_ms
+        .is_some_and(|settled| now < settled + switches.visible_ms)
+    {
         return Err(Refusal::not_found(id));
     }
     if record.public && record.owner != ACCOUNT {
@@ -358,7 +397,9 @@ fn faulty_start(page: &Page, switches: &Switches, after: impl Fn(usize) -> Optio
         return after(page.max).unwrap_or(page.start);
     }
     if strikes(switches.double_page) {
-        return page.start.saturating_sub(u32::try_from(page.max).unwrap_or(0));
+        return page
+            .start
+            .saturating_sub(u32::try_from(page.max).unwrap_or(0));
     }
     page.start
 }

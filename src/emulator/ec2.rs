@@ -169,10 +169,7 @@ impl Emulator {
         if !here {
             return Ok(Vec::new());
         }
-        self.store
-            .lock()
-            .volumes()
-            .map_err(|_| Refusal::internal())
+        self.store.lock().volumes().map_err(|_| Refusal::internal())
     }
 
     fn describe_volumes(&self, form: &Form, here: bool) -> Result<String, Refusal> {
@@ -233,7 +230,10 @@ impl Emulator {
     ) -> Result<Record, Refusal> {
         let now = self.now();
         let settles = now + Duration::from_millis(self.switches().pending_ms);
-        let created = self.store.lock().create(volume, description, tags, now, settles);
+        let created = self
+            .store
+            .lock()
+            .create(volume, description, tags, now, settles);
         created.map_err(|_| Refusal::internal())?.ok_or_else(|| {
             let message = format!("The volume '{volume}' does not exist.");
             Refusal::new(400, "InvalidVolume.NotFound", None, message)
@@ -241,10 +241,17 @@ impl Emulator {
     }
 
     fn create_snapshots(&self, form: &Form) -> Result<String, Refusal> {
-        let instance = form.get("InstanceSpecification.InstanceId").unwrap_or_default();
+        let instance = form
+            .get("InstanceSpecification.InstanceId")
+            .unwrap_or_default();
         if instance != INSTANCE {
             let message = format!("The instance ID '{instance}' does not exist");
-            return Err(Refusal::new(400, "InvalidInstanceID.NotFound", None, message));
+            return Err(Refusal::new(
+                400,
+                "InvalidInstanceID.NotFound",
+                None,
+                message,
+            ));
         }
         let no_boot = form.get("InstanceSpecification.ExcludeBootVolume") == Some("true");
         let excluded = form.list("InstanceSpecification.ExcludeDataVolumeId");
@@ -348,10 +355,17 @@ fn snapshot_fields(record: &Record, held: Option<u64>, now: u64) -> String {
     if state == "completed" {
         if let Some(held) = held {
             let bytes = held * BLOCK as u64;
-            let _ = write!(text, "<fullSnapshotSizeInBytes>{bytes}</fullSnapshotSizeInBytes>");
+            let _ = write!(
+                text,
+                "<fullSnapshotSizeInBytes>{bytes}</fullSnapshotSizeInBytes>"
+            );
         }
         if let Some(settled) = record.settles_ms {
-            let _ = write!(text, "<completionTime>{}</completionTime>", iso8601(settled));
+            let _ = write!(
+                text,
+                "<completionTime>{}</completionTime>",
+                iso8601(settled)
+            );
         }
     }
     if !record.tags.is_empty() {

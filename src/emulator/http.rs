@@ -73,7 +73,8 @@ async fn answer(emulator: Arc<Emulator>, request: Request<Incoming>) -> io::Resu
     let reply = if strikes(switches.error_5xx) {
         call.refuse(&Refusal::internal())
     } else {
-        let done = tokio::task::block_in_place(|| emulator.perform(&call, &parts, &body, &switches));
+        let done =
+            tokio::task::block_in_place(|| emulator.perform(&call, &parts, &body, &switches));
         done.unwrap_or_else(|refusal| call.refuse(&refusal))
     };
     let mut reply = damage(reply, &switches).await?;
@@ -160,14 +161,25 @@ impl Emulator {
         let service = if ec2 { "ec2" } else { "ebs" };
         if caller.service != service {
             let message = format!("Credential should be scoped to correct service: '{service}'.");
-            return Err(Refusal::new(403, "InvalidSignatureException", None, message));
+            return Err(Refusal::new(
+                403,
+                "InvalidSignatureException",
+                None,
+                message,
+            ));
         }
         let action = format!("{service}:{}", call.name());
         if switches.deny.contains(&action) {
             let (code, who) = if ec2 {
-                ("UnauthorizedOperation", "You are not authorized to perform this operation.".into())
+                (
+                    "UnauthorizedOperation",
+                    "You are not authorized to perform this operation.".into(),
+                )
             } else {
-                ("AccessDeniedException", format!("User is not authorized to perform: {action}"))
+                (
+                    "AccessDeniedException",
+                    format!("User is not authorized to perform: {action}"),
+                )
             };
             return Err(Refusal::new(403, code, None, who));
         }
@@ -204,7 +216,10 @@ fn ec2_refusal(refusal: &Refusal) -> Refusal {
         401,
         "AuthFailure",
         None,
-        format!("AWS was not able to validate the provided access credentials: {}", refusal.message),
+        format!(
+            "AWS was not able to validate the provided access credentials: {}",
+            refusal.message
+        ),
     )
 }
 

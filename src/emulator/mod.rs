@@ -76,7 +76,11 @@ impl Emulator {
     /// `Io` when the folder cannot be used, `Invalid` when a setting is none.
     pub fn open(folder: &Path, settings: &[String]) -> Result<Arc<Self>> {
         let failed = |error| {
-            Error::with_source(Kind::Io, format!("emulator folder {}", folder.display()), error)
+            Error::with_source(
+                Kind::Io,
+                format!("emulator folder {}", folder.display()),
+                error,
+            )
         };
         for inside in ["volumes", "snapshots"] {
             std::fs::create_dir_all(folder.join(inside)).map_err(failed)?;

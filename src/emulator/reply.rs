@@ -49,11 +49,21 @@ impl Refusal {
 
     pub(super) fn not_found(id: &str) -> Self {
         let message = format!("The snapshot '{id}' does not exist.");
-        Self::new(404, "ResourceNotFoundException", Some("SNAPSHOT_NOT_FOUND"), message)
+        Self::new(
+            404,
+            "ResourceNotFoundException",
+            Some("SNAPSHOT_NOT_FOUND"),
+            message,
+        )
     }
 
     pub(super) fn internal() -> Self {
-        Self::new(500, "InternalServerException", None, "Internal server error")
+        Self::new(
+            500,
+            "InternalServerException",
+            None,
+            "Internal server error",
+        )
     }
 
     /// As restJson1: the type in a header, sometimes with a suffix, and the connection closed.
@@ -72,7 +82,10 @@ impl Refusal {
         if let Ok(kind) = kind.parse() {
             headers.insert("x-amzn-errortype", kind);
         }
-        headers.insert("connection", hyper::header::HeaderValue::from_static("close"));
+        headers.insert(
+            "connection",
+            hyper::header::HeaderValue::from_static("close"),
+        );
         reply
     }
 
@@ -102,7 +115,9 @@ pub(super) fn request_id() -> String {
 }
 
 pub(super) fn full(bytes: Bytes) -> Body {
-    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+    Full::new(bytes)
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 pub(super) fn json_reply(status: u16, body: &Value) -> Reply {
@@ -113,7 +128,10 @@ pub(super) fn with_body(status: u16, kind: &'static str, bytes: Bytes) -> Reply 
     let mut reply = Response::new(full(bytes));
     *reply.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = reply.headers_mut();
-    headers.insert("content-type", hyper::header::HeaderValue::from_static(kind));
+    headers.insert(
+        "content-type",
+        hyper::header::HeaderValue::from_static(kind),
+    );
     if let Ok(id) = request_id().parse() {
         headers.insert("x-amzn-requestid", id);
     }

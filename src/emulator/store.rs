@@ -139,7 +139,12 @@ impl Snapshot {
                 .filter(|index| synthetic.is_held(*index))
                 .take(max)
                 .collect(),
-            None => self.blocks.range(start..).map(|(index, _)| *index).take(max).collect(),
+            None => self
+                .blocks
+                .range(start..)
+                .map(|(index, _)| *index)
+                .take(max)
+                .collect(),
         }
     }
 
@@ -178,7 +183,11 @@ impl Store {
             let path = file?.path();
             if path.extension().is_some_and(|ending| ending == "json") {
                 let mut record: Record = serde_json::from_slice(&fs::read(&path)?)?;
-                if let Some(started) = record.started.as_mut().filter(|_| record.settles_ms.is_none()) {
+                if let Some(started) = record
+                    .started
+                    .as_mut()
+                    .filter(|_| record.settles_ms.is_none())
+                {
                     started.put = digests(&path.with_extension("raw"))?;
                 }
                 let blocks = read_map(&path.with_extension("map"))?;
@@ -192,11 +201,15 @@ impl Store {
 
     /// A snapshot that was not deleted.
     pub(super) fn get(&self, id: &str) -> Option<&Snapshot> {
-        self.snapshots.get(id).filter(|snapshot| !snapshot.record.deleted)
+        self.snapshots
+            .get(id)
+            .filter(|snapshot| !snapshot.record.deleted)
     }
 
     pub(super) fn get_mut(&mut self, id: &str) -> Option<&mut Snapshot> {
-        self.snapshots.get_mut(id).filter(|snapshot| !snapshot.record.deleted)
+        self.snapshots
+            .get_mut(id)
+            .filter(|snapshot| !snapshot.record.deleted)
     }
 
     fn path(&self, id: &str, ending: &str) -> PathBuf {
@@ -239,14 +252,16 @@ impl Store {
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_default();
-        let parent = state.last_snapshot.filter(|id| self.snapshots.contains_key(id));
+        let parent = state
+            .last_snapshot
+            .filter(|id| self.snapshots.contains_key(id));
         let mut record = self.record(now);
         let before = parent.as_ref().and_then(|id| self.snapshots.get(id));
         record.volume_id = volume.to_owned();
         record.lineage = before.map_or(volume.to_owned(), |before| before.record.lineage.clone());
         record.parent = parent.clone();
-        record.volume_gib = u32::try_from(file.metadata()?.len().div_ceil(GIB).max(1))
-            .map_err(io::Error::other)?;
+        record.volume_gib =
+            u32::try_from(file.metadata()?.len().div_ceil(GIB).max(1)).map_err(io::Error::other)?;
         record.state = "completed".into();
         record.settles_ms = Some(millis(settles));
         record.description = description.to_owned();
@@ -302,7 +317,9 @@ impl Store {
             return Err(format!("{id:?} is no snapshot id"));
         }
         if !(1..=65_536).contains(&gib) || density > 1_000_000 {
-            return Err("a synthetic volume has 1 to 65536 GiB and a density of at most 1000000".into());
+            return Err(
+                "a synthetic volume has 1 to 65536 GiB and a density of at most 1000000".into(),
+            );
         }
         if self.snapshots.contains_key(id) {
             return Err(format!("{id} is there already"));
@@ -329,7 +346,10 @@ impl Store {
     pub(super) fn record(&mut self, now: SystemTime) -> Record {
         let number = self.next_number;
         self.next_number += 1;
-        let id = format!("snap-{:017x}", fastrand::u64(..) >> 4 | u64::from(number) << 60);
+        let id = format!(
+            "snap-{:017x}",
+            fastrand::u64(..) >> 4 | u64::from(number) << 60
+        );
         Record {
             number,
             id: id.clone(),
@@ -369,7 +389,10 @@ impl Store {
         if record.synthetic.is_some() {
             return Ok(());
         }
-        fs::write(self.path(&record.id, "json"), serde_json::to_vec_pretty(record)?)
+        fs::write(
+            self.path(&record.id, "json"),
+            serde_json::to_vec_pretty(record)?,
+        )
     }
 
     /// Writes one block of a snapshot that is being made.
@@ -530,4 +553,3 @@ pub(super) fn set_attribute(record: &mut Record, name: &str, value: &str) -> Res
     }
     Ok(())
 }
-

@@ -158,7 +158,9 @@ mod tests {
         switches.set("reset", "0.02").unwrap();
         switches.set("silent", "1").unwrap();
         switches.set("rotten_block", "7").unwrap();
-        switches.set("deny", "ebs:GetSnapshotBlock,ec2:DescribeSnapshots").unwrap();
+        switches
+            .set("deny", "ebs:GetSnapshotBlock,ec2:DescribeSnapshots")
+            .unwrap();
         assert_eq!((switches.latency_ms, switches.silent), (15, true));
         assert_eq!(switches.rotten_block, Some(7));
         assert_eq!(switches.deny.len(), 2);

@@ -56,11 +56,13 @@ impl Synthetic {
         if self.density >= 1_000_000 {
             return self.blocks.into();
         }
-        (0..self.blocks).filter(|index| self.is_held(*index)).count() as u64
+        (0..self.blocks)
+            .filter(|index| self.is_held(*index))
+            .count() as u64
     }
 
     pub(super) fn read(&self, index: u32) -> (Bytes, [u8; 32]) {
-        let which = mix(self.seed ^ 0xb10c ^ u64::from(index)) as usize % PATTERNS;
+        let which = mix(self.seed ^ 0xb10c ^ u64::from(index)) % PATTERNS as u64;
         let mut tail = [0; TAIL];
         for (to, from) in tail
             .chunks_mut(8)
@@ -68,7 +70,7 @@ impl Synthetic {
         {
             to.copy_from_slice(&from.to_le_bytes());
         }
-        let Some(pattern) = patterns().get(which) else {
+        let Some(pattern) = patterns().get(usize::try_from(which).unwrap_or(0)) else {
             return (Bytes::new(), [0; 32]);
         };
         let mut bytes = BytesMut::with_capacity(BLOCK);

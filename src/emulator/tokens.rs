@@ -114,14 +114,33 @@ mod tests {
         let start = UNIX_EPOCH + Duration::from_secs(1_000_000);
         let token = sealer.seal("get/snap-1/7", 7, start, Duration::from_secs(60));
         assert_eq!(token.len(), 95);
-        assert!(token.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
+        assert!(
+            token
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        );
         let later = start + Duration::from_secs(59);
         assert_eq!(sealer.open("get/snap-1/7", &token, later, start), Ok(7));
-        assert_eq!(sealer.open("get/snap-1/8", &token, later, start), Err(Bad::Foreign));
-        assert_eq!(sealer.open("get/snap-1/7", "rubbish", later, start), Err(Bad::Foreign));
+        assert_eq!(
+            sealer.open("get/snap-1/8", &token, later, start),
+            Err(Bad::Foreign)
+        );
+        assert_eq!(
+            sealer.open("get/snap-1/7", "rubbish", later, start),
+            Err(Bad::Foreign)
+        );
         let late = start + Duration::from_secs(60);
-        assert_eq!(sealer.open("get/snap-1/7", &token, late, start), Err(Bad::Expired));
-        assert_eq!(sealer.open("get/snap-1/7", &token, later, later), Err(Bad::Expired));
-        assert_eq!(Sealer::new().open("get/snap-1/7", &token, later, start), Err(Bad::Foreign));
+        assert_eq!(
+            sealer.open("get/snap-1/7", &token, late, start),
+            Err(Bad::Expired)
+        );
+        assert_eq!(
+            sealer.open("get/snap-1/7", &token, later, later),
+            Err(Bad::Expired)
+        );
+        assert_eq!(
+            Sealer::new().open("get/snap-1/7", &token, later, start),
+            Err(Bad::Foreign)
+        );
     }
 }

@@ -1,4 +1,5 @@
 //! The calls of the EBS direct APIs that make a snapshot: StartSnapshot, PutSnapshotBlock, CompleteSnapshot.
+#![expect(clippy::indexing_slicing, reason = "a JSON object takes any name")]
 
 use std::collections::BTreeMap;
 use std::io;
@@ -36,22 +37,32 @@ struct Tag {
 
 impl Emulator {
     pub(super) fn start_snapshot(&self, body: &[u8]) -> Result<Reply, Refusal> {
-        let request: StartRequest = serde_json::from_slice(body)
-            .map_err(|error| Refusal::new(400, "SerializationException", None, error.to_string()))?;
+        let request: StartRequest = serde_json::from_slice(body).map_err(|error| {
+            Refusal::new(400, "SerializationException", None, error.to_string())
+        })?;
         let switches = self.switches();
         let now = self.now();
         let gib = match request.volume_size {
-            None => return Err(Refusal::malformed("Value null at 'volumeSize' must not be null")),
+            None => {
+                return Err(Refusal::malformed(
+                    "Value null at 'volumeSize' must not be null",
+                ));
+            }
             Some(gib) => u32::try_from(gib)
                 .ok()
                 .filter(|gib| (1..=65_536).contains(gib))
                 .ok_or_else(|| {
-                    Refusal::invalid("INVALID_VOLUME_SIZE", format!("{gib} GiB is no volume size"))
+                    Refusal::invalid(
+                        "INVALID_VOLUME_SIZE",
+                        format!("{gib} GiB is no volume size"),
+                    )
                 })?,
         };
         let minutes = request.timeout.unwrap_or(60);
         if !(10..=4320).contains(&minutes) {
-            return Err(Refusal::malformed("Timeout must be from 10 to 4320 minutes"));
+            return Err(Refusal::malformed(
+                "Timeout must be from 10 to 4320 minutes",
+            ));
         }
         let tags = request.tags.unwrap_or_default();
         if tags.len() > 50 {
@@ -122,7 +133,9 @@ impl Emulator {
         }
         let pending = store.snapshots.values().filter(|snapshot| {
             let record = &snapshot.record;
-            record.started.is_some() && !record.deleted && record.state_at(millis(now)).0 == "pending"
+            record.started.is_some()
+                && !record.deleted
+                && record.state_at(millis(now)).0 == "pending"
         });
         if pending.count() >= switches.max_pending {
             return Err(Refusal::new(
@@ -174,7 +187,12 @@ impl Emulator {
         body: &[u8],
     ) -> Result<Reply, Refusal> {
         let switches = self.switches();
-        self.throttle("PutSnapshotBlock", id, switches.put_rps, switches.put_rps_snapshot)?;
+        self.throttle(
+            "PutSnapshotBlock",
+            id,
+            switches.put_rps,
+            switches.put_rps_snapshot,
+        )?;
         let now = millis(self.now());
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let (Some(length), Some(checksum), Some("SHA256")) = (
@@ -207,7 +225,10 @@ impl Emulator {
             .filter(|index| *index < record.block_count())
             .ok_or_else(|| Refusal::invalid("INVALID_BLOCK", "The block is beyond the volume"))?;
         if length != BLOCK.to_string() {
-            return Err(Refusal::invalid("INVALID_BLOCK", "DataLength must be 524288"));
+            return Err(Refusal::invalid(
+                "INVALID_BLOCK",
+                "DataLength must be 524288",
+            ));
         }
         if body.len() != BLOCK {
             return Err(Refusal::invalid(
@@ -224,7 +245,9 @@ impl Emulator {
                 "The checksum does not match the data",
             ));
         }
-        store.put(id, index, body).map_err(|_| Refusal::internal())?;
+        store
+            .put(id, index, body)
+            .map_err(|_| Refusal::internal())?;
         if let Some(snapshot) = store.get_mut(id)
             && let Some(started) = &mut snapshot.record.started
         {
@@ -232,7 +255,10 @@ impl Emulator {
             started.last_put_ms = now;
         }
         let mut reply = json_reply(201, &json!({}));
-        for (name, value) in [("x-amz-checksum", checksum), ("x-amz-checksum-algorithm", "SHA256")] {
+        for (name, value) in [
+            ("x-amz-checksum", checksum),
+            ("x-amz-checksum-algorithm", "SHA256"),
+        ] {
             if let Ok(value) = value.parse() {
                 reply.headers_mut().insert(name, value);
             }
@@ -240,7 +266,11 @@ impl Emulator {
         Ok(reply)
     }
 
-    pub(super) fn complete_snapshot(&self, id: &str, headers: &HeaderMap) -> Result<Reply, Refusal> {
+    pub(super) fn complete_snapshot(
+        &self,
+        id: &str,
+        headers: &HeaderMap,
+    ) -> Result<Reply, Refusal> {
         let switches = self.switches();
         let now = millis(self.now());
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
@@ -279,7 +309,10 @@ impl Emulator {
         let put = started.put.clone();
         // A wrong count or checksum is accepted, and fails later.
         (record.state, record.state_message) = if count != put.len() as u64 {
-            let message = format!("Changed blocks count mismatch: {count} told, {} put", put.len());
+            let message = format!(
+                "Changed blocks count mismatch: {count} told, {} put",
+                put.len()
+            );
             ("error".into(), message)
         } else if checksum[0].is_some_and(|told| told != linear) {
             ("error".into(), "Checksum mismatch for snapshot".into())
@@ -287,10 +320,16 @@ impl Emulator {
             ("completed".into(), String::new())
         };
         record.settles_ms = Some(now + switches.complete_ms);
-        let parent = record.parent.as_ref().and_then(|id| store.snapshots.get(id));
+        let parent = record
+            .parent
+            .as_ref()
+            .and_then(|id| store.snapshots.get(id));
         let mut blocks = parent.map_or_else(BTreeMap::new, |parent| (*parent.blocks).clone());
         let writer = record.number;
-        blocks.extend(put.into_iter().map(|(index, digest)| (index, Held { writer, digest })));
+        blocks.extend(
+            put.into_iter()
+                .map(|(index, digest)| (index, Held { writer, digest })),
+        );
         let added: io::Result<()> = store.add(record, blocks);
         added.map_err(|_| Refusal::internal())?;
         Ok(json_reply(202, &json!({"Status": "pending"})))

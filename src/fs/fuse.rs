@@ -120,7 +120,11 @@ fn file_attr(tree: &Tree, attributes: &Attributes) -> FileAttr {
         crtime: UNIX_EPOCH,
         kind: file_type(attributes.kind),
         perm: attributes.mode,
-        nlink: if attributes.kind == FileKind::Folder { 2 } else { 1 },
+        nlink: if attributes.kind == FileKind::Folder {
+            2
+        } else {
+            1
+        },
         uid: owner.uid,
         gid: owner.gid,
         rdev: 0,
@@ -238,7 +242,11 @@ impl Filesystem for Ebsfs {
                 Some(image) => image.seek_hole(offset).await,
                 None => {
                     let size = tree.attributes(ino.0).await?.size;
-                    let found = if whence == libc::SEEK_DATA { offset } else { size };
+                    let found = if whence == libc::SEEK_DATA {
+                        offset
+                    } else {
+                        size
+                    };
                     Ok((offset < size).then_some(found))
                 }
             }
@@ -369,7 +377,9 @@ impl Ebsfs {
 async fn read_text(tree: &Tree, ino: u64, offset: u64, len: usize) -> Result<Bytes> {
     if let Some(text) = tree.text(ino)? {
         let bytes = Bytes::from(text);
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+        let start = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
         let end = start.saturating_add(len).min(bytes.len());
         return Ok(bytes.slice(start..end));
     }
@@ -413,7 +423,11 @@ pub struct Mounted {
 /// `Io` or `Denied` when the machine does not allow it.
 pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
     let mountpoint = mountpoint.canonicalize().map_err(|error| {
-        Error::with_source(Kind::Io, format!("mountpoint {}", mountpoint.display()), error)
+        Error::with_source(
+            Kind::Io,
+            format!("mountpoint {}", mountpoint.display()),
+            error,
+        )
     })?;
     let (draining, drain) = watch::channel(false);
     let filesystem = Ebsfs {
@@ -515,7 +529,11 @@ impl Mounted {
 /// # Errors
 /// `Io` when it cannot be unmounted for another reason.
 pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<bool> {
-    let flags = if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
+    let flags = if lazy {
+        MntFlags::MNT_DETACH
+    } else {
+        MntFlags::empty()
+    };
     match umount2(mountpoint, flags | MntFlags::UMOUNT_NOFOLLOW) {
         Ok(()) | Err(nix::errno::Errno::EINVAL) => Ok(true),
         Err(nix::errno::Errno::EBUSY) => Ok(false),
@@ -536,7 +554,11 @@ fn fusermount(mountpoint: &Path, lazy: bool) -> Result<bool> {
         .arg(mountpoint)
         .output()
         .map_err(|error| {
-            Error::with_source(Kind::Io, format!("{what}: fusermount3 (package fuse3)"), error)
+            Error::with_source(
+                Kind::Io,
+                format!("{what}: fusermount3 (package fuse3)"),
+                error,
+            )
         })?;
     let said = String::from_utf8_lossy(&output.stderr);
     if output.status.success() {

@@ -53,7 +53,9 @@ mod tests {
         assert!(log.is_news("b", now));
         assert!(!log.is_news("a", now + AGAIN / 2));
         assert!(log.is_news("a", now + AGAIN));
-        let many = (0..100).filter(|n| log.is_news(&n.to_string(), now + AGAIN)).count();
+        let many = (0..100)
+            .filter(|n| log.is_news(&n.to_string(), now + AGAIN))
+            .count();
         assert_eq!(many, MOST - 1);
     }
 }

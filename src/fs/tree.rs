@@ -321,7 +321,10 @@ impl Tree {
             ("user.ebs.snapshot_id", Some(told.id.to_string())),
             ("user.ebs.volume_id", told.volume_id.clone()),
             ("user.ebs.start_time", start),
-            ("user.ebs.encrypted", told.encrypted.map(|yes| yes.to_string())),
+            (
+                "user.ebs.encrypted",
+                told.encrypted.map(|yes| yes.to_string()),
+            ),
         ];
         Ok(all
             .into_iter()
@@ -385,7 +388,8 @@ impl Nodes {
         self.push(Node::Snapshot(Arc::clone(&entry)));
         self.push(Node::Disk(Arc::clone(&entry)));
         self.push(Node::Description(Arc::clone(&entry)));
-        self.snapshots.insert(snapshot.id.clone(), Arc::clone(&entry));
+        self.snapshots
+            .insert(snapshot.id.clone(), Arc::clone(&entry));
         entry
     }
 
@@ -417,7 +421,11 @@ fn links(volume: &str, listing: &[Snapshot]) -> Vec<(String, String, SystemTime)
             .filter(|snapshot| snapshot.volume_id.as_deref() == Some(volume))
             .filter_map(|snapshot| {
                 let time = snapshot.start_time?;
-                Some((humantime::format_rfc3339_seconds(time).to_string(), snapshot, time))
+                Some((
+                    humantime::format_rfc3339_seconds(time).to_string(),
+                    snapshot,
+                    time,
+                ))
             })
     };
     let mut count: HashMap<String, usize> = HashMap::new();
@@ -461,7 +469,8 @@ mod tests {
     fn snapshot(id: &str, volume: &str, seconds: u64) -> Snapshot {
         let mut snapshot = Snapshot::unknown(id.parse().unwrap());
         snapshot.volume_id = Some(volume.to_owned());
-        snapshot.start_time = Some(SystemTime::UNIX_EPOCH + Duration::from_millis(seconds * 1000 + 5));
+        snapshot.start_time =
+            Some(SystemTime::UNIX_EPOCH + Duration::from_millis(seconds * 1000 + 5));
         snapshot
     }
 

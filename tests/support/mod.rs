@@ -33,7 +33,12 @@ impl Emulator {
             .arg("emulator")
             .arg(folder.path())
             .args(["--listen", "127.0.0.1:0"])
-            .args(["--set", "get_rps=100000", "--set", "get_rps_snapshot=100000"])
+            .args([
+                "--set",
+                "get_rps=100000",
+                "--set",
+                "get_rps_snapshot=100000",
+            ])
             .args(["--set", "list_rps=1000"])
             .args(args)
             .stdout(Stdio::piped())
@@ -65,12 +70,18 @@ impl Emulator {
     }
 
     /// A volume of so many blocks, these of them filled with bytes that tell their place.
-    pub fn make_volume(&self, id: &str, blocks: u64, filled: impl IntoIterator<Item = u64>) -> PathBuf {
+    pub fn make_volume(
+        &self,
+        id: &str,
+        blocks: u64,
+        filled: impl IntoIterator<Item = u64>,
+    ) -> PathBuf {
         let path = self.volume(id);
         let file = std::fs::File::create(&path).unwrap();
         file.set_len(blocks * BLOCK).unwrap();
         for index in filled {
-            file.write_all_at(&content(id, index), index * BLOCK).unwrap();
+            file.write_all_at(&content(id, index), index * BLOCK)
+                .unwrap();
         }
         path
     }
@@ -127,7 +138,10 @@ impl Emulator {
         command
             .env("AWS_ENDPOINT_URL", self.url())
             .env("AWS_REGION", "us-east-1")
-            .env("AWS_SHARED_CREDENTIALS_FILE", self.folder.path().join("credentials"))
+            .env(
+                "AWS_SHARED_CREDENTIALS_FILE",
+                self.folder.path().join("credentials"),
+            )
             .env("AWS_CONFIG_FILE", "/nonexistent")
             .env("AWS_EC2_METADATA_DISABLED", "true");
         command
@@ -179,7 +193,11 @@ impl Mount {
                 line.clear();
             }
         });
-        let mount = Self { point, process, log };
+        let mount = Self {
+            point,
+            process,
+            log,
+        };
         wait_for("the mount", || mount.log().contains("mounted at"));
         mount
     }
@@ -190,7 +208,11 @@ impl Mount {
 
     /// The image of a snapshot.
     pub fn disk(&self, snapshot: &str) -> PathBuf {
-        self.point.path().join("snapshots").join(snapshot).join("disk.raw")
+        self.point
+            .path()
+            .join("snapshots")
+            .join(snapshot)
+            .join("disk.raw")
     }
 
     pub fn signal(&self, name: &str) {
@@ -213,8 +235,12 @@ impl Mount {
 
     /// The most memory that the process has had, in bytes.
     pub fn peak_memory(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmHWM"))
+            .unwrap();
         let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
         kib * 1024
     }
@@ -238,11 +264,10 @@ impl Drop for Mount {
 
 /// The bytes of a block that tell volume and place: no two blocks are alike, no two words of a block.
 pub fn content(volume: &str, index: u64) -> Vec<u8> {
-    let mut state = volume
-        .bytes()
-        .fold(index.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-        });
+    let mut state = volume.bytes().fold(
+        index.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+        |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3),
+    );
     let mut bytes = Vec::with_capacity(BLOCK as usize);
     while bytes.len() < BLOCK as usize {
         state ^= state << 13;
@@ -260,7 +285,9 @@ pub fn assert_same(a: &Path, b: &Path) {
 
 /// Runs a command that must succeed, and gives what it wrote to stdout.
 pub fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(
         output.status.success(),
         "{command:?}: {}\n{}{}",
@@ -282,7 +309,10 @@ pub fn ends(command: &mut Command) -> (i32, String) {
     let output: Output = command.output().unwrap();
     let took = start.elapsed();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(took < Duration::from_secs(10), "{command:?} took {took:?}: {said}");
+    assert!(
+        took < Duration::from_secs(10),
+        "{command:?} took {took:?}: {said}"
+    );
     (output.status.code().unwrap_or(-1), said)
 }
 
