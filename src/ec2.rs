@@ -13,8 +13,10 @@ use crate::aws::judge;
 use crate::error::{Error, Kind, Result};
 use crate::source::{Descriptions, Selector, Snapshot, State};
 
-/// Snapshots a page: DescribeSnapshots takes 5 to 1,000.
-const PAGE: i32 = 1000;
+/// Snapshots a page: DescribeSnapshots takes 5 to 1,000, and is slow with many.
+const PAGE: i32 = 500;
+/// How long a page may take, attempts together: a person waits for it.
+const TIMEOUT: Duration = Duration::from_secs(8);
 
 /// A client of EC2 in one Region.
 #[derive(Debug)]
@@ -31,7 +33,7 @@ impl Ec2 {
             .timeout_config(
                 TimeoutConfig::builder()
                     .connect_timeout(Duration::from_millis(3100))
-                    .read_timeout(Duration::from_secs(12))
+                    .operation_timeout(TIMEOUT)
                     .build(),
             )
             .build();

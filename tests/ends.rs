@@ -125,7 +125,7 @@ fn a_read_that_cannot_succeed_ends_at_its_deadline_and_the_next_one_works_again(
     );
     let log = mount.log();
     assert!(
-        log.contains("waiting since") && log.contains("gave up after"),
+        log.contains("waiting since") && log.contains("gave up on http://"),
         "{log}"
     );
     assert!(

@@ -212,6 +212,30 @@ fn no_credentials_no_region_no_endpoint_are_told_apart() {
 }
 
 #[test]
+fn an_ec2_endpoint_that_is_silent_does_not_keep_named_snapshots_from_being_mounted() {
+    let case = Case::new();
+    let second = case.emulator.snapshot("vol-0a");
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let mut command = case.mount(&["--background", &case.snapshot, &second]);
+    let (code, said) = ends(command.env("AWS_ENDPOINT_URL_EC2", &url));
+    assert_eq!(code, 0, "{said}");
+    let disk = case
+        .point
+        .path()
+        .join("snapshots")
+        .join(&second)
+        .join("disk.raw");
+    assert_eq!(read_at(&disk, 0, 8), content("vol-0a", 0)[..8]);
+    run(&mut case.emulator.ebsfs(&["umount", case.at()]));
+    refused(
+        case.mount(&["vol-0a"]).env("AWS_ENDPOINT_URL_EC2", &url),
+        7,
+        &["ec2:DescribeSnapshots"],
+    );
+}
+
+#[test]
 fn a_mountpoint_that_cannot_be_used_is_said_so_before_any_call() {
     let case = Case::new();
     let id = case.snapshot.as_str();

@@ -251,6 +251,8 @@ fn check_mountpoint(path: &Path) -> Result<()> {
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    /// The terminal has gone.
+    hang_up: Signal,
 }
 
 impl Signals {
@@ -261,6 +263,7 @@ impl Signals {
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
+            hang_up: listen(SignalKind::hangup())?,
         })
     }
 
@@ -268,6 +271,7 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+            _ = self.hang_up.recv() => {}
         }
     }
 }

@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use super::block_map::{BlockMap, Known};
@@ -77,6 +77,12 @@ impl EbsCatalog {
     async fn list_selected(&self) -> Result<Vec<Snapshot>> {
         let only_named = !self.select.is_empty() && self.named().count() == self.select.len();
         let described = match &self.descriptions {
+            // What can be read without EC2 does not wait long for it.
+            Some(descriptions) if only_named => {
+                timeout(DESCRIBE_TIMEOUT, descriptions.describe(&self.select))
+                    .await
+                    .unwrap_or_else(|_| Err(silent()))
+            }
             Some(descriptions) => descriptions.describe(&self.select).await,
             None => Err(Error::new(
                 Kind::Invalid,
@@ -113,18 +119,16 @@ impl EbsCatalog {
             return Some(snapshot.clone());
         }
         let descriptions = self.descriptions.as_ref()?;
-        let silent = *self.ec2_silent_until.lock();
-        if silent.is_some_and(|until| Instant::now() < until) {
+        let quiet = *self.ec2_silent_until.lock();
+        if quiet.is_some_and(|until| Instant::now() < until) {
             return None;
         }
         let select = [Selector::Snapshot(id.clone())];
-        let described =
-            tokio::time::timeout(DESCRIBE_TIMEOUT, descriptions.describe(&select)).await;
-        let error = match described {
-            Ok(Ok(mut snapshots)) => return snapshots.pop(),
-            Ok(Err(error)) if error.kind() == Kind::NotFound => return None,
-            Ok(Err(error)) => error,
-            Err(_) => Error::new(Kind::Unavailable, "EC2 does not answer"),
+        let described = timeout(DESCRIBE_TIMEOUT, descriptions.describe(&select)).await;
+        let error = match described.unwrap_or_else(|_| Err(silent())) {
+            Ok(mut snapshots) => return snapshots.pop(),
+            Err(error) if error.kind() == Kind::NotFound => return None,
+            Err(error) => error,
         };
         *self.ec2_silent_until.lock() = Some(Instant::now() + DESCRIBE_AGAIN);
         warn!(
@@ -160,6 +164,11 @@ impl EbsCatalog {
         let source = SnapshotSource::new(id.clone(), geometry, client, map);
         Ok((snapshot, Arc::new(source)))
     }
+}
+
+fn silent() -> Error {
+    let what = format!("EC2 does not answer within {DESCRIBE_TIMEOUT:?}");
+    Error::new(Kind::Unavailable, what)
 }
 
 impl Catalog for EbsCatalog {

@@ -322,7 +322,7 @@ impl Client {
         let now = Instant::now();
         if now + pause >= call.deadline {
             let given_up = format!(
-                "gave up on {} after {} attempts in {:.0?}",
+                "gave up on {} after {} attempts in {:.1?}",
                 self.endpoint,
                 waits.attempts,
                 now - waits.since

@@ -266,7 +266,7 @@ impl Store {
         record.settles_ms = Some(millis(settles));
         record.description = description.to_owned();
         record.tags = tags;
-        let own = create_private(&self.path(&record.id, "raw"))?;
+        let own = private(true).open(self.path(&record.id, "raw"))?;
         let mut blocks = BTreeMap::new();
         for index in allocated(&file)? {
             let bytes = read_block(&file, index)?;
@@ -397,10 +397,7 @@ impl Store {
 
     /// Writes one block of a snapshot that is being made.
     pub(super) fn put(&self, id: &str, index: u32, bytes: &[u8]) -> io::Result<()> {
-        OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
+        private(false)
             .open(self.path(id, "raw"))?
             .write_all_at(bytes, u64::from(index) * BLOCK as u64)
     }
@@ -486,14 +483,12 @@ fn read_block(file: &File, index: u32) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn create_private(path: &Path) -> io::Result<File> {
+/// A file of a disk's bytes is for its owner alone.
+fn private(empty: bool) -> OpenOptions {
     use std::os::unix::fs::OpenOptionsExt;
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(empty).mode(0o600);
+    options
 }
 
 const ENTRY: usize = 40;
