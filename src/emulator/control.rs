@@ -21,8 +21,9 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use super::Emulator;
+use super::record::set_attribute;
 use super::reply::{Reply, json_reply};
-use super::store::{Store, set_attribute};
+use super::store::Store;
 use super::switches::Buckets;
 
 impl Emulator {

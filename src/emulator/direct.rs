@@ -7,10 +7,11 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+use super::record::millis;
 use super::reply::{Refusal, Reply, full, json_reply};
-use super::store::{BLOCK, Snapshot, millis};
+use super::store::Snapshot;
 use super::switches::{Switches, strikes};
-use super::{ACCOUNT, Emulator};
+use super::{ACCOUNT, BLOCK, Emulator};
 
 /// A call's query parameters.
 #[derive(Debug)]

@@ -6,20 +6,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::reply::{Refusal, Reply, request_id, with_body};
-use super::store::{BLOCK, Record, Snapshot, iso8601, millis};
-use super::{ACCOUNT, Emulator, REGION};
+use super::record::{Record, iso8601, millis};
+use super::reply::{Refusal, Reply, escape, request_id, with_body};
+use super::store::Snapshot;
+use super::{ACCOUNT, BLOCK, Emulator, REGION};
 
 const INSTANCE: &str = "i-0123456789abcdef0";
 const GIB: u64 = 1 << 30;
-
-/// Text as XML has it.
-pub(super) fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
-}
 
 /// The form of a query call: `Filter.1.Value.2=x`.
 struct Form(BTreeMap<String, String>);

@@ -11,6 +11,7 @@
 //! | [`write`] | the calls of the EBS direct APIs that make a snapshot |
 //! | [`ec2`] | the EC2 query API |
 //! | [`tokens`] | block and page tokens |
+//! | [`record`] | what is known of a snapshot besides its blocks |
 //! | [`store`] | snapshots and volumes in the folder |
 //! | [`synthetic`] | volumes whose bytes are computed |
 //! | [`switches`] | latency, limits, faults, and what else can be set at run time |
@@ -21,6 +22,7 @@ mod control;
 mod direct;
 mod ec2;
 mod http;
+mod record;
 mod reply;
 mod store;
 mod switches;
@@ -44,6 +46,8 @@ use store::Store;
 use switches::{Buckets, Switches};
 use tokens::Sealer;
 
+/// Bytes of a block.
+const BLOCK: usize = 512 * 1024;
 /// The Region that the emulator plays, and its account.
 pub const REGION: &str = "us-east-1";
 pub(crate) const ACCOUNT: &str = "111122223333";

@@ -95,11 +95,19 @@ impl Refusal {
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Response><Errors><Error><Code>{}</Code><Message>{}</Message>\
              </Error></Errors><RequestID>{}</RequestID></Response>",
             self.code,
-            super::ec2::escape(&self.message),
+            escape(&self.message),
             request_id()
         );
         with_body(self.status, "text/xml;charset=UTF-8", text.into())
     }
+}
+
+/// Text as XML has it.
+pub(super) fn escape(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }
 
 pub(super) fn request_id() -> String {

@@ -16,21 +16,18 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use nix::unistd::{Whence, lseek};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::ACCOUNT;
+use super::record::{PER_GIB, Record, millis};
 use super::synthetic::Synthetic;
+use super::{ACCOUNT, BLOCK};
 
-/// Bytes of a block.
-pub(super) const BLOCK: usize = 512 * 1024;
 const GIB: u64 = 1 << 30;
-/// Blocks of a GiB.
-const PER_GIB: u32 = 2048;
 
 /// A block that a snapshot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,72 +35,6 @@ pub(super) struct Held {
     /// Number of the snapshot that wrote it.
     pub(super) writer: u32,
     pub(super) digest: [u8; 32],
-}
-
-/// What EC2 tells of a snapshot, and what the emulator must remember of it.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-pub(super) struct Record {
-    /// The snapshot's number: what other snapshots' maps call it.
-    pub(super) number: u32,
-    pub(super) id: String,
-    pub(super) volume_id: String,
-    /// The snapshot before it: of the same volume, or StartSnapshot's parent.
-    pub(super) parent: Option<String>,
-    /// Snapshots of one lineage can be compared.
-    pub(super) lineage: String,
-    /// `pending`, `completed` or `error`, once `settles` has passed.
-    pub(super) state: String,
-    pub(super) state_message: String,
-    pub(super) start_ms: u64,
-    /// When it leaves `pending`; until then it is that. None: not before CompleteSnapshot.
-    pub(super) settles_ms: Option<u64>,
-    pub(super) volume_gib: u32,
-    pub(super) description: String,
-    pub(super) tags: BTreeMap<String, String>,
-    pub(super) encrypted: bool,
-    pub(super) kms_key: Option<String>,
-    pub(super) tier: String,
-    pub(super) owner: String,
-    pub(super) public: bool,
-    /// Whether the caller may use its KMS key.
-    pub(super) kms_denied: bool,
-    pub(super) deleted: bool,
-    /// Set for what StartSnapshot makes.
-    pub(super) started: Option<Started>,
-    pub(super) synthetic: Option<Synthetic>,
-}
-
-/// What StartSnapshot was asked for.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-pub(super) struct Started {
-    pub(super) client_token: Option<String>,
-    /// The request, to know a repetition from a conflict.
-    pub(super) request: String,
-    pub(super) timeout_ms: u64,
-    pub(super) last_put_ms: u64,
-    /// Blocks put so far: digests by index.
-    #[serde(skip)]
-    pub(super) put: BTreeMap<u32, [u8; 32]>,
-}
-
-impl Record {
-    /// Its state as of now: `pending` until it settles, `error` when a started one was forgotten.
-    pub(super) fn state_at(&self, now_ms: u64) -> (&str, &str) {
-        match self.settles_ms {
-            Some(settles) if now_ms >= settles => (&self.state, &self.state_message),
-            Some(_) => ("pending", ""),
-            None => match &self.started {
-                Some(started) if now_ms > started.last_put_ms + started.timeout_ms => {
-                    ("error", "Snapshot timed out")
-                }
-                _ => ("pending", ""),
-            },
-        }
-    }
-
-    pub(super) fn block_count(&self) -> u32 {
-        self.volume_gib.saturating_mul(PER_GIB)
-    }
 }
 
 /// A snapshot: its record and its blocks.
@@ -521,30 +452,4 @@ fn read_map(path: &Path) -> io::Result<BTreeMap<u32, Held>> {
             Some((number(index), held))
         })
         .collect())
-}
-
-pub(super) fn millis(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH)
-        .ok()
-        .and_then(|since| u64::try_from(since.as_millis()).ok())
-        .unwrap_or(0)
-}
-
-pub(super) fn iso8601(ms: u64) -> String {
-    humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(ms)).to_string()
-}
-
-/// What a snapshot's tags, attributes and the like are set by: the control endpoint.
-pub(super) fn set_attribute(record: &mut Record, name: &str, value: &str) -> Result<(), String> {
-    let yes = value == "1" || value == "true";
-    match name {
-        "tier" => record.tier = value.into(),
-        "state" => record.state = value.into(),
-        "owner" => record.owner = value.into(),
-        "public" => record.public = yes,
-        "kms_denied" => record.kms_denied = yes,
-        "encrypted" => record.encrypted = yes,
-        _ => return Err(format!("a snapshot has no attribute {name:?}")),
-    }
-    Ok(())
 }

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::store::BLOCK;
+use super::BLOCK;
 
 const PATTERNS: usize = 16;
 const TAIL: usize = 64;

@@ -11,9 +11,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::record::{Record, Started, millis};
 use super::reply::{Refusal, Reply, json_reply};
-use super::store::{BLOCK, Held, Record, Started, millis};
-use super::{ACCOUNT, Emulator, REGION};
+use super::store::Held;
+use super::{ACCOUNT, BLOCK, Emulator, REGION};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]

@@ -9,7 +9,6 @@ use std::ffi::OsStr;
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -22,7 +21,6 @@ use fuser::{
     ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
     ReplyXattr, Request, Session, SessionACL,
 };
-use nix::mount::{MntFlags, umount2};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -30,6 +28,7 @@ use tracing::warn;
 
 use super::log::FailureLog;
 use super::tree::{Attributes, FileKind, Line, Tree};
+use super::unmount::unmount;
 use crate::block::BLOCK_SIZE;
 use crate::error::{Error, Kind, Result};
 
@@ -521,51 +520,5 @@ impl Mounted {
     /// `Io` when that cannot be done.
     pub fn detach(&self) -> Result<()> {
         unmount(&self.mountpoint, true).map(drop)
-    }
-}
-
-/// Unmounts a path as root does, or as `fusermount3` does for who mounted it. `false`: it is busy.
-///
-/// # Errors
-/// `Io` when it cannot be unmounted for another reason.
-pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<bool> {
-    let flags = if lazy {
-        MntFlags::MNT_DETACH
-    } else {
-        MntFlags::empty()
-    };
-    match umount2(mountpoint, flags | MntFlags::UMOUNT_NOFOLLOW) {
-        Ok(()) | Err(nix::errno::Errno::EINVAL) => Ok(true),
-        Err(nix::errno::Errno::EBUSY) => Ok(false),
-        Err(nix::errno::Errno::EPERM) => fusermount(mountpoint, lazy),
-        Err(error) => Err(Error::with_source(
-            Kind::Io,
-            format!("cannot unmount {}", mountpoint.display()),
-            error,
-        )),
-    }
-}
-
-fn fusermount(mountpoint: &Path, lazy: bool) -> Result<bool> {
-    let what = format!("cannot unmount {}", mountpoint.display());
-    let output = Command::new("fusermount3")
-        .arg(if lazy { "-uz" } else { "-u" })
-        .arg("--")
-        .arg(mountpoint)
-        .output()
-        .map_err(|error| {
-            Error::with_source(
-                Kind::Io,
-                format!("{what}: fusermount3 (package fuse3)"),
-                error,
-            )
-        })?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    if output.status.success() {
-        Ok(true)
-    } else if said.contains("busy") {
-        Ok(false)
-    } else {
-        Err(Error::new(Kind::Io, format!("{what}: {}", said.trim())))
     }
 }

@@ -4,6 +4,8 @@
 mod fuse;
 mod log;
 mod tree;
+mod unmount;
 
-pub use fuse::{Access, Mounted, mount, unmount};
+pub use fuse::{Access, Mounted, mount};
 pub use tree::{Ownership, Tree};
+pub use unmount::unmount;
