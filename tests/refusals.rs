@@ -288,6 +288,24 @@ fn without_dev_fuse_it_says_what_is_missing() {
 }
 
 #[test]
+fn a_user_who_may_not_open_dev_fuse_is_told_that() {
+    let case = Case::new();
+    run(Command::new("chown").arg("65534").arg(case.point.path()));
+    let script = format!(
+        "mount -t tmpfs none /dev && mknod -m 600 /dev/fuse c 10 229 && mknod -m 666 /dev/null c 1 3 && \
+         cp {EBSFS} /dev/ebsfs && exec setpriv --reuid=65534 --regid=65534 --clear-groups /dev/ebsfs mount --lazy {} {}",
+        case.at(),
+        case.snapshot
+    );
+    let mut command = case.emulator.command("unshare");
+    refused(
+        command.args(["--mount", "--propagation=private", "sh", "-c", &script]),
+        1,
+        &["may not open /dev/fuse"],
+    );
+}
+
+#[test]
 fn wrong_arguments_are_refused_with_what_is_right() {
     let case = Case::new();
     for (args, says) in [

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::fs::OpenOptions;
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -265,14 +266,17 @@ impl Filesystem for Ebsfs {
         // A listing stays as it was when the folder was opened, however slowly it is read.
         let tree = Arc::clone(&self.tree);
         let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        self.folders.lock().insert(handle, Arc::new([]));
         let work = async move {
             // A folder can be opened before it is known whether its names can be had: readdir tells.
             let attributes = tree.attributes(ino.0).await?;
             Ok(attributes.kind)
         };
+        let folders = Arc::clone(&self.folders);
         self.answer(work, move |opened| match opened {
-            Ok(FileKind::Folder) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+            Ok(FileKind::Folder) => {
+                folders.lock().insert(handle, Arc::new([]));
+                reply.opened(FileHandle(handle), FopenFlags::empty());
+            }
             Ok(_) => reply.error(Errno::ENOTDIR),
             Err(errno) => reply.error(errno),
         });
@@ -479,6 +483,10 @@ fn cannot_mount(mountpoint: &Path, error: io::Error) -> Error {
     let what = format!("cannot mount at {}", mountpoint.display());
     let hint = if !Path::new("/dev/fuse").exists() {
         "; there is no /dev/fuse: load the module (modprobe fuse), or give the container the device"
+    } else if let Err(device) = OpenOptions::new().read(true).write(true).open("/dev/fuse")
+        && device.kind() == io::ErrorKind::PermissionDenied
+    {
+        "; this user may not open /dev/fuse, which everybody may where the package fuse3 has set it up"
     } else if error.kind() == io::ErrorKind::PermissionDenied {
         "; --allow-other and --allow-root need user_allow_other in /etc/fuse.conf"
     } else if error.kind() == io::ErrorKind::NotFound {
