@@ -8,7 +8,7 @@
 //! | [`http`] | connections, routing, latency and broken replies |
 //! | [`auth`] | Signature Version 4 |
 //! | [`direct`] | the read calls of the EBS direct APIs |
-//! | [`write`] | the calls of the EBS direct APIs that make a snapshot |
+//! | [`mod@write`] | the calls of the EBS direct APIs that make a snapshot |
 //! | [`ec2`] | the EC2 query API |
 //! | [`tokens`] | block and page tokens |
 //! | [`record`] | what is known of a snapshot besides its blocks |
