@@ -50,7 +50,7 @@ fn reads(criterion: &mut Criterion) {
         return;
     };
     let _context = runtime.enter();
-    let Ok(cache) = Cache::new(ByteSize::mib(64)) else {
+    let Ok(cache) = Cache::new(ByteSize::mib(64), 128) else {
         return;
     };
     let source = Arc::new(Source(Bytes::from(vec![7; BLOCK_SIZE as usize])));

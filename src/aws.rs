@@ -1,6 +1,7 @@
 //! The border to AWS: what an error of its SDK means. One table from AWS codes to [`Kind`]s, for every service.
 
 use std::error::Error as StdError;
+use std::time::{Duration, SystemTime};
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
@@ -17,6 +18,8 @@ pub enum Verdict {
     Retry(Error),
     /// A block or page token is expired or foreign: list again for a fresh one.
     StaleToken(Error),
+    /// The signature was refused and the service's clock is not ours: the SDK has now learned by how much, so once more.
+    Skewed(Error),
     /// It will fail again, however often it is tried.
     Permanent(Error),
 }
@@ -25,7 +28,10 @@ impl Verdict {
     /// The error itself.
     pub fn into_error(self) -> Error {
         match self {
-            Self::Retry(error) | Self::StaleToken(error) | Self::Permanent(error) => error,
+            Self::Retry(error)
+            | Self::StaleToken(error)
+            | Self::Skewed(error)
+            | Self::Permanent(error) => error,
         }
     }
 }
@@ -58,22 +64,27 @@ where
                 .and_then(|body| serde_json::from_slice(body).ok())
                 .unwrap_or_default();
             let meta = service.err();
-            refused(
-                service.raw().status().as_u16(),
-                meta.code().unwrap_or_default(),
-                refusal.reason.as_deref().unwrap_or_default(),
-                refusal
-                    .message
-                    .as_deref()
-                    .or(meta.message())
-                    .unwrap_or_default(),
-                action,
-                target,
-            )
+            let message = refusal.message.as_deref().or(meta.message());
+            let refused = Refused {
+                status: service.raw().status().as_u16(),
+                code: meta.code().unwrap_or_default(),
+                reason: refusal.reason.as_deref().unwrap_or_default(),
+                message: &redact(message.unwrap_or_default()),
+                skewed: is_skewed(service.raw(), SystemTime::now()),
+            };
+            refused.verdict(action, target)
         }
-        // A connector error of no known kind is how the SDK reports an endpoint that cannot be: FIPS or dual-stack
-        // together with a custom URL, a URL that is none.
-        SdkError::DispatchFailure(failure) if failure.is_user() || permanent_other(failure) => {
+        // A refusal that is not AWS's: a proxy's, or another server at the endpoint.
+        SdkError::ResponseError(reply) if is_refusal(reply.raw().status().as_u16()) => {
+            let status = reply.raw().status().as_u16();
+            let kind = match status {
+                401 | 403 | 407 => Kind::Denied,
+                _ => Kind::Invalid,
+            };
+            let what = format!("{failed}: HTTP {status} from something that is not AWS");
+            Verdict::Permanent(Error::with_source(kind, what, error))
+        }
+        SdkError::DispatchFailure(failure) if failure.is_user() || is_misconfigured(&error) => {
             Verdict::Permanent(Error::with_source(Kind::Invalid, failed, error))
         }
         SdkError::ConstructionFailure(_) => {
@@ -84,8 +95,45 @@ where
     }
 }
 
-fn permanent_other(failure: &aws_smithy_runtime_api::client::result::DispatchFailure) -> bool {
-    failure.is_other() && failure.as_other().is_none()
+fn is_refusal(status: u16) -> bool {
+    (400..500).contains(&status) && !matches!(status, 408 | 429)
+}
+
+/// Whether the SDK could not make a request of its settings: FIPS or dual-stack together with a custom URL, a URL that is
+/// none. It has no type for that, only words.
+fn is_misconfigured(error: &(dyn StdError + 'static)) -> bool {
+    let text = causes(error);
+    ["Invalid Configuration", "invalid uri", "invalid URI"]
+        .iter()
+        .any(|words| text.contains(words))
+}
+
+/// Whether the service's clock is far enough from ours for signatures to be refused: 5 minutes.
+fn is_skewed(reply: &HttpResponse, now: SystemTime) -> bool {
+    let date = reply.headers().get("date");
+    let Some(date) = date.and_then(|date| httpdate::parse_http_date(date).ok()) else {
+        return false;
+    };
+    let off = now
+        .duration_since(date)
+        .unwrap_or_else(|early| early.duration());
+    off > Duration::from_secs(240)
+}
+
+/// The message without what could be a token: validation errors quote the value that they refuse.
+fn redact(message: &str) -> String {
+    let is_token = |c: char| c.is_ascii_alphanumeric() || "+/=_-".contains(c);
+    let mut text = String::with_capacity(message.len());
+    let mut rest = message;
+    while let Some(start) = rest.find(is_token) {
+        let (before, word) = rest.split_at(start);
+        let end = word.find(|c| !is_token(c)).unwrap_or(word.len());
+        let (word, after) = word.split_at(end);
+        text.push_str(before);
+        text.push_str(if word.len() > 60 { "***" } else { word });
+        rest = after;
+    }
+    text + rest
 }
 
 fn credentials(error: &(dyn StdError + 'static), action: &str) -> Option<Verdict> {
@@ -131,75 +179,88 @@ fn causes(error: &(dyn StdError + 'static)) -> String {
     text
 }
 
-/// The table: HTTP status, AWS code, reason and message to a verdict.
-///
-/// <https://docs.aws.amazon.com/ebs/latest/userguide/error-retries.html> says what to retry; the reasons are those of
-/// <https://docs.aws.amazon.com/ebs/latest/APIReference/API_GetSnapshotBlock.html>.
-fn refused(
+/// A refusal by AWS.
+struct Refused<'a> {
     status: u16,
-    code: &str,
-    reason: &str,
-    message: &str,
-    action: &str,
-    target: &str,
-) -> Verdict {
-    let said = format!("{action} {target}: {code} {reason} (HTTP {status}): {message}");
-    let said = said.replace("  ", " ");
-    let error = |kind| Error::new(kind, said.clone());
-    let needs = |kind, need: &str| Error::new(kind, format!("{said}; {need}"));
-    let kms = || {
-        needs(
-            Kind::Denied,
-            "the caller needs kms:DescribeKey and kms:Decrypt on the snapshot's KMS key (kms:ViaService is ec2)",
-        )
-    };
-    match (code, reason) {
-        _ if code.contains("Throttl") || code == "RequestLimitExceeded" || status == 429 => {
-            Verdict::Retry(error(Kind::Throttled))
-        }
-        _ if status >= 500 => Verdict::Retry(error(Kind::Unavailable)),
-        (_, "INVALID_BLOCK_TOKEN" | "INVALID_PAGE_TOKEN") => {
-            Verdict::StaleToken(error(Kind::Invalid))
-        }
-        (
-            _,
-            "DEPENDENCY_RESOURCE_NOT_FOUND"
-            | "INVALID_DEPENDENCY_REQUEST"
-            | "DEPENDENCY_ACCESS_DENIED",
-        ) => Verdict::Permanent(kms()),
-        (_, "INVALID_SNAPSHOT_ID") if message.contains("ublic snapshot") => {
-            Verdict::Permanent(needs(
+    code: &'a str,
+    reason: &'a str,
+    message: &'a str,
+    skewed: bool,
+}
+
+impl Refused<'_> {
+    /// The table: HTTP status, AWS code, reason and message to a verdict.
+    ///
+    /// <https://docs.aws.amazon.com/ebs/latest/userguide/error-retries.html> says what to retry; the reasons are those of
+    /// <https://docs.aws.amazon.com/ebs/latest/APIReference/API_GetSnapshotBlock.html>.
+    fn verdict(&self, action: &str, target: &str) -> Verdict {
+        let Self {
+            status,
+            code,
+            reason,
+            message,
+            skewed,
+        } = *self;
+        let said = format!("{action} {target}: {code} {reason} (HTTP {status}): {message}");
+        let said = said.replace("  ", " ");
+        let error = |kind| Error::new(kind, said.clone());
+        let needs = |kind, need: &str| Error::new(kind, format!("{said}; {need}"));
+        let kms = || {
+            needs(
                 Kind::Denied,
-                "copy the public snapshot into this account and read the copy (aws ec2 copy-snapshot)",
-            ))
-        }
-        (_, "INVALID_SNAPSHOT_ID")
-            if ["not complete", "pending"]
-                .iter()
-                .any(|word| message.contains(word)) =>
-        {
-            Verdict::Permanent(needs(Kind::Pending, "try again when it is completed"))
-        }
-        (_, "INVALID_SNAPSHOT_ID") if message.contains("rchive") => Verdict::Permanent(needs(
-            Kind::Denied,
-            "restore it first (aws ec2 restore-snapshot-tier)",
-        )),
-        (_, "SNAPSHOT_NOT_FOUND") | ("InvalidSnapshot.NotFound", _) => Verdict::Permanent(needs(
-            Kind::NotFound,
-            "check the id, the Region and the account",
-        )),
-        ("ResourceNotFoundException", _) => Verdict::Permanent(error(Kind::NotFound)),
-        ("AccessDeniedException" | "UnauthorizedOperation" | "AccessDenied", _) => {
-            Verdict::Permanent(needs(
+                "the caller needs kms:DescribeKey and kms:Decrypt on the snapshot's KMS key (kms:ViaService is ec2)",
+            )
+        };
+        match (code, reason) {
+            _ if code.contains("Throttl") || code == "RequestLimitExceeded" || status == 429 => {
+                Verdict::Retry(error(Kind::Throttled))
+            }
+            _ if status >= 500 => Verdict::Retry(error(Kind::Unavailable)),
+            (_, "INVALID_BLOCK_TOKEN" | "INVALID_PAGE_TOKEN") => {
+                Verdict::StaleToken(error(Kind::Invalid))
+            }
+            (
+                _,
+                "DEPENDENCY_RESOURCE_NOT_FOUND"
+                | "INVALID_DEPENDENCY_REQUEST"
+                | "DEPENDENCY_ACCESS_DENIED",
+            ) => Verdict::Permanent(kms()),
+            (_, "INVALID_SNAPSHOT_ID") if message.contains("ublic snapshot") => {
+                Verdict::Permanent(needs(
+                    Kind::Denied,
+                    "copy the public snapshot into this account and read the copy (aws ec2 copy-snapshot)",
+                ))
+            }
+            (_, "INVALID_SNAPSHOT_ID")
+                if ["not complete", "pending"]
+                    .iter()
+                    .any(|word| message.contains(word)) =>
+            {
+                Verdict::Permanent(needs(Kind::Pending, "try again when it is completed"))
+            }
+            (_, "INVALID_SNAPSHOT_ID") if message.contains("rchive") => Verdict::Permanent(needs(
                 Kind::Denied,
-                &format!("the caller needs the permission {action}{}", on(action)),
-            ))
+                "restore it first (aws ec2 restore-snapshot-tier)",
+            )),
+            (_, "SNAPSHOT_NOT_FOUND") | ("InvalidSnapshot.NotFound", _) => Verdict::Permanent(
+                needs(Kind::NotFound, "check the id, the Region and the account"),
+            ),
+            ("ResourceNotFoundException", _) => Verdict::Permanent(error(Kind::NotFound)),
+            ("AccessDeniedException" | "UnauthorizedOperation" | "AccessDenied", _) => {
+                Verdict::Permanent(needs(
+                    Kind::Denied,
+                    &format!("the caller needs the permission {action}{}", on(action)),
+                ))
+            }
+            _ if skewed && matches!(status, 400 | 401 | 403) => {
+                Verdict::Skewed(needs(Kind::Denied, "the clock is wrong"))
+            }
+            _ if matches!(status, 401 | 403) || code == "AuthFailure" => Verdict::Permanent(needs(
+                Kind::Denied,
+                "the credentials were refused: check that they are valid, not expired, and that the clock is right",
+            )),
+            _ => Verdict::Permanent(error(Kind::Invalid)),
         }
-        _ if matches!(status, 401 | 403) || code == "AuthFailure" => Verdict::Permanent(needs(
-            Kind::Denied,
-            "the credentials were refused: check that they are valid, not expired, and that the clock is right",
-        )),
-        _ => Verdict::Permanent(error(Kind::Invalid)),
     }
 }
 
@@ -216,19 +277,36 @@ fn on(action: &str) -> &'static str {
 mod tests {
     use super::*;
 
-    fn kind_of(status: u16, code: &str, reason: &str, message: &str) -> (&'static str, Kind) {
-        match refused(
+    fn refuse(status: u16, code: &str, reason: &str, message: &str) -> Verdict {
+        let refused = Refused {
             status,
             code,
             reason,
             message,
-            "ebs:GetSnapshotBlock",
-            "snap-1",
-        ) {
+            skewed: false,
+        };
+        refused.verdict("ebs:GetSnapshotBlock", "snap-1")
+    }
+
+    fn kind_of(status: u16, code: &str, reason: &str, message: &str) -> (&'static str, Kind) {
+        match refuse(status, code, reason, message) {
             Verdict::Retry(error) => ("retry", error.kind()),
             Verdict::StaleToken(error) => ("stale", error.kind()),
+            Verdict::Skewed(error) => ("skewed", error.kind()),
             Verdict::Permanent(error) => ("permanent", error.kind()),
         }
+    }
+
+    #[test]
+    fn a_token_that_a_message_quotes_is_not_repeated() {
+        let token = "AlMB_Ha-".repeat(12);
+        let message = redact(&format!(
+            "Value '{token}' at 'blockToken' of snap-0123456789abcdef0"
+        ));
+        assert_eq!(
+            message,
+            "Value '***' at 'blockToken' of snap-0123456789abcdef0"
+        );
     }
 
     #[test]
@@ -271,16 +349,7 @@ mod tests {
     #[test]
     fn refusals_name_what_is_missing() {
         let text = |status, code, reason, message| {
-            refused(
-                status,
-                code,
-                reason,
-                message,
-                "ebs:GetSnapshotBlock",
-                "snap-1",
-            )
-            .into_error()
-            .chain()
+            refuse(status, code, reason, message).into_error().chain()
         };
         assert!(
             text(403, "AccessDeniedException", "", "no")

@@ -15,6 +15,8 @@ use crate::source::{Descriptions, Selector, Snapshot, State};
 
 /// Snapshots a page: DescribeSnapshots takes 5 to 1,000, and is slow with many.
 const PAGE: i32 = 500;
+/// The IAM action that every call here needs.
+const ACTION: &str = "ec2:DescribeSnapshots";
 /// How long a page may take, attempts together: a person waits for it.
 const TIMEOUT: Duration = Duration::from_secs(8);
 
@@ -56,9 +58,10 @@ impl Ec2 {
             if !anyone {
                 request = request.owner_ids("self");
             }
-            let reply = request.send().await.map_err(|error| {
-                judge(error, "ec2:DescribeSnapshots", "in this Region").into_error()
-            })?;
+            let reply = request
+                .send()
+                .await
+                .map_err(|error| judge(error, ACTION, "in this Region").into_error())?;
             snapshots.extend(
                 reply
                     .snapshots
@@ -81,6 +84,20 @@ impl Ec2 {
     }
 }
 
+impl Ec2 {
+    /// One snapshot by its id, which is quick whatever the account may see.
+    async fn describe_one(&self, id: &str) -> Result<Option<Snapshot>> {
+        let reply = self.sdk.describe_snapshots().snapshot_ids(id).send().await;
+        match reply {
+            Ok(reply) => Ok(reply.snapshots().first().and_then(snapshot)),
+            Err(error) => match judge(error, ACTION, id).into_error() {
+                error if error.kind() == Kind::NotFound => Ok(None),
+                error => Err(error),
+            },
+        }
+    }
+}
+
 impl Descriptions for Ec2 {
     fn describe<'a>(&'a self, select: &'a [Selector]) -> BoxFuture<'a, Result<Vec<Snapshot>>> {
         async move {
@@ -99,6 +116,10 @@ impl Descriptions for Ec2 {
                     Selector::Tag { key, value } => filter(&format!("tag:{key}"), [value.clone()]),
                 };
                 snapshots.extend(self.describe_where(vec![filter], false).await?);
+            }
+            if let [id] = &ids[..] {
+                snapshots.extend(self.describe_one(id).await?);
+                return Ok(snapshots);
             }
             // By a filter and not by SnapshotIds: one id that does not exist would fail the whole call. At most 200
             // values a filter (https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_Filter.html).

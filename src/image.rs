@@ -14,6 +14,9 @@ use crate::error::{Error, Kind, Result};
 use crate::readahead::Readahead;
 use crate::source::BlockSource;
 
+/// Listings of 10,000 blocks (5 GiB) that one seek waits for.
+const SEEK_LISTINGS: usize = 4;
+
 /// What a hole reads as, without allocating.
 static ZEROES: [u8; BLOCK_SIZE as usize] = [0; BLOCK_SIZE as usize];
 
@@ -100,18 +103,22 @@ impl Image {
     /// The first byte at or after `offset` that is in a hole, the end of the image counting as one;
     /// `None` at or beyond the end.
     ///
+    /// A run that goes on beyond [`SEEK_LISTINGS`] listings is told as if it ended there: nobody can interrupt a seek, and
+    /// all of a large volume may be one run. Data is found at that very place next, so nothing is taken for a hole.
+    ///
     /// # Errors
     /// Why the source cannot tell.
     pub async fn seek_hole(&self, offset: u64) -> Result<Option<u64>> {
         let Some(mut index) = self.geometry().block_at(offset) else {
             return Ok(None);
         };
-        loop {
+        let end = BlockIndex(self.geometry().block_count());
+        for _ in 0..=SEEK_LISTINGS {
             match self.source.next_extent(index).await? {
                 Some(extent) if extent.start() == index => index = extent.end(),
                 _ => break,
             }
-            if index >= BlockIndex(self.geometry().block_count()) {
+            if index >= end {
                 break;
             }
         }

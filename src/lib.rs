@@ -39,7 +39,8 @@
 //!
 //! # Memory
 //! Blocks, cached and in flight together, keep the budget of `--memory`. Tokens are bounded for all snapshots together
-//! (32 MiB). Presence is a bitmap of at most 16 MiB for a snapshot of 64 TiB. Nothing grows with how much is read.
+//! (32 MiB). Presence is two bitmaps in chunks for each snapshot that is read, at most 16 MiB each for 64 TiB and next to
+//! nothing where all blocks of a chunk are alike. Nothing else grows with how much is read.
 //!
 //! # Errors
 //! [`error::Kind`]s exist where a caller acts differently. Each border has one table: AWS code to kind in [`aws`], kind to

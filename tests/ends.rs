@@ -138,6 +138,33 @@ fn a_read_that_cannot_succeed_ends_at_its_deadline_and_the_next_one_works_again(
 }
 
 #[test]
+fn more_readers_than_blocks_in_flight_all_end_at_the_deadline_when_the_server_is_silent() {
+    let emulator = Emulator::start();
+    emulator.make_volume("vol-0a", 2048, 0..64);
+    let snapshot = emulator.snapshot("vol-0a");
+    let mount = emulator.mount(&["--memory", "8MiB", "--timeout", "2s", &snapshot]);
+    emulator.set("silent=1");
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for reader in 0..16 {
+            let disk = mount.disk(&snapshot);
+            scope.spawn(move || {
+                let error = open(&disk)
+                    .read_exact_at(&mut [0; 16], reader * 4 * BLOCK)
+                    .unwrap_err();
+                assert_eq!(error.raw_os_error(), Some(libc::EIO));
+            });
+        }
+    });
+    // Four at a time would take 8 seconds, and the kernel asks each failed page once more by itself.
+    assert!(
+        start.elapsed() < Duration::from_secs(12),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+#[test]
 fn readers_killed_in_mid_flight_leave_nothing_wrong_behind() {
     let emulator = Emulator::with(&["--set", "latency_ms=30"]);
     let volume = emulator.make_volume("vol-0a", 2048, 0..400);
@@ -164,6 +191,30 @@ fn readers_killed_in_mid_flight_leave_nothing_wrong_behind() {
         400,
         "what the killed readers asked for was kept"
     );
+}
+
+#[test]
+fn a_background_mount_that_nobody_waits_for_any_more_is_not_left_behind() {
+    let emulator = Emulator::with(&["--set", "latency_ms=1000"]);
+    emulator.make_volume("vol-0a", 2048, [0]);
+    let snapshot = emulator.snapshot("vol-0a");
+    let point = tempfile::tempdir().unwrap();
+    let mut parent = emulator
+        .ebsfs(&[
+            "mount",
+            "--background",
+            point.path().to_str().unwrap(),
+            &snapshot,
+        ])
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    wait_for("the listing", || emulator.lists() > 0);
+    std::thread::sleep(Duration::from_millis(2500));
+    assert!(!mounted(point.path()));
+    assert!(std::fs::read_dir(point.path()).unwrap().next().is_none());
 }
 
 #[test]

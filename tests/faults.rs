@@ -116,6 +116,30 @@ fn a_listing_that_does_not_count_what_ec2_tells_is_an_error() {
 }
 
 #[test]
+fn a_listing_that_ends_too_early_is_an_error_as_soon_as_ec2_refutes_it() {
+    let emulator = Emulator::with(&["--set", "lost_next=1"]);
+    let volume = emulator.make_volume("vol-0a", 2048, 0..150);
+    let snapshot = emulator.snapshot("vol-0a");
+    let mount = emulator.mount(&["--lazy", &snapshot]);
+    assert_eq!(read_all(&volume, &mount.disk(&snapshot)), Err(libc::EIO));
+    assert_eq!(emulator.gets(), 0, "before anything was believed");
+}
+
+#[test]
+fn a_block_whose_token_is_null_is_listed_again_and_not_taken_for_a_hole() {
+    let emulator = Emulator::with(&[
+        "--set",
+        "null_token=0.7",
+        "--set",
+        "deny=ec2:DescribeSnapshots",
+    ]);
+    let volume = emulator.make_volume("vol-0a", 2048, (0..350).step_by(2));
+    let snapshot = emulator.snapshot("vol-0a");
+    let mount = emulator.mount(&["--lazy", &snapshot]);
+    assert_same(&volume, &mount.disk(&snapshot));
+}
+
+#[test]
 fn a_block_that_is_stored_wrong_is_an_error_at_once_and_its_neighbours_are_not() {
     let emulator = Emulator::with(&["--set", "rotten_block=5"]);
     emulator.make_volume("vol-0a", 2048, 0..10);
@@ -138,12 +162,9 @@ fn a_block_that_is_stored_wrong_is_an_error_at_once_and_its_neighbours_are_not()
     );
 }
 
-#[test]
-fn a_clock_that_jumps_a_day_renews_tokens_before_they_are_refused() {
+/// A mount whose clock is what the file says, whatever the machine's is.
+fn mount_with_clock(emulator: &Emulator, snapshot: &str) -> (Mount, std::path::PathBuf) {
     let library = sh("dpkg -L libfaketime | grep -m1 'libfaketime.so.1$'");
-    let emulator = Emulator::with(&["--set", "token_life_s=90000"]);
-    emulator.make_volume("vol-0a", 2048, 0..300);
-    let snapshot = emulator.snapshot("vol-0a");
     let clock = emulator.folder.path().join("clock");
     std::fs::write(&clock, "+0").unwrap();
     let mut command = emulator.ebsfs(&["mount"]);
@@ -152,12 +173,18 @@ fn a_clock_that_jumps_a_day_renews_tokens_before_they_are_refused() {
         .env("FAKETIME_TIMESTAMP_FILE", &clock)
         .env("FAKETIME_NO_CACHE", "1")
         .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-    let mount = Mount::start(command, &[&snapshot]);
+    (Mount::start(command, &[snapshot]), clock)
+}
+
+#[test]
+fn a_clock_that_jumps_a_day_renews_tokens_before_they_are_refused() {
+    let emulator = Emulator::with(&["--set", "token_life_s=90000"]);
+    emulator.make_volume("vol-0a", 2048, 0..300);
+    let snapshot = emulator.snapshot("vol-0a");
+    let (mount, clock) = mount_with_clock(&emulator, &snapshot);
     let read = |index| {
-        assert_eq!(
-            read_at(&mount.disk(&snapshot), index * BLOCK, 8),
-            content("vol-0a", index)[..8]
-        );
+        let bytes = read_at(&mount.disk(&snapshot), index * BLOCK, 8);
+        assert_eq!(bytes, content("vol-0a", index)[..8]);
     };
     read(50);
     assert_eq!((emulator.lists(), emulator.gets()), (1, 1));
@@ -166,6 +193,24 @@ fn a_clock_that_jumps_a_day_renews_tokens_before_they_are_refused() {
     read(60);
     assert_eq!(emulator.lists(), 2, "listed again");
     assert_eq!(emulator.gets(), 2, "before the old token was tried");
+}
+
+#[test]
+fn a_clock_that_jumps_away_from_the_service_s_costs_a_retry_and_no_error() {
+    let emulator = Emulator::start();
+    emulator.make_volume("vol-0a", 2048, 0..300);
+    let snapshot = emulator.snapshot("vol-0a");
+    let (mount, clock) = mount_with_clock(&emulator, &snapshot);
+    for (index, ahead) in [(10, "+0"), (20, "+1d"), (30, "-2d"), (40, "+0")] {
+        std::fs::write(&clock, ahead).unwrap();
+        let bytes = read_at(&mount.disk(&snapshot), index * BLOCK, 8);
+        assert_eq!(
+            bytes,
+            content("vol-0a", index)[..8],
+            "{ahead}: {}",
+            mount.log()
+        );
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What goes wrong is said in one clear line, with the right exit code or errno, within 10 seconds.
 
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::Command;
 
@@ -134,11 +135,11 @@ fn snapshots_that_cannot_be_read_give_the_errno_that_fits_and_a_line() {
         (pending, "still being made"),
         ("snap-0123".into(), "SNAPSHOT_NOT_FOUND"),
     ] {
-        let log = mount.log();
-        let line = log
-            .lines()
-            .find(|line| line.contains(&id) && line.contains(words));
-        assert!(line.is_some(), "{id} {words}: {log}");
+        wait_for(&format!("a line about {id}: {words}"), || {
+            let log = mount.log();
+            log.lines()
+                .any(|line| line.contains(&id) && line.contains(words))
+        });
     }
 }
 
@@ -204,6 +205,28 @@ fn no_credentials_no_region_no_endpoint_are_told_apart() {
         7,
         &["no answer"],
     );
+    // Something else answers there.
+    let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", proxy.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in proxy.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(
+                b"HTTP/1.1 403 Forbidden\r\ncontent-length: 7\r\nconnection: close\r\n\r\n<html/>",
+            );
+        }
+    });
+    refused(
+        &mut case.mount(&["--endpoint-url", &url, id]),
+        4,
+        &["HTTP 403"],
+    );
+    refused(
+        case.mount(&[id]).env("AWS_USE_FIPS_ENDPOINT", "true"),
+        2,
+        &["FIPS"],
+    );
     refused(
         &mut case.mount(&["--endpoint-url", "nonsense", id]),
         2,
@@ -232,6 +255,26 @@ fn an_ec2_endpoint_that_is_silent_does_not_keep_named_snapshots_from_being_mount
         case.mount(&["vol-0a"]).env("AWS_ENDPOINT_URL_EC2", &url),
         7,
         &["ec2:DescribeSnapshots"],
+    );
+}
+
+#[test]
+fn more_snapshots_than_can_be_listed_in_a_few_seconds_can_be_named() {
+    let ids: Vec<String> = (0..300).map(|n| format!("snap-{n:017x}")).collect();
+    let synthetic: Vec<String> = ids.iter().map(|id| format!("{id}:1:1000000")).collect();
+    let args: Vec<&str> = synthetic
+        .iter()
+        .flat_map(|spec| ["--synthetic", spec])
+        .collect();
+    let emulator = Emulator::with(&args);
+    let mount = emulator.mount(&ids.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(emulator.lists(), 300);
+    assert!(emulator.count("DescribeSnapshots") <= 2);
+    assert_eq!(
+        std::fs::read_dir(mount.point.path().join("snapshots"))
+            .unwrap()
+            .count(),
+        300
     );
 }
 

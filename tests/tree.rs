@@ -117,6 +117,30 @@ fn without_ec2_permission_everything_but_listing_works() {
 }
 
 #[test]
+fn a_description_that_grows_is_read_whole() {
+    let emulator = Emulator::with(&["--set", "deny=ec2:DescribeSnapshots"]);
+    emulator.make_volume("vol-0a", 2048, [0]);
+    let snapshot = emulator.snapshot("vol-0a");
+    let mount = emulator.mount(&["--lazy", &snapshot]);
+    assert_eq!(
+        fs::read_dir(mount.point.path().join("snapshots"))
+            .unwrap()
+            .count(),
+        1
+    );
+    let json = mount.disk(&snapshot).with_file_name("snapshot.json");
+    let size = || {
+        serde_json::from_slice::<serde_json::Value>(&fs::read(&json).unwrap()).unwrap()["volume_size"].clone()
+    };
+    assert!(size().is_null());
+    assert_eq!(
+        read_at(&mount.disk(&snapshot), 0, 8),
+        content("vol-0a", 0)[..8]
+    );
+    assert_eq!(size(), 1 << 30);
+}
+
+#[test]
 fn whatever_writes_is_told_that_the_filesystem_is_read_only() {
     let emulator = Emulator::start();
     emulator.make_volume("vol-0a", 2048, [0]);

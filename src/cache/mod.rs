@@ -21,9 +21,6 @@ use crate::source::{BlockSource, Catalog, Snapshot, SnapshotId};
 use flight::Flights;
 use memory::Memory;
 
-/// Blocks in flight at most, whatever the memory.
-const MAX_IN_FLIGHT: usize = 128;
-
 /// The least memory that keeps a sequential reader at one fetch a block: 16 blocks.
 pub const MIN_MEMORY: ByteSize = ByteSize::mib(8);
 
@@ -46,11 +43,12 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// A cache that holds at most `budget` bytes, cached and in flight together.
+    /// A cache that holds at most `budget` bytes, cached and in flight together, and fetches at most `max_in_flight`
+    /// blocks at once.
     ///
     /// # Errors
     /// `Invalid` below [`MIN_MEMORY`].
-    pub fn new(budget: ByteSize) -> Result<Arc<Self>> {
+    pub fn new(budget: ByteSize, max_in_flight: u32) -> Result<Arc<Self>> {
         if budget < MIN_MEMORY {
             return Err(Error::new(
                 Kind::Invalid,
@@ -58,9 +56,7 @@ impl Cache {
             ));
         }
         let blocks = budget.as_u64() / u64::from(BLOCK_SIZE);
-        let in_flight = usize::try_from(blocks / 4)
-            .unwrap_or(MAX_IN_FLIGHT)
-            .min(MAX_IN_FLIGHT);
+        let in_flight = usize::try_from((blocks / 4).min(max_in_flight.max(2).into())).unwrap_or(2);
         let prefetching = in_flight / 2;
         let cached = blocks - in_flight as u64;
         // Half of what is cached: a block read ahead is read before it is evicted, even with a second reader at work.

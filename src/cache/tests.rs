@@ -78,7 +78,7 @@ impl BlockSource for Counting {
 }
 
 fn cached(budget: ByteSize, inner: &Arc<Counting>) -> Arc<CachedSource> {
-    let cache = Cache::new(budget).unwrap();
+    let cache = Cache::new(budget, 128).unwrap();
     Arc::new(cache.wrap(Arc::clone(inner) as Arc<dyn BlockSource>))
 }
 
@@ -175,8 +175,8 @@ async fn wishes_leave_room_for_readers_and_are_joined_by_them() {
 #[test]
 fn too_little_memory_is_refused() {
     assert_eq!(
-        Cache::new(ByteSize::mib(7)).unwrap_err().kind(),
+        Cache::new(ByteSize::mib(7), 128).unwrap_err().kind(),
         Kind::Invalid
     );
-    assert!(Cache::new(MIN_MEMORY).is_ok());
+    assert!(Cache::new(MIN_MEMORY, 128).is_ok());
 }

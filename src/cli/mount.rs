@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Args;
-use futures_util::future::try_join_all;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
@@ -22,6 +22,8 @@ use crate::source::{Catalog, Selector, SnapshotId};
 
 /// How long the first call on a named snapshot may take: a person waits for the mount.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Named snapshots that are checked at once.
+const CHECKS: usize = 16;
 /// How long programs that read get to close their files after their reads were answered with EIO.
 const CLOSING: Duration = Duration::from_secs(3);
 
@@ -38,7 +40,7 @@ pub(super) struct MountArgs {
     /// What to list: snapshot ids, volume ids, tag:KEY=VALUE; nothing: all snapshots of the account
     #[arg(value_name = "SNAPSHOT | VOLUME | tag:KEY=VALUE")]
     select: Vec<Selector>,
-    /// Return when the mount answers, and go on in the background
+    /// Return when the mount answers, and go on in the background; what is logged then goes to --log-file or is lost
     #[arg(long)]
     pub(super) background: bool,
     /// Make no call before something is read; without it each named snapshot is checked
@@ -100,7 +102,7 @@ impl MountArgs {
     /// What can be told without any call: the mountpoint, the memory.
     pub(super) fn check(&self) -> Result<()> {
         check_mountpoint(&self.mountpoint)?;
-        Cache::new(self.memory).map(drop)
+        Cache::new(self.memory, self.limits.max_in_flight).map(drop)
     }
 
     pub(super) fn run(self, log_file: Option<&Path>) -> Result<()> {
@@ -122,7 +124,10 @@ impl MountArgs {
             mounted = self.mount() => {
                 let (mounted, client, cache) = mounted?;
                 if background::is_child() {
-                    background::ready(log_file)?;
+                    // Whoever waited for it may have gone: then nobody wants the mount.
+                    background::ready(log_file).inspect_err(|_| {
+                        let _ = mounted.detach();
+                    })?;
                 }
                 info!("mounted at {}", mounted.mountpoint().display());
                 let done = serve_until_end(&mounted, &mut signals).await;
@@ -150,11 +155,16 @@ impl MountArgs {
             aws::check_credentials(&config).await?;
             self.check_selection(&catalog).await?;
         }
-        let cache = Cache::new(self.memory)?;
+        let cache = Cache::new(self.memory, self.limits.max_in_flight)?;
         let max_readahead = cache.max_readahead();
         let cached = CachedCatalog::new(Arc::clone(&cache), catalog);
         let tree = Tree::new(Arc::new(cached), self.access.ownership(), max_readahead);
-        let mounted = crate::fs::mount(tree, &self.mountpoint, self.access.access())?;
+        let mounted = crate::fs::mount(
+            tree,
+            &self.mountpoint,
+            self.access.access(),
+            self.limits.timeout,
+        )?;
         client.set_timeout(self.limits.timeout);
         Ok((mounted, client, cache))
     }
@@ -177,13 +187,18 @@ impl MountArgs {
                 warn!("{}", error.chain());
             }
         }
-        try_join_all(named.into_iter().map(async |id| {
-            let (_, source) = catalog.open(id).await?;
-            source.next_extent(BlockIndex(0)).await
-        }))
-        .await
-        .map(drop)
+        // A few at a time: each has its own deadline, and listings have a pace.
+        stream::iter(named.into_iter().map(|id| check(catalog, id)))
+            .buffer_unordered(CHECKS)
+            .try_collect()
+            .await
     }
+}
+
+/// Opens a snapshot and lists its first blocks.
+async fn check(catalog: &EbsCatalog, id: &SnapshotId) -> Result<()> {
+    let (_, source) = catalog.open(id).await?;
+    source.next_extent(BlockIndex(0)).await.map(drop)
 }
 
 impl AccessArgs {
@@ -279,7 +294,7 @@ impl Signals {
 /// Serves until somebody unmounts, or a signal says to. The first signal lets a busy mount live on, the second detaches it.
 async fn serve_until_end(mounted: &Mounted, signals: &mut Signals) -> Result<()> {
     tokio::select! {
-        () = mounted.ended() => return Ok(()),
+        ended = mounted.ended() => return ended,
         () = signals.next() => {}
     }
     info!("unmounting {}", mounted.mountpoint().display());
@@ -298,13 +313,14 @@ async fn serve_until_end(mounted: &Mounted, signals: &mut Signals) -> Result<()>
              a second signal detaches it from under them"
         );
         tokio::select! {
-            () = mounted.ended() => return Ok(()),
+            ended = mounted.ended() => return ended,
             () = signals.next() => return detach(mounted).await,
         }
     }
     // The kernel has let go of it; the threads see that at once.
-    let _ = tokio::time::timeout(Duration::from_secs(1), mounted.ended()).await;
-    Ok(())
+    tokio::time::timeout(Duration::from_secs(1), mounted.ended())
+        .await
+        .unwrap_or(Ok(()))
 }
 
 /// Unmounts as soon as who reads has closed its files; `false` when that takes too long.

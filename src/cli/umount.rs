@@ -38,17 +38,29 @@ impl UmountArgs {
     }
 }
 
-/// The path as the mount table has it. The last name is not followed: behind it may be a mount that does not answer.
+/// The path as the mount table has it. What is mounted there is not touched: it may not answer.
 fn absolute(path: &Path) -> Result<PathBuf> {
-    let failed = |error| Error::with_source(Kind::Io, path.display().to_string(), error);
-    let path = std::path::absolute(path).map_err(failed)?;
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Ok(path);
-    };
-    let named = parent.canonicalize().map_err(failed)?.join(name);
-    Ok(std::fs::read_link(&named)
-        .map(|target| parent.join(target))
-        .unwrap_or(named))
+    let shown = path.display().to_string();
+    let failed = |error| Error::with_source(Kind::Io, shown.clone(), error);
+    let mut path = std::path::absolute(path).map_err(failed)?;
+    // As deep as the kernel follows links.
+    for _ in 0..40 {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            break;
+        };
+        path = parent.canonicalize().map_err(failed)?.join(name);
+        match std::fs::read_link(&path) {
+            Ok(target) => {
+                path = path.parent().unwrap_or(Path::new("/")).join(target);
+                // `a/..` is not an end that has a name.
+                if path.file_name().is_none() {
+                    path = path.canonicalize().map_err(failed)?;
+                }
+            }
+            Err(_) => break,
+        }
+    }
+    Ok(path)
 }
 
 /// Whether the mount table says that ebsfs is mounted there.

@@ -35,6 +35,8 @@ const LARGE_PAGE: u16 = 10_000;
 const NEAR: u32 = 256;
 /// An isolated listing begins at a multiple of this, so that blocks read together find themselves in one.
 const ALIGNED: u32 = 16;
+/// Beyond so many pages those that were dropped are looked for: as many small pages as are kept.
+const MOST_STARTS: usize = 4096;
 /// How often a snapshot is listed again when replies do not tell the volume's size.
 const SIZE_ATTEMPTS: usize = 8;
 
@@ -251,13 +253,22 @@ impl BlockMap {
             return Plan::Wait(landed.clone());
         }
         let again = state.again.take_if(|(at, _)| *at == index);
-        let goes_on = state.goes_on(index);
-        let max = match (again, goes_on) {
-            (Some((_, asked)), _) => asked,
-            (None, Some(_)) => LARGE_PAGE,
-            (None, None) => SMALL_PAGE,
+        let before = state.known_before(index);
+        // A stream is where the page before is still in use. Elsewhere in what was listed long ago a read is isolated.
+        let streams = before
+            .and_then(|before| state.page_of(before))
+            .is_some_and(|start| self.pages.contains((self.number, start)));
+        let max = match again {
+            Some((_, asked)) => asked,
+            None if streams => LARGE_PAGE,
+            None => SMALL_PAGE,
         };
-        let start = goes_on.unwrap_or(BlockIndex(index.0 - index.0 % ALIGNED));
+        let start = match before {
+            // The last block before must come again.
+            Some(before) if state.held.contains(before) => before,
+            Some(before) => BlockIndex(before.0 + 1),
+            None => BlockIndex(index.0 - index.0 % ALIGNED),
+        };
         let reach = BlockIndex(start.0.saturating_add(max.into()));
         let landing = Extent::new(start, reach).map(|reach| {
             let (sender, landed) = watch::channel(());
@@ -329,9 +340,13 @@ impl BlockMap {
             if end > index.0 {
                 return Ok(());
             }
-            // A short page: go on from its last block, which must come again.
-            start = BlockIndex(end - 1);
-            from = From::Index(start);
+            // A short page: go on from its last block, which must come again, unless that is all there was.
+            let last = BlockIndex(end - 1);
+            from = match listing.next {
+                Some(next) if last == start => From::Page(next),
+                _ => From::Index(last),
+            };
+            start = last;
         }
     }
 
@@ -407,12 +422,13 @@ impl BlockMap {
         let all = state
             .geometry
             .map(|geometry| u64::from(geometry.block_count()));
-        if let Some(expected) = state.expected
-            && (held > expected || all == Some(known) && held != expected)
+        // Held are at least what is listed, at most that and all that is not listed yet.
+        if let (Some(expected), Some(all)) = (state.expected, all)
+            && !(held..=held + all.saturating_sub(known)).contains(&expected)
         {
             drop(state);
             return Err(self.poison(&format!(
-                "{held} blocks are listed, EC2 tells {expected} (FullSnapshotSizeInBytes)"
+                "{held} of {known} blocks are listed as held, EC2 tells {expected} of {all} (FullSnapshotSizeInBytes)"
             )));
         }
         Ok(())
@@ -430,6 +446,12 @@ impl BlockMap {
         for old in within {
             state.starts.remove(&old);
             self.pages.remove((self.number, old));
+        }
+        if state.starts.len() > MOST_STARTS {
+            let (pages, number) = (&self.pages, self.number);
+            state
+                .starts
+                .retain(|start, _| pages.contains((number, *start)));
         }
         state.starts.insert(start, page.end);
         self.pages.insert((self.number, start), page);
@@ -451,19 +473,12 @@ impl BlockMap {
 }
 
 impl State {
-    /// Where a listing for `index` goes on from what is known a little before it: at the last block of that, which must
-    /// come again, or after it where that is a hole.
-    fn goes_on(&self, index: BlockIndex) -> Option<BlockIndex> {
-        let nearest = (index.0.saturating_sub(NEAR)..index.0)
+    /// The nearest block a little before `index` of which it is known whether it is held.
+    fn known_before(&self, index: BlockIndex) -> Option<BlockIndex> {
+        (index.0.saturating_sub(NEAR)..index.0)
             .rev()
             .map(BlockIndex)
-            .find(|before| self.known.contains(*before))?;
-        let anchor = self.held.contains(nearest);
-        Some(if anchor {
-            nearest
-        } else {
-            BlockIndex(nearest.0 + 1)
-        })
+            .find(|before| self.known.contains(*before))
     }
 
     /// The start of the page that should speak of a block.

@@ -92,6 +92,7 @@ impl EbsCatalog {
         let mut snapshots = match described {
             Err(error) if only_named => {
                 if self.descriptions.is_some() {
+                    self.leave_ec2_alone();
                     warn!("listing by ids alone: {}", error.chain());
                 }
                 Vec::new()
@@ -130,12 +131,16 @@ impl EbsCatalog {
             Err(error) if error.kind() == Kind::NotFound => return None,
             Err(error) => error,
         };
-        *self.ec2_silent_until.lock() = Some(Instant::now() + DESCRIBE_AGAIN);
+        self.leave_ec2_alone();
         warn!(
             "going on without EC2's description of {id}: {}",
             error.chain()
         );
         None
+    }
+
+    fn leave_ec2_alone(&self) {
+        *self.ec2_silent_until.lock() = Some(Instant::now() + DESCRIBE_AGAIN);
     }
 
     async fn open_once(&self, id: &SnapshotId) -> Result<(Snapshot, Arc<SnapshotSource>)> {

@@ -113,10 +113,12 @@ impl Client {
         let region = config
             .region()
             .map_or("no Region", |region| region.as_ref());
-        let endpoint = std::env::var("AWS_ENDPOINT_URL_EBS")
-            .ok()
-            .or_else(|| config.endpoint_url().map(str::to_owned))
-            .unwrap_or_else(|| format!("EBS in {region}"));
+        let chosen = config.endpoint_url().map(str::to_owned);
+        let endpoint = match std::env::var("AWS_ENDPOINT_URL_EBS") {
+            Ok(url) if !config.get_origin("endpoint_url").is_client_config() => Some(url),
+            _ => chosen,
+        };
+        let endpoint = endpoint.unwrap_or_else(|| format!("EBS in {region}"));
         let config = Builder::from(config)
             .retry_config(RetryConfig::disabled())
             .timeout_config(
@@ -216,6 +218,16 @@ impl Client {
                 &format!("blocks of {:?} bytes, not {BLOCK_SIZE}", reply.block_size),
             )));
         }
+        // A block that is told by halves must not be taken for a hole.
+        let blocks: Option<Vec<_>> = reply
+            .blocks
+            .unwrap_or_default()
+            .into_iter()
+            .map(|block| Some((block.block_index?, block.block_token?)))
+            .collect();
+        let blocks = blocks.ok_or_else(|| {
+            Verdict::Retry(call.error(Kind::Corrupt, "a block without index or token"))
+        })?;
         let volume_size = reply.volume_size;
         Ok(Listing {
             expiry: reply
@@ -223,12 +235,7 @@ impl Client {
                 .and_then(|time| SystemTime::try_from(time).ok()),
             volume_size: volume_size.and_then(|gib| u64::try_from(gib).ok()?.checked_mul(1 << 30)),
             next: reply.next_token.filter(|token| !token.is_empty()),
-            blocks: reply
-                .blocks
-                .unwrap_or_default()
-                .into_iter()
-                .filter_map(|block| Some((block.block_index?, block.block_token?)))
-                .collect(),
+            blocks,
         })
     }
 
@@ -312,6 +319,11 @@ impl Client {
             Ok(Ok(answer)) => return Ok(Some(answer)),
             Ok(Err(Verdict::StaleToken(error))) => return Err(Failure::StaleToken(error)),
             Ok(Err(Verdict::Permanent(error))) => return Err(Failure::Final(error)),
+            Ok(Err(Verdict::Skewed(error))) if waits.skewed => return Err(Failure::Final(error)),
+            Ok(Err(Verdict::Skewed(error))) => {
+                waits.skewed = true;
+                error
+            }
             Ok(Err(Verdict::Retry(error))) => error,
             Err(_) => call.error(Kind::Unavailable, "no answer"),
         };
@@ -385,6 +397,8 @@ impl Call {
 struct Waits {
     since: Instant,
     attempts: u32,
+    /// Whether it was sent again because of the clock.
+    skewed: bool,
 }
 
 impl Waits {
@@ -392,6 +406,7 @@ impl Waits {
         Self {
             since: Instant::now(),
             attempts: 0,
+            skewed: false,
         }
     }
 

@@ -12,6 +12,8 @@ use crate::error::{Error, Kind, Result};
 ///
 /// <https://docs.aws.amazon.com/ebs/latest/userguide/ebs-resource-quotas.html>
 const LISTS_PER_SECOND: u32 = 49;
+/// List calls on their way at once.
+const LISTINGS: usize = 8;
 
 /// What a person can set.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +30,8 @@ pub struct Limits {
 #[derive(Debug)]
 pub(super) struct Limiter {
     in_flight: Semaphore,
+    /// A large page takes megabytes while it is decoded.
+    listings: Semaphore,
     gets: Pace,
     lists: Pace,
 }
@@ -36,6 +40,7 @@ impl Limiter {
     pub(super) fn new(limits: &Limits) -> Self {
         Self {
             in_flight: Semaphore::new(limits.max_in_flight.max(1) as usize),
+            listings: Semaphore::new(LISTINGS),
             gets: Pace::new(limits.max_rps),
             lists: Pace::new(LISTS_PER_SECOND),
         }
@@ -43,20 +48,23 @@ impl Limiter {
 
     /// Waits for a place and for the turn of one GetSnapshotBlock.
     pub(super) async fn get(&self) -> Result<SemaphorePermit<'_>> {
-        self.place(&self.gets).await
+        let place = place(&self.in_flight).await?;
+        self.gets.turn().await;
+        Ok(place)
     }
 
     /// Waits for a place and for the turn of one list call.
-    pub(super) async fn list(&self) -> Result<SemaphorePermit<'_>> {
-        self.place(&self.lists).await
+    pub(super) async fn list(&self) -> Result<(SemaphorePermit<'_>, SemaphorePermit<'_>)> {
+        let listing = place(&self.listings).await?;
+        let place = place(&self.in_flight).await?;
+        self.lists.turn().await;
+        Ok((listing, place))
     }
+}
 
-    async fn place(&self, pace: &Pace) -> Result<SemaphorePermit<'_>> {
-        let place = self.in_flight.acquire().await;
-        let place = place.map_err(|_| Error::new(Kind::Unavailable, "shutting down"))?;
-        pace.turn().await;
-        Ok(place)
-    }
+async fn place(places: &Semaphore) -> Result<SemaphorePermit<'_>> {
+    let place = places.acquire().await;
+    place.map_err(|_| Error::new(Kind::Unavailable, "shutting down"))
 }
 
 /// Turns at an even pace. What was not used is lost but for a twentieth of a second.

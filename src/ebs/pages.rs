@@ -14,6 +14,9 @@ const MAX_BYTES: usize = 32 << 20;
 /// Tokens are renewed this long before they expire, or at half their life when that is shorter.
 const MARGIN: Duration = Duration::from_secs(3600);
 
+/// A page just listed is used for this long at least, whatever the clocks say: the service refuses what has expired.
+const LEAST_LIFE: Duration = Duration::from_secs(60);
+
 /// What is assumed of a page that does not tell when its tokens expire; documented are 7 days.
 const ASSUMED_LIFE: Duration = Duration::from_secs(24 * 3600);
 
@@ -51,7 +54,7 @@ impl Page {
         let life = expiry.map_or(ASSUMED_LIFE, |expiry| {
             expiry.duration_since(now).unwrap_or(Duration::ZERO)
         });
-        let renew = now + life.saturating_sub(MARGIN).max(life / 2);
+        let renew = now + life.saturating_sub(MARGIN).max(life / 2).max(LEAST_LIFE);
         let mut text = String::with_capacity(blocks.iter().map(|(_, token)| token.len()).sum());
         let mut indexes = Vec::with_capacity(blocks.len());
         let mut ends = Vec::with_capacity(blocks.len());
@@ -144,6 +147,11 @@ impl Pages {
         }
     }
 
+    /// Whether a page is kept.
+    pub(super) fn contains(&self, key: PageKey) -> bool {
+        self.inner.lock().pages.contains(&key)
+    }
+
     /// Forgets a page, and says how many blocks it had asked for.
     pub(super) fn remove(&self, key: PageKey) -> Option<u16> {
         let mut inner = self.inner.lock();
@@ -177,6 +185,9 @@ mod tests {
         assert_eq!(at((1, 0), hours(1) / 3), Kept::Token(format!("{:095}", 1)));
         assert_eq!(at((1, 0), hours(1) / 2), Kept::Old(10_000));
         assert_eq!(at((2, 0), hours(0)), Kept::Gone);
+        // By a clock that is ahead a page is expired when it comes: it is used all the same.
+        pages.insert((3, 0), page(0, 3, Duration::ZERO));
+        assert!(matches!(at((3, 0), LEAST_LIFE / 2), Kept::Token(_)));
     }
 
     #[test]

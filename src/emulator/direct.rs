@@ -76,8 +76,12 @@ impl Emulator {
             next = Some(start);
             indexes.clear();
         }
+        if strikes(switches.lost_next) {
+            next = None;
+            indexes.truncate(indexes.len() / 2);
+        }
         let life = Duration::from_secs(switches.token_life_s);
-        let blocks: Vec<Value> = indexes
+        let mut blocks: Vec<Value> = indexes
             .iter()
             .map(|index| {
                 let token = self
@@ -86,6 +90,11 @@ impl Emulator {
                 json!({"BlockIndex": index, "BlockToken": token})
             })
             .collect();
+        if strikes(switches.null_token)
+            && let Some(block) = blocks.last_mut()
+        {
+            block["BlockToken"] = Value::Null;
+        }
         let body = json!({"Blocks": blocks});
         Ok(self.page_reply(
             body,

@@ -38,6 +38,10 @@ pub(super) struct Switches {
     pub(super) empty_page: f64,
     /// Explicit nulls, and a field that no document knows.
     pub(super) nulls: f64,
+    /// A block of a listing whose token is null.
+    pub(super) null_token: f64,
+    /// A page cut in half that tells of no next one.
+    pub(super) lost_next: f64,
     /// A last page without VolumeSize, BlockSize and ExpiryTime.
     pub(super) bare_last_page: f64,
     /// A page that skips as many blocks as it should have brought.
@@ -82,6 +86,8 @@ impl Default for Switches {
             corrupt: 0.0,
             empty_page: 0.0,
             nulls: 0.0,
+            null_token: 0.0,
+            lost_next: 0.0,
             bare_last_page: 0.0,
             drop_page: 0.0,
             double_page: 0.0,

@@ -25,7 +25,6 @@ use fuser::{
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tracing::warn;
 
 use super::log::FailureLog;
 use super::tree::{Attributes, FileKind, Line, Tree};
@@ -38,6 +37,9 @@ const THREADS: usize = 2;
 /// How long the kernel may keep names and attributes. Snapshots never change; what is listed and described does.
 const FOREVER: Duration = Duration::from_secs(3600);
 const BRIEFLY: Duration = Duration::from_secs(1);
+/// How much later than its deadline a request is given up here.
+const GRACE: Duration = Duration::from_secs(2);
+
 /// Kinds to errnos: the one table of this border.
 fn errno(kind: Kind) -> Errno {
     match kind {
@@ -64,6 +66,8 @@ struct Ebsfs {
     tree: Arc<Tree>,
     runtime: Handle,
     draining: watch::Receiver<bool>,
+    /// How long a request may wait, whatever it waits for.
+    patience: Duration,
     folders: Arc<Mutex<HashMap<u64, Arc<[Line]>>>>,
     next_handle: AtomicU64,
     log: Arc<FailureLog>,
@@ -87,11 +91,16 @@ impl Ebsfs {
             Poll::Ready(done) => reply(done.map_err(told)),
             Poll::Pending => {
                 let mut draining = self.draining.clone();
+                let patience = self.patience;
                 self.runtime.spawn(async move {
                     let done = tokio::select! {
                         biased;
                         done = work => done.map_err(told),
                         _ = draining.wait_for(|draining| *draining) => Err(Errno::EIO),
+                        () = tokio::time::sleep(patience) => Err(told(Error::new(
+                            Kind::Unavailable,
+                            format!("a read waited for {patience:?} behind others"),
+                        ))),
                     };
                     reply(done);
                 });
@@ -193,7 +202,8 @@ impl Filesystem for Ebsfs {
         self.answer(work, |opened| match opened {
             // Its bytes never change: the pages that the kernel has are good for every later open.
             Ok(Some(_)) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
-            Ok(None) => reply.opened(FileHandle(0), FopenFlags::empty()),
+            // A description can grow while its old size is still believed: read it as it is.
+            Ok(None) => reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO),
             Err(errno) => reply.error(errno),
         });
     }
@@ -417,14 +427,15 @@ fn life(attr: &FileAttr) -> Duration {
 pub struct Mounted {
     mountpoint: PathBuf,
     draining: watch::Sender<bool>,
-    ended: watch::Receiver<bool>,
+    ended: watch::Receiver<Option<Result<()>>>,
 }
 
-/// Mounts `tree` at `mountpoint`, which answers when this returns. Requests run on the current tokio runtime.
+/// Mounts `tree` at `mountpoint`, which answers when this returns. Requests run on the current tokio runtime; none waits
+/// longer than `timeout` and a little, in which those below give up by themselves and say why.
 ///
 /// # Errors
 /// `Io` or `Denied` when the machine does not allow it.
-pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
+pub fn mount(tree: Tree, mountpoint: &Path, access: Access, timeout: Duration) -> Result<Mounted> {
     let mountpoint = mountpoint.canonicalize().map_err(|error| {
         Error::with_source(
             Kind::Io,
@@ -437,6 +448,7 @@ pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
         tree: Arc::new(tree),
         runtime: Handle::current(),
         draining: drain,
+        patience: timeout + GRACE,
         folders: Arc::default(),
         next_handle: AtomicU64::new(1),
         log: Arc::default(),
@@ -463,7 +475,7 @@ pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
     let session = Session::new(filesystem, &mountpoint, &config)
         .and_then(Session::spawn)
         .map_err(|error| cannot_mount(&mountpoint, error))?;
-    let (end, ended) = watch::channel(false);
+    let (end, ended) = watch::channel(None);
     std::thread::spawn(move || await_end(session, &end));
     Ok(Mounted {
         mountpoint,
@@ -472,11 +484,11 @@ pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
     })
 }
 
-fn await_end(session: BackgroundSession, end: &watch::Sender<bool>) {
-    if let Err(error) = session.join() {
-        warn!("the FUSE session ended: {error}");
-    }
-    end.send_replace(true);
+fn await_end(session: BackgroundSession, end: &watch::Sender<Option<Result<()>>>) {
+    let ended = session
+        .join()
+        .map_err(|error| Error::with_source(Kind::Io, "the FUSE session broke", error));
+    end.send_replace(Some(ended));
 }
 
 fn cannot_mount(mountpoint: &Path, error: io::Error) -> Error {
@@ -504,9 +516,15 @@ impl Mounted {
     }
 
     /// Waits until the kernel has let go of the mount, whoever unmounted it.
-    pub async fn ended(&self) {
-        // A closed channel is the end too.
-        let _ = self.ended.clone().wait_for(|ended| *ended).await;
+    ///
+    /// # Errors
+    /// `Io` when the connection to the kernel broke.
+    pub async fn ended(&self) -> Result<()> {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await {
+            Ok(ended) => ended.clone().unwrap_or(Ok(())),
+            Err(_) => Ok(()),
+        }
     }
 
     /// While draining, whoever waits gets EIO, and so does whoever would have to wait.
