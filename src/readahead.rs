@@ -9,8 +9,8 @@ use crate::block::{BLOCK_SIZE, BlockIndex, Extent, Geometry};
 /// Streams remembered for one image.
 const STREAMS: usize = 8;
 
-/// Bytes read in sequence before anything is read ahead: three blocks. A single read of 1 MiB arrives as eight READs of
-/// 128 KiB, and the kernel's own readahead adds up to 256 KiB to it; neither may start a window.
+/// Bytes read in sequence beyond which blocks are read ahead: three blocks. A single read of 1 MiB arrives as several
+/// READs, and the kernel's own readahead adds up to a block to it; neither may start a window.
 const STREAM_BYTES: u64 = 3 * BLOCK_SIZE as u64;
 
 /// How far from the expected place a read still belongs to the stream: the kernel sends up to 1 MiB of READs at once,
@@ -69,16 +69,14 @@ impl Readahead {
         stream.read += end.saturating_sub(stream.next);
         stream.next = stream.next.max(end);
         stream.fed = reads;
-        if stream.read < STREAM_BYTES {
+        if stream.read <= STREAM_BYTES {
             return None;
         }
         let (next, mut window, ahead) = (stream.next, stream.window, stream.ahead);
         let sequential = self
             .streams
             .iter()
-            .filter(|stream| {
-                stream.read >= STREAM_BYTES && reads - stream.fed < 64 * STREAMS as u64
-            })
+            .filter(|stream| stream.read > STREAM_BYTES && reads - stream.fed < 64 * STREAMS as u64)
             .count();
         let limit = (self.max_window / u32::try_from(sequential.max(1)).unwrap_or(1)).max(1);
         window = window.min(limit);
@@ -136,7 +134,7 @@ mod tests {
     #[test]
     fn one_read_of_a_mebibyte_wants_nothing_ahead() {
         let mut readahead = readahead(1000, 64);
-        assert_eq!(scan(&mut readahead, 0, 8 + 2), []);
+        assert_eq!(scan(&mut readahead, 0, 8 + 4), []);
     }
 
     #[test]
@@ -145,7 +143,7 @@ mod tests {
         let mut readahead = readahead(blocks, 64);
         let wishes = scan(&mut readahead, 0, blocks * 4);
         let mut next = wishes[0].start().0;
-        assert!(next <= 3, "starts at {next}");
+        assert!(next <= 4, "starts at {next}");
         for wish in &wishes {
             assert_eq!(wish.start().0, next);
             next = wish.end().0;

@@ -1,5 +1,6 @@
 //! `ebsfs mount`: snapshots as files, until it is unmounted or told to stop.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -229,8 +230,17 @@ fn check_mountpoint(path: &Path) -> Result<()> {
             format!("mountpoint {} {what}", path.display()),
         ))
     };
-    let metadata = match std::fs::metadata(path) {
-        Ok(metadata) => metadata,
+    // Attributes may still be remembered of a mount whose program has died; its names cannot be read.
+    let looked = std::fs::metadata(path).and_then(|metadata| {
+        let first = if metadata.is_dir() {
+            std::fs::read_dir(path)?.next()
+        } else {
+            None
+        };
+        Ok((metadata, first))
+    });
+    let (metadata, first) = match looked {
+        Ok(looked) => looked,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return wrong("does not exist: make it with mkdir");
         }
@@ -246,20 +256,13 @@ fn check_mountpoint(path: &Path) -> Result<()> {
         return wrong("is not a folder");
     }
     let parent = std::fs::metadata(path.join(".."));
-    if parent.is_ok_and(|parent| {
-        use std::os::unix::fs::MetadataExt;
-        parent.dev() != metadata.dev()
-    }) {
+    if parent.is_ok_and(|parent| parent.dev() != metadata.dev()) {
         return wrong("has something mounted on it already");
     }
-    match std::fs::read_dir(path).map(|mut names| names.next()) {
-        Ok(None) => Ok(()),
-        Ok(Some(_)) => wrong("is not empty"),
-        Err(error) => {
-            let what = format!("mountpoint {}", path.display());
-            Err(Error::with_source(Kind::Io, what, error))
-        }
+    if first.is_some() {
+        return wrong("is not empty");
     }
+    Ok(())
 }
 
 /// The signals that end a mount.

@@ -3,12 +3,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::record::millis;
-use super::reply::{Refusal, Reply, full, json_reply};
+use super::reply::{Refusal, Reply, block_reply, json_reply};
 use super::store::Snapshot;
 use super::switches::{Switches, strikes};
 use super::{ACCOUNT, BLOCK, Emulator};
@@ -314,20 +312,7 @@ impl Emulator {
             }
             bytes = wrong.into();
         }
-        let mut reply = Reply::new(full(bytes));
-        let headers = reply.headers_mut();
-        for (name, value) in [
-            ("content-type", "application/octet-stream".to_owned()),
-            ("x-amz-data-length", BLOCK.to_string()),
-            ("x-amz-checksum", STANDARD.encode(digest)),
-            ("x-amz-checksum-algorithm", "SHA256".to_owned()),
-            ("x-amzn-requestid", super::reply::request_id()),
-        ] {
-            if let Ok(value) = value.parse() {
-                headers.insert(name, value);
-            }
-        }
-        Ok(reply)
+        Ok(block_reply(bytes, &digest))
     }
 
     /// Takes the call out of the account's and the snapshot's bucket.

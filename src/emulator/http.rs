@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tracing::debug;
 
 use super::direct::Query;
-use super::reply::{Body, Refusal, Reply, full};
+use super::reply::{Body, Refusal, Reply, block_reply, full, with_body};
 use super::switches::{Switches, strikes};
 use super::{Emulator, REGION, auth};
 
@@ -54,6 +54,9 @@ async fn answer(emulator: Arc<Emulator>, request: Request<Incoming>) -> io::Resu
         .await
         .map_err(io::Error::other)?
         .to_bytes();
+    if let Some(path) = parts.uri.path().strip_prefix("/_emulator/blocks/") {
+        return Ok(emulator.unsigned_block(path).await);
+    }
     if let Some(path) = parts.uri.path().strip_prefix("/_emulator/") {
         return Ok(emulator.control(&parts.method, path, parts.uri.query().unwrap_or_default()));
     }
@@ -83,6 +86,22 @@ async fn answer(emulator: Arc<Emulator>, request: Request<Incoming>) -> io::Resu
         reply.headers_mut().insert("date", date);
     }
     Ok(reply)
+}
+
+impl Emulator {
+    /// A block without signature or token, for clients that measure what HTTP alone can do.
+    async fn unsigned_block(&self, path: &str) -> Reply {
+        tokio::time::sleep(Duration::from_millis(self.switches().latency_ms)).await;
+        let place = path.split_once('/').and_then(|(id, index)| {
+            let index = index.parse().ok()?;
+            self.store.lock().locate(id, index)
+        });
+        match place.map(|place| place.read()) {
+            Some(Ok((bytes, digest))) => block_reply(bytes, &digest),
+            // Holes are met often: the connection stays.
+            _ => with_body(404, "text/plain", Bytes::new()),
+        }
+    }
 }
 
 /// What a request asks for.

@@ -2,9 +2,12 @@
 
 use std::io;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
+use hyper::header::HeaderValue;
 use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -82,10 +85,7 @@ impl Refusal {
         if let Ok(kind) = kind.parse() {
             headers.insert("x-amzn-errortype", kind);
         }
-        headers.insert(
-            "connection",
-            hyper::header::HeaderValue::from_static("close"),
-        );
+        headers.insert("connection", HeaderValue::from_static("close"));
         reply
     }
 
@@ -128,6 +128,22 @@ pub(super) fn full(bytes: Bytes) -> Body {
         .boxed_unsync()
 }
 
+/// GetSnapshotBlock's.
+pub(super) fn block_reply(bytes: Bytes, digest: &[u8; 32]) -> Reply {
+    let length = bytes.len();
+    let mut reply = with_body(200, "application/octet-stream", bytes);
+    let headers = reply.headers_mut();
+    headers.insert("x-amz-data-length", length.into());
+    headers.insert(
+        "x-amz-checksum-algorithm",
+        HeaderValue::from_static("SHA256"),
+    );
+    if let Ok(checksum) = STANDARD.encode(digest).parse() {
+        headers.insert("x-amz-checksum", checksum);
+    }
+    reply
+}
+
 pub(super) fn json_reply(status: u16, body: &Value) -> Reply {
     with_body(status, "application/json", body.to_string().into())
 }
@@ -136,10 +152,7 @@ pub(super) fn with_body(status: u16, kind: &'static str, bytes: Bytes) -> Reply 
     let mut reply = Response::new(full(bytes));
     *reply.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = reply.headers_mut();
-    headers.insert(
-        "content-type",
-        hyper::header::HeaderValue::from_static(kind),
-    );
+    headers.insert("content-type", HeaderValue::from_static(kind));
     if let Ok(id) = request_id().parse() {
         headers.insert("x-amzn-requestid", id);
     }

@@ -1,0 +1,201 @@
+"""Measures the mount against the bare HTTP limit and its peers; scripts/bench builds and runs it."""
+
+import glob
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+
+TARGET = os.environ.get("CARGO_TARGET_DIR", "target") + "/release"
+EBSFS = os.path.abspath(f"{TARGET}/ebsfs")
+LIMIT = max((p for p in glob.glob(f"{TARGET}/deps/limit-*") if os.access(p, os.X_OK) and "." not in os.path.basename(p)), key=os.path.getmtime)
+TICKS = os.sysconf("SC_CLK_TCK")
+MIB = 1 << 20
+GIB = 1 << 30
+SIZE = 4 * GIB
+IDS = ["snap-0a", "snap-0b", "snap-0c", "snap-0d"]
+rows = []
+
+
+class Emulator:
+    """An emulator with four snapshots of 4 GiB, 90 % full, quotas out of the way."""
+
+    def __init__(self, folder, latency):
+        args = [EBSFS, "emulator", folder, "--listen", "127.0.0.1:0", "--set", f"latency_ms={latency}"]
+        args += ["--set", "get_rps=1000000", "--set", "get_rps_snapshot=1000000", "--set", "list_rps=1000"]
+        for snapshot in IDS:
+            args += ["--synthetic", f"{snapshot}:4:900000"]
+        self.process = subprocess.Popen(args, stdout=subprocess.PIPE, text=True)
+        line = self.process.stdout.readline().removeprefix("export ")
+        self.env = dict(os.environ, **{k: v.strip("'") for k, v in (word.split("=", 1) for word in line.split())})
+        self.url = self.env["AWS_ENDPOINT_URL"]
+
+    def ask(self, path, post=False):
+        request = urllib.request.Request(f"{self.url}/_emulator/{path}", data=b"" if post else None)
+        return json.load(urllib.request.urlopen(request))
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait()
+
+
+class Mount:
+    def __init__(self, emulator, *args):
+        self.point = tempfile.mkdtemp(prefix="ebsfs-bench-")
+        self.process = subprocess.Popen([EBSFS, "mount", *args, self.point, *IDS], env=emulator.env, stderr=subprocess.DEVNULL)
+        while not os.path.ismount(self.point):
+            time.sleep(0.02)
+
+    def disk(self, snapshot):
+        return f"{self.point}/snapshots/{snapshot}/disk.raw"
+
+    def cpu(self):
+        fields = open(f"/proc/{self.process.pid}/stat").read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS
+
+    def peak(self):
+        return int(re.search(r"VmHWM:\s+(\d+)", open(f"/proc/{self.process.pid}/status").read()).group(1)) / 1024
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait()
+        os.rmdir(self.point)
+
+
+def row(latency, what, seconds, size, gets="", throttled="", cpu=None, peak=None, note=""):
+    rate = size / MIB / seconds
+    cells = [f"{latency} ms", what, f"{rate:,.0f}", str(gets), str(throttled)]
+    cells += [f"{cpu / (size / GIB):.2f}" if cpu is not None else "", f"{peak:.0f}" if peak else "", note]
+    rows.append(cells)
+    print("  ".join(cells), flush=True)
+    return rate
+
+
+def timed(*commands):
+    """Seconds that the commands take, run at once."""
+    start = time.monotonic()
+    running = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for command in commands]
+    for process in running:
+        _, said = process.communicate()
+        assert process.returncode == 0, said
+    return time.monotonic() - start
+
+
+def dd(disk, size="1M", **more):
+    return ["dd", f"if={disk}", "of=/dev/null", f"bs={size}", "status=none", *[f"{k}={v}" for k, v in more.items()]]
+
+
+def forget_pages():
+    open("/proc/sys/vm/drop_caches", "w").write("1")
+
+
+def on_mount(emulator, latency, what, size, run, args=(), warm=None):
+    """Runs something on a fresh mount and adds its row."""
+    mount = Mount(emulator, *args)
+    try:
+        if warm:
+            warm(mount)
+        emulator.ask("counters/reset", post=True)
+        before = mount.cpu()
+        seconds = run(mount)
+        note = ""
+        if isinstance(seconds, tuple):
+            seconds, note = seconds
+        counts = emulator.ask("counters")
+        return row(latency, what, seconds, size, counts.get("GetSnapshotBlock", 0), counts.get("throttled", 0),
+                   mount.cpu() - before, mount.peak(), note)
+    finally:
+        mount.stop()
+
+
+def fio(mount, depth):
+    """Random reads of 4 KiB; the rate of bytes is theirs, the latency is what counts."""
+    count = 320 // depth
+    out = subprocess.run(
+        ["fio", "--name=r", f"--filename={mount.disk('snap-0a')}", "--readonly", "--rw=randread", "--bs=4k", f"--size={SIZE}",
+         f"--number_ios={count}", "--ioengine=psync", f"--numjobs={depth}", "--thread", "--group_reporting", "--output-format=json",
+         "--randrepeat=0"],
+        capture_output=True, text=True, check=True).stdout
+    read = json.loads(out[out.index("{"):])["jobs"][0]["read"]
+    median = read["clat_ns"]["percentile"]["50.000000"] / 1e6
+    return read["total_ios"] * 4096 / (read["bw_bytes"] or 1), f"median {median:.2f} ms"
+
+
+def bench(latency):
+    folder = tempfile.mkdtemp(prefix="ebsfs-bench-")
+    emulator = Emulator(folder, latency)
+    try:
+        before = os.times()
+        done = json.loads(subprocess.run([LIMIT, emulator.url, "snap-0a", "8192", "128"], capture_output=True, text=True, check=True).stdout)
+        after = os.times()
+        cpu = after.children_user + after.children_system - before.children_user - before.children_system
+        limit = row(latency, "bare HTTP limit, 128 connections", done["seconds"], done["bytes"], cpu=cpu)
+        held = done["bytes"]
+        peers = None
+        if shutil.which("coldsnap"):
+            before = os.times()
+            seconds = time.monotonic()
+            subprocess.run(["coldsnap", "--endpoint", emulator.url, "download", "--no-progress", "snap-0a", f"{folder}/out.raw"], env=emulator.env, check=True)
+            seconds = time.monotonic() - seconds
+            after = os.times()
+            cpu = after.children_user + after.children_system - before.children_user - before.children_system
+            peers = row(latency, "coldsnap download to a file", seconds, held, cpu=cpu)
+            os.remove(f"{folder}/out.raw")
+        rate = on_mount(emulator, latency, "dd bs=1M, cold", held, lambda m: timed(dd(m.disk("snap-0a"))))
+        print(f"    dd is {rate / limit:.2f} of the bare limit" + (f", {rate / peers:.2f} of coldsnap" if peers else ""))
+        small = on_mount(emulator, latency, "dd bs=4k, cold", held, lambda m: timed(dd(m.disk("snap-0b"), "4k")))
+        print(f"    bs=4k is {small / rate:.2f} of bs=1M")
+        on_mount(emulator, latency, "four dd on four snapshots, 1 GiB each", held, lambda m: timed(*[dd(m.disk(s), count=1024) for s in IDS]))
+        on_mount(emulator, latency, "two cursors on one snapshot", held,
+                 lambda m: timed(dd(m.disk("snap-0c"), count=2048), dd(m.disk("snap-0c"), skip=2048)))
+        for depth in (1, 16):
+            on_mount(emulator, latency, f"random 4 KiB, {depth} at once, cold", 320 * 4096, lambda m: fio(m, depth))
+    finally:
+        emulator.stop()
+        shutil.rmtree(folder)
+
+
+def warm_reads():
+    folder = tempfile.mkdtemp(prefix="ebsfs-bench-")
+    emulator = Emulator(folder, 0)
+    try:
+        part = {"count": 1024}
+        size = GIB
+
+        def warm(mount):
+            timed(dd(mount.disk("snap-0a"), **part))
+
+        def from_memory(mount):
+            forget_pages()
+            return timed(dd(mount.disk("snap-0a"), **part))
+
+        on_mount(emulator, 0, "again, from the page cache", size, lambda m: timed(dd(m.disk("snap-0a"), **part)), warm=warm)
+        on_mount(emulator, 0, "again, from memory (--memory 2GiB)", size, from_memory, args=("--memory", "2GiB"), warm=warm)
+        if shutil.which("nbdkit") and shutil.which("nbdfuse"):
+            subprocess.run(["dd", "if=/dev/urandom", f"of={folder}/local.raw", "bs=1M", "count=1024", "status=none"], check=True)
+            point = f"{folder}/nbd"
+            os.mkdir(point)
+            server = subprocess.Popen(["nbdfuse", point, "--command", "nbdkit", "-s", "file", f"{folder}/local.raw"])
+            while not os.path.exists(f"{point}/nbd"):
+                time.sleep(0.05)
+            row(0, "peer: nbdkit + nbdfuse on a local file", timed(dd(f"{point}/nbd")), size)
+            subprocess.run(["fusermount3", "-u", point], check=True)
+            server.wait()
+    finally:
+        emulator.stop()
+        shutil.rmtree(folder)
+
+
+for latency in [int(text) for text in sys.argv[1:]] or [0, 15, 50]:
+    bench(latency)
+warm_reads()
+heads = ["latency", "what", "MiB/s", "Gets", "throttled", "CPU s/GiB", "peak MiB", ""]
+widths = [max(len(row[n]) for row in [heads, *rows]) for n in range(len(heads))]
+print()
+for cells in [heads, ["-" * width for width in widths], *rows]:
+    print("| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths)) + " |")
