@@ -54,14 +54,16 @@ impl Image {
     /// Why one of the blocks cannot be read; never a short or wrong answer.
     pub async fn read_at(&self, offset: u64, len: usize) -> Result<Bytes> {
         let parts: Vec<_> = self.geometry().split(offset, len).collect();
-        tracing::trace!(offset, len, "read");
         let wish = self.readahead.lock().observe(offset, len);
         let reads = parts.iter().map(|part| self.source.read_block(part.index));
         let mut reads = pin!(try_join_all(reads));
         // Asked for once before the wish is made: the reader's own blocks go first.
         let first = poll_fn(|task| Poll::Ready(reads.as_mut().poll(task))).await;
         if let Some(wish) = wish {
-            self.source.prefetch(wish);
+            let taken = self.source.prefetch(wish);
+            if taken < wish.end() {
+                self.readahead.lock().was_taken(wish, taken);
+            }
         }
         let blocks = match first {
             Poll::Ready(blocks) => blocks?,

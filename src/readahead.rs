@@ -96,6 +96,14 @@ impl Readahead {
         Some(wish)
     }
 
+    /// Takes note that of a wish only the blocks before `taken` will come: the rest is wished for again.
+    pub fn was_taken(&mut self, wish: Extent, taken: BlockIndex) {
+        let wished = |stream: &&mut Stream| stream.ahead == wish.end().0;
+        if let Some(stream) = self.streams.iter_mut().find(wished) {
+            stream.ahead = taken.0;
+        }
+    }
+
     fn start(&mut self, next: u64, read: u64) {
         let stream = Stream {
             next,
@@ -151,6 +159,29 @@ mod tests {
         assert_eq!(u64::from(next), blocks);
         assert!(wishes.iter().any(|wish| wish.count() >= 32));
         assert!(wishes.iter().all(|wish| wish.count() <= 64));
+    }
+
+    #[test]
+    fn what_was_not_taken_of_a_wish_is_wished_for_again() {
+        let mut readahead = readahead(1000, 64);
+        let mut wanted = Vec::new();
+        for n in 0..4000 {
+            if let Some(wish) = readahead.observe(n * READ as u64, READ) {
+                let taken = BlockIndex(wish.start().0 + 1);
+                wanted.push(wish.start().0);
+                readahead.was_taken(wish, taken);
+            }
+        }
+        let first = wanted[0];
+        assert!(
+            wanted
+                .windows(2)
+                .all(|pair| pair[1] >= pair[0] && pair[1] <= pair[0] + 1)
+        );
+        assert!(
+            wanted.last().is_some_and(|last| *last >= 990),
+            "from {first}"
+        );
     }
 
     #[test]

@@ -33,8 +33,9 @@ pub trait BlockSource: Send + Sync {
     /// Whether the block is known, without any I/O or waiting, to read as zeroes.
     fn is_known_zero(&self, index: BlockIndex) -> bool;
 
-    /// A wish to have these blocks near soon. It has a budget of its own and may be dropped.
-    fn prefetch(&self, extent: Extent);
+    /// A wish to have these blocks near soon. It has a budget of its own: the answer is the block from which on the wish was
+    /// not taken, its end when all of it was.
+    fn prefetch(&self, extent: Extent) -> BlockIndex;
 }
 
 /// Which snapshots there are, and how to read one.

@@ -67,6 +67,34 @@ fn a_snapshot_that_does_not_exist_is_not_found() {
 }
 
 #[test]
+fn ls_of_a_snapshot_that_does_not_exist_is_not_found() {
+    let case = Case::new();
+    refused(
+        &mut case.emulator.ebsfs(&["ls", "snap-0123"]),
+        3,
+        &["snap-0123"],
+    );
+    refused(
+        &mut case.emulator.ebsfs(&["ls", "snap-0123", &case.snapshot]),
+        3,
+        &["snap-0123"],
+    );
+}
+
+#[test]
+fn an_emulator_off_loopback_is_refused_before_it_makes_or_says_anything() {
+    let folder = tempfile::tempdir().unwrap();
+    let inside = folder.path().join("emulator");
+    let mut command = Command::new(EBSFS);
+    command
+        .arg("emulator")
+        .arg(&inside)
+        .args(["--listen", "0.0.0.0:0"]);
+    refused(&mut command, 2, &["loopback only"]);
+    assert!(!inside.exists() && command.output().unwrap().stdout.is_empty());
+}
+
+#[test]
 fn what_is_not_allowed_names_the_permission() {
     let case = Case::new();
     case.emulator.set("deny=ebs:ListSnapshotBlocks");

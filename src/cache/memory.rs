@@ -1,68 +1,135 @@
-//! The memory tier: blocks in an LRU bounded by bytes.
+//! The memory tier: blocks that were read in an LRU bounded by bytes, and beside it blocks read ahead that nobody has read
+//! yet, so that the one kind never drives out the other.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use parking_lot::RwLock;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::Key;
-use crate::block::Block;
+use crate::block::{BLOCK_SIZE, Block};
 
 /// What an entry costs besides its bytes: the key, moka's nodes and queues. A block of zeroes costs only this.
 const ENTRY: u32 = 256;
+/// A block read ahead that nobody reads for so long counts as read: its reader has gone.
+const ABANDONED: Duration = Duration::from_secs(10);
 
 /// A block that eviction can empty at once: moka itself frees an evicted entry only when its epoch ends.
-type Slot = Arc<RwLock<Option<Block>>>;
+type Slot = Arc<RwLock<Option<Kept>>>;
+
+#[derive(Debug)]
+struct Kept {
+    block: Block,
+    /// Held while a block read ahead waits for its reader.
+    _unread: Option<OwnedSemaphorePermit>,
+}
 
 /// Blocks kept in memory.
 #[derive(Debug)]
 pub(super) struct Memory {
-    blocks: Cache<Key, Slot>,
+    read: Cache<Key, Slot>,
+    ahead: Cache<Key, Slot>,
 }
 
 impl Memory {
-    /// Keeps at most `capacity` bytes. LRU, not moka's TinyLFU: that may refuse a block just read ahead, which would
-    /// then be fetched twice.
-    pub(super) fn new(capacity: u64) -> Self {
-        let blocks = Cache::builder()
-            .max_capacity(capacity)
-            .weigher(|_, slot: &Slot| match &*slot.read() {
-                Some(Block::Data(bytes)) => u32::try_from(bytes.len())
-                    .unwrap_or(u32::MAX)
-                    .saturating_add(ENTRY),
-                Some(Block::Zero) | None => ENTRY,
-            })
-            .eviction_policy(EvictionPolicy::lru())
+    /// Keeps the bytes of `read` blocks that were read and of `ahead` blocks that were not yet. LRU, not moka's TinyLFU:
+    /// that may refuse a block that has just come.
+    pub(super) fn new(read: u64, ahead: u64) -> Self {
+        let size = u64::from(BLOCK_SIZE);
+        let cache = |capacity| {
+            Cache::builder()
+                .max_capacity(capacity)
+                .weigher(weight)
+                .eviction_policy(EvictionPolicy::lru())
+        };
+        let read = cache(read * size)
             .eviction_listener(|_, slot: Slot, cause| {
                 if cause != RemovalCause::Replaced {
                     *slot.write() = None;
                 }
             })
             .build();
-        Self { blocks }
+        let fallback = read.clone();
+        // As many as have permits must fit, whatever an entry costs.
+        let ahead = cache(ahead * (size + u64::from(ENTRY)))
+            .time_to_live(ABANDONED)
+            .eviction_listener(move |key, slot: Slot, cause| {
+                let kept = slot.write().take();
+                if cause == RemovalCause::Expired
+                    && let Some(kept) = kept
+                {
+                    fallback.insert(*key, slot_of(kept.block, None));
+                }
+            })
+            .build();
+        Self { read, ahead }
     }
 
-    /// The block, if it is kept.
+    /// The block, if it is kept, for somebody who reads it.
     pub(super) fn get(&self, key: Key) -> Option<Block> {
-        self.blocks.get(&key)?.read().clone()
+        if let Some(slot) = self.read.get(&key) {
+            return block(&slot);
+        }
+        let block = block(&self.ahead.get(&key)?)?;
+        // First into the one, then out of the other: it is never in neither.
+        self.insert(key, block.clone(), None);
+        self.ahead.invalidate(&key);
+        Some(block)
     }
 
     /// Whether the block is kept, without counting as a use of it.
     pub(super) fn contains(&self, key: Key) -> bool {
-        self.blocks.contains_key(&key)
+        self.read.contains_key(&key) || self.ahead.contains_key(&key)
     }
 
-    /// Keeps a block, and evicts at once what no longer fits: moka by itself lets up to 384 entries wait in its log.
-    pub(super) fn insert(&self, key: Key, block: Block) {
-        self.blocks.insert(key, Arc::new(RwLock::new(Some(block))));
-        self.blocks.run_pending_tasks();
+    /// Keeps a block, with a permit one that was read ahead. What no longer fits is evicted at once: moka by itself lets up
+    /// to 384 entries wait in its log.
+    pub(super) fn insert(&self, key: Key, block: Block, unread: Option<OwnedSemaphorePermit>) {
+        let cache = if unread.is_some() {
+            &self.ahead
+        } else {
+            &self.read
+        };
+        cache.insert(key, slot_of(block, unread));
+        cache.run_pending_tasks();
+    }
+
+    /// What was read ahead for readers that have gone is no more than any other block from now on.
+    pub(super) fn give_up_abandoned(&self) {
+        self.ahead.run_pending_tasks();
+        self.read.run_pending_tasks();
     }
 
     #[cfg(test)]
     pub(super) fn weight(&self) -> u64 {
-        self.blocks.run_pending_tasks();
-        self.blocks.weighted_size()
+        for cache in [&self.read, &self.ahead] {
+            cache.run_pending_tasks();
+        }
+        self.read.weighted_size() + self.ahead.weighted_size()
     }
+}
+
+fn slot_of(block: Block, unread: Option<OwnedSemaphorePermit>) -> Slot {
+    let kept = Kept {
+        block,
+        _unread: unread,
+    };
+    Arc::new(RwLock::new(Some(kept)))
+}
+
+fn weight(_key: &Key, slot: &Slot) -> u32 {
+    match slot.read().as_ref().map(|kept| &kept.block) {
+        Some(Block::Data(bytes)) => u32::try_from(bytes.len())
+            .unwrap_or(u32::MAX)
+            .saturating_add(ENTRY),
+        Some(Block::Zero) | None => ENTRY,
+    }
+}
+
+fn block(slot: &Slot) -> Option<Block> {
+    slot.read().as_ref().map(|kept| kept.block.clone())
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use bytesize::ByteSize;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::block::{BLOCK_SIZE, Block, BlockIndex, Extent, Geometry};
 use crate::error::{Error, Kind, Result};
@@ -36,6 +36,8 @@ pub struct Cache {
     in_flight: Semaphore,
     /// The smaller budget of blocks that nobody waits for yet: readers always find some of `in_flight` free.
     prefetching: Arc<Semaphore>,
+    /// One permit a block read ahead and not read yet, on its way or kept, for all streams of all sources together.
+    unread: Arc<Semaphore>,
     max_readahead: u32,
     sources: AtomicU32,
     hits: AtomicU64,
@@ -59,13 +61,17 @@ impl Cache {
         let in_flight = usize::try_from((blocks / 4).min(max_in_flight.max(2).into())).unwrap_or(2);
         let prefetching = in_flight / 2;
         let cached = blocks - in_flight as u64;
-        // Half of what is cached: a block read ahead is read before it is evicted, even with a second reader at work.
-        let max_readahead = u32::try_from(cached / 2).unwrap_or(u32::MAX).min(64);
+        let ahead = (cached / 3).min((cached / 8).max(64));
+        let unread = usize::try_from(ahead)
+            .unwrap_or(usize::MAX)
+            .min(Semaphore::MAX_PERMITS);
+        let max_readahead = u32::try_from(unread).unwrap_or(u32::MAX).min(64);
         Ok(Arc::new(Self {
-            memory: Memory::new(cached * u64::from(BLOCK_SIZE)),
+            memory: Memory::new(cached - ahead, ahead),
             flights: Flights::default(),
             in_flight: Semaphore::new(in_flight),
             prefetching: Arc::new(Semaphore::new(prefetching)),
+            unread: Arc::new(Semaphore::new(unread)),
             max_readahead,
             sources: AtomicU32::new(0),
             hits: AtomicU64::new(0),
@@ -73,7 +79,7 @@ impl Cache {
         }))
     }
 
-    /// How many blocks a sequential reader may be ahead without evicting what it has not read yet.
+    /// How many blocks the sequential readers of an image may be ahead together.
     pub fn max_readahead(&self) -> u32 {
         self.max_readahead
     }
@@ -110,15 +116,19 @@ impl std::fmt::Debug for CachedSource {
 }
 
 impl CachedSource {
-    /// The one fetch of a block: a permit, the source, then memory.
-    fn fetch(&self, index: BlockIndex) -> BoxFuture<'static, Result<Block>> {
+    /// The one fetch of a block: a permit, the source, then memory. `unread` is held until somebody reads it there.
+    fn fetch(
+        &self,
+        index: BlockIndex,
+        unread: Option<OwnedSemaphorePermit>,
+    ) -> BoxFuture<'static, Result<Block>> {
         let (cache, inner) = (Arc::clone(&self.cache), Arc::clone(&self.inner));
         let key = (self.number, index);
         Box::pin(async move {
             let _permit = cache.in_flight.acquire().await.map_err(|_| closed())?;
             let block = inner.read_block(index).await?;
             cache.fetched.fetch_add(1, Ordering::Relaxed);
-            cache.memory.insert(key, block.clone());
+            cache.memory.insert(key, block.clone(), unread);
             Ok(block)
         })
     }
@@ -139,9 +149,17 @@ impl BlockSource for CachedSource {
             return ready(Ok(Block::Zero)).boxed();
         }
         let cached = move || self.cache.memory.get(key);
-        self.cache
+        let flight = self
+            .cache
             .flights
-            .join(key, cached, move || self.fetch(index))
+            .join(key, cached, move || self.fetch(index, None));
+        async move {
+            let block = flight.await?;
+            // A flight that began ahead of its reader has kept it as unread.
+            self.cache.memory.get(key);
+            Ok(block)
+        }
+        .boxed()
     }
 
     fn next_extent(&self, from: BlockIndex) -> BoxFuture<'_, Result<Option<Extent>>> {
@@ -152,27 +170,34 @@ impl BlockSource for CachedSource {
         self.inner.is_known_zero(index)
     }
 
-    fn prefetch(&self, extent: Extent) {
+    fn prefetch(&self, extent: Extent) -> BlockIndex {
         for index in extent.blocks() {
             let key = (self.number, index);
             if self.inner.is_known_zero(index) || self.cache.memory.contains(key) {
                 continue;
             }
-            let Ok(permit) = Arc::clone(&self.cache.prefetching).try_acquire_owned() else {
-                return;
+            if self.cache.unread.available_permits() == 0 {
+                self.cache.memory.give_up_abandoned();
+            }
+            let take = |budget: &Arc<Semaphore>| Arc::clone(budget).try_acquire_owned();
+            let (Ok(prefetching), Ok(unread)) =
+                (take(&self.cache.prefetching), take(&self.cache.unread))
+            else {
+                return index;
             };
-            let cached = move || self.cache.memory.get(key);
+            let cached = || self.cache.memory.get(key);
             // Nobody waits for the answer: the flight itself keeps the block, and a reader may join it.
             drop(self.cache.flights.join(key, cached, move || {
-                let fetch = self.fetch(index);
+                let fetch = self.fetch(index, Some(unread));
                 async move {
                     let block = fetch.await;
-                    drop(permit);
+                    drop(prefetching);
                     block
                 }
                 .boxed()
             }));
         }
+        extent.end()
     }
 }
 

@@ -74,7 +74,9 @@ impl BlockSource for Counting {
         false
     }
 
-    fn prefetch(&self, _extent: Extent) {}
+    fn prefetch(&self, extent: Extent) -> BlockIndex {
+        extent.start()
+    }
 }
 
 fn cached(budget: ByteSize, inner: &Arc<Counting>) -> Arc<CachedSource> {
@@ -154,7 +156,8 @@ async fn cached_and_in_flight_bytes_together_keep_the_budget() {
 async fn wishes_leave_room_for_readers_and_are_joined_by_them() {
     let (inner, gate) = Counting::new(false);
     let source = cached(ByteSize::mib(64), &inner);
-    source.prefetch(Extent::new(BlockIndex(0), BlockIndex(1000)).unwrap());
+    let taken = source.prefetch(Extent::new(BlockIndex(0), BlockIndex(1000)).unwrap());
+    assert_eq!(taken, BlockIndex(16), "it says how far the wish was taken");
     tokio::task::yield_now().await;
     let wished = inner.concurrent.load(Ordering::SeqCst);
     assert_eq!(wished, 16, "half of the blocks in flight");
@@ -170,6 +173,34 @@ async fn wishes_leave_room_for_readers_and_are_joined_by_them() {
     reader.await.unwrap();
     joined.await.unwrap();
     assert_eq!(inner.reads(), 17);
+}
+
+#[tokio::test]
+async fn blocks_read_ahead_by_any_number_of_streams_are_read_before_they_are_evicted() {
+    let (inner, _gate) = Counting::new(true);
+    let cache = Cache::new(ByteSize::mib(32), 128).unwrap();
+    let sources: Vec<_> = (0..6)
+        .map(|_| cache.wrap(Arc::clone(&inner) as Arc<dyn BlockSource>))
+        .collect();
+    let mut ahead = [BlockIndex(0); 6];
+    for index in 0..300 {
+        for (source, ahead) in sources.iter().zip(&mut ahead) {
+            let want = Extent::new((*ahead).max(BlockIndex(index)), BlockIndex(index + 12));
+            if let Some(want) = want {
+                *ahead = source.prefetch(want);
+            }
+            // Each block is read in parts.
+            for _ in 0..4 {
+                source.read_block(BlockIndex(index)).await.unwrap();
+            }
+        }
+    }
+    for source in &sources {
+        for index in 300..312 {
+            source.read_block(BlockIndex(index)).await.unwrap();
+        }
+    }
+    assert_eq!(inner.reads(), 6 * 312, "one fetch a block");
 }
 
 #[test]

@@ -59,11 +59,11 @@ impl FromStr for Synthetic {
 impl EmulatorArgs {
     pub(super) fn run(self) -> Result<()> {
         super::runtime()?.block_on(async {
+            let listener = Emulator::listen(self.listen).await?;
             let emulator = Emulator::open(&self.folder, &self.settings)?;
             for (synthetic, seed) in self.synthetic.iter().zip(1..) {
                 emulator.add_synthetic(&synthetic.id, synthetic.gib, synthetic.density, seed)?;
             }
-            let listener = Emulator::listen(self.listen).await?;
             let failed = |error| Error::with_source(Kind::Io, "emulator", error);
             let address = listener.local_addr().map_err(failed)?;
             // What a shell needs to use it, ready to be pasted or evaluated.

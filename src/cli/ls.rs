@@ -37,6 +37,15 @@ impl LsArgs {
             let (_, catalog) = aws::catalog(&config, &limits, self.select);
             catalog.list().await
         })?;
+        if let Some(unknown) = snapshots.iter().find(|snapshot| snapshot.state.is_none()) {
+            return Err(Error::new(
+                Kind::NotFound,
+                format!(
+                    "EC2 tells of no {} in this Region and account, or may not be asked",
+                    unknown.id
+                ),
+            ));
+        }
         let text = if self.json {
             let text = serde_json::to_string_pretty(&snapshots);
             text.map_err(|error| Error::with_source(Kind::Io, "JSON", error))? + "\n"

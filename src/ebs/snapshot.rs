@@ -83,7 +83,8 @@ impl BlockSource for SnapshotSource {
         self.map.is_known_hole(index)
     }
 
-    fn prefetch(&self, _extent: Extent) {
+    fn prefetch(&self, extent: Extent) -> BlockIndex {
         // Nothing is kept here: the cache above fetches ahead with `read_block`.
+        extent.start()
     }
 }

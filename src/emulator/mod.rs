@@ -128,27 +128,27 @@ impl Emulator {
             .map_err(|what| Error::new(Kind::Invalid, what))
     }
 
-    /// Serves until the listener fails. Only loopback: it has one key and no TLS.
+    /// Serves until the listener fails.
     ///
     /// # Errors
-    /// `Invalid` when the listener is not on loopback, `Io` when it fails.
+    /// `Io` when it fails.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) -> Result<()> {
-        let failed = |error| Error::with_source(Kind::Io, "emulator's listener", error);
-        let address = listener.local_addr().map_err(failed)?;
+        http::accept(self, listener)
+            .await
+            .map_err(|error| Error::with_source(Kind::Io, "emulator's listener", error))
+    }
+
+    /// A listener for [`Self::serve`]. Only on loopback: the emulator has one key and no TLS.
+    ///
+    /// # Errors
+    /// `Invalid` for any other address, `Io` when the address cannot be had.
+    pub async fn listen(address: SocketAddr) -> Result<TcpListener> {
         if !address.ip().is_loopback() {
             return Err(Error::new(
                 Kind::Invalid,
                 format!("the emulator listens on loopback only, not on {address}"),
             ));
         }
-        http::accept(self, listener).await.map_err(failed)
-    }
-
-    /// A listener for [`Self::serve`].
-    ///
-    /// # Errors
-    /// `Io` when the address cannot be had.
-    pub async fn listen(address: SocketAddr) -> Result<TcpListener> {
         TcpListener::bind(address).await.map_err(|error| {
             Error::with_source(Kind::Io, format!("cannot listen on {address}"), error)
         })
