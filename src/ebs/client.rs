@@ -180,10 +180,9 @@ impl Client {
         let mut waits = Waits::new();
         loop {
             let once = self.list_once(&call, snapshot, from, max);
-            match self.one_try(&call, &mut waits, once).await? {
-                Some(listing) => return Ok(listing),
-                None => self.retries.fetch_add(1, Ordering::Relaxed),
-            };
+            if let Some(listing) = self.one_try(&call, &mut waits, once).await? {
+                return Ok(listing);
+            }
         }
     }
 
@@ -259,10 +258,9 @@ impl Client {
         let mut wrong = None;
         loop {
             let once = self.get_once(&call, snapshot, index, token, len, &mut wrong);
-            match self.one_try(&call, &mut waits, once).await? {
-                Some(block) => return Ok(block),
-                None => self.retries.fetch_add(1, Ordering::Relaxed),
-            };
+            if let Some(block) = self.one_try(&call, &mut waits, once).await? {
+                return Ok(block);
+            }
         }
     }
 
@@ -348,6 +346,7 @@ impl Client {
         );
         self.log_wait(call, waits, &error, now);
         sleep(pause).await;
+        self.retries.fetch_add(1, Ordering::Relaxed);
         Ok(None)
     }
 

@@ -3,9 +3,11 @@
 
 mod fuse;
 mod log;
+mod mounted;
 mod tree;
 mod unmount;
 
-pub use fuse::{Access, Mounted, mount};
+pub use fuse::{Access, mount};
+pub use mounted::Mounted;
 pub use tree::{Ownership, Tree};
 pub use unmount::unmount;
