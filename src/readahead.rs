@@ -59,12 +59,13 @@ impl Readahead {
         self.reads += 1;
         let reads = self.reads;
         let end = offset.saturating_add(len as u64);
-        let Some(stream) = self.streams.iter_mut().find(|stream| {
+        let Some(at) = self.streams.iter().position(|stream| {
             offset <= stream.next.saturating_add(SLACK) && end.saturating_add(SLACK) >= stream.next
         }) else {
             self.start(end, len as u64);
             return None;
         };
+        let stream = self.streams.get_mut(at)?;
         // A read that lies wholly behind the stream's front is late, or a second reader of cached blocks.
         stream.read += end.saturating_sub(stream.next);
         stream.next = stream.next.max(end);
@@ -72,28 +73,30 @@ impl Readahead {
         if stream.read <= STREAM_BYTES {
             return None;
         }
-        let (next, mut window, ahead) = (stream.next, stream.window, stream.ahead);
-        let sequential = self
-            .streams
-            .iter()
-            .filter(|stream| stream.read > STREAM_BYTES && reads - stream.fed < 64 * STREAMS as u64)
-            .count();
-        let limit = (self.max_window / u32::try_from(sequential.max(1)).unwrap_or(1)).max(1);
-        window = window.min(limit);
-        let front = self.geometry.block_at(next)?.0;
-        if ahead > front + window / 2 {
+        let share = self.share();
+        let stream = self.streams.get_mut(at)?;
+        let window = stream.window.min(share);
+        let front = self.geometry.block_at(stream.next)?.0;
+        if stream.ahead > front + window / 2 {
             return None;
         }
-        let start = ahead.max(front);
+        let start = stream.ahead.max(front);
         let stop = front
             .saturating_add(window)
             .min(self.geometry.block_count());
         let wish = Extent::new(BlockIndex(start), BlockIndex(stop))?;
-        if let Some(stream) = self.streams.iter_mut().find(|stream| stream.fed == reads) {
-            stream.ahead = stop;
-            stream.window = (window * 2).min(limit);
-        }
+        stream.ahead = stop;
+        stream.window = (window * 2).min(share);
         Some(wish)
+    }
+
+    /// What each of the sequential streams that are still in use may have ahead: an equal part of all, at least a block.
+    fn share(&self) -> u32 {
+        let sequential = self.streams.iter().filter(|stream| {
+            stream.read > STREAM_BYTES && self.reads - stream.fed < 64 * STREAMS as u64
+        });
+        let sequential = u32::try_from(sequential.count().max(1)).unwrap_or(1);
+        (self.max_window / sequential).max(1)
     }
 
     /// Takes note that of a wish only the blocks before `taken` will come: the rest is wished for again.

@@ -64,6 +64,7 @@ fn dd_cp_cat_and_sha256sum_read_every_byte_and_cp_keeps_the_holes() {
         format!("cp --sparse=always {d} {o}"),
         format!("cp --sparse=auto {d} {o}"),
         format!("rsync --sparse --inplace {d} {o}"),
+        format!("ddrescue --quiet --sparse {d} {o} {o}.map; rm {o}.map"),
     ] {
         sh(&format!("rm -f {o}; {copy}"));
         assert_same(&volume, &out);

@@ -192,6 +192,7 @@ fn a_second_user_is_refused_by_mode_and_let_in_by_mode() {
     for (options, allowed) in [
         (&[][..], false),
         (&["--allow-other"][..], false),
+        (&["--allow-root", "--mode", "0444"][..], false),
         (&["--allow-other", "--mode", "0444"][..], true),
         (
             &["--allow-other", "--mode", "0440", "--gid", "65534"][..],
