@@ -261,6 +261,12 @@ impl Snapshot {
     }
 }
 
+/// Oldest first, each once, whichever of several selectors brought it.
+pub fn sort_by_time(snapshots: &mut Vec<Snapshot>) {
+    snapshots.sort_by(|a, b| (a.start_time, &a.id).cmp(&(b.start_time, &b.id)));
+    snapshots.dedup_by(|a, b| a.id == b.id);
+}
+
 fn iso8601<S: Serializer>(
     time: &Option<SystemTime>,
     serializer: S,

@@ -34,6 +34,10 @@ fn a_full_read_through_every_fault_at_once_is_identical_and_no_reader_sees_an_er
     read_and_expire(&second);
     assert!(emulator.count("throttled") > 0);
     let log = mount.log();
+    assert!(
+        log.contains(&format!("TRACE ebs:GetSnapshotBlock {first} block 7")),
+        "each request is in the log of -vv: {log}"
+    );
     assert!(log.contains("SHA-256 is"), "corruption was met: {log}");
     assert!(
         log.contains("listing again"),

@@ -105,11 +105,9 @@ fn what_is_not_allowed_names_the_permission() {
     );
     case.emulator.set("deny=ec2:DescribeSnapshots");
     refused(&mut case.mount(&["vol-0a"]), 4, &["ec2:DescribeSnapshots"]);
-    refused(
-        &mut case.emulator.ebsfs(&["ls"]),
-        4,
-        &["ec2:DescribeSnapshots"],
-    );
+    for ls in [&["ls"][..], &["ls", &case.snapshot]] {
+        refused(&mut case.emulator.ebsfs(ls), 4, &["ec2:DescribeSnapshots"]);
+    }
     case.emulator.set("deny=");
     case.emulator
         .post(&format!("snapshots/{}?kms_denied=1", case.snapshot));

@@ -95,12 +95,14 @@ pub(super) fn catalog(
     (client, Arc::new(catalog))
 }
 
+/// What EC2 tells, where that is built in.
 #[cfg(feature = "ec2")]
-fn descriptions(config: &SdkConfig) -> Option<Arc<dyn Descriptions>> {
+pub(super) fn descriptions(config: &SdkConfig) -> Option<Arc<dyn Descriptions>> {
     Some(Arc::new(crate::ec2::Ec2::new(config)))
 }
 
+/// Nothing: EC2 is not built in.
 #[cfg(not(feature = "ec2"))]
-fn descriptions(_config: &SdkConfig) -> Option<Arc<dyn Descriptions>> {
+pub(super) fn descriptions(_config: &SdkConfig) -> Option<Arc<dyn Descriptions>> {
     None
 }

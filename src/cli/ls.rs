@@ -1,15 +1,13 @@
 //! `ebsfs ls`: which snapshots there are.
 
 use std::io::Write;
-use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Args;
 
 use super::aws::{self, AwsArgs};
-use crate::ebs::Limits;
 use crate::error::{Error, Kind, Result};
-use crate::source::{Catalog, Selector, Snapshot};
+use crate::source::{Selector, Snapshot, sort_by_time};
 
 /// List snapshots
 #[derive(Args, Debug)]
@@ -26,25 +24,25 @@ pub(super) struct LsArgs {
 
 impl LsArgs {
     pub(super) fn run(self) -> Result<()> {
-        let snapshots = super::runtime()?.block_on(async {
+        let mut snapshots = super::runtime()?.block_on(async {
             let config = self.aws.load().await?;
             aws::check_credentials(&config).await?;
-            let limits = Limits {
-                max_in_flight: 1,
-                max_rps: 1,
-                timeout: Duration::from_secs(10),
-            };
-            let (_, catalog) = aws::catalog(&config, &limits, self.select);
-            catalog.list().await
+            let descriptions = aws::descriptions(&config).ok_or_else(|| {
+                Error::new(
+                    Kind::Invalid,
+                    "listing needs EC2, which is not built into this program (cargo feature ec2)",
+                )
+            })?;
+            descriptions.describe(&self.select).await
         })?;
-        if let Some(unknown) = snapshots.iter().find(|snapshot| snapshot.state.is_none()) {
-            return Err(Error::new(
-                Kind::NotFound,
-                format!(
-                    "EC2 tells of no {} in this Region and account, or may not be asked",
-                    unknown.id
-                ),
-            ));
+        sort_by_time(&mut snapshots);
+        for selector in &self.select {
+            if let Selector::Snapshot(id) = selector
+                && !snapshots.iter().any(|snapshot| snapshot.id == *id)
+            {
+                let what = format!("there is no {id} in this Region and account");
+                return Err(Error::new(Kind::NotFound, what));
+            }
         }
         let text = if self.json {
             let text = serde_json::to_string_pretty(&snapshots);

@@ -18,7 +18,9 @@ use super::pages::Pages;
 use super::snapshot::SnapshotSource;
 use crate::block::{BLOCK_SIZE, Geometry};
 use crate::error::{Error, Kind, Result};
-use crate::source::{BlockSource, Catalog, Descriptions, Selector, Snapshot, SnapshotId, State};
+use crate::source::{
+    BlockSource, Catalog, Descriptions, Selector, Snapshot, SnapshotId, State, sort_by_time,
+};
 
 /// How long EC2 may take to describe a snapshot that can be read without it.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -109,8 +111,7 @@ impl EbsCatalog {
                 snapshots.push(Snapshot::unknown(id.clone()));
             }
         }
-        snapshots.sort_by(|a, b| (a.start_time, &a.id).cmp(&(b.start_time, &b.id)));
-        snapshots.dedup_by(|a, b| a.id == b.id);
+        sort_by_time(&mut snapshots);
         Ok(snapshots)
     }
 

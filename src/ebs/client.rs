@@ -20,7 +20,7 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::time::{Instant, sleep, timeout_at};
-use tracing::{debug, warn};
+use tracing::{debug, trace, warn};
 
 use super::limit::{Limiter, Limits};
 use crate::aws::{Verdict, judge};
@@ -313,6 +313,7 @@ impl Client {
         waits: &mut Waits,
         once: impl Future<Output = std::result::Result<T, Verdict>>,
     ) -> std::result::Result<Option<T>, Failure> {
+        trace!("{} {}", call.action, call.target);
         let error = match timeout_at(call.deadline, once).await {
             Ok(Ok(answer)) => return Ok(Some(answer)),
             Ok(Err(Verdict::StaleToken(error))) => return Err(Failure::StaleToken(error)),
