@@ -11,7 +11,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ebsfs::block::{BLOCK_SIZE, Block, BlockIndex, BlockSet, Extent, Geometry};
 use ebsfs::cache::Cache;
 use ebsfs::error::Result;
-use ebsfs::image::Image;
+use ebsfs::image::{Image, ReadaheadBudget};
 use ebsfs::source::BlockSource;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
@@ -42,8 +42,8 @@ impl BlockSource for Source {
         index.0 % 2 == 1
     }
 
-    fn prefetch(&self, extent: Extent) -> BlockIndex {
-        extent.start()
+    fn prefetch(&self, _blocks: &[BlockIndex]) -> usize {
+        0
     }
 }
 
@@ -56,7 +56,10 @@ fn reads(criterion: &mut Criterion) {
         return;
     };
     let source = Arc::new(Source(Bytes::from(vec![7; BLOCK_SIZE as usize])));
-    let image = Image::new(Arc::new(cache.wrap(source)), cache.max_readahead());
+    let image = Image::new(
+        Arc::new(cache.wrap(source)),
+        ReadaheadBudget::new(cache.max_readahead()),
+    );
     let mut group = criterion.benchmark_group("read");
     for (name, offset) in [("hit", 0u64), ("hole", u64::from(BLOCK_SIZE))] {
         for len in [4096usize, 128 * 1024] {

@@ -4,6 +4,7 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::try_join_all;
@@ -11,7 +12,8 @@ use parking_lot::Mutex;
 
 use crate::block::{BLOCK_SIZE, Block, BlockIndex, Geometry};
 use crate::error::{Error, Kind, Result};
-use crate::readahead::Readahead;
+pub use crate::readahead::Budget as ReadaheadBudget;
+use crate::readahead::{Read, Readahead};
 use crate::source::BlockSource;
 
 /// Listings of 10,000 blocks (5 GiB) that one seek waits for.
@@ -33,9 +35,9 @@ impl std::fmt::Debug for Image {
 }
 
 impl Image {
-    /// The image over a source; sequential readers get at most `max_readahead` blocks ahead together.
-    pub fn new(source: Arc<dyn BlockSource>, max_readahead: u32) -> Self {
-        let readahead = Mutex::new(Readahead::new(source.geometry(), max_readahead));
+    /// The image over a source; its sequential readers share `budget` with those of other images.
+    pub fn new(source: Arc<dyn BlockSource>, budget: Arc<ReadaheadBudget>) -> Self {
+        let readahead = Mutex::new(Readahead::new(source.geometry(), budget));
         Self { source, readahead }
     }
 
@@ -54,17 +56,16 @@ impl Image {
     /// Why one of the blocks cannot be read; never a short or wrong answer.
     pub async fn read_at(&self, offset: u64, len: usize) -> Result<Bytes> {
         let parts: Vec<_> = self.geometry().split(offset, len).collect();
-        let wish = self.readahead.lock().observe(offset, len);
         let reads = parts.iter().map(|part| self.source.read_block(part.index));
         let mut reads = pin!(try_join_all(reads));
-        // Asked for once before the wish is made: the reader's own blocks go first.
+        // Asked for once before anything is wished for: the reader's own blocks go first.
         let first = poll_fn(|task| Poll::Ready(reads.as_mut().poll(task))).await;
-        if let Some(wish) = wish {
-            let taken = self.source.prefetch(wish);
-            if taken < wish.end() {
-                self.readahead.lock().was_taken(wish, taken);
-            }
-        }
+        self.read_ahead(Read {
+            offset,
+            len,
+            waits: first.is_pending(),
+            at: Instant::now(),
+        });
         let blocks = match first {
             Poll::Ready(blocks) => blocks?,
             Poll::Pending => reads.await?,
@@ -85,6 +86,16 @@ impl Image {
             });
         }
         Ok(concat(slices))
+    }
+
+    /// Wishes for what a reader wants next.
+    fn read_ahead(&self, read: Read) {
+        let mut readahead = self.readahead.lock();
+        let wish = readahead.observe(read, |block| self.source.is_known_zero(block));
+        if let Some(wish) = wish {
+            let taken = self.source.prefetch(&wish.blocks);
+            readahead.was_taken(&wish, taken);
+        }
     }
 
     /// The first byte at or after `offset` that is held; `None` when only holes follow, or at the end.

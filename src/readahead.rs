@@ -1,236 +1,463 @@
-//! Which blocks a reader will want next: a pure function with state, no I/O.
+//! Which blocks a reader will want next: a pure function with state, no I/O and no clock.
 //!
-//! An image has a few streams, each a place where the next read is expected. A read that continues a stream feeds it;
-//! any other read starts a new one in place of the one idle longest. A stream that went on for [`STREAM_BYTES`] is
-//! sequential and gets a window of blocks ahead, which doubles as it is used up.
+//! # Recognised
+//! - A **stream**: reads that go on where others ended, forward or backward, in any order within [`SLACK`]. After
+//!   [`STREAM_BYTES`] in one direction it is sequential. A reader that skips holes stays in its stream.
+//! - A **stride**: reads whose starts are equally far apart, [`EQUAL_STEPS`] times in a row.
+//!
+//! Anything else is random and gets nothing.
+//!
+//! # How far ahead
+//! A window of held blocks (holes are skipped without counting) that starts at [`FIRST_WINDOW`]. A reader that has to wait
+//! for a block makes it grow by what it used since it last grew, so it doubles as long as the reader is faster than the
+//! link and stays as it is once the reader never waits. A block that is waited for long after it was wished for was evicted
+//! unread: the window is halved. All streams of all images share one [`Budget`] in equal parts.
 
-use crate::block::{BLOCK_SIZE, BlockIndex, Extent, Geometry};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::block::{BLOCK_SIZE, BlockIndex, Geometry};
 
 /// Streams remembered for one image.
 const STREAMS: usize = 8;
-
 /// Bytes read in sequence beyond which blocks are read ahead: three blocks. A single read of 1 MiB arrives as several
 /// READs, and the kernel's own readahead adds up to a block to it; neither may start a window.
 const STREAM_BYTES: u64 = 3 * BLOCK_SIZE as u64;
-
-/// How far from the expected place a read still belongs to the stream: the kernel sends up to 1 MiB of READs at once,
-/// and two threads take them in any order.
+/// How far from the expected place a read still belongs to the stream, at most: the kernel sends up to 1 MiB of READs at
+/// once, and two threads take them in any order.
 const SLACK: u64 = 1 << 20;
-
+/// How far from the expected place, in reads of the same length.
+const SLACK_READS: u64 = 8;
+/// Equal distances between starts that make a stride.
+const EQUAL_STEPS: u32 = 4;
 /// The first window, in blocks.
-const FIRST_WINDOW: u32 = 4;
+const FIRST_WINDOW: usize = 4;
+/// A stream that was not fed for so long has no part in the budget.
+const ACTIVE: Duration = Duration::from_secs(1);
+/// A stream that was not fed for so long is given up for another.
+const IDLE: Duration = Duration::from_secs(10);
+/// A block that has not come by then has come and gone: unread blocks are kept so long by all means.
+const EVICTED: Duration = Duration::from_secs(10);
+/// Holes looked at for one read: 2 GiB of them.
+const HOLES: usize = 4096;
 
-#[derive(Clone, Copy, Debug)]
-struct Stream {
-    /// The byte where the next read is expected.
+/// What all sequential readers may have ahead together, in blocks.
+#[derive(Debug)]
+pub struct Budget {
+    blocks: u32,
+    inner: Mutex<Active>,
+}
+
+#[derive(Debug, Default)]
+struct Active {
     next: u64,
-    /// Bytes read so far.
-    read: u64,
-    /// The block after the last one wished for.
-    ahead: u32,
-    /// Blocks to keep ahead of the reader.
-    window: u32,
-    /// When it was last fed, in reads of the image.
-    fed: u64,
+    fed: HashMap<u64, Instant>,
+}
+
+impl Budget {
+    /// A budget of so many blocks.
+    pub fn new(blocks: u32) -> Arc<Self> {
+        Arc::new(Self {
+            blocks,
+            inner: Mutex::default(),
+        })
+    }
+
+    fn number(&self) -> u64 {
+        let mut inner = self.inner.lock();
+        inner.next += 1;
+        inner.next
+    }
+
+    /// The part of one stream, which is fed now: an equal one, at least a block.
+    fn share(&self, stream: u64, now: Instant) -> usize {
+        let mut inner = self.inner.lock();
+        inner.fed.insert(stream, now);
+        if inner.fed.len() > 1 {
+            inner
+                .fed
+                .retain(|_, fed| now.saturating_duration_since(*fed) < ACTIVE);
+        }
+        (self.blocks as usize / inner.fed.len().max(1)).max(1)
+    }
+}
+
+/// One read of an image.
+#[derive(Clone, Copy, Debug)]
+pub struct Read {
+    /// Its first byte.
+    pub offset: u64,
+    /// Its bytes.
+    pub len: usize,
+    /// Whether it has to wait for one of its blocks.
+    pub waits: bool,
+    /// When it came.
+    pub at: Instant,
+}
+
+/// Blocks to fetch ahead of a reader, the nearest first.
+#[derive(Debug)]
+pub struct Wish {
+    /// The blocks; never empty.
+    pub blocks: Vec<BlockIndex>,
+    stream: Option<usize>,
 }
 
 /// The streams of one image.
 #[derive(Debug)]
 pub struct Readahead {
     geometry: Geometry,
-    max_window: u32,
+    budget: Arc<Budget>,
     streams: Vec<Stream>,
-    reads: u64,
+    stride: Stride,
 }
 
 impl Readahead {
-    /// No streams yet; together they never want more than `max_window` blocks ahead.
-    pub fn new(geometry: Geometry, max_window: u32) -> Self {
+    /// No streams yet.
+    pub fn new(geometry: Geometry, budget: Arc<Budget>) -> Self {
+        let stride = Stride::new(budget.number());
         Self {
             geometry,
-            max_window,
+            budget,
             streams: Vec::with_capacity(STREAMS),
-            reads: 0,
+            stride,
         }
     }
 
-    /// Takes note of a read and says which blocks to fetch ahead of it, if any.
-    pub fn observe(&mut self, offset: u64, len: usize) -> Option<Extent> {
-        self.reads += 1;
-        let reads = self.reads;
-        let end = offset.saturating_add(len as u64);
-        let Some(at) = self.streams.iter().position(|stream| {
-            offset <= stream.next.saturating_add(SLACK) && end.saturating_add(SLACK) >= stream.next
-        }) else {
-            self.start(end, len as u64);
-            return None;
-        };
-        let stream = self.streams.get_mut(at)?;
-        // A read that lies wholly behind the stream's front is late, or a second reader of cached blocks.
-        stream.read += end.saturating_sub(stream.next);
-        stream.next = stream.next.max(end);
-        stream.fed = reads;
-        if stream.read <= STREAM_BYTES {
-            return None;
+    /// Takes note of a read and says which blocks to fetch ahead of it, if any. Known holes are not worth fetching.
+    pub fn observe(&mut self, read: Read, is_hole: impl Fn(BlockIndex) -> bool) -> Option<Wish> {
+        let end = read.offset.saturating_add(read.len as u64);
+        let start = self.geometry.block_at(read.offset)?;
+        let found = self
+            .streams
+            .iter()
+            .position(|stream| stream.is_fed_by(read.offset, end, start));
+        if let Some(at) = found {
+            let stream = self.streams.get_mut(at)?;
+            stream.feed(read, end, self.geometry);
+            if stream.way == Way::Unknown {
+                return None;
+            }
+            let share = self.budget.share(stream.number, read.at);
+            let blocks = stream.wish(read, share, self.geometry, is_hole);
+            return wish(blocks, Some(at));
         }
-        let share = self.share();
-        let stream = self.streams.get_mut(at)?;
-        let window = stream.window.min(share);
-        let front = self.geometry.block_at(stream.next)?.0;
-        if stream.ahead > front + window / 2 {
+        self.start(read, end);
+        self.stride.step(read.offset);
+        if self.stride.steps < EQUAL_STEPS {
             return None;
         }
-        let start = stream.ahead.max(front);
-        let stop = front
-            .saturating_add(window)
-            .min(self.geometry.block_count());
-        let wish = Extent::new(BlockIndex(start), BlockIndex(stop))?;
-        stream.ahead = stop;
-        stream.window = (window * 2).min(share);
-        Some(wish)
+        let share = self.budget.share(self.stride.number, read.at);
+        let blocks = self.stride.wish(read, share, self.geometry, is_hole);
+        wish(blocks, None)
     }
 
-    /// What each of the sequential streams that are still in use may have ahead: an equal part of all, at least a block.
-    fn share(&self) -> u32 {
-        let sequential = self.streams.iter().filter(|stream| {
-            stream.read > STREAM_BYTES && self.reads - stream.fed < 64 * STREAMS as u64
-        });
-        let sequential = u32::try_from(sequential.count().max(1)).unwrap_or(1);
-        (self.max_window / sequential).max(1)
-    }
-
-    /// Takes note that of a wish only the blocks before `taken` will come: the rest is wished for again.
-    pub fn was_taken(&mut self, wish: Extent, taken: BlockIndex) {
-        let wished = |stream: &&mut Stream| stream.ahead == wish.end().0;
-        if let Some(stream) = self.streams.iter_mut().find(wished) {
-            stream.ahead = taken.0;
+    /// Takes note that of the last wish only so many blocks will come: the others are wished for again.
+    pub fn was_taken(&mut self, wish: &Wish, taken: usize) {
+        let not_taken = wish.blocks.len().saturating_sub(taken);
+        match wish.stream {
+            Some(at) => {
+                if let Some(stream) = self.streams.get_mut(at) {
+                    stream.ahead.drop_last(not_taken);
+                }
+            }
+            None => self.stride.ahead.drop_last(not_taken),
         }
     }
 
-    fn start(&mut self, next: u64, read: u64) {
-        let stream = Stream {
-            next,
-            read,
-            ahead: 0,
-            window: FIRST_WINDOW,
-            fed: self.reads,
-        };
+    /// Starts a stream in a free place, or in that of a stream that came to nothing or has ended.
+    fn start(&mut self, read: Read, end: u64) {
+        let stream = Stream::new(self.budget.number(), read, end);
         if self.streams.len() < STREAMS {
             self.streams.push(stream);
-        } else if let Some(idle) = self.streams.iter_mut().min_by_key(|stream| stream.fed) {
-            *idle = stream;
+            return;
+        }
+        let in_use = |stream: &Stream| {
+            stream.way != Way::Unknown && read.at.saturating_duration_since(stream.fed) < IDLE
+        };
+        let oldest = self
+            .streams
+            .iter_mut()
+            .min_by_key(|stream| (in_use(stream), stream.fed));
+        if let Some(oldest) = oldest {
+            *oldest = stream;
+        }
+    }
+}
+
+fn wish(blocks: Vec<BlockIndex>, stream: Option<usize>) -> Option<Wish> {
+    (!blocks.is_empty()).then_some(Wish { blocks, stream })
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Unknown,
+    Forward,
+    Backward,
+}
+
+/// Reads that touch one another.
+#[derive(Debug)]
+struct Stream {
+    number: u64,
+    /// Where its first read began.
+    origin: u64,
+    /// The bytes from its lowest to its highest read.
+    low: u64,
+    high: u64,
+    /// Bytes read.
+    bytes: u64,
+    way: Way,
+    fed: Instant,
+    ahead: Ahead,
+}
+
+impl Stream {
+    fn new(number: u64, read: Read, end: u64) -> Self {
+        Self {
+            number,
+            origin: read.offset,
+            low: read.offset,
+            high: end,
+            bytes: read.len as u64,
+            way: Way::Unknown,
+            fed: read.at,
+            ahead: Ahead::new(),
+        }
+    }
+
+    fn is_fed_by(&self, offset: u64, end: u64, start: BlockIndex) -> bool {
+        let slack = (end - offset).saturating_mul(SLACK_READS).min(SLACK);
+        let (low, high) = match self.way {
+            Way::Unknown => (self.low, self.high),
+            Way::Forward => (self.high, self.high),
+            Way::Backward => (self.low, self.low),
+        };
+        let touches = offset <= high.saturating_add(slack) && end.saturating_add(slack) >= low;
+        // A reader that skips holes goes on at the next held block.
+        touches || self.ahead.is_next(start)
+    }
+
+    fn feed(&mut self, read: Read, end: u64, geometry: Geometry) {
+        self.high = self.high.max(end);
+        self.low = self.low.min(read.offset);
+        self.bytes = self.bytes.saturating_add(read.len as u64);
+        self.fed = read.at;
+        // At least half of the way must have been read: not some bytes here and there.
+        if self.way == Way::Unknown && self.bytes >= (self.high - self.low) / 2 {
+            if self.high - self.origin > STREAM_BYTES {
+                self.way = Way::Forward;
+            } else if self.origin - self.low > STREAM_BYTES {
+                self.way = Way::Backward;
+            }
+        }
+        let Some((lowest, highest)) = self.touched(geometry) else {
+            return;
+        };
+        let way = self.way;
+        self.ahead.pass(|block| match way {
+            Way::Backward => block >= lowest,
+            _ => block <= highest,
+        });
+    }
+
+    /// The blocks of its lowest and its highest byte.
+    fn touched(&self, geometry: Geometry) -> Option<(BlockIndex, BlockIndex)> {
+        let last = geometry.size().checked_sub(1)?;
+        let highest = self.high.saturating_sub(1).min(last);
+        Some((geometry.block_at(self.low)?, geometry.block_at(highest)?))
+    }
+
+    fn wish(
+        &mut self,
+        read: Read,
+        share: usize,
+        geometry: Geometry,
+        is_hole: impl Fn(BlockIndex) -> bool,
+    ) -> Vec<BlockIndex> {
+        let Some((lowest, highest)) = self.touched(geometry) else {
+            return Vec::new();
+        };
+        self.ahead.adapt(read, share);
+        let edge = self.ahead.edge;
+        if self.way == Way::Backward {
+            let from = edge.map_or(lowest, |edge| edge.min(lowest));
+            let blocks = (0..from.0).rev().map(BlockIndex);
+            self.ahead.fill(blocks, read.at, is_hole)
+        } else {
+            let from = edge.map_or(highest, |edge| edge.max(highest));
+            let blocks = (from.0 + 1..geometry.block_count()).map(BlockIndex);
+            self.ahead.fill(blocks, read.at, is_hole)
+        }
+    }
+}
+
+/// Starts that are equally far apart.
+#[derive(Debug)]
+struct Stride {
+    number: u64,
+    at: u64,
+    step: i128,
+    steps: u32,
+    ahead: Ahead,
+}
+
+impl Stride {
+    fn new(number: u64) -> Self {
+        Self {
+            number,
+            at: 0,
+            step: 0,
+            steps: 0,
+            ahead: Ahead::new(),
+        }
+    }
+
+    fn step(&mut self, offset: u64) {
+        let step = i128::from(offset) - i128::from(self.at);
+        self.at = offset;
+        if step == self.step {
+            self.steps = self.steps.saturating_add(1);
+        } else {
+            self.step = step;
+            self.steps = 1;
+            self.ahead = Ahead::new();
+        }
+    }
+
+    fn wish(
+        &mut self,
+        read: Read,
+        share: usize,
+        geometry: Geometry,
+        is_hole: impl Fn(BlockIndex) -> bool,
+    ) -> Vec<BlockIndex> {
+        let (at, step) = (i128::from(self.at), self.step);
+        let block = |nth: i128| {
+            let offset = u64::try_from(at.checked_add(step.checked_mul(nth)?)?).ok()?;
+            geometry.block_at(offset)
+        };
+        let Some(here) = block(0) else {
+            return Vec::new();
+        };
+        self.ahead.pass(|block| {
+            if step > 0 {
+                block <= here
+            } else {
+                block >= here
+            }
+        });
+        self.ahead.adapt(read, share);
+        let edge = self.ahead.edge.unwrap_or(here);
+        let is_beyond = |block: &BlockIndex| {
+            if step > 0 {
+                *block > edge && *block > here
+            } else {
+                *block < edge && *block < here
+            }
+        };
+        let ahead = (1..).map_while(block).filter(is_beyond);
+        self.ahead.fill(ahead, read.at, is_hole)
+    }
+}
+
+/// What is wished for ahead of one reader.
+#[derive(Debug)]
+struct Ahead {
+    /// Blocks wished for that the reader has not reached, the nearest first, and when.
+    wished: VecDeque<(BlockIndex, Instant)>,
+    /// The farthest block looked at, wished for or a hole.
+    edge: Option<BlockIndex>,
+    window: usize,
+    /// Blocks reached since the window last grew.
+    used: usize,
+}
+
+impl Ahead {
+    fn new() -> Self {
+        Self {
+            wished: VecDeque::new(),
+            edge: None,
+            window: FIRST_WINDOW,
+            used: 0,
+        }
+    }
+
+    /// Whether the reader that goes on with this block has only skipped holes, or one block more.
+    fn is_next(&self, block: BlockIndex) -> bool {
+        self.wished.iter().take(2).any(|(next, _)| *next == block)
+    }
+
+    /// Takes off the blocks that the reader has reached.
+    fn pass(&mut self, is_passed: impl Fn(BlockIndex) -> bool) {
+        while self
+            .wished
+            .front()
+            .is_some_and(|(block, _)| is_passed(*block))
+        {
+            self.wished.pop_front();
+            self.used += 1;
+        }
+    }
+
+    /// Grows or shrinks the window after a read.
+    fn adapt(&mut self, read: Read, share: usize) {
+        if read.waits {
+            let since =
+                |(_, wished): &(BlockIndex, Instant)| read.at.saturating_duration_since(*wished);
+            if self
+                .wished
+                .front()
+                .is_some_and(|first| since(first) >= EVICTED)
+            {
+                // It has come and gone: what is still kept of the others is not fetched again by wishing for it again.
+                self.window = (self.window / 2).max(FIRST_WINDOW);
+                self.wished.clear();
+                self.edge = None;
+            } else {
+                self.window += self.used.min(self.window);
+            }
+            self.used = 0;
+        }
+        self.window = self.window.min(share);
+    }
+
+    /// Fills the window with those of `blocks` that are held.
+    fn fill(
+        &mut self,
+        blocks: impl Iterator<Item = BlockIndex>,
+        at: Instant,
+        is_hole: impl Fn(BlockIndex) -> bool,
+    ) -> Vec<BlockIndex> {
+        let room = self.window.saturating_sub(self.wished.len());
+        if room == 0 {
+            return Vec::new();
+        }
+        let mut held = Vec::with_capacity(room);
+        for block in blocks.take(HOLES + room) {
+            self.edge = Some(block);
+            if !is_hole(block) {
+                self.wished.push_back((block, at));
+                held.push(block);
+                if held.len() == room {
+                    break;
+                }
+            }
+        }
+        held
+    }
+
+    fn drop_last(&mut self, blocks: usize) {
+        if blocks > 0 {
+            let kept = self.wished.len().saturating_sub(blocks);
+            self.wished.truncate(kept);
+            self.edge = self.wished.back().map(|(block, _)| *block);
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const READ: usize = 128 * 1024;
-
-    fn readahead(blocks: u64, max_window: u32) -> Readahead {
-        Readahead::new(
-            Geometry::new(blocks * u64::from(BLOCK_SIZE)).unwrap(),
-            max_window,
-        )
-    }
-
-    fn scan(readahead: &mut Readahead, from: u64, reads: u64) -> Vec<Extent> {
-        (0..reads)
-            .filter_map(|n| readahead.observe(from + n * READ as u64, READ))
-            .collect()
-    }
-
-    #[test]
-    fn one_read_of_a_mebibyte_wants_nothing_ahead() {
-        let mut readahead = readahead(1000, 64);
-        assert_eq!(scan(&mut readahead, 0, 8 + 4), []);
-    }
-
-    #[test]
-    fn a_sequential_scan_wants_each_block_once_up_to_the_end() {
-        let blocks = 1000;
-        let mut readahead = readahead(blocks, 64);
-        let wishes = scan(&mut readahead, 0, blocks * 4);
-        let mut next = wishes[0].start().0;
-        assert!(next <= 4, "starts at {next}");
-        for wish in &wishes {
-            assert_eq!(wish.start().0, next);
-            next = wish.end().0;
-        }
-        assert_eq!(u64::from(next), blocks);
-        assert!(wishes.iter().any(|wish| wish.count() >= 32));
-        assert!(wishes.iter().all(|wish| wish.count() <= 64));
-    }
-
-    #[test]
-    fn what_was_not_taken_of_a_wish_is_wished_for_again() {
-        let mut readahead = readahead(1000, 64);
-        let mut wanted = Vec::new();
-        for n in 0..4000 {
-            if let Some(wish) = readahead.observe(n * READ as u64, READ) {
-                let taken = BlockIndex(wish.start().0 + 1);
-                wanted.push(wish.start().0);
-                readahead.was_taken(wish, taken);
-            }
-        }
-        let first = wanted[0];
-        assert!(
-            wanted
-                .windows(2)
-                .all(|pair| pair[1] >= pair[0] && pair[1] <= pair[0] + 1)
-        );
-        assert!(
-            wanted.last().is_some_and(|last| *last >= 990),
-            "from {first}"
-        );
-    }
-
-    #[test]
-    fn reads_out_of_order_within_a_mebibyte_are_one_stream() {
-        let mut readahead = readahead(1000, 64);
-        let mut wanted = 0;
-        for pair in 0..40u64 {
-            for n in [pair * 2 + 1, pair * 2] {
-                wanted += readahead
-                    .observe(n * READ as u64, READ)
-                    .map_or(0, Extent::count);
-            }
-        }
-        assert!(wanted > 32, "{wanted}");
-    }
-
-    #[test]
-    fn random_reads_want_nothing() {
-        let mut readahead = readahead(100_000, 64);
-        let mut at = 12_345u64;
-        for _ in 0..10_000 {
-            at = at
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            let offset = at % (100_000 * u64::from(BLOCK_SIZE)) / 4096 * 4096;
-            assert_eq!(readahead.observe(offset, 4096), None);
-        }
-    }
-
-    #[test]
-    fn two_streams_share_the_window() {
-        let mut readahead = readahead(100_000, 64);
-        let far = 50_000 * u64::from(BLOCK_SIZE);
-        let mut largest = 0;
-        for n in 0..4000u64 {
-            let a = readahead.observe(n * READ as u64, READ);
-            let b = readahead.observe(far + n * READ as u64, READ);
-            if n > 400 {
-                largest = largest
-                    .max(a.map_or(0, Extent::count))
-                    .max(b.map_or(0, Extent::count));
-            }
-        }
-        assert!(
-            (8..=32).contains(&largest),
-            "each gets at most half: {largest}"
-        );
-    }
-}
+mod tests;

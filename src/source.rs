@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use futures_util::future::BoxFuture;
@@ -33,9 +34,34 @@ pub trait BlockSource: Send + Sync {
     /// Whether the block is known, without any I/O or waiting, to read as zeroes.
     fn is_known_zero(&self, index: BlockIndex) -> bool;
 
-    /// A wish to have these blocks near soon. It has a budget of its own: the answer is the block from which on the wish was
-    /// not taken, its end when all of it was.
-    fn prefetch(&self, extent: Extent) -> BlockIndex;
+    /// The same for a reader to come: it gives way to those who wait until `wanted` says that one has come.
+    ///
+    /// # Errors
+    /// As for [`BlockSource::read_block`].
+    fn read_ahead(&self, index: BlockIndex, wanted: Wanted) -> BoxFuture<'_, Result<Block>> {
+        let _ = wanted;
+        self.read_block(index)
+    }
+
+    /// A wish to have these blocks near soon, the nearest first. It has a budget of its own: the answer is how many of them,
+    /// from the first on, were taken.
+    fn prefetch(&self, blocks: &[BlockIndex]) -> usize;
+}
+
+/// Whether somebody waits for a block that is being read ahead.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted(Arc<AtomicBool>);
+
+impl Wanted {
+    /// From now on somebody waits.
+    pub fn want(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether somebody waits.
+    pub fn is_wanted(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// Which snapshots there are, and how to read one.

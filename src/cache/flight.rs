@@ -11,9 +11,26 @@ use tokio::sync::watch;
 use super::{Key, closed};
 use crate::block::Block;
 use crate::error::Result;
+use crate::source::Wanted;
 
 type Answer = Option<Result<Block>>;
-type Table = Arc<Mutex<HashMap<Key, watch::Receiver<Answer>>>>;
+type Table = Arc<Mutex<HashMap<Key, Flight>>>;
+
+/// A block on its way.
+#[derive(Clone, Debug)]
+struct Flight {
+    answer: watch::Receiver<Answer>,
+    wanted: Wanted,
+}
+
+/// Who asks for a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asks {
+    /// A reader that waits.
+    Now,
+    /// Readahead.
+    Ahead,
+}
 
 /// The blocks being fetched.
 #[derive(Debug, Default)]
@@ -22,38 +39,52 @@ pub(super) struct Flights {
 }
 
 impl Flights {
+    /// Whether a block is on its way.
+    pub(super) fn contains(&self, key: Key) -> bool {
+        self.table.lock().contains_key(&key)
+    }
+
     /// Joins the flight of a block, or starts one with `fetch` unless `cached` finds the block landed meanwhile.
     ///
     /// The flight runs as a task of its own: it goes on when every waiter has gone. Joining happens in the call, waiting
-    /// in the future. A flight that failed answers all who joined it with the same error and leaves nothing behind.
+    /// in the future, and a reader that joins a flight of readahead makes it wanted. A flight that failed answers all who joined it with the same error and leaves nothing behind.
     pub(super) fn join(
         &self,
         key: Key,
+        asks: Asks,
         cached: impl FnOnce() -> Option<Block>,
-        fetch: impl FnOnce() -> BoxFuture<'static, Result<Block>>,
+        fetch: impl FnOnce(Wanted) -> BoxFuture<'static, Result<Block>>,
     ) -> BoxFuture<'static, Result<Block>> {
         let mut table = self.table.lock();
         if let Some(flight) = table.get(&key) {
-            return wait(flight.clone()).boxed();
+            if asks == Asks::Now {
+                flight.wanted.want();
+            }
+            return wait(flight.answer.clone()).boxed();
         }
         // A flight keeps its block before it leaves the table, so a block is never in neither for a moment.
         if let Some(block) = cached() {
             return ready(Ok(block)).boxed();
         }
-        let (sender, flight) = watch::channel(None);
-        table.insert(key, flight.clone());
+        let (sender, answer) = watch::channel(None);
+        let wanted = Wanted::default();
+        let flight = Flight {
+            answer: answer.clone(),
+            wanted: wanted.clone(),
+        };
+        table.insert(key, flight);
         drop(table);
         let landing = Landing {
             table: Arc::clone(&self.table),
             key,
         };
-        let fetch = fetch();
+        let fetch = fetch(wanted);
         tokio::spawn(async move {
             let answer = fetch.await;
             drop(landing);
             sender.send_replace(Some(answer));
         });
-        wait(flight).boxed()
+        wait(answer).boxed()
     }
 }
 

@@ -16,13 +16,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::block::{BLOCK_SIZE, Block, BlockIndex, Extent, Geometry};
 use crate::error::{Error, Kind, Result};
-use crate::source::{BlockSource, Catalog, Snapshot, SnapshotId};
+use crate::source::{BlockSource, Catalog, Snapshot, SnapshotId, Wanted};
 
-use flight::Flights;
+use flight::{Asks, Flights};
 use memory::Memory;
 
 /// The least memory that keeps a sequential reader at one fetch a block: 16 blocks.
 pub const MIN_MEMORY: ByteSize = ByteSize::mib(8);
+
+/// The most blocks read ahead: at 1,000 blocks a second and 100 ms each, twice of what is on its way.
+const MOST_AHEAD: u64 = 256;
 
 /// Which source, and which of its blocks.
 type Key = (u32, BlockIndex);
@@ -59,13 +62,13 @@ impl Cache {
         }
         let blocks = budget.as_u64() / u64::from(BLOCK_SIZE);
         let in_flight = usize::try_from((blocks / 4).min(max_in_flight.max(2).into())).unwrap_or(2);
-        let prefetching = in_flight / 2;
+        let prefetching = in_flight - in_flight.div_ceil(8);
         let cached = blocks - in_flight as u64;
-        let ahead = (cached / 3).min((cached / 8).max(64));
+        let ahead = (cached / 2).min(MOST_AHEAD);
         let unread = usize::try_from(ahead)
             .unwrap_or(usize::MAX)
             .min(Semaphore::MAX_PERMITS);
-        let max_readahead = u32::try_from(unread).unwrap_or(u32::MAX).min(64);
+        let max_readahead = u32::try_from(unread).unwrap_or(u32::MAX);
         Ok(Arc::new(Self {
             memory: Memory::new(cached - ahead, ahead),
             flights: Flights::default(),
@@ -79,7 +82,7 @@ impl Cache {
         }))
     }
 
-    /// How many blocks the sequential readers of an image may be ahead together.
+    /// How many blocks the sequential readers of all images may be ahead together.
     pub fn max_readahead(&self) -> u32 {
         self.max_readahead
     }
@@ -92,6 +95,11 @@ impl Cache {
         )
     }
 
+    /// Whether the block is kept, or on its way.
+    fn is_near(&self, key: Key) -> bool {
+        self.memory.contains(key) || self.flights.contains(key)
+    }
+
     /// A source whose blocks are kept in this cache.
     pub fn wrap(self: &Arc<Self>, inner: Arc<dyn BlockSource>) -> CachedSource {
         CachedSource {
@@ -100,6 +108,13 @@ impl Cache {
             inner,
         }
     }
+}
+
+/// What a block read ahead brings along.
+struct Ahead {
+    /// Held until somebody reads the block.
+    unread: OwnedSemaphorePermit,
+    wanted: Wanted,
 }
 
 /// A source whose blocks are kept: one fetch a block, whoever reads it and however many at once.
@@ -116,17 +131,19 @@ impl std::fmt::Debug for CachedSource {
 }
 
 impl CachedSource {
-    /// The one fetch of a block: a permit, the source, then memory. `unread` is held until somebody reads it there.
-    fn fetch(
-        &self,
-        index: BlockIndex,
-        unread: Option<OwnedSemaphorePermit>,
-    ) -> BoxFuture<'static, Result<Block>> {
+    /// The one fetch of a block: a permit, the source, then memory.
+    fn fetch(&self, index: BlockIndex, ahead: Option<Ahead>) -> BoxFuture<'static, Result<Block>> {
         let (cache, inner) = (Arc::clone(&self.cache), Arc::clone(&self.inner));
         let key = (self.number, index);
         Box::pin(async move {
             let _permit = cache.in_flight.acquire().await.map_err(|_| closed())?;
-            let block = inner.read_block(index).await?;
+            let (block, unread) = match ahead {
+                Some(ahead) => {
+                    let block = inner.read_ahead(index, ahead.wanted).await?;
+                    (block, Some(ahead.unread))
+                }
+                None => (inner.read_block(index).await?, None),
+            };
             cache.fetched.fetch_add(1, Ordering::Relaxed);
             cache.memory.insert(key, block.clone(), unread);
             Ok(block)
@@ -149,10 +166,8 @@ impl BlockSource for CachedSource {
             return ready(Ok(Block::Zero)).boxed();
         }
         let cached = move || self.cache.memory.get(key);
-        let flight = self
-            .cache
-            .flights
-            .join(key, cached, move || self.fetch(index, None));
+        let fetch = |_| self.fetch(index, None);
+        let flight = self.cache.flights.join(key, Asks::Now, cached, fetch);
         async move {
             let block = flight.await?;
             // A flight that began ahead of its reader has kept it as unread.
@@ -170,10 +185,10 @@ impl BlockSource for CachedSource {
         self.inner.is_known_zero(index)
     }
 
-    fn prefetch(&self, extent: Extent) -> BlockIndex {
-        for index in extent.blocks() {
+    fn prefetch(&self, blocks: &[BlockIndex]) -> usize {
+        for (taken, index) in blocks.iter().copied().enumerate() {
             let key = (self.number, index);
-            if self.inner.is_known_zero(index) || self.cache.memory.contains(key) {
+            if self.inner.is_known_zero(index) || self.cache.is_near(key) {
                 continue;
             }
             if self.cache.unread.available_permits() == 0 {
@@ -183,12 +198,12 @@ impl BlockSource for CachedSource {
             let (Ok(prefetching), Ok(unread)) =
                 (take(&self.cache.prefetching), take(&self.cache.unread))
             else {
-                return index;
+                return taken;
             };
             let cached = || self.cache.memory.get(key);
             // Nobody waits for the answer: the flight itself keeps the block, and a reader may join it.
-            drop(self.cache.flights.join(key, cached, move || {
-                let fetch = self.fetch(index, Some(unread));
+            drop(self.cache.flights.join(key, Asks::Ahead, cached, |wanted| {
+                let fetch = self.fetch(index, Some(Ahead { unread, wanted }));
                 async move {
                     let block = fetch.await;
                     drop(prefetching);
@@ -197,7 +212,7 @@ impl BlockSource for CachedSource {
                 .boxed()
             }));
         }
-        extent.end()
+        blocks.len()
     }
 }
 

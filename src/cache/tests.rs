@@ -74,8 +74,8 @@ impl BlockSource for Counting {
         false
     }
 
-    fn prefetch(&self, extent: Extent) -> BlockIndex {
-        extent.start()
+    fn prefetch(&self, _blocks: &[BlockIndex]) -> usize {
+        0
     }
 }
 
@@ -156,23 +156,24 @@ async fn cached_and_in_flight_bytes_together_keep_the_budget() {
 async fn wishes_leave_room_for_readers_and_are_joined_by_them() {
     let (inner, gate) = Counting::new(false);
     let source = cached(ByteSize::mib(64), &inner);
-    let taken = source.prefetch(Extent::new(BlockIndex(0), BlockIndex(1000)).unwrap());
-    assert_eq!(taken, BlockIndex(16), "it says how far the wish was taken");
+    let wish: Vec<_> = (0..1000).map(BlockIndex).collect();
+    let taken = source.prefetch(&wish);
+    assert_eq!(taken, 28, "it says how many were taken");
     tokio::task::yield_now().await;
     let wished = inner.concurrent.load(Ordering::SeqCst);
-    assert_eq!(wished, 16, "half of the blocks in flight");
+    assert_eq!(wished, 28, "an eighth of the blocks in flight is left");
     let reader = source.read_block(BlockIndex(9000));
     let joined = source.read_block(BlockIndex(0));
     tokio::task::yield_now().await;
     assert_eq!(
         inner.concurrent.load(Ordering::SeqCst),
-        17,
+        29,
         "the reader did not wait"
     );
     gate.send_replace(true);
     reader.await.unwrap();
     joined.await.unwrap();
-    assert_eq!(inner.reads(), 17);
+    assert_eq!(inner.reads(), 29);
 }
 
 #[tokio::test]
@@ -182,13 +183,12 @@ async fn blocks_read_ahead_by_any_number_of_streams_are_read_before_they_are_evi
     let sources: Vec<_> = (0..6)
         .map(|_| cache.wrap(Arc::clone(&inner) as Arc<dyn BlockSource>))
         .collect();
-    let mut ahead = [BlockIndex(0); 6];
+    let mut ahead = [0; 6];
     for index in 0..300 {
         for (source, ahead) in sources.iter().zip(&mut ahead) {
-            let want = Extent::new((*ahead).max(BlockIndex(index)), BlockIndex(index + 12));
-            if let Some(want) = want {
-                *ahead = source.prefetch(want);
-            }
+            let from = index.max(*ahead);
+            let wish: Vec<_> = (from..index + 12).map(BlockIndex).collect();
+            *ahead = from + u32::try_from(source.prefetch(&wish)).unwrap();
             // Each block is read in parts.
             for _ in 0..4 {
                 source.read_block(BlockIndex(index)).await.unwrap();

@@ -19,6 +19,7 @@ use crate::cache::{Cache, CachedCatalog};
 use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::error::{Error, Kind, Result};
 use crate::fs::{Access, Mounted, Ownership, Tree};
+use crate::image::ReadaheadBudget;
 use crate::source::{Catalog, Selector, SnapshotId};
 
 /// How long the first call on a named snapshot may take: a person waits for the mount.
@@ -157,9 +158,9 @@ impl MountArgs {
             self.check_selection(&catalog).await?;
         }
         let cache = Cache::new(self.memory, self.limits.max_in_flight)?;
-        let max_readahead = cache.max_readahead();
+        let readahead = ReadaheadBudget::new(cache.max_readahead());
         let cached = CachedCatalog::new(Arc::clone(&cache), catalog);
-        let tree = Tree::new(Arc::new(cached), self.access.ownership(), max_readahead);
+        let tree = Tree::new(Arc::new(cached), self.access.ownership(), readahead);
         let mounted = crate::fs::mount(
             tree,
             &self.mountpoint,

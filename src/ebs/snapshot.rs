@@ -83,8 +83,8 @@ impl BlockSource for SnapshotSource {
         self.map.is_known_hole(index)
     }
 
-    fn prefetch(&self, extent: Extent) -> BlockIndex {
-        // Nothing is kept here: the cache above fetches ahead with `read_block`.
-        extent.start()
+    fn prefetch(&self, _blocks: &[BlockIndex]) -> usize {
+        // Nothing is kept here: the cache above fetches ahead with `read_ahead`.
+        0
     }
 }

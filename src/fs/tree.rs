@@ -17,7 +17,7 @@ use tokio::sync::OnceCell;
 
 use crate::block::BLOCK_SIZE;
 use crate::error::{Error, Kind, Result};
-use crate::image::Image;
+use crate::image::{Image, ReadaheadBudget};
 use crate::source::{Catalog, Snapshot, SnapshotId};
 
 const SNAPSHOTS: u64 = 2;
@@ -99,7 +99,7 @@ struct Nodes {
 pub struct Tree {
     catalog: Arc<dyn Catalog>,
     ownership: Ownership,
-    max_readahead: u32,
+    readahead: Arc<ReadaheadBudget>,
     mounted: SystemTime,
     nodes: Mutex<Nodes>,
     listing: tokio::sync::Mutex<Option<(Instant, Arc<[Snapshot]>)>>,
@@ -113,12 +113,16 @@ impl std::fmt::Debug for Tree {
 
 impl Tree {
     /// The tree of a catalog. It makes no call before it is looked at.
-    pub fn new(catalog: Arc<dyn Catalog>, ownership: Ownership, max_readahead: u32) -> Self {
+    pub fn new(
+        catalog: Arc<dyn Catalog>,
+        ownership: Ownership,
+        readahead: Arc<ReadaheadBudget>,
+    ) -> Self {
         let list = vec![Node::Root, Node::Snapshots, Node::Volumes];
         Self {
             catalog,
             ownership,
-            max_readahead,
+            readahead,
             mounted: SystemTime::now(),
             nodes: Mutex::new(Nodes {
                 list,
@@ -346,7 +350,7 @@ impl Tree {
         let image = entry.image.get_or_try_init(|| async {
             let (snapshot, source) = self.catalog.open(&entry.id).await?;
             *entry.told.lock() = snapshot;
-            Ok(Arc::new(Image::new(source, self.max_readahead)))
+            Ok(Arc::new(Image::new(source, Arc::clone(&self.readahead))))
         });
         image.await.cloned()
     }

@@ -1,0 +1,271 @@
+use super::*;
+
+const READ: usize = 128 * 1024;
+const BLOCK: u64 = BLOCK_SIZE as u64;
+
+/// A reader and the clock it goes by.
+struct Reader {
+    readahead: Readahead,
+    now: Instant,
+    waits: bool,
+}
+
+impl Reader {
+    fn new(blocks: u64, budget: u32) -> Self {
+        Self::sharing(blocks, &Budget::new(budget))
+    }
+
+    fn sharing(blocks: u64, budget: &Arc<Budget>) -> Self {
+        let geometry = Geometry::new(blocks * BLOCK).unwrap();
+        Self {
+            readahead: Readahead::new(geometry, Arc::clone(budget)),
+            now: Instant::now(),
+            waits: true,
+        }
+    }
+
+    fn read(&mut self, offset: u64, len: usize) -> Vec<u32> {
+        self.read_around(offset, len, |_| false)
+    }
+
+    fn read_around(
+        &mut self,
+        offset: u64,
+        len: usize,
+        is_hole: impl Fn(BlockIndex) -> bool,
+    ) -> Vec<u32> {
+        self.now += Duration::from_millis(1);
+        let read = Read {
+            offset,
+            len,
+            waits: self.waits,
+            at: self.now,
+        };
+        let wish = self.readahead.observe(read, is_hole);
+        wish.map_or(Vec::new(), |wish| {
+            wish.blocks.iter().map(|block| block.0).collect()
+        })
+    }
+
+    /// Reads blocks in sequence.
+    fn scan(&mut self, blocks: impl IntoIterator<Item = u64>) -> Vec<u32> {
+        let mut wished = Vec::new();
+        for block in blocks {
+            for part in 0..4 {
+                wished.extend(self.read(block * BLOCK + part * READ as u64, READ));
+            }
+        }
+        wished
+    }
+}
+
+#[test]
+fn one_read_of_a_mebibyte_wants_nothing_ahead() {
+    let mut reader = Reader::new(1000, 64);
+    // The kernel adds up to a block of its own.
+    assert_eq!(reader.scan(0..3), [0u32; 0]);
+}
+
+#[test]
+fn a_sequential_scan_wants_each_block_once_up_to_the_end() {
+    let mut reader = Reader::new(1000, 64);
+    let wished = reader.scan(0..1000);
+    assert!(wished[0] <= 4, "starts at {}", wished[0]);
+    let expected: Vec<_> = (wished[0]..1000).collect();
+    assert_eq!(wished, expected);
+}
+
+#[test]
+fn a_backward_scan_wants_each_block_once_down_to_the_first() {
+    let mut reader = Reader::new(1000, 64);
+    let mut wished = Vec::new();
+    for part in (0..4000).rev() {
+        wished.extend(reader.read(part * READ as u64, READ));
+    }
+    assert!(wished[0] >= 995, "starts at {}", wished[0]);
+    let expected: Vec<_> = (0..=wished[0]).rev().collect();
+    assert_eq!(wished, expected);
+}
+
+#[test]
+fn equal_steps_are_a_stride_in_both_directions() {
+    for (record, step) in [(4096, 20), (READ, 20), (2 * BLOCK as usize, 7)] {
+        for backward in [false, true] {
+            let mut reader = Reader::new(10_000, 64);
+            let mut steps: Vec<u64> = (0..100).map(|n| n * step).collect();
+            if backward {
+                steps.reverse();
+            }
+            let mut wished = Vec::new();
+            for block in &steps {
+                for part in (0..record).step_by(READ) {
+                    wished.extend(reader.read(block * BLOCK + part as u64, record.min(READ)));
+                }
+            }
+            assert!(wished.len() > 80, "{} wished", wished.len());
+            let first = wished[0];
+            let on_the_way = |block: &u32| {
+                u64::from(*block) % step == 0
+                    && if backward {
+                        *block <= first
+                    } else {
+                        *block >= first
+                    }
+            };
+            assert!(wished.iter().all(on_the_way), "only what a stride touches");
+            let mut each = wished.clone();
+            each.sort_unstable();
+            each.dedup();
+            assert_eq!(each.len(), wished.len(), "each once");
+        }
+    }
+}
+
+#[test]
+fn random_reads_want_nothing() {
+    for blocks in [2_000, 100_000] {
+        let mut reader = Reader::new(blocks, 64);
+        let mut at = 12_345u64;
+        for _ in 0..20_000 {
+            at = at
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let offset = (at >> 16) % (blocks * BLOCK) / 4096 * 4096;
+            assert_eq!(reader.read(offset, 4096), [0u32; 0]);
+        }
+    }
+}
+
+#[test]
+fn the_window_doubles_while_the_reader_waits_and_stays_when_it_does_not() {
+    let mut reader = Reader::new(10_000, 128);
+    reader.scan(0..8);
+    let ahead = |reader: &Reader| reader.readahead.streams[0].ahead.wished.len();
+    let first = ahead(&reader);
+    assert!(first <= 2 * FIRST_WINDOW + 4, "{first}");
+    reader.waits = false;
+    reader.scan(8..100);
+    assert_eq!(ahead(&reader), first, "fast enough");
+    reader.waits = true;
+    reader.scan(100..100 + 128);
+    assert_eq!(ahead(&reader), 128, "up to the budget");
+}
+
+#[test]
+fn the_window_is_halved_when_blocks_were_evicted_unread() {
+    let mut reader = Reader::new(10_000, 128);
+    reader.scan(0..300);
+    let window = |reader: &Reader| reader.readahead.streams[0].ahead.window;
+    assert_eq!(window(&reader), 128);
+    reader.now += EVICTED;
+    reader.waits = false;
+    reader.scan(300..301);
+    assert_eq!(window(&reader), 128, "a pause is no eviction");
+    reader.waits = true;
+    let wished = reader.scan(301..302);
+    assert_eq!(window(&reader), 64);
+    assert_eq!(wished[..2], [302, 303], "they are wished for again");
+}
+
+#[test]
+fn holes_are_skipped_without_counting() {
+    let mut reader = Reader::new(100_000, 64);
+    let is_hole = |block: BlockIndex| block.0 >= 16 && !block.0.is_multiple_of(50);
+    let mut wished = Vec::new();
+    for part in 0..64 {
+        wished.extend(reader.read_around(part * READ as u64, READ, is_hole));
+    }
+    let held: Vec<_> = (0..100_000).filter(|n| !is_hole(BlockIndex(*n))).collect();
+    let start = held.iter().position(|block| *block == wished[0]).unwrap();
+    assert_eq!(wished, held[start..start + wished.len()]);
+    assert!(wished.len() > 20, "{} wished", wished.len());
+    // A reader that skips the holes stays in its stream.
+    let next = u64::from(*held.iter().find(|block| **block >= 16).unwrap());
+    assert!(!reader.read_around(next * BLOCK, READ, is_hole).is_empty());
+}
+
+#[test]
+fn a_long_hole_is_looked_at_once() {
+    let mut reader = Reader::new(1_000_000, 64);
+    let looked = std::cell::Cell::new(0);
+    for part in 0..4000 {
+        reader.read_around(part * READ as u64, READ, |block| {
+            looked.set(looked.get() + 1);
+            block.0 >= 4
+        });
+    }
+    assert!(looked.get() <= 1_000_000, "{}", looked.get());
+}
+
+#[test]
+fn what_was_not_taken_of_a_wish_is_wished_for_again() {
+    let mut reader = Reader::new(1000, 64);
+    let mut taken = Vec::new();
+    for part in 0..4000 {
+        reader.now += Duration::from_millis(1);
+        let read = Read {
+            offset: part * READ as u64,
+            len: READ,
+            waits: true,
+            at: reader.now,
+        };
+        if let Some(wish) = reader.readahead.observe(read, |_| false) {
+            taken.push(wish.blocks[0].0);
+            reader.readahead.was_taken(&wish, 1);
+        }
+    }
+    let expected: Vec<_> = (taken[0]..1000).collect();
+    assert_eq!(taken, expected);
+}
+
+#[test]
+fn reads_out_of_order_within_a_mebibyte_are_one_stream() {
+    let mut reader = Reader::new(1000, 64);
+    let mut wished = 0;
+    for eight in 0..40u64 {
+        for part in [3, 0, 7, 1, 6, 5, 2, 4] {
+            wished += reader.read((eight * 8 + part) * READ as u64, READ).len();
+        }
+    }
+    assert!(wished > 64, "{wished}");
+    assert_eq!(reader.readahead.streams.len(), 1);
+}
+
+#[test]
+fn streams_of_one_image_and_of_several_share_the_budget() {
+    let budget = Budget::new(60);
+    let mut one = Reader::sharing(100_000, &budget);
+    let mut two = Reader::sharing(100_000, &budget);
+    for block in 0..400 {
+        one.scan([block, 50_000 + block]);
+        two.now = one.now;
+        two.scan([block]);
+    }
+    for ahead in [
+        &one.readahead.streams[0],
+        &one.readahead.streams[1],
+        &two.readahead.streams[0],
+    ] {
+        assert_eq!(ahead.ahead.wished.len(), 20);
+    }
+    // Those that ended leave their part.
+    two.now += 2 * ACTIVE;
+    two.scan(400..600);
+    assert_eq!(two.readahead.streams[0].ahead.wished.len(), 60);
+}
+
+#[test]
+fn random_reads_do_not_end_a_stream() {
+    let mut reader = Reader::new(100_000, 64);
+    let mut at = 12_345u64;
+    let mut wished = reader.scan(0..5).len();
+    for block in 5..200 {
+        wished += reader.scan([block]).len();
+        for _ in 0..20 {
+            at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let random = 1000 + (at >> 16) % 99_000;
+            assert_eq!(reader.read(random * BLOCK, 4096), [0u32; 0]);
+        }
+    }
+    assert!(wished > 190, "{wished}");
+}
