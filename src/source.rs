@@ -53,6 +53,11 @@ pub trait BlockSource: Send + Sync {
 pub struct Wanted(Arc<AtomicBool>);
 
 impl Wanted {
+    /// Somebody waits from the start.
+    pub fn already() -> Self {
+        Self(Arc::new(AtomicBool::new(true)))
+    }
+
     /// From now on somebody waits.
     pub fn want(&self) {
         self.0.store(true, Ordering::Relaxed);

@@ -68,9 +68,12 @@ struct LimitArgs {
     /// Requests on their way at once
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1024))]
     max_in_flight: u32,
-    /// Blocks asked for in a second; AWS allows 1,000 for a snapshot and for an account
+    /// Blocks asked for in a second; AWS allows an account 1,000, and more when asked to
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     max_rps: u32,
+    /// The same for one snapshot; AWS allows 1,000
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    max_snapshot_rps: u32,
 }
 
 #[derive(Args, Debug)]
@@ -150,6 +153,7 @@ impl MountArgs {
         let limits = Limits {
             max_in_flight: self.limits.max_in_flight,
             max_rps: self.limits.max_rps,
+            max_snapshot_rps: self.limits.max_snapshot_rps,
             timeout: self.limits.timeout.min(CHECK_TIMEOUT),
         };
         let (client, catalog) = aws::catalog(&config, &limits, self.select.clone());

@@ -18,15 +18,15 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use sha2::{Digest, Sha256};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, trace, warn};
 
+use super::digest::{Checked, Digest, Digester};
 use super::limit::{Limiter, Limits};
 use crate::aws::{Verdict, judge};
 use crate::block::{BLOCK_SIZE, Block, BlockIndex};
 use crate::error::{Error, Kind};
-use crate::source::SnapshotId;
+use crate::source::{SnapshotId, Wanted};
 
 /// How long to wait for a reply's headers before the request is sent again.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(12);
@@ -37,8 +37,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// One line in this time says what is waited for, however many blocks wait.
 const WAIT_LOG_EVERY: Duration = Duration::from_secs(5);
-/// SHA-256 of 512 KiB of zeroes.
-const ZERO_BLOCK_SHA256: &str = "B4VNL+8pega6gWheZgwzLeNtXRjVRpJ9MNqtbX/aFUE=";
 
 /// A client of the EBS direct APIs of one Region.
 #[derive(Debug)]
@@ -47,6 +45,7 @@ pub struct Client {
     /// Where requests go, for people.
     endpoint: String,
     limiter: Limiter,
+    digester: Digester,
     timeout: Mutex<Duration>,
     last_wait_log: Mutex<Option<Instant>>,
     gets: AtomicU64,
@@ -135,6 +134,7 @@ impl Client {
             sdk: aws_sdk_ebs::Client::from_conf(config),
             endpoint,
             limiter: Limiter::new(limits),
+            digester: Digester::new(),
             timeout: Mutex::new(limits.timeout),
             last_wait_log: Mutex::new(None),
             gets: AtomicU64::new(0),
@@ -238,13 +238,14 @@ impl Client {
         })
     }
 
-    /// The bytes of one block of `len` bytes, verified.
+    /// The bytes of one block of `len` bytes, verified. It gives way to others until it is `wanted`.
     pub(super) async fn get(
         &self,
         snapshot: &SnapshotId,
         index: BlockIndex,
         token: &str,
         len: usize,
+        wanted: &Wanted,
         deadline: Instant,
     ) -> std::result::Result<Block, Failure> {
         let call = Call {
@@ -257,7 +258,7 @@ impl Client {
         // stored, and no waiting mends them; other wrong bytes were damaged on the way.
         let mut wrong = None;
         loop {
-            let once = self.get_once(&call, snapshot, index, token, len, &mut wrong);
+            let once = self.get_once(&call, snapshot, index, token, len, wanted, &mut wrong);
             if let Some(block) = self.one_try(&call, &mut waits, once).await? {
                 return Ok(block);
             }
@@ -271,9 +272,12 @@ impl Client {
         index: BlockIndex,
         token: &str,
         len: usize,
-        wrong: &mut Option<String>,
+        wanted: &Wanted,
+        wrong: &mut Option<Digest>,
     ) -> std::result::Result<Block, Verdict> {
-        let _place = self.limiter.get().await.map_err(Verdict::Permanent)?;
+        let is_waited_for = wanted.is_wanted();
+        let place = self.limiter.get(snapshot, wanted).await;
+        let place = place.map_err(Verdict::Permanent)?;
         self.gets.fetch_add(1, Ordering::Relaxed);
         let request = self
             .sdk
@@ -281,29 +285,35 @@ impl Client {
             .snapshot_id(snapshot.as_str())
             .block_index(i32::try_from(index.0).unwrap_or(i32::MAX))
             .block_token(token);
-        let reply = call.within(HEADERS_TIMEOUT, request.send()).await?;
+        let reply = call.within(HEADERS_TIMEOUT, request.send()).await;
+        let reply = reply.inspect_err(|_| self.limiter.unanswered())?;
         let mut reply = reply.map_err(|error| judge(error, call.action, &call.target))?;
-        let (bytes, digest) = body(call, &mut reply, len).await?;
+        let bytes = body(call, &mut reply, len).await?;
+        place.served();
         let promised = reply.checksum.as_deref().unwrap_or_default();
-        if reply.checksum_algorithm != Some(ChecksumAlgorithm::ChecksumAlgorithmSha256)
-            || digest != promised
-        {
-            let error = call.error(
-                Kind::Corrupt,
-                &format!("SHA-256 is {digest}, the service promised {promised:?}"),
-            );
-            warn!("{error}");
-            return Err(if wrong.as_ref() == Some(&digest) {
-                Verdict::Permanent(error)
-            } else {
-                *wrong = Some(digest);
-                Verdict::Retry(error)
-            });
+        let algorithm = reply.checksum_algorithm;
+        let digest = promised_digest(promised)
+            .filter(|_| algorithm == Some(ChecksumAlgorithm::ChecksumAlgorithmSha256));
+        let Some(digest) = digest else {
+            let what = format!("no SHA-256 came with the block, but {promised:?}");
+            return Err(Verdict::Retry(call.error(Kind::Corrupt, &what)));
+        };
+        match self.digester.check(&bytes, &digest, is_waited_for).await {
+            Checked::Good => Ok(Block::Data(bytes)),
+            Checked::Zero => Ok(Block::Zero),
+            Checked::Wrong(found) => {
+                let is = STANDARD.encode(found);
+                let what = format!("SHA-256 is {is}, the service promised {promised:?}");
+                let error = call.error(Kind::Corrupt, &what);
+                warn!("{error}");
+                Err(if *wrong == Some(found) {
+                    Verdict::Permanent(error)
+                } else {
+                    *wrong = Some(found);
+                    Verdict::Retry(error)
+                })
+            }
         }
-        if digest == ZERO_BLOCK_SHA256 {
-            return Ok(Block::Zero);
-        }
-        Ok(Block::Data(bytes))
     }
 
     /// Makes one attempt: the answer, or nothing when it is worth another and the pause before that is over.
@@ -328,6 +338,7 @@ impl Client {
         };
         if error.kind() == Kind::Throttled {
             self.throttles.fetch_add(1, Ordering::Relaxed);
+            self.limiter.throttled();
         }
         let pause = waits.next_pause();
         let now = Instant::now();
@@ -420,14 +431,18 @@ impl Waits {
     }
 }
 
-/// The whole body and its SHA-256 in base64, hashed as it arrives.
+/// The digest that the service promised in base64.
+fn promised_digest(text: &str) -> Option<Digest> {
+    STANDARD.decode(text).ok()?.try_into().ok()
+}
+
+/// The whole body.
 async fn body(
     call: &Call,
     reply: &mut GetSnapshotBlockOutput,
     len: usize,
-) -> std::result::Result<(Bytes, String), Verdict> {
+) -> std::result::Result<Bytes, Verdict> {
     let mut bytes = BytesMut::with_capacity(len);
-    let mut hasher = Sha256::new();
     while let Some(chunk) = call.within(BODY_TIMEOUT, reply.block_data.next()).await? {
         let chunk = chunk.map_err(|error| {
             let what = format!(
@@ -443,7 +458,6 @@ async fn body(
                 call.error(Kind::Corrupt, &format!("more than {len} bytes")),
             ));
         }
-        hasher.update(&chunk);
         bytes.extend_from_slice(&chunk);
     }
     let told = reply.data_length.and_then(|len| usize::try_from(len).ok());
@@ -453,18 +467,12 @@ async fn body(
             &format!("{} bytes, told {told:?}, must be {len}", bytes.len()),
         )));
     }
-    Ok((bytes.freeze(), STANDARD.encode(hasher.finalize())))
+    Ok(bytes.freeze())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_digest_of_a_block_of_zeroes_is_the_known_one() {
-        let zeroes = vec![0; BLOCK_SIZE as usize];
-        assert_eq!(STANDARD.encode(Sha256::digest(zeroes)), ZERO_BLOCK_SHA256);
-    }
 
     #[test]
     fn pauses_grow_to_their_longest_and_are_never_nothing() {

@@ -1,27 +1,55 @@
 //! How much is asked of the service at once: requests in flight, requests a second, seconds a block.
+//!
+//! Requests in flight follow the service: from [`FIRST`] they double with each round trip while half of them are in use, and
+//! from the first sign of too much on they grow by one a round trip. Signs of too much are a throttle, no answer, and a
+//! block that took longer than [`SLOW`], which is a link with a queue: places go down by a fifth. After a throttle the rate
+//! goes down too, by a tenth, and comes back slowly: others may use the account's quota.
+//!
+//! Who waits for a block goes before readahead, in both queues.
 
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use crate::error::{Error, Kind, Result};
+use crate::source::{SnapshotId, Wanted};
 
 /// List calls a second that an account has for all its programs together, not adjustable; one less than that.
 ///
 /// <https://docs.aws.amazon.com/ebs/latest/userguide/ebs-resource-quotas.html>
 const LISTS_PER_SECOND: u32 = 49;
-/// List calls on their way at once.
+/// List calls on their way at once: a large page takes megabytes while it is decoded.
 const LISTINGS: usize = 8;
+/// The share of a quota that is used: the service's clock and ours do not cut seconds alike.
+const BELOW_QUOTA: f64 = 0.98;
+/// Places to begin with.
+const FIRST: f64 = 16.0;
+/// The least places and the least share of the rate that signs of too much leave.
+const LEAST: f64 = 4.0;
+const LEAST_RATE: f64 = 0.05;
+/// What a sign of too much leaves of the places, and a throttle of the rate.
+const PLACES_LEFT: f64 = 0.8;
+const RATE_LEFT: f64 = 0.9;
+/// Signs of too much within this time are one.
+const ONE_SIGN: Duration = Duration::from_millis(100);
+/// The share of the full rate that comes back in a second.
+const RATE_BACK: f64 = 0.02;
+/// A block that takes longer has waited in a queue: of the link, or of the service. Answers take 10 to 100 ms.
+const SLOW: Duration = Duration::from_secs(1);
 
 /// What a person can set.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Requests on their way at once.
     pub max_in_flight: u32,
-    /// GetSnapshotBlock requests a second; the quota of a snapshot and of an account is 1,000.
+    /// GetSnapshotBlock requests a second; the quota of an account is 1,000, adjustable.
     pub max_rps: u32,
+    /// The same for one snapshot; its quota is 1,000, not adjustable.
+    pub max_snapshot_rps: u32,
     /// How long a block may take, all its attempts together.
     pub timeout: Duration,
 }
@@ -29,109 +57,278 @@ pub struct Limits {
 /// Holds requests back until the limits allow them.
 #[derive(Debug)]
 pub(super) struct Limiter {
-    in_flight: Semaphore,
-    /// A large page takes megabytes while it is decoded.
+    gate: Shared,
     listings: Semaphore,
-    gets: Pace,
-    lists: Pace,
+    lists: Mutex<Pace>,
 }
+
+type Shared = Arc<Mutex<Gate>>;
 
 impl Limiter {
     pub(super) fn new(limits: &Limits) -> Self {
+        let max = f64::from(limits.max_in_flight.max(1));
+        let gate = Gate {
+            max,
+            places: FIRST.min(max),
+            taken: 0,
+            doubling: true,
+            rate: 1.0,
+            last_sign: None,
+            rated: None,
+            account: Pace::new(limits.max_rps),
+            snapshots: HashMap::new(),
+            snapshot_rps: limits.max_snapshot_rps,
+            waiting: VecDeque::new(),
+            awaited: None,
+        };
         Self {
-            in_flight: Semaphore::new(limits.max_in_flight.max(1) as usize),
+            gate: Arc::new(Mutex::new(gate)),
             listings: Semaphore::new(LISTINGS),
-            gets: Pace::new(limits.max_rps),
-            lists: Pace::new(LISTS_PER_SECOND),
+            lists: Mutex::new(Pace::new(LISTS_PER_SECOND)),
         }
     }
 
     /// Waits for a place and for the turn of one GetSnapshotBlock.
-    pub(super) async fn get(&self) -> Result<SemaphorePermit<'_>> {
-        let place = place(&self.in_flight).await?;
-        self.gets.turn().await;
-        Ok(place)
+    pub(super) async fn get(&self, snapshot: &SnapshotId, wanted: &Wanted) -> Result<Place> {
+        self.place(Some(snapshot.clone()), wanted.clone()).await
     }
 
     /// Waits for a place and for the turn of one list call.
-    pub(super) async fn list(&self) -> Result<(SemaphorePermit<'_>, SemaphorePermit<'_>)> {
-        let listing = place(&self.listings).await?;
-        let place = place(&self.in_flight).await?;
-        self.lists.turn().await;
-        Ok((listing, place))
+    pub(super) async fn list(&self) -> Result<(SemaphorePermit<'_>, Place)> {
+        let listing = self.listings.acquire().await.map_err(|_| closed())?;
+        let turn = {
+            let mut lists = self.lists.lock();
+            let now = Instant::now();
+            let turn = lists.turn(now).max(now);
+            lists.take(turn, 1.0);
+            turn
+        };
+        sleep_until(turn).await;
+        Ok((listing, self.place(None, Wanted::already()).await?))
+    }
+
+    /// A request was refused because there were too many.
+    pub(super) fn throttled(&self) {
+        let now = Instant::now();
+        let mut gate = self.gate.lock();
+        if gate.too_much(now) {
+            gate.rate = (gate.rate * RATE_LEFT).max(LEAST_RATE);
+        }
+    }
+
+    /// A request was not answered.
+    pub(super) fn unanswered(&self) {
+        self.gate.lock().too_much(Instant::now());
+    }
+
+    async fn place(&self, snapshot: Option<SnapshotId>, wanted: Wanted) -> Result<Place> {
+        let (go, gone) = oneshot::channel();
+        self.gate.lock().waiting.push_back(Waiting {
+            snapshot,
+            wanted,
+            go,
+        });
+        let_go(&self.gate);
+        gone.await.map_err(|_| closed())
     }
 }
 
-async fn place(places: &Semaphore) -> Result<SemaphorePermit<'_>> {
-    let place = places.acquire().await;
-    place.map_err(|_| Error::new(Kind::Unavailable, "shutting down"))
+fn closed() -> Error {
+    Error::new(Kind::Unavailable, "shutting down")
 }
 
-/// Turns at an even pace. What was not used is lost but for a twentieth of a second.
+/// The place of one request, given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    gate: Shared,
+    since: Instant,
+}
+
+impl Place {
+    /// Gives the place back after a good answer.
+    pub(super) fn served(self) {
+        let now = Instant::now();
+        let mut gate = self.gate.lock();
+        if now - self.since > SLOW {
+            gate.too_much(now);
+        } else if 2.0 * f64::from(gate.taken) >= gate.places {
+            let more = if gate.doubling {
+                1.0
+            } else {
+                1.0 / gate.places
+            };
+            gate.places = (gate.places + more).min(gate.max);
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.gate.lock().taken -= 1;
+        let_go(&self.gate);
+    }
+}
+
+#[derive(Debug)]
+struct Gate {
+    max: f64,
+    /// How many may be on their way now.
+    places: f64,
+    taken: u32,
+    doubling: bool,
+    /// The share of the full rate that is used now.
+    rate: f64,
+    rated: Option<Instant>,
+    last_sign: Option<Instant>,
+    account: Pace,
+    snapshots: HashMap<SnapshotId, Pace>,
+    snapshot_rps: u32,
+    waiting: VecDeque<Waiting>,
+    /// When a task will look again.
+    awaited: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    /// The snapshot of a GetSnapshotBlock; a list call has its own pace.
+    snapshot: Option<SnapshotId>,
+    wanted: Wanted,
+    go: oneshot::Sender<Place>,
+}
+
+impl Gate {
+    /// Takes note of a sign of too much; false when it is one with the last.
+    fn too_much(&mut self, now: Instant) -> bool {
+        if self.last_sign.is_some_and(|last| now < last + ONE_SIGN) {
+            return false;
+        }
+        self.last_sign = Some(now);
+        self.doubling = false;
+        let in_use = self.places.min(f64::from(self.taken) + 1.0);
+        self.places = (in_use * PLACES_LEFT).max(LEAST.min(self.max));
+        true
+    }
+
+    /// When a waiting request may go, by its paces.
+    fn turn(&self, waiting: &Waiting, now: Instant) -> Instant {
+        let Some(snapshot) = &waiting.snapshot else {
+            return now;
+        };
+        let account = self.account.turn(now);
+        match self.snapshots.get(snapshot) {
+            Some(pace) => account.max(pace.turn(now)),
+            None => account,
+        }
+    }
+
+    /// The next request to go, or when to look again.
+    fn next(&mut self, now: Instant) -> std::result::Result<Waiting, Option<Instant>> {
+        if f64::from(self.taken) + 1.0 > self.places.max(1.0) {
+            // Who gives a place back looks again.
+            return Err(None);
+        }
+        let mut earliest = None;
+        let mut found = None;
+        for (at, waiting) in self.waiting.iter().enumerate() {
+            let turn = self.turn(waiting, now);
+            if turn > now {
+                earliest = Some(earliest.map_or(turn, |earliest: Instant| earliest.min(turn)));
+            } else if waiting.wanted.is_wanted() {
+                found = Some(at);
+                break;
+            } else {
+                found = found.or(Some(at));
+            }
+        }
+        let next = found
+            .and_then(|at| self.waiting.remove(at))
+            .ok_or(earliest)?;
+        if let Some(snapshot) = &next.snapshot {
+            if let Some(last) = self.rated {
+                self.rate = (self.rate + RATE_BACK * (now - last).as_secs_f64()).min(1.0);
+            }
+            self.rated = Some(now);
+            self.account.take(now, self.rate);
+            if let Some(pace) = self.snapshots.get_mut(snapshot) {
+                pace.take(now, self.rate);
+            } else {
+                let mut pace = Pace::new(self.snapshot_rps);
+                pace.take(now, self.rate);
+                self.snapshots.insert(snapshot.clone(), pace);
+            }
+        }
+        self.taken += 1;
+        Ok(next)
+    }
+}
+
+/// Lets go who may, and sees to it that somebody looks again when the next one may.
+fn let_go(gate: &Shared) {
+    loop {
+        let now = Instant::now();
+        let next = {
+            let mut gate = gate.lock();
+            match gate.next(now) {
+                Ok(next) => next,
+                Err(earliest) => {
+                    let Some(turn) = earliest else { return };
+                    if gate.awaited.is_some_and(|awaited| awaited <= turn) {
+                        return;
+                    }
+                    gate.awaited = Some(turn);
+                    break;
+                }
+            }
+        };
+        let place = Place {
+            gate: Arc::clone(gate),
+            since: now,
+        };
+        // Who asked may have given up: the place comes back by being dropped, and that looks again.
+        if next.go.send(place).is_err() {
+            return;
+        }
+    }
+    let gate = Arc::clone(gate);
+    tokio::spawn(async move {
+        let turn = gate.lock().awaited;
+        if let Some(turn) = turn {
+            sleep_until(turn).await;
+        }
+        gate.lock().awaited = None;
+        let_go(&gate);
+    });
+}
+
+/// Turns at an even pace. What was not used is lost but for [`Pace::BURST`].
 #[derive(Debug)]
 struct Pace {
     interval: Duration,
-    next: Mutex<Option<Instant>>,
+    next: Option<Instant>,
 }
 
 impl Pace {
-    const BURST: Duration = Duration::from_millis(50);
+    const BURST: Duration = Duration::from_millis(20);
 
     fn new(per_second: u32) -> Self {
         Self {
-            interval: Duration::from_secs(1) / per_second.max(1),
-            next: Mutex::new(None),
+            interval: Duration::from_secs(1).div_f64(f64::from(per_second.max(1)) * BELOW_QUOTA),
+            next: None,
         }
     }
 
-    async fn turn(&self) {
-        let now = Instant::now();
-        let turn = {
-            let mut next = self.next.lock();
-            let earliest = now.checked_sub(Self::BURST).unwrap_or(now);
-            let turn = next.map_or(now, |next| next.max(earliest));
-            *next = Some(turn + self.interval);
-            turn
-        };
-        if turn > now {
-            sleep_until(turn).await;
-        }
+    /// When the next may go; not after `now` when it may now.
+    fn turn(&self, now: Instant) -> Instant {
+        self.next.unwrap_or(now)
+    }
+
+    /// One goes, at this share of the pace.
+    fn take(&mut self, now: Instant, share: f64) {
+        let earliest = now.checked_sub(Self::BURST).unwrap_or(now);
+        let turn = self.next.map_or(now, |next| next.max(earliest));
+        self.next = Some(turn + self.interval.div_f64(share));
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn requests_a_second_are_kept_to_and_idle_time_is_not_saved_up() {
-        let limits = Limits {
-            max_in_flight: 8,
-            max_rps: 200,
-            timeout: Duration::from_secs(90),
-        };
-        let limiter = Limiter::new(&limits);
-        drop(limiter.get().await.unwrap());
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        let start = Instant::now();
-        for _ in 0..50 {
-            drop(limiter.get().await.unwrap());
-        }
-        // 50 at 200 a second, less the burst of 50 ms that idling leaves.
-        let took = start.elapsed();
-        assert!(took >= Duration::from_millis(190), "{took:?}");
-    }
-
-    #[tokio::test]
-    async fn requests_in_flight_are_kept_to() {
-        let limits = Limits {
-            max_in_flight: 2,
-            max_rps: 1_000_000,
-            timeout: Duration::from_secs(90),
-        };
-        let limiter = Limiter::new(&limits);
-        let (_one, _two) = (limiter.get().await.unwrap(), limiter.list().await.unwrap());
-        let third = tokio::time::timeout(Duration::from_millis(20), limiter.get()).await;
-        assert!(third.is_err());
-    }
-}
+mod tests;

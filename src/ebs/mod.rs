@@ -6,6 +6,7 @@
 mod block_map;
 mod catalog;
 mod client;
+mod digest;
 mod limit;
 mod pages;
 mod snapshot;

@@ -10,7 +10,7 @@ use super::block_map::BlockMap;
 use super::client::{Client, Failure};
 use crate::block::{Block, BlockIndex, Extent, Geometry};
 use crate::error::{Error, Kind, Result};
-use crate::source::{BlockSource, SnapshotId};
+use crate::source::{BlockSource, SnapshotId, Wanted};
 
 /// A snapshot as a source of blocks. It keeps no bytes.
 pub(super) struct SnapshotSource {
@@ -35,7 +35,7 @@ impl SnapshotSource {
         }
     }
 
-    async fn fetch(&self, index: BlockIndex) -> Result<Block> {
+    async fn fetch(&self, index: BlockIndex, wanted: Wanted) -> Result<Block> {
         if index.0 >= self.geometry.block_count() {
             return Err(Error::new(
                 Kind::Invalid,
@@ -51,7 +51,7 @@ impl SnapshotSource {
             };
             let got = self
                 .client
-                .get(&self.id, index, &token, len, deadline)
+                .get(&self.id, index, &token, len, &wanted, deadline)
                 .await;
             match got {
                 Err(Failure::StaleToken(error)) if !renewed => {
@@ -71,7 +71,11 @@ impl BlockSource for SnapshotSource {
     }
 
     fn read_block(&self, index: BlockIndex) -> BoxFuture<'_, Result<Block>> {
-        self.fetch(index).boxed()
+        self.fetch(index, Wanted::already()).boxed()
+    }
+
+    fn read_ahead(&self, index: BlockIndex, wanted: Wanted) -> BoxFuture<'_, Result<Block>> {
+        self.fetch(index, wanted).boxed()
     }
 
     fn next_extent(&self, from: BlockIndex) -> BoxFuture<'_, Result<Option<Extent>>> {

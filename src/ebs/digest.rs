@@ -1,0 +1,288 @@
+//! SHA-256 of many blocks at once.
+//!
+//! One SHA-256 is a chain that no processor runs faster; several blocks side by side are. Measured on one core of a Zen 4
+//! with 512 KiB blocks: 1.26 GiB/s one by one by its SHA extensions, 2.5 GiB/s by fours; without the extensions (a
+//! c5.large has none) 0.2 GiB/s one by one and 1.2 GiB/s by eights over AVX2.
+//!
+//! Only what waits anyway is put together: a block that a reader waits for is hashed at once, with whatever else is there.
+//! Blocks read ahead, which nobody waits for, wait up to [`COMPANY`] until the lanes are full.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
+use tracing::error;
+
+/// How long a block that nobody waits for waits for others: at 500 MiB/s ten come in it.
+const COMPANY: Duration = Duration::from_millis(10);
+
+/// SHA-256 of 512 KiB of zeroes.
+const ZERO_BLOCK: Digest = [
+    0x07, 0x85, 0x4d, 0x2f, 0xef, 0x29, 0x7a, 0x06, 0xba, 0x81, 0x68, 0x5e, 0x66, 0x0c, 0x33, 0x2d,
+    0xe3, 0x6d, 0x5d, 0x18, 0xd5, 0x46, 0x92, 0x7d, 0x30, 0xda, 0xad, 0x6d, 0x7f, 0xda, 0x15, 0x41,
+];
+
+/// A SHA-256.
+pub(super) type Digest = [u8; 32];
+
+/// What came of comparing a block with its digest.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Checked {
+    /// They agree.
+    Good,
+    /// They agree, and all bytes are zero.
+    Zero,
+    /// They do not; this is the digest of the bytes.
+    Wrong(Digest),
+}
+
+/// Hashes the blocks of a process.
+#[derive(Debug)]
+pub(super) struct Digester {
+    queue: Arc<Mutex<Queue>>,
+    /// Set when the batch hasher was found wrong: from then on blocks are hashed one by one.
+    distrusted: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Vec<Waiting>,
+    /// Whether a thread hashes; it looks again before it ends.
+    busy: bool,
+    /// Whether a task will start one in time for the oldest.
+    awaited: bool,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    bytes: Bytes,
+    /// When it is to be hashed, full lanes or not.
+    by: Instant,
+    answer: oneshot::Sender<Digest>,
+}
+
+impl Digester {
+    pub(super) fn new() -> Self {
+        Self {
+            queue: Arc::default(),
+            distrusted: AtomicBool::new(false),
+        }
+    }
+
+    /// Compares a block with the digest that it must have.
+    pub(super) async fn check(&self, bytes: &Bytes, promised: &Digest, is_wanted: bool) -> Checked {
+        if *promised == ZERO_BLOCK && bytes.iter().all(|byte| *byte == 0) {
+            return Checked::Zero;
+        }
+        let digest = self.digest(bytes, is_wanted).await;
+        if digest == *promised {
+            return Checked::Good;
+        }
+        // The batch hasher is young: before anything is called wrong the usual one is asked.
+        let confirmed = one(bytes);
+        if confirmed != digest {
+            error!("the batch hasher is wrong on this machine: blocks are hashed one by one");
+            self.distrusted.store(true, Ordering::Relaxed);
+        }
+        if confirmed == *promised {
+            return Checked::Good;
+        }
+        Checked::Wrong(confirmed)
+    }
+
+    async fn digest(&self, bytes: &Bytes, is_wanted: bool) -> Digest {
+        if self.distrusted.load(Ordering::Relaxed) {
+            return one(bytes);
+        }
+        let answer = {
+            let mut queue = self.queue.lock();
+            if is_wanted && queue.waiting.is_empty() && !queue.busy {
+                drop(queue);
+                return one(bytes);
+            }
+            let (sender, answer) = oneshot::channel();
+            let now = Instant::now();
+            queue.waiting.push(Waiting {
+                bytes: bytes.clone(),
+                by: if is_wanted { now } else { now + COMPANY },
+                answer: sender,
+            });
+            go_on(&self.queue, &mut queue, now);
+            answer
+        };
+        match answer.await {
+            Ok(digest) => digest,
+            // The process stops.
+            Err(_) => one(bytes),
+        }
+    }
+}
+
+/// One block's digest by the usual hasher.
+fn one(bytes: &[u8]) -> Digest {
+    Sha256::digest(bytes).into()
+}
+
+/// How many blocks are hashed side by side here.
+fn lanes() -> usize {
+    tape_sha256::lane_width().max(1)
+}
+
+/// Whether the lanes are full, or one is due.
+fn is_due(waiting: &[Waiting], now: Instant) -> bool {
+    waiting.len() >= lanes() || waiting.iter().any(|waiting| waiting.by <= now)
+}
+
+/// Sees to it that what waits is hashed in time.
+fn go_on(shared: &Arc<Mutex<Queue>>, queue: &mut Queue, now: Instant) {
+    if queue.busy || queue.waiting.is_empty() {
+        return;
+    }
+    let shared = Arc::clone(shared);
+    if is_due(&queue.waiting, now) {
+        queue.busy = true;
+        tokio::task::spawn_blocking(move || hash_what_is_due(&shared));
+    } else if !queue.awaited
+        && let Some(by) = queue.waiting.iter().map(|waiting| waiting.by).min()
+    {
+        queue.awaited = true;
+        tokio::spawn(async move {
+            sleep_until(by).await;
+            let mut queue = shared.lock();
+            queue.awaited = false;
+            go_on(&shared, &mut queue, Instant::now());
+        });
+    }
+}
+
+fn hash_what_is_due(shared: &Arc<Mutex<Queue>>) {
+    loop {
+        let batch: Vec<Waiting> = {
+            let mut queue = shared.lock();
+            let now = Instant::now();
+            if !is_due(&queue.waiting, now) {
+                queue.busy = false;
+                return go_on(shared, &mut queue, now);
+            }
+            let full = queue.waiting.len().min(lanes());
+            queue.waiting.drain(..full).collect()
+        };
+        let messages: Vec<&[u8]> = batch.iter().map(|waiting| &waiting.bytes[..]).collect();
+        let mut digests = vec![[0; 32]; batch.len()];
+        tape_sha256::hash_many(&messages, &mut digests);
+        for (waiting, digest) in batch.into_iter().zip(digests) {
+            // Who asked may have given up.
+            let _ = waiting.answer.send(digest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::join_all;
+    use tape_sha256::{Message, backends};
+
+    use super::*;
+    use crate::block::BLOCK_SIZE;
+
+    fn blocks(count: u8) -> Vec<Bytes> {
+        (1..=count)
+            .map(|n| {
+                let byte = |at: usize| n.wrapping_mul(31) ^ u8::try_from(at % 251).unwrap_or(0);
+                (0..BLOCK_SIZE as usize).map(byte).collect()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_digest_of_a_block_of_zeroes_is_the_known_one() {
+        assert_eq!(one(&vec![0; BLOCK_SIZE as usize]), ZERO_BLOCK);
+    }
+
+    #[test]
+    #[expect(
+        unsafe_code,
+        reason = "each backend that the processor has, chosen or not"
+    )]
+    fn every_backend_of_this_machine_agrees_with_sha2() {
+        type Backend = fn(&[Message<'_>], &mut [Digest]);
+        let mut tried: Vec<Backend> = vec![backends::portable8, backends::serial];
+        #[cfg(target_arch = "x86_64")]
+        {
+            // SAFETY: each only where the processor has what it needs.
+            if is_x86_feature_detected!("sha") && is_x86_feature_detected!("sse4.1") {
+                tried.push(|blocks, out| unsafe { backends::shani_x4(blocks, out) });
+            }
+            if is_x86_feature_detected!("avx2") {
+                tried.push(|blocks, out| unsafe { backends::avx2_8(blocks, out) });
+            }
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
+                tried.push(|blocks, out| unsafe { backends::avx512_16(blocks, out) });
+                tried.push(|blocks, out| unsafe { backends::avx512_16x2(blocks, out) });
+            }
+        }
+        let mut blocks = blocks(33);
+        // A volume's last block can be short.
+        blocks.push(blocks[0].slice(..1000));
+        let expected: Vec<_> = blocks.iter().map(|block| one(block)).collect();
+        for count in [1, 2, 3, 4, 7, 8, 16, 17, 34] {
+            let messages: Vec<_> = blocks[34 - count..]
+                .iter()
+                .map(|b| Message::new(b))
+                .collect();
+            for backend in &tried {
+                let mut digests = vec![[0; 32]; count];
+                backend(&messages, &mut digests);
+                assert_eq!(digests, expected[34 - count..]);
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn blocks_are_told_good_wrong_and_zero_however_many_at_once() {
+        let digester = Digester::new();
+        let blocks = blocks(40);
+        let checks = blocks.iter().enumerate().map(|(n, block)| {
+            let digester = &digester;
+            async move {
+                let promised = one(block);
+                let good = digester.check(block, &promised, n % 3 == 0).await;
+                assert_eq!(good, Checked::Good);
+                let wrong = digester.check(block, &ZERO_BLOCK, n % 3 == 0).await;
+                assert_eq!(wrong, Checked::Wrong(promised));
+            }
+        });
+        join_all(checks).await;
+        let zeroes = Bytes::from(vec![0; BLOCK_SIZE as usize]);
+        assert_eq!(
+            digester.check(&zeroes, &ZERO_BLOCK, true).await,
+            Checked::Zero
+        );
+        assert!(!digester.distrusted.load(Ordering::Relaxed));
+        let queue = digester.queue.lock();
+        assert!(queue.waiting.is_empty() && !queue.busy);
+    }
+
+    #[tokio::test]
+    async fn a_lone_block_waits_for_company_only_when_nobody_waits_for_it() {
+        let digester = Digester::new();
+        let block = &blocks(1)[0];
+        let promised = one(block);
+        for (is_wanted, waits) in [(true, false), (false, true)] {
+            let start = Instant::now();
+            let check = digester.check(block, &promised, is_wanted);
+            let mut check = std::pin::pin!(check);
+            let first = futures_util::poll!(check.as_mut());
+            assert_eq!(first.is_pending(), waits);
+            if first.is_pending() {
+                check.await;
+                assert!(start.elapsed() >= COMPANY);
+            }
+        }
+    }
+}
