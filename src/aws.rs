@@ -4,8 +4,10 @@ use std::error::Error as StdError;
 use std::time::{Duration, SystemTime};
 
 use aws_credential_types::provider::error::CredentialsError;
+use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
-use aws_smithy_runtime_api::client::result::SdkError;
+use aws_smithy_runtime_api::client::result::{ConnectorError, SdkError};
+use aws_smithy_runtime_api::http::Headers;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use serde::Deserialize;
 
@@ -40,6 +42,8 @@ impl Verdict {
 /// `message` in lower case and have no reason.
 #[derive(Debug, Default, Deserialize)]
 struct Refusal {
+    #[serde(rename = "__type")]
+    code: Option<String>,
     #[serde(rename = "Reason")]
     reason: Option<String>,
     #[serde(rename = "Message", alias = "message")]
@@ -70,19 +74,12 @@ where
                 code: meta.code().unwrap_or_default(),
                 reason: refusal.reason.as_deref().unwrap_or_default(),
                 message: &redact(message.unwrap_or_default()),
-                skewed: is_skewed(service.raw(), SystemTime::now()),
+                skewed: is_skewed(service.raw().headers(), SystemTime::now()),
             };
             refused.verdict(action, target)
         }
-        // A refusal that is not AWS's: a proxy's, or another server at the endpoint.
         SdkError::ResponseError(reply) if is_refusal(reply.raw().status().as_u16()) => {
-            let status = reply.raw().status().as_u16();
-            let kind = match status {
-                401 | 403 | 407 => Kind::Denied,
-                _ => Kind::Invalid,
-            };
-            let what = format!("{failed}: HTTP {status} from something that is not AWS");
-            Verdict::Permanent(Error::with_source(kind, what, error))
+            foreign_refusal(reply.raw().status().as_u16(), &failed)
         }
         SdkError::DispatchFailure(failure) if failure.is_user() || is_misconfigured(&error) => {
             Verdict::Permanent(Error::with_source(Kind::Invalid, failed, error))
@@ -93,6 +90,63 @@ where
         // Everything else was sent and not answered whole: timeouts, resets, cut or unreadable replies.
         _ => Verdict::Retry(Error::with_source(Kind::Unavailable, failed, error)),
     }
+}
+
+/// Judges a reply that is no success, by its status, headers and body. `now` is what the request was signed with.
+pub fn judge_reply(
+    reply: &HttpResponse,
+    body: &[u8],
+    now: SystemTime,
+    action: &str,
+    target: &str,
+) -> Verdict {
+    let (status, headers) = (reply.status().as_u16(), reply.headers());
+    let refusal: Refusal = serde_json::from_slice(body).unwrap_or_default();
+    // x-amzn-ErrorType can end with ":http://...", __type begin with "namespace#".
+    let code = headers.get("x-amzn-errortype").or(refusal.code.as_deref());
+    let code = code.unwrap_or_default();
+    let code = code.split(':').next().unwrap_or_default();
+    let code = code.rsplit('#').next().unwrap_or_default();
+    if code.is_empty() && is_refusal(status) {
+        return foreign_refusal(status, &format!("{action} {target} failed"));
+    }
+    let refused = Refused {
+        status,
+        code,
+        reason: refusal.reason.as_deref().unwrap_or_default(),
+        message: &redact(refusal.message.as_deref().unwrap_or_default()),
+        skewed: is_skewed(headers, now),
+    };
+    refused.verdict(action, target)
+}
+
+/// Judges a request that could not be sent or was not answered.
+pub fn judge_sending(error: ConnectorError, action: &str, target: &str) -> Verdict {
+    let failed = format!("{action} {target} failed");
+    if error.is_user() || is_misconfigured(&error) {
+        return Verdict::Permanent(Error::with_source(Kind::Invalid, failed, error));
+    }
+    Verdict::Retry(Error::with_source(Kind::Unavailable, failed, error))
+}
+
+/// Judges credentials that could not be had.
+pub fn judge_identity(error: &BoxError, action: &str) -> Verdict {
+    credentials(&**error, action).unwrap_or_else(|| {
+        Verdict::Retry(Error::new(
+            Kind::Unavailable,
+            format!("no credentials for {action}: {}", causes(&**error)),
+        ))
+    })
+}
+
+/// A refusal that is not AWS's: a proxy's, or another server at the endpoint.
+fn foreign_refusal(status: u16, failed: &str) -> Verdict {
+    let kind = match status {
+        401 | 403 | 407 => Kind::Denied,
+        _ => Kind::Invalid,
+    };
+    let what = format!("{failed}: HTTP {status} from something that is not AWS");
+    Verdict::Permanent(Error::new(kind, what))
 }
 
 fn is_refusal(status: u16) -> bool {
@@ -108,16 +162,19 @@ fn is_misconfigured(error: &(dyn StdError + 'static)) -> bool {
         .any(|words| text.contains(words))
 }
 
-/// Whether the service's clock is far enough from ours for signatures to be refused: 5 minutes.
-fn is_skewed(reply: &HttpResponse, now: SystemTime) -> bool {
-    let date = reply.headers().get("date");
-    let Some(date) = date.and_then(|date| httpdate::parse_http_date(date).ok()) else {
-        return false;
-    };
-    let off = now
-        .duration_since(date)
-        .unwrap_or_else(|early| early.duration());
-    off > Duration::from_secs(240)
+/// How far the service's clock is ahead of `now`, by the Date of a reply, in milliseconds; negative when it is behind.
+pub fn skew(headers: &Headers, now: SystemTime) -> Option<i64> {
+    let date = httpdate::parse_http_date(headers.get("date")?).ok()?;
+    let millis = |off: Duration| i64::try_from(off.as_millis()).unwrap_or(i64::MAX);
+    Some(match date.duration_since(now) {
+        Ok(ahead) => millis(ahead),
+        Err(behind) => -millis(behind.duration()),
+    })
+}
+
+/// Whether the service's clock is far enough from `now` for signatures to be refused: 5 minutes.
+fn is_skewed(headers: &Headers, now: SystemTime) -> bool {
+    skew(headers, now).is_some_and(|millis| millis.unsigned_abs() > 240_000)
 }
 
 /// The message without what could be a token: validation errors quote the value that they refuse.

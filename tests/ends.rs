@@ -167,7 +167,7 @@ fn more_readers_than_blocks_in_flight_all_end_at_the_deadline_when_the_server_is
 #[test]
 fn readers_killed_in_mid_flight_leave_nothing_wrong_behind() {
     let emulator = Emulator::with(&["--set", "latency_ms=30"]);
-    let volume = emulator.make_volume("vol-0a", 2048, 0..300);
+    let volume = emulator.make_volume("vol-0a", 2048, 0..250);
     let snapshot = emulator.snapshot("vol-0a");
     let mount = emulator.mount(&[&snapshot]);
     for round in 0..10u64 {
@@ -188,7 +188,7 @@ fn readers_killed_in_mid_flight_leave_nothing_wrong_behind() {
     assert_same(&volume, &mount.disk(&snapshot));
     assert_eq!(
         emulator.gets(),
-        300,
+        250,
         "what the killed readers asked for was kept"
     );
 }

@@ -64,7 +64,7 @@ impl Cache {
         let in_flight = usize::try_from((blocks / 4).min(max_in_flight.max(2).into())).unwrap_or(2);
         let prefetching = in_flight - in_flight.div_ceil(8);
         let cached = blocks - in_flight as u64;
-        let ahead = (cached / 2).min(MOST_AHEAD);
+        let ahead = (cached / 3).min(MOST_AHEAD);
         let unread = usize::try_from(ahead)
             .unwrap_or(usize::MAX)
             .min(Semaphore::MAX_PERMITS);

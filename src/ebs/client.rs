@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use aws_config::SdkConfig;
 use aws_sdk_ebs::config::{Builder, StalledStreamProtectionConfig};
-use aws_sdk_ebs::operation::get_snapshot_block::GetSnapshotBlockOutput;
-use aws_sdk_ebs::types::ChecksumAlgorithm;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_types::byte_stream::ByteStream;
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
 use base64::Engine;
@@ -23,6 +23,7 @@ use tracing::{debug, trace, warn};
 
 use super::digest::{Checked, Digest, Digester};
 use super::limit::{Limiter, Limits};
+use super::wire::{CONNECT_TIMEOUT, Route};
 use crate::aws::{Verdict, judge};
 use crate::block::{BLOCK_SIZE, Block, BlockIndex};
 use crate::error::{Error, Kind};
@@ -42,6 +43,7 @@ const WAIT_LOG_EVERY: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Client {
     sdk: aws_sdk_ebs::Client,
+    route: Route,
     /// Where requests go, for people.
     endpoint: String,
     limiter: Limiter,
@@ -118,19 +120,22 @@ impl Client {
             _ => chosen,
         };
         let endpoint = endpoint.unwrap_or_else(|| format!("EBS in {region}"));
+        let route = Route::default();
         let config = Builder::from(config)
             .retry_config(RetryConfig::disabled())
             .timeout_config(
                 TimeoutConfig::builder()
-                    .connect_timeout(Duration::from_millis(3100))
+                    .connect_timeout(CONNECT_TIMEOUT)
                     .disable_read_timeout()
                     .disable_operation_timeout()
                     .disable_operation_attempt_timeout()
                     .build(),
             )
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+            .interceptor(route.clone())
             .build();
         Self {
+            route,
             sdk: aws_sdk_ebs::Client::from_conf(config),
             endpoint,
             limiter: Limiter::new(limits),
@@ -280,20 +285,16 @@ impl Client {
         let place = place.map_err(Verdict::Permanent)?;
         self.gets.fetch_add(1, Ordering::Relaxed);
         let request = self
-            .sdk
-            .get_snapshot_block()
-            .snapshot_id(snapshot.as_str())
-            .block_index(i32::try_from(index.0).unwrap_or(i32::MAX))
-            .block_token(token);
-        let reply = call.within(HEADERS_TIMEOUT, request.send()).await;
-        let reply = reply.inspect_err(|_| self.limiter.unanswered())?;
-        let mut reply = reply.map_err(|error| judge(error, call.action, &call.target))?;
+            .route
+            .get_block(snapshot, index, token, call.action, &call.target);
+        let reply = call.within(HEADERS_TIMEOUT, request).await;
+        let mut reply = reply.inspect_err(|_| self.limiter.unanswered())??;
         let bytes = body(call, &mut reply, len).await?;
         place.served();
-        let promised = reply.checksum.as_deref().unwrap_or_default();
-        let algorithm = reply.checksum_algorithm;
-        let digest = promised_digest(promised)
-            .filter(|_| algorithm == Some(ChecksumAlgorithm::ChecksumAlgorithmSha256));
+        let header = |name| reply.headers().get(name).unwrap_or_default();
+        let promised = header("x-amz-checksum");
+        let digest =
+            promised_digest(promised).filter(|_| header("x-amz-checksum-algorithm") == "SHA256");
         let Some(digest) = digest else {
             let what = format!("no SHA-256 came with the block, but {promised:?}");
             return Err(Verdict::Retry(call.error(Kind::Corrupt, &what)));
@@ -439,11 +440,12 @@ fn promised_digest(text: &str) -> Option<Digest> {
 /// The whole body.
 async fn body(
     call: &Call,
-    reply: &mut GetSnapshotBlockOutput,
+    reply: &mut HttpResponse,
     len: usize,
 ) -> std::result::Result<Bytes, Verdict> {
+    let mut chunks = ByteStream::new(reply.take_body());
     let mut bytes = BytesMut::with_capacity(len);
-    while let Some(chunk) = call.within(BODY_TIMEOUT, reply.block_data.next()).await? {
+    while let Some(chunk) = call.within(BODY_TIMEOUT, chunks.next()).await? {
         let chunk = chunk.map_err(|error| {
             let what = format!(
                 "{} {}: body cut after {} bytes",
@@ -460,7 +462,8 @@ async fn body(
         }
         bytes.extend_from_slice(&chunk);
     }
-    let told = reply.data_length.and_then(|len| usize::try_from(len).ok());
+    let told = reply.headers().get("x-amz-data-length");
+    let told = told.and_then(|len| len.parse::<usize>().ok());
     if bytes.len() != len || told.is_some_and(|told| told != len) {
         return Err(Verdict::Retry(call.error(
             Kind::Corrupt,

@@ -10,6 +10,7 @@ mod digest;
 mod limit;
 mod pages;
 mod snapshot;
+mod wire;
 
 pub use catalog::EbsCatalog;
 pub use client::{Client, Counts};
