@@ -1,11 +1,18 @@
 //! Region, profile, credentials and endpoints: the AWS CLI's names for them.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::provider::ProvideCredentials;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use clap::Args;
+use tokio_rustls::rustls::RootCertStore;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
 
 use crate::aws::no_credentials;
 use crate::ebs::{Client, EbsCatalog, Limits};
@@ -27,6 +34,9 @@ pub(super) struct AwsArgs {
     /// The URL of EBS and EC2 alike [env: AWS_ENDPOINT_URL, and for one alone AWS_ENDPOINT_URL_EBS, AWS_ENDPOINT_URL_EC2]
     #[arg(long, value_name = "URL")]
     endpoint_url: Option<String>,
+    /// The certificate authorities to trust instead of the system's, in PEM
+    #[arg(long, value_name = "FILE", env = "AWS_CA_BUNDLE")]
+    ca_bundle: Option<PathBuf>,
 }
 
 impl AwsArgs {
@@ -54,6 +64,9 @@ impl AwsArgs {
             }
             loader = loader.endpoint_url(url);
         }
+        if let Some(file) = &self.ca_bundle {
+            loader = loader.http_client(trusting(file)?);
+        }
         let config = tokio::time::timeout(CREDENTIALS_TIMEOUT, loader.load()).await;
         config
             .ok()
@@ -65,6 +78,32 @@ impl AwsArgs {
                 )
             })
     }
+}
+
+/// An HTTPS client that trusts the authorities in `file` and no others.
+fn trusting(file: &Path) -> Result<SharedHttpClient> {
+    let unusable = |why: String| {
+        let what = format!("--ca-bundle {}: {why}", file.display());
+        Error::new(Kind::Invalid, what)
+    };
+    let pem = std::fs::read(file).map_err(|error| unusable(error.to_string()))?;
+    // The client takes them unchecked and panics at what is none.
+    let mut checked = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
+        let added = checked.add(certificate);
+        added.map_err(|error| unusable(error.to_string()))?;
+    }
+    if checked.is_empty() {
+        return Err(unusable("there is no certificate in it".into()));
+    }
+    let trust = TrustStore::empty().with_pem_certificate(pem);
+    let context = TlsContext::builder().with_trust_store(trust).build();
+    let context = context.map_err(|error| unusable(error.to_string()))?;
+    Ok(aws_smithy_http_client::Builder::new()
+        .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
+        .tls_context(context)
+        .build_https())
 }
 
 /// Asks for the credentials once, to say at once what is missing.

@@ -24,6 +24,9 @@ pub(super) struct EmulatorArgs {
     /// The address; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:4566")]
     listen: SocketAddr,
+    /// Serve HTTPS; the authority to trust is written to FOLDER/ca.pem
+    #[arg(long)]
+    tls: bool,
     /// Set a switch, as POST /_emulator/switches does: latency_ms=15
     #[arg(long = "set", value_name = "SWITCH=VALUE")]
     settings: Vec<String>,
@@ -66,11 +69,19 @@ impl EmulatorArgs {
             }
             let failed = |error| Error::with_source(Kind::Io, "emulator", error);
             let address = listener.local_addr().map_err(failed)?;
+            let tls = self.tls.then(|| Emulator::tls(&self.folder)).transpose()?;
+            let (scheme, trust) = match &tls {
+                Some(tls) => {
+                    let authority = std::path::absolute(tls.authority()).map_err(failed)?;
+                    ("https", format!(" AWS_CA_BUNDLE='{}'", authority.display()))
+                }
+                None => ("http", String::new()),
+            };
             // What a shell needs to use it, ready to be pasted or evaluated.
             writeln!(
                 std::io::stdout(),
-                "export AWS_ENDPOINT_URL=http://{address} AWS_REGION={REGION} AWS_DEFAULT_REGION={REGION} \
-                 AWS_PROFILE={PROFILE} AWS_SHARED_CREDENTIALS_FILE='{}'",
+                "export AWS_ENDPOINT_URL={scheme}://{address} AWS_REGION={REGION} AWS_DEFAULT_REGION={REGION} \
+                 AWS_PROFILE={PROFILE} AWS_SHARED_CREDENTIALS_FILE='{}'{trust}",
                 std::path::absolute(emulator.credentials_file())
                     .map_err(failed)?
                     .display()
@@ -85,7 +96,7 @@ impl EmulatorArgs {
                 Ok(())
             };
             tokio::select! {
-                served = emulator.serve(listener) => served,
+                served = emulator.serve(listener, tls) => served,
                 stopped = stop => stopped,
             }
         })

@@ -25,7 +25,7 @@ const LISTS_PER_SECOND: u32 = 49;
 /// List calls on their way at once: a large page takes megabytes while it is decoded.
 const LISTINGS: usize = 8;
 /// The share of a quota that is used: the service's clock and ours do not cut seconds alike.
-const BELOW_QUOTA: f64 = 0.98;
+const BELOW_QUOTA: f64 = 0.985;
 /// Places to begin with.
 const FIRST: f64 = 16.0;
 /// The least places and the least share of the rate that signs of too much leave.
@@ -308,7 +308,7 @@ struct Pace {
 }
 
 impl Pace {
-    const BURST: Duration = Duration::from_millis(20);
+    const BURST: Duration = Duration::from_millis(50);
 
     fn new(per_second: u32) -> Self {
         Self {

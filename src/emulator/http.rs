@@ -13,7 +13,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
 use super::direct::Query;
@@ -26,20 +28,34 @@ const MAX_BODY: usize = 1 << 20;
 /// How long a stalled or silent connection is held.
 const STALL: Duration = Duration::from_secs(600);
 
-pub(super) async fn accept(emulator: Arc<Emulator>, listener: TcpListener) -> io::Result<()> {
+pub(super) async fn accept(
+    emulator: Arc<Emulator>,
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+) -> io::Result<()> {
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
-        let emulator = Arc::clone(&emulator);
+        let (emulator, tls) = (Arc::clone(&emulator), tls.clone());
         tokio::spawn(async move {
-            if let Err(error) = connection(emulator, stream).await {
+            let ended = match tls {
+                None => connection(emulator, stream).await,
+                Some(tls) => match tls.accept(stream).await {
+                    Ok(stream) => connection(emulator, stream).await,
+                    Err(error) => return debug!("TLS: {error}"),
+                },
+            };
+            if let Err(error) = ended {
                 debug!("connection: {error}");
             }
         });
     }
 }
 
-async fn connection(emulator: Arc<Emulator>, stream: TcpStream) -> hyper::Result<()> {
+async fn connection(
+    emulator: Arc<Emulator>,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+) -> hyper::Result<()> {
     let service = service_fn(move |request| answer(Arc::clone(&emulator), request));
     http1::Builder::new()
         .timer(TokioTimer::new())

@@ -6,6 +6,7 @@
 //! | file | subject |
 //! | --- | --- |
 //! | [`http`] | connections, routing, latency and broken replies |
+//! | [`mod@tls`] | HTTPS |
 //! | [`auth`] | Signature Version 4 |
 //! | [`direct`] | the read calls of the EBS direct APIs |
 //! | [`mod@write`] | the calls of the EBS direct APIs that make a snapshot |
@@ -27,6 +28,7 @@ mod reply;
 mod store;
 mod switches;
 mod synthetic;
+mod tls;
 mod tokens;
 mod write;
 
@@ -39,6 +41,7 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 use crate::error::{Error, Kind, Result};
 
@@ -71,6 +74,25 @@ pub struct Emulator {
     tokens_from: Mutex<SystemTime>,
     /// How far its clock is ahead of the machine's.
     ahead: Mutex<Duration>,
+}
+
+/// What it takes to serve HTTPS.
+pub struct Tls {
+    acceptor: TlsAcceptor,
+    authority: PathBuf,
+}
+
+impl Tls {
+    /// The file with the authority that clients must trust.
+    pub fn authority(&self) -> &Path {
+        &self.authority
+    }
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tls({})", self.authority.display())
+    }
 }
 
 impl Emulator {
@@ -132,13 +154,25 @@ impl Emulator {
     ///
     /// # Errors
     /// `Io` when it fails.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener) -> Result<()> {
-        http::accept(self, listener)
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, tls: Option<Tls>) -> Result<()> {
+        http::accept(self, listener, tls.map(|tls| tls.acceptor))
             .await
             .map_err(|error| Error::with_source(Kind::Io, "emulator's listener", error))
     }
 
-    /// A listener for [`Self::serve`]. Only on loopback: the emulator has one key and no TLS.
+    /// What it takes to serve HTTPS, with a certificate made now.
+    ///
+    /// # Errors
+    /// `Io` when the authority to trust cannot be written to the folder.
+    pub fn tls(folder: &Path) -> Result<Tls> {
+        let (acceptor, authority) = tls::acceptor(folder)?;
+        Ok(Tls {
+            acceptor,
+            authority,
+        })
+    }
+
+    /// A listener for [`Self::serve`]. Only on loopback: the emulator has one key for everybody.
     ///
     /// # Errors
     /// `Invalid` for any other address, `Io` when the address cannot be had.

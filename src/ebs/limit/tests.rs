@@ -33,9 +33,9 @@ async fn requests_a_second_are_kept_to_and_idle_time_is_not_saved_up() {
     for _ in 0..50 {
         drop(get(&limiter).await);
     }
-    // 50 at 196 a second, less the burst of 20 ms that idling leaves.
+    // 50 at 197 a second, less the burst of 50 ms that idling leaves.
     let took = start.elapsed();
-    assert!(took >= Duration::from_millis(225), "{took:?}");
+    assert!(took >= Duration::from_millis(190), "{took:?}");
 }
 
 #[tokio::test]
@@ -52,7 +52,7 @@ async fn a_snapshot_at_its_own_limit_does_not_hold_up_another() {
     let (one, two) = tokio::join!(gets(1), gets(2));
     for all in [one, two] {
         let took = all.into_iter().max().unwrap();
-        assert!(took >= Duration::from_millis(160), "{took:?}");
+        assert!(took >= Duration::from_millis(140), "{took:?}");
         assert!(took <= Duration::from_millis(1000), "{took:?}");
     }
 }
