@@ -1,6 +1,7 @@
 //! How many requests things cost.
 
 use std::thread;
+use std::time::Duration;
 
 use crate::support::*;
 
@@ -106,4 +107,26 @@ fn at_least_16_blocks_are_in_flight_for_a_sequential_reader() {
     let most = emulator.count("most_at_once");
     assert!(most >= 16, "{most}");
     assert_eq!(emulator.gets(), 512);
+}
+
+#[test]
+fn slow_blocks_are_asked_for_a_second_time_only_when_told_to_and_counted_apart() {
+    let emulator = Emulator::with(&["--set", "latency_ms=5", "--set", "slow=0.005"]);
+    let volume = emulator.make_volume("vol-0a", 2048, 0..2000);
+    let (plain, hedged) = (emulator.snapshot("vol-0a"), emulator.snapshot("vol-0a"));
+    emulator.set("get_rps=100000&get_rps_snapshot=100000");
+    let fast = ["--max-rps", "100000", "--max-snapshot-rps", "100000"];
+    let mount = emulator.mount(&[&fast[..], &[&plain]].concat());
+    assert_same(&volume, &mount.disk(&plain));
+    assert_eq!(emulator.gets(), 2000, "one a block");
+    drop(mount);
+    emulator.reset();
+    let mut mount = emulator.mount(&[&fast[..], &["--hedge", &hedged]].concat());
+    assert_same(&volume, &mount.disk(&hedged));
+    let more = emulator.gets() - 2000;
+    assert!((1..=40).contains(&more), "{more} more, at most 2 %");
+    mount.signal("TERM");
+    mount.wait(Duration::from_secs(20));
+    let said = format!(" {more} of them hedges");
+    wait_for("the count of hedges", || mount.log().contains(&said));
 }

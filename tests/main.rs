@@ -22,4 +22,5 @@ mod layers;
 mod readme;
 mod refusals;
 mod stress;
+mod tls;
 mod tree;

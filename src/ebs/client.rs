@@ -5,23 +5,21 @@
 //! timeouts end at the reply's headers and it does not verify checksums, so one loop here covers sending, the body, its
 //! length and its SHA-256.
 
+mod get;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use aws_config::SdkConfig;
 use aws_sdk_ebs::config::{Builder, StalledStreamProtectionConfig};
-use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
-use aws_smithy_types::byte_stream::ByteStream;
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, trace, warn};
 
-use super::digest::{Checked, Digest, Digester};
+use super::digest::Digester;
+use super::hedge::Hedge;
 use super::limit::{Limiter, Limits};
 use super::wire::{CONNECT_TIMEOUT, Route};
 use crate::aws::{Verdict, judge};
@@ -31,8 +29,6 @@ use crate::source::{SnapshotId, Wanted};
 
 /// How long to wait for a reply's headers before the request is sent again.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(12);
-/// How long a body may stand still before the request is sent again.
-const BODY_TIMEOUT: Duration = Duration::from_secs(6);
 /// The pause after a first failure; it doubles up to the longest, and a random part of it is waited.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -48,10 +44,12 @@ pub struct Client {
     endpoint: String,
     limiter: Limiter,
     digester: Digester,
+    hedge: Option<Hedge>,
     timeout: Mutex<Duration>,
     last_wait_log: Mutex<Option<Instant>>,
     gets: AtomicU64,
     lists: AtomicU64,
+    hedges: AtomicU64,
     retries: AtomicU64,
     throttles: AtomicU64,
 }
@@ -63,6 +61,8 @@ pub struct Counts {
     pub gets: u64,
     /// ListSnapshotBlocks requests sent.
     pub lists: u64,
+    /// GetSnapshotBlock requests among them that were sent a second time because the first was slow.
+    pub hedges: u64,
     /// Requests sent again.
     pub retries: u64,
     /// Requests that the service refused because there were too many.
@@ -89,6 +89,16 @@ pub(super) enum From {
     Index(BlockIndex),
     /// The page after the one that brought this token.
     Page(String),
+}
+
+/// A block to get.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BlockRequest<'a> {
+    pub(super) snapshot: &'a SnapshotId,
+    pub(super) index: BlockIndex,
+    pub(super) token: &'a str,
+    /// Its bytes.
+    pub(super) len: usize,
 }
 
 /// Why a call did not succeed.
@@ -140,10 +150,14 @@ impl Client {
             endpoint,
             limiter: Limiter::new(limits),
             digester: Digester::new(),
+            hedge: limits
+                .hedge
+                .then(|| Hedge::new(limits.max_rps.min(limits.max_snapshot_rps))),
             timeout: Mutex::new(limits.timeout),
             last_wait_log: Mutex::new(None),
             gets: AtomicU64::new(0),
             lists: AtomicU64::new(0),
+            hedges: AtomicU64::new(0),
             retries: AtomicU64::new(0),
             throttles: AtomicU64::new(0),
         }
@@ -164,6 +178,7 @@ impl Client {
         Counts {
             gets: self.gets.load(Ordering::Relaxed),
             lists: self.lists.load(Ordering::Relaxed),
+            hedges: self.hedges.load(Ordering::Relaxed),
             retries: self.retries.load(Ordering::Relaxed),
             throttles: self.throttles.load(Ordering::Relaxed),
         }
@@ -243,19 +258,16 @@ impl Client {
         })
     }
 
-    /// The bytes of one block of `len` bytes, verified. It gives way to others until it is `wanted`.
+    /// The bytes of one block, verified. It gives way to others until it is `wanted`.
     pub(super) async fn get(
         &self,
-        snapshot: &SnapshotId,
-        index: BlockIndex,
-        token: &str,
-        len: usize,
+        block: &BlockRequest<'_>,
         wanted: &Wanted,
         deadline: Instant,
     ) -> std::result::Result<Block, Failure> {
         let call = Call {
             action: "ebs:GetSnapshotBlock",
-            target: format!("{snapshot} block {index}"),
+            target: format!("{} block {}", block.snapshot, block.index),
             deadline,
         };
         let mut waits = Waits::new();
@@ -263,56 +275,9 @@ impl Client {
         // stored, and no waiting mends them; other wrong bytes were damaged on the way.
         let mut wrong = None;
         loop {
-            let once = self.get_once(&call, snapshot, index, token, len, wanted, &mut wrong);
+            let once = self.get_once(&call, block, wanted, &mut wrong);
             if let Some(block) = self.one_try(&call, &mut waits, once).await? {
                 return Ok(block);
-            }
-        }
-    }
-
-    async fn get_once(
-        &self,
-        call: &Call,
-        snapshot: &SnapshotId,
-        index: BlockIndex,
-        token: &str,
-        len: usize,
-        wanted: &Wanted,
-        wrong: &mut Option<Digest>,
-    ) -> std::result::Result<Block, Verdict> {
-        let is_waited_for = wanted.is_wanted();
-        let place = self.limiter.get(snapshot, wanted).await;
-        let place = place.map_err(Verdict::Permanent)?;
-        self.gets.fetch_add(1, Ordering::Relaxed);
-        let request = self
-            .route
-            .get_block(snapshot, index, token, call.action, &call.target);
-        let reply = call.within(HEADERS_TIMEOUT, request).await;
-        let mut reply = reply.inspect_err(|_| self.limiter.unanswered())??;
-        let bytes = body(call, &mut reply, len).await?;
-        place.served();
-        let header = |name| reply.headers().get(name).unwrap_or_default();
-        let promised = header("x-amz-checksum");
-        let digest =
-            promised_digest(promised).filter(|_| header("x-amz-checksum-algorithm") == "SHA256");
-        let Some(digest) = digest else {
-            let what = format!("no SHA-256 came with the block, but {promised:?}");
-            return Err(Verdict::Retry(call.error(Kind::Corrupt, &what)));
-        };
-        match self.digester.check(&bytes, &digest, is_waited_for).await {
-            Checked::Good => Ok(Block::Data(bytes)),
-            Checked::Zero => Ok(Block::Zero),
-            Checked::Wrong(found) => {
-                let is = STANDARD.encode(found);
-                let what = format!("SHA-256 is {is}, the service promised {promised:?}");
-                let error = call.error(Kind::Corrupt, &what);
-                warn!("{error}");
-                Err(if *wrong == Some(found) {
-                    Verdict::Permanent(error)
-                } else {
-                    *wrong = Some(found);
-                    Verdict::Retry(error)
-                })
             }
         }
     }
@@ -340,6 +305,9 @@ impl Client {
         if error.kind() == Kind::Throttled {
             self.throttles.fetch_add(1, Ordering::Relaxed);
             self.limiter.throttled();
+            if let Some(hedge) = &self.hedge {
+                hedge.throttled(Instant::now());
+            }
         }
         let pause = waits.next_pause();
         let now = Instant::now();
@@ -430,47 +398,6 @@ impl Waits {
         self.attempts += 1;
         step.mul_f64(0.25 + 0.75 * fastrand::f64())
     }
-}
-
-/// The digest that the service promised in base64.
-fn promised_digest(text: &str) -> Option<Digest> {
-    STANDARD.decode(text).ok()?.try_into().ok()
-}
-
-/// The whole body.
-async fn body(
-    call: &Call,
-    reply: &mut HttpResponse,
-    len: usize,
-) -> std::result::Result<Bytes, Verdict> {
-    let mut chunks = ByteStream::new(reply.take_body());
-    let mut bytes = BytesMut::with_capacity(len);
-    while let Some(chunk) = call.within(BODY_TIMEOUT, chunks.next()).await? {
-        let chunk = chunk.map_err(|error| {
-            let what = format!(
-                "{} {}: body cut after {} bytes",
-                call.action,
-                call.target,
-                bytes.len()
-            );
-            Verdict::Retry(Error::with_source(Kind::Unavailable, what, error))
-        })?;
-        if bytes.len() + chunk.len() > len {
-            return Err(Verdict::Retry(
-                call.error(Kind::Corrupt, &format!("more than {len} bytes")),
-            ));
-        }
-        bytes.extend_from_slice(&chunk);
-    }
-    let told = reply.headers().get("x-amz-data-length");
-    let told = told.and_then(|len| len.parse::<usize>().ok());
-    if bytes.len() != len || told.is_some_and(|told| told != len) {
-        return Err(Verdict::Retry(call.error(
-            Kind::Corrupt,
-            &format!("{} bytes, told {told:?}, must be {len}", bytes.len()),
-        )));
-    }
-    Ok(bytes.freeze())
 }
 
 #[cfg(test)]

@@ -50,6 +50,8 @@ pub struct Limits {
     pub max_rps: u32,
     /// The same for one snapshot; its quota is 1,000, not adjustable.
     pub max_snapshot_rps: u32,
+    /// Whether a slow GetSnapshotBlock is sent a second time.
+    pub hedge: bool,
     /// How long a block may take, all its attempts together.
     pub timeout: Duration,
 }
@@ -145,11 +147,12 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Gives the place back after a good answer.
-    pub(super) fn served(self) {
+    /// Gives the place back after a good answer, and says how long it took.
+    pub(super) fn served(self) -> Duration {
         let now = Instant::now();
+        let took = now - self.since;
         let mut gate = self.gate.lock();
-        if now - self.since > SLOW {
+        if took > SLOW {
             gate.too_much(now);
         } else if 2.0 * f64::from(gate.taken) >= gate.places {
             let more = if gate.doubling {
@@ -159,6 +162,7 @@ impl Place {
             };
             gate.places = (gate.places + more).min(gate.max);
         }
+        took
     }
 }
 

@@ -7,6 +7,7 @@ mod block_map;
 mod catalog;
 mod client;
 mod digest;
+mod hedge;
 mod limit;
 mod pages;
 mod snapshot;

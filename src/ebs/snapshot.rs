@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use tracing::debug;
 
 use super::block_map::BlockMap;
-use super::client::{Client, Failure};
+use super::client::{BlockRequest, Client, Failure};
 use crate::block::{Block, BlockIndex, Extent, Geometry};
 use crate::error::{Error, Kind, Result};
 use crate::source::{BlockSource, SnapshotId, Wanted};
@@ -49,10 +49,13 @@ impl SnapshotSource {
             let Some(token) = self.map.token(index, deadline).await? else {
                 return Ok(Block::Zero);
             };
-            let got = self
-                .client
-                .get(&self.id, index, &token, len, &wanted, deadline)
-                .await;
+            let block = BlockRequest {
+                snapshot: &self.id,
+                index,
+                token: &token,
+                len,
+            };
+            let got = self.client.get(&block, &wanted, deadline).await;
             match got {
                 Err(Failure::StaleToken(error)) if !renewed => {
                     debug!("listing again: {error}");

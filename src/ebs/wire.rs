@@ -25,10 +25,9 @@ use aws_smithy_types::config_bag::ConfigBag;
 use http_body_util::{BodyExt, Collected, Limited};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+use super::client::BlockRequest;
 use crate::aws::{Verdict, judge_identity, judge_reply, judge_sending, skew};
-use crate::block::BlockIndex;
 use crate::error::{Error, Kind};
-use crate::source::SnapshotId;
 
 /// What a query may contain unescaped when it is signed.
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
@@ -163,9 +162,7 @@ impl Route {
     /// Asks for one block: the reply of a success, its body still to come.
     pub(super) async fn get_block(
         &self,
-        snapshot: &SnapshotId,
-        index: BlockIndex,
-        token: &str,
+        block: &BlockRequest<'_>,
         action: &str,
         target: &str,
     ) -> Result<HttpResponse, Verdict> {
@@ -173,7 +170,10 @@ impl Route {
             let what = format!("{action} {target}: nothing was listed before");
             return Err(Verdict::Permanent(Error::new(Kind::Invalid, what)));
         };
-        let token = utf8_percent_encode(token, UNRESERVED);
+        let BlockRequest {
+            snapshot, index, ..
+        } = block;
+        let token = utf8_percent_encode(block.token, UNRESERVED);
         let (endpoint, now) = (&settled.endpoint, settled.now());
         let uri = format!("{endpoint}/snapshots/{snapshot}/blocks/{index}?blockToken={token}");
         let request = settled.request(&uri, now, action).await?;

@@ -25,6 +25,8 @@ use super::{Emulator, REGION, auth};
 
 /// Bytes of the largest request: a block and some.
 const MAX_BODY: usize = 1 << 20;
+/// How much longer a slow reply takes.
+const SLOW: Duration = Duration::from_secs(1);
 /// How long a stalled or silent connection is held.
 const STALL: Duration = Duration::from_secs(600);
 
@@ -85,6 +87,9 @@ async fn answer(emulator: Arc<Emulator>, request: Request<Incoming>) -> io::Resu
     emulator.count(call.name());
     if switches.latency_ms > 0 {
         tokio::time::sleep(Duration::from_millis(switches.latency_ms)).await;
+    }
+    if strikes(switches.slow) {
+        tokio::time::sleep(SLOW).await;
     }
     if strikes(switches.reset) {
         return Err(io::Error::other("reset, as the switch says"));

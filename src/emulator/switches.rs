@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 pub(super) struct Switches {
     /// Milliseconds before each reply of AWS's calls.
     pub(super) latency_ms: u64,
+    /// A second more before the reply.
+    pub(super) slow: f64,
     /// Never answer.
     pub(super) silent: bool,
     /// GetSnapshotBlock requests a second for the account, and for one snapshot.
@@ -71,6 +73,7 @@ impl Default for Switches {
     fn default() -> Self {
         Self {
             latency_ms: 0,
+            slow: 0.0,
             silent: false,
             // https://docs.aws.amazon.com/ebs/latest/userguide/ebs-resource-quotas.html
             get_rps: 1000,

@@ -1,0 +1,170 @@
+//! One GetSnapshotBlock: its request, its body, its SHA-256, and a second request when it is slow and that is wanted.
+
+use std::pin::pin;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_types::byte_stream::ByteStream;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::{Bytes, BytesMut};
+use futures_util::future::{Either, select};
+use tokio::time::{Instant, sleep};
+use tracing::warn;
+
+use super::{BlockRequest, Call, Client, HEADERS_TIMEOUT};
+use crate::aws::Verdict;
+use crate::block::Block;
+use crate::ebs::digest::{Checked, Digest};
+use crate::ebs::hedge::Hedge;
+use crate::error::{Error, Kind};
+use crate::source::Wanted;
+
+/// How long a body may stand still before the request is sent again.
+const BODY_TIMEOUT: Duration = Duration::from_secs(6);
+
+/// What came for a block, not verified yet.
+struct BlockReply {
+    bytes: Bytes,
+    /// The SHA-256 that the service promises, in base64; empty when it promises none.
+    checksum: String,
+}
+
+type Outcome<T> = Result<T, Verdict>;
+
+impl Client {
+    /// One attempt: a digest of wrong bytes is left in `wrong`.
+    pub(super) async fn get_once(
+        &self,
+        call: &Call,
+        block: &BlockRequest<'_>,
+        wanted: &Wanted,
+        wrong: &mut Option<Digest>,
+    ) -> Outcome<Block> {
+        let is_waited_for = wanted.is_wanted();
+        let reply = match &self.hedge {
+            None => self.fetch(call, block, wanted).await?,
+            Some(hedge) => self.fetch_hedged(call, block, wanted, hedge).await?,
+        };
+        let promised = &reply.checksum;
+        let Some(digest) = promised_digest(promised) else {
+            let what = format!("no SHA-256 came with the block, but {promised:?}");
+            return Err(Verdict::Retry(call.error(Kind::Corrupt, &what)));
+        };
+        let checked = self.digester.check(&reply.bytes, &digest, is_waited_for);
+        match checked.await {
+            Checked::Good => Ok(Block::Data(reply.bytes)),
+            Checked::Zero => Ok(Block::Zero),
+            Checked::Wrong(found) => {
+                let is = STANDARD.encode(found);
+                let what = format!("SHA-256 is {is}, the service promised {promised:?}");
+                let error = call.error(Kind::Corrupt, &what);
+                warn!("{error}");
+                Err(if *wrong == Some(found) {
+                    Verdict::Permanent(error)
+                } else {
+                    *wrong = Some(found);
+                    Verdict::Retry(error)
+                })
+            }
+        }
+    }
+
+    /// One request and its whole reply.
+    async fn fetch(
+        &self,
+        call: &Call,
+        block: &BlockRequest<'_>,
+        wanted: &Wanted,
+    ) -> Outcome<BlockReply> {
+        let place = self.limiter.get(block.snapshot, wanted).await;
+        let place = place.map_err(Verdict::Permanent)?;
+        self.gets.fetch_add(1, Ordering::Relaxed);
+        let request = self.route.get_block(block, call.action, &call.target);
+        let reply = call.within(HEADERS_TIMEOUT, request).await;
+        let mut reply = reply.inspect_err(|_| self.limiter.unanswered())??;
+        let bytes = body(call, &mut reply, block.len).await?;
+        let took = place.served();
+        if let Some(hedge) = &self.hedge {
+            hedge.answered(took, Instant::now());
+        }
+        let header = |name| reply.headers().get(name).unwrap_or_default();
+        let is_sha256 = header("x-amz-checksum-algorithm") == "SHA256";
+        let checksum = if is_sha256 {
+            header("x-amz-checksum")
+        } else {
+            ""
+        };
+        Ok(BlockReply {
+            bytes,
+            checksum: checksum.to_owned(),
+        })
+    }
+
+    /// The same, asked a second time when it is slow; the first good reply wins.
+    async fn fetch_hedged(
+        &self,
+        call: &Call,
+        block: &BlockRequest<'_>,
+        wanted: &Wanted,
+        hedge: &Hedge,
+    ) -> Outcome<BlockReply> {
+        let Some(patience) = hedge.patience(Instant::now()) else {
+            return self.fetch(call, block, wanted).await;
+        };
+        let mut first = pin!(self.fetch(call, block, wanted));
+        tokio::select! {
+            biased;
+            reply = &mut first => return reply,
+            () = sleep(patience) => {}
+        }
+        if !hedge.may_send_twice(Instant::now()) {
+            return first.await;
+        }
+        self.hedges.fetch_add(1, Ordering::Relaxed);
+        let second = pin!(self.fetch(call, block, wanted));
+        match select(first, second).await {
+            Either::Left((Ok(reply), _)) | Either::Right((Ok(reply), _)) => Ok(reply),
+            Either::Left((Err(_), other)) => other.await,
+            Either::Right((Err(_), other)) => other.await,
+        }
+    }
+}
+
+/// The digest that the service promised in base64.
+fn promised_digest(text: &str) -> Option<Digest> {
+    STANDARD.decode(text).ok()?.try_into().ok()
+}
+
+/// The whole body.
+async fn body(call: &Call, reply: &mut HttpResponse, len: usize) -> Outcome<Bytes> {
+    let mut chunks = ByteStream::new(reply.take_body());
+    let mut bytes = BytesMut::with_capacity(len);
+    while let Some(chunk) = call.within(BODY_TIMEOUT, chunks.next()).await? {
+        let chunk = chunk.map_err(|error| {
+            let what = format!(
+                "{} {}: body cut after {} bytes",
+                call.action,
+                call.target,
+                bytes.len()
+            );
+            Verdict::Retry(Error::with_source(Kind::Unavailable, what, error))
+        })?;
+        if bytes.len() + chunk.len() > len {
+            return Err(Verdict::Retry(
+                call.error(Kind::Corrupt, &format!("more than {len} bytes")),
+            ));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    let told = reply.headers().get("x-amz-data-length");
+    let told = told.and_then(|len| len.parse::<usize>().ok());
+    if bytes.len() != len || told.is_some_and(|told| told != len) {
+        return Err(Verdict::Retry(call.error(
+            Kind::Corrupt,
+            &format!("{} bytes, told {told:?}, must be {len}", bytes.len()),
+        )));
+    }
+    Ok(bytes.freeze())
+}
