@@ -30,12 +30,16 @@
 //!  cache          read_block  memory; a known hole; else join or start the one flight
 //!  ebs/snapshot   read_block  map.token(index): none -> Block::Zero; else client.get; a stale token: list again, once
 //!  ebs/block_map  token       known? else list a page around it
-//!  ebs/client     get         limits, HTTPS GET, retry with backoff, SHA-256 -> Block
+//!  ebs/client     get         retry with backoff around one attempt:
+//!  ebs/limit      get         a place among the requests in flight, and a turn at the rate; who waits goes first
+//!  ebs/wire       get_block   one signed HTTPS GET, on the connections and credentials that the SDK set up
+//!  ebs/digest     check       SHA-256, side by side with whatever else has come -> Block
 //! ```
-//! Readahead goes the same way by [`source::BlockSource::prefetch`], with a smaller budget of its own. Bytes are verified
-//! where they enter the process (`ebs/client`) and nowhere else. `cli/mount` stacks the types: an
-//! [`ebs::EbsCatalog`] over a client and EC2's descriptions, a [`cache::CachedCatalog`] over that, an [`fs::Tree`] over
-//! that, mounted.
+//! Readahead goes the same way by [`source::BlockSource::prefetch`], with a smaller budget of its own, gives way to readers
+//! in the queue of `ebs/limit`, and waits some milliseconds for company in `ebs/digest`. A reader that joins such a flight
+//! makes it [`source::Wanted`]. Bytes are verified where they enter the process (`ebs/client`) and nowhere else.
+//! `cli/mount` stacks the types: an [`ebs::EbsCatalog`] over a client and EC2's descriptions, a [`cache::CachedCatalog`]
+//! over that, an [`fs::Tree`] over that, mounted.
 //!
 //! # Memory
 //! Blocks, cached and in flight together, keep the budget of `--memory`. Tokens are bounded for all snapshots together

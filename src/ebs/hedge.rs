@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 /// What is remembered, in slots of a sixth.
 const MINUTE: Duration = Duration::from_secs(60);
+const SLOT: Duration = Duration::from_secs(10);
 const SLOTS: usize = 6;
 /// Requests that must be remembered before one is called slow.
 const ENOUGH: u64 = 100;
@@ -130,12 +131,11 @@ impl Hedge {
 impl Inner {
     /// Empties the slots whose time is over.
     fn turn(&mut self, now: Instant) {
-        let slot = MINUTE / SLOTS as u32;
         for _ in 0..SLOTS {
-            if now < self.since + slot {
+            if now < self.since + SLOT {
                 return;
             }
-            self.since += slot;
+            self.since += SLOT;
             self.current = (self.current + 1) % SLOTS;
             if let Some(slot) = self.slots.get_mut(self.current) {
                 *slot = Slot::EMPTY;
@@ -152,9 +152,8 @@ impl Inner {
     /// Answers a second, in the current slot or the one before, whichever had more.
     fn rate(&self, now: Instant) -> f64 {
         let answers = |at: usize| self.slots.get(at).map_or(0.0, |slot| slot.answers as f64);
-        let whole = (MINUTE / SLOTS as u32).as_secs_f64();
         let begun = (now - self.since).as_secs_f64().max(1.0);
-        let before = answers((self.current + SLOTS - 1) % SLOTS) / whole;
+        let before = answers((self.current + SLOTS - 1) % SLOTS) / SLOT.as_secs_f64();
         before.max(answers(self.current) / begun)
     }
 }

@@ -89,7 +89,7 @@ fn a_backward_scan_wants_each_block_once_down_to_the_first() {
 
 #[test]
 fn equal_steps_are_a_stride_in_both_directions() {
-    for (record, step) in [(4096, 20), (READ, 20), (2 * BLOCK as usize, 7)] {
+    for (record, step) in [(4096, 20), (READ, 20), (8 * READ, 7)] {
         for backward in [false, true] {
             let mut reader = Reader::new(10_000, 64);
             let mut steps: Vec<u64> = (0..100).map(|n| n * step).collect();
