@@ -282,6 +282,10 @@ impl Refused<'_> {
                 | "INVALID_DEPENDENCY_REQUEST"
                 | "DEPENDENCY_ACCESS_DENIED",
             ) => Verdict::Permanent(kms()),
+            (_, "UNRELATED_SNAPSHOTS") => Verdict::Permanent(needs(
+                Kind::Invalid,
+                "they have no history in common (a copy to another Region, a rebuilt volume): copy the second one whole",
+            )),
             (_, "INVALID_SNAPSHOT_ID") if message.contains("ublic snapshot") => {
                 Verdict::Permanent(needs(
                     Kind::Denied,

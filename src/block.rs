@@ -1,7 +1,8 @@
-//! All byte and block arithmetic: [`BlockIndex`], [`Extent`], [`Geometry`], [`Block`], [`BlockSet`].
+//! All byte and block arithmetic: [`BlockIndex`], [`Extent`], [`Geometry`], [`Block`], [`BlockSet`], [`Delta`].
 //!
 //! Offsets are `u64` bytes and indexes are `u32` blocks; nothing else in the crate multiplies one into the other.
 
+mod delta;
 mod set;
 
 use std::fmt;
@@ -10,6 +11,7 @@ use bytes::Bytes;
 
 use crate::error::{Error, Kind, Result};
 
+pub use delta::{Change, Delta};
 pub use set::BlockSet;
 
 /// Bytes of a block of the EBS direct APIs: 512 KiB.

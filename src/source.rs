@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use futures_util::future::BoxFuture;
 use serde::{Serialize, Serializer};
 
-use crate::block::{Block, BlockIndex, Extent, Geometry};
+use crate::block::{Block, BlockIndex, Delta, Extent, Geometry};
 use crate::error::{Error, Kind, Result};
 
 /// The blocks of one volume at one instant. They never change.
@@ -85,6 +85,17 @@ pub trait Catalog: Send + Sync {
         &'a self,
         id: &'a SnapshotId,
     ) -> BoxFuture<'a, Result<(Snapshot, Arc<dyn BlockSource>)>>;
+
+    /// What differs between two snapshots: what `base` needs to become `head`.
+    ///
+    /// # Errors
+    /// `Invalid` when they are not related; `Corrupt` when the listing contradicts itself; else as for
+    /// [`Catalog::open`].
+    fn delta<'a>(
+        &'a self,
+        base: &'a SnapshotId,
+        head: &'a SnapshotId,
+    ) -> BoxFuture<'a, Result<Delta>>;
 }
 
 /// What EC2 knows of snapshots. Absent where its API is not built in, not reachable or not permitted.

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 const RULES: &[(&str, u8, &[&str])] = &[
     ("error", 0, &["block"]),
     ("block", 0, &[]),
-    ("source", 1, &["readahead", "aws"]),
-    ("readahead", 1, &["source", "aws"]),
-    ("aws", 1, &["source", "readahead", "block"]),
+    ("source", 1, &["readahead", "maps", "aws"]),
+    ("readahead", 1, &["source", "maps", "aws"]),
+    ("aws", 1, &["source", "readahead", "maps", "block"]),
+    ("maps", 1, &["source", "readahead", "aws"]),
     ("ebs", 2, &["ec2", "cache", "image", "readahead"]),
     ("ec2", 2, &["ebs", "cache", "image", "readahead", "block"]),
     ("cache", 2, &["ebs", "ec2", "image", "readahead", "aws"]),

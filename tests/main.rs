@@ -13,6 +13,7 @@
 
 mod support;
 
+mod changes;
 mod commands;
 mod counts;
 mod ends;

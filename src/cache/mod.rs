@@ -14,7 +14,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::block::{BLOCK_SIZE, Block, BlockIndex, Extent, Geometry};
+use crate::block::{BLOCK_SIZE, Block, BlockIndex, Delta, Extent, Geometry};
 use crate::error::{Error, Kind, Result};
 use crate::source::{BlockSource, Catalog, Snapshot, SnapshotId, Wanted};
 
@@ -258,6 +258,14 @@ impl Catalog for CachedCatalog {
             Ok((snapshot, Arc::clone(cached) as Arc<dyn BlockSource>))
         }
         .boxed()
+    }
+
+    fn delta<'a>(
+        &'a self,
+        base: &'a SnapshotId,
+        head: &'a SnapshotId,
+    ) -> BoxFuture<'a, Result<Delta>> {
+        self.inner.delta(base, head)
     }
 }
 

@@ -1,11 +1,10 @@
 //! `ebsfs ls`: which snapshots there are.
 
-use std::io::Write;
-
 use bytesize::ByteSize;
 use clap::Args;
 
 use super::aws::{self, AwsArgs};
+use super::output;
 use crate::error::{Error, Kind, Result};
 use crate::source::{Selector, Snapshot, sort_by_time};
 
@@ -50,11 +49,7 @@ impl LsArgs {
         } else {
             table(&snapshots)
         };
-        match std::io::stdout().write_all(text.as_bytes()) {
-            // Whoever reads has seen enough (`ebsfs ls | head`).
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            done => done.map_err(|error| Error::with_source(Kind::Io, "stdout", error)),
-        }
+        output::write(None, |out| out.write_all(text.as_bytes()))
     }
 }
 
@@ -105,25 +100,5 @@ fn table(snapshots: &[Snapshot]) -> String {
             ),
         ]);
     }
-    let mut widths = [0; 8];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.chars().count().max(*width);
-        }
-    }
-    let mut text = String::new();
-    for row in &rows {
-        let mut line = String::new();
-        for (width, cell) in widths.iter().zip(row) {
-            // A name can hold anything: keep the terminal whole.
-            let cell: String = cell
-                .chars()
-                .map(|c| if c.is_control() { '?' } else { c })
-                .collect();
-            line.push_str(&format!("{cell:<width$}  "));
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
+    super::table(&rows)
 }

@@ -3,9 +3,12 @@
 
 mod aws;
 mod background;
+mod blocks;
+mod changes;
 mod emulator;
 mod ls;
 mod mount;
+mod output;
 mod umount;
 
 use std::fs::OpenOptions;
@@ -45,6 +48,8 @@ enum Verb {
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
     Ls(ls::LsArgs),
+    Changes(changes::ChangesArgs),
+    Blocks(blocks::BlocksArgs),
     Emulator(emulator::EmulatorArgs),
 }
 
@@ -99,6 +104,8 @@ fn run(args: Args) -> Result<()> {
         Verb::Mount(mount) => mount.run(args.log_file.as_deref()),
         Verb::Umount(umount) => umount.run(),
         Verb::Ls(ls) => ls.run(),
+        Verb::Changes(changes) => changes.run(),
+        Verb::Blocks(blocks) => blocks.run(),
         Verb::Emulator(emulator) => emulator.run(),
     }
 }
@@ -157,6 +164,31 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
         .enable_all()
         .build()
         .map_err(|error| Error::with_source(Kind::Io, "cannot start threads", error))
+}
+
+/// Columns as wide as their widest cell, the first line being the heads.
+fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (width, cell) in widths.iter().zip(row) {
+            // A name can hold anything: keep the terminal whole.
+            let cell: String = cell
+                .chars()
+                .map(|c| if c.is_control() { '?' } else { c })
+                .collect();
+            line.push_str(&format!("{cell:<width$}  "));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
 }
 
 #[cfg(test)]

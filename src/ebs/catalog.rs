@@ -14,9 +14,10 @@ use tracing::warn;
 
 use super::block_map::{BlockMap, Known};
 use super::client::Client;
+use super::delta::Listing;
 use super::pages::Pages;
 use super::snapshot::SnapshotSource;
-use crate::block::{BLOCK_SIZE, Geometry};
+use crate::block::{BLOCK_SIZE, Delta, Geometry};
 use crate::error::{Error, Kind, Result};
 use crate::source::{
     BlockSource, Catalog, Descriptions, Selector, Snapshot, SnapshotId, State, sort_by_time,
@@ -201,6 +202,22 @@ impl Catalog for EbsCatalog {
             }
             let (snapshot, source) = opened?;
             Ok((snapshot.clone(), Arc::clone(source) as Arc<dyn BlockSource>))
+        }
+        .boxed()
+    }
+
+    fn delta<'a>(
+        &'a self,
+        base: &'a SnapshotId,
+        head: &'a SnapshotId,
+    ) -> BoxFuture<'a, Result<Delta>> {
+        async move {
+            // One after the other: the first that cannot be read is the one to name.
+            let (_, base_source) = self.open(base).await?;
+            let (_, head_source) = self.open(head).await?;
+            let from = (base, base_source.geometry());
+            let to = (head, head_source.geometry());
+            Listing::new(&self.client, from, to).run().await
         }
         .boxed()
     }

@@ -59,7 +59,7 @@ pub struct Client {
 pub struct Counts {
     /// GetSnapshotBlock requests sent.
     pub gets: u64,
-    /// ListSnapshotBlocks requests sent.
+    /// ListSnapshotBlocks and ListChangedBlocks requests sent.
     pub lists: u64,
     /// GetSnapshotBlock requests among them that were sent a second time because the first was slow.
     pub hedges: u64,
@@ -69,11 +69,11 @@ pub struct Counts {
     pub throttles: u64,
 }
 
-/// One reply of ListSnapshotBlocks. Everything in it can be missing.
+/// One reply of ListSnapshotBlocks or ListChangedBlocks. Everything in it can be missing.
 #[derive(Debug)]
-pub(super) struct Listing {
-    /// Indexes and tokens, as they came.
-    pub(super) blocks: Vec<(i32, String)>,
+pub(super) struct Listing<T> {
+    /// Indexes and what came with them: a token, or none where a block is gone in the second snapshot.
+    pub(super) blocks: Vec<(i32, T)>,
     /// When the tokens stop working.
     pub(super) expiry: Option<SystemTime>,
     /// The volume's size in bytes.
@@ -191,7 +191,7 @@ impl Client {
         from: &From,
         max: u16,
         deadline: Instant,
-    ) -> std::result::Result<Listing, Failure> {
+    ) -> std::result::Result<Listing<String>, Failure> {
         let call = Call {
             action: "ebs:ListSnapshotBlocks",
             target: snapshot.to_string(),
@@ -212,7 +212,7 @@ impl Client {
         snapshot: &SnapshotId,
         from: &From,
         max: u16,
-    ) -> std::result::Result<Listing, Verdict> {
+    ) -> std::result::Result<Listing<String>, Verdict> {
         let _place = self.limiter.list().await.map_err(Verdict::Permanent)?;
         self.lists.fetch_add(1, Ordering::Relaxed);
         let request = self
@@ -221,41 +221,88 @@ impl Client {
             .snapshot_id(snapshot.as_str())
             .max_results(max.into());
         let request = match from {
-            From::Index(index) => {
-                request.starting_block_index(i32::try_from(index.0).unwrap_or(i32::MAX))
-            }
+            From::Index(index) => request.starting_block_index(number(*index)),
             From::Page(token) => request.next_token(token),
         };
         let reply = call.within(HEADERS_TIMEOUT, request.send()).await?;
         let reply = reply.map_err(|error| judge(error, call.action, &call.target))?;
-        if reply
-            .block_size
-            .is_some_and(|size| size != BLOCK_SIZE as i32)
-        {
-            return Err(Verdict::Permanent(call.error(
-                Kind::Invalid,
-                &format!("blocks of {:?} bytes, not {BLOCK_SIZE}", reply.block_size),
-            )));
-        }
-        // A block that is told by halves must not be taken for a hole.
-        let blocks: Option<Vec<_>> = reply
-            .blocks
-            .unwrap_or_default()
-            .into_iter()
-            .map(|block| Some((block.block_index?, block.block_token?)))
-            .collect();
-        let blocks = blocks.ok_or_else(|| {
-            Verdict::Retry(call.error(Kind::Corrupt, "a block without index or token"))
-        })?;
-        let volume_size = reply.volume_size;
-        Ok(Listing {
+        let blocks = reply.blocks.unwrap_or_default().into_iter();
+        let listing = Listing {
+            blocks: call
+                .whole(blocks.map(|block| Some((block.block_index?, block.block_token?))))?,
             expiry: reply
                 .expiry_time
-                .and_then(|time| SystemTime::try_from(time).ok()),
-            volume_size: volume_size.and_then(|gib| u64::try_from(gib).ok()?.checked_mul(1 << 30)),
+                .and_then(|at| SystemTime::try_from(at).ok()),
+            volume_size: bytes(reply.volume_size),
             next: reply.next_token.filter(|token| !token.is_empty()),
-            blocks,
-        })
+        };
+        call.right_size(reply.block_size)?;
+        Ok(listing)
+    }
+
+    /// One page of at most `max` (100 to 10,000) blocks that differ between two snapshots: with the token of the block in
+    /// `head`, or none where only `base` holds it.
+    pub(super) async fn list_changed(
+        &self,
+        base: &SnapshotId,
+        head: &SnapshotId,
+        from: &From,
+        max: u16,
+        deadline: Instant,
+    ) -> std::result::Result<Listing<Option<String>>, Failure> {
+        let call = Call {
+            action: "ebs:ListChangedBlocks",
+            target: format!("{base}..{head}"),
+            deadline,
+        };
+        let mut waits = Waits::new();
+        loop {
+            let once = self.list_changed_once(&call, base, head, from, max);
+            if let Some(listing) = self.one_try(&call, &mut waits, once).await? {
+                return Ok(listing);
+            }
+        }
+    }
+
+    async fn list_changed_once(
+        &self,
+        call: &Call,
+        base: &SnapshotId,
+        head: &SnapshotId,
+        from: &From,
+        max: u16,
+    ) -> std::result::Result<Listing<Option<String>>, Verdict> {
+        let _place = self.limiter.list().await.map_err(Verdict::Permanent)?;
+        self.lists.fetch_add(1, Ordering::Relaxed);
+        let request = self
+            .sdk
+            .list_changed_blocks()
+            .first_snapshot_id(base.as_str())
+            .second_snapshot_id(head.as_str())
+            .max_results(max.into());
+        let request = match from {
+            From::Index(index) => request.starting_block_index(number(*index)),
+            From::Page(token) => request.next_token(token),
+        };
+        let reply = call.within(HEADERS_TIMEOUT, request.send()).await?;
+        let reply = reply.map_err(|error| judge(error, call.action, &call.target))?;
+        let blocks = reply.changed_blocks.unwrap_or_default().into_iter();
+        let blocks = blocks.map(|block| {
+            // Neither token is a block of neither snapshot.
+            let (first, second) = (block.first_block_token, block.second_block_token);
+            let known = first.is_some() || second.is_some();
+            Some((block.block_index.filter(|_| known)?, second))
+        });
+        let listing = Listing {
+            blocks: call.whole(blocks)?,
+            expiry: reply
+                .expiry_time
+                .and_then(|at| SystemTime::try_from(at).ok()),
+            volume_size: bytes(reply.volume_size),
+            next: reply.next_token.filter(|token| !token.is_empty()),
+        };
+        call.right_size(reply.block_size)?;
+        Ok(listing)
     }
 
     /// The bytes of one block, verified. It gives way to others until it is `wanted`.
@@ -370,6 +417,37 @@ impl Call {
             Verdict::Retry(self.error(Kind::Unavailable, &format!("no answer in {limit:?}")))
         })
     }
+}
+
+impl Call {
+    /// All blocks of a listing: one that is told by halves must not be taken for a hole.
+    fn whole<T>(
+        &self,
+        blocks: impl Iterator<Item = Option<T>>,
+    ) -> std::result::Result<Vec<T>, Verdict> {
+        let whole: Option<Vec<T>> = blocks.collect();
+        whole.ok_or_else(|| {
+            Verdict::Retry(self.error(Kind::Corrupt, "a block without index or token"))
+        })
+    }
+
+    fn right_size(&self, told: Option<i32>) -> std::result::Result<(), Verdict> {
+        if told.is_some_and(|size| size != BLOCK_SIZE as i32) {
+            let what = format!("blocks of {told:?} bytes, not {BLOCK_SIZE}");
+            return Err(Verdict::Permanent(self.error(Kind::Invalid, &what)));
+        }
+        Ok(())
+    }
+}
+
+/// A block's index as the API writes it.
+fn number(index: BlockIndex) -> i32 {
+    i32::try_from(index.0).unwrap_or(i32::MAX)
+}
+
+/// A volume's size, which the API tells in GiB.
+fn bytes(gib: Option<i64>) -> Option<u64> {
+    u64::try_from(gib?).ok()?.checked_mul(1 << 30)
 }
 
 /// The attempts of one call.

@@ -56,6 +56,18 @@ pub struct Limits {
     pub timeout: Duration,
 }
 
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_in_flight: 128,
+            max_rps: 1000,
+            max_snapshot_rps: 1000,
+            hedge: false,
+            timeout: Duration::from_secs(90),
+        }
+    }
+}
+
 /// Holds requests back until the limits allow them.
 #[derive(Debug)]
 pub(super) struct Limiter {

@@ -6,6 +6,7 @@
 mod block_map;
 mod catalog;
 mod client;
+mod delta;
 mod digest;
 mod hedge;
 mod limit;

@@ -1,0 +1,138 @@
+//! [`Delta`]: what differs between two volumes.
+
+use super::{BlockIndex, BlockSet, Extent, Geometry};
+
+/// What must be done to a volume with the bytes of a base to give it those of a head: blocks to write, blocks to zero.
+/// Nothing in it lies beyond the head. A full copy is a delta from nothing.
+#[derive(Clone, Debug)]
+pub struct Delta {
+    base: Option<Geometry>,
+    head: Geometry,
+    write: BlockSet,
+    zero: BlockSet,
+}
+
+/// What a run of blocks needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Change {
+    /// The head's bytes.
+    Write,
+    /// Zeroes: the base held it, the head does not.
+    Zero,
+}
+
+impl Delta {
+    /// No difference yet.
+    pub fn new(base: Option<Geometry>, head: Geometry) -> Self {
+        Self {
+            base,
+            head,
+            write: BlockSet::new(),
+            zero: BlockSet::new(),
+        }
+    }
+
+    /// Adds a block; one beyond the head is none of its.
+    pub fn insert(&mut self, index: BlockIndex, change: Change) {
+        if index.0 < self.head.block_count() {
+            match change {
+                Change::Write => self.write.insert(index),
+                Change::Zero => self.zero.insert(index),
+            }
+        }
+    }
+
+    /// The volume that it starts from; none for a full copy.
+    pub fn base(&self) -> Option<Geometry> {
+        self.base
+    }
+
+    /// The volume that it leads to.
+    pub fn head(&self) -> Geometry {
+        self.head
+    }
+
+    /// Blocks that must be written.
+    pub fn write(&self) -> &BlockSet {
+        &self.write
+    }
+
+    /// Blocks that must be zeroed.
+    pub fn zero(&self) -> &BlockSet {
+        &self.zero
+    }
+
+    /// What a block needs, if anything.
+    pub fn change(&self, index: BlockIndex) -> Option<Change> {
+        if self.write.contains(index) {
+            Some(Change::Write)
+        } else {
+            self.zero.contains(index).then_some(Change::Zero)
+        }
+    }
+
+    /// The first run at or after `from` that needs something.
+    pub fn next_run(&self, from: BlockIndex) -> Option<(Extent, Change)> {
+        let write = self.write.next_in(from);
+        let zero = self.zero.next_in(from);
+        let is_write = match (write, zero) {
+            (Some(write), Some(zero)) => write < zero,
+            (write, _) => write.is_some(),
+        };
+        let (set, start, change) = if is_write {
+            (&self.write, write?, Change::Write)
+        } else {
+            (&self.zero, zero?, Change::Zero)
+        };
+        let extent = Extent::new(start, set.next_out(start))?;
+        Some((extent, change))
+    }
+
+    /// Every run that needs something, ascending.
+    pub fn runs(&self) -> impl Iterator<Item = (Extent, Change)> {
+        let mut at = BlockIndex(0);
+        std::iter::from_fn(move || {
+            let (extent, change) = self.next_run(at)?;
+            at = extent.end();
+            Some((extent, change))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_come_in_order_and_nothing_lies_beyond_the_head() {
+        let head = Geometry::new(100 * 512 * 1024).unwrap();
+        let mut delta = Delta::new(None, head);
+        for (index, change) in [
+            (3, Change::Write),
+            (4, Change::Write),
+            (5, Change::Zero),
+            (7, Change::Zero),
+            (99, Change::Write),
+            (100, Change::Write),
+            (200, Change::Zero),
+        ] {
+            delta.insert(BlockIndex(index), change);
+        }
+        let runs: Vec<_> = delta
+            .runs()
+            .map(|(extent, change)| (extent.start().0, extent.end().0, change))
+            .collect();
+        assert_eq!(
+            runs,
+            [
+                (3, 5, Change::Write),
+                (5, 6, Change::Zero),
+                (7, 8, Change::Zero),
+                (99, 100, Change::Write)
+            ]
+        );
+        assert_eq!(delta.change(BlockIndex(5)), Some(Change::Zero));
+        assert_eq!(delta.change(BlockIndex(6)), None);
+        assert_eq!((delta.write().len(), delta.zero().len()), (3, 2));
+    }
+}
