@@ -49,7 +49,10 @@ class Memory:
 
     def stop(self):
         if self.path:
-            os.rmdir(self.path)
+            try:
+                os.rmdir(self.path)
+            except OSError as error:
+                print(f"{self.path} stays: {error}", file=sys.stderr)
 
 
 class Emulator:
@@ -82,6 +85,7 @@ class Mount:
         self.process = subprocess.Popen([program, "mount", *args, self.point, *IDS], env=emulator.env, stderr=subprocess.DEVNULL,
                                         preexec_fn=within and within.join)
         while not os.path.ismount(self.point):
+            assert self.process.poll() is None, "the mount has ended"
             time.sleep(0.02)
 
     def disk(self, snapshot):

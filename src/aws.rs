@@ -20,7 +20,7 @@ pub enum Verdict {
     Retry(Error),
     /// A block or page token is expired or foreign: list again for a fresh one.
     StaleToken(Error),
-    /// The signature was refused and the service's clock is not ours: the SDK has now learned by how much, so once more.
+    /// The signature was refused and the service's clock is not ours: by how much is known now, so once more.
     Skewed(Error),
     /// It will fail again, however often it is tried.
     Permanent(Error),
@@ -179,7 +179,7 @@ fn is_skewed(headers: &Headers, now: SystemTime) -> bool {
 
 /// The message without what could be a token: validation errors quote the value that they refuse.
 fn redact(message: &str) -> String {
-    let is_token = |c: char| c.is_ascii_alphanumeric() || "+/=_-".contains(c);
+    let is_token = |c: char| c.is_ascii_alphanumeric() || "+/=_-%".contains(c);
     let mut text = String::with_capacity(message.len());
     let mut rest = message;
     while let Some(start) = rest.find(is_token) {
@@ -272,7 +272,7 @@ impl Refused<'_> {
             _ if code.contains("Throttl") || code == "RequestLimitExceeded" || status == 429 => {
                 Verdict::Retry(error(Kind::Throttled))
             }
-            _ if status >= 500 => Verdict::Retry(error(Kind::Unavailable)),
+            _ if status >= 500 || status == 408 => Verdict::Retry(error(Kind::Unavailable)),
             (_, "INVALID_BLOCK_TOKEN" | "INVALID_PAGE_TOKEN") => {
                 Verdict::StaleToken(error(Kind::Invalid))
             }
@@ -368,6 +368,8 @@ mod tests {
             message,
             "Value '***' at 'blockToken' of snap-0123456789abcdef0"
         );
+        let escaped = format!("blockToken={}", "AlMB%2FHa%2B".repeat(12));
+        assert_eq!(redact(&escaped), "***");
     }
 
     #[test]
@@ -379,7 +381,7 @@ mod tests {
         );
         assert_eq!(kind_of(400, "ThrottlingException", "", ""), throttled);
         assert_eq!(kind_of(503, "RequestLimitExceeded", "", ""), throttled);
-        for status in [500, 502, 503, 504] {
+        for status in [408, 500, 502, 503, 504] {
             assert_eq!(
                 kind_of(status, "InternalServerException", "", ""),
                 ("retry", Kind::Unavailable)

@@ -44,6 +44,9 @@ const EVICTED: Duration = Duration::from_secs(10);
 /// Holes looked at for one read: 2 GiB of them.
 const HOLES: usize = 4096;
 
+/// Steps of a stride looked at for one read.
+const MOST_STEPS: usize = 2 * HOLES;
+
 /// What all sequential readers may have ahead together, in blocks.
 #[derive(Debug)]
 pub struct Budget {
@@ -299,7 +302,9 @@ impl Stream {
 #[derive(Debug)]
 struct Stride {
     number: u64,
-    at: u64,
+    /// The last start.
+    at: Option<u64>,
+    /// The distance to the one before, and how many such there were in a row.
     step: i128,
     steps: u32,
     ahead: Ahead,
@@ -309,7 +314,7 @@ impl Stride {
     fn new(number: u64) -> Self {
         Self {
             number,
-            at: 0,
+            at: None,
             step: 0,
             steps: 0,
             ahead: Ahead::new(),
@@ -317,13 +322,13 @@ impl Stride {
     }
 
     fn step(&mut self, offset: u64) {
-        let step = i128::from(offset) - i128::from(self.at);
-        self.at = offset;
-        if step == self.step {
+        let step = self.at.map_or(0, |at| i128::from(offset) - i128::from(at));
+        self.at = Some(offset);
+        if step == self.step && step != 0 {
             self.steps = self.steps.saturating_add(1);
         } else {
             self.step = step;
-            self.steps = 1;
+            self.steps = u32::from(step != 0);
             self.ahead = Ahead::new();
         }
     }
@@ -335,31 +340,38 @@ impl Stride {
         geometry: Geometry,
         is_hole: impl Fn(BlockIndex) -> bool,
     ) -> Vec<BlockIndex> {
-        let (at, step) = (i128::from(self.at), self.step);
+        let (at, step) = (i128::from(read.offset), self.step);
         let block = |nth: i128| {
             let offset = u64::try_from(at.checked_add(step.checked_mul(nth)?)?).ok()?;
             geometry.block_at(offset)
         };
-        let Some(here) = block(0) else {
+        let Some(here) = block(0).filter(|_| step != 0) else {
             return Vec::new();
         };
-        self.ahead.pass(|block| {
+        let is_passed = |block: BlockIndex| {
             if step > 0 {
                 block <= here
             } else {
                 block >= here
             }
-        });
+        };
+        self.ahead.pass(is_passed);
         self.ahead.adapt(read, share);
-        let edge = self.ahead.edge.unwrap_or(here);
-        let is_beyond = |block: &BlockIndex| {
+        // What was looked at before is not looked at again.
+        let edge = self.ahead.edge.filter(|edge| !is_passed(*edge));
+        let first = edge.map_or(1, |edge| (i128::from(geometry.offset(edge)) - at) / step);
+        let is_behind = |block: &BlockIndex| {
+            let edge = edge.unwrap_or(here);
             if step > 0 {
-                *block > edge && *block > here
+                *block <= edge
             } else {
-                *block < edge && *block < here
+                *block >= edge
             }
         };
-        let ahead = (1..).map_while(block).filter(is_beyond);
+        let ahead = (first.max(1)..)
+            .take(MOST_STEPS)
+            .map_while(block)
+            .skip_while(is_behind);
         self.ahead.fill(ahead, read.at, is_hole)
     }
 }
@@ -438,6 +450,10 @@ impl Ahead {
         }
         let mut held = Vec::with_capacity(room);
         for block in blocks.take(HOLES + room) {
+            // Steps shorter than a block meet it several times.
+            if self.edge == Some(block) {
+                continue;
+            }
             self.edge = Some(block);
             if !is_hole(block) {
                 self.wished.push_back((block, at));

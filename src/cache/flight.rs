@@ -21,6 +21,7 @@ type Table = Arc<Mutex<HashMap<Key, Flight>>>;
 struct Flight {
     answer: watch::Receiver<Answer>,
     wanted: Wanted,
+    asked: Asks,
 }
 
 /// Who asks for a block.
@@ -42,6 +43,14 @@ impl Flights {
     /// Whether a block is on its way.
     pub(super) fn contains(&self, key: Key) -> bool {
         self.table.lock().contains_key(&key)
+    }
+
+    /// Whether a block is on its way ahead of its readers.
+    pub(super) fn is_ahead(&self, key: Key) -> bool {
+        let table = self.table.lock();
+        table
+            .get(&key)
+            .is_some_and(|flight| flight.asked == Asks::Ahead)
     }
 
     /// Joins the flight of a block, or starts one with `fetch` unless `cached` finds the block landed meanwhile.
@@ -71,6 +80,7 @@ impl Flights {
         let flight = Flight {
             answer: answer.clone(),
             wanted: wanted.clone(),
+            asked: asks,
         };
         table.insert(key, flight);
         drop(table);

@@ -95,7 +95,9 @@ impl Memory {
             &self.read
         };
         cache.insert(key, slot_of(block, unread));
-        cache.run_pending_tasks();
+        // What expires ahead moves over to those that were read: that one last.
+        self.ahead.run_pending_tasks();
+        self.read.run_pending_tasks();
     }
 
     /// What was read ahead for readers that have gone is no more than any other block from now on.

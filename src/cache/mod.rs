@@ -165,11 +165,19 @@ impl BlockSource for CachedSource {
         if self.inner.is_known_zero(index) {
             return ready(Ok(Block::Zero)).boxed();
         }
-        let cached = move || self.cache.memory.get(key);
-        let fetch = |_| self.fetch(index, None);
-        let flight = self.cache.flights.join(key, Asks::Now, cached, fetch);
+        let join = move || {
+            let cached = || self.cache.memory.get(key);
+            let fetch = |_| self.fetch(index, None);
+            self.cache.flights.join(key, Asks::Now, cached, fetch)
+        };
+        let was_ahead = self.cache.flights.is_ahead(key);
+        let flight = join();
         async move {
-            let block = flight.await?;
+            let block = match flight.await {
+                // It set out long before its reader came: the reader has all of its own time.
+                Err(error) if was_ahead && is_worth_another(&error) => join().await?,
+                block => block?,
+            };
             // A flight that began ahead of its reader has kept it as unread.
             self.cache.memory.get(key);
             Ok(block)
@@ -267,6 +275,11 @@ impl Catalog for CachedCatalog {
     ) -> BoxFuture<'a, Result<Delta>> {
         self.inner.delta(base, head)
     }
+}
+
+/// Whether what failed can succeed when it is given more time.
+fn is_worth_another(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Unavailable | Kind::Throttled)
 }
 
 /// What a waiter hears when the process stops before its block arrives.

@@ -12,6 +12,9 @@ use std::time::{Duration, SystemTime};
 
 use aws_config::SdkConfig;
 use aws_sdk_ebs::config::{Builder, StalledStreamProtectionConfig};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::result::SdkError;
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
 use parking_lot::Mutex;
@@ -225,7 +228,7 @@ impl Client {
             From::Page(token) => request.next_token(token),
         };
         let reply = call.within(HEADERS_TIMEOUT, request.send()).await?;
-        let reply = reply.map_err(|error| judge(error, call.action, &call.target))?;
+        let reply = reply.map_err(|error| self.judge_listing(error, call))?;
         let blocks = reply.blocks.unwrap_or_default().into_iter();
         let listing = Listing {
             blocks: call
@@ -238,6 +241,17 @@ impl Client {
         };
         call.right_size(reply.block_size)?;
         Ok(listing)
+    }
+
+    fn judge_listing<E>(&self, error: SdkError<E, HttpResponse>, call: &Call) -> Verdict
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        let verdict = judge(error, call.action, &call.target);
+        if matches!(&verdict, Verdict::Retry(error) if error.kind() == Kind::Throttled) {
+            self.throttles.fetch_add(1, Ordering::Relaxed);
+        }
+        verdict
     }
 
     /// One page of at most `max` (100 to 10,000) blocks that differ between two snapshots: with the token of the block in
@@ -285,7 +299,7 @@ impl Client {
             From::Page(token) => request.next_token(token),
         };
         let reply = call.within(HEADERS_TIMEOUT, request.send()).await?;
-        let reply = reply.map_err(|error| judge(error, call.action, &call.target))?;
+        let reply = reply.map_err(|error| self.judge_listing(error, call))?;
         let blocks = reply.changed_blocks.unwrap_or_default().into_iter();
         let blocks = blocks.map(|block| {
             // Neither token is a block of neither snapshot.
@@ -349,13 +363,6 @@ impl Client {
             Ok(Err(Verdict::Retry(error))) => error,
             Err(_) => call.error(Kind::Unavailable, "no answer"),
         };
-        if error.kind() == Kind::Throttled {
-            self.throttles.fetch_add(1, Ordering::Relaxed);
-            self.limiter.throttled();
-            if let Some(hedge) = &self.hedge {
-                hedge.throttled(Instant::now());
-            }
-        }
         let pause = waits.next_pause();
         let now = Instant::now();
         if now + pause >= call.deadline {

@@ -1,7 +1,7 @@
 //! How much is asked of the service at once: requests in flight, requests a second, seconds a block.
 //!
 //! Requests in flight follow the service: from [`FIRST`] they double with each round trip while half of them are in use, and
-//! from the first sign of too much on they grow by one a round trip. Signs of too much are a throttle, no answer, and a
+//! from the first sign of too much on they grow by one a round trip. Signs of too much are a throttle, no whole answer, and a
 //! block that took longer than [`SLOW`], which is a link with a queue: places go down by a fifth. After a throttle the rate
 //! goes down too, by a tenth, and comes back slowly: others may use the account's quota.
 //!
@@ -130,7 +130,12 @@ impl Limiter {
         }
     }
 
-    /// A request was not answered.
+    /// Requests on their way.
+    pub(super) fn in_flight(&self) -> u32 {
+        self.gate.lock().taken
+    }
+
+    /// A request was not answered, or not whole.
     pub(super) fn unanswered(&self) {
         self.gate.lock().too_much(Instant::now());
     }
@@ -239,6 +244,8 @@ impl Gate {
 
     /// The next request to go, or when to look again.
     fn next(&mut self, now: Instant) -> std::result::Result<Waiting, Option<Instant>> {
+        // Who has given up takes no turn.
+        self.waiting.retain(|waiting| !waiting.go.is_closed());
         if f64::from(self.taken) + 1.0 > self.places.max(1.0) {
             // Who gives a place back looks again.
             return Err(None);
@@ -280,7 +287,7 @@ impl Gate {
 
 /// Lets go who may, and sees to it that somebody looks again when the next one may.
 fn let_go(gate: &Shared) {
-    loop {
+    let turn = loop {
         let now = Instant::now();
         let next = {
             let mut gate = gate.lock();
@@ -292,7 +299,7 @@ fn let_go(gate: &Shared) {
                         return;
                     }
                     gate.awaited = Some(turn);
-                    break;
+                    break turn;
                 }
             }
         };
@@ -304,14 +311,18 @@ fn let_go(gate: &Shared) {
         if next.go.send(place).is_err() {
             return;
         }
-    }
+    };
     let gate = Arc::clone(gate);
     tokio::spawn(async move {
-        let turn = gate.lock().awaited;
-        if let Some(turn) = turn {
-            sleep_until(turn).await;
+        sleep_until(turn).await;
+        {
+            let mut gate = gate.lock();
+            // An earlier turn has come up since: its own task looks again.
+            if gate.awaited != Some(turn) {
+                return;
+            }
+            gate.awaited = None;
         }
-        gate.lock().awaited = None;
         let_go(&gate);
     });
 }

@@ -80,7 +80,8 @@ impl Intercept for Route {
 
 impl Settled {
     fn from(request: &HttpRequest, components: &RuntimeComponents) -> Option<Self> {
-        let endpoint = request.uri().split_once("/snapshots/")?.0.to_owned();
+        let path = request.uri().split('?').next()?;
+        let endpoint = path.rsplit_once("/snapshots/")?.0.to_owned();
         // Credential=AKID/20261122/eu-west-1/ebs/aws4_request
         let authorization = request.headers().get("authorization")?;
         let scope = authorization.split_once("Credential=")?.1;
@@ -183,6 +184,7 @@ impl Route {
             return Ok(reply);
         }
         let refusal = Limited::new(reply.take_body(), MAX_REFUSAL).collect().await;
+        let is_whole = refusal.is_ok();
         let refusal = refusal.map(Collected::to_bytes).unwrap_or_default();
         let verdict = judge_reply(&reply, &refusal, now, action, target);
         if matches!(verdict, Verdict::Skewed(_))
@@ -190,6 +192,13 @@ impl Route {
         {
             settled.skew.store(skew, Ordering::Relaxed);
         }
-        Err(verdict)
+        // What a refusal says for good is in the part that was cut off.
+        Err(match verdict {
+            Verdict::Permanent(error) if !is_whole => {
+                let what = format!("{action} {target}: a refusal that broke off");
+                Verdict::Retry(Error::with_source(Kind::Unavailable, what, error))
+            }
+            verdict => verdict,
+        })
     }
 }

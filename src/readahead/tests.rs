@@ -89,23 +89,30 @@ fn a_backward_scan_wants_each_block_once_down_to_the_first() {
 
 #[test]
 fn equal_steps_are_a_stride_in_both_directions() {
-    for (record, step) in [(4096, 20), (READ, 20), (8 * READ, 7)] {
+    let half = READ as u64 / 2;
+    for (record, step) in [
+        (4096, 20 * BLOCK),
+        (READ, 20 * BLOCK),
+        (8 * READ, 7 * BLOCK),
+        (4096, half),
+    ] {
         for backward in [false, true] {
             let mut reader = Reader::new(10_000, 64);
-            let mut steps: Vec<u64> = (0..100).map(|n| n * step).collect();
+            let count = if step < BLOCK { 1600 } else { 100 };
+            let mut steps: Vec<u64> = (0..count).map(|n| n * step).collect();
             if backward {
                 steps.reverse();
             }
             let mut wished = Vec::new();
-            for block in &steps {
+            for offset in &steps {
                 for part in (0..record).step_by(READ) {
-                    wished.extend(reader.read(block * BLOCK + part as u64, record.min(READ)));
+                    wished.extend(reader.read(offset + part as u64, record.min(READ)));
                 }
             }
             assert!(wished.len() > 80, "{} wished", wished.len());
             let first = wished[0];
             let on_the_way = |block: &u32| {
-                u64::from(*block) % step == 0
+                u64::from(*block) % (step / BLOCK).max(1) == 0
                     && if backward {
                         *block <= first
                     } else {
@@ -268,4 +275,27 @@ fn random_reads_do_not_end_a_stream() {
         }
     }
     assert!(wished > 190, "{wished}");
+}
+
+#[test]
+fn reading_the_same_again_and_again_is_no_stride() {
+    for start in [0, 2] {
+        let mut reader = Reader::new(1000, 64);
+        for _ in 0..10 {
+            reader.scan(start..start + 16);
+        }
+    }
+}
+
+#[test]
+fn a_stride_over_a_long_hole_is_looked_at_once() {
+    let mut reader = Reader::new(1 << 21, 64);
+    let looked = std::cell::Cell::new(0u64);
+    for n in 0..4000 {
+        reader.read_around(n * READ as u64 / 2, 4096, |_| {
+            looked.set(looked.get() + 1);
+            true
+        });
+    }
+    assert!(looked.get() <= 1 << 21, "{}", looked.get());
 }

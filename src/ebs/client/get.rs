@@ -18,6 +18,7 @@ use crate::aws::Verdict;
 use crate::block::Block;
 use crate::ebs::digest::{Checked, Digest};
 use crate::ebs::hedge::Hedge;
+use crate::ebs::limit::Place;
 use crate::error::{Error, Kind};
 use crate::source::Wanted;
 
@@ -44,7 +45,10 @@ impl Client {
     ) -> Outcome<Block> {
         let is_waited_for = wanted.is_wanted();
         let reply = match &self.hedge {
-            None => self.fetch(call, block, wanted).await?,
+            None => {
+                let place = self.place(block, wanted).await?;
+                self.fetch(call, block, place).await?
+            }
             Some(hedge) => self.fetch_hedged(call, block, wanted, hedge).await?,
         };
         let promised = &reply.checksum;
@@ -52,7 +56,10 @@ impl Client {
             let what = format!("no SHA-256 came with the block, but {promised:?}");
             return Err(Verdict::Retry(call.error(Kind::Corrupt, &what)));
         };
-        let checked = self.digester.check(&reply.bytes, &digest, is_waited_for);
+        // Nobody waits for company that is not on its way.
+        let is_alone = self.limiter.in_flight() == 0;
+        let at_once = is_waited_for || is_alone;
+        let checked = self.digester.check(&reply.bytes, &digest, at_once);
         match checked.await {
             Checked::Good => Ok(Block::Data(reply.bytes)),
             Checked::Zero => Ok(Block::Zero),
@@ -71,20 +78,25 @@ impl Client {
         }
     }
 
+    async fn place(&self, block: &BlockRequest<'_>, wanted: &Wanted) -> Outcome<Place> {
+        let place = self.limiter.get(block.snapshot, wanted).await;
+        place.map_err(Verdict::Permanent)
+    }
+
     /// One request and its whole reply.
     async fn fetch(
         &self,
         call: &Call,
         block: &BlockRequest<'_>,
-        wanted: &Wanted,
+        place: Place,
     ) -> Outcome<BlockReply> {
-        let place = self.limiter.get(block.snapshot, wanted).await;
-        let place = place.map_err(Verdict::Permanent)?;
         self.gets.fetch_add(1, Ordering::Relaxed);
         let request = self.route.get_block(block, call.action, &call.target);
         let reply = call.within(HEADERS_TIMEOUT, request).await;
-        let mut reply = reply.inspect_err(|_| self.limiter.unanswered())??;
-        let bytes = body(call, &mut reply, block.len).await?;
+        let reply = reply.inspect_err(|_| self.limiter.unanswered())?;
+        let mut reply = reply.inspect_err(|verdict| self.note_throttle(verdict))?;
+        let bytes = body(call, &mut reply, block.len).await;
+        let bytes = bytes.inspect_err(|_| self.limiter.unanswered())?;
         let took = place.served();
         if let Some(hedge) = &self.hedge {
             hedge.answered(took, Instant::now());
@@ -102,7 +114,18 @@ impl Client {
         })
     }
 
-    /// The same, asked a second time when it is slow; the first good reply wins.
+    /// Blocks are asked for too fast: lists have a quota of their own.
+    fn note_throttle(&self, verdict: &Verdict) {
+        if matches!(verdict, Verdict::Retry(error) if error.kind() == Kind::Throttled) {
+            self.throttles.fetch_add(1, Ordering::Relaxed);
+            self.limiter.throttled();
+            if let Some(hedge) = &self.hedge {
+                hedge.throttled(Instant::now());
+            }
+        }
+    }
+
+    /// The same, asked a second time when it is slow; the first good reply wins. Waiting for a place is not slowness.
     async fn fetch_hedged(
         &self,
         call: &Call,
@@ -110,10 +133,11 @@ impl Client {
         wanted: &Wanted,
         hedge: &Hedge,
     ) -> Outcome<BlockReply> {
+        let place = self.place(block, wanted).await?;
         let Some(patience) = hedge.patience(Instant::now()) else {
-            return self.fetch(call, block, wanted).await;
+            return self.fetch(call, block, place).await;
         };
-        let mut first = pin!(self.fetch(call, block, wanted));
+        let mut first = pin!(self.fetch(call, block, place));
         tokio::select! {
             biased;
             reply = &mut first => return reply,
@@ -122,8 +146,11 @@ impl Client {
         if !hedge.may_send_twice(Instant::now()) {
             return first.await;
         }
-        self.hedges.fetch_add(1, Ordering::Relaxed);
-        let second = pin!(self.fetch(call, block, wanted));
+        let second = pin!(async {
+            let place = self.place(block, wanted).await?;
+            self.hedges.fetch_add(1, Ordering::Relaxed);
+            self.fetch(call, block, place).await
+        });
         match select(first, second).await {
             Either::Left((Ok(reply), _)) | Either::Right((Ok(reply), _)) => Ok(reply),
             Either::Left((Err(_), other)) => other.await,
