@@ -1,11 +1,13 @@
 //! The README's commands, run as they stand there: all ```sh blocks in one shell, in order.
 
+use std::os::unix::fs::FileExt;
 use std::process::Command;
 
 use crate::support::*;
 
 /// What the README's examples are called here: a demo snapshot and folders of this test.
 const SNAPSHOT: &str = "snap-0123456789abcdef0";
+const LATER: &str = "snap-0fedcba9876543210";
 const VOLUME: &str = "vol-0123456789abcdef0";
 
 fn blocks(readme: &str) -> Vec<&str> {
@@ -43,6 +45,15 @@ fn every_command_of_the_readme_works_as_it_stands_there() {
     let emulator = Emulator::start();
     make_disk(emulator.volume("vol-0a").to_str().unwrap());
     let snapshot = emulator.snapshot("vol-0a");
+    let disk = std::fs::OpenOptions::new()
+        .write(true)
+        .open(emulator.volume("vol-0a"))
+        .unwrap();
+    for index in 4090..4093 {
+        disk.write_all_at(&content("vol-0a", index), index * BLOCK)
+            .unwrap();
+    }
+    let later = emulator.snapshot("vol-0a");
     let folder = tempfile::tempdir().unwrap();
     let readme =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
@@ -52,6 +63,7 @@ fn every_command_of_the_readme_works_as_it_stands_there() {
     let script = blocks
         .join("\n")
         .replace(SNAPSHOT, &snapshot)
+        .replace(LATER, &later)
         .replace(VOLUME, "vol-0a")
         .replace("/mnt/ebs", &at("ebs"))
         .replace("/mnt/files", &at("files"));

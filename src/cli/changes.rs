@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 
 use super::aws::{self, AwsArgs};
 use super::output;
-use crate::block::{BLOCK_SIZE, Delta};
+use crate::block::{BLOCK_SIZE, Delta, Geometry};
 use crate::ebs::{Client, Limits};
 use crate::error::{Error, Kind, Result};
 use crate::maps::{Format, Map};
@@ -108,7 +108,7 @@ impl ChangesArgs {
         let totals = Totals::of(&delta, lists);
         self.form.write(Map::Changes(&delta), |out| {
             let size = |size: u64| ByteSize::b(size).to_string();
-            let base_size = delta.base().map_or(0, |geometry| geometry.size());
+            let base_size = delta.base().map_or(0, Geometry::size);
             writeln!(out, "base       {base}, {}", size(base_size))?;
             writeln!(out, "head       {head}, {}", size(delta.head().size()))?;
             writeln!(

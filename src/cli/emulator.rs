@@ -33,6 +33,34 @@ pub(super) struct EmulatorArgs {
     /// Add a snapshot whose bytes are computed; DENSITY is blocks held in a million
     #[arg(long, value_name = "ID:GIB:DENSITY")]
     synthetic: Vec<Synthetic>,
+    /// Add a snapshot of a synthetic one's volume; CHANGED is blocks in a million that are other ones
+    #[arg(long, value_name = "ID:PARENT:CHANGED")]
+    synthetic_child: Vec<SyntheticChild>,
+}
+
+#[derive(Clone, Debug)]
+struct SyntheticChild {
+    id: String,
+    parent: String,
+    changed: u32,
+}
+
+impl FromStr for SyntheticChild {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let parts: Vec<&str> = text.split(':').collect();
+        let [id, parent, changed] = parts[..] else {
+            return Err("must look like snap-0b:snap-0a:10000".into());
+        };
+        Ok(Self {
+            id: id.to_owned(),
+            parent: parent.to_owned(),
+            changed: changed
+                .parse()
+                .map_err(|error| format!("{changed:?}: {error}"))?,
+        })
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -66,6 +94,9 @@ impl EmulatorArgs {
             let emulator = Emulator::open(&self.folder, &self.settings)?;
             for (synthetic, seed) in self.synthetic.iter().zip(1..) {
                 emulator.add_synthetic(&synthetic.id, synthetic.gib, synthetic.density, seed)?;
+            }
+            for child in &self.synthetic_child {
+                emulator.add_synthetic_child(&child.id, &child.parent, child.changed)?;
             }
             let failed = |error| Error::with_source(Kind::Io, "emulator", error);
             let address = listener.local_addr().map_err(failed)?;

@@ -131,6 +131,12 @@ impl Emulator {
         let scope = format!("changed/{first}/{second}");
         let page = self.page(query, &scope, now)?;
         let changed = |start: u32, max: usize| -> Vec<u32> {
+            if let (Some(a), Some(b)) = (&from.record.synthetic, &to.record.synthetic) {
+                return (start..a.blocks.max(b.blocks))
+                    .filter(|index| a.differs(b, *index))
+                    .take(max)
+                    .collect();
+            }
             let mut all: Vec<u32> = Vec::with_capacity(max);
             let mut a = from.blocks.range(start..).peekable();
             let mut b = to.blocks.range(start..).peekable();

@@ -150,6 +150,17 @@ impl Emulator {
             .map_err(|what| Error::new(Kind::Invalid, what))
     }
 
+    /// Adds a snapshot of the volume of a computed one, in which `changed` blocks in a million are other ones.
+    ///
+    /// # Errors
+    /// `Invalid` when the id is none or is taken, or the parent is no computed snapshot.
+    pub fn add_synthetic_child(&self, id: &str, parent: &str, changed: u32) -> Result<()> {
+        self.store
+            .lock()
+            .add_synthetic_child(id, parent, changed, self.now())
+            .map_err(|what| Error::new(Kind::Invalid, what))
+    }
+
     /// Serves until the listener fails.
     ///
     /// # Errors

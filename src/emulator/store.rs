@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::record::{PER_GIB, Record, millis};
-use super::synthetic::Synthetic;
+use super::synthetic::{self, Step, Synthetic};
 use super::{ACCOUNT, BLOCK};
 
 const GIB: u64 = 1 << 30;
@@ -266,10 +266,43 @@ impl Store {
             blocks: gib * PER_GIB,
             density,
             seed,
+            steps: Vec::new(),
         });
         // Not kept in the folder: whoever starts the emulator names it again.
         self.snapshots
             .insert(record.id.clone(), Snapshot::new(record, BTreeMap::new()));
+        Ok(())
+    }
+
+    /// Adds a computed snapshot of a computed one's volume, `changed` blocks in a million later.
+    pub(super) fn add_synthetic_child(
+        &mut self,
+        id: &str,
+        parent: &str,
+        changed: u32,
+        now: SystemTime,
+    ) -> Result<(), String> {
+        let parent = self
+            .get(parent)
+            .ok_or_else(|| format!("there is no {parent}"))?;
+        let (lineage, volume_id) = (
+            parent.record.lineage.clone(),
+            parent.record.volume_id.clone(),
+        );
+        let gib = parent.record.volume_gib;
+        let mut synthetic = parent
+            .record
+            .synthetic
+            .clone()
+            .ok_or("the parent is not synthetic")?;
+        let seed = fnv(id);
+        synthetic.steps.push(Step { changed, seed });
+        self.add_synthetic(id, gib, synthetic.density, synthetic.seed, now)?;
+        if let Some(child) = self.snapshots.get_mut(id) {
+            child.record.lineage = lineage;
+            child.record.volume_id = volume_id;
+            child.record.synthetic = Some(synthetic);
+        }
         Ok(())
     }
 
@@ -336,10 +369,11 @@ impl Store {
     /// Where a block's bytes are.
     pub(super) fn locate(&self, id: &str, index: u32) -> Option<Place> {
         let snapshot = self.get(id)?;
-        if let Some(synthetic) = snapshot.record.synthetic {
+        if let Some(synthetic) = &snapshot.record.synthetic {
+            let seed = synthetic.seed_of(index);
             return synthetic
                 .is_held(index)
-                .then_some(Place::Computed(synthetic, index));
+                .then_some(Place::Computed(seed, index));
         }
         let held = snapshot.blocks.get(&index)?;
         let writer = self
@@ -351,11 +385,18 @@ impl Store {
     }
 }
 
+/// A number for a name: FNV-1a.
+fn fnv(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    })
+}
+
 /// Where a block's bytes are, to be read without holding the store.
 #[derive(Debug)]
 pub(super) enum Place {
     Kept(PathBuf, u32, [u8; 32]),
-    Computed(Synthetic, u32),
+    Computed(u64, u32),
 }
 
 impl Place {
@@ -365,7 +406,7 @@ impl Place {
             Self::Kept(path, index, digest) => {
                 Ok((read_block(&File::open(path)?, *index)?.into(), *digest))
             }
-            Self::Computed(synthetic, index) => Ok(synthetic.read(*index)),
+            Self::Computed(seed, index) => Ok(synthetic::read(*seed, *index)),
         }
     }
 }

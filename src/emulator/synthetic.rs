@@ -14,12 +14,25 @@ use super::BLOCK;
 const PATTERNS: usize = 16;
 const TAIL: usize = 64;
 
+/// Of the blocks that a step changes one in so many is freed.
+const FREED_ONE_IN: u64 = 8;
+
 /// A computed volume: how large it is and which blocks it holds.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct Synthetic {
     pub(super) blocks: u32,
     /// Blocks held, in a million.
     pub(super) density: u32,
+    pub(super) seed: u64,
+    /// What was changed since, oldest first.
+    pub(super) steps: Vec<Step>,
+}
+
+/// The changes from one snapshot to the next.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub(super) struct Step {
+    /// Blocks changed, in a million.
+    pub(super) changed: u32,
     pub(super) seed: u64,
 }
 
@@ -46,39 +59,66 @@ fn patterns() -> &'static [Pattern] {
 }
 
 impl Synthetic {
+    /// The last step that changed the block, and what decides what it did.
+    fn last_change(&self, index: u32) -> Option<(usize, u64)> {
+        let changes = self.steps.iter().enumerate().rev();
+        changes
+            .map(|(number, step)| (number, step, mix(step.seed ^ u64::from(index))))
+            .find(|(_, step, mixed)| mixed % 1_000_000 < u64::from(step.changed))
+            .map(|(number, _, mixed)| (number, mixed / 1_000_000))
+    }
+
     pub(super) fn is_held(&self, index: u32) -> bool {
-        let mixed = mix(self.seed ^ u64::from(index));
-        index < self.blocks && mixed % 1_000_000 < u64::from(self.density)
+        let is_held = match self.last_change(index) {
+            Some((_, mixed)) => mixed % FREED_ONE_IN != 0,
+            None => mix(self.seed ^ u64::from(index)) % 1_000_000 < u64::from(self.density),
+        };
+        index < self.blocks && is_held
+    }
+
+    /// Whether a block differs from the same in a volume of the same origin: written, freed, or both.
+    pub(super) fn differs(&self, other: &Self, index: u32) -> bool {
+        let step = |volume: &Self| volume.last_change(index).map(|(number, _)| number);
+        step(self) != step(other) && (self.is_held(index) || other.is_held(index))
+    }
+
+    /// What tells the bytes of a block from those of others.
+    pub(super) fn seed_of(&self, index: u32) -> u64 {
+        let step = self
+            .last_change(index)
+            .and_then(|(number, _)| self.steps.get(number));
+        step.map_or(self.seed, |step| step.seed)
     }
 
     /// How many blocks are held, by counting them.
     pub(super) fn count_held(&self) -> u64 {
-        if self.density >= 1_000_000 {
+        if self.density >= 1_000_000 && self.steps.is_empty() {
             return self.blocks.into();
         }
         (0..self.blocks)
             .filter(|index| self.is_held(*index))
             .count() as u64
     }
+}
 
-    pub(super) fn read(&self, index: u32) -> (Bytes, [u8; 32]) {
-        let which = mix(self.seed ^ 0xb10c ^ u64::from(index)) % PATTERNS as u64;
-        let mut tail = [0; TAIL];
-        for (to, from) in tail
-            .chunks_mut(8)
-            .zip([self.seed, index.into()].into_iter().cycle())
-        {
-            to.copy_from_slice(&from.to_le_bytes());
-        }
-        let Some(pattern) = patterns().get(usize::try_from(which).unwrap_or(0)) else {
-            return (Bytes::new(), [0; 32]);
-        };
-        let mut bytes = BytesMut::with_capacity(BLOCK);
-        bytes.extend_from_slice(&pattern.bytes);
-        bytes.extend_from_slice(&tail);
-        let digest = pattern.hasher.clone().chain_update(tail).finalize();
-        (bytes.freeze(), digest.into())
+/// The bytes of a block and their SHA-256.
+pub(super) fn read(seed: u64, index: u32) -> (Bytes, [u8; 32]) {
+    let which = mix(seed ^ 0xb10c ^ u64::from(index)) % PATTERNS as u64;
+    let mut tail = [0; TAIL];
+    for (to, from) in tail
+        .chunks_mut(8)
+        .zip([seed, index.into()].into_iter().cycle())
+    {
+        to.copy_from_slice(&from.to_le_bytes());
     }
+    let Some(pattern) = patterns().get(usize::try_from(which).unwrap_or(0)) else {
+        return (Bytes::new(), [0; 32]);
+    };
+    let mut bytes = BytesMut::with_capacity(BLOCK);
+    bytes.extend_from_slice(&pattern.bytes);
+    bytes.extend_from_slice(&tail);
+    let digest = pattern.hasher.clone().chain_update(tail).finalize();
+    (bytes.freeze(), digest.into())
 }
 
 /// SplitMix64: neighbours in, nothing alike out.
@@ -99,13 +139,42 @@ mod tests {
             blocks: 10_000,
             density: 500_000,
             seed: 7,
+            steps: Vec::new(),
         };
-        let (one, digest) = volume.read(1);
+        let (one, digest) = read(volume.seed_of(1), 1);
         assert_eq!(one.len(), BLOCK);
         assert_eq!(Sha256::digest(&one).as_slice(), digest);
-        assert_ne!(volume.read(2).0, one);
+        assert_ne!(read(volume.seed_of(2), 2).0, one);
         let held = volume.count_held();
         assert!((4_700..5_300).contains(&held), "{held}");
         assert!(!volume.is_held(10_000));
+    }
+
+    #[test]
+    fn a_child_differs_where_its_step_says_and_in_nothing_else() {
+        let parent = Synthetic {
+            blocks: 100_000,
+            density: 500_000,
+            seed: 7,
+            steps: Vec::new(),
+        };
+        let mut child = parent.clone();
+        child.steps.push(Step {
+            changed: 10_000,
+            seed: 8,
+        });
+        let (mut written, mut gone) = (0, 0);
+        for index in 0..parent.blocks {
+            if !parent.differs(&child, index) {
+                assert_eq!(parent.is_held(index), child.is_held(index));
+                assert!(!child.is_held(index) || parent.seed_of(index) == child.seed_of(index));
+            } else if child.is_held(index) {
+                written += 1;
+            } else {
+                gone += 1;
+            }
+        }
+        assert!((800..1000).contains(&written), "{written}");
+        assert!((30..100).contains(&gone), "{gone}");
     }
 }
