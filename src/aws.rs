@@ -27,6 +27,11 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// Whether there were too many requests.
+    pub fn is_throttle(&self) -> bool {
+        matches!(self, Self::Retry(error) if error.kind() == Kind::Throttled)
+    }
+
     /// The error itself.
     pub fn into_error(self) -> Error {
         match self {

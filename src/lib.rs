@@ -42,8 +42,8 @@
 //! over that, an [`fs::Tree`] over that, mounted.
 //!
 //! # Memory
-//! Blocks, cached and in flight together, keep the budget of `--memory` (a hedge holds a second body for a moment). Tokens are bounded for all snapshots together
-//! (32 MiB). Presence is two bitmaps in chunks for each snapshot that is read, at most 16 MiB each for 64 TiB and next to
+//! Blocks, cached and in flight together, keep the budget of `--memory` (a hedge holds a second body for a moment). Tokens
+//! are bounded for all snapshots together (32 MiB). Presence is two bitmaps in chunks for each snapshot that is read, at most 16 MiB each for 64 TiB and next to
 //! nothing where all blocks of a chunk are alike. Nothing else grows with how much is read.
 //!
 //! # Errors

@@ -43,7 +43,6 @@ const IDLE: Duration = Duration::from_secs(10);
 const EVICTED: Duration = Duration::from_secs(10);
 /// Holes looked at for one read: 2 GiB of them.
 const HOLES: usize = 4096;
-
 /// Steps of a stride looked at for one read.
 const MOST_STEPS: usize = 2 * HOLES;
 
@@ -348,30 +347,24 @@ impl Stride {
         let Some(here) = block(0).filter(|_| step != 0) else {
             return Vec::new();
         };
-        let is_passed = |block: BlockIndex| {
+        // Whether the reader meets a block before it has passed another.
+        let is_up_to = |block: BlockIndex, other: BlockIndex| {
             if step > 0 {
-                block <= here
+                block <= other
             } else {
-                block >= here
+                block >= other
             }
         };
-        self.ahead.pass(is_passed);
+        self.ahead.pass(|block| is_up_to(block, here));
         self.ahead.adapt(read, share);
         // What was looked at before is not looked at again.
-        let edge = self.ahead.edge.filter(|edge| !is_passed(*edge));
-        let first = edge.map_or(1, |edge| (i128::from(geometry.offset(edge)) - at) / step);
-        let is_behind = |block: &BlockIndex| {
-            let edge = edge.unwrap_or(here);
-            if step > 0 {
-                *block <= edge
-            } else {
-                *block >= edge
-            }
-        };
+        let edge = self.ahead.edge.filter(|edge| !is_up_to(*edge, here));
+        let edge = edge.unwrap_or(here);
+        let first = (i128::from(geometry.offset(edge)) - at) / step;
         let ahead = (first.max(1)..)
             .take(MOST_STEPS)
             .map_while(block)
-            .skip_while(is_behind);
+            .skip_while(|block| is_up_to(*block, edge));
         self.ahead.fill(ahead, read.at, is_hole)
     }
 }

@@ -28,10 +28,7 @@ impl Chain {
             .make_volume("vol-0a", 2048, (0..40).chain(100..110));
         chain.keep(&volume);
         let write = |from: u64, blocks: u64, as_if: &str| {
-            let file = std::fs::OpenOptions::new()
-                .write(true)
-                .open(&volume)
-                .unwrap();
+            let file = writable(&volume);
             for index in from..from + blocks {
                 file.write_all_at(&content(as_if, index), index * BLOCK)
                     .unwrap();
@@ -43,10 +40,7 @@ impl Chain {
         write(2047, 1, "other");
         chain.keep(&volume);
         // Freed as fstrim does, and written with zeroes.
-        let file = std::fs::OpenOptions::new()
-            .write(true)
-            .open(&volume)
-            .unwrap();
+        let file = writable(&volume);
         let free = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         fallocate(&file, free, (10 * BLOCK) as i64, (4 * BLOCK) as i64).unwrap();
         file.write_all_at(&vec![0; BLOCK as usize], 30 * BLOCK)
@@ -90,12 +84,7 @@ impl Chain {
             .arg(self.image(base))
             .arg(&target));
         let len = std::fs::metadata(self.image(head)).unwrap().len();
-        std::fs::OpenOptions::new()
-            .write(true)
-            .open(&target)
-            .unwrap()
-            .set_len(len)
-            .unwrap();
+        writable(&target).set_len(len).unwrap();
         target
     }
 }

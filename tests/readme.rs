@@ -45,10 +45,7 @@ fn every_command_of_the_readme_works_as_it_stands_there() {
     let emulator = Emulator::start();
     make_disk(emulator.volume("vol-0a").to_str().unwrap());
     let snapshot = emulator.snapshot("vol-0a");
-    let disk = std::fs::OpenOptions::new()
-        .write(true)
-        .open(emulator.volume("vol-0a"))
-        .unwrap();
+    let disk = writable(&emulator.volume("vol-0a"));
     for index in 4090..4093 {
         disk.write_all_at(&content("vol-0a", index), index * BLOCK)
             .unwrap();

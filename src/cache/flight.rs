@@ -56,7 +56,8 @@ impl Flights {
     /// Joins the flight of a block, or starts one with `fetch` unless `cached` finds the block landed meanwhile.
     ///
     /// The flight runs as a task of its own: it goes on when every waiter has gone. Joining happens in the call, waiting
-    /// in the future, and a reader that joins a flight of readahead makes it wanted. A flight that failed answers all who joined it with the same error and leaves nothing behind.
+    /// in the future, and a reader that joins a flight of readahead makes it wanted. A flight that failed answers all who
+    /// joined it with the same error and leaves nothing behind.
     pub(super) fn join(
         &self,
         key: Key,

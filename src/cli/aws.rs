@@ -40,6 +40,13 @@ pub(super) struct AwsArgs {
 }
 
 impl AwsArgs {
+    /// The configuration, with a Region and credentials that were asked for once.
+    pub(super) async fn load_with_credentials(&self) -> Result<SdkConfig> {
+        let config = self.load().await?;
+        check_credentials(&config).await?;
+        Ok(config)
+    }
+
     /// The configuration, with a Region; whether there are credentials is asked only by [`check_credentials`].
     pub(super) async fn load(&self) -> Result<SdkConfig> {
         let mut loader = aws_config::defaults(BehaviorVersion::latest());

@@ -26,8 +26,7 @@ impl BlocksArgs {
     pub(super) fn run(self) -> Result<()> {
         let id = &self.snapshot;
         let (geometry, held) = super::runtime()?.block_on(async {
-            let config = self.aws.load().await?;
-            aws::check_credentials(&config).await?;
+            let config = self.aws.load_with_credentials().await?;
             let select = vec![Selector::Snapshot(id.clone())];
             let (_, catalog) = aws::catalog(&config, &Limits::default(), select);
             let (_, source) = catalog.open(id).await?;

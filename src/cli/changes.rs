@@ -9,10 +9,10 @@ use clap::{Args, ValueEnum};
 use super::aws::{self, AwsArgs};
 use super::output;
 use crate::block::{BLOCK_SIZE, Delta, Geometry};
-use crate::ebs::{Client, Limits};
+use crate::ebs::Limits;
 use crate::error::{Error, Kind, Result};
 use crate::maps::{Format, Map};
-use crate::source::{Catalog, Selector, SnapshotId, State, sort_by_time};
+use crate::source::{Catalog, Selector, SnapshotId, State};
 
 /// Dollars a request, us-east-1: <https://aws.amazon.com/ebs/pricing/>, EBS direct APIs.
 const GET_PRICE: f64 = 0.003 / 1000.0;
@@ -95,8 +95,7 @@ impl ChangesArgs {
             return Err(Error::new(Kind::Invalid, "name two snapshots, or --volume"));
         };
         let (delta, lists) = runtime.block_on(async {
-            let config = self.aws.load().await?;
-            aws::check_credentials(&config).await?;
+            let config = self.aws.load_with_credentials().await?;
             let select = vec![
                 Selector::Snapshot(base.clone()),
                 Selector::Snapshot(head.clone()),
@@ -136,22 +135,16 @@ impl ChangesArgs {
 
     /// A line for each pair of neighbours on the volume.
     async fn chain(&self, volume: &str) -> Result<()> {
-        let config = self.aws.load().await?;
-        aws::check_credentials(&config).await?;
+        let config = self.aws.load_with_credentials().await?;
         let select: Selector = volume.parse()?;
         if !matches!(select, Selector::Volume(_)) {
             let what =
                 format!("--volume {volume} is no volume: it must look like vol-0123456789abcdef0");
             return Err(Error::new(Kind::Invalid, what));
         }
-        let descriptions = aws::descriptions(&config).ok_or_else(|| {
-            let what =
-                "--volume needs EC2, which is not built into this program (cargo feature ec2)";
-            Error::new(Kind::Invalid, what)
-        })?;
-        let mut snapshots = descriptions.describe(std::slice::from_ref(&select)).await?;
+        let (client, catalog) = aws::catalog(&config, &Limits::default(), vec![select]);
+        let mut snapshots = catalog.list().await?;
         snapshots.retain(|snapshot| snapshot.state == Some(State::Completed));
-        sort_by_time(&mut snapshots);
         if snapshots.len() < 2 {
             let what = format!(
                 "{volume} has {} completed snapshots: changes need two",
@@ -159,8 +152,6 @@ impl ChangesArgs {
             );
             return Err(Error::new(Kind::NotFound, what));
         }
-        let (client, catalog): (std::sync::Arc<Client>, _) =
-            aws::catalog(&config, &Limits::default(), vec![select]);
         let mut lines = vec![
             [
                 "BASE",

@@ -24,8 +24,7 @@ pub(super) struct LsArgs {
 impl LsArgs {
     pub(super) fn run(self) -> Result<()> {
         let mut snapshots = super::runtime()?.block_on(async {
-            let config = self.aws.load().await?;
-            aws::check_credentials(&config).await?;
+            let config = self.aws.load_with_credentials().await?;
             let descriptions = aws::descriptions(&config).ok_or_else(|| {
                 Error::new(
                     Kind::Invalid,

@@ -66,13 +66,13 @@ struct LimitArgs {
     #[arg(long, value_name = "TIME", default_value = "90s", value_parser = humantime::parse_duration)]
     timeout: Duration,
     /// Requests on their way at once
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, value_name = "N", default_value_t = Limits::default().max_in_flight, value_parser = clap::value_parser!(u32).range(1..=1024))]
     max_in_flight: u32,
     /// Blocks asked for in a second; AWS allows an account 1,000, and more when asked to
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, value_name = "N", default_value_t = Limits::default().max_rps, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     max_rps: u32,
     /// The same for one snapshot; AWS allows 1,000
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, value_name = "N", default_value_t = Limits::default().max_snapshot_rps, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     max_snapshot_rps: u32,
     /// Ask a second time for a block that is slower than 99 of 100; billed, at most 2 % more requests
     #[arg(long)]

@@ -12,6 +12,9 @@ use std::time::{Duration, SystemTime};
 
 use aws_config::SdkConfig;
 use aws_sdk_ebs::config::{Builder, StalledStreamProtectionConfig};
+use aws_sdk_ebs::operation::list_changed_blocks::ListChangedBlocksOutput;
+use aws_sdk_ebs::operation::list_snapshot_blocks::ListSnapshotBlocksOutput;
+use aws_sdk_ebs::primitives::DateTime;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
@@ -200,58 +203,31 @@ impl Client {
             target: snapshot.to_string(),
             deadline,
         };
-        let mut waits = Waits::new();
-        loop {
-            let once = self.list_once(&call, snapshot, from, max);
-            if let Some(listing) = self.one_try(&call, &mut waits, once).await? {
-                return Ok(listing);
+        let send = || {
+            let request = self
+                .sdk
+                .list_snapshot_blocks()
+                .snapshot_id(snapshot.as_str())
+                .max_results(max.into());
+            let request = match from {
+                From::Index(index) => request.starting_block_index(number(*index)),
+                From::Page(token) => request.next_token(token),
+            };
+            request.send()
+        };
+        let told = |reply: ListSnapshotBlocksOutput| {
+            let blocks = reply.blocks.unwrap_or_default().into_iter();
+            Told {
+                blocks: blocks
+                    .map(|block| Some((block.block_index?, block.block_token?)))
+                    .collect(),
+                block_size: reply.block_size,
+                expiry: reply.expiry_time,
+                volume_size: reply.volume_size,
+                next: reply.next_token,
             }
-        }
-    }
-
-    async fn list_once(
-        &self,
-        call: &Call,
-        snapshot: &SnapshotId,
-        from: &From,
-        max: u16,
-    ) -> std::result::Result<Listing<String>, Verdict> {
-        let _place = self.limiter.list().await.map_err(Verdict::Permanent)?;
-        self.lists.fetch_add(1, Ordering::Relaxed);
-        let request = self
-            .sdk
-            .list_snapshot_blocks()
-            .snapshot_id(snapshot.as_str())
-            .max_results(max.into());
-        let request = match from {
-            From::Index(index) => request.starting_block_index(number(*index)),
-            From::Page(token) => request.next_token(token),
         };
-        let reply = call.within(HEADERS_TIMEOUT, request.send()).await?;
-        let reply = reply.map_err(|error| self.judge_listing(error, call))?;
-        let blocks = reply.blocks.unwrap_or_default().into_iter();
-        let listing = Listing {
-            blocks: call
-                .whole(blocks.map(|block| Some((block.block_index?, block.block_token?))))?,
-            expiry: reply
-                .expiry_time
-                .and_then(|at| SystemTime::try_from(at).ok()),
-            volume_size: bytes(reply.volume_size),
-            next: reply.next_token.filter(|token| !token.is_empty()),
-        };
-        call.right_size(reply.block_size)?;
-        Ok(listing)
-    }
-
-    fn judge_listing<E>(&self, error: SdkError<E, HttpResponse>, call: &Call) -> Verdict
-    where
-        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
-    {
-        let verdict = judge(error, call.action, &call.target);
-        if matches!(&verdict, Verdict::Retry(error) if error.kind() == Kind::Throttled) {
-            self.throttles.fetch_add(1, Ordering::Relaxed);
-        }
-        verdict
+        self.listing(&call, send, told).await
     }
 
     /// One page of at most `max` (100 to 10,000) blocks that differ between two snapshots: with the token of the block in
@@ -269,54 +245,67 @@ impl Client {
             target: format!("{base}..{head}"),
             deadline,
         };
+        let send = || {
+            let request = self
+                .sdk
+                .list_changed_blocks()
+                .first_snapshot_id(base.as_str())
+                .second_snapshot_id(head.as_str())
+                .max_results(max.into());
+            let request = match from {
+                From::Index(index) => request.starting_block_index(number(*index)),
+                From::Page(token) => request.next_token(token),
+            };
+            request.send()
+        };
+        let told = |reply: ListChangedBlocksOutput| {
+            let blocks = reply.changed_blocks.unwrap_or_default().into_iter();
+            let whole = blocks.map(|block| {
+                // Neither token is a block of neither snapshot.
+                let (first, second) = (block.first_block_token, block.second_block_token);
+                let known = first.is_some() || second.is_some();
+                Some((block.block_index.filter(|_| known)?, second))
+            });
+            Told {
+                blocks: whole.collect(),
+                block_size: reply.block_size,
+                expiry: reply.expiry_time,
+                volume_size: reply.volume_size,
+                next: reply.next_token,
+            }
+        };
+        self.listing(&call, send, told).await
+    }
+
+    /// A list call of either kind, until it succeeds or fails for good.
+    async fn listing<T, R, E, F>(
+        &self,
+        call: &Call,
+        send: impl Fn() -> F,
+        told: impl Fn(R) -> Told<T>,
+    ) -> std::result::Result<Listing<T>, Failure>
+    where
+        F: Future<Output = std::result::Result<R, SdkError<E, HttpResponse>>>,
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        let once = || async {
+            let _place = self.limiter.list().await.map_err(Verdict::Permanent)?;
+            self.lists.fetch_add(1, Ordering::Relaxed);
+            let reply = call.within(HEADERS_TIMEOUT, send()).await?;
+            let reply = reply.map_err(|error| judge(error, call.action, &call.target));
+            let reply = reply.inspect_err(|verdict| {
+                if verdict.is_throttle() {
+                    self.throttles.fetch_add(1, Ordering::Relaxed);
+                }
+            })?;
+            told(reply).listing(call)
+        };
         let mut waits = Waits::new();
         loop {
-            let once = self.list_changed_once(&call, base, head, from, max);
-            if let Some(listing) = self.one_try(&call, &mut waits, once).await? {
+            if let Some(listing) = self.one_try(call, &mut waits, once()).await? {
                 return Ok(listing);
             }
         }
-    }
-
-    async fn list_changed_once(
-        &self,
-        call: &Call,
-        base: &SnapshotId,
-        head: &SnapshotId,
-        from: &From,
-        max: u16,
-    ) -> std::result::Result<Listing<Option<String>>, Verdict> {
-        let _place = self.limiter.list().await.map_err(Verdict::Permanent)?;
-        self.lists.fetch_add(1, Ordering::Relaxed);
-        let request = self
-            .sdk
-            .list_changed_blocks()
-            .first_snapshot_id(base.as_str())
-            .second_snapshot_id(head.as_str())
-            .max_results(max.into());
-        let request = match from {
-            From::Index(index) => request.starting_block_index(number(*index)),
-            From::Page(token) => request.next_token(token),
-        };
-        let reply = call.within(HEADERS_TIMEOUT, request.send()).await?;
-        let reply = reply.map_err(|error| self.judge_listing(error, call))?;
-        let blocks = reply.changed_blocks.unwrap_or_default().into_iter();
-        let blocks = blocks.map(|block| {
-            // Neither token is a block of neither snapshot.
-            let (first, second) = (block.first_block_token, block.second_block_token);
-            let known = first.is_some() || second.is_some();
-            Some((block.block_index.filter(|_| known)?, second))
-        });
-        let listing = Listing {
-            blocks: call.whole(blocks)?,
-            expiry: reply
-                .expiry_time
-                .and_then(|at| SystemTime::try_from(at).ok()),
-            volume_size: bytes(reply.volume_size),
-            next: reply.next_token.filter(|token| !token.is_empty()),
-        };
-        call.right_size(reply.block_size)?;
-        Ok(listing)
     }
 
     /// The bytes of one block, verified. It gives way to others until it is `wanted`.
@@ -426,35 +415,40 @@ impl Call {
     }
 }
 
-impl Call {
-    /// All blocks of a listing: one that is told by halves must not be taken for a hole.
-    fn whole<T>(
-        &self,
-        blocks: impl Iterator<Item = Option<T>>,
-    ) -> std::result::Result<Vec<T>, Verdict> {
-        let whole: Option<Vec<T>> = blocks.collect();
-        whole.ok_or_else(|| {
-            Verdict::Retry(self.error(Kind::Corrupt, "a block without index or token"))
-        })
-    }
+/// What a reply of either list call tells.
+struct Told<T> {
+    /// None when one of them was told by halves: it must not be taken for a hole.
+    blocks: Option<Vec<(i32, T)>>,
+    block_size: Option<i32>,
+    expiry: Option<DateTime>,
+    /// In GiB.
+    volume_size: Option<i64>,
+    next: Option<String>,
+}
 
-    fn right_size(&self, told: Option<i32>) -> std::result::Result<(), Verdict> {
+impl<T> Told<T> {
+    fn listing(self, call: &Call) -> std::result::Result<Listing<T>, Verdict> {
+        let told = self.block_size;
         if told.is_some_and(|size| size != BLOCK_SIZE as i32) {
             let what = format!("blocks of {told:?} bytes, not {BLOCK_SIZE}");
-            return Err(Verdict::Permanent(self.error(Kind::Invalid, &what)));
+            return Err(Verdict::Permanent(call.error(Kind::Invalid, &what)));
         }
-        Ok(())
+        let blocks = self.blocks.ok_or_else(|| {
+            Verdict::Retry(call.error(Kind::Corrupt, "a block without index or token"))
+        })?;
+        let bytes = |gib: i64| u64::try_from(gib).ok()?.checked_mul(1 << 30);
+        Ok(Listing {
+            blocks,
+            expiry: self.expiry.and_then(|at| SystemTime::try_from(at).ok()),
+            volume_size: self.volume_size.and_then(bytes),
+            next: self.next.filter(|token| !token.is_empty()),
+        })
     }
 }
 
 /// A block's index as the API writes it.
 fn number(index: BlockIndex) -> i32 {
     i32::try_from(index.0).unwrap_or(i32::MAX)
-}
-
-/// A volume's size, which the API tells in GiB.
-fn bytes(gib: Option<i64>) -> Option<u64> {
-    u64::try_from(gib?).ok()?.checked_mul(1 << 30)
 }
 
 /// The attempts of one call.

@@ -7,7 +7,6 @@
 //! A changed block has tokens in both snapshots, or in the head alone: its bytes are the head's. A block with a token in
 //! the base alone is gone: it reads as zeroes in the head. What a program must never do is to copy the base's bytes there.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
@@ -37,12 +36,11 @@ pub(super) struct Listing<'a> {
     /// Blocks of the larger of the two volumes.
     end: u32,
     delta: Mutex<Delta>,
-    listed: AtomicU64,
     logged: Mutex<Instant>,
 }
 
 /// What a page, or a range of them, says: nothing changed between these blocks up to `end` but them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Told {
     blocks: Vec<(u32, Change)>,
     /// The block after the last one that it speaks of.
@@ -64,7 +62,6 @@ impl<'a> Listing<'a> {
             head,
             end: base_size.block_count().max(head_size.block_count()),
             delta: Mutex::new(Delta::new(Some(base_size), head_size)),
-            listed: AtomicU64::new(0),
             logged: Mutex::new(Instant::now()),
         }
     }
@@ -211,13 +208,10 @@ impl<'a> Listing<'a> {
         for (index, change) in blocks {
             delta.insert(BlockIndex(*index), *change);
         }
-        let listed = self
-            .listed
-            .fetch_add(blocks.len() as u64, Ordering::Relaxed)
-            + blocks.len() as u64;
         let mut logged = self.logged.lock();
         if logged.elapsed() >= LOG_EVERY {
             *logged = Instant::now();
+            let listed = delta.write().len() + delta.zero().len();
             info!(
                 "{}..{}: {listed} changed blocks listed so far",
                 self.base, self.head

@@ -243,7 +243,10 @@ impl Gate {
     }
 
     /// The next request to go, or when to look again.
-    fn next(&mut self, now: Instant) -> std::result::Result<Waiting, Option<Instant>> {
+    fn next(
+        &mut self,
+        now: Instant,
+    ) -> std::result::Result<oneshot::Sender<Place>, Option<Instant>> {
         // Who has given up takes no turn.
         self.waiting.retain(|waiting| !waiting.go.is_closed());
         if f64::from(self.taken) + 1.0 > self.places.max(1.0) {
@@ -266,22 +269,18 @@ impl Gate {
         let next = found
             .and_then(|at| self.waiting.remove(at))
             .ok_or(earliest)?;
-        if let Some(snapshot) = &next.snapshot {
+        if let Some(snapshot) = next.snapshot {
             if let Some(last) = self.rated {
                 self.rate = (self.rate + RATE_BACK * (now - last).as_secs_f64()).min(1.0);
             }
             self.rated = Some(now);
             self.account.take(now, self.rate);
-            if let Some(pace) = self.snapshots.get_mut(snapshot) {
-                pace.take(now, self.rate);
-            } else {
-                let mut pace = Pace::new(self.snapshot_rps);
-                pace.take(now, self.rate);
-                self.snapshots.insert(snapshot.clone(), pace);
-            }
+            let pace = self.snapshots.entry(snapshot);
+            let pace = pace.or_insert_with(|| Pace::new(self.snapshot_rps));
+            pace.take(now, self.rate);
         }
         self.taken += 1;
-        Ok(next)
+        Ok(next.go)
     }
 }
 
@@ -289,10 +288,10 @@ impl Gate {
 fn let_go(gate: &Shared) {
     let turn = loop {
         let now = Instant::now();
-        let next = {
+        let go = {
             let mut gate = gate.lock();
             match gate.next(now) {
-                Ok(next) => next,
+                Ok(go) => go,
                 Err(earliest) => {
                     let Some(turn) = earliest else { return };
                     if gate.awaited.is_some_and(|awaited| awaited <= turn) {
@@ -308,7 +307,7 @@ fn let_go(gate: &Shared) {
             since: now,
         };
         // Who asked may have given up: the place comes back by being dropped, and that looks again.
-        if next.go.send(place).is_err() {
+        if go.send(place).is_err() {
             return;
         }
     };

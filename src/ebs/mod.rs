@@ -1,5 +1,7 @@
 //! The EBS direct APIs as a [`Catalog`](crate::source::Catalog): [`client`] makes the calls, [`block_map`] knows which
-//! blocks a snapshot holds and their tokens, [`snapshot`] reads blocks with both, [`catalog`] finds snapshots.
+//! blocks a snapshot holds and their tokens, [`snapshot`] reads blocks with both, [`delta`] lists what differs between two,
+//! [`catalog`] finds snapshots. The client holds back what is too much ([`limit`]), signs and sends blocks ([`wire`]), sends
+//! slow ones twice if told to ([`hedge`]) and verifies them ([`digest`]).
 //!
 //! Tokens are secrets (whoever may call GetSnapshotBlock can use one) and never leave this folder.
 

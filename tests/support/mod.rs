@@ -330,6 +330,12 @@ pub fn open(path: &Path) -> std::fs::File {
     std::fs::File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
+/// A file opened to be written into.
+pub fn writable(path: &Path) -> std::fs::File {
+    let file = std::fs::OpenOptions::new().write(true).open(path);
+    file.unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
 /// Reads exactly so many bytes at a place.
 pub fn read_at(path: &Path, offset: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];

@@ -116,7 +116,7 @@ impl Client {
 
     /// Blocks are asked for too fast: lists have a quota of their own.
     fn note_throttle(&self, verdict: &Verdict) {
-        if matches!(verdict, Verdict::Retry(error) if error.kind() == Kind::Throttled) {
+        if verdict.is_throttle() {
             self.throttles.fetch_add(1, Ordering::Relaxed);
             self.limiter.throttled();
             if let Some(hedge) = &self.hedge {
