@@ -288,8 +288,9 @@ impl Refused<'_> {
                 | "DEPENDENCY_ACCESS_DENIED",
             ) => Verdict::Permanent(kms()),
             (_, "UNRELATED_SNAPSHOTS") => Verdict::Permanent(needs(
-                Kind::Invalid,
-                "they have no history in common (a copy to another Region, a rebuilt volume): copy the second one whole",
+                Kind::Unrelated,
+                "they have no history in common (a copy to another Region, a rebuilt volume): copy the second one whole, \
+                 or have all blocks of both read and compared (ebsfs changes --unrelated compare)",
             )),
             (_, "INVALID_SNAPSHOT_ID") if message.contains("ublic snapshot") => {
                 Verdict::Permanent(needs(

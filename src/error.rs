@@ -26,6 +26,8 @@ pub enum Kind {
     Corrupt,
     /// The request itself is wrong: an argument, an index, a name.
     Invalid,
+    /// Two snapshots have no history in common: they can only be compared block by block.
+    Unrelated,
     /// Something on this machine failed: a mountpoint, a file, a socket.
     Io,
 }

@@ -15,7 +15,7 @@
 //! | row | modules | what they must not know |
 //! | --- | --- | --- |
 //! | 0 | [`error`], [`block`] | anything |
-//! | 1 | [`source`], [`readahead`], [`maps`], [`aws`] | who implements or uses them |
+//! | 1 | [`source`], [`readahead`], [`compare`], [`maps`], [`aws`] | who implements or uses them |
 //! | 2 | [`ebs`], `ec2`, [`cache`], [`image`] | each other: cache and image see only [`source::BlockSource`] |
 //! | 3 | [`fs`] | ebs, ec2, cache |
 //! | 4 | [`cli`] | nothing: the one place where concrete types are stacked |
@@ -55,6 +55,7 @@ pub mod error;
 pub mod block;
 
 pub mod aws;
+pub mod compare;
 pub mod maps;
 pub mod readahead;
 pub mod source;

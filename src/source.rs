@@ -1,5 +1,8 @@
 //! What can be read: [`BlockSource`] (a volume's blocks), [`Catalog`] (which snapshots there are), and their contracts.
 
+mod delta;
+mod held;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -12,6 +15,9 @@ use serde::{Serialize, Serializer};
 
 use crate::block::{Block, BlockIndex, Delta, Extent, Geometry};
 use crate::error::{Error, Kind, Result};
+
+pub use delta::DeltaSource;
+pub use held::held;
 
 /// The blocks of one volume at one instant. They never change.
 pub trait BlockSource: Send + Sync {
@@ -69,6 +75,9 @@ impl Wanted {
     }
 }
 
+/// A delta, and its head to read it from.
+pub type Changes = (Arc<Delta>, Arc<dyn BlockSource>);
+
 /// Which snapshots there are, and how to read one.
 pub trait Catalog: Send + Sync {
     /// The snapshots selected, oldest first.
@@ -86,16 +95,19 @@ pub trait Catalog: Send + Sync {
         id: &'a SnapshotId,
     ) -> BoxFuture<'a, Result<(Snapshot, Arc<dyn BlockSource>)>>;
 
-    /// What differs between two snapshots: what `base` needs to become `head`.
+    /// What differs between two snapshots: what `base` needs to become `head`, listed anew; and the head, to read just
+    /// that from.
+    ///
+    /// Dropped while it is on its way, it stops, and the next one goes on from there.
     ///
     /// # Errors
-    /// `Invalid` when they are not related; `Corrupt` when the listing contradicts itself; else as for
+    /// `Unrelated` when they have no history in common; `Corrupt` when the listing contradicts itself; else as for
     /// [`Catalog::open`].
     fn delta<'a>(
         &'a self,
         base: &'a SnapshotId,
         head: &'a SnapshotId,
-    ) -> BoxFuture<'a, Result<Delta>>;
+    ) -> BoxFuture<'a, Result<Changes>>;
 }
 
 /// What EC2 knows of snapshots. Absent where its API is not built in, not reachable or not permitted.

@@ -23,13 +23,21 @@ fn the_tree_shows_the_snapshots_that_the_arguments_select_with_their_size_time_a
         names.sort();
         names
     };
-    assert_eq!(names(""), ["snapshots", "volumes"]);
+    assert_eq!(names(""), ["changes", "snapshots", "volumes"]);
     let mut expected = [first.clone(), second.clone()];
     expected.sort();
     assert_eq!(names("snapshots"), expected);
     assert_eq!(
         names(&format!("snapshots/{first}")),
-        ["disk.raw", "snapshot.json"]
+        [
+            "blocks.bmap",
+            "blocks.csv",
+            "blocks.json",
+            "blocks.mapfile",
+            "disk.raw",
+            "heatmap.svg",
+            "snapshot.json"
+        ]
     );
     assert_eq!(names("volumes"), ["vol-0a"]);
 

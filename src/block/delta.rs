@@ -97,6 +97,17 @@ impl Delta {
             Some((extent, change))
         })
     }
+
+    /// Every block of `within` that needs something, ascending.
+    pub fn blocks_in(&self, within: Extent) -> impl Iterator<Item = (BlockIndex, Change)> {
+        let mut at = within.start();
+        std::iter::from_fn(move || {
+            let (extent, change) = self.next_run(at)?;
+            let index = extent.start();
+            at = BlockIndex(index.0 + 1);
+            (index < within.end()).then_some((index, change))
+        })
+    }
 }
 
 #[cfg(test)]

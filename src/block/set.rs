@@ -37,6 +37,13 @@ impl BlockSet {
         self.len == 0
     }
 
+    /// Bytes of memory that the set takes.
+    pub fn memory(&self) -> usize {
+        let is_bits = |chunk: &&Chunk| matches!(chunk, Chunk::Bits(_));
+        let bits = self.chunks.iter().filter(is_bits).count();
+        bits * size_of::<[u64; WORDS]>() + self.chunks.capacity() * size_of::<Chunk>()
+    }
+
     /// Whether the block is in the set.
     pub fn contains(&self, index: BlockIndex) -> bool {
         match self.chunks.get(chunk_of(index.0)) {

@@ -14,9 +14,9 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::block::{BLOCK_SIZE, Block, BlockIndex, Delta, Extent, Geometry};
+use crate::block::{BLOCK_SIZE, Block, BlockIndex, Extent, Geometry};
 use crate::error::{Error, Kind, Result};
-use crate::source::{BlockSource, Catalog, Snapshot, SnapshotId, Wanted};
+use crate::source::{BlockSource, Catalog, Changes, Snapshot, SnapshotId, Wanted};
 
 use flight::{Asks, Flights};
 use memory::Memory;
@@ -246,6 +246,13 @@ impl CachedCatalog {
             open: parking_lot::Mutex::default(),
         }
     }
+
+    /// The one cached source of a snapshot.
+    fn cached(&self, id: &SnapshotId, source: Arc<dyn BlockSource>) -> Arc<CachedSource> {
+        let mut open = self.open.lock();
+        let cached = open.entry(id.clone());
+        Arc::clone(cached.or_insert_with(|| Arc::new(self.cache.wrap(source))))
+    }
 }
 
 impl Catalog for CachedCatalog {
@@ -259,11 +266,7 @@ impl Catalog for CachedCatalog {
     ) -> BoxFuture<'a, Result<(Snapshot, Arc<dyn BlockSource>)>> {
         async move {
             let (snapshot, source) = self.inner.open(id).await?;
-            let mut open = self.open.lock();
-            let cached = open
-                .entry(id.clone())
-                .or_insert_with(|| Arc::new(self.cache.wrap(source)));
-            Ok((snapshot, Arc::clone(cached) as Arc<dyn BlockSource>))
+            Ok((snapshot, self.cached(id, source) as Arc<dyn BlockSource>))
         }
         .boxed()
     }
@@ -272,8 +275,19 @@ impl Catalog for CachedCatalog {
         &'a self,
         base: &'a SnapshotId,
         head: &'a SnapshotId,
-    ) -> BoxFuture<'a, Result<Delta>> {
-        self.inner.delta(base, head)
+    ) -> BoxFuture<'a, Result<Changes>> {
+        async move {
+            let (delta, inner) = self.inner.delta(base, head).await?;
+            let (_, plain) = self.inner.open(head).await?;
+            // The same bytes, got by other tokens: blocks are kept and fetched together with the head's own.
+            let source = CachedSource {
+                cache: Arc::clone(&self.cache),
+                number: self.cached(head, plain).number,
+                inner,
+            };
+            Ok((delta, Arc::new(source) as Arc<dyn BlockSource>))
+        }
+        .boxed()
     }
 }
 

@@ -1,15 +1,17 @@
 //! `ebsfs blocks`: which blocks a snapshot holds.
 
+use std::sync::Arc;
+
 use bytesize::ByteSize;
 use clap::Args;
 
 use super::aws::{self, AwsArgs};
 use super::changes::FormArgs;
-use crate::block::{BLOCK_SIZE, BlockIndex, BlockSet};
+use crate::block::BLOCK_SIZE;
 use crate::ebs::Limits;
 use crate::error::{Error, Result};
 use crate::maps::Map;
-use crate::source::{Catalog, Selector, SnapshotId};
+use crate::source::{Catalog, Selector, SnapshotId, held};
 
 /// Show which blocks a snapshot holds; all others read as zeroes
 #[derive(Args, Debug)]
@@ -30,24 +32,17 @@ impl BlocksArgs {
             let select = vec![Selector::Snapshot(id.clone())];
             let (_, catalog) = aws::catalog(&config, &Limits::default(), select);
             let (_, source) = catalog.open(id).await?;
-            let mut held = BlockSet::new();
-            let mut at = BlockIndex(0);
-            while let Some(extent) = source.next_extent(at).await? {
-                held.insert_extent(extent);
-                at = extent.end();
-            }
+            let held = held(&*source).await?;
             Ok::<_, Error>((source.geometry(), held))
         })?;
-        self.form.write(Map::Blocks(geometry, &held), |out| {
-            let bytes = held.len() * u64::from(BLOCK_SIZE);
-            let percent = held.len() as f64 * 100.0 / f64::from(geometry.block_count());
+        let count = held.len();
+        let map = Map::Blocks(geometry, Arc::new(held));
+        let title = format!("What {id} holds");
+        self.form.write(&map, &title, |out| {
+            let bytes = count * u64::from(BLOCK_SIZE);
+            let percent = count as f64 * 100.0 / f64::from(geometry.block_count());
             writeln!(out, "snapshot   {id}, {}", ByteSize::b(geometry.size()))?;
-            writeln!(
-                out,
-                "held       {} blocks, {}",
-                held.len(),
-                ByteSize::b(bytes)
-            )?;
+            writeln!(out, "held       {} blocks, {}", count, ByteSize::b(bytes))?;
             writeln!(out, "share      {percent:.3} % of the volume")
         })
     }

@@ -2,28 +2,27 @@
 
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
+use tracing::info;
 
 use super::aws::{self, AwsArgs};
 use super::output;
-use crate::block::{BLOCK_SIZE, Delta, Geometry};
-use crate::ebs::Limits;
+use crate::block::{Delta, Geometry};
+use crate::compare;
+use crate::ebs::{EbsCatalog, Limits};
 use crate::error::{Error, Kind, Result};
-use crate::maps::{Format, Map};
+use crate::maps::{Format, Map, Totals};
 use crate::source::{Catalog, Selector, SnapshotId, State};
-
-/// Dollars a request, us-east-1: <https://aws.amazon.com/ebs/pricing/>, EBS direct APIs.
-const GET_PRICE: f64 = 0.003 / 1000.0;
-const LIST_PRICE: f64 = 0.0006 / 1000.0;
 
 /// Show what differs between two snapshots
 #[derive(Args, Debug)]
 #[command(
     long_about = "Show what differs between two snapshots: blocks of 512 KiB that were written, and blocks that are gone \
     (they read as zeroes in HEAD). The listing costs one request for 10,000 blocks; no block is read.\n\n\
-    A rewrite with the same bytes counts as written: AWS lists writes, not differences."
+    A rewrite with the same bytes counts as written: AWS lists writes, not differences. --exact reads both and compares."
 )]
 pub(super) struct ChangesArgs {
     #[command(flatten)]
@@ -34,10 +33,24 @@ pub(super) struct ChangesArgs {
     /// The snapshot to end with
     head: Option<SnapshotId>,
     /// Each step along the snapshots of this volume, oldest first
-    #[arg(long, value_name = "VOLUME", conflicts_with_all = ["base", "format", "output"])]
+    #[arg(long, value_name = "VOLUME", conflicts_with_all = ["base", "format", "output", "exact", "unrelated"])]
     volume: Option<String>,
+    /// Leave out blocks that were written with the bytes that they held; reads each twice, once a snapshot
+    #[arg(long)]
+    exact: bool,
+    /// What to do about snapshots without a common history
+    #[arg(long, value_enum, default_value_t = Unrelated::Refuse)]
+    unrelated: Unrelated,
     #[command(flatten)]
     form: FormArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Unrelated {
+    /// Say so
+    Refuse,
+    /// List both, read the blocks that both hold, and compare
+    Compare,
 }
 
 #[derive(Args, Debug)]
@@ -62,6 +75,8 @@ enum Form {
     Bmap,
     /// For ddrescue --domain-mapfile
     Mapfile,
+    /// A picture of the volume
+    Svg,
     /// As nbdinfo --map
     Nbdinfo,
 }
@@ -70,11 +85,17 @@ impl FormArgs {
     /// Writes the map as it was asked for, or the table.
     pub(super) fn write(
         &self,
-        map: Map<'_>,
+        map: &Map,
+        title: &str,
         table: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<()> {
         let format = match self.format {
             Form::Table => return output::write(self.output.as_deref(), table),
+            Form::Svg => {
+                return output::write(self.output.as_deref(), |out| {
+                    out.write_all(map.heatmap(title).as_bytes())
+                });
+            }
             Form::Json => Format::Json,
             Form::Csv => Format::Csv,
             Form::Bmap => Format::Bmap,
@@ -94,43 +115,68 @@ impl ChangesArgs {
         let (Some(base), Some(head)) = (&self.base, &self.head) else {
             return Err(Error::new(Kind::Invalid, "name two snapshots, or --volume"));
         };
-        let (delta, lists) = runtime.block_on(async {
+        let (delta, lists, gets) = runtime.block_on(async {
             let config = self.aws.load_with_credentials().await?;
             let select = vec![
                 Selector::Snapshot(base.clone()),
                 Selector::Snapshot(head.clone()),
             ];
             let (client, catalog) = aws::catalog(&config, &Limits::default(), select);
-            let delta = catalog.delta(base, head).await?;
-            Ok::<_, Error>((delta, client.counts().lists))
+            let delta = self.delta(&catalog, base, head).await?;
+            let counts = client.counts();
+            Ok::<_, Error>((delta, counts.lists, counts.gets))
         })?;
-        let totals = Totals::of(&delta, lists);
-        self.form.write(Map::Changes(&delta), |out| {
+        let totals = Totals::of(&delta);
+        let title = format!("Changes from {base} to {head}");
+        let base_size = delta.base().map_or(0, Geometry::size);
+        let head_size = delta.head().size();
+        self.form.write(&Map::Changes(delta), &title, |out| {
             let size = |size: u64| ByteSize::b(size).to_string();
-            let base_size = delta.base().map_or(0, Geometry::size);
             writeln!(out, "base       {base}, {}", size(base_size))?;
-            writeln!(out, "head       {head}, {}", size(delta.head().size()))?;
-            writeln!(
-                out,
-                "written    {} blocks, {}",
-                totals.written,
-                size(totals.bytes)
-            )?;
+            writeln!(out, "head       {head}, {}", size(head_size))?;
+            let written = totals.written;
+            writeln!(out, "written    {written} blocks, {}", size(totals.bytes))?;
             writeln!(out, "gone       {} blocks", totals.gone)?;
-            writeln!(out, "changed    {:.3} % of the volume", totals.percent)?;
             writeln!(
                 out,
-                "listing    {} requests, ${:.4}",
-                totals.lists,
-                totals.list_cost()
+                "changed    {:.3} % of the volume",
+                totals.share * 100.0
             )?;
-            writeln!(
-                out,
-                "reading    {} requests, ${:.4}",
-                totals.written,
-                totals.get_cost()
-            )
+            let cost = Totals::listing_cost(lists);
+            writeln!(out, "listing    {lists} requests, ${cost:.4}")?;
+            if gets > 0 {
+                let cost = Totals::getting_cost(gets);
+                writeln!(out, "comparing  {gets} requests, ${cost:.4}")?;
+            }
+            let cost = totals.reading_cost();
+            writeln!(out, "reading    {written} requests, ${cost:.4}")
         })
+    }
+
+    /// What differs, by listing and, where that was asked for, by comparing.
+    async fn delta(
+        &self,
+        catalog: &EbsCatalog,
+        base: &SnapshotId,
+        head: &SnapshotId,
+    ) -> Result<Arc<Delta>> {
+        let (delta, new) = match catalog.delta(base, head).await {
+            Err(error)
+                if error.kind() == Kind::Unrelated && self.unrelated == Unrelated::Compare =>
+            {
+                info!("{base} and {head} have no history in common: comparing their blocks");
+                let (_, old) = catalog.open(base).await?;
+                let (_, new) = catalog.open(head).await?;
+                return compare::unrelated(&*old, &*new).await.map(Arc::new);
+            }
+            listed => listed?,
+        };
+        if !self.exact {
+            return Ok(delta);
+        }
+        // Listed the other way round it brings the tokens of the base's blocks.
+        let (_, old) = catalog.delta(head, base).await?;
+        compare::exact(&delta, &*old, &*new).await.map(Arc::new)
     }
 
     /// A line for each pair of neighbours on the volume.
@@ -167,48 +213,19 @@ impl ChangesArgs {
         for pair in snapshots.windows(2) {
             let [base, head] = pair else { continue };
             let before = client.counts().lists;
-            let delta = catalog.delta(&base.id, &head.id).await?;
-            let totals = Totals::of(&delta, client.counts().lists - before);
+            let (delta, _) = catalog.delta(&base.id, &head.id).await?;
+            let totals = Totals::of(&delta);
+            let cost = Totals::listing_cost(client.counts().lists - before) + totals.reading_cost();
             lines.push([
                 base.id.to_string(),
                 head.id.to_string(),
                 totals.written.to_string(),
                 ByteSize::b(totals.bytes).to_string(),
                 totals.gone.to_string(),
-                format!("{:.3} %", totals.percent),
-                format!("${:.4}", totals.get_cost()),
+                format!("{:.3} %", totals.share * 100.0),
+                format!("${cost:.4}"),
             ]);
         }
         output::write(None, |out| out.write_all(super::table(&lines).as_bytes()))
-    }
-}
-
-/// What a delta comes to.
-struct Totals {
-    written: u64,
-    gone: u64,
-    bytes: u64,
-    percent: f64,
-    lists: u64,
-}
-
-impl Totals {
-    fn of(delta: &Delta, lists: u64) -> Self {
-        let (written, gone) = (delta.write().len(), delta.zero().len());
-        Self {
-            written,
-            gone,
-            bytes: written * u64::from(BLOCK_SIZE),
-            percent: (written + gone) as f64 * 100.0 / f64::from(delta.head().block_count()),
-            lists,
-        }
-    }
-
-    fn get_cost(&self) -> f64 {
-        self.written as f64 * GET_PRICE
-    }
-
-    fn list_cost(&self) -> f64 {
-        self.lists as f64 * LIST_PRICE
     }
 }

@@ -69,7 +69,7 @@ permissions, snapshot's state), 5 not ready yet, 6 throttled, 7 no answer from t
 fn exit_code(kind: Kind) -> u8 {
     match kind {
         Kind::Io => 1,
-        Kind::Invalid => 2,
+        Kind::Invalid | Kind::Unrelated => 2,
         Kind::NotFound => 3,
         Kind::Denied => 4,
         Kind::Pending => 5,

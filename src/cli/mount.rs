@@ -141,8 +141,8 @@ impl MountArgs {
                 let done = serve_until_end(&mounted, &mut signals).await;
                 let (requests, (hits, fetched)) = (client.counts(), cache.counts());
                 info!(
-                    "unmounted: {fetched} blocks fetched, {hits} reads answered from memory, {} GetSnapshotBlock and {} \
-                     ListSnapshotBlocks requests, {} of them hedges, {} retries, {} throttled",
+                    "unmounted: {fetched} blocks fetched, {hits} reads answered from memory, {} GetSnapshotBlock and {} list \
+                     requests, {} of them hedges, {} retries, {} throttled",
                     requests.gets,
                     requests.lists,
                     requests.hedges,
@@ -172,13 +172,13 @@ impl MountArgs {
         let cache = Cache::new(self.memory, self.limits.max_in_flight)?;
         let readahead = ReadaheadBudget::new(cache.max_readahead());
         let cached = CachedCatalog::new(Arc::clone(&cache), catalog);
-        let tree = Tree::new(Arc::new(cached), self.access.ownership(), readahead);
-        let mounted = crate::fs::mount(
-            tree,
-            &self.mountpoint,
-            self.access.access(),
+        let tree = Tree::new(
+            Arc::new(cached),
+            self.access.ownership(),
+            readahead,
             self.limits.timeout,
-        )?;
+        );
+        let mounted = crate::fs::mount(tree, &self.mountpoint, self.access.access())?;
         client.set_timeout(self.limits.timeout);
         Ok((mounted, client, cache))
     }

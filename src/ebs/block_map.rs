@@ -3,10 +3,8 @@
 //! # Absence is a claim
 //! A block that is not listed reads as zeroes: the one silent way to corrupt. So a block counts as a hole only inside a
 //! range that an unbroken chain of pages covers: from the index that was asked for to the last block of the reply, or to
-//! the end of the volume when there is no next page. A listing that goes on where another ended starts at that one's last
-//! block, which must come again: a page that was dropped or doubled between them does not pass. Whatever contradicts
-//! what was listed before makes the map corrupt for good, and so does a whole listing whose count is not
-//! `FullSnapshotSizeInBytes`.
+//! the end of the volume when there is no next page; see [`walk`]. Whatever contradicts what was listed before makes the
+//! map corrupt for good, and so does a whole listing whose count is not `FullSnapshotSizeInBytes`.
 //!
 //! # Memory
 //! Presence is two [`BlockSet`]s, at most 16 MiB for 64 TiB (where all is known, the set of what is known takes nothing).
@@ -19,10 +17,12 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
-use tracing::{debug, warn};
+use tracing::warn;
 
-use super::client::{Client, Failure, From};
+use super::client::{Client, Failure, From, Listing};
 use super::pages::{Kept, Page, Pages};
+use super::snapshot::Tokens;
+use super::walk::{self, Fault, Landing, Lists, UnderWay};
 use crate::block::{BlockIndex, BlockSet, Extent, Geometry};
 use crate::error::{Error, Kind, Result};
 use crate::source::SnapshotId;
@@ -65,6 +65,7 @@ pub(super) struct BlockMap {
     pages: Arc<Pages>,
     clock: Clock,
     exists: bool,
+    under_way: UnderWay,
     state: Mutex<State>,
 }
 
@@ -81,8 +82,6 @@ struct State {
     starts: BTreeMap<u32, u32>,
     /// Blocks asked for by the page that a token was last refused or renewed in: the next listing there asks as many.
     again: Option<(BlockIndex, u16)>,
-    /// Listings on their way, and where they probably reach.
-    listings: Vec<(Extent, watch::Receiver<()>)>,
     /// The contradiction found, for good.
     corrupt: Option<Error>,
 }
@@ -112,6 +111,7 @@ impl BlockMap {
             pages,
             clock,
             exists: known.exists,
+            under_way: UnderWay::default(),
             state: Mutex::new(State {
                 geometry: known.geometry,
                 expected: known.held,
@@ -140,34 +140,6 @@ impl BlockMap {
     pub(super) fn is_known_hole(&self, index: BlockIndex) -> bool {
         let state = self.state.lock();
         state.corrupt.is_none() && state.known.contains(index) && !state.held.contains(index)
-    }
-
-    /// The block's token; none when it is a hole.
-    pub(super) async fn token(
-        &self,
-        index: BlockIndex,
-        deadline: Instant,
-    ) -> Result<Option<String>> {
-        loop {
-            match self.lookup(index)? {
-                Lookup::Hole => return Ok(None),
-                Lookup::Token(token) => return Ok(Some(token)),
-                Lookup::Unlisted => self.list(index, deadline).await?,
-            }
-        }
-    }
-
-    /// Forgets the page that brought this token, unless another has taken its place.
-    pub(super) fn forget(&self, index: BlockIndex, token: &str) {
-        let mut state = self.state.lock();
-        let Some(start) = state.page_of(index) else {
-            return;
-        };
-        let key = (self.number, start);
-        if self.pages.token(key, index, SystemTime::UNIX_EPOCH) == Kept::Token(token.to_owned()) {
-            state.starts.remove(&start);
-            state.again = self.pages.remove(key).map(|asked| (index, asked));
-        }
     }
 
     /// The first run of held blocks at or after `from`, as far as it is known; at most to the end of a listing.
@@ -236,21 +208,24 @@ impl BlockMap {
             }
             Plan::List {
                 start,
+                anchored,
                 max,
-                landing,
+                landing: _landing,
             } => {
-                let listed = self.list_chain(start, index, max, deadline).await;
-                drop(landing);
-                listed
+                let call = Call {
+                    map: self,
+                    max,
+                    deadline,
+                };
+                self.list_chain(&call, start, anchored, index).await
             }
         }
     }
 
     fn plan(&self, index: BlockIndex) -> Plan<'_> {
         let mut state = self.state.lock();
-        let under_way = |(reach, _): &&(Extent, _)| reach.start() <= index && index < reach.end();
-        if let Some((_, landed)) = state.listings.iter().find(under_way) {
-            return Plan::Wait(landed.clone());
+        if let Some(landed) = self.under_way.towards(index) {
+            return Plan::Wait(landed);
         }
         let again = state.again.take_if(|(at, _)| *at == index);
         let before = state.known_before(index);
@@ -270,17 +245,10 @@ impl BlockMap {
             None => BlockIndex(index.0 - index.0 % ALIGNED),
         };
         let reach = BlockIndex(start.0.saturating_add(max.into()));
-        let landing = Extent::new(start, reach).map(|reach| {
-            let (sender, landed) = watch::channel(());
-            state.listings.push((reach, landed));
-            Landing {
-                map: self,
-                reach,
-                _sender: sender,
-            }
-        });
+        let landing = Extent::new(start, reach).map(|reach| self.under_way.set_out(reach));
         Plan::List {
             start,
+            anchored: state.held.contains(start),
             max,
             landing,
         }
@@ -289,64 +257,29 @@ impl BlockMap {
     /// Lists pages from `start` until `index` is covered.
     async fn list_chain(
         &self,
+        call: &Call<'_>,
         mut start: BlockIndex,
+        mut anchored: bool,
         index: BlockIndex,
-        max: u16,
-        deadline: Instant,
     ) -> Result<()> {
-        let mut from = From::Index(start);
         loop {
-            let listing = match self.client.list(&self.snapshot, &from, max, deadline).await {
-                // The page token is an hour old or foreign: ask by index for what comes after the last block.
-                Err(Failure::StaleToken(error)) if matches!(from, From::Page(_)) => {
-                    debug!("{error}");
-                    from = From::Index(start);
-                    continue;
-                }
-                Err(Failure::Final(error))
-                    if error.kind() == Kind::NotFound
-                        && self.exists
-                        && self.state.lock().known.is_empty()
-                        && Instant::now() + VISIBLE_AGAIN < deadline =>
-                {
-                    warn!("waiting until it can be listed: {error}");
-                    sleep(VISIBLE_AGAIN).await;
-                    continue;
-                }
-                listing => listing?,
-            };
-            let now = (self.clock)();
-            self.learn_geometry(listing.volume_size)?;
-            let Some(geometry) = self.state.lock().geometry else {
+            let told = match walk::page(call, start.0, anchored).await {
+                Ok(Some(told)) => told,
                 // Nothing can be covered without knowing where the volume ends: `geometry` asks again.
-                return Ok(());
+                Ok(None) => return Ok(()),
+                Err(Fault::Contradiction(what)) => return Err(self.poison(&what)),
+                Err(Fault::Failed(error)) => return Err(error),
             };
-            let blocks = self.check(start, geometry, listing.blocks)?;
-            let end = match (&listing.next, blocks.last()) {
-                (None, _) => geometry.block_count(),
-                (Some(_), Some((last, _))) => last + 1,
-                (Some(next), None) => {
-                    // An empty page covers nothing, and only its own token leads past it.
-                    if matches!(&from, From::Page(token) if token == next) {
-                        return Err(self.poison("the same page comes again and again"));
-                    }
-                    from = From::Page(next.clone());
-                    continue;
-                }
-            };
-            self.merge(start, end, &blocks)?;
-            let page = Page::new(end, max, now, listing.expiry, &blocks);
+            self.merge(start, told.end, &told.blocks)?;
+            let tokens = told.blocks.iter().map(|(index, token)| (*index, &**token));
+            let page = Page::new(told.end, call.max, (self.clock)(), told.expiry, tokens);
             self.keep(start.0, page);
-            if end > index.0 {
+            if told.end > index.0 {
                 return Ok(());
             }
-            // A short page: go on from its last block, which must come again, unless that is all there was.
-            let last = BlockIndex(end - 1);
-            from = match listing.next {
-                Some(next) if last == start => From::Page(next),
-                _ => From::Index(last),
-            };
-            start = last;
+            // A short page: go on from its last block.
+            start = BlockIndex(told.end - 1);
+            anchored = true;
         }
     }
 
@@ -363,31 +296,6 @@ impl BlockMap {
             "the volume has {} bytes by one account and {size} by another",
             known.size()
         )))
-    }
-
-    /// Indexes in order, within the volume, none before what was asked for.
-    fn check(
-        &self,
-        start: BlockIndex,
-        geometry: Geometry,
-        blocks: Vec<(i32, String)>,
-    ) -> Result<Vec<(u32, String)>> {
-        let mut least = start.0;
-        let mut checked = Vec::with_capacity(blocks.len());
-        for (index, token) in blocks {
-            let Some(index) = u32::try_from(index)
-                .ok()
-                .filter(|index| (least..geometry.block_count()).contains(index))
-            else {
-                return Err(self.poison(&format!(
-                    "a listing from block {start} brought block {index} where one from {least} to {} must come",
-                    geometry.block_count() - 1
-                )));
-            };
-            least = index + 1;
-            checked.push((index, token));
-        }
-        Ok(checked)
     }
 
     /// Takes over what a page that covers `start..end` says, if it agrees with what is known.
@@ -472,6 +380,31 @@ impl BlockMap {
     }
 }
 
+impl Tokens for BlockMap {
+    async fn token(&self, index: BlockIndex, deadline: Instant) -> Result<Option<String>> {
+        loop {
+            match self.lookup(index)? {
+                Lookup::Hole => return Ok(None),
+                Lookup::Token(token) => return Ok(Some(token)),
+                Lookup::Unlisted => self.list(index, deadline).await?,
+            }
+        }
+    }
+
+    fn forget(&self, index: BlockIndex, token: &str) {
+        // Not if another page has taken its place.
+        let mut state = self.state.lock();
+        let Some(start) = state.page_of(index) else {
+            return;
+        };
+        let key = (self.number, start);
+        if self.pages.token(key, index, SystemTime::UNIX_EPOCH) == Kept::Token(token.to_owned()) {
+            state.starts.remove(&start);
+            state.again = self.pages.remove(key).map(|asked| (index, asked));
+        }
+    }
+}
+
 impl State {
     /// The nearest block a little before `index` of which it is known whether it is held.
     fn known_before(&self, index: BlockIndex) -> Option<BlockIndex> {
@@ -495,21 +428,51 @@ enum Plan<'a> {
     /// List from `start`, `max` blocks.
     List {
         start: BlockIndex,
+        /// Whether `start` is held, and so must come again.
+        anchored: bool,
         max: u16,
         landing: Option<Landing<'a>>,
     },
 }
 
-/// Takes a listing off the list of those on their way; dropping the sender wakes who waits for it.
-struct Landing<'a> {
+/// ListSnapshotBlocks of the map's snapshot.
+struct Call<'a> {
     map: &'a BlockMap,
-    reach: Extent,
-    _sender: watch::Sender<()>,
+    max: u16,
+    deadline: Instant,
 }
 
-impl Drop for Landing<'_> {
-    fn drop(&mut self) {
-        let mut state = self.map.state.lock();
-        state.listings.retain(|(reach, _)| *reach != self.reach);
+impl Lists for Call<'_> {
+    type Item = String;
+
+    async fn list(&self, from: &From) -> std::result::Result<Listing<String>, Failure> {
+        let map = self.map;
+        loop {
+            let listed = map
+                .client
+                .list(&map.snapshot, from, self.max, self.deadline);
+            match listed.await {
+                Err(Failure::Final(error))
+                    if error.kind() == Kind::NotFound
+                        && map.exists
+                        && map.state.lock().known.is_empty()
+                        && Instant::now() + VISIBLE_AGAIN < self.deadline =>
+                {
+                    warn!("waiting until it can be listed: {error}");
+                    sleep(VISIBLE_AGAIN).await;
+                }
+                listed => {
+                    let listing = listed?;
+                    map.learn_geometry(listing.volume_size)
+                        .map_err(Failure::Final)?;
+                    return Ok(listing);
+                }
+            }
+        }
+    }
+
+    fn end(&self) -> Option<u32> {
+        let geometry = self.map.state.lock().geometry;
+        geometry.map(Geometry::block_count)
     }
 }

@@ -1,18 +1,21 @@
 //! [`EbsCatalog`]: snapshots by what EC2 tells of them when it may be asked, and by the direct APIs alone when not.
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use super::block_map::{BlockMap, Known};
+use super::changed::{ChangedSource, Pair};
 use super::client::Client;
 use super::delta::Listing;
 use super::pages::Pages;
@@ -20,11 +23,14 @@ use super::snapshot::SnapshotSource;
 use crate::block::{BLOCK_SIZE, Delta, Geometry};
 use crate::error::{Error, Kind, Result};
 use crate::source::{
-    BlockSource, Catalog, Descriptions, Selector, Snapshot, SnapshotId, State, sort_by_time,
+    BlockSource, Catalog, Changes, Descriptions, Selector, Snapshot, SnapshotId, State,
+    sort_by_time,
 };
 
 /// How long EC2 may take to describe a snapshot that can be read without it.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Deltas listed in part that are kept to go on from, up to 32 MiB each.
+const MOST_PENDING: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 /// How long it is left alone after it did not answer.
 const DESCRIBE_AGAIN: Duration = Duration::from_secs(60);
 
@@ -38,11 +44,18 @@ pub struct EbsCatalog {
     /// Completed snapshots by the last listing: what EC2 told once need not be asked again.
     described: Mutex<HashMap<SnapshotId, Snapshot>>,
     open: Mutex<HashMap<SnapshotId, Opening>>,
+    deltas: Mutex<LruCache<(SnapshotId, SnapshotId), Arc<Pending>>>,
     ec2_silent_until: Mutex<Option<Instant>>,
 }
 
 /// Filled once, by whoever opens the snapshot first.
 type Opening = Arc<OnceCell<(Snapshot, Arc<SnapshotSource>)>>;
+
+/// A delta being listed, once for all that wait for it: by whoever came first, and by the next one when that one goes.
+struct Pending {
+    listing: Listing,
+    listed: OnceCell<(Arc<Delta>, Arc<ChangedSource>)>,
+}
 
 impl std::fmt::Debug for EbsCatalog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -65,6 +78,7 @@ impl EbsCatalog {
             maps: AtomicU32::new(0),
             described: Mutex::default(),
             open: Mutex::default(),
+            deltas: Mutex::new(LruCache::new(MOST_PENDING)),
             ec2_silent_until: Mutex::new(None),
         }
     }
@@ -171,6 +185,58 @@ impl EbsCatalog {
         let source = SnapshotSource::new(id.clone(), geometry, client, map);
         Ok((snapshot, Arc::new(source)))
     }
+
+    /// A snapshot, opened once.
+    async fn opened(&self, id: &SnapshotId) -> Result<(Snapshot, Arc<SnapshotSource>)> {
+        let opening = Arc::clone(self.open.lock().entry(id.clone()).or_default());
+        let opened = opening.get_or_try_init(|| self.open_once(id)).await;
+        if opened.is_err() && opening.get().is_none() {
+            // An id that cannot be opened is not remembered: anyone may look up any number of them.
+            let mut open = self.open.lock();
+            if open
+                .get(id)
+                .is_some_and(|entry| Arc::strong_count(entry) == 2)
+            {
+                open.remove(id);
+            }
+        }
+        opened.cloned()
+    }
+
+    async fn list_delta(
+        &self,
+        base: &SnapshotId,
+        head: &SnapshotId,
+    ) -> Result<(Arc<Delta>, Arc<ChangedSource>)> {
+        // One after the other: the first that cannot be read is the one to name.
+        let (_, base_source) = self.opened(base).await?;
+        let (_, head_source) = self.opened(head).await?;
+        let key = (base.clone(), head.clone());
+        let new = || {
+            let (base_size, head_size) = (base_source.geometry(), head_source.geometry());
+            let pair = Arc::new(Pair {
+                client: Arc::clone(&self.client),
+                number: self.maps.fetch_add(1, Ordering::Relaxed),
+                base: base.clone(),
+                head: head.clone(),
+                base_size,
+                head_size,
+                end: base_size.block_count().max(head_size.block_count()),
+            });
+            Arc::new(Pending {
+                listing: Listing::new(pair, Arc::clone(&self.pages)),
+                listed: OnceCell::new(),
+            })
+        };
+        let pending = Arc::clone(self.deltas.lock().get_or_insert(key.clone(), new));
+        let listed = pending.listed.get_or_try_init(|| async {
+            let (delta, changed) = pending.listing.run().await?;
+            // Whoever asks from now on lists anew: this one belongs to those who waited for it.
+            self.deltas.lock().pop(&key);
+            Ok::<_, Error>((delta, Arc::new(ChangedSource::new(head_source, changed))))
+        });
+        listed.await.cloned()
+    }
 }
 
 fn silent() -> Error {
@@ -188,20 +254,8 @@ impl Catalog for EbsCatalog {
         id: &'a SnapshotId,
     ) -> BoxFuture<'a, Result<(Snapshot, Arc<dyn BlockSource>)>> {
         async move {
-            let opening = Arc::clone(self.open.lock().entry(id.clone()).or_default());
-            let opened = opening.get_or_try_init(|| self.open_once(id)).await;
-            if opened.is_err() && opening.get().is_none() {
-                // An id that cannot be opened is not remembered: anyone may look up any number of them.
-                let mut open = self.open.lock();
-                if open
-                    .get(id)
-                    .is_some_and(|entry| Arc::strong_count(entry) == 2)
-                {
-                    open.remove(id);
-                }
-            }
-            let (snapshot, source) = opened?;
-            Ok((snapshot.clone(), Arc::clone(source) as Arc<dyn BlockSource>))
+            let (snapshot, source) = self.opened(id).await?;
+            Ok((snapshot, source as Arc<dyn BlockSource>))
         }
         .boxed()
     }
@@ -210,14 +264,10 @@ impl Catalog for EbsCatalog {
         &'a self,
         base: &'a SnapshotId,
         head: &'a SnapshotId,
-    ) -> BoxFuture<'a, Result<Delta>> {
+    ) -> BoxFuture<'a, Result<Changes>> {
         async move {
-            // One after the other: the first that cannot be read is the one to name.
-            let (_, base_source) = self.open(base).await?;
-            let (_, head_source) = self.open(head).await?;
-            let from = (base, base_source.geometry());
-            let to = (head, head_source.geometry());
-            Listing::new(&self.client, from, to).run().await
+            let (delta, source) = self.list_delta(base, head).await?;
+            Ok((delta, source as Arc<dyn BlockSource>))
         }
         .boxed()
     }

@@ -7,20 +7,21 @@
 //! A changed block has tokens in both snapshots, or in the head alone: its bytes are the head's. A block with a token in
 //! the base alone is gone: it reads as zeroes in the head. What a program must never do is to copy the base's bytes there.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 use tokio::time::Instant;
-use tracing::{debug, info};
+use tracing::info;
 
-use super::client::{Client, Failure, From};
-use crate::block::{BlockIndex, Change, Delta, Geometry};
-use crate::error::{Error, Kind, Result};
-use crate::source::SnapshotId;
+use super::changed::{Changed, Pair};
+use super::pages::{Page, Pages};
+use super::walk::{self, Fault, Told};
+use crate::block::{BlockIndex, Change, Delta};
+use crate::error::Result;
 
-/// Blocks asked for in one call, the most that the API takes.
-const PAGE: u16 = 10_000;
 /// Ranges listed at once: as many as there may be list calls on their way.
 const RANGES: u32 = 8;
 /// Pages that a range must be worth: its last one brings blocks of the next range a second time.
@@ -28,199 +29,234 @@ const PAGES_A_RANGE: u32 = 4;
 /// One line in this time says how far a long listing is.
 const LOG_EVERY: Duration = Duration::from_secs(5);
 
-/// One listing of what differs between two snapshots.
-pub(super) struct Listing<'a> {
-    client: &'a Client,
-    base: &'a SnapshotId,
-    head: &'a SnapshotId,
-    /// Blocks of the larger of the two volumes.
-    end: u32,
-    delta: Mutex<Delta>,
-    logged: Mutex<Instant>,
-}
-
-/// What a page, or a range of them, says: nothing changed between these blocks up to `end` but them.
+/// One listing of what differs between two snapshots. It keeps what it has listed: dropped half way, it goes on from there.
 #[derive(Debug)]
-struct Told {
-    blocks: Vec<(u32, Change)>,
-    /// The block after the last one that it speaks of.
-    end: u32,
-    /// Whether the listing goes on there.
-    more: bool,
+pub(super) struct Listing {
+    pair: Arc<Pair>,
+    pages: Arc<Pages>,
+    state: Mutex<State>,
 }
 
-impl<'a> Listing<'a> {
-    /// The listing of `base`..`head`, volumes of these sizes.
-    pub(super) fn new(
-        client: &'a Client,
-        (base, base_size): (&'a SnapshotId, Geometry),
-        (head, head_size): (&'a SnapshotId, Geometry),
-    ) -> Self {
-        Self {
-            client,
-            base,
-            head,
-            end: base_size.block_count().max(head_size.block_count()),
-            delta: Mutex::new(Delta::new(Some(base_size), head_size)),
-            logged: Mutex::new(Instant::now()),
-        }
+#[derive(Debug)]
+struct State {
+    delta: Delta,
+    /// First block to end of each page, the whole volume in the end.
+    starts: BTreeMap<u32, u32>,
+    /// What is left to list; empty before the first page.
+    ranges: Vec<Range>,
+    logged: Instant,
+}
+
+/// A part of the volume, listed from its start on.
+#[derive(Clone, Debug)]
+struct Range {
+    /// The next block to list.
+    at: u32,
+    /// Whether the block before it is listed as changed, and so must come again.
+    anchored: bool,
+    stop: u32,
+    /// What the last page said of what comes after `stop`, once that is reached.
+    beyond: Option<Beyond>,
+}
+
+/// The changes between `stop` and `end`, by one range's last page.
+#[derive(Clone, Debug)]
+struct Beyond {
+    blocks: Vec<(u32, Change)>,
+    end: u32,
+}
+
+impl Listing {
+    /// The listing of a pair. Its tokens are kept in `pages`.
+    pub(super) fn new(pair: Arc<Pair>, pages: Arc<Pages>) -> Self {
+        let state = Mutex::new(State::new(&pair));
+        Self { pair, pages, state }
     }
 
-    /// Lists it all. Dropping the future stops it.
-    pub(super) async fn run(self) -> Result<Delta> {
-        let first = self.page(0, false).await?;
-        self.keep(&first.blocks);
-        if first.more {
-            self.rest(&first).await?;
+    /// Lists it all, or what is left of it, and gives it away: the delta, and its tokens. Dropping the future stops it.
+    pub(super) async fn run(&self) -> Result<(Arc<Delta>, Changed)> {
+        match self.list().await.and_then(|()| self.agree()) {
+            Ok(()) => {}
+            Err(Fault::Failed(error)) => return Err(error),
+            Err(Fault::Contradiction(what)) => {
+                // What contradicts itself is not gone on from.
+                *self.state.lock() = State::new(&self.pair);
+                return Err(self.pair.corrupt(&what));
+            }
         }
-        Ok(self.delta.into_inner())
+        let state = std::mem::replace(&mut *self.state.lock(), State::new(&self.pair));
+        let delta = Arc::new(state.delta);
+        let (pair, pages) = (Arc::clone(&self.pair), Arc::clone(&self.pages));
+        let changed = Changed::new(pair, pages, Arc::clone(&delta), state.starts);
+        Ok((delta, changed))
     }
 
-    /// Lists what comes after the first page, in ranges.
-    async fn rest(&self, first: &Told) -> Result<()> {
-        let left = u64::from(self.end - first.end);
-        let pages =
-            left * first.blocks.len() as u64 / (u64::from(first.end) * u64::from(PAGE)).max(1);
-        let ranges = u32::try_from(pages).unwrap_or(u32::MAX) / PAGES_A_RANGE;
-        let ranges = ranges.clamp(1, RANGES);
-        let width = (self.end - first.end).div_ceil(ranges).max(1);
-        let bounds = (0..ranges).map(|n| {
-            let start = first
-                .end
-                .saturating_add(n.saturating_mul(width))
-                .min(self.end);
-            (start, start.saturating_add(width).min(self.end))
-        });
-        let bounds: Vec<_> = bounds.filter(|(start, stop)| start < stop).collect();
-        let listed = bounds.iter().enumerate().map(|(n, (start, stop))| {
-            // The first range goes on where the first page ended, with its last block.
-            let anchor = (n == 0).then_some(first.end - 1);
-            self.range(anchor, *start, *stop)
-        });
-        let beyond = try_join_all(listed).await?;
-        // Where a range reached into the next ones both must say the same.
-        let delta = self.delta.lock();
-        for ((_, stop), told) in bounds.iter().zip(&beyond) {
-            let mut at = *stop;
-            for (index, change) in &told.blocks {
-                let found = delta
-                    .next_run(BlockIndex(at))
-                    .map(|(run, change)| (run.start().0, change));
-                let is_beyond_head = *index >= delta.head().block_count();
-                if found != Some((*index, *change)) && !is_beyond_head {
-                    return Err(self.corrupt(&format!("two listings differ at block {index}")));
-                }
-                at = index + 1;
-            }
-            let next = delta.next_run(BlockIndex(at)).map(|(run, _)| run.start().0);
-            if next.is_some_and(|next| next < told.end) {
-                return Err(self.corrupt(&format!("two listings differ from block {at} on")));
-            }
+    async fn list(&self) -> std::result::Result<(), Fault> {
+        if self.state.lock().ranges.is_empty() {
+            let first = self.page(0, false).await?;
+            let ranges = self.divide(&first);
+            let mut state = self.state.lock();
+            self.keep(&mut state, 0, first.end, &first);
+            state.ranges = ranges;
         }
+        let count = self.state.lock().ranges.len();
+        try_join_all((0..count).map(|number| self.range(number))).await?;
         Ok(())
     }
 
-    /// Lists `start..stop` and gives what the last page said of what comes after.
-    async fn range(&self, anchor: Option<u32>, start: u32, stop: u32) -> Result<Told> {
-        let (mut from, mut anchored) = (anchor.unwrap_or(start), anchor.is_some());
+    /// What comes after the first page, in as many ranges as it is worth.
+    fn divide(&self, first: &Told<Option<String>>) -> Vec<Range> {
+        let end = self.pair.end;
+        let left = u64::from(end - first.end);
+        let page = u64::from(first.end) * u64::from(Pair::PAGE);
+        let pages = left * first.blocks.len() as u64 / page.max(1);
+        let ranges = u32::try_from(pages).unwrap_or(u32::MAX) / PAGES_A_RANGE;
+        let ranges = ranges.clamp(1, RANGES);
+        let width = (end - first.end).div_ceil(ranges).max(1);
+        (0..ranges)
+            .map(|number| {
+                let start = first.end.saturating_add(number.saturating_mul(width));
+                Range {
+                    at: start.min(end),
+                    // The first range goes on where the first page ended.
+                    anchored: number == 0 && first.more,
+                    stop: start.saturating_add(width).min(end),
+                    beyond: None,
+                }
+            })
+            .filter(|range| range.at < range.stop)
+            .collect()
+    }
+
+    /// Lists a range from where it is to its end.
+    async fn range(&self, number: usize) -> std::result::Result<(), Fault> {
         loop {
-            let mut page = self.page(from, anchored).await?;
-            if anchored {
+            let range = self.state.lock().ranges.get(number).cloned();
+            let Some(range) = range.filter(|range| range.beyond.is_none()) else {
+                return Ok(());
+            };
+            let from = range.at - u32::from(range.anchored);
+            let mut page = self.page(from, range.anchored).await?;
+            if range.anchored {
                 page.blocks.remove(0);
             }
-            let within = page.blocks.partition_point(|(index, _)| *index < stop);
+            let within = page
+                .blocks
+                .partition_point(|(index, _)| *index < range.stop);
             let beyond = page.blocks.split_off(within);
-            self.keep(&page.blocks);
-            if !page.more || page.end >= stop {
-                return Ok(Told {
-                    blocks: beyond,
+            let end = page.end.min(range.stop);
+            let mut state = self.state.lock();
+            self.keep(&mut state, range.at, end, &page);
+            let Some(range) = state.ranges.get_mut(number) else {
+                return Ok(());
+            };
+            (range.at, range.anchored) = (end, true);
+            if end == range.stop {
+                range.beyond = Some(Beyond {
+                    blocks: beyond
+                        .iter()
+                        .map(|(index, token)| (*index, change(token)))
+                        .collect(),
                     end: page.end,
-                    more: page.more,
                 });
             }
-            (from, anchored) = (page.end - 1, true);
         }
     }
 
-    /// What comes from a block on: one page, past as many empty ones as come. With `anchored` that block must come first,
-    /// and others after it.
-    async fn page(&self, start: u32, anchored: bool) -> Result<Told> {
-        let mut from = From::Index(BlockIndex(start));
-        let mut blocks: Vec<(u32, Change)> = Vec::new();
-        loop {
-            let deadline = self.client.deadline();
-            let listing = self
-                .client
-                .list_changed(self.base, self.head, &from, PAGE, deadline)
-                .await;
-            let listing = match listing {
-                // The page token is an hour old or foreign: from the beginning.
-                Err(Failure::StaleToken(error)) if matches!(from, From::Page(_)) => {
-                    debug!("{error}");
-                    from = From::Index(BlockIndex(start));
-                    blocks.clear();
-                    continue;
-                }
-                listing => listing?,
-            };
-            for (index, token) in listing.blocks {
-                let least = blocks.last().map_or(start, |(last, _)| last + 1);
-                let index = u32::try_from(index)
-                    .ok()
-                    .filter(|index| (least..self.end).contains(index))
-                    .ok_or_else(|| {
-                        let last = self.end - 1;
-                        self.corrupt(&format!(
-                            "block {index} came, not one from {least} to {last}"
-                        ))
-                    })?;
-                let change = if token.is_some() {
-                    Change::Write
-                } else {
-                    Change::Zero
-                };
-                blocks.push((index, change));
-            }
-            // An empty page says nothing, nor does one that brings the anchor alone: only its own token leads past it.
-            let is_told = blocks.len() > usize::from(anchored);
-            if listing.next.is_some() && !is_told {
-                let next = listing.next.unwrap_or_default();
-                if matches!(&from, From::Page(token) if *token == next) {
-                    return Err(self.corrupt("the same page comes again and again"));
-                }
-                from = From::Page(next);
-                continue;
-            }
-            if anchored && blocks.first().is_none_or(|(first, _)| *first != start) {
-                return Err(self.corrupt(&format!("block {start} was listed and is not any more")));
-            }
-            let more = listing.next.is_some();
-            let end = match blocks.last() {
-                Some((last, _)) if more => last + 1,
-                _ => self.end,
-            };
-            return Ok(Told { blocks, end, more });
-        }
+    async fn page(
+        &self,
+        start: u32,
+        anchored: bool,
+    ) -> std::result::Result<Told<Option<String>>, Fault> {
+        let call = self.pair.call(None);
+        let told = walk::page(&call, start, anchored).await?;
+        told.ok_or_else(|| Fault::Contradiction("no volume".into()))
     }
 
-    fn keep(&self, blocks: &[(u32, Change)]) {
-        let mut delta = self.delta.lock();
-        for (index, change) in blocks {
-            delta.insert(BlockIndex(*index), *change);
+    /// Takes over what a page says of `start..end`, and its tokens.
+    fn keep(&self, state: &mut State, start: u32, end: u32, page: &Told<Option<String>>) {
+        for (index, token) in &page.blocks {
+            state.delta.insert(BlockIndex(*index), change(token));
         }
-        let mut logged = self.logged.lock();
-        if logged.elapsed() >= LOG_EVERY {
-            *logged = Instant::now();
-            let listed = delta.write().len() + delta.zero().len();
+        state.starts.insert(start, end);
+        self.pages.insert(
+            (self.pair.number, start),
+            Page::new(
+                end,
+                Pair::PAGE,
+                SystemTime::now(),
+                page.expiry,
+                tokens(&page.blocks),
+            ),
+        );
+        if state.logged.elapsed() >= LOG_EVERY {
+            state.logged = Instant::now();
+            let listed = state.delta.write().len() + state.delta.zero().len();
+            let done: u32 = state.starts.iter().map(|(start, end)| end - start).sum();
             info!(
-                "{}..{}: {listed} changed blocks listed so far",
-                self.base, self.head
+                "{}: {:.1} % of the volume listed, {listed} changed blocks so far",
+                self.pair,
+                f64::from(done) * 100.0 / f64::from(self.pair.end)
             );
         }
     }
 
-    fn corrupt(&self, what: &str) -> Error {
-        let what = format!("ebs:ListChangedBlocks {}..{}: {what}", self.base, self.head);
-        Error::new(Kind::Corrupt, what)
+    /// Where a range reached into the next ones both must say the same.
+    fn agree(&self) -> std::result::Result<(), Fault> {
+        let state = self.state.lock();
+        let delta = &state.delta;
+        let differ = |index: u32| {
+            Err(Fault::Contradiction(format!(
+                "two pages differ from block {index} on"
+            )))
+        };
+        for range in &state.ranges {
+            let Some(beyond) = &range.beyond else {
+                continue;
+            };
+            let next = |at: u32| {
+                let run = delta.next_run(BlockIndex(at));
+                run.map(|(run, change)| (run.start().0, change))
+            };
+            let mut at = range.stop;
+            for (index, change) in &beyond.blocks {
+                let is_beyond_head = *index >= delta.head().block_count();
+                if next(at) != Some((*index, *change)) && !is_beyond_head {
+                    return differ(*index);
+                }
+                at = index + 1;
+            }
+            if next(at).is_some_and(|(index, _)| index < beyond.end) {
+                return differ(at);
+            }
+        }
+        Ok(())
     }
+}
+
+impl State {
+    fn new(pair: &Pair) -> Self {
+        Self {
+            delta: Delta::new(Some(pair.base_size), pair.head_size),
+            starts: BTreeMap::new(),
+            ranges: Vec::new(),
+            logged: Instant::now(),
+        }
+    }
+}
+
+/// What a token in the head, or none, says of a block.
+pub(super) fn change(token: &Option<String>) -> Change {
+    if token.is_some() {
+        Change::Write
+    } else {
+        Change::Zero
+    }
+}
+
+/// The tokens of those that have one.
+pub(super) fn tokens(blocks: &[(u32, Option<String>)]) -> impl Iterator<Item = (u32, &str)> {
+    blocks
+        .iter()
+        .filter_map(|(index, token)| Some((*index, token.as_deref()?)))
 }

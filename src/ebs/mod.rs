@@ -1,12 +1,13 @@
-//! The EBS direct APIs as a [`Catalog`](crate::source::Catalog): [`client`] makes the calls, [`block_map`] knows which
-//! blocks a snapshot holds and their tokens, [`snapshot`] reads blocks with both, [`delta`] lists what differs between two,
-//! [`catalog`] finds snapshots. The client holds back what is too much ([`limit`]), signs and sends blocks ([`wire`]), sends
+//! The EBS direct APIs as a [`Catalog`](crate::source::Catalog): [`client`] makes the calls, [`walk`] goes through listings,
+//! [`block_map`] knows which blocks a snapshot holds and their tokens ([`pages`]), [`snapshot`] reads blocks with both,
+//! [`delta`] lists what differs between two, [`changed`] reads it by that listing's tokens, [`catalog`] finds snapshots. The client holds back what is too much ([`limit`]), signs and sends blocks ([`wire`]), sends
 //! slow ones twice if told to ([`hedge`]) and verifies them ([`digest`]).
 //!
 //! Tokens are secrets (whoever may call GetSnapshotBlock can use one) and never leave this folder.
 
 mod block_map;
 mod catalog;
+mod changed;
 mod client;
 mod delta;
 mod digest;
@@ -14,6 +15,7 @@ mod hedge;
 mod limit;
 mod pages;
 mod snapshot;
+mod walk;
 mod wire;
 
 pub use catalog::EbsCatalog;

@@ -44,25 +44,26 @@ impl std::fmt::Debug for Page {
 
 impl Page {
     /// A page of ascending indexes and their tokens.
-    pub(super) fn new(
+    pub(super) fn new<'a>(
         end: u32,
         asked: u16,
         now: SystemTime,
         expiry: Option<SystemTime>,
-        blocks: &[(u32, String)],
+        blocks: impl Iterator<Item = (u32, &'a str)>,
     ) -> Self {
         let life = expiry.map_or(ASSUMED_LIFE, |expiry| {
             expiry.duration_since(now).unwrap_or(Duration::ZERO)
         });
         let renew = now + life.saturating_sub(MARGIN).max(life / 2).max(LEAST_LIFE);
-        let mut text = String::with_capacity(blocks.iter().map(|(_, token)| token.len()).sum());
-        let mut indexes = Vec::with_capacity(blocks.len());
-        let mut ends = Vec::with_capacity(blocks.len());
+        let (mut text, mut indexes, mut ends) = (String::new(), Vec::new(), Vec::new());
         for (index, token) in blocks {
             text.push_str(token);
-            indexes.push(*index);
+            indexes.push(index);
             ends.push(u32::try_from(text.len()).unwrap_or(u32::MAX));
         }
+        text.shrink_to_fit();
+        indexes.shrink_to_fit();
+        ends.shrink_to_fit();
         Self {
             end,
             asked,
@@ -170,7 +171,8 @@ mod tests {
         let blocks: Vec<_> = (start..start + count)
             .map(|i| (i, format!("{i:095}")))
             .collect();
-        Page::new(start + count, 10_000, now, Some(now + life), &blocks)
+        let blocks = blocks.iter().map(|(index, token)| (*index, &**token));
+        Page::new(start + count, 10_000, now, Some(now + life), blocks)
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! [`SnapshotSource`]: the blocks of one snapshot, by its map's tokens and the client.
 
+use std::future::Future;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::block_map::BlockMap;
@@ -34,36 +36,53 @@ impl SnapshotSource {
             map,
         }
     }
+}
 
-    async fn fetch(&self, index: BlockIndex, wanted: Wanted) -> Result<Block> {
-        if index.0 >= self.geometry.block_count() {
-            return Err(Error::new(
-                Kind::Invalid,
-                format!("{} has no block {index}", self.id),
-            ));
-        }
-        let deadline = self.client.deadline();
-        let len = self.geometry.block_len(index);
-        let mut renewed = false;
-        loop {
-            let Some(token) = self.map.token(index, deadline).await? else {
-                return Ok(Block::Zero);
-            };
-            let block = BlockRequest {
-                snapshot: &self.id,
-                index,
-                token: &token,
-                len,
-            };
-            let got = self.client.get(&block, &wanted, deadline).await;
-            match got {
-                Err(Failure::StaleToken(error)) if !renewed => {
-                    debug!("listing again: {error}");
-                    self.map.forget(index, &token);
-                    renewed = true;
-                }
-                got => return Ok(got?),
+/// Where the tokens of a snapshot's blocks come from.
+pub(super) trait Tokens: Sync {
+    /// The block's token; none when it is a hole.
+    fn token(
+        &self,
+        index: BlockIndex,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Option<String>>> + Send;
+
+    /// A token that was refused: it and those that came with it are not given again.
+    fn forget(&self, index: BlockIndex, token: &str);
+}
+
+/// The bytes of a block of snapshot `id`, by its token; a stale one is renewed once.
+pub(super) async fn fetch(
+    client: &Client,
+    id: &SnapshotId,
+    geometry: Geometry,
+    tokens: &impl Tokens,
+    index: BlockIndex,
+    wanted: Wanted,
+) -> Result<Block> {
+    if index.0 >= geometry.block_count() {
+        let what = format!("{id} has no block {index}");
+        return Err(Error::new(Kind::Invalid, what));
+    }
+    let deadline = client.deadline();
+    let mut renewed = false;
+    loop {
+        let Some(token) = tokens.token(index, deadline).await? else {
+            return Ok(Block::Zero);
+        };
+        let block = BlockRequest {
+            snapshot: id,
+            index,
+            token: &token,
+            len: geometry.block_len(index),
+        };
+        match client.get(&block, &wanted, deadline).await {
+            Err(Failure::StaleToken(error)) if !renewed => {
+                debug!("listing again: {error}");
+                tokens.forget(index, &token);
+                renewed = true;
             }
+            got => return Ok(got?),
         }
     }
 }
@@ -74,11 +93,19 @@ impl BlockSource for SnapshotSource {
     }
 
     fn read_block(&self, index: BlockIndex) -> BoxFuture<'_, Result<Block>> {
-        self.fetch(index, Wanted::already()).boxed()
+        self.read_ahead(index, Wanted::already())
     }
 
     fn read_ahead(&self, index: BlockIndex, wanted: Wanted) -> BoxFuture<'_, Result<Block>> {
-        self.fetch(index, wanted).boxed()
+        fetch(
+            &self.client,
+            &self.id,
+            self.geometry,
+            &self.map,
+            index,
+            wanted,
+        )
+        .boxed()
     }
 
     fn next_extent(&self, from: BlockIndex) -> BoxFuture<'_, Result<Option<Extent>>> {

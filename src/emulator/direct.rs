@@ -70,10 +70,7 @@ impl Emulator {
         });
         let mut indexes = snapshot.indexes(start, page.max + 1);
         let mut next = (indexes.len() > page.max).then(|| indexes.pop()).flatten();
-        if strikes(switches.empty_page) {
-            next = Some(start);
-            indexes.clear();
-        }
+        shorten(&switches, start, &mut indexes, &mut next);
         if strikes(switches.lost_next) {
             next = None;
             indexes.truncate(indexes.len() / 2);
@@ -168,10 +165,7 @@ impl Emulator {
         });
         let mut indexes = changed(start, page.max + 1);
         let mut next = (indexes.len() > page.max).then(|| indexes.pop()).flatten();
-        if strikes(switches.empty_page) {
-            next = Some(start);
-            indexes.clear();
-        }
+        shorten(&switches, start, &mut indexes, &mut next);
         let life = Duration::from_secs(switches.token_life_s);
         let nulls = strikes(switches.nulls);
         let blocks: Vec<Value> = indexes
@@ -387,6 +381,19 @@ pub(super) fn readable<'a>(
         ));
     }
     Ok(snapshot)
+}
+
+/// A page that begins at `start`, cut to nothing or to one block, with the token that leads on from there.
+fn shorten(switches: &Switches, start: u32, indexes: &mut Vec<u32>, next: &mut Option<u32>) {
+    if strikes(switches.empty_page) {
+        *next = Some(start);
+        indexes.clear();
+    } else if strikes(switches.short_page)
+        && let Some(second) = indexes.get(1)
+    {
+        *next = Some(*second);
+        indexes.truncate(1);
+    }
 }
 
 /// Where a page really begins when it is to be dropped or doubled. `after` gives the block after so many.

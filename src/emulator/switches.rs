@@ -38,6 +38,8 @@ pub(super) struct Switches {
     pub(super) corrupt: f64,
     /// An empty page with a NextToken.
     pub(super) empty_page: f64,
+    /// A page of one block, with the right NextToken.
+    pub(super) short_page: f64,
     /// Explicit nulls, and a field that no document knows.
     pub(super) nulls: f64,
     /// A block of a listing whose token is null.
@@ -88,6 +90,7 @@ impl Default for Switches {
             truncate: 0.0,
             corrupt: 0.0,
             empty_page: 0.0,
+            short_page: 0.0,
             nulls: 0.0,
             null_token: 0.0,
             lost_next: 0.0,

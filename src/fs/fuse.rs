@@ -14,7 +14,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, UNIX_EPOCH};
 
-use bytes::Bytes;
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
     Generation, INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenAccMode, OpenFlags,
@@ -45,7 +44,7 @@ fn errno(kind: Kind) -> Errno {
         Kind::NotFound => Errno::ENOENT,
         Kind::Denied => Errno::EACCES,
         Kind::Pending => Errno::EAGAIN,
-        Kind::Invalid => Errno::EINVAL,
+        Kind::Invalid | Kind::Unrelated => Errno::EINVAL,
         Kind::Throttled | Kind::Unavailable | Kind::Corrupt | Kind::Io => Errno::EIO,
     }
 }
@@ -116,9 +115,11 @@ fn file_type(kind: FileKind) -> FileType {
     }
 }
 
-fn file_attr(tree: &Tree, attributes: &Attributes) -> FileAttr {
+/// What the kernel may know of a file, and for how long.
+fn file_attr(tree: &Tree, attributes: &Attributes) -> (Duration, FileAttr) {
     let owner = tree.ownership();
-    FileAttr {
+    let life = if attributes.fixed { FOREVER } else { BRIEFLY };
+    let attr = FileAttr {
         ino: INodeNo(attributes.ino),
         size: attributes.size,
         blocks: attributes.blocks,
@@ -138,7 +139,8 @@ fn file_attr(tree: &Tree, attributes: &Attributes) -> FileAttr {
         rdev: 0,
         blksize: BLOCK_SIZE,
         flags: 0,
-    }
+    };
+    (life, attr)
 }
 
 impl Filesystem for Ebsfs {
@@ -161,7 +163,7 @@ impl Filesystem for Ebsfs {
             Ok(found.map(|attributes| file_attr(&tree, &attributes)))
         };
         self.answer(work, |found| match found {
-            Ok(Some(attr)) => reply.entry(&life(&attr), &attr, Generation(0)),
+            Ok(Some((life, attr))) => reply.entry(&life, &attr, Generation(0)),
             Ok(None) => reply.error(Errno::ENOENT),
             Err(errno) => reply.error(errno),
         });
@@ -180,7 +182,7 @@ impl Filesystem for Ebsfs {
             Ok(file_attr(&tree, &attributes))
         };
         self.answer(work, |found| match found {
-            Ok(attr) => reply.attr(&life(&attr), &attr),
+            Ok((life, attr)) => reply.attr(&life, &attr),
             Err(errno) => reply.error(errno),
         });
     }
@@ -197,12 +199,14 @@ impl Filesystem for Ebsfs {
             return reply.error(Errno::EROFS);
         }
         let tree = Arc::clone(&self.tree);
-        let work = async move { tree.image(ino.0).await };
+        let work = async move { tree.contents(ino.0).await };
         self.answer(work, |opened| match opened {
-            // Its bytes never change: the pages that the kernel has are good for every later open.
-            Ok(Some(_)) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
-            // A description can grow while its old size is still believed: read it as it is.
-            Ok(None) => reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO),
+            // The pages that the kernel has are good for every later open.
+            Ok(contents) if contents.is_fixed() => {
+                reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+            }
+            // It can grow while its old size is still believed: read it as it is.
+            Ok(_) => reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO),
             Err(errno) => reply.error(errno),
         });
     }
@@ -219,12 +223,9 @@ impl Filesystem for Ebsfs {
         reply: ReplyData,
     ) {
         let tree = Arc::clone(&self.tree);
-        let image = tree.open_image(ino.0);
         let work = async move {
-            match image {
-                Some(image) => image.read_at(offset, size as usize).await,
-                None => read_text(&tree, ino.0, offset, size as usize).await,
-            }
+            let contents = tree.contents(ino.0).await?;
+            contents.read_at(offset, size as usize).await
         };
         self.answer(work, |read| match read {
             Ok(bytes) => reply.data(&bytes),
@@ -246,19 +247,8 @@ impl Filesystem for Ebsfs {
         };
         let tree = Arc::clone(&self.tree);
         let work = async move {
-            match tree.image(ino.0).await? {
-                Some(image) if whence == libc::SEEK_DATA => image.seek_data(offset).await,
-                Some(image) => image.seek_hole(offset).await,
-                None => {
-                    let size = tree.attributes(ino.0).await?.size;
-                    let found = if whence == libc::SEEK_DATA {
-                        offset
-                    } else {
-                        size
-                    };
-                    Ok((offset < size).then_some(found))
-                }
-            }
+            let contents = tree.contents(ino.0).await?;
+            contents.seek(offset, whence == libc::SEEK_DATA).await
         };
         if whence != libc::SEEK_DATA && whence != libc::SEEK_HOLE {
             return reply.error(Errno::EINVAL);
@@ -386,21 +376,6 @@ impl Ebsfs {
     }
 }
 
-async fn read_text(tree: &Tree, ino: u64, offset: u64, len: usize) -> Result<Bytes> {
-    if let Some(text) = tree.text(ino)? {
-        let bytes = Bytes::from(text);
-        let start = usize::try_from(offset)
-            .unwrap_or(usize::MAX)
-            .min(bytes.len());
-        let end = start.saturating_add(len).min(bytes.len());
-        return Ok(bytes.slice(start..end));
-    }
-    match tree.image(ino).await? {
-        Some(image) => image.read_at(offset, len).await,
-        None => Err(Error::new(Kind::Invalid, "not a file")),
-    }
-}
-
 fn reply_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
     let len = u32::try_from(value.len()).unwrap_or(u32::MAX);
     if size == 0 {
@@ -412,21 +387,12 @@ fn reply_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
     }
 }
 
-/// Images and links stay as they are; folders and descriptions may be told anew.
-fn life(attr: &FileAttr) -> Duration {
-    match attr.kind {
-        FileType::Directory => BRIEFLY,
-        _ if attr.size < u64::from(BLOCK_SIZE) => BRIEFLY,
-        _ => FOREVER,
-    }
-}
-
 /// Mounts `tree` at `mountpoint`, which answers when this returns. Requests run on the current tokio runtime; none waits
-/// longer than `timeout` and a little, in which those below give up by themselves and say why.
+/// longer than the tree's timeout and a little, in which those below give up by themselves and say why.
 ///
 /// # Errors
 /// `Io` or `Denied` when the machine does not allow it.
-pub fn mount(tree: Tree, mountpoint: &Path, access: Access, timeout: Duration) -> Result<Mounted> {
+pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
     let mountpoint = mountpoint.canonicalize().map_err(|error| {
         Error::with_source(
             Kind::Io,
@@ -436,10 +402,10 @@ pub fn mount(tree: Tree, mountpoint: &Path, access: Access, timeout: Duration) -
     })?;
     let (draining, drain) = watch::channel(false);
     let filesystem = Ebsfs {
+        patience: tree.timeout() + GRACE,
         tree: Arc::new(tree),
         runtime: Handle::current(),
         draining: drain,
-        patience: timeout + GRACE,
         folders: Arc::default(),
         next_handle: AtomicU64::new(1),
         log: Arc::default(),

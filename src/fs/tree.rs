@@ -1,27 +1,35 @@
-//! What a mount shows: inodes, names, sizes, times. It knows no fuser.
+//! What a mount shows: names, sizes, times, contents. It knows no fuser. Inodes are in [`nodes`], maps and what is drawn of
+//! them in [`drawn`].
 //!
 //! ```text
-//! snapshots/snap-A/disk.raw        the volume at that instant
-//! snapshots/snap-A/snapshot.json   what is known of it
+//! snapshots/snap-A/disk.raw                     the volume at that instant
+//! snapshots/snap-A/snapshot.json                what is known of it
+//! snapshots/snap-A/blocks.*, heatmap.svg        what it holds
+//! changes/snap-A..snap-B/delta.raw              B's bytes where it differs from A
+//! changes/snap-A..snap-B/changes.*, heatmap.svg where that is
+//! changes/snap-A..snap-B/summary.json           how much that is
 //! volumes/vol-1/2026-06-30T12:00:00Z -> ../../snapshots/snap-A
 //! ```
-//! An inode is given out at the first sight of a name and stays for the life of the mount. A snapshot takes three in a
-//! row: its folder, its image, its description.
 
-use std::collections::HashMap;
+mod contents;
+mod drawn;
+mod nodes;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
-use tokio::sync::OnceCell;
+use tokio::time::timeout;
 
 use crate::block::BLOCK_SIZE;
 use crate::error::{Error, Kind, Result};
 use crate::image::{Image, ReadaheadBudget};
-use crate::source::{Catalog, Snapshot, SnapshotId};
+use crate::maps::Map;
+use crate::source::{Catalog, DeltaSource, Snapshot, SnapshotId, held};
 
-const SNAPSHOTS: u64 = 2;
-const VOLUMES: u64 = 3;
+pub(super) use contents::Contents;
+use drawn::{Drawings, Drawn};
+use nodes::{CHANGES, Entry, File, Node, Nodes, SNAPSHOTS, Subject, VOLUMES};
 
 /// How long a listing of the account's snapshots is shown before it is asked for again.
 const LISTING_LIFE: Duration = Duration::from_secs(60);
@@ -55,6 +63,8 @@ pub(super) struct Attributes {
     pub(super) blocks: u64,
     pub(super) mode: u16,
     pub(super) time: SystemTime,
+    /// Whether all of this stays as it is.
+    pub(super) fixed: bool,
 }
 
 /// One line of a folder.
@@ -65,43 +75,15 @@ pub(super) struct Line {
     pub(super) name: String,
 }
 
-#[derive(Clone)]
-enum Node {
-    Root,
-    Snapshots,
-    Volumes,
-    Snapshot(Arc<Entry>),
-    Disk(Arc<Entry>),
-    Description(Arc<Entry>),
-    Volume(String),
-    Link { target: String, time: SystemTime },
-}
-
-/// A snapshot that has been seen.
-struct Entry {
-    id: SnapshotId,
-    /// Its folder's inode.
-    ino: u64,
-    told: Mutex<Snapshot>,
-    image: OnceCell<Arc<Image>>,
-}
-
-#[derive(Default)]
-struct Nodes {
-    /// Nodes by inode, from 1.
-    list: Vec<Node>,
-    snapshots: HashMap<SnapshotId, Arc<Entry>>,
-    volumes: HashMap<String, u64>,
-    links: HashMap<(String, String), u64>,
-}
-
 /// The tree of a mount.
 pub struct Tree {
     catalog: Arc<dyn Catalog>,
     ownership: Ownership,
     readahead: Arc<ReadaheadBudget>,
+    timeout: Duration,
     mounted: SystemTime,
     nodes: Mutex<Nodes>,
+    drawings: Drawings,
     listing: tokio::sync::Mutex<Option<(Instant, Arc<[Snapshot]>)>>,
 }
 
@@ -112,22 +94,22 @@ impl std::fmt::Debug for Tree {
 }
 
 impl Tree {
-    /// The tree of a catalog. It makes no call before it is looked at.
+    /// The tree of a catalog. It makes no call before it is looked at. Who waits for a long listing is told to ask again
+    /// after `timeout`, in which all else has given up by itself.
     pub fn new(
         catalog: Arc<dyn Catalog>,
         ownership: Ownership,
         readahead: Arc<ReadaheadBudget>,
+        timeout: Duration,
     ) -> Self {
-        let list = vec![Node::Root, Node::Snapshots, Node::Volumes];
         Self {
             catalog,
             ownership,
             readahead,
+            timeout,
             mounted: SystemTime::now(),
-            nodes: Mutex::new(Nodes {
-                list,
-                ..Nodes::default()
-            }),
+            nodes: Mutex::new(Nodes::new()),
+            drawings: Drawings::new(),
             listing: tokio::sync::Mutex::new(None),
         }
     }
@@ -137,27 +119,41 @@ impl Tree {
         self.ownership
     }
 
+    /// How long a request may take.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     fn node(&self, ino: u64) -> Result<Node> {
-        usize::try_from(ino)
-            .ok()
-            .and_then(|ino| self.nodes.lock().list.get(ino.checked_sub(1)?).cloned())
-            .ok_or_else(|| Error::new(Kind::NotFound, format!("no inode {ino}")))
+        let node = self.nodes.lock().get(ino);
+        node.ok_or_else(|| Error::new(Kind::NotFound, format!("no inode {ino}")))
     }
 
     /// What a name in a folder is; `None` for a name that means nothing there. A snapshot id always means something: one
     /// that does not exist is an error with its reason.
     pub(super) async fn lookup(&self, parent: u64, name: &str) -> Result<Option<Attributes>> {
-        let ino = match self.node(parent)? {
+        let parent_node = self.node(parent)?;
+        let ino = match &parent_node {
             Node::Root if name == "snapshots" => SNAPSHOTS,
+            Node::Root if name == "changes" => CHANGES,
             Node::Root if name == "volumes" => VOLUMES,
             Node::Snapshots => {
                 let Ok(id) = name.parse::<SnapshotId>() else {
                     return Ok(None);
                 };
-                self.entry(&id).await?.ino
+                self.snapshot(&id).await?.ino
             }
-            Node::Snapshot(entry) if name == "disk.raw" => entry.ino + 1,
-            Node::Snapshot(entry) if name == "snapshot.json" => entry.ino + 2,
+            Node::Changes => {
+                let Some((base, head)) = nodes::pair_of(name) else {
+                    return Ok(None);
+                };
+                let (base, head) = (self.snapshot(&base).await?, self.snapshot(&head).await?);
+                self.nodes.lock().pair(&base.head, &head.head).ino
+            }
+            Node::Folder(subject) => match subject.files().find(|(_, known, _)| *known == name) {
+                Some((ino, ..)) => ino,
+                None => return Ok(None),
+            },
             Node::Volumes | Node::Volume(_) => {
                 let lines = self.lines(parent).await?;
                 match lines.into_iter().find(|line| line.name == name) {
@@ -172,52 +168,78 @@ impl Tree {
 
     /// What `stat` shows of an inode.
     pub(super) async fn attributes(&self, ino: u64) -> Result<Attributes> {
-        let folder = |time| self.shape(ino, FileKind::Folder, 0, 0, time);
-        Ok(match self.node(ino)? {
-            Node::Root | Node::Snapshots | Node::Volumes | Node::Volume(_) => folder(self.mounted),
-            Node::Snapshot(entry) => folder(self.time_of(&entry)),
-            Node::Disk(entry) => {
-                let size = entry.told.lock().volume_size;
-                let size = match size {
-                    Some(size) => size,
-                    None => self.image_of(&entry).await?.size(),
-                };
-                let blocks = st_blocks(size, entry.told.lock().full_size);
-                self.shape(ino, FileKind::Regular, size, blocks, self.time_of(&entry))
+        let shape = |kind, size, held: u64, time, fixed| {
+            let read = self.ownership.mode & 0o444;
+            Attributes {
+                ino,
+                kind,
+                size,
+                blocks: held.div_ceil(512),
+                mode: match kind {
+                    FileKind::Folder => read | read >> 2,
+                    FileKind::Regular => read,
+                    FileKind::Link => 0o777,
+                },
+                time,
+                fixed,
             }
-            Node::Description(entry) => {
-                let size = description(&entry).len() as u64;
-                let time = self.time_of(&entry);
-                self.shape(ino, FileKind::Regular, size, size.div_ceil(512), time)
+        };
+        let folder = |time| shape(FileKind::Folder, 0, 0, time, false);
+        let regular = |size, held, time, fixed| shape(FileKind::Regular, size, held, time, fixed);
+        Ok(match self.node(ino)? {
+            Node::Root | Node::Snapshots | Node::Changes | Node::Volumes | Node::Volume(_) => {
+                folder(self.mounted)
+            }
+            Node::Folder(subject) => folder(self.time_of(&subject.head)),
+            Node::File(subject, File::Description) => {
+                let size = description(&subject.head).len() as u64;
+                regular(size, size, self.time_of(&subject.head), false)
+            }
+            Node::File(subject, file) => {
+                let (size, held) = match file {
+                    File::Disk => self.disk_size(&subject).await?,
+                    file => {
+                        let size = self.drawn_size(&subject, file).await?;
+                        (size, size)
+                    }
+                };
+                regular(size, held, self.time_of(&subject.head), true)
             }
             Node::Link { target, time } => {
-                self.shape(ino, FileKind::Link, target.len() as u64, 0, time)
+                shape(FileKind::Link, target.len() as u64, 0, time, false)
             }
         })
     }
 
-    fn shape(
-        &self,
-        ino: u64,
-        kind: FileKind,
-        size: u64,
-        blocks: u64,
-        time: SystemTime,
-    ) -> Attributes {
-        let read = self.ownership.mode & 0o444;
-        let mode = match kind {
-            FileKind::Folder => read | read >> 2,
-            FileKind::Regular => read,
-            FileKind::Link => 0o777,
+    /// Bytes of an image, and how many of them are held.
+    async fn disk_size(&self, subject: &Subject) -> Result<(u64, u64)> {
+        let entry = &subject.head;
+        let size = entry.told.lock().volume_size;
+        let size = match size {
+            Some(size) => size,
+            None => self.image_of(entry).await?.size(),
         };
-        Attributes {
-            ino,
-            kind,
-            size,
-            blocks,
-            mode,
-            time,
+        if subject.base.is_none() {
+            return Ok((size, held_bytes(size, entry.told.lock().full_size)));
         }
+        let known = subject.sizes.lock().get(&File::Disk).copied();
+        let held = match known {
+            Some(held) => held,
+            None => self.drawn(subject).await?.held(),
+        };
+        subject.sizes.lock().insert(File::Disk, held);
+        Ok((size, held))
+    }
+
+    /// Bytes of a file that is drawn.
+    async fn drawn_size(&self, subject: &Subject, file: File) -> Result<u64> {
+        let known = subject.sizes.lock().get(&file).copied();
+        if let Some(size) = known {
+            return Ok(size);
+        }
+        let size = self.drawn(subject).await?.render(file).await?.size();
+        subject.sizes.lock().insert(file, size);
+        Ok(size)
     }
 
     fn time_of(&self, entry: &Entry) -> SystemTime {
@@ -234,6 +256,7 @@ impl Tree {
         Ok(match self.node(ino)? {
             Node::Root => vec![
                 line(SNAPSHOTS, FileKind::Folder, "snapshots"),
+                line(CHANGES, FileKind::Folder, "changes"),
                 line(VOLUMES, FileKind::Folder, "volumes"),
             ],
             Node::Snapshots => {
@@ -242,8 +265,20 @@ impl Tree {
                 listing
                     .iter()
                     .map(|snapshot| {
-                        let entry = nodes.see(snapshot);
-                        line(entry.ino, FileKind::Folder, entry.id.as_str())
+                        let subject = nodes.see(snapshot);
+                        line(subject.ino, FileKind::Folder, snapshot.id.as_str())
+                    })
+                    .collect()
+            }
+            Node::Changes => {
+                let listing = self.listing().await?;
+                let mut nodes = self.nodes.lock();
+                nodes::neighbours(&listing)
+                    .into_iter()
+                    .map(|(base, head)| {
+                        let (base, head) = (nodes.see(base), nodes.see(head));
+                        let pair = nodes.pair(&base.head, &head.head);
+                        line(pair.ino, FileKind::Folder, &pair.to_string())
                     })
                     .collect()
             }
@@ -264,7 +299,7 @@ impl Tree {
             Node::Volume(volume) => {
                 let listing = self.listing().await?;
                 let mut nodes = self.nodes.lock();
-                links(&volume, &listing)
+                nodes::links(&volume, &listing)
                     .into_iter()
                     .map(|(name, target, time)| {
                         let ino = nodes.link(&volume, &name, target, time);
@@ -272,10 +307,10 @@ impl Tree {
                     })
                     .collect()
             }
-            Node::Snapshot(entry) => vec![
-                line(entry.ino + 1, FileKind::Regular, "disk.raw"),
-                line(entry.ino + 2, FileKind::Regular, "snapshot.json"),
-            ],
+            Node::Folder(subject) => subject
+                .files()
+                .map(|(ino, name, _)| line(ino, FileKind::Regular, name))
+                .collect(),
             _ => return Err(Error::new(Kind::Invalid, "not a folder")),
         })
     }
@@ -288,36 +323,32 @@ impl Tree {
         }
     }
 
-    /// The image behind an inode, opened; `None` when the inode is no image.
-    pub(super) async fn image(&self, ino: u64) -> Result<Option<Arc<Image>>> {
-        match self.node(ino)? {
-            Node::Disk(entry) => self.image_of(&entry).await.map(Some),
-            _ => Ok(None),
-        }
-    }
-
-    /// The image behind an inode, if it is open already: no waiting.
-    pub(super) fn open_image(&self, ino: u64) -> Option<Arc<Image>> {
-        match self.node(ino) {
-            Ok(Node::Disk(entry)) => entry.image.get().cloned(),
-            _ => None,
-        }
-    }
-
-    /// The text of `snapshot.json`; `None` when the inode is no such file.
-    pub(super) fn text(&self, ino: u64) -> Result<Option<String>> {
-        match self.node(ino)? {
-            Node::Description(entry) => Ok(Some(description(&entry))),
-            _ => Ok(None),
-        }
+    /// What a file reads as: no waiting once it is open.
+    pub(super) async fn contents(&self, ino: u64) -> Result<Contents> {
+        let Node::File(subject, file) = self.node(ino)? else {
+            return Err(Error::new(Kind::Invalid, "not a file"));
+        };
+        Ok(match (file, &subject.base) {
+            (File::Disk, None) => Contents::Image(self.image_of(&subject.head).await?),
+            (File::Disk, Some(_)) => {
+                let image = self.drawn(&subject).await?.image();
+                let image = image.ok_or_else(|| Error::new(Kind::Invalid, "no image"))?;
+                Contents::Image(image)
+            }
+            (File::Description, _) => Contents::Description(description(&subject.head)),
+            _ => Contents::Rendered(self.drawn(&subject).await?.render(file).await?),
+        })
     }
 
     /// The extended attributes of a snapshot's image and folder: `user.ebs.*`, those that are known.
     pub(super) fn xattrs(&self, ino: u64) -> Result<Vec<(&'static str, String)>> {
-        let (Node::Snapshot(entry) | Node::Disk(entry)) = self.node(ino)? else {
-            return Ok(Vec::new());
+        let subject = match self.node(ino)? {
+            Node::Folder(subject) | Node::File(subject, File::Disk) if subject.base.is_none() => {
+                subject
+            }
+            _ => return Ok(Vec::new()),
         };
-        let told = entry.told.lock();
+        let told = subject.head.told.lock();
         let start = told
             .start_time
             .map(|time| humantime::format_rfc3339_millis(time).to_string());
@@ -336,10 +367,10 @@ impl Tree {
             .collect())
     }
 
-    /// A snapshot that has been seen, or is now looked up: any id can be, listed or not.
-    async fn entry(&self, id: &SnapshotId) -> Result<Arc<Entry>> {
-        if let Some(entry) = self.nodes.lock().snapshots.get(id) {
-            return Ok(Arc::clone(entry));
+    /// The folder of a snapshot that has been seen, or is now looked up: any id can be, listed or not.
+    async fn snapshot(&self, id: &SnapshotId) -> Result<Arc<Subject>> {
+        if let Some(subject) = self.nodes.lock().snapshot(id) {
+            return Ok(subject);
         }
         // Opening tells whether it exists, and what EC2 knows of it.
         let (snapshot, _) = self.catalog.open(id).await?;
@@ -353,6 +384,37 @@ impl Tree {
             Ok(Arc::new(Image::new(source, Arc::clone(&self.readahead))))
         });
         image.await.cloned()
+    }
+
+    /// The map of a folder, by the one listing that all its files share.
+    async fn drawn(&self, subject: &Subject) -> Result<Arc<Drawn>> {
+        let drawn = self.drawings.of(subject.ino, self.list(subject));
+        match timeout(self.timeout, drawn).await {
+            Ok(drawn) => drawn,
+            Err(_) => Err(Error::new(
+                Kind::Pending,
+                format!("{subject} is still being listed: whoever asks again goes on with it"),
+            )),
+        }
+    }
+
+    async fn list(&self, subject: &Subject) -> Result<Arc<Drawn>> {
+        let head = &subject.head.id;
+        let Some(base) = &subject.base else {
+            let (_, source) = self.catalog.open(head).await?;
+            let held = Arc::new(held(&*source).await?);
+            let map = Map::Blocks(source.geometry(), held);
+            return Ok(Drawn::new(map, (None, head.to_string()), None));
+        };
+        let (delta, source) = self.catalog.delta(&base.id, head).await?;
+        let source = DeltaSource::new(Arc::clone(&delta), source);
+        let image = Image::new(Arc::new(source), Arc::clone(&self.readahead));
+        let names = (Some(base.id.to_string()), head.to_string());
+        Ok(Drawn::new(
+            Map::Changes(delta),
+            names,
+            Some(Arc::new(image)),
+        ))
     }
 
     async fn listing(&self) -> Result<Arc<[Snapshot]>> {
@@ -369,85 +431,6 @@ impl Tree {
     }
 }
 
-impl Nodes {
-    fn push(&mut self, node: Node) -> u64 {
-        self.list.push(node);
-        self.list.len() as u64
-    }
-
-    /// The entry of a snapshot, made at first sight; what is told of it now counts.
-    fn see(&mut self, snapshot: &Snapshot) -> Arc<Entry> {
-        if let Some(entry) = self.snapshots.get(&snapshot.id) {
-            if snapshot.state.is_some() {
-                *entry.told.lock() = snapshot.clone();
-            }
-            return Arc::clone(entry);
-        }
-        let entry = Arc::new(Entry {
-            id: snapshot.id.clone(),
-            ino: self.list.len() as u64 + 1,
-            told: Mutex::new(snapshot.clone()),
-            image: OnceCell::new(),
-        });
-        self.push(Node::Snapshot(Arc::clone(&entry)));
-        self.push(Node::Disk(Arc::clone(&entry)));
-        self.push(Node::Description(Arc::clone(&entry)));
-        self.snapshots
-            .insert(snapshot.id.clone(), Arc::clone(&entry));
-        entry
-    }
-
-    fn volume(&mut self, volume: &str) -> u64 {
-        if let Some(ino) = self.volumes.get(volume) {
-            return *ino;
-        }
-        let ino = self.push(Node::Volume(volume.to_owned()));
-        self.volumes.insert(volume.to_owned(), ino);
-        ino
-    }
-
-    fn link(&mut self, volume: &str, name: &str, target: String, time: SystemTime) -> u64 {
-        let key = (volume.to_owned(), name.to_owned());
-        if let Some(ino) = self.links.get(&key) {
-            return *ino;
-        }
-        let ino = self.push(Node::Link { target, time });
-        self.links.insert(key, ino);
-        ino
-    }
-}
-
-/// Name, target and time of each snapshot of a volume, by its start time; two of one second get their ids behind it.
-fn links(volume: &str, listing: &[Snapshot]) -> Vec<(String, String, SystemTime)> {
-    let of_volume = || {
-        listing
-            .iter()
-            .filter(|snapshot| snapshot.volume_id.as_deref() == Some(volume))
-            .filter_map(|snapshot| {
-                let time = snapshot.start_time?;
-                Some((
-                    humantime::format_rfc3339_seconds(time).to_string(),
-                    snapshot,
-                    time,
-                ))
-            })
-    };
-    let mut count: HashMap<String, usize> = HashMap::new();
-    for (name, ..) in of_volume() {
-        *count.entry(name).or_default() += 1;
-    }
-    of_volume()
-        .map(|(name, snapshot, time)| {
-            let target = format!("../../snapshots/{}", snapshot.id);
-            let name = match count.get(&name) {
-                Some(1) => name,
-                _ => format!("{name}.{}", snapshot.id),
-            };
-            (name, target, time)
-        })
-        .collect()
-}
-
 fn description(entry: &Entry) -> String {
     let told = entry.told.lock();
     // Nothing in a Snapshot can fail to serialise.
@@ -456,55 +439,25 @@ fn description(entry: &Entry) -> String {
     text
 }
 
-/// Units of 512 bytes held. Where it is not known how much is held, all but one block: programs that compare this with
-/// the size then look for holes, and none takes the file for empty, as GNU tar does when it is 0.
-fn st_blocks(size: u64, full_size: Option<u64>) -> u64 {
+/// Bytes held. Where it is not known how many, all but one block: programs that compare this with the size then look for
+/// holes, and none takes the file for empty, as GNU tar does when it is 0.
+fn held_bytes(size: u64, full_size: Option<u64>) -> u64 {
     let held = full_size.unwrap_or_else(|| {
         size.saturating_sub(u64::from(BLOCK_SIZE))
             .max(u64::from(BLOCK_SIZE))
     });
-    held.min(size).div_ceil(512)
+    held.min(size)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn snapshot(id: &str, volume: &str, seconds: u64) -> Snapshot {
-        let mut snapshot = Snapshot::unknown(id.parse().unwrap());
-        snapshot.volume_id = Some(volume.to_owned());
-        snapshot.start_time =
-            Some(SystemTime::UNIX_EPOCH + Duration::from_millis(seconds * 1000 + 5));
-        snapshot
-    }
-
     #[test]
-    fn links_of_one_second_are_told_apart_by_id() {
-        let listing = [
-            snapshot("snap-a", "vol-1", 7),
-            snapshot("snap-b", "vol-1", 8),
-            snapshot("snap-c", "vol-1", 8),
-            snapshot("snap-d", "vol-2", 7),
-        ];
-        let names: Vec<_> = links("vol-1", &listing)
-            .into_iter()
-            .map(|(name, ..)| name)
-            .collect();
-        assert_eq!(
-            names,
-            [
-                "1970-01-01T00:00:07Z",
-                "1970-01-01T00:00:08Z.snap-b",
-                "1970-01-01T00:00:08Z.snap-c"
-            ]
-        );
-    }
-
-    #[test]
-    fn blocks_are_counted_in_512_bytes_and_never_0_when_unknown() {
-        assert_eq!(st_blocks(1 << 30, Some(1 << 20)), 2048);
-        assert_eq!(st_blocks(1 << 30, Some(0)), 0);
-        let unknown = st_blocks(1 << 30, None);
-        assert!(unknown > 0 && unknown < (1 << 30) / 512);
+    fn bytes_held_are_never_0_when_unknown() {
+        assert_eq!(held_bytes(1 << 30, Some(1 << 20)), 1 << 20);
+        assert_eq!(held_bytes(1 << 30, Some(0)), 0);
+        let unknown = held_bytes(1 << 30, None);
+        assert!(unknown > 0 && unknown < 1 << 30);
     }
 }

@@ -1,0 +1,269 @@
+//! A pair of snapshots, and the tokens that the listing of what differs between them brought: reading all of a delta
+//! costs its listing at most once more, and one Get a written block.
+//!
+//! A page that was dropped from [`Pages`], or whose tokens expired, is listed again from the very block where it began;
+//! it must say what it said before.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::time::{Instant, timeout_at};
+
+use super::client::{Client, Failure, From, Listing};
+use super::delta::{change, tokens};
+use super::pages::{Kept, Page, Pages};
+use super::snapshot::{SnapshotSource, Tokens, fetch};
+use super::walk::{self, Fault, Lists, UnderWay};
+use crate::block::{Block, BlockIndex, Delta, Extent, Geometry};
+use crate::error::{Error, Kind, Result};
+use crate::source::{BlockSource, SnapshotId, Wanted};
+
+/// Two snapshots to list what differs between.
+#[derive(Debug)]
+pub(super) struct Pair {
+    pub(super) client: Arc<Client>,
+    /// The number of its pages.
+    pub(super) number: u32,
+    pub(super) base: SnapshotId,
+    pub(super) head: SnapshotId,
+    pub(super) base_size: Geometry,
+    pub(super) head_size: Geometry,
+    /// Blocks of the larger of the two volumes.
+    pub(super) end: u32,
+}
+
+impl Pair {
+    /// Blocks asked for in one call, the most that the API takes.
+    pub(super) const PAGE: u16 = 10_000;
+
+    /// ListChangedBlocks of the pair, each call within `deadline`, or within its own.
+    pub(super) fn call(&self, deadline: Option<Instant>) -> Call<'_> {
+        Call {
+            pair: self,
+            deadline,
+        }
+    }
+
+    pub(super) fn corrupt(&self, what: &str) -> Error {
+        let what = format!("{self}: the listing contradicts itself: {what}");
+        tracing::error!("{what}");
+        Error::new(Kind::Corrupt, what)
+    }
+}
+
+impl fmt::Display for Pair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}..{}", self.base, self.head)
+    }
+}
+
+/// ListChangedBlocks of a pair.
+pub(super) struct Call<'a> {
+    pair: &'a Pair,
+    deadline: Option<Instant>,
+}
+
+impl Lists for Call<'_> {
+    type Item = Option<String>;
+
+    async fn list(&self, from: &From) -> std::result::Result<Listing<Option<String>>, Failure> {
+        let Pair {
+            client, base, head, ..
+        } = self.pair;
+        let deadline = self.deadline.unwrap_or_else(|| client.deadline());
+        client
+            .list_changed(base, head, from, Pair::PAGE, deadline)
+            .await
+    }
+
+    fn end(&self) -> Option<u32> {
+        // By what is known of the two: replies may not tell, and do not say whose size they tell.
+        Some(self.pair.end)
+    }
+}
+
+/// The tokens of a delta's written blocks.
+pub(super) struct Changed {
+    pair: Arc<Pair>,
+    pages: Arc<Pages>,
+    delta: Arc<Delta>,
+    /// First block to end of each page, kept or not: all of the volume.
+    starts: BTreeMap<u32, u32>,
+    under_way: UnderWay,
+}
+
+impl Changed {
+    pub(super) fn new(
+        pair: Arc<Pair>,
+        pages: Arc<Pages>,
+        delta: Arc<Delta>,
+        starts: BTreeMap<u32, u32>,
+    ) -> Self {
+        Self {
+            pair,
+            pages,
+            delta,
+            starts,
+            under_way: UnderWay::default(),
+        }
+    }
+
+    fn page_of(&self, index: BlockIndex) -> Result<Extent> {
+        let page = self.starts.range(..=index.0).next_back();
+        page.and_then(|(start, end)| Extent::new(BlockIndex(*start), BlockIndex(*end)))
+            .filter(|page| index < page.end())
+            .ok_or_else(|| {
+                self.pair
+                    .corrupt(&format!("no page speaks of block {index}"))
+            })
+    }
+
+    /// Lists a page again, as far as it reached.
+    async fn list(&self, page: Extent, deadline: Instant) -> Result<()> {
+        let call = self.pair.call(Some(deadline));
+        let mut blocks: Vec<(u32, Option<String>)> = Vec::new();
+        let mut expiry: Option<SystemTime> = None;
+        let mut at = page.start().0;
+        while at < page.end().0 {
+            // Short pages are gone on from by their last block.
+            let anchored = at > page.start().0;
+            let told = match walk::page(&call, at - u32::from(anchored), anchored).await {
+                Ok(Some(told)) => told,
+                Ok(None) => break,
+                Err(Fault::Contradiction(what)) => return Err(self.pair.corrupt(&what)),
+                Err(Fault::Failed(error)) => return Err(error),
+            };
+            at = told.end;
+            expiry = told.expiry.map_or(expiry, |new| {
+                Some(expiry.map_or(new, |expiry| expiry.min(new)))
+            });
+            let within = |(index, _): &(u32, _)| *index < page.end().0;
+            blocks.extend(
+                told.blocks
+                    .into_iter()
+                    .skip(usize::from(anchored))
+                    .take_while(within),
+            );
+        }
+        let now = blocks
+            .iter()
+            .map(|(index, token)| (BlockIndex(*index), change(token)))
+            .filter(|(index, _)| index.0 < self.pair.head_size.block_count());
+        if !self.delta.blocks_in(page).eq(now) {
+            let what = format!(
+                "between blocks {} and {} it is not what it was",
+                page.start(),
+                page.end()
+            );
+            return Err(self.pair.corrupt(&what));
+        }
+        let key = (self.pair.number, page.start().0);
+        let page = Page::new(
+            page.end().0,
+            Pair::PAGE,
+            SystemTime::now(),
+            expiry,
+            tokens(&blocks),
+        );
+        self.pages.insert(key, page);
+        Ok(())
+    }
+}
+
+impl Tokens for Changed {
+    async fn token(&self, index: BlockIndex, deadline: Instant) -> Result<Option<String>> {
+        if !self.delta.write().contains(index) {
+            return Ok(None);
+        }
+        let page = self.page_of(index)?;
+        let key = (self.pair.number, page.start().0);
+        loop {
+            if let Kept::Token(token) = self.pages.token(key, index, SystemTime::now()) {
+                return Ok(Some(token));
+            }
+            if let Some(mut landed) = self.under_way.towards(index) {
+                if timeout_at(deadline, landed.changed()).await.is_err() {
+                    let what = format!("{}: no listing before the deadline", self.pair);
+                    return Err(Error::new(Kind::Unavailable, what));
+                }
+                continue;
+            }
+            let _landing = self.under_way.set_out(page);
+            self.list(page, deadline).await?;
+        }
+    }
+
+    fn forget(&self, index: BlockIndex, token: &str) {
+        let Ok(page) = self.page_of(index) else {
+            return;
+        };
+        let key = (self.pair.number, page.start().0);
+        let kept = self.pages.token(key, index, SystemTime::UNIX_EPOCH);
+        if kept == Kept::Token(token.to_owned()) {
+            self.pages.remove(key);
+        }
+    }
+}
+
+/// The head of a delta, whose written blocks are read by the tokens that the delta's listing brought: the same bytes as
+/// [`SnapshotSource`]'s, for fewer requests where changes are few and far between.
+pub(super) struct ChangedSource {
+    head: Arc<SnapshotSource>,
+    changed: Changed,
+}
+
+impl ChangedSource {
+    pub(super) fn new(head: Arc<SnapshotSource>, changed: Changed) -> Self {
+        Self { head, changed }
+    }
+
+    fn read(&self, index: BlockIndex, wanted: Wanted) -> BoxFuture<'_, Result<Block>> {
+        let pair = &self.changed.pair;
+        if self.changed.delta.write().contains(index) {
+            let geometry = pair.head_size;
+            fetch(
+                &pair.client,
+                &pair.head,
+                geometry,
+                &self.changed,
+                index,
+                wanted,
+            )
+            .boxed()
+        } else if self.changed.delta.zero().contains(index) {
+            std::future::ready(Ok(Block::Zero)).boxed()
+        } else {
+            self.head.read_ahead(index, wanted)
+        }
+    }
+}
+
+impl BlockSource for ChangedSource {
+    fn geometry(&self) -> Geometry {
+        self.head.geometry()
+    }
+
+    fn read_block(&self, index: BlockIndex) -> BoxFuture<'_, Result<Block>> {
+        self.read(index, Wanted::already())
+    }
+
+    fn read_ahead(&self, index: BlockIndex, wanted: Wanted) -> BoxFuture<'_, Result<Block>> {
+        self.read(index, wanted)
+    }
+
+    fn next_extent(&self, from: BlockIndex) -> BoxFuture<'_, Result<Option<Extent>>> {
+        self.head.next_extent(from)
+    }
+
+    fn is_known_zero(&self, index: BlockIndex) -> bool {
+        self.changed.delta.zero().contains(index) || self.head.is_known_zero(index)
+    }
+
+    fn prefetch(&self, _blocks: &[BlockIndex]) -> usize {
+        0
+    }
+}

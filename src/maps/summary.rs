@@ -1,0 +1,98 @@
+//! What a delta comes to: blocks, bytes, requests, dollars.
+
+use serde_json::{Value, json};
+
+use crate::block::{BLOCK_SIZE, Delta, Geometry};
+
+/// Blocks that one ListChangedBlocks tells.
+const BLOCKS_A_LISTING: u64 = 10_000;
+/// Dollars a request in us-east-1, where a request of GetSnapshotBlock is a block: <https://aws.amazon.com/ebs/pricing/>,
+/// EBS direct APIs.
+const GET_PRICE: f64 = 0.003 / 1000.0;
+const LIST_PRICE: f64 = 0.0006 / 1000.0;
+
+/// The totals of a delta.
+#[derive(Clone, Copy, Debug)]
+pub struct Totals {
+    /// Blocks written.
+    pub written: u64,
+    /// Blocks gone: zeroes in the head.
+    pub gone: u64,
+    /// Bytes of the blocks written.
+    pub bytes: u64,
+    /// Of all blocks of the head, from 0 to 1.
+    pub share: f64,
+    base: u64,
+    head: u64,
+}
+
+impl Totals {
+    /// Counts.
+    pub fn of(delta: &Delta) -> Self {
+        let (written, gone) = (delta.write().len(), delta.zero().len());
+        Self {
+            written,
+            gone,
+            bytes: written * u64::from(BLOCK_SIZE),
+            share: (written + gone) as f64 / f64::from(delta.head().block_count()),
+            base: delta.base().map_or(0, Geometry::size),
+            head: delta.head().size(),
+        }
+    }
+
+    /// Dollars that reading the blocks written costs.
+    pub fn reading_cost(&self) -> f64 {
+        Self::getting_cost(self.written)
+    }
+
+    /// Dollars that so many requests of GetSnapshotBlock cost.
+    pub fn getting_cost(requests: u64) -> f64 {
+        requests as f64 * GET_PRICE
+    }
+
+    /// Dollars that so many list requests cost.
+    pub fn listing_cost(requests: u64) -> f64 {
+        requests as f64 * LIST_PRICE
+    }
+
+    /// All of it, for a program; `base` and `head` are what the two are called.
+    pub fn json(&self, base: &str, head: &str) -> Value {
+        let lists = (self.written + self.gone).div_ceil(BLOCKS_A_LISTING).max(1);
+        json!({
+            "base": {"snapshot": base, "bytes": self.base},
+            "head": {"snapshot": head, "bytes": self.head},
+            "block_size": BLOCK_SIZE,
+            "written": {"blocks": self.written, "bytes": self.bytes},
+            "gone": {"blocks": self.gone, "bytes": self.gone * u64::from(BLOCK_SIZE)},
+            "share_of_volume": self.share,
+            "reading": {
+                "requests": {"ListChangedBlocks": lists, "GetSnapshotBlock": self.written},
+                "dollars": Self::listing_cost(lists) + self.reading_cost(),
+                "prices": "us-east-1, https://aws.amazon.com/ebs/pricing/",
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::{BlockIndex, Change};
+
+    #[test]
+    fn a_million_blocks_cost_three_dollars_to_read() {
+        let mut delta = Delta::new(None, Geometry::new(1 << 40).unwrap());
+        for index in 0..1_000_000 {
+            delta.insert(BlockIndex(index), Change::Write);
+        }
+        delta.insert(BlockIndex(2_000_000), Change::Zero);
+        let json = Totals::of(&delta).json("a", "b");
+        assert_eq!(json["reading"]["requests"]["ListChangedBlocks"], 101);
+        assert_eq!(json["reading"]["requests"]["GetSnapshotBlock"], 1_000_000);
+        let dollars = json["reading"]["dollars"].as_f64().unwrap();
+        assert!((dollars - 3.0000606).abs() < 1e-9, "{dollars}");
+        assert_eq!(json["gone"]["blocks"], 1);
+        let share = json["share_of_volume"].as_f64().unwrap();
+        assert!((share - 1_000_001.0 / 2_097_152.0).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,43 @@
+//! All blocks that a source holds.
+
+use futures_util::future::try_join_all;
+use parking_lot::Mutex;
+
+use super::BlockSource;
+use crate::block::{BlockIndex, BlockSet, Extent};
+use crate::error::{Error, Result};
+
+/// Ranges of the volume gone through at once.
+const RANGES: u32 = 8;
+/// Blocks that a range must be worth: where all are held, four listings of EBS.
+const RANGE: u32 = 40_000;
+
+/// The blocks that `source` holds, gone through in ranges side by side. Dropped and called again it goes on from where
+/// the source remembers.
+///
+/// # Errors
+/// Why the source cannot tell.
+pub async fn held(source: &dyn BlockSource) -> Result<BlockSet> {
+    let count = source.geometry().block_count();
+    let ranges = (count / RANGE).clamp(1, RANGES);
+    let width = count.div_ceil(ranges);
+    let held = Mutex::new(BlockSet::new());
+    let held_in = |number: u32| {
+        let held = &held;
+        async move {
+            let mut at = BlockIndex(number * width);
+            let stop = BlockIndex(at.0.saturating_add(width).min(count));
+            while at < stop {
+                let found = source.next_extent(at).await?;
+                let within =
+                    found.and_then(|found| Extent::new(found.start(), found.end().min(stop)));
+                let Some(extent) = within else { break };
+                held.lock().insert_extent(extent);
+                at = extent.end();
+            }
+            Ok::<_, Error>(())
+        }
+    };
+    try_join_all((0..ranges).map(held_in)).await?;
+    Ok(held.into_inner())
+}
