@@ -9,14 +9,14 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use crate::support::*;
 
 /// A volume with five snapshots: written, overwritten, freed, rewritten with the same bytes, grown; and an image of each.
-struct Chain {
-    emulator: Emulator,
-    snapshots: Vec<String>,
-    images: tempfile::TempDir,
+pub struct Chain {
+    pub emulator: Emulator,
+    pub snapshots: Vec<String>,
+    pub images: tempfile::TempDir,
 }
 
 impl Chain {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let emulator = Emulator::start();
         let mut chain = Self {
             emulator,
@@ -65,11 +65,11 @@ impl Chain {
             .arg(image));
     }
 
-    fn image(&self, n: usize) -> PathBuf {
+    pub fn image(&self, n: usize) -> PathBuf {
         self.images.path().join(format!("{n}.raw"))
     }
 
-    fn changes(&self, base: usize, head: usize, format: &str) -> String {
+    pub fn changes(&self, base: usize, head: usize, format: &str) -> String {
         let (base, head) = (&self.snapshots[base], &self.snapshots[head]);
         run(&mut self
             .emulator
@@ -77,7 +77,7 @@ impl Chain {
     }
 
     /// A copy of the base as long as the head.
-    fn target(&self, base: usize, head: usize) -> PathBuf {
+    pub fn target(&self, base: usize, head: usize) -> PathBuf {
         let target = self.images.path().join("target.raw");
         run(Command::new("cp")
             .arg("--sparse=always")
@@ -90,7 +90,7 @@ impl Chain {
 }
 
 /// Every pair of neighbours, the whole chain, and backwards.
-const PAIRS: [(usize, usize); 7] = [(0, 1), (1, 2), (2, 3), (3, 4), (0, 4), (4, 0), (2, 1)];
+pub const PAIRS: [(usize, usize); 7] = [(0, 1), (1, 2), (2, 3), (3, 4), (0, 4), (4, 0), (2, 1)];
 
 #[test]
 fn applying_the_csv_by_dd_gives_the_head_for_every_pair() {
@@ -232,6 +232,69 @@ fn a_large_delta_is_listed_in_ranges_and_says_the_same_through_every_fault() {
 }
 
 #[test]
+fn exact_leaves_out_what_was_written_with_the_bytes_that_it_held() {
+    let chain = Chain::new();
+    chain.emulator.reset();
+    let exact = |base: usize, head: usize| {
+        let (base, head) = (&chain.snapshots[base], &chain.snapshots[head]);
+        run(&mut chain
+            .emulator
+            .ebsfs(&["changes", base, head, "--exact", "--format", "csv"]))
+    };
+    assert_eq!(exact(2, 3).lines().count(), 1, "one block, rewritten alike");
+    assert_eq!(chain.emulator.gets(), 2, "read in both");
+    assert_eq!(chain.emulator.count("ListChangedBlocks"), 2);
+    assert_eq!(chain.emulator.lists(), 0, "by the tokens of the listings");
+    for (base, head) in [(0, 1), (1, 2), (0, 4), (4, 0)] {
+        let listed = chain
+            .changes(base, head, "csv")
+            .replace("\n100,52428800,524288,written", "");
+        assert_eq!(exact(base, head), listed, "{base} to {head}");
+    }
+}
+
+#[test]
+fn volumes_without_a_common_history_are_compared_by_what_they_hold() {
+    let emulator = Emulator::start();
+    let images = tempfile::tempdir().unwrap();
+    let a = emulator.make_volume("vol-0a", 2048, (0..20).chain(50..60));
+    // A rebuilt volume: the same bytes, but for some.
+    let b = emulator.volume("vol-0b");
+    run(Command::new("cp").arg("--sparse=always").arg(&a).arg(&b));
+    let file = writable(&b);
+    for index in [3, 55, 700] {
+        file.write_all_at(&content("other", index), index * BLOCK)
+            .unwrap();
+    }
+    let free = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(&file, free, (10 * BLOCK) as i64, (2 * BLOCK) as i64).unwrap();
+    file.set_len(2 << 30).unwrap();
+    let (base, head) = (emulator.snapshot("vol-0a"), emulator.snapshot("vol-0b"));
+    emulator.reset();
+    let map = images.path().join("map");
+    run(&mut emulator.ebsfs(&[
+        "changes",
+        &base,
+        &head,
+        "--unrelated",
+        "compare",
+        "--format",
+        "csv",
+        "-o",
+        map.to_str().unwrap(),
+    ]));
+    assert_eq!(
+        std::fs::read_to_string(&map).unwrap(),
+        "block,offset,length,state\n\
+         3,1572864,524288,written\n\
+         10,5242880,1048576,gone\n\
+         55,28835840,524288,written\n\
+         700,367001600,524288,written\n"
+    );
+    assert_eq!(emulator.gets(), 2 * 28, "what both hold, and only that");
+}
+
+#[test]
 fn snapshots_without_a_common_history_are_refused_with_what_to_do() {
     let emulator = Emulator::start();
     emulator.make_volume("vol-0a", 2048, [0]);
@@ -240,7 +303,7 @@ fn snapshots_without_a_common_history_are_refused_with_what_to_do() {
     let (code, said) = ends(&mut emulator.ebsfs(&["changes", &a, &b]));
     assert_eq!(code, 2, "{said}");
     assert!(
-        said.contains("no history in common") && said.contains("copy"),
+        said.contains("no history in common") && said.contains("--unrelated compare"),
         "{said}"
     );
     assert_eq!(said.lines().count(), 1, "{said}");

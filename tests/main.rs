@@ -20,6 +20,7 @@ mod ends;
 mod faults;
 mod large;
 mod layers;
+mod pairs;
 mod readme;
 mod refusals;
 mod stress;

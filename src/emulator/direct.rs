@@ -63,6 +63,8 @@ impl Emulator {
         let now = self.now();
         let store = self.store.lock();
         let snapshot = readable(store.get(id), id, now, &switches)?;
+        let (gib, snapshot) = (snapshot.record.volume_gib, snapshot.view());
+        drop(store);
         let scope = format!("list/{id}");
         let page = self.page(query, &scope, now)?;
         let start = faulty_start(&page, &switches, |max| {
@@ -91,14 +93,7 @@ impl Emulator {
             block["BlockToken"] = Value::Null;
         }
         let body = json!({"Blocks": blocks});
-        Ok(self.page_reply(
-            body,
-            snapshot.record.volume_gib,
-            &scope,
-            next,
-            now,
-            &switches,
-        ))
+        Ok(self.page_reply(body, gib, &scope, next, now, &switches))
     }
 
     pub(super) fn list_changed_blocks(
@@ -125,45 +120,15 @@ impl Emulator {
             let message = format!("{first} and {second} are not related");
             return Err(Refusal::invalid("UNRELATED_SNAPSHOTS", message));
         }
+        let gib = to.record.volume_gib;
+        let (from, to) = (from.view(), to.view());
+        drop(store);
         let scope = format!("changed/{first}/{second}");
         let page = self.page(query, &scope, now)?;
-        let changed = |start: u32, max: usize| -> Vec<u32> {
-            if let (Some(a), Some(b)) = (&from.record.synthetic, &to.record.synthetic) {
-                return (start..a.blocks.max(b.blocks))
-                    .filter(|index| a.differs(b, *index))
-                    .take(max)
-                    .collect();
-            }
-            let mut all: Vec<u32> = Vec::with_capacity(max);
-            let mut a = from.blocks.range(start..).peekable();
-            let mut b = to.blocks.range(start..).peekable();
-            while all.len() < max {
-                match (a.peek(), b.peek()) {
-                    (None, None) => break,
-                    (Some((i, x)), Some((j, y))) if i == j => {
-                        if x.writer != y.writer {
-                            all.push(**i);
-                        }
-                        a.next();
-                        b.next();
-                    }
-                    (Some((i, _)), other) if other.is_none_or(|(j, _)| i < j) => {
-                        all.push(**i);
-                        a.next();
-                    }
-                    (_, Some((j, _))) => {
-                        all.push(**j);
-                        b.next();
-                    }
-                    (Some(_), None) => break,
-                }
-            }
-            all
-        };
         let start = faulty_start(&page, &switches, |max| {
-            changed(page.start, max + 1).last().copied()
+            from.changed(&to, page.start, max + 1).last().copied()
         });
-        let mut indexes = changed(start, page.max + 1);
+        let mut indexes = from.changed(&to, start, page.max + 1);
         let mut next = (indexes.len() > page.max).then(|| indexes.pop()).flatten();
         shorten(&switches, start, &mut indexes, &mut next);
         let life = Duration::from_secs(switches.token_life_s);
@@ -173,8 +138,8 @@ impl Emulator {
             .map(|index| {
                 let mut block = json!({"BlockIndex": index});
                 for (name, id, side) in [
-                    ("FirstBlockToken", first, from),
-                    ("SecondBlockToken", second, to),
+                    ("FirstBlockToken", first, &from),
+                    ("SecondBlockToken", second, &to),
                 ] {
                     if side.holds(*index) {
                         let scope = format!("{id}/{index}");
@@ -187,7 +152,7 @@ impl Emulator {
             })
             .collect();
         let body = json!({"ChangedBlocks": blocks});
-        Ok(self.page_reply(body, to.record.volume_gib, &scope, next, now, &switches))
+        Ok(self.page_reply(body, gib, &scope, next, now, &switches))
     }
 
     /// The page asked for; the page token wins over the index.

@@ -14,6 +14,7 @@
 //! | [`tokens`] | block and page tokens |
 //! | [`record`] | what is known of a snapshot besides its blocks |
 //! | [`store`] | snapshots and volumes in the folder |
+//! | [`view`] | which blocks a snapshot holds, and which differ |
 //! | [`synthetic`] | volumes whose bytes are computed |
 //! | [`switches`] | latency, limits, faults, and what else can be set at run time |
 //! | [`control`] | the endpoint that sets them and reads the counters |
@@ -30,6 +31,7 @@ mod switches;
 mod synthetic;
 mod tls;
 mod tokens;
+mod view;
 mod write;
 
 use std::collections::BTreeMap;

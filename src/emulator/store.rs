@@ -25,17 +25,10 @@ use sha2::{Digest, Sha256};
 
 use super::record::{PER_GIB, Record, millis};
 use super::synthetic::{self, Step, Synthetic};
+use super::view::{Held, View};
 use super::{ACCOUNT, BLOCK};
 
 const GIB: u64 = 1 << 30;
-
-/// A block that a snapshot holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Held {
-    /// Number of the snapshot that wrote it.
-    pub(super) writer: u32,
-    pub(super) digest: [u8; 32],
-}
 
 /// A snapshot: its record and its blocks.
 #[derive(Debug)]
@@ -63,28 +56,9 @@ impl Snapshot {
         })
     }
 
-    /// At most `max` indexes of held blocks, from `start` on.
-    pub(super) fn indexes(&self, start: u32, max: usize) -> Vec<u32> {
-        match &self.record.synthetic {
-            Some(synthetic) => (start..synthetic.blocks)
-                .filter(|index| synthetic.is_held(*index))
-                .take(max)
-                .collect(),
-            None => self
-                .blocks
-                .range(start..)
-                .map(|(index, _)| *index)
-                .take(max)
-                .collect(),
-        }
-    }
-
-    /// Whether it holds a block.
-    pub(super) fn holds(&self, index: u32) -> bool {
-        match &self.record.synthetic {
-            Some(synthetic) => synthetic.is_held(index),
-            None => self.blocks.contains_key(&index),
-        }
+    /// Its blocks, to be looked at while others use the store.
+    pub(super) fn view(&self) -> View {
+        View::new(self.record.synthetic.clone(), Arc::clone(&self.blocks))
     }
 }
 

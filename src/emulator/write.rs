@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::record::{Record, Started, millis};
 use super::reply::{Refusal, Reply, json_reply};
-use super::store::Held;
+use super::view::Held;
 use super::{ACCOUNT, BLOCK, Emulator, REGION};
 
 #[derive(Debug, Default, Deserialize)]

@@ -20,7 +20,8 @@ const TOP: u32 = 84;
 const LEGEND: u32 = 128;
 
 const EMPTY: &str = "#edf0f2";
-/// What is gone, and its mark's side.
+/// A cell in which blocks are gone and none is data; the mark of one in which blocks are gone, and its side.
+const ONLY_GONE: &str = "#f3cfa6";
 const GONE: &str = "#d9822b";
 const MARK: u32 = 5;
 /// Up to this share of a cell, this colour: one hue from light to dark, which prints and is told apart without colours.
@@ -52,7 +53,7 @@ impl Map {
         );
         let width = LEFT + COLUMNS * PITCH + 16;
         let legend_top = TOP + grid.rows() * PITCH + 24;
-        let height = legend_top + 40;
+        let height = legend_top + 62;
         let mut svg = format!(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
              <svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" \
@@ -79,7 +80,12 @@ impl Map {
                 Grid::draw_cell(&mut svg, number, share, gone > 0, &tip);
             }
         }
-        draw_legend(&mut svg, legend_top, is_delta);
+        let _ = writeln!(
+            svg,
+            "<text x=\"{LEFT}\" y=\"{}\">Share of a cell's blocks that are {verb}</text>",
+            legend_top + 10
+        );
+        draw_legend(&mut svg, legend_top + 22, is_delta);
         svg.push_str("</svg>\n");
         svg
     }
@@ -138,7 +144,7 @@ impl Grid {
                 "<text x=\"{}\" y=\"{}\" text-anchor=\"end\" font-size=\"11\" fill=\"#57606a\">{}</text>",
                 LEFT - 8,
                 TOP + row * PITCH + 10,
-                bytes(u64::from(row * COLUMNS) * u64::from(self.per_cell))
+                exact(u64::from(row * COLUMNS) * u64::from(self.per_cell))
             );
         }
     }
@@ -151,7 +157,11 @@ impl Grid {
         let _ = write!(
             svg,
             "<g><title>{tip}</title><rect x=\"{x}\" y=\"{y}\" width=\"{SIDE}\" height=\"{SIDE}\" fill=\"{}\"/>",
-            shade(share)
+            if gone && share == 0.0 {
+                ONLY_GONE
+            } else {
+                shade(share)
+            }
         );
         if gone {
             draw_mark(svg, x, y);
@@ -172,9 +182,9 @@ fn draw_mark(svg: &mut String, x: u32, y: u32) {
 }
 
 fn draw_legend(svg: &mut String, top: u32, is_delta: bool) {
-    let rest = if is_delta { "not changed" } else { "a hole" };
+    let rest = if is_delta { "none" } else { "none: a hole" };
     let shades = SHADES.iter().map(|(_, colour, words)| (*colour, *words));
-    let gone = is_delta.then_some((EMPTY, "blocks gone"));
+    let gone = is_delta.then_some((ONLY_GONE, "blocks gone"));
     let entries = std::iter::once((EMPTY, rest)).chain(shades).chain(gone);
     for (x, (colour, words)) in (LEFT..).step_by(LEGEND as usize).zip(entries) {
         let _ = write!(
@@ -202,6 +212,18 @@ fn shade(share: f64) -> &'static str {
 /// So many blocks, in bytes as people write them.
 fn bytes(blocks: u64) -> ByteSize {
     ByteSize::b(blocks * u64::from(BLOCK_SIZE))
+}
+
+/// The same to a quarter of the unit, as rows begin.
+fn exact(blocks: u64) -> String {
+    let text = format!("{:.2}", bytes(blocks));
+    match text.split_once(' ') {
+        Some((number, unit)) if number.contains('.') => {
+            let number = number.trim_end_matches('0').trim_end_matches('.');
+            format!("{number} {unit}")
+        }
+        _ => text,
+    }
 }
 
 fn escaped(text: &str) -> String {
@@ -252,6 +274,14 @@ mod tests {
                 .len(),
             6
         );
+    }
+
+    #[test]
+    fn rows_are_labelled_exactly() {
+        assert_eq!(exact(0), "0 B");
+        assert_eq!(exact(20 << 11), "20 GiB");
+        assert_eq!(exact(5 << 9), "1.25 GiB");
+        assert_eq!(exact(100 << 1), "100 MiB");
     }
 
     #[test]

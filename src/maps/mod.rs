@@ -7,7 +7,7 @@ mod text;
 
 use std::sync::Arc;
 
-pub use summary::Totals;
+pub use summary::{Summary, Totals};
 pub use text::{Format, Text};
 
 use crate::block::{BLOCK_SIZE, BlockIndex, BlockSet, Change, Delta, Extent, Geometry};

@@ -1,6 +1,6 @@
 //! What a delta comes to: blocks, bytes, requests, dollars.
 
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use crate::block::{BLOCK_SIZE, Delta, Geometry};
 
@@ -56,22 +56,65 @@ impl Totals {
     }
 
     /// All of it, for a program; `base` and `head` are what the two are called.
-    pub fn json(&self, base: &str, head: &str) -> Value {
+    pub fn summary<'a>(&self, base: &'a str, head: &'a str) -> Summary<'a> {
+        let volume = |snapshot, bytes| Volume { snapshot, bytes };
+        let count = |blocks| Count {
+            blocks,
+            bytes: blocks * u64::from(BLOCK_SIZE),
+        };
         let lists = (self.written + self.gone).div_ceil(BLOCKS_A_LISTING).max(1);
-        json!({
-            "base": {"snapshot": base, "bytes": self.base},
-            "head": {"snapshot": head, "bytes": self.head},
-            "block_size": BLOCK_SIZE,
-            "written": {"blocks": self.written, "bytes": self.bytes},
-            "gone": {"blocks": self.gone, "bytes": self.gone * u64::from(BLOCK_SIZE)},
-            "share_of_volume": self.share,
-            "reading": {
-                "requests": {"ListChangedBlocks": lists, "GetSnapshotBlock": self.written},
-                "dollars": Self::listing_cost(lists) + self.reading_cost(),
-                "prices": "us-east-1, https://aws.amazon.com/ebs/pricing/",
+        Summary {
+            base: volume(base, self.base),
+            head: volume(head, self.head),
+            block_size: BLOCK_SIZE,
+            written: count(self.written),
+            gone: count(self.gone),
+            share_of_volume: self.share,
+            reading: Reading {
+                list_changed_blocks: lists,
+                get_snapshot_block: self.written,
+                dollars: Self::listing_cost(lists) + self.reading_cost(),
+                prices: "us-east-1, https://aws.amazon.com/ebs/pricing/",
             },
-        })
+        }
     }
+}
+
+/// `summary.json`.
+#[derive(Debug, Serialize)]
+pub struct Summary<'a> {
+    base: Volume<'a>,
+    head: Volume<'a>,
+    block_size: u32,
+    written: Count,
+    gone: Count,
+    /// Of the head's blocks.
+    share_of_volume: f64,
+    /// What it takes to list and read it all.
+    reading: Reading,
+}
+
+#[derive(Debug, Serialize)]
+struct Volume<'a> {
+    snapshot: &'a str,
+    bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Count {
+    blocks: u64,
+    bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Reading {
+    list_changed_blocks: u64,
+    get_snapshot_block: u64,
+    #[serde(rename = "dollars")]
+    dollars: f64,
+    #[serde(rename = "prices")]
+    prices: &'static str,
 }
 
 #[cfg(test)]
@@ -86,9 +129,9 @@ mod tests {
             delta.insert(BlockIndex(index), Change::Write);
         }
         delta.insert(BlockIndex(2_000_000), Change::Zero);
-        let json = Totals::of(&delta).json("a", "b");
-        assert_eq!(json["reading"]["requests"]["ListChangedBlocks"], 101);
-        assert_eq!(json["reading"]["requests"]["GetSnapshotBlock"], 1_000_000);
+        let json = serde_json::to_value(Totals::of(&delta).summary("a", "b")).unwrap();
+        assert_eq!(json["reading"]["ListChangedBlocks"], 101);
+        assert_eq!(json["reading"]["GetSnapshotBlock"], 1_000_000);
         let dollars = json["reading"]["dollars"].as_f64().unwrap();
         assert!((dollars - 3.0000606).abs() < 1e-9, "{dollars}");
         assert_eq!(json["gone"]["blocks"], 1);

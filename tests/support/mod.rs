@@ -215,6 +215,14 @@ impl Mount {
             .join("disk.raw")
     }
 
+    /// The folder of what differs between two snapshots.
+    pub fn pair(&self, base: &str, head: &str) -> PathBuf {
+        self.point
+            .path()
+            .join("changes")
+            .join(format!("{base}..{head}"))
+    }
+
     pub fn signal(&self, name: &str) {
         run(Command::new("kill").args([&format!("-{name}"), &self.process.id().to_string()]));
     }

@@ -78,8 +78,11 @@ fn draw(map: Map, file: File, base: Option<String>, head: &str) -> Result<Render
             None => format!("What {head} holds"),
         })),
         (File::Summary, Map::Changes(delta)) => {
-            let totals = Totals::of(delta).json(&base.unwrap_or_default(), head);
-            whole(format!("{totals:#}\n"))
+            let base = base.unwrap_or_default();
+            let totals = Totals::of(delta);
+            // Nothing in it can fail to serialise.
+            let json = serde_json::to_string_pretty(&totals.summary(&base, head));
+            whole(json.unwrap_or_default() + "\n")
         }
         _ => Err(Error::new(Kind::Invalid, "nothing to draw")),
     }
