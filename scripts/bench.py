@@ -14,7 +14,15 @@ import urllib.request
 
 TARGET = os.environ.get("CARGO_TARGET_DIR", "target") + "/release"
 EBSFS = os.path.abspath(f"{TARGET}/ebsfs")
-LIMIT = max((p for p in glob.glob(f"{TARGET}/deps/limit-*") if os.access(p, os.X_OK) and "." not in os.path.basename(p)), key=os.path.getmtime)
+
+
+def built(bench):
+    """The program of one of benches/."""
+    found = (p for p in glob.glob(f"{TARGET}/deps/{bench}-*") if os.access(p, os.X_OK) and "." not in os.path.basename(p))
+    return max(found, key=os.path.getmtime)
+
+
+LIMIT = built("limit")
 TICKS = os.sysconf("SC_CLK_TCK")
 MIB = 1 << 20
 GIB = 1 << 30
@@ -232,6 +240,29 @@ def large(memory):
         shutil.rmtree(folder)
 
 
+def changes():
+    """What differs between two snapshots of 64 TiB, 1 % at random, within AWS's 50 list requests a second."""
+    folder = tempfile.mkdtemp(prefix="ebsfs-bench-")
+    pair = ("--synthetic", "snap-1a:65536:1000000", "--synthetic-child", "snap-1b:snap-1a:10000")
+    emulator = Emulator(folder, 0, *pair, quotas=True)
+    try:
+        for latency in (0, 20, 100):
+            emulator.ask(f"switches?latency_ms={latency}", post=True)
+            paged = json.loads(subprocess.check_output([built("pages"), "snap-1a", "snap-1b"], env=emulator.env))
+            emulator.ask("counters/reset", post=True)
+            start = time.monotonic()
+            process = subprocess.Popen([EBSFS, "changes", "snap-1a", "snap-1b", "--format", "csv", "-o", f"{folder}/csv"],
+                                       env=emulator.env)
+            _, status, usage = os.wait4(process.pid, 0)
+            assert status == 0
+            seconds, requests = time.monotonic() - start, emulator.ask("counters")["ListChangedBlocks"]
+            print(f"{latency} ms: one page after another {paged['pages']} requests, {paged['seconds']:.2f} s; ebsfs changes {requests} "
+                  f"requests, {seconds:.2f} s, {usage.ru_maxrss / 1024:.0f} MiB; {paged['seconds'] / seconds:.2f} times as fast", flush=True)
+    finally:
+        emulator.stop()
+        shutil.rmtree(folder)
+
+
 def warm_reads():
     folder = tempfile.mkdtemp(prefix="ebsfs-bench-")
     emulator = Emulator(folder, 0)
@@ -270,6 +301,9 @@ def warm_reads():
         shutil.rmtree(folder)
 
 
+if sys.argv[1:] == ["changes"]:
+    changes()
+    sys.exit()
 memory = Memory()
 try:
     if sys.argv[1:] == ["large"]:

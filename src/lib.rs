@@ -7,7 +7,7 @@
 //! *block*: 512 KiB, the unit of the EBS direct APIs. *extent*: a run of blocks, end exclusive. *hole*: blocks that a
 //! snapshot does not hold, which read as zeroes. *geometry*: a volume's size in bytes and blocks. *image*: a volume's
 //! bytes as one raw disk file. *token*: what EBS wants with each read of a block. *flight*: the one fetch of a block that
-//! all its readers wait for.
+//! all its readers wait for. *delta*: what a base needs to become a head, blocks to write and blocks that are gone.
 //!
 //! # Layers
 //! A row imports only rows above it; a test reads `src/` and fails on an import that climbs.
@@ -38,13 +38,28 @@
 //! Readahead goes the same way by [`source::BlockSource::prefetch`], with a smaller budget of its own, gives way to readers
 //! in the queue of `ebs/limit`, and waits some milliseconds for company in `ebs/digest`. A reader that joins such a flight
 //! makes it [`source::Wanted`]. Bytes are verified where they enter the process (`ebs/client`) and nowhere else.
+//!
+//! # The path of a delta
+//! ```text
+//! kernel LOOKUP(changes/A..B, changes.json)
+//!  fs/tree        drawn       the folder's map: kept, or listed once for all who look at the folder
+//!  ebs/catalog    delta       the one listing of the pair, gone on with by whoever still waits
+//!  ebs/delta      run         pages of ListChangedBlocks in ranges side by side -> Delta; where they meet they must agree
+//!  ebs/walk       page        past empty pages and stale page tokens; its first block is the last one of the page before
+//!  maps/text      new         goes through the runs once: size, and where each 512th record begins
+//! kernel READ(delta.raw)       as above, over source/delta (holes elsewhere), cached with the head's own blocks, by the
+//!  ebs/changed    token        tokens that the listing brought
+//! ```
+//! `ebsfs changes` goes the same way and writes the map as a stream; `compare` makes deltas by bytes where a listing cannot.
+//!
 //! `cli/mount` stacks the types: an [`ebs::EbsCatalog`] over a client and EC2's descriptions, a [`cache::CachedCatalog`]
 //! over that, an [`fs::Tree`] over that, mounted.
 //!
 //! # Memory
 //! Blocks, cached and in flight together, keep the budget of `--memory` (a hedge holds a second body for a moment). Tokens
-//! are bounded for all snapshots together (32 MiB). Presence is two bitmaps in chunks for each snapshot that is read, at most 16 MiB each for 64 TiB and next to
-//! nothing where all blocks of a chunk are alike. Nothing else grows with how much is read.
+//! are bounded for all snapshots together (32 MiB). Presence is two bitmaps in chunks for each snapshot that is read, at
+//! most 16 MiB each for 64 TiB and next to nothing where all blocks of a chunk are alike. Maps that are shown are bitmaps
+//! too, 64 MiB of them kept. Nothing else grows with how much is read.
 //!
 //! # Errors
 //! [`error::Kind`]s exist where a caller acts differently. Each border has one table: AWS code to kind in [`aws`], kind to

@@ -1,5 +1,6 @@
 //! 64 TiB: few requests, little memory, wherever it is read.
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 
 use nix::unistd::{Whence, lseek};
@@ -74,4 +75,64 @@ fn sixty_four_tib_are_mounted_and_read_anywhere_with_few_requests_and_bounded_me
     let peak = mount.peak_memory();
     assert!(peak <= (64 + 160) * MIB, "{} MiB", peak / MIB);
     println!("peak {} MiB with --memory 64MiB", peak / MIB);
+}
+
+#[test]
+fn a_pair_of_sixty_four_tib_is_listed_and_shown_whole_in_bounded_memory() {
+    let emulator = Emulator::with(&[
+        "--synthetic",
+        "snap-0a:65536:1000000",
+        "--synthetic-child",
+        "snap-0b:snap-0a:10000",
+    ]);
+    let mount = emulator.mount(&["--memory", "64MiB", "snap-0a", "snap-0b"]);
+    let pair = mount.pair("snap-0a", "snap-0b");
+    emulator.reset();
+
+    // Each line of the JSON is a run; together they are the volume.
+    let json = BufReader::new(open(&pair.join("changes.json")));
+    let (mut end, mut changed, mut written) = (0, 0, Vec::new());
+    for line in json.lines() {
+        let line = line.unwrap();
+        let line = line.trim_start_matches('[').trim_end_matches([']', ',']);
+        let run: serde_json::Value = serde_json::from_str(line).unwrap();
+        let (start, length) = (
+            run["start"].as_u64().unwrap(),
+            run["length"].as_u64().unwrap(),
+        );
+        assert_eq!(start, end);
+        end = start + length;
+        if run["present"] == true {
+            changed += length / BLOCK;
+        }
+        if run["data"] == true {
+            written.push(start);
+        }
+    }
+    assert_eq!(end, 64 * TIB);
+    assert!((1_300_000..1_400_000).contains(&changed), "{changed}");
+    let listings = emulator.count("ListChangedBlocks");
+    let least = changed.div_ceil(10_000);
+    assert!((least..=least + 8).contains(&listings), "{listings}");
+
+    // From end to end, by the tokens of that listing or, where they were dropped, by it once more.
+    emulator.reset();
+    let delta = open(&pair.join("delta.raw"));
+    let some: Vec<u64> = written.into_iter().step_by(1000).collect();
+    for start in &some {
+        let mut tail = [0; 8];
+        delta.read_exact_at(&mut tail, start + BLOCK - 8).unwrap();
+        assert_eq!(tail, (start / BLOCK).to_le_bytes());
+    }
+    assert_eq!(emulator.gets(), some.len() as u64);
+    assert_eq!(emulator.lists(), 0);
+    let again = emulator.count("ListChangedBlocks");
+    assert!(again <= listings, "{again}");
+
+    let peak = mount.peak_memory();
+    assert!(peak <= (64 + 200) * MIB, "{} MiB", peak / MIB);
+    println!(
+        "{listings} listings, {again} again, peak {} MiB",
+        peak / MIB
+    );
 }

@@ -173,6 +173,33 @@ fn delta_raw_applied_to_a_dirty_loop_device_by_dd_bmaptool_and_ddrescue_gives_th
 }
 
 #[test]
+fn ddrescue_goes_on_where_it_was_killed() {
+    let chain = Chain::new();
+    let mount = chain.emulator.mount(&["--memory", "16MiB"]);
+    let pair = mount.pair(&chain.snapshots[0], &chain.snapshots[4]);
+    let target = chain.target(0, 4);
+    let done = chain.images.path().join("done.mapfile");
+    fs::metadata(pair.join("changes.mapfile")).unwrap();
+    let command = format!(
+        "ddrescue --quiet --force --mapfile-interval=0 --domain-mapfile={0}/changes.mapfile {0}/delta.raw {1} {2}",
+        pair.display(),
+        target.display(),
+        done.display()
+    );
+    chain.emulator.reset();
+    chain.emulator.set("latency_ms=700");
+    sh(&format!("timeout --signal=INT 3 {command} || true"));
+    let before = chain.emulator.gets();
+    assert!(
+        (1..25).contains(&before),
+        "{before} blocks when it was stopped"
+    );
+    chain.emulator.set("latency_ms=0");
+    sh(&command);
+    assert_same(&target, &chain.image(4));
+}
+
+#[test]
 fn looking_costs_nothing_a_file_one_listing_and_reading_it_all_one_get_a_written_block() {
     let chain = Chain::new();
     let mount = chain.emulator.mount(&["vol-0a"]);
