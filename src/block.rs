@@ -50,6 +50,14 @@ impl Extent {
         })
     }
 
+    /// One block.
+    pub fn of(index: BlockIndex) -> Self {
+        Self {
+            start: index.0,
+            end: index.0.saturating_add(1),
+        }
+    }
+
     /// The first block.
     pub fn start(self) -> BlockIndex {
         BlockIndex(self.start)

@@ -15,8 +15,8 @@
 //! | row | modules | what they must not know |
 //! | --- | --- | --- |
 //! | 0 | [`error`], [`block`] | anything |
-//! | 1 | [`source`], [`readahead`], [`compare`], [`maps`], [`aws`] | who implements or uses them |
-//! | 2 | [`ebs`], `ec2`, [`cache`], [`image`] | each other: cache and image see only [`source::BlockSource`] |
+//! | 1 | [`source`], [`readahead`], [`maps`], [`aws`] | who implements or uses them |
+//! | 2 | [`ebs`], `ec2`, [`cache`], [`image`], [`compare`] | each other: they see only [`source::BlockSource`] |
 //! | 3 | [`fs`] | ebs, ec2, cache |
 //! | 4 | [`cli`] | nothing: the one place where concrete types are stacked |
 //! | - | [`emulator`] | everything but [`error`]: it plays the other side |
@@ -70,12 +70,12 @@ pub mod error;
 pub mod block;
 
 pub mod aws;
-pub mod compare;
 pub mod maps;
 pub mod readahead;
 pub mod source;
 
 pub mod cache;
+pub mod compare;
 pub mod ebs;
 #[cfg(feature = "ec2")]
 pub mod ec2;

@@ -20,7 +20,11 @@ const RULES: &[(&str, u8, &[&str])] = &[
     ("ec2", 2, &["ebs", "cache", "image", "readahead", "block"]),
     ("cache", 2, &["ebs", "ec2", "image", "readahead", "aws"]),
     ("image", 2, &["ebs", "ec2", "cache", "aws"]),
-    ("fs", 3, &["ebs", "ec2", "cache", "aws", "readahead"]),
+    (
+        "fs",
+        3,
+        &["ebs", "ec2", "cache", "compare", "aws", "readahead"],
+    ),
     ("cli", 4, &[]),
 ];
 

@@ -358,6 +358,75 @@ fn a_listing_that_takes_longer_than_the_timeout_is_gone_on_with_by_whoever_asks_
 }
 
 #[test]
+fn a_long_way_to_the_next_change_is_gone_on_with_as_well() {
+    // One ListChangedBlocks looks at 1,000 blocks: 2,048 of them say nothing or next to nothing.
+    let emulator = Emulator::with(&[
+        "--synthetic",
+        "snap-0a:1000:1000000",
+        "--synthetic-child",
+        "snap-0b:snap-0a:2",
+        "--set",
+        "scan_blocks=1000",
+    ]);
+    let expected = run(&mut emulator.ebsfs(&["changes", "snap-0a", "snap-0b", "--format", "csv"]));
+    assert!((2..20).contains(&expected.lines().count()), "{expected}");
+    let mount = emulator.mount(&["--timeout", "5s", "snap-0a", "snap-0b"]);
+    let csv = mount.pair("snap-0a", "snap-0b").join("changes.csv");
+    let mut refused = 0;
+    let found = loop {
+        match fs::read_to_string(&csv) {
+            Ok(found) => break found,
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EAGAIN), "{error}"),
+        }
+        refused += 1;
+        assert!(refused < 30, "it comes nowhere");
+    };
+    assert!(refused >= 2, "at most 49 a second");
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_delta_and_the_head_that_contradict_each_other_are_an_error_and_no_zeroes() {
+    let emulator = Emulator::with(&["--set", "deny=ec2:DescribeSnapshots"]);
+    let volume = emulator.make_volume("vol-0a", 2048, 0..64);
+    let base = emulator.snapshot("vol-0a");
+    for index in 0..64 {
+        writable(&volume)
+            .write_all_at(&content("other", index), index * BLOCK)
+            .unwrap();
+    }
+    let head = emulator.snapshot("vol-0a");
+    // The head's own listing loses its second half, which only EC2's count would tell.
+    emulator.set("lost_next=1");
+    let mount = emulator.mount(&[&base, &head]);
+    emulator.set("lost_next=0");
+    let delta = open(&mount.pair(&base, &head).join("delta.raw"));
+    let mut bytes = vec![0; BLOCK as usize];
+    delta.read_exact_at(&mut bytes, 3 * BLOCK).unwrap();
+    assert_eq!(bytes, content("other", 3));
+    let error = delta.read_exact_at(&mut bytes, 60 * BLOCK).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    wait_for("the reason", || mount.log().contains("contradicts itself"));
+}
+
+#[test]
+fn pictures_of_many_snapshots_do_not_pile_up() {
+    let args: Vec<String> = (0..300)
+        .flat_map(|n| ["--synthetic".to_owned(), format!("snap-{n:03x}:16:500000")])
+        .collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let emulator = Emulator::with(&args);
+    let mount = emulator.mount(&["--memory", "16MiB"]);
+    for n in 0..300 {
+        let disk = mount.disk(&format!("snap-{n:03x}"));
+        fs::metadata(disk.with_file_name("heatmap.svg")).unwrap();
+    }
+    let peak = mount.peak_memory() >> 20;
+    assert!(peak <= 16 + 200, "{peak} MiB");
+    println!("peak {peak} MiB after 300 pictures");
+}
+
+#[test]
 fn unrelated_snapshots_have_a_folder_whose_files_say_why_not() {
     let emulator = Emulator::start();
     emulator.make_volume("vol-0a", 2048, [0]);

@@ -42,6 +42,23 @@ impl Delta {
         }
     }
 
+    /// Adds what the volume has grown by: what lies behind the base's end in a target is not the base's, so it is zeroed
+    /// where it is not written.
+    pub fn zero_what_grew(&mut self) {
+        let end = BlockIndex(self.head.block_count());
+        let mut at = BlockIndex(self.base.map_or(0, Geometry::block_count));
+        while at < end {
+            let written = self.write.next_in(at).map_or(end, |next| next.min(end));
+            if let Some(rest) = Extent::new(at, written) {
+                self.zero.insert_extent(rest);
+            }
+            at = self.write.next_out(written).min(end);
+            if written == end {
+                break;
+            }
+        }
+    }
+
     /// The volume that it starts from; none for a full copy.
     pub fn base(&self) -> Option<Geometry> {
         self.base
@@ -142,6 +159,15 @@ mod tests {
                 (99, 100, Change::Write)
             ]
         );
+        let mut grown = Delta::new(Geometry::new(90 * 512 * 1024).ok(), head);
+        for index in [5, 90, 95, 96] {
+            grown.insert(BlockIndex(index), Change::Write);
+        }
+        grown.zero_what_grew();
+        let zeroed: Vec<_> = (0..100)
+            .filter(|i| grown.change(BlockIndex(*i)) == Some(Change::Zero))
+            .collect();
+        assert_eq!(zeroed, [91, 92, 93, 94, 97, 98, 99]);
         assert_eq!(delta.change(BlockIndex(5)), Some(Change::Zero));
         assert_eq!(delta.change(BlockIndex(6)), None);
         assert_eq!((delta.write().len(), delta.zero().len()), (3, 2));

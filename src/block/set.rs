@@ -97,6 +97,26 @@ impl BlockSet {
             .unwrap_or(BlockIndex(beyond.max(from.0)))
     }
 
+    /// Whether all blocks of the run are in the set.
+    pub fn covers(&self, extent: Extent) -> bool {
+        let mut at = extent.start;
+        while at < extent.end {
+            let chunk_start = at - at % CHUNK;
+            let stop = chunk_start.saturating_add(CHUNK).min(extent.end);
+            let covered = match self.chunks.get(chunk_of(at)) {
+                None | Some(Chunk::Empty) => false,
+                Some(Chunk::Full) => true,
+                Some(Chunk::Bits(bits)) => scan_bits(bits, at - chunk_start, false)
+                    .is_none_or(|bit| chunk_start + bit >= stop),
+            };
+            if !covered {
+                return false;
+            }
+            at = stop;
+        }
+        true
+    }
+
     /// How many blocks of the run are in the set.
     pub fn count_in(&self, extent: Extent) -> u32 {
         let mut count = 0;
@@ -219,6 +239,7 @@ mod tests {
                 let out = (probe..).find(|i| !model.contains(i)).unwrap();
                 prop_assert_eq!(set.next_out(index).0, out);
                 let extent = Extent::new(index, BlockIndex(probe + 1000)).unwrap();
+                prop_assert_eq!(set.covers(extent), (probe..probe + 1000).all(|i| model.contains(&i)));
                 prop_assert_eq!(set.count_in(extent) as usize, model.range(probe..probe + 1000).count());
             }
         }

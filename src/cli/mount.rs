@@ -34,6 +34,7 @@ const CLOSING: Duration = Duration::from_secs(3);
 #[command(
     long_about = "Show EBS snapshots as read-only raw disk images, whose blocks are fetched when they are read.\n\n\
     MOUNTPOINT/snapshots/ID/disk.raw is the volume at that instant. Any snapshot id can be opened there, selected or not.\n\
+    MOUNTPOINT/changes/ID..ID/ is what differs between two: delta.raw, and maps of it for other tools.\n\
     Stays in the foreground until it is unmounted (ebsfs umount, fusermount3 -u) or gets SIGINT or SIGTERM."
 )]
 pub(super) struct MountArgs {
@@ -62,7 +63,7 @@ pub(super) struct MountArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Limits")]
 struct LimitArgs {
-    /// How long a block may take, all attempts together, before its reader gets an error
+    /// How long a block or a listing may take, all attempts together, before its reader gets an error
     #[arg(long, value_name = "TIME", default_value = "90s", value_parser = humantime::parse_duration)]
     timeout: Duration,
     /// Requests on their way at once

@@ -3,7 +3,7 @@
 //! # Absence is a claim
 //! A block that is not listed reads as zeroes: the one silent way to corrupt. So a block counts as a hole only inside a
 //! range that an unbroken chain of pages covers: from the index that was asked for to the last block of the reply, or to
-//! the end of the volume when there is no next page; see [`walk`]. Whatever contradicts what was listed before makes the
+//! the end of the volume when there is no next page; see [`super::walk`]. Whatever contradicts what was listed before makes the
 //! map corrupt for good, and so does a whole listing whose count is not `FullSnapshotSizeInBytes`.
 //!
 //! # Memory
@@ -22,7 +22,7 @@ use tracing::warn;
 use super::client::{Client, Failure, From, Listing};
 use super::pages::{Kept, Page, Pages};
 use super::snapshot::Tokens;
-use super::walk::{self, Fault, Landing, Lists, UnderWay};
+use super::walk::{Fault, Landing, Lists, UnderWay, Walk};
 use crate::block::{BlockIndex, BlockSet, Extent, Geometry};
 use crate::error::{Error, Kind, Result};
 use crate::source::SnapshotId;
@@ -142,6 +142,15 @@ impl BlockMap {
         state.corrupt.is_none() && state.known.contains(index) && !state.held.contains(index)
     }
 
+    /// Whether a block is held, if that is known.
+    pub(super) fn is_held(&self, index: BlockIndex) -> Option<bool> {
+        let state = self.state.lock();
+        state
+            .known
+            .contains(index)
+            .then(|| state.held.contains(index))
+    }
+
     /// The first run of held blocks at or after `from`, as far as it is known; at most to the end of a listing.
     pub(super) async fn next_extent(
         &self,
@@ -156,12 +165,14 @@ impl BlockMap {
                 if let Some(error) = &state.corrupt {
                     return Err(error.clone());
                 }
-                let unknown = state.known.next_out(at).min(end);
-                let held = state.held.next_in(at).filter(|held| *held < unknown);
-                if let Some(start) = held {
-                    return Ok(Extent::new(start, state.held.next_out(start).min(unknown)));
+                // Looked at only as far as the next held block: all that is known may be long.
+                let held = state.held.next_in(at).filter(|held| *held < end);
+                let before = Extent::new(at, held.unwrap_or(end));
+                if before.is_none_or(|before| state.known.covers(before)) {
+                    let run = held.map(|start| (start, state.held.next_out(start).min(end)));
+                    return Ok(run.and_then(|(start, stop)| Extent::new(start, stop)));
                 }
-                at = unknown;
+                at = state.known.next_out(at).min(end);
             }
             if at >= end {
                 return Ok(None);
@@ -224,9 +235,6 @@ impl BlockMap {
 
     fn plan(&self, index: BlockIndex) -> Plan<'_> {
         let mut state = self.state.lock();
-        if let Some(landed) = self.under_way.towards(index) {
-            return Plan::Wait(landed);
-        }
         let again = state.again.take_if(|(at, _)| *at == index);
         let before = state.known_before(index);
         // A stream is where the page before is still in use. Elsewhere in what was listed long ago a read is isolated.
@@ -245,12 +253,16 @@ impl BlockMap {
             None => BlockIndex(index.0 - index.0 % ALIGNED),
         };
         let reach = BlockIndex(start.0.saturating_add(max.into()));
-        let landing = Extent::new(start, reach).map(|reach| self.under_way.set_out(reach));
-        Plan::List {
-            start,
-            anchored: state.held.contains(start),
-            max,
-            landing,
+        // Never empty: a page has room for a hundred blocks.
+        let reach = Extent::new(start, reach).unwrap_or(Extent::of(start));
+        match self.under_way.join(index, || reach) {
+            Err(landed) => Plan::Wait(landed),
+            Ok(landing) => Plan::List {
+                start,
+                anchored: state.held.contains(start),
+                max,
+                landing,
+            },
         }
     }
 
@@ -263,7 +275,7 @@ impl BlockMap {
         index: BlockIndex,
     ) -> Result<()> {
         loop {
-            let told = match walk::page(call, start.0, anchored).await {
+            let told = match Walk::new(start.0, anchored).page(call).await {
                 Ok(Some(told)) => told,
                 // Nothing can be covered without knowing where the volume ends: `geometry` asks again.
                 Ok(None) => return Ok(()),
@@ -431,7 +443,7 @@ enum Plan<'a> {
         /// Whether `start` is held, and so must come again.
         anchored: bool,
         max: u16,
-        landing: Option<Landing<'a>>,
+        landing: Landing<'a>,
     },
 }
 

@@ -30,7 +30,7 @@ use crate::source::{
 /// How long EC2 may take to describe a snapshot that can be read without it.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Deltas listed in part that are kept to go on from, up to 32 MiB each.
-const MOST_PENDING: NonZeroUsize = NonZeroUsize::new(4).unwrap();
+const MOST_PENDING: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 /// How long it is left alone after it did not answer.
 const DESCRIBE_AGAIN: Duration = Duration::from_secs(60);
 
@@ -231,11 +231,23 @@ impl EbsCatalog {
         let pending = Arc::clone(self.deltas.lock().get_or_insert(key.clone(), new));
         let listed = pending.listed.get_or_try_init(|| async {
             let (delta, changed) = pending.listing.run().await?;
-            // Whoever asks from now on lists anew: this one belongs to those who waited for it.
-            self.deltas.lock().pop(&key);
             Ok::<_, Error>((delta, Arc::new(ChangedSource::new(head_source, changed))))
         });
-        listed.await.cloned()
+        let listed = listed.await.cloned();
+        let is_over = match &listed {
+            Ok(_) => true,
+            Err(error) => !matches!(error.kind(), Kind::Unavailable | Kind::Throttled),
+        };
+        // Whoever asks from now on lists anew: this one belongs to those who waited for it.
+        let mut deltas = self.deltas.lock();
+        if is_over
+            && deltas
+                .peek(&key)
+                .is_some_and(|kept| Arc::ptr_eq(kept, &pending))
+        {
+            deltas.pop(&key);
+        }
+        listed
     }
 }
 

@@ -17,8 +17,8 @@ use super::client::{Client, Failure, From, Listing};
 use super::delta::{change, tokens};
 use super::pages::{Kept, Page, Pages};
 use super::snapshot::{SnapshotSource, Tokens, fetch};
-use super::walk::{self, Fault, Lists, UnderWay};
-use crate::block::{Block, BlockIndex, Delta, Extent, Geometry};
+use super::walk::{Fault, Lists, UnderWay, Walk, sooner};
+use crate::block::{Block, BlockIndex, Change, Delta, Extent, Geometry};
 use crate::error::{Error, Kind, Result};
 use crate::source::{BlockSource, SnapshotId, Wanted};
 
@@ -32,7 +32,7 @@ pub(super) struct Pair {
     pub(super) head: SnapshotId,
     pub(super) base_size: Geometry,
     pub(super) head_size: Geometry,
-    /// Blocks of the larger of the two volumes.
+    /// Blocks of the larger of the two volumes: all that a reply may speak of.
     pub(super) end: u32,
 }
 
@@ -131,16 +131,17 @@ impl Changed {
         while at < page.end().0 {
             // Short pages are gone on from by their last block.
             let anchored = at > page.start().0;
-            let told = match walk::page(&call, at - u32::from(anchored), anchored).await {
+            let told = match Walk::new(at - u32::from(anchored), anchored)
+                .page(&call)
+                .await
+            {
                 Ok(Some(told)) => told,
                 Ok(None) => break,
                 Err(Fault::Contradiction(what)) => return Err(self.pair.corrupt(&what)),
                 Err(Fault::Failed(error)) => return Err(error),
             };
             at = told.end;
-            expiry = told.expiry.map_or(expiry, |new| {
-                Some(expiry.map_or(new, |expiry| expiry.min(new)))
-            });
+            expiry = sooner(expiry, told.expiry);
             let within = |(index, _): &(u32, _)| *index < page.end().0;
             blocks.extend(
                 told.blocks
@@ -151,9 +152,12 @@ impl Changed {
         }
         let now = blocks
             .iter()
-            .map(|(index, token)| (BlockIndex(*index), change(token)))
-            .filter(|(index, _)| index.0 < self.pair.head_size.block_count());
-        if !self.delta.blocks_in(page).eq(now) {
+            .map(|(index, token)| (BlockIndex(*index), change(token)));
+        // What the volume has grown by is zeroed without being listed.
+        let is_listed = |(index, change): &(BlockIndex, Change)| {
+            *change == Change::Write || index.0 < self.pair.base_size.block_count()
+        };
+        if !self.delta.blocks_in(page).filter(is_listed).eq(now) {
             let what = format!(
                 "between blocks {} and {} it is not what it was",
                 page.start(),
@@ -185,15 +189,15 @@ impl Tokens for Changed {
             if let Kept::Token(token) = self.pages.token(key, index, SystemTime::now()) {
                 return Ok(Some(token));
             }
-            if let Some(mut landed) = self.under_way.towards(index) {
-                if timeout_at(deadline, landed.changed()).await.is_err() {
-                    let what = format!("{}: no listing before the deadline", self.pair);
-                    return Err(Error::new(Kind::Unavailable, what));
+            match self.under_way.join(index, || page) {
+                Ok(_landing) => self.list(page, deadline).await?,
+                Err(mut landed) => {
+                    if timeout_at(deadline, landed.changed()).await.is_err() {
+                        let what = format!("{}: no listing before the deadline", self.pair);
+                        return Err(Error::new(Kind::Unavailable, what));
+                    }
                 }
-                continue;
             }
-            let _landing = self.under_way.set_out(page);
-            self.list(page, deadline).await?;
         }
     }
 
@@ -223,7 +227,20 @@ impl ChangedSource {
 
     fn read(&self, index: BlockIndex, wanted: Wanted) -> BoxFuture<'_, Result<Block>> {
         let pair = &self.changed.pair;
-        if self.changed.delta.write().contains(index) {
+        let change = self.changed.delta.change(index);
+        let contradicts = match (change, self.head.is_held(index)) {
+            (Some(Change::Write), Some(is_held)) => !is_held,
+            (Some(Change::Zero), Some(is_held)) => is_held,
+            _ => false,
+        };
+        if contradicts {
+            let what = format!(
+                "block {index} is told otherwise by the listing of {}",
+                pair.head
+            );
+            return std::future::ready(Err(pair.corrupt(&what))).boxed();
+        }
+        if change == Some(Change::Write) {
             let geometry = pair.head_size;
             fetch(
                 &pair.client,
@@ -234,7 +251,7 @@ impl ChangedSource {
                 wanted,
             )
             .boxed()
-        } else if self.changed.delta.zero().contains(index) {
+        } else if change == Some(Change::Zero) {
             std::future::ready(Ok(Block::Zero)).boxed()
         } else {
             self.head.read_ahead(index, wanted)
@@ -260,7 +277,12 @@ impl BlockSource for ChangedSource {
     }
 
     fn is_known_zero(&self, index: BlockIndex) -> bool {
-        self.changed.delta.zero().contains(index) || self.head.is_known_zero(index)
+        // A hole by the head's own listing that this one calls written is no zero: reading it tells.
+        match self.changed.delta.change(index) {
+            Some(Change::Zero) => self.head.is_held(index) != Some(true),
+            Some(Change::Write) => false,
+            None => self.head.is_known_zero(index),
+        }
     }
 
     fn prefetch(&self, _blocks: &[BlockIndex]) -> usize {

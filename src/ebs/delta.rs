@@ -13,12 +13,13 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
+use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
 use tracing::info;
 
 use super::changed::{Changed, Pair};
 use super::pages::{Page, Pages};
-use super::walk::{self, Fault, Told};
+use super::walk::{Fault, Told, Walk};
 use crate::block::{BlockIndex, Change, Delta};
 use crate::error::Result;
 
@@ -34,8 +35,12 @@ const LOG_EVERY: Duration = Duration::from_secs(5);
 pub(super) struct Listing {
     pair: Arc<Pair>,
     pages: Arc<Pages>,
+    first: Way,
     state: Mutex<State>,
 }
+
+/// The walk to a page that is being listed, kept when nobody waits for it any more.
+type Way = Arc<AsyncMutex<Option<Walk<Option<String>>>>>;
 
 #[derive(Debug)]
 struct State {
@@ -55,6 +60,7 @@ struct Range {
     /// Whether the block before it is listed as changed, and so must come again.
     anchored: bool,
     stop: u32,
+    way: Way,
     /// What the last page said of what comes after `stop`, once that is reached.
     beyond: Option<Beyond>,
 }
@@ -70,7 +76,12 @@ impl Listing {
     /// The listing of a pair. Its tokens are kept in `pages`.
     pub(super) fn new(pair: Arc<Pair>, pages: Arc<Pages>) -> Self {
         let state = Mutex::new(State::new(&pair));
-        Self { pair, pages, state }
+        Self {
+            pair,
+            pages,
+            first: Way::default(),
+            state,
+        }
     }
 
     /// Lists it all, or what is left of it, and gives it away: the delta, and its tokens. Dropping the future stops it.
@@ -84,7 +95,8 @@ impl Listing {
                 return Err(self.pair.corrupt(&what));
             }
         }
-        let state = std::mem::replace(&mut *self.state.lock(), State::new(&self.pair));
+        let mut state = std::mem::replace(&mut *self.state.lock(), State::new(&self.pair));
+        state.delta.zero_what_grew();
         let delta = Arc::new(state.delta);
         let (pair, pages) = (Arc::clone(&self.pair), Arc::clone(&self.pages));
         let changed = Changed::new(pair, pages, Arc::clone(&delta), state.starts);
@@ -93,10 +105,10 @@ impl Listing {
 
     async fn list(&self) -> std::result::Result<(), Fault> {
         if self.state.lock().ranges.is_empty() {
-            let first = self.page(0, false).await?;
+            let first = self.page(&self.first, 0, false).await?;
             let ranges = self.divide(&first);
             let mut state = self.state.lock();
-            self.keep(&mut state, 0, first.end, &first);
+            self.keep(&mut state, 0, first.end.min(self.end()), &first);
             state.ranges = ranges;
         }
         let count = self.state.lock().ranges.len();
@@ -104,15 +116,20 @@ impl Listing {
         Ok(())
     }
 
+    /// Where what counts ends: what the base has beyond the head is cut off.
+    fn end(&self) -> u32 {
+        self.pair.head_size.block_count()
+    }
+
     /// What comes after the first page, in as many ranges as it is worth.
     fn divide(&self, first: &Told<Option<String>>) -> Vec<Range> {
-        let end = self.pair.end;
-        let left = u64::from(end - first.end);
+        let end = self.end();
+        let left = u64::from(end.saturating_sub(first.end));
         let page = u64::from(first.end) * u64::from(Pair::PAGE);
         let pages = left * first.blocks.len() as u64 / page.max(1);
         let ranges = u32::try_from(pages).unwrap_or(u32::MAX) / PAGES_A_RANGE;
         let ranges = ranges.clamp(1, RANGES);
-        let width = (end - first.end).div_ceil(ranges).max(1);
+        let width = end.saturating_sub(first.end).div_ceil(ranges).max(1);
         (0..ranges)
             .map(|number| {
                 let start = first.end.saturating_add(number.saturating_mul(width));
@@ -121,6 +138,7 @@ impl Listing {
                     // The first range goes on where the first page ended.
                     anchored: number == 0 && first.more,
                     stop: start.saturating_add(width).min(end),
+                    way: Way::default(),
                     beyond: None,
                 }
             })
@@ -136,7 +154,7 @@ impl Listing {
                 return Ok(());
             };
             let from = range.at - u32::from(range.anchored);
-            let mut page = self.page(from, range.anchored).await?;
+            let mut page = self.page(&range.way, from, range.anchored).await?;
             if range.anchored {
                 page.blocks.remove(0);
             }
@@ -151,7 +169,9 @@ impl Listing {
                 return Ok(());
             };
             (range.at, range.anchored) = (end, true);
-            if end == range.stop {
+            // A page that ends where the next range begins says nothing of it yet: one more must, with its anchor.
+            let nothing_follows = !page.more || (end == range.stop && end == self.end());
+            if page.end > range.stop || nothing_follows {
                 range.beyond = Some(Beyond {
                     blocks: beyond
                         .iter()
@@ -165,18 +185,26 @@ impl Listing {
 
     async fn page(
         &self,
+        way: &Way,
         start: u32,
         anchored: bool,
     ) -> std::result::Result<Told<Option<String>>, Fault> {
         let call = self.pair.call(None);
-        let told = walk::page(&call, start, anchored).await?;
-        told.ok_or_else(|| Fault::Contradiction("no volume".into()))
+        let mut way = way.lock().await;
+        let walk = way.get_or_insert_with(|| Walk::new(start, anchored));
+        let told = walk.page(&call).await;
+        // Gone on with only if nobody waited for it; what failed begins anew.
+        *way = None;
+        told?.ok_or_else(|| Fault::Contradiction("no volume".into()))
     }
 
     /// Takes over what a page says of `start..end`, and its tokens.
     fn keep(&self, state: &mut State, start: u32, end: u32, page: &Told<Option<String>>) {
         for (index, token) in &page.blocks {
             state.delta.insert(BlockIndex(*index), change(token));
+        }
+        if start >= end {
+            return;
         }
         state.starts.insert(start, end);
         self.pages.insert(
@@ -196,7 +224,7 @@ impl Listing {
             info!(
                 "{}: {:.1} % of the volume listed, {listed} changed blocks so far",
                 self.pair,
-                f64::from(done) * 100.0 / f64::from(self.pair.end)
+                f64::from(done) * 100.0 / f64::from(self.end())
             );
         }
     }

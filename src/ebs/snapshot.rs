@@ -38,6 +38,13 @@ impl SnapshotSource {
     }
 }
 
+impl SnapshotSource {
+    /// Whether a block is held, if that is known.
+    pub(super) fn is_held(&self, index: BlockIndex) -> Option<bool> {
+        self.map.is_held(index)
+    }
+}
+
 /// Where the tokens of a snapshot's blocks come from.
 pub(super) trait Tokens: Sync {
     /// The block's token; none when it is a hole.

@@ -61,74 +61,117 @@ impl std::convert::From<Failure> for Fault {
     }
 }
 
-/// What comes from block `start` on; none while nobody tells how large the volume is. With `anchored` that block must
-/// come first, and others after it.
-pub(super) async fn page<L: Lists>(
-    lists: &L,
+/// The way to a page that says something. It remembers how far it is: a walk whose future was dropped is gone on with.
+pub(super) struct Walk<T> {
     start: u32,
     anchored: bool,
-) -> Result<Option<Told<L::Item>>, Fault> {
-    let mut from = From::Index(BlockIndex(start));
-    let mut blocks: Vec<(u32, L::Item)> = Vec::new();
-    let mut expiry: Option<SystemTime> = None;
-    let mut restarts = 0;
-    loop {
-        let listing = match lists.list(&from).await {
-            // The page token is an hour old or foreign: from the beginning.
-            Err(Failure::StaleToken(error))
-                if matches!(from, From::Page(_)) && restarts < RESTARTS =>
-            {
-                debug!("{error}");
-                from = From::Index(BlockIndex(start));
-                blocks.clear();
-                restarts += 1;
-                continue;
+    from: From,
+    blocks: Vec<(u32, T)>,
+    expiry: Option<SystemTime>,
+    restarts: u32,
+}
+
+impl<T> std::fmt::Debug for Walk<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Walk(from block {})", self.start)
+    }
+}
+
+impl<T> Walk<T> {
+    /// To what comes from block `start` on. With `anchored` that block must come first, and others after it.
+    pub(super) fn new(start: u32, anchored: bool) -> Self {
+        Self {
+            start,
+            anchored,
+            from: From::Index(BlockIndex(start)),
+            blocks: Vec::new(),
+            expiry: None,
+            restarts: 0,
+        }
+    }
+
+    /// Lists until a page says something; none while nobody tells how large the volume is.
+    pub(super) async fn page<L: Lists<Item = T>>(
+        &mut self,
+        lists: &L,
+    ) -> Result<Option<Told<T>>, Fault> {
+        loop {
+            let listing = match lists.list(&self.from).await {
+                // The page token is an hour old or foreign: from the beginning.
+                Err(Failure::StaleToken(error))
+                    if matches!(self.from, From::Page(_)) && self.restarts < RESTARTS =>
+                {
+                    debug!("{error}");
+                    let restarts = self.restarts + 1;
+                    *self = Self::new(self.start, self.anchored);
+                    self.restarts = restarts;
+                    continue;
+                }
+                listing => listing?,
+            };
+            let Some(end) = lists.end() else {
+                return Ok(None);
+            };
+            if let Some(told) = self.take(listing, end)? {
+                return Ok(Some(told));
             }
-            listing => listing?,
-        };
-        let Some(end) = lists.end() else {
-            return Ok(None);
-        };
+        }
+    }
+
+    /// Takes a reply over; what the page says, once it says something.
+    fn take(&mut self, listing: Listing<T>, end: u32) -> Result<Option<Told<T>>, Fault> {
         for (index, item) in listing.blocks {
-            let least = blocks.last().map_or(start, |(last, _)| last + 1);
+            let least = self.blocks.last().map_or(self.start, |(last, _)| last + 1);
             let checked = u32::try_from(index).ok();
             let Some(index) = checked.filter(|index| (least..end).contains(index)) else {
                 return Err(Fault::Contradiction(format!(
-                    "from block {start} on there came block {index}, not one from {least} to {}",
+                    "from block {} on there came block {index}, not one from {least} to {}",
+                    self.start,
                     end - 1
                 )));
             };
-            blocks.push((index, item));
+            self.blocks.push((index, item));
         }
-        expiry = listing.expiry.map_or(expiry, |new| {
-            Some(expiry.map_or(new, |expiry| expiry.min(new)))
-        });
+        self.expiry = sooner(self.expiry, listing.expiry);
         // An empty page says nothing, nor does one that brings the anchor alone: only its own token leads past it.
-        match listing.next {
-            Some(next) if blocks.len() <= usize::from(anchored) => {
-                if matches!(&from, From::Page(token) if *token == next) {
+        let more = match listing.next {
+            Some(next) if self.blocks.len() <= usize::from(self.anchored) => {
+                if matches!(&self.from, From::Page(token) if *token == next) {
                     let what = "the same page comes again and again".into();
                     return Err(Fault::Contradiction(what));
                 }
-                from = From::Page(next);
+                self.from = From::Page(next);
+                return Ok(None);
             }
-            next => {
-                if anchored && blocks.first().is_none_or(|(first, _)| *first != start) {
-                    let what = format!("block {start} was listed before and is now missing");
-                    return Err(Fault::Contradiction(what));
-                }
-                let end = match blocks.last() {
-                    Some((last, _)) if next.is_some() => last + 1,
-                    _ => end,
-                };
-                return Ok(Some(Told {
-                    blocks,
-                    end,
-                    more: next.is_some(),
-                    expiry,
-                }));
-            }
+            next => next.is_some(),
+        };
+        if self.anchored
+            && self
+                .blocks
+                .first()
+                .is_none_or(|(first, _)| *first != self.start)
+        {
+            let what = format!("block {} was listed before and is now missing", self.start);
+            return Err(Fault::Contradiction(what));
         }
+        let end = match self.blocks.last() {
+            Some((last, _)) if more => last + 1,
+            _ => end,
+        };
+        Ok(Some(Told {
+            blocks: std::mem::take(&mut self.blocks),
+            end,
+            more,
+            expiry: self.expiry,
+        }))
+    }
+}
+
+/// The sooner of two times, if any is told.
+pub(super) fn sooner(a: Option<SystemTime>, b: Option<SystemTime>) -> Option<SystemTime> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
     }
 }
 
@@ -145,23 +188,26 @@ pub(super) struct Landing<'a> {
 }
 
 impl UnderWay {
-    /// A listing that probably covers a block. Its end is told by `changed` failing.
-    pub(super) fn towards(&self, index: BlockIndex) -> Option<watch::Receiver<()>> {
+    /// A listing that probably covers a block; its end is told by `changed` failing. If there is none, one with this reach
+    /// sets out.
+    pub(super) fn join(
+        &self,
+        index: BlockIndex,
+        reach: impl FnOnce() -> Extent,
+    ) -> Result<Landing<'_>, watch::Receiver<()>> {
+        let mut listings = self.0.lock();
         let covers = |reach: &Extent| reach.start() <= index && index < reach.end();
-        let listings = self.0.lock();
-        let found = listings.iter().find(|(reach, _)| covers(reach));
-        found.map(|(_, landed)| landed.clone())
-    }
-
-    /// From now on a listing is on its way.
-    pub(super) fn set_out(&self, reach: Extent) -> Landing<'_> {
+        if let Some((_, landed)) = listings.iter().find(|(reach, _)| covers(reach)) {
+            return Err(landed.clone());
+        }
         let (sender, landed) = watch::channel(());
-        self.0.lock().push((reach, landed));
-        Landing {
+        let reach = reach();
+        listings.push((reach, landed));
+        Ok(Landing {
             under_way: self,
             reach,
             _sender: sender,
-        }
+        })
     }
 }
 
@@ -213,7 +259,8 @@ mod tests {
     }
 
     fn told(script: &Script, start: u32, anchored: bool) -> Result<(Vec<u32>, u32, bool), String> {
-        let page = page(script, start, anchored).now_or_never().unwrap();
+        let mut walk = Walk::new(start, anchored);
+        let page = walk.page(script).now_or_never().unwrap();
         match page {
             Ok(told) => {
                 let told = told.unwrap();
@@ -251,6 +298,37 @@ mod tests {
     }
 
     #[test]
+    fn a_walk_that_nobody_waited_for_goes_on_where_it_was() {
+        let script = Script::new([(vec![], Some("a")), (vec![], Some("b")), (vec![7], None)]);
+        let mut walk = Walk::new(0, false);
+        let stalled = Stalled(&script, Mutex::new(2));
+        assert!(walk.page(&stalled).now_or_never().is_none());
+        let told = walk.page(&script).now_or_never().unwrap().unwrap().unwrap();
+        assert_eq!(told.blocks, [(7, ())]);
+        assert!(script.1.lock()[2].contains('b'), "{:?}", script.1.lock());
+    }
+
+    /// Answers so often, and then never.
+    struct Stalled<'a>(&'a Script, Mutex<u32>);
+
+    impl Lists for Stalled<'_> {
+        type Item = ();
+
+        async fn list(&self, from: &From) -> Result<Listing<()>, Failure> {
+            let left = self.1.lock().checked_sub(1);
+            let Some(left) = left else {
+                return std::future::pending().await;
+            };
+            *self.1.lock() = left;
+            self.0.list(from).await
+        }
+
+        fn end(&self) -> Option<u32> {
+            self.0.end()
+        }
+    }
+
+    #[test]
     fn a_token_that_is_refused_begins_the_page_anew_but_not_for_ever() {
         let stale = || {
             let error = Error::new(crate::error::Kind::Invalid, "INVALID_PAGE_TOKEN");
@@ -263,7 +341,8 @@ mod tests {
         for n in 0..200 {
             script.0.lock().insert(2 * n + 1, stale());
         }
-        let page = page(&script, 5, false).now_or_never().unwrap();
+        let mut walk = Walk::new(5, false);
+        let page = walk.page(&script).now_or_never().unwrap();
         assert!(matches!(page, Err(Fault::Failed(_))), "{page:?}");
     }
 
@@ -288,14 +367,14 @@ mod tests {
     #[test]
     fn a_listing_on_its_way_is_found_and_its_end_is_told() {
         let under_way = UnderWay::default();
-        let reach = Extent::new(BlockIndex(10), BlockIndex(20)).unwrap();
-        let landing = under_way.set_out(reach);
-        assert!(under_way.towards(BlockIndex(20)).is_none());
-        let mut landed = under_way.towards(BlockIndex(19)).unwrap();
+        let reach = || Extent::new(BlockIndex(10), BlockIndex(20)).unwrap();
+        let landing = under_way.join(BlockIndex(12), reach).unwrap();
+        let mut landed = under_way.join(BlockIndex(19), reach).unwrap_err();
+        drop(under_way.join(BlockIndex(20), reach).unwrap());
         let mut waits = Box::pin(landed.changed());
         assert!((&mut waits).now_or_never().is_none());
         drop(landing);
         assert!((&mut waits).now_or_never().is_some());
-        assert!(under_way.towards(BlockIndex(19)).is_none());
+        assert!(under_way.join(BlockIndex(19), reach).is_ok());
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use super::record::millis;
+use super::record::{PER_GIB, millis};
 use super::reply::{Refusal, Reply, block_reply, json_reply};
 use super::store::Snapshot;
 use super::switches::{Switches, strikes};
@@ -66,7 +66,7 @@ impl Emulator {
         let (gib, snapshot) = (snapshot.record.volume_gib, snapshot.view());
         drop(store);
         let scope = format!("list/{id}");
-        let page = self.page(query, &scope, now)?;
+        let page = self.page(query, &scope, now)?.at_most(switches.page_blocks);
         let start = faulty_start(&page, &switches, |max| {
             snapshot.indexes(page.start, max + 1).last().copied()
         });
@@ -124,13 +124,18 @@ impl Emulator {
         let (from, to) = (from.view(), to.view());
         drop(store);
         let scope = format!("changed/{first}/{second}");
-        let page = self.page(query, &scope, now)?;
+        let page = self.page(query, &scope, now)?.at_most(switches.page_blocks);
         let start = faulty_start(&page, &switches, |max| {
             from.changed(&to, page.start, max + 1).last().copied()
         });
         let mut indexes = from.changed(&to, start, page.max + 1);
         let mut next = (indexes.len() > page.max).then(|| indexes.pop()).flatten();
         shorten(&switches, start, &mut indexes, &mut next);
+        if switches.scan_blocks > 0 && start.saturating_add(switches.scan_blocks) < gib * PER_GIB {
+            let end = start + switches.scan_blocks;
+            indexes.retain(|index| *index < end);
+            next = Some(next.map_or(end, |next| next.min(end)));
+        }
         let life = Duration::from_secs(switches.token_life_s);
         let nulls = strikes(switches.nulls);
         let blocks: Vec<Value> = indexes
@@ -348,6 +353,16 @@ pub(super) fn readable<'a>(
     Ok(snapshot)
 }
 
+impl Page {
+    /// At most so many blocks; 0: as many as are asked for.
+    fn at_most(mut self, blocks: usize) -> Self {
+        if blocks > 0 {
+            self.max = self.max.min(blocks);
+        }
+        self
+    }
+}
+
 /// A page that begins at `start`, cut to nothing or to one block, with the token that leads on from there.
 fn shorten(switches: &Switches, start: u32, indexes: &mut Vec<u32>, next: &mut Option<u32>) {
     if strikes(switches.empty_page) {
@@ -363,10 +378,11 @@ fn shorten(switches: &Switches, start: u32, indexes: &mut Vec<u32>, next: &mut O
 
 /// Where a page really begins when it is to be dropped or doubled. `after` gives the block after so many.
 fn faulty_start(page: &Page, switches: &Switches, after: impl Fn(usize) -> Option<u32>) -> u32 {
-    if !page.goes_on {
+    let dropped = switches.drop_at == Some(page.start);
+    if !page.goes_on && !dropped {
         return page.start;
     }
-    if strikes(switches.drop_page) {
+    if dropped || strikes(switches.drop_page) {
         return after(page.max).unwrap_or(page.start);
     }
     if strikes(switches.double_page) {

@@ -40,6 +40,10 @@ pub(super) struct Switches {
     pub(super) empty_page: f64,
     /// A page of one block, with the right NextToken.
     pub(super) short_page: f64,
+    /// The most blocks in a page, whatever is asked for; 0: as many as are asked for.
+    pub(super) page_blocks: usize,
+    /// How many blocks of a volume one ListChangedBlocks looks at; 0: as many as it takes to fill the page.
+    pub(super) scan_blocks: u32,
     /// Explicit nulls, and a field that no document knows.
     pub(super) nulls: f64,
     /// A block of a listing whose token is null.
@@ -50,6 +54,8 @@ pub(super) struct Switches {
     pub(super) bare_last_page: f64,
     /// A page that skips as many blocks as it should have brought.
     pub(super) drop_page: f64,
+    /// The same for the page that is asked for from this block.
+    pub(super) drop_at: Option<u32>,
     /// A page that brings blocks from before where it was asked to begin.
     pub(super) double_page: f64,
     /// This block of every snapshot is stored wrong.
@@ -91,11 +97,14 @@ impl Default for Switches {
             corrupt: 0.0,
             empty_page: 0.0,
             short_page: 0.0,
+            page_blocks: 0,
+            scan_blocks: 0,
             nulls: 0.0,
             null_token: 0.0,
             lost_next: 0.0,
             bare_last_page: 0.0,
             drop_page: 0.0,
+            drop_at: None,
             double_page: 0.0,
             rotten_block: None,
             token_life_s: 7 * 86_400,

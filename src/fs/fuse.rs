@@ -26,7 +26,7 @@ use tokio::sync::watch;
 
 use super::log::FailureLog;
 use super::mounted::{Mounted, cannot_mount, raise_readahead};
-use super::tree::{Attributes, FileKind, Line, Tree};
+use super::tree::{Attributes, Contents, FileKind, Line, Tree};
 use crate::block::BLOCK_SIZE;
 use crate::error::{Error, Kind, Result};
 
@@ -67,6 +67,8 @@ struct Ebsfs {
     /// How long a request may wait, whatever it waits for.
     patience: Duration,
     folders: Arc<Mutex<HashMap<u64, Arc<[Line]>>>>,
+    /// What open files read as, whatever is dropped elsewhere meanwhile.
+    files: Arc<Mutex<HashMap<u64, Arc<Contents>>>>,
     next_handle: AtomicU64,
     log: Arc<FailureLog>,
 }
@@ -199,34 +201,52 @@ impl Filesystem for Ebsfs {
             return reply.error(Errno::EROFS);
         }
         let tree = Arc::clone(&self.tree);
+        let files = Arc::clone(&self.files);
+        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
         let work = async move { tree.contents(ino.0).await };
-        self.answer(work, |opened| match opened {
-            // The pages that the kernel has are good for every later open.
-            Ok(contents) if contents.is_fixed() => {
-                reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+        self.answer(work, move |opened| match opened {
+            Ok(contents) => {
+                let flags = if contents.is_fixed() {
+                    // The pages that the kernel has are good for every later open.
+                    FopenFlags::FOPEN_KEEP_CACHE
+                } else {
+                    // It can grow while its old size is still believed: read it as it is.
+                    FopenFlags::FOPEN_DIRECT_IO
+                };
+                files.lock().insert(handle, Arc::new(contents));
+                reply.opened(FileHandle(handle), flags);
             }
-            // It can grow while its old size is still believed: read it as it is.
-            Ok(_) => reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO),
             Err(errno) => reply.error(errno),
         });
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.files.lock().remove(&handle.0);
+        reply.ok();
     }
 
     fn read(
         &self,
         _request: &Request,
-        ino: INodeNo,
-        _handle: FileHandle,
+        _ino: INodeNo,
+        handle: FileHandle,
         offset: u64,
         size: u32,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let tree = Arc::clone(&self.tree);
-        let work = async move {
-            let contents = tree.contents(ino.0).await?;
-            contents.read_at(offset, size as usize).await
-        };
+        let contents = self.open_file(handle);
+        let work = async move { contents?.read_at(offset, size as usize).await };
         self.answer(work, |read| match read {
             Ok(bytes) => reply.data(&bytes),
             Err(errno) => reply.error(errno),
@@ -236,8 +256,8 @@ impl Filesystem for Ebsfs {
     fn lseek(
         &self,
         _request: &Request,
-        ino: INodeNo,
-        _handle: FileHandle,
+        _ino: INodeNo,
+        handle: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
@@ -245,11 +265,8 @@ impl Filesystem for Ebsfs {
         let Ok(offset) = u64::try_from(offset) else {
             return reply.error(Errno::ENXIO);
         };
-        let tree = Arc::clone(&self.tree);
-        let work = async move {
-            let contents = tree.contents(ino.0).await?;
-            contents.seek(offset, whence == libc::SEEK_DATA).await
-        };
+        let contents = self.open_file(handle);
+        let work = async move { contents?.seek(offset, whence == libc::SEEK_DATA).await };
         if whence != libc::SEEK_DATA && whence != libc::SEEK_HOLE {
             return reply.error(Errno::EINVAL);
         }
@@ -364,6 +381,11 @@ impl Filesystem for Ebsfs {
 }
 
 impl Ebsfs {
+    fn open_file(&self, handle: FileHandle) -> Result<Arc<Contents>> {
+        let contents = self.files.lock().get(&handle.0).cloned();
+        contents.ok_or_else(|| Error::new(Kind::Invalid, "not an open file"))
+    }
+
     /// Keeps the lines of an open folder and gives them back.
     fn folder(&self, handle: u64) -> impl FnOnce(Arc<[Line]>) -> Arc<[Line]> + Send + use<> {
         let slot = Arc::clone(&self.folders);
@@ -407,6 +429,7 @@ pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
         runtime: Handle::current(),
         draining: drain,
         folders: Arc::default(),
+        files: Arc::default(),
         next_handle: AtomicU64::new(1),
         log: Arc::default(),
     };

@@ -28,6 +28,7 @@ use crate::maps::Map;
 use crate::source::{Catalog, DeltaSource, Snapshot, SnapshotId, held};
 
 pub(super) use contents::Contents;
+use contents::Rendered;
 use drawn::{Drawings, Drawn};
 use nodes::{CHANGES, Entry, File, Node, Nodes, SNAPSHOTS, Subject, VOLUMES};
 
@@ -237,7 +238,7 @@ impl Tree {
         if let Some(size) = known {
             return Ok(size);
         }
-        let size = self.drawn(subject).await?.render(file).await?.size();
+        let size = self.rendered(subject, file).await?.size();
         subject.sizes.lock().insert(file, size);
         Ok(size)
     }
@@ -336,7 +337,7 @@ impl Tree {
                 Contents::Image(image)
             }
             (File::Description, _) => Contents::Description(description(&subject.head)),
-            _ => Contents::Rendered(self.drawn(&subject).await?.render(file).await?),
+            _ => Contents::Rendered(self.rendered(&subject, file).await?),
         })
     }
 
@@ -389,8 +390,24 @@ impl Tree {
     /// The map of a folder, by the one listing that all its files share.
     async fn drawn(&self, subject: &Subject) -> Result<Arc<Drawn>> {
         let drawn = self.drawings.of(subject.ino, self.list(subject));
-        match timeout(self.timeout, drawn).await {
-            Ok(drawn) => drawn,
+        self.in_time(subject, drawn).await
+    }
+
+    async fn rendered(&self, subject: &Subject, file: File) -> Result<Rendered> {
+        let drawn = self.drawings.of(subject.ino, self.list(subject));
+        let rendered = async { self.drawings.render(&*drawn.await?, file).await };
+        self.in_time(subject, rendered).await
+    }
+
+    /// Waits for what is done once for all, no longer than a reader may wait.
+    async fn in_time<T>(
+        &self,
+        subject: &Subject,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        // A call that fails by itself has a better reason, at its own deadline.
+        match timeout(self.timeout + Duration::from_secs(1), work).await {
+            Ok(done) => done,
             Err(_) => Err(Error::new(
                 Kind::Pending,
                 format!("{subject} is still being listed: whoever asks again goes on with it"),

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::block::{BLOCK_SIZE, Delta, Geometry};
+use crate::block::{BLOCK_SIZE, BlockIndex, Delta, Extent, Geometry};
 
 /// Blocks that one ListChangedBlocks tells.
 const BLOCKS_A_LISTING: u64 = 10_000;
@@ -16,7 +16,7 @@ const LIST_PRICE: f64 = 0.0006 / 1000.0;
 pub struct Totals {
     /// Blocks written.
     pub written: u64,
-    /// Blocks gone: zeroes in the head.
+    /// Blocks gone, or grown and not written: zeroes in the head.
     pub gone: u64,
     /// Bytes of the blocks written.
     pub bytes: u64,
@@ -24,6 +24,8 @@ pub struct Totals {
     pub share: f64,
     base: u64,
     head: u64,
+    /// Blocks that the listing tells: what a volume has grown by is not listed.
+    listed: u64,
 }
 
 impl Totals {
@@ -35,6 +37,11 @@ impl Totals {
             gone,
             bytes: written * u64::from(BLOCK_SIZE),
             share: (written + gone) as f64 / f64::from(delta.head().block_count()),
+            listed: delta.base().map_or(written, |base| {
+                let base = Extent::new(BlockIndex(0), BlockIndex(base.block_count()));
+                let gone = base.map_or(0, |base| delta.zero().count_in(base));
+                written + u64::from(gone)
+            }),
             base: delta.base().map_or(0, Geometry::size),
             head: delta.head().size(),
         }
@@ -62,7 +69,7 @@ impl Totals {
             blocks,
             bytes: blocks * u64::from(BLOCK_SIZE),
         };
-        let lists = (self.written + self.gone).div_ceil(BLOCKS_A_LISTING).max(1);
+        let lists = self.listed.div_ceil(BLOCKS_A_LISTING).max(1);
         Summary {
             base: volume(base, self.base),
             head: volume(head, self.head),
@@ -90,7 +97,7 @@ pub struct Summary<'a> {
     gone: Count,
     /// Of the head's blocks.
     share_of_volume: f64,
-    /// What it takes to list and read it all.
+    /// What it takes, at least, to list and read it all.
     reading: Reading,
 }
 
@@ -120,11 +127,12 @@ struct Reading {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::block::{BlockIndex, Change};
+    use crate::block::Change;
 
     #[test]
     fn a_million_blocks_cost_three_dollars_to_read() {
-        let mut delta = Delta::new(None, Geometry::new(1 << 40).unwrap());
+        let volume = Geometry::new(1 << 40).unwrap();
+        let mut delta = Delta::new(Some(volume), volume);
         for index in 0..1_000_000 {
             delta.insert(BlockIndex(index), Change::Write);
         }

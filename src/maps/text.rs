@@ -71,6 +71,11 @@ impl Text {
         }
     }
 
+    /// Bytes of memory that it takes besides the map.
+    pub fn memory(&self) -> usize {
+        self.head.len() + self.steps.capacity() * size_of::<(u64, BlockIndex)>()
+    }
+
     /// Bytes of the text.
     pub fn size(&self) -> u64 {
         self.records_end + self.format.tail().len() as u64

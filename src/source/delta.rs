@@ -69,7 +69,7 @@ impl BlockSource for DeltaSource {
     }
 
     fn prefetch(&self, blocks: &[BlockIndex]) -> usize {
-        // Only written blocks are wished for: all others are known to read as zeroes.
+        // What is left alone is known to read as zeroes and so never wished for.
         self.head.prefetch(blocks)
     }
 }

@@ -12,6 +12,9 @@ const RANGES: u32 = 8;
 /// Blocks that a range must be worth: where all are held, four listings of EBS.
 const RANGE: u32 = 40_000;
 
+/// Runs gone through before others have a turn: some 100 us.
+const YIELD_EVERY: u32 = 1000;
+
 /// The blocks that `source` holds, gone through in ranges side by side. Dropped and called again it goes on from where
 /// the source remembers.
 ///
@@ -25,7 +28,7 @@ pub async fn held(source: &dyn BlockSource) -> Result<BlockSet> {
     let held_in = |number: u32| {
         let held = &held;
         async move {
-            let mut at = BlockIndex(number * width);
+            let (mut at, mut runs) = (BlockIndex(number * width), 0u32);
             let stop = BlockIndex(at.0.saturating_add(width).min(count));
             while at < stop {
                 let found = source.next_extent(at).await?;
@@ -34,6 +37,11 @@ pub async fn held(source: &dyn BlockSource) -> Result<BlockSet> {
                 let Some(extent) = within else { break };
                 held.lock().insert_extent(extent);
                 at = extent.end();
+                runs += 1;
+                if runs % YIELD_EVERY == 0 {
+                    // What the source knows already it tells without waiting.
+                    tokio::task::yield_now().await;
+                }
             }
             Ok::<_, Error>(())
         }

@@ -55,6 +55,14 @@ pub(in crate::fs) enum Rendered {
 }
 
 impl Rendered {
+    /// Bytes of memory that it takes besides the map.
+    pub(in crate::fs) fn memory(&self) -> usize {
+        match self {
+            Self::Text(text) => text.memory(),
+            Self::Whole(bytes) => bytes.len(),
+        }
+    }
+
     pub(in crate::fs) fn size(&self) -> u64 {
         match self {
             Self::Text(text) => text.size(),

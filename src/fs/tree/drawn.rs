@@ -6,6 +6,8 @@ use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
 use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
@@ -16,7 +18,7 @@ use crate::error::{Error, Kind, Result};
 use crate::image::Image;
 use crate::maps::{Map, Text, Totals};
 
-/// Bytes of maps kept: one of 64 TiB with changes everywhere takes up to 32 MiB, one of 1 TiB at most 512 KiB.
+/// Bytes of maps and of what is drawn of them that are kept: a map of 64 TiB with changes everywhere takes up to 32 MiB, one of 1 TiB at most 512 KiB.
 const MAX_BYTES: usize = 64 << 20;
 
 /// A map, and what has been drawn of it.
@@ -26,8 +28,11 @@ pub(super) struct Drawn {
     names: (Option<String>, String),
     /// Of a delta: its image.
     image: Option<Arc<Image>>,
-    texts: Mutex<HashMap<File, Arc<OnceCell<Rendered>>>>,
+    texts: Mutex<HashMap<File, Drawing>>,
 }
+
+/// A file being drawn, or drawn: by a thread of its own, which ends its work whoever still waits for it.
+type Drawing = Shared<BoxFuture<'static, Result<Rendered>>>;
 
 impl Drawn {
     pub(super) fn new(
@@ -53,19 +58,36 @@ impl Drawn {
         self.map.bytes()
     }
 
-    /// A file, drawn at its first sight.
-    pub(super) async fn render(&self, file: File) -> Result<Rendered> {
-        let cell = Arc::clone(self.texts.lock().entry(file).or_default());
-        let rendered = cell.get_or_try_init(|| async {
-            let map = self.map.clone();
-            let (base, head) = self.names.clone();
-            // A large map is gone through for seconds: not on a thread that others wait for.
-            let drawn = tokio::task::spawn_blocking(move || draw(map, file, base, &head));
-            drawn
-                .await
-                .map_err(|error| Error::with_source(Kind::Io, "stopped while drawing", error))?
+    /// Bytes of memory that the map and all that is drawn of it take.
+    fn memory(&self) -> usize {
+        let texts = self.texts.lock();
+        let drawn = texts.values().filter_map(|drawing| match drawing.peek() {
+            Some(Ok(rendered)) => Some(rendered.memory()),
+            _ => None,
         });
-        rendered.await.cloned()
+        self.map.memory() + drawn.sum::<usize>()
+    }
+
+    /// A file, drawn at its first sight.
+    async fn render(&self, file: File) -> Result<Rendered> {
+        let drawing = {
+            let mut texts = self.texts.lock();
+            let drawing = texts.entry(file).or_insert_with(|| {
+                let map = self.map.clone();
+                let (base, head) = self.names.clone();
+                // A large map is gone through for seconds.
+                tokio::task::spawn_blocking(move || draw(map, file, base, &head))
+                    .map(|drawn| {
+                        let failed =
+                            |error| Error::with_source(Kind::Io, "stopped while drawing", error);
+                        drawn.map_err(failed).flatten()
+                    })
+                    .boxed()
+                    .shared()
+            });
+            drawing.clone()
+        };
+        drawing.await
     }
 }
 
@@ -112,11 +134,18 @@ impl Drawings {
         Ok(Arc::clone(drawn))
     }
 
+    /// A file of what is kept.
+    pub(super) async fn render(&self, drawn: &Drawn, file: File) -> Result<Rendered> {
+        let rendered = drawn.render(file).await?;
+        self.make_room();
+        Ok(rendered)
+    }
+
     /// Drops what was not used for longest, but never the last one.
     fn make_room(&self) {
         let mut kept = self.0.lock();
         let memory =
-            |cell: &Arc<OnceCell<Arc<Drawn>>>| cell.get().map_or(0, |drawn| drawn.map.memory());
+            |cell: &Arc<OnceCell<Arc<Drawn>>>| cell.get().map_or(0, |drawn| drawn.memory());
         let mut bytes: usize = kept.iter().map(|(_, cell)| memory(cell)).sum();
         while bytes > MAX_BYTES
             && kept.len() > 1
