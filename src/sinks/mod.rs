@@ -1,4 +1,4 @@
-//! The places that a volume can be written to, each a [`Sink`](crate::sink::Sink): [`file`] and [`device`], both over [`raw`].
+//! The places that a volume can be written to, each a [`Sink`](crate::sink::Sink): [`mod@file`] and [`device`], both over [`raw`].
 
 mod device;
 mod file;

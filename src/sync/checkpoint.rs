@@ -135,7 +135,7 @@ impl Checkpoint {
         Extent::new(start, stop)
     }
 
-    /// The file of digests, to be written before [`Checkpoint::save`] speaks of the blocks.
+    /// The file of digests, to be written before a saved checkpoint speaks of the blocks.
     pub fn digests(&self) -> Digests {
         Digests(Arc::clone(&self.digests))
     }
