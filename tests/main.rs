@@ -24,6 +24,5 @@ mod pairs;
 mod readme;
 mod refusals;
 mod stress;
-mod sync;
 mod tls;
 mod tree;

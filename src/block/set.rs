@@ -129,53 +129,6 @@ impl BlockSet {
         count
     }
 
-    /// Appends the set to `out`: how many chunks, then for each whether it is empty, full, or the bits that follow.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        let count = u32::try_from(self.chunks.len()).unwrap_or(u32::MAX);
-        out.extend_from_slice(&count.to_le_bytes());
-        for chunk in &self.chunks {
-            match chunk {
-                Chunk::Empty => out.push(0),
-                Chunk::Full => out.push(1),
-                Chunk::Bits(bits) => {
-                    out.push(2);
-                    out.extend(bits.iter().flat_map(|word| word.to_le_bytes()));
-                }
-            }
-        }
-    }
-
-    /// Takes a set from the front of `bytes`; none when they are no such thing.
-    pub fn decode(bytes: &mut &[u8]) -> Option<Self> {
-        let count = u32::from_le_bytes(*bytes.split_first_chunk()?.0);
-        *bytes = bytes.get(4..)?;
-        let mut set = Self::new();
-        for number in 0..count {
-            let start = number.checked_mul(CHUNK)?;
-            let (tag, rest) = bytes.split_first()?;
-            *bytes = rest;
-            match tag {
-                0 => set.chunks.push(Chunk::Empty),
-                1 => set.insert_range(start, start.checked_add(CHUNK)?),
-                2 => {
-                    let (bits, rest) = bytes.split_at_checked(WORDS * 8)?;
-                    *bytes = rest;
-                    let mut words = Box::new([0; WORDS]);
-                    for (word, bits) in words.iter_mut().zip(bits.as_chunks().0) {
-                        *word = u64::from_le_bytes(*bits);
-                    }
-                    set.len += words
-                        .iter()
-                        .map(|word| u64::from(word.count_ones()))
-                        .sum::<u64>();
-                    set.chunks.push(Chunk::Bits(words));
-                }
-                _ => return None,
-            }
-        }
-        Some(set)
-    }
-
     /// The first index at or after `from` whose membership is `wanted`, within the chunks that exist.
     fn scan(&self, from: u32, wanted: bool) -> Option<BlockIndex> {
         let mut at = from;
@@ -285,17 +238,6 @@ mod tests {
                 prop_assert_eq!(set.next_in(index).map(|i| i.0), model.range(probe..).next().copied());
                 let out = (probe..).find(|i| !model.contains(i)).unwrap();
                 prop_assert_eq!(set.next_out(index).0, out);
-                let mut encoded = Vec::new();
-                set.encode(&mut encoded);
-                for cut in [encoded.len() / 2, encoded.len().saturating_sub(1)] {
-                    if cut < encoded.len() && cut > 0 {
-                        prop_assert!(BlockSet::decode(&mut &encoded[..cut]).is_none());
-                    }
-                }
-                let mut rest = &encoded[..];
-                let decoded = BlockSet::decode(&mut rest).unwrap();
-                prop_assert!(rest.is_empty());
-                prop_assert_eq!((decoded.len(), decoded.next_in(index)), (set.len(), set.next_in(index)));
                 let extent = Extent::new(index, BlockIndex(probe + 1000)).unwrap();
                 prop_assert_eq!(set.covers(extent), (probe..probe + 1000).all(|i| model.contains(&i)));
                 prop_assert_eq!(set.count_in(extent) as usize, model.range(probe..probe + 1000).count());
