@@ -176,8 +176,9 @@ impl Checkpoint {
     /// # Errors
     /// `Io` when they cannot be removed.
     pub fn remove(&self) -> Result<()> {
-        remove(&digests_of(&self.path))?;
-        remove(&self.path)
+        // In this order: digests without a checkpoint say nothing, a checkpoint without its digests would be wrong.
+        remove(&self.path)?;
+        remove(&digests_of(&self.path))
     }
 }
 

@@ -150,11 +150,10 @@ impl SyncArgs {
         for choice in planned.choices {
             let target = choice.place.clone();
             match choice.open() {
-                Ok(Some(ready)) => {
+                Ok(ready) => {
                     targets.push(ready);
                     places.push(target);
                 }
-                Ok(None) => {}
                 Err(error) => failed.push(error),
             }
         }
@@ -204,10 +203,11 @@ impl SyncArgs {
                 writeln!(out)
             })?;
         }
-        let Some(first) = failed.pop() else {
+        let mut failed = failed.into_iter();
+        let Some(first) = failed.next() else {
             return Ok(());
         };
-        for error in &failed {
+        for error in failed {
             eprintln!("ebsfs: {}", error.chain());
         }
         Err(first)

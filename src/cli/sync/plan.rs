@@ -89,8 +89,8 @@ impl Choice {
         }
     }
 
-    /// Opens the target, and names it on disk before it is touched; none when there is nothing left to do.
-    pub(super) fn open(self) -> Result<Option<Target>> {
+    /// Opens the target, and names it on disk before it is touched.
+    pub(super) fn open(self) -> Result<Target> {
         let place = self.place;
         place.prepare()?;
         let geometry = match &self.checkpoint {
@@ -121,7 +121,7 @@ impl Choice {
             checkpoint.encode().write()?;
             place.record().begin(checkpoint.task())?;
         }
-        Ok(Some(Target { sink, checkpoint }))
+        Ok(Target { sink, checkpoint })
     }
 }
 

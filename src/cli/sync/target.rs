@@ -32,6 +32,9 @@ enum PlaceKind {
 impl Place {
     /// A target by its path. A device's files are in `state_dir`, an image's beside it.
     pub(super) fn of(path: &Path, state_dir: &Path, in_place: bool) -> Result<Self> {
+        // A link to an image stays one: what it leads to is replaced.
+        let found = path.canonicalize();
+        let path = found.as_deref().unwrap_or(path);
         let metadata = std::fs::metadata(path);
         let wrong = |what: &str| Error::new(Kind::Invalid, format!("{} {what}", path.display()));
         let is_device = match &metadata {
