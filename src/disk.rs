@@ -49,12 +49,18 @@ impl DiskSource {
         })
     }
 
-    /// The same, and what is read comes from the disk and not from the page cache.
+    /// A volume of `geometry` at the beginning of an image or device, which may be larger; what is read comes from the disk
+    /// and not from the page cache.
     ///
     /// # Errors
-    /// As for [`DiskSource::open`]; `Io` when what is not written yet cannot be.
-    pub fn open_past_cache(path: &Path) -> Result<Self> {
-        let source = Self::open(path)?;
+    /// As for [`DiskSource::open`]; `Io` when what is not written yet cannot be, `Invalid` when it is smaller.
+    pub fn open_past_cache(path: &Path, geometry: Geometry) -> Result<Self> {
+        let mut source = Self::open(path)?;
+        if source.geometry.size() < geometry.size() {
+            let what = format!("{} is smaller than the volume", path.display());
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        source.geometry = geometry;
         // Pages that were written can be dropped; the kernel drops no others.
         let failed = |error| Error::of_file(path, "cannot flush", error);
         source.file.sync_all().map_err(failed)?;

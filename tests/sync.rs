@@ -82,7 +82,7 @@ fn a_snapshot_and_then_its_changes_arrive_whole_in_images_and_on_dirty_devices()
         ));
         run(&mut sync(
             &chain.emulator,
-            &[from, text(&in_place), "--in-place"],
+            &[from, text(&in_place), "--in-place", "--yes"],
         ));
         let targets = [image.as_path(), &in_place, Path::new(&device.0)];
         let same = |n: usize| {
@@ -201,7 +201,7 @@ fn a_base_that_the_target_does_not_hold_is_refused_and_what_it_holds_is_said() {
     );
     run(&mut sync(
         &chain.emulator,
-        &[&ids[1], text(&image), "--base", "auto"],
+        &[&ids[1], text(&image), "--base", "auto", "--yes"],
     ));
     assert_same(&image, &chain.image(1));
 
@@ -539,4 +539,257 @@ fn a_signal_stops_at_a_checkpoint_and_the_same_command_goes_on() {
     let held = std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&disk).unwrap()) * 512 / BLOCK;
     assert_eq!(emulator.gets(), held - before);
     assert_same(&image, &disk);
+}
+
+/// Starts a copy that is killed once something of it is kept.
+fn killed_half_way(emulator: &Emulator, args: &[&str], target: &str) {
+    emulator.set("latency_ms=100");
+    for _ in 0..20 {
+        let mut child = sync(emulator, args)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(1500));
+        let ended = child.try_wait().unwrap();
+        assert!(ended.is_none(), "it was to be killed: {ended:?}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let said = run(&mut sync(emulator, &["--status", target]));
+        if said
+            .lines()
+            .any(|line| line.starts_with("begun") && !line.contains(", 0 of"))
+        {
+            emulator.set("latency_ms=0");
+            return;
+        }
+    }
+    panic!("nothing is ever kept");
+}
+
+#[test]
+fn what_one_way_has_done_is_not_gone_on_with_the_other_way() {
+    let emulator = large_pair();
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image.raw");
+    sh(&format!("head -c 4G /dev/urandom > {}", image.display()));
+    killed_half_way(&emulator, &["snap-0a", text(&image), "--yes"], text(&image));
+    let in_place = ["snap-0a", text(&image), "--in-place", "--yes"];
+    let (code, said) = ends(&mut sync(&emulator, &in_place));
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("--restart"), "{said}");
+    run(&mut sync(
+        &emulator,
+        &["snap-0a", text(&image), "--in-place", "--yes", "--restart"],
+    ));
+    let (_mount, disk) = mounted(&emulator, "snap-0a");
+    assert_same(&image, &disk);
+}
+
+#[test]
+fn a_second_run_at_one_target_is_refused_and_changes_nothing() {
+    let emulator = large_pair();
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image.raw");
+    let mut first = sync(&emulator, &["snap-0a", text(&image), "--verify"])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for("blocks", || emulator.gets() > 300);
+    for more in [&[][..], &["--restart"], &["--base", "auto"]] {
+        let args: Vec<&str> = ["snap-0b", text(&image)]
+            .iter()
+            .chain(more)
+            .copied()
+            .collect();
+        let (code, said) = ends(&mut sync(&emulator, &args));
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains("another run"), "{said}");
+    }
+    assert!(first.wait().unwrap().success());
+    let (_mount, disk) = mounted(&emulator, "snap-0a");
+    assert_same(&image, &disk);
+    assert_eq!(left_beside(&image), [".ebsfs.json"]);
+}
+
+#[test]
+fn an_image_that_is_another_than_it_was_half_way_is_copied_whole() {
+    let emulator = large_pair();
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image.raw");
+    let old = folder.path().join("old.raw");
+    emulator.set("latency_ms=0");
+    run(&mut sync(&emulator, &["snap-0a", text(&image)]));
+    run(Command::new("cp")
+        .arg("--sparse=always")
+        .arg(&image)
+        .arg(&old));
+    let args = ["snap-0b", text(&image), "--in-place", "--base", "auto"];
+    killed_half_way(&emulator, &args, text(&image));
+    // Restored from a copy: what was written is gone.
+    fs::remove_file(&image).unwrap();
+    fs::rename(&old, &image).unwrap();
+    run(&mut sync(
+        &emulator,
+        &[
+            "snap-0b",
+            text(&image),
+            "--in-place",
+            "--base",
+            "auto",
+            "--yes",
+        ],
+    ));
+    let (_mount, disk) = mounted(&emulator, "snap-0b");
+    assert_same(&image, &disk);
+}
+
+#[test]
+fn a_checkpoint_that_outlived_its_run_is_not_believed() {
+    let chain = Chain::new();
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image.raw");
+    let ids = &chain.snapshots;
+    run(&mut sync(&chain.emulator, &[&ids[0], text(&image)]));
+    chain.emulator.set("latency_ms=1000");
+    let args = [
+        ids[1].as_str(),
+        text(&image),
+        "--in-place",
+        "--base",
+        "auto",
+        "--max-in-flight",
+        "2",
+    ];
+    let mut child = sync(&chain.emulator, &args)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let checkpoint = folder.path().join("image.raw.ebsfs-checkpoint");
+    wait_for("a checkpoint", || checkpoint.exists());
+    let kept = fs::read(&checkpoint).unwrap();
+    chain.emulator.set("latency_ms=0");
+    assert!(child.wait().unwrap().success());
+    fs::write(&checkpoint, kept).unwrap();
+    run(&mut sync(
+        &chain.emulator,
+        &[&args[..], &["--verify"]].concat(),
+    ));
+    assert_same(&image, &chain.image(1));
+}
+
+#[test]
+fn a_source_of_this_machine_that_was_written_between_two_runs_is_copied_anew() {
+    let emulator = Emulator::start();
+    let folder = tempfile::tempdir().unwrap();
+    let (source, image) = (
+        folder.path().join("source.img"),
+        folder.path().join("image.raw"),
+    );
+    sh(&format!("head -c 3G /dev/urandom > {}", source.display()));
+    let mut child = sync(&emulator, &[text(&source), text(&image)])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let checkpoint = folder.path().join("image.raw.ebsfs-checkpoint");
+    let first = |at: &Path| {
+        fs::metadata(at)
+            .and_then(|metadata| metadata.modified())
+            .ok()
+    };
+    wait_for("a checkpoint", || first(&checkpoint).is_some());
+    let named = first(&checkpoint);
+    wait_for("another", || first(&checkpoint) != named);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    sh(&format!(
+        "head -c 1G /dev/urandom | dd of={} conv=notrunc bs=1M iflag=fullblock status=none",
+        source.display()
+    ));
+    let (code, said) = ends(&mut sync(&emulator, &[text(&source), text(&image)]));
+    assert_eq!(code, 2, "{said}");
+    run(&mut sync(
+        &emulator,
+        &[text(&source), text(&image), "--restart", "--verify"],
+    ));
+    assert_same(&source, &image);
+}
+
+#[test]
+fn devices_are_told_apart_and_one_that_was_written_since_holds_nobody_knows_what() {
+    let chain = Chain::new();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("disk");
+    fs::File::create(&file).unwrap().set_len(4 << 30).unwrap();
+    let part = |offset: u64| {
+        Loop(
+            sh(&format!(
+                "losetup --find --show --offset {offset} --sizelimit {} {}",
+                1u64 << 30,
+                file.display()
+            ))
+            .trim()
+            .to_owned(),
+        )
+    };
+    let (first, second) = (part(0), part(1 << 30));
+    let id = &chain.snapshots[0];
+    run(&mut sync(&chain.emulator, &[id, &first.0, "--yes"]));
+    assert_eq!(status(&chain.emulator, &first.0), format!("holds {id}\n"));
+    assert_eq!(status(&chain.emulator, &second.0), "unknown\n");
+    sh(&format!("mkfs.ext4 -q -F {}", first.0));
+    assert_eq!(status(&chain.emulator, &first.0), "unknown\n");
+    let later = &chain.snapshots[1];
+    run(&mut sync(
+        &chain.emulator,
+        &[later, &first.0, "--yes", "--base", "auto", "--verify"],
+    ));
+    assert_same(Path::new(&first.0), &chain.image(1));
+}
+
+#[test]
+fn a_volume_smaller_than_its_target_is_verified_and_its_digest_is_its_own() {
+    let emulator = Emulator::start();
+    let folder = tempfile::tempdir().unwrap();
+    let image = emulator.make_volume("vol-0a", 100, [0, 3, 99]);
+    writable(&image).set_len(100 * BLOCK + 1234 * 512).unwrap();
+    let disk = folder.path().join("disk");
+    sh(&format!("head -c 100M /dev/urandom > {}", disk.display()));
+    let device = Loop::over(&disk);
+    let said = run(&mut sync(
+        &emulator,
+        &[text(&image), &device.0, "--yes", "--verify", "--digest"],
+    ));
+    let sum = run(Command::new("sha256sum").arg(&image));
+    assert_eq!(
+        said.split_whitespace().next(),
+        sum.split_whitespace().next()
+    );
+}
+
+#[test]
+fn what_ebsfs_has_not_written_is_not_overwritten_unasked_and_no_target_is_a_typing_error() {
+    let emulator = Emulator::start();
+    emulator.make_volume("vol-0a", 2048, [0]);
+    let id = emulator.snapshot("vol-0a");
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("mine.raw");
+    fs::write(&image, b"mine").unwrap();
+    let refused = |target: &str, words: &str| {
+        let mut command = sync(&emulator, &[&id, target]);
+        let (code, said) = ends(command.current_dir(folder.path()));
+        assert_eq!(code, 2, "{said}");
+        assert!(said.contains(words), "{said}");
+    };
+    refused(text(&image), "--yes");
+    assert_eq!(fs::read(&image).unwrap(), b"mine");
+    refused("ebs:us-east-1", "no target yet");
+    refused("s3://bucket/prefix", "no target yet");
+    refused("snap-0123", "no target yet");
+    // A link to an image stays a link.
+    let link = folder.path().join("link.raw");
+    std::os::unix::fs::symlink(&image, &link).unwrap();
+    run(&mut sync(&emulator, &[&id, text(&link), "--yes"]));
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_same(&image, &emulator.volume("vol-0a"));
 }

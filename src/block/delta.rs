@@ -77,12 +77,22 @@ impl Delta {
     }
 
     /// This delta, and of `other` all that is not in it, to be written: whatever was begun there is brought to the head.
+    /// What lies beyond the end of `other`'s head was cut off or may have been, and is written too.
     pub fn overtake(&mut self, other: &Self) {
-        for (extent, _) in other.runs() {
-            for index in extent.blocks() {
-                if self.change(index).is_none() {
-                    self.insert(index, Change::Write);
+        let end = BlockIndex(self.head.block_count());
+        let cut_off = Extent::new(BlockIndex(other.head.block_count()), end);
+        let begun = other.runs().map(|(extent, _)| extent);
+        for extent in begun.chain(cut_off) {
+            let mut at = extent.start();
+            let stop = extent.end().min(end);
+            // Run by run of what this delta leaves alone.
+            while at < stop {
+                let next = self.next_run(at).map(|(run, _)| run);
+                let free = next.map_or(stop, |run| run.start().min(stop));
+                if let Some(run) = Extent::new(at, free) {
+                    self.write.insert_extent(run);
                 }
+                at = next.map_or(stop, |run| run.end());
             }
         }
     }
@@ -208,6 +218,10 @@ mod tests {
         assert_eq!(delta.change(BlockIndex(50)), Some(Change::Zero));
         assert_eq!(delta.change(BlockIndex(51)), Some(Change::Write));
         assert!(Delta::full(head, &BlockSet::new(), true).write().is_empty());
+        // Brought back to a larger head, all that a smaller one cut off is written.
+        let small = Delta::new(Some(head), Geometry::new(90 * 512 * 1024).unwrap());
+        delta.overtake(&small);
+        assert_eq!(delta.write().len(), 1 + 10);
     }
 
     #[test]

@@ -32,48 +32,29 @@ impl std::fmt::Debug for DeviceSink {
 }
 
 impl DeviceSink {
-    /// Which device this is, whatever it is called today: its WWN, serial number, UUID or backing file, its partition and
-    /// its size.
+    /// Which device this is, whatever it is called today: its WWN, serial number, UUID or backing file, where in it this is,
+    /// and its size.
     ///
     /// # Errors
     /// `Invalid` when it is no block device or nothing tells it from others.
     pub fn identity(path: &Path) -> Result<String> {
-        let failed = |error| Error::of_file(path, "cannot look at", error);
-        let metadata = std::fs::metadata(path).map_err(failed)?;
-        if !metadata.file_type().is_block_device() {
-            let what = format!("{} is no block device", path.display());
-            return Err(Error::new(Kind::Invalid, what));
-        }
-        let size = size_of(path, &File::open(path).map_err(failed)?)?;
-        let (major, minor) = (major(metadata.rdev()), minor(metadata.rdev()));
-        let folder = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
-        let folder = folder.canonicalize().map_err(failed)?;
-        let partition = read(&folder, "partition");
-        // A partition's folder is within that of its disk.
-        let disk = match (&partition, folder.parent()) {
-            (Some(_), Some(disk)) => disk,
-            _ => &folder,
-        };
-        let name = [
-            "wwid",
-            "device/wwid",
-            "device/serial",
-            "serial",
-            "dm/uuid",
-            "md/uuid",
-            "loop/backing_file",
-        ]
-        .iter()
-        .find_map(|file| Some(format!("{file}={}", read(disk, file)?)));
-        let Some(name) = name else {
-            let what = format!(
-                "{} has no WWN, serial number or UUID: nothing tells it from another device tomorrow",
-                path.display()
-            );
-            return Err(Error::new(Kind::Invalid, what));
-        };
-        let partition = partition.map_or(String::new(), |number| format!(":partition={number}"));
-        Ok(format!("device:{name}{partition}:size={size}"))
+        let file =
+            File::open(path).map_err(|error| Error::of_file(path, "cannot look at", error))?;
+        identity_of(path, &file)
+    }
+
+    /// What changes whenever anything is written to it, as far as the kernel tells: how much was written since the machine
+    /// was started. After a start nobody knows.
+    pub fn written_so_far(path: &Path) -> Option<String> {
+        let metadata = std::fs::metadata(path).ok()?;
+        let folder = sysfs(&metadata)?;
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        // Fields 5 and 7 of stat: writes, sectors written (kernel.org, block/stat); discards and flushes follow.
+        let stat = read(&folder, "stat")?;
+        let written: Vec<&str> = stat.split_whitespace().skip(4).take(3).step_by(2).collect();
+        let number = read(&folder, "diskseq").or_else(|| read(folder.parent()?, "diskseq"));
+        let number = number.unwrap_or_default();
+        Some(format!("{} {number} {}", boot.trim(), written.join(" ")))
     }
 
     /// Opens a device for this run alone.
@@ -81,7 +62,6 @@ impl DeviceSink {
     /// # Errors
     /// `Io` when it is mounted or in use, `Invalid` when it is too small or cannot be told from others.
     pub fn open(path: &Path, geometry: Geometry) -> Result<Self> {
-        let id = Self::identity(path)?;
         // O_EXCL on a block device without O_CREAT: EBUSY if it is mounted or held by anything (open(2)).
         let file = OpenOptions::new()
             .read(true)
@@ -95,6 +75,8 @@ impl DeviceSink {
                 }
                 _ => Error::of_file(path, "cannot write", error),
             })?;
+        // Of what was opened, not of what the name says now.
+        let id = identity_of(path, &file)?;
         let size = size_of(path, &file)?;
         if size < geometry.size() {
             let what = format!(
@@ -140,7 +122,7 @@ impl Sink for DeviceSink {
 
     fn read_back(&self) -> BoxFuture<'_, Result<Arc<dyn BlockSource>>> {
         async {
-            let disk = DiskSource::open_past_cache(self.raw.path())?;
+            let disk = DiskSource::open_past_cache(self.raw.path(), self.raw.geometry())?;
             Ok(Arc::new(disk) as Arc<dyn BlockSource>)
         }
         .boxed()
@@ -149,6 +131,68 @@ impl Sink for DeviceSink {
     fn finish(&self) -> BoxFuture<'_, Result<()>> {
         self.raw.flush().boxed()
     }
+}
+
+/// The folder of a device in sysfs.
+fn sysfs(metadata: &std::fs::Metadata) -> Option<PathBuf> {
+    let (major, minor) = (major(metadata.rdev()), minor(metadata.rdev()));
+    let folder = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+    folder.canonicalize().ok()
+}
+
+fn identity_of(path: &Path, file: &File) -> Result<String> {
+    let failed = |error| Error::of_file(path, "cannot look at", error);
+    let wrong = |what: &str| {
+        Err(Error::new(
+            Kind::Invalid,
+            format!("{} {what}", path.display()),
+        ))
+    };
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.file_type().is_block_device() {
+        return wrong("is no block device");
+    }
+    let size = size_of(path, file)?;
+    let Some(folder) = sysfs(&metadata) else {
+        return wrong("is not known to the system");
+    };
+    // A partition's folder is within that of its disk.
+    let (disk, part) = match (read(&folder, "partition"), folder.parent()) {
+        (Some(number), Some(disk)) => {
+            let start = read(&folder, "start").unwrap_or_default();
+            (disk, format!(":partition={number}:start={start}"))
+        }
+        _ => (&*folder, String::new()),
+    };
+    let stable = [
+        "wwid",
+        "device/wwid",
+        "device/serial",
+        "serial",
+        "dm/uuid",
+        "md/uuid",
+    ];
+    let name = stable
+        .iter()
+        .find_map(|file| Some(format!("{file}={}", read(disk, file)?)))
+        .or_else(|| loop_file(disk));
+    match name {
+        Some(name) => Ok(format!("device:{name}{part}:size={size}")),
+        None => wrong(
+            "has no WWN, serial number or UUID: nothing tells it from another device tomorrow",
+        ),
+    }
+}
+
+/// A loop device's backing file: which one it is, and where in it the device begins.
+fn loop_file(disk: &Path) -> Option<String> {
+    let file = read(disk, "loop/backing_file")?;
+    let metadata = std::fs::metadata(&file).ok()?;
+    let offset = read(disk, "loop/offset").unwrap_or_default();
+    let (device, inode) = (metadata.dev(), metadata.ino());
+    Some(format!(
+        "loop={file}:inode={device}.{inode}:offset={offset}"
+    ))
 }
 
 /// A line of sysfs; none when there is no such file or nothing in it.

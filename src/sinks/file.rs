@@ -1,6 +1,6 @@
 //! [`FileSink`]: a sparse raw image that appears whole or not at all, or is changed where it is.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -51,6 +51,11 @@ impl Part {
         inode(&self.part).is_some_and(|inode| state["inode"] == inode)
     }
 
+    /// Whether an image in place is the one that a checkpoint speaks of.
+    pub fn is_same_image(&self, state: &Value) -> bool {
+        inode(&self.target).is_some_and(|inode| state["inode"] == inode)
+    }
+
     /// Whether that part has become the image already.
     pub fn is_published(&self, state: &Value) -> bool {
         !self.part.exists() && inode(&self.target).is_some_and(|inode| state["inode"] == inode)
@@ -75,7 +80,7 @@ impl FileSink {
     /// An empty part, in place of whatever part there was: all of it reads as zeroes.
     ///
     /// # Errors
-    /// `Io` when it cannot be made or another run writes it.
+    /// `Io` when it cannot be made.
     pub fn new_part(part: &Part, geometry: Geometry) -> Result<Self> {
         let sink = Self::open_part(part, geometry, true)?;
         Ok(sink)
@@ -120,7 +125,7 @@ impl FileSink {
     /// The part that an earlier run left.
     ///
     /// # Errors
-    /// `Io` when it is not there or another run writes it.
+    /// `Io` when it is not there.
     pub fn resumed_part(part: &Part, geometry: Geometry) -> Result<Self> {
         Self::open_part(part, geometry, false)
     }
@@ -128,14 +133,13 @@ impl FileSink {
     /// The image itself.
     ///
     /// # Errors
-    /// `NotFound`, `Denied` or `Io` when it cannot be opened or another run writes it.
+    /// `NotFound`, `Denied` or `Io` when it cannot be opened.
     pub fn in_place(target: &Path, geometry: Geometry) -> Result<Self> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
             .open(target)
             .map_err(|error| Error::of_file(target, "cannot write", error))?;
-        lock(target, &file)?;
         let len = file.metadata().map_or(0, |metadata| metadata.len());
         if len < geometry.size() {
             let failed = |error| Error::of_file(target, "cannot grow", error);
@@ -170,19 +174,23 @@ impl FileSink {
 
     fn open_part(part: &Part, geometry: Geometry, anew: bool) -> Result<Self> {
         let failed = |error| Error::of_file(&part.part, "cannot write", error);
+        if anew {
+            // Another inode: what spoke of the old part speaks of nothing.
+            match std::fs::remove_file(&part.part) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(failed(error));
+                }
+                _ => {}
+            }
+        }
         let file = OpenOptions::new()
             .read(true)
             .write(true)
-            .create(anew)
-            .truncate(false)
+            .create_new(anew)
             .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
             .open(&part.part)
             .map_err(failed)?;
-        // Nobody else's part is emptied.
-        lock(&part.part, &file)?;
-        if anew {
-            file.set_len(0).map_err(failed)?;
-        }
         file.set_len(geometry.size()).map_err(failed)?;
         Ok(Self {
             id: Self::id_of(&part.target)?,
@@ -246,7 +254,7 @@ impl Sink for FileSink {
 
     fn read_back(&self) -> BoxFuture<'_, Result<Arc<dyn BlockSource>>> {
         async {
-            let disk = DiskSource::open_past_cache(self.raw.path())?;
+            let disk = DiskSource::open_past_cache(self.raw.path(), self.raw.geometry())?;
             Ok(Arc::new(disk) as Arc<dyn BlockSource>)
         }
         .boxed()
@@ -259,18 +267,6 @@ impl Sink for FileSink {
 
 fn inode(path: &Path) -> Option<u64> {
     std::fs::metadata(path).ok().map(|metadata| metadata.ino())
-}
-
-/// One run writes a file at a time.
-fn lock(path: &Path, file: &File) -> Result<()> {
-    match file.try_lock() {
-        Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => {
-            let what = format!("another run is writing {}", path.display());
-            Err(Error::new(Kind::Io, what))
-        }
-        Err(TryLockError::Error(error)) => Err(Error::of_file(path, "cannot lock", error)),
-    }
 }
 
 /// Copies what is not a hole of a range; the kernel shares the blocks where the filesystem can (btrfs, xfs).

@@ -10,7 +10,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,9 +24,46 @@ use crate::error::{Error, Kind, Result};
 const MAGIC: &[u8; 8] = b"ebsfsync";
 const VERSION: u32 = 1;
 
+/// How a target is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// A part beside it, which becomes it.
+    Part,
+    /// Itself.
+    InPlace,
+}
+
+/// A file as it was at an instant: whatever writes it changes this.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified_ns: i128,
+}
+
+impl Mark {
+    /// The mark of a file as it is now; none when it cannot be looked at.
+    pub fn of(path: &Path) -> Option<Self> {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.len(),
+            modified_ns: i128::from(metadata.mtime()) * 1_000_000_000
+                + i128::from(metadata.mtime_nsec()),
+        })
+    }
+}
+
 /// What is copied where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Task {
+    /// How it is written: what one way has done is nothing to go on from the other way.
+    pub mode: Mode,
+    /// The source as it was, if it is an image of this machine.
+    pub source_mark: Option<Mark>,
     /// What the target becomes: a snapshot's id, or the path of an image.
     pub source: String,
     /// What the target held before; none for a full copy.
@@ -59,7 +96,8 @@ impl Checkpoint {
     /// # Errors
     /// `Io` when the files cannot be made.
     pub fn new(path: &Path, task: Task, plan: Arc<Delta>) -> Result<Self> {
-        let digests = open_digests(path, true)?;
+        // Not emptied: an old checkpoint may still speak of them until this one is saved. What is done is written anew.
+        let digests = open_digests(path, false)?;
         Ok(Self {
             path: path.to_owned(),
             task,
@@ -171,14 +209,21 @@ impl Checkpoint {
         }
     }
 
-    /// Removes checkpoint and digests: the target is what it was to become.
+    /// Removes checkpoint and digests, if there are any: nothing is to be gone on with.
     ///
     /// # Errors
     /// `Io` when they cannot be removed.
-    pub fn remove(&self) -> Result<()> {
+    pub fn discard(path: &Path) -> Result<()> {
         // In this order: digests without a checkpoint say nothing, a checkpoint without its digests would be wrong.
-        remove(&self.path)?;
-        remove(&digests_of(&self.path))
+        remove(path)?;
+        sync_folder(path)
+            .map_err(|error| Error::of_file(path, "cannot flush the folder of", error))?;
+        remove(&digests_of(path))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 }
 
@@ -203,26 +248,36 @@ impl Saved {
 #[derive(Clone, Debug)]
 pub struct Digests(Arc<File>);
 
+/// In place of a digest: the block was fetched and is all zeroes. No SHA-256 that anybody has found.
+const ZEROES: Digest = [0xff; 32];
+
 impl Digests {
     /// Writes digests, and waits until they survive a crash.
     ///
     /// # Errors
     /// What the system says.
-    pub fn write(&self, digests: &[(BlockIndex, Digest)]) -> std::io::Result<()> {
+    pub fn write(&self, digests: &[(BlockIndex, Option<Digest>)]) -> std::io::Result<()> {
         for (index, digest) in digests {
+            let digest = digest.as_ref().unwrap_or(&ZEROES);
             self.0.write_all_at(digest, u64::from(index.0) * 32)?;
         }
         self.0.sync_data()
     }
 
-    /// The digest of a block.
+    /// The digest of a block that is done; none for zeroes.
     ///
     /// # Errors
-    /// What the system says.
-    pub fn read(&self, index: BlockIndex) -> std::io::Result<Digest> {
+    /// `Corrupt` when there is none: then nobody knows what was written.
+    pub fn read(&self, index: BlockIndex) -> Result<Option<Digest>> {
         let mut digest = [0; 32];
-        self.0.read_exact_at(&mut digest, u64::from(index.0) * 32)?;
-        Ok(digest)
+        let read = self.0.read_exact_at(&mut digest, u64::from(index.0) * 32);
+        if read.is_err() || digest == [0; 32] {
+            let what = format!(
+                "the digest of block {index} is missing: sync it from the start (--restart)"
+            );
+            return Err(Error::new(Kind::Corrupt, what));
+        }
+        Ok((digest != ZEROES).then_some(digest))
     }
 }
 
@@ -323,6 +378,8 @@ mod tests {
 
     fn task() -> Task {
         Task {
+            mode: Mode::Part,
+            source_mark: None,
             source: "snap-b".into(),
             base: Some("snap-a".into()),
             target: "file".into(),
@@ -377,8 +434,13 @@ mod tests {
         assert_eq!(loaded.next_zero(BlockIndex(0), 4), Some(extent(14, 16)));
         assert_eq!(loaded.next_zero(BlockIndex(16), 4), Some(extent(17, 20)));
         assert_eq!(loaded.next_zero(BlockIndex(20), 4), None);
-        assert_eq!(loaded.digests().read(BlockIndex(2)).unwrap(), digest);
-        loaded.remove().unwrap();
+        assert_eq!(loaded.digests().read(BlockIndex(2)).unwrap(), Some(digest));
+        assert_eq!(loaded.digests().read(BlockIndex(1)).unwrap(), None);
+        for absent in [0, 3] {
+            let error = loaded.digests().read(BlockIndex(absent)).unwrap_err();
+            assert_eq!(error.kind(), Kind::Corrupt);
+        }
+        Checkpoint::discard(loaded.path()).unwrap();
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 

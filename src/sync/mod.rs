@@ -12,6 +12,7 @@
 //! [`INTERVAL`] blocks: so much is fetched a second time after a kill.
 
 mod checkpoint;
+mod lock;
 mod progress;
 mod proof;
 mod record;
@@ -26,7 +27,8 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-pub use checkpoint::{Checkpoint, Task, replace, sync_folder};
+pub use checkpoint::{Checkpoint, Mark, Mode, Task, replace, sync_folder};
+pub use lock::Lock;
 pub use progress::Progress;
 pub use proof::{image_digest, linear_digest, verify};
 pub use record::{Content, Record, Report, Requests};
@@ -255,10 +257,7 @@ impl Copy<'_> {
         }
         copying.kept_at = Instant::now();
         let blocks = std::mem::take(&mut copying.written);
-        let digests: Vec<_> = blocks
-            .iter()
-            .filter_map(|(index, digest)| Some((*index, (*digest)?)))
-            .collect();
+        let digests = blocks.clone();
         copying.keeping = Some(blocks);
         let sink = Arc::clone(&copying.target.sink);
         let file = copying.target.checkpoint.digests();
@@ -346,26 +345,31 @@ async fn zero(
     progress: &Progress,
     stop: &watch::Receiver<bool>,
 ) -> Result<()> {
-    save(target, [], None).await?;
+    save(target, Vec::new(), None).await?;
     let mut at = BlockIndex(0);
-    while let Some(extent) = target.checkpoint.next_zero(at, ZERO_STEP) {
-        if *stop.borrow() {
-            return Ok(());
+    let mut zeroed: Vec<Extent> = Vec::new();
+    let mut since = Instant::now();
+    loop {
+        let next = target.checkpoint.next_zero(at, ZERO_STEP);
+        let count: u32 = zeroed.iter().map(|extent| extent.count()).sum();
+        // Runs are gathered: each keep is several waits for the disk.
+        let is_due = count >= ZERO_STEP || since.elapsed() >= KEEP_EVERY;
+        if (next.is_none() || is_due || *stop.borrow()) && !zeroed.is_empty() {
+            let state = target.sink.flush().await?;
+            save(target, std::mem::take(&mut zeroed), Some(state)).await?;
+            progress.zeroed(u64::from(count));
+            since = Instant::now();
         }
+        let Some(extent) = next.filter(|_| !*stop.borrow()) else {
+            return Ok(());
+        };
         target.sink.write_zeroes(extent).await?;
-        let state = target.sink.flush().await?;
-        save(target, [extent], Some(state)).await?;
-        progress.zeroed(u64::from(extent.count()));
+        zeroed.push(extent);
         at = extent.end();
     }
-    Ok(())
 }
 
-async fn save<const N: usize>(
-    target: &mut Target,
-    blocks: [Extent; N],
-    state: Option<Value>,
-) -> Result<()> {
+async fn save(target: &mut Target, blocks: Vec<Extent>, state: Option<Value>) -> Result<()> {
     let state = state.unwrap_or_else(|| target.checkpoint.state().clone());
     target.checkpoint.mark(blocks, state);
     let saved = target.checkpoint.encode();

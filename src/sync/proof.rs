@@ -6,7 +6,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use sha2::{Digest as _, Sha256};
 
 use super::{Checkpoint, Target};
-use crate::block::{Block, BlockIndex, Change, Digest};
+use crate::block::{Block, BlockIndex, Change};
 use crate::disk::blocking;
 use crate::error::{Error, Kind, Result};
 use crate::source::BlockSource;
@@ -29,7 +29,7 @@ pub async fn verify(target: &Target) -> Result<()> {
         let (back, digests) = (&back, &digests);
         async move {
             let promised = match change {
-                Change::Write => digest_of(digests, index)?,
+                Change::Write => digests.read(index)?,
                 Change::Zero => None,
             };
             let found = match back.read_block(index).await? {
@@ -88,22 +88,12 @@ pub fn linear_digest(checkpoint: &Checkpoint) -> Result<String> {
     let mut hasher = Sha256::new();
     for (extent, change) in checkpoint.plan().runs() {
         for index in extent.blocks().filter(|_| change == Change::Write) {
-            if let Some(digest) = digest_of(&digests, index)? {
+            if let Some(digest) = digests.read(index)? {
                 hasher.update(digest);
             }
         }
     }
     Ok(hexadecimal(&hasher.finalize()))
-}
-
-fn digest_of(digests: &super::checkpoint::Digests, index: BlockIndex) -> Result<Option<Digest>> {
-    match digests.read(index) {
-        Ok(digest) if digest == [0; 32] => Ok(None),
-        // Beyond the last block that has one.
-        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
-        Ok(digest) => Ok(Some(digest)),
-        Err(error) => Err(Error::with_source(Kind::Io, "cannot read digests", error)),
-    }
 }
 
 fn hexadecimal(digest: &[u8]) -> String {

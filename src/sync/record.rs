@@ -1,14 +1,14 @@
 //! What a target holds, for the next run and for people: one JSON file beside an image, or in the state folder for what
 //! has no beside.
 //!
-//! It says that an image holds a snapshot only together with the image's inode, size and time of change: a file that was
-//! written by anything else since holds nobody knows what.
+//! It says that a target holds a snapshot only together with a mark of the target (an image's inode, size and time of change,
+//! how much was written to a device): what was written by anything else since holds nobody knows what.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::checkpoint::{Task, replace};
 use crate::error::{Error, Kind, Result};
@@ -31,27 +31,19 @@ pub enum Content {
 }
 
 /// The record of one target.
-#[derive(Debug)]
 pub struct Record {
     path: PathBuf,
-    /// The image that it speaks of; none for a device.
-    image: Option<PathBuf>,
+    /// What tells whether anything else has written the target since; none when nothing does.
+    mark: Box<dyn Fn() -> Option<Value> + Send + Sync>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Written {
     target: String,
     content: Content,
-    /// Of the image, while nothing else has written it.
-    mark: Option<Mark>,
+    /// Of the target, while nothing else has written it.
+    mark: Option<Value>,
     report: Option<Report>,
-}
-
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Mark {
-    inode: u64,
-    size: u64,
-    changed_ns: i128,
 }
 
 /// What a run did.
@@ -96,10 +88,19 @@ pub struct Requests {
     pub throttled: u64,
 }
 
+impl std::fmt::Debug for Record {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Record({})", self.path.display())
+    }
+}
+
 impl Record {
-    /// The record kept at `path`.
-    pub fn at(path: PathBuf, image: Option<PathBuf>) -> Self {
-        Self { path, image }
+    /// The record kept at `path`; `mark` changes whenever anything writes the target.
+    pub fn at(path: PathBuf, mark: impl Fn() -> Option<Value> + Send + Sync + 'static) -> Self {
+        Self {
+            path,
+            mark: Box::new(mark),
+        }
     }
 
     /// What the target holds.
@@ -110,10 +111,8 @@ impl Record {
         let Some(written) = self.read()? else {
             return Ok(Content::Unknown);
         };
-        let is_as_left = match (&written.content, &self.image) {
-            (Content::Holds(_), Some(image)) => {
-                mark(image).is_some_and(|now| written.mark == Some(now))
-            }
+        let is_as_left = match &written.content {
+            Content::Holds(_) => written.mark.is_some() && written.mark == (self.mark)(),
             _ => true,
         };
         Ok(if is_as_left {
@@ -167,7 +166,7 @@ impl Record {
         self.write(&Written {
             target: report.task.target.clone(),
             content: Content::Holds(report.task.source.clone()),
-            mark: self.image.as_deref().and_then(mark),
+            mark: (self.mark)(),
             report: Some(report.clone()),
         })
     }
@@ -178,16 +177,6 @@ impl Record {
         json.push(b'\n');
         replace(&self.path, &json)
     }
-}
-
-fn mark(image: &Path) -> Option<Mark> {
-    let metadata = std::fs::metadata(image).ok()?;
-    Some(Mark {
-        inode: metadata.ino(),
-        size: metadata.len(),
-        changed_ns: i128::from(metadata.mtime()) * 1_000_000_000
-            + i128::from(metadata.mtime_nsec()),
-    })
 }
 
 /// Times as people and other programs write them.
@@ -214,9 +203,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let image = folder.path().join("a.raw");
         std::fs::write(&image, b"1").unwrap();
-        let record = Record::at(folder.path().join("record"), Some(image.clone()));
+        let marked = image.clone();
+        let mark = move || serde_json::to_value(super::super::Mark::of(&marked)?).ok();
+        let record = Record::at(folder.path().join("record"), mark);
         assert_eq!(record.content().unwrap(), Content::Unknown);
         let task = Task {
+            mode: super::super::Mode::InPlace,
+            source_mark: None,
             source: "snap-b".into(),
             base: Some("snap-a".into()),
             target: "file:/a".into(),

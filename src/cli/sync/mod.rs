@@ -4,6 +4,7 @@ mod plan;
 mod show;
 mod target;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -20,7 +21,7 @@ use crate::disk::DiskSource;
 use crate::ebs::{Client, EbsCatalog};
 use crate::error::{Error, Kind, Result};
 use crate::source::{BlockSource, Catalog, Selector, SnapshotId};
-use crate::sync::{self, Content, Progress, Report, Requests, Target};
+use crate::sync::{self, Checkpoint, Content, Mark, Progress, Report, Requests, Target};
 
 use plan::{Base, Choice};
 use show::{ProgressForm, Shown};
@@ -56,7 +57,7 @@ pub(super) struct SyncArgs {
     /// Print what is to be done and what it costs, and do nothing
     #[arg(long)]
     dry_run: bool,
-    /// Overwrite devices without asking
+    /// Overwrite devices, and images that ebsfs has not written, without asking
     #[arg(long)]
     yes: bool,
     /// Read the targets back, past the page cache, and compare
@@ -90,6 +91,8 @@ pub(super) struct SyncArgs {
 struct Source {
     /// What records call it.
     name: String,
+    /// As it is now, if it is of this machine and can change.
+    mark: Option<Mark>,
     blocks: Arc<dyn BlockSource>,
     /// Where it is from, if it is a snapshot.
     ebs: Option<(SnapshotId, Arc<EbsCatalog>, Arc<Client>)>,
@@ -133,8 +136,9 @@ impl SyncArgs {
 
     async fn sync(self) -> Result<()> {
         let started = SystemTime::now();
-        let source = self.open_source().await?;
         let (stop, stopped) = watch::channel(false);
+        listen(stop)?;
+        let source = self.open_source().await?;
         let planned = self.plan(&source).await?;
         if self.dry_run {
             return show::plans(&planned.choices, &self.speed(), std::io::stdout());
@@ -143,12 +147,13 @@ impl SyncArgs {
         for choice in &planned.choices {
             choice.place.confirm(self.yes)?;
         }
-        listen(stop)?;
         let mut targets = Vec::new();
         let mut places = Vec::new();
         let mut failed = Vec::new();
-        for choice in planned.choices {
+        let mut locks = Vec::new();
+        for mut choice in planned.choices {
             let target = choice.place.clone();
+            locks.extend(choice.lock.take());
             match choice.open() {
                 Ok(ready) => {
                     targets.push(ready);
@@ -187,8 +192,15 @@ impl SyncArgs {
         for ((target, done), place) in copied.into_iter().zip(places) {
             let finished = match done {
                 Ok(()) => {
-                    self.finish(&target, &place, started, progress.bytes(), requests)
-                        .await
+                    self.finish(
+                        &source,
+                        &target,
+                        &place,
+                        started,
+                        progress.bytes(),
+                        requests,
+                    )
+                    .await
                 }
                 Err(error) => Err(place.explain(error)),
             };
@@ -198,10 +210,11 @@ impl SyncArgs {
             }
         }
         if let Some(file) = &self.report {
-            super::output::write(Some(file), |out| {
+            let written = super::output::write(Some(file), |out| {
                 serde_json::to_writer_pretty(&mut *out, &reports)?;
                 writeln!(out)
-            })?;
+            });
+            failed.extend(written.err());
         }
         let mut failed = failed.into_iter();
         let Some(first) = failed.next() else {
@@ -216,12 +229,14 @@ impl SyncArgs {
     /// Verifies, publishes, records.
     async fn finish(
         &self,
+        source: &Source,
         target: &Target,
         place: &Place,
         started: SystemTime,
         bytes_fetched: u64,
         requests: Requests,
     ) -> Result<Report> {
+        self.check_source(source)?;
         if self.verify {
             sync::verify(target).await?;
         }
@@ -245,9 +260,10 @@ impl SyncArgs {
             image_sha256,
         };
         place.record().end(&report)?;
-        target.checkpoint.remove()?;
+        Checkpoint::discard(target.checkpoint.path())?;
         if let Some(digest) = &report.image_sha256 {
-            println!("{digest}  {}", place.path().display());
+            // Who reads it may have gone: the copy is done all the same.
+            let _ = writeln!(std::io::stdout(), "{digest}  {}", place.path().display());
         }
         Ok(report)
     }
@@ -265,6 +281,7 @@ impl SyncArgs {
             let (_, blocks) = catalog.open(&id).await?;
             return Ok(Source {
                 name: name.to_owned(),
+                mark: None,
                 blocks,
                 ebs: Some((id, catalog, client)),
             });
@@ -274,13 +291,27 @@ impl SyncArgs {
             return Err(Error::new(Kind::Invalid, what));
         }
         let disk = DiskSource::open(name.as_ref())?;
-        let name = std::path::absolute(name)
-            .map_or_else(|_| name.to_owned(), |path| path.display().to_string());
+        let path = std::path::Path::new(name)
+            .canonicalize()
+            .map_err(|error| Error::of_file(name.as_ref(), "cannot find", error))?;
         Ok(Source {
-            name,
+            name: path.display().to_string(),
+            mark: Mark::of(&path),
             blocks: Arc::new(disk),
             ebs: None,
         })
+    }
+
+    /// Whether a source of this machine is as it was when it was opened.
+    fn check_source(&self, source: &Source) -> Result<()> {
+        if source.mark.is_none() || source.mark == Mark::of(source.name.as_ref()) {
+            return Ok(());
+        }
+        let what = format!(
+            "{} was written while it was copied: the copy is neither the one nor the other",
+            source.name
+        );
+        Err(Error::new(Kind::Corrupt, what))
     }
 
     /// Decides for each target; the plans share their listings.
@@ -293,7 +324,17 @@ impl SyncArgs {
                 let what = format!("{} is named twice", target.display());
                 return Err(Error::new(Kind::Invalid, what));
             }
-            choices.push(planner.choose(place).await?);
+            if place.path() == std::path::Path::new(&source.name) {
+                let what = format!("{} is the source itself", target.display());
+                return Err(Error::new(Kind::Invalid, what));
+            }
+            // Before anything is read that another run could change.
+            let lock = if self.dry_run {
+                None
+            } else {
+                Some(place.lock()?)
+            };
+            choices.push(planner.choose(place, lock).await?);
         }
         Ok(plan::Planned {
             choices,
@@ -331,7 +372,10 @@ fn listen(stop: watch::Sender<bool>) -> Result<()> {
     let failed = |error| Error::with_source(Kind::Io, "cannot take signals", error);
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    // Asked how far it is before that can be told: no reason to end.
+    let asked = signal(SignalKind::user_defined1()).map_err(failed)?;
     tokio::spawn(async move {
+        let _asked = asked;
         loop {
             tokio::select! {
                 _ = interrupt.recv() => {}

@@ -12,7 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::sink::Sink;
 use crate::sinks::FileSink;
 use crate::source::{BlockSource, Catalog, SnapshotId, held};
-use crate::sync::{Checkpoint, Content, Target, Task};
+use crate::sync::{Checkpoint, Content, Lock, Mode, Target, Task};
 
 /// `--base`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +43,8 @@ pub(super) struct Planned {
 /// What is to be done for one target.
 pub(super) struct Choice {
     pub(super) place: Place,
+    /// Held to the end of the run.
+    pub(super) lock: Option<Lock>,
     pub(super) checkpoint: Work,
     how: How,
 }
@@ -92,13 +94,18 @@ impl Choice {
     /// Opens the target, and names it on disk before it is touched.
     pub(super) fn open(self) -> Result<Target> {
         let place = self.place;
-        place.prepare()?;
         let geometry = match &self.checkpoint {
             Work::New(_, plan) => plan.head(),
             Work::Resumed(checkpoint) => checkpoint.plan().head(),
         };
         let mut checkpoint = match self.checkpoint {
-            Work::New(task, plan) => Checkpoint::new(&place.checkpoint_path(), task, plan)?,
+            Work::New(task, plan) => {
+                if !place.is_in_place() {
+                    // Before the part that it speaks of is made anew. In place it is replaced, for it knows what was begun.
+                    Checkpoint::discard(&place.checkpoint_path())?;
+                }
+                Checkpoint::new(&place.checkpoint_path(), task, plan)?
+            }
             Work::Resumed(checkpoint) => checkpoint,
         };
         let part = place.part();
@@ -153,8 +160,23 @@ impl<'a> Planner<'a> {
             .unwrap_or_else(|| Arc::clone(&self.source.blocks))
     }
 
-    pub(super) async fn choose(&mut self, place: Place) -> Result<Choice> {
+    /// Decides for one target, which is locked unless it is only looked at.
+    pub(super) async fn choose(&mut self, place: Place, lock: Option<Lock>) -> Result<Choice> {
+        let begun = self.begun(&place)?;
+        let choice = self.choose_by(place, begun).await?;
+        Ok(Choice { lock, ..choice })
+    }
+
+    /// What an earlier run left, unless it had come to its end: then the record knows better.
+    fn begun(&self, place: &Place) -> Result<Option<Checkpoint>> {
         let begun = place.checkpoint()?;
+        Ok(match (begun, place.record().content()?) {
+            (Some(begun), Content::Holds(source)) if source == begun.task().source => None,
+            (begun, _) => begun,
+        })
+    }
+
+    async fn choose_by(&mut self, place: Place, begun: Option<Checkpoint>) -> Result<Choice> {
         match begun {
             Some(begun) if begun.task().target != place.id() => {
                 let what = format!(
@@ -165,10 +187,12 @@ impl<'a> Planner<'a> {
                 );
                 Err(Error::new(Kind::Invalid, what))
             }
-            Some(begun) if !self.restart && self.is_same(begun.task()) => {
+            Some(begun) if !self.restart && self.is_same(begun.task(), place.mode()) => {
                 self.resume(place, begun).await
             }
-            Some(begun) if place.is_in_place() => self.take_over(place, &begun).await,
+            Some(begun) if place.is_in_place() && begun.task().mode == Mode::InPlace => {
+                self.take_over(place, &begun).await
+            }
             Some(begun) if !self.restart => {
                 let what = format!(
                     "{} has an unfinished copy of {}: say the same command to finish it, or --restart to drop it",
@@ -182,17 +206,27 @@ impl<'a> Planner<'a> {
     }
 
     /// Whether the command is the one that a run was begun by.
-    fn is_same(&self, task: &Task) -> bool {
+    fn is_same(&self, task: &Task, mode: Mode) -> bool {
         let same_base = match self.base {
             None => task.base.is_none(),
             Some(Base::Auto) => true,
             Some(Base::Snapshot(id)) => task.base.as_deref() == Some(id.as_str()),
         };
-        task.source == self.source.name && same_base
+        task.source == self.source.name
+            && task.source_mark == self.source.mark
+            && task.mode == mode
+            && same_base
     }
 
     async fn resume(&mut self, place: Place, begun: Checkpoint) -> Result<Choice> {
         let how = if place.is_in_place() {
+            if !place.is_as_left(begun.state()) {
+                warn!(
+                    "{} is another file than before: all of it is copied",
+                    place.path().display()
+                );
+                return self.full(place).await;
+            }
             How::InPlace
         } else if place.part().is_left(begun.state()) {
             let is_cloning = FileSink::cloned(begun.state(), begun.plan().head()).is_some();
@@ -217,6 +251,7 @@ impl<'a> Planner<'a> {
         self.use_tokens(begun.task()).await;
         Ok(Choice {
             place,
+            lock: None,
             checkpoint: Work::Resumed(begun),
             how,
         })
@@ -234,6 +269,9 @@ impl<'a> Planner<'a> {
     /// A target that is neither what it was nor what it was to become is brought to the source.
     async fn take_over(&mut self, place: Place, begun: &Checkpoint) -> Result<Choice> {
         let task = begun.task();
+        if !place.is_as_left(begun.state()) {
+            return self.full(place).await;
+        }
         let base = match (self.base, task.base.as_deref()) {
             (None, _) | (Some(Base::Auto), None) => return self.full(place).await,
             (Some(Base::Auto), Some(base)) => base.parse::<SnapshotId>()?,
@@ -317,12 +355,15 @@ impl<'a> Planner<'a> {
         how: How,
     ) -> Choice {
         let task = Task {
+            mode: place.mode(),
+            source_mark: self.source.mark.clone(),
             source: self.source.name.clone(),
             base: base.map(|base| base.to_string()),
             target: place.id().to_owned(),
         };
         Choice {
             place,
+            lock: None,
             checkpoint: Work::New(task, plan),
             how,
         }

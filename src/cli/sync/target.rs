@@ -4,13 +4,15 @@ use std::io::{IsTerminal, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::block::Geometry;
 use crate::error::{Error, Kind, Result};
 use crate::sink::Sink;
 use crate::sinks::{DeviceSink, FileSink, Part};
-use crate::sync::{Checkpoint, Record};
+use crate::source::SnapshotId;
+use crate::sync::{Checkpoint, Content, Lock, Mark, Mode, Record};
 
 /// One target.
 #[derive(Clone, Debug)]
@@ -44,7 +46,12 @@ impl Place {
             Ok(metadata) if metadata.file_type().is_block_device() => true,
             Ok(metadata) if metadata.is_file() => false,
             Ok(_) => return Err(wrong("is neither a regular file nor a block device")),
-            Err(_) if path.starts_with("/dev") => return Err(wrong("does not exist")),
+            Err(_) if is_no_path(path) => {
+                return Err(wrong("is no target yet: images and block devices are"));
+            }
+            Err(_) if path.starts_with("/dev") && !path.starts_with("/dev/shm") => {
+                return Err(wrong("does not exist"));
+            }
             Err(_) => false,
         };
         if is_device {
@@ -107,8 +114,14 @@ impl Place {
     }
 
     pub(super) fn record(&self) -> Record {
-        let image = (!self.is_device()).then(|| self.path.clone());
-        Record::at(self.file(".ebsfs.json"), image)
+        let (target, is_device) = (self.path.clone(), self.is_device());
+        Record::at(self.file(".ebsfs.json"), move || {
+            if is_device {
+                DeviceSink::written_so_far(&target).map(Value::from)
+            } else {
+                serde_json::to_value(Mark::of(&target)?).ok()
+            }
+        })
     }
 
     pub(super) fn checkpoint_path(&self) -> PathBuf {
@@ -124,8 +137,28 @@ impl Place {
         Part::of(&self.path)
     }
 
+    /// From now on this run alone looks at what is known of the target, and writes it.
+    pub(super) fn lock(&self) -> Result<Lock> {
+        self.prepare()?;
+        Lock::take(&self.file(".ebsfs-lock"))
+    }
+
+    /// How it is written.
+    pub(super) fn mode(&self) -> Mode {
+        if self.is_in_place() {
+            Mode::InPlace
+        } else {
+            Mode::Part
+        }
+    }
+
+    /// Whether an image in place, or a device, is the one that a checkpoint speaks of.
+    pub(super) fn is_as_left(&self, state: &Value) -> bool {
+        self.is_device() || state.is_null() || self.part().is_same_image(state)
+    }
+
     /// Makes the folder of a device's files.
-    pub(super) fn prepare(&self) -> Result<()> {
+    fn prepare(&self) -> Result<()> {
         if !self.is_device() {
             return Ok(());
         }
@@ -140,27 +173,41 @@ impl Place {
     /// Opens what is changed where it is.
     pub(super) fn open_in_place(&self, geometry: Geometry) -> Result<Box<dyn Sink>> {
         Ok(match self.kind {
-            PlaceKind::Device => Box::new(DeviceSink::open(&self.path, geometry)?),
+            PlaceKind::Device => {
+                let sink = DeviceSink::open(&self.path, geometry)?;
+                if sink.id() != self.id {
+                    let what = format!("{} has become another device", self.path.display());
+                    return Err(Error::new(Kind::Io, what));
+                }
+                Box::new(sink)
+            }
             _ => Box::new(FileSink::in_place(&self.path, geometry)?),
         })
     }
 
-    /// Asks before a device is overwritten.
+    /// Whether something would be lost that ebsfs has not written: a device, or an image that nothing is known of.
+    fn is_precious(&self) -> Result<bool> {
+        let has_bytes = std::fs::metadata(&self.path).is_ok_and(|metadata| metadata.len() > 0);
+        Ok(self.is_device() || (has_bytes && self.record().content()? == Content::Unknown))
+    }
+
+    /// Asks before something is overwritten that ebsfs has not written.
     pub(super) fn confirm(&self, yes: bool) -> Result<()> {
-        if !self.is_device() || yes {
+        if yes || !self.is_precious()? {
             return Ok(());
         }
-        let refused = |what: &str| Err(Error::new(Kind::Invalid, what.to_owned()));
+        let at = self.path.display();
+        let refused = |what: &str| Err(Error::new(Kind::Invalid, format!("{at} {what}")));
         if !std::io::stdin().is_terminal() {
-            return refused("a device is to be overwritten: say --yes where nobody can be asked");
+            return refused("is to be overwritten: say --yes where nobody can be asked");
         }
-        eprint!("overwrite {} [y/N]? ", self.path.display());
+        eprint!("overwrite {at} [y/N]? ");
         let _ = std::io::stderr().flush();
         let mut answer = String::new();
         let _ = std::io::stdin().read_line(&mut answer);
         match answer.trim() {
             "y" | "Y" | "yes" => Ok(()),
-            _ => refused("not overwritten"),
+            _ => refused("is not overwritten"),
         }
     }
 
@@ -175,4 +222,10 @@ impl Place {
         }
         error
     }
+}
+
+/// Whether it reads like something else than a path that is to be.
+fn is_no_path(path: &Path) -> bool {
+    let text = path.to_string_lossy();
+    text.starts_with("ebs:") || text.contains("://") || text.parse::<SnapshotId>().is_ok()
 }
