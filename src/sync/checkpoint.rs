@@ -413,10 +413,8 @@ mod tests {
             Value::from("s"),
         );
         let digest = [7; 32];
-        checkpoint
-            .digests()
-            .write(&[(BlockIndex(2), digest)])
-            .unwrap();
+        let digests = [(BlockIndex(2), Some(digest)), (BlockIndex(1), None)];
+        checkpoint.digests().write(&digests).unwrap();
         checkpoint.encode().write().unwrap();
         checkpoint.mark([extent(1, 2)], Value::Null);
         drop(checkpoint);
