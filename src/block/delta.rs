@@ -92,7 +92,7 @@ impl Delta {
                 if let Some(run) = Extent::new(at, free) {
                     self.write.insert_extent(run);
                 }
-                at = next.map_or(stop, |run| run.end());
+                at = next.map_or(stop, Extent::end);
             }
         }
     }
