@@ -10,7 +10,7 @@ use super::changes::FormArgs;
 use crate::block::BLOCK_SIZE;
 use crate::ebs::Limits;
 use crate::error::{Error, Result};
-use crate::maps::Map;
+use crate::maps::{Map, title};
 use crate::source::{Catalog, Selector, SnapshotId, held};
 
 /// Show which blocks a snapshot holds; all others read as zeroes
@@ -37,7 +37,7 @@ impl BlocksArgs {
         })?;
         let count = held.len();
         let map = Map::Blocks(geometry, Arc::new(held));
-        let title = format!("What {id} holds");
+        let title = title(None, id.as_str());
         self.form.write(&map, &title, |out| {
             let bytes = count * u64::from(BLOCK_SIZE);
             let percent = count as f64 * 100.0 / f64::from(geometry.block_count());

@@ -14,14 +14,15 @@ use crate::block::{Delta, Geometry};
 use crate::compare;
 use crate::ebs::{EbsCatalog, Limits};
 use crate::error::{Error, Kind, Result};
-use crate::maps::{Format, Map, Totals};
+use crate::maps::{Format, Map, Totals, title};
 use crate::source::{Catalog, Selector, SnapshotId, State};
 
 /// Show what differs between two snapshots
 #[derive(Args, Debug)]
 #[command(
     long_about = "Show what differs between two snapshots: blocks of 512 KiB that were written, and blocks that are gone \
-    (they read as zeroes in HEAD). The listing costs one request for 10,000 blocks; no block is read.\n\n\
+    (they read as zeroes in HEAD). The listing costs a request for 10,000 blocks, at least; no block is read without --exact \
+    or --unrelated compare.\n\n\
     A rewrite with the same bytes counts as written: AWS lists writes, not differences. --exact reads both and compares."
 )]
 pub(super) struct ChangesArgs {
@@ -127,7 +128,7 @@ impl ChangesArgs {
             Ok::<_, Error>((delta, counts.lists, counts.gets))
         })?;
         let totals = Totals::of(&delta);
-        let title = format!("Changes from {base} to {head}");
+        let title = title(Some(base.as_str()), head.as_str());
         let base_size = delta.base().map_or(0, Geometry::size);
         let head_size = delta.head().size();
         self.form.write(&Map::Changes(delta), &title, |out| {

@@ -410,9 +410,9 @@ impl Tokens for BlockMap {
             return;
         };
         let key = (self.number, start);
-        if self.pages.token(key, index, SystemTime::UNIX_EPOCH) == Kept::Token(token.to_owned()) {
+        if let Some(asked) = self.pages.forget(key, index, token) {
             state.starts.remove(&start);
-            state.again = self.pages.remove(key).map(|asked| (index, asked));
+            state.again = Some((index, asked));
         }
     }
 }

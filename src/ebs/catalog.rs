@@ -221,7 +221,6 @@ impl EbsCatalog {
                 head: head.clone(),
                 base_size,
                 head_size,
-                end: base_size.block_count().max(head_size.block_count()),
             });
             Arc::new(Pending {
                 listing: Listing::new(pair, Arc::clone(&self.pages)),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, ready};
 use tokio::time::{Instant, timeout_at};
 
 use super::client::{Client, Failure, From, Listing};
@@ -32,8 +32,6 @@ pub(super) struct Pair {
     pub(super) head: SnapshotId,
     pub(super) base_size: Geometry,
     pub(super) head_size: Geometry,
-    /// Blocks of the larger of the two volumes: all that a reply may speak of.
-    pub(super) end: u32,
 }
 
 impl Pair {
@@ -81,8 +79,9 @@ impl Lists for Call<'_> {
     }
 
     fn end(&self) -> Option<u32> {
-        // By what is known of the two: replies may not tell, and do not say whose size they tell.
-        Some(self.pair.end)
+        // By what is known of the two, the larger of them: replies may not tell, and do not say whose size they tell.
+        let (base, head) = (self.pair.base_size, self.pair.head_size);
+        Some(base.block_count().max(head.block_count()))
     }
 }
 
@@ -205,11 +204,8 @@ impl Tokens for Changed {
         let Ok(page) = self.page_of(index) else {
             return;
         };
-        let key = (self.pair.number, page.start().0);
-        let kept = self.pages.token(key, index, SystemTime::UNIX_EPOCH);
-        if kept == Kept::Token(token.to_owned()) {
-            self.pages.remove(key);
-        }
+        self.pages
+            .forget((self.pair.number, page.start().0), index, token);
     }
 }
 
@@ -238,23 +234,15 @@ impl ChangedSource {
                 "block {index} is told otherwise by the listing of {}",
                 pair.head
             );
-            return std::future::ready(Err(pair.corrupt(&what))).boxed();
+            return ready(Err(pair.corrupt(&what))).boxed();
         }
-        if change == Some(Change::Write) {
-            let geometry = pair.head_size;
-            fetch(
-                &pair.client,
-                &pair.head,
-                geometry,
-                &self.changed,
-                index,
-                wanted,
-            )
-            .boxed()
-        } else if change == Some(Change::Zero) {
-            std::future::ready(Ok(Block::Zero)).boxed()
-        } else {
-            self.head.read_ahead(index, wanted)
+        match change {
+            Some(Change::Write) => {
+                let (client, size) = (&pair.client, pair.head_size);
+                fetch(client, &pair.head, size, &self.changed, index, wanted).boxed()
+            }
+            Some(Change::Zero) => ready(Ok(Block::Zero)).boxed(),
+            None => self.head.read_ahead(index, wanted),
         }
     }
 }

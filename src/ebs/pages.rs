@@ -153,6 +153,18 @@ impl Pages {
         self.inner.lock().pages.contains(&key)
     }
 
+    /// Forgets the page that brought this token of a block, unless another has taken its place; says how many blocks it had
+    /// asked for.
+    pub(super) fn forget(&self, key: PageKey, index: BlockIndex, token: &str) -> Option<u16> {
+        let kept = self
+            .inner
+            .lock()
+            .pages
+            .peek(&key)
+            .is_some_and(|page| page.token(index) == Some(token));
+        kept.then(|| self.remove(key)).flatten()
+    }
+
     /// Forgets a page, and says how many blocks it had asked for.
     pub(super) fn remove(&self, key: PageKey) -> Option<u16> {
         let mut inner = self.inner.lock();

@@ -36,9 +36,7 @@ impl SnapshotSource {
             map,
         }
     }
-}
 
-impl SnapshotSource {
     /// Whether a block is held, if that is known.
     pub(super) fn is_held(&self, index: BlockIndex) -> Option<bool> {
         self.map.is_held(index)

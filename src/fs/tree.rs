@@ -200,7 +200,7 @@ impl Tree {
                 let (size, held) = match file {
                     File::Disk => self.disk_size(&subject).await?,
                     file => {
-                        let size = self.drawn_size(&subject, file).await?;
+                        let size = self.listed_size(&subject, file).await?;
                         (size, size)
                     }
                 };
@@ -223,22 +223,19 @@ impl Tree {
         if subject.base.is_none() {
             return Ok((size, held_bytes(size, entry.told.lock().full_size)));
         }
-        let known = subject.sizes.lock().get(&File::Disk).copied();
-        let held = match known {
-            Some(held) => held,
-            None => self.drawn(subject).await?.held(),
-        };
-        subject.sizes.lock().insert(File::Disk, held);
-        Ok((size, held))
+        Ok((size, self.listed_size(subject, File::Disk).await?))
     }
 
-    /// Bytes of a file that is drawn.
-    async fn drawn_size(&self, subject: &Subject, file: File) -> Result<u64> {
+    /// Bytes that only a listing tells: all of a file that is drawn, what a delta's image holds.
+    async fn listed_size(&self, subject: &Subject, file: File) -> Result<u64> {
         let known = subject.sizes.lock().get(&file).copied();
         if let Some(size) = known {
             return Ok(size);
         }
-        let size = self.rendered(subject, file).await?.size();
+        let size = match file {
+            File::Disk => self.drawn(subject).await?.held(),
+            file => self.rendered(subject, file).await?.size(),
+        };
         subject.sizes.lock().insert(file, size);
         Ok(size)
     }

@@ -33,6 +33,14 @@ const SHADES: [(f64, &str, &str); 5] = [
     (1.00, "#0a3566", "more"),
 ];
 
+/// What a picture is called: of the changes since `base`, or of what `head` holds.
+pub fn title(base: Option<&str>, head: &str) -> String {
+    match base {
+        Some(base) => format!("Changes from {base} to {head}"),
+        None => format!("What {head} holds"),
+    }
+}
+
 impl Map {
     /// The picture, under a title.
     pub fn heatmap(&self, title: &str) -> String {

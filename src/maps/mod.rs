@@ -7,6 +7,7 @@ mod text;
 
 use std::sync::Arc;
 
+pub use heatmap::title;
 pub use summary::{Summary, Totals};
 pub use text::{Format, Text};
 

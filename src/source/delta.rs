@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 
-use super::{BlockSource, Wanted};
+use super::BlockSource;
 use crate::block::{Block, BlockIndex, Delta, Extent, Geometry};
 use crate::error::Result;
 
@@ -42,13 +42,6 @@ impl BlockSource for DeltaSource {
             return ready(Ok(Block::Zero)).boxed();
         }
         self.head.read_block(index)
-    }
-
-    fn read_ahead(&self, index: BlockIndex, wanted: Wanted) -> BoxFuture<'_, Result<Block>> {
-        if self.is_left_alone(index) {
-            return ready(Ok(Block::Zero)).boxed();
-        }
-        self.head.read_ahead(index, wanted)
     }
 
     fn next_extent(&self, from: BlockIndex) -> BoxFuture<'_, Result<Option<Extent>>> {

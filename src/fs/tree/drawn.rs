@@ -16,9 +16,10 @@ use super::contents::Rendered;
 use super::nodes::File;
 use crate::error::{Error, Kind, Result};
 use crate::image::Image;
-use crate::maps::{Map, Text, Totals};
+use crate::maps::{Map, Text, Totals, title};
 
-/// Bytes of maps and of what is drawn of them that are kept: a map of 64 TiB with changes everywhere takes up to 32 MiB, one of 1 TiB at most 512 KiB.
+/// Bytes of maps and of what is drawn of them that are kept: a map of 64 TiB with changes everywhere takes up to 32 MiB, one
+/// of 1 TiB at most 512 KiB.
 const MAX_BYTES: usize = 64 << 20;
 
 /// A map, and what has been drawn of it.
@@ -95,10 +96,7 @@ fn draw(map: Map, file: File, base: Option<String>, head: &str) -> Result<Render
     let whole = |text: String| Ok(Rendered::Whole(Bytes::from(text)));
     match (file, &map) {
         (File::Map(format), _) => Ok(Rendered::Text(Arc::new(Text::new(map, format)))),
-        (File::Heatmap, _) => whole(map.heatmap(&match base {
-            Some(base) => format!("Changes from {base} to {head}"),
-            None => format!("What {head} holds"),
-        })),
+        (File::Heatmap, _) => whole(map.heatmap(&title(base.as_deref(), head))),
         (File::Summary, Map::Changes(delta)) => {
             let base = base.unwrap_or_default();
             let totals = Totals::of(delta);
