@@ -34,6 +34,7 @@ pub async fn unrelated(base: &dyn BlockSource, head: &dyn BlockSource) -> Result
             }
         }
     }
+    all.zero_what_grew();
     exact(&all, base, head).await
 }
 

@@ -294,7 +294,8 @@ fn volumes_without_a_common_history_are_compared_by_what_they_hold() {
          3,1572864,524288,written\n\
          10,5242880,1048576,gone\n\
          55,28835840,524288,written\n\
-         700,367001600,524288,written\n"
+         700,367001600,524288,written\n\
+         2048,1073741824,1073741824,gone\n"
     );
     assert_eq!(emulator.gets(), 2 * 28, "what both hold, and only that");
 }
