@@ -324,11 +324,11 @@ pub fn ends(command: &mut Command) -> (i32, String) {
     (output.status.code().unwrap_or(-1), said)
 }
 
-/// Waits up to 20 seconds for something to become true.
+/// Waits up to a minute for something to become true: a reader can meet several silent requests in a row, 6 seconds each.
 pub fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + Duration::from_secs(60);
     while !is_so() {
-        assert!(Instant::now() < end, "waited 20 seconds for {what}");
+        assert!(Instant::now() < end, "waited a minute for {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
