@@ -35,7 +35,7 @@ impl BlockSource for Source {
         let block = if self.is_known_zero(index) {
             Block::Zero
         } else {
-            Block::Data(self.0.clone())
+            Block::Data(self.0.clone(), [0; 32])
         };
         ready(Ok(block)).boxed()
     }

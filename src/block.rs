@@ -167,13 +167,16 @@ impl Geometry {
     }
 }
 
+/// A SHA-256.
+pub type Digest = [u8; 32];
+
 /// What a block holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Block {
     /// Zeroes: a hole, or a block written with zeroes. It takes no memory.
     Zero,
-    /// Exactly the block's bytes, already verified.
-    Data(Bytes),
+    /// Exactly the block's bytes, and the SHA-256 that they were verified by.
+    Data(Bytes, Digest),
 }
 
 #[cfg(test)]

@@ -127,7 +127,7 @@ mod tests {
             let byte = self.1.get(&index.0).copied().unwrap_or(0);
             ready(Ok(match byte {
                 0 => Block::Zero,
-                byte => Block::Data(Bytes::from(vec![byte; 512])),
+                byte => Block::Data(Bytes::from(vec![byte; 512]), [byte; 32]),
             }))
             .boxed()
         }

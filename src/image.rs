@@ -76,8 +76,10 @@ impl Image {
                 Block::Zero => {
                     Bytes::from_static(ZEROES.get(part.start..part.end).unwrap_or_default())
                 }
-                Block::Data(bytes) if part.end <= bytes.len() => bytes.slice(part.start..part.end),
-                Block::Data(bytes) => {
+                Block::Data(bytes, _) if part.end <= bytes.len() => {
+                    bytes.slice(part.start..part.end)
+                }
+                Block::Data(bytes, _) => {
                     return Err(Error::new(
                         Kind::Corrupt,
                         format!("block {} holds {} bytes", part.index, bytes.len()),

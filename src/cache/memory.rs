@@ -125,7 +125,7 @@ fn slot_of(block: Block, unread: Option<OwnedSemaphorePermit>) -> Slot {
 
 fn weight(_key: &Key, slot: &Slot) -> u32 {
     match slot.read().as_ref().map(|kept| &kept.block) {
-        Some(Block::Data(bytes)) => u32::try_from(bytes.len())
+        Some(Block::Data(bytes, _)) => u32::try_from(bytes.len())
             .unwrap_or(u32::MAX)
             .saturating_add(ENTRY),
         Some(Block::Zero) | None => ENTRY,

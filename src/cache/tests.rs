@@ -60,7 +60,7 @@ impl BlockSource for Counting {
             Ok(if index.0 % 10 == 9 {
                 Block::Zero
             } else {
-                Block::Data(content(index))
+                Block::Data(content(index), [0; 32])
             })
         }
         .boxed()
@@ -99,7 +99,7 @@ async fn sixty_four_readers_of_one_block_are_one_fetch() {
     for answer in join_all(readers).await {
         assert_eq!(
             answer.unwrap().unwrap(),
-            Block::Data(content(BlockIndex(7)))
+            Block::Data(content(BlockIndex(7)), [0; 32])
         );
     }
     assert_eq!(inner.reads(), 1);
@@ -141,7 +141,7 @@ async fn cached_and_in_flight_bytes_together_keep_the_budget() {
             let expected = if index % 10 == 9 {
                 Block::Zero
             } else {
-                Block::Data(content(BlockIndex(index)))
+                Block::Data(content(BlockIndex(index)), [0; 32])
             };
             assert_eq!(block.unwrap(), expected);
         }

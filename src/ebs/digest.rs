@@ -19,6 +19,8 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tracing::error;
 
+use crate::block::Digest;
+
 /// How long a block that nobody waits for waits for others: at 500 MiB/s ten come in it.
 const COMPANY: Duration = Duration::from_millis(10);
 
@@ -27,9 +29,6 @@ const ZERO_BLOCK: Digest = [
     0x07, 0x85, 0x4d, 0x2f, 0xef, 0x29, 0x7a, 0x06, 0xba, 0x81, 0x68, 0x5e, 0x66, 0x0c, 0x33, 0x2d,
     0xe3, 0x6d, 0x5d, 0x18, 0xd5, 0x46, 0x92, 0x7d, 0x30, 0xda, 0xad, 0x6d, 0x7f, 0xda, 0x15, 0x41,
 ];
-
-/// A SHA-256.
-pub(super) type Digest = [u8; 32];
 
 /// What came of comparing a block with its digest.
 #[derive(Debug, PartialEq, Eq)]

@@ -15,8 +15,8 @@ use tracing::warn;
 
 use super::{BlockRequest, Call, Client, HEADERS_TIMEOUT};
 use crate::aws::Verdict;
-use crate::block::Block;
-use crate::ebs::digest::{Checked, Digest};
+use crate::block::{Block, Digest};
+use crate::ebs::digest::Checked;
 use crate::ebs::hedge::Hedge;
 use crate::ebs::limit::Place;
 use crate::error::{Error, Kind};
@@ -61,7 +61,7 @@ impl Client {
         let at_once = is_waited_for || is_alone;
         let checked = self.digester.check(&reply.bytes, &digest, at_once);
         match checked.await {
-            Checked::Good => Ok(Block::Data(reply.bytes)),
+            Checked::Good => Ok(Block::Data(reply.bytes, digest)),
             Checked::Zero => Ok(Block::Zero),
             Checked::Wrong(found) => {
                 let is = STANDARD.encode(found);
