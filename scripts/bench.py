@@ -301,22 +301,31 @@ def warm_reads():
         shutil.rmtree(folder)
 
 
-if sys.argv[1:] == ["changes"]:
-    changes()
-    sys.exit()
-memory = Memory()
-try:
-    if sys.argv[1:] == ["large"]:
-        large(memory)
-    else:
-        for latency in [int(text) for text in sys.argv[1:]] or [0, 15, 50]:
-            bench(latency, memory)
-        at_the_quota(memory)
-        warm_reads()
-finally:
-    memory.stop()
-heads = ["latency", "what", "MiB/s", "Gets", "throttled", "CPU s/GiB", "peak MiB", ""]
-widths = [max(len(row[n]) for row in [heads, *rows]) for n in range(len(heads))]
-print()
-for cells in [heads, ["-" * width for width in widths], *rows]:
-    print("| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths)) + " |")
+def main():
+    if sys.argv[1:] == ["changes"]:
+        changes()
+        return
+    memory = Memory()
+    try:
+        if sys.argv[1:] == ["large"]:
+            large(memory)
+        else:
+            for latency in [int(text) for text in sys.argv[1:]] or [0, 15, 50]:
+                bench(latency, memory)
+            at_the_quota(memory)
+            warm_reads()
+    finally:
+        memory.stop()
+    table()
+
+
+def table():
+    heads = ["latency", "what", "MiB/s", "Gets", "throttled", "CPU s/GiB", "peak MiB", ""]
+    widths = [max(len(row[n]) for row in [heads, *rows]) for n in range(len(heads))]
+    print()
+    for cells in [heads, ["-" * width for width in widths], *rows]:
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths)) + " |")
+
+
+if __name__ == "__main__":
+    main()

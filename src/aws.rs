@@ -270,7 +270,12 @@ impl Refused<'_> {
         let kms = || {
             needs(
                 Kind::Denied,
-                "the caller needs kms:DescribeKey and kms:Decrypt on the snapshot's KMS key (kms:ViaService is ec2)",
+                if action == "ebs:StartSnapshot" {
+                    "the caller needs kms:DescribeKey and kms:GenerateDataKey* on the KMS key, for a child kms:ReEncrypt* and \
+                     kms:Decrypt (kms:ViaService is ec2)"
+                } else {
+                    "the caller needs kms:DescribeKey and kms:Decrypt on the snapshot's KMS key (kms:ViaService is ec2)"
+                },
             )
         };
         match (code, reason) {
@@ -278,6 +283,14 @@ impl Refused<'_> {
                 Verdict::Retry(error(Kind::Throttled))
             }
             _ if status >= 500 || status == 408 => Verdict::Retry(error(Kind::Unavailable)),
+            // A PutSnapshotBlock that did not arrive whole, as the table of retries says.
+            _ if message.contains("Failed to read block data") => {
+                Verdict::Retry(error(Kind::Unavailable))
+            }
+            ("ConcurrentLimitExceededException", _) => Verdict::Retry(needs(
+                Kind::Throttled,
+                "too many snapshots of this account are pending: complete or delete some",
+            )),
             (_, "INVALID_BLOCK_TOKEN" | "INVALID_PAGE_TOKEN") => {
                 Verdict::StaleToken(error(Kind::Invalid))
             }

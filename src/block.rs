@@ -24,6 +24,12 @@ pub const BLOCK_SIZE: u32 = 512 * 1024;
 /// <https://docs.aws.amazon.com/ebs/latest/userguide/volume_constraints.html>
 pub const MAX_VOLUME_SIZE: u64 = 64 << 40;
 
+/// SHA-256 of 512 KiB of zeroes.
+pub const ZERO_BLOCK: Digest = [
+    0x07, 0x85, 0x4d, 0x2f, 0xef, 0x29, 0x7a, 0x06, 0xba, 0x81, 0x68, 0x5e, 0x66, 0x0c, 0x33, 0x2d,
+    0xe3, 0x6d, 0x5d, 0x18, 0xd5, 0x46, 0x92, 0x7d, 0x30, 0xda, 0xad, 0x6d, 0x7f, 0xda, 0x15, 0x41,
+];
+
 /// The number of a block within a volume, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockIndex(pub u32);
@@ -114,6 +120,14 @@ impl Geometry {
             size,
             block_count: u32::try_from(block_count).unwrap_or(u32::MAX),
         })
+    }
+
+    /// The same volume in whole GiB, which EBS counts in.
+    ///
+    /// # Errors
+    /// `Invalid` beyond 64 TiB.
+    pub fn rounded_to_gib(self) -> Result<Self> {
+        Self::new(self.size.next_multiple_of(1 << 30))
     }
 
     /// The volume's bytes.

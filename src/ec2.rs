@@ -15,7 +15,7 @@ use crate::source::{Descriptions, Selector, Snapshot, State};
 
 /// Snapshots a page: DescribeSnapshots takes 5 to 1,000, and is slow with many.
 const PAGE: i32 = 500;
-/// The IAM action that every call here needs.
+/// The IAM action that all calls but one need.
 const ACTION: &str = "ec2:DescribeSnapshots";
 /// How long a page may take, attempts together: a person waits for it.
 const TIMEOUT: Duration = Duration::from_secs(8);
@@ -131,6 +131,17 @@ impl Descriptions for Ec2 {
         }
         .boxed()
     }
+
+    fn encrypts_by_default(&self) -> BoxFuture<'_, Result<bool>> {
+        async {
+            let asked = self.sdk.get_ebs_encryption_by_default().send().await;
+            let reply = asked.map_err(|error| {
+                judge(error, "ec2:GetEbsEncryptionByDefault", "in this Region").into_error()
+            })?;
+            Ok(reply.ebs_encryption_by_default() == Some(true))
+        }
+        .boxed()
+    }
 }
 
 fn filter(name: &str, values: impl IntoIterator<Item = String>) -> Filter {
@@ -149,6 +160,7 @@ fn snapshot(told: &aws_sdk_ec2::types::Snapshot) -> Option<Snapshot> {
         SnapshotState::Pending => State::Pending,
         other => State::Other(other.as_str().to_owned()),
     });
+    snapshot.state_message = told.state_message.clone().filter(|text| !text.is_empty());
     snapshot.progress = told.progress.clone().filter(|text| !text.is_empty());
     snapshot.start_time = told
         .start_time

@@ -4,6 +4,8 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 /// The result of everything in this crate that can fail.
@@ -30,6 +32,10 @@ pub enum Kind {
     Unrelated,
     /// Something on this machine failed: a mountpoint, a file, a socket.
     Io,
+    /// There is no room where something is to be written.
+    NoSpace,
+    /// Stopped because somebody said so; what was begun can be gone on with.
+    Stopped,
 }
 
 /// An error: kind, one line that says what was being done and what is wrong with it, and the cause.
@@ -63,6 +69,17 @@ impl Error {
             context: context.into().into(),
             source: Some(Arc::new(source)),
         }
+    }
+
+    /// What the system says of a file: `what` was being done to it (`cannot read`).
+    pub fn of_file(path: &Path, what: &str, error: io::Error) -> Self {
+        let kind = match error.kind() {
+            io::ErrorKind::NotFound => Kind::NotFound,
+            io::ErrorKind::PermissionDenied => Kind::Denied,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::NoSpace,
+            _ => Kind::Io,
+        };
+        Self::with_source(kind, format!("{what} {}", path.display()), error)
     }
 
     /// The same failure seen from one step further out: same kind, a new line in front.

@@ -15,10 +15,11 @@
 //! | row | modules | what they must not know |
 //! | --- | --- | --- |
 //! | 0 | [`error`], [`block`] | anything |
-//! | 1 | [`source`], [`readahead`], [`maps`], [`aws`] | who implements or uses them |
-//! | 2 | [`ebs`], `ec2`, [`cache`], [`image`], [`compare`] | each other: they see only [`source::BlockSource`] |
-//! | 3 | [`fs`] | ebs, ec2, cache |
-//! | 4 | [`cli`] | nothing: the one place where concrete types are stacked |
+//! | 1 | [`source`], [`sink`], [`readahead`], [`digest`], [`maps`], [`aws`] | who implements or uses them |
+//! | 2 | [`ebs`], `ec2`, [`cache`], [`image`], [`disk`], [`compare`] | each other: they see only [`source::BlockSource`] |
+//! | 3 | [`sinks`] | cache, image |
+//! | 4 | [`fs`], [`sync`] | each other, ebs, ec2, cache, sinks |
+//! | 5 | [`cli`] | nothing: the one place where concrete types are stacked |
 //! | - | [`emulator`] | everything but [`error`]: it plays the other side |
 //!
 //! # The path of a read
@@ -52,6 +53,19 @@
 //! ```
 //! `ebsfs changes` goes the same way and writes the map as a stream; `compare` makes deltas by bytes where a listing cannot.
 //!
+//! # The path of a sync
+//! ```text
+//!  cli/sync/plan   choose      the target's record and checkpoint, --base -> Delta: all, what changed, or what is left
+//!  cli/sync/choice open        checkpoint saved, record "between": the target is named before it is touched
+//!  sync            copy        zero, then blocks in flight: each fetched once, written to every sink that wants it
+//!  ebs/...         read_ahead  as above, without the cache; verified there
+//!  sinks/...       write_block a file's or device's bytes, or PutSnapshotBlock
+//!  sync            keep        flush, digests, checkpoint: in that order, while others are on their way
+//!  sync/proof      verify      read back past the page cache, if it is asked for
+//!  sinks/...       finish      fsync, rename, fsync of the folder; CompleteSnapshot, and wait (which is verified then)
+//!  sync/record     end         what the target holds now; the checkpoint goes
+//! ```
+//!
 //! `cli/mount` stacks the types: an [`ebs::EbsCatalog`] over a client and EC2's descriptions, a [`cache::CachedCatalog`]
 //! over that, an [`fs::Tree`] over that, mounted.
 //!
@@ -70,18 +84,24 @@ pub mod error;
 pub mod block;
 
 pub mod aws;
+pub mod digest;
 pub mod maps;
 pub mod readahead;
+pub mod sink;
 pub mod source;
 
 pub mod cache;
 pub mod compare;
+pub mod disk;
 pub mod ebs;
 #[cfg(feature = "ec2")]
 pub mod ec2;
 pub mod image;
 
+pub mod sinks;
+
 pub mod fs;
+pub mod sync;
 
 pub mod cli;
 

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use futures_util::future::BoxFuture;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::block::{Block, BlockIndex, Delta, Extent, Geometry};
 use crate::error::{Error, Kind, Result};
@@ -117,13 +117,28 @@ pub trait Descriptions: Send + Sync {
     /// # Errors
     /// `NotFound` when a snapshot id does not exist, `Denied` without `ec2:DescribeSnapshots`.
     fn describe<'a>(&'a self, select: &'a [Selector]) -> BoxFuture<'a, Result<Vec<Snapshot>>>;
+
+    /// Whether new snapshots are encrypted without being asked to.
+    ///
+    /// # Errors
+    /// `Denied` without `ec2:GetEbsEncryptionByDefault`.
+    fn encrypts_by_default(&self) -> BoxFuture<'_, Result<bool>>;
 }
 
 /// A snapshot's id: `snap-` and hexadecimal digits, at most 64 characters.
 ///
 /// <https://docs.aws.amazon.com/ebs/latest/APIReference/API_ListSnapshotBlocks.html>
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
 pub struct SnapshotId(Arc<str>);
+
+impl TryFrom<String> for SnapshotId {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
 
 impl SnapshotId {
     /// The id as AWS writes it.
@@ -243,6 +258,8 @@ pub struct Snapshot {
     pub volume_id: Option<String>,
     /// Its state.
     pub state: Option<State>,
+    /// Why its state is what it is, if EC2 says so: what was wrong with one in error.
+    pub state_message: Option<String>,
     /// How far it is made, as EC2 writes it: `45%`.
     pub progress: Option<String>,
     /// The instant whose bytes it holds.
@@ -273,6 +290,7 @@ impl Snapshot {
             id,
             volume_id: None,
             state: None,
+            state_message: None,
             progress: None,
             start_time: None,
             volume_size: None,

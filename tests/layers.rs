@@ -3,45 +3,50 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Module, its row, and modules of its own row or above that it must not know.
-const RULES: &[(&str, u8, &[&str])] = &[
-    ("error", 0, &["block"]),
-    ("block", 0, &[]),
-    ("source", 1, &["readahead", "maps", "aws"]),
-    ("readahead", 1, &["source", "maps", "aws"]),
-    ("aws", 1, &["source", "readahead", "maps", "block"]),
-    ("maps", 1, &["source", "readahead", "aws"]),
-    ("ebs", 2, &["ec2", "cache", "image", "compare", "readahead"]),
+/// Module, its row, and modules of its own row or above that it must not know, blanks between.
+const RULES: &[(&str, u8, &str)] = &[
+    ("error", 0, "block"),
+    ("block", 0, ""),
+    ("source", 1, "sink readahead maps aws"),
+    ("sink", 1, "readahead maps aws"),
+    ("digest", 1, "source sink readahead maps aws"),
+    ("readahead", 1, "source sink maps aws"),
+    ("aws", 1, "source sink readahead maps block"),
+    ("maps", 1, "source sink readahead aws"),
+    ("ebs", 2, "ec2 cache image disk compare sink readahead"),
     (
         "ec2",
         2,
-        &["ebs", "cache", "image", "compare", "readahead", "block"],
+        "ebs cache image disk compare sink readahead block",
     ),
-    (
-        "cache",
-        2,
-        &["ebs", "ec2", "image", "compare", "readahead", "aws"],
-    ),
-    ("image", 2, &["ebs", "ec2", "cache", "compare", "aws"]),
+    ("cache", 2, "ebs ec2 image disk compare sink readahead aws"),
+    ("image", 2, "ebs ec2 cache disk compare sink aws"),
+    ("disk", 2, "ebs ec2 cache image compare sink readahead aws"),
     (
         "compare",
         2,
-        &["ebs", "ec2", "cache", "image", "readahead", "maps", "aws"],
+        "ebs ec2 cache image disk sink readahead maps aws",
     ),
+    ("sinks", 3, "cache image compare readahead"),
     (
         "fs",
-        3,
-        &["ebs", "ec2", "cache", "compare", "aws", "readahead"],
+        4,
+        "ebs ec2 cache disk compare sink sinks sync aws readahead",
     ),
-    ("cli", 4, &[]),
+    (
+        "sync",
+        4,
+        "ebs ec2 cache image compare sinks fs aws readahead",
+    ),
+    ("cli", 5, ""),
 ];
 
-/// Crates that one file alone may name.
+/// Crates that one file, with its own modules, may name.
 const ONLY: &[(&str, &str)] = &[
-    ("fuser::", "fs/fuse.rs"),
-    ("aws_sdk_ebs::", "ebs/client.rs"),
-    ("aws_sdk_ec2::", "ec2.rs"),
-    ("moka::", "cache/memory.rs"),
+    ("fuser::", "fs/fuse"),
+    ("aws_sdk_ebs::", "ebs/client"),
+    ("aws_sdk_ec2::", "ec2"),
+    ("moka::", "cache/memory"),
 ];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -86,7 +91,10 @@ fn no_import_climbs() {
             .to_owned();
         let text = fs::read_to_string(&file).unwrap();
         for (name, home) in ONLY {
-            if text.contains(name) && path != *home {
+            if text.contains(name)
+                && !path.starts_with(&format!("{home}."))
+                && !path.starts_with(&format!("{home}/"))
+            {
                 wrong.push(format!("{path} names {name}, which is for {home} alone"));
             }
         }
@@ -108,14 +116,14 @@ fn no_import_climbs() {
             }
             let rule = row_of(module).unwrap_or_else(|| panic!("{path}: no rule for {module}"));
             let Some(imported) =
-                row_of(import).or((import == "emulator").then_some(&("emulator", 4, &[])))
+                row_of(import).or((import == "emulator").then_some(&("emulator", 5, "")))
             else {
                 wrong.push(format!(
                     "{path} imports {import}, for which there is no rule"
                 ));
                 continue;
             };
-            if imported.1 > rule.1 || rule.2.contains(&import) {
+            if imported.1 > rule.1 || rule.2.split(' ').any(|known| known == import) {
                 wrong.push(format!(
                     "{path} (row {}) imports {import} (row {})",
                     rule.1, imported.1

@@ -24,5 +24,6 @@ mod pairs;
 mod readme;
 mod refusals;
 mod stress;
+mod sync;
 mod tls;
 mod tree;

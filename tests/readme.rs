@@ -73,6 +73,7 @@ fn every_command_of_the_readme_works_as_it_stands_there() {
         .command("bash")
         .args(["-euo", "pipefail", "-c", &script])
         .env("PATH", path)
+        .env("EBSFS_STATE_DIR", at("state"))
         .current_dir(folder.path())
         .output()
         .unwrap();
@@ -91,13 +92,15 @@ fn every_command_of_the_readme_works_as_it_stands_there() {
     }
     let sums: Vec<&str> = said
         .lines()
-        .filter(|line| line.ends_with(".raw") && line.len() > 66 && !line.contains("volumes"))
+        .filter(|line| line.ends_with(".raw") && line.len() > 66)
+        .filter(|line| !line.contains("volumes") && !line.contains("replica"))
         .filter_map(|line| line.split("  ").next())
         .filter(|sum| sum.len() == 64)
         .collect();
     assert_eq!(sums.len(), 3, "{said}");
     assert!(sums.iter().all(|sum| *sum == sums[0]), "{said}");
     assert!(said.contains("Images are identical."), "{said}");
+    assert!(said.contains(&format!("holds {later}\n")), "{said}");
 }
 
 #[test]
@@ -115,6 +118,8 @@ fn the_readme_and_the_help_tell_the_same_exit_codes() {
         (6, "throttled"),
         (7, "no answer from the service"),
         (8, "corrupt"),
+        (9, "no room on the target"),
+        (130, "stopped"),
     ] {
         assert!(
             readme.contains(&format!("| {code} | {words}")),

@@ -42,8 +42,8 @@ impl Delta {
         }
     }
 
-    /// Adds what the volume has grown by: what lies behind the base's end in a target is not the base's, so it is zeroed
-    /// where it is not written.
+    /// Adds what the volume has grown by, all of it if it grew from nothing: what lies behind the base's end in a target is
+    /// not the base's, so it is zeroed where it is not written.
     pub fn zero_what_grew(&mut self) {
         let end = BlockIndex(self.head.block_count());
         let mut at = BlockIndex(self.base.map_or(0, Geometry::block_count));
@@ -57,6 +57,104 @@ impl Delta {
                 break;
             }
         }
+    }
+
+    /// The same for a target that is made anew as large as the head, where nothing lies behind the base's end.
+    pub fn without_growth(&self) -> Self {
+        let base = BlockIndex(self.base.map_or(0, Geometry::block_count));
+        let mut zero = BlockSet::new();
+        let mut at = BlockIndex(0);
+        while let Some(start) = self.zero.next_in(at).filter(|start| *start < base) {
+            at = self.zero.next_out(start).min(base);
+            if let Some(run) = Extent::new(start, at) {
+                zero.insert_extent(run);
+            }
+        }
+        Self {
+            base: self.base,
+            head: self.head,
+            write: self.write.clone(),
+            zero,
+        }
+    }
+
+    /// A full copy: `held` are written; with `zero_rest` all others are zeroed, for a target that may hold anything.
+    pub fn full(head: Geometry, held: &BlockSet, zero_rest: bool) -> Self {
+        let mut delta = Self::new(None, head);
+        let end = BlockIndex(head.block_count());
+        let mut at = BlockIndex(0);
+        while let Some(start) = held.next_in(at).filter(|start| *start < end) {
+            at = held.next_out(start).min(end);
+            if let Some(run) = Extent::new(start, at) {
+                delta.write.insert_extent(run);
+            }
+        }
+        if zero_rest {
+            delta.zero_what_grew();
+        }
+        delta
+    }
+
+    /// Zeroes what `held` has within the head and this delta leaves alone.
+    pub fn zero_where_held(&mut self, held: &BlockSet) {
+        let end = BlockIndex(self.head.block_count());
+        let mut at = BlockIndex(0);
+        while let Some(start) = held.next_in(at).filter(|start| *start < end) {
+            at = held.next_out(start).min(end);
+            for run in self.left_alone(start, at) {
+                self.zero.insert_extent(run);
+            }
+        }
+    }
+
+    /// The runs of `start..stop` that are neither written nor zeroed.
+    fn left_alone(&self, start: BlockIndex, stop: BlockIndex) -> Vec<Extent> {
+        let mut runs = Vec::new();
+        let mut at = start;
+        while at < stop {
+            let next = self.next_run(at).map(|(run, _)| run);
+            let free = next.map_or(stop, |run| run.start().min(stop));
+            runs.extend(Extent::new(at, free));
+            at = next.map_or(stop, Extent::end);
+        }
+        runs
+    }
+
+    /// This delta, and of `other` all that is not in it, to be written: whatever was begun there is brought to the head.
+    /// What lies beyond the end of `other`'s head was cut off or may have been, and is written too.
+    pub fn overtake(&mut self, other: &Self) {
+        let end = BlockIndex(self.head.block_count());
+        let cut_off = Extent::new(BlockIndex(other.head.block_count()), end);
+        let begun = other.runs().map(|(extent, _)| extent);
+        for extent in begun.chain(cut_off) {
+            for run in self.left_alone(extent.start(), extent.end().min(end)) {
+                self.write.insert_extent(run);
+            }
+        }
+    }
+
+    /// Appends the delta to `out`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.base.map_or(0, Geometry::size).to_le_bytes());
+        out.extend_from_slice(&self.head.size().to_le_bytes());
+        self.write.encode(out);
+        self.zero.encode(out);
+    }
+
+    /// Takes a delta from the front of `bytes`; none when they are no such thing.
+    pub fn decode(bytes: &mut &[u8]) -> Option<Self> {
+        let mut size = || {
+            let (size, rest) = bytes.split_first_chunk()?;
+            *bytes = rest;
+            Some(u64::from_le_bytes(*size))
+        };
+        let (base, head) = (size()?, size()?);
+        Some(Self {
+            base: (base > 0).then(|| Geometry::new(base)).transpose().ok()?,
+            head: Geometry::new(head).ok()?,
+            write: BlockSet::decode(bytes)?,
+            zero: BlockSet::decode(bytes)?,
+        })
     }
 
     /// The volume that it starts from; none for a full copy.
@@ -130,6 +228,37 @@ impl Delta {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_copy_writes_what_is_held_and_zeroes_the_rest_if_told_to() {
+        let head = Geometry::new(100 * 512 * 1024).unwrap();
+        let mut held = BlockSet::new();
+        for index in [0, 1, 50, 99, 120] {
+            held.insert(BlockIndex(index));
+        }
+        let delta = Delta::full(head, &held, false);
+        assert_eq!((delta.write().len(), delta.zero().len()), (4, 0));
+        let mut delta = Delta::full(head, &held, true);
+        assert_eq!((delta.write().len(), delta.zero().len()), (4, 96));
+        let mut encoded = Vec::new();
+        delta.encode(&mut encoded);
+        let decoded = Delta::decode(&mut &encoded[..]).unwrap();
+        assert!(decoded.runs().eq(delta.runs()));
+        assert_eq!((decoded.base(), decoded.head()), (None, head));
+        let mut other = Delta::new(None, head);
+        other.insert(BlockIndex(50), Change::Zero);
+        other.insert(BlockIndex(51), Change::Write);
+        delta = Delta::new(Some(head), head);
+        delta.insert(BlockIndex(50), Change::Zero);
+        delta.overtake(&other);
+        assert_eq!(delta.change(BlockIndex(50)), Some(Change::Zero));
+        assert_eq!(delta.change(BlockIndex(51)), Some(Change::Write));
+        assert!(Delta::full(head, &BlockSet::new(), true).write().is_empty());
+        // Brought back to a larger head, all that a smaller one cut off is written.
+        let small = Delta::new(Some(head), Geometry::new(90 * 512 * 1024).unwrap());
+        delta.overtake(&small);
+        assert_eq!(delta.write().len(), 1 + 10);
+    }
 
     #[test]
     fn runs_come_in_order_and_nothing_lies_beyond_the_head() {

@@ -5,6 +5,13 @@ use super::{BlockIndex, Extent};
 /// Blocks a chunk: 65,536 bits are 8 KiB.
 const CHUNK: u32 = 1 << 16;
 const WORDS: usize = CHUNK as usize / 64;
+/// How a chunk is written: see [`BlockSet::encode`].
+const EMPTY: u8 = 0;
+const FULL: u8 = 1;
+const BITS: u8 = 2;
+const FEW: u8 = 3;
+/// So many members of two bytes take less than the bits.
+const MOST_FEW: usize = CHUNK as usize / 8 / 2 - 2;
 
 #[derive(Clone, Debug)]
 enum Chunk {
@@ -129,6 +136,65 @@ impl BlockSet {
         count
     }
 
+    /// Appends the set to `out`: how many chunks, then each as it is shortest: empty, full, its members, or its bits.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let count = u32::try_from(self.chunks.len()).unwrap_or(u32::MAX);
+        out.extend_from_slice(&count.to_le_bytes());
+        for chunk in &self.chunks {
+            match chunk {
+                Chunk::Empty => out.push(EMPTY),
+                Chunk::Full => out.push(FULL),
+                Chunk::Bits(bits) => match members(bits) {
+                    Some(members) => {
+                        out.push(FEW);
+                        let count = u16::try_from(members.len()).unwrap_or(0);
+                        out.extend_from_slice(&count.to_le_bytes());
+                        out.extend(members.iter().flat_map(|bit| bit.to_le_bytes()));
+                    }
+                    None => {
+                        out.push(BITS);
+                        out.extend(bits.iter().flat_map(|word| word.to_le_bytes()));
+                    }
+                },
+            }
+        }
+    }
+
+    /// Takes a set from the front of `bytes`; none when they are no such thing.
+    pub fn decode(bytes: &mut &[u8]) -> Option<Self> {
+        let count = u32::from_le_bytes(take(bytes)?);
+        let mut set = Self::new();
+        for number in 0..count {
+            let start = number.checked_mul(CHUNK)?;
+            let [tag] = take(bytes)?;
+            match tag {
+                EMPTY => set.chunks.push(Chunk::Empty),
+                FULL => set.insert_range(start, start.checked_add(CHUNK)?),
+                FEW => {
+                    // Its chunk comes to be with its first member.
+                    let count = u16::from_le_bytes(take(bytes)?);
+                    if count == 0 {
+                        return None;
+                    }
+                    for _ in 0..count {
+                        let bit = u16::from_le_bytes(take(bytes)?);
+                        set.insert(BlockIndex(start.checked_add(bit.into())?));
+                    }
+                }
+                BITS => {
+                    let mut words = Box::new([0; WORDS]);
+                    for word in words.iter_mut() {
+                        *word = u64::from_le_bytes(take(bytes)?);
+                        set.len += u64::from(word.count_ones());
+                    }
+                    set.chunks.push(Chunk::Bits(words));
+                }
+                _ => return None,
+            }
+        }
+        Some(set)
+    }
+
     /// The first index at or after `from` whose membership is `wanted`, within the chunks that exist.
     fn scan(&self, from: u32, wanted: bool) -> Option<BlockIndex> {
         let mut at = from;
@@ -183,6 +249,31 @@ impl Chunk {
     }
 }
 
+/// The members of a chunk, if they are few and any.
+fn members(bits: &[u64; WORDS]) -> Option<Vec<u16>> {
+    let count: u32 = bits.iter().map(|word| word.count_ones()).sum();
+    if count == 0 || count as usize > MOST_FEW {
+        return None;
+    }
+    let mut members = Vec::with_capacity(count as usize);
+    for (number, word) in bits.iter().enumerate() {
+        let mut left = *word;
+        while left != 0 {
+            let bit = number * 64 + left.trailing_zeros() as usize;
+            members.push(u16::try_from(bit).ok()?);
+            left &= left - 1;
+        }
+    }
+    Some(members)
+}
+
+/// The next `N` bytes.
+fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    let (taken, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    Some(*taken)
+}
+
 fn chunk_of(index: u32) -> usize {
     (index / CHUNK) as usize
 }
@@ -222,7 +313,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(40))]
         #[test]
         fn behaves_as_an_ordered_set(
-            runs in prop::collection::vec((0u32..200_000, 1u32..80_000), 0..12),
+            runs in prop::collection::vec((0u32..200_000, prop_oneof![1u32..10, 1u32..80_000]), 0..12),
             probes in prop::collection::vec(0u32..300_000, 40),
         ) {
             let mut set = BlockSet::new();
@@ -238,6 +329,17 @@ mod tests {
                 prop_assert_eq!(set.next_in(index).map(|i| i.0), model.range(probe..).next().copied());
                 let out = (probe..).find(|i| !model.contains(i)).unwrap();
                 prop_assert_eq!(set.next_out(index).0, out);
+                let mut encoded = Vec::new();
+                set.encode(&mut encoded);
+                for cut in [encoded.len() / 2, encoded.len().saturating_sub(1)] {
+                    if cut < encoded.len() && cut > 0 {
+                        prop_assert!(BlockSet::decode(&mut &encoded[..cut]).is_none());
+                    }
+                }
+                let mut rest = &encoded[..];
+                let decoded = BlockSet::decode(&mut rest).unwrap();
+                prop_assert!(rest.is_empty());
+                prop_assert_eq!((decoded.len(), decoded.next_in(index)), (set.len(), set.next_in(index)));
                 let extent = Extent::new(index, BlockIndex(probe + 1000)).unwrap();
                 prop_assert_eq!(set.covers(extent), (probe..probe + 1000).all(|i| model.contains(&i)));
                 prop_assert_eq!(set.count_in(extent) as usize, model.range(probe..probe + 1000).count());

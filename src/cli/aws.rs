@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_config::profile::ProfileFileCredentialsProvider;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::provider::ProvideCredentials;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
@@ -40,6 +41,24 @@ pub(super) struct AwsArgs {
 }
 
 impl AwsArgs {
+    /// The same for another account or Region: what is not said is as here, but for the endpoint of another Region.
+    pub(super) fn elsewhere(
+        &self,
+        profile: Option<String>,
+        region: Option<String>,
+        endpoint_url: Option<String>,
+        ca_bundle: Option<PathBuf>,
+        same_region: bool,
+    ) -> Self {
+        let here = self.endpoint_url.clone().filter(|_| same_region);
+        Self {
+            profile: profile.or_else(|| self.profile.clone()),
+            region: region.or_else(|| self.region.clone()),
+            endpoint_url: endpoint_url.or(here),
+            ca_bundle: ca_bundle.or_else(|| self.ca_bundle.clone()),
+        }
+    }
+
     /// The configuration, with a Region and credentials that were asked for once.
     pub(super) async fn load_with_credentials(&self) -> Result<SdkConfig> {
         let config = self.load().await?;
@@ -54,7 +73,11 @@ impl AwsArgs {
             loader = loader.region(Region::new(region.clone()));
         }
         if let Some(profile) = &self.profile {
-            loader = loader.profile_name(profile);
+            // A profile that is named goes before keys in the environment, as with the AWS CLI.
+            let credentials = ProfileFileCredentialsProvider::builder().profile_name(profile);
+            loader = loader
+                .profile_name(profile)
+                .credentials_provider(credentials.build());
         }
         if let Some(url) = &self.endpoint_url {
             let usable = url

@@ -6,9 +6,11 @@ mod background;
 mod blocks;
 mod changes;
 mod emulator;
+mod limits;
 mod ls;
 mod mount;
 mod output;
+mod sync;
 mod umount;
 
 use std::fs::OpenOptions;
@@ -50,6 +52,7 @@ enum Verb {
     Ls(ls::LsArgs),
     Changes(changes::ChangesArgs),
     Blocks(blocks::BlocksArgs),
+    Sync(Box<sync::SyncArgs>),
     Emulator(emulator::EmulatorArgs),
 }
 
@@ -63,7 +66,7 @@ enum LogFormat {
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 this machine (mountpoint, file, socket), 2 wrong arguments, 3 not found, 4 not allowed (credentials, \
-permissions, snapshot's state), 5 not ready yet, 6 throttled, 7 no answer from the service, 8 corrupt";
+permissions, snapshot's state), 5 not ready yet, 6 throttled, 7 no answer from the service, 8 corrupt, 9 no room on the target, 130 stopped";
 
 /// Kinds to exit codes: the one table of this border; `EXIT_CODES` and the README tell it to people.
 fn exit_code(kind: Kind) -> u8 {
@@ -76,6 +79,8 @@ fn exit_code(kind: Kind) -> u8 {
         Kind::Throttled => 6,
         Kind::Unavailable => 7,
         Kind::Corrupt => 8,
+        Kind::NoSpace => 9,
+        Kind::Stopped => 130,
     }
 }
 
@@ -106,6 +111,7 @@ fn run(args: Args) -> Result<()> {
         Verb::Ls(ls) => ls.run(),
         Verb::Changes(changes) => changes.run(),
         Verb::Blocks(blocks) => blocks.run(),
+        Verb::Sync(sync) => sync.run(),
         Verb::Emulator(emulator) => emulator.run(),
     }
 }

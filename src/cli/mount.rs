@@ -14,9 +14,10 @@ use tracing::{info, warn};
 
 use super::aws::{self, AwsArgs};
 use super::background;
+use super::limits::LimitArgs;
 use crate::block::BlockIndex;
 use crate::cache::{Cache, CachedCatalog};
-use crate::ebs::{Client, EbsCatalog, Limits};
+use crate::ebs::{Client, EbsCatalog};
 use crate::error::{Error, Kind, Result};
 use crate::fs::{Access, Mounted, Ownership, Tree};
 use crate::image::ReadaheadBudget;
@@ -58,26 +59,6 @@ pub(super) struct MountArgs {
     access: AccessArgs,
     #[command(flatten)]
     aws: AwsArgs,
-}
-
-#[derive(Args, Debug)]
-#[command(next_help_heading = "Limits")]
-struct LimitArgs {
-    /// How long a block or a listing may take, all attempts together, before its reader gets an error
-    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = humantime::parse_duration)]
-    timeout: Duration,
-    /// Requests on their way at once
-    #[arg(long, value_name = "N", default_value_t = Limits::default().max_in_flight, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    max_in_flight: u32,
-    /// Blocks asked for in a second; AWS allows an account 1,000, and more when asked to
-    #[arg(long, value_name = "N", default_value_t = Limits::default().max_rps, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    max_rps: u32,
-    /// The same for one snapshot; AWS allows 1,000
-    #[arg(long, value_name = "N", default_value_t = Limits::default().max_snapshot_rps, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    max_snapshot_rps: u32,
-    /// Ask a second time for a block that is slower than 99 of 100; billed, at most 2 % more requests
-    #[arg(long)]
-    hedge: bool,
 }
 
 #[derive(Args, Debug)]
@@ -158,13 +139,8 @@ impl MountArgs {
 
     async fn mount(&self) -> Result<(Mounted, Arc<Client>, Arc<Cache>)> {
         let config = self.aws.load().await?;
-        let limits = Limits {
-            max_in_flight: self.limits.max_in_flight,
-            max_rps: self.limits.max_rps,
-            max_snapshot_rps: self.limits.max_snapshot_rps,
-            hedge: self.limits.hedge,
-            timeout: self.limits.timeout.min(CHECK_TIMEOUT),
-        };
+        let mut limits = self.limits.limits();
+        limits.timeout = limits.timeout.min(CHECK_TIMEOUT);
         let (client, catalog) = aws::catalog(&config, &limits, self.select.clone());
         if !self.lazy {
             aws::check_credentials(&config).await?;

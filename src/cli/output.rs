@@ -1,6 +1,6 @@
 //! Where a verb's result goes: stdout, or a file that appears whole or not at all.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -19,31 +19,65 @@ pub(super) fn write(
             done => done.map_err(|error| Error::with_source(Kind::Io, "stdout", error)),
         };
     };
-    let part = part_of(file);
-    let written = write_part(&part, result).and_then(|()| std::fs::rename(&part, file));
-    written.map_err(|error| {
-        let _ = std::fs::remove_file(&part);
-        Error::with_source(Kind::Io, format!("cannot write {}", file.display()), error)
-    })
+    let mut part = Part::create(file)?;
+    result(&mut part).map_err(|error| unwritable(file, error))?;
+    part.finish()
 }
 
-fn write_part(
-    part: &Path,
-    result: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-) -> io::Result<()> {
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(part)?;
-    let mut out = BufWriter::new(file);
-    result(&mut out)?;
-    out.into_inner()?.sync_all()
+/// A file that is not there under its name before it is whole; dropped before that, nothing of it is left.
+pub(super) struct Part {
+    path: PathBuf,
+    part: PathBuf,
+    out: BufWriter<File>,
 }
 
-fn part_of(file: &Path) -> PathBuf {
-    let mut name = file.as_os_str().to_owned();
-    name.push(format!(".{}.part", std::process::id()));
-    name.into()
+impl Part {
+    /// Begins a file for its owner alone.
+    pub(super) fn create(path: &Path) -> Result<Self> {
+        let mut part = path.as_os_str().to_owned();
+        part.push(format!(".{}.part", std::process::id()));
+        let part = PathBuf::from(part);
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&part)
+            .map_err(|error| unwritable(path, error))?;
+        Ok(Self {
+            path: path.to_owned(),
+            part,
+            out: BufWriter::new(file),
+        })
+    }
+
+    /// Gives it its name.
+    pub(super) fn finish(mut self) -> Result<()> {
+        let written = self.out.flush();
+        written
+            .and_then(|()| self.out.get_ref().sync_all())
+            .and_then(|()| std::fs::rename(&self.part, &self.path))
+            .map_err(|error| unwritable(&self.path, error))
+    }
+}
+
+impl Write for Part {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // After its end there is none.
+        let _ = std::fs::remove_file(&self.part);
+    }
+}
+
+fn unwritable(path: &Path, error: io::Error) -> Error {
+    Error::with_source(Kind::Io, format!("cannot write {}", path.display()), error)
 }

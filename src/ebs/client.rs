@@ -1,37 +1,36 @@
 //! The calls of the EBS direct APIs, each retried until it succeeds, fails for good, or its deadline passes.
-//! The only file with aws-sdk-ebs in it.
+//! This file and its own modules are the only ones with aws-sdk-ebs in them.
 //!
 //! The SDK's own retries are off: their token bucket is shared by all clients of a process and fails early. Its
 //! timeouts end at the reply's headers and it does not verify checksums, so one loop here covers sending, the body, its
 //! length and its SHA-256.
 
 mod get;
+mod lists;
+mod put;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use aws_config::SdkConfig;
 use aws_sdk_ebs::config::{Builder, StalledStreamProtectionConfig};
-use aws_sdk_ebs::operation::list_changed_blocks::ListChangedBlocksOutput;
-use aws_sdk_ebs::operation::list_snapshot_blocks::ListSnapshotBlocksOutput;
-use aws_sdk_ebs::primitives::DateTime;
-use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
-use aws_smithy_runtime_api::client::result::SdkError;
-use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, trace, warn};
 
-use super::digest::Digester;
 use super::hedge::Hedge;
 use super::limit::{Limiter, Limits};
 use super::wire::{CONNECT_TIMEOUT, Route};
-use crate::aws::{Verdict, judge};
-use crate::block::{BLOCK_SIZE, Block, BlockIndex};
+use crate::aws::Verdict;
+use crate::block::{Block, BlockIndex};
+use crate::digest::Digester;
 use crate::error::{Error, Kind};
 use crate::source::{SnapshotId, Wanted};
+
+pub(super) use lists::{From, Listing};
+pub use put::{NewSnapshot, Started};
 
 /// How long to wait for a reply's headers before the request is sent again.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(12);
@@ -54,6 +53,7 @@ pub struct Client {
     timeout: Mutex<Duration>,
     last_wait_log: Mutex<Option<Instant>>,
     gets: AtomicU64,
+    puts: AtomicU64,
     lists: AtomicU64,
     hedges: AtomicU64,
     retries: AtomicU64,
@@ -65,6 +65,8 @@ pub struct Client {
 pub struct Counts {
     /// GetSnapshotBlock requests sent.
     pub gets: u64,
+    /// PutSnapshotBlock requests sent.
+    pub puts: u64,
     /// ListSnapshotBlocks and ListChangedBlocks requests sent.
     pub lists: u64,
     /// GetSnapshotBlock requests among them that were sent a second time because the first was slow.
@@ -73,28 +75,6 @@ pub struct Counts {
     pub retries: u64,
     /// Requests that the service refused because there were too many.
     pub throttles: u64,
-}
-
-/// One reply of ListSnapshotBlocks or ListChangedBlocks. Everything in it can be missing.
-#[derive(Debug)]
-pub(super) struct Listing<T> {
-    /// Indexes and what came with them: a token, or none where a block is gone in the second snapshot.
-    pub(super) blocks: Vec<(i32, T)>,
-    /// When the tokens stop working.
-    pub(super) expiry: Option<SystemTime>,
-    /// The volume's size in bytes.
-    pub(super) volume_size: Option<u64>,
-    /// The token of the next page; none at the end.
-    pub(super) next: Option<String>,
-}
-
-/// Where a listing begins.
-#[derive(Debug)]
-pub(super) enum From {
-    /// The first held block at or after this one.
-    Index(BlockIndex),
-    /// The page after the one that brought this token.
-    Page(String),
 }
 
 /// A block to get.
@@ -162,11 +142,17 @@ impl Client {
             timeout: Mutex::new(limits.timeout),
             last_wait_log: Mutex::new(None),
             gets: AtomicU64::new(0),
+            puts: AtomicU64::new(0),
             lists: AtomicU64::new(0),
             hedges: AtomicU64::new(0),
             retries: AtomicU64::new(0),
             throttles: AtomicU64::new(0),
         }
+    }
+
+    /// Where requests go, for people: a URL, or EBS in a Region.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
     }
 
     /// When a read that starts now gives up.
@@ -183,128 +169,11 @@ impl Client {
     pub fn counts(&self) -> Counts {
         Counts {
             gets: self.gets.load(Ordering::Relaxed),
+            puts: self.puts.load(Ordering::Relaxed),
             lists: self.lists.load(Ordering::Relaxed),
             hedges: self.hedges.load(Ordering::Relaxed),
             retries: self.retries.load(Ordering::Relaxed),
             throttles: self.throttles.load(Ordering::Relaxed),
-        }
-    }
-
-    /// One page of at most `max` (100 to 10,000) blocks of a snapshot.
-    pub(super) async fn list(
-        &self,
-        snapshot: &SnapshotId,
-        from: &From,
-        max: u16,
-        deadline: Instant,
-    ) -> std::result::Result<Listing<String>, Failure> {
-        let call = Call {
-            action: "ebs:ListSnapshotBlocks",
-            target: snapshot.to_string(),
-            deadline,
-        };
-        let send = || {
-            let request = self
-                .sdk
-                .list_snapshot_blocks()
-                .snapshot_id(snapshot.as_str())
-                .max_results(max.into());
-            let request = match from {
-                From::Index(index) => request.starting_block_index(number(*index)),
-                From::Page(token) => request.next_token(token),
-            };
-            request.send()
-        };
-        let told = |reply: ListSnapshotBlocksOutput| {
-            let blocks = reply.blocks.unwrap_or_default().into_iter();
-            Told {
-                blocks: blocks
-                    .map(|block| Some((block.block_index?, block.block_token?)))
-                    .collect(),
-                block_size: reply.block_size,
-                expiry: reply.expiry_time,
-                volume_size: reply.volume_size,
-                next: reply.next_token,
-            }
-        };
-        self.listing(&call, send, told).await
-    }
-
-    /// One page of at most `max` (100 to 10,000) blocks that differ between two snapshots: with the token of the block in
-    /// `head`, or none where only `base` holds it.
-    pub(super) async fn list_changed(
-        &self,
-        base: &SnapshotId,
-        head: &SnapshotId,
-        from: &From,
-        max: u16,
-        deadline: Instant,
-    ) -> std::result::Result<Listing<Option<String>>, Failure> {
-        let call = Call {
-            action: "ebs:ListChangedBlocks",
-            target: format!("{base}..{head}"),
-            deadline,
-        };
-        let send = || {
-            let request = self
-                .sdk
-                .list_changed_blocks()
-                .first_snapshot_id(base.as_str())
-                .second_snapshot_id(head.as_str())
-                .max_results(max.into());
-            let request = match from {
-                From::Index(index) => request.starting_block_index(number(*index)),
-                From::Page(token) => request.next_token(token),
-            };
-            request.send()
-        };
-        let told = |reply: ListChangedBlocksOutput| {
-            let blocks = reply.changed_blocks.unwrap_or_default().into_iter();
-            let whole = blocks.map(|block| {
-                // Neither token is a block of neither snapshot.
-                let (first, second) = (block.first_block_token, block.second_block_token);
-                let known = first.is_some() || second.is_some();
-                Some((block.block_index.filter(|_| known)?, second))
-            });
-            Told {
-                blocks: whole.collect(),
-                block_size: reply.block_size,
-                expiry: reply.expiry_time,
-                volume_size: reply.volume_size,
-                next: reply.next_token,
-            }
-        };
-        self.listing(&call, send, told).await
-    }
-
-    /// A list call of either kind, until it succeeds or fails for good.
-    async fn listing<T, R, E, F>(
-        &self,
-        call: &Call,
-        send: impl Fn() -> F,
-        told: impl Fn(R) -> Told<T>,
-    ) -> std::result::Result<Listing<T>, Failure>
-    where
-        F: Future<Output = std::result::Result<R, SdkError<E, HttpResponse>>>,
-        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
-    {
-        let once = || async {
-            let _place = self.limiter.list().await.map_err(Verdict::Permanent)?;
-            self.lists.fetch_add(1, Ordering::Relaxed);
-            let reply = call.within(HEADERS_TIMEOUT, send()).await?;
-            let reply = reply.map_err(|error| judge(error, call.action, &call.target));
-            let reply = reply.inspect_err(|verdict| {
-                if verdict.is_throttle() {
-                    self.throttles.fetch_add(1, Ordering::Relaxed);
-                }
-            })?;
-            told(reply).listing(call)
-        };
-        let mut waits = Waits::new();
-        loop {
-            if let Some(listing) = self.one_try(call, &mut waits, once()).await? {
-                return Ok(listing);
-            }
         }
     }
 
@@ -411,37 +280,6 @@ impl Call {
     ) -> std::result::Result<T, Verdict> {
         tokio::time::timeout(limit, work).await.map_err(|_| {
             Verdict::Retry(self.error(Kind::Unavailable, &format!("no answer in {limit:?}")))
-        })
-    }
-}
-
-/// What a reply of either list call tells.
-struct Told<T> {
-    /// None when one of them was told by halves: it must not be taken for a hole.
-    blocks: Option<Vec<(i32, T)>>,
-    block_size: Option<i32>,
-    expiry: Option<DateTime>,
-    /// In GiB.
-    volume_size: Option<i64>,
-    next: Option<String>,
-}
-
-impl<T> Told<T> {
-    fn listing(self, call: &Call) -> std::result::Result<Listing<T>, Verdict> {
-        let told = self.block_size;
-        if told.is_some_and(|size| size != BLOCK_SIZE as i32) {
-            let what = format!("blocks of {told:?} bytes, not {BLOCK_SIZE}");
-            return Err(Verdict::Permanent(call.error(Kind::Invalid, &what)));
-        }
-        let blocks = self.blocks.ok_or_else(|| {
-            Verdict::Retry(call.error(Kind::Corrupt, "a block without index or token"))
-        })?;
-        let bytes = |gib: i64| u64::try_from(gib).ok()?.checked_mul(1 << 30);
-        Ok(Listing {
-            blocks,
-            expiry: self.expiry.and_then(|at| SystemTime::try_from(at).ok()),
-            volume_size: self.volume_size.and_then(bytes),
-            next: self.next.filter(|token| !token.is_empty()),
         })
     }
 }

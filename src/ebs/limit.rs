@@ -102,8 +102,9 @@ impl Limiter {
         }
     }
 
-    /// Waits for a place and for the turn of one GetSnapshotBlock.
-    pub(super) async fn get(&self, snapshot: &SnapshotId, wanted: &Wanted) -> Result<Place> {
+    /// Waits for a place and for the turn of one GetSnapshotBlock or PutSnapshotBlock: their quotas are alike, and a client
+    /// does one of the two at a time.
+    pub(super) async fn block(&self, snapshot: &SnapshotId, wanted: &Wanted) -> Result<Place> {
         self.place(Some(snapshot.clone()), wanted.clone()).await
     }
 

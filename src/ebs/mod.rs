@@ -1,7 +1,8 @@
 //! The EBS direct APIs as a [`Catalog`](crate::source::Catalog): [`client`] makes the calls, [`walk`] goes through listings,
 //! [`block_map`] knows which blocks a snapshot holds and their tokens ([`pages`]), [`snapshot`] reads blocks with both,
-//! [`delta`] lists what differs between two, [`changed`] reads it by that listing's tokens, [`catalog`] finds snapshots. The client holds back what is too much ([`limit`]), signs and sends blocks ([`wire`]), sends
-//! slow ones twice if told to ([`hedge`]) and verifies them ([`digest`]).
+//! [`delta`] lists what differs between two, [`changed`] reads it by that listing's tokens, [`catalog`] finds snapshots. The
+//! client holds back what is too much ([`limit`]), signs and sends reads of blocks ([`wire`]), sends slow ones twice if told
+//! to ([`hedge`]) and verifies them ([`crate::digest`]); it also makes new snapshots.
 //!
 //! Tokens are secrets (whoever may call GetSnapshotBlock can use one) and never leave this folder.
 
@@ -10,7 +11,6 @@ mod catalog;
 mod changed;
 mod client;
 mod delta;
-mod digest;
 mod hedge;
 mod limit;
 mod pages;
@@ -19,5 +19,5 @@ mod walk;
 mod wire;
 
 pub use catalog::EbsCatalog;
-pub use client::{Client, Counts};
+pub use client::{Client, Counts, NewSnapshot, Started};
 pub use limit::Limits;

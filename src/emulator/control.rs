@@ -7,7 +7,7 @@
 //! POST /_emulator/switches?latency_ms=15&reset=0.02
 //! POST /_emulator/expire-tokens                 all tokens given out so far
 //! POST /_emulator/clock?ahead_s=86400
-//! POST /_emulator/snapshots/snap-1?tier=archive&public=1&owner=444455556666&kms_denied=1&state=error
+//! POST /_emulator/snapshots/snap-1?tier=archive&public=1&owner=444455556666&kms_denied=1&state=error&deleted=1
 //! POST /_emulator/volumes/vol-1/snapshot        CreateSnapshot without a signature: {"snapshot_id": "snap-..."}
 //! POST /_emulator/volumes/vol-1/touch?block=7   counts as written, whatever its bytes
 //! POST /_emulator/reload                        reads the folder's snapshots again, as after a start

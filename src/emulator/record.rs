@@ -86,6 +86,7 @@ pub(super) fn set_attribute(record: &mut Record, name: &str, value: &str) -> Res
         "public" => record.public = yes,
         "kms_denied" => record.kms_denied = yes,
         "encrypted" => record.encrypted = yes,
+        "deleted" => record.deleted = yes,
         _ => return Err(format!("a snapshot has no attribute {name:?}")),
     }
     Ok(())

@@ -21,6 +21,8 @@ pub(super) struct Switches {
     /// PutSnapshotBlock requests a second for the account, and for one snapshot.
     pub(super) put_rps: u32,
     pub(super) put_rps_snapshot: u32,
+    /// Whether blocks put are kept; else only their SHA-256 are, and reading them fails: for volumes larger than the disk.
+    pub(super) keep_puts: bool,
     /// List requests a second, of either kind.
     pub(super) list_rps: u32,
     /// Snapshots that may be pending by StartSnapshot.
@@ -88,6 +90,7 @@ impl Default for Switches {
             get_rps_snapshot: 1000,
             put_rps: 1000,
             put_rps_snapshot: 1000,
+            keep_puts: true,
             list_rps: 50,
             max_pending: 100,
             error_5xx: 0.0,

@@ -205,6 +205,8 @@ impl Emulator {
                 "x-amz-Data-Length, x-amz-Checksum and x-amz-Checksum-Algorithm (SHA256) are required",
             ));
         };
+        // Before the store is locked: others are served meanwhile.
+        let digest: [u8; 32] = Sha256::digest(body).into();
         let mut store = self.store.lock();
         let snapshot = store.get(id).ok_or_else(|| Refusal::not_found(id))?;
         let record = &snapshot.record;
@@ -237,7 +239,6 @@ impl Emulator {
                 "Failed to read block data",
             ));
         }
-        let digest: [u8; 32] = Sha256::digest(body).into();
         if STANDARD.encode(digest) != checksum {
             return Err(Refusal::new(
                 403,
@@ -246,9 +247,11 @@ impl Emulator {
                 "The checksum does not match the data",
             ));
         }
-        store
-            .put(id, index, body)
-            .map_err(|_| Refusal::internal())?;
+        if switches.keep_puts {
+            store
+                .put(id, index, body)
+                .map_err(|_| Refusal::internal())?;
+        }
         if let Some(snapshot) = store.get_mut(id)
             && let Some(started) = &mut snapshot.record.started
         {

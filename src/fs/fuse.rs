@@ -45,7 +45,12 @@ fn errno(kind: Kind) -> Errno {
         Kind::Denied => Errno::EACCES,
         Kind::Pending => Errno::EAGAIN,
         Kind::Invalid | Kind::Unrelated => Errno::EINVAL,
-        Kind::Throttled | Kind::Unavailable | Kind::Corrupt | Kind::Io => Errno::EIO,
+        Kind::Throttled
+        | Kind::Unavailable
+        | Kind::Corrupt
+        | Kind::Io
+        | Kind::NoSpace
+        | Kind::Stopped => Errno::EIO,
     }
 }
 

@@ -9,6 +9,7 @@ const BLOCKS_A_LISTING: u64 = 10_000;
 /// Dollars a request in us-east-1, where a request of GetSnapshotBlock is a block: <https://aws.amazon.com/ebs/pricing/>,
 /// EBS direct APIs.
 const GET_PRICE: f64 = 0.003 / 1000.0;
+const PUT_PRICE: f64 = 0.006 / 1000.0;
 const LIST_PRICE: f64 = 0.0006 / 1000.0;
 
 /// The totals of a delta.
@@ -55,6 +56,11 @@ impl Totals {
     /// Dollars that so many requests of GetSnapshotBlock cost.
     pub fn getting_cost(requests: u64) -> f64 {
         requests as f64 * GET_PRICE
+    }
+
+    /// Dollars that so many requests of PutSnapshotBlock cost.
+    pub fn putting_cost(requests: u64) -> f64 {
+        requests as f64 * PUT_PRICE
     }
 
     /// Dollars that so many list requests cost.

@@ -28,7 +28,28 @@ impl Emulator {
 
     /// Quotas out of the way, unless `args` sets them.
     pub fn with(args: &[&str]) -> Self {
+        Self::in_folder(tempfile::tempdir().unwrap(), args)
+    }
+
+    /// Another account's EBS, which takes the same credentials.
+    pub fn beside(other: &Self) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let credentials = other.folder.path().join("credentials");
+        std::fs::copy(credentials, folder.path().join("credentials")).unwrap();
+        Self::in_folder(folder, &[])
+    }
+
+    /// The snapshots that there are, oldest first, with their states.
+    pub fn made(&self) -> Vec<(String, String)> {
+        let listed: Value = serde_json::from_str(&run(&mut self.ebsfs(&["ls", "--json"]))).unwrap();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let listed = listed.as_array().unwrap().iter();
+        listed
+            .map(|snapshot| (text(&snapshot["id"]), text(&snapshot["state"])))
+            .collect()
+    }
+
+    fn in_folder(folder: TempDir, args: &[&str]) -> Self {
         let mut process = Command::new(EBSFS)
             .arg("emulator")
             .arg(folder.path())
@@ -38,6 +59,12 @@ impl Emulator {
                 "get_rps=100000",
                 "--set",
                 "get_rps_snapshot=100000",
+            ])
+            .args([
+                "--set",
+                "put_rps=100000",
+                "--set",
+                "put_rps_snapshot=100000",
             ])
             .args(["--set", "list_rps=1000"])
             .args(args)

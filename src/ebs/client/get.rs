@@ -16,7 +16,7 @@ use tracing::warn;
 use super::{BlockRequest, Call, Client, HEADERS_TIMEOUT};
 use crate::aws::Verdict;
 use crate::block::{Block, Digest};
-use crate::ebs::digest::Checked;
+use crate::digest::Checked;
 use crate::ebs::hedge::Hedge;
 use crate::ebs::limit::Place;
 use crate::error::{Error, Kind};
@@ -79,7 +79,7 @@ impl Client {
     }
 
     async fn place(&self, block: &BlockRequest<'_>, wanted: &Wanted) -> Outcome<Place> {
-        let place = self.limiter.get(block.snapshot, wanted).await;
+        let place = self.limiter.block(block.snapshot, wanted).await;
         place.map_err(Verdict::Permanent)
     }
 
@@ -115,7 +115,7 @@ impl Client {
     }
 
     /// Blocks are asked for too fast: lists have a quota of their own.
-    fn note_throttle(&self, verdict: &Verdict) {
+    pub(super) fn note_throttle(&self, verdict: &Verdict) {
         if verdict.is_throttle() {
             self.throttles.fetch_add(1, Ordering::Relaxed);
             self.limiter.throttled();

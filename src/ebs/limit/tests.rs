@@ -18,7 +18,10 @@ fn snapshot(n: u8) -> SnapshotId {
 }
 
 async fn get(limiter: &Limiter) -> Place {
-    limiter.get(&snapshot(1), &Wanted::already()).await.unwrap()
+    limiter
+        .block(&snapshot(1), &Wanted::already())
+        .await
+        .unwrap()
 }
 
 fn places(limiter: &Limiter) -> f64 {
@@ -46,7 +49,10 @@ async fn a_snapshot_at_its_own_limit_does_not_hold_up_another() {
     let gets = |n: u8| {
         let limiter = &limiter;
         join_all((0..20).map(move |_| async move {
-            limiter.get(&snapshot(n), &Wanted::already()).await.unwrap();
+            limiter
+                .block(&snapshot(n), &Wanted::already())
+                .await
+                .unwrap();
             start.elapsed()
         }))
     };
@@ -79,7 +85,7 @@ async fn who_waits_goes_before_readahead_and_what_becomes_wanted_does_too() {
     let ask = |name: usize, wanted: Wanted| {
         let (limiter, order) = (Arc::clone(&limiter), Arc::clone(&order));
         async move {
-            let _place = limiter.get(&snapshot(1), &wanted).await.unwrap();
+            let _place = limiter.block(&snapshot(1), &wanted).await.unwrap();
             order.lock().push(name);
         }
     };

@@ -19,20 +19,14 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tracing::error;
 
-use crate::block::Digest;
+use crate::block::{BLOCK_SIZE, Digest, ZERO_BLOCK};
 
 /// How long a block that nobody waits for waits for others: at 500 MiB/s ten come in it.
 const COMPANY: Duration = Duration::from_millis(10);
 
-/// SHA-256 of 512 KiB of zeroes.
-const ZERO_BLOCK: Digest = [
-    0x07, 0x85, 0x4d, 0x2f, 0xef, 0x29, 0x7a, 0x06, 0xba, 0x81, 0x68, 0x5e, 0x66, 0x0c, 0x33, 0x2d,
-    0xe3, 0x6d, 0x5d, 0x18, 0xd5, 0x46, 0x92, 0x7d, 0x30, 0xda, 0xad, 0x6d, 0x7f, 0xda, 0x15, 0x41,
-];
-
 /// What came of comparing a block with its digest.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Checked {
+pub enum Checked {
     /// They agree.
     Good,
     /// They agree, and all bytes are zero.
@@ -42,8 +36,8 @@ pub(super) enum Checked {
 }
 
 /// Hashes the blocks of a process.
-#[derive(Debug)]
-pub(super) struct Digester {
+#[derive(Debug, Default)]
+pub struct Digester {
     queue: Arc<Mutex<Queue>>,
     /// Set when the batch hasher was found wrong: from then on blocks are hashed one by one.
     distrusted: AtomicBool,
@@ -67,15 +61,13 @@ struct Waiting {
 }
 
 impl Digester {
-    pub(super) fn new() -> Self {
-        Self {
-            queue: Arc::default(),
-            distrusted: AtomicBool::new(false),
-        }
+    /// Nothing waits yet.
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// Compares a block with the digest that it must have.
-    pub(super) async fn check(&self, bytes: &Bytes, promised: &Digest, is_wanted: bool) -> Checked {
+    pub async fn check(&self, bytes: &Bytes, promised: &Digest, is_wanted: bool) -> Checked {
         if *promised == ZERO_BLOCK && bytes.iter().all(|byte| *byte == 0) {
             return Checked::Zero;
         }
@@ -95,8 +87,9 @@ impl Digester {
         Checked::Wrong(confirmed)
     }
 
-    async fn digest(&self, bytes: &Bytes, is_wanted: bool) -> Digest {
-        if self.distrusted.load(Ordering::Relaxed) {
+    /// The digest of a block; only whole blocks are put together.
+    pub async fn digest(&self, bytes: &Bytes, is_wanted: bool) -> Digest {
+        if self.distrusted.load(Ordering::Relaxed) || bytes.len() != BLOCK_SIZE as usize {
             return one(bytes);
         }
         let answer = {
@@ -207,7 +200,6 @@ mod tests {
     use tape_sha256::{Message, backends};
 
     use super::*;
-    use crate::block::BLOCK_SIZE;
 
     fn blocks(count: u8) -> Vec<Bytes> {
         (1..=count)

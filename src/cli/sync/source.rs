@@ -1,0 +1,143 @@
+//! What is copied from.
+
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::SyncArgs;
+use super::target::Place;
+use crate::block::BLOCK_SIZE;
+use crate::cli::aws;
+use crate::disk::{DiskSource, Mark};
+use crate::ebs::{Client, EbsCatalog};
+use crate::error::{Error, Kind, Result};
+use crate::sinks::written_so_far;
+use crate::source::{BlockSource, Catalog, Selector, Snapshot, SnapshotId};
+use crate::sync::Content;
+
+/// A snapshot, or an image or device of this machine.
+pub(super) struct Source {
+    /// What records call it.
+    pub(super) name: String,
+    /// As it is now, if it is of this machine and can change.
+    pub(super) mark: Option<Value>,
+    /// Its bytes, if they are not those of a whole volume.
+    pub(super) size: Option<u64>,
+    pub(super) blocks: Arc<dyn BlockSource>,
+    snapshot: Option<(Snapshot, Arc<EbsCatalog>, Arc<Client>)>,
+}
+
+impl Source {
+    /// Opens what a person named.
+    pub(super) async fn open(args: &SyncArgs) -> Result<Self> {
+        let name = args.source.as_deref().unwrap_or_default();
+        match name.parse::<SnapshotId>() {
+            Ok(id) => Self::snapshot(args, &id).await,
+            Err(_) => Self::disk(args, name),
+        }
+    }
+
+    async fn snapshot(args: &SyncArgs, id: &SnapshotId) -> Result<Self> {
+        let config = args.aws.load_with_credentials().await?;
+        let select = vec![Selector::Snapshot(id.clone())];
+        let (client, catalog) = aws::catalog(&config, &args.limits(), select);
+        let (snapshot, blocks) = catalog.open(id).await?;
+        Ok(Self {
+            name: id.to_string(),
+            mark: None,
+            size: None,
+            blocks,
+            snapshot: Some((snapshot, catalog, client)),
+        })
+    }
+
+    fn disk(args: &SyncArgs, name: &str) -> Result<Self> {
+        if matches!(&args.base, Some(super::Base::Snapshot(_))) || args.bandwidth.is_some() {
+            let what =
+                format!("{name:?} is no snapshot: --base SNAPSHOT and --bandwidth are for those");
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        let mut disk = DiskSource::open(name.as_ref())?;
+        let size = disk.geometry().size();
+        if size % u64::from(BLOCK_SIZE) > 0 {
+            // Blocks go to all targets alike, and EBS takes whole ones only.
+            let to_ebs = args.targets.iter().filter(|to| to.starts_with("ebs:"));
+            match to_ebs.count() {
+                0 => {}
+                n if n == args.targets.len() => disk = disk.padded_to_gib()?,
+                _ => {
+                    let what = format!(
+                        "{name} is no whole number of 512 KiB blocks: copy it to ebs: and to other targets in two runs"
+                    );
+                    return Err(Error::new(Kind::Invalid, what));
+                }
+            }
+        }
+        // What ebsfs itself has left half way is no volume.
+        if let Ok(place) = Place::of(name.as_ref(), &args.state_dir, true)
+            && let Content::Between { head, .. } = place.record().content()?
+        {
+            let what = format!("{name} is not whole: a copy of {head} to it is unfinished");
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        let path = Path::new(name)
+            .canonicalize()
+            .map_err(|error| Error::of_file(name.as_ref(), "cannot find", error))?;
+        Ok(Self {
+            name: path.display().to_string(),
+            mark: mark_of(&path),
+            size: Some(size),
+            blocks: Arc::new(disk),
+            snapshot: None,
+        })
+    }
+
+    /// Where it is from, if it is a snapshot.
+    pub(super) fn ebs(&self) -> Option<(&SnapshotId, &Arc<EbsCatalog>)> {
+        let (snapshot, catalog, _) = self.snapshot.as_ref()?;
+        Some((&snapshot.id, catalog))
+    }
+
+    /// Who fetches it.
+    pub(super) fn client(&self) -> Option<&Arc<Client>> {
+        self.snapshot.as_ref().map(|(_, _, client)| client)
+    }
+
+    /// The volume that it is of, if that is known and one.
+    pub(super) fn volume(&self) -> Option<&str> {
+        let (snapshot, _, _) = self.snapshot.as_ref()?;
+        // Copies and what the direct APIs made show this for a volume.
+        let volume = snapshot.volume_id.as_deref();
+        volume.filter(|volume| *volume != "vol-ffffffff")
+    }
+
+    /// Whether it is encrypted where it is, if that is known.
+    pub(super) fn is_encrypted(&self) -> Option<bool> {
+        match &self.snapshot {
+            Some((snapshot, _, _)) => snapshot.encrypted,
+            None => Some(false),
+        }
+    }
+
+    /// Whether a source of this machine is as it was when it was opened.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.mark.is_none() || self.mark == mark_of(self.name.as_ref()) {
+            return Ok(());
+        }
+        let what = format!(
+            "{} was written while it was copied: the copy is neither the one nor the other",
+            self.name
+        );
+        Err(Error::new(Kind::Corrupt, what))
+    }
+}
+
+/// What changes whenever something writes an image or a device of this machine.
+fn mark_of(path: &Path) -> Option<Value> {
+    if std::fs::metadata(path).ok()?.file_type().is_block_device() {
+        return written_so_far(path);
+    }
+    serde_json::to_value(Mark::of(path)?).ok()
+}

@@ -1,0 +1,223 @@
+//! Disks of this machine: [`DiskSource`], a raw image or a block device as a [`BlockSource`]; [`Mark`], which tells whether an
+//! image was written since.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use nix::errno::Errno;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::unistd::{Whence, lseek};
+use serde::{Deserialize, Serialize};
+
+use crate::block::{Block, BlockIndex, Extent, Geometry};
+use crate::digest::Digester;
+use crate::error::{Error, Kind, Result};
+use crate::source::BlockSource;
+
+/// A raw image or a block device. Holes are where the filesystem says that they are; a device has none.
+pub struct DiskSource {
+    path: PathBuf,
+    file: Arc<File>,
+    /// Bytes that there are.
+    size: u64,
+    geometry: Geometry,
+    digester: Digester,
+}
+
+impl std::fmt::Debug for DiskSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "DiskSource({})", self.path.display())
+    }
+}
+
+impl DiskSource {
+    /// Opens an image or a device for reading.
+    ///
+    /// # Errors
+    /// `NotFound` or `Denied` as the system says; `Invalid` when it is neither, or empty.
+    pub fn open(path: &Path) -> Result<Self> {
+        let failed = |error| Error::of_file(path, "cannot read", error);
+        let file = OpenOptions::new().read(true).open(path).map_err(failed)?;
+        let size = size_of(path, &file)?;
+        let geometry =
+            Geometry::new(size).map_err(|error| error.context(path.display().to_string()))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file: Arc::new(file),
+            size,
+            geometry,
+            digester: Digester::new(),
+        })
+    }
+
+    /// The same as a volume of whole GiB, which EBS asks for: what is more than there is reads as zeroes.
+    ///
+    /// # Errors
+    /// `Invalid` beyond 64 TiB.
+    pub fn padded_to_gib(mut self) -> Result<Self> {
+        self.geometry = self.geometry.rounded_to_gib()?;
+        Ok(self)
+    }
+
+    /// A volume of `geometry` at the beginning of an image or device, which may be larger; what is read comes from the disk
+    /// and not from the page cache.
+    ///
+    /// # Errors
+    /// As for [`DiskSource::open`]; `Io` when what is not written yet cannot be, `Invalid` when it is smaller.
+    pub fn open_past_cache(path: &Path, geometry: Geometry) -> Result<Self> {
+        let mut source = Self::open(path)?;
+        if source.geometry.size() < geometry.size() {
+            let what = format!("{} is smaller than the volume", path.display());
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        source.geometry = geometry;
+        // Pages that were written can be dropped; the kernel drops no others.
+        let failed = |error| Error::of_file(path, "cannot flush", error);
+        source.file.sync_all().map_err(failed)?;
+        let _ = posix_fadvise(&source.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        Ok(source)
+    }
+
+    fn extent_at(&self, from: BlockIndex) -> Result<Option<Extent>> {
+        let offset = self.geometry.offset(from);
+        if offset >= self.geometry.size() {
+            return Ok(None);
+        }
+        let seek = |at: u64, whence| {
+            let at = i64::try_from(at).unwrap_or(i64::MAX);
+            match lseek(&*self.file, at, whence) {
+                Ok(found) => Ok(u64::try_from(found).ok()),
+                // No more data.
+                Err(Errno::ENXIO) => Ok(None),
+                // It does not know: all of it is data.
+                Err(Errno::EINVAL) => Ok(Some(match whence {
+                    Whence::SeekHole => self.geometry.size(),
+                    _ => at.unsigned_abs(),
+                })),
+                Err(error) => Err(Error::of_file(&self.path, "cannot seek in", error.into())),
+            }
+        };
+        let Some(data) = seek(offset, Whence::SeekData)? else {
+            return Ok(None);
+        };
+        let hole = seek(data, Whence::SeekHole)?.unwrap_or(self.geometry.size());
+        let start = self
+            .geometry
+            .block_at(data)
+            .map_or(from, |start| start.max(from));
+        let last = self.geometry.block_at(hole.saturating_sub(1).max(data));
+        let end = last.map_or(start.0 + 1, |last| last.0.max(start.0) + 1);
+        Ok(Extent::new(
+            start,
+            BlockIndex(end.min(self.geometry.block_count())),
+        ))
+    }
+}
+
+impl BlockSource for DiskSource {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn read_block(&self, index: BlockIndex) -> BoxFuture<'_, Result<Block>> {
+        let (file, path) = (Arc::clone(&self.file), self.path.clone());
+        let (offset, len) = (self.geometry.offset(index), self.geometry.block_len(index));
+        let size = self.size;
+        async move {
+            if len == 0 {
+                let what = format!("{} has no block {index}", path.display());
+                return Err(Error::new(Kind::Invalid, what));
+            }
+            let read = blocking(move || {
+                let mut bytes = BytesMut::zeroed(len);
+                // What lies behind the end stays zero.
+                let there = usize::try_from(size.saturating_sub(offset)).unwrap_or(len);
+                let there = bytes.get_mut(..there.min(len)).unwrap_or_default();
+                file.read_exact_at(there, offset)
+                    .map_err(|error| Error::of_file(&path, "cannot read", error))?;
+                let is_zero = bytes.iter().all(|byte| *byte == 0);
+                Ok((!is_zero).then(|| bytes.freeze()))
+            });
+            let Some(bytes) = read.await? else {
+                return Ok(Block::Zero);
+            };
+            // Nobody waits for one block of many.
+            let digest = self.digester.digest(&bytes, false).await;
+            Ok(Block::Data(bytes, digest))
+        }
+        .boxed()
+    }
+
+    fn next_extent(&self, from: BlockIndex) -> BoxFuture<'_, Result<Option<Extent>>> {
+        std::future::ready(self.extent_at(from)).boxed()
+    }
+
+    fn is_known_zero(&self, _index: BlockIndex) -> bool {
+        false
+    }
+
+    fn prefetch(&self, _blocks: &[BlockIndex]) -> usize {
+        0
+    }
+}
+
+/// A file as it was at an instant: whatever writes it changes this. Without the number of its filesystem, which is another
+/// one after each mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    inode: u64,
+    size: u64,
+    modified_ns: i128,
+}
+
+impl Mark {
+    /// The mark of a file as it is now; none when it cannot be looked at.
+    pub fn of(path: &Path) -> Option<Self> {
+        Some(Self::from(std::fs::metadata(path).ok()?))
+    }
+}
+
+impl From<Metadata> for Mark {
+    fn from(metadata: Metadata) -> Self {
+        Self {
+            inode: metadata.ino(),
+            size: metadata.len(),
+            modified_ns: i128::from(metadata.mtime()) * 1_000_000_000
+                + i128::from(metadata.mtime_nsec()),
+        }
+    }
+}
+
+/// Bytes of a regular file or a block device.
+///
+/// # Errors
+/// `Invalid` when it is neither.
+pub fn size_of(path: &Path, mut file: &File) -> Result<u64> {
+    let failed = |error| Error::of_file(path, "cannot tell the size of", error);
+    let kind = file.metadata().map_err(failed)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        let what = format!(
+            "{} is neither a regular file nor a block device",
+            path.display()
+        );
+        return Err(Error::new(Kind::Invalid, what));
+    }
+    file.seek(SeekFrom::End(0)).map_err(failed)
+}
+
+/// Runs what would hold up a thread on one that is for that.
+///
+/// # Errors
+/// What `work` says; `Io` when the program is stopping.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Error::with_source(Kind::Io, "stopped", error))?
+}

@@ -1,0 +1,208 @@
+//! StartSnapshot, PutSnapshotBlock and CompleteSnapshot: what makes a new snapshot.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use aws_sdk_ebs::primitives::ByteStream;
+use aws_sdk_ebs::types::{ChecksumAggregationMethod, ChecksumAlgorithm, Tag};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::result::SdkError;
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{Call, Client, HEADERS_TIMEOUT, Waits, number};
+use crate::aws::{Verdict, judge};
+use crate::block::{BLOCK_SIZE, BlockIndex, Digest};
+use crate::error::{Error, Kind, Result};
+use crate::source::{SnapshotId, Wanted};
+
+/// How long a block may take to be sent and taken before it is sent again: uplinks are slow.
+const PUT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What StartSnapshot is asked for. The same asked again, also by another process, is answered with the same snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewSnapshot {
+    /// GiB of the volume, 1 to 65,536.
+    pub volume_gib: u32,
+    /// The snapshot that it begins as a copy of; completed, and of the same account.
+    pub parent: Option<SnapshotId>,
+    /// Keys and values.
+    pub tags: Vec<(String, String)>,
+    /// At most 255 characters.
+    pub description: String,
+    /// The ARN of the KMS key to encrypt it with; none for a child, which has its parent's.
+    pub kms_key: Option<String>,
+    /// What tells this request from every other one, at most 64 characters.
+    pub client_token: String,
+    /// Minutes without a PutSnapshotBlock after which EBS gives it up, 10 to 4,320.
+    pub timeout_minutes: u16,
+}
+
+/// What StartSnapshot says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// The new snapshot.
+    pub id: SnapshotId,
+    /// Whether it is encrypted: blocks that are not put then read as anything on a volume made of it.
+    pub is_encrypted: bool,
+}
+
+type Sent<R, E> = std::result::Result<R, SdkError<E, HttpResponse>>;
+
+impl Client {
+    /// Begins a snapshot, or finds the one that was begun with the same request.
+    ///
+    /// # Errors
+    /// `Denied`, `NotFound` (the parent), `Invalid` or `Throttled` (100 snapshots are pending) as EBS says.
+    pub async fn start_snapshot(&self, new: &NewSnapshot) -> Result<Started> {
+        let call = Call {
+            action: "ebs:StartSnapshot",
+            target: format!("of {} GiB", new.volume_gib),
+            deadline: self.deadline(),
+        };
+        let tags = new.tags.iter();
+        let tags = tags.map(|(key, value)| Tag::builder().key(key).value(value).build());
+        let tags: Vec<Tag> = tags.collect();
+        let send = || {
+            self.sdk
+                .start_snapshot()
+                .volume_size(new.volume_gib.into())
+                .set_parent_snapshot_id(new.parent.as_ref().map(ToString::to_string))
+                .set_tags(Some(tags.clone()))
+                .description(&new.description)
+                .set_kms_key_arn(new.kms_key.clone())
+                .client_token(&new.client_token)
+                .timeout(new.timeout_minutes.into())
+                .send()
+        };
+        let reply = self.until_answered(&call, false, send).await?;
+        let unusable = |what: &str| call.error(Kind::Invalid, what);
+        let id = reply.snapshot_id().ok_or_else(|| unusable("no id"))?;
+        if reply
+            .block_size()
+            .is_some_and(|size| size != BLOCK_SIZE as i32)
+        {
+            return Err(unusable("its blocks have another size than 512 KiB"));
+        }
+        Ok(Started {
+            id: id.parse()?,
+            is_encrypted: reply.kms_key_arn().is_some() || reply.sse_type().is_some(),
+        })
+    }
+
+    /// Puts one block, of exactly 512 KiB, with its SHA-256. `is_young` while the snapshot may not be known everywhere yet.
+    ///
+    /// # Errors
+    /// `NotFound` or `Invalid` when the snapshot is no longer being made, and all that any call fails with.
+    pub async fn put_block(
+        &self,
+        snapshot: &SnapshotId,
+        index: BlockIndex,
+        bytes: &Bytes,
+        digest: &Digest,
+        is_young: bool,
+    ) -> Result<()> {
+        let call = Call {
+            action: "ebs:PutSnapshotBlock",
+            target: format!("{snapshot} block {index}"),
+            deadline: self.deadline(),
+        };
+        let checksum = STANDARD.encode(digest);
+        let once = || async {
+            let place = self.limiter.block(snapshot, &Wanted::already()).await;
+            let place = place.map_err(Verdict::Permanent)?;
+            self.puts.fetch_add(1, Ordering::Relaxed);
+            let sent = self
+                .sdk
+                .put_snapshot_block()
+                .snapshot_id(snapshot.as_str())
+                .block_index(number(index))
+                .data_length(BLOCK_SIZE as i32)
+                .checksum(&checksum)
+                .checksum_algorithm(ChecksumAlgorithm::ChecksumAlgorithmSha256)
+                .block_data(ByteStream::from(bytes.clone()))
+                .send();
+            let reply = call.within(PUT_TIMEOUT, sent).await;
+            let reply = reply.inspect_err(|_| self.limiter.unanswered())?;
+            if let Err(error) = reply {
+                let verdict = judge(error, call.action, &call.target);
+                self.note_throttle(&verdict);
+                return Err(later(verdict, is_young));
+            }
+            place.served();
+            Ok(())
+        };
+        let mut waits = Waits::new();
+        while self.one_try(&call, &mut waits, once()).await?.is_none() {}
+        Ok(())
+    }
+
+    /// Says that all blocks are put: how many, and the SHA-256 over their SHA-256 by index. Whether EBS agrees, its state
+    /// tells later.
+    ///
+    /// # Errors
+    /// As for [`Client::put_block`].
+    pub async fn complete_snapshot(
+        &self,
+        snapshot: &SnapshotId,
+        count: u64,
+        checksum: &Digest,
+        is_young: bool,
+    ) -> Result<()> {
+        let call = Call {
+            action: "ebs:CompleteSnapshot",
+            target: snapshot.to_string(),
+            deadline: self.deadline(),
+        };
+        let count = i32::try_from(count).unwrap_or(i32::MAX);
+        let checksum = STANDARD.encode(checksum);
+        let send = || {
+            self.sdk
+                .complete_snapshot()
+                .snapshot_id(snapshot.as_str())
+                .changed_blocks_count(count)
+                .checksum(&checksum)
+                .checksum_algorithm(ChecksumAlgorithm::ChecksumAlgorithmSha256)
+                .checksum_aggregation_method(ChecksumAggregationMethod::ChecksumAggregationLinear)
+                .send()
+        };
+        self.until_answered(&call, is_young, send).await.map(drop)
+    }
+
+    /// A call that is made once a snapshot, until it succeeds or fails for good.
+    async fn until_answered<R, E, F>(
+        &self,
+        call: &Call,
+        is_young: bool,
+        send: impl Fn() -> F,
+    ) -> Result<R>
+    where
+        F: Future<Output = Sent<R, E>>,
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        let once = || async {
+            let reply = call.within(HEADERS_TIMEOUT, send()).await?;
+            reply.map_err(|error| later(judge(error, call.action, &call.target), is_young))
+        };
+        let mut waits = Waits::new();
+        loop {
+            let answer = self.one_try(call, &mut waits, once()).await;
+            if let Some(answer) = answer.map_err(Error::from)? {
+                return Ok(answer);
+            }
+        }
+    }
+}
+
+/// "Does not exist" for up to two minutes after StartSnapshot (github.com/awslabs/coldsnap issue 43).
+fn later(verdict: Verdict, is_young: bool) -> Verdict {
+    match verdict {
+        Verdict::Permanent(error) if is_young && error.kind() == Kind::NotFound => {
+            Verdict::Retry(error)
+        }
+        verdict => verdict,
+    }
+}

@@ -1,0 +1,218 @@
+//! Targets, services and networks that fail, and signals.
+
+use super::*;
+
+#[test]
+fn a_target_that_fails_is_told_and_does_not_stop_the_others_and_can_be_gone_on_with() {
+    let emulator = Emulator::start();
+    let volume = emulator.make_volume("vol-0a", 2048, 0..400);
+    let id = emulator.snapshot("vol-0a");
+    let folder = tempfile::tempdir().unwrap();
+    let small = Tmpfs::at(folder.path().join("small"), "50M");
+    let (full, good) = (small.0.join("full.raw"), folder.path().join("good.raw"));
+    let (code, said) = ends(&mut sync(&emulator, &[&id, text(&full), text(&good)]));
+    let there = full.exists();
+    small.resize("500M");
+    let again = ends(&mut sync(&emulator, &[&id, text(&full)]));
+    let same = full.exists() && fs::read(&full).unwrap() == fs::read(&volume).unwrap();
+    assert_eq!(code, 9, "{said}");
+    assert!(said.contains("full.raw"), "{said}");
+    assert!(!there, "published half written");
+    assert_same(&good, &volume);
+    assert_eq!(again.0, 0, "{}", again.1);
+    assert!(same);
+}
+
+#[test]
+fn faults_while_syncing_change_nothing_and_a_lost_page_is_no_zeroes() {
+    let chain = Chain::new();
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image.raw");
+    let ids = &chain.snapshots;
+    chain.emulator.set(
+        "error_5xx=0.02&reset=0.02&truncate=0.02&corrupt=0.02&empty_page=0.3&nulls=0.5&short_page=0.2&bare_last_page=1",
+    );
+    run(&mut sync(
+        &chain.emulator,
+        &[&ids[0], text(&image), "--verify"],
+    ));
+    assert_same(&image, &chain.image(0));
+    run(&mut sync(
+        &chain.emulator,
+        &[&ids[4], text(&image), "--base", "auto", "--verify"],
+    ));
+    assert_same(&image, &chain.image(4));
+    chain
+        .emulator
+        .set("error_5xx=0&reset=0&truncate=0&corrupt=0&empty_page=0&nulls=0&short_page=0");
+    chain.emulator.set("lost_next=1");
+    let other = folder.path().join("other.raw");
+    let (code, said) = ends(&mut sync(&chain.emulator, &[&ids[0], text(&other)]));
+    assert_eq!(code, 8, "{said}");
+    assert!(!other.exists() && left_beside(&other).is_empty());
+}
+
+#[test]
+fn a_signal_stops_at_a_checkpoint_and_the_same_command_goes_on() {
+    let emulator = large_pair();
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image.raw");
+    let mut child = sync(&emulator, &["snap-0a", text(&image)])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for("blocks", || emulator.gets() > 500);
+    run(Command::new("kill").args(["-INT", &child.id().to_string()]));
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), Some(130));
+    let before = emulator.gets();
+    let said = self::status(&emulator, text(&image));
+    let kept: u64 = said
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("begun: snap-0a, ")?
+                .split(' ')
+                .next()?
+                .parse()
+                .ok()
+        })
+        .unwrap_or_else(|| panic!("{said}"));
+    assert_eq!(kept, before, "all that was fetched is kept: {said}");
+    let (_mount, disk) = mounted(&emulator, "snap-0a");
+    emulator.reset();
+    run(&mut sync(&emulator, &["snap-0a", text(&image)]));
+    assert_eq!(emulator.gets(), held(&disk) - before);
+    assert_same(&image, &disk);
+}
+
+/// A tmpfs of its own, unmounted when dropped.
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    fn at(point: PathBuf, size: &str) -> Self {
+        fs::create_dir(&point).unwrap();
+        sh(&format!(
+            "mount -t tmpfs -o size={size} tmpfs {}",
+            point.display()
+        ));
+        Self(point)
+    }
+
+    fn resize(&self, size: &str) {
+        sh(&format!(
+            "mount -o remount,size={size} {}",
+            self.0.display()
+        ));
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_device_that_fails_is_told_and_is_gone_on_with_when_it_is_mended() {
+    let emulator = Emulator::start();
+    let volume = emulator.make_volume("vol-0a", 2048, 0..400);
+    let id = emulator.snapshot("vol-0a");
+    let folder = tempfile::tempdir().unwrap();
+    // Its backing file cannot grow: writes end in EIO.
+    let small = Tmpfs::at(folder.path().join("small"), "50M");
+    let file = small.0.join("disk");
+    fs::File::create(&file).unwrap().set_len(1 << 30).unwrap();
+    let device = Loop::over(&file);
+    let (code, said) = ends(&mut sync(&emulator, &[&id, &device.0, "--yes"]));
+    // As the kernel passes it on.
+    assert!([1, 9].contains(&code), "{code} {said}");
+    assert!(said.contains(&device.0), "{said}");
+    let told = status(&emulator, &device.0);
+    assert!(
+        told.starts_with(&format!("between something unknown and {id}: not usable")),
+        "{told}"
+    );
+    small.resize("1200M");
+    run(&mut sync(&emulator, &[&id, &device.0, "--yes", "--verify"]));
+    assert_same(Path::new(&device.0), &volume);
+    assert_eq!(status(&emulator, &device.0), format!("holds {id}\n"));
+    drop(device);
+}
+
+#[test]
+fn a_permission_that_goes_in_the_middle_is_named_and_the_same_command_goes_on() {
+    let emulator = large_pair();
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image.raw");
+    let report = folder.path().join("report.json");
+    let args = [
+        "snap-0a",
+        text(&image),
+        "--report",
+        text(&report),
+        "--max-in-flight",
+        "16",
+    ];
+    emulator.reset();
+    let child = sync(&emulator, &args)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for("blocks", || emulator.gets() > 600);
+    emulator.set("deny=ebs:GetSnapshotBlock");
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    assert!(said.contains("ebs:GetSnapshotBlock"), "{said}");
+    assert!(!image.exists());
+    let told: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+    assert_eq!(told["targets"][0]["status"], "failed");
+    emulator.set("deny=");
+    run(&mut sync(&emulator, &[&args[..], &["--verify"]].concat()));
+    let gets = emulator.gets();
+    let (_mount, disk) = mounted(&emulator, "snap-0a");
+    assert_same(&image, &disk);
+    // What was on its way when it ended was kept too; some were refused.
+    assert!(gets < held(&disk) + 100, "{gets}");
+    let told: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+    let target = &told["targets"][0];
+    assert_eq!(target["status"], "done");
+    let blocks = target["blocks"].as_array().unwrap();
+    assert_eq!(blocks.len() as u64, held(&disk));
+    let (index, digest) = (
+        blocks[7][0].as_u64().unwrap(),
+        blocks[7][1].as_str().unwrap(),
+    );
+    let mut bytes = vec![0; BLOCK as usize];
+    std::os::unix::fs::FileExt::read_exact_at(&open(&image), &mut bytes, index * BLOCK).unwrap();
+    let block = folder.path().join("block");
+    fs::write(&block, bytes).unwrap();
+    assert_eq!(sha256(&block), digest);
+}
+
+#[test]
+fn a_signal_while_an_image_is_read_back_ends_the_run_and_the_next_one_publishes_it() {
+    let emulator = Emulator::start();
+    let folder = tempfile::tempdir().unwrap();
+    let (source, image) = (
+        folder.path().join("source"),
+        folder.path().join("image.raw"),
+    );
+    sh(&format!("head -c 800M /dev/urandom > {}", source.display()));
+    let args = [text(&source), text(&image), "--digest", "--verify"];
+    let mut child = sync(&emulator, &args)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let whole = format!("begun: {}, 1600 of 1600 blocks", source.display());
+    wait_for("the end of the copy", || {
+        status(&emulator, text(&image)).contains(&whole)
+    });
+    run(Command::new("kill").args(["-TERM", &child.id().to_string()]));
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(!image.exists());
+    let said = run(&mut sync(&emulator, &args));
+    assert!(said.starts_with(&sha256(&source)), "{said}");
+    assert_same(&image, &source);
+}

@@ -1,0 +1,224 @@
+//! Targets left between two snapshots, and what is gone on with.
+
+use super::*;
+
+/// Starts a copy that is killed once something of it is kept.
+pub fn killed_half_way(emulator: &Emulator, args: &[&str], target: &str) {
+    emulator.set("latency_ms=100");
+    for _ in 0..20 {
+        let mut child = sync(emulator, &[args, &["--max-in-flight", "2"]].concat())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // The first that there is is kept at once.
+        std::thread::sleep(Duration::from_millis(1500));
+        let ended = child.try_wait().unwrap();
+        assert!(ended.is_none(), "it was to be killed: {ended:?}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let said = run(&mut sync(emulator, &["--status", target]));
+        if said
+            .lines()
+            .any(|line| line.starts_with("begun") && !line.contains(", 0 of"))
+        {
+            emulator.set("latency_ms=0");
+            return;
+        }
+    }
+    panic!("nothing is ever kept");
+}
+
+#[test]
+fn a_target_left_half_way_is_brought_to_a_third_snapshot_when_the_second_is_gone() {
+    let chain = Chain::new();
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image.raw");
+    let ids = &chain.snapshots;
+    run(&mut sync(&chain.emulator, &[&ids[0], text(&image)]));
+    chain.emulator.set("latency_ms=1000");
+    let mut child = sync(
+        &chain.emulator,
+        &[
+            &ids[1],
+            text(&image),
+            "--in-place",
+            "--base",
+            "auto",
+            "--max-in-flight",
+            "2",
+        ],
+    )
+    .stderr(Stdio::null())
+    .spawn()
+    .unwrap();
+    std::thread::sleep(Duration::from_secs(6));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    chain.emulator.set("latency_ms=0");
+    let said = status(&chain.emulator, text(&image));
+    assert!(
+        said.starts_with(&format!("between {} and {}", ids[0], ids[1])),
+        "{said}"
+    );
+    assert!(!said.contains(", 0 of"), "something was kept: {said}");
+    // The second is deleted: what to do is said, and it works.
+    chain.emulator.set("deny=ebs:GetSnapshotBlock");
+    let again = [
+        ids[1].as_str(),
+        text(&image),
+        "--in-place",
+        "--base",
+        "auto",
+    ];
+    let (code, said) = ends(&mut sync(&chain.emulator, &again));
+    assert_eq!(code, 4, "{said}");
+    assert!(said.contains("--base auto"), "{said}");
+    chain.emulator.set("deny=");
+    let wrong = [
+        ids[4].as_str(),
+        text(&image),
+        "--in-place",
+        "--base",
+        ids[3].as_str(),
+    ];
+    let (code, said) = ends(&mut sync(&chain.emulator, &wrong));
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("between"), "{said}");
+    run(&mut sync(
+        &chain.emulator,
+        &[
+            &ids[4],
+            text(&image),
+            "--in-place",
+            "--base",
+            "auto",
+            "--verify",
+        ],
+    ));
+    assert_same(&image, &chain.image(4));
+}
+
+#[test]
+fn what_one_way_has_done_is_not_gone_on_with_the_other_way() {
+    let emulator = large_pair();
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image.raw");
+    sh(&format!("head -c 1200M /dev/urandom > {}", image.display()));
+    killed_half_way(&emulator, &["snap-0a", text(&image), "--yes"], text(&image));
+    let in_place = ["snap-0a", text(&image), "--in-place", "--yes"];
+    let (code, said) = ends(&mut sync(&emulator, &in_place));
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("--restart"), "{said}");
+    run(&mut sync(
+        &emulator,
+        &["snap-0a", text(&image), "--in-place", "--yes", "--restart"],
+    ));
+    let (_mount, disk) = mounted(&emulator, "snap-0a");
+    assert_same(&image, &disk);
+}
+
+#[test]
+fn an_image_that_is_another_than_it_was_half_way_is_copied_whole() {
+    let emulator = large_pair();
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image.raw");
+    let old = folder.path().join("old.raw");
+    emulator.set("latency_ms=0");
+    run(&mut sync(&emulator, &["snap-0a", text(&image)]));
+    run(Command::new("cp")
+        .arg("--sparse=always")
+        .arg(&image)
+        .arg(&old));
+    let args = ["snap-0b", text(&image), "--in-place", "--base", "auto"];
+    killed_half_way(&emulator, &args, text(&image));
+    // Restored from a copy: what was written is gone.
+    fs::remove_file(&image).unwrap();
+    fs::rename(&old, &image).unwrap();
+    run(&mut sync(
+        &emulator,
+        &[
+            "snap-0b",
+            text(&image),
+            "--in-place",
+            "--base",
+            "auto",
+            "--yes",
+        ],
+    ));
+    let (_mount, disk) = mounted(&emulator, "snap-0b");
+    assert_same(&image, &disk);
+}
+
+#[test]
+fn a_checkpoint_that_outlived_its_run_is_not_believed() {
+    let chain = Chain::new();
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image.raw");
+    let ids = &chain.snapshots;
+    run(&mut sync(&chain.emulator, &[&ids[0], text(&image)]));
+    chain.emulator.set("latency_ms=1000");
+    let args = [
+        ids[1].as_str(),
+        text(&image),
+        "--in-place",
+        "--base",
+        "auto",
+        "--max-in-flight",
+        "2",
+    ];
+    let mut child = sync(&chain.emulator, &args)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let checkpoint = folder.path().join("image.raw.ebsfs-checkpoint");
+    wait_for("a checkpoint", || checkpoint.exists());
+    let digests = folder.path().join("image.raw.ebsfs-checkpoint-digests");
+    let kept = fs::read(&checkpoint).unwrap();
+    chain.emulator.set("latency_ms=0");
+    assert!(child.wait().unwrap().success());
+    fs::write(&checkpoint, kept).unwrap();
+    fs::write(&digests, []).unwrap();
+    run(&mut sync(
+        &chain.emulator,
+        &[&args[..], &["--verify"]].concat(),
+    ));
+    assert_same(&image, &chain.image(1));
+}
+
+#[test]
+fn a_source_of_this_machine_that_was_written_between_two_runs_is_copied_anew() {
+    let emulator = Emulator::start();
+    let folder = tempfile::tempdir().unwrap();
+    let (source, image) = (
+        folder.path().join("source.img"),
+        folder.path().join("image.raw"),
+    );
+    sh(&format!("head -c 1G /dev/urandom > {}", source.display()));
+    let mut child = sync(&emulator, &[text(&source), text(&image)])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let checkpoint = folder.path().join("image.raw.ebsfs-checkpoint");
+    let first = |at: &Path| {
+        fs::metadata(at)
+            .and_then(|metadata| metadata.modified())
+            .ok()
+    };
+    wait_for("a checkpoint", || first(&checkpoint).is_some());
+    let named = first(&checkpoint);
+    wait_for("another", || first(&checkpoint) != named);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    sh(&format!(
+        "head -c 300M /dev/urandom | dd of={} conv=notrunc bs=1M iflag=fullblock status=none",
+        source.display()
+    ));
+    let (code, said) = ends(&mut sync(&emulator, &[text(&source), text(&image)]));
+    assert_eq!(code, 2, "{said}");
+    run(&mut sync(
+        &emulator,
+        &[text(&source), text(&image), "--restart", "--verify"],
+    ));
+    assert_same(&source, &image);
+}

@@ -1,0 +1,244 @@
+//! Runs killed at any moment. EBSFS_KILLS=100 makes each test go on until it has killed so often.
+
+use super::*;
+
+/// Kills of runs of a copy, each begun again until it came to its end; copies are made anew until there were enough.
+struct Kills {
+    kills: u64,
+    copies: u64,
+}
+
+impl Kills {
+    /// `begin` is called before each copy; runs are killed after up to `most_ms`, and looked at then.
+    fn of(
+        most_ms: u64,
+        mut begin: impl FnMut(),
+        command: impl Fn() -> Command,
+        mut look: impl FnMut(),
+    ) -> Self {
+        let enough = std::env::var("EBSFS_KILLS").map_or(1, |kills| kills.parse().unwrap());
+        let mut so_far = Self {
+            kills: 0,
+            copies: 0,
+        };
+        while so_far.kills < enough {
+            begin();
+            so_far.kills += kill_until_done(&command, most_ms, &mut look);
+            so_far.copies += 1;
+        }
+        println!("{} kills, {} copies", so_far.kills, so_far.copies);
+        so_far
+    }
+}
+
+fn kill_until_done(command: impl Fn() -> Command, most_ms: u64, mut look: impl FnMut()) -> u64 {
+    let mut kills = 0;
+    loop {
+        let mut said = tempfile::tempfile().unwrap();
+        let mut child = command()
+            .stdout(Stdio::null())
+            .stderr(said.try_clone().unwrap())
+            .spawn()
+            .unwrap();
+        let end = std::time::Instant::now() + Duration::from_millis(fastrand::u64(1..most_ms));
+        while std::time::Instant::now() < end {
+            if let Some(status) = child.try_wait().unwrap() {
+                let mut text = String::new();
+                std::io::Seek::rewind(&mut said).unwrap();
+                std::io::Read::read_to_string(&mut said, &mut text).unwrap();
+                assert!(status.success(), "{status}: {text}");
+                return kills;
+            }
+            std::thread::sleep(Duration::from_millis(3));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+        assert!(kills < 1000, "it comes nowhere");
+        look();
+    }
+}
+
+/// What a run may fetch a second time: what was not kept when it was killed, at most [`INTERVAL`] blocks.
+const INTERVAL: u64 = 1024;
+
+#[test]
+fn an_image_that_is_killed_at_any_moment_is_not_there_or_whole_and_little_is_fetched_twice() {
+    let emulator = large_pair();
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image.raw");
+    let (mount, disk) = mounted(&emulator, "snap-0a");
+    let (held, whole) = (held(&disk), sha256(&disk));
+    drop(mount);
+    emulator.set("latency_ms=20");
+    emulator.reset();
+    let kills = Kills::of(
+        1500,
+        || {
+            let _ = fs::remove_file(&image);
+            let _ = fs::remove_file(folder.path().join("image.raw.ebsfs.json"));
+        },
+        || {
+            sync(
+                &emulator,
+                &["snap-0a", text(&image), "--max-in-flight", "16"],
+            )
+        },
+        || {
+            // Killed between the rename and the record: it must be whole then.
+            if image.exists() {
+                assert_eq!(sha256(&image), whole);
+            }
+        },
+    );
+    let most = kills.copies * held + kills.kills * INTERVAL.min(held);
+    assert!(
+        emulator.gets() <= most,
+        "{} Gets, not {most}",
+        emulator.gets()
+    );
+    assert_eq!(sha256(&image), whole);
+    assert_eq!(left_beside(&image), [".ebsfs.json"]);
+}
+
+#[test]
+fn an_image_and_its_changes_killed_at_any_moment_are_the_one_or_the_other() {
+    let emulator = large_pair();
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image.raw");
+    let (mount, disk) = mounted(&emulator, "snap-0a");
+    let old = sha256(&disk);
+    drop(mount);
+    let (mount, disk) = mounted(&emulator, "snap-0b");
+    let new = sha256(&disk);
+    drop(mount);
+    assert_ne!(old, new);
+    Kills::of(
+        2000,
+        || {
+            emulator.set("latency_ms=0");
+            run(&mut sync(&emulator, &["snap-0a", text(&image), "--yes"]));
+            emulator.set("latency_ms=20");
+        },
+        || {
+            sync(
+                &emulator,
+                &[
+                    "snap-0b",
+                    text(&image),
+                    "--base",
+                    "auto",
+                    "--max-in-flight",
+                    "16",
+                ],
+            )
+        },
+        || {
+            let now = sha256(&image);
+            assert!(now == old || now == new, "neither the one nor the other");
+        },
+    );
+    assert_eq!(sha256(&image), new);
+    assert_eq!(left_beside(&image), [".ebsfs.json"]);
+}
+
+#[test]
+fn what_is_changed_in_place_and_killed_is_never_called_whole_and_comes_to_be_whole() {
+    let emulator = large_pair();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("disk");
+    fs::File::create(&file).unwrap().set_len(1 << 30).unwrap();
+    let device = Loop::over(&file);
+    let image = folder.path().join("image.raw");
+    let (mount, disk) = mounted(&emulator, "snap-0b");
+    let new = sha256(&disk);
+    drop(mount);
+    for target in [&device.0, text(&image)] {
+        let mut seen = std::collections::BTreeSet::new();
+        let in_place: &[&str] = if target == device.0 {
+            &[]
+        } else {
+            &["--in-place"]
+        };
+        Kills::of(
+            3000,
+            || {
+                emulator.set("latency_ms=0");
+                run(&mut sync(&emulator, &["snap-0a", target, "--yes"]));
+                emulator.set("latency_ms=20");
+            },
+            || {
+                let base = [
+                    "snap-0b",
+                    target,
+                    "--yes",
+                    "--base",
+                    "auto",
+                    "--max-in-flight",
+                    "16",
+                ];
+                sync(&emulator, &[&base, in_place].concat())
+            },
+            || {
+                let said = status(&emulator, target);
+                let first = said.lines().next().unwrap().split(';').next().unwrap();
+                if first == "holds snap-0b" {
+                    assert_eq!(sha256(Path::new(target)), new);
+                } else {
+                    seen.insert(first.to_owned());
+                }
+            },
+        );
+        // Before the first write it still is what it was.
+        for status in &seen {
+            assert!(
+                status == "holds snap-0a" || status == "between snap-0a and snap-0b: not usable",
+                "{seen:?}"
+            );
+        }
+        assert_eq!(status(&emulator, target), "holds snap-0b\n");
+        assert_eq!(sha256(Path::new(target)), new);
+    }
+}
+
+#[test]
+fn a_new_snapshot_that_is_killed_at_any_moment_is_one_snapshot_and_whole() {
+    let emulator = large_pair();
+    let other = Emulator::beside(&emulator);
+    let (mount, disk) = mounted(&emulator, "snap-0a");
+    let (blocks, whole) = (held(&disk), sha256(&disk));
+    drop(mount);
+    emulator.set("latency_ms=20");
+    emulator.reset();
+    let url = other.url();
+    let kills = Kills::of(
+        1500,
+        || {},
+        || {
+            let to = [
+                "snap-0a",
+                "ebs:",
+                "--to-endpoint-url",
+                &url,
+                "--max-in-flight",
+                "16",
+            ];
+            sync(&emulator, &to)
+        },
+        || {},
+    );
+    let most = kills.copies * blocks + kills.kills * INTERVAL.min(blocks);
+    assert!(
+        emulator.gets() <= most,
+        "{} Gets, not {most}",
+        emulator.gets()
+    );
+    let made = other.made();
+    assert_eq!(made.len() as u64, kills.copies, "one a copy: {made:?}");
+    for (id, state) in made {
+        assert_eq!(state, "completed");
+        let (_mount, disk) = mounted(&other, &id);
+        assert_eq!(sha256(&disk), whole);
+    }
+    assert_eq!(status(&emulator, "ebs:"), "");
+}

@@ -1,0 +1,99 @@
+//! Replicas: every kind of target, from nothing and from what it held, killed at any moment, refused where it must be.
+
+mod ebs;
+mod failing;
+mod half_way;
+mod killed;
+mod refused;
+mod restored;
+mod whole;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::changes::Chain;
+use crate::support::*;
+
+/// A loop device over a file; detached when dropped.
+struct Loop(String);
+
+impl Loop {
+    fn over(file: &Path) -> Self {
+        Self(
+            sh(&format!("losetup --find --show {}", file.display()))
+                .trim()
+                .to_owned(),
+        )
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+/// `ebsfs sync` with a state folder of the test's own.
+fn sync(emulator: &Emulator, args: &[&str]) -> Command {
+    let mut command = emulator.ebsfs(&["sync", "--progress", "none"]);
+    command
+        .arg("--state-dir")
+        .arg(emulator.folder.path().join("state"));
+    command.args(args);
+    command
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn status(emulator: &Emulator, target: &str) -> String {
+    run(&mut sync(emulator, &["--status", target]))
+}
+
+/// What is beside an image besides itself.
+fn left_beside(image: &Path) -> Vec<String> {
+    let name = image.file_name().unwrap().to_str().unwrap();
+    let folder = fs::read_dir(image.parent().unwrap()).unwrap();
+    let names = folder.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut left: Vec<_> = names
+        .filter(|other| other.starts_with(name) && other != name)
+        .map(|other| other[name.len()..].to_owned())
+        .collect();
+    left.sort();
+    left
+}
+
+/// Two snapshots of 1 GiB, some 800 blocks and 400 changes.
+fn large_pair() -> Emulator {
+    Emulator::with(&[
+        "--synthetic",
+        "snap-0a:1:400000",
+        "--synthetic-child",
+        "snap-0b:snap-0a:200000",
+        "--set",
+        "latency_ms=20",
+    ])
+}
+
+/// A mount of one snapshot, and its image.
+fn mounted(emulator: &Emulator, id: &str) -> (Mount, PathBuf) {
+    emulator.set("latency_ms=0");
+    let mount = emulator.mount(&[id]);
+    let disk = mount.disk(id);
+    (mount, disk)
+}
+
+/// Blocks that an image holds, as its file's size on disk tells.
+fn held(disk: &Path) -> u64 {
+    std::os::unix::fs::MetadataExt::blocks(&fs::metadata(disk).unwrap()) * 512 / BLOCK
+}
+
+fn sha256(path: &Path) -> String {
+    let said = run(Command::new("sha256sum").arg(path));
+    said.split(' ').next().unwrap().to_owned()
+}

@@ -1,0 +1,133 @@
+//! Whole copies and changes, byte for byte.
+
+use super::*;
+
+#[test]
+fn a_snapshot_and_then_its_changes_arrive_whole_in_images_and_on_dirty_devices() {
+    let chain = Chain::new();
+    let folder = tempfile::tempdir().unwrap();
+    // Freed, zeroed, grown; and all of it backwards.
+    for (base, head) in [(1, 4), (4, 0)] {
+        let (from, to) = (&chain.snapshots[base], &chain.snapshots[head]);
+        let image = folder.path().join("image.raw");
+        let in_place = folder.path().join("in-place.raw");
+        let disk = folder.path().join("disk");
+        let garbage = format!("head -c 2G /dev/urandom > {}", disk.display());
+        if !disk.exists() {
+            sh(&garbage);
+        }
+        let device = Loop::over(&disk);
+        fs::write(&in_place, [7; 100_000]).unwrap();
+        run(&mut sync(
+            &chain.emulator,
+            &[from, text(&image), &device.0, "--yes", "--verify"],
+        ));
+        run(&mut sync(
+            &chain.emulator,
+            &[from, text(&in_place), "--in-place", "--yes"],
+        ));
+        let targets = [image.as_path(), &in_place, Path::new(&device.0)];
+        let same = |n: usize| {
+            // The device is larger than some of the volumes.
+            let len = fs::metadata(chain.image(n)).unwrap().len();
+            for target in targets {
+                run(Command::new("cmp")
+                    .args(["-n", &len.to_string()])
+                    .args([target, &chain.image(n)]));
+            }
+            for image in &targets[..2] {
+                assert_eq!(fs::metadata(image).unwrap().len(), len);
+            }
+        };
+        same(base);
+
+        chain.emulator.reset();
+        run(&mut sync(
+            &chain.emulator,
+            &[
+                to,
+                text(&image),
+                &device.0,
+                "--yes",
+                "--base",
+                "auto",
+                "--verify",
+            ],
+        ));
+        let csv = chain.changes(base, head, "csv");
+        let written = csv.lines().filter(|line| line.ends_with(",written"));
+        let written: u64 = written
+            .map(|line| line.split(',').nth(2).unwrap().parse::<u64>().unwrap() / BLOCK)
+            .sum();
+        assert_eq!(chain.emulator.gets(), written, "one fetch for both targets");
+        run(&mut sync(
+            &chain.emulator,
+            &[to, text(&in_place), "--in-place", "--base", from],
+        ));
+        same(head);
+        for target in [text(&image), text(&in_place), &device.0] {
+            assert_eq!(status(&chain.emulator, target), format!("holds {to}\n"));
+        }
+        assert_eq!(left_beside(&image), [".ebsfs.json"]);
+        assert_eq!(left_beside(&in_place), [".ebsfs.json"]);
+        for done in [image, in_place] {
+            fs::remove_file(done).unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_image_of_this_machine_is_copied_with_its_holes_and_its_digest() {
+    let emulator = Emulator::start();
+    let folder = tempfile::tempdir().unwrap();
+    let image = emulator.make_volume("vol-0a", 100, [0, 3, 50, 99]);
+    writable(&image).set_len(100 * BLOCK + 1234).unwrap();
+    let (copy, report) = (
+        folder.path().join("copy.raw"),
+        folder.path().join("report.json"),
+    );
+    let said = run(&mut sync(
+        &emulator,
+        &[
+            text(&image),
+            text(&copy),
+            "--verify",
+            "--digest",
+            "--report",
+            text(&report),
+        ],
+    ));
+    assert_same(&image, &copy);
+    let sum = run(Command::new("sha256sum").arg(&image));
+    assert_eq!(
+        said.split_whitespace().next(),
+        sum.split_whitespace().next()
+    );
+    let report: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+    assert_eq!(report["targets"][0]["blocks_written"], 4);
+    assert_eq!(report["targets"][0]["verified"], true);
+    assert_eq!(
+        report["targets"][0]["image_sha256"].as_str(),
+        sum.split_whitespace().next()
+    );
+}
+
+#[test]
+fn a_volume_smaller_than_its_target_is_verified_and_its_digest_is_its_own() {
+    let emulator = Emulator::start();
+    let folder = tempfile::tempdir().unwrap();
+    let image = emulator.make_volume("vol-0a", 100, [0, 3, 99]);
+    writable(&image).set_len(100 * BLOCK + 1234 * 512).unwrap();
+    let disk = folder.path().join("disk");
+    sh(&format!("head -c 100M /dev/urandom > {}", disk.display()));
+    let device = Loop::over(&disk);
+    let said = run(&mut sync(
+        &emulator,
+        &[text(&image), &device.0, "--yes", "--verify", "--digest"],
+    ));
+    let sum = run(Command::new("sha256sum").arg(&image));
+    assert_eq!(
+        said.split_whitespace().next(),
+        sum.split_whitespace().next()
+    );
+}
