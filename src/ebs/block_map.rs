@@ -252,7 +252,7 @@ impl BlockMap {
             Some(before) => BlockIndex(before.0 + 1),
             None => BlockIndex(index.0 - index.0 % ALIGNED),
         };
-        let reach = BlockIndex(start.0.saturating_add(max.into()));
+        let reach = BlockIndex(start.0.saturating_add(state.probable_reach(max)));
         // Never empty: a page has room for a hundred blocks.
         let reach = Extent::new(start, reach).unwrap_or(Extent::of(start));
         match self.under_way.join(index, || reach) {
@@ -354,9 +354,16 @@ impl BlockMap {
         Ok(())
     }
 
-    /// Keeps a page's tokens, in place of pages that it contains.
+    /// Keeps a page's tokens, in place of pages that it contains, unless a page that is kept contains it.
     fn keep(&self, start: u32, page: Page) {
         let mut state = self.state.lock();
+        if let Some((before, end)) = state.starts.range_mut(..start).next_back() {
+            if *end >= page.end && self.pages.contains((self.number, *before)) {
+                return;
+            }
+            // A block's page is the nearest one that starts before it: none may reach past the next one's start.
+            *end = start.min(*end);
+        }
         let within: Vec<u32> = state
             .starts
             .range(start..page.end)
@@ -424,6 +431,19 @@ impl State {
             .rev()
             .map(BlockIndex)
             .find(|before| self.known.contains(*before))
+    }
+
+    /// How many indexes a page of so many blocks probably spans, by how dense the volume has been so far.
+    fn probable_reach(&self, blocks: u16) -> u32 {
+        let all = self
+            .geometry
+            .map(|geometry| u64::from(geometry.block_count()));
+        let (span, held) = match (self.held.len(), all, self.expected) {
+            (0, Some(all), Some(held)) => (all, held),
+            (held, ..) => (self.known.len(), held),
+        };
+        let reach = u64::from(blocks).saturating_mul(span.max(held)) / held.max(1);
+        u32::try_from(reach.max(blocks.into())).unwrap_or(u32::MAX)
     }
 
     /// The start of the page that should speak of a block.

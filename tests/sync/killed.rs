@@ -242,3 +242,22 @@ fn a_new_snapshot_that_is_killed_at_any_moment_is_one_snapshot_and_whole() {
     }
     assert_eq!(status(&emulator, "ebs:"), "");
 }
+
+#[test]
+fn a_resumed_copy_of_a_sparse_snapshot_lists_hardly_more_than_a_new_one() {
+    let emulator = Emulator::with(&["--synthetic", "snap-0a:256:6000"]);
+    emulator.set("keep_puts=false&latency_ms=10");
+    let mut first = sync(&emulator, &["snap-0a", "ebs:"]);
+    let mut child = first.stderr(Stdio::null()).spawn().unwrap();
+    // More than one interval, of some 3,100.
+    while emulator.count("PutSnapshotBlock") < 1500 {
+        assert!(child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    emulator.reset();
+    run(&mut sync(&emulator, &["snap-0a", "ebs:"]));
+    assert!(emulator.gets() > 1000, "{}", emulator.gets());
+    assert!(emulator.lists() <= 8, "{}", emulator.lists());
+}
