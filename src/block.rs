@@ -24,6 +24,9 @@ pub const BLOCK_SIZE: u32 = 512 * 1024;
 /// <https://docs.aws.amazon.com/ebs/latest/userguide/volume_constraints.html>
 pub const MAX_VOLUME_SIZE: u64 = 64 << 40;
 
+/// A block of zeroes.
+pub static ZEROES: [u8; BLOCK_SIZE as usize] = [0; BLOCK_SIZE as usize];
+
 /// SHA-256 of 512 KiB of zeroes.
 pub const ZERO_BLOCK: Digest = [
     0x07, 0x85, 0x4d, 0x2f, 0xef, 0x29, 0x7a, 0x06, 0xba, 0x81, 0x68, 0x5e, 0x66, 0x0c, 0x33, 0x2d,
@@ -183,6 +186,11 @@ impl Geometry {
 
 /// A SHA-256.
 pub type Digest = [u8; 32];
+
+/// A digest as people write it.
+pub fn hexadecimal(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 /// What a block holds.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -24,13 +24,10 @@ pub async fn unrelated(base: &dyn BlockSource, head: &dyn BlockSource) -> Result
     let (old, new) = (held(base).await?, held(head).await?);
     let mut all = Delta::new(Some(base.geometry()), head.geometry());
     for (set, change) in [(&new, Change::Write), (&old, Change::Zero)] {
-        let mut at = BlockIndex(0);
-        while let Some(start) = set.next_in(at) {
-            at = set.next_out(start);
-            for index in Extent::new(start, at).into_iter().flat_map(Extent::blocks) {
-                if change == Change::Write || !new.contains(index) {
-                    all.insert(index, change);
-                }
+        let runs = set.runs_in(BlockIndex(0), BlockIndex(u32::MAX));
+        for index in runs.flat_map(Extent::blocks) {
+            if change == Change::Write || !new.contains(index) {
+                all.insert(index, change);
             }
         }
     }

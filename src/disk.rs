@@ -211,6 +211,21 @@ pub fn size_of(path: &Path, mut file: &File) -> Result<u64> {
     file.seek(SeekFrom::End(0)).map_err(failed)
 }
 
+/// The folder that a file is in.
+pub fn folder_of(path: &Path) -> &Path {
+    let folder = path.parent();
+    let named = folder.filter(|folder| !folder.as_os_str().is_empty());
+    named.unwrap_or(Path::new("."))
+}
+
+/// Makes what happened to names in a file's folder survive a crash.
+///
+/// # Errors
+/// What the system says.
+pub fn sync_folder(path: &Path) -> std::io::Result<()> {
+    File::open(folder_of(path))?.sync_all()
+}
+
 /// Runs what would hold up a thread on one that is for that.
 ///
 /// # Errors

@@ -34,10 +34,10 @@
 //!  ebs/client     get         retry with backoff around one attempt:
 //!  ebs/limit      get         a place among the requests in flight, and a turn at the rate; who waits goes first
 //!  ebs/wire       get_block   one signed HTTPS GET, on the connections and credentials that the SDK set up
-//!  ebs/digest     check       SHA-256, side by side with whatever else has come -> Block
+//!  digest         check       SHA-256, side by side with whatever else has come -> Block
 //! ```
 //! Readahead goes the same way by [`source::BlockSource::prefetch`], with a smaller budget of its own, gives way to readers
-//! in the queue of `ebs/limit`, and waits some milliseconds for company in `ebs/digest`. A reader that joins such a flight
+//! in the queue of `ebs/limit`, and waits some milliseconds for company in `digest`. A reader that joins such a flight
 //! makes it [`source::Wanted`]. Bytes are verified where they enter the process (`ebs/client`) and nowhere else.
 //!
 //! # The path of a delta

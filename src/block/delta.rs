@@ -47,15 +47,13 @@ impl Delta {
     pub fn zero_what_grew(&mut self) {
         let end = BlockIndex(self.head.block_count());
         let mut at = BlockIndex(self.base.map_or(0, Geometry::block_count));
-        while at < end {
-            let written = self.write.next_in(at).map_or(end, |next| next.min(end));
-            if let Some(rest) = Extent::new(at, written) {
+        let written = self.write.runs_in(at, end);
+        let written = written.map(|run| (run.start(), run.end()));
+        for (start, stop) in written.chain([(end, end)]) {
+            if let Some(rest) = Extent::new(at, start) {
                 self.zero.insert_extent(rest);
             }
-            at = self.write.next_out(written).min(end);
-            if written == end {
-                break;
-            }
+            at = stop;
         }
     }
 
@@ -63,12 +61,8 @@ impl Delta {
     pub fn without_growth(&self) -> Self {
         let base = BlockIndex(self.base.map_or(0, Geometry::block_count));
         let mut zero = BlockSet::new();
-        let mut at = BlockIndex(0);
-        while let Some(start) = self.zero.next_in(at).filter(|start| *start < base) {
-            at = self.zero.next_out(start).min(base);
-            if let Some(run) = Extent::new(start, at) {
-                zero.insert_extent(run);
-            }
+        for run in self.zero.runs_in(BlockIndex(0), base) {
+            zero.insert_extent(run);
         }
         Self {
             base: self.base,
@@ -82,12 +76,8 @@ impl Delta {
     pub fn full(head: Geometry, held: &BlockSet, zero_rest: bool) -> Self {
         let mut delta = Self::new(None, head);
         let end = BlockIndex(head.block_count());
-        let mut at = BlockIndex(0);
-        while let Some(start) = held.next_in(at).filter(|start| *start < end) {
-            at = held.next_out(start).min(end);
-            if let Some(run) = Extent::new(start, at) {
-                delta.write.insert_extent(run);
-            }
+        for run in held.runs_in(BlockIndex(0), end) {
+            delta.write.insert_extent(run);
         }
         if zero_rest {
             delta.zero_what_grew();
@@ -98,10 +88,8 @@ impl Delta {
     /// Zeroes what `held` has within the head and this delta leaves alone.
     pub fn zero_where_held(&mut self, held: &BlockSet) {
         let end = BlockIndex(self.head.block_count());
-        let mut at = BlockIndex(0);
-        while let Some(start) = held.next_in(at).filter(|start| *start < end) {
-            at = held.next_out(start).min(end);
-            for run in self.left_alone(start, at) {
+        for held in held.runs_in(BlockIndex(0), end) {
+            for run in self.left_alone(held.start(), held.end()) {
                 self.zero.insert_extent(run);
             }
         }

@@ -124,16 +124,20 @@ impl BlockSet {
         true
     }
 
+    /// The runs of blocks from `start` to before `end` that are in the set, ascending.
+    pub fn runs_in(&self, start: BlockIndex, end: BlockIndex) -> impl Iterator<Item = Extent> {
+        let mut at = start;
+        std::iter::from_fn(move || {
+            let first = self.next_in(at).filter(|first| *first < end)?;
+            at = self.next_out(first).min(end);
+            Extent::new(first, at)
+        })
+    }
+
     /// How many blocks of the run are in the set.
     pub fn count_in(&self, extent: Extent) -> u32 {
-        let mut count = 0;
-        let mut at = extent.start();
-        while let Some(start) = self.next_in(at).filter(|start| *start < extent.end()) {
-            let end = self.next_out(start).min(extent.end());
-            count += end.0 - start.0;
-            at = end;
-        }
-        count
+        let runs = self.runs_in(extent.start(), extent.end());
+        runs.map(Extent::count).sum()
     }
 
     /// Appends the set to `out`: how many chunks, then each as it is shortest: empty, full, its members, or its bits.

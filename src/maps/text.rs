@@ -14,7 +14,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::{Map, Run, State};
-use crate::block::{BLOCK_SIZE, BlockIndex};
+use crate::block::{BLOCK_SIZE, BlockIndex, hexadecimal};
 
 /// Records between two places that [`Text`] knows: 64 KiB of JSON. A place takes 16 bytes, so 64 TiB in runs of a block
 /// take 4 MiB.
@@ -182,12 +182,7 @@ impl Map {
                     hash.update(&record);
                 }
                 hash.update(format.tail());
-                let hex = hash
-                    .finalize()
-                    .iter()
-                    .map(|b| format!("{b:02x}"))
-                    .collect::<String>();
-                self.bmap_head(&hex).into_bytes()
+                self.bmap_head(&hexadecimal(&hash.finalize())).into_bytes()
             }
         }
     }
@@ -318,11 +313,7 @@ mod tests {
         let (_, rest) = bmap.split_once("<BmapFileChecksum> ").unwrap();
         let checksum = &rest[..64];
         let zeroed = bmap.replace(checksum, &"0".repeat(64));
-        let digest: String = Sha256::digest(zeroed)
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect();
-        assert_eq!(digest, checksum);
+        assert_eq!(hexadecimal(&Sha256::digest(zeroed)), checksum);
     }
 
     #[test]

@@ -115,7 +115,7 @@ impl Sink for DeviceSink {
 
 /// What tells whether it was written since.
 fn state(path: &Path) -> Value {
-    json!({"mark": identity::written_so_far(path)})
+    json!({"mark": identity::mark_of(path)})
 }
 
 fn fits(path: &Path, file: &File, geometry: Geometry) -> Result<()> {

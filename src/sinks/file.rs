@@ -11,9 +11,10 @@ use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 
 use super::clone::copy_data;
+use super::identity::mark_of;
 use super::raw::{self, Raw};
 use crate::block::{BlockIndex, Digest, Extent, Geometry};
-use crate::disk::{DiskSource, Mark};
+use crate::disk::{DiskSource, Mark, folder_of, sync_folder};
 use crate::error::{Error, Kind, Result};
 use crate::sink::{Sink, Written};
 use crate::source::BlockSource;
@@ -69,7 +70,7 @@ impl Part {
 
     /// Whether that part has become the image already, and nothing has written it since.
     pub fn is_published(&self, state: &Value) -> bool {
-        let mark = Mark::of(&self.target).and_then(|mark| serde_json::to_value(mark).ok());
+        let mark = mark_of(&self.target);
         !self.part.exists() && mark.is_some_and(|mark| state["mark"] == mark)
     }
 }
@@ -176,13 +177,7 @@ impl FileSink {
     /// `NotFound` when its folder does not exist.
     pub fn id_of(target: &Path) -> Result<String> {
         let failed = |error| Error::of_file(target, "cannot find the folder of", error);
-        let folder = target
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty());
-        let folder = folder
-            .unwrap_or(Path::new("."))
-            .canonicalize()
-            .map_err(failed)?;
+        let folder = folder_of(target).canonicalize().map_err(failed)?;
         let name = target.file_name().ok_or_else(|| {
             let what = format!("{} is no file name", target.display());
             Error::new(Kind::Invalid, what)
@@ -228,10 +223,7 @@ impl FileSink {
                 keep_access(&target, file)?;
                 file.sync_all()?;
                 std::fs::rename(&part, &target)?;
-                let folder = target
-                    .parent()
-                    .filter(|folder| !folder.as_os_str().is_empty());
-                File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+                sync_folder(&target)
             })
             .await
     }

@@ -1,6 +1,6 @@
 //! Which block device one is, whatever it is called today, and whether anything has written it.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -19,12 +19,20 @@ pub fn identity(path: &Path) -> Result<String> {
     of_open(path, &file)
 }
 
-/// What changes whenever anything is written to it, as far as the kernel tells: how much was written and discarded since the
-/// machine was started (`boot`), on the whole disk for a partition. Of two starts of the machine nobody knows what came
-/// between. None where the kernel does not count. What another machine writes to a shared disk nothing tells.
-pub fn written_so_far(path: &Path) -> Option<Value> {
+/// What changes whenever anything writes an image, its [`Mark`], or a device of this machine; none where nothing tells.
+pub fn mark_of(path: &Path) -> Option<Value> {
     let metadata = std::fs::metadata(path).ok()?;
-    let folder = sysfs(&metadata)?;
+    if metadata.file_type().is_block_device() {
+        return written_so_far(path, &metadata);
+    }
+    serde_json::to_value(Mark::from(metadata)).ok()
+}
+
+/// How much was written to a device and discarded since the machine was started (`boot`), on the whole disk for a
+/// partition. Of two starts of the machine nobody knows what came between. None where the kernel does not count. What
+/// another machine writes to a shared disk nothing tells.
+fn written_so_far(path: &Path, metadata: &Metadata) -> Option<Value> {
+    let folder = sysfs(metadata)?;
     // A partition's folder is within that of its disk, which counts what is written past it.
     let disk = match read(&folder, "partition") {
         Some(_) => folder.parent()?.to_owned(),
@@ -53,7 +61,7 @@ pub fn written_so_far(path: &Path) -> Option<Value> {
 }
 
 /// The folder of a device in sysfs.
-fn sysfs(metadata: &std::fs::Metadata) -> Option<PathBuf> {
+fn sysfs(metadata: &Metadata) -> Option<PathBuf> {
     let (major, minor) = (major(metadata.rdev()), minor(metadata.rdev()));
     let folder = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
     folder.canonicalize().ok()

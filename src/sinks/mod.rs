@@ -10,5 +10,5 @@ mod snapshot;
 
 pub use device::DeviceSink;
 pub use file::{FileSink, Part};
-pub use identity::{identity, written_so_far};
+pub use identity::{identity, mark_of};
 pub use snapshot::{SnapshotSink, SnapshotTarget};

@@ -9,11 +9,9 @@ use bytes::Bytes;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use crate::block::{BLOCK_SIZE, BlockIndex, Extent, Geometry};
+use crate::block::{BlockIndex, Extent, Geometry, ZEROES};
 use crate::disk::blocking;
 use crate::error::{Error, Result};
-
-static ZEROES: [u8; BLOCK_SIZE as usize] = [0; BLOCK_SIZE as usize];
 
 /// An open file or device that a volume of a geometry is written into.
 pub(super) struct Raw {

@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info};
 
-use crate::block::{BLOCK_SIZE, BlockIndex, Digest, Extent, ZERO_BLOCK};
+use crate::block::{BlockIndex, Digest, Extent, ZERO_BLOCK, ZEROES};
 use crate::disk::blocking;
 use crate::ebs::Client;
 use crate::error::{Error, Kind, Result};
@@ -30,8 +30,6 @@ const YOUNG: Duration = Duration::from_secs(120);
 /// Between two looks at its state, to begin with and at most.
 const FIRST_LOOK: Duration = Duration::from_millis(250);
 const LONGEST_LOOK: Duration = Duration::from_secs(15);
-
-static ZEROES: [u8; BLOCK_SIZE as usize] = [0; BLOCK_SIZE as usize];
 
 /// The account and Region that a snapshot is made in.
 pub struct SnapshotTarget {

@@ -20,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::digests::Digests;
 use crate::block::{BlockIndex, BlockSet, Change, Delta, Digest, Extent};
+use crate::disk::sync_folder;
 use crate::error::{Error, Kind, Result};
 use crate::sink::Written;
 
@@ -166,12 +167,12 @@ impl Checkpoint {
 
     /// At most so many of the written blocks that are done, all over the volume, each with its digest.
     pub(super) fn sample(&self, most: usize) -> Vec<Result<(BlockIndex, Option<Digest>)>> {
-        let mut count = self.done.len();
-        let mut at = BlockIndex(0);
-        while let Some(extent) = self.plan_zeroed(at) {
-            count = count.saturating_sub(self.done.count_in(extent).into());
-            at = extent.end();
-        }
+        let zeroed = self
+            .plan
+            .zero()
+            .runs_in(BlockIndex(0), BlockIndex(u32::MAX));
+        let zeroed: u64 = zeroed.map(|run| u64::from(self.done.count_in(run))).sum();
+        let count = self.done.len().saturating_sub(zeroed);
         let step = usize::try_from(count).unwrap_or(most).div_ceil(most).max(1);
         let runs = self
             .plan
@@ -184,23 +185,16 @@ impl Checkpoint {
             .collect()
     }
 
-    fn plan_zeroed(&self, from: BlockIndex) -> Option<Extent> {
-        let start = self.plan.zero().next_in(from)?;
-        Extent::new(start, self.plan.zero().next_out(start))
-    }
-
     /// Zeroes again what was zeroed: that is cheap, and comparing it is not.
     pub fn forget_zeroed(&mut self) {
         let mut done = BlockSet::new();
-        for (extent, change) in self.plan.runs() {
-            let mut at = extent.start();
-            while change == Change::Write
-                && let Some(start) = self.done.next_in(at).filter(|start| *start < extent.end())
-            {
-                at = self.done.next_out(start).min(extent.end());
-                if let Some(run) = Extent::new(start, at) {
-                    done.insert_extent(run);
-                }
+        let written = self
+            .plan
+            .write()
+            .runs_in(BlockIndex(0), BlockIndex(u32::MAX));
+        for written in written {
+            for run in self.done.runs_in(written.start(), written.end()) {
+                done.insert_extent(run);
             }
         }
         self.done = done;
@@ -305,17 +299,6 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
         .and_then(|()| std::fs::rename(&new, path))
         .and_then(|()| sync_folder(path));
     written.map_err(|error| Error::of_file(path, "cannot write", error))
-}
-
-/// Makes what happened to names in a file's folder survive a crash.
-///
-/// # Errors
-/// What the system says.
-pub fn sync_folder(path: &Path) -> std::io::Result<()> {
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 fn decode(bytes: &[u8]) -> Option<(Header, Delta, BlockSet)> {

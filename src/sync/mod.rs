@@ -29,10 +29,10 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-pub use checkpoint::{Checkpoint, Mode, Task, replace, sync_folder};
+pub use checkpoint::{Checkpoint, Mode, Task, replace};
 pub use lock::Lock;
 pub use progress::Progress;
-pub use proof::{hexadecimal, image_digest, is_as_kept, linear_digest, verify};
+pub use proof::{image_digest, is_as_kept, linear_digest, verify};
 pub use record::{Content, Record};
 pub use report::Report;
 

@@ -1,12 +1,10 @@
 //! What was written, read back and compared.
 
-use std::sync::Arc;
-
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use sha2::{Digest as _, Sha256};
 
 use super::{Checkpoint, Target};
-use crate::block::{Block, BlockIndex, Digest};
+use crate::block::{Block, BlockIndex, Digest, ZEROES, hexadecimal};
 use crate::disk::blocking;
 use crate::error::{Error, Kind, Result};
 use crate::source::BlockSource;
@@ -71,17 +69,15 @@ pub async fn is_as_kept(checkpoint: &Checkpoint, back: &dyn BlockSource) -> Resu
 /// Why a block cannot be read.
 pub async fn image_digest(image: &dyn BlockSource) -> Result<String> {
     let geometry = image.geometry();
-    let zeroes: Arc<[u8]> = vec![0; geometry.block_len(BlockIndex(0))].into();
     let mut hasher = Sha256::new();
     let mut blocks = stream::iter((0..geometry.block_count()).map(BlockIndex))
         .map(|index| async move { Ok::<_, Error>((index, image.read_block(index).await?)) })
         .buffered(AT_ONCE);
     while let Some((index, block)) = blocks.try_next().await? {
-        let zeroes = Arc::clone(&zeroes);
         let len = geometry.block_len(index);
         hasher = blocking(move || {
             match block {
-                Block::Zero => hasher.update(zeroes.get(..len).unwrap_or_default()),
+                Block::Zero => hasher.update(ZEROES.get(..len).unwrap_or_default()),
                 Block::Data(bytes, _) => hasher.update(&bytes),
             }
             Ok(hasher)
@@ -103,9 +99,4 @@ pub fn linear_digest(checkpoint: &Checkpoint) -> Result<String> {
         }
     }
     Ok(hexadecimal(&hasher.finalize()))
-}
-
-/// A digest as people write it.
-pub fn hexadecimal(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -50,9 +50,6 @@ pub(super) enum How {
 }
 
 impl Choice {
-    /// What is said of a target that holds the source.
-    pub(super) const ALREADY: &str = "holds it already";
-
     /// What there is to do in all, and how much of it is done.
     pub(super) fn plan(&self) -> (&Task, &Delta, u64) {
         match &self.work {
@@ -78,7 +75,7 @@ impl Choice {
             (How::Cloned, _) => "an image, replaced by a changed copy",
             (How::Resumed, _) => "an image, gone on with",
             (How::Published, _) => "an image, there already",
-            (How::Already, _) => Self::ALREADY,
+            (How::Already, _) => "holds it already",
             (How::InPlace, true) => "a device",
             (How::InPlace, false) => "an image, changed in place",
             (How::Snapshot(Some(_)), _) => "a new EBS snapshot",

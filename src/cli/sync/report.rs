@@ -8,10 +8,11 @@ use std::time::SystemTime;
 use serde_json::{Value, json};
 
 use super::Source;
+use crate::block::hexadecimal;
 use crate::cli::output::Part;
 use crate::error::{Error, Kind, Result};
 use crate::sink::Written;
-use crate::sync::{Report, hexadecimal};
+use crate::sync::Report;
 
 /// A report being written.
 pub(super) struct ReportFile {

@@ -227,7 +227,11 @@ impl SyncArgs {
         stop: &Stop,
     ) -> Result<Report> {
         source.check()?;
-        let before = target.sink.read_back().await?;
+        let proves = self.verify || self.digest;
+        let before = match proves {
+            true => target.sink.read_back().await?,
+            false => None,
+        };
         let mut image_sha256 = self.prove(target, before.as_deref(), stop).await?;
         let written = target.checkpoint.written();
         if place.remote().is_some() {
@@ -235,7 +239,7 @@ impl SyncArgs {
         } else {
             target.sink.finish(written).await?;
         }
-        if before.is_none() {
+        if proves && before.is_none() {
             let after = target.sink.read_back().await?;
             image_sha256 = self.prove(target, after.as_deref(), stop).await?;
         }

@@ -48,6 +48,7 @@ struct Told<'a> {
     task: &'a Task,
     target: String,
     what: &'static str,
+    is_done: bool,
     write: u64,
     zero: u64,
     done: u64,
@@ -94,6 +95,7 @@ impl Plans<'_> {
             task,
             target: choice.place.shown(),
             what: choice.what(),
+            is_done: choice.is_done(),
             write,
             zero,
             done,
@@ -112,7 +114,7 @@ impl Plans<'_> {
         let source = &told.task.source;
         writeln!(out, "source    {source}{}", since.unwrap_or_default())?;
         writeln!(out, "target    {}: {}", told.target, told.what)?;
-        if told.what == Choice::ALREADY {
+        if told.is_done {
             return Ok(());
         }
         if let Some(room) = &told.room {

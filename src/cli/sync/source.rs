@@ -1,6 +1,5 @@
 //! What is copied from.
 
-use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,10 +9,10 @@ use super::SyncArgs;
 use super::target::Place;
 use crate::block::BLOCK_SIZE;
 use crate::cli::aws;
-use crate::disk::{DiskSource, Mark};
+use crate::disk::DiskSource;
 use crate::ebs::{Client, EbsCatalog};
 use crate::error::{Error, Kind, Result};
-use crate::sinks::written_so_far;
+use crate::sinks::mark_of;
 use crate::source::{BlockSource, Catalog, Selector, Snapshot, SnapshotId};
 use crate::sync::Content;
 
@@ -132,12 +131,4 @@ impl Source {
         );
         Err(Error::new(Kind::Corrupt, what))
     }
-}
-
-/// What changes whenever something writes an image or a device of this machine.
-fn mark_of(path: &Path) -> Option<Value> {
-    if std::fs::metadata(path).ok()?.file_type().is_block_device() {
-        return written_so_far(path);
-    }
-    serde_json::to_value(Mark::of(path)?).ok()
 }

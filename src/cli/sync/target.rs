@@ -10,13 +10,13 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::remote::Remote;
-use crate::block::Geometry;
-use crate::disk::{DiskSource, Mark};
+use crate::block::{Geometry, hexadecimal};
+use crate::disk::{DiskSource, folder_of};
 use crate::error::{Error, Kind, Result};
 use crate::sink::Sink;
-use crate::sinks::{DeviceSink, FileSink, Part, identity, written_so_far};
+use crate::sinks::{DeviceSink, FileSink, Part, identity, mark_of};
 use crate::source::SnapshotId;
-use crate::sync::{self, Checkpoint, Content, Lock, Mode, Record, hexadecimal};
+use crate::sync::{self, Checkpoint, Content, Lock, Mode, Record};
 
 /// One target.
 #[derive(Clone, Debug)]
@@ -161,14 +161,8 @@ impl Place {
     }
 
     pub(super) fn record(&self) -> Record {
-        let kind = self.kind.clone();
-        Record::at(self.file(".ebsfs.json"), move || match &kind {
-            PlaceKind::Image(path) | PlaceKind::InPlace(path) => {
-                serde_json::to_value(Mark::of(path)?).ok()
-            }
-            PlaceKind::Device(path) => written_so_far(path),
-            PlaceKind::Snapshot(_) => None,
-        })
+        let path = self.path().map(Path::to_owned);
+        Record::at(self.file(".ebsfs.json"), move || mark_of(path.as_deref()?))
     }
 
     pub(super) fn checkpoint_path(&self) -> PathBuf {
@@ -203,12 +197,8 @@ impl Place {
         let Some(path) = self.path() else {
             return Ok(true);
         };
-        let now = match self.kind {
-            PlaceKind::Device(_) => written_so_far(path),
-            _ => Mark::of(path).and_then(|mark| serde_json::to_value(mark).ok()),
-        };
         let then = begun.state().get("mark").filter(|mark| !mark.is_null());
-        if then.is_some() && then == now.as_ref() {
+        if then.is_some() && then == mark_of(path).as_ref() {
             return Ok(true);
         }
         if !self.is_device() && !self.part().is_same_image(begun.state()) {
@@ -251,10 +241,7 @@ impl Place {
         match &self.kind {
             PlaceKind::Device(path) => DeviceSink::check_size(path, geometry).map(|()| None),
             PlaceKind::Image(path) => {
-                let folder = path
-                    .parent()
-                    .filter(|folder| !folder.as_os_str().is_empty());
-                let told = nix::sys::statvfs::statvfs(folder.unwrap_or(Path::new(".")));
+                let told = nix::sys::statvfs::statvfs(folder_of(path));
                 let free = told.map(|told| told.blocks_available() * told.fragment_size());
                 Ok(free.ok().filter(|free| *free < bytes).map(|free| {
                     format!(
