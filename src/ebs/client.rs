@@ -17,13 +17,14 @@ use aws_sdk_ebs::config::{Builder, StalledStreamProtectionConfig};
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
 use parking_lot::Mutex;
+use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, trace, warn};
 
 use super::hedge::Hedge;
 use super::limit::{Limiter, Limits};
-use super::wire::{CONNECT_TIMEOUT, Route};
-use crate::aws::Verdict;
+use super::wire::{CONNECT_TIMEOUT, Probe, Route};
+use crate::aws::{Verdict, judge};
 use crate::block::{Block, BlockIndex};
 use crate::digest::Digester;
 use crate::error::{Error, Kind};
@@ -44,7 +45,8 @@ const WAIT_LOG_EVERY: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Client {
     sdk: aws_sdk_ebs::Client,
-    route: Route,
+    /// Blocks go this way, once one is on its way.
+    route: OnceCell<Route>,
     /// Where requests go, for people.
     endpoint: String,
     limiter: Limiter,
@@ -116,7 +118,6 @@ impl Client {
             _ => chosen,
         };
         let endpoint = endpoint.unwrap_or_else(|| format!("EBS in {region}"));
-        let route = Route::default();
         let config = Builder::from(config)
             .retry_config(RetryConfig::disabled())
             .timeout_config(
@@ -128,10 +129,9 @@ impl Client {
                     .build(),
             )
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-            .interceptor(route.clone())
             .build();
         Self {
-            route,
+            route: OnceCell::new(),
             sdk: aws_sdk_ebs::Client::from_conf(config),
             endpoint,
             limiter: Limiter::new(limits),
@@ -175,6 +175,23 @@ impl Client {
             retries: self.retries.load(Ordering::Relaxed),
             throttles: self.throttles.load(Ordering::Relaxed),
         }
+    }
+
+    /// The way of all blocks, which the SDK settles once.
+    async fn route(&self, call: &Call) -> std::result::Result<&Route, Verdict> {
+        let settle = || async {
+            let probe = Probe::default();
+            let any = self.sdk.list_snapshot_blocks().snapshot_id("snap-0");
+            let sent = any.customize().interceptor(probe.clone()).send().await;
+            match (probe.route(), sent) {
+                (Some(route), _) => Ok(route),
+                (None, Err(error)) => Err(judge(error, call.action, &call.target)),
+                (None, Ok(_)) => Err(Verdict::Permanent(
+                    call.error(Kind::Invalid, "nobody tells how it is sent"),
+                )),
+            }
+        };
+        self.route.get_or_try_init(settle).await
     }
 
     /// The bytes of one block, verified. It gives way to others until it is `wanted`.

@@ -1,15 +1,16 @@
-//! GetSnapshotBlock as one signed request, past the SDK's orchestrator.
+//! GetSnapshotBlock and PutSnapshotBlock as one signed request each, past the SDK's orchestrator.
 //!
 //! The orchestrator puts each call together anew from plugins, interceptors and type-erased bags: 15 % of a mount's CPU
-//! at 500 MiB/s. Nothing of it changes from block to block, so [`Route`] takes what the SDK settled for its first listing
-//! (endpoint, Region and name to sign for, credentials, connections) and goes on by itself. A listing always comes first:
-//! it brings the tokens.
+//! at 500 MiB/s. Nothing of it changes from block to block, so a [`Route`] takes what the SDK has settled for one call that
+//! is never sent (endpoint, Region and name to sign for, credentials, connections) and goes on by itself.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
-use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
+use aws_sigv4::http_request::{
+    PayloadChecksumKind, SignableBody, SignableRequest, SigningSettings, sign,
+};
 use aws_sigv4::sign::v4;
 use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_runtime_api::client::auth::{AuthScheme, AuthSchemeId};
@@ -21,13 +22,17 @@ use aws_smithy_runtime_api::client::interceptors::Intercept;
 use aws_smithy_runtime_api::client::interceptors::context::BeforeTransmitInterceptorContextRef;
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::config_bag::ConfigBag;
+use bytes::Bytes;
 use http_body_util::{BodyExt, Collected, Limited};
+use parking_lot::Mutex;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::client::BlockRequest;
 use crate::aws::{Verdict, judge_identity, judge_reply, judge_sending, skew};
+use crate::block::BlockIndex;
 use crate::error::{Error, Kind};
+use crate::source::SnapshotId;
 
 /// What a query may contain unescaped when it is signed.
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
@@ -37,15 +42,12 @@ const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'~');
 /// How long connecting may take, TLS included.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_millis(3100);
-/// The most of a refusal that is read.
-const MAX_REFUSAL: usize = 64 << 10;
+/// The most of a message that is read.
+const MAX_MESSAGE: usize = 64 << 10;
 
-/// How requests reach the service: told by the SDK's first call, an interceptor of which this is.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Route(Arc<OnceLock<Settled>>);
-
+/// How requests reach the service.
 #[derive(Debug)]
-struct Settled {
+pub(super) struct Route {
     /// The request's URI up to its path.
     endpoint: String,
     region: String,
@@ -58,9 +60,20 @@ struct Settled {
     skew: AtomicI64,
 }
 
-impl Intercept for Route {
+/// Takes the route of a call that the SDK is about to send, and keeps it from being sent.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Probe(Arc<Mutex<Option<Route>>>);
+
+impl Probe {
+    /// The route, if the call came so far.
+    pub(super) fn route(&self) -> Option<Route> {
+        self.0.lock().take()
+    }
+}
+
+impl Intercept for Probe {
     fn name(&self) -> &'static str {
-        "Route"
+        "Probe"
     }
 
     fn read_before_transmit(
@@ -69,17 +82,35 @@ impl Intercept for Route {
         components: &RuntimeComponents,
         _settings: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        if self.0.get().is_none()
-            && let Some(settled) = Settled::from(context.request(), components)
-        {
-            let _ = self.0.set(settled);
-        }
-        Ok(())
+        *self.0.lock() = Route::of(context.request(), components);
+        Err("the route is known".into())
     }
 }
 
-impl Settled {
-    fn from(request: &HttpRequest, components: &RuntimeComponents) -> Option<Self> {
+/// A request about one block.
+#[derive(Debug)]
+pub(super) struct BlockCall<'a> {
+    pub(super) method: &'static str,
+    pub(super) snapshot: &'a SnapshotId,
+    pub(super) index: BlockIndex,
+    /// What comes behind the path, escaped.
+    pub(super) query: String,
+    /// Signed along.
+    pub(super) headers: &'a [(&'static str, &'a str)],
+    /// Its digest is in the headers, so that it need not be signed.
+    pub(super) body: Option<Bytes>,
+    /// For people.
+    pub(super) action: &'static str,
+    pub(super) target: &'a str,
+}
+
+/// A value of a query.
+pub(super) fn escaped(value: &str) -> impl std::fmt::Display + '_ {
+    utf8_percent_encode(value, UNRESERVED)
+}
+
+impl Route {
+    fn of(request: &HttpRequest, components: &RuntimeComponents) -> Option<Self> {
         let path = request.uri().split('?').next()?;
         let endpoint = path.rsplit_once("/snapshots/")?.0.to_owned();
         // Credential=AKID/20261122/eu-west-1/ebs/aws4_request
@@ -119,78 +150,84 @@ impl Settled {
     }
 
     /// The request, signed with this time.
-    async fn request(
-        &self,
-        uri: &str,
-        now: SystemTime,
-        action: &str,
-    ) -> Result<HttpRequest, Verdict> {
-        let settings = ConfigBag::base();
+    async fn request(&self, call: &BlockCall<'_>, now: SystemTime) -> Result<HttpRequest, Verdict> {
+        let bag = ConfigBag::base();
         let identity = self
             .components
             .identity_cache()
-            .resolve_cached_identity(self.identity.clone(), &self.components, &settings)
+            .resolve_cached_identity(self.identity.clone(), &self.components, &bag)
             .await
-            .map_err(|error| judge_identity(&error, action))?;
+            .map_err(|error| judge_identity(&error, call.action))?;
         let unsigned = |error: BoxError| {
-            let what = format!("{action}: the request could not be signed: {error}");
+            let what = format!("{}: the request could not be signed: {error}", call.action);
             Verdict::Permanent(Error::new(Kind::Invalid, what))
+        };
+        let mut settings = SigningSettings::default();
+        let (signable, body) = match &call.body {
+            None => (SignableBody::empty(), SdkBody::empty()),
+            Some(bytes) => {
+                settings.payload_checksum_kind = PayloadChecksumKind::XAmzSha256;
+                (SignableBody::UnsignedPayload, SdkBody::from(bytes.clone()))
+            }
         };
         let params = v4::SigningParams::builder()
             .identity(&identity)
             .region(&self.region)
             .name(&self.name)
             .time(now)
-            .settings(SigningSettings::default())
+            .settings(settings)
             .build()
             .map_err(|error| unsigned(error.into()))?;
-        let body = SignableBody::empty();
-        let request = SignableRequest::new("GET", uri, std::iter::empty(), body);
+        let BlockCall {
+            snapshot,
+            index,
+            query,
+            ..
+        } = call;
+        let uri = format!(
+            "{}/snapshots/{snapshot}/blocks/{index}{query}",
+            self.endpoint
+        );
+        let headers = call.headers.iter().copied();
+        let request = SignableRequest::new(call.method, &*uri, headers, signable);
         let signed = request
             .and_then(|request| sign(request, &params.into()))
             .map_err(|error| unsigned(error.into()))?;
-        let mut request = HttpRequest::get(uri).map_err(|error| unsigned(error.into()))?;
+        let mut request = HttpRequest::new(body);
+        request
+            .set_method(call.method)
+            .map_err(|error| unsigned(error.into()))?;
+        request
+            .set_uri(uri)
+            .map_err(|error| unsigned(error.into()))?;
         let headers = request.headers_mut();
         headers.insert("user-agent", self.user_agent.clone());
+        for (name, value) in call.headers {
+            headers.insert(*name, (*value).to_owned());
+        }
         for (name, value) in signed.output().headers() {
             headers.insert(name.to_owned(), value.to_owned());
         }
         Ok(request)
     }
-}
 
-impl Route {
-    /// Asks for one block: the reply of a success, its body still to come.
-    pub(super) async fn get_block(
-        &self,
-        block: &BlockRequest<'_>,
-        action: &str,
-        target: &str,
-    ) -> Result<HttpResponse, Verdict> {
-        let Some(settled) = self.0.get() else {
-            let what = format!("{action} {target}: nothing was listed before");
-            return Err(Verdict::Permanent(Error::new(Kind::Invalid, what)));
-        };
-        let BlockRequest {
-            snapshot, index, ..
-        } = block;
-        let token = utf8_percent_encode(block.token, UNRESERVED);
-        let (endpoint, now) = (&settled.endpoint, settled.now());
-        let uri = format!("{endpoint}/snapshots/{snapshot}/blocks/{index}?blockToken={token}");
-        let request = settled.request(&uri, now, action).await?;
-        let reply = settled.connector.call(request).await;
+    /// Sends it: the reply of a success, its body still to come.
+    pub(super) async fn send(&self, call: &BlockCall<'_>) -> Result<HttpResponse, Verdict> {
+        let (action, target) = (call.action, call.target);
+        let now = self.now();
+        let request = self.request(call, now).await?;
+        let reply = self.connector.call(request).await;
         let mut reply = reply.map_err(|error| judge_sending(error, action, target))?;
         if reply.status().is_success() {
             return Ok(reply);
         }
-        let refusal = Limited::new(reply.take_body(), MAX_REFUSAL).collect().await;
+        let refusal = short_body(&mut reply).await;
         let is_whole = refusal.is_ok();
-        let refusal = refusal.map(Collected::to_bytes).unwrap_or_default();
-        let verdict = judge_reply(&reply, &refusal, now, action, target);
+        let verdict = judge_reply(&reply, &refusal.unwrap_or_default(), now, action, target);
         if matches!(verdict, Verdict::Skewed(_))
             && let Some(skew) = skew(reply.headers(), SystemTime::now())
         {
-            settled.skew.store(skew, Ordering::Relaxed);
+            self.skew.store(skew, Ordering::Relaxed);
         }
         // What a refusal says for good is in the part that was cut off.
         Err(match verdict {
@@ -201,4 +238,10 @@ impl Route {
             verdict => verdict,
         })
     }
+}
+
+/// A body that is a message; read to its end, its connection serves again.
+pub(super) async fn short_body(reply: &mut HttpResponse) -> Result<Bytes, BoxError> {
+    let body = Limited::new(reply.take_body(), MAX_MESSAGE).collect().await;
+    body.map(Collected::to_bytes)
 }

@@ -128,9 +128,13 @@ pub(super) fn verify(
             "Signature expired or not yet valid: {time}"
         )));
     }
-    let body_hash = hex(&Sha256::digest(body));
-    let promised = header("x-amz-content-sha256").unwrap_or(&body_hash);
-    if promised != "UNSIGNED-PAYLOAD" && promised != body_hash {
+    let told = header("x-amz-content-sha256");
+    let body_hash = match told {
+        Some(unsigned @ "UNSIGNED-PAYLOAD") => unsigned.to_owned(),
+        _ => hex(&Sha256::digest(body)),
+    };
+    let promised = told.unwrap_or(&body_hash);
+    if promised != body_hash {
         return Err(refuse("the body does not match x-amz-content-sha256"));
     }
     let mut canonical = format!(

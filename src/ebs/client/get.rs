@@ -19,6 +19,7 @@ use crate::block::{Block, Digest};
 use crate::digest::Checked;
 use crate::ebs::hedge::Hedge;
 use crate::ebs::limit::Place;
+use crate::ebs::wire::{BlockCall, escaped};
 use crate::error::{Error, Kind};
 use crate::source::Wanted;
 
@@ -91,8 +92,18 @@ impl Client {
         place: Place,
     ) -> Outcome<BlockReply> {
         self.gets.fetch_add(1, Ordering::Relaxed);
-        let request = self.route.get_block(block, call.action, &call.target);
-        let reply = call.within(HEADERS_TIMEOUT, request).await;
+        let request = BlockCall {
+            method: "GET",
+            snapshot: block.snapshot,
+            index: block.index,
+            query: format!("?blockToken={}", escaped(block.token)),
+            headers: &[],
+            body: None,
+            action: call.action,
+            target: &call.target,
+        };
+        let send = async { self.route(call).await?.send(&request).await };
+        let reply = call.within(HEADERS_TIMEOUT, send).await;
         let reply = reply.inspect_err(|_| self.limiter.unanswered())?;
         let mut reply = reply.inspect_err(|verdict| self.note_throttle(verdict))?;
         let bytes = body(call, &mut reply, block.len).await;
