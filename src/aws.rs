@@ -335,6 +335,10 @@ impl Refused<'_> {
             _ if skewed && matches!(status, 400 | 401 | 403) => {
                 Verdict::Skewed(needs(Kind::Denied, "the clock is wrong"))
             }
+            ("ExpiredTokenException" | "ExpiredToken" | "RequestExpired", _) => {
+                let need = "the credentials have expired: renew them and do it again";
+                Verdict::Permanent(needs(Kind::Denied, need))
+            }
             _ if matches!(status, 401 | 403) || code == "AuthFailure" => Verdict::Permanent(needs(
                 Kind::Denied,
                 "the credentials were refused: check that they are valid, not expired, and that the clock is right",

@@ -196,6 +196,16 @@ impl Emulator {
         switches: &Switches,
     ) -> Result<Reply, Refusal> {
         let ec2 = matches!(call, Call::Ec2(_));
+        let session = parts.headers.get("x-amz-security-token");
+        let session = session.and_then(|session| session.to_str().ok());
+        if session.is_some_and(|session| switches.expired_sessions.iter().any(|s| s == session)) {
+            let message = "The security token included in the request is expired";
+            let (status, code) = match ec2 {
+                true => (400, "RequestExpired"),
+                false => (403, "ExpiredTokenException"),
+            };
+            return Err(Refusal::new(status, code, None, message));
+        }
         let caller = auth::verify(parts, body, &self.access_key, &self.secret_key, self.now())
             .map_err(|refusal| if ec2 { ec2_refusal(&refusal) } else { refusal })?;
         let service = if ec2 { "ec2" } else { "ebs" };

@@ -77,6 +77,8 @@ pub(super) struct Switches {
     pub(super) encryption_by_default: bool,
     /// IAM actions that are denied.
     pub(super) deny: Vec<String>,
+    /// Session tokens (AWS_SESSION_TOKEN) that are expired.
+    pub(super) expired_sessions: Vec<String>,
 }
 
 impl Default for Switches {
@@ -117,6 +119,7 @@ impl Default for Switches {
             complete_ms: 0,
             encryption_by_default: false,
             deny: Vec::new(),
+            expired_sessions: Vec::new(),
         }
     }
 }

@@ -174,6 +174,16 @@ impl Emulator {
         command
     }
 
+    /// The id and the secret of its one access key.
+    pub fn keys(&self) -> (String, String) {
+        let told = std::fs::read_to_string(self.folder.path().join("credentials")).unwrap();
+        let value = |name: &str| {
+            let line = told.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap().trim_start_matches([' ', '=']).to_owned()
+        };
+        (value("aws_access_key_id"), value("aws_secret_access_key"))
+    }
+
     /// `ebsfs` with these arguments.
     pub fn ebsfs(&self, args: &[&str]) -> Command {
         let mut command = self.command(EBSFS);

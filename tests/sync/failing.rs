@@ -216,3 +216,116 @@ fn a_signal_while_an_image_is_read_back_ends_the_run_and_the_next_one_publishes_
     assert!(said.starts_with(&sha256(&source)), "{said}");
     assert_same(&image, &source);
 }
+
+#[test]
+fn stalls_and_tokens_that_expire_while_syncing_change_nothing() {
+    let emulator = large_pair();
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image.raw");
+    let other = Emulator::beside(&emulator);
+    let url = other.url();
+    emulator.set("stall=0.003&latency_ms=20");
+    let args = [
+        "snap-0a",
+        text(&image),
+        "ebs:",
+        "--to-endpoint-url",
+        &url,
+        "--max-in-flight",
+        "16",
+    ];
+    let child = sync(&emulator, &args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for("blocks", || emulator.gets() > 300);
+    emulator.post("expire-tokens");
+    let lists = emulator.lists();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(emulator.lists() > lists, "they were listed again");
+    emulator.set("stall=0");
+    let (_mount, disk) = mounted(&emulator, "snap-0a");
+    assert_same(&image, &disk);
+    let made = String::from_utf8(output.stdout).unwrap();
+    let (_mount, copy) = mounted(&other, made.trim());
+    assert_same(&copy, &disk);
+}
+
+#[test]
+fn credentials_that_expire_in_the_middle_are_named_and_with_new_ones_the_same_command_goes_on() {
+    let emulator = large_pair();
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image.raw");
+    let args = ["snap-0a", text(&image), "--max-in-flight", "16"];
+    let (id, secret) = emulator.keys();
+    let with_session = |session: &str| {
+        let mut command = sync(&emulator, &args);
+        command
+            .env("AWS_ACCESS_KEY_ID", &id)
+            .env("AWS_SECRET_ACCESS_KEY", &secret)
+            .env("AWS_SESSION_TOKEN", session);
+        command
+    };
+    let child = with_session("first")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for("blocks", || emulator.gets() > 300);
+    emulator.set("expired_sessions=first");
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    assert!(said.contains("the credentials have expired"), "{said}");
+    assert!(!image.exists());
+    run(&mut with_session("second"));
+    let gets = emulator.gets();
+    let (_mount, disk) = mounted(&emulator, "snap-0a");
+    assert_same(&image, &disk);
+    assert!(gets < held(&disk) + 100, "{gets}");
+}
+
+#[test]
+fn credentials_that_a_program_renews_in_the_middle_go_unnoticed() {
+    let emulator = large_pair();
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image.raw");
+    let (given, program) = (folder.path().join("given"), folder.path().join("give"));
+    let (id, secret) = emulator.keys();
+    // Renewed 10 s before they expire: after 2.
+    let script = format!(
+        "#!/bin/sh\necho >> {0}\nn=$(wc -l < {0})\n\
+         echo \"{{\\\"Version\\\":1,\\\"AccessKeyId\\\":\\\"{id}\\\",\\\"SecretAccessKey\\\":\\\"{secret}\\\",\
+         \\\"SessionToken\\\":\\\"session-$n\\\",\\\"Expiration\\\":\\\"$(date -u -d '+12 seconds' +%FT%TZ)\\\"}}\"\n",
+        given.display()
+    );
+    fs::write(&program, script).unwrap();
+    sh(&format!("chmod 700 {}", program.display()));
+    let config = folder.path().join("config");
+    let profile = format!("[default]\ncredential_process = {}\n", program.display());
+    fs::write(&config, profile).unwrap();
+    emulator.set("latency_ms=100");
+    let child = sync(
+        &emulator,
+        &["snap-0a", text(&image), "--max-in-flight", "16"],
+    )
+    .env("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    .env("AWS_CONFIG_FILE", &config)
+    .stderr(Stdio::piped())
+    .spawn()
+    .unwrap();
+    let times = || fs::read_to_string(&given).map_or(0, |given| given.lines().count());
+    wait_for("new credentials", || times() > 1);
+    // Those signed with the old ones are answered for.
+    std::thread::sleep(Duration::from_millis(500));
+    emulator.set("expired_sessions=session-1");
+    let before = emulator.gets();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(emulator.gets() > before, "it had ended before");
+    let (_mount, disk) = mounted(&emulator, "snap-0a");
+    assert_same(&image, &disk);
+}
