@@ -16,7 +16,7 @@
 //! | --- | --- | --- |
 //! | 0 | [`error`], [`block`] | anything |
 //! | 1 | [`source`], [`sink`], [`readahead`], [`digest`], [`maps`], [`aws`] | who implements or uses them |
-//! | 2 | [`ebs`], `ec2`, [`cache`], [`image`], [`disk`], [`compare`] | each other: they see only [`source::BlockSource`] |
+//! | 2 | [`ebs`], `ec2`, [`cache`], [`image`], [`disk`], [`compare`], [`repository`] | each other: they see only [`source::BlockSource`]; a repository writes files with `disk` |
 //! | 3 | [`sinks`] | cache, image |
 //! | 4 | [`fs`], [`sync`] | each other, ebs, ec2, cache, sinks |
 //! | 5 | [`cli`] | nothing: the one place where concrete types are stacked |
@@ -69,11 +69,27 @@
 //! `cli/mount` stacks the types: an [`ebs::EbsCatalog`] over a client and EC2's descriptions, a [`cache::CachedCatalog`]
 //! over that, an [`fs::Tree`] over that, mounted.
 //!
+//! # The path of a snapshot through a repository
+//! ```text
+//!  cli/sync/plan    choose      the newest root of the volume is the parent; --base: only what changed since it is read
+//!  repository/sink  open        the run is on record in the store before anything there is counted on
+//!  repository/sink  write_block as the parent has it: noted; else zstd, into a pack; a full one is put and read back
+//!  repository/sink  flush       the open pack is put; where blocks are survives a crash of this machine
+//!  repository/sink  finish      each segment that changed, then the root: now the snapshot is there
+//!
+//!  repository/catalog find      latest, an id, VOLUME@TIME -> a root
+//!  repository/source  read_block segment -> pack, offset, length; neighbours that are wanted together are one ranged GET
+//!  digest             check      SHA-256 of the block, as the segment says
+//! ```
+//! [`repository`] has the format and what makes it safe.
+//!
 //! # Memory
 //! Blocks, cached and in flight together, keep the budget of `--memory` (a hedge holds a second body for a moment). Tokens
 //! are bounded for all snapshots together (32 MiB). Presence is two bitmaps in chunks for each snapshot that is read, at
 //! most 16 MiB each for 64 TiB and next to nothing where all blocks of a chunk are alike. Maps that are shown are bitmaps
-//! too, 64 MiB of them kept. Nothing else grows with how much is read.
+//! too, 64 MiB of them kept. A repository's segments
+//! are read and made one by one, eight of them kept (3 MB each); packs on their way are at most six, of 32 MiB. Nothing else
+//! grows with how much is read.
 //!
 //! # Errors
 //! [`error::Kind`]s exist where a caller acts differently. Each border has one table: AWS code to kind in [`aws`], kind to
@@ -97,6 +113,7 @@ pub mod ebs;
 #[cfg(feature = "ec2")]
 pub mod ec2;
 pub mod image;
+pub mod repository;
 
 pub mod sinks;
 

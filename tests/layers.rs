@@ -13,30 +13,31 @@ const RULES: &[(&str, u8, &str)] = &[
     ("readahead", 1, "source sink maps aws"),
     ("aws", 1, "source sink readahead maps block"),
     ("maps", 1, "source sink readahead aws"),
-    ("ebs", 2, "ec2 cache image disk compare sink readahead"),
+    ("ebs", 2, "repository ec2 cache image disk compare sink readahead"),
     (
         "ec2",
         2,
-        "ebs cache image disk compare sink readahead block",
+        "repository ebs cache image disk compare sink readahead block",
     ),
-    ("cache", 2, "ebs ec2 image disk compare sink readahead aws"),
-    ("image", 2, "ebs ec2 cache disk compare sink aws"),
-    ("disk", 2, "ebs ec2 cache image compare sink readahead aws"),
+    ("cache", 2, "repository ebs ec2 image disk compare sink readahead aws"),
+    ("image", 2, "repository ebs ec2 cache disk compare sink aws"),
+    ("disk", 2, "repository ebs ec2 cache image compare sink readahead aws"),
     (
         "compare",
         2,
-        "ebs ec2 cache image disk sink readahead maps aws",
+        "repository ebs ec2 cache image disk sink readahead maps aws",
     ),
-    ("sinks", 3, "cache image compare readahead"),
+    ("repository", 2, "ebs ec2 cache image compare readahead maps aws"),
+    ("sinks", 3, "repository cache image compare readahead"),
     (
         "fs",
         4,
-        "ebs ec2 cache disk compare sink sinks sync aws readahead",
+        "repository ebs ec2 cache disk compare sink sinks sync aws readahead",
     ),
     (
         "sync",
         4,
-        "ebs ec2 cache image compare sinks fs aws readahead",
+        "repository ebs ec2 cache image compare sinks fs aws readahead",
     ),
     ("cli", 5, ""),
 ];
@@ -47,6 +48,7 @@ const ONLY: &[(&str, &str)] = &[
     ("aws_sdk_ebs::", "ebs/client"),
     ("aws_sdk_ec2::", "ec2"),
     ("moka::", "cache/memory"),
+    ("object_store::", "repository/store"),
 ];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {

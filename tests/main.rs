@@ -23,6 +23,7 @@ mod layers;
 mod pairs;
 mod readme;
 mod refusals;
+mod repository;
 mod stress;
 mod sync;
 mod tls;

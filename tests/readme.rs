@@ -63,7 +63,8 @@ fn every_command_of_the_readme_works_as_it_stands_there() {
         .replace(LATER, &later)
         .replace(VOLUME, "vol-0a")
         .replace("/mnt/ebs", &at("ebs"))
-        .replace("/mnt/files", &at("files"));
+        .replace("/mnt/files", &at("files"))
+        .replace("/srv/replicas", &at("replicas"));
     let path = format!(
         "{}:{}:/usr/sbin:/sbin",
         std::path::Path::new(EBSFS).parent().unwrap().display(),
@@ -101,6 +102,7 @@ fn every_command_of_the_readme_works_as_it_stands_there() {
     assert!(sums.iter().all(|sum| *sum == sums[0]), "{said}");
     assert!(said.contains("Images are identical."), "{said}");
     assert!(said.contains(&format!("holds {later}\n")), "{said}");
+    assert!(said.contains("2 snapshots, 2 segments"), "{said}");
 }
 
 #[test]

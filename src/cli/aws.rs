@@ -59,6 +59,16 @@ impl AwsArgs {
         }
     }
 
+    /// The certificate authorities to trust.
+    pub(super) fn ca_bundle(&self) -> Option<&PathBuf> {
+        self.ca_bundle.as_ref()
+    }
+
+    /// Whether the command line names an endpoint.
+    pub(super) fn names_endpoint(&self) -> bool {
+        self.endpoint_url.is_some()
+    }
+
     /// The configuration, with a Region and credentials that were asked for once.
     pub(super) async fn load_with_credentials(&self) -> Result<SdkConfig> {
         let config = self.load().await?;
@@ -68,6 +78,27 @@ impl AwsArgs {
 
     /// The configuration, with a Region; whether there are credentials is asked only by [`check_credentials`].
     pub(super) async fn load(&self) -> Result<SdkConfig> {
+        let config = self.configured().await?;
+        let config = config.filter(|config| config.region().is_some());
+        config.ok_or_else(|| {
+            let what = "no AWS Region: use --region, AWS_REGION or a profile that has one";
+            Error::new(Kind::Invalid, what)
+        })
+    }
+
+    /// The configuration for an object store, which may have no Region; with credentials that were asked for once.
+    pub(super) async fn load_for_store(&self) -> Result<SdkConfig> {
+        let config = self.configured().await?;
+        let config = config.ok_or_else(|| {
+            let what = format!("no AWS configuration within {CREDENTIALS_TIMEOUT:?}");
+            Error::new(Kind::Denied, what)
+        })?;
+        check_credentials(&config).await?;
+        Ok(config)
+    }
+
+    /// The configuration as far as it is told; none when the metadata service that is to tell it does not answer.
+    async fn configured(&self) -> Result<Option<SdkConfig>> {
         let mut loader = aws_config::defaults(BehaviorVersion::latest());
         if let Some(region) = &self.region {
             loader = loader.region(Region::new(region.clone()));
@@ -98,15 +129,7 @@ impl AwsArgs {
             loader = loader.http_client(trusting(file)?);
         }
         let config = tokio::time::timeout(CREDENTIALS_TIMEOUT, loader.load()).await;
-        config
-            .ok()
-            .filter(|config| config.region().is_some())
-            .ok_or_else(|| {
-                Error::new(
-                    Kind::Invalid,
-                    "no AWS Region: use --region, AWS_REGION or a profile that has one",
-                )
-            })
+        Ok(config.ok())
     }
 }
 

@@ -10,6 +10,8 @@ mod limits;
 mod ls;
 mod mount;
 mod output;
+mod repository;
+mod store;
 mod sync;
 mod umount;
 
@@ -53,6 +55,7 @@ enum Verb {
     Changes(changes::ChangesArgs),
     Blocks(blocks::BlocksArgs),
     Sync(Box<sync::SyncArgs>),
+    Repository(repository::RepositoryArgs),
     Emulator(emulator::EmulatorArgs),
 }
 
@@ -112,6 +115,7 @@ fn run(args: Args) -> Result<()> {
         Verb::Changes(changes) => changes.run(),
         Verb::Blocks(blocks) => blocks.run(),
         Verb::Sync(sync) => sync.run(),
+        Verb::Repository(repository) => repository.run(),
         Verb::Emulator(emulator) => emulator.run(),
     }
 }

@@ -15,12 +15,14 @@ use tracing::{info, warn};
 use super::aws::{self, AwsArgs};
 use super::background;
 use super::limits::LimitArgs;
+use super::store::StoreArgs;
 use crate::block::BlockIndex;
 use crate::cache::{Cache, CachedCatalog};
 use crate::ebs::{Client, EbsCatalog};
 use crate::error::{Error, Kind, Result};
 use crate::fs::{Access, Mounted, Ownership, Tree};
 use crate::image::ReadaheadBudget;
+use crate::repository::{Address, RepositoryCatalog};
 use crate::source::{Catalog, Selector, SnapshotId};
 
 /// How long the first call on a named snapshot may take: a person waits for the mount.
@@ -39,11 +41,12 @@ const CLOSING: Duration = Duration::from_secs(3);
     Stays in the foreground until it is unmounted (ebsfs umount, fusermount3 -u) or gets SIGINT or SIGTERM."
 )]
 pub(super) struct MountArgs {
-    /// An empty folder
+    /// An empty folder; for a repository its URL (s3://BUCKET/PREFIX, az://, gs://, file:///FOLDER), and then the folder
+    #[arg(value_name = "MOUNTPOINT | REPOSITORY MOUNTPOINT")]
     mountpoint: PathBuf,
     /// What to list: snapshot ids, volume ids, tag:KEY=VALUE; nothing: all snapshots of the account
     #[arg(value_name = "SNAPSHOT | VOLUME | tag:KEY=VALUE")]
-    select: Vec<Selector>,
+    select: Vec<String>,
     /// Return when the mount answers, and go on in the background; what is logged then goes to --log-file or is lost
     #[arg(long)]
     pub(super) background: bool,
@@ -58,7 +61,17 @@ pub(super) struct MountArgs {
     #[command(flatten)]
     access: AccessArgs,
     #[command(flatten)]
+    store: StoreArgs,
+    #[command(flatten)]
     aws: AwsArgs,
+}
+
+/// What is mounted.
+enum What {
+    /// Snapshots of EBS.
+    Ebs(Vec<Selector>),
+    /// All snapshots of a repository.
+    Repository(Address),
 }
 
 #[derive(Args, Debug)]
@@ -91,8 +104,29 @@ fn read_mode(text: &str) -> std::result::Result<u16, String> {
 impl MountArgs {
     /// What can be told without any call: the mountpoint, the memory.
     pub(super) fn check(&self) -> Result<()> {
-        check_mountpoint(&self.mountpoint)?;
+        let (_, mountpoint) = self.what()?;
+        check_mountpoint(mountpoint)?;
         Cache::new(self.memory, self.limits.max_in_flight).map(drop)
+    }
+
+    /// What is mounted where.
+    fn what(&self) -> Result<(What, &Path)> {
+        let first = self
+            .mountpoint
+            .to_str()
+            .filter(|first| Address::looks_like(first));
+        let Some(address) = first else {
+            let select = self.select.iter().map(|text| text.parse());
+            return Ok((What::Ebs(select.collect::<Result<_>>()?), &self.mountpoint));
+        };
+        match &self.select[..] {
+            [mountpoint] => Ok((What::Repository(address.parse()?), mountpoint.as_ref())),
+            _ => {
+                let what =
+                    format!("say ebsfs mount {address} MOUNTPOINT: all its snapshots are shown");
+                Err(Error::new(Kind::Invalid, what))
+            }
+        }
     }
 
     pub(super) fn run(self, log_file: Option<&Path>) -> Result<()> {
@@ -121,10 +155,13 @@ impl MountArgs {
                 }
                 info!("mounted at {}", mounted.mountpoint().display());
                 let done = serve_until_end(&mounted, &mut signals).await;
-                let (requests, (hits, fetched)) = (client.counts(), cache.counts());
+                let (hits, fetched) = cache.counts();
+                info!("unmounted: {fetched} blocks fetched, {hits} reads answered from memory");
+                let Some(requests) = client.map(|client| client.counts()) else {
+                    return done;
+                };
                 info!(
-                    "unmounted: {fetched} blocks fetched, {hits} reads answered from memory, {} GetSnapshotBlock and {} list \
-                     requests, {} of them hedges, {} retries, {} throttled",
+                    "{} GetSnapshotBlock and {} list requests, {} of them hedges, {} retries, {} throttled",
                     requests.gets,
                     requests.lists,
                     requests.hedges,
@@ -137,15 +174,28 @@ impl MountArgs {
         }
     }
 
-    async fn mount(&self) -> Result<(Mounted, Arc<Client>, Arc<Cache>)> {
-        let config = self.aws.load().await?;
-        let mut limits = self.limits.limits();
-        limits.timeout = limits.timeout.min(CHECK_TIMEOUT);
-        let (client, catalog) = aws::catalog(&config, &limits, self.select.clone());
-        if !self.lazy {
-            aws::check_credentials(&config).await?;
-            self.check_selection(&catalog).await?;
-        }
+    async fn mount(&self) -> Result<(Mounted, Option<Arc<Client>>, Arc<Cache>)> {
+        let (what, mountpoint) = self.what()?;
+        let (client, catalog): (_, Arc<dyn Catalog>) = match what {
+            What::Ebs(select) => {
+                let config = self.aws.load().await?;
+                let mut limits = self.limits.limits();
+                limits.timeout = limits.timeout.min(CHECK_TIMEOUT);
+                let (client, catalog) = aws::catalog(&config, &limits, select.clone());
+                if !self.lazy {
+                    aws::check_credentials(&config).await?;
+                    check_selection(&select, &catalog).await?;
+                }
+                (Some(client), catalog)
+            }
+            What::Repository(address) => {
+                let store = self
+                    .store
+                    .open(&address, &self.aws, self.limits.timeout, false)
+                    .await?;
+                (None, Arc::new(RepositoryCatalog::open(store, false).await?))
+            }
+        };
         let cache = Cache::new(self.memory, self.limits.max_in_flight)?;
         let readahead = ReadaheadBudget::new(cache.max_readahead());
         let cached = CachedCatalog::new(Arc::clone(&cache), catalog);
@@ -155,35 +205,36 @@ impl MountArgs {
             readahead,
             self.limits.timeout,
         );
-        let mounted = crate::fs::mount(tree, &self.mountpoint, self.access.access())?;
-        client.set_timeout(self.limits.timeout);
+        let mounted = crate::fs::mount(tree, mountpoint, self.access.access())?;
+        if let Some(client) = &client {
+            client.set_timeout(self.limits.timeout);
+        }
         Ok((mounted, client, cache))
     }
+}
 
-    /// One small listing of each named snapshot, so that a wrong id, Region, credential or permission is told at once.
-    async fn check_selection(&self, catalog: &EbsCatalog) -> Result<()> {
-        let named: Vec<&SnapshotId> = self
-            .select
-            .iter()
-            .filter_map(|selector| match selector {
-                Selector::Snapshot(id) => Some(id),
-                _ => None,
-            })
-            .collect();
-        if named.len() < self.select.len() {
-            catalog.list().await?;
-        } else if named.len() > 1 {
-            // One call describes them all; without it each is asked for alone, or not at all.
-            if let Err(error) = catalog.list().await {
-                warn!("{}", error.chain());
-            }
+/// One small listing of each named snapshot, so that a wrong id, Region, credential or permission is told at once.
+async fn check_selection(select: &[Selector], catalog: &EbsCatalog) -> Result<()> {
+    let named: Vec<&SnapshotId> = select
+        .iter()
+        .filter_map(|selector| match selector {
+            Selector::Snapshot(id) => Some(id),
+            _ => None,
+        })
+        .collect();
+    if named.len() < select.len() {
+        catalog.list().await?;
+    } else if named.len() > 1 {
+        // One call describes them all; without it each is asked for alone, or not at all.
+        if let Err(error) = catalog.list().await {
+            warn!("{}", error.chain());
         }
-        // A few at a time: each has its own deadline, and listings have a pace.
-        stream::iter(named.into_iter().map(|id| check(catalog, id)))
-            .buffer_unordered(CHECKS)
-            .try_collect()
-            .await
     }
+    // A few at a time: each has its own deadline, and listings have a pace.
+    stream::iter(named.into_iter().map(|id| check(catalog, id)))
+        .buffer_unordered(CHECKS)
+        .try_collect()
+        .await
 }
 
 /// Opens a snapshot and lists its first blocks.

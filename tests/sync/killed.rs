@@ -31,7 +31,7 @@ impl Kills {
     }
 }
 
-fn kill_until_done(command: impl Fn() -> Command, most_ms: u64, mut look: impl FnMut()) -> u64 {
+pub fn kill_until_done(command: impl Fn() -> Command, most_ms: u64, mut look: impl FnMut()) -> u64 {
     let mut kills = 0;
     loop {
         let mut said = tempfile::tempfile().unwrap();

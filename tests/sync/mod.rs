@@ -8,6 +8,8 @@ mod refused;
 mod restored;
 mod whole;
 
+pub use killed::kill_until_done;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -69,7 +71,7 @@ fn left_beside(image: &Path) -> Vec<String> {
 }
 
 /// Two snapshots of 1 GiB, some 800 blocks and 400 changes.
-fn large_pair() -> Emulator {
+pub fn large_pair() -> Emulator {
     Emulator::with(&[
         "--synthetic",
         "snap-0a:1:400000",
@@ -81,7 +83,7 @@ fn large_pair() -> Emulator {
 }
 
 /// A mount of one snapshot, and its image.
-fn mounted(emulator: &Emulator, id: &str) -> (Mount, PathBuf) {
+pub fn mounted(emulator: &Emulator, id: &str) -> (Mount, PathBuf) {
     emulator.set("latency_ms=0");
     let mount = emulator.mount(&[id]);
     let disk = mount.disk(id);

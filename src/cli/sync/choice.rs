@@ -9,6 +9,7 @@ use super::remote::Begun;
 use super::target::Place;
 use crate::block::Delta;
 use crate::error::{Error, Kind, Result};
+use crate::repository::Bringing;
 use crate::sink::Sink;
 use crate::sinks::FileSink;
 use crate::sync::{self, Checkpoint, Content, Lock, Target, Task};
@@ -47,6 +48,8 @@ pub(super) enum How {
     InPlace,
     /// A snapshot to be started, or one that is.
     Snapshot(Option<Box<Begun>>),
+    /// A snapshot to be brought into a repository, or one that is.
+    Repository(Option<Box<Bringing>>),
 }
 
 impl Choice {
@@ -80,6 +83,8 @@ impl Choice {
             (How::InPlace, false) => "an image, changed in place",
             (How::Snapshot(Some(_)), _) => "a new EBS snapshot",
             (How::Snapshot(None), _) => "a new EBS snapshot, gone on with",
+            (How::Repository(Some(_)), _) => "a snapshot in a repository",
+            (How::Repository(None), _) => "a snapshot in a repository, gone on with",
         }
     }
 
@@ -88,6 +93,9 @@ impl Choice {
         let place = self.place;
         let mut checkpoint = match self.work {
             Work::New(task, plan) => {
+                if let Some(vault) = place.vault() {
+                    vault.forget_left(&place).await?;
+                }
                 if !place.is_in_place() {
                     // Before the part that it speaks of is made anew. In place it is replaced, for it knows what was begun.
                     Checkpoint::discard(&place.checkpoint_path())?;
@@ -117,6 +125,17 @@ impl Choice {
             How::Already => {
                 let what = format!("{} needs nothing", place.shown());
                 return Err(Error::new(Kind::Invalid, what));
+            }
+            How::Repository(bringing) => {
+                if let Some(bringing) = bringing {
+                    checkpoint.mark([], serde_json::to_value(bringing).unwrap_or_default());
+                }
+                let Some(vault) = place.vault() else {
+                    return Err(Error::new(Kind::Invalid, "it is no repository"));
+                };
+                // Before the repository knows of the run: what is there of it can be found.
+                checkpoint.encode().write()?;
+                vault.open(&checkpoint).await?
             }
             How::Snapshot(begun) => {
                 if let Some(begun) = begun {

@@ -5,6 +5,7 @@ mod choice;
 mod plan;
 mod remote;
 mod report;
+mod repository;
 mod run;
 mod show;
 mod source;
@@ -19,6 +20,7 @@ use clap::Args;
 
 use super::aws::AwsArgs;
 use super::limits::LimitArgs;
+use super::store::StoreArgs;
 use crate::block::BLOCK_SIZE;
 use crate::ebs::Limits;
 use crate::error::Result;
@@ -34,15 +36,18 @@ const TURN: Duration = Duration::from_secs(10);
 /// Replicate a snapshot, or only its changes, and survive anything
 #[derive(Args, Debug)]
 #[command(
-    long_about = "Replicate a snapshot, or only its changes, into raw images, block devices and new EBS snapshots.\n\n\
+    long_about = "Replicate a snapshot, or only its changes, into raw images, block devices, new EBS snapshots and \
+    repositories in object stores.\n\n\
     The same command again goes on where it was stopped or killed. A new image appears whole or not at all; a device, or an \
     image with --in-place, is recorded as unusable until it is whole."
 )]
 pub(super) struct SyncArgs {
-    /// A snapshot id, or a raw image or block device of this machine
+    /// A snapshot id, a raw image or block device of this machine, or a snapshot of a repository: s3://BUCKET/PREFIX#SNAPSHOT,
+    /// #latest, #VOLUME or #VOLUME@TIME
     #[arg(required_unless_present = "status")]
     source: Option<String>,
-    /// Images to make or to replace, block devices to overwrite, `ebs:` or ebs:REGION for a new EBS snapshot
+    /// Images to make or to replace, block devices to overwrite, `ebs:` or ebs:REGION for a new EBS snapshot, s3://BUCKET/PREFIX
+    /// (az://, gs://, file:///FOLDER) for a repository
     #[arg(required_unless_present = "status", value_name = "TARGET")]
     targets: Vec<String>,
     /// Copy only what changed since this snapshot, which the targets must hold; auto: since the one that each of them holds,
@@ -73,7 +78,7 @@ pub(super) struct SyncArgs {
     /// How to show how far it is
     #[arg(long, value_enum, default_value_t = ProgressForm::Auto)]
     progress: ProgressForm,
-    /// What a target holds, or what of new snapshots (ebs:) is unfinished, and do nothing
+    /// What a target holds, or what of new snapshots (ebs:) and in a repository is unfinished, and do nothing
     #[arg(long, value_name = "TARGET", conflicts_with_all = ["source", "targets", "base"])]
     status: Option<String>,
     /// Where it is kept what devices hold, and how far they and new snapshots are
@@ -89,6 +94,8 @@ pub(super) struct SyncArgs {
     bandwidth: Option<ByteSize>,
     #[command(flatten)]
     to: ToArgs,
+    #[command(flatten)]
+    store: StoreArgs,
     #[command(flatten)]
     limits: LimitArgs,
     #[command(flatten)]

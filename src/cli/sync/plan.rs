@@ -7,12 +7,13 @@ use tracing::{info, warn};
 
 use super::choice::{Choice, How, Work};
 use super::remote::{Remote, snapshot_of};
+use super::repository::{Repository, bringing_of};
 use super::target::Place;
 use super::{Source, SyncArgs};
 use crate::block::{BLOCK_SIZE, BlockSet, Delta};
 use crate::error::{Error, Kind, Result};
 use crate::sinks::FileSink;
-use crate::source::{BlockSource, Catalog, SnapshotId, held};
+use crate::source::{BlockSource, SnapshotId, held};
 use crate::sync::{Checkpoint, Content, Lock, Mode, Task};
 
 /// `--base`.
@@ -69,6 +70,17 @@ impl<'a> Planner<'a> {
 
     /// Decides for one target, which is locked unless it is only looked at.
     pub(super) async fn choose(&mut self, place: Place, lock: Option<Lock>) -> Result<Choice> {
+        if let Some(vault) = place.vault().cloned()
+            && !self.restart
+            && vault.holds(self.source).await?
+        {
+            if lock.is_some() {
+                // Left by a run that was killed when all was there.
+                Checkpoint::discard(&place.checkpoint_path())?;
+            }
+            let choice = self.already(place);
+            return Ok(Choice { lock, ..choice });
+        }
         let begun = self.begun(&place)?;
         let choice = self.choose_by(place, begun).await?;
         let (_, plan, _) = choice.plan();
@@ -156,7 +168,12 @@ impl<'a> Planner<'a> {
     }
 
     async fn resume(&mut self, place: Place, mut begun: Checkpoint) -> Result<Choice> {
-        let how = if let Some(remote) = place.remote().cloned() {
+        let how = if place.vault().is_some() {
+            match bringing_of(begun.state()) {
+                Some(_) => How::Repository(None),
+                None => return self.begin(place).await,
+            }
+        } else if let Some(remote) = place.remote().cloned() {
             match remote.goes_on_with(begun.state(), begun.task())? {
                 true => How::Snapshot(None),
                 false => return self.begin_snapshot(place, &remote).await,
@@ -254,15 +271,16 @@ impl<'a> Planner<'a> {
         if let Some(remote) = place.remote().cloned() {
             return self.begin_snapshot(place, &remote).await;
         }
+        if let Some(vault) = place.vault().cloned() {
+            return self.begin_bringing(place, &vault).await;
+        }
         let content = place.record().content()?;
         // What a target holds is not written again, unless all of it is to be proved.
         let is_held = content == Content::Holds(self.source.name.clone())
             && self.source.mark.is_none()
             && !self.restart;
         if is_held && !(self.verify && self.base.is_none()) {
-            let head = self.source.blocks.geometry();
-            let nothing = Arc::new(Delta::new(Some(head), head));
-            return Ok(self.new_choice(place, None, nothing, How::Already));
+            return Ok(self.already(place));
         }
         let base = match (self.base, content) {
             (None, _) => return self.full(place).await,
@@ -303,6 +321,37 @@ impl<'a> Planner<'a> {
             How::Cloned
         };
         Ok(self.new_choice(place, Some(base), plan, how))
+    }
+
+    /// A target that holds the source.
+    fn already(&self, place: Place) -> Choice {
+        let head = self.source.blocks.geometry();
+        let nothing = Arc::new(Delta::new(Some(head), head));
+        self.new_choice(place, None, nothing, How::Already)
+    }
+
+    /// A snapshot that no run has begun to bring into a repository.
+    async fn begin_bringing(&mut self, place: Place, vault: &Repository) -> Result<Choice> {
+        let mut beginning = vault.beginning(self.base, self.source).await?;
+        let delta = match beginning.base.clone() {
+            Some(base) => self.delta_unless_gone(&base).await?,
+            None => None,
+        };
+        let plan = match delta {
+            // What is not spoken of is a hole there.
+            Some(delta) => Arc::new(delta.without_growth()),
+            None => {
+                beginning.base = None;
+                let geometry = self.source.blocks.geometry();
+                Arc::new(Delta::full(geometry, self.held().await?, false))
+            }
+        };
+        let base = beginning.base.clone();
+        let mut choice = self.new_choice(place, base, plan, How::Repository(None));
+        let (task, _, _) = choice.plan();
+        let bringing = vault.begin(&beginning, task, self.source)?;
+        choice.how = How::Repository(Some(Box::new(bringing)));
+        Ok(choice)
     }
 
     /// A snapshot that no run has begun.
@@ -395,7 +444,7 @@ impl<'a> Planner<'a> {
         if let Some((_, delta)) = self.deltas.iter().find(|(known, _)| known == base) {
             return Ok(Arc::clone(delta));
         }
-        let Some((head, catalog)) = self.source.ebs() else {
+        let Some((head, catalog)) = self.source.catalog() else {
             return Err(Error::new(Kind::Invalid, "only snapshots have changes"));
         };
         let (delta, blocks) = catalog.delta(base, head).await?;

@@ -32,15 +32,15 @@ const LEAST_TIMEOUT: u64 = 1440;
 const MOST_TIMEOUT: u64 = 4320;
 
 #[derive(Args, Debug)]
-#[command(next_help_heading = "New EBS snapshots")]
+#[command(next_help_heading = "New EBS snapshots and repositories")]
 pub(super) struct ToArgs {
-    /// The profile of the account that the snapshot is made in; else that of the source
+    /// The profile of the account that the snapshot or the bucket is in; else that of the source
     #[arg(long, value_name = "PROFILE")]
     to_profile: Option<String>,
-    /// The Region that it is made in, as ebs:REGION; else that of the source
+    /// The Region that it is in, as ebs:REGION; else that of the source
     #[arg(long, value_name = "REGION")]
     to_region: Option<String>,
-    /// The URL of EBS and EC2 there; else that of the source if the Region is the same
+    /// The URL of EBS and EC2 there, else that of the source if the Region is the same; or of the object store
     #[arg(long, value_name = "URL")]
     to_endpoint_url: Option<String>,
     /// The certificate authorities to trust there; else those of the source
@@ -96,6 +96,17 @@ impl std::fmt::Debug for Remote {
 }
 
 impl ToArgs {
+    /// The account of an object store.
+    pub(super) fn account(&self, source: &AwsArgs) -> AwsArgs {
+        source.elsewhere(
+            self.to_profile.clone(),
+            self.to_region.clone(),
+            self.to_endpoint_url.clone(),
+            self.to_ca_bundle.clone(),
+            false,
+        )
+    }
+
     /// Reaches the account and Region of `ebs:REGION`; nothing is made.
     pub(super) async fn connect(
         &self,

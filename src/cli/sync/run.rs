@@ -13,6 +13,7 @@ use super::choice::Choice;
 use super::plan::Planner;
 use super::remote::snapshot_of;
 use super::report::ReportFile;
+use super::repository::{Repository, bringing_of};
 use super::show::{Plans, Shown, say};
 use super::target::Place;
 use super::{Source, SyncArgs};
@@ -20,6 +21,7 @@ use crate::block::Geometry;
 use crate::disk::DiskSource;
 use crate::ebs::Client;
 use crate::error::{Error, Kind, Result};
+use crate::repository::Address;
 use crate::source::BlockSource;
 use crate::sync::{self, Checkpoint, Content, Progress, Report, Target};
 
@@ -76,6 +78,7 @@ impl SyncArgs {
         let plans = Plans {
             choices: &choices,
             rate: self.rate(),
+            is_ebs: source.client().is_some(),
             form: self.progress,
         };
         if self.dry_run {
@@ -160,12 +163,14 @@ impl SyncArgs {
     async fn places(&self, source: &Source) -> Result<Vec<Place>> {
         let mut places: Vec<Place> = Vec::new();
         for target in &self.targets {
-            let place = match target.strip_prefix("ebs:") {
-                Some(region) => {
-                    let remote = self.to.connect(region, &self.aws, &self.limits()).await?;
-                    Place::snapshot(remote, &source.name, &self.state_dir)
-                }
-                None => Place::of(target.as_ref(), &self.state_dir, self.in_place)?,
+            let place = if let Some(region) = target.strip_prefix("ebs:") {
+                let remote = self.to.connect(region, &self.aws, &self.limits()).await?;
+                Place::snapshot(remote, &source.name, &self.state_dir)
+            } else if Address::looks_like(target) {
+                let repository = Repository::connect(target, self).await?;
+                Place::repository(repository, &source.name, &self.state_dir)
+            } else {
+                Place::of(target.as_ref(), &self.state_dir, self.in_place)?
             };
             if places.iter().any(|other| other.id() == place.id()) {
                 return Err(Error::new(
@@ -234,7 +239,7 @@ impl SyncArgs {
         };
         let mut image_sha256 = self.prove(target, before.as_deref(), stop).await?;
         let written = target.checkpoint.written();
-        if place.remote().is_some() {
+        if place.path().is_none() {
             until_stopped(stop, target.sink.finish(written)).await?;
         } else {
             target.sink.finish(written).await?;
@@ -248,7 +253,7 @@ impl SyncArgs {
             task: target.checkpoint.task().clone(),
             started,
             ended: SystemTime::now(),
-            snapshot: snapshot_of(target.checkpoint.state()).map(|id| id.to_string()),
+            snapshot: made_of(target, place),
             volume_bytes: plan.head().size(),
             blocks_written: plan.write().len(),
             blocks_zeroed: plan.zero().len(),
@@ -286,6 +291,15 @@ async fn until_stopped<T>(stop: &Stop, work: impl Future<Output = Result<T>>) ->
     tokio::select! {
         done = work => done,
         Ok(_) = stop.wait_for(|stop| *stop) => Err(sync::stopped()),
+    }
+}
+
+/// What was made, by the name that it is found by.
+fn made_of(target: &Target, place: &Place) -> Option<String> {
+    let state = target.checkpoint.state();
+    match place.vault() {
+        Some(vault) => bringing_of(state).map(|bringing| vault.name_of(&bringing.snapshot)),
+        None => snapshot_of(state).map(|id| id.to_string()),
     }
 }
 

@@ -40,6 +40,8 @@ pub(super) struct Plans<'a> {
     pub(super) choices: &'a [Choice],
     /// Blocks a second, at most.
     pub(super) rate: u32,
+    /// Whether the source is read from EBS.
+    pub(super) is_ebs: bool,
     pub(super) form: ProgressForm,
 }
 
@@ -81,11 +83,7 @@ impl Plans<'_> {
         let (task, plan, done) = choice.plan();
         let (write, zero) = (plan.write().len(), plan.zero().len());
         let left = (write + zero).saturating_sub(done);
-        let gets = if task.source.starts_with("snap-") {
-            left.min(write)
-        } else {
-            0
-        };
+        let gets = if self.is_ebs { left.min(write) } else { 0 };
         let puts = if choice.place.remote().is_some() {
             left
         } else {

@@ -10,8 +10,9 @@ use super::target::Place;
 use crate::block::BLOCK_SIZE;
 use crate::cli::aws;
 use crate::disk::DiskSource;
-use crate::ebs::{Client, EbsCatalog};
+use crate::ebs::Client;
 use crate::error::{Error, Kind, Result};
+use crate::repository::{Address, RepositoryCatalog};
 use crate::sinks::mark_of;
 use crate::source::{BlockSource, Catalog, Selector, Snapshot, SnapshotId};
 use crate::sync::Content;
@@ -25,13 +26,17 @@ pub(super) struct Source {
     /// Its bytes, if they are not those of a whole volume.
     pub(super) size: Option<u64>,
     pub(super) blocks: Arc<dyn BlockSource>,
-    snapshot: Option<(Snapshot, Arc<EbsCatalog>, Arc<Client>)>,
+    snapshot: Option<(Snapshot, Arc<dyn Catalog>)>,
+    client: Option<Arc<Client>>,
 }
 
 impl Source {
     /// Opens what a person named.
     pub(super) async fn open(args: &SyncArgs) -> Result<Self> {
         let name = args.source.as_deref().unwrap_or_default();
+        if Address::looks_like(name) {
+            return Self::repository(args, &name.parse()?).await;
+        }
         match name.parse::<SnapshotId>() {
             Ok(id) => Self::snapshot(args, &id).await,
             Err(_) => Self::disk(args, name),
@@ -48,7 +53,39 @@ impl Source {
             mark: None,
             size: None,
             blocks,
-            snapshot: Some((snapshot, catalog, client)),
+            snapshot: Some((snapshot, catalog)),
+            client: Some(client),
+        })
+    }
+
+    async fn repository(args: &SyncArgs, address: &Address) -> Result<Self> {
+        let select = address.select.as_deref().ok_or_else(|| {
+            let what = format!("which snapshot of {address}: say {address}#SNAPSHOT or #latest");
+            Error::new(Kind::Invalid, what)
+        })?;
+        let store = args
+            .store
+            .open(address, &args.aws, args.limits.timeout, false)
+            .await?;
+        let catalog = RepositoryCatalog::open(store, false).await?;
+        let name = catalog.find(select).await?;
+        let (snapshot, blocks) = catalog.open(&name.snapshot).await?;
+        let size = blocks.geometry().size();
+        if size % u64::from(BLOCK_SIZE) > 0 && args.targets.iter().any(|to| to.starts_with("ebs:"))
+        {
+            let what = format!(
+                "{} has no whole number of 512 KiB blocks: EBS takes no others",
+                snapshot.id
+            );
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        Ok(Self {
+            name: snapshot.id.to_string(),
+            mark: None,
+            size: None,
+            blocks,
+            snapshot: Some((snapshot, Arc::new(catalog))),
+            client: None,
         })
     }
 
@@ -90,23 +127,29 @@ impl Source {
             size: Some(size),
             blocks: Arc::new(disk),
             snapshot: None,
+            client: None,
         })
     }
 
     /// Where it is from, if it is a snapshot.
-    pub(super) fn ebs(&self) -> Option<(&SnapshotId, &Arc<EbsCatalog>)> {
-        let (snapshot, catalog, _) = self.snapshot.as_ref()?;
-        Some((&snapshot.id, catalog))
+    pub(super) fn catalog(&self) -> Option<(&SnapshotId, &dyn Catalog)> {
+        let (snapshot, catalog) = self.snapshot.as_ref()?;
+        Some((&snapshot.id, &**catalog))
     }
 
-    /// Who fetches it.
+    /// What is told of it there.
+    pub(super) fn told(&self) -> Option<&Snapshot> {
+        self.snapshot.as_ref().map(|(snapshot, _)| snapshot)
+    }
+
+    /// Who fetches it from EBS.
     pub(super) fn client(&self) -> Option<&Arc<Client>> {
-        self.snapshot.as_ref().map(|(_, _, client)| client)
+        self.client.as_ref()
     }
 
     /// The volume that it is of, if that is known and one.
     pub(super) fn volume(&self) -> Option<&str> {
-        let (snapshot, _, _) = self.snapshot.as_ref()?;
+        let (snapshot, _) = self.snapshot.as_ref()?;
         // Copies and what the direct APIs made show this for a volume.
         let volume = snapshot.volume_id.as_deref();
         volume.filter(|volume| *volume != "vol-ffffffff")
@@ -115,7 +158,7 @@ impl Source {
     /// Whether it is encrypted where it is, if that is known.
     pub(super) fn is_encrypted(&self) -> Option<bool> {
         match &self.snapshot {
-            Some((snapshot, _, _)) => snapshot.encrypted,
+            Some((snapshot, _)) => snapshot.encrypted,
             None => Some(false),
         }
     }

@@ -3,15 +3,19 @@
 use std::path::Path;
 
 use super::remote::snapshot_of;
+use super::repository::bringing_of;
 use super::target::Place;
 use crate::cli::output;
 use crate::error::{Error, Kind, Result};
+use crate::repository::Address;
 use crate::sync::{Checkpoint, Content};
 
 /// Prints it; nothing is changed, nothing asked of AWS.
 pub(super) fn tell(target: &str, state_dir: &Path, in_place: bool) -> Result<()> {
     let lines = if target.starts_with("ebs:") {
-        snapshots(state_dir)?
+        unfinished(state_dir, "snapshot")?
+    } else if Address::looks_like(target) {
+        unfinished(state_dir, "repository")?
     } else {
         let place = Place::of(target.as_ref(), state_dir, in_place)?;
         let begun = place.checkpoint()?.map(|begun| in_words(&begun));
@@ -39,8 +43,8 @@ fn told(target: &str, place: &Place) -> Result<String> {
     })
 }
 
-/// The new snapshots that are not finished.
-fn snapshots(state_dir: &Path) -> Result<Vec<String>> {
+/// The snapshots that are not finished, in accounts or in repositories.
+fn unfinished(state_dir: &Path, kind: &str) -> Result<Vec<String>> {
     let failed = |error| Error::of_file(state_dir, "cannot read", error);
     let folders = match std::fs::read_dir(state_dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -49,13 +53,20 @@ fn snapshots(state_dir: &Path) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     for folder in folders {
         let path = folder.map_err(failed)?.path();
-        match Checkpoint::load(&path.join("snapshot.ebsfs-checkpoint")) {
+        match Checkpoint::load(&path.join(format!("{kind}.ebsfs-checkpoint"))) {
             Ok(None) => {}
             Ok(Some(begun)) => {
-                let snapshot = snapshot_of(begun.state());
-                let snapshot = snapshot.map_or("not started".to_owned(), |id| id.to_string());
                 let target = &begun.task().target;
-                lines.push(format!("{target}: {snapshot}, {}", in_words(&begun)));
+                let told = match bringing_of(begun.state()) {
+                    Some(bringing) => bringing.address,
+                    None => {
+                        let snapshot = snapshot_of(begun.state());
+                        let snapshot = snapshot.map(|id| id.to_string());
+                        let snapshot = snapshot.as_deref().unwrap_or("not started");
+                        format!("{target}: {snapshot}")
+                    }
+                };
+                lines.push(format!("{told}, {}", in_words(&begun)));
             }
             Err(error) if error.kind() == Kind::Corrupt => lines.push(error.chain()),
             Err(error) => return Err(error),

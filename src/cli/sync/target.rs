@@ -10,6 +10,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::remote::Remote;
+use super::repository::Repository;
 use crate::block::{Geometry, hexadecimal};
 use crate::disk::{DiskSource, folder_of};
 use crate::error::{Error, Kind, Result};
@@ -36,6 +37,8 @@ enum PlaceKind {
     Device(PathBuf),
     /// A new EBS snapshot.
     Snapshot(Arc<Remote>),
+    /// A snapshot of a repository.
+    Repository(Arc<Repository>),
 }
 
 impl Place {
@@ -104,13 +107,31 @@ impl Place {
         }
     }
 
+    /// A snapshot of `source` in a repository.
+    pub(super) fn repository(repository: Repository, source: &str, state_dir: &Path) -> Self {
+        let id = format!("repository {} of {source}", repository.id());
+        Self {
+            beside: beside_in(state_dir, &id, "repository"),
+            kind: PlaceKind::Repository(Arc::new(repository)),
+            id,
+        }
+    }
+
     /// Where it is on this machine.
     pub(super) fn path(&self) -> Option<&Path> {
         match &self.kind {
             PlaceKind::Image(path) | PlaceKind::InPlace(path) | PlaceKind::Device(path) => {
                 Some(path)
             }
-            PlaceKind::Snapshot(_) => None,
+            PlaceKind::Snapshot(_) | PlaceKind::Repository(_) => None,
+        }
+    }
+
+    /// The repository that a snapshot is brought into.
+    pub(super) fn vault(&self) -> Option<&Arc<Repository>> {
+        match &self.kind {
+            PlaceKind::Repository(repository) => Some(repository),
+            _ => None,
         }
     }
 
@@ -126,6 +147,7 @@ impl Place {
     pub(super) fn shown(&self) -> String {
         match &self.kind {
             PlaceKind::Snapshot(remote) => format!("ebs:{}", remote.region()),
+            PlaceKind::Repository(repository) => repository.shown(),
             _ => self
                 .path()
                 .map_or_else(String::new, |path| path.display().to_string()),
@@ -150,7 +172,7 @@ impl Place {
         match self.kind {
             PlaceKind::Image(_) => Mode::Part,
             PlaceKind::InPlace(_) | PlaceKind::Device(_) => Mode::InPlace,
-            PlaceKind::Snapshot(_) => Mode::New,
+            PlaceKind::Snapshot(_) | PlaceKind::Repository(_) => Mode::New,
         }
     }
 
@@ -180,7 +202,7 @@ impl Place {
 
     /// From now on this run alone looks at what is known of the target, and writes it.
     pub(super) fn lock(&self) -> Result<Lock> {
-        if matches!(self.kind, PlaceKind::Device(_) | PlaceKind::Snapshot(_)) {
+        if !matches!(self.kind, PlaceKind::Image(_) | PlaceKind::InPlace(_)) {
             let folder = self.beside.parent().unwrap_or(Path::new("/"));
             std::fs::DirBuilder::new()
                 .recursive(true)
@@ -231,7 +253,9 @@ impl Place {
             PlaceKind::Image(path) | PlaceKind::InPlace(path) => {
                 Ok(Arc::new(FileSink::in_place(path, geometry, name)?))
             }
-            PlaceKind::Snapshot(_) => Err(Error::new(Kind::Invalid, "a snapshot is made anew")),
+            PlaceKind::Snapshot(_) | PlaceKind::Repository(_) => {
+                Err(Error::new(Kind::Invalid, "a snapshot is made anew"))
+            }
         }
     }
 
@@ -251,7 +275,7 @@ impl Place {
                     )
                 }))
             }
-            PlaceKind::InPlace(_) | PlaceKind::Snapshot(_) => Ok(None),
+            PlaceKind::InPlace(_) | PlaceKind::Snapshot(_) | PlaceKind::Repository(_) => Ok(None),
         }
     }
 

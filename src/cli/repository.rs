@@ -1,0 +1,306 @@
+//! `ebsfs repository`: which snapshots a repository holds, whether they are whole, and how they go.
+
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::{Args, Subcommand};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use serde_json::json;
+
+use super::aws::AwsArgs;
+use super::output;
+use super::store::StoreArgs;
+use crate::block::BLOCK_SIZE;
+use crate::error::{Error, Kind, Result};
+use crate::repository::{
+    Address, RepositoryCatalog, Root, RootName, check, forget_run, prune, remove,
+};
+
+/// Roots read at once.
+const READS: usize = 16;
+
+/// Look after a repository
+#[derive(Args, Debug)]
+pub(super) struct RepositoryArgs {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// List its snapshots
+    Ls(LsArgs),
+    /// Tell all that is known of one of its snapshots, as JSON
+    Show(ShowArgs),
+    /// Look whether all that its snapshots need is there and whole
+    Check(CheckArgs),
+    /// Remove old snapshots, and sweep what no snapshot needs
+    Prune(PruneArgs),
+    /// Remove a snapshot; what it alone needs is swept by prune when the grace is over
+    Rm(RmArgs),
+}
+
+#[derive(Args, Debug)]
+struct Where {
+    /// s3://BUCKET/PREFIX, az://CONTAINER/PREFIX, gs://BUCKET/PREFIX or file:///FOLDER
+    #[arg(value_name = "REPOSITORY")]
+    address: String,
+    /// How long an object may take, all attempts together, before it is given up
+    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+    #[command(flatten)]
+    store: StoreArgs,
+    #[command(flatten)]
+    aws: AwsArgs,
+}
+
+#[derive(Args, Debug)]
+struct LsArgs {
+    /// One JSON array instead of a table
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    place: Where,
+}
+
+#[derive(Args, Debug)]
+struct ShowArgs {
+    #[command(flatten)]
+    place: Where,
+}
+
+#[derive(Args, Debug)]
+struct CheckArgs {
+    /// Read every byte, not only whether it is there
+    #[arg(long)]
+    read_data: bool,
+    /// One JSON object instead of lines
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    place: Where,
+}
+
+#[derive(Args, Debug)]
+struct PruneArgs {
+    /// Keep so many snapshots of each volume, the newest; without it all are kept, and only garbage is swept
+    #[arg(long, value_name = "N")]
+    keep: Option<usize>,
+    /// Sweep nothing that was written or removed since then; nor since the oldest unfinished run began
+    #[arg(long, value_name = "TIME", default_value = "1day", value_parser = humantime::parse_duration)]
+    grace: Duration,
+    /// An unfinished run that nobody goes on with: what it brought is garbage
+    #[arg(long, value_name = "RUN")]
+    forget_run: Vec<String>,
+    /// Tell what would be done, and do nothing
+    #[arg(long, conflicts_with = "forget_run")]
+    dry_run: bool,
+    /// One JSON object instead of lines
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    place: Where,
+}
+
+#[derive(Args, Debug)]
+struct RmArgs {
+    #[command(flatten)]
+    place: Where,
+}
+
+impl RepositoryArgs {
+    pub(super) fn run(self) -> Result<()> {
+        let runtime = super::runtime()?;
+        match self.verb {
+            Verb::Ls(args) => runtime.block_on(args.run()),
+            Verb::Show(args) => runtime.block_on(args.run()),
+            Verb::Check(args) => runtime.block_on(args.run()),
+            Verb::Prune(args) => runtime.block_on(args.run()),
+            Verb::Rm(args) => runtime.block_on(args.run()),
+        }
+    }
+}
+
+impl Where {
+    async fn open(&self) -> Result<RepositoryCatalog> {
+        let address: Address = self.address.parse()?;
+        let store = self
+            .store
+            .open(&address, &self.aws, self.timeout, false)
+            .await?;
+        RepositoryCatalog::open(store, false).await
+    }
+}
+
+impl LsArgs {
+    async fn run(self) -> Result<()> {
+        let catalog = self.place.open().await?;
+        let names = catalog.names().await?;
+        let roots = stream::iter(&names).map(|name| catalog.root(name));
+        let roots: Vec<Root> = roots.buffered(READS).try_collect().await?;
+        if self.json {
+            return print_json(&roots.iter().map(told).collect::<Vec<_>>());
+        }
+        let text = {
+            let head = [
+                "SNAPSHOT", "VOLUME", "TIME", "SIZE", "HELD", "SENT", "STORED",
+            ];
+            let rows = std::iter::once(head.map(str::to_owned)).chain(roots.iter().map(row));
+            super::table(&rows.collect::<Vec<_>>())
+        };
+        output::write(None, |out| out.write_all(text.as_bytes()))
+    }
+}
+
+impl Where {
+    /// The one snapshot that stands behind `#`.
+    async fn one(&self) -> Result<(RepositoryCatalog, RootName)> {
+        let catalog = self.open().await?;
+        let address: Address = self.address.parse()?;
+        let select = address.select.ok_or_else(|| {
+            let what = format!("which snapshot: say {}#SNAPSHOT or #latest", self.address);
+            Error::new(Kind::Invalid, what)
+        })?;
+        let name = catalog.find(&select).await?;
+        Ok((catalog, name))
+    }
+}
+
+impl ShowArgs {
+    async fn run(self) -> Result<()> {
+        let (catalog, name) = self.place.one().await?;
+        let root = catalog.root(&name).await?;
+        print_json(&told(&root))
+    }
+}
+
+impl RmArgs {
+    async fn run(self) -> Result<()> {
+        let (catalog, name) = self.place.one().await?;
+        remove(catalog.store(), &name).await?;
+        output::write(None, |out| writeln!(out, "removed {name}"))
+    }
+}
+
+impl CheckArgs {
+    async fn run(self) -> Result<()> {
+        let catalog = self.place.open().await?;
+        let checked = check(&catalog, self.read_data).await?;
+        if self.json {
+            print_json(&checked)?;
+        } else {
+            output::write(None, |out| {
+                for damage in &checked.damages {
+                    writeln!(out, "damaged  {}: {}", damage.object, damage.what)?;
+                    for snapshot in &damage.snapshots {
+                        writeln!(out, "         {snapshot} cannot be read whole")?;
+                    }
+                }
+                writeln!(
+                    out,
+                    "{} snapshots, {} segments, {} packs of {}",
+                    checked.snapshots,
+                    checked.segments,
+                    checked.packs,
+                    ByteSize::b(checked.packed_bytes)
+                )?;
+                writeln!(
+                    out,
+                    "{} objects of {} that no snapshot needs, {} unfinished runs",
+                    checked.unused,
+                    ByteSize::b(checked.unused_bytes),
+                    checked.runs
+                )
+            })?;
+        }
+        match checked.damages.len() {
+            0 => Ok(()),
+            count => {
+                let what = format!(
+                    "{count} objects of {} are damaged or missing",
+                    self.place.address
+                );
+                Err(Error::new(Kind::Corrupt, what))
+            }
+        }
+    }
+}
+
+impl PruneArgs {
+    async fn run(self) -> Result<()> {
+        let catalog = self.place.open().await?;
+        for run in &self.forget_run {
+            forget_run(catalog.store(), run).await?;
+        }
+        let pruned = prune(&catalog, self.keep, self.grace, self.dry_run).await?;
+        if self.json {
+            return print_json(&pruned);
+        }
+        let (removes, sweeps) = match self.dry_run {
+            true => ("would remove", "would sweep"),
+            false => ("removed", "swept"),
+        };
+        output::write(None, |out| {
+            for name in &pruned.removed {
+                writeln!(out, "{removes} {name}")?;
+            }
+            let bytes = ByteSize::b(pruned.swept_bytes);
+            writeln!(out, "{sweeps} {} objects of {bytes}", pruned.swept)?;
+            if pruned.waiting > 0 {
+                let bytes = ByteSize::b(pruned.waiting_bytes);
+                writeln!(
+                    out,
+                    "{} objects of {bytes} are not old enough yet",
+                    pruned.waiting
+                )?;
+            }
+            for (run, since) in &pruned.runs {
+                writeln!(
+                    out,
+                    "run {run} is unfinished since {since}: finish it, or --forget-run {run}"
+                )?;
+            }
+            Ok(())
+        })
+    }
+}
+
+fn print_json(told: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(told);
+    let text = text.map_err(|error| Error::with_source(Kind::Io, "JSON", error))?;
+    output::write(None, |out| writeln!(out, "{text}"))
+}
+
+fn time(root: &Root) -> String {
+    humantime::format_rfc3339_seconds(root.time).to_string()
+}
+
+fn row(root: &Root) -> [String; 7] {
+    let size = |bytes: u64| ByteSize::b(bytes).to_string();
+    [
+        root.snapshot.to_string(),
+        root.volume.clone().unwrap_or("-".into()),
+        time(root),
+        size(root.volume_bytes),
+        size(root.blocks * u64::from(BLOCK_SIZE)),
+        size(root.sent_bytes),
+        size(root.stored_bytes),
+    ]
+}
+
+fn told(root: &Root) -> serde_json::Value {
+    json!({
+        "snapshot": root.snapshot,
+        "volume": root.volume,
+        "time": time(root),
+        "volume_bytes": root.volume_bytes,
+        "blocks": root.blocks,
+        "base": root.base,
+        "sent_blocks": root.sent_blocks,
+        "sent_bytes": root.sent_bytes,
+        "stored_bytes": root.stored_bytes,
+        "encrypted": root.encrypted,
+        "description": root.description,
+        "tags": root.tags,
+    })
+}

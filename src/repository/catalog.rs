@@ -1,0 +1,305 @@
+//! [`RepositoryCatalog`]: the snapshots of a repository, found by the names of their roots.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, StreamExt};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tracing::error;
+
+use super::SEGMENT_BLOCKS;
+use super::root::{FORMAT, Root, RootName};
+use super::segments::Segments;
+use super::source::RepositorySource;
+use super::store::Store;
+use crate::block::{BlockIndex, Change, Delta};
+use crate::error::{Error, Kind, Result};
+use crate::source::{BlockSource, Catalog, Changes, Snapshot, SnapshotId, sort_by_time};
+
+/// Roots read at once.
+const READS: usize = 16;
+const REPOSITORY: &str = "ebsfs-repository.json";
+
+/// What makes a bucket or a folder a repository.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Header {
+    format: u32,
+    /// Tells it from every other one, wherever it is copied to.
+    id: String,
+    encryption: String,
+}
+
+/// The snapshots of a repository.
+pub struct RepositoryCatalog {
+    segments: Arc<Segments>,
+    id: String,
+    known: Mutex<HashMap<RootName, Snapshot>>,
+    open: Mutex<HashMap<SnapshotId, Arc<RepositorySource>>>,
+}
+
+impl std::fmt::Debug for RepositoryCatalog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RepositoryCatalog({})", self.segments.store().address())
+    }
+}
+
+/// Reads a root.
+pub(super) async fn read_root(store: &Store, object: &str) -> Result<Root> {
+    let bytes = store.get(object).await?;
+    Root::decode(&bytes).map_err(|error| error.context(format!("{}/{object}", store.address())))
+}
+
+impl RepositoryCatalog {
+    /// The catalog of a repository; with `make` there is one from now on.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none; `Invalid` when it is of a kind that nobody here knows.
+    pub async fn open(store: Arc<Store>, make: bool) -> Result<Self> {
+        let header = match store.get(REPOSITORY).await {
+            Err(error) if error.kind() == Kind::NotFound && make => {
+                let new = Header {
+                    format: FORMAT,
+                    id: format!("{:032x}", fastrand::u128(..)),
+                    encryption: "none".into(),
+                };
+                let json = serde_json::to_vec(&new).unwrap_or_default();
+                match store.put_new(REPOSITORY, &json).await? {
+                    true => Bytes::from(json),
+                    false => store.get(REPOSITORY).await?,
+                }
+            }
+            Err(error) if error.kind() == Kind::NotFound => {
+                let what = format!("{} is no repository: ebsfs sync makes one", store.address());
+                return Err(Error::with_source(Kind::NotFound, what, error));
+            }
+            header => header?,
+        };
+        let wrong = |what: &str| {
+            Error::new(
+                Kind::Invalid,
+                format!("{}/{REPOSITORY} {what}", store.address()),
+            )
+        };
+        let header: Header =
+            serde_json::from_slice(&header).map_err(|_| wrong("is not what ebsfs writes"))?;
+        if header.format != FORMAT || header.encryption != "none" {
+            return Err(wrong(
+                "is of a newer ebsfs: its format or encryption is not known here",
+            ));
+        }
+        Ok(Self {
+            segments: Arc::new(Segments::new(store)),
+            id: header.id,
+            known: Mutex::default(),
+            open: Mutex::default(),
+        })
+    }
+
+    /// What tells it from every other repository.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Its objects.
+    pub fn store(&self) -> &Arc<Store> {
+        self.segments.store()
+    }
+
+    /// The names of all roots, oldest first.
+    ///
+    /// # Errors
+    /// Why they cannot be listed.
+    pub async fn names(&self) -> Result<Vec<RootName>> {
+        let objects = self.store().list("snapshots").await?;
+        let names = objects
+            .iter()
+            .filter_map(|object| object.name.rsplit('/').next()?.parse().ok());
+        let mut names: Vec<RootName> = names.collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// The root of a name.
+    ///
+    /// # Errors
+    /// `NotFound`, or `Corrupt` when it is damaged.
+    pub async fn root(&self, name: &RootName) -> Result<Root> {
+        read_root(self.store(), &format!("snapshots/{name}")).await
+    }
+
+    /// The snapshot that `latest`, an id, a volume, or `VOLUME@TIME` (the last one until then) names.
+    ///
+    /// # Errors
+    /// `NotFound` when none does, `Invalid` when it names nothing.
+    pub async fn find(&self, select: &str) -> Result<RootName> {
+        let names = self.names().await?;
+        let (volume, until) = match select.split_once('@') {
+            Some((volume, time)) => (volume, Some(instant(time)?)),
+            None => (select, None),
+        };
+        let is_meant = |name: &&RootName| {
+            let is_before = until.is_none_or(|until| name.time <= until);
+            let is_its = match volume {
+                "latest" => true,
+                volume if name.snapshot.as_str() == volume => true,
+                volume => {
+                    name.volume == volume || name.volume == RootName::volume_key(Some(volume))
+                }
+            };
+            is_before && is_its
+        };
+        let found = names.iter().rfind(is_meant).cloned();
+        found.ok_or_else(|| {
+            let what = format!(
+                "{} has no snapshot {select:?}: latest, an id, VOLUME and VOLUME@TIME name one (ebsfs repository ls)",
+                self.store().address()
+            );
+            Error::new(Kind::NotFound, what)
+        })
+    }
+
+    async fn source(&self, id: &SnapshotId) -> Result<Arc<RepositorySource>> {
+        if let Some(open) = self.open.lock().get(id) {
+            return Ok(Arc::clone(open));
+        }
+        let names = self.names().await?;
+        let name = names
+            .iter()
+            .rfind(|name| name.snapshot == *id)
+            .ok_or_else(|| {
+                let what = format!("{} has no {id}", self.store().address());
+                Error::new(Kind::NotFound, what)
+            })?;
+        let root = self.root(name).await?;
+        let source = RepositorySource::new(root, Arc::clone(&self.segments))?;
+        let mut open = self.open.lock();
+        Ok(Arc::clone(
+            open.entry(id.clone()).or_insert_with(|| Arc::new(source)),
+        ))
+    }
+
+    async fn list_all(&self) -> Result<Vec<Snapshot>> {
+        let names = self.names().await?;
+        let read = |name: RootName| async move {
+            if let Some(known) = self.known.lock().get(&name) {
+                return Some(known.clone());
+            }
+            match self.root(&name).await {
+                Ok(root) => {
+                    let shown = root.shown();
+                    self.known.lock().insert(name, shown.clone());
+                    Some(shown)
+                }
+                // The others can be read.
+                Err(damaged) => {
+                    error!("{name} is left out: {}", damaged.chain());
+                    None
+                }
+            }
+        };
+        let read = stream::iter(names).map(read).buffered(READS);
+        let mut snapshots: Vec<Snapshot> = read.filter_map(std::future::ready).collect().await;
+        sort_by_time(&mut snapshots);
+        Ok(snapshots)
+    }
+
+    async fn difference(&self, base: &SnapshotId, head: &SnapshotId) -> Result<Changes> {
+        let (old, new) = (self.source(base).await?, self.source(head).await?);
+        let mut delta = Delta::new(Some(old.geometry()), new.geometry());
+        let both = [old.root(), new.root()];
+        let mut numbers: Vec<u32> = both
+            .iter()
+            .flat_map(|root| root.segments.iter().map(|of| of.number))
+            .collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        for number in numbers {
+            let of = both.map(|root| root.segment(number).map(|of| of.name));
+            if let [Some(old), Some(new)] = of
+                && old == new
+            {
+                continue;
+            }
+            let mut segments = Vec::new();
+            for name in of {
+                segments.push(match name {
+                    Some(name) => self.segments.load(&name).await?,
+                    None => Arc::default(),
+                });
+            }
+            let [old, new] = &segments[..] else { continue };
+            let index = |within: u16| BlockIndex(number * SEGMENT_BLOCKS + u32::from(within));
+            for (within, entry) in new.entries() {
+                if old.get(within).is_none_or(|old| old.digest != entry.digest) {
+                    delta.insert(index(within), Change::Write);
+                }
+            }
+            for (within, _) in old.entries() {
+                if new.get(within).is_none() {
+                    delta.insert(index(within), Change::Zero);
+                }
+            }
+        }
+        delta.zero_what_grew();
+        Ok((Arc::new(delta), new))
+    }
+}
+
+impl Catalog for RepositoryCatalog {
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Snapshot>>> {
+        self.list_all().boxed()
+    }
+
+    fn open<'a>(
+        &'a self,
+        id: &'a SnapshotId,
+    ) -> BoxFuture<'a, Result<(Snapshot, Arc<dyn BlockSource>)>> {
+        async move {
+            let source = self.source(id).await?;
+            Ok((source.root().shown(), source as Arc<dyn BlockSource>))
+        }
+        .boxed()
+    }
+
+    fn delta<'a>(
+        &'a self,
+        base: &'a SnapshotId,
+        head: &'a SnapshotId,
+    ) -> BoxFuture<'a, Result<Changes>> {
+        self.difference(base, head).boxed()
+    }
+}
+
+/// A time as people write it: `2026-06-30T12:00:00Z`, `2026-06-30T12:00Z` or `2026-06-30`, which is its end.
+fn instant(text: &str) -> Result<std::time::SystemTime> {
+    let forms = [
+        text.to_owned(),
+        text.replace('Z', ":59.999Z"),
+        format!("{text}T23:59:59.999Z"),
+    ];
+    let read = forms
+        .iter()
+        .find_map(|form| humantime::parse_rfc3339(form).ok());
+    read.ok_or_else(|| {
+        let what = format!("{text:?} is no time: write 2026-06-30T12:00Z or 2026-06-30");
+        Error::new(Kind::Invalid, what)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_may_leave_out_what_is_small() {
+        let at = |text| humantime::format_rfc3339_seconds(instant(text).unwrap()).to_string();
+        assert_eq!(at("2026-06-30T12:00:07Z"), "2026-06-30T12:00:07Z");
+        assert_eq!(at("2026-06-30T12:00Z"), "2026-06-30T12:00:59Z");
+        assert_eq!(at("2026-06-30"), "2026-06-30T23:59:59Z");
+        assert!(instant("yesterday").is_err());
+    }
+}

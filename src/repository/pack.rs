@@ -1,0 +1,240 @@
+//! Packs: up to 64 blocks in one object, each as zstd or as it is.
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+
+use crate::block::{BLOCK_SIZE, BlockIndex, Digest};
+
+/// The most blocks in a pack; one fewer where nothing of them can be saved, for the table has to fit too.
+pub(super) const MOST_BLOCKS: usize = 64;
+/// The most bytes of a pack: every store takes so much in one PUT.
+pub(super) const MOST_BYTES: u64 = 32 << 20;
+/// zstd's own default: faster ones save a third of its time and lose a tenth of what it saves, on demo disks.
+const LEVEL: i32 = 3;
+const MAGIC: &[u8; 8] = b"ebsfpak1";
+/// Bytes behind the magic that are a run's own.
+pub(super) const SALT: usize = 16;
+const END: &[u8; 8] = b"ebsfend1";
+/// The bit of a length that says that the block is stored as zstd.
+const ZSTD: u32 = 1 << 31;
+/// Bytes of the table for each block: SHA-256, offset, length.
+const ENTRY: usize = 40;
+
+/// The name of a pack or a segment: the SHA-256 of the object.
+pub(super) type Name = Digest;
+
+/// Where a block is in its pack, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Spot {
+    /// Bytes from the pack's beginning.
+    pub(super) offset: u32,
+    /// As it is written: bytes, and the bit for zstd.
+    pub(super) length: u32,
+}
+
+impl Spot {
+    /// Bytes stored.
+    pub(super) fn len(self) -> u32 {
+        self.length & !ZSTD
+    }
+
+    /// The first byte behind it.
+    pub(super) fn end(self) -> u64 {
+        u64::from(self.offset) + u64::from(self.len())
+    }
+}
+
+/// A block as it is stored.
+#[derive(Clone, Debug)]
+pub(super) struct Stored {
+    pub(super) bytes: Bytes,
+    is_zstd: bool,
+}
+
+impl Stored {
+    /// As zstd if that saves at least an eighth: what does not, is read faster as it is.
+    pub(super) fn of(block: Bytes) -> Self {
+        match zstd::bulk::compress(&block, LEVEL) {
+            Ok(packed) if packed.len() <= block.len() - block.len() / 8 => Self {
+                bytes: packed.into(),
+                is_zstd: true,
+            },
+            _ => Self {
+                bytes: block,
+                is_zstd: false,
+            },
+        }
+    }
+
+    /// What was read of a spot.
+    pub(super) fn read(bytes: Bytes, spot: Spot) -> Self {
+        Self {
+            bytes,
+            is_zstd: spot.length & ZSTD != 0,
+        }
+    }
+
+    /// The block's bytes, at most a whole block's; none when they are no such thing.
+    pub(super) fn open(self) -> Option<Bytes> {
+        if !self.is_zstd {
+            return Some(self.bytes);
+        }
+        let opened = zstd::bulk::decompress(&self.bytes, BLOCK_SIZE as usize);
+        opened.ok().map(Bytes::from)
+    }
+}
+
+/// A pack being filled.
+#[derive(Debug, Default)]
+pub(super) struct Filling {
+    blocks: Vec<(BlockIndex, Digest, Stored)>,
+    bytes: u64,
+}
+
+/// A pack ready to be written.
+#[derive(Debug)]
+pub(super) struct Packed {
+    pub(super) name: Name,
+    /// Its bytes, in pieces.
+    pub(super) pieces: Vec<Bytes>,
+    pub(super) spots: Vec<(BlockIndex, Spot)>,
+}
+
+impl Filling {
+    /// Whether one more block may not fit.
+    pub(super) fn is_full(&self) -> bool {
+        let table = (MOST_BLOCKS * ENTRY + 64) as u64;
+        self.blocks.len() >= MOST_BLOCKS || self.bytes + table + u64::from(BLOCK_SIZE) > MOST_BYTES
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    pub(super) fn push(&mut self, index: BlockIndex, digest: Digest, block: Stored) {
+        self.bytes += block.bytes.len() as u64;
+        self.blocks.push((index, digest, block));
+    }
+
+    /// Neighbours of the volume are neighbours in the pack, in whatever order they came. With the salt of a run no other run
+    /// makes a pack of the same name.
+    pub(super) fn pack(mut self, salt: [u8; SALT]) -> Packed {
+        self.blocks.sort_by_key(|(index, _, _)| *index);
+        let mut pieces = vec![[&MAGIC[..], &salt].concat().into()];
+        let mut spots = Vec::with_capacity(self.blocks.len());
+        let mut table = Vec::with_capacity(self.blocks.len() * ENTRY + 12);
+        let mut offset = MAGIC.len() + SALT;
+        for (index, digest, block) in self.blocks {
+            let len = block.bytes.len();
+            // A pack is shorter than 32 MiB.
+            let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+            let zstd = if block.is_zstd { ZSTD } else { 0 };
+            let spot = Spot {
+                offset: number(offset),
+                length: number(len) | zstd,
+            };
+            table.extend_from_slice(&digest);
+            table.extend_from_slice(&spot.offset.to_le_bytes());
+            table.extend_from_slice(&spot.length.to_le_bytes());
+            spots.push((index, spot));
+            pieces.push(block.bytes);
+            offset += len;
+        }
+        table.extend_from_slice(&u32::try_from(spots.len()).unwrap_or(0).to_le_bytes());
+        table.extend_from_slice(END);
+        pieces.push(table.into());
+        let mut hasher = Sha256::new();
+        for piece in &pieces {
+            hasher.update(piece);
+        }
+        Packed {
+            name: hasher.finalize().into(),
+            pieces,
+            spots,
+        }
+    }
+}
+
+/// The blocks of a whole pack: each one's SHA-256 and where it is; none when it is no pack.
+pub(super) fn table(pack: &[u8]) -> Option<Vec<(Digest, Spot)>> {
+    let rest = pack.strip_prefix(MAGIC)?.strip_suffix(END)?;
+    let (rest, count) = rest.split_last_chunk::<4>()?;
+    let count = u32::from_le_bytes(*count) as usize;
+    let table = rest.len().checked_sub(count.checked_mul(ENTRY)?)?;
+    let (blocks, table) = rest.split_at(table);
+    let end = (MAGIC.len() + blocks.len()) as u64;
+    let entries = table.chunks_exact(ENTRY).map(|entry| {
+        let (digest, spot) = entry.split_first_chunk::<32>()?;
+        let (offset, length) = spot.split_first_chunk::<4>()?;
+        let spot = Spot {
+            offset: u32::from_le_bytes(*offset),
+            length: u32::from_le_bytes(length.try_into().ok()?),
+        };
+        (spot.end() <= end).then_some((*digest, spot))
+    });
+    entries.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pack_holds_what_was_put_into_it_and_damage_is_found() {
+        let mut filling = Filling::default();
+        let mut blocks = Vec::new();
+        for number in (0..5u8).rev() {
+            let mut bytes = vec![number; BLOCK_SIZE as usize];
+            if number % 2 == 0 {
+                fastrand::Rng::with_seed(number.into()).fill(&mut bytes);
+            }
+            let bytes = Bytes::from(bytes);
+            let digest: Digest = Sha256::digest(&bytes).into();
+            blocks.push((BlockIndex(number.into()), digest, bytes.clone()));
+            filling.push(BlockIndex(number.into()), digest, Stored::of(bytes));
+        }
+        let packed = filling.pack([7; SALT]);
+        let whole = packed.pieces.concat();
+        assert_eq!(packed.name, *Sha256::digest(&whole));
+        assert!(packed.spots.is_sorted_by_key(|(index, _)| *index));
+        for (index, digest, bytes) in &blocks {
+            let (_, spot) = packed.spots.iter().find(|(i, _)| i == index).unwrap();
+            let stored = &whole[spot.offset as usize..spot.end() as usize];
+            let stored = Stored::read(Bytes::copy_from_slice(stored), *spot);
+            assert_eq!(
+                stored.is_zstd,
+                index.0 % 2 == 1,
+                "random bytes stay as they are"
+            );
+            assert_eq!(stored.open().unwrap(), bytes);
+            assert!(table(&whole).unwrap().contains(&(*digest, *spot)));
+        }
+        for cut in [0, 7, 8, 20, whole.len() / 2, whole.len() - 1] {
+            assert!(table(&whole[..cut]).is_none());
+        }
+        assert!(
+            Stored {
+                bytes: Bytes::from_static(b"no zstd"),
+                is_zstd: true
+            }
+            .open()
+            .is_none()
+        );
+    }
+
+    #[test]
+    fn a_full_pack_is_not_larger_than_one_put_may_be() {
+        let mut filling = Filling::default();
+        let bytes = Bytes::from(vec![7; BLOCK_SIZE as usize]);
+        while !filling.is_full() {
+            let stored = Stored {
+                bytes: bytes.clone(),
+                is_zstd: false,
+            };
+            filling.push(BlockIndex(0), [0; 32], stored);
+        }
+        assert_eq!(filling.blocks.len(), MOST_BLOCKS - 1);
+        let packed: usize = filling.pack([0; SALT]).pieces.iter().map(Bytes::len).sum();
+        assert!(packed as u64 <= MOST_BYTES);
+    }
+}

@@ -1,0 +1,228 @@
+//! `prune` and `rm`: snapshots go by their roots; what no root leads to is swept once it is old enough.
+//!
+//! Nothing written or removed since the *cutoff* is garbage: the beginning of the grace, or of the oldest run that has not
+//! ended, whichever is earlier. All times are the store's own. A run counts on the root of its parent, read after the run was
+//! on record: whoever removes that root does so after the cutoff. Names of packs hold for one run (each has a salt), so that
+//! nobody writes anew what is being swept.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, SystemTime};
+
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+use tracing::info;
+
+use super::catalog::{RepositoryCatalog, read_root};
+use super::check::{objects, segments_of, short};
+use super::root::{Root, RootName};
+use super::segments;
+use super::store::Store;
+use crate::error::{Error, Result};
+
+/// Objects removed at once, and segments read.
+const DELETES: usize = 16;
+const SEGMENTS: usize = 4;
+/// An object that tells the store's time.
+const CLOCK: &str = "clock";
+
+/// What a prune did, or would do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Pruned {
+    /// Snapshots removed, by the names of their roots.
+    pub removed: Vec<String>,
+    /// Objects swept.
+    pub swept: u64,
+    /// Their bytes.
+    pub swept_bytes: u64,
+    /// Objects that no snapshot leads to and that are kept, for they are not old enough.
+    pub waiting: u64,
+    /// Their bytes.
+    pub waiting_bytes: u64,
+    /// Runs that have not ended, and since when: nothing written or removed since is swept.
+    pub runs: BTreeMap<String, String>,
+}
+
+/// Removes a snapshot: its root goes aside until the grace is over.
+///
+/// # Errors
+/// Why it could not be removed; it is there or it is not.
+pub async fn remove(store: &Store, name: &RootName) -> Result<()> {
+    let root = store.get(&format!("snapshots/{name}")).await?;
+    store.put_new(&format!("removed/{name}"), &root).await?;
+    store.delete(&format!("snapshots/{name}")).await
+}
+
+/// Keeps the newest `keep` snapshots of each volume (all of them where it is none), then sweeps; only tells what it would
+/// do with `dry_run`.
+///
+/// # Errors
+/// Why the repository could not be looked at: when a root or a segment cannot be read, nothing is swept.
+pub async fn prune(
+    catalog: &RepositoryCatalog,
+    keep: Option<usize>,
+    grace: Duration,
+    dry_run: bool,
+) -> Result<Pruned> {
+    let store = &**catalog.store();
+    let mut pruned = Pruned::default();
+    let mut names = catalog.names().await?;
+    for name in too_old(&names, keep) {
+        if !dry_run {
+            remove(store, &name).await?;
+            info!("removed {name}");
+        }
+        names.retain(|kept| *kept != name);
+        pruned.removed.push(name.to_string());
+    }
+    let time = [
+        std::process::id().to_le_bytes(),
+        fastrand::u32(..).to_le_bytes(),
+    ]
+    .concat();
+    let now = match dry_run {
+        true => SystemTime::now(),
+        false => {
+            store
+                .put(CLOCK, &[time.clone().into()], &Sha256::digest(&time).into())
+                .await?;
+            store.modified(CLOCK).await?
+        }
+    };
+    let mut cutoff = now.checked_sub(grace).unwrap_or(SystemTime::UNIX_EPOCH);
+    for run in store.list("runs").await? {
+        cutoff = cutoff.min(run.modified);
+        let since = humantime::format_rfc3339_seconds(run.modified).to_string();
+        let id = run.name.rsplit('/').next().unwrap_or_default();
+        pruned.runs.insert(id.to_owned(), since);
+    }
+    let mut roots = Vec::new();
+    for name in &names {
+        roots.push(catalog.root(name).await?);
+    }
+    for aside in store.list("removed").await? {
+        if aside.modified >= cutoff {
+            roots.push(read_root(store, &aside.name).await?);
+        } else if !dry_run {
+            store.delete(&aside.name).await?;
+        }
+    }
+    let (segments, packs) = used(store, &roots).await?;
+    for (folder, used) in [("segments", segments), ("packs", packs)] {
+        for byte in 0..=u8::MAX {
+            sweep(store, folder, byte, &used, cutoff, dry_run, &mut pruned).await?;
+        }
+    }
+    if !dry_run {
+        store.sweep_unfinished(cutoff)?;
+    }
+    Ok(pruned)
+}
+
+/// All but the newest snapshots of each volume.
+fn too_old(names: &[RootName], keep: Option<usize>) -> Vec<RootName> {
+    let Some(keep) = keep else {
+        return Vec::new();
+    };
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut old = Vec::new();
+    for name in names.iter().rev() {
+        let count = seen.entry(&name.volume).or_default();
+        *count += 1;
+        if *count > keep && name.volume != RootName::volume_key(None) {
+            old.push(name.clone());
+        }
+    }
+    old
+}
+
+/// The segments and packs that roots lead to.
+async fn used(store: &Store, roots: &[Root]) -> Result<(HashSet<u64>, HashSet<u64>)> {
+    let names = segments_of(roots);
+    let segments = names.keys().map(short).collect();
+    let mut packs = HashSet::new();
+    let mut read = stream::iter(names.into_keys())
+        .map(|name| async move { segments::read(store, &name).await })
+        .buffer_unordered(SEGMENTS);
+    while let Some(segment) = read.try_next().await? {
+        packs.extend(segment.packs().iter().map(short));
+    }
+    Ok((segments, packs))
+}
+
+async fn sweep(
+    store: &Store,
+    folder: &str,
+    byte: u8,
+    used: &HashSet<u64>,
+    cutoff: SystemTime,
+    dry_run: bool,
+    pruned: &mut Pruned,
+) -> Result<()> {
+    let mut garbage = Vec::new();
+    for (name, object) in objects(store, folder, byte).await? {
+        if used.contains(&short(&name)) {
+            continue;
+        }
+        if object.modified >= cutoff {
+            pruned.waiting += 1;
+            pruned.waiting_bytes += object.size;
+            continue;
+        }
+        pruned.swept += 1;
+        pruned.swept_bytes += object.size;
+        garbage.push(object.name);
+    }
+    if dry_run {
+        return Ok(());
+    }
+    stream::iter(garbage)
+        .map(|name| async move { store.delete(&name).await })
+        .buffer_unordered(DELETES)
+        .try_collect::<()>()
+        .await
+}
+
+/// Forgets a run that nobody goes on with: what it wrote is garbage.
+///
+/// # Errors
+/// `NotFound` when there is none; else why it cannot be forgotten.
+pub async fn forget_run(store: &Store, run: &str) -> Result<()> {
+    let object = format!("runs/{run}");
+    store.get(&object).await.map_err(|error| {
+        Error::with_source(
+            error.kind(),
+            format!("{} has no unfinished run {run}", store.address()),
+            error,
+        )
+    })?;
+    store.delete(&object).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_of_each_volume_stay_and_of_unknown_ones_all() {
+        let name = |text: &str| text.parse::<RootName>().unwrap();
+        let mut names: Vec<RootName> = [
+            "20260101T000000000Z.vol-0a.snap-01",
+            "20260102T000000000Z.vol-0a.snap-02",
+            "20260103T000000000Z.vol-0a.snap-03",
+            "20260101T000000000Z.vol-0b.snap-04",
+            "20260101T000000000Z.unknown.snap-05",
+            "20260102T000000000Z.unknown.snap-06",
+        ]
+        .map(name)
+        .to_vec();
+        names.sort();
+        let old: Vec<String> = too_old(&names, Some(1))
+            .iter()
+            .map(|name| name.snapshot.to_string())
+            .collect();
+        assert_eq!(old, ["snap-02", "snap-01"]);
+        assert!(too_old(&names, None).is_empty());
+        assert_eq!(too_old(&names, Some(0)).len(), 4);
+    }
+}

@@ -1,0 +1,437 @@
+//! [`RepositorySink`]: a snapshot being brought into a repository. Blocks go into packs as they come; what each segment
+//! becomes is put together at the end, from the parent's and from what was noted on disk.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
+use tracing::info;
+
+use super::SEGMENT_BLOCKS;
+use super::catalog::read_root;
+use super::locations::{Location, Locations};
+use super::pack::{Filling, Stored};
+use super::root::{FORMAT, Root, SegmentOf};
+use super::segment::{Entry, Segment, place_of};
+use super::segments::{Segments, object};
+use super::source::RepositorySource;
+use super::store::Store;
+use crate::block::{BlockIndex, Digest, Extent, Geometry};
+use crate::disk::blocking;
+use crate::error::{Error, Kind, Result};
+use crate::sink::{Sink, Written};
+use crate::source::{BlockSource, SnapshotId};
+
+/// Packs on their way at once, of at most 32 MiB each.
+const UPLOADS: usize = 4;
+
+/// What a run is to bring, and how far it is: the state in its checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bringing {
+    /// The run, which names its object in `runs/`.
+    pub run: String,
+    /// Where the repository is, for people.
+    pub address: String,
+    /// See [`Root`].
+    pub snapshot: SnapshotId,
+    /// See [`Root`].
+    pub volume: Option<String>,
+    /// See [`Root`].
+    pub time: SystemTime,
+    /// See [`Root`].
+    pub volume_bytes: u64,
+    /// What only the changes are sent since; then `parent` is its root.
+    pub base: Option<SnapshotId>,
+    /// The name of the root whose blocks are not sent again where they are the same.
+    pub parent: Option<String>,
+    /// See [`Root`].
+    pub encrypted: Option<bool>,
+    /// See [`Root`].
+    pub description: Option<String>,
+    /// See [`Root`].
+    pub tags: BTreeMap<String, String>,
+    /// Packs named so far.
+    pub packs: u32,
+    /// See [`Root`].
+    pub sent_blocks: u64,
+    /// See [`Root`].
+    pub sent_bytes: u64,
+    /// See [`Root`].
+    pub stored_bytes: u64,
+}
+
+/// A snapshot being brought.
+pub struct RepositorySink {
+    id: String,
+    bringing: Bringing,
+    geometry: Geometry,
+    parent: Option<Root>,
+    segments: Arc<Segments>,
+    locations: Arc<Locations>,
+    files: PathBuf,
+    filling: Mutex<Filling>,
+    uploads: Arc<Semaphore>,
+    sent: Mutex<Vec<JoinHandle<Result<()>>>>,
+    packs: Arc<AtomicU32>,
+    counts: Arc<[AtomicU64; 3]>,
+    finished: Mutex<Option<Arc<RepositorySource>>>,
+}
+
+impl std::fmt::Debug for RepositorySink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RepositorySink({})", self.id)
+    }
+}
+
+fn run_object(run: &str) -> String {
+    format!("runs/{run}")
+}
+
+impl RepositorySink {
+    /// The sink of a run, whose files on this machine begin with `files`; `anew` when it has done nothing yet. The run is on record in the repository before
+    /// anything is read there that it counts on.
+    ///
+    /// # Errors
+    /// `Invalid` when the run was begun and the repository has forgotten it; else why the repository cannot be reached.
+    pub async fn open(
+        id: String,
+        store: Arc<Store>,
+        bringing: Bringing,
+        files: &Path,
+        anew: bool,
+    ) -> Result<Self> {
+        let run = run_object(&bringing.run);
+        if anew {
+            store
+                .put_new(&run, bringing.snapshot.as_str().as_bytes())
+                .await?;
+        } else if let Err(error) = store.get(&run).await {
+            if error.kind() != Kind::NotFound {
+                return Err(error);
+            }
+            let what = format!(
+                "{} has forgotten this run, and what it brought may be gone: --restart begins anew",
+                store.address()
+            );
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        let parent = match &bringing.parent {
+            None => None,
+            Some(name) => match read_root(&store, &format!("snapshots/{name}")).await {
+                // Nothing of it goes while this run is on record.
+                Err(error) if error.kind() == Kind::NotFound => {
+                    Some(read_root(&store, &format!("removed/{name}")).await?)
+                }
+                root => Some(root?),
+            },
+        };
+        let locations = Locations::open(files, anew)?;
+        let counts = [
+            bringing.sent_blocks,
+            bringing.sent_bytes,
+            bringing.stored_bytes,
+        ];
+        Ok(Self {
+            id,
+            geometry: Geometry::new(bringing.volume_bytes)?,
+            parent,
+            segments: Arc::new(Segments::new(store)),
+            locations: Arc::new(locations),
+            files: files.to_owned(),
+            filling: Mutex::default(),
+            uploads: Arc::new(Semaphore::new(UPLOADS)),
+            sent: Mutex::default(),
+            packs: Arc::new(AtomicU32::new(bringing.packs)),
+            counts: Arc::new(counts.map(AtomicU64::new)),
+            finished: Mutex::new(None),
+            bringing,
+        })
+    }
+
+    /// Forgets a run that is not to be gone on with: on this machine, and in the repository.
+    ///
+    /// # Errors
+    /// Why the repository cannot be reached, or a file not removed.
+    pub async fn forget(store: &Store, run: &str, files: &Path) -> Result<()> {
+        Locations::remove(files)?;
+        store.delete(&run_object(run)).await
+    }
+
+    fn store(&self) -> &Arc<Store> {
+        self.segments.store()
+    }
+
+    async fn put(&self, index: BlockIndex, bytes: Bytes, digest: Digest) -> Result<()> {
+        if self.is_as_parent(index, &digest).await? {
+            return self.locations.note(index, Location::AsParent);
+        }
+        let len = bytes.len() as u64;
+        let stored = blocking(move || Ok(Stored::of(bytes))).await?;
+        let [blocks, sent, kept] = &*self.counts;
+        blocks.fetch_add(1, Ordering::Relaxed);
+        sent.fetch_add(len, Ordering::Relaxed);
+        kept.fetch_add(stored.bytes.len() as u64, Ordering::Relaxed);
+        // Who fills a pack waits for a place to send it from: memory is what is on its way.
+        let full = {
+            let mut filling = self.filling.lock();
+            filling.push(index, digest, stored);
+            filling.is_full().then(|| std::mem::take(&mut *filling))
+        };
+        if let Some(full) = full {
+            let place = Arc::clone(&self.uploads).acquire_owned().await;
+            let place = place.map_err(|error| Error::with_source(Kind::Io, "stopped", error))?;
+            self.send(full, place);
+        }
+        Ok(())
+    }
+
+    /// Whether the parent has this very block there.
+    async fn is_as_parent(&self, index: BlockIndex, digest: &Digest) -> Result<bool> {
+        let (number, within) = place_of(index);
+        let Some(segment) = self
+            .parent
+            .as_ref()
+            .and_then(|parent| parent.segment(number))
+        else {
+            return Ok(false);
+        };
+        let segment = self.segments.load(&segment.name).await?;
+        Ok(segment
+            .get(within)
+            .is_some_and(|entry| entry.digest == *digest))
+    }
+
+    /// Sends a pack on its way; a flush waits for it.
+    fn send(&self, filling: Filling, place: OwnedSemaphorePermit) {
+        let number = self.packs.fetch_add(1, Ordering::Relaxed) + 1;
+        let (store, locations) = (Arc::clone(self.store()), Arc::clone(&self.locations));
+        let salt = Sha256::digest(&self.bringing.run);
+        let salt = salt.first_chunk().copied().unwrap_or_default();
+        let upload = async move {
+            let _place = place;
+            let packed = blocking(move || Ok(filling.pack(salt))).await?;
+            let name = object("packs", &packed.name);
+            store.put(&name, &packed.pieces, &packed.name).await?;
+            blocking(move || {
+                locations.name(number, &packed.name)?;
+                let mut spots = packed.spots.into_iter();
+                spots.try_for_each(|(index, spot)| {
+                    locations.note(index, Location::Pack(number, spot))
+                })
+            })
+            .await
+        };
+        self.sent.lock().push(tokio::spawn(upload));
+    }
+
+    async fn keep(&self) -> Result<Value> {
+        let rest = std::mem::take(&mut *self.filling.lock());
+        if !rest.is_empty() {
+            let place = Arc::clone(&self.uploads).acquire_owned().await;
+            let place = place.map_err(|error| Error::with_source(Kind::Io, "stopped", error))?;
+            self.send(rest, place);
+        }
+        let sent = std::mem::take(&mut *self.sent.lock());
+        let mut first = Ok(());
+        for upload in sent {
+            let done = upload.await;
+            let done = done.map_err(|error| Error::with_source(Kind::Io, "stopped", error));
+            first = first.and(done.and_then(|done| done));
+        }
+        first?;
+        let locations = Arc::clone(&self.locations);
+        blocking(move || locations.flush()).await?;
+        let [blocks, sent, kept] = [0, 1, 2].map(|at| {
+            let count = self.counts.get(at);
+            count.map_or(0, |count| count.load(Ordering::Relaxed))
+        });
+        let bringing = Bringing {
+            packs: self.packs.load(Ordering::Relaxed),
+            sent_blocks: blocks,
+            sent_bytes: sent,
+            stored_bytes: kept,
+            ..self.bringing.clone()
+        };
+        // Nothing in it can fail to serialise.
+        Ok(serde_json::to_value(bringing).unwrap_or_default())
+    }
+
+    /// The segment of a number, with what was written since; none when it holds nothing.
+    async fn segment(
+        &self,
+        number: u32,
+        written: Vec<(BlockIndex, Option<Digest>)>,
+    ) -> Result<Option<SegmentOf>> {
+        let before = self
+            .parent
+            .as_ref()
+            .and_then(|parent| parent.segment(number));
+        let old = match before {
+            Some(before) => Some(self.segments.load(&before.name).await?),
+            None => None,
+        };
+        let is_delta = self.bringing.base.is_some();
+        let first = u64::from(number) * u64::from(SEGMENT_BLOCKS);
+        let end = u64::from(self.geometry.block_count()).saturating_sub(first);
+        let is_cut = old.as_ref().is_some_and(|old| {
+            u32::try_from(end).is_ok_and(|end| end < SEGMENT_BLOCKS)
+                && old.entries().any(|(index, _)| u64::from(index) >= end)
+        });
+        if is_delta && written.is_empty() && !is_cut {
+            return Ok(before.copied());
+        }
+        let locations = Arc::clone(&self.locations);
+        let made = blocking(move || {
+            let mut blocks = BTreeMap::new();
+            if let Some(old) = old.as_ref().filter(|_| is_delta) {
+                blocks.extend(old.entries().filter(|(index, _)| u64::from(*index) < end));
+            }
+            for (index, digest) in written {
+                let (_, within) = place_of(index);
+                let Some(digest) = digest else {
+                    blocks.remove(&within);
+                    continue;
+                };
+                let entry = match locations.of(index)? {
+                    Location::AsParent => old.as_ref().and_then(|old| old.get(within)),
+                    Location::Pack(pack, spot) => Some(Entry {
+                        pack: locations.pack(pack)?,
+                        spot,
+                        digest,
+                    }),
+                };
+                let entry = entry.filter(|entry| entry.digest == digest).ok_or_else(|| {
+                    let what = format!("the parent does not hold block {index} as it did: --restart begins anew");
+                    Error::new(Kind::Corrupt, what)
+                })?;
+                blocks.insert(within, entry);
+            }
+            if blocks.is_empty() {
+                return Ok(None);
+            }
+            let segment = Segment::of(blocks);
+            let stored = segment.encode();
+            let stored = stored
+                .map_err(|error| Error::with_source(Kind::Io, "cannot make a segment", error))?;
+            let name: Digest = Sha256::digest(&stored).into();
+            let count = u32::try_from(segment.len()).unwrap_or(SEGMENT_BLOCKS);
+            Ok(Some((
+                stored,
+                SegmentOf {
+                    number,
+                    name,
+                    blocks: count,
+                },
+            )))
+        });
+        let Some((stored, of)) = made.await? else {
+            return Ok(None);
+        };
+        if before.map(|before| before.name) != Some(of.name) {
+            self.store()
+                .put(&object("segments", &of.name), &[stored], &of.name)
+                .await?;
+        }
+        Ok(Some(of))
+    }
+
+    async fn publish(&self, written: Written) -> Result<()> {
+        let state = self.keep().await?;
+        let kept: Bringing = serde_json::from_value(state)
+            .map_err(|error| Error::with_source(Kind::Corrupt, "the run's state", error))?;
+        let mut written = written.peekable();
+        let mut segments = Vec::new();
+        for number in 0..self.geometry.block_count().div_ceil(SEGMENT_BLOCKS) {
+            let (rest, blocks) = blocking(move || {
+                let mut blocks = Vec::new();
+                let is_its = |block: &Result<(BlockIndex, Option<Digest>)>| {
+                    block
+                        .as_ref()
+                        .map_or(true, |(index, _)| place_of(*index).0 <= number)
+                };
+                while let Some(block) = written.next_if(is_its) {
+                    blocks.push(block?);
+                }
+                Ok((written, blocks))
+            })
+            .await?;
+            written = rest;
+            segments.extend(self.segment(number, blocks).await?);
+        }
+        let root = Root {
+            format: FORMAT,
+            run: kept.run.clone(),
+            snapshot: kept.snapshot,
+            volume: kept.volume,
+            time: kept.time,
+            volume_bytes: kept.volume_bytes,
+            base: kept.base,
+            encrypted: kept.encrypted,
+            description: kept.description,
+            tags: kept.tags,
+            written: SystemTime::now(),
+            blocks: segments.iter().map(|of| u64::from(of.blocks)).sum(),
+            sent_blocks: kept.sent_blocks,
+            sent_bytes: kept.sent_bytes,
+            stored_bytes: kept.stored_bytes,
+            segments,
+        };
+        let name = format!("snapshots/{}", root.name());
+        let root = if self.store().put_new(&name, &root.encode()).await? {
+            root
+        } else {
+            let there = read_root(self.store(), &name).await?;
+            if there.run != root.run {
+                info!("another run has brought {} meanwhile", root.snapshot);
+            }
+            there
+        };
+        let source = RepositorySource::new(root, Arc::clone(&self.segments))?;
+        *self.finished.lock() = Some(Arc::new(source));
+        Self::forget(self.store(), &kept.run, &self.files).await
+    }
+}
+
+impl Sink for RepositorySink {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn write_block(
+        &self,
+        index: BlockIndex,
+        bytes: Bytes,
+        digest: Digest,
+    ) -> BoxFuture<'_, Result<()>> {
+        self.put(index, bytes, digest).boxed()
+    }
+
+    /// What is not spoken of is a hole.
+    fn write_zeroes(&self, _extent: Extent) -> BoxFuture<'_, Result<()>> {
+        std::future::ready(Ok(())).boxed()
+    }
+
+    fn flush(&self) -> BoxFuture<'_, Result<Value>> {
+        self.keep().boxed()
+    }
+
+    fn read_back(&self) -> BoxFuture<'_, Result<Option<Arc<dyn BlockSource>>>> {
+        let finished = self.finished.lock().clone();
+        std::future::ready(Ok(finished.map(|source| source as Arc<dyn BlockSource>))).boxed()
+    }
+
+    fn finish(&self, written: Written) -> BoxFuture<'_, Result<()>> {
+        self.publish(written).boxed()
+    }
+}

@@ -1,0 +1,281 @@
+//! [`RepositorySource`]: a snapshot of a repository, block by block. Neighbours in a pack that are wanted together are one
+//! ranged GET.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::sleep;
+
+use super::SEGMENT_BLOCKS;
+use super::pack::{Name, Spot, Stored};
+use super::root::Root;
+use super::segment::{Entry, place_of};
+use super::segments::{Segments, object};
+use super::store::Store;
+use crate::block::{Block, BlockIndex, Extent, Geometry};
+use crate::digest::{Checked, Digester};
+use crate::disk::blocking;
+use crate::error::{Error, Kind, Result};
+use crate::source::{BlockSource, Wanted};
+
+/// GETs on their way at once.
+const GETS: usize = 64;
+/// The most bytes of one GET: several blocks, and still many GETs side by side.
+const MOST_AT_ONCE: u64 = 2 << 20;
+/// How long a block that nobody waits for waits for its neighbours.
+const COMPANY: Duration = Duration::from_millis(1);
+
+/// A snapshot of a repository.
+pub struct RepositorySource {
+    root: Root,
+    geometry: Geometry,
+    segments: Arc<Segments>,
+    digester: Digester,
+    packs: Arc<Packs>,
+}
+
+impl std::fmt::Debug for RepositorySource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RepositorySource({})", self.root.snapshot)
+    }
+}
+
+impl RepositorySource {
+    pub(super) fn new(root: Root, segments: Arc<Segments>) -> Result<Self> {
+        let store = Arc::clone(segments.store());
+        Ok(Self {
+            geometry: root.geometry()?,
+            root,
+            segments,
+            digester: Digester::new(),
+            packs: Arc::new(Packs {
+                store,
+                wants: Mutex::default(),
+                gets: Semaphore::new(GETS),
+            }),
+        })
+    }
+
+    /// What the snapshot is.
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    async fn entry(&self, index: BlockIndex) -> Result<Option<Entry>> {
+        let (number, within) = place_of(index);
+        match self.root.segment(number) {
+            None => Ok(None),
+            Some(of) => Ok(self.segments.load(&of.name).await?.get(within)),
+        }
+    }
+
+    async fn fetch(&self, index: BlockIndex, wanted: Wanted) -> Result<Block> {
+        if index.0 >= self.geometry.block_count() {
+            let what = format!("{} has no block {index}", self.root.snapshot);
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        let Some(entry) = self.entry(index).await? else {
+            return Ok(Block::Zero);
+        };
+        let is_wanted = wanted.is_wanted();
+        let stored = self.packs.read(entry.pack, entry.spot, is_wanted).await?;
+        let stored = Stored::read(stored, entry.spot);
+        let opened = blocking(move || Ok(stored.open())).await?;
+        let len = self.geometry.block_len(index);
+        if let Some(bytes) = opened.filter(|bytes| bytes.len() == len) {
+            match self.digester.check(&bytes, &entry.digest, is_wanted).await {
+                Checked::Good => return Ok(Block::Data(bytes, entry.digest)),
+                Checked::Zero => return Ok(Block::Zero),
+                Checked::Wrong(_) => {}
+            }
+        }
+        let (store, pack) = (self.segments.store(), object("packs", &entry.pack));
+        let what = format!(
+            "{} block {index}: {}/{pack} is damaged (ebsfs repository check)",
+            self.root.snapshot,
+            store.address()
+        );
+        Err(Error::new(Kind::Corrupt, what))
+    }
+
+    async fn run_from(&self, from: BlockIndex) -> Result<Option<Extent>> {
+        let (first, within) = place_of(from);
+        let segments = self.root.segments.iter().filter(|of| of.number >= first);
+        for of in segments {
+            let within = if of.number == first { within } else { 0 };
+            let segment = self.segments.load(&of.name).await?;
+            if let Some((start, end)) = segment.next_run(within) {
+                let base = of.number.saturating_mul(SEGMENT_BLOCKS);
+                return Ok(Extent::new(
+                    BlockIndex(base.saturating_add(start)),
+                    BlockIndex(base.saturating_add(end)),
+                ));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl BlockSource for RepositorySource {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn read_block(&self, index: BlockIndex) -> BoxFuture<'_, Result<Block>> {
+        self.read_ahead(index, Wanted::already())
+    }
+
+    fn read_ahead(&self, index: BlockIndex, wanted: Wanted) -> BoxFuture<'_, Result<Block>> {
+        self.fetch(index, wanted).boxed()
+    }
+
+    fn next_extent(&self, from: BlockIndex) -> BoxFuture<'_, Result<Option<Extent>>> {
+        self.run_from(from).boxed()
+    }
+
+    fn is_known_zero(&self, index: BlockIndex) -> bool {
+        let (number, within) = place_of(index);
+        match self.root.segment(number) {
+            None => true,
+            Some(of) => {
+                let segment = self.segments.at_hand(&of.name);
+                segment.is_some_and(|segment| segment.get(within).is_none())
+            }
+        }
+    }
+
+    fn prefetch(&self, _blocks: &[BlockIndex]) -> usize {
+        // Nothing is kept here: the cache above fetches ahead with `read_ahead`.
+        0
+    }
+}
+
+/// Reads spots of packs, neighbours together.
+struct Packs {
+    store: Arc<Store>,
+    /// Of each pack what is wanted and not asked for yet.
+    wants: Mutex<HashMap<Name, Vec<Want>>>,
+    gets: Semaphore,
+}
+
+struct Want {
+    spot: Spot,
+    answer: oneshot::Sender<Result<Bytes>>,
+}
+
+impl Packs {
+    async fn read(self: &Arc<Self>, pack: Name, spot: Spot, is_wanted: bool) -> Result<Bytes> {
+        let (answer, came) = oneshot::channel();
+        let is_first = {
+            let mut wants = self.wants.lock();
+            let wants = wants.entry(pack).or_default();
+            wants.push(Want { spot, answer });
+            wants.len() == 1
+        };
+        if is_first {
+            let packs = Arc::clone(self);
+            tokio::spawn(async move {
+                if is_wanted {
+                    tokio::task::yield_now().await;
+                } else {
+                    sleep(COMPANY).await;
+                }
+                packs.get(pack);
+            });
+        }
+        came.await
+            .map_err(|error| Error::with_source(Kind::Io, "stopped", error))?
+    }
+
+    /// Asks for all that is wanted of a pack, in as few GETs as may be.
+    fn get(self: Arc<Self>, pack: Name) {
+        let mut wants = self.wants.lock().remove(&pack).unwrap_or_default();
+        wants.sort_by_key(|want| want.spot.offset);
+        for group in grouped(wants) {
+            let packs = Arc::clone(&self);
+            tokio::spawn(async move { packs.get_group(&pack, group).await });
+        }
+    }
+
+    async fn get_group(&self, pack: &Name, group: Vec<Want>) {
+        // Closed never.
+        let _place = self.gets.acquire().await.ok();
+        let start = group.first().map_or(0, |want| want.spot.offset.into());
+        let end = group.iter().map(|want| want.spot.end()).max().unwrap_or(0);
+        let name = object("packs", pack);
+        let got = self.store.get_range(&name, start..end).await;
+        let got = got.map_err(|error| match error.kind() {
+            // It is named: it must be there.
+            Kind::NotFound => Error::with_source(Kind::Corrupt, "a pack is missing", error),
+            _ => error,
+        });
+        for want in group {
+            let from = u64::from(want.spot.offset) - start;
+            let range = usize::try_from(from)..usize::try_from(want.spot.end() - start);
+            let bytes = got.clone().map(|bytes| match (range.start, range.end) {
+                (Ok(start), Ok(end)) => bytes.slice(start..end),
+                _ => Bytes::new(),
+            });
+            // Who asked may have gone.
+            let _ = want.answer.send(bytes);
+        }
+    }
+}
+
+/// Puts neighbours together: sorted, without gaps, of at most [`MOST_AT_ONCE`] bytes.
+fn grouped(wants: Vec<Want>) -> Vec<Vec<Want>> {
+    let mut groups: Vec<Vec<Want>> = Vec::new();
+    let mut range = 0..0;
+    for want in wants {
+        let (start, end) = (u64::from(want.spot.offset), want.spot.end());
+        match groups.last_mut() {
+            Some(group)
+                if start <= range.end && end.saturating_sub(range.start) <= MOST_AT_ONCE =>
+            {
+                group.push(want);
+                range.end = range.end.max(end);
+            }
+            _ => {
+                groups.push(vec![want]);
+                range = start..end;
+            }
+        }
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_are_asked_for_together_and_gaps_are_not() {
+        let want = |offset: u32, length: u32| Want {
+            spot: Spot { offset, length },
+            answer: oneshot::channel().0,
+        };
+        let mib = 1 << 20;
+        let wants = [
+            (8, 100),
+            (8, 100),
+            (108, 50),
+            (200, 10),
+            (300, 2 * mib),
+            (300 + 2 * mib, 9),
+        ];
+        let groups = grouped(
+            wants
+                .iter()
+                .map(|(offset, length)| want(*offset, *length))
+                .collect(),
+        );
+        let sizes: Vec<_> = groups.iter().map(Vec::len).collect();
+        assert_eq!(sizes, [3, 1, 1, 1]);
+    }
+}

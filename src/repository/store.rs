@@ -1,0 +1,342 @@
+//! [`Store`]: whole objects by name in a bucket or a folder. What is put is read back, what fails is tried again until its
+//! deadline, and what fails for good is told in one line. This file and its
+//! own modules are the only ones with object_store in them.
+
+mod address;
+mod reach;
+mod said;
+
+use std::fmt;
+use std::future::Future;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use md5::Md5;
+use object_store::path::Path;
+use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{debug, warn};
+
+pub use address::Address;
+pub use reach::{BucketStyle, Connection};
+
+use crate::block::{Digest, hexadecimal};
+use crate::error::{Error, Kind, Result};
+use reach::reach;
+use said::is_unknown_condition;
+
+/// Pauses between tries: doubled from the first to the longest, less a random part.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// One line in this time says what is waited for, however many objects wait.
+const WAIT_LOG_EVERY: Duration = Duration::from_secs(5);
+
+/// An object that a listing tells of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// Its name within the repository.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// When it was written, by the store's clock.
+    pub modified: SystemTime,
+}
+
+/// The objects of one repository.
+pub struct Store {
+    address: Address,
+    inner: Arc<dyn ObjectStore>,
+    prefix: Path,
+    timeout: Duration,
+    last_wait_log: Mutex<Option<Instant>>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Store({})", self.address)
+    }
+}
+
+/// Why an attempt did not succeed.
+enum Trouble {
+    Store(StoreError),
+    /// The store has said yes and not kept it.
+    Lost(String),
+}
+
+impl From<StoreError> for Trouble {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Store {
+    /// Reaches a repository's bucket or folder; nothing is asked yet.
+    ///
+    /// # Errors
+    /// `Invalid` when what is configured makes no sense; for a folder what the system says.
+    pub fn open(address: &Address, connection: &Connection) -> Result<Self> {
+        let inner = reach(address, connection)?;
+        let prefix = Path::parse(&address.prefix)
+            .map_err(|error| Error::with_source(Kind::Invalid, format!("{address}"), error))?;
+        Ok(Self {
+            address: address.clone(),
+            inner,
+            prefix,
+            timeout: connection.timeout,
+            last_wait_log: Mutex::new(None),
+        })
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    fn path(&self, name: &str) -> Path {
+        name.split('/')
+            .fold(self.prefix.clone(), |path, part| path.join(part))
+    }
+
+    /// A whole object.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none; else why it cannot be had.
+    pub async fn get(&self, name: &str) -> Result<Bytes> {
+        let path = &self.path(name);
+        let get = || async { Ok(self.inner.get(path).await?.bytes().await?) };
+        self.until("get", name, get).await
+    }
+
+    /// Part of an object.
+    ///
+    /// # Errors
+    /// As for [`Store::get`]; `Corrupt` when it is shorter.
+    pub async fn get_range(&self, name: &str, range: Range<u64>) -> Result<Bytes> {
+        let path = &self.path(name);
+        let len = range.end - range.start;
+        let get = || async { Ok(self.inner.get_range(path, range.clone()).await?) };
+        let bytes = self.until("get", name, get).await?;
+        if bytes.len() as u64 != len {
+            let what = format!("{}/{name} is shorter than it was", self.address);
+            return Err(Error::new(Kind::Corrupt, what));
+        }
+        Ok(bytes)
+    }
+
+    /// Puts an object whose SHA-256 this is, and reads back that it is there.
+    ///
+    /// # Errors
+    /// `Corrupt` when the store says yes and does not keep it; else why it cannot be put.
+    pub async fn put(&self, name: &str, pieces: &[Bytes], digest: &Digest) -> Result<()> {
+        let path = &self.path(name);
+        let mut md5 = Md5::new();
+        if !self.address.is_folder() {
+            pieces.iter().for_each(|piece| md5.update(piece));
+        }
+        let md5 = &hexadecimal(&md5.finalize());
+        let size = pieces.iter().map(Bytes::len).sum::<usize>() as u64;
+        let put = || async {
+            let payload = PutPayload::from_iter(pieces.iter().cloned());
+            self.inner.put(path, payload).await?;
+            self.prove(path, size, md5, digest).await
+        };
+        self.until("put", name, put).await
+    }
+
+    /// That an object is there with these bytes: by its ETag where that is their MD5, else by reading it.
+    async fn prove(
+        &self,
+        path: &Path,
+        size: u64,
+        md5: &str,
+        digest: &Digest,
+    ) -> std::result::Result<(), Trouble> {
+        let told = match self.inner.head(path).await {
+            Err(StoreError::NotFound { .. }) => {
+                return Err(Trouble::Lost("it is not there".into()));
+            }
+            told => told?,
+        };
+        if told.size != size {
+            let what = format!("it has {} bytes, not {size}", told.size);
+            return Err(Trouble::Lost(what));
+        }
+        if told.e_tag.is_some_and(|tag| tag.trim_matches('"') == md5) {
+            return Ok(());
+        }
+        let kept = self.inner.get(path).await?.bytes().await?;
+        if *Sha256::digest(&kept) != *digest {
+            return Err(Trouble::Lost("it holds other bytes".into()));
+        }
+        Ok(())
+    }
+
+    /// Puts a small object unless there is one of this name; whether this one is there now.
+    ///
+    /// # Errors
+    /// As for [`Store::put`].
+    pub async fn put_new(&self, name: &str, bytes: &[u8]) -> Result<bool> {
+        let path = &self.path(name);
+        let bytes = Bytes::copy_from_slice(bytes);
+        let put = || async {
+            // For stores that do not know the condition, and pass over it.
+            if let Some(there) = self.there(path).await? {
+                return Ok(there == bytes);
+            }
+            let payload = PutPayload::from(bytes.clone());
+            let made = self.inner.put_opts(path, payload, PutMode::Create.into());
+            match made.await {
+                Err(error) if is_unknown_condition(&error) => {
+                    let payload = PutPayload::from(bytes.clone());
+                    self.inner.put(path, payload).await?;
+                }
+                // Perhaps by this very request, whose answer was lost.
+                Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {}
+                made => drop(made?),
+            }
+            match self.there(path).await? {
+                Some(there) => Ok(there == bytes),
+                None => Err(Trouble::Lost("it is not there".into())),
+            }
+        };
+        self.until("put", name, put).await
+    }
+
+    async fn there(&self, path: &Path) -> std::result::Result<Option<Bytes>, Trouble> {
+        match self.inner.get(path).await {
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            got => Ok(Some(got?.bytes().await?)),
+        }
+    }
+
+    /// All objects whose names begin with a folder's.
+    ///
+    /// # Errors
+    /// Why they cannot be listed.
+    pub async fn list(&self, folder: &str) -> Result<Vec<Object>> {
+        let path = &self.path(folder);
+        let strip = self.prefix.as_ref().len() + usize::from(!self.prefix.as_ref().is_empty());
+        let list = || async {
+            let found = self.inner.list(Some(path)).map_ok(|meta| Object {
+                name: meta
+                    .location
+                    .as_ref()
+                    .get(strip..)
+                    .unwrap_or_default()
+                    .to_owned(),
+                size: meta.size,
+                modified: meta.last_modified.into(),
+            });
+            Ok(found.try_collect().await?)
+        };
+        self.until("list", folder, list).await
+    }
+
+    /// When an object was written, by the store's clock.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none; else why nobody tells.
+    pub async fn modified(&self, name: &str) -> Result<SystemTime> {
+        let path = &self.path(name);
+        let head = || async { Ok(self.inner.head(path).await?.last_modified.into()) };
+        self.until("look at", name, head).await
+    }
+
+    /// Removes an object, if it is there.
+    ///
+    /// # Errors
+    /// Why it cannot be removed.
+    pub async fn delete(&self, name: &str) -> Result<()> {
+        let path = &self.path(name);
+        let delete = || async {
+            match self.inner.delete(path).await {
+                Err(StoreError::NotFound { .. }) => Ok(()),
+                done => Ok(done?),
+            }
+        };
+        self.until("delete", name, delete).await
+    }
+
+    /// Tries until it succeeds, fails for good, or the deadline passes.
+    async fn until<T, F>(&self, verb: &str, name: &str, once: impl Fn() -> F) -> Result<T>
+    where
+        F: Future<Output = std::result::Result<T, Trouble>>,
+    {
+        let (since, mut pause, mut tries) = (Instant::now(), FIRST_PAUSE, 0);
+        let deadline = since + self.timeout;
+        loop {
+            let error = match timeout_at(deadline, once()).await {
+                Ok(Ok(done)) => return Ok(done),
+                Ok(Err(trouble)) => {
+                    let (error, is_final) = self.judge(trouble, verb, name);
+                    if is_final {
+                        return Err(error);
+                    }
+                    error
+                }
+                Err(_) => self.error(Kind::Unavailable, verb, name, "no answer"),
+            };
+            tries += 1;
+            if Instant::now() + pause >= deadline {
+                let took = since.elapsed();
+                return Err(error.context(format!("gave up after {tries} attempts in {took:.1?}")));
+            }
+            if tries > 1 {
+                self.log_wait(&error, deadline);
+            }
+            debug!("again in {pause:.1?}: {}", error.chain());
+            sleep(pause.mul_f64(0.25 + 0.75 * fastrand::f64())).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Tells what is waited for.
+    fn log_wait(&self, error: &Error, deadline: Instant) {
+        let now = Instant::now();
+        let mut last = self.last_wait_log.lock();
+        if last.is_none_or(|last| now >= last + WAIT_LOG_EVERY) {
+            *last = Some(now);
+            warn!(
+                "waiting, up to {:.0?} more: {}",
+                deadline - now,
+                error.chain()
+            );
+        }
+    }
+
+    /// Removes what writers that were killed have left in a folder of this machine: files that are no objects yet.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn sweep_unfinished(&self, until: SystemTime) -> Result<()> {
+        let Some(root) = self.address.folder() else {
+            return Ok(());
+        };
+        let failed = |path: &std::path::Path, error| Error::of_file(path, "cannot sweep", error);
+        let mut folders = vec![root.to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).map_err(|error| failed(&folder, error))? {
+                let entry = entry.map_err(|error| failed(&folder, error))?;
+                let (path, name) = (entry.path(), entry.file_name());
+                // They go and come while others write.
+                let Ok(metadata) = entry.metadata() else {
+                    continue;
+                };
+                if metadata.is_dir() {
+                    folders.push(path);
+                } else if name.to_string_lossy().contains('#')
+                    && metadata.modified().is_ok_and(|modified| modified < until)
+                {
+                    std::fs::remove_file(&path).map_err(|error| failed(&path, error))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

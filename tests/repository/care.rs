@@ -1,0 +1,247 @@
+//! check, prune, rm: damage is found and named, garbage goes when its time has come, and nothing else does.
+
+use super::*;
+
+/// A repository of three snapshots of one volume.
+fn three(objects: &Objects) -> Chain {
+    let chain = Chain::new();
+    for id in &chain.snapshots[..3] {
+        run(&mut objects.bring(&chain.emulator, &[id, "--base", "auto"]));
+    }
+    chain
+}
+
+fn damaged(objects: &Objects, emulator: &Emulator, args: &[&str]) -> Vec<Value> {
+    let mut command = objects.look(emulator, &[&["check"], args, &["--json"]].concat());
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(8));
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    told["damages"].as_array().unwrap().clone()
+}
+
+#[test]
+fn damage_is_found_and_the_snapshots_that_suffer_are_named_and_no_wrong_byte_is_read() {
+    let objects = Objects::folder();
+    let chain = three(&objects);
+    let (emulator, ids) = (&chain.emulator, &chain.snapshots);
+    let folder = tempfile::tempdir().unwrap();
+    let keep = folder.path().join("keep");
+    let files = objects.files();
+    sh(&format!("cp -a {} {}", files.display(), keep.display()));
+    let restore = || {
+        sh(&format!(
+            "rm -rf {0} && cp -a {1} {0}",
+            files.display(),
+            keep.display()
+        ))
+    };
+    let names = |damage: &Value| damage["snapshots"].to_string();
+
+    // A flipped byte in the oldest pack: the blocks of all three are in it, the second one's new ones are not.
+    let root: Value = serde_json::from_str(
+        fs::read_to_string(&objects.objects("snapshots")[0])
+            .unwrap()
+            .lines()
+            .next()
+            .unwrap(),
+    )
+    .unwrap();
+    assert_eq!(root["snapshot"], *ids[0]);
+    let sizes = |path: &PathBuf| fs::metadata(path).unwrap().len();
+    let pack = objects
+        .objects("packs")
+        .into_iter()
+        .max_by_key(sizes)
+        .unwrap();
+    let mut bytes = fs::read(&pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&pack, &bytes).unwrap();
+    assert_eq!(
+        objects.look_json(emulator, &["check"])["damages"]
+            .as_array()
+            .unwrap()
+            .len(),
+        0
+    );
+    let found = damaged(&objects, emulator, &["--read-data"]);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(
+        ids[..3].iter().all(|id| names(&found[0]).contains(&**id)),
+        "{found:?}"
+    );
+    let image = folder.path().join("image.raw");
+    let (code, said) = ends(&mut objects.take(emulator, &ids[0], &[text(&image)]));
+    assert_eq!(code, 8, "{said}");
+    assert!(said.contains("is damaged") && !image.exists(), "{said}");
+    let mount = objects.mount(emulator);
+    let read = fs::read(mount.disk(&ids[0])).unwrap_err();
+    assert_eq!(read.raw_os_error(), Some(libc::EIO));
+    drop(mount);
+    restore();
+
+    // A pack that is gone.
+    fs::remove_file(&pack).unwrap();
+    let found = damaged(&objects, emulator, &[]);
+    assert!(
+        found[0]["what"].to_string().contains("missing") && names(&found[0]).contains(&*ids[0])
+    );
+    restore();
+
+    // A segment cut short: of one snapshot, for each has changed it.
+    let segment = objects.objects("segments")[0].clone();
+    let bytes = fs::read(&segment).unwrap();
+    fs::write(&segment, &bytes[..bytes.len() - 9]).unwrap();
+    let found = damaged(&objects, emulator, &[]);
+    assert_eq!(found.len(), 1);
+    assert_eq!(
+        found[0]["snapshots"].as_array().unwrap().len(),
+        1,
+        "{found:?}"
+    );
+    restore();
+
+    // A root that is damaged: the others are there.
+    let root = objects.objects("snapshots")[1].clone();
+    let mut bytes = fs::read(&root).unwrap();
+    bytes[30] ^= 1;
+    fs::write(&root, &bytes).unwrap();
+    let found = damaged(&objects, emulator, &[]);
+    assert!(
+        found[0]["object"].to_string().contains("snapshots/"),
+        "{found:?}"
+    );
+    let (code, _) = ends(&mut objects.look(emulator, &["prune"]));
+    assert_eq!(code, 8, "nothing is swept while a root cannot be read");
+    let (code, said) = ends(&mut objects.take(emulator, &ids[1], &[text(&image)]));
+    assert!(code == 8 && said.contains("damaged"), "{said}");
+    restore();
+
+    // A root that is gone is a snapshot that is not there; what it alone needs is unused.
+    fs::remove_file(&root).unwrap();
+    let checked = objects.look_json(emulator, &["check", "--read-data"]);
+    assert_eq!(checked["snapshots"], 2);
+    assert!(checked["unused"].as_u64().unwrap() > 0);
+    // No repository at all.
+    fs::remove_file(files.join("ebsfs-repository.json")).unwrap();
+    let (code, said) = ends(&mut objects.look(emulator, &["ls"]));
+    assert!(code == 3 && said.contains("is no repository"), "{said}");
+}
+
+#[test]
+fn old_snapshots_go_and_what_no_snapshot_needs_is_swept_when_its_time_has_come() {
+    for objects in [Objects::folder(), Objects::s3()] {
+        let chain = three(&objects);
+        let (emulator, ids) = (&chain.emulator, &chain.snapshots);
+        let all = objects.objects("packs").len() + objects.objects("segments").len();
+        let dry = objects.look_json(
+            emulator,
+            &["prune", "--keep", "1", "--grace", "0s", "--dry-run"],
+        );
+        assert_eq!(dry["removed"].as_array().unwrap().len(), 2);
+        assert_eq!(objects.objects("snapshots").len(), 3);
+        // With a grace nothing goes yet, and a snapshot that was removed can be brought anew.
+        let told = objects.look_json(emulator, &["prune", "--keep", "1"]);
+        assert_eq!(
+            (&told["swept"], objects.objects("removed").len()),
+            (&0.into(), 2)
+        );
+        assert_eq!(
+            objects.objects("packs").len() + objects.objects("segments").len(),
+            all
+        );
+        std::thread::sleep(std::time::Duration::from_millis(2100));
+        let told = objects.look_json(emulator, &["prune", "--grace", "1s"]);
+        assert_eq!(told["swept"], 2, "the segments of two: {told}");
+        assert!(objects.objects("removed").is_empty());
+        let checked = objects.look_json(emulator, &["check", "--read-data"]);
+        assert_eq!(
+            (&checked["snapshots"], &checked["unused"]),
+            (&1.into(), &0.into())
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("image.raw");
+        run(&mut objects.take(emulator, "latest", &[text(&image)]));
+        assert_same(&image, &chain.image(2));
+        // The last one goes by name, and with it all that there is.
+        let one = format!("{}#{}", objects.url(), ids[2]);
+        let mut rm = objects.ebsfs(emulator, &["repository", "rm", &one]);
+        run(rm.args(objects.from()));
+        std::thread::sleep(std::time::Duration::from_millis(2100));
+        run(&mut objects.look(emulator, &["prune", "--grace", "1s"]));
+        assert_eq!(
+            objects.objects("packs").len() + objects.objects("segments").len(),
+            0
+        );
+    }
+}
+
+#[test]
+fn a_run_that_has_not_ended_keeps_what_it_counts_on_until_it_is_forgotten() {
+    let objects = Objects::folder();
+    let emulator = crate::sync::large_pair();
+    run(&mut objects.bring(&emulator, &["snap-0a"]));
+    emulator.reset();
+    let mut child = objects
+        .bring(
+            &emulator,
+            &["snap-0b", "--base", "snap-0a", "--max-in-flight", "4"],
+        )
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for("packs that no root leads to", || {
+        objects.look_json(&emulator, &["check"])["unused"].as_u64() > Some(0)
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // Its parent goes, and garbage is swept without any grace: it goes on all the same.
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    let told = objects.look_json(&emulator, &["prune", "--keep", "0", "--grace", "0s"]);
+    assert_eq!(
+        (&told["swept"], told["runs"].as_object().unwrap().len()),
+        (&0.into(), 1)
+    );
+    run(&mut objects.bring(&emulator, &["snap-0b", "--base", "snap-0a"]));
+    let checked = objects.look_json(&emulator, &["check", "--read-data"]);
+    assert_eq!(
+        (&checked["snapshots"], &checked["runs"]),
+        (&1.into(), &0.into())
+    );
+    let (mount, disk) = crate::sync::mounted(&emulator, "snap-0b");
+    let replica = objects.mount(&emulator);
+    assert_same(&replica.disk("snap-0b"), &disk);
+    drop((mount, replica));
+    // A run that is forgotten is not gone on with.
+    emulator.set("latency_ms=20");
+    run(&mut objects.bring(&emulator, &["snap-0a"]));
+    let mut rm = objects.look(&emulator, &["prune", "--keep", "0", "--grace", "0s"]);
+    run(&mut rm);
+    emulator.reset();
+    let mut child = objects
+        .bring(&emulator, &["snap-0a", "--max-in-flight", "4"])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for("blocks", || emulator.gets() > 300);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let told = objects.look_json(&emulator, &["prune", "--grace", "0s"]);
+    let id = told["runs"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .next()
+        .unwrap()
+        .clone();
+    run(&mut objects.look(&emulator, &["prune", "--grace", "0s", "--forget-run", &id]));
+    assert!(objects.objects("packs").is_empty());
+    let (code, said) = ends(&mut objects.bring(&emulator, &["snap-0a"]));
+    assert!(code == 2 && said.contains("--restart"), "{said}");
+    run(&mut objects.bring(&emulator, &["snap-0a", "--restart"]));
+    let checked = objects.look_json(&emulator, &["check", "--read-data"]);
+    assert_eq!(
+        (&checked["unused"], &checked["runs"]),
+        (&0.into(), &0.into())
+    );
+}

@@ -1,0 +1,180 @@
+//! Kills, servers that stop, refuse or lie.
+
+use std::time::Duration;
+
+use super::*;
+use crate::sync::{kill_until_done, large_pair, mounted};
+
+#[test]
+fn a_snapshot_that_is_killed_on_its_way_into_a_repository_is_there_whole_or_not_at_all() {
+    let enough = std::env::var("EBSFS_KILLS").map_or(1, |kills| kills.parse().unwrap());
+    let objects = Objects::folder();
+    let emulator = large_pair();
+    let (mount, disk) = mounted(&emulator, "snap-0b");
+    let (mut kills, mut copies) = (0, 0);
+    while kills < enough {
+        emulator.set("latency_ms=0");
+        run(&mut objects.bring(&emulator, &["snap-0a"]));
+        emulator.set("latency_ms=20");
+        kills += kill_until_done(
+            || {
+                objects.bring(
+                    &emulator,
+                    &["snap-0b", "--base", "auto", "--max-in-flight", "16"],
+                )
+            },
+            1500,
+            || {
+                let checked = objects.look_json(&emulator, &["check"]);
+                assert!(
+                    (1..=2).contains(&checked["snapshots"].as_u64().unwrap()),
+                    "{checked}"
+                );
+            },
+        );
+        copies += 1;
+        let checked = objects.look_json(&emulator, &["check", "--read-data"]);
+        assert_eq!(
+            (&checked["snapshots"], &checked["runs"]),
+            (&2.into(), &0.into())
+        );
+        emulator.set("latency_ms=0");
+        let replica = objects.mount(&emulator);
+        assert_same(&replica.disk("snap-0b"), &disk);
+        drop(replica);
+        // Killed as well, at any moment; then to its end.
+        kills += kill_until_done(
+            || objects.look(&emulator, &["prune", "--keep", "0", "--grace", "0s"]),
+            60,
+            || drop(run(&mut objects.look(&emulator, &["ls"]))),
+        );
+        std::thread::sleep(Duration::from_millis(20));
+        run(&mut objects.look(&emulator, &["prune", "--grace", "0s"]));
+        assert_eq!(
+            objects.objects("packs").len() + objects.objects("segments").len(),
+            0
+        );
+    }
+    println!("{kills} kills, {copies} copies");
+    drop(mount);
+}
+
+#[test]
+fn a_server_that_stops_for_a_while_is_waited_for_and_one_that_stays_away_is_told() {
+    let mut objects = Objects::s3();
+    let emulator = large_pair();
+    let mut child = objects
+        .bring(&emulator, &["snap-0a", "--max-in-flight", "8"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for("blocks", || emulator.gets() > 200);
+    let files = objects.files();
+    let address = objects.stop();
+    std::thread::sleep(Duration::from_secs(4));
+    objects.serve(&address);
+    let output = child.wait_with_output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let checked = objects.look_json(&emulator, &["check", "--read-data"]);
+    assert_eq!(
+        (&checked["snapshots"], &checked["damages"]),
+        (&1.into(), &Value::Array(Vec::new()))
+    );
+    // For good.
+    emulator.reset();
+    child = objects
+        .bring(
+            &emulator,
+            &["snap-0b", "--timeout", "3s", "--max-in-flight", "8"],
+        )
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for("blocks", || emulator.gets() > 200);
+    let address = objects.stop();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(7), "{said}");
+    assert!(said.contains("gave up"), "{said}");
+    assert_eq!(
+        said.lines()
+            .filter(|line| line.starts_with("ebsfs:"))
+            .count(),
+        1,
+        "{said}"
+    );
+    objects.serve(&address);
+    let before = emulator.gets();
+    run(&mut objects.bring(&emulator, &["snap-0b"]));
+    assert!(emulator.gets() > before);
+    let (mount, disk) = mounted(&emulator, "snap-0b");
+    let replica = objects.mount(&emulator);
+    assert_same(&replica.disk("snap-0b"), &disk);
+    drop((mount, replica, files));
+}
+
+#[test]
+fn what_a_store_refuses_is_one_clear_line() {
+    let objects = Objects::s3();
+    let emulator = Emulator::start();
+    emulator.make_volume("vol-0a", 2048, 0..3);
+    let id = emulator.snapshot("vol-0a");
+    let to = objects.to();
+    let endpoint = &to[1];
+    for (url, more, code, words) in [
+        (
+            "s3://nobucket/x",
+            &["--to-profile", "store"][..],
+            3,
+            "make the bucket first",
+        ),
+        (
+            "s3://bucket/x",
+            &["--to-profile", "default"],
+            4,
+            "credentials",
+        ),
+        (
+            "s3://bucket/x",
+            &["--to-profile", "none"],
+            4,
+            "no AWS credentials",
+        ),
+        ("file://relative", &[], 2, "file:///FOLDER"),
+        ("s3://", &[], 2, "names no bucket"),
+    ] {
+        let args = [
+            &[&*id, url, "--to-endpoint-url", endpoint, "--timeout", "2s"],
+            more,
+        ]
+        .concat();
+        let (got, said) = ends(&mut objects.sync(&emulator, &args));
+        assert_eq!(got, code, "{url}: {said}");
+        assert!(said.contains(words), "{url}: {said}");
+        assert_eq!(said.trim().lines().count(), 1, "{url}: {said}");
+        assert!(!said.contains(SECRET), "{said}");
+    }
+}
+
+#[test]
+fn an_object_that_a_store_says_it_has_taken_and_loses_is_put_again() {
+    let objects = Objects::folder();
+    let emulator = large_pair();
+    emulator.reset();
+    let child = objects
+        .bring(&emulator, &["snap-0a", "--max-in-flight", "4"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Lost after it was read back: the check finds it, and the mount says EIO.
+    wait_for("a pack", || !objects.objects("packs").is_empty());
+    fs::remove_file(&objects.objects("packs")[0]).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    let (code, said) = ends(&mut objects.look(&emulator, &["check"]));
+    assert!(code == 8 && said.contains("damaged or missing"), "{said}");
+}
