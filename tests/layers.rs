@@ -13,21 +13,37 @@ const RULES: &[(&str, u8, &str)] = &[
     ("readahead", 1, "source sink maps aws"),
     ("aws", 1, "source sink readahead maps block"),
     ("maps", 1, "source sink readahead aws"),
-    ("ebs", 2, "repository ec2 cache image disk compare sink readahead"),
+    (
+        "ebs",
+        2,
+        "repository ec2 cache image disk compare sink readahead",
+    ),
     (
         "ec2",
         2,
         "repository ebs cache image disk compare sink readahead block",
     ),
-    ("cache", 2, "repository ebs ec2 image disk compare sink readahead aws"),
+    (
+        "cache",
+        2,
+        "repository ebs ec2 image disk compare sink readahead aws",
+    ),
     ("image", 2, "repository ebs ec2 cache disk compare sink aws"),
-    ("disk", 2, "repository ebs ec2 cache image compare sink readahead aws"),
+    (
+        "disk",
+        2,
+        "repository ebs ec2 cache image compare sink readahead aws",
+    ),
     (
         "compare",
         2,
         "repository ebs ec2 cache image disk sink readahead maps aws",
     ),
-    ("repository", 2, "ebs ec2 cache image compare readahead maps aws"),
+    (
+        "repository",
+        2,
+        "ebs ec2 cache image compare readahead maps aws",
+    ),
     ("sinks", 3, "repository cache image compare readahead"),
     (
         "fs",

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::emulator::{Emulator, PROFILE, REGION};
+use crate::emulator::{Emulator, PROFILE, REGION, REPETITIVE};
 use crate::error::{Error, Kind, Result};
 
 /// Serve the EBS direct APIs and EC2's snapshot calls from a folder of disk images, on loopback
@@ -33,6 +33,9 @@ pub(super) struct EmulatorArgs {
     /// Add a snapshot whose bytes are computed; DENSITY is blocks held in a million
     #[arg(long, value_name = "ID:GIB:DENSITY")]
     synthetic: Vec<Synthetic>,
+    /// Blocks of synthetic snapshots repeat one page, so that they can be compressed
+    #[arg(long)]
+    repetitive: bool,
     /// Add a snapshot of a synthetic one's volume; CHANGED is blocks in a million that are other ones
     #[arg(long, value_name = "ID:PARENT:CHANGED")]
     synthetic_child: Vec<SyntheticChild>,
@@ -92,7 +95,8 @@ impl EmulatorArgs {
         super::runtime()?.block_on(async {
             let listener = Emulator::listen(self.listen).await?;
             let emulator = Emulator::open(&self.folder, &self.settings)?;
-            for (synthetic, seed) in self.synthetic.iter().zip(1..) {
+            let first = 1 | if self.repetitive { REPETITIVE } else { 0 };
+            for (synthetic, seed) in self.synthetic.iter().zip(first..) {
                 emulator.add_synthetic(&synthetic.id, synthetic.gib, synthetic.density, seed)?;
             }
             for child in &self.synthetic_child {

@@ -49,6 +49,7 @@ use crate::error::{Error, Kind, Result};
 
 use store::Store;
 use switches::{Buckets, Switches};
+pub use synthetic::REPETITIVE;
 use tokens::Sealer;
 
 /// Bytes of a block.

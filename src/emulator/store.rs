@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::record::{PER_GIB, Record, millis};
-use super::synthetic::{self, Step, Synthetic};
+use super::synthetic::{self, REPETITIVE, Step, Synthetic};
 use super::view::{Held, View};
 use super::{ACCOUNT, BLOCK};
 
@@ -269,7 +269,7 @@ impl Store {
             .synthetic
             .clone()
             .ok_or("the parent is not synthetic")?;
-        let seed = fnv(id);
+        let seed = fnv(id) & !REPETITIVE | synthetic.seed & REPETITIVE;
         synthetic.steps.push(Step { changed, seed });
         self.add_synthetic(id, gib, synthetic.density, synthetic.seed, now)?;
         if let Some(child) = self.snapshots.get_mut(id) {

@@ -13,6 +13,9 @@ use super::BLOCK;
 
 const PATTERNS: usize = 16;
 const TAIL: usize = 64;
+/// The bit of a seed that makes each pattern one page, again and again: what a zstd makes small.
+pub const REPETITIVE: u64 = 1 << 63;
+const PAGE: usize = 4096;
 
 /// Of the blocks that a step changes one in so many is freed.
 const FREED_ONE_IN: u64 = 8;
@@ -44,10 +47,19 @@ struct Pattern {
 fn patterns() -> &'static [Pattern] {
     static ALL: OnceLock<Vec<Pattern>> = OnceLock::new();
     ALL.get_or_init(|| {
-        (0..PATTERNS as u64)
+        (0..2 * PATTERNS)
             .map(|number| {
                 let mut bytes = vec![0; BLOCK - TAIL];
-                fastrand::Rng::with_seed(number).fill(&mut bytes);
+                let random = if number < PATTERNS {
+                    BLOCK - TAIL
+                } else {
+                    PAGE
+                };
+                let (random, rest) = bytes.split_at_mut(random);
+                fastrand::Rng::with_seed(number as u64).fill(random);
+                for page in rest.chunks_mut(PAGE) {
+                    page.copy_from_slice(random.get(..page.len()).unwrap_or_default());
+                }
                 let hasher = Sha256::new().chain_update(&bytes);
                 Pattern {
                     bytes: bytes.into(),
@@ -104,6 +116,12 @@ impl Synthetic {
 /// The bytes of a block and their SHA-256.
 pub(super) fn read(seed: u64, index: u32) -> (Bytes, [u8; 32]) {
     let which = mix(seed ^ 0xb10c ^ u64::from(index)) % PATTERNS as u64;
+    let which = which
+        + if seed & REPETITIVE == 0 {
+            0
+        } else {
+            PATTERNS as u64
+        };
     let mut tail = [0; TAIL];
     for (to, from) in tail
         .chunks_mut(8)
@@ -145,6 +163,9 @@ mod tests {
         assert_eq!(one.len(), BLOCK);
         assert_eq!(Sha256::digest(&one).as_slice(), digest);
         assert_ne!(read(volume.seed_of(2), 2).0, one);
+        let (page, digest) = read(REPETITIVE | 7, 1);
+        assert_eq!(Sha256::digest(&page).as_slice(), digest);
+        assert_eq!(page[..PAGE], page[PAGE..2 * PAGE]);
         let held = volume.count_held();
         assert!((4_700..5_300).contains(&held), "{held}");
         assert!(!volume.is_held(10_000));

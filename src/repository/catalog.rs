@@ -54,6 +54,26 @@ pub(super) async fn read_root(store: &Store, object: &str) -> Result<Root> {
 }
 
 impl RepositoryCatalog {
+    /// The catalog of what is to be a repository, or is one: nothing is made.
+    ///
+    /// # Errors
+    /// As for [`RepositoryCatalog::open`].
+    pub async fn look(store: Arc<Store>) -> Result<Self> {
+        match Self::open(Arc::clone(&store), false).await {
+            Err(error) if error.kind() == Kind::NotFound => Ok(Self::of(store, String::new())),
+            opened => opened,
+        }
+    }
+
+    fn of(store: Arc<Store>, id: String) -> Self {
+        Self {
+            segments: Arc::new(Segments::new(store)),
+            id,
+            known: Mutex::default(),
+            open: Mutex::default(),
+        }
+    }
+
     /// The catalog of a repository; with `make` there is one from now on.
     ///
     /// # Errors
@@ -91,12 +111,7 @@ impl RepositoryCatalog {
                 "is of a newer ebsfs: its format or encryption is not known here",
             ));
         }
-        Ok(Self {
-            segments: Arc::new(Segments::new(store)),
-            id: header.id,
-            known: Mutex::default(),
-            open: Mutex::default(),
-        })
+        Ok(Self::of(store, header.id))
     }
 
     /// What tells it from every other repository.

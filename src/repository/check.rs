@@ -259,12 +259,12 @@ async fn look_at(store: &Store, name: &Name) -> Result<Option<String>> {
     };
     let name = *name;
     blocking(move || {
-        if *Sha256::digest(&bytes) != name {
-            return Ok(Some("it does not hold what was written".to_owned()));
-        }
-        let Some(table) = pack::table(&bytes) else {
+        let Some((found, table)) = pack::table(&bytes) else {
             return Ok(Some("it is no pack".to_owned()));
         };
+        if found != name {
+            return Ok(Some("it is not the pack that was written".to_owned()));
+        }
         for (digest, spot) in table {
             let start = spot.offset as usize;
             let end = usize::try_from(spot.end()).unwrap_or(usize::MAX);

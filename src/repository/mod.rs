@@ -8,8 +8,8 @@
 //! # Layout
 //! ```text
 //! PREFIX/ebsfs-repository.json             format, id, encryption (none): made once, by whoever comes first
-//! PREFIX/packs/HH/HEX                      a pack; HEX is the SHA-256 of the object, HH its first two digits
-//! PREFIX/segments/HH/HEX                   a segment, named alike
+//! PREFIX/packs/HH/HEX                      a pack; HEX is the SHA-256 of its salt and its table, HH the first two digits
+//! PREFIX/segments/HH/HEX                   a segment; HEX is the SHA-256 of the object
 //! PREFIX/snapshots/TIME.VOLUME.SNAPSHOT    a root: TIME as 20260630T120000000Z, VOLUME as vol-0a, disk-HEX or unknown
 //! PREFIX/runs/RUN                          a run: its start is when the object was written
 //! PREFIX/clock                             written by whoever prunes, to learn the store's time; the only object written twice
@@ -20,8 +20,8 @@
 //! right or damaged. No two runs write a pack of one name, whatever blocks they bring.
 //!
 //! ```text
-//! pack     "ebsfpak1", 16 bytes of the run's own, blocks as stored; then for each block: SHA-256 of its bytes (32), offset (u32), length (u32, the top
-//!          bit: zstd); then how many blocks (u32), "ebsfend1"
+//! pack     "ebsfpak1", salt (16, of the run), blocks as stored; then the table, to the end: for each block SHA-256 of its
+//!          bytes (32), offset (u32), length (u32, the top bit: zstd); how many blocks (u32), "ebsfend1"
 //! segment  zstd of: "ebsfseg1", how many packs (u32), their names (32 each), how many blocks (u32), then column by column
 //!          of each block: index within the segment (u16), pack (u16), offset (u32), length (u32, as above), SHA-256 (32)
 //! root     one line of JSON, then the SHA-256 of that line in hexadecimal

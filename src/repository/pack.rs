@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::block::{BLOCK_SIZE, BlockIndex, Digest};
 
@@ -20,7 +21,7 @@ const ZSTD: u32 = 1 << 31;
 /// Bytes of the table for each block: SHA-256, offset, length.
 const ENTRY: usize = 40;
 
-/// The name of a pack or a segment: the SHA-256 of the object.
+/// The name of a pack, by its table, or of a segment: the SHA-256 of the object.
 pub(super) type Name = Digest;
 
 /// Where a block is in its pack, and how.
@@ -89,6 +90,8 @@ impl Stored {
 pub(super) struct Filling {
     blocks: Vec<(BlockIndex, Digest, Stored)>,
     bytes: u64,
+    /// Of its blocks, given back when it is gone.
+    places: Vec<OwnedSemaphorePermit>,
 }
 
 /// A pack ready to be written.
@@ -98,6 +101,7 @@ pub(super) struct Packed {
     /// Its bytes, in pieces.
     pub(super) pieces: Vec<Bytes>,
     pub(super) spots: Vec<(BlockIndex, Spot)>,
+    _places: Vec<OwnedSemaphorePermit>,
 }
 
 impl Filling {
@@ -111,7 +115,14 @@ impl Filling {
         self.blocks.is_empty()
     }
 
-    pub(super) fn push(&mut self, index: BlockIndex, digest: Digest, block: Stored) {
+    pub(super) fn push(
+        &mut self,
+        index: BlockIndex,
+        digest: Digest,
+        block: Stored,
+        place: OwnedSemaphorePermit,
+    ) {
+        self.places.push(place);
         self.bytes += block.bytes.len() as u64;
         self.blocks.push((index, digest, block));
     }
@@ -142,27 +153,34 @@ impl Filling {
         }
         table.extend_from_slice(&u32::try_from(spots.len()).unwrap_or(0).to_le_bytes());
         table.extend_from_slice(END);
+        let name = named(&salt, &table);
         pieces.push(table.into());
-        let mut hasher = Sha256::new();
-        for piece in &pieces {
-            hasher.update(piece);
-        }
         Packed {
-            name: hasher.finalize().into(),
+            name,
             pieces,
             spots,
+            _places: self.places,
         }
     }
 }
 
-/// The blocks of a whole pack: each one's SHA-256 and where it is; none when it is no pack.
-pub(super) fn table(pack: &[u8]) -> Option<Vec<(Digest, Spot)>> {
-    let rest = pack.strip_prefix(MAGIC)?.strip_suffix(END)?;
-    let (rest, count) = rest.split_last_chunk::<4>()?;
+/// The name of a pack: what its table says of each block, and the salt. Its blocks prove themselves by their SHA-256, so that
+/// not every byte is hashed twice.
+fn named(salt: &[u8], table: &[u8]) -> Name {
+    let hasher = Sha256::new().chain_update(salt).chain_update(table);
+    hasher.finalize().into()
+}
+
+/// The name that a whole pack should have, and its blocks: each one's SHA-256 and where it is; none when it is no pack.
+pub(super) fn table(pack: &[u8]) -> Option<(Name, Vec<(Digest, Spot)>)> {
+    let (salt, rest) = pack.strip_prefix(MAGIC)?.split_at_checked(SALT)?;
+    let (rest, count) = rest.strip_suffix(END)?.split_last_chunk::<4>()?;
     let count = u32::from_le_bytes(*count) as usize;
     let table = rest.len().checked_sub(count.checked_mul(ENTRY)?)?;
     let (blocks, table) = rest.split_at(table);
-    let end = (MAGIC.len() + blocks.len()) as u64;
+    let start = (MAGIC.len() + SALT) as u64;
+    let end = start + blocks.len() as u64;
+    let name = named(salt, pack.get(usize::try_from(end).ok()?..)?);
     let entries = table.chunks_exact(ENTRY).map(|entry| {
         let (digest, spot) = entry.split_first_chunk::<32>()?;
         let (offset, length) = spot.split_first_chunk::<4>()?;
@@ -170,14 +188,19 @@ pub(super) fn table(pack: &[u8]) -> Option<Vec<(Digest, Spot)>> {
             offset: u32::from_le_bytes(*offset),
             length: u32::from_le_bytes(length.try_into().ok()?),
         };
-        (spot.end() <= end).then_some((*digest, spot))
+        (u64::from(spot.offset) >= start && spot.end() <= end).then_some((*digest, spot))
     });
-    entries.collect()
+    Some((name, entries.collect::<Option<_>>()?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn place() -> OwnedSemaphorePermit {
+        let held = std::sync::Arc::new(tokio::sync::Semaphore::new(1));
+        held.try_acquire_owned().unwrap()
+    }
 
     #[test]
     fn a_pack_holds_what_was_put_into_it_and_damage_is_found() {
@@ -191,15 +214,18 @@ mod tests {
             let bytes = Bytes::from(bytes);
             let digest: Digest = Sha256::digest(&bytes).into();
             blocks.push((BlockIndex(number.into()), digest, bytes.clone()));
-            filling.push(BlockIndex(number.into()), digest, Stored::of(bytes));
+            let place = place();
+            filling.push(BlockIndex(number.into()), digest, Stored::of(bytes), place);
         }
         let packed = filling.pack([7; SALT]);
         let whole = packed.pieces.concat();
-        assert_eq!(packed.name, *Sha256::digest(&whole));
+        let (name, entries) = table(&whole).unwrap();
+        assert_eq!(packed.name, name);
         assert!(packed.spots.is_sorted_by_key(|(index, _)| *index));
         for (index, digest, bytes) in &blocks {
             let (_, spot) = packed.spots.iter().find(|(i, _)| i == index).unwrap();
-            let stored = &whole[spot.offset as usize..spot.end() as usize];
+            let end = (spot.offset + spot.len()) as usize;
+            let stored = &whole[spot.offset as usize..end];
             let stored = Stored::read(Bytes::copy_from_slice(stored), *spot);
             assert_eq!(
                 stored.is_zstd,
@@ -207,7 +233,7 @@ mod tests {
                 "random bytes stay as they are"
             );
             assert_eq!(stored.open().unwrap(), bytes);
-            assert!(table(&whole).unwrap().contains(&(*digest, *spot)));
+            assert!(entries.contains(&(*digest, *spot)));
         }
         for cut in [0, 7, 8, 20, whole.len() / 2, whole.len() - 1] {
             assert!(table(&whole[..cut]).is_none());
@@ -231,7 +257,7 @@ mod tests {
                 bytes: bytes.clone(),
                 is_zstd: false,
             };
-            filling.push(BlockIndex(0), [0; 32], stored);
+            filling.push(BlockIndex(0), [0; 32], stored, place());
         }
         assert_eq!(filling.blocks.len(), MOST_BLOCKS - 1);
         let packed: usize = filling.pack([0; SALT]).pieces.iter().map(Bytes::len).sum();

@@ -10,7 +10,6 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde::Serialize;
-use sha2::{Digest as _, Sha256};
 use tracing::info;
 
 use super::catalog::{RepositoryCatalog, read_root};
@@ -83,9 +82,7 @@ pub async fn prune(
     let now = match dry_run {
         true => SystemTime::now(),
         false => {
-            store
-                .put(CLOCK, &[time.clone().into()], &Sha256::digest(&time).into())
-                .await?;
+            store.put(CLOCK, &[time.clone().into()]).await?;
             store.modified(CLOCK).await?
         }
     };

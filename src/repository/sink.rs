@@ -14,14 +14,14 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tracing::info;
 
 use super::SEGMENT_BLOCKS;
 use super::catalog::read_root;
 use super::locations::{Location, Locations};
-use super::pack::{Filling, Stored};
+use super::pack::{Filling, MOST_BLOCKS, Stored};
 use super::root::{FORMAT, Root, SegmentOf};
 use super::segment::{Entry, Segment, place_of};
 use super::segments::{Segments, object};
@@ -33,8 +33,8 @@ use crate::error::{Error, Kind, Result};
 use crate::sink::{Sink, Written};
 use crate::source::{BlockSource, SnapshotId};
 
-/// Packs on their way at once, of at most 32 MiB each.
-const UPLOADS: usize = 4;
+/// Blocks in packs at once, being filled or on their way: 112 MiB. A block waits for a place before it is taken.
+const HELD: usize = 3 * MOST_BLOCKS + 32;
 
 /// What a run is to bring, and how far it is: the state in its checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,7 +81,9 @@ pub struct RepositorySink {
     locations: Arc<Locations>,
     files: PathBuf,
     filling: Mutex<Filling>,
-    uploads: Arc<Semaphore>,
+    /// Blocks compressed at once: no more than there are processors, for each takes a megabyte.
+    packing: Semaphore,
+    held: Arc<Semaphore>,
     sent: Mutex<Vec<JoinHandle<Result<()>>>>,
     packs: Arc<AtomicU32>,
     counts: Arc<[AtomicU64; 3]>,
@@ -150,7 +152,8 @@ impl RepositorySink {
             locations: Arc::new(locations),
             files: files.to_owned(),
             filling: Mutex::default(),
-            uploads: Arc::new(Semaphore::new(UPLOADS)),
+            packing: Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from)),
+            held: Arc::new(Semaphore::new(HELD)),
             sent: Mutex::default(),
             packs: Arc::new(AtomicU32::new(bringing.packs)),
             counts: Arc::new(counts.map(AtomicU64::new)),
@@ -176,22 +179,27 @@ impl RepositorySink {
         if self.is_as_parent(index, &digest).await? {
             return self.locations.note(index, Location::AsParent);
         }
+        let stopped = |error| Error::with_source(Kind::Io, "stopped", error);
+        let place = Arc::clone(&self.held)
+            .acquire_owned()
+            .await
+            .map_err(stopped)?;
         let len = bytes.len() as u64;
-        let stored = blocking(move || Ok(Stored::of(bytes))).await?;
+        let stored = {
+            let _packing = self.packing.acquire().await.map_err(stopped)?;
+            blocking(move || Ok(Stored::of(bytes))).await?
+        };
         let [blocks, sent, kept] = &*self.counts;
         blocks.fetch_add(1, Ordering::Relaxed);
         sent.fetch_add(len, Ordering::Relaxed);
         kept.fetch_add(stored.bytes.len() as u64, Ordering::Relaxed);
-        // Who fills a pack waits for a place to send it from: memory is what is on its way.
         let full = {
             let mut filling = self.filling.lock();
-            filling.push(index, digest, stored);
+            filling.push(index, digest, stored, place);
             filling.is_full().then(|| std::mem::take(&mut *filling))
         };
         if let Some(full) = full {
-            let place = Arc::clone(&self.uploads).acquire_owned().await;
-            let place = place.map_err(|error| Error::with_source(Kind::Io, "stopped", error))?;
-            self.send(full, place);
+            self.send(full);
         }
         Ok(())
     }
@@ -213,16 +221,15 @@ impl RepositorySink {
     }
 
     /// Sends a pack on its way; a flush waits for it.
-    fn send(&self, filling: Filling, place: OwnedSemaphorePermit) {
+    fn send(&self, filling: Filling) {
         let number = self.packs.fetch_add(1, Ordering::Relaxed) + 1;
         let (store, locations) = (Arc::clone(self.store()), Arc::clone(&self.locations));
         let salt = Sha256::digest(&self.bringing.run);
         let salt = salt.first_chunk().copied().unwrap_or_default();
         let upload = async move {
-            let _place = place;
             let packed = blocking(move || Ok(filling.pack(salt))).await?;
             let name = object("packs", &packed.name);
-            store.put(&name, &packed.pieces, &packed.name).await?;
+            store.put(&name, &packed.pieces).await?;
             blocking(move || {
                 locations.name(number, &packed.name)?;
                 let mut spots = packed.spots.into_iter();
@@ -238,9 +245,7 @@ impl RepositorySink {
     async fn keep(&self) -> Result<Value> {
         let rest = std::mem::take(&mut *self.filling.lock());
         if !rest.is_empty() {
-            let place = Arc::clone(&self.uploads).acquire_owned().await;
-            let place = place.map_err(|error| Error::with_source(Kind::Io, "stopped", error))?;
-            self.send(rest, place);
+            self.send(rest);
         }
         let sent = std::mem::take(&mut *self.sent.lock());
         let mut first = Ok(());
@@ -340,7 +345,7 @@ impl RepositorySink {
         };
         if before.map(|before| before.name) != Some(of.name) {
             self.store()
-                .put(&object("segments", &of.name), &[stored], &of.name)
+                .put(&object("segments", &of.name), &[stored])
                 .await?;
         }
         Ok(Some(of))

@@ -61,7 +61,7 @@ impl Objects {
         });
         // Else it stops at a full pipe.
         std::thread::spawn(move || lines.for_each(drop));
-        self.server = Some((process, told.expect("rclone tells where it serves")));
+        self.server = Some((process, told.unwrap()));
     }
 
     /// Stops the server; the answer starts it again at the same place.

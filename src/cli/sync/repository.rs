@@ -39,7 +39,10 @@ impl Repository {
             .store
             .open(&address, &aws, args.limits.timeout, make)
             .await?;
-        let catalog = RepositoryCatalog::open(store, make).await?;
+        let catalog = match make {
+            true => RepositoryCatalog::open(store, true).await?,
+            false => RepositoryCatalog::look(store).await?,
+        };
         Ok(Self { catalog })
     }
 

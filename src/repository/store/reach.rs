@@ -14,6 +14,7 @@ use object_store::client::{
 };
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
 use object_store::{
     Certificate, ClientOptions, CredentialProvider, Error as StoreError, ObjectStore, RetryConfig,
 };
@@ -123,6 +124,10 @@ pub(super) fn reach(address: &Address, connection: &Connection) -> Result<Arc<dy
     let bucket = &address.bucket;
     Ok(match address.scheme {
         Scheme::Folder => {
+            if !std::path::Path::new(bucket).exists() {
+                // Nothing is in it; whoever writes makes it first.
+                return Ok(Arc::new(InMemory::new()));
+            }
             let folder = LocalFileSystem::new_with_prefix(bucket).map_err(wrong)?;
             Arc::new(folder.with_fsync(true))
         }
@@ -137,6 +142,12 @@ pub(super) fn reach(address: &Address, connection: &Connection) -> Result<Arc<dy
                 Some(_) => BucketStyle::Path,
                 None => BucketStyle::Host,
             });
+            // What is put is read back; over TLS nobody changes it on the way.
+            let is_tls = connection
+                .endpoint
+                .as_deref()
+                .is_none_or(|url| url.starts_with("https:"));
+            builder = builder.with_unsigned_payload(is_tls);
             builder = builder.with_virtual_hosted_style_request(style == BucketStyle::Host);
             if let Some(url) = &connection.endpoint {
                 let url = match style {

@@ -20,6 +20,7 @@ impl Store {
     pub(super) fn judge(&self, trouble: Trouble, verb: &str, name: &str) -> (Error, bool) {
         let error = match trouble {
             Trouble::Store(error) => error,
+            Trouble::Wrong(what) => return (self.error(Kind::Corrupt, verb, name, &what), true),
             Trouble::Lost(what) => {
                 let what = format!("the store has taken it, and {what}");
                 return (self.error(Kind::Corrupt, verb, name, &what), false);
