@@ -33,8 +33,8 @@ use crate::error::{Error, Kind, Result};
 use crate::sink::{Sink, Written};
 use crate::source::{BlockSource, SnapshotId};
 
-/// Blocks in packs at once, being filled or on their way: 112 MiB. A block waits for a place before it is taken.
-const HELD: usize = 3 * MOST_BLOCKS + 32;
+/// Blocks in packs at once, one being filled and others on their way: 80 MiB. A block waits for a place before it is taken.
+const HELD: usize = 2 * MOST_BLOCKS + 32;
 
 /// What a run is to bring, and how far it is: the state in its checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -24,6 +24,7 @@ use super::store::StoreArgs;
 use crate::block::BLOCK_SIZE;
 use crate::ebs::Limits;
 use crate::error::Result;
+use crate::repository::Address;
 
 use plan::Base;
 use remote::ToArgs;
@@ -143,6 +144,12 @@ impl SyncArgs {
     fn in_flight(&self) -> usize {
         let turn = u32::try_from(TURN.as_secs()).unwrap_or(1);
         let most = self.blocks_a_second().saturating_mul(turn);
+        // Packs take memory too, and are not waited for one by one: 64 blocks in 50 ms are more than EBS gives.
+        let packs = self
+            .targets
+            .iter()
+            .any(|target| Address::looks_like(target));
+        let most = if packs { most.min(64) } else { most };
         self.limits.max_in_flight.min(most).max(2) as usize
     }
 }
