@@ -88,7 +88,7 @@
 //! are bounded for all snapshots together (32 MiB). Presence is two bitmaps in chunks for each snapshot that is read, at
 //! most 16 MiB each for 64 TiB and next to nothing where all blocks of a chunk are alike. Maps that are shown are bitmaps
 //! too, 64 MiB of them kept. A repository's segments are read and made one by one, eight of them kept (3 MB each); blocks in
-//! packs that are filled or on their way take at most 80 MiB. Nothing else grows with how much is read.
+//! packs that are filled or on their way take at most 72 MiB. Nothing else grows with how much is read.
 //!
 //! # Errors
 //! [`error::Kind`]s exist where a caller acts differently. Each border has one table: AWS code to kind in [`aws`], kind to

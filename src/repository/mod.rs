@@ -13,16 +13,16 @@
 //! PREFIX/snapshots/TIME.VOLUME.SNAPSHOT    a root: TIME as 20260630T120000000Z, VOLUME as vol-0a, disk-HEX or unknown
 //! PREFIX/runs/RUN                          a run: its start is when the object was written
 //! PREFIX/clock                             written by whoever prunes, to learn the store's time; the only object written twice
-//! PREFIX/removed/TIME.VOLUME.SNAPSHOT      the root of a snapshot that was removed, until the grace is over
+//! PREFIX/removed/TIME.VOLUME.SNAPSHOT.RUN  the root of a snapshot that was removed, until the grace is over
 //! ```
 //! Every object is written once, by one PUT of at most 32 MiB, so that no multipart upload is ever left behind, and is
 //! read back before anything names it. Packs and segments are named by their content: whatever is at such a name is either
-//! right or damaged. No two runs write a pack of one name, whatever blocks they bring.
+//! right or damaged. By their salt no two runs write an object of one name, whatever blocks they bring.
 //!
 //! ```text
 //! pack     "ebsfpak1", salt (16, of the run), blocks as stored; then the table, to the end: for each block SHA-256 of its
 //!          bytes (32), offset (u32), length (u32, the top bit: zstd); how many blocks (u32), "ebsfend1"
-//! segment  zstd of: "ebsfseg1", how many packs (u32), their names (32 each), how many blocks (u32), then column by column
+//! segment  zstd of: "ebsfseg1", salt (16), how many packs (u32), their names (32 each), how many blocks (u32), then column by column
 //!          of each block: index within the segment (u16), pack (u16), offset (u32), length (u32, as above), SHA-256 (32)
 //! root     one line of JSON, then the SHA-256 of that line in hexadecimal
 //! ```
@@ -57,7 +57,7 @@ pub use catalog::RepositoryCatalog;
 pub use check::{Checked, Damage, check};
 pub use prune::{Pruned, forget_run, prune, remove};
 pub use root::{Root, RootName};
-pub use sink::{Bringing, RepositorySink};
+pub use sink::{Bringing, Parent, RepositorySink};
 pub use source::RepositorySource;
 pub use store::{Address, BucketStyle, Connection, Store};
 

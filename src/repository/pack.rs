@@ -13,8 +13,9 @@ pub(super) const MOST_BYTES: u64 = 32 << 20;
 /// zstd's own default: faster ones save a third of its time and lose a tenth of what it saves, on demo disks.
 const LEVEL: i32 = 3;
 const MAGIC: &[u8; 8] = b"ebsfpak1";
-/// Bytes behind the magic that are a run's own.
-pub(super) const SALT: usize = 16;
+/// Bytes behind the magic that are a run's own: no other run writes an object of the same name.
+pub(super) type Salt = [u8; SALT];
+const SALT: usize = 16;
 const END: &[u8; 8] = b"ebsfend1";
 /// The bit of a length that says that the block is stored as zstd.
 const ZSTD: u32 = 1 << 31;
@@ -129,7 +130,7 @@ impl Filling {
 
     /// Neighbours of the volume are neighbours in the pack, in whatever order they came. With the salt of a run no other run
     /// makes a pack of the same name.
-    pub(super) fn pack(mut self, salt: [u8; SALT]) -> Packed {
+    pub(super) fn pack(mut self, salt: Salt) -> Packed {
         self.blocks.sort_by_key(|(index, _, _)| *index);
         let mut pieces = vec![[&MAGIC[..], &salt].concat().into()];
         let mut spots = Vec::with_capacity(self.blocks.len());

@@ -1,9 +1,10 @@
 //! `prune` and `rm`: snapshots go by their roots; what no root leads to is swept once it is old enough.
 //!
 //! Nothing written or removed since the *cutoff* is garbage: the beginning of the grace, or of the oldest run that has not
-//! ended, whichever is earlier. All times are the store's own. A run counts on the root of its parent, read after the run was
-//! on record: whoever removes that root does so after the cutoff. Names of packs hold for one run (each has a salt), so that
-//! nobody writes anew what is being swept.
+//! ended, whichever is earlier. All times are the store's own. Runs are listed before roots: a run that ends meanwhile is found
+//! by the one or the other. A run counts on the root of its parent, read after the run was on record: whoever removes that
+//! root does so after the cutoff. Packs and segments have the salt of their run, so that nobody writes anew what is being
+//! swept.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, SystemTime};
@@ -16,6 +17,7 @@ use super::catalog::{RepositoryCatalog, read_root};
 use super::check::{objects, segments_of, short};
 use super::root::{Root, RootName};
 use super::segments;
+use super::sink::removed;
 use super::store::Store;
 use crate::error::{Error, Result};
 
@@ -47,9 +49,11 @@ pub struct Pruned {
 /// # Errors
 /// Why it could not be removed; it is there or it is not.
 pub async fn remove(store: &Store, name: &RootName) -> Result<()> {
-    let root = store.get(&format!("snapshots/{name}")).await?;
-    store.put_new(&format!("removed/{name}"), &root).await?;
-    store.delete(&format!("snapshots/{name}")).await
+    let object = format!("snapshots/{name}");
+    let root = read_root(store, &object).await?;
+    let aside = removed(&name.to_string(), &root.run);
+    store.put_new(&aside, &root.encode()).await?;
+    store.delete(&object).await
 }
 
 /// Keeps the newest `keep` snapshots of each volume (all of them where it is none), then sweeps; only tells what it would
@@ -65,15 +69,6 @@ pub async fn prune(
 ) -> Result<Pruned> {
     let store = &**catalog.store();
     let mut pruned = Pruned::default();
-    let mut names = catalog.names().await?;
-    for name in too_old(&names, keep) {
-        if !dry_run {
-            remove(store, &name).await?;
-            info!("removed {name}");
-        }
-        names.retain(|kept| *kept != name);
-        pruned.removed.push(name.to_string());
-    }
     let time = [
         std::process::id().to_le_bytes(),
         fastrand::u32(..).to_le_bytes(),
@@ -92,6 +87,16 @@ pub async fn prune(
         let since = humantime::format_rfc3339_seconds(run.modified).to_string();
         let id = run.name.rsplit('/').next().unwrap_or_default();
         pruned.runs.insert(id.to_owned(), since);
+    }
+    // Whoever ended before the runs were listed has its root there.
+    let mut names = catalog.names().await?;
+    for name in too_old(&names, keep) {
+        if !dry_run {
+            remove(store, &name).await?;
+            info!("removed {name}");
+        }
+        names.retain(|kept| *kept != name);
+        pruned.removed.push(name.to_string());
     }
     let mut roots = Vec::new();
     for name in &names {

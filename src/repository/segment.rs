@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::SEGMENT_BLOCKS;
-use super::pack::{MOST_BYTES, Name, Spot};
+use super::pack::{MOST_BYTES, Name, Salt, Spot};
 use crate::block::{BlockIndex, Digest};
 
 const MAGIC: &[u8; 8] = b"ebsfseg1";
@@ -13,7 +13,7 @@ const LEVEL: i32 = 3;
 const BLOCK: usize = 2 + 2 + 4 + 4 + 32;
 const PACK: usize = 32;
 /// The longest segment: each block in a pack of its own.
-const MOST: usize = 16 + SEGMENT_BLOCKS as usize * (BLOCK + PACK);
+const MOST: usize = 32 + SEGMENT_BLOCKS as usize * (BLOCK + PACK);
 
 /// Where a block is, and what it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,10 +111,11 @@ impl Segment {
     }
 
     /// As it is stored.
-    pub(super) fn encode(&self) -> std::io::Result<Bytes> {
+    pub(super) fn encode(&self, salt: Salt) -> std::io::Result<Bytes> {
         let mut out = Vec::with_capacity(16 + self.packs.len() * PACK + self.blocks.len() * BLOCK);
         let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes();
         out.extend_from_slice(MAGIC);
+        out.extend_from_slice(&salt);
         out.extend_from_slice(&number(self.packs.len()));
         out.extend(self.packs.iter().flatten());
         out.extend_from_slice(&number(self.blocks.len()));
@@ -129,7 +130,7 @@ impl Segment {
     /// What was stored; none when it is no segment.
     pub(super) fn decode(stored: &[u8]) -> Option<Self> {
         let bytes = zstd::bulk::decompress(stored, MOST).ok()?;
-        let rest = bytes.strip_prefix(MAGIC)?;
+        let rest = bytes.strip_prefix(MAGIC)?.get(size_of::<Salt>()..)?;
         let (count, rest) = rest.split_first_chunk::<4>()?;
         let packs = u32::from_le_bytes(*count) as usize;
         let (names, rest) = rest.split_at_checked(packs.checked_mul(PACK)?)?;
@@ -193,7 +194,7 @@ mod tests {
     fn what_was_stored_is_what_is_read_and_nothing_else_is_believed() {
         let indexes = [0u16, 1, 2, 700, 701, 65_535];
         let segment = Segment::of(indexes.iter().map(|i| (*i, entry(u32::from(*i)))));
-        let stored = segment.encode().unwrap();
+        let stored = segment.encode([1; 16]).unwrap();
         let read = Segment::decode(&stored).unwrap();
         assert_eq!(read, segment);
         assert_eq!(read.get(700), Some(entry(700)));
@@ -207,7 +208,7 @@ mod tests {
             assert!(Segment::decode(&stored[..cut]).is_none());
         }
         let unsorted = Segment::of([(5, entry(5)), (4, entry(4))]);
-        assert!(Segment::decode(&unsorted.encode().unwrap()).is_none());
+        assert!(Segment::decode(&unsorted.encode([1; 16]).unwrap()).is_none());
     }
 
     #[test]
@@ -216,6 +217,9 @@ mod tests {
         assert_eq!(segment.len(), 65_536);
         assert_eq!(segment.packs().len(), 251);
         assert!(segment.len() * size_of::<Place>() <= 3 << 20);
-        assert_eq!(Segment::decode(&segment.encode().unwrap()), Some(segment));
+        assert_eq!(
+            Segment::decode(&segment.encode([1; 16]).unwrap()),
+            Some(segment)
+        );
     }
 }

@@ -21,7 +21,7 @@ use tracing::info;
 use super::SEGMENT_BLOCKS;
 use super::catalog::read_root;
 use super::locations::{Location, Locations};
-use super::pack::{Filling, MOST_BLOCKS, Stored};
+use super::pack::{Filling, MOST_BLOCKS, Salt, Stored};
 use super::root::{FORMAT, Root, SegmentOf};
 use super::segment::{Entry, Segment, place_of};
 use super::segments::{Segments, object};
@@ -33,8 +33,8 @@ use crate::error::{Error, Kind, Result};
 use crate::sink::{Sink, Written};
 use crate::source::{BlockSource, SnapshotId};
 
-/// Blocks in packs at once, one being filled and others on their way: 80 MiB. A block waits for a place before it is taken.
-const HELD: usize = 2 * MOST_BLOCKS + 32;
+/// Blocks in packs at once, one being filled and others on their way: 72 MiB. A block waits for a place before it is taken.
+const HELD: usize = 2 * MOST_BLOCKS + 16;
 
 /// What a run is to bring, and how far it is: the state in its checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,8 +53,8 @@ pub struct Bringing {
     pub volume_bytes: u64,
     /// What only the changes are sent since; then `parent` is its root.
     pub base: Option<SnapshotId>,
-    /// The name of the root whose blocks are not sent again where they are the same.
-    pub parent: Option<String>,
+    /// The root whose blocks are not sent again where they are the same.
+    pub parent: Option<Parent>,
     /// See [`Root`].
     pub encrypted: Option<bool>,
     /// See [`Root`].
@@ -69,6 +69,45 @@ pub struct Bringing {
     pub sent_bytes: u64,
     /// See [`Root`].
     pub stored_bytes: u64,
+}
+
+/// A root that a run counts on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parent {
+    name: String,
+    /// The run that brought it, for another may have brought the same snapshot since.
+    run: String,
+}
+
+impl Parent {
+    /// This root.
+    pub fn of(root: &Root) -> Self {
+        Self {
+            name: root.name().to_string(),
+            run: root.run.clone(),
+        }
+    }
+
+    /// Reads it, after the run was put on record: from then on nothing of it goes, removed or not. One that was removed
+    /// before that is not counted on.
+    async fn read(&self, store: &Store, anew: bool) -> Result<Root> {
+        let there = read_root(store, &format!("snapshots/{}", self.name)).await;
+        match there {
+            Ok(root) if root.run == self.run => return Ok(root),
+            Err(error) if error.kind() != Kind::NotFound => return Err(error),
+            _ if anew => {
+                let what = format!("{} was removed meanwhile: say it again", self.name);
+                return Err(Error::new(Kind::NotFound, what));
+            }
+            _ => {}
+        }
+        read_root(store, &removed(&self.name, &self.run)).await
+    }
+}
+
+/// Where a root is that was removed.
+pub(super) fn removed(name: &str, run: &str) -> String {
+    format!("removed/{name}.{run}")
 }
 
 /// A snapshot being brought.
@@ -130,13 +169,7 @@ impl RepositorySink {
         }
         let parent = match &bringing.parent {
             None => None,
-            Some(name) => match read_root(&store, &format!("snapshots/{name}")).await {
-                // Nothing of it goes while this run is on record.
-                Err(error) if error.kind() == Kind::NotFound => {
-                    Some(read_root(&store, &format!("removed/{name}")).await?)
-                }
-                root => Some(root?),
-            },
+            Some(parent) => Some(parent.read(&store, anew).await?),
         };
         let locations = Locations::open(files, anew)?;
         let counts = [
@@ -193,13 +226,11 @@ impl RepositorySink {
         blocks.fetch_add(1, Ordering::Relaxed);
         sent.fetch_add(len, Ordering::Relaxed);
         kept.fetch_add(stored.bytes.len() as u64, Ordering::Relaxed);
-        let full = {
-            let mut filling = self.filling.lock();
-            filling.push(index, digest, stored, place);
-            filling.is_full().then(|| std::mem::take(&mut *filling))
-        };
-        if let Some(full) = full {
-            self.send(full);
+        // Sent before a flush can see that it is no longer being filled.
+        let mut filling = self.filling.lock();
+        filling.push(index, digest, stored, place);
+        if filling.is_full() {
+            self.send(std::mem::take(&mut *filling));
         }
         Ok(())
     }
@@ -224,8 +255,7 @@ impl RepositorySink {
     fn send(&self, filling: Filling) {
         let number = self.packs.fetch_add(1, Ordering::Relaxed) + 1;
         let (store, locations) = (Arc::clone(self.store()), Arc::clone(&self.locations));
-        let salt = Sha256::digest(&self.bringing.run);
-        let salt = salt.first_chunk().copied().unwrap_or_default();
+        let salt = self.salt();
         let upload = async move {
             let packed = blocking(move || Ok(filling.pack(salt))).await?;
             let name = object("packs", &packed.name);
@@ -242,12 +272,20 @@ impl RepositorySink {
         self.sent.lock().push(tokio::spawn(upload));
     }
 
+    /// What no other run puts into its packs and segments.
+    fn salt(&self) -> Salt {
+        let digest = Sha256::digest(&self.bringing.run);
+        digest.first_chunk().copied().unwrap_or_default()
+    }
+
     async fn keep(&self) -> Result<Value> {
-        let rest = std::mem::take(&mut *self.filling.lock());
-        if !rest.is_empty() {
-            self.send(rest);
-        }
-        let sent = std::mem::take(&mut *self.sent.lock());
+        let sent = {
+            let mut filling = self.filling.lock();
+            if !filling.is_empty() {
+                self.send(std::mem::take(&mut *filling));
+            }
+            std::mem::take(&mut *self.sent.lock())
+        };
         let mut first = Ok(());
         for upload in sent {
             let done = upload.await;
@@ -296,7 +334,8 @@ impl RepositorySink {
         if is_delta && written.is_empty() && !is_cut {
             return Ok(before.copied());
         }
-        let locations = Arc::clone(&self.locations);
+        let (locations, salt) = (Arc::clone(&self.locations), self.salt());
+        let same = before.copied();
         let made = blocking(move || {
             let mut blocks = BTreeMap::new();
             if let Some(old) = old.as_ref().filter(|_| is_delta) {
@@ -326,27 +365,27 @@ impl RepositorySink {
                 return Ok(None);
             }
             let segment = Segment::of(blocks);
-            let stored = segment.encode();
+            if let Some(same) = same.filter(|_| old.as_deref() == Some(&segment)) {
+                return Ok(Some((None, same)));
+            }
+            let stored = segment.encode(salt);
             let stored = stored
                 .map_err(|error| Error::with_source(Kind::Io, "cannot make a segment", error))?;
             let name: Digest = Sha256::digest(&stored).into();
             let count = u32::try_from(segment.len()).unwrap_or(SEGMENT_BLOCKS);
-            Ok(Some((
-                stored,
-                SegmentOf {
-                    number,
-                    name,
-                    blocks: count,
-                },
-            )))
+            let of = SegmentOf {
+                number,
+                name,
+                blocks: count,
+            };
+            Ok(Some((Some(stored), of)))
         });
         let Some((stored, of)) = made.await? else {
             return Ok(None);
         };
-        if before.map(|before| before.name) != Some(of.name) {
-            self.store()
-                .put(&object("segments", &of.name), &[stored])
-                .await?;
+        if let Some(stored) = stored {
+            let name = object("segments", &of.name);
+            self.store().put(&name, &[stored]).await?;
         }
         Ok(Some(of))
     }

@@ -245,3 +245,27 @@ fn a_run_that_has_not_ended_keeps_what_it_counts_on_until_it_is_forgotten() {
         (&0.into(), &0.into())
     );
 }
+
+#[test]
+fn a_snapshot_that_is_brought_and_removed_twice_leaves_both_roots_aside_and_then_nothing() {
+    let objects = Objects::folder();
+    let emulator = Emulator::start();
+    emulator.make_volume("vol-0a", 2048, 0..3);
+    let id = emulator.snapshot("vol-0a");
+    let one = format!("{}#{id}", objects.url());
+    for times in 1..=2 {
+        run(&mut objects.bring(&emulator, &[&id]));
+        run(&mut objects.ebsfs(&emulator, &["repository", "rm", &one]));
+        // Two runs write no object of the same name, though their blocks are the same.
+        assert_eq!(objects.objects("removed").len(), times);
+        assert_eq!(objects.objects("packs").len(), times);
+        assert_eq!(objects.objects("segments").len(), times);
+    }
+    let (code, said) = ends(&mut objects.take(&emulator, &id, &["/nonexistent/image"]));
+    assert!(code == 3 && said.contains("has no snapshot"), "{said}");
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    run(&mut objects.look(&emulator, &["prune", "--grace", "0s"]));
+    for folder in ["removed", "packs", "segments", "snapshots"] {
+        assert!(objects.objects(folder).is_empty(), "{folder}");
+    }
+}

@@ -47,6 +47,8 @@ fn a_chain_of_five_comes_out_of_a_repository_as_it_went_in_to_every_target() {
         run(&mut objects.bring(emulator, &[&ids[2]]));
         assert_eq!(objects.objects("packs").len(), puts);
         assert!(objects.objects("runs").is_empty());
+        // What was rewritten alike shares its segment with the one before.
+        assert_eq!(objects.objects("segments").len(), 4);
         let checked = objects.look_json(emulator, &["check", "--read-data"]);
         assert_eq!(checked["snapshots"], 5);
         assert_eq!(checked["unused"], 0);

@@ -45,7 +45,7 @@ fn a_snapshot_that_is_killed_on_its_way_into_a_repository_is_there_whole_or_not_
         // Killed as well, at any moment; then to its end.
         kills += kill_until_done(
             || objects.look(&emulator, &["prune", "--keep", "0", "--grace", "0s"]),
-            60,
+            400,
             || drop(run(&mut objects.look(&emulator, &["ls"]))),
         );
         std::thread::sleep(Duration::from_millis(20));

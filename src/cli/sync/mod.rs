@@ -144,12 +144,12 @@ impl SyncArgs {
     fn in_flight(&self) -> usize {
         let turn = u32::try_from(TURN.as_secs()).unwrap_or(1);
         let most = self.blocks_a_second().saturating_mul(turn);
-        // Packs take memory too, and are not waited for one by one: 64 blocks in 50 ms are more than EBS gives.
+        // Packs take memory too; 40 blocks in 40 ms are as many as EBS gives.
         let packs = self
             .targets
             .iter()
             .any(|target| Address::looks_like(target));
-        let most = if packs { most.min(64) } else { most };
+        let most = if packs { most.min(40) } else { most };
         self.limits.max_in_flight.min(most).max(2) as usize
     }
 }

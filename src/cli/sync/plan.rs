@@ -75,7 +75,8 @@ impl<'a> Planner<'a> {
             && vault.holds(self.source).await?
         {
             if lock.is_some() {
-                // Left by a run that was killed when all was there.
+                // Left by a run that was killed when all was there, or that another one has overtaken.
+                vault.forget_left(&place).await?;
                 Checkpoint::discard(&place.checkpoint_path())?;
             }
             let choice = self.already(place);

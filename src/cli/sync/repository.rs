@@ -10,7 +10,7 @@ use super::plan::Base;
 use super::target::Place;
 use super::{Source, SyncArgs};
 use crate::error::{Error, Kind, Result};
-use crate::repository::{Bringing, RepositoryCatalog, RepositorySink, RootName};
+use crate::repository::{Bringing, Parent, RepositoryCatalog, RepositorySink, RootName};
 use crate::sink::Sink;
 use crate::source::SnapshotId;
 use crate::sync::{Checkpoint, Task};
@@ -24,7 +24,7 @@ pub(super) struct Repository {
 /// What a run begins from.
 pub(super) struct Beginning {
     /// The newest snapshot of the volume, whose blocks are not sent again.
-    parent: Option<RootName>,
+    parent: Option<Parent>,
     /// The same as a snapshot of the source, if only what changed since it is to be read.
     pub(super) base: Option<SnapshotId>,
 }
@@ -97,12 +97,14 @@ impl Repository {
                 self.shown()
             );
         }
+        // Of an image nobody tells what changed.
+        let is_base = base.is_some() && source.catalog().is_some();
         Ok(Beginning {
-            parent: parent.cloned(),
-            // Of an image nobody tells what changed.
-            base: parent
-                .filter(|_| base.is_some() && source.catalog().is_some())
-                .map(|name| name.snapshot.clone()),
+            base: parent.filter(|_| is_base).map(|name| name.snapshot.clone()),
+            parent: match parent {
+                Some(name) => Some(Parent::of(&self.catalog.root(name).await?)),
+                None => None,
+            },
         })
     }
 
@@ -128,7 +130,7 @@ impl Repository {
                 .unwrap_or_else(SystemTime::now),
             volume_bytes: source.size.unwrap_or(source.blocks.geometry().size()),
             base: beginning.base.clone(),
-            parent: beginning.parent.as_ref().map(ToString::to_string),
+            parent: beginning.parent.clone(),
             encrypted: source.is_encrypted(),
             description: told.and_then(|told| told.description.clone()),
             tags: told.map(|told| told.tags.clone()).unwrap_or_default(),
