@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::stream::{self, StreamExt};
 use serde_json::json;
 
 use super::aws::AwsArgs;
@@ -136,19 +136,28 @@ impl LsArgs {
     async fn run(self) -> Result<()> {
         let catalog = self.place.open().await?;
         let names = catalog.names().await?;
-        let roots = stream::iter(&names).map(|name| catalog.root(name));
-        let roots: Vec<Root> = roots.buffered(READS).try_collect().await?;
-        if self.json {
-            return print_json(&roots.iter().map(told).collect::<Vec<_>>());
+        let read = stream::iter(&names).map(|name| catalog.root(name));
+        let mut read = read.buffered(READS);
+        let (mut roots, mut damaged) = (Vec::new(), Ok(()));
+        while let Some(root) = read.next().await {
+            match root {
+                Ok(root) => roots.push(root),
+                // The others are told all the same.
+                Err(error) if error.kind() == Kind::Corrupt => damaged = Err(error),
+                Err(error) => return Err(error),
+            }
         }
-        let text = {
-            let head = [
-                "SNAPSHOT", "VOLUME", "TIME", "SIZE", "HELD", "SENT", "STORED",
-            ];
-            let rows = std::iter::once(head.map(str::to_owned)).chain(roots.iter().map(row));
-            super::table(&rows.collect::<Vec<_>>())
-        };
-        output::write(None, |out| out.write_all(text.as_bytes()))
+        if self.json {
+            print_json(&roots.iter().map(told).collect::<Vec<_>>())?;
+            return damaged;
+        }
+        let head = [
+            "SNAPSHOT", "VOLUME", "TIME", "SIZE", "HELD", "SENT", "STORED",
+        ];
+        let rows = std::iter::once(head.map(str::to_owned)).chain(roots.iter().map(row));
+        let table = super::table(&rows.collect::<Vec<_>>());
+        output::write(None, |out| out.write_all(table.as_bytes()))?;
+        damaged
     }
 }
 

@@ -19,9 +19,9 @@ pub(super) struct StoreArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Style {
-    /// https://HOST/BUCKET/...
+    /// `HOST/BUCKET/...`
     Path,
-    /// https://BUCKET.HOST/..., as OBS and OSS want it
+    /// `BUCKET.HOST/...`, as OBS and OSS want it
     Host,
 }
 

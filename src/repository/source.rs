@@ -219,8 +219,11 @@ impl Packs {
             let from = u64::from(want.spot.offset) - start;
             let range = usize::try_from(from)..usize::try_from(want.spot.end() - start);
             let bytes = got.clone().map(|bytes| match (range.start, range.end) {
-                (Ok(start), Ok(end)) => bytes.slice(start..end),
-                _ => Bytes::new(),
+                // A block that is kept must not keep its neighbours' bytes along.
+                (Ok(start), Ok(end)) if end - start < bytes.len() => {
+                    Bytes::copy_from_slice(bytes.get(start..end).unwrap_or_default())
+                }
+                _ => bytes,
             });
             // Who asked may have gone.
             let _ = want.answer.send(bytes);
