@@ -189,6 +189,7 @@ impl MountArgs {
                 (Some(client), catalog)
             }
             What::Repository(address) => {
+                address.names_no_snapshot()?;
                 let store = self
                     .store
                     .open(&address, &self.aws, self.limits.timeout, false)

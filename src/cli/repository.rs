@@ -124,9 +124,14 @@ impl RepositoryArgs {
 impl Where {
     async fn open(&self) -> Result<RepositoryCatalog> {
         let address: Address = self.address.parse()?;
+        address.names_no_snapshot()?;
+        self.reach(&address).await
+    }
+
+    async fn reach(&self, address: &Address) -> Result<RepositoryCatalog> {
         let store = self
             .store
-            .open(&address, &self.aws, self.timeout, false)
+            .open(address, &self.aws, self.timeout, false)
             .await?;
         RepositoryCatalog::open(store, false).await
     }
@@ -164,9 +169,9 @@ impl LsArgs {
 impl Where {
     /// The one snapshot that stands behind `#`.
     async fn one(&self) -> Result<(RepositoryCatalog, RootName)> {
-        let catalog = self.open().await?;
         let address: Address = self.address.parse()?;
-        let select = address.select.ok_or_else(|| {
+        let catalog = self.reach(&address).await?;
+        let select = address.select.clone().ok_or_else(|| {
             let what = format!("which snapshot: say {}#SNAPSHOT or #latest", self.address);
             Error::new(Kind::Invalid, what)
         })?;

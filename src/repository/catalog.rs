@@ -6,14 +6,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use futures_util::stream::{self, StreamExt};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tracing::error;
 
 use super::SEGMENT_BLOCKS;
+use super::check::is_damage;
 use super::root::{FORMAT, Root, RootName};
 use super::segments::Segments;
+use super::sink::Parent;
 use super::source::RepositorySource;
 use super::store::Store;
 use crate::block::{BlockIndex, Change, Delta};
@@ -138,12 +140,53 @@ impl RepositoryCatalog {
         Ok(names)
     }
 
+    /// The same, and nothing else may be among them: who removes what no root leads to must know all roots.
+    ///
+    /// # Errors
+    /// `Corrupt` when something there is no root's name; else as for [`RepositoryCatalog::names`].
+    pub async fn all_names(&self) -> Result<Vec<RootName>> {
+        let objects = self.store().list("snapshots").await?;
+        let names = objects.iter().map(|object| {
+            let name = object.name.rsplit('/').next().unwrap_or_default();
+            name.parse::<RootName>().map_err(|_| {
+                let what = format!(
+                    "{}/{} is no root that is known here",
+                    self.store().address(),
+                    object.name
+                );
+                Error::new(Kind::Corrupt, what)
+            })
+        });
+        let mut names = names.collect::<Result<Vec<_>>>()?;
+        names.sort();
+        Ok(names)
+    }
+
     /// The root of a name.
     ///
     /// # Errors
     /// `NotFound`, or `Corrupt` when it is damaged.
     pub async fn root(&self, name: &RootName) -> Result<Root> {
-        read_root(self.store(), &format!("snapshots/{name}")).await
+        let object = format!("snapshots/{name}");
+        let root = read_root(self.store(), &object).await?;
+        if root.name().to_string() != name.to_string() {
+            let what = format!(
+                "{}/{object} is the root of {}",
+                self.store().address(),
+                root.name()
+            );
+            return Err(Error::new(Kind::Corrupt, what));
+        }
+        Ok(root)
+    }
+
+    /// What a run can count on of a snapshot: nothing while it is being removed.
+    ///
+    /// # Errors
+    /// As for [`RepositoryCatalog::root`].
+    pub async fn parent(&self, name: &RootName) -> Result<Option<Parent>> {
+        let parent = Parent::of(&self.root(name).await?);
+        Ok((!parent.is_removed(self.store()).await?).then_some(parent))
     }
 
     /// The snapshot that `latest`, an id, a volume, or `VOLUME@TIME` (the last one until then) names.
@@ -201,23 +244,25 @@ impl RepositoryCatalog {
         let names = self.names().await?;
         let read = |name: RootName| async move {
             if let Some(known) = self.known.lock().get(&name) {
-                return Some(known.clone());
+                return Some(Ok(known.clone()));
             }
             match self.root(&name).await {
                 Ok(root) => {
                     let shown = root.shown();
                     self.known.lock().insert(name, shown.clone());
-                    Some(shown)
+                    Some(Ok(shown))
                 }
                 // The others can be read.
-                Err(damaged) => {
+                Err(damaged) if is_damage(&damaged) => {
                     error!("{name} is left out: {}", damaged.chain());
                     None
                 }
+                Err(error) => Some(Err(error)),
             }
         };
         let read = stream::iter(names).map(read).buffered(READS);
-        let mut snapshots: Vec<Snapshot> = read.filter_map(std::future::ready).collect().await;
+        let mut snapshots: Vec<Snapshot> =
+            read.filter_map(std::future::ready).try_collect().await?;
         sort_by_time(&mut snapshots);
         Ok(snapshots)
     }

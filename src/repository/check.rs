@@ -95,7 +95,7 @@ pub async fn check(catalog: &RepositoryCatalog, read_data: bool) -> Result<Check
     let store = &**catalog.store();
     let mut damages = BTreeMap::new();
     let mut roots = Vec::new();
-    for name in catalog.names().await? {
+    for name in catalog.all_names().await? {
         match catalog.root(&name).await {
             Ok(root) => roots.push(root),
             Err(error) if is_damage(&error) => {
@@ -151,7 +151,7 @@ pub async fn check(catalog: &RepositoryCatalog, read_data: bool) -> Result<Check
     Ok(checked)
 }
 
-fn is_damage(error: &Error) -> bool {
+pub(super) fn is_damage(error: &Error) -> bool {
     matches!(error.kind(), Kind::Corrupt | Kind::NotFound | Kind::Invalid)
 }
 

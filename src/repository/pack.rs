@@ -40,6 +40,12 @@ impl Spot {
         self.length & !ZSTD
     }
 
+    /// Whether a block can be there.
+    pub(super) fn is_sound(self) -> bool {
+        let is_block = (1..=BLOCK_SIZE).contains(&self.len());
+        is_block && self.offset as usize >= MAGIC.len() + SALT && self.end() <= MOST_BYTES
+    }
+
     /// The first byte behind it.
     pub(super) fn end(self) -> u64 {
         u64::from(self.offset) + u64::from(self.len())
@@ -189,7 +195,7 @@ pub(super) fn table(pack: &[u8]) -> Option<(Name, Vec<(Digest, Spot)>)> {
             offset: u32::from_le_bytes(*offset),
             length: u32::from_le_bytes(length.try_into().ok()?),
         };
-        (u64::from(spot.offset) >= start && spot.end() <= end).then_some((*digest, spot))
+        (spot.is_sound() && spot.end() <= end).then_some((*digest, spot))
     });
     Some((name, entries.collect::<Option<_>>()?))
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde::Serialize;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::catalog::{RepositoryCatalog, read_root};
 use super::check::{objects, segments_of, short};
@@ -19,7 +19,7 @@ use super::root::{Root, RootName};
 use super::segments;
 use super::sink::removed;
 use super::store::Store;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// Objects removed at once, and segments read.
 const DELETES: usize = 16;
@@ -50,9 +50,16 @@ pub struct Pruned {
 /// Why it could not be removed; it is there or it is not.
 pub async fn remove(store: &Store, name: &RootName) -> Result<()> {
     let object = format!("snapshots/{name}");
-    let root = read_root(store, &object).await?;
-    let aside = removed(&name.to_string(), &root.run);
-    store.put_new(&aside, &root.encode()).await?;
+    match read_root(store, &object).await {
+        Ok(root) => {
+            // Written anew if it is there: from now on nobody counts on it who did not before.
+            let aside = removed(&name.to_string(), &root.run);
+            store.put(&aside, &[root.encode().into()]).await?;
+        }
+        // Nobody can count on it.
+        Err(error) if error.kind() == Kind::Corrupt => warn!("{}", error.chain()),
+        Err(error) => return Err(error),
+    }
     store.delete(&object).await
 }
 
@@ -89,13 +96,14 @@ pub async fn prune(
         pruned.runs.insert(id.to_owned(), since);
     }
     // Whoever ended before the runs were listed has its root there.
-    let mut names = catalog.names().await?;
+    let mut names = catalog.all_names().await?;
     for name in too_old(&names, keep) {
         if !dry_run {
             remove(store, &name).await?;
             info!("removed {name}");
         }
-        names.retain(|kept| *kept != name);
+        // What a dry run only would remove is needed until the grace is over, as what was removed is.
+        names.retain(|kept| dry_run || *kept != name);
         pruned.removed.push(name.to_string());
     }
     let mut roots = Vec::new();

@@ -3,15 +3,19 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::SEGMENT_BLOCKS;
 use super::pack::Name;
 use crate::block::{BLOCK_SIZE, Geometry, hexadecimal};
 use crate::error::{Error, Kind, Result};
 use crate::source::{Snapshot, SnapshotId, State};
+
+/// The year 9999 since 1970, nearly.
+const LAST: Duration = Duration::from_secs(253_000_000_000);
 
 /// What this program writes and reads.
 pub(super) const FORMAT: u32 = 1;
@@ -137,8 +141,14 @@ impl Root {
             return Err(Error::new(Kind::Invalid, what));
         }
         let root: Self = serde_json::from_slice(json).map_err(|_| damaged())?;
+        let end = root.geometry()?.block_count();
         let is_sorted = root.segments.is_sorted_by(|a, b| a.number < b.number);
-        if is_sorted { Ok(root) } else { Err(damaged()) }
+        let last = root.segments.last().map_or(0, |of| of.number);
+        let is_within = last <= end / SEGMENT_BLOCKS && root.blocks <= end.into();
+        // Times are written with four digits of a year.
+        let is_time = |time: SystemTime| time < SystemTime::UNIX_EPOCH + LAST;
+        let is_good = is_sorted && is_within && is_time(root.time) && is_time(root.written);
+        if is_good { Ok(root) } else { Err(damaged()) }
     }
 }
 
@@ -232,7 +242,6 @@ pub(super) fn from_hex(text: &str) -> Option<Name> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn root() -> Root {
         Root {

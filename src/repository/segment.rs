@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::SEGMENT_BLOCKS;
-use super::pack::{MOST_BYTES, Name, Salt, Spot};
+use super::pack::{Name, Salt, Spot};
 use crate::block::{BlockIndex, Digest};
 
 const MAGIC: &[u8; 8] = b"ebsfseg1";
@@ -162,7 +162,7 @@ impl Segment {
                 digest: digest.try_into().ok()?,
             };
             let is_next = blocks.last().is_none_or(|last| last.index < place.index);
-            if !is_next || usize::from(place.pack) >= packs || place.spot.end() > MOST_BYTES {
+            if !is_next || usize::from(place.pack) >= packs || !place.spot.is_sound() {
                 return None;
             }
             blocks.push(place);
@@ -183,7 +183,7 @@ mod tests {
         Entry {
             pack: [u8::try_from(number / 64 % 251).unwrap(); 32],
             spot: Spot {
-                offset: number % 64 * 1000,
+                offset: 24 + number % 64 * 1000,
                 length: 1000,
             },
             digest: [u8::try_from(number % 256).unwrap(); 32],

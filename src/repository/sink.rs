@@ -22,7 +22,7 @@ use super::SEGMENT_BLOCKS;
 use super::catalog::read_root;
 use super::locations::{Location, Locations};
 use super::pack::{Filling, MOST_BLOCKS, Salt, Stored};
-use super::root::{FORMAT, Root, SegmentOf};
+use super::root::{FORMAT, Root, RootName, SegmentOf};
 use super::segment::{Entry, Segment, place_of};
 use super::segments::{Segments, object};
 use super::source::RepositorySource;
@@ -88,12 +88,22 @@ impl Parent {
         }
     }
 
+    /// Whether somebody has begun to remove it.
+    pub(super) async fn is_removed(&self, store: &Store) -> Result<bool> {
+        match store.modified(&removed(&self.name, &self.run)).await {
+            Err(error) if error.kind() == Kind::NotFound => Ok(false),
+            told => told.map(|_| true),
+        }
+    }
+
     /// Reads it, after the run was put on record: from then on nothing of it goes, removed or not. One that was removed
     /// before that is not counted on.
     async fn read(&self, store: &Store, anew: bool) -> Result<Root> {
         let there = read_root(store, &format!("snapshots/{}", self.name)).await;
         match there {
-            Ok(root) if root.run == self.run => return Ok(root),
+            Ok(root) if root.run == self.run && !(anew && self.is_removed(store).await?) => {
+                return Ok(root);
+            }
             Err(error) if error.kind() != Kind::NotFound => return Err(error),
             _ if anew => {
                 let what = format!("{} was removed meanwhile: say it again", self.name);
@@ -135,6 +145,29 @@ impl std::fmt::Debug for RepositorySink {
     }
 }
 
+impl Bringing {
+    /// The root, if it was published already.
+    async fn published(&self, store: &Store) -> Result<Option<Root>> {
+        let name = RootName {
+            time: self.time,
+            volume: RootName::volume_key(self.volume.as_deref()),
+            snapshot: self.snapshot.clone(),
+        };
+        match read_root(store, &format!("snapshots/{name}")).await {
+            Err(error) if error.kind() == Kind::NotFound => Ok(None),
+            root => root.map(|root| (root.run == self.run).then_some(root)),
+        }
+    }
+}
+
+fn forgotten(store: &Store) -> Error {
+    let what = format!(
+        "{} has forgotten this run, and what it brought may be gone: --restart begins anew",
+        store.address()
+    );
+    Error::new(Kind::Invalid, what)
+}
+
 fn run_object(run: &str) -> String {
     format!("runs/{run}")
 }
@@ -153,6 +186,7 @@ impl RepositorySink {
         anew: bool,
     ) -> Result<Self> {
         let run = run_object(&bringing.run);
+        let mut published = None;
         if anew {
             store
                 .put_new(&run, bringing.snapshot.as_str().as_bytes())
@@ -161,27 +195,29 @@ impl RepositorySink {
             if error.kind() != Kind::NotFound {
                 return Err(error);
             }
-            let what = format!(
-                "{} has forgotten this run, and what it brought may be gone: --restart begins anew",
-                store.address()
-            );
-            return Err(Error::new(Kind::Invalid, what));
+            // All was there before somebody wrote down that it is.
+            published = bringing.published(&store).await?;
+            if published.is_none() {
+                return Err(forgotten(&store));
+            }
         }
-        let parent = match &bringing.parent {
+        let parent = match bringing.parent.as_ref().filter(|_| published.is_none()) {
             None => None,
             Some(parent) => Some(parent.read(&store, anew).await?),
         };
-        let locations = Locations::open(files, anew)?;
+        let locations = Locations::open(files, anew || published.is_some())?;
         let counts = [
             bringing.sent_blocks,
             bringing.sent_bytes,
             bringing.stored_bytes,
         ];
+        let segments = Arc::new(Segments::new(store));
+        let finished = published.map(|root| RepositorySource::new(root, Arc::clone(&segments)));
         Ok(Self {
             id,
             geometry: Geometry::new(bringing.volume_bytes)?,
             parent,
-            segments: Arc::new(Segments::new(store)),
+            segments,
             locations: Arc::new(locations),
             files: files.to_owned(),
             filling: Mutex::default(),
@@ -190,7 +226,7 @@ impl RepositorySink {
             sent: Mutex::default(),
             packs: Arc::new(AtomicU32::new(bringing.packs)),
             counts: Arc::new(counts.map(AtomicU64::new)),
-            finished: Mutex::new(None),
+            finished: Mutex::new(finished.transpose()?.map(Arc::new)),
             bringing,
         })
     }
@@ -391,6 +427,9 @@ impl RepositorySink {
     }
 
     async fn publish(&self, written: Written) -> Result<()> {
+        if self.finished.lock().is_some() {
+            return Self::forget(self.store(), &self.bringing.run, &self.files).await;
+        }
         let state = self.keep().await?;
         let kept: Bringing = serde_json::from_value(state)
             .map_err(|error| Error::with_source(Kind::Corrupt, "the run's state", error))?;
@@ -432,6 +471,10 @@ impl RepositorySink {
             segments,
         };
         let name = format!("snapshots/{}", root.name());
+        match self.store().get(&run_object(&root.run)).await {
+            Err(error) if error.kind() == Kind::NotFound => return Err(forgotten(self.store())),
+            told => drop(told?),
+        }
         let root = if self.store().put_new(&name, &root.encode()).await? {
             root
         } else {

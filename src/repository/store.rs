@@ -27,7 +27,7 @@ pub use reach::{BucketStyle, Connection};
 use crate::block::hexadecimal;
 use crate::disk::blocking;
 use crate::error::{Error, Kind, Result};
-use reach::reach;
+use reach::{REQUEST_TIMEOUT, reach};
 use said::is_unknown_condition;
 
 /// The most bytes of an object: a root of 64 TiB has less than 1 MB, a segment 5 MB, a pack 32 MiB.
@@ -48,6 +48,9 @@ pub struct Object {
     /// When it was written, by the store's clock.
     pub modified: SystemTime,
 }
+
+/// The folders that objects are in.
+const FOLDERS: [&str; 5] = ["packs", "segments", "snapshots", "runs", "removed"];
 
 /// The objects of one repository.
 pub struct Store {
@@ -302,7 +305,12 @@ impl Store {
         let (since, mut pause, mut tries) = (Instant::now(), FIRST_PAUSE, 0);
         let deadline = since + self.timeout;
         loop {
-            let error = match timeout_at(deadline, once()).await {
+            // A pack on a slow line takes its time; whether it is begun again is another thing.
+            let until = match verb {
+                "put" => deadline.max(Instant::now() + REQUEST_TIMEOUT),
+                _ => deadline,
+            };
+            let error = match timeout_at(until, once()).await {
                 Ok(Ok(done)) => return Ok(done),
                 Ok(Err(trouble)) => {
                     let (error, is_final) = self.judge(trouble, verb, name);
@@ -350,21 +358,28 @@ impl Store {
             return Ok(());
         };
         let failed = |path: &std::path::Path, error| Error::of_file(path, "cannot sweep", error);
-        let mut folders = vec![root.to_owned()];
+        let mut folders: Vec<_> = FOLDERS.iter().map(|folder| root.join(folder)).collect();
         while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(&folder).map_err(|error| failed(&folder, error))? {
+            let entries = match std::fs::read_dir(&folder) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                entries => entries.map_err(|error| failed(&folder, error))?,
+            };
+            for entry in entries {
                 let entry = entry.map_err(|error| failed(&folder, error))?;
                 let (path, name) = (entry.path(), entry.file_name());
+                let is_unfinished = name.to_str().and_then(|name| name.rsplit_once('#'));
+                let is_unfinished = is_unfinished
+                    .is_some_and(|(_, number)| number.bytes().all(|digit| digit.is_ascii_digit()));
                 // They go and come while others write.
                 let Ok(metadata) = entry.metadata() else {
                     continue;
                 };
                 if metadata.is_dir() {
                     folders.push(path);
-                } else if name.to_string_lossy().contains('#')
+                } else if is_unfinished
                     && metadata.modified().is_ok_and(|modified| modified < until)
                 {
-                    std::fs::remove_file(&path).map_err(|error| failed(&path, error))?;
+                    let _ = std::fs::remove_file(&path);
                 }
             }
         }

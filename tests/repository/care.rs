@@ -269,3 +269,67 @@ fn a_snapshot_that_is_brought_and_removed_twice_leaves_both_roots_aside_and_then
         assert!(objects.objects(folder).is_empty(), "{folder}");
     }
 }
+
+#[test]
+fn what_prune_does_not_know_it_leaves_alone_and_what_is_being_removed_is_not_counted_on() {
+    let objects = Objects::folder();
+    let chain = three(&objects);
+    let (emulator, ids) = (&chain.emulator, &chain.snapshots);
+    let files = objects.files();
+    let prune = ["prune", "--grace", "0s"];
+    // A root of another name than ebsfs gives: nothing is swept. A foreign file in the folder: it stays.
+    let odd = files.join("snapshots/20270101-vol-0a");
+    fs::copy(&objects.objects("snapshots")[0], &odd).unwrap();
+    let (code, said) = ends(&mut objects.look(emulator, &prune));
+    assert!(
+        code == 8 && said.contains("no root that is known here"),
+        "{said}"
+    );
+    // Under another root's name it is damaged, and can be removed.
+    let name = objects.objects("snapshots")[0].with_file_name("20270101T000000000Z.vol-0a.snap-0f");
+    fs::rename(&odd, &name).unwrap();
+    let (code, said) = ends(&mut objects.look(emulator, &prune));
+    assert!(code == 8 && said.contains("is the root of"), "{said}");
+    fs::write(&name, "damaged").unwrap();
+    let one = format!("{}#snap-0f", objects.url());
+    run(&mut objects.ebsfs(emulator, &["repository", "rm", &one]));
+    let (kept, left) = (files.join("packs/notes#1.txt"), files.join("packs/abc#1"));
+    for file in [&kept, &left] {
+        fs::write(file, "x").unwrap();
+    }
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    let told = objects.look_json(emulator, &prune);
+    assert_eq!(
+        (&told["swept"], kept.exists(), left.exists()),
+        (&0.into(), true, false)
+    );
+    let (code, said) = ends(&mut objects.ebsfs(emulator, &["repository", "ls", &one]));
+    assert!(code == 2 && said.contains("leave out #snap-0f"), "{said}");
+    // Killed between the two steps of a removal: the next snapshot is brought without it.
+    let last = objects.objects("snapshots")[2].clone();
+    let root = fs::read_to_string(&last).unwrap();
+    let root: Value = serde_json::from_str(root.lines().next().unwrap()).unwrap();
+    let aside = format!(
+        "{}.{}",
+        last.file_name().unwrap().to_str().unwrap(),
+        root["run"].as_str().unwrap()
+    );
+    fs::create_dir_all(files.join("removed")).unwrap();
+    fs::copy(&last, files.join("removed").join(aside)).unwrap();
+    run(&mut objects.bring(emulator, &[&ids[4], "--base", "auto"]));
+    run(&mut objects.look(emulator, &["prune", "--keep", "1", "--grace", "0s"]));
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    run(&mut objects.look(emulator, &prune));
+    let checked = objects.look_json(emulator, &["check", "--read-data"]);
+    assert_eq!(
+        (&checked["snapshots"], &checked["unused"]),
+        (&1.into(), &0.into())
+    );
+    let mount = objects.mount(emulator);
+    assert_same(&mount.disk(&ids[4]), &chain.image(4));
+    let (code, said) = ends(&mut objects.bring(emulator, &[&ids[4], "--restart"]));
+    assert!(
+        code == 2 && said.contains("repository rm it first"),
+        "{said}"
+    );
+}

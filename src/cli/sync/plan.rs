@@ -71,9 +71,22 @@ impl<'a> Planner<'a> {
     /// Decides for one target, which is locked unless it is only looked at.
     pub(super) async fn choose(&mut self, place: Place, lock: Option<Lock>) -> Result<Choice> {
         if let Some(vault) = place.vault().cloned()
-            && !self.restart
             && vault.holds(self.source).await?
         {
+            if self.restart {
+                let what = format!(
+                    "{} holds {} already: ebsfs repository rm it first",
+                    place.shown(),
+                    self.source.name
+                );
+                return Err(Error::new(Kind::Invalid, what));
+            }
+            if self.verify {
+                let at = place.shown();
+                warn!(
+                    "{at} holds it already and is not read: ebsfs repository check {at} --read-data does that"
+                );
+            }
             if lock.is_some() {
                 // Left by a run that was killed when all was there, or that another one has overtaken.
                 vault.forget_left(&place).await?;
@@ -171,8 +184,8 @@ impl<'a> Planner<'a> {
     async fn resume(&mut self, place: Place, mut begun: Checkpoint) -> Result<Choice> {
         let how = if place.vault().is_some() {
             match bringing_of(begun.state()) {
-                Some(_) => How::Repository(None),
-                None => return self.begin(place).await,
+                Some(_) if begun.done() > 0 => How::Repository(None),
+                _ => return self.begin(place).await,
             }
         } else if let Some(remote) = place.remote().cloned() {
             match remote.goes_on_with(begun.state(), begun.task())? {

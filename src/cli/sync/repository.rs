@@ -10,7 +10,7 @@ use super::plan::Base;
 use super::target::Place;
 use super::{Source, SyncArgs};
 use crate::error::{Error, Kind, Result};
-use crate::repository::{Bringing, Parent, RepositoryCatalog, RepositorySink, RootName};
+use crate::repository::{Address, Bringing, Parent, RepositoryCatalog, RepositorySink, RootName};
 use crate::sink::Sink;
 use crate::source::SnapshotId;
 use crate::sync::{Checkpoint, Task};
@@ -32,7 +32,8 @@ pub(super) struct Beginning {
 impl Repository {
     /// Reaches it, and makes it one if there is none, unless it is only looked at.
     pub(super) async fn connect(address: &str, args: &SyncArgs) -> Result<Self> {
-        let address = address.parse()?;
+        let address: Address = address.parse()?;
+        address.names_no_snapshot()?;
         let aws = args.to.account(&args.aws);
         let make = !args.dry_run;
         let store = args
@@ -99,12 +100,14 @@ impl Repository {
         }
         // Of an image nobody tells what changed.
         let is_base = base.is_some() && source.catalog().is_some();
+        let counted = match parent {
+            Some(name) => self.catalog.parent(name).await?,
+            None => None,
+        };
+        let base = parent.filter(|_| is_base && counted.is_some());
         Ok(Beginning {
-            base: parent.filter(|_| is_base).map(|name| name.snapshot.clone()),
-            parent: match parent {
-                Some(name) => Some(Parent::of(&self.catalog.root(name).await?)),
-                None => None,
-            },
+            base: base.map(|name| name.snapshot.clone()),
+            parent: counted,
         })
     }
 

@@ -15,7 +15,10 @@ pub(super) fn tell(target: &str, state_dir: &Path, in_place: bool) -> Result<()>
     let lines = if target.starts_with("ebs:") {
         unfinished(state_dir, "snapshot")?
     } else if Address::looks_like(target) {
-        unfinished(state_dir, "repository")?
+        let address = format!("{}, ", target.parse::<Address>()?);
+        let mut lines = unfinished(state_dir, "repository")?;
+        lines.retain(|line| line.starts_with(&address) || !line.contains(", begun: "));
+        lines
     } else {
         let place = Place::of(target.as_ref(), state_dir, in_place)?;
         let begun = place.checkpoint()?.map(|begun| in_words(&begun));

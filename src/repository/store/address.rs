@@ -37,6 +37,21 @@ impl Address {
         SCHEMES.iter().any(|(scheme, _)| text.starts_with(scheme))
     }
 
+    /// Where no snapshot of it is meant, none may be named.
+    ///
+    /// # Errors
+    /// `Invalid` when one is.
+    pub fn names_no_snapshot(&self) -> Result<()> {
+        match &self.select {
+            None => Ok(()),
+            Some(select) => {
+                let what =
+                    format!("{self}#{select}: leave out #{select}, all of the repository is meant");
+                Err(Error::new(Kind::Invalid, what))
+            }
+        }
+    }
+
     /// Whether it is in S3 or what speaks its language.
     pub fn is_s3(&self) -> bool {
         self.scheme == Scheme::S3

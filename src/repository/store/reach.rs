@@ -28,7 +28,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long nothing may come of a reply.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long one request may take: 32 MiB at 250 KB a second.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(130);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(130);
 
 /// Where the bucket's name goes in a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
