@@ -108,7 +108,7 @@ fn what_ebsfs_has_not_written_is_not_overwritten_unasked_and_no_target_is_a_typi
     };
     refused(text(&image), "--yes");
     assert_eq!(fs::read(&image).unwrap(), b"mine");
-    refused("s3://bucket/prefix", "is no target");
+    refused("https://bucket/prefix", "is no target");
     refused("snap-0123", "is no target");
     // A link to an image stays a link.
     let link = folder.path().join("link.raw");

@@ -67,7 +67,7 @@ impl Place {
             Ok(_) => return Err(wrong("is neither a regular file nor a block device")),
             Err(_) if is_no_path(path) => {
                 return Err(wrong(
-                    "is no target: images, block devices and ebs:[REGION] are",
+                    "is no target: images, block devices, ebs:[REGION] and s3://BUCKET/PREFIX are",
                 ));
             }
             Err(_) if path.starts_with("/dev") && !path.starts_with("/dev/shm") => {
