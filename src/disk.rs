@@ -226,6 +226,19 @@ pub fn sync_folder(path: &Path) -> std::io::Result<()> {
     File::open(folder_of(path))?.sync_all()
 }
 
+/// Removes a file, if it is there.
+///
+/// # Errors
+/// What the system says.
+pub fn remove_if_there(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::of_file(path, "cannot remove", error))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Runs what would hold up a thread on one that is for that.
 ///
 /// # Errors

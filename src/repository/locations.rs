@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::pack::{Name, Spot};
 use crate::block::BlockIndex;
+use crate::disk::remove_if_there;
 use crate::error::{Error, Kind, Result};
 
 const ENTRY: usize = 12;
@@ -68,15 +69,9 @@ impl Locations {
 
     /// Removes them, if there are any.
     pub(super) fn remove(path: &Path) -> Result<()> {
-        for path in paths(path) {
-            match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Error::of_file(&path, "cannot remove", error));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        paths(path)
+            .iter()
+            .try_for_each(|path| remove_if_there(path))
     }
 
     /// Notes where a block is.

@@ -38,8 +38,8 @@
 //! with finds its packs again: nothing written or removed since the oldest unfinished run began is garbage.
 //!
 //! # Versions and encryption
-//! `ebsfs-repository.json` says `"format": 1` and `"encryption": "none"`; a reader refuses what it does not know. Encryption by the client would
-//! seal packs, segments and roots as whole objects, names being of the sealed bytes: nothing else of this changes.
+//! `ebsfs-repository.json` says `"format": 1` and `"encryption": "none"`; a reader refuses what it does not know. Encryption
+//! by the client would seal packs, segments and roots as whole objects, names being of the sealed bytes: nothing else of this changes.
 
 mod catalog;
 mod check;
@@ -47,6 +47,7 @@ mod locations;
 mod pack;
 mod prune;
 mod root;
+mod run;
 mod segment;
 mod segments;
 mod sink;
@@ -57,7 +58,8 @@ pub use catalog::RepositoryCatalog;
 pub use check::{Checked, Damage, check};
 pub use prune::{Pruned, forget_run, prune, remove};
 pub use root::{Root, RootName};
-pub use sink::{Bringing, Parent, RepositorySink};
+pub use run::{Bringing, Parent};
+pub use sink::RepositorySink;
 pub use source::RepositorySource;
 pub use store::{Address, BucketStyle, Connection, Store};
 

@@ -16,8 +16,8 @@ use tracing::{info, warn};
 use super::catalog::{RepositoryCatalog, read_root};
 use super::check::{objects, segments_of, short};
 use super::root::{Root, RootName};
+use super::run::{removed, run_object};
 use super::segments;
-use super::sink::removed;
 use super::store::Store;
 use crate::error::{Error, Kind, Result};
 
@@ -84,7 +84,7 @@ pub async fn prune(
     let now = match dry_run {
         true => SystemTime::now(),
         false => {
-            store.put(CLOCK, &[time.clone().into()]).await?;
+            store.put(CLOCK, &[time.into()]).await?;
             store.modified(CLOCK).await?
         }
     };
@@ -198,7 +198,7 @@ async fn sweep(
 /// # Errors
 /// `NotFound` when there is none; else why it cannot be forgotten.
 pub async fn forget_run(store: &Store, run: &str) -> Result<()> {
-    let object = format!("runs/{run}");
+    let object = run_object(run);
     store.get(&object).await.map_err(|error| {
         Error::with_source(
             error.kind(),

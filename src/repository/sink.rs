@@ -11,7 +11,6 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
@@ -22,7 +21,8 @@ use super::SEGMENT_BLOCKS;
 use super::catalog::read_root;
 use super::locations::{Location, Locations};
 use super::pack::{Filling, MOST_BLOCKS, Salt, Stored};
-use super::root::{FORMAT, Root, RootName, SegmentOf};
+use super::root::{FORMAT, Root, SegmentOf};
+use super::run::{Bringing, forgotten, run_object};
 use super::segment::{Entry, Segment, place_of};
 use super::segments::{Segments, object};
 use super::source::RepositorySource;
@@ -31,94 +31,10 @@ use crate::block::{BlockIndex, Digest, Extent, Geometry};
 use crate::disk::blocking;
 use crate::error::{Error, Kind, Result};
 use crate::sink::{Sink, Written};
-use crate::source::{BlockSource, SnapshotId};
+use crate::source::BlockSource;
 
 /// Blocks in packs at once, one being filled and others on their way: 72 MiB. A block waits for a place before it is taken.
 const HELD: usize = 2 * MOST_BLOCKS + 16;
-
-/// What a run is to bring, and how far it is: the state in its checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Bringing {
-    /// The run, which names its object in `runs/`.
-    pub run: String,
-    /// Where the repository is, for people.
-    pub address: String,
-    /// See [`Root`].
-    pub snapshot: SnapshotId,
-    /// See [`Root`].
-    pub volume: Option<String>,
-    /// See [`Root`].
-    pub time: SystemTime,
-    /// See [`Root`].
-    pub volume_bytes: u64,
-    /// What only the changes are sent since; then `parent` is its root.
-    pub base: Option<SnapshotId>,
-    /// The root whose blocks are not sent again where they are the same.
-    pub parent: Option<Parent>,
-    /// See [`Root`].
-    pub encrypted: Option<bool>,
-    /// See [`Root`].
-    pub description: Option<String>,
-    /// See [`Root`].
-    pub tags: BTreeMap<String, String>,
-    /// Packs named so far.
-    pub packs: u32,
-    /// See [`Root`].
-    pub sent_blocks: u64,
-    /// See [`Root`].
-    pub sent_bytes: u64,
-    /// See [`Root`].
-    pub stored_bytes: u64,
-}
-
-/// A root that a run counts on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Parent {
-    name: String,
-    /// The run that brought it, for another may have brought the same snapshot since.
-    run: String,
-}
-
-impl Parent {
-    /// This root.
-    pub fn of(root: &Root) -> Self {
-        Self {
-            name: root.name().to_string(),
-            run: root.run.clone(),
-        }
-    }
-
-    /// Whether somebody has begun to remove it.
-    pub(super) async fn is_removed(&self, store: &Store) -> Result<bool> {
-        match store.modified(&removed(&self.name, &self.run)).await {
-            Err(error) if error.kind() == Kind::NotFound => Ok(false),
-            told => told.map(|_| true),
-        }
-    }
-
-    /// Reads it, after the run was put on record: from then on nothing of it goes, removed or not. One that was removed
-    /// before that is not counted on.
-    async fn read(&self, store: &Store, anew: bool) -> Result<Root> {
-        let there = read_root(store, &format!("snapshots/{}", self.name)).await;
-        match there {
-            Ok(root) if root.run == self.run && !(anew && self.is_removed(store).await?) => {
-                return Ok(root);
-            }
-            Err(error) if error.kind() != Kind::NotFound => return Err(error),
-            _ if anew => {
-                let what = format!("{} was removed meanwhile: say it again", self.name);
-                return Err(Error::new(Kind::NotFound, what));
-            }
-            _ => {}
-        }
-        read_root(store, &removed(&self.name, &self.run)).await
-    }
-}
-
-/// Where a root is that was removed.
-pub(super) fn removed(name: &str, run: &str) -> String {
-    format!("removed/{name}.{run}")
-}
 
 /// A snapshot being brought.
 pub struct RepositorySink {
@@ -134,8 +50,8 @@ pub struct RepositorySink {
     packing: Semaphore,
     held: Arc<Semaphore>,
     sent: Mutex<Vec<JoinHandle<Result<()>>>>,
-    packs: Arc<AtomicU32>,
-    counts: Arc<[AtomicU64; 3]>,
+    packs: AtomicU32,
+    counts: [AtomicU64; 3],
     finished: Mutex<Option<Arc<RepositorySource>>>,
 }
 
@@ -145,36 +61,9 @@ impl std::fmt::Debug for RepositorySink {
     }
 }
 
-impl Bringing {
-    /// The root, if it was published already.
-    async fn published(&self, store: &Store) -> Result<Option<Root>> {
-        let name = RootName {
-            time: self.time,
-            volume: RootName::volume_key(self.volume.as_deref()),
-            snapshot: self.snapshot.clone(),
-        };
-        match read_root(store, &format!("snapshots/{name}")).await {
-            Err(error) if error.kind() == Kind::NotFound => Ok(None),
-            root => root.map(|root| (root.run == self.run).then_some(root)),
-        }
-    }
-}
-
-fn forgotten(store: &Store) -> Error {
-    let what = format!(
-        "{} has forgotten this run, and what it brought may be gone: --restart begins anew",
-        store.address()
-    );
-    Error::new(Kind::Invalid, what)
-}
-
-fn run_object(run: &str) -> String {
-    format!("runs/{run}")
-}
-
 impl RepositorySink {
-    /// The sink of a run, whose files on this machine begin with `files`; `anew` when it has done nothing yet. The run is on record in the repository before
-    /// anything is read there that it counts on.
+    /// The sink of a run, whose files on this machine begin with `files`; `anew` when it has done nothing yet. The run is on
+    /// record in the repository before anything is read there that it counts on.
     ///
     /// # Errors
     /// `Invalid` when the run was begun and the repository has forgotten it; else why the repository cannot be reached.
@@ -224,8 +113,8 @@ impl RepositorySink {
             packing: Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from)),
             held: Arc::new(Semaphore::new(HELD)),
             sent: Mutex::default(),
-            packs: Arc::new(AtomicU32::new(bringing.packs)),
-            counts: Arc::new(counts.map(AtomicU64::new)),
+            packs: AtomicU32::new(bringing.packs),
+            counts: counts.map(AtomicU64::new),
             finished: Mutex::new(finished.transpose()?.map(Arc::new)),
             bringing,
         })
@@ -258,7 +147,7 @@ impl RepositorySink {
             let _packing = self.packing.acquire().await.map_err(stopped)?;
             blocking(move || Ok(Stored::of(bytes))).await?
         };
-        let [blocks, sent, kept] = &*self.counts;
+        let [blocks, sent, kept] = &self.counts;
         blocks.fetch_add(1, Ordering::Relaxed);
         sent.fetch_add(len, Ordering::Relaxed);
         kept.fetch_add(stored.bytes.len() as u64, Ordering::Relaxed);
@@ -331,15 +220,12 @@ impl RepositorySink {
         first?;
         let locations = Arc::clone(&self.locations);
         blocking(move || locations.flush()).await?;
-        let [blocks, sent, kept] = [0, 1, 2].map(|at| {
-            let count = self.counts.get(at);
-            count.map_or(0, |count| count.load(Ordering::Relaxed))
-        });
+        let [blocks, sent, kept] = &self.counts;
         let bringing = Bringing {
             packs: self.packs.load(Ordering::Relaxed),
-            sent_blocks: blocks,
-            sent_bytes: sent,
-            stored_bytes: kept,
+            sent_blocks: blocks.load(Ordering::Relaxed),
+            sent_bytes: sent.load(Ordering::Relaxed),
+            stored_bytes: kept.load(Ordering::Relaxed),
             ..self.bringing.clone()
         };
         // Nothing in it can fail to serialise.

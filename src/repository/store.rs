@@ -1,6 +1,6 @@
 //! [`Store`]: whole objects by name in a bucket or a folder. What is put is read back, what fails is tried again until its
-//! deadline, and what fails for good is told in one line. This file and its
-//! own modules are the only ones with object_store in them.
+//! deadline, and what fails for good is told in one line. This file and its own modules are the only ones with object_store
+//! in them.
 
 mod address;
 mod reach;

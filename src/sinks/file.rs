@@ -14,7 +14,7 @@ use super::clone::copy_data;
 use super::identity::mark_of;
 use super::raw::{self, Raw};
 use crate::block::{BlockIndex, Digest, Extent, Geometry};
-use crate::disk::{DiskSource, Mark, folder_of, sync_folder};
+use crate::disk::{DiskSource, Mark, folder_of, remove_if_there, sync_folder};
 use crate::error::{Error, Kind, Result};
 use crate::sink::{Sink, Written};
 use crate::source::BlockSource;
@@ -60,12 +60,7 @@ impl Part {
     /// # Errors
     /// `Io` when it cannot be removed.
     pub fn remove(&self) -> Result<()> {
-        match std::fs::remove_file(&self.part) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::of_file(&self.part, "cannot remove", error))
-            }
-            _ => Ok(()),
-        }
+        remove_if_there(&self.part)
     }
 
     /// Whether that part has become the image already, and nothing has written it since.

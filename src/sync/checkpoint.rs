@@ -20,7 +20,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::digests::Digests;
 use crate::block::{BlockIndex, BlockSet, Change, Delta, Digest, Extent};
-use crate::disk::sync_folder;
+use crate::disk::{remove_if_there, sync_folder};
 use crate::error::{Error, Kind, Result};
 use crate::sink::Written;
 
@@ -248,7 +248,7 @@ impl Checkpoint {
     /// `Io` when they cannot be removed.
     pub fn discard(path: &Path) -> Result<()> {
         // In this order: digests without a checkpoint say nothing, a checkpoint without its digests would be wrong.
-        remove(path)?;
+        remove_if_there(path)?;
         sync_folder(path)
             .map_err(|error| Error::of_file(path, "cannot flush the folder of", error))?;
         Digests::remove(path)
@@ -327,15 +327,6 @@ fn next_missing(wanted: &BlockSet, done: &BlockSet, from: BlockIndex) -> Option<
             return Some(next);
         }
         at = done.next_out(next);
-    }
-}
-
-pub(super) fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::of_file(path, "cannot remove", error))
-        }
-        _ => Ok(()),
     }
 }
 

@@ -7,8 +7,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::checkpoint::remove;
 use crate::block::{BlockIndex, Change, Delta, Digest, Extent};
+use crate::disk::remove_if_there;
 use crate::error::{Error, Kind, Result};
 
 /// Digests read at once: 32 KiB.
@@ -37,7 +37,7 @@ impl Digests {
     }
 
     pub(super) fn remove(checkpoint: &Path) -> Result<()> {
-        remove(&path_of(checkpoint))
+        remove_if_there(&path_of(checkpoint))
     }
 
     fn open_with(checkpoint: &Path, options: &mut OpenOptions) -> Result<Self> {

@@ -181,11 +181,11 @@ fn a_run_that_has_not_ended_keeps_what_it_counts_on_until_it_is_forgotten() {
     let objects = Objects::folder();
     let emulator = crate::sync::large_pair();
     run(&mut objects.bring(&emulator, &["snap-0a"]));
-    emulator.reset();
+    emulator.set("latency_ms=200");
     let mut child = objects
         .bring(
             &emulator,
-            &["snap-0b", "--base", "snap-0a", "--max-in-flight", "4"],
+            &["snap-0b", "--base", "snap-0a", "--max-in-flight", "8"],
         )
         .stderr(Stdio::null())
         .spawn()
@@ -195,6 +195,7 @@ fn a_run_that_has_not_ended_keeps_what_it_counts_on_until_it_is_forgotten() {
     });
     child.kill().unwrap();
     child.wait().unwrap();
+    emulator.set("latency_ms=0");
     // Its parent goes, and garbage is swept without any grace: it goes on all the same.
     std::thread::sleep(std::time::Duration::from_millis(2100));
     let told = objects.look_json(&emulator, &["prune", "--keep", "0", "--grace", "0s"]);

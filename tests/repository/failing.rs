@@ -161,7 +161,7 @@ fn what_a_store_refuses_is_one_clear_line() {
 }
 
 #[test]
-fn an_object_that_a_store_says_it_has_taken_and_loses_is_put_again() {
+fn an_object_that_a_store_loses_after_it_was_read_back_is_found_by_check() {
     let objects = Objects::folder();
     let emulator = large_pair();
     emulator.reset();
@@ -170,9 +170,11 @@ fn an_object_that_a_store_says_it_has_taken_and_loses_is_put_again() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // Lost after it was read back: the check finds it, and the mount says EIO.
-    wait_for("a pack", || !objects.objects("packs").is_empty());
-    fs::remove_file(&objects.objects("packs")[0]).unwrap();
+    // At most two are being put at once, so that the oldest of four has been read back.
+    wait_for("four packs", || objects.objects("packs").len() >= 4);
+    let made = |pack: &PathBuf| fs::metadata(pack).unwrap().modified().unwrap();
+    let oldest = objects.objects("packs").into_iter().min_by_key(made);
+    fs::remove_file(oldest.unwrap()).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success());
     let (code, said) = ends(&mut objects.look(&emulator, &["check"]));

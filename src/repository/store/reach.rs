@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use hyper::StatusCode;
@@ -18,6 +18,7 @@ use object_store::memory::InMemory;
 use object_store::{
     Certificate, ClientOptions, CredentialProvider, Error as StoreError, ObjectStore, RetryConfig,
 };
+use tokio::sync::Mutex;
 use tracing::trace;
 
 use super::address::{Address, Scheme};
@@ -29,6 +30,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long one request may take: 32 MiB at 250 KB a second.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(130);
+
+/// Credentials are renewed this long before they expire: longer than a request takes.
+const RENEW: Duration = Duration::from_secs(150);
 
 /// Where the bucket's name goes in a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +52,7 @@ pub struct Connection {
     pub region: Option<String>,
     /// The store's URL, without the bucket; none is AWS itself.
     pub endpoint: Option<String>,
-    /// PEM certificates to trust besides the system's.
+    /// PEM certificates to trust instead of the system's.
     pub ca_bundle: Option<PathBuf>,
     /// None: before the host for AWS itself, in the path elsewhere.
     pub style: Option<BucketStyle>,
@@ -56,25 +60,38 @@ pub struct Connection {
     pub timeout: Duration,
 }
 
-/// Credentials of AWS's own chain, renewed as it renews them.
+/// Credentials of AWS's own chain, asked for again a while before they expire: the chain itself keeps none, and asks the
+/// instance's metadata service or a program each time.
 #[derive(Debug)]
-struct Bridge(SharedCredentialsProvider);
+struct Bridge {
+    chain: SharedCredentialsProvider,
+    kept: Mutex<Option<(Arc<AwsCredential>, Option<SystemTime>)>>,
+}
 
 #[async_trait::async_trait]
 impl CredentialProvider for Bridge {
     type Credential = AwsCredential;
 
     async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
-        let given = self.0.provide_credentials().await;
+        let mut kept = self.kept.lock().await;
+        let soon = SystemTime::now() + RENEW;
+        if let Some((credential, expiry)) = &*kept
+            && expiry.is_none_or(|expiry| expiry > soon)
+        {
+            return Ok(Arc::clone(credential));
+        }
+        let given = self.chain.provide_credentials().await;
         let given = given.map_err(|error| StoreError::Generic {
             store: "S3",
             source: Box::new(error),
         })?;
-        Ok(Arc::new(AwsCredential {
+        let credential = Arc::new(AwsCredential {
             key_id: given.access_key_id().to_owned(),
             secret_key: given.secret_access_key().to_owned(),
             token: given.session_token().map(str::to_owned),
-        }))
+        });
+        *kept = Some((Arc::clone(&credential), given.expiry()));
+        Ok(credential)
     }
 }
 
@@ -157,7 +174,10 @@ pub(super) fn reach(address: &Address, connection: &Connection) -> Result<Arc<dy
                 builder = builder.with_endpoint(url);
             }
             builder = match &connection.credentials {
-                Some(given) => builder.with_credentials(Arc::new(Bridge(given.clone()))),
+                Some(given) => builder.with_credentials(Arc::new(Bridge {
+                    chain: given.clone(),
+                    kept: Mutex::default(),
+                })),
                 None => builder.with_skip_signature(true),
             };
             Arc::new(builder.build().map_err(wrong)?)
@@ -194,6 +214,7 @@ fn client_options(connection: &Connection) -> Result<ClientOptions> {
             let what = format!("{} holds no certificates", file.display());
             Error::with_source(Kind::Invalid, what, error)
         })?;
+        options = options.with_no_system_certificates(true);
         for certificate in certificates {
             options = options.with_root_certificate(certificate);
         }
