@@ -1,63 +1,9 @@
-//! Kills, servers that stop, refuse or lie.
+//! Servers that stop, refuse or lose.
 
 use std::time::Duration;
 
 use super::*;
-use crate::sync::{kill_until_done, large_pair, mounted};
-
-#[test]
-fn a_snapshot_that_is_killed_on_its_way_into_a_repository_is_there_whole_or_not_at_all() {
-    let enough = std::env::var("EBSFS_KILLS").map_or(1, |kills| kills.parse().unwrap());
-    let objects = Objects::folder();
-    let emulator = large_pair();
-    let (mount, disk) = mounted(&emulator, "snap-0b");
-    let (mut kills, mut copies) = (0, 0);
-    while kills < enough {
-        emulator.set("latency_ms=0");
-        run(&mut objects.bring(&emulator, &["snap-0a"]));
-        emulator.set("latency_ms=20");
-        kills += kill_until_done(
-            || {
-                objects.bring(
-                    &emulator,
-                    &["snap-0b", "--base", "auto", "--max-in-flight", "16"],
-                )
-            },
-            1500,
-            || {
-                let checked = objects.look_json(&emulator, &["check"]);
-                assert!(
-                    (1..=2).contains(&checked["snapshots"].as_u64().unwrap()),
-                    "{checked}"
-                );
-            },
-        );
-        copies += 1;
-        let checked = objects.look_json(&emulator, &["check", "--read-data"]);
-        assert_eq!(
-            (&checked["snapshots"], &checked["runs"]),
-            (&2.into(), &0.into())
-        );
-        emulator.set("latency_ms=0");
-        let replica = objects.mount(&emulator);
-        assert_same(&replica.disk("snap-0b"), &disk);
-        drop(replica);
-        // Killed as well, at any moment; then to its end.
-        kills += kill_until_done(
-            || objects.look(&emulator, &["prune", "--keep", "0", "--grace", "0s"]),
-            400,
-            || drop(run(&mut objects.look(&emulator, &["ls"]))),
-        );
-        std::thread::sleep(Duration::from_millis(20));
-        run(&mut objects.look(&emulator, &["prune", "--grace", "0s"]));
-        assert_eq!(
-            objects.objects("packs").len() + objects.objects("segments").len(),
-            0
-        );
-    }
-    println!("{kills} kills, {copies} copies");
-    drop(mount);
-}
+use crate::sync::{large_pair, mounted};
 
 #[test]
 fn a_server_that_stops_for_a_while_is_waited_for_and_one_that_stays_away_is_told() {

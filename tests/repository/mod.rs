@@ -3,6 +3,7 @@
 mod care;
 mod copies;
 mod failing;
+mod killed;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -165,6 +166,16 @@ impl Objects {
     fn look_json(&self, emulator: &Emulator, verb: &[&str]) -> Value {
         let said = run(&mut self.look(emulator, &[verb, &["--json"]].concat()));
         serde_json::from_str(&said).unwrap()
+    }
+
+    /// Removes all snapshots and sweeps: nothing is left.
+    fn empty(&self, emulator: &Emulator) {
+        run(&mut self.look(emulator, &["prune", "--keep", "0", "--grace", "0s"]));
+        // The times of a store are whole seconds.
+        std::thread::sleep(std::time::Duration::from_millis(2100));
+        run(&mut self.look(emulator, &["prune", "--grace", "0s"]));
+        let left = [self.objects("packs"), self.objects("segments")].concat();
+        assert!(left.is_empty(), "{left:?}");
     }
 
     fn mount(&self, emulator: &Emulator) -> Mount {
