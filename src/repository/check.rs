@@ -1,8 +1,10 @@
 //! `check`: whether everything that the roots lead to is there and is what its name says, and which snapshots suffer if not.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::pin::pin;
 
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::future::TryFutureExt;
+use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
@@ -16,6 +18,10 @@ use crate::error::{Error, Kind, Result};
 
 /// Segments looked at at once, of some 6 MB each.
 const SEGMENTS: usize = 4;
+/// So many objects of a folder are listed at once: a page, of S3.
+const FEW: usize = 1000;
+/// Listings of a part at once; of the 2^21 packs of 64 TiB each part has 8,192.
+const LISTS: usize = 4;
 /// Packs read at once, of at most 32 MiB each.
 const PACKS: usize = 3;
 
@@ -58,14 +64,30 @@ pub(super) fn short(name: &Name) -> u64 {
         .map_or(0, |first| u64::from_le_bytes(*first))
 }
 
-/// The objects of `packs/` or `segments/` whose names begin with a byte.
-pub(super) async fn objects(store: &Store, folder: &str, byte: u8) -> Result<Vec<(Name, Object)>> {
-    let found = store.list(&format!("{folder}/{byte:02x}")).await?;
-    let named = found.into_iter().filter_map(|object| {
-        let name = from_hex(object.name.rsplit('/').next()?)?;
-        Some((name, object))
-    });
-    Ok(named.collect())
+/// The objects of `packs/` or `segments/`, all at once where they are few, else those together whose names begin with the same
+/// byte: in a bounded part of memory, and in few requests either way.
+pub(super) fn objects<'a>(
+    store: &'a Store,
+    folder: &'a str,
+) -> impl Stream<Item = Result<Vec<(Name, Object)>>> + 'a {
+    let parts = async move {
+        let all = store.list_some(folder, FEW).await?;
+        Ok::<_, Error>(match all.len() {
+            FEW => stream::iter(0..=u8::MAX)
+                .map(move |byte| async move { store.list(&format!("{folder}/{byte:02x}")).await })
+                .buffered(LISTS)
+                .left_stream(),
+            _ => stream::once(std::future::ready(Ok(all))).right_stream(),
+        })
+    };
+    let named = |objects: Vec<Object>| {
+        let named = objects.into_iter().filter_map(|object| {
+            let name = from_hex(object.name.rsplit('/').next()?)?;
+            Some((name, object))
+        });
+        named.collect()
+    };
+    parts.try_flatten_stream().map_ok(named)
 }
 
 /// The segments that roots lead to, and which of the roots.
@@ -121,8 +143,9 @@ pub async fn check(catalog: &RepositoryCatalog, read_data: bool) -> Result<Check
         ..Checked::default()
     };
     let segments: HashSet<u64> = check.segments.keys().map(short).collect();
-    for byte in 0..=u8::MAX {
-        for (name, object) in objects(store, "segments", byte).await? {
+    let mut parts = pin!(objects(store, "segments"));
+    while let Some(found) = parts.try_next().await? {
+        for (name, object) in found {
             if !segments.contains(&short(&name)) {
                 checked.unused += 1;
                 checked.unused_bytes += object.size;
@@ -167,13 +190,10 @@ impl Check<'_> {
     /// The bytes of each pack that is there.
     async fn sizes(&self) -> Result<BTreeMap<u64, u64>> {
         let mut sizes = BTreeMap::new();
-        for byte in 0..=u8::MAX {
-            let packs = objects(self.store, "packs", byte).await?;
-            sizes.extend(
-                packs
-                    .iter()
-                    .map(|(name, object)| (short(name), object.size)),
-            );
+        let mut parts = pin!(objects(self.store, "packs"));
+        while let Some(packs) = parts.try_next().await? {
+            let packs = packs.iter();
+            sizes.extend(packs.map(|(name, object)| (short(name), object.size)));
         }
         Ok(sizes)
     }
@@ -217,10 +237,10 @@ impl Check<'_> {
     /// Reads every pack that is used.
     async fn read(&mut self, used: &HashSet<u64>) -> Result<()> {
         let mut bad: BTreeMap<Name, String> = BTreeMap::new();
-        for byte in 0..=u8::MAX {
-            let mut packs = objects(self.store, "packs", byte).await?;
+        let store = self.store;
+        let mut parts = pin!(objects(store, "packs"));
+        while let Some(mut packs) = parts.try_next().await? {
             packs.retain(|(name, _)| used.contains(&short(name)));
-            let store = self.store;
             let looks = stream::iter(packs)
                 .map(|(name, _)| async move {
                     let found = look_at(store, &name).await?;

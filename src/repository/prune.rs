@@ -7,6 +7,7 @@
 //! swept.
 
 use std::collections::{BTreeMap, HashSet};
+use std::pin::pin;
 use std::time::{Duration, SystemTime};
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -15,10 +16,11 @@ use tracing::{info, warn};
 
 use super::catalog::{RepositoryCatalog, read_root};
 use super::check::{objects, segments_of, short};
+use super::pack::Name;
 use super::root::{Root, RootName};
 use super::run::{removed, run_object};
 use super::segments;
-use super::store::Store;
+use super::store::{Object, Store};
 use crate::error::{Error, Kind, Result};
 
 /// Objects removed at once, and segments read.
@@ -119,8 +121,9 @@ pub async fn prune(
     }
     let (segments, packs) = used(store, &roots).await?;
     for (folder, used) in [("segments", segments), ("packs", packs)] {
-        for byte in 0..=u8::MAX {
-            sweep(store, folder, byte, &used, cutoff, dry_run, &mut pruned).await?;
+        let mut parts = pin!(objects(store, folder));
+        while let Some(found) = parts.try_next().await? {
+            sweep(store, found, &used, cutoff, dry_run, &mut pruned).await?;
         }
     }
     if !dry_run {
@@ -162,15 +165,14 @@ async fn used(store: &Store, roots: &[Root]) -> Result<(HashSet<u64>, HashSet<u6
 
 async fn sweep(
     store: &Store,
-    folder: &str,
-    byte: u8,
+    found: Vec<(Name, Object)>,
     used: &HashSet<u64>,
     cutoff: SystemTime,
     dry_run: bool,
     pruned: &mut Pruned,
 ) -> Result<()> {
     let mut garbage = Vec::new();
-    for (name, object) in objects(store, folder, byte).await? {
+    for (name, object) in found {
         if used.contains(&short(&name)) {
             continue;
         }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use md5::{Digest as _, Md5};
 use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
@@ -254,6 +254,14 @@ impl Store {
     /// # Errors
     /// Why they cannot be listed.
     pub async fn list(&self, folder: &str) -> Result<Vec<Object>> {
+        self.list_some(folder, usize::MAX).await
+    }
+
+    /// So many objects of them, whichever, or all if they are fewer.
+    ///
+    /// # Errors
+    /// As for [`Store::list`].
+    pub async fn list_some(&self, folder: &str, most: usize) -> Result<Vec<Object>> {
         let path = &self.path(folder);
         let strip = self.prefix.as_ref().len() + usize::from(!self.prefix.as_ref().is_empty());
         let list = || async {
@@ -267,7 +275,7 @@ impl Store {
                 size: meta.size,
                 modified: meta.last_modified.into(),
             });
-            Ok(found.try_collect().await?)
+            Ok(found.take(most).try_collect().await?)
         };
         self.until("list", folder, list).await
     }
