@@ -43,6 +43,8 @@
 
 mod catalog;
 mod check;
+mod index;
+mod known;
 mod locations;
 mod pack;
 mod prune;
@@ -56,6 +58,7 @@ mod store;
 
 pub use catalog::RepositoryCatalog;
 pub use check::{Checked, Damage, check};
+pub use index::Index;
 pub use prune::{Pruned, forget_run, prune, remove};
 pub use root::{Root, RootName};
 pub use run::{Bringing, Parent};

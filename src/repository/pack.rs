@@ -107,7 +107,7 @@ pub(super) struct Packed {
     pub(super) name: Name,
     /// Its bytes, in pieces.
     pub(super) pieces: Vec<Bytes>,
-    pub(super) spots: Vec<(BlockIndex, Spot)>,
+    pub(super) spots: Vec<(BlockIndex, Digest, Spot)>,
     _places: Vec<OwnedSemaphorePermit>,
 }
 
@@ -154,7 +154,7 @@ impl Filling {
             table.extend_from_slice(&digest);
             table.extend_from_slice(&spot.offset.to_le_bytes());
             table.extend_from_slice(&spot.length.to_le_bytes());
-            spots.push((index, spot));
+            spots.push((index, digest, spot));
             pieces.push(block.bytes);
             offset += len;
         }
@@ -228,9 +228,9 @@ mod tests {
         let whole = packed.pieces.concat();
         let (name, entries) = table(&whole).unwrap();
         assert_eq!(packed.name, name);
-        assert!(packed.spots.is_sorted_by_key(|(index, _)| *index));
+        assert!(packed.spots.is_sorted_by_key(|(index, ..)| *index));
         for (index, digest, bytes) in &blocks {
-            let (_, spot) = packed.spots.iter().find(|(i, _)| i == index).unwrap();
+            let (_, _, spot) = packed.spots.iter().find(|(i, ..)| i == index).unwrap();
             let end = (spot.offset + spot.len()) as usize;
             let stored = &whole[spot.offset as usize..end];
             let stored = Stored::read(Bytes::copy_from_slice(stored), *spot);

@@ -19,6 +19,8 @@ use tracing::info;
 
 use super::SEGMENT_BLOCKS;
 use super::catalog::read_root;
+use super::index::Index;
+use super::known::Known;
 use super::locations::{Location, Locations};
 use super::pack::{Filling, MOST_BLOCKS, Salt, Stored};
 use super::root::{FORMAT, Root, SegmentOf};
@@ -44,6 +46,7 @@ pub struct RepositorySink {
     parent: Option<Root>,
     segments: Arc<Segments>,
     locations: Arc<Locations>,
+    known: Option<Arc<Known>>,
     files: PathBuf,
     filling: Mutex<Filling>,
     /// Blocks compressed at once: no more than there are processors, for each takes a megabyte.
@@ -108,6 +111,7 @@ impl RepositorySink {
             parent,
             segments,
             locations: Arc::new(locations),
+            known: None,
             files: files.to_owned(),
             filling: Mutex::default(),
             packing: Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from)),
@@ -118,6 +122,13 @@ impl RepositorySink {
             finished: Mutex::new(finished.transpose()?.map(Arc::new)),
             bringing,
         })
+    }
+
+    /// The same, which sends nothing that is in the index: of what the repository held after the sink was opened.
+    #[must_use]
+    pub fn with_index(mut self, index: Index) -> Self {
+        self.known = Some(Arc::new(Known::new(index)));
+        self
     }
 
     /// Forgets a run that is not to be gone on with: on this machine, and in the repository.
@@ -136,6 +147,12 @@ impl RepositorySink {
     async fn put(&self, index: BlockIndex, bytes: Bytes, digest: Digest) -> Result<()> {
         if self.is_as_parent(index, &digest).await? {
             return self.locations.note(index, Location::AsParent);
+        }
+        if let Some(known) = &self.known {
+            let number = || self.packs.fetch_add(1, Ordering::Relaxed) + 1;
+            if let Some(location) = known.find(digest, &self.locations, number).await? {
+                return self.locations.note(index, location);
+            }
         }
         let stopped = |error| Error::with_source(Kind::Io, "stopped", error);
         let place = Arc::clone(&self.held)
@@ -180,17 +197,20 @@ impl RepositorySink {
     fn send(&self, filling: Filling) {
         let number = self.packs.fetch_add(1, Ordering::Relaxed) + 1;
         let (store, locations) = (Arc::clone(self.store()), Arc::clone(&self.locations));
-        let salt = self.salt();
+        let (salt, known) = (self.salt(), self.known.clone());
         let upload = async move {
             let packed = blocking(move || Ok(filling.pack(salt))).await?;
             let name = object("packs", &packed.name);
             store.put(&name, &packed.pieces).await?;
             blocking(move || {
                 locations.name(number, &packed.name)?;
-                let mut spots = packed.spots.into_iter();
-                spots.try_for_each(|(index, spot)| {
-                    locations.note(index, Location::Pack(number, spot))
-                })
+                for (index, digest, spot) in packed.spots {
+                    locations.note(index, Location::Pack(number, spot))?;
+                    if let Some(known) = &known {
+                        known.wrote(digest, index);
+                    }
+                }
+                Ok(())
             })
             .await
         };

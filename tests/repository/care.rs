@@ -164,9 +164,7 @@ fn old_snapshots_go_and_what_no_snapshot_needs_is_swept_when_its_time_has_come()
         run(&mut objects.take(emulator, "latest", &[text(&image)]));
         assert_same(&image, &chain.image(2));
         // The last one goes by name, and with it all that there is.
-        let one = format!("{}#{}", objects.url(), ids[2]);
-        let mut rm = objects.ebsfs(emulator, &["repository", "rm", &one]);
-        run(rm.args(objects.from()));
+        objects.remove(emulator, &ids[2]);
         std::thread::sleep(std::time::Duration::from_millis(2100));
         run(&mut objects.look(emulator, &["prune", "--grace", "1s"]));
         assert_eq!(
@@ -253,10 +251,9 @@ fn a_snapshot_that_is_brought_and_removed_twice_leaves_both_roots_aside_and_then
     let emulator = Emulator::start();
     emulator.make_volume("vol-0a", 2048, 0..3);
     let id = emulator.snapshot("vol-0a");
-    let one = format!("{}#{id}", objects.url());
     for times in 1..=2 {
         run(&mut objects.bring(&emulator, &[&id]));
-        run(&mut objects.ebsfs(&emulator, &["repository", "rm", &one]));
+        objects.remove(&emulator, &id);
         // Two runs write no object of the same name, though their blocks are the same.
         assert_eq!(objects.objects("removed").len(), times);
         assert!(objects.objects("packs").len() >= times);
@@ -292,8 +289,7 @@ fn what_prune_does_not_know_it_leaves_alone_and_what_is_being_removed_is_not_cou
     let (code, said) = ends(&mut objects.look(emulator, &prune));
     assert!(code == 8 && said.contains("is the root of"), "{said}");
     fs::write(&name, "damaged").unwrap();
-    let one = format!("{}#snap-0f", objects.url());
-    run(&mut objects.ebsfs(emulator, &["repository", "rm", &one]));
+    objects.remove(emulator, "snap-0f");
     let (kept, left) = (files.join("packs/notes#1.txt"), files.join("packs/abc#1"));
     for file in [&kept, &left] {
         fs::write(file, "x").unwrap();
@@ -304,6 +300,7 @@ fn what_prune_does_not_know_it_leaves_alone_and_what_is_being_removed_is_not_cou
         (&told["swept"], kept.exists(), left.exists()),
         (&0.into(), true, false)
     );
+    let one = format!("{}#snap-0f", objects.url());
     let (code, said) = ends(&mut objects.ebsfs(emulator, &["repository", "ls", &one]));
     assert!(code == 2 && said.contains("leave out #snap-0f"), "{said}");
     // Killed between the two steps of a removal: the next snapshot is brought without it.

@@ -26,10 +26,9 @@ fn a_sync_is_killed(objects: &Objects, most_ms: u64) {
         emulator.set("latency_ms=20");
         kills += kill_until_done(
             || {
-                objects.bring(
-                    &emulator,
-                    &["snap-0b", "--base", "auto", "--max-in-flight", "16"],
-                )
+                let mut args = vec!["snap-0b", "--base", "auto", "--max-in-flight", "16"];
+                args.extend(fastrand::bool().then_some("--dedup"));
+                objects.bring(&emulator, &args)
             },
             most_ms,
             || {

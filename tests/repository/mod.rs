@@ -2,6 +2,7 @@
 
 mod care;
 mod copies;
+mod dedup;
 mod failing;
 mod killed;
 
@@ -166,6 +167,12 @@ impl Objects {
     fn look_json(&self, emulator: &Emulator, verb: &[&str]) -> Value {
         let said = run(&mut self.look(emulator, &[verb, &["--json"]].concat()));
         serde_json::from_str(&said).unwrap()
+    }
+
+    fn remove(&self, emulator: &Emulator, snapshot: &str) {
+        let one = format!("{}#{snapshot}", self.url());
+        let mut command = self.ebsfs(emulator, &["repository", "rm", &one]);
+        run(command.args(self.from()));
     }
 
     /// Removes all snapshots and sweeps: nothing is left.

@@ -55,6 +55,9 @@ pub(super) struct SyncArgs {
     /// or all of it where that is not known or no longer there
     #[arg(long, value_name = "SNAPSHOT | auto")]
     base: Option<Base>,
+    /// Send nothing to a repository that it holds in any snapshot of any volume, by an index in the state folder
+    #[arg(long)]
+    dedup: bool,
     /// Change an image itself, not a copy of it that replaces it in the end
     #[arg(long)]
     in_place: bool,

@@ -1,5 +1,6 @@
 //! A repository as a target: what of the source it holds already, what a run is to bring, how it is opened for that.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -7,10 +8,12 @@ use serde_json::Value;
 use tracing::info;
 
 use super::plan::Base;
-use super::target::Place;
+use super::target::{Place, beside_in};
 use super::{Source, SyncArgs};
 use crate::error::{Error, Kind, Result};
-use crate::repository::{Address, Bringing, Parent, RepositoryCatalog, RepositorySink, RootName};
+use crate::repository::{
+    Address, Bringing, Index, Parent, RepositoryCatalog, RepositorySink, RootName,
+};
 use crate::sink::Sink;
 use crate::source::SnapshotId;
 use crate::sync::{Checkpoint, Task};
@@ -19,6 +22,8 @@ use crate::sync::{Checkpoint, Task};
 #[derive(Debug)]
 pub(super) struct Repository {
     catalog: RepositoryCatalog,
+    /// Where the index is by which no content is sent twice, if one is used.
+    index: Option<PathBuf>,
 }
 
 /// What a run begins from.
@@ -44,7 +49,12 @@ impl Repository {
             true => RepositoryCatalog::open(store, true).await?,
             false => RepositoryCatalog::look(store).await?,
         };
-        Ok(Self { catalog })
+        let id = format!("repository {}", catalog.id());
+        let index = || beside_in(&args.state_dir, &id, "index");
+        Ok(Self {
+            index: args.dedup.then(index),
+            catalog,
+        })
     }
 
     /// As a person writes it.
@@ -153,8 +163,11 @@ impl Repository {
         let anew = checkpoint.done() == 0;
         let id = checkpoint.task().target.clone();
         let store = Arc::clone(self.catalog.store());
-        let sink = RepositorySink::open(id, store, bringing, checkpoint.path(), anew);
-        Ok(Arc::new(sink.await?))
+        let sink = RepositorySink::open(id, store, bringing, checkpoint.path(), anew).await?;
+        Ok(Arc::new(match &self.index {
+            Some(path) => sink.with_index(Index::update(&self.catalog, path).await?),
+            None => sink,
+        }))
     }
 
     /// Forgets what an unfinished run left that is not gone on with.

@@ -184,6 +184,10 @@ impl SyncArgs {
             }
             places.push(place);
         }
+        if self.dedup && places.iter().all(|place| place.vault().is_none()) {
+            let what = "--dedup is for repositories: none of the targets is one";
+            return Err(Error::new(Kind::Invalid, what));
+        }
         Ok(places)
     }
 

@@ -328,7 +328,7 @@ impl Place {
 }
 
 /// What names of files begin with that tell of a target which has no folder of its own.
-fn beside_in(state_dir: &Path, id: &str, name: &str) -> PathBuf {
+pub(super) fn beside_in(state_dir: &Path, id: &str, name: &str) -> PathBuf {
     let digest = hexadecimal(&Sha256::digest(id));
     state_dir
         .join(digest.get(..32).unwrap_or_default())

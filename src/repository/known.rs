@@ -1,0 +1,72 @@
+//! [`Known`]: what a run with `--dedup` need not send: blocks that the repository holds in any snapshot, and those that the
+//! run itself has written last.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use super::index::Index;
+use super::locations::{Location, Locations};
+use super::pack::Name;
+use crate::block::{BlockIndex, Digest};
+use crate::disk::blocking;
+use crate::error::Result;
+
+/// Blocks of this run that are remembered: 64 GiB of it, in some 13 MB.
+const RECENT: NonZeroUsize = NonZeroUsize::new(1 << 17).unwrap();
+/// Packs of others whose numbers are remembered; one that is forgotten gets another number.
+const NUMBERED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+
+/// What need not be sent.
+#[derive(Debug)]
+pub(super) struct Known {
+    index: Arc<Index>,
+    recent: Mutex<LruCache<Digest, BlockIndex>>,
+    numbers: Mutex<LruCache<Name, u32>>,
+}
+
+impl Known {
+    pub(super) fn new(index: Index) -> Self {
+        Self {
+            index: Arc::new(index),
+            recent: Mutex::new(LruCache::new(RECENT)),
+            numbers: Mutex::new(LruCache::new(NUMBERED)),
+        }
+    }
+
+    /// This run has written a block, and noted where.
+    pub(super) fn wrote(&self, digest: Digest, index: BlockIndex) {
+        self.recent.lock().put(digest, index);
+    }
+
+    /// Where a block of this digest is; `number` makes the number of one more pack.
+    pub(super) async fn find(
+        &self,
+        digest: Digest,
+        locations: &Arc<Locations>,
+        number: impl FnOnce() -> u32,
+    ) -> Result<Option<Location>> {
+        let same = self.recent.lock().get(&digest).copied();
+        if let Some(same) = same {
+            return locations.of(same).map(Some);
+        }
+        let index = Arc::clone(&self.index);
+        let found = blocking(move || Ok(index.find(&digest))).await?;
+        let Some((pack, spot)) = found else {
+            return Ok(None);
+        };
+        let numbered = self.numbers.lock().get(&pack).copied();
+        let number = match numbered {
+            Some(number) => number,
+            None => {
+                let number = number();
+                locations.name(number, &pack)?;
+                self.numbers.lock().put(pack, number);
+                number
+            }
+        };
+        Ok(Some(Location::Pack(number, spot)))
+    }
+}
