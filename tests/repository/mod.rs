@@ -4,7 +4,9 @@ mod care;
 mod copies;
 mod dedup;
 mod failing;
+mod faults;
 mod killed;
+mod proxy;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -24,6 +26,8 @@ const SECRET: &str = "example/secret/of/a/test";
 struct Objects {
     folder: TempDir,
     server: Option<(Child, String)>,
+    /// Where it is asked, if not where it serves.
+    front: Option<String>,
 }
 
 impl Objects {
@@ -31,6 +35,7 @@ impl Objects {
         Self {
             folder: tempfile::tempdir().unwrap(),
             server: None,
+            front: None,
         }
     }
 
@@ -40,6 +45,7 @@ impl Objects {
         let mut objects = Self {
             folder,
             server: None,
+            front: None,
         };
         objects.serve("127.0.0.1:0");
         objects
@@ -95,7 +101,7 @@ impl Objects {
         let Some((_, address)) = &self.server else {
             return Vec::new();
         };
-        let url = format!("http://{address}");
+        let url = format!("http://{}", self.front.as_ref().unwrap_or(address));
         let profile = self.profile();
         vec![
             "--to-endpoint-url".into(),

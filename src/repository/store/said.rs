@@ -8,6 +8,8 @@ use object_store::Error as StoreError;
 use super::{Store, Trouble};
 use crate::error::{Error, Kind};
 
+/// What S3 answers where the bucket is elsewhere, without saying where: the library tells that much of it and no more.
+const REDIRECT: &str = "redirect";
 /// Characters of a message of somebody else that are told.
 const LONGEST_MESSAGE: usize = 300;
 
@@ -74,7 +76,7 @@ impl Store {
             (Some(401 | 403), _) => (
                 told(
                     Kind::Denied,
-                    "the credentials lack the permission, or are not the store's",
+                    "the credentials lack the permission, have expired, or are not the store's",
                 ),
                 true,
             ),
@@ -82,7 +84,7 @@ impl Store {
                 (told(Kind::Unavailable, ""), false)
             }
             (Some(404), _) => (told(Kind::NotFound, ""), true),
-            (Some(300..=399), _) => (
+            (Some(300..=399), _) | (None, REDIRECT) => (
                 told(
                     Kind::Invalid,
                     "the bucket is in another Region, or behind another endpoint",
@@ -124,7 +126,8 @@ impl Said {
             Some(rest.split_once(end)?.0.trim().to_owned())
         };
         let status = between("status code: ", " ").and_then(|status| status.parse().ok());
-        let code = between("<Code>", "</Code>");
+        let is_redirect = text.contains("redirect without LOCATION");
+        let code = between("<Code>", "</Code>").or(is_redirect.then(|| REDIRECT.to_owned()));
         let message = between("<Message>", "</Message>");
         // Of a failure to connect the innermost cause says what it is.
         let last = text.lines().last().unwrap_or_default().to_owned();

@@ -1,0 +1,150 @@
+//! Stores that answer what they should not.
+
+use super::proxy::{Fate, Proxy};
+use super::*;
+use crate::sync::{large_pair, mounted};
+
+/// A store behind a proxy.
+fn behind() -> (Objects, Proxy) {
+    let mut objects = Objects::s3();
+    let (_, address) = objects.server.as_ref().unwrap();
+    let proxy = Proxy::before(address);
+    objects.front = Some(proxy.address.clone());
+    (objects, proxy)
+}
+
+/// Every so many requests, of all or of one verb.
+fn every(share: u64, verb: &'static str, fate: Fate) -> impl FnMut(&str) -> Option<Fate> {
+    move |of| (of.starts_with(verb) && fastrand::u64(..share) == 0).then_some(fate)
+}
+
+#[test]
+fn a_store_that_refuses_lies_cuts_and_loses_at_times_ends_up_with_every_byte() {
+    let (objects, proxy) = behind();
+    let emulator = large_pair();
+    let faults = || {
+        let mut faults: Vec<Box<dyn FnMut(&str) -> Option<Fate> + Send>> = vec![
+            Box::new(every(6, "", Fate::Say(503, "SlowDown"))),
+            Box::new(every(20, "", Fate::Say(500, "InternalError"))),
+            Box::new(every(20, "", Fate::Drop)),
+            Box::new(every(20, "", Fate::Cut)),
+            Box::new(every(5, "PUT", Fate::Lie)),
+            Box::new(every(8, "PUT", Fate::Spoil)),
+        ];
+        move |verb: &str| {
+            let found = faults.iter_mut().find_map(|fault| fault(verb));
+            found.unwrap_or(Fate::Pass)
+        }
+    };
+    proxy.set(faults());
+    emulator.set("latency_ms=0");
+    run(&mut objects.bring(&emulator, &["snap-0a", "--max-in-flight", "16"]));
+    run(&mut objects.bring(&emulator, &["snap-0b", "--base", "snap-0a", "--dedup"]));
+    let (mount, disk) = mounted(&emulator, "snap-0b");
+    let replica = objects.mount(&emulator);
+    assert_same(&replica.disk("snap-0b"), &disk);
+    drop((mount, replica));
+    let checked = objects.look_json(&emulator, &["check", "--read-data"]);
+    assert_eq!(checked["snapshots"], 2);
+    run(&mut objects.look(&emulator, &["prune", "--keep", "1", "--grace", "0s"]));
+    proxy.set(|_| Fate::Pass);
+    let checked = objects.look_json(&emulator, &["check", "--read-data"]);
+    assert_eq!(checked["snapshots"], 1);
+}
+
+#[test]
+fn a_store_that_keeps_nothing_or_something_else_is_told_and_no_snapshot_is_there() {
+    let (objects, proxy) = behind();
+    let emulator = Emulator::start();
+    emulator.make_volume("vol-0a", 2048, 0..3);
+    let id = emulator.snapshot("vol-0a");
+    for fate in [Fate::Lie, Fate::Spoil] {
+        // The header is put, and what comes after is not kept.
+        let mut puts = 0;
+        proxy.set(move |verb| {
+            puts += u32::from(verb == "PUT");
+            if puts > 2 && verb == "PUT" {
+                fate
+            } else {
+                Fate::Pass
+            }
+        });
+        let (code, said) = ends(&mut objects.bring(&emulator, &[&id, "--timeout", "2s"]));
+        assert_eq!(code, 8, "{said}");
+        assert!(said.contains("the store has taken it, and it "), "{said}");
+        proxy.set(|_| Fate::Pass);
+        let checked = objects.look_json(&emulator, &["check"]);
+        assert_eq!(checked["snapshots"], 0);
+    }
+    run(&mut objects.bring(&emulator, &[&id]));
+    let checked = objects.look_json(&emulator, &["check", "--read-data"]);
+    assert_eq!(checked["snapshots"], 1);
+}
+
+#[test]
+fn credentials_that_the_store_refuses_in_the_middle_are_named_and_the_same_command_goes_on() {
+    let (objects, proxy) = behind();
+    let emulator = large_pair();
+    let bring = ["snap-0a", "--max-in-flight", "8"];
+    // To a HEAD nothing is said but 403.
+    for (code, words) in [
+        ("ExpiredToken", "expired"),
+        ("InvalidAccessKeyId", "not the store's"),
+    ] {
+        let mut requests = 0;
+        proxy.set(move |_| {
+            requests += 1;
+            match requests {
+                ..20 => Fate::Pass,
+                _ => Fate::Say(403, code),
+            }
+        });
+        let mut command = objects.bring(&emulator, &bring);
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(4), "{said}");
+        assert!(said.contains(words), "{said}");
+        let lines = said.lines().filter(|line| line.starts_with("ebsfs:"));
+        assert_eq!(lines.count(), 1, "{said}");
+    }
+    proxy.set(|_| Fate::Pass);
+    run(&mut objects.bring(&emulator, &bring));
+    let (mount, disk) = mounted(&emulator, "snap-0a");
+    let replica = objects.mount(&emulator);
+    // And a reader is told, gets no wrong byte, and can go on.
+    proxy.set(|_| Fate::Say(403, "ExpiredToken"));
+    let copy = replica.disk("snap-0a");
+    assert!(fs::read(&copy).is_err());
+    proxy.set(|_| Fate::Pass);
+    assert_same(&copy, &disk);
+    drop((mount, replica));
+}
+
+#[test]
+fn whatever_a_store_answers_is_told_in_one_line() {
+    let (objects, proxy) = behind();
+    let emulator = Emulator::start();
+    emulator.make_volume("vol-0a", 2048, 0..3);
+    let id = emulator.snapshot("vol-0a");
+    for (status, code, exit, words) in [
+        (503, "SlowDown", 7, "SlowDown"),
+        (500, "InternalError", 7, "gave up"),
+        (429, "TooManyRequests", 7, "gave up"),
+        (403, "AccessDenied", 4, "lack the permission"),
+        (403, "RequestTimeTooSkewed", 4, "the clock is wrong"),
+        (403, "SignatureDoesNotMatch", 4, "not the store's"),
+        (301, "PermanentRedirect", 2, "another Region"),
+        (307, "TemporaryRedirect", 2, "another Region"),
+        (400, "AuthorizationHeaderMalformed", 2, "another Region"),
+        (400, "InvalidRequest", 2, "InvalidRequest"),
+        (404, "NoSuchBucket", 3, "make the bucket first"),
+    ] {
+        proxy.set(move |_| Fate::Say(status, code));
+        let (got, said) = ends(&mut objects.bring(&emulator, &[&id, "--timeout", "2s"]));
+        assert_eq!(got, exit, "{code}: {said}");
+        assert!(said.contains(words), "{code}: {said}");
+        let lines = said.lines().filter(|line| line.starts_with("ebsfs:"));
+        assert_eq!(lines.count(), 1, "{code}: {said}");
+        assert!(!said.contains(SECRET), "{code}: {said}");
+    }
+}
