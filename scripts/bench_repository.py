@@ -97,21 +97,33 @@ def s3():
             shutil.rmtree(left)
 
 
-def huge():
-    """16 TiB, 1 % held, and a second snapshot with 0.1 % changed: in, checked, read from a mount."""
+def huge_s3():
+    """The same in the S3 server, without any latency."""
+    place = target_folder()
+    server = Server(f"{place}/s3")
+    try:
+        huge("s3://bucket/replicas", "--endpoint-url", f"http://{server.near}")
+    finally:
+        server.stop()
+        shutil.rmtree(place)
+
+
+def huge(url=None, *reach):
+    """16 TiB, 1 % held, and a second snapshot with 0.1 % changed: in with --dedup, checked, read from a mount."""
     folder = tempfile.mkdtemp(prefix="ebsfs-bench-")
+    to = [option.replace("--", "--to-") for option in reach]
     emulator = Emulator(folder, 0, "--repetitive", "--synthetic", "snap-1a:16384:10000", "--synthetic-child", "snap-1b:snap-1a:1000")
-    url = f"file://{folder}/replicas"
+    url = url or f"file://{folder}/replicas"
     point = tempfile.mkdtemp(prefix="ebsfs-bench-")
     try:
-        for snapshot, more in (("snap-1a", ()), ("snap-1b", ("--base", "snap-1a"))):
-            seconds, cpu, peak = run(sync(folder, snapshot, url, *more), emulator.env)
-            shown = json.loads(subprocess.check_output([EBSFS, "repository", "show", f"{url}#{snapshot}"], env=emulator.env))
+        for snapshot, more in (("snap-1a", ("--dedup",)), ("snap-1b", ("--base", "snap-1a", "--dedup"))):
+            seconds, cpu, peak = run(sync(folder, snapshot, url, *more, *to), emulator.env)
+            shown = json.loads(subprocess.check_output([EBSFS, "repository", "show", f"{url}#{snapshot}", *reach], env=emulator.env))
             print(f"16 TiB {' '.join((snapshot, *more))}: {shown['sent_blocks']} blocks sent, {seconds:.0f} s, {peak:.0f} MiB", flush=True)
         for more in ((), ("--read-data",)):
-            seconds, cpu, peak = run([EBSFS, "repository", "check", url, *more], emulator.env)
+            seconds, cpu, peak = run([EBSFS, "repository", "check", url, *more, *reach], emulator.env)
             print(f"check {' '.join(more)}: {seconds:.1f} s, {peak:.0f} MiB", flush=True)
-        process = subprocess.Popen([EBSFS, "mount", "--memory", "64MiB", url, point], env=emulator.env, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen([EBSFS, "mount", "--memory", "64MiB", url, point, *reach], env=emulator.env, stderr=subprocess.DEVNULL)
         while not os.path.ismount(point):
             time.sleep(0.02)
         with open(f"{point}/snapshots/snap-1b/disk.raw", "rb", buffering=0) as file:

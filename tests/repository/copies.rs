@@ -127,3 +127,42 @@ fn a_random_read_of_a_mount_is_one_ranged_get_of_one_block_and_neighbours_are_re
     assert_same(&mount.disk(&id), &volume);
     assert!(gets() < 300, "{} GETs for 512 blocks", gets());
 }
+
+#[test]
+fn two_machines_that_bring_one_volume_at_once_both_finish_and_nothing_is_damaged() {
+    for objects in [Objects::folder(), Objects::s3()] {
+        let emulator = crate::sync::large_pair();
+        let at_once = |what: [&[&str]; 2]| {
+            let running = [0, 1].map(|machine| {
+                let state = emulator.folder.path().join(format!("machine-{machine}"));
+                let sync = ["sync", "--progress", "none", "--state-dir", text(&state)];
+                let mut command = objects.ebsfs(&emulator, &sync);
+                command.args(what[machine]).arg(objects.url());
+                command.args(objects.to()).stdout(Stdio::null());
+                command.stderr(Stdio::null()).spawn().unwrap()
+            });
+            for mut child in running {
+                assert!(child.wait().unwrap().success());
+            }
+        };
+        at_once([&["snap-0a"], &["snap-0a"]]);
+        at_once([&["snap-0b", "--base", "auto"], &["snap-0b"]]);
+        // The one finds that the other has it, and what it wrote itself is garbage.
+        let checked = objects.look_json(&emulator, &["check", "--read-data"]);
+        assert_eq!(
+            (&checked["snapshots"], &checked["runs"]),
+            (&2.into(), &0.into())
+        );
+        assert!(checked["unused"].as_u64() > Some(0), "{checked}");
+        let (mount, disk) = crate::sync::mounted(&emulator, "snap-0b");
+        let replica = objects.mount(&emulator);
+        assert_same(&replica.disk("snap-0b"), &disk);
+        drop((mount, replica));
+        objects.remove(&emulator, "snap-0a");
+        objects.remove(&emulator, "snap-0b");
+        emulator.set("latency_ms=20");
+        at_once([&["snap-0a"], &["snap-0b"]]);
+        objects.look_json(&emulator, &["check", "--read-data"]);
+        objects.empty(&emulator);
+    }
+}

@@ -45,7 +45,9 @@ impl Store {
         };
         let code = said.code.as_deref().unwrap_or_default();
         match (said.status, code) {
-            (_, "NoSuchBucket") => (told(Kind::NotFound, "make the bucket first"), true),
+            (_, "NoSuchBucket" | "ContainerNotFound") => {
+                (told(Kind::NotFound, "make the bucket first"), true)
+            }
             (_, "RequestTimeTooSkewed") => (told(Kind::Denied, "the clock is wrong"), true),
             (_, "ExpiredToken" | "ExpiredTokenException") => (
                 told(
