@@ -9,34 +9,32 @@ fn behind() -> (Objects, Proxy) {
     let mut objects = Objects::s3();
     let (_, address) = objects.server.as_ref().unwrap();
     let proxy = Proxy::before(address);
-    objects.front = Some(proxy.address.clone());
+    objects.front = Some(format!("http://{}", proxy.address));
     (objects, proxy)
 }
 
-/// Every so many requests, of all or of one verb.
-fn every(share: u64, verb: &'static str, fate: Fate) -> impl FnMut(&str) -> Option<Fate> {
-    move |of| (of.starts_with(verb) && fastrand::u64(..share) == 0).then_some(fate)
-}
+/// One of so many requests of a verb, or of any.
+const FAULTS: [(u64, &str, Fate); 6] = [
+    (6, "", Fate::Say(503, "SlowDown")),
+    (20, "", Fate::Say(500, "InternalError")),
+    (20, "", Fate::Drop),
+    (20, "", Fate::Cut),
+    (5, "PUT", Fate::Lie),
+    (8, "PUT", Fate::Spoil),
+];
 
 #[test]
 fn a_store_that_refuses_lies_cuts_and_loses_at_times_ends_up_with_every_byte() {
     let (objects, proxy) = behind();
     let emulator = large_pair();
-    let faults = || {
-        let mut faults: Vec<Box<dyn FnMut(&str) -> Option<Fate> + Send>> = vec![
-            Box::new(every(6, "", Fate::Say(503, "SlowDown"))),
-            Box::new(every(20, "", Fate::Say(500, "InternalError"))),
-            Box::new(every(20, "", Fate::Drop)),
-            Box::new(every(20, "", Fate::Cut)),
-            Box::new(every(5, "PUT", Fate::Lie)),
-            Box::new(every(8, "PUT", Fate::Spoil)),
-        ];
-        move |verb: &str| {
-            let found = faults.iter_mut().find_map(|fault| fault(verb));
-            found.unwrap_or(Fate::Pass)
-        }
-    };
-    proxy.set(faults());
+    proxy.set(|verb| {
+        let is_its =
+            |fault: &&(u64, &str, Fate)| verb.starts_with(fault.1) && fastrand::u64(..fault.0) == 0;
+        FAULTS
+            .iter()
+            .find(is_its)
+            .map_or(Fate::Pass, |fault| fault.2)
+    });
     emulator.set("latency_ms=0");
     run(&mut objects.bring(&emulator, &["snap-0a", "--max-in-flight", "16"]));
     run(&mut objects.bring(&emulator, &["snap-0b", "--base", "snap-0a", "--dedup"]));

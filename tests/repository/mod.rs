@@ -7,6 +7,7 @@ mod failing;
 mod faults;
 mod killed;
 mod proxy;
+mod reach;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -26,8 +27,10 @@ const SECRET: &str = "example/secret/of/a/test";
 struct Objects {
     folder: TempDir,
     server: Option<(Child, String)>,
-    /// Where it is asked, if not where it serves.
+    /// The URL that it is asked at, if not where it serves.
     front: Option<String>,
+    /// More options of the server.
+    options: Vec<String>,
 }
 
 impl Objects {
@@ -36,16 +39,22 @@ impl Objects {
             folder: tempfile::tempdir().unwrap(),
             server: None,
             front: None,
+            options: Vec::new(),
         }
     }
 
     fn s3() -> Self {
+        Self::s3_with(Vec::new())
+    }
+
+    fn s3_with(options: Vec<String>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir_all(folder.path().join("bucket/replicas")).unwrap();
         let mut objects = Self {
             folder,
             server: None,
             front: None,
+            options,
         };
         objects.serve("127.0.0.1:0");
         objects
@@ -56,6 +65,7 @@ impl Objects {
             .args(["serve", "s3", "--config", "/dev/null", "--auth-key"])
             .arg(format!("{KEY},{SECRET}"))
             .args(["--addr", address])
+            .args(&self.options)
             .arg(self.folder.path())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -64,7 +74,7 @@ impl Objects {
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
         let told = lines.find_map(|line| {
             let line = line.unwrap();
-            let (_, rest) = line.split_once("http://")?;
+            let (_, rest) = line.split_once("://")?;
             Some(rest.split(['/', ']']).next()?.to_owned())
         });
         // Else it stops at a full pipe.
@@ -101,7 +111,8 @@ impl Objects {
         let Some((_, address)) = &self.server else {
             return Vec::new();
         };
-        let url = format!("http://{}", self.front.as_ref().unwrap_or(address));
+        let url = self.front.clone();
+        let url = url.unwrap_or_else(|| format!("http://{address}"));
         let profile = self.profile();
         vec![
             "--to-endpoint-url".into(),

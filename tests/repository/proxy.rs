@@ -1,4 +1,4 @@
-//! A proxy before an S3 server that refuses, lies, cuts and loses as a test wants it.
+//! A proxy before an S3 server, or on the way to it, that refuses, lies, cuts and loses as a test wants it.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -99,7 +99,13 @@ fn serve(mut client: TcpStream, server: &str, decide: &Mutex<Decide>) -> io::Res
         Fate::Pass | Fate::Cut => {}
     }
     let mut upstream = TcpStream::connect(server)?;
-    upstream.write_all(&request[..head])?;
+    // To a proxy a whole URL is said, to a server its path.
+    let (verb, rest) = text.split_once(' ').unwrap();
+    let rest = match rest.strip_prefix("http://") {
+        Some(url) => &url[url.find('/').unwrap()..],
+        None => rest,
+    };
+    upstream.write_all(format!("{verb} {rest}").as_bytes())?;
     upstream.write_all(b"\r\nConnection: close")?;
     upstream.write_all(&request[head..])?;
     let mut answer = Vec::new();

@@ -99,6 +99,14 @@ impl Store {
                 StoreError::PermissionDenied { .. } | StoreError::Unauthenticated { .. } => {
                     (told(Kind::Denied, ""), true)
                 }
+                // It will not be trusted the next time either.
+                StoreError::Generic { .. } if line.contains("invalid peer certificate") => (
+                    told(
+                        Kind::Unavailable,
+                        "--ca-bundle, or --to-ca-bundle, names the authorities to trust",
+                    ),
+                    true,
+                ),
                 StoreError::Generic { .. } => (told(Kind::Unavailable, ""), false),
                 _ => (told(Kind::Invalid, ""), true),
             },
