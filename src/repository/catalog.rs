@@ -89,7 +89,9 @@ impl RepositoryCatalog {
                     encryption: "none".into(),
                 };
                 let json = serde_json::to_vec(&new).unwrap_or_default();
-                match store.put_new(REPOSITORY, &json).await? {
+                let is_sound =
+                    |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).is_ok();
+                match store.put_new(REPOSITORY, &json, is_sound).await? {
                     true => Bytes::from(json),
                     false => store.get(REPOSITORY).await?,
                 }

@@ -4,6 +4,7 @@
 //! It speaks of packs that some snapshot leads to: brought up to date after the run was put on record, for from then on nothing
 //! goes that a snapshot led to then (see `prune`).
 
+mod builder;
 mod table;
 
 use std::collections::BTreeSet;
@@ -23,7 +24,8 @@ use super::segments;
 use crate::block::Digest;
 use crate::disk::{blocking, folder_of, remove_if_there};
 use crate::error::{Error, Kind, Result};
-use table::{Builder, Table};
+use builder::Builder;
+use table::Table;
 
 /// Roots read at once, and segments, of some 6 MB each.
 const ROOTS: usize = 16;
@@ -139,8 +141,11 @@ fn lock(path: &Path) -> Result<File> {
     options.write(true).create(true).truncate(false).mode(0o600);
     let file = options.custom_flags(libc::O_NOFOLLOW).open(&path);
     let file = file.map_err(|error| Error::of_file(&path, "cannot open", error))?;
-    file.lock()
-        .map_err(|error| Error::of_file(&path, "cannot lock", error))?;
+    if file.try_lock().is_err() {
+        info!("another sync brings {} up to date: waiting", path.display());
+        file.lock()
+            .map_err(|error| Error::of_file(&path, "cannot lock", error))?;
+    }
     Ok(file)
 }
 

@@ -6,13 +6,16 @@ use std::sync::Arc;
 
 use lru::LruCache;
 use parking_lot::Mutex;
+use tracing::warn;
 
 use super::index::Index;
 use super::locations::{Location, Locations};
-use super::pack::Name;
+use super::pack::{Name, Spot};
+use super::segments::object;
+use super::store::Store;
 use crate::block::{BlockIndex, Digest};
 use crate::disk::blocking;
-use crate::error::Result;
+use crate::error::{Kind, Result};
 
 /// Blocks of this run that are remembered: 64 GiB of it, in some 13 MB.
 const RECENT: NonZeroUsize = NonZeroUsize::new(1 << 17).unwrap();
@@ -45,6 +48,7 @@ impl Known {
     pub(super) async fn find(
         &self,
         digest: Digest,
+        store: &Store,
         locations: &Arc<Locations>,
         number: impl FnOnce() -> u32,
     ) -> Result<Option<Location>> {
@@ -60,6 +64,7 @@ impl Known {
         let numbered = self.numbers.lock().get(&pack).copied();
         let number = match numbered {
             Some(number) => number,
+            None if !is_there(store, &pack, spot).await? => return Ok(None),
             None => {
                 let number = number();
                 locations.name(number, &pack)?;
@@ -68,5 +73,18 @@ impl Known {
             }
         };
         Ok(Some(Location::Pack(number, spot)))
+    }
+}
+
+/// Whether a store has kept a pack: what is at hand can be sent instead.
+async fn is_there(store: &Store, pack: &Name, spot: Spot) -> Result<bool> {
+    let name = object("packs", pack);
+    match store.size(&name).await {
+        Ok(size) if size >= spot.end() => Ok(true),
+        Err(error) if error.kind() != Kind::NotFound => Err(error),
+        _ => {
+            warn!("{}/{name} is missing or cut short", store.address());
+            Ok(false)
+        }
     }
 }

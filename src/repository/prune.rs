@@ -26,6 +26,8 @@ use crate::error::{Error, Kind, Result};
 /// Objects removed at once, and segments read.
 const DELETES: usize = 16;
 const SEGMENTS: usize = 4;
+/// An object is seen so much later than its time says, at most: a request takes no longer.
+const SLACK: Duration = Duration::from_secs(130);
 /// An object that tells the store's time.
 const CLOCK: &str = "clock";
 
@@ -92,7 +94,8 @@ pub async fn prune(
     };
     let mut cutoff = now.checked_sub(grace).unwrap_or(SystemTime::UNIX_EPOCH);
     for run in store.list("runs").await? {
-        cutoff = cutoff.min(run.modified);
+        let begun = run.modified.checked_sub(SLACK);
+        cutoff = cutoff.min(begun.unwrap_or(SystemTime::UNIX_EPOCH));
         let since = humantime::format_rfc3339_seconds(run.modified).to_string();
         let id = run.name.rsplit('/').next().unwrap_or_default();
         pruned.runs.insert(id.to_owned(), since);
@@ -110,12 +113,21 @@ pub async fn prune(
     }
     let mut roots = Vec::new();
     for name in &names {
-        roots.push(catalog.root(name).await?);
+        match catalog.root(name).await {
+            // Somebody has removed it meanwhile: it is aside.
+            Err(error) if error.kind() == Kind::NotFound => {}
+            root => roots.push(root?),
+        }
     }
     for aside in store.list("removed").await? {
+        // Whoever has put it there has not come to remove the root: as long as one can be read the other says not to.
+        let is_seen = |name: &RootName| aside.name.starts_with(&format!("removed/{name}."));
         if aside.modified >= cutoff {
-            roots.push(read_root(store, &aside.name).await?);
-        } else if !dry_run {
+            match read_root(store, &aside.name).await {
+                Err(error) if error.kind() == Kind::NotFound => {}
+                root => roots.push(root?),
+            }
+        } else if !dry_run && !names.iter().any(is_seen) {
             store.delete(&aside.name).await?;
         }
     }
@@ -127,7 +139,8 @@ pub async fn prune(
         }
     }
     if !dry_run {
-        store.sweep_unfinished(cutoff)?;
+        let slack = now.checked_sub(SLACK).unwrap_or(SystemTime::UNIX_EPOCH);
+        store.sweep_unfinished(cutoff.min(slack))?;
     }
     Ok(pruned)
 }

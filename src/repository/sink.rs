@@ -81,7 +81,7 @@ impl RepositorySink {
         let mut published = None;
         if anew {
             store
-                .put_new(&run, bringing.snapshot.as_str().as_bytes())
+                .put_new(&run, bringing.snapshot.as_str().as_bytes(), |_| false)
                 .await?;
         } else if let Err(error) = store.get(&run).await {
             if error.kind() != Kind::NotFound {
@@ -150,7 +150,10 @@ impl RepositorySink {
         }
         if let Some(known) = &self.known {
             let number = || self.packs.fetch_add(1, Ordering::Relaxed) + 1;
-            if let Some(location) = known.find(digest, &self.locations, number).await? {
+            if let Some(location) = known
+                .find(digest, self.store(), &self.locations, number)
+                .await?
+            {
                 return self.locations.note(index, location);
             }
         }
@@ -381,7 +384,12 @@ impl RepositorySink {
             Err(error) if error.kind() == Kind::NotFound => return Err(forgotten(self.store())),
             told => drop(told?),
         }
-        let root = if self.store().put_new(&name, &root.encode()).await? {
+        let is_sound = |bytes: &[u8]| match Root::decode(bytes) {
+            Err(error) => error.kind() != Kind::Corrupt,
+            Ok(_) => true,
+        };
+        let encoded = root.encode();
+        let root = if self.store().put_new(&name, &encoded, is_sound).await? {
             root
         } else {
             let there = read_root(self.store(), &name).await?;

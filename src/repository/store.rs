@@ -210,20 +210,28 @@ impl Store {
         Ok(())
     }
 
-    /// Puts a small object unless there is one of this name; whether this one is there now.
+    /// Puts a small object unless there is one of this name that is sound; whether this one is there now.
     ///
     /// # Errors
     /// As for [`Store::put`].
-    pub async fn put_new(&self, name: &str, bytes: &[u8]) -> Result<bool> {
+    pub async fn put_new(
+        &self,
+        name: &str,
+        bytes: &[u8],
+        is_sound: impl Fn(&[u8]) -> bool,
+    ) -> Result<bool> {
         let path = &self.path(name);
         let bytes = Bytes::copy_from_slice(bytes);
         let put = || async {
-            // For stores that do not know the condition, and pass over it.
-            if let Some(there) = self.there(path).await? {
-                return Ok(there == bytes);
-            }
+            // For stores that do not know the condition, and pass over it. What is not sound is nobody's: perhaps what
+            // became of this very object.
+            let mode = match self.there(path).await? {
+                Some(there) if there == bytes || is_sound(&there) => return Ok(there == bytes),
+                Some(_) => PutMode::Overwrite,
+                None => PutMode::Create,
+            };
             let payload = PutPayload::from(bytes.clone());
-            let made = self.inner.put_opts(path, payload, PutMode::Create.into());
+            let made = self.inner.put_opts(path, payload, mode.into());
             match made.await {
                 Err(error) if is_unknown_condition(&error) => {
                     let payload = PutPayload::from(bytes.clone());
@@ -234,7 +242,8 @@ impl Store {
                 made => drop(made?),
             }
             match self.there(path).await? {
-                Some(there) => Ok(there == bytes),
+                Some(there) if there == bytes || is_sound(&there) => Ok(there == bytes),
+                Some(_) => Err(Trouble::Lost("it holds other bytes".into())),
                 None => Err(Trouble::Lost("it is not there".into())),
             }
         };
@@ -278,6 +287,16 @@ impl Store {
             Ok(found.take(most).try_collect().await?)
         };
         self.until("list", folder, list).await
+    }
+
+    /// Bytes of an object.
+    ///
+    /// # Errors
+    /// As for [`Store::modified`].
+    pub async fn size(&self, name: &str) -> Result<u64> {
+        let path = &self.path(name);
+        let head = || async { Ok(self.inner.head(path).await?.size) };
+        self.until("look at", name, head).await
     }
 
     /// When an object was written, by the store's clock.

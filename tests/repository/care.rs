@@ -293,6 +293,7 @@ fn what_prune_does_not_know_it_leaves_alone_and_what_is_being_removed_is_not_cou
     let (kept, left) = (files.join("packs/notes#1.txt"), files.join("packs/abc#1"));
     for file in [&kept, &left] {
         fs::write(file, "x").unwrap();
+        sh(&format!("touch -d '1 hour ago' {}", text(file)));
     }
     std::thread::sleep(std::time::Duration::from_millis(20));
     let told = objects.look_json(emulator, &prune);

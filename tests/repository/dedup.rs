@@ -108,8 +108,57 @@ fn what_was_removed_is_sent_again_and_a_damaged_index_is_made_anew() {
         comes_out(&objects, &emulator, &other, "latest");
     }
     objects.look_json(&emulator, &["check", "--read-data"]);
+    // What the store has lost is not counted on: it is sent, once more.
+    for pack in objects.objects("packs") {
+        fs::remove_file(pack).unwrap();
+    }
+    let again = image(folder.path(), "again.raw", (0..200).rev().map(Some));
+    bring(&again);
+    comes_out(&objects, &emulator, &again, "latest");
+    assert_eq!(sent(&objects, &emulator).last(), Some(&200));
     let (code, said) = ends(&mut objects.sync(&emulator, &[text(&first), "/dev/shm/x", "--dedup"]));
     assert!(code == 2 && said.contains("--dedup"), "{said}");
+}
+
+/// Blocks of little that differ, so that many of them are made quickly.
+fn thin_image(folder: &Path, name: &str, numbers: impl IntoIterator<Item = u64>) -> PathBuf {
+    let path = folder.join(name);
+    let file = fs::File::create(&path).unwrap();
+    let mut end = 0;
+    for number in numbers {
+        file.write_all_at(&(number + 1).to_le_bytes(), end).unwrap();
+        end += BLOCK;
+    }
+    file.set_len(end).unwrap();
+    path
+}
+
+#[test]
+fn a_sync_that_is_killed_and_gone_on_with_counts_on_its_own_blocks_and_on_those_of_others() {
+    let emulator = Emulator::start();
+    let folder = tempfile::tempdir().unwrap();
+    let objects = Objects::folder();
+    let first = thin_image(folder.path(), "first.raw", (0..3000).rev());
+    run(&mut objects.bring(&emulator, &[text(&first), "--dedup"]));
+    // Of others, its own, and its own a second time, in turn.
+    let mixed = (0..6000).map(|n| match n % 3 {
+        0 => n / 3,
+        1 => 10_000 + n,
+        _ => 10_000 + n / 2 / 3 * 3 + 1,
+    });
+    let second = thin_image(folder.path(), "second.raw", mixed);
+    let kills = crate::sync::kill_until_done(
+        || objects.bring(&emulator, &[text(&second), "--dedup"]),
+        2500,
+        || drop(objects.look_json(&emulator, &["check"])),
+    );
+    println!("{kills} kills");
+    comes_out(&objects, &emulator, &second, text(&second));
+    objects.remove(&emulator, text(&first));
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    run(&mut objects.look(&emulator, &["prune", "--grace", "0s"]));
+    objects.look_json(&emulator, &["check", "--read-data"]);
+    comes_out(&objects, &emulator, &second, text(&second));
 }
 
 #[test]

@@ -51,6 +51,36 @@ fn a_store_that_refuses_lies_cuts_and_loses_at_times_ends_up_with_every_byte() {
 }
 
 #[test]
+fn whatever_object_a_store_spoils_the_first_time_is_put_again() {
+    let emulator = Emulator::start();
+    emulator.make_volume("vol-0a", 2048, 0..3);
+    let id = emulator.snapshot("vol-0a");
+    let (mount, disk) = mounted(&emulator, &id);
+    // The header, the run, a pack, a segment, the root.
+    for which in 1..=5 {
+        let (objects, proxy) = behind();
+        let mut puts = 0;
+        proxy.set(move |verb| {
+            puts += u32::from(verb == "PUT");
+            if verb == "PUT" && puts == which {
+                Fate::Spoil
+            } else {
+                Fate::Pass
+            }
+        });
+        run(&mut objects.bring(&emulator, &[&id]));
+        let checked = objects.look_json(&emulator, &["check", "--read-data"]);
+        assert_eq!(checked["snapshots"], 1, "{which}");
+        // A root that is damaged later is made whole by bringing the snapshot once more.
+        fs::write(&objects.objects("snapshots")[0], "damaged").unwrap();
+        run(&mut objects.bring(&emulator, &[&id]));
+        let replica = objects.mount(&emulator);
+        assert_same(&replica.disk(&id), &disk);
+    }
+    drop(mount);
+}
+
+#[test]
 fn a_store_that_keeps_nothing_or_something_else_is_told_and_no_snapshot_is_there() {
     let (objects, proxy) = behind();
     let emulator = Emulator::start();

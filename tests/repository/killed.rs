@@ -104,7 +104,7 @@ fn a_sync_into_a_folder_that_is_killed_leaves_a_snapshot_whole_or_not_at_all() {
 
 #[test]
 fn a_sync_into_a_store_that_is_killed_leaves_a_snapshot_whole_or_not_at_all() {
-    a_sync_is_killed(&Objects::s3(), 5000);
+    a_sync_is_killed(&Objects::s3(), 4000);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde_json::Value;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::plan::Base;
 use super::target::{Place, beside_in};
@@ -73,7 +73,14 @@ impl Repository {
             return Ok(false);
         };
         let names = self.catalog.names().await?;
-        Ok(names.iter().any(|name| name.snapshot == id))
+        let Some(name) = names.iter().find(|name| name.snapshot == id) else {
+            return Ok(false);
+        };
+        match self.catalog.root(name).await {
+            // Brought once more it is whole again.
+            Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::NotFound) => Ok(false),
+            root => root.map(|_| true),
+        }
     }
 
     /// Finds out what a run begins from.
@@ -97,9 +104,10 @@ impl Repository {
             _ => {
                 let volume = volume_of(source);
                 let key = RootName::volume_key(volume);
-                names
-                    .iter()
-                    .rfind(|name| volume.is_some() && name.volume == key)
+                names.iter().rfind(|name| {
+                    let is_itself = name.snapshot.as_str() == source.name;
+                    volume.is_some() && name.volume == key && !is_itself
+                })
             }
         };
         if base == Some(&Base::Auto) && parent.is_none() {
@@ -164,10 +172,18 @@ impl Repository {
         let id = checkpoint.task().target.clone();
         let store = Arc::clone(self.catalog.store());
         let sink = RepositorySink::open(id, store, bringing, checkpoint.path(), anew).await?;
-        Ok(Arc::new(match &self.index {
-            Some(path) => sink.with_index(Index::update(&self.catalog, path).await?),
-            None => sink,
-        }))
+        let Some(path) = &self.index else {
+            return Ok(Arc::new(sink));
+        };
+        match Index::update(&self.catalog, path).await {
+            Ok(index) => Ok(Arc::new(sink.with_index(index))),
+            // Without it more is sent, and nothing is wrong.
+            Err(error) if matches!(error.kind(), Kind::Io | Kind::NoSpace | Kind::Corrupt) => {
+                warn!("going on without --dedup: {}", error.chain());
+                Ok(Arc::new(sink))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Forgets what an unfinished run left that is not gone on with.
