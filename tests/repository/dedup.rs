@@ -138,10 +138,10 @@ fn a_sync_that_is_killed_and_gone_on_with_counts_on_its_own_blocks_and_on_those_
     let emulator = Emulator::start();
     let folder = tempfile::tempdir().unwrap();
     let objects = Objects::folder();
-    let first = thin_image(folder.path(), "first.raw", (0..3000).rev());
+    let first = thin_image(folder.path(), "first.raw", (0..1500).rev());
     run(&mut objects.bring(&emulator, &[text(&first), "--dedup"]));
     // Of others, its own, and its own a second time, in turn.
-    let mixed = (0..6000).map(|n| match n % 3 {
+    let mixed = (0..3000).map(|n| match n % 3 {
         0 => n / 3,
         1 => 10_000 + n,
         _ => 10_000 + n / 2 / 3 * 3 + 1,
@@ -149,7 +149,7 @@ fn a_sync_that_is_killed_and_gone_on_with_counts_on_its_own_blocks_and_on_those_
     let second = thin_image(folder.path(), "second.raw", mixed);
     let kills = crate::sync::kill_until_done(
         || objects.bring(&emulator, &[text(&second), "--dedup"]),
-        2500,
+        1500,
         || drop(objects.look_json(&emulator, &["check"])),
     );
     println!("{kills} kills");

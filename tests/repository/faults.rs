@@ -15,18 +15,21 @@ fn behind() -> (Objects, Proxy) {
 
 /// One of so many requests of a verb, or of any.
 const FAULTS: [(u64, &str, Fate); 6] = [
-    (6, "", Fate::Say(503, "SlowDown")),
+    (12, "", Fate::Say(503, "SlowDown")),
     (20, "", Fate::Say(500, "InternalError")),
     (20, "", Fate::Drop),
     (20, "", Fate::Cut),
-    (5, "PUT", Fate::Lie),
-    (8, "PUT", Fate::Spoil),
+    (8, "PUT", Fate::Lie),
+    (12, "PUT", Fate::Spoil),
 ];
 
 #[test]
 fn a_store_that_refuses_lies_cuts_and_loses_at_times_ends_up_with_every_byte() {
     let (objects, proxy) = behind();
-    let emulator = large_pair();
+    // Some 250 blocks, and 125 changes.
+    let snapshots = ["snap-0a:1:120000", "snap-0b:snap-0a:60000"];
+    let kinds = ["--synthetic", "--synthetic-child"];
+    let emulator = Emulator::with(&[kinds[0], snapshots[0], kinds[1], snapshots[1]]);
     proxy.set(|verb| {
         let is_its =
             |fault: &&(u64, &str, Fate)| verb.starts_with(fault.1) && fastrand::u64(..fault.0) == 0;
@@ -35,7 +38,6 @@ fn a_store_that_refuses_lies_cuts_and_loses_at_times_ends_up_with_every_byte() {
             .find(is_its)
             .map_or(Fate::Pass, |fault| fault.2)
     });
-    emulator.set("latency_ms=0");
     run(&mut objects.bring(&emulator, &["snap-0a", "--max-in-flight", "16"]));
     run(&mut objects.bring(&emulator, &["snap-0b", "--base", "snap-0a", "--dedup"]));
     let (mount, disk) = mounted(&emulator, "snap-0b");
