@@ -31,6 +31,7 @@ impl Kills {
     }
 }
 
+/// Kills a command again and again until it ends by itself; how often. Patience grows by a tenth with each kill.
 pub fn kill_until_done(command: impl Fn() -> Command, most_ms: u64, mut look: impl FnMut()) -> u64 {
     let mut kills = 0;
     loop {
@@ -40,7 +41,8 @@ pub fn kill_until_done(command: impl Fn() -> Command, most_ms: u64, mut look: im
             .stderr(said.try_clone().unwrap())
             .spawn()
             .unwrap();
-        let end = std::time::Instant::now() + Duration::from_millis(fastrand::u64(1..most_ms));
+        let end = std::time::Instant::now()
+            + Duration::from_millis(fastrand::u64(1..most_ms + most_ms * kills / 10));
         while std::time::Instant::now() < end {
             if let Some(status) = child.try_wait().unwrap() {
                 let mut text = String::new();
