@@ -1,9 +1,9 @@
 //! Disks of this machine: [`DiskSource`], a raw image or a block device as a [`BlockSource`]; [`Mark`], which tells whether an
-//! image was written since.
+//! image was written since; and what is done with files and folders in many places.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -216,6 +216,24 @@ pub fn folder_of(path: &Path) -> &Path {
     let folder = path.parent();
     let named = folder.filter(|folder| !folder.as_os_str().is_empty());
     named.unwrap_or(Path::new("."))
+}
+
+/// A file's path with `ending` behind its name: what belongs to the file and lies beside it.
+pub fn with_ending(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+/// Makes the folder that a file is in, for its owner alone, and those that it is in itself; those that are there stay as
+/// they are.
+///
+/// # Errors
+/// What the system says.
+pub fn make_folder_of(path: &Path) -> Result<()> {
+    let folder = folder_of(path);
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(|error| Error::of_file(folder, "cannot make", error))
 }
 
 /// Makes what happened to names in a file's folder survive a crash.

@@ -5,6 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::disk::with_ending;
 use crate::error::{Error, Kind, Result};
 
 /// Writes a result. A reader of stdout that has seen enough (`| head`) is no error.
@@ -34,9 +35,7 @@ pub(super) struct Part {
 impl Part {
     /// Begins a file for its owner alone.
     pub(super) fn create(path: &Path) -> Result<Self> {
-        let mut part = path.as_os_str().to_owned();
-        part.push(format!(".{}.part", std::process::id()));
-        let part = PathBuf::from(part);
+        let part = with_ending(path, &format!(".{}.part", std::process::id()));
         let file = OpenOptions::new()
             .write(true)
             .create(true)

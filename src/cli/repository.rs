@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
-use futures_util::stream::{self, StreamExt};
 use serde_json::json;
 
 use super::aws::AwsArgs;
@@ -15,9 +14,6 @@ use crate::error::{Error, Kind, Result};
 use crate::repository::{
     Address, RepositoryCatalog, Root, RootName, check, forget_run, prune, remove,
 };
-
-/// Roots read at once.
-const READS: usize = 16;
 
 /// Look after a repository
 #[derive(Args, Debug)]
@@ -140,15 +136,15 @@ impl Where {
 impl LsArgs {
     async fn run(self) -> Result<()> {
         let catalog = self.place.open().await?;
-        let names = catalog.names().await?;
-        let read = stream::iter(&names).map(|name| catalog.root(name));
-        let mut read = read.buffered(READS);
         let (mut roots, mut damaged) = (Vec::new(), Ok(()));
-        while let Some(root) = read.next().await {
+        let read = catalog.roots(catalog.names().await?, |root| root);
+        for (_, root) in read.await? {
             match root {
                 Ok(root) => roots.push(root),
                 // The others are told all the same.
-                Err(error) if error.kind() == Kind::Corrupt => damaged = Err(error),
+                Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::NotFound) => {
+                    damaged = Err(error);
+                }
                 Err(error) => return Err(error),
             }
         }

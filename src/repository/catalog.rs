@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tracing::error;
@@ -17,7 +17,7 @@ use super::root::{FORMAT, Root, RootName};
 use super::run::Parent;
 use super::segments::Segments;
 use super::source::RepositorySource;
-use super::store::Store;
+use super::store::{Object, Store};
 use crate::block::{BlockIndex, Change, Delta};
 use crate::error::{Error, Kind, Result};
 use crate::source::{BlockSource, Catalog, Changes, Snapshot, SnapshotId, sort_by_time};
@@ -128,18 +128,25 @@ impl RepositoryCatalog {
         self.segments.store()
     }
 
+    /// The names of all roots, oldest first, and the objects beside them that are none.
+    async fn listed(&self) -> Result<(Vec<RootName>, Vec<Object>)> {
+        let (mut names, mut others) = (Vec::new(), Vec::new());
+        for object in self.store().list("snapshots").await? {
+            match object.name.rsplit('/').next().unwrap_or_default().parse() {
+                Ok(name) => names.push(name),
+                Err(_) => others.push(object),
+            }
+        }
+        names.sort();
+        Ok((names, others))
+    }
+
     /// The names of all roots, oldest first.
     ///
     /// # Errors
     /// Why they cannot be listed.
     pub async fn names(&self) -> Result<Vec<RootName>> {
-        let objects = self.store().list("snapshots").await?;
-        let names = objects
-            .iter()
-            .filter_map(|object| object.name.rsplit('/').next()?.parse().ok());
-        let mut names: Vec<RootName> = names.collect();
-        names.sort();
-        Ok(names)
+        Ok(self.listed().await?.0)
     }
 
     /// The same, and nothing else may be among them: who removes what no root leads to must know all roots.
@@ -147,20 +154,12 @@ impl RepositoryCatalog {
     /// # Errors
     /// `Corrupt` when something there is no root's name; else as for [`RepositoryCatalog::names`].
     pub async fn all_names(&self) -> Result<Vec<RootName>> {
-        let objects = self.store().list("snapshots").await?;
-        let names = objects.iter().map(|object| {
-            let name = object.name.rsplit('/').next().unwrap_or_default();
-            name.parse::<RootName>().map_err(|_| {
-                let what = format!(
-                    "{}/{} is no root that is known here",
-                    self.store().address(),
-                    object.name
-                );
-                Error::new(Kind::Corrupt, what)
-            })
-        });
-        let mut names = names.collect::<Result<Vec<_>>>()?;
-        names.sort();
+        let (names, others) = self.listed().await?;
+        if let Some(other) = others.first() {
+            let (address, name) = (self.store().address(), &other.name);
+            let what = format!("{address}/{name} is no root that is known here");
+            return Err(Error::new(Kind::Corrupt, what));
+        }
         Ok(names)
     }
 
@@ -180,6 +179,32 @@ impl RepositoryCatalog {
             return Err(Error::new(Kind::Corrupt, what));
         }
         Ok(root)
+    }
+
+    /// What `take` makes of the roots of these names, in their order. Those that somebody has removed since they were listed
+    /// are left out; one that is listed still and not there is `NotFound`.
+    ///
+    /// # Errors
+    /// Why they cannot be listed again; what is wrong with each root is told with it.
+    pub async fn roots<T>(
+        &self,
+        names: Vec<RootName>,
+        take: impl Fn(Root) -> T,
+    ) -> Result<Vec<(RootName, Result<T>)>> {
+        let (take, is_gone) = (
+            &take,
+            |read: &Result<T>| matches!(read, Err(error) if error.kind() == Kind::NotFound),
+        );
+        let read = stream::iter(names).map(|name| async move {
+            let root = self.root(&name).await.map(take);
+            (name, root)
+        });
+        let mut read: Vec<_> = read.buffered(READS).collect().await;
+        if read.iter().any(|(_, root)| is_gone(root)) {
+            let listed = self.names().await?;
+            read.retain(|(name, root)| !is_gone(root) || listed.binary_search(name).is_ok());
+        }
+        Ok(read)
     }
 
     /// What a run can count on of a snapshot: nothing while it is being removed.
@@ -243,28 +268,26 @@ impl RepositoryCatalog {
     }
 
     async fn list_all(&self) -> Result<Vec<Snapshot>> {
-        let names = self.names().await?;
-        let read = |name: RootName| async move {
-            if let Some(known) = self.known.lock().get(&name) {
-                return Some(Ok(known.clone()));
+        let (mut new, mut snapshots) = (Vec::new(), Vec::new());
+        for name in self.names().await? {
+            match self.known.lock().get(&name) {
+                Some(known) => snapshots.push(known.clone()),
+                None => new.push(name),
             }
-            match self.root(&name).await {
-                Ok(root) => {
-                    let shown = root.shown();
+        }
+        for (name, shown) in self.roots(new, |root| root.shown()).await? {
+            match shown {
+                Ok(shown) => {
                     self.known.lock().insert(name, shown.clone());
-                    Some(Ok(shown))
+                    snapshots.push(shown);
                 }
                 // The others can be read.
                 Err(damaged) if is_damage(&damaged) => {
                     error!("{name} is left out: {}", damaged.chain());
-                    None
                 }
-                Err(error) => Some(Err(error)),
+                Err(error) => return Err(error),
             }
-        };
-        let read = stream::iter(names).map(read).buffered(READS);
-        let mut snapshots: Vec<Snapshot> =
-            read.filter_map(std::future::ready).try_collect().await?;
+        }
         sort_by_time(&mut snapshots);
         Ok(snapshots)
     }

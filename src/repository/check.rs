@@ -16,8 +16,6 @@ use super::store::{Object, Store};
 use crate::disk::blocking;
 use crate::error::{Error, Kind, Result};
 
-/// Segments looked at at once, of some 6 MB each.
-const SEGMENTS: usize = 4;
 /// So many objects of a folder are listed at once: a page, of S3.
 const FEW: usize = 1000;
 /// Listings of a part at once; of the 2^21 packs of 64 TiB each part has 8,192.
@@ -117,8 +115,9 @@ pub async fn check(catalog: &RepositoryCatalog, read_data: bool) -> Result<Check
     let store = &**catalog.store();
     let mut damages = BTreeMap::new();
     let mut roots = Vec::new();
-    for name in catalog.all_names().await? {
-        match catalog.root(&name).await {
+    let read = catalog.roots(catalog.all_names().await?, |root| root);
+    for (name, root) in read.await? {
+        match root {
             Ok(root) => roots.push(root),
             Err(error) if is_damage(&error) => {
                 let suffers = BTreeSet::from([name.to_string()]);
@@ -202,11 +201,10 @@ impl Check<'_> {
     async fn segments(&mut self, sizes: &BTreeMap<u64, u64>) -> Result<HashSet<u64>> {
         let mut used = HashSet::new();
         let store = self.store;
-        let all: Vec<(Name, BTreeSet<usize>)> = self.segments.clone().into_iter().collect();
-        let mut read = stream::iter(all)
-            .map(|(name, roots)| async move { (name, roots, segments::read(store, &name).await) })
-            .buffer_unordered(SEGMENTS);
-        while let Some((name, roots, segment)) = read.next().await {
+        let names: Vec<Name> = self.segments.keys().copied().collect();
+        let mut read = pin!(segments::read_all(store, names));
+        while let Some((name, segment)) = read.next().await {
+            let roots = self.segments.get(&name).cloned().unwrap_or_default();
             let segment = match segment {
                 Ok(segment) => segment,
                 Err(error) if is_damage(&error) => {

@@ -8,12 +8,13 @@ mod builder;
 mod table;
 
 use std::collections::BTreeSet;
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use futures_util::stream::{self, StreamExt};
+use futures_util::StreamExt;
 use tracing::{info, warn};
 
 use super::catalog::RepositoryCatalog;
@@ -22,14 +23,10 @@ use super::pack::{Name, Spot};
 use super::run::removed;
 use super::segments;
 use crate::block::Digest;
-use crate::disk::{blocking, folder_of, remove_if_there};
+use crate::disk::{blocking, make_folder_of, remove_if_there, with_ending};
 use crate::error::{Error, Kind, Result};
 use builder::Builder;
 use table::Table;
-
-/// Roots read at once, and segments, of some 6 MB each.
-const ROOTS: usize = 16;
-const SEGMENTS: usize = 4;
 
 /// The blocks of a repository.
 #[derive(Debug)]
@@ -58,18 +55,12 @@ impl Index {
     async fn brought_up_to_date(catalog: &RepositoryCatalog, path: &Path) -> Result<Self> {
         let wanted = live_segments(catalog).await?;
         let at = path.to_owned();
-        let (lock, mut builder) = blocking(move || {
-            let folder = folder_of(&at);
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(folder)
-                .map_err(|error| Error::of_file(folder, "cannot make (--state-dir)", error))?;
+        let (lock, (mut builder, missing)) = blocking(move || {
+            make_folder_of(&at)?;
             let lock = lock(&at)?;
             Ok((lock, Builder::open(&at, &wanted)?))
         })
         .await?;
-        let missing = builder.missing();
         if !missing.is_empty() {
             info!(
                 "reading {} segments into the index of what {} holds",
@@ -78,9 +69,7 @@ impl Index {
             );
         }
         let store = catalog.store();
-        let mut read = stream::iter(missing)
-            .map(|name| async move { (name, segments::read(store, &name).await) })
-            .buffer_unordered(SEGMENTS);
+        let mut read = pin!(segments::read_all(store, missing));
         while let Some((name, segment)) = read.next().await {
             let segment = match segment {
                 Err(error) if is_damage(&error) => {
@@ -128,15 +117,9 @@ impl Index {
     }
 }
 
-fn with(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(ending);
-    name.into()
-}
-
 /// Until it is dropped nobody else writes the index.
 fn lock(path: &Path) -> Result<File> {
-    let path = with(path, "-lock");
+    let path = with_ending(path, "-lock");
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(0o600);
     let file = options.custom_flags(libc::O_NOFOLLOW).open(&path);
@@ -151,15 +134,11 @@ fn lock(path: &Path) -> Result<File> {
 
 /// The segments of all snapshots but those that somebody has begun to remove.
 async fn live_segments(catalog: &RepositoryCatalog) -> Result<BTreeSet<Name>> {
-    let names = catalog.names().await?;
-    let mut reads = stream::iter(names)
-        .map(|name| async move { catalog.root(&name).await })
-        .buffer_unordered(ROOTS);
+    let read = catalog.roots(catalog.names().await?, |root| root);
     let mut roots = Vec::new();
-    while let Some(root) = reads.next().await {
+    for (_, root) in read.await? {
         match root {
             Ok(root) => roots.push(root),
-            Err(error) if error.kind() == Kind::NotFound => {}
             Err(error) if is_damage(&error) => warn!("left out of the index: {}", error.chain()),
             Err(error) => return Err(error),
         }

@@ -49,7 +49,7 @@ impl Known {
         &self,
         digest: Digest,
         store: &Store,
-        locations: &Arc<Locations>,
+        locations: &Locations,
         number: impl FnOnce() -> u32,
     ) -> Result<Option<Location>> {
         let same = self.recent.lock().get(&digest).copied();
@@ -79,8 +79,8 @@ impl Known {
 /// Whether a store has kept a pack: what is at hand can be sent instead.
 async fn is_there(store: &Store, pack: &Name, spot: Spot) -> Result<bool> {
     let name = object("packs", pack);
-    match store.size(&name).await {
-        Ok(size) if size >= spot.end() => Ok(true),
+    match store.look(&name).await {
+        Ok(object) if object.size >= spot.end() => Ok(true),
         Err(error) if error.kind() != Kind::NotFound => Err(error),
         _ => {
             warn!("{}/{name} is missing or cut short", store.address());

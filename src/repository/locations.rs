@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::pack::{Name, Spot};
 use crate::block::BlockIndex;
-use crate::disk::remove_if_there;
+use crate::disk::{remove_if_there, with_ending};
 use crate::error::{Error, Kind, Result};
 
 const ENTRY: usize = 12;
@@ -31,11 +31,7 @@ pub(super) struct Locations {
 }
 
 fn paths(path: &Path) -> [PathBuf; 2] {
-    ["-locations", "-packs"].map(|ending| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(ending);
-        name.into()
-    })
+    ["-locations", "-packs"].map(|ending| with_ending(path, ending))
 }
 
 impl Locations {

@@ -12,10 +12,10 @@
 //! PREFIX/segments/HH/HEX                   a segment; HEX is the SHA-256 of the object
 //! PREFIX/snapshots/TIME.VOLUME.SNAPSHOT    a root: TIME as 20260630T120000000Z, VOLUME as vol-0a, disk-HEX or unknown
 //! PREFIX/runs/RUN                          a run: its start is when the object was written
-//! PREFIX/clock                             written by whoever prunes, to learn the store's time; the only object written twice
+//! PREFIX/clock                             written anew by whoever prunes, to learn the store's time
 //! PREFIX/removed/TIME.VOLUME.SNAPSHOT.RUN  the root of a snapshot that was removed, until the grace is over
 //! ```
-//! Every object is written once, by one PUT of at most 32 MiB, so that no multipart upload is ever left behind, and is
+//! Every other object is written once, by one PUT of at most 32 MiB, so that no multipart upload is ever left behind, and is
 //! read back before anything names it. Packs and segments are named by their content: whatever is at such a name is either
 //! right or damaged. By their salt no two runs write an object of one name, whatever blocks they bring.
 //!

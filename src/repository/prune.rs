@@ -1,7 +1,8 @@
 //! `prune` and `rm`: snapshots go by their roots; what no root leads to is swept once it is old enough.
 //!
 //! Nothing written or removed since the *cutoff* is garbage: the beginning of the grace, or of the oldest run that has not
-//! ended, whichever is earlier. All times are the store's own. Runs are listed before roots: a run that ends meanwhile is found
+//! ended, whichever is earlier; a run may have begun as much later than its object's time says as a request can take. A root
+//! that was removed stays aside until then, and as long as it can still be read where it was. All times are the store's own. Runs are listed before roots: a run that ends meanwhile is found
 //! by the one or the other. A run counts on the root of its parent, read after the run was on record: whoever removes that
 //! root does so after the cutoff. Packs and segments have the salt of their run, so that nobody writes anew what is being
 //! swept.
@@ -20,14 +21,13 @@ use super::pack::Name;
 use super::root::{Root, RootName};
 use super::run::{removed, run_object};
 use super::segments;
-use super::store::{Object, Store};
+use super::store::{Object, REQUEST_TIMEOUT, Store};
 use crate::error::{Error, Kind, Result};
 
-/// Objects removed at once, and segments read.
+/// Objects removed at once.
 const DELETES: usize = 16;
-const SEGMENTS: usize = 4;
-/// An object is seen so much later than its time says, at most: a request takes no longer.
-const SLACK: Duration = Duration::from_secs(130);
+/// An object is seen so much later than its time says, at most.
+const SLACK: Duration = REQUEST_TIMEOUT;
 /// An object that tells the store's time.
 const CLOCK: &str = "clock";
 
@@ -89,7 +89,7 @@ pub async fn prune(
         true => SystemTime::now(),
         false => {
             store.put(CLOCK, &[time.into()]).await?;
-            store.modified(CLOCK).await?
+            store.look(CLOCK).await?.modified
         }
     };
     let mut cutoff = now.checked_sub(grace).unwrap_or(SystemTime::UNIX_EPOCH);
@@ -112,12 +112,9 @@ pub async fn prune(
         pruned.removed.push(name.to_string());
     }
     let mut roots = Vec::new();
-    for name in &names {
-        match catalog.root(name).await {
-            // Somebody has removed it meanwhile: it is aside.
-            Err(error) if error.kind() == Kind::NotFound => {}
-            root => roots.push(root?),
-        }
+    // Of those that somebody removes meanwhile the root is aside.
+    for (_, root) in catalog.roots(names.clone(), |root| root).await? {
+        roots.push(root?);
     }
     for aside in store.list("removed").await? {
         // Whoever has put it there has not come to remove the root: as long as one can be read the other says not to.
@@ -167,11 +164,9 @@ async fn used(store: &Store, roots: &[Root]) -> Result<(HashSet<u64>, HashSet<u6
     let names = segments_of(roots);
     let segments = names.keys().map(short).collect();
     let mut packs = HashSet::new();
-    let mut read = stream::iter(names.into_keys())
-        .map(|name| async move { segments::read(store, &name).await })
-        .buffer_unordered(SEGMENTS);
-    while let Some(segment) = read.try_next().await? {
-        packs.extend(segment.packs().iter().map(short));
+    let mut read = pin!(segments::read_all(store, names.into_keys()));
+    while let Some((_, segment)) = read.next().await {
+        packs.extend(segment?.packs().iter().map(short));
     }
     Ok((segments, packs))
 }

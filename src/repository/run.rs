@@ -65,7 +65,7 @@ impl Parent {
 
     /// Whether somebody has begun to remove it.
     pub(super) async fn is_removed(&self, store: &Store) -> Result<bool> {
-        match store.modified(&removed(&self.name, &self.run)).await {
+        match store.look(&removed(&self.name, &self.run)).await {
             Err(error) if error.kind() == Kind::NotFound => Ok(false),
             told => told.map(|_| true),
         }

@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+use futures_util::stream::{self, Stream, StreamExt};
 use lru::LruCache;
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
@@ -17,6 +18,9 @@ use crate::error::{Error, Kind, Result};
 
 /// Segments kept, of 3 MB each where all blocks are held: 256 GiB of volumes.
 const KEPT: NonZeroUsize = NonZeroUsize::new(8).unwrap();
+
+/// Segments read at once where all are, of some 6 MB each.
+const READS: usize = 4;
 
 type Cell = Arc<OnceCell<Arc<Segment>>>;
 
@@ -56,6 +60,16 @@ impl Segments {
         let read = || read(&self.store, name);
         cell.get_or_try_init(read).await.cloned()
     }
+}
+
+/// Reads many segments, in no order.
+pub(super) fn read_all(
+    store: &Store,
+    names: impl IntoIterator<Item = Name>,
+) -> impl Stream<Item = (Name, Result<Arc<Segment>>)> {
+    stream::iter(names)
+        .map(move |name| async move { (name, read(store, &name).await) })
+        .buffer_unordered(READS)
 }
 
 /// Reads a segment and verifies it.

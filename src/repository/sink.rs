@@ -384,10 +384,8 @@ impl RepositorySink {
             Err(error) if error.kind() == Kind::NotFound => return Err(forgotten(self.store())),
             told => drop(told?),
         }
-        let is_sound = |bytes: &[u8]| match Root::decode(bytes) {
-            Err(error) => error.kind() != Kind::Corrupt,
-            Ok(_) => true,
-        };
+        // One of a newer format is somebody's, too.
+        let is_sound = |bytes: &[u8]| !matches!(Root::decode(bytes), Err(error) if error.kind() == Kind::Corrupt);
         let encoded = root.encode();
         let root = if self.store().put_new(&name, &encoded, is_sound).await? {
             root

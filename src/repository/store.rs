@@ -27,7 +27,8 @@ pub use reach::{BucketStyle, Connection};
 use crate::block::hexadecimal;
 use crate::disk::blocking;
 use crate::error::{Error, Kind, Result};
-use reach::{REQUEST_TIMEOUT, reach};
+pub(super) use reach::REQUEST_TIMEOUT;
+use reach::reach;
 use said::is_unknown_condition;
 
 /// The most bytes of an object: a root of 64 TiB has less than 1 MB, a segment 5 MB, a pack 32 MiB.
@@ -289,24 +290,19 @@ impl Store {
         self.until("list", folder, list).await
     }
 
-    /// Bytes of an object.
-    ///
-    /// # Errors
-    /// As for [`Store::modified`].
-    pub async fn size(&self, name: &str) -> Result<u64> {
-        let path = &self.path(name);
-        let head = || async { Ok(self.inner.head(path).await?.size) };
-        self.until("look at", name, head).await
-    }
-
-    /// When an object was written, by the store's clock.
+    /// What is known of an object without its bytes.
     ///
     /// # Errors
     /// `NotFound` when there is none; else why nobody tells.
-    pub async fn modified(&self, name: &str) -> Result<SystemTime> {
+    pub async fn look(&self, name: &str) -> Result<Object> {
         let path = &self.path(name);
-        let head = || async { Ok(self.inner.head(path).await?.last_modified.into()) };
-        self.until("look at", name, head).await
+        let head = || async { Ok(self.inner.head(path).await?) };
+        let told = self.until("look at", name, head).await?;
+        Ok(Object {
+            name: name.to_owned(),
+            size: told.size,
+            modified: told.last_modified.into(),
+        })
     }
 
     /// Removes an object, if it is there.

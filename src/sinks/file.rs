@@ -14,7 +14,7 @@ use super::clone::copy_data;
 use super::identity::mark_of;
 use super::raw::{self, Raw};
 use crate::block::{BlockIndex, Digest, Extent, Geometry};
-use crate::disk::{DiskSource, Mark, folder_of, remove_if_there, sync_folder};
+use crate::disk::{DiskSource, Mark, folder_of, remove_if_there, sync_folder, with_ending};
 use crate::error::{Error, Kind, Result};
 use crate::sink::{Sink, Written};
 use crate::source::BlockSource;
@@ -32,11 +32,9 @@ pub struct Part {
 impl Part {
     /// The part of an image.
     pub fn of(target: &Path) -> Self {
-        let mut part = target.as_os_str().to_owned();
-        part.push(".ebsfs-part");
         Self {
             target: target.to_owned(),
-            part: part.into(),
+            part: with_ending(target, ".ebsfs-part"),
         }
     }
 

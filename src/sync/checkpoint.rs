@@ -20,7 +20,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::digests::Digests;
 use crate::block::{BlockIndex, BlockSet, Change, Delta, Digest, Extent};
-use crate::disk::{remove_if_there, sync_folder};
+use crate::disk::{remove_if_there, sync_folder, with_ending};
 use crate::error::{Error, Kind, Result};
 use crate::sink::Written;
 
@@ -282,9 +282,7 @@ impl Saved {
 /// # Errors
 /// `Io` or `NoSpace`.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut new = path.as_os_str().to_owned();
-    new.push(".new");
-    let new = PathBuf::from(new);
+    let new = with_ending(path, ".new");
     let written = OpenOptions::new()
         .write(true)
         .create(true)

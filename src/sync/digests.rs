@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::block::{BlockIndex, Change, Delta, Digest, Extent};
-use crate::disk::remove_if_there;
+use crate::disk::{remove_if_there, with_ending};
 use crate::error::{Error, Kind, Result};
 
 /// Digests read at once: 32 KiB.
@@ -145,9 +145,7 @@ fn offset(index: BlockIndex) -> u64 {
 }
 
 fn path_of(checkpoint: &Path) -> PathBuf {
-    let mut name = checkpoint.as_os_str().to_owned();
-    name.push("-digests");
-    name.into()
+    with_ending(checkpoint, "-digests")
 }
 
 #[cfg(test)]

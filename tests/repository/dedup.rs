@@ -6,12 +6,22 @@ use super::*;
 
 /// An image of blocks that differ in each number: of two images those of one number are the same. None is a hole.
 fn image(folder: &Path, name: &str, blocks: impl IntoIterator<Item = Option<u64>>) -> PathBuf {
+    image_of(BLOCK as usize, folder, name, blocks)
+}
+
+/// The same, and of each block only so many bytes are no zeroes: where they are few, many of them are made quickly.
+fn image_of(
+    bytes: usize,
+    folder: &Path,
+    name: &str,
+    blocks: impl IntoIterator<Item = Option<u64>>,
+) -> PathBuf {
     let path = folder.join(name);
     let file = fs::File::create(&path).unwrap();
     let mut end = 0;
     for number in blocks {
         if let Some(number) = number {
-            let mut bytes = vec![0; BLOCK as usize];
+            let mut bytes = vec![0; bytes];
             fastrand::Rng::with_seed(number).fill(&mut bytes);
             file.write_all_at(&bytes, end).unwrap();
         }
@@ -120,25 +130,12 @@ fn what_was_removed_is_sent_again_and_a_damaged_index_is_made_anew() {
     assert!(code == 2 && said.contains("--dedup"), "{said}");
 }
 
-/// Blocks of little that differ, so that many of them are made quickly.
-fn thin_image(folder: &Path, name: &str, numbers: impl IntoIterator<Item = u64>) -> PathBuf {
-    let path = folder.join(name);
-    let file = fs::File::create(&path).unwrap();
-    let mut end = 0;
-    for number in numbers {
-        file.write_all_at(&(number + 1).to_le_bytes(), end).unwrap();
-        end += BLOCK;
-    }
-    file.set_len(end).unwrap();
-    path
-}
-
 #[test]
 fn a_sync_that_is_killed_and_gone_on_with_counts_on_its_own_blocks_and_on_those_of_others() {
     let emulator = Emulator::start();
     let folder = tempfile::tempdir().unwrap();
     let objects = Objects::folder();
-    let first = thin_image(folder.path(), "first.raw", (0..1500).rev());
+    let first = image_of(8, folder.path(), "first.raw", (0..1500).rev().map(Some));
     run(&mut objects.bring(&emulator, &[text(&first), "--dedup"]));
     // Of others, its own, and its own a second time, in turn.
     let mixed = (0..3000).map(|n| match n % 3 {
@@ -146,7 +143,7 @@ fn a_sync_that_is_killed_and_gone_on_with_counts_on_its_own_blocks_and_on_those_
         1 => 10_000 + n,
         _ => 10_000 + n / 2 / 3 * 3 + 1,
     });
-    let second = thin_image(folder.path(), "second.raw", mixed);
+    let second = image_of(8, folder.path(), "second.raw", mixed.map(Some));
     let kills = crate::sync::kill_until_done(
         || objects.bring(&emulator, &[text(&second), "--dedup"]),
         1500,

@@ -66,9 +66,7 @@ fn a_server_that_stops_for_a_while_is_waited_for_and_one_that_stays_away_is_told
 #[test]
 fn what_a_store_refuses_is_one_clear_line() {
     let objects = Objects::s3();
-    let emulator = Emulator::start();
-    emulator.make_volume("vol-0a", 2048, 0..3);
-    let id = emulator.snapshot("vol-0a");
+    let (emulator, id) = three_blocks();
     let to = objects.to();
     let endpoint = &to[1];
     for (url, more, code, words) in [

@@ -13,6 +13,18 @@ fn behind() -> (Objects, Proxy) {
     (objects, proxy)
 }
 
+/// What becomes of each PUT, by its number from 1 on; other requests pass.
+fn puts(fate: impl Fn(u32) -> Fate + Send + 'static) -> impl FnMut(&str) -> Fate + Send {
+    let mut number = 0;
+    move |request| {
+        if !request.starts_with("PUT ") {
+            return Fate::Pass;
+        }
+        number += 1;
+        fate(number)
+    }
+}
+
 /// One of so many requests of a verb, or of any.
 const FAULTS: [(u64, &str, Fate); 6] = [
     (12, "", Fate::Say(503, "SlowDown")),
@@ -30,9 +42,10 @@ fn a_store_that_refuses_lies_cuts_and_loses_at_times_ends_up_with_every_byte() {
     let snapshots = ["snap-0a:1:120000", "snap-0b:snap-0a:60000"];
     let kinds = ["--synthetic", "--synthetic-child"];
     let emulator = Emulator::with(&[kinds[0], snapshots[0], kinds[1], snapshots[1]]);
-    proxy.set(|verb| {
-        let is_its =
-            |fault: &&(u64, &str, Fate)| verb.starts_with(fault.1) && fastrand::u64(..fault.0) == 0;
+    proxy.set(|request| {
+        let is_its = |fault: &&(u64, &str, Fate)| {
+            request.starts_with(fault.1) && fastrand::u64(..fault.0) == 0
+        };
         FAULTS
             .iter()
             .find(is_its)
@@ -54,22 +67,15 @@ fn a_store_that_refuses_lies_cuts_and_loses_at_times_ends_up_with_every_byte() {
 
 #[test]
 fn whatever_object_a_store_spoils_the_first_time_is_put_again() {
-    let emulator = Emulator::start();
-    emulator.make_volume("vol-0a", 2048, 0..3);
-    let id = emulator.snapshot("vol-0a");
+    let (emulator, id) = three_blocks();
     let (mount, disk) = mounted(&emulator, &id);
     // The header, the run, a pack, a segment, the root.
     for which in 1..=5 {
         let (objects, proxy) = behind();
-        let mut puts = 0;
-        proxy.set(move |verb| {
-            puts += u32::from(verb == "PUT");
-            if verb == "PUT" && puts == which {
-                Fate::Spoil
-            } else {
-                Fate::Pass
-            }
-        });
+        proxy.set(puts(move |number| match number == which {
+            true => Fate::Spoil,
+            false => Fate::Pass,
+        }));
         run(&mut objects.bring(&emulator, &[&id]));
         let checked = objects.look_json(&emulator, &["check", "--read-data"]);
         assert_eq!(checked["snapshots"], 1, "{which}");
@@ -85,20 +91,13 @@ fn whatever_object_a_store_spoils_the_first_time_is_put_again() {
 #[test]
 fn a_store_that_keeps_nothing_or_something_else_is_told_and_no_snapshot_is_there() {
     let (objects, proxy) = behind();
-    let emulator = Emulator::start();
-    emulator.make_volume("vol-0a", 2048, 0..3);
-    let id = emulator.snapshot("vol-0a");
+    let (emulator, id) = three_blocks();
     for fate in [Fate::Lie, Fate::Spoil] {
         // The header is put, and what comes after is not kept.
-        let mut puts = 0;
-        proxy.set(move |verb| {
-            puts += u32::from(verb == "PUT");
-            if puts > 2 && verb == "PUT" {
-                fate
-            } else {
-                Fate::Pass
-            }
-        });
+        proxy.set(puts(move |number| match number {
+            ..=2 => Fate::Pass,
+            _ => fate,
+        }));
         let (code, said) = ends(&mut objects.bring(&emulator, &[&id, "--timeout", "2s"]));
         assert_eq!(code, 8, "{said}");
         assert!(said.contains("the store has taken it, and it "), "{said}");
@@ -109,6 +108,32 @@ fn a_store_that_keeps_nothing_or_something_else_is_told_and_no_snapshot_is_there
     run(&mut objects.bring(&emulator, &[&id]));
     let checked = objects.look_json(&emulator, &["check", "--read-data"]);
     assert_eq!(checked["snapshots"], 1);
+}
+
+#[test]
+fn a_root_that_is_listed_and_not_there_is_damage_and_nothing_is_swept() {
+    let (objects, proxy) = behind();
+    let (emulator, id) = three_blocks();
+    run(&mut objects.bring(&emulator, &[&id]));
+    let kept = [objects.objects("packs"), objects.objects("segments")];
+    proxy.set(|request| match request.contains("/snapshots/") {
+        true => Fate::Say(404, "NoSuchKey"),
+        false => Fate::Pass,
+    });
+    let checked = objects.look(&emulator, &["check"]).output().unwrap();
+    let said = String::from_utf8(checked.stdout).unwrap();
+    assert_eq!(checked.status.code(), Some(8), "{said}");
+    assert!(said.contains(&id), "{said}");
+    let (code, said) = ends(&mut objects.look(&emulator, &["ls"]));
+    assert!(code == 3 && said.contains(&id), "{said}");
+    // The store's times are whole seconds.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let (code, said) = ends(&mut objects.look(&emulator, &["prune", "--grace", "0s"]));
+    assert!(code == 3 && said.contains(&id), "{said}");
+    assert_eq!(
+        kept,
+        [objects.objects("packs"), objects.objects("segments")]
+    );
 }
 
 #[test]
@@ -153,9 +178,7 @@ fn credentials_that_the_store_refuses_in_the_middle_are_named_and_the_same_comma
 #[test]
 fn whatever_a_store_answers_is_told_in_one_line() {
     let (objects, proxy) = behind();
-    let emulator = Emulator::start();
-    emulator.make_volume("vol-0a", 2048, 0..3);
-    let id = emulator.snapshot("vol-0a");
+    let (emulator, id) = three_blocks();
     for (status, code, exit, words) in [
         (503, "SlowDown", 7, "SlowDown"),
         (500, "InternalError", 7, "gave up"),

@@ -113,13 +113,8 @@ impl Objects {
         };
         let url = self.front.clone();
         let url = url.unwrap_or_else(|| format!("http://{address}"));
-        let profile = self.profile();
-        vec![
-            "--to-endpoint-url".into(),
-            url,
-            "--to-profile".into(),
-            profile,
-        ]
+        let [endpoint, profile, name] = ["--to-endpoint-url", "--to-profile", "store"];
+        vec![endpoint.into(), url, profile.into(), name.into()]
     }
 
     /// Options that reach it as what is read.
@@ -128,10 +123,6 @@ impl Objects {
         options
             .map(|option| option.replace("--to-", "--"))
             .collect()
-    }
-
-    fn profile(&self) -> String {
-        "store".into()
     }
 
     /// The emulator's credentials and the store's, each as a profile.
@@ -251,6 +242,14 @@ fn rclone() -> PathBuf {
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
+}
+
+/// An emulator, and a snapshot of three blocks in it.
+fn three_blocks() -> (Emulator, String) {
+    let emulator = Emulator::start();
+    emulator.make_volume("vol-0a", 2048, 0..3);
+    let id = emulator.snapshot("vol-0a");
+    (emulator, id)
 }
 
 /// Blocks that the newest snapshots of a repository have sent, oldest first.

@@ -21,6 +21,7 @@ pub enum Fate {
     Drop,
 }
 
+/// Of a request's first line: verb, path, version.
 type Decide = Box<dyn FnMut(&str) -> Fate + Send>;
 
 /// Serves until the test ends.
@@ -48,7 +49,7 @@ impl Proxy {
         Self { address, decide }
     }
 
-    /// What becomes of requests from now on, by their verbs.
+    /// What becomes of requests from now on, by their first lines.
     pub fn set(&self, decide: impl FnMut(&str) -> Fate + Send + 'static) {
         *self.decide.lock().unwrap() = Box::new(decide);
     }
@@ -77,8 +78,7 @@ fn serve(mut client: TcpStream, server: &str, decide: &Mutex<Decide>) -> io::Res
     let mut body = vec![0; whole - request.len()];
     client.read_exact(&mut body)?;
     request.append(&mut body);
-    let verb = text.split(' ').next().unwrap();
-    let fate = decide.lock().unwrap()(verb);
+    let fate = decide.lock().unwrap()(text.lines().next().unwrap());
     match fate {
         Fate::Drop => return Ok(()),
         Fate::Lie => {
@@ -92,7 +92,7 @@ fn serve(mut client: TcpStream, server: &str, decide: &Mutex<Decide>) -> io::Res
                 "HTTP/1.1 {status} Said\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
                 body.len()
             );
-            let body = if verb == "HEAD" { "" } else { &body };
+            let body = if text.starts_with("HEAD ") { "" } else { &body };
             return client.write_all(format!("{head}{body}").as_bytes());
         }
         Fate::Spoil => request[head + 4..].iter_mut().for_each(|byte| *byte ^= 1),

@@ -3,11 +3,9 @@
 use super::proxy::{Fate, Proxy};
 use super::*;
 
-/// A snapshot of three blocks, brought in, taken out and mounted.
+/// A snapshot of three blocks is brought in, and what is taken out is its image.
 fn goes_in_and_out(objects: &Objects, more: impl Fn(Command) -> Command) {
-    let emulator = Emulator::start();
-    emulator.make_volume("vol-0a", 2048, 0..3);
-    let id = emulator.snapshot("vol-0a");
+    let (emulator, id) = three_blocks();
     run(&mut more(objects.bring(&emulator, &[&id])));
     let out = emulator.folder.path().join("out.raw");
     run(&mut more(objects.take(&emulator, "latest", &[text(&out)])));

@@ -1,7 +1,7 @@
 //! Where a target is, and where what is known of it is kept.
 
 use std::io::{IsTerminal, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::remote::Remote;
 use super::repository::Repository;
 use crate::block::{Geometry, hexadecimal};
-use crate::disk::{DiskSource, folder_of};
+use crate::disk::{DiskSource, folder_of, make_folder_of, with_ending};
 use crate::error::{Error, Kind, Result};
 use crate::sink::Sink;
 use crate::sinks::{DeviceSink, FileSink, Part, identity, mark_of};
@@ -177,9 +177,7 @@ impl Place {
     }
 
     fn file(&self, ending: &str) -> PathBuf {
-        let mut name = self.beside.as_os_str().to_owned();
-        name.push(ending);
-        name.into()
+        with_ending(&self.beside, ending)
     }
 
     pub(super) fn record(&self) -> Record {
@@ -203,12 +201,7 @@ impl Place {
     /// From now on this run alone looks at what is known of the target, and writes it.
     pub(super) fn lock(&self) -> Result<Lock> {
         if !matches!(self.kind, PlaceKind::Image(_) | PlaceKind::InPlace(_)) {
-            let folder = self.beside.parent().unwrap_or(Path::new("/"));
-            std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(folder)
-                .map_err(|error| Error::of_file(folder, "cannot make (--state-dir)", error))?;
+            make_folder_of(&self.beside).map_err(|error| error.context("--state-dir"))?;
         }
         Lock::take(&self.file(".ebsfs-lock"))
     }

@@ -9,8 +9,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::table::{ENTRY, Entry, RUN_BUFFER, Record, Table, Writer, damaged, entry_of, part};
-use super::with;
-use crate::disk::remove_if_there;
+use crate::disk::{remove_if_there, with_ending};
 use crate::error::{Error, Kind, Result};
 use crate::repository::pack::Name;
 use crate::repository::segment::Segment;
@@ -30,7 +29,6 @@ pub(super) struct Builder {
     known: BTreeSet<Name>,
     /// Whether others are in it.
     is_stale: bool,
-    missing: Vec<Name>,
     sorting: Vec<Entry>,
     /// Sorted runs one after the other, in a file without a name, and how many blocks each has.
     runs: Option<(File, Vec<u64>)>,
@@ -39,8 +37,9 @@ pub(super) struct Builder {
 }
 
 impl Builder {
-    /// From what is at a path already, if it is any good. Nobody else may write there meanwhile.
-    pub(super) fn open(path: &Path, wanted: &BTreeSet<Name>) -> Result<Self> {
+    /// From what is at a path already, if it is any good; and the segments that it is to be told of. Nobody else may write
+    /// there meanwhile.
+    pub(super) fn open(path: &Path, wanted: &BTreeSet<Name>) -> Result<(Self, Vec<Name>)> {
         let names = |old: &Table| {
             let names = old.records()?.map(|record| Ok(record?.name));
             names.collect::<io::Result<BTreeSet<Name>>>()
@@ -54,28 +53,24 @@ impl Builder {
         });
         let before = known.len();
         known.retain(|name| wanted.contains(name));
-        Ok(Self {
+        let missing = wanted.difference(&known).copied().collect();
+        let builder = Self {
             path: path.to_owned(),
             old,
             is_stale: known.len() < before,
-            missing: wanted.difference(&known).copied().collect(),
             known,
             sorting: Vec::new(),
             runs: None,
             added: None,
-        })
-    }
-
-    /// The segments that it is to be told of.
-    pub(super) fn missing(&self) -> Vec<Name> {
-        self.missing.clone()
+        };
+        Ok((builder, missing))
     }
 
     /// Takes the blocks of a segment.
     pub(super) fn add(&mut self, name: Name, segment: &Segment) -> Result<()> {
         let packs = segment.packs().iter().map(|pack| part(pack, 0));
         let packs = packs.collect();
-        let path = with(&self.path, "-added");
+        let path = with_ending(&self.path, "-added");
         let (file, count) = match &mut self.added {
             Some(added) => added,
             None => self.added.insert((scratch(&path)?, 0)),
@@ -95,7 +90,7 @@ impl Builder {
 
     fn spill(&mut self) -> Result<()> {
         self.sorting.sort_unstable();
-        let path = with(&self.path, "-runs");
+        let path = with_ending(&self.path, "-runs");
         let failed = |error| Error::of_file(&path, "cannot write", error);
         let (mut file, mut runs) = match self.runs.take() {
             Some(runs) => runs,
@@ -130,7 +125,7 @@ impl Builder {
             return Ok(old);
         }
         self.sorting.sort_unstable();
-        let new = with(&self.path, "-new");
+        let new = with_ending(&self.path, "-new");
         remove_if_there(&new)?;
         let file = open_new(&new)?;
         let written = self.write(&file).and_then(|told| {
@@ -320,8 +315,7 @@ mod tests {
 
     fn made(path: &Path, segments: &[(Name, Segment)]) -> (Table, usize) {
         let wanted = segments.iter().map(|(name, _)| *name).collect();
-        let mut builder = Builder::open(path, &wanted).unwrap();
-        let missing = builder.missing();
+        let (mut builder, missing) = Builder::open(path, &wanted).unwrap();
         for (name, segment) in segments {
             if missing.contains(name) {
                 builder.add(*name, segment).unwrap();
@@ -397,7 +391,7 @@ mod tests {
             }
             // And what is made of it is right, or not made.
             let wanted = [parts[0].0, digest(5)].into();
-            let mut builder = Builder::open(&path, &wanted).unwrap();
+            let (mut builder, _) = Builder::open(&path, &wanted).unwrap();
             builder.add(digest(5), &segment(5000..5001).1).unwrap();
             match builder.finish() {
                 Ok(table) => assert!((0..2000).all(|number| holds(&table, number))),

@@ -29,7 +29,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long nothing may come of a reply.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long one request may take: 32 MiB at 250 KB a second.
-pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(130);
+pub(in crate::repository) const REQUEST_TIMEOUT: Duration = Duration::from_secs(130);
 
 /// Credentials are renewed this long before they expire: longer than a request takes.
 const RENEW: Duration = Duration::from_secs(150);

@@ -68,7 +68,9 @@ impl Store {
                 "PermanentRedirect"
                 | "AuthorizationHeaderMalformed"
                 | "IllegalLocationConstraintException",
-            ) => (
+            )
+            | (Some(300..=399), _)
+            | (None, REDIRECT) => (
                 told(
                     Kind::Invalid,
                     "the bucket is in another Region, or behind another endpoint",
@@ -86,13 +88,6 @@ impl Store {
                 (told(Kind::Unavailable, ""), false)
             }
             (Some(404), _) => (told(Kind::NotFound, ""), true),
-            (Some(300..=399), _) | (None, REDIRECT) => (
-                told(
-                    Kind::Invalid,
-                    "the bucket is in another Region, or behind another endpoint",
-                ),
-                true,
-            ),
             (Some(400..=499), _) => (told(Kind::Invalid, ""), true),
             _ => match &error {
                 StoreError::NotFound { .. } => (told(Kind::NotFound, ""), true),
