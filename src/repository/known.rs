@@ -54,7 +54,7 @@ impl Known {
     ) -> Result<Option<Location>> {
         let same = self.recent.lock().get(&digest).copied();
         if let Some(same) = same {
-            return locations.of(same).map(Some);
+            return locations.of(same, &digest).map(Some);
         }
         let index = Arc::clone(&self.index);
         let found = blocking(move || Ok(index.find(&digest))).await?;

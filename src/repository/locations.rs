@@ -1,16 +1,23 @@
-//! [`Locations`]: where a run has put its blocks so far, on disk: 12 bytes a block at 12 times its index, and the names of
-//! its packs beside it, 32 bytes each. In memory they would be 1.6 GiB at 64 TiB.
+//! [`Locations`]: where a run has put its blocks so far, on disk: 16 bytes a block at 16 times its index, and the names of
+//! its packs beside it, 36 bytes each. In memory they would be 2 GiB at 64 TiB. Each proves itself, for what they say is
+//! published.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest as _, Sha256};
+
 use super::pack::{Name, Spot};
-use crate::block::BlockIndex;
+use crate::block::{BlockIndex, Digest};
 use crate::disk::{remove_if_there, with_ending};
 use crate::error::{Error, Kind, Result};
 
-const ENTRY: usize = 12;
+/// Bytes of a block: pack, offset, length, and their proof.
+const ENTRY: usize = 12 + PROOF;
+/// Bytes of a pack: its name and its proof.
+const PACK: usize = 32 + PROOF;
+const PROOF: usize = 4;
 /// In place of a pack: the block is where the parent has it.
 const AS_PARENT: u32 = u32::MAX;
 
@@ -70,8 +77,13 @@ impl Locations {
             .try_for_each(|path| remove_if_there(path))
     }
 
-    /// Notes where a block is.
-    pub(super) fn note(&self, index: BlockIndex, location: Location) -> Result<()> {
+    /// Notes where a block of this digest is.
+    pub(super) fn note(
+        &self,
+        index: BlockIndex,
+        digest: &Digest,
+        location: Location,
+    ) -> Result<()> {
         let (pack, spot) = match location {
             Location::Pack(pack, spot) => (pack, spot),
             Location::AsParent => (
@@ -82,11 +94,9 @@ impl Locations {
                 },
             ),
         };
-        let mut entry = [0; ENTRY];
-        let numbers = [pack, spot.offset, spot.length];
-        for (bytes, number) in entry.chunks_exact_mut(4).zip(numbers) {
-            bytes.copy_from_slice(&number.to_le_bytes());
-        }
+        let numbers = [pack, spot.offset, spot.length].map(u32::to_le_bytes);
+        let proof = proof(index.0, digest, numbers.as_flattened());
+        let entry = [numbers.as_flattened(), &proof].concat();
         let (path, file) = &self.spots;
         file.write_all_at(&entry, u64::from(index.0) * ENTRY as u64)
             .map_err(|error| Error::of_file(path, "cannot write", error))
@@ -95,7 +105,8 @@ impl Locations {
     /// Notes the name of a pack.
     pub(super) fn name(&self, pack: u32, name: &Name) -> Result<()> {
         let (path, file) = &self.packs;
-        file.write_all_at(name, u64::from(pack) * 32)
+        let entry = [&name[..], &proof(pack, name, &[])].concat();
+        file.write_all_at(&entry, u64::from(pack) * PACK as u64)
             .map_err(|error| Error::of_file(path, "cannot write", error))
     }
 
@@ -108,39 +119,54 @@ impl Locations {
         Ok(())
     }
 
-    /// Where a block is; one that is done has its place.
-    pub(super) fn of(&self, index: BlockIndex) -> Result<Location> {
+    /// Where a block of this digest is; one that is done has its place.
+    ///
+    /// # Errors
+    /// `Corrupt` when it has none, or not this one.
+    pub(super) fn of(&self, index: BlockIndex, digest: &Digest) -> Result<Location> {
         let mut entry = [0; ENTRY];
         let (path, file) = &self.spots;
         let lost = |error| Error::of_file(path, "cannot read", error);
         file.read_exact_at(&mut entry, u64::from(index.0) * ENTRY as u64)
             .map_err(lost)?;
-        let mut numbers = entry
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|bytes| u32::from_le_bytes(*bytes));
-        let mut next = || numbers.next().unwrap_or(0);
-        match (next(), next(), next()) {
-            (0, ..) => {
-                let what = format!(
-                    "the place of block {index} is missing: sync it from the start (--restart)"
-                );
-                Err(Error::new(Kind::Corrupt, what))
-            }
-            (AS_PARENT, ..) => Ok(Location::AsParent),
-            (pack, offset, length) => Ok(Location::Pack(pack, Spot { offset, length })),
+        let (numbers, proven) = entry.split_at(ENTRY - PROOF);
+        if proven != proof(index.0, digest, numbers) {
+            return Err(damaged(path));
         }
+        let numbers = numbers.as_chunks::<4>().0.iter();
+        let mut numbers = numbers.map(|bytes| u32::from_le_bytes(*bytes));
+        let mut next = || numbers.next().unwrap_or(0);
+        Ok(match (next(), next(), next()) {
+            (AS_PARENT, ..) => Location::AsParent,
+            (pack, offset, length) => Location::Pack(pack, Spot { offset, length }),
+        })
     }
 
     /// The name of a pack.
     pub(super) fn pack(&self, pack: u32) -> Result<Name> {
-        let mut name = [0; 32];
+        let mut entry = [0; PACK];
         let (path, file) = &self.packs;
-        file.read_exact_at(&mut name, u64::from(pack) * 32)
+        file.read_exact_at(&mut entry, u64::from(pack) * PACK as u64)
             .map_err(|error| Error::of_file(path, "cannot read", error))?;
-        Ok(name)
+        let proven = entry.split_first_chunk::<32>();
+        let name = proven.filter(|(name, proven)| **proven == proof(pack, name, &[]));
+        name.map(|(name, _)| *name).ok_or_else(|| damaged(path))
     }
+}
+
+/// What tells an entry from damage: part of the SHA-256 of its number, the digest that it is of, and what it says.
+fn proof(number: u32, digest: &Digest, said: &[u8]) -> [u8; PROOF] {
+    let hasher = Sha256::new().chain_update(number.to_le_bytes());
+    let proof = hasher.chain_update(digest).chain_update(said).finalize();
+    proof.first_chunk().copied().unwrap_or_default()
+}
+
+fn damaged(path: &Path) -> Error {
+    let what = format!(
+        "{} is damaged: --restart syncs from the start",
+        path.display()
+    );
+    Error::new(Kind::Corrupt, what)
 }
 
 #[cfg(test)]
@@ -148,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_noted_is_read_and_what_was_not_is_an_error() {
+    fn what_was_noted_is_read_and_what_was_not_or_is_damaged_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run");
         assert_eq!(
@@ -160,18 +186,35 @@ mod tests {
             offset: 8,
             length: 1 << 31 | 77,
         };
+        let (five, seven) = ([5; 32], [7; 32]);
+        let in_pack = Location::Pack(1, spot);
+        locations.note(BlockIndex(5), &five, in_pack).unwrap();
         locations
-            .note(BlockIndex(5), Location::Pack(1, spot))
+            .note(BlockIndex(7), &seven, Location::AsParent)
             .unwrap();
-        locations.note(BlockIndex(7), Location::AsParent).unwrap();
         locations.name(1, &[9; 32]).unwrap();
         locations.flush().unwrap();
         let again = Locations::open(&path, false).unwrap();
-        assert_eq!(again.of(BlockIndex(5)).unwrap(), Location::Pack(1, spot));
-        assert_eq!(again.of(BlockIndex(7)).unwrap(), Location::AsParent);
+        assert_eq!(again.of(BlockIndex(5), &five).unwrap(), in_pack);
+        assert_eq!(again.of(BlockIndex(7), &seven).unwrap(), Location::AsParent);
         assert_eq!(again.pack(1).unwrap(), [9; 32]);
-        assert_eq!(again.of(BlockIndex(6)).unwrap_err().kind(), Kind::Corrupt);
-        assert!(again.of(BlockIndex(8)).is_err());
+        for (index, digest) in [(5, seven), (6, [0; 32]), (8, five)] {
+            assert!(again.of(BlockIndex(index), &digest).is_err());
+        }
+        for (file, at) in [
+            (&again.spots.1, 5 * ENTRY..6 * ENTRY),
+            (&again.packs.1, PACK..2 * PACK),
+        ] {
+            for at in at {
+                let mut byte = [0];
+                file.read_exact_at(&mut byte, at as u64).unwrap();
+                let flipped = [byte[0] ^ 1 << fastrand::u8(..8)];
+                file.write_all_at(&flipped, at as u64).unwrap();
+                let found = again.of(BlockIndex(5), &five).and_then(|_| again.pack(1));
+                assert_eq!(found.unwrap_err().kind(), Kind::Corrupt);
+                file.write_all_at(&byte, at as u64).unwrap();
+            }
+        }
         Locations::remove(&path).unwrap();
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }

@@ -146,7 +146,7 @@ impl RepositorySink {
 
     async fn put(&self, index: BlockIndex, bytes: Bytes, digest: Digest) -> Result<()> {
         if self.is_as_parent(index, &digest).await? {
-            return self.locations.note(index, Location::AsParent);
+            return self.locations.note(index, &digest, Location::AsParent);
         }
         if let Some(known) = &self.known {
             let number = || self.packs.fetch_add(1, Ordering::Relaxed) + 1;
@@ -154,7 +154,7 @@ impl RepositorySink {
                 .find(digest, self.store(), &self.locations, number)
                 .await?
             {
-                return self.locations.note(index, location);
+                return self.locations.note(index, &digest, location);
             }
         }
         let stopped = |error| Error::with_source(Kind::Io, "stopped", error);
@@ -208,7 +208,7 @@ impl RepositorySink {
             blocking(move || {
                 locations.name(number, &packed.name)?;
                 for (index, digest, spot) in packed.spots {
-                    locations.note(index, Location::Pack(number, spot))?;
+                    locations.note(index, &digest, Location::Pack(number, spot))?;
                     if let Some(known) = &known {
                         known.wrote(digest, index);
                     }
@@ -292,7 +292,7 @@ impl RepositorySink {
                     blocks.remove(&within);
                     continue;
                 };
-                let entry = match locations.of(index)? {
+                let entry = match locations.of(index, &digest)? {
                     Location::AsParent => old.as_ref().and_then(|old| old.get(within)),
                     Location::Pack(pack, spot) => Some(Entry {
                         pack: locations.pack(pack)?,
