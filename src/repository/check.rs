@@ -1,6 +1,6 @@
 //! `check`: whether everything that the roots lead to is there and is what its name says, and which snapshots suffer if not.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::pin::pin;
 
 use futures_util::future::TryFutureExt;
@@ -9,10 +9,11 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use super::catalog::RepositoryCatalog;
-use super::pack::{self, Name, Stored};
+use super::pack::{self, MOST_BLOCKS, Name, Spot, Stored};
 use super::root::{Root, from_hex};
 use super::segments::{self, object};
 use super::store::{Object, Store};
+use crate::block::Digest;
 use crate::disk::blocking;
 use crate::error::{Error, Kind, Result};
 
@@ -22,6 +23,20 @@ const FEW: usize = 1000;
 const LISTS: usize = 4;
 /// Packs read at once, of at most 32 MiB each.
 const PACKS: usize = 3;
+/// Blocks of packs that are looked at together, each remembered as a [`Row`]: some 40 MB. The segments are read once for each
+/// so many blocks, 2 % of what is read of the packs themselves.
+const ROWS: usize = 1 << 20;
+
+/// What a segment says of a block, and a pack's table too: the first bytes of its SHA-256, and where it is.
+type Row = (u64, Spot);
+
+/// What is wrong with a pack.
+enum Wrong {
+    /// The pack itself.
+    Damaged(String),
+    /// Segments say of it what its table does not say: they are wrong.
+    Lacks(HashSet<Row>),
+}
 
 /// What is damaged, and what suffers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -55,7 +70,7 @@ pub struct Checked {
     pub damages: Vec<Damage>,
 }
 
-/// So much of a name tells it from others: two of 2^21 packs are taken for one once in eight million repositories, and what
+/// So much of a name, or of a block's digest, tells it from others: two of 2^21 packs are taken for one once in eight million repositories, and what
 /// that leads to is an object kept for nothing.
 pub(super) fn short(name: &Name) -> u64 {
     name.first_chunk()
@@ -107,7 +122,8 @@ struct Check<'a> {
     damages: BTreeMap<String, (String, BTreeSet<String>)>,
 }
 
-/// Looks at every root, every segment, and that every pack is there and long enough; with `read_data` at every byte.
+/// Looks at every root, every segment, and that every pack is there and long enough; with `read_data` at every byte, and that
+/// each block of each snapshot is where its segment says.
 ///
 /// # Errors
 /// Why the repository cannot be looked at. Damage is no error here.
@@ -160,7 +176,7 @@ pub async fn check(catalog: &RepositoryCatalog, read_data: bool) -> Result<Check
         }
     }
     if read_data {
-        check.read(&used).await?;
+        check.read(used.len()).await?;
     }
     let damages = check.damages.into_iter();
     checked.damages = damages
@@ -232,56 +248,89 @@ impl Check<'_> {
         Ok(used)
     }
 
-    /// Reads every pack that is used.
-    async fn read(&mut self, used: &HashSet<u64>) -> Result<()> {
-        let mut bad: BTreeMap<Name, String> = BTreeMap::new();
+    /// Reads so many packs, and whether each has the blocks that segments say are in it.
+    async fn read(&mut self, packs: usize) -> Result<()> {
+        let parts = (packs * MOST_BLOCKS).div_ceil(ROWS).max(1) as u64;
+        let mut wrong: BTreeMap<Name, Wrong> = BTreeMap::new();
         let store = self.store;
-        let mut parts = pin!(objects(store, "packs"));
-        while let Some(mut packs) = parts.try_next().await? {
-            packs.retain(|(name, _)| used.contains(&short(name)));
-            let looks = stream::iter(packs)
-                .map(|(name, _)| async move {
-                    let found = look_at(store, &name).await?;
-                    Ok::<_, Error>(found.map(|what| (name, what)))
+        for part in 0..parts {
+            let said = self.said(|pack| short(pack) % parts == part).await?;
+            let looks = stream::iter(said)
+                .map(|(name, rows)| async move {
+                    let found = look_at(store, &name, rows).await?;
+                    Ok::<_, Error>(found.map(|wrong| (name, wrong)))
                 })
                 .buffer_unordered(PACKS);
             let found: Vec<_> = looks
                 .try_filter_map(|found| std::future::ready(Ok(found)))
                 .try_collect()
                 .await?;
-            bad.extend(found);
+            wrong.extend(found);
         }
-        if bad.is_empty() {
+        if wrong.is_empty() {
             return Ok(());
         }
         // Who suffers is looked for only now: that is rare.
         for (name, roots) in self.segments.clone() {
-            let Ok(segment) = segments::read(self.store, &name).await else {
+            let Ok(segment) = segments::read(store, &name).await else {
                 continue;
             };
             for pack in segment.packs() {
-                if let Some(what) = bad.get(pack) {
-                    self.note(object("packs", pack), what, &roots);
+                match wrong.get(pack) {
+                    Some(Wrong::Damaged(what)) => self.note(object("packs", pack), what, &roots),
+                    Some(Wrong::Lacks(rows)) => {
+                        let mut its = segment.entries().filter(|(_, entry)| entry.pack == *pack);
+                        if its.any(|(_, entry)| rows.contains(&row(&entry.digest, entry.spot))) {
+                            let what = "a block that it speaks of is not where it says";
+                            self.note(object("segments", &name), what, &roots);
+                        }
+                    }
+                    None => {}
                 }
             }
         }
         Ok(())
     }
+
+    /// What all segments say of some packs. Those that are damaged were found before.
+    async fn said(&self, is_wanted: impl Fn(&Name) -> bool) -> Result<HashMap<Name, HashSet<Row>>> {
+        let mut said: HashMap<Name, HashSet<Row>> = HashMap::new();
+        let names = self.segments.keys().copied();
+        let mut read = pin!(segments::read_all(self.store, names));
+        while let Some((_, segment)) = read.next().await {
+            let segment = match segment {
+                Err(error) if is_damage(&error) => continue,
+                segment => segment?,
+            };
+            for (_, entry) in segment.entries() {
+                if is_wanted(&entry.pack) {
+                    let rows = said.entry(entry.pack).or_default();
+                    rows.insert(row(&entry.digest, entry.spot));
+                }
+            }
+        }
+        Ok(said)
+    }
 }
 
-/// What is wrong with a pack, every byte of it.
-async fn look_at(store: &Store, name: &Name) -> Result<Option<String>> {
+fn row(digest: &Digest, spot: Spot) -> Row {
+    (short(digest), spot)
+}
+
+/// What is wrong with a pack, every byte of it, of which segments say so much.
+async fn look_at(store: &Store, name: &Name, mut said: HashSet<Row>) -> Result<Option<Wrong>> {
+    let damaged = |what: &str| Ok(Some(Wrong::Damaged(what.to_owned())));
     let bytes = match store.get(&object("packs", name)).await {
-        Err(error) if is_damage(&error) => return Ok(Some(error.chain())),
+        Err(error) if is_damage(&error) => return damaged(&error.chain()),
         bytes => bytes?,
     };
     let name = *name;
     blocking(move || {
         let Some((found, table)) = pack::table(&bytes) else {
-            return Ok(Some("it is no pack".to_owned()));
+            return damaged("it is no pack");
         };
         if found != name {
-            return Ok(Some("it is not the pack that was written".to_owned()));
+            return damaged("it is not the pack that was written");
         }
         for (digest, spot) in table {
             let start = spot.offset as usize;
@@ -290,10 +339,113 @@ async fn look_at(store: &Store, name: &Name) -> Result<Option<String>> {
                 .then(|| Stored::read(bytes.slice(start..end), spot).open())
                 .flatten();
             if opened.is_none_or(|block| *Sha256::digest(&block) != digest) {
-                return Ok(Some("a block in it is not what it should be".to_owned()));
+                return damaged("a block in it is not what it should be");
             }
+            said.remove(&row(&digest, spot));
         }
-        Ok(None)
+        Ok((!said.is_empty()).then_some(Wrong::Lacks(said)))
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::SystemTime;
+
+    use bytes::Bytes;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::block::BlockIndex;
+    use crate::repository::pack::Filling;
+    use crate::repository::root::{FORMAT, SegmentOf};
+    use crate::repository::segment::{Entry, Segment};
+    use crate::repository::store::Connection;
+
+    /// A repository in a folder, and the store that it is in.
+    async fn repository(folder: &std::path::Path) -> RepositoryCatalog {
+        let connection = Connection {
+            credentials: None,
+            region: None,
+            endpoint: None,
+            ca_bundle: None,
+            style: None,
+            timeout: std::time::Duration::from_secs(5),
+        };
+        let address = format!("file://{}", folder.display()).parse().unwrap();
+        let store = Arc::new(Store::open(&address, &connection).unwrap());
+        RepositoryCatalog::open(store, true).await.unwrap()
+    }
+
+    async fn put_root(store: &Store, snapshot: &str, segment: &Segment) {
+        let stored = segment.encode([0; 16]).unwrap();
+        let of = SegmentOf {
+            number: 0,
+            name: Sha256::digest(&stored).into(),
+            blocks: 2,
+        };
+        let root = Root {
+            format: FORMAT,
+            run: "run".into(),
+            snapshot: snapshot.parse().unwrap(),
+            volume: Some("vol-0a".into()),
+            time: SystemTime::UNIX_EPOCH,
+            volume_bytes: 1 << 30,
+            base: None,
+            description: None,
+            tags: BTreeMap::new(),
+            written: SystemTime::UNIX_EPOCH,
+            encrypted: None,
+            blocks: 2,
+            sent_blocks: 2,
+            sent_bytes: 2 << 19,
+            stored_bytes: 2 << 19,
+            segments: vec![of],
+        };
+        let name = object("segments", &of.name);
+        store.put(&name, &[stored]).await.unwrap();
+        let name = format!("snapshots/{}", root.name());
+        store.put(&name, &[root.encode().into()]).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_segment_that_speaks_of_what_no_pack_holds_is_damage_of_its_snapshots_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let catalog = repository(folder.path()).await;
+        let store = catalog.store();
+        let places = Arc::new(Semaphore::new(2));
+        let mut filling = Filling::default();
+        for number in 1..=2u8 {
+            let block = Bytes::from(vec![number; 1 << 19]);
+            let digest = Sha256::digest(&block).into();
+            let place = Arc::clone(&places).try_acquire_owned().unwrap();
+            filling.push(BlockIndex(number.into()), digest, Stored::of(block), place);
+        }
+        let packed = filling.pack([7; 16]);
+        let name = object("packs", &packed.name);
+        store.put(&name, &packed.pieces).await.unwrap();
+        let [(_, one, at_one), (_, two, at_two)] = packed.spots[..] else {
+            panic!("two blocks");
+        };
+        let segment = |blocks: [(Digest, Spot); 2]| {
+            let entries = blocks.map(|(digest, spot)| Entry {
+                pack: packed.name,
+                spot,
+                digest,
+            });
+            Segment::of((0..).zip(entries))
+        };
+        put_root(store, "snap-0a", &segment([(one, at_one), (two, at_two)])).await;
+        // All is there, and one block is said to be where the other one is.
+        put_root(store, "snap-0b", &segment([(one, at_one), (one, at_two)])).await;
+        let checked = check(&catalog, false).await.unwrap();
+        assert_eq!((checked.snapshots, checked.damages.len()), (2, 0));
+        let checked = check(&catalog, true).await.unwrap();
+        let [damage] = &checked.damages[..] else {
+            panic!("{checked:?}");
+        };
+        assert!(damage.object.starts_with("segments/"), "{damage:?}");
+        assert_eq!(damage.snapshots, ["19700101T000000000Z.vol-0a.snap-0b"]);
+    }
 }

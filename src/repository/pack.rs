@@ -26,7 +26,7 @@ const ENTRY: usize = 40;
 pub(super) type Name = Digest;
 
 /// Where a block is in its pack, and how.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Spot {
     /// Bytes from the pack's beginning.
     pub(super) offset: u32,
