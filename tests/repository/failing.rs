@@ -124,3 +124,40 @@ fn an_object_that_a_store_loses_after_it_was_read_back_is_found_by_check() {
     let (code, said) = ends(&mut objects.look(&emulator, &["check"]));
     assert!(code == 8 && said.contains("damaged or missing"), "{said}");
 }
+
+#[test]
+fn a_run_whose_files_were_damaged_publishes_nothing_and_begins_anew_when_told() {
+    let objects = Objects::folder();
+    let emulator = large_pair();
+    emulator.set("latency_ms=20");
+    let bring = ["snap-0a", "--max-in-flight", "8"];
+    let mut child = objects
+        .bring(&emulator, &bring)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for("blocks", || emulator.gets() > 300);
+    sh(&format!("kill -INT {}", child.id()));
+    assert!(!child.wait().unwrap().success());
+    emulator.set("latency_ms=0");
+    let mut files = Vec::new();
+    walk(&emulator.folder.path().join("state"), &mut files);
+    let kept = |path: &&PathBuf| text(path).ends_with("-locations");
+    let locations = files.iter().find(kept).unwrap();
+    // One bit of each entry that there is.
+    let mut bytes = fs::read(locations).unwrap();
+    for entry in bytes.chunks_exact_mut(16) {
+        entry[6] ^= 8;
+    }
+    fs::write(locations, bytes).unwrap();
+    let (code, said) = ends(&mut objects.bring(&emulator, &bring));
+    assert_eq!(code, 8, "{said}");
+    assert!(said.contains("--restart"), "{said}");
+    let checked = objects.look_json(&emulator, &["check", "--read-data"]);
+    assert_eq!(checked["snapshots"], 0);
+    run(&mut objects.bring(&emulator, &["snap-0a", "--restart"]));
+    let (mount, disk) = mounted(&emulator, "snap-0a");
+    let replica = objects.mount(&emulator);
+    assert_same(&replica.disk("snap-0a"), &disk);
+    drop((mount, replica));
+}
