@@ -358,7 +358,7 @@ mod tests {
 
     use super::*;
     use crate::block::BlockIndex;
-    use crate::repository::pack::Filling;
+    use crate::repository::pack::{Filling, Packer};
     use crate::repository::root::{FORMAT, SegmentOf};
     use crate::repository::segment::{Entry, Segment};
     use crate::repository::store::Connection;
@@ -415,12 +415,13 @@ mod tests {
         let catalog = repository(folder.path()).await;
         let store = catalog.store();
         let places = Arc::new(Semaphore::new(2));
-        let mut filling = Filling::default();
+        let (mut filling, mut packer) = (Filling::default(), Packer::new().unwrap());
         for number in 1..=2u8 {
             let block = Bytes::from(vec![number; 1 << 19]);
             let digest = Sha256::digest(&block).into();
             let place = Arc::clone(&places).try_acquire_owned().unwrap();
-            filling.push(BlockIndex(number.into()), digest, Stored::of(block), place);
+            let stored = packer.pack(block);
+            filling.push(BlockIndex(number.into()), digest, stored, place);
         }
         let packed = filling.pack([7; 16]);
         let name = object("packs", &packed.name);

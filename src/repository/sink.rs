@@ -22,7 +22,7 @@ use super::catalog::read_root;
 use super::index::Index;
 use super::known::Known;
 use super::locations::{Location, Locations};
-use super::pack::{Filling, MOST_BLOCKS, Salt, Stored};
+use super::pack::{Filling, MOST_BLOCKS, Packer, Salt};
 use super::root::{FORMAT, Root, SegmentOf};
 use super::run::{Bringing, forgotten, run_object};
 use super::segment::{Entry, Segment, place_of};
@@ -49,8 +49,9 @@ pub struct RepositorySink {
     known: Option<Arc<Known>>,
     files: PathBuf,
     filling: Mutex<Filling>,
-    /// Blocks compressed at once: no more than there are processors, for each takes a megabyte.
+    /// Blocks compressed at once: no more than there are processors.
     packing: Semaphore,
+    packers: Mutex<Vec<Packer>>,
     held: Arc<Semaphore>,
     sent: Mutex<Vec<JoinHandle<Result<()>>>>,
     packs: AtomicU32,
@@ -115,6 +116,7 @@ impl RepositorySink {
             files: files.to_owned(),
             filling: Mutex::default(),
             packing: Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from)),
+            packers: Mutex::default(),
             held: Arc::new(Semaphore::new(HELD)),
             sent: Mutex::default(),
             packs: AtomicU32::new(bringing.packs),
@@ -165,7 +167,16 @@ impl RepositorySink {
         let len = bytes.len() as u64;
         let stored = {
             let _packing = self.packing.acquire().await.map_err(stopped)?;
-            blocking(move || Ok(Stored::of(bytes))).await?
+            let idle = self.packers.lock().pop();
+            let packed = blocking(move || {
+                let failed = |error| Error::with_source(Kind::Io, "cannot compress", error);
+                let mut packer = idle.map_or_else(Packer::new, Ok).map_err(failed)?;
+                let stored = packer.pack(bytes);
+                Ok((packer, stored))
+            });
+            let (packer, stored) = packed.await?;
+            self.packers.lock().push(packer);
+            stored
         };
         let [blocks, sent, kept] = &self.counts;
         blocks.fetch_add(1, Ordering::Relaxed);
