@@ -10,13 +10,13 @@ mod limits;
 mod ls;
 mod mount;
 mod output;
+mod remedy;
 mod repository;
 mod store;
-mod sync;
 mod umount;
 
 use std::fs::OpenOptions;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -28,11 +28,11 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{EXIT_CODES, Error, Kind, Result};
 
 /// Use Amazon EBS snapshots as files.
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true, after_help = EXIT_CODES)]
+#[command(version, arg_required_else_help = true, after_help = exit_codes())]
 struct Args {
     #[command(subcommand)]
     verb: Verb,
@@ -54,7 +54,6 @@ enum Verb {
     Ls(ls::LsArgs),
     Changes(changes::ChangesArgs),
     Blocks(blocks::BlocksArgs),
-    Sync(Box<sync::SyncArgs>),
     Repository(repository::RepositoryArgs),
     Emulator(emulator::EmulatorArgs),
 }
@@ -67,24 +66,12 @@ enum LogFormat {
     Json,
 }
 
-const EXIT_CODES: &str = "\
-Exit codes: 0 done, 1 this machine (mountpoint, file, socket), 2 wrong arguments, 3 not found, 4 not allowed (credentials, \
-permissions, snapshot's state), 5 not ready yet, 6 throttled, 7 no answer from the service, 8 corrupt, 9 no room on the target, 130 stopped";
-
-/// Kinds to exit codes: the one table of this border; `EXIT_CODES` and the README tell it to people.
-fn exit_code(kind: Kind) -> u8 {
-    match kind {
-        Kind::Io => 1,
-        Kind::Invalid | Kind::Unrelated => 2,
-        Kind::NotFound => 3,
-        Kind::Denied => 4,
-        Kind::Pending => 5,
-        Kind::Throttled => 6,
-        Kind::Unavailable => 7,
-        Kind::Corrupt => 8,
-        Kind::NoSpace => 9,
-        Kind::Stopped => 130,
-    }
+/// The table of exit codes for people.
+fn exit_codes() -> String {
+    let codes = EXIT_CODES
+        .iter()
+        .map(|(code, what)| format!("{code} {what}"));
+    format!("Exit codes: {}", codes.collect::<Vec<_>>().join(", "))
 }
 
 /// Runs the program: parses the command line, does what it says, prints one line if that fails.
@@ -93,8 +80,8 @@ pub fn main() -> ExitCode {
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ebsfs: {}", error.chain());
-            ExitCode::from(exit_code(error.kind()))
+            let _ = writeln!(io::stderr(), "ebsfs: {}", remedy::in_words(&error));
+            ExitCode::from(error.kind().exit_code())
         }
     }
 }
@@ -114,7 +101,6 @@ fn run(args: Args) -> Result<()> {
         Verb::Ls(ls) => ls.run(),
         Verb::Changes(changes) => changes.run(),
         Verb::Blocks(blocks) => blocks.run(),
-        Verb::Sync(sync) => sync.run(),
         Verb::Repository(repository) => repository.run(),
         Verb::Emulator(emulator) => emulator.run(),
     }

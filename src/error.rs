@@ -34,8 +34,93 @@ pub enum Kind {
     Io,
     /// There is no room where something is to be written.
     NoSpace,
-    /// Stopped because somebody said so; what was begun can be gone on with.
+    /// Stopped by a signal; the same command resumes.
     Stopped,
+    /// Another run works on the same target: asking again later can succeed.
+    Busy,
+    /// The evidence contradicts the request, or is not enough for it: a person must decide.
+    Undecided,
+    /// The copy is done, and some of its blocks are zero and marked because their source is damaged.
+    Marked,
+}
+
+/// Exit codes by kind: the one table, used by every verb, told by `--help` and the README.
+pub const EXIT_CODES: &[(u8, &str)] = &[
+    (0, "done"),
+    (1, "this machine (mountpoint, file, socket)"),
+    (2, "wrong arguments"),
+    (3, "not found"),
+    (
+        4,
+        "not allowed (credentials, permissions, state of the snapshot)",
+    ),
+    (5, "not ready yet"),
+    (6, "throttled"),
+    (7, "no answer from the service"),
+    (8, "corrupt"),
+    (9, "no room on the target"),
+    (10, "busy: another run works on the target"),
+    (11, "a person must decide"),
+    (12, "done, with damaged blocks marked"),
+    (130, "stopped by a signal"),
+];
+
+impl Kind {
+    /// The exit code of a program that ends with an error of this kind: see [`EXIT_CODES`].
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Io => 1,
+            Self::Invalid | Self::Unrelated => 2,
+            Self::NotFound => 3,
+            Self::Denied => 4,
+            Self::Pending => 5,
+            Self::Throttled => 6,
+            Self::Unavailable => 7,
+            Self::Corrupt => 8,
+            Self::NoSpace => 9,
+            Self::Busy => 10,
+            Self::Undecided => 11,
+            Self::Marked => 12,
+            Self::Stopped => 130,
+        }
+    }
+
+    /// Which of several failures of one command gives its exit code, the lowest first: stopped, then a fault (the first
+    /// target's), then a decision that a person must take, then busy, then marked damage.
+    pub fn rank(self) -> u8 {
+        match self {
+            Self::Stopped => 0,
+            Self::Undecided => 2,
+            Self::Busy => 3,
+            Self::Marked => 4,
+            _ => 1,
+        }
+    }
+}
+
+/// What a person can do about an error, as a value: `cli` words it as an option or a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Remedy {
+    /// Drop the progress of the unfinished run and copy from the start.
+    Restart,
+    /// Allow this target to be overwritten, named by the token.
+    Overwrite(String),
+    /// Write over what something else has written to the target.
+    DiscardForeignWrites,
+    /// Vouch that the target holds this snapshot.
+    Trust(String),
+    /// Copy every block, without a base.
+    CopyAll,
+    /// Copy what changed since whatever base the target is proven to hold.
+    BaseAuto,
+    /// Encrypt the target, or allow a copy that is not encrypted.
+    AllowPlaintext,
+    /// Mark damaged blocks and go on.
+    MarkDamage,
+    /// Run the same command later.
+    TryLater,
+    /// Anything else: a sentence that names no option of the command line.
+    Do(String),
 }
 
 /// An error: kind, one line that says what was being done and what is wrong with it, and the cause.
@@ -46,6 +131,7 @@ pub struct Error {
     kind: Kind,
     context: Arc<str>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
+    remedy: Option<Arc<Remedy>>,
 }
 
 impl Error {
@@ -55,6 +141,7 @@ impl Error {
             kind,
             context: context.into().into(),
             source: None,
+            remedy: None,
         }
     }
 
@@ -68,7 +155,20 @@ impl Error {
             kind,
             context: context.into().into(),
             source: Some(Arc::new(source)),
+            remedy: None,
         }
+    }
+
+    /// The same error with what a person can do about it.
+    #[must_use]
+    pub fn with_remedy(mut self, remedy: Remedy) -> Self {
+        self.remedy = Some(Arc::new(remedy));
+        self
+    }
+
+    /// What a person can do about it.
+    pub fn remedy(&self) -> Option<&Remedy> {
+        self.remedy.as_deref()
     }
 
     /// What the system says of a file: `what` was being done to it (`cannot read`).
@@ -84,8 +184,11 @@ impl Error {
 
     /// The same failure seen from one step further out: same kind, a new line in front.
     pub fn context(self, context: impl Into<String>) -> Self {
-        let kind = self.kind;
-        Self::with_source(kind, context, self)
+        let (kind, remedy) = (self.kind, self.remedy.clone());
+        Self {
+            remedy,
+            ..Self::with_source(kind, context, self)
+        }
     }
 
     /// What a caller can act on.
@@ -133,6 +236,44 @@ impl StdError for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_kind_has_an_exit_code_of_the_table() {
+        use Kind::{
+            Busy, Corrupt, Denied, Invalid, Io, Marked, NoSpace, NotFound, Pending, Stopped,
+            Throttled, Unavailable, Undecided, Unrelated,
+        };
+        let kinds = [
+            Io,
+            Invalid,
+            Unrelated,
+            NotFound,
+            Denied,
+            Pending,
+            Throttled,
+            Unavailable,
+            Corrupt,
+            NoSpace,
+            Busy,
+            Undecided,
+            Marked,
+            Stopped,
+        ];
+        for kind in kinds {
+            let code = kind.exit_code();
+            assert!(EXIT_CODES.iter().any(|(listed, _)| *listed == code));
+        }
+        // 130, else the first target's 1 to 9, else 11, 10, 12.
+        let mut order = [Marked, Busy, Undecided, Corrupt, Stopped];
+        order.sort_by_key(|kind| kind.rank());
+        assert_eq!(order, [Stopped, Corrupt, Undecided, Busy, Marked]);
+    }
+
+    #[test]
+    fn a_remedy_survives_context() {
+        let error = Error::new(Kind::Undecided, "a").with_remedy(Remedy::Restart);
+        assert_eq!(error.context("b").remedy(), Some(&Remedy::Restart));
+    }
 
     #[test]
     fn chain_prints_each_statement_once_outermost_first() {

@@ -102,21 +102,22 @@ pub mod block;
 
 pub mod aws;
 pub mod digest;
+pub mod files;
 pub mod maps;
 pub mod readahead;
-pub mod sink;
 pub mod source;
+pub mod target;
 
 pub mod cache;
 pub mod compare;
-pub mod disk;
+
 pub mod ebs;
 #[cfg(feature = "ec2")]
 pub mod ec2;
 pub mod image;
 pub mod repository;
 
-pub mod sinks;
+pub mod targets;
 
 pub mod fs;
 pub mod sync;

@@ -55,6 +55,7 @@ mod segments;
 mod sink;
 mod source;
 mod store;
+mod target;
 
 pub use catalog::RepositoryCatalog;
 pub use check::{Checked, Damage, check};

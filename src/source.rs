@@ -1,6 +1,7 @@
 //! What can be read: [`BlockSource`] (a volume's blocks), [`Catalog`] (which snapshots there are), and their contracts.
 
 mod delta;
+mod disk;
 mod held;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use crate::block::{Block, BlockIndex, Delta, Extent, Geometry};
 use crate::error::{Error, Kind, Result};
 
 pub use delta::DeltaSource;
+pub use disk::{DiskSource, size_of};
 pub use held::held;
 
 /// The blocks of one volume at one instant. They never change.

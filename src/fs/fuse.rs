@@ -50,7 +50,10 @@ fn errno(kind: Kind) -> Errno {
         | Kind::Corrupt
         | Kind::Io
         | Kind::NoSpace
-        | Kind::Stopped => Errno::EIO,
+        | Kind::Stopped
+        | Kind::Busy
+        | Kind::Undecided
+        | Kind::Marked => Errno::EIO,
     }
 }
 

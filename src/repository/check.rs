@@ -14,8 +14,8 @@ use super::root::{Root, from_hex};
 use super::segments::{self, object};
 use super::store::{Object, Store};
 use crate::block::Digest;
-use crate::disk::blocking;
 use crate::error::{Error, Kind, Result};
+use crate::files::blocking;
 
 /// So many objects of a folder are listed at once: a page, of S3.
 const FEW: usize = 1000;

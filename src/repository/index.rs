@@ -23,8 +23,8 @@ use super::pack::{Name, Spot};
 use super::run::removed;
 use super::segments;
 use crate::block::Digest;
-use crate::disk::{blocking, make_folder_of, remove_if_there, with_ending};
 use crate::error::{Error, Kind, Result};
+use crate::files::{blocking, make_folder_of, remove_if_there, with_ending};
 use builder::Builder;
 use table::Table;
 

@@ -14,8 +14,8 @@ use super::pack::{Name, Spot};
 use super::segments::object;
 use super::store::Store;
 use crate::block::{BlockIndex, Digest};
-use crate::disk::blocking;
 use crate::error::{Kind, Result};
+use crate::files::blocking;
 
 /// Blocks of this run that are remembered: 64 GiB of it, in some 13 MB.
 const RECENT: NonZeroUsize = NonZeroUsize::new(1 << 17).unwrap();

@@ -10,8 +10,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::pack::{Name, Spot};
 use crate::block::{BlockIndex, Digest};
-use crate::disk::{remove_if_there, with_ending};
 use crate::error::{Error, Kind, Result};
+use crate::files::{remove_if_there, with_ending};
 
 /// Bytes of a block: pack, offset, length, and their proof.
 const ENTRY: usize = 12 + PROOF;

@@ -10,6 +10,7 @@ use super::root::{Root, RootName};
 use super::store::Store;
 use crate::error::{Error, Kind, Result};
 use crate::source::SnapshotId;
+use crate::target::SinkBody;
 
 /// What a run is to bring, and how far it is: the state in its checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,4 +123,9 @@ pub(super) fn forgotten(store: &Store) -> Error {
 /// Where a run is on record.
 pub(super) fn run_object(run: &str) -> String {
     format!("runs/{run}")
+}
+
+impl SinkBody for Bringing {
+    const KIND: &'static str = "repository";
+    const VERSION: u32 = 1;
 }

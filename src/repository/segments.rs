@@ -13,8 +13,8 @@ use super::pack::Name;
 use super::segment::Segment;
 use super::store::Store;
 use crate::block::hexadecimal;
-use crate::disk::blocking;
 use crate::error::{Error, Kind, Result};
+use crate::files::blocking;
 
 /// Segments kept, of 3 MB each where all blocks are held: 256 GiB of volumes.
 const KEPT: NonZeroUsize = NonZeroUsize::new(8).unwrap();

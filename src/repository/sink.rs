@@ -11,7 +11,6 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -29,11 +28,11 @@ use super::segment::{Entry, Segment, place_of};
 use super::segments::{Segments, object};
 use super::source::RepositorySource;
 use super::store::Store;
-use crate::block::{BlockIndex, Digest, Extent, Geometry};
-use crate::disk::blocking;
+use crate::block::{BlockIndex, BlockSet, Digest, Extent, Geometry};
 use crate::error::{Error, Kind, Result};
-use crate::sink::{Sink, Written};
+use crate::files::blocking;
 use crate::source::BlockSource;
+use crate::target::{Published, Sink, SinkState, Written};
 
 /// Blocks in packs at once, one being filled and others on their way: 72 MiB. A block waits for a place before it is taken.
 const HELD: usize = 2 * MOST_BLOCKS + 16;
@@ -237,7 +236,7 @@ impl RepositorySink {
         digest.first_chunk().copied().unwrap_or_default()
     }
 
-    async fn keep(&self) -> Result<Value> {
+    async fn keep(&self) -> Result<Bringing> {
         let sent = {
             let mut filling = self.filling.lock();
             if !filling.is_empty() {
@@ -255,15 +254,13 @@ impl RepositorySink {
         let locations = Arc::clone(&self.locations);
         blocking(move || locations.flush()).await?;
         let [blocks, sent, kept] = &self.counts;
-        let bringing = Bringing {
+        Ok(Bringing {
             packs: self.packs.load(Ordering::Relaxed),
             sent_blocks: blocks.load(Ordering::Relaxed),
             sent_bytes: sent.load(Ordering::Relaxed),
             stored_bytes: kept.load(Ordering::Relaxed),
             ..self.bringing.clone()
-        };
-        // Nothing in it can fail to serialise.
-        Ok(serde_json::to_value(bringing).unwrap_or_default())
+        })
     }
 
     /// The segment of a number, with what was written since; none when it holds nothing.
@@ -346,13 +343,11 @@ impl RepositorySink {
         Ok(Some(of))
     }
 
-    async fn publish(&self, written: Written) -> Result<()> {
+    async fn bring(&self, written: Written) -> Result<()> {
         if self.finished.lock().is_some() {
             return Self::forget(self.store(), &self.bringing.run, &self.files).await;
         }
-        let state = self.keep().await?;
-        let kept: Bringing = serde_json::from_value(state)
-            .map_err(|error| Error::with_source(Kind::Corrupt, "the run's state", error))?;
+        let kept = self.keep().await?;
         let mut written = written.peekable();
         let mut segments = Vec::new();
         for number in 0..self.geometry.block_count().div_ceil(SEGMENT_BLOCKS) {
@@ -414,10 +409,6 @@ impl RepositorySink {
 }
 
 impl Sink for RepositorySink {
-    fn id(&self) -> &str {
-        &self.id
-    }
-
     fn write_block(
         &self,
         index: BlockIndex,
@@ -432,8 +423,8 @@ impl Sink for RepositorySink {
         std::future::ready(Ok(())).boxed()
     }
 
-    fn flush(&self) -> BoxFuture<'_, Result<Value>> {
-        self.keep().boxed()
+    fn flush(&self) -> BoxFuture<'_, Result<SinkState>> {
+        async { Ok(SinkState::of(&self.keep().await?)) }.boxed()
     }
 
     fn read_back(&self) -> BoxFuture<'_, Result<Option<Arc<dyn BlockSource>>>> {
@@ -441,7 +432,15 @@ impl Sink for RepositorySink {
         std::future::ready(Ok(finished.map(|source| source as Arc<dyn BlockSource>))).boxed()
     }
 
-    fn finish(&self, written: Written) -> BoxFuture<'_, Result<()>> {
-        self.publish(written).boxed()
+    fn publish<'a>(
+        &'a self,
+        written: Written,
+        _damaged: &'a BlockSet,
+    ) -> BoxFuture<'a, Result<Published>> {
+        async {
+            self.bring(written).await?;
+            Ok(Published::default())
+        }
+        .boxed()
     }
 }

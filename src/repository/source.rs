@@ -20,8 +20,8 @@ use super::segments::{Segments, object};
 use super::store::Store;
 use crate::block::{Block, BlockIndex, Extent, Geometry};
 use crate::digest::{Checked, Digester};
-use crate::disk::blocking;
 use crate::error::{Error, Kind, Result};
+use crate::files::blocking;
 use crate::source::{BlockSource, Wanted};
 
 /// GETs on their way at once.

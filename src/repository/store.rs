@@ -25,8 +25,8 @@ pub use address::Address;
 pub use reach::{BucketStyle, Connection};
 
 use crate::block::hexadecimal;
-use crate::disk::blocking;
 use crate::error::{Error, Kind, Result};
+use crate::files::blocking;
 pub(super) use reach::REQUEST_TIMEOUT;
 use reach::reach;
 use said::is_unknown_condition;

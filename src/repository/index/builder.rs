@@ -9,8 +9,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::table::{ENTRY, Entry, RUN_BUFFER, Record, Table, Writer, damaged, entry_of, part};
-use crate::disk::{remove_if_there, with_ending};
 use crate::error::{Error, Kind, Result};
+use crate::files::{remove_if_there, with_ending};
 use crate::repository::pack::Name;
 use crate::repository::segment::Segment;
 

@@ -1,9 +1,8 @@
-//! Disks of this machine: [`DiskSource`], a raw image or a block device as a [`BlockSource`]; [`Mark`], which tells whether an
-//! image was written since; and what is done with files and folders in many places.
+//! [`DiskSource`]: a raw image or a block device of this machine as a [`BlockSource`].
 
-use std::fs::{DirBuilder, File, Metadata, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,11 +12,11 @@ use futures_util::future::BoxFuture;
 use nix::errno::Errno;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{Whence, lseek};
-use serde::{Deserialize, Serialize};
 
 use crate::block::{Block, BlockIndex, Extent, Geometry};
 use crate::digest::Digester;
 use crate::error::{Error, Kind, Result};
+use crate::files::blocking;
 use crate::source::BlockSource;
 
 /// A raw image or a block device. Holes are where the filesystem says that they are; a device has none.
@@ -43,7 +42,10 @@ impl DiskSource {
     /// `NotFound` or `Denied` as the system says; `Invalid` when it is neither, or empty.
     pub fn open(path: &Path) -> Result<Self> {
         let failed = |error| Error::of_file(path, "cannot read", error);
-        let file = OpenOptions::new().read(true).open(path).map_err(failed)?;
+        // O_NONBLOCK: a FIFO without a writer would hang here; `size_of` refuses it.
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(libc::O_NONBLOCK);
+        let file = options.open(path).map_err(failed)?;
         let size = size_of(path, &file)?;
         let geometry =
             Geometry::new(size).map_err(|error| error.context(path.display().to_string()))?;
@@ -167,33 +169,6 @@ impl BlockSource for DiskSource {
     }
 }
 
-/// A file as it was at an instant: whatever writes it changes this. Without the number of its filesystem, which is another
-/// one after each mount.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mark {
-    inode: u64,
-    size: u64,
-    modified_ns: i128,
-}
-
-impl Mark {
-    /// The mark of a file as it is now; none when it cannot be looked at.
-    pub fn of(path: &Path) -> Option<Self> {
-        Some(Self::from(std::fs::metadata(path).ok()?))
-    }
-}
-
-impl From<Metadata> for Mark {
-    fn from(metadata: Metadata) -> Self {
-        Self {
-            inode: metadata.ino(),
-            size: metadata.len(),
-            modified_ns: i128::from(metadata.mtime()) * 1_000_000_000
-                + i128::from(metadata.mtime_nsec()),
-        }
-    }
-}
-
 /// Bytes of a regular file or a block device.
 ///
 /// # Errors
@@ -209,61 +184,4 @@ pub fn size_of(path: &Path, mut file: &File) -> Result<u64> {
         return Err(Error::new(Kind::Invalid, what));
     }
     file.seek(SeekFrom::End(0)).map_err(failed)
-}
-
-/// The folder that a file is in.
-pub fn folder_of(path: &Path) -> &Path {
-    let folder = path.parent();
-    let named = folder.filter(|folder| !folder.as_os_str().is_empty());
-    named.unwrap_or(Path::new("."))
-}
-
-/// A file's path with `ending` behind its name: what belongs to the file and lies beside it.
-pub fn with_ending(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(ending);
-    name.into()
-}
-
-/// Makes the folder that a file is in, for its owner alone, and those that it is in itself; those that are there stay as
-/// they are.
-///
-/// # Errors
-/// What the system says.
-pub fn make_folder_of(path: &Path) -> Result<()> {
-    let folder = folder_of(path);
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    made.map_err(|error| Error::of_file(folder, "cannot make", error))
-}
-
-/// Makes what happened to names in a file's folder survive a crash.
-///
-/// # Errors
-/// What the system says.
-pub fn sync_folder(path: &Path) -> std::io::Result<()> {
-    File::open(folder_of(path))?.sync_all()
-}
-
-/// Removes a file, if it is there.
-///
-/// # Errors
-/// What the system says.
-pub fn remove_if_there(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::of_file(path, "cannot remove", error))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Runs what would hold up a thread on one that is for that.
-///
-/// # Errors
-/// What `work` says; `Io` when the program is stopping.
-pub async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| Error::with_source(Kind::Io, "stopped", error))?
 }

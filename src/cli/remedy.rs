@@ -1,0 +1,62 @@
+//! What a person can do about an error, in the words of the command line.
+
+use crate::error::{Error, Remedy};
+
+/// The error and its remedy on one line.
+pub(super) fn in_words(error: &Error) -> String {
+    match error.remedy() {
+        Some(remedy) => format!("{}: {}", error.chain(), option(remedy)),
+        None => error.chain(),
+    }
+}
+
+/// What to say on the command line.
+fn option(remedy: &Remedy) -> String {
+    match remedy {
+        Remedy::Restart => "--restart drops its progress and copies from the start".into(),
+        Remedy::Overwrite(token) => {
+            format!("--overwrite {} overwrites it", quoted(token))
+        }
+        Remedy::DiscardForeignWrites => "--discard-foreign-writes overwrites those blocks".into(),
+        Remedy::Trust(snapshot) => {
+            format!(
+                "--trust {snapshot} takes it to hold {snapshot}; without --base all blocks are copied"
+            )
+        }
+        Remedy::CopyAll => "without --base all blocks are copied".into(),
+        Remedy::BaseAuto => "use --base auto, or copy all blocks without --base".into(),
+        Remedy::AllowPlaintext => "use --kms-key (ebs:) or --allow-plaintext".into(),
+        Remedy::MarkDamage => {
+            "--on-damage mark leaves such blocks zero, lists them and goes on".into()
+        }
+        Remedy::TryLater => "run the same command later".into(),
+        Remedy::Do(what) => what.clone(),
+    }
+}
+
+/// A token as a shell reads it.
+fn quoted(token: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@".contains(c);
+    if !token.is_empty() && token.chars().all(is_plain) {
+        return token.to_owned();
+    }
+    format!("'{}'", token.replace('\'', "'\\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn a_token_is_quoted_for_the_shell() {
+        let error = Error::new(Kind::Undecided, "cannot overwrite /a b")
+            .with_remedy(Remedy::Overwrite("/a b".into()));
+        assert_eq!(
+            in_words(&error),
+            "cannot overwrite /a b: --overwrite '/a b' overwrites it"
+        );
+        assert_eq!(quoted("it's"), "'it'\\''s'");
+        assert_eq!(quoted("wwn-0x5000c500"), "wwn-0x5000c500");
+    }
+}

@@ -1,0 +1,246 @@
+//! Where a volume can be written: [`Target`] (what is observed and opened), [`Sink`] (the open target that takes writes), their
+//! contracts, and the plain values that a decision is made of.
+//!
+//! ```text
+//! observe   Target::observe -> Facts; nothing is changed
+//! open      Target::open -> Opened: the unfinished target is named on disk (`Opening::name`) before its first change
+//! write     Sink::write_block, Sink::write_zeroes, Sink::flush -> SinkState, which the checkpoint keeps
+//! publish   Sink::publish: from now on the target is there under its name
+//! ```
+//! A target knows its own object only: records, checkpoints and digests are files of [`crate::sync`], for all targets alike.
+
+mod facts;
+mod mark;
+mod record;
+mod state;
+mod stop;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+pub use facts::{Ask, Base, Existence, Facts, Left, Replica, SourceInfo};
+pub use mark::{DeviceMark, Mark};
+pub use record::{Content, TargetRecord, Task};
+pub use state::{SinkBody, SinkState};
+pub use stop::Stop;
+
+use crate::block::{BlockIndex, BlockSet, Delta, Digest, Extent, Geometry};
+use crate::error::Result;
+use crate::source::{BlockSource, SnapshotId};
+
+/// What a run has written: each block of its plan, by index, with the SHA-256 of its bytes; none for zeroes.
+pub type Written = Box<dyn Iterator<Item = Result<(BlockIndex, Option<Digest>)>> + Send>;
+
+/// What a target is. It decides how a target is written, and what can be known of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TargetKind {
+    /// A raw image that a new one replaces when that is whole.
+    Image,
+    /// A raw image that is changed itself.
+    ImageInPlace,
+    /// A block device.
+    Device,
+    /// A new EBS snapshot in an account and Region.
+    Ebs,
+    /// A snapshot of a repository.
+    Repository,
+}
+
+impl TargetKind {
+    /// Whether what is written shows at once, so that the target is between two snapshots during a run.
+    pub fn is_in_place(self) -> bool {
+        matches!(self, Self::ImageInPlace | Self::Device)
+    }
+
+    /// Whether a run makes a new object, and all that it was before stands.
+    pub fn is_new(self) -> bool {
+        matches!(self, Self::Ebs | Self::Repository)
+    }
+}
+
+/// Where the state files of a target are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatePaths {
+    /// What the names of the state files begin with: the image's own path, or a name in the state directory.
+    pub stem: PathBuf,
+}
+
+/// Locks that two targets share when they are one object: an image with two names, a disk and its partition, two loop devices
+/// over one file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LockPath {
+    /// An existing file or device node, locked with flock(2) on its inode.
+    pub path: PathBuf,
+    /// Whether a run waits a minute for it: the disk of a sibling partition.
+    pub waits: bool,
+}
+
+/// One target of a sync.
+pub trait Target: Send + Sync {
+    /// As a person writes it.
+    fn name(&self) -> &str;
+
+    /// Which object it is, kept in records: the same target has the same id, another one never.
+    fn id(&self) -> &str;
+
+    /// What it is.
+    fn kind(&self) -> TargetKind;
+
+    /// Where its state files are.
+    fn state(&self) -> StatePaths;
+
+    /// What is locked besides the state files, in this order.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn locks(&self) -> Result<Vec<LockPath>>;
+
+    /// What can be seen of the target; nothing is changed.
+    ///
+    /// # Errors
+    /// Why it cannot be looked at.
+    fn observe<'a>(&'a self, ask: &'a Ask<'a>) -> BoxFuture<'a, Result<Facts>>;
+
+    /// Fits a plan to the target: what must be zeroed because absence is no zero there, the size that the target wants. A plan
+    /// without [`Delta::base`] is a full copy, of the blocks that the source holds; `base` is the replica that a delta starts
+    /// from, where the target keeps several.
+    ///
+    /// # Errors
+    /// Why it cannot be told.
+    fn adapt<'a>(
+        &'a self,
+        plan: Arc<Delta>,
+        base: Option<&'a Replica>,
+    ) -> BoxFuture<'a, Result<Arc<Delta>>>;
+
+    /// Opens the target for writing. The first change to it comes after [`Opening::name`] has returned.
+    ///
+    /// # Errors
+    /// Why it cannot be opened; `Stopped` by the first signal.
+    fn open<'a>(&'a self, opening: Opening<'a>) -> BoxFuture<'a, Result<Opened>>;
+
+    /// Reads what the target holds, from where it is kept and not from memory: the volume at its beginning, or of a target
+    /// that keeps several snapshots the one that its record names, or that [`Facts::holds`] does.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    fn reader<'a>(
+        &'a self,
+        replica: Option<&'a str>,
+        geometry: Geometry,
+    ) -> BoxFuture<'a, Result<Arc<dyn BlockSource>>>;
+
+    /// Removes what an unfinished run has left besides the state files: a part, a run on record. Nothing published is touched.
+    ///
+    /// # Errors
+    /// Why it cannot be removed.
+    fn discard<'a>(&'a self, left: &'a SinkState) -> BoxFuture<'a, Result<()>>;
+}
+
+/// How a target is opened.
+pub struct Opening<'a> {
+    /// What is copied where.
+    pub task: &'a Task,
+    /// What there is to do in all.
+    pub plan: &'a Delta,
+    /// How many blocks of it are done by an earlier run.
+    pub done: u64,
+    /// What is known of the source.
+    pub source: &'a SourceInfo,
+    /// What an earlier run left; none for a run that begins.
+    pub resume: Option<&'a SinkState>,
+    /// What the plan is a delta of, for a run that begins.
+    pub base: Option<&'a Replica>,
+    /// Saves the checkpoint with this state, and for what is written in place the record "between": to be called before the
+    /// first change, and again whenever the state has changed.
+    pub name: &'a (dyn Fn(&SinkState) -> Result<()> + Send + Sync),
+    /// State files of the sink's own begin with this.
+    pub files: PathBuf,
+    /// Whether the person asked for another object than the one that the same command made or began before.
+    pub restart: bool,
+    /// Blocks that are read in a second, at most.
+    pub rate: u32,
+    /// The first signal.
+    pub stop: &'a Stop,
+}
+
+impl std::fmt::Debug for Opening<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Opening({:?})", self.task)
+    }
+}
+
+/// An open target.
+pub struct Opened {
+    /// Takes the writes.
+    pub sink: Arc<dyn Sink>,
+    /// As last given to [`Opening::name`].
+    pub state: SinkState,
+    /// Whether blocks that the plan leaves alone must be zeroed: absence turned out to be no zero.
+    pub zero_the_rest: bool,
+}
+
+impl std::fmt::Debug for Opened {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Opened({:?})", self.state)
+    }
+}
+
+/// A volume being written. Blocks come in any order, several at once, none twice in a run; after a crash those that were
+/// not flushed come again.
+pub trait Sink: Send + Sync {
+    /// Writes a block.
+    ///
+    /// # Errors
+    /// Why it could not be written; the target may hold any part of it.
+    fn write_block(
+        &self,
+        index: BlockIndex,
+        bytes: Bytes,
+        digest: Digest,
+    ) -> BoxFuture<'_, Result<()>>;
+
+    /// Makes blocks read as zeroes, whatever was there.
+    ///
+    /// # Errors
+    /// As for [`Sink::write_block`].
+    fn write_zeroes(&self, extent: Extent) -> BoxFuture<'_, Result<()>>;
+
+    /// What was written before this call survives a crash of the machine. The answer is what a resumed run needs to go on
+    /// with the same target.
+    ///
+    /// # Errors
+    /// `Io` when it may not survive: nothing of it counts as written.
+    fn flush(&self) -> BoxFuture<'_, Result<SinkState>>;
+
+    /// What has been written, read back from where it is kept and not from memory; none where that can be read only when it
+    /// is published.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    fn read_back(&self) -> BoxFuture<'_, Result<Option<Arc<dyn BlockSource>>>>;
+
+    /// Publishes: from now on the target is there under its name. `damaged` are blocks that were left zero.
+    ///
+    /// # Errors
+    /// Why it could not be published; it can be tried again.
+    fn publish<'a>(
+        &'a self,
+        written: Written,
+        damaged: &'a BlockSet,
+    ) -> BoxFuture<'a, Result<Published>>;
+}
+
+/// What is known of a published target.
+#[derive(Clone, Debug, Default)]
+pub struct Published {
+    /// Its mark after the last write, if nothing changed it for two clock ticks since.
+    pub mark: Option<Mark>,
+    /// The name of a snapshot that was made: an EBS snapshot's id, or `s3://BUCKET/PREFIX#SNAPSHOT`.
+    pub snapshot: Option<String>,
+    /// That snapshot's id, where the target keeps several.
+    pub replica: Option<SnapshotId>,
+}

@@ -1,0 +1,167 @@
+//! [`Facts`]: what can be seen of a target, as plain values.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use super::{Mark, SinkState};
+use crate::block::Geometry;
+use crate::source::{Snapshot, SnapshotId};
+
+/// What is known of the source of a sync.
+#[derive(Clone, Debug)]
+pub struct SourceInfo {
+    /// What records call it: a snapshot's id, or the path of an image or device.
+    pub name: String,
+    /// Its volume as blocks are read.
+    pub geometry: Geometry,
+    /// Its bytes, if they are not those of a whole volume: an image of any length.
+    pub size: Option<u64>,
+    /// As it is now, if it is of this machine and can change.
+    pub mark: Option<Mark>,
+    /// The volume that it is of, if that is known and one.
+    pub volume: Option<String>,
+    /// Whether it is encrypted where it is, if that is known.
+    pub encrypted: Option<bool>,
+    /// What EC2 or the repository tells of it, of a snapshot.
+    pub snapshot: Option<Snapshot>,
+    /// Whether it can list what changed since another snapshot.
+    pub has_changes: bool,
+}
+
+impl SourceInfo {
+    /// The snapshot's id, if it is one.
+    pub fn id(&self) -> Option<SnapshotId> {
+        self.snapshot.as_ref().map(|snapshot| snapshot.id.clone())
+    }
+
+    /// When its bytes were taken, if that is known.
+    pub fn time(&self) -> Option<SystemTime> {
+        self.snapshot.as_ref()?.start_time
+    }
+
+    /// Its tags.
+    pub fn tags(&self) -> BTreeMap<String, String> {
+        let told = self.snapshot.as_ref();
+        told.map(|snapshot| snapshot.tags.clone())
+            .unwrap_or_default()
+    }
+}
+
+/// Since what a copy is asked to be incremental.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Base {
+    /// Everything is copied.
+    None,
+    /// Whatever the target is proven to hold.
+    Auto,
+    /// This snapshot, which the target must hold.
+    Snapshot(SnapshotId),
+}
+
+/// What [`super::Target::observe`] is asked.
+#[derive(Debug)]
+pub struct Ask<'a> {
+    /// What is going to be copied.
+    pub source: &'a SourceInfo,
+    /// Since what.
+    pub base: &'a Base,
+    /// What an unfinished run left, by its checkpoint.
+    pub left: Option<&'a SinkState>,
+    /// What the record names as the snapshot that was made there.
+    pub replica: Option<&'a str>,
+}
+
+/// Whether something is at the target's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Existence {
+    /// Nothing.
+    Absent,
+    /// An empty file.
+    Empty,
+    /// Bytes.
+    There,
+}
+
+/// What an unfinished run has left, against its checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Left {
+    /// Nothing of it is there: another part, another image, a snapshot that EBS has given up.
+    Gone,
+    /// It is there, and its mark proves that nothing else has written it since.
+    Proven,
+    /// It is there; whether something else has written it the mark does not tell.
+    Unproven,
+    /// It has become the target already: only the record is missing.
+    Published,
+}
+
+/// A snapshot that a target keeps and that a delta can start from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replica {
+    /// The snapshot of the source that it holds.
+    pub source: SnapshotId,
+    /// The snapshot there.
+    pub id: SnapshotId,
+    /// Bytes of its volume, if they are known.
+    pub volume_bytes: Option<u64>,
+    /// Whether it is encrypted, if that is known.
+    pub encrypted: Option<bool>,
+}
+
+/// What can be seen of a target.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Whether something is there.
+    pub existence: Existence,
+    /// What a person must write to have it overwritten: a device's identity, else its path.
+    pub token: String,
+    /// Other tokens that name it as well.
+    pub other_tokens: Vec<String>,
+    /// Whether `token` is an identity that will be the same tomorrow: without one no record is kept.
+    pub has_identity: bool,
+    /// Bytes that it has and cannot change: a device's.
+    pub fixed_size: Option<u64>,
+    /// Bytes that are free for it; none where that is not known or does not matter.
+    pub free: Option<u64>,
+    /// Bytes that a clone of it takes: 0 where it is by reference.
+    pub clone_bytes: u64,
+    /// Its mark; none where nothing tells.
+    pub mark: Option<Mark>,
+    /// What is in the way of writing it, each a sentence: it is mounted, read-only, in use.
+    pub obstacles: Vec<String>,
+    /// What a person should know and that stops nothing.
+    pub warnings: Vec<String>,
+    /// What an unfinished run has left; `Gone` where none was asked about.
+    pub left: Left,
+    /// The snapshot there that holds the source already, proven, where the target keeps several.
+    pub holds: Option<SnapshotId>,
+    /// Snapshots there that a delta can start from, proven, newest first, where the target keeps several.
+    pub replicas: Vec<Replica>,
+    /// Why what was asked for as a base cannot be one, where the target keeps several.
+    pub no_base: Option<String>,
+    /// Whether a new object there would be encrypted; none where that is not known.
+    pub encrypts: Option<bool>,
+}
+
+impl Facts {
+    /// The facts of a target of which nothing is known but how it is named.
+    pub fn of(token: impl Into<String>, existence: Existence) -> Self {
+        Self {
+            existence,
+            token: token.into(),
+            other_tokens: Vec::new(),
+            has_identity: true,
+            fixed_size: None,
+            free: None,
+            clone_bytes: 0,
+            mark: None,
+            obstacles: Vec::new(),
+            warnings: Vec::new(),
+            left: Left::Gone,
+            holds: None,
+            replicas: Vec::new(),
+            no_base: None,
+            encrypts: Some(false),
+        }
+    }
+}
