@@ -84,8 +84,11 @@ impl Drop for AtomicFile {
     }
 }
 
-/// A rename would replace a device node, a FIFO or a link by a regular file.
-fn refuse_special(path: &Path) -> Result<()> {
+/// Refuses to replace what is no regular file: a rename would put one in the place of a device node, a FIFO or a link.
+///
+/// # Errors
+/// `Invalid` when something else than a regular file is at `path`.
+pub fn refuse_special(path: &Path) -> Result<()> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.is_file() => {
             let what = format!(
@@ -193,11 +196,11 @@ pub struct FileMark {
     /// Bytes.
     pub size: u64,
     /// Last write, nanoseconds since 1970; anybody who may write the file can set it back.
-    pub modified_ns: i128,
+    pub modified_ns: i64,
     /// Last change of data or metadata, nanoseconds since 1970; nothing but the kernel's clock sets it.
-    pub changed_ns: i128,
+    pub changed_ns: i64,
     /// Birth, nanoseconds since 1970; none where the filesystem does not keep it.
-    pub born_ns: Option<i128>,
+    pub born_ns: Option<i64>,
 }
 
 impl FileMark {
@@ -222,7 +225,7 @@ impl FileMark {
 
 impl From<&Metadata> for FileMark {
     fn from(metadata: &Metadata) -> Self {
-        let ns = |seconds: i64, part: i64| i128::from(seconds) * 1_000_000_000 + i128::from(part);
+        let ns = |seconds: i64, part: i64| seconds.saturating_mul(1_000_000_000).saturating_add(part);
         let born = metadata.created().ok();
         let since = born.and_then(|born: SystemTime| born.duration_since(UNIX_EPOCH).ok());
         Self {
@@ -230,7 +233,7 @@ impl From<&Metadata> for FileMark {
             size: metadata.len(),
             modified_ns: ns(metadata.mtime(), metadata.mtime_nsec()),
             changed_ns: ns(metadata.ctime(), metadata.ctime_nsec()),
-            born_ns: since.and_then(|since| i128::try_from(since.as_nanos()).ok()),
+            born_ns: since.and_then(|since| i64::try_from(since.as_nanos()).ok()),
         }
     }
 }

@@ -152,8 +152,10 @@ pub struct Opening<'a> {
     pub source: &'a SourceInfo,
     /// What an earlier run left; none for a run that begins.
     pub resume: Option<&'a SinkState>,
-    /// What the plan is a delta of, for a run that begins.
+    /// What the plan is a delta of, for a run that begins, where the target keeps several snapshots.
     pub base: Option<&'a Replica>,
+    /// The mark that was observed when it was decided: a target with another one is not what the decision was made for.
+    pub mark: Option<&'a Mark>,
     /// Saves the checkpoint with this state, and for what is written in place the record "between": to be called before the
     /// first change, and again whenever the state has changed.
     pub name: &'a (dyn Fn(&SinkState) -> Result<()> + Send + Sync),

@@ -8,3 +8,23 @@ mod holders;
 mod identity;
 mod image;
 mod raw;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::block::Delta;
+
+pub use image::ImageTarget;
+
+/// Two ticks of the coarsest kernel clock that stamps files (100 Hz): writes so far apart have different change times.
+const TWO_TICKS: Duration = Duration::from_millis(20);
+
+/// A plan for a target that may hold anything where nothing is written: a full copy zeroes the rest.
+fn over_anything(plan: Arc<Delta>, may_hold_anything: bool) -> Arc<Delta> {
+    if plan.base().is_some() || !may_hold_anything {
+        return plan;
+    }
+    let mut plan = plan;
+    Arc::make_mut(&mut plan).zero_what_grew();
+    plan
+}

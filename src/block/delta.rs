@@ -95,6 +95,15 @@ impl Delta {
         }
     }
 
+    /// Writes these blocks too, whatever was to be done to them; those beyond the head are none of its.
+    pub fn write_too(&mut self, blocks: &BlockSet) {
+        let end = BlockIndex(self.head.block_count());
+        for run in blocks.runs_in(BlockIndex(0), end) {
+            self.write.insert_extent(run);
+        }
+        self.zero = self.zero.without(&self.write);
+    }
+
     /// The runs of `start..stop` that are neither written nor zeroed.
     fn left_alone(&self, start: BlockIndex, stop: BlockIndex) -> Vec<Extent> {
         let mut runs = Vec::new();

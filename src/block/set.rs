@@ -140,6 +140,40 @@ impl BlockSet {
         runs.map(Extent::count).sum()
     }
 
+    /// Every run of the set, ascending.
+    pub fn runs(&self) -> impl Iterator<Item = Extent> {
+        self.runs_in(BlockIndex(0), BlockIndex(u32::MAX))
+    }
+
+    /// Adds every block of another set.
+    pub fn insert_all(&mut self, other: &Self) {
+        for run in other.runs() {
+            self.insert_extent(run);
+        }
+    }
+
+    /// The blocks of this set that are not in another.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        let mut rest = Self::new();
+        for run in self.runs() {
+            let mut at = run.start();
+            while at < run.end() {
+                if other.contains(at) {
+                    at = other.next_out(at);
+                    continue;
+                }
+                let next = other.next_in(at);
+                let end = next.map_or(run.end(), |next| next.min(run.end()));
+                if let Some(free) = Extent::new(at, end) {
+                    rest.insert_extent(free);
+                }
+                at = end;
+            }
+        }
+        rest
+    }
+
     /// Appends the set to `out`: how many chunks, then each as it is shortest: empty, full, its members, or its bits.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let count = u32::try_from(self.chunks.len()).unwrap_or(u32::MAX);
@@ -299,6 +333,31 @@ fn scan_bits(bits: &[u64; WORDS], from: u32, wanted: bool) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn without_leaves_what_the_other_set_does_not_have() {
+        let set = |runs: &[(u32, u32)]| {
+            let mut set = BlockSet::new();
+            for (start, end) in runs {
+                set.insert_extent(Extent::new(BlockIndex(*start), BlockIndex(*end)).unwrap());
+            }
+            set
+        };
+        let all = |set: &BlockSet| -> Vec<(u32, u32)> {
+            set.runs().map(|run| (run.start().0, run.end().0)).collect()
+        };
+        let a = set(&[(0, 10), (20, 30), (100_000, 200_000)]);
+        let b = set(&[(0, 1), (3, 4), (9, 25), (150_000, 150_001), (199_999, 300_000)]);
+        assert_eq!(
+            all(&a.without(&b)),
+            [(1, 3), (4, 9), (25, 30), (100_000, 150_000), (150_001, 199_999)]
+        );
+        assert!(a.without(&a).is_empty());
+        assert_eq!(all(&a.without(&BlockSet::new())), all(&a));
+        let mut both = a.clone();
+        both.insert_all(&b);
+        assert_eq!(both.len(), a.len() + b.without(&a).len());
+    }
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 

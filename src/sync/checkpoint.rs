@@ -1,1 +1,278 @@
-//! To be written.
+//! [`Checkpoint`]: what a run must know to resume after it was killed. One file, replaced whole, always behind the data that it
+//! speaks of.
+//!
+//! ```text
+//! "ebsfsync" version(u32) length(u32) JSON: what is copied where, what the sink needs
+//! plan: a Delta   done: a BlockSet, of all blocks of the plan that are written or zeroed and flushed
+//! damaged: a BlockSet, of those that are zero because their source is damaged
+//! SHA-256 of all that
+//! ```
+//! Digests of the blocks are in a file beside it ([`super::digests`]), fsynced first.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use tracing::warn;
+
+use super::digests::Digests;
+use crate::block::{BlockIndex, BlockSet, Delta, Extent};
+use crate::error::{Error, Kind, Remedy, Result};
+use crate::files::{read_ours, remove_if_there, replace, sync_folder};
+use crate::target::{SinkState, Task, Written};
+
+const MAGIC: &[u8; 8] = b"ebsfsync";
+const VERSION: u32 = 2;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Header {
+    task: Task,
+    state: Option<SinkState>,
+}
+
+/// The checkpoint of one target.
+#[derive(Debug)]
+pub(crate) struct Checkpoint {
+    path: PathBuf,
+    task: Task,
+    plan: Arc<Delta>,
+    done: BlockSet,
+    damaged: BlockSet,
+    state: Option<SinkState>,
+    digests: Digests,
+}
+
+impl Checkpoint {
+    /// The checkpoint of a run that begins, not saved yet.
+    pub(super) fn new(path: &Path, task: Task, plan: Arc<Delta>, digests: Digests) -> Self {
+        Self {
+            path: path.to_owned(),
+            task,
+            plan,
+            done: BlockSet::new(),
+            damaged: BlockSet::new(),
+            state: None,
+            digests,
+        }
+    }
+
+    /// The checkpoint that an earlier run left, with its digests at `digests`; none where there is none, or where what is there
+    /// is not ours, of an older version, or of another run than the digests.
+    ///
+    /// # Errors
+    /// `Corrupt` when it is damaged, `Io` when it cannot be read.
+    pub(super) fn load(path: &Path, digests: &Path) -> Result<Option<Self>> {
+        let Some(bytes) = read_ours(path)? else {
+            return Ok(None);
+        };
+        let damaged = || {
+            let what = format!("cannot use the checkpoint {}: it is damaged", path.display());
+            Error::new(Kind::Corrupt, what).with_remedy(Remedy::Restart)
+        };
+        let Some(version) = version_of(&bytes) else {
+            return Err(damaged());
+        };
+        if version != VERSION {
+            let path = path.display();
+            warn!("the checkpoint {path} is of version {version}, not {VERSION}: its progress is dropped");
+            return Ok(None);
+        }
+        let (header, plan, done, marked) = decode(&bytes).ok_or_else(damaged)?;
+        let found = Digests::open(digests)?.filter(|digests| digests.run() == header.task.run);
+        let Some(digests) = found else {
+            let path = path.display();
+            warn!("the digests of the checkpoint {path} are missing: its progress is dropped");
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            path: path.to_owned(),
+            task: header.task,
+            plan: Arc::new(plan),
+            done,
+            damaged: marked,
+            state: header.state,
+            digests,
+        }))
+    }
+
+    /// What is copied where.
+    pub(super) fn task(&self) -> &Task {
+        &self.task
+    }
+
+    /// All that there is to do, done or not.
+    pub(super) fn plan(&self) -> &Arc<Delta> {
+        &self.plan
+    }
+
+    /// What the sink needs to resume, as of its last flush; none before the target was named.
+    pub(super) fn state(&self) -> Option<&SinkState> {
+        self.state.as_ref()
+    }
+
+    /// Blocks that are left zero because their source is damaged.
+    pub(super) fn damaged(&self) -> &BlockSet {
+        &self.damaged
+    }
+
+    /// Blocks of the plan that are not done.
+    pub(super) fn missing(&self) -> BlockSet {
+        let mut all = self.plan.write().clone();
+        all.insert_all(self.plan.zero());
+        all.without(&self.done)
+    }
+
+    /// The first block at or after `from` that is to be written and is not.
+    pub(super) fn next_write(&self, from: BlockIndex) -> Option<BlockIndex> {
+        next_missing(self.plan.write(), &self.done, from)
+    }
+
+    /// The first run at or after `from`, of at most `most` blocks, that is to be zeroed and is not.
+    pub(super) fn next_zero(&self, from: BlockIndex, most: u32) -> Option<Extent> {
+        let zero = self.plan.zero();
+        let start = next_missing(zero, &self.done, from)?;
+        let end = zero
+            .next_out(start)
+            .min(BlockIndex(start.0.saturating_add(most)));
+        let stop = self.done.next_in(start).map_or(end, |done| done.min(end));
+        Extent::new(start, stop)
+    }
+
+    /// The file of digests, to be written before a saved checkpoint speaks of the blocks.
+    pub(super) fn digests(&self) -> Digests {
+        self.digests.clone()
+    }
+
+    /// What was written, when all is done.
+    pub(super) fn written(&self) -> Written {
+        Box::new(self.digests.of_plan(Arc::clone(&self.plan)))
+    }
+
+    /// Takes blocks as done, their data and digests being flushed.
+    pub(super) fn mark(&mut self, blocks: impl IntoIterator<Item = Extent>, state: SinkState) {
+        for extent in blocks {
+            self.done.insert_extent(extent);
+        }
+        self.state = Some(state);
+    }
+
+    /// Keeps what the sink needs.
+    pub(super) fn set_state(&mut self, state: SinkState) {
+        self.state = Some(state);
+    }
+
+    /// Lists a block as left zero; it is done like any other.
+    pub(super) fn mark_damaged(&mut self, index: BlockIndex) {
+        self.damaged.insert(index);
+    }
+
+    /// Plans to write these blocks, whatever was planned and done of them.
+    pub(super) fn write_again(&mut self, blocks: &BlockSet) {
+        self.done = self.done.without(blocks);
+        Arc::make_mut(&mut self.plan).write_too(blocks);
+    }
+
+    /// Plans to zero all that is not to be written, in a full copy: the target turned out to be one where absence is no
+    /// zero.
+    pub(super) fn zero_the_rest(&mut self) {
+        Arc::make_mut(&mut self.plan).zero_what_grew();
+    }
+
+    /// The checkpoint as it is now, ready to be written by a thread that may wait.
+    pub(super) fn encode(&self) -> Saved {
+        let mut bytes = Vec::new();
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        let header = Header {
+            task: self.task.clone(),
+            state: self.state.clone(),
+        };
+        // Nothing in it can fail to serialise.
+        let json = serde_json::to_vec(&header).unwrap_or_default();
+        bytes.extend_from_slice(&u32::try_from(json.len()).unwrap_or(0).to_le_bytes());
+        bytes.extend_from_slice(&json);
+        self.plan.encode(&mut bytes);
+        self.done.encode(&mut bytes);
+        self.damaged.encode(&mut bytes);
+        let digest = Sha256::digest(&bytes);
+        bytes.extend_from_slice(&digest);
+        Saved {
+            path: self.path.clone(),
+            bytes,
+        }
+    }
+
+    /// Removes a checkpoint and the digests of its run, if there are any: there is nothing to resume.
+    ///
+    /// # Errors
+    /// `Io` when they cannot be removed.
+    pub(super) fn discard(path: &Path, digests: &Path) -> Result<()> {
+        // In this order: digests without a checkpoint say nothing, a checkpoint without its digests would be wrong.
+        remove_if_there(path)?;
+        sync_folder(path)
+            .map_err(|error| Error::of_file(path, "cannot flush the folder of", error))?;
+        Digests::remove(digests)
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// A checkpoint to be written.
+#[derive(Debug)]
+pub(super) struct Saved {
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+impl Saved {
+    /// Replaces what is there, whole or not at all.
+    ///
+    /// # Errors
+    /// `Io` or `NoSpace`: then the old one still stands.
+    pub(super) fn write(&self) -> Result<()> {
+        replace(&self.path, &self.bytes)
+    }
+}
+
+/// The version that a file of this magic says it has.
+fn version_of(bytes: &[u8]) -> Option<u32> {
+    let (version, _) = bytes.strip_prefix(MAGIC)?.split_first_chunk()?;
+    Some(u32::from_le_bytes(*version))
+}
+
+fn decode(bytes: &[u8]) -> Option<(Header, Delta, BlockSet, BlockSet)> {
+    let (body, digest) = bytes.split_last_chunk::<32>()?;
+    if Sha256::digest(body).as_slice() != digest {
+        return None;
+    }
+    let rest = body.strip_prefix(MAGIC)?;
+    let (version, rest) = rest.split_first_chunk()?;
+    if u32::from_le_bytes(*version) != VERSION {
+        return None;
+    }
+    let (len, rest) = rest.split_first_chunk()?;
+    let (json, mut rest) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+    let header = serde_json::from_slice(json).ok()?;
+    let plan = Delta::decode(&mut rest)?;
+    let done = BlockSet::decode(&mut rest)?;
+    let damaged = BlockSet::decode(&mut rest)?;
+    rest.is_empty().then_some((header, plan, done, damaged))
+}
+
+fn next_missing(wanted: &BlockSet, done: &BlockSet, from: BlockIndex) -> Option<BlockIndex> {
+    let mut at = from;
+    loop {
+        let next = wanted.next_in(at)?;
+        if !done.contains(next) {
+            return Some(next);
+        }
+        at = done.next_out(next);
+    }
+}
+
+#[cfg(test)]
+mod tests;

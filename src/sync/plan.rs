@@ -1,1 +1,561 @@
-//! To be written.
+//! [`decide`]: what is done for a target, by what is asked and what is observed. A pure function: no I/O, no clock.
+//!
+//! ```text
+//! obstacles, size                                    -> Refuse
+//! an unfinished run of the same command, proven      -> Resume
+//! an unfinished run of another command, in place     -> TakeOver, or Full
+//! a record whose mark matches                        -> Holds, Delta or Full by --base
+//! a record whose mark differs, digests there         -> Compare, then as above or Refuse
+//! a record whose mark differs, no digests            -> Full (Refuse where a base is named)
+//! no record                                          -> Full where nothing is there or it is named, else Refuse
+//! ```
+
+use super::job::SyncJob;
+use crate::error::{Error, Kind, Remedy};
+use crate::source::SnapshotId;
+use crate::target::{
+    Base, Content, Existence, Facts, Left, SourceInfo, TargetKind, TargetRecord, Task,
+};
+
+/// What is known of a target before a run.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// What it is.
+    pub kind: TargetKind,
+    /// As a person writes it.
+    pub name: String,
+    /// [`crate::target::Target::id`].
+    pub id: String,
+    /// What can be seen of it.
+    pub facts: Facts,
+    /// What the last run on it recorded.
+    pub record: Option<TargetRecord>,
+    /// The run that its checkpoint speaks of, and how many blocks of it are done.
+    pub unfinished: Option<(Task, u64)>,
+    /// Whether the digests of every block of the target are there, of the run that wrote the record or that is unfinished.
+    pub has_digests: bool,
+    /// What a comparison with those digests found; none before there was one.
+    pub compared: Option<Comparison>,
+}
+
+/// What a comparison of a target with its digests found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    /// No difference but in blocks that an unfinished run was about to write.
+    Same,
+    /// Something else has written the target.
+    Foreign {
+        /// So many blocks.
+        blocks: u64,
+        /// The first of them, for people.
+        ranges: String,
+    },
+}
+
+/// What is done for a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Nothing: it holds the source.
+    Holds,
+    /// All blocks are copied.
+    Full,
+    /// The blocks changed since the first of these snapshots that can be listed.
+    Delta(Vec<SnapshotId>),
+    /// The unfinished run goes on.
+    Resume,
+    /// A target between this base and another head is brought to the source: what changed since the base, and what the
+    /// unfinished run may have written.
+    TakeOver(SnapshotId),
+    /// The target is compared with its digests; then the decision is made again.
+    Compare,
+    /// Nothing: a person must change something first.
+    Refuse {
+        /// The kind of the error, which gives the exit code.
+        kind: Kind,
+        /// One line.
+        reason: String,
+        /// What can be done.
+        remedy: Option<Remedy>,
+    },
+}
+
+/// A decision and what goes with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decided {
+    /// What is done.
+    pub decision: Decision,
+    /// Whether an unfinished run's progress is dropped first.
+    pub drops_unfinished: bool,
+    /// Whether the blocks that a comparison found to be foreign are written too.
+    pub rewrites_foreign: bool,
+    /// Whether a person at a terminal is asked first: something of unknown content is overwritten.
+    pub confirms: bool,
+    /// What a person should know.
+    pub warnings: Vec<String>,
+}
+
+impl Decided {
+    fn of(decision: Decision) -> Self {
+        Self {
+            decision,
+            drops_unfinished: false,
+            rewrites_foreign: false,
+            confirms: false,
+            warnings: Vec::new(),
+        }
+    }
+
+    fn refuse(kind: Kind, reason: String, remedy: Remedy) -> Self {
+        Self::of(Decision::Refuse {
+            kind,
+            reason,
+            remedy: Some(remedy),
+        })
+    }
+
+    fn warn(mut self, warning: String) -> Self {
+        self.warnings.push(warning);
+        self
+    }
+
+    /// The refusal as an error.
+    pub fn refusal(&self) -> Option<Error> {
+        let Decision::Refuse {
+            kind,
+            reason,
+            remedy,
+        } = &self.decision
+        else {
+            return None;
+        };
+        let error = Error::new(*kind, reason.clone());
+        Some(match remedy {
+            Some(remedy) => error.with_remedy(remedy.clone()),
+            None => error,
+        })
+    }
+}
+
+/// Decides for one target. Called again with [`Observed::compared`] when the answer was [`Decision::Compare`].
+pub fn decide(job: &SyncJob, source: &SourceInfo, seen: &Observed) -> Decided {
+    let name = &seen.name;
+    if !seen.facts.obstacles.is_empty() {
+        let why = seen.facts.obstacles.join("; ");
+        return Decided::refuse(
+            Kind::Io,
+            format!("cannot write {name}: {why}"),
+            Remedy::TryLater,
+        );
+    }
+    if let Some(size) = seen.facts.fixed_size
+        && size < source.geometry.size()
+    {
+        let volume = source.geometry.size();
+        return Decided::of(Decision::Refuse {
+            kind: Kind::Invalid,
+            reason: format!(
+                "cannot write {name}: it has {size} bytes, the volume {volume}: it does not fit"
+            ),
+            remedy: None,
+        });
+    }
+    let decider = Decider { job, source, seen };
+    let mut decided = match seen.kind.is_new() {
+        true => decider.new_object(),
+        false => decider.local(),
+    };
+    decided
+        .warnings
+        .splice(0..0, seen.facts.warnings.iter().cloned());
+    if writes(&decided.decision) {
+        decided = decider.plaintext(decided);
+    }
+    decided
+}
+
+/// Whether a decision begins to write blocks.
+fn writes(decision: &Decision) -> bool {
+    matches!(
+        decision,
+        Decision::Full | Decision::Delta(_) | Decision::TakeOver(_)
+    )
+}
+
+struct Decider<'a> {
+    job: &'a SyncJob,
+    source: &'a SourceInfo,
+    seen: &'a Observed,
+}
+
+impl Decider<'_> {
+    fn name(&self) -> &str {
+        &self.seen.name
+    }
+
+    /// Whether a person has named the target to be overwritten.
+    fn is_named(&self) -> bool {
+        let facts = &self.seen.facts;
+        let tokens = || std::iter::once(&facts.token).chain(&facts.other_tokens);
+        self.job
+            .overwrite
+            .iter()
+            .any(|named| tokens().any(|token| token == named))
+    }
+
+    fn refuse(&self, reason: &str, remedy: Remedy) -> Decided {
+        let reason = format!("cannot write {}: {reason}", self.name());
+        Decided::refuse(Kind::Undecided, reason, remedy)
+    }
+
+    /// The unfinished run, unless it came to its end and only its checkpoint is left over.
+    fn unfinished(&self) -> Option<&Task> {
+        let (task, _) = self.seen.unfinished.as_ref()?;
+        let has_ended = self
+            .seen
+            .record
+            .as_ref()
+            .is_some_and(|record| record.run == task.run && record.held().is_some());
+        (!has_ended && task.target == self.seen.id).then_some(task)
+    }
+
+    /// Whether the command is the one that an unfinished run was begun by.
+    fn is_same_command(&self, task: &Task) -> bool {
+        let is_same_base = match &self.job.base {
+            Base::None => task.base.is_none(),
+            Base::Auto => true,
+            Base::Snapshot(id) => task.base.as_deref() == Some(id.as_str()),
+        };
+        !self.job.restart
+            && is_same_base
+            && task.source == self.source.name
+            && task.source_mark == self.source.mark
+            && task.in_place == self.seen.kind.is_in_place()
+    }
+
+    /// A target that keeps what it held: an EBS account, a repository.
+    fn new_object(&self) -> Decided {
+        let facts = &self.seen.facts;
+        let unfinished = self.unfinished();
+        let drops = self.seen.unfinished.is_some();
+        if facts.holds.is_some() && !self.job.restart {
+            return Decided {
+                drops_unfinished: drops,
+                ..Decided::of(Decision::Holds)
+            };
+        }
+        if facts.holds.is_some() && self.seen.kind == TargetKind::Repository {
+            let what = format!(
+                "remove it first: ebsfs repository rm '{}#{}'",
+                self.name(),
+                self.source.name
+            );
+            return self.refuse("it holds the source already", Remedy::Do(what));
+        }
+        if let Some(task) = unfinished
+            && self.is_same_command(task)
+            && facts.left != Left::Gone
+        {
+            return Decided::of(Decision::Resume);
+        }
+        let bases = || facts.replicas.iter().map(|replica| replica.source.clone());
+        let decided = match (&self.job.base, &facts.no_base) {
+            (Base::Snapshot(_), Some(why)) => return self.refuse(why, Remedy::CopyAll),
+            (Base::Snapshot(id), None) if facts.replicas.is_empty() => {
+                let why = format!("it holds no replica of {id}");
+                return self.refuse(&why, Remedy::CopyAll);
+            }
+            (Base::Snapshot(_) | Base::Auto, _)
+                if self.source.has_changes && !facts.replicas.is_empty() =>
+            {
+                Decided::of(Decision::Delta(bases().collect()))
+            }
+            (Base::Auto, _) => Decided::of(Decision::Full).warn(format!(
+                "{} holds no proven replica of this volume: copying all blocks",
+                self.name()
+            )),
+            _ => Decided::of(Decision::Full),
+        };
+        Decided {
+            drops_unfinished: drops,
+            ..decided
+        }
+    }
+
+    /// An image or a device of this machine.
+    fn local(&self) -> Decided {
+        let Some(task) = self.unfinished() else {
+            return Decided {
+                drops_unfinished: self.seen.unfinished.is_some(),
+                ..self.by_record()
+            };
+        };
+        if !self.seen.kind.is_in_place() || !task.in_place {
+            // A part: worth something to the command that began it alone.
+            let is_left = self.seen.facts.left != Left::Gone;
+            if self.is_same_command(task) && is_left {
+                return Decided::of(Decision::Resume);
+            }
+            return Decided {
+                drops_unfinished: true,
+                ..self.by_record()
+            };
+        }
+        if self.has_begun(task) && self.seen.facts.left != Left::Gone && !self.is_overwritten() {
+            return self.half_written(task);
+        }
+        Decided {
+            drops_unfinished: true,
+            ..self.by_record()
+        }
+    }
+
+    /// Whether the record says that this run, or the one it took over, has begun to write in place.
+    fn has_begun(&self, task: &Task) -> bool {
+        self.seen.record.as_ref().is_some_and(|record| {
+            let is_its = record.run == task.run || Some(&record.run) == task.after.as_ref();
+            is_its && record.held().is_none()
+        })
+    }
+
+    /// Whether a person has said that the target's content does not matter.
+    fn is_overwritten(&self) -> bool {
+        self.is_named() && self.job.base == Base::None
+    }
+
+    /// A target in place that an unfinished run has begun to write.
+    fn half_written(&self, task: &Task) -> Decided {
+        let base = task.base.as_deref().unwrap_or("something unknown");
+        let between = format!("it is between {base} and {}", task.source);
+        let full = || Decided {
+            drops_unfinished: true,
+            ..Decided::of(Decision::Full)
+        };
+        match (self.seen.facts.left, &self.seen.compared) {
+            (Left::Proven | Left::Published, _) | (_, Some(Comparison::Same)) => {}
+            (_, Some(Comparison::Foreign { blocks, ranges })) => {
+                if self.job.discard_foreign_writes {
+                    return full();
+                }
+                return self.foreign(*blocks, ranges);
+            }
+            _ if self.is_named() => {
+                return Decided {
+                    confirms: true,
+                    ..full()
+                };
+            }
+            _ if self.seen.has_digests => return Decided::of(Decision::Compare),
+            _ => {
+                if let Base::Snapshot(id) = &self.job.base {
+                    let why =
+                        format!("{between}, and nothing proves what else was written to it");
+                    return self.refuse(&why, Remedy::Trust(id.to_string()));
+                }
+                return full().warn(format!(
+                    "{}: {between}, content unknown (no digests): copying all blocks",
+                    self.name()
+                ));
+            }
+        }
+        if self.is_same_command(task) {
+            return Decided::of(Decision::Resume);
+        }
+        let task_base = task.base.as_ref().and_then(|base| base.parse().ok());
+        match (&self.job.base, task_base) {
+            (Base::Auto, Some(base)) if self.source.has_changes => {
+                Decided::of(Decision::TakeOver(base))
+            }
+            (Base::Snapshot(id), Some(base)) if *id == base && self.source.has_changes => {
+                Decided::of(Decision::TakeOver(base))
+            }
+            (Base::Snapshot(id), _) => {
+                self.refuse(&format!("{between}, not {id}"), Remedy::BaseAuto)
+            }
+            _ => full(),
+        }
+    }
+
+    fn foreign(&self, blocks: u64, ranges: &str) -> Decided {
+        let why = format!(
+            "something else has written {blocks} of its blocks since the last run ({ranges})"
+        );
+        self.refuse(&why, Remedy::DiscardForeignWrites)
+    }
+
+    /// A target that no unfinished run speaks of.
+    fn by_record(&self) -> Decided {
+        let facts = &self.seen.facts;
+        if facts.existence != Existence::There {
+            return match &self.job.base {
+                Base::Snapshot(id) => self.refuse(
+                    &format!("it is not there, so it does not hold {id}"),
+                    Remedy::CopyAll,
+                ),
+                _ => Decided::of(Decision::Full),
+            };
+        }
+        if let Some(trusted) = &self.job.trust {
+            return self.holding(trusted.as_str(), false);
+        }
+        let record = self
+            .seen
+            .record
+            .as_ref()
+            .filter(|record| facts.has_identity && record.target == self.seen.id);
+        let Some(record) = record else {
+            return self.unknown("content unknown (no record)");
+        };
+        match &record.content {
+            Content::Between { base, head } => {
+                let base = base.as_deref().unwrap_or("something unknown");
+                let why = format!("it is between {base} and {head}, and its checkpoint is lost");
+                // An image that a new one replaces keeps nothing that is usable.
+                match (&self.job.base, self.seen.kind) {
+                    (Base::None | Base::Auto, TargetKind::Image) => Decided::of(Decision::Full),
+                    _ => self.unknown(&why),
+                }
+            }
+            Content::Holds(held) => self.recorded(record, held),
+        }
+    }
+
+    /// A target of which nothing is known.
+    fn unknown(&self, why: &str) -> Decided {
+        if let Base::Snapshot(id) = &self.job.base {
+            let why = format!("{why}, so nothing proves that it holds {id}");
+            return self.refuse(&why, Remedy::Trust(id.to_string()));
+        }
+        if !self.is_named() {
+            let token = self.seen.facts.token.clone();
+            return self.refuse(why, Remedy::Overwrite(token));
+        }
+        let decided = Decided {
+            confirms: true,
+            ..Decided::of(Decision::Full)
+        };
+        match self.seen.facts.has_identity {
+            true => decided,
+            false => decided.warn(format!(
+                "{} has no WWN, serial number or UUID: no record is kept, and --base will not work",
+                self.name()
+            )),
+        }
+    }
+
+    /// A target whose record says that it holds something.
+    fn recorded(&self, record: &TargetRecord, held: &str) -> Decided {
+        let overwritten = || Decided {
+            confirms: true,
+            ..Decided::of(Decision::Full)
+        };
+        if let (Some(its), Some(ours)) = (&record.volume, &self.source.volume)
+            && its != ours
+        {
+            if self.is_named() {
+                return overwritten();
+            }
+            let why = format!("it is a replica of {its} (it holds {held}), and {} is of {ours}", self.source.name);
+            return self.refuse(&why, Remedy::Overwrite(self.seen.facts.token.clone()));
+        }
+        let facts = &self.seen.facts;
+        if record.mark.is_some() && record.mark == facts.mark && !self.is_shared_device() {
+            let decided = self.holding(held, false);
+            return match record.is_old_format {
+                false => decided,
+                true => decided.warn(format!(
+                    "the record of {} has no change time (an older version wrote it): taken this once",
+                    self.name()
+                )),
+            };
+        }
+        if self.is_overwritten() {
+            return overwritten();
+        }
+        match &self.seen.compared {
+            Some(Comparison::Same) => self.holding(held, false),
+            Some(Comparison::Foreign { .. }) if self.job.discard_foreign_writes => {
+                self.holding(held, true)
+            }
+            Some(Comparison::Foreign { blocks, ranges }) => self.foreign(*blocks, ranges),
+            None if self.seen.has_digests => Decided::of(Decision::Compare),
+            None => match &self.job.base {
+                Base::Snapshot(id) => {
+                    let why = format!(
+                        "it was written since it held {held}, and there are no digests to compare it with"
+                    );
+                    self.refuse(&why, Remedy::Trust(id.to_string()))
+                }
+                _ => Decided::of(Decision::Full).warn(format!(
+                    "{}: content unknown (its mark has changed, no digests): copying all blocks",
+                    self.name()
+                )),
+            },
+        }
+    }
+
+    fn is_shared_device(&self) -> bool {
+        self.job.is_shared && self.seen.kind == TargetKind::Device
+    }
+
+    /// A target that is proven to hold `held`, but for foreign writes that are to be discarded.
+    fn holding(&self, held: &str, rewrites: bool) -> Decided {
+        let snapshot = held.parse::<SnapshotId>().ok();
+        let snapshot = snapshot.filter(|_| self.source.has_changes);
+        let decision = if held == self.source.name && self.source.mark.is_none() {
+            match (self.job.restart, rewrites, snapshot) {
+                (true, _, _) | (false, true, None) => Decision::Full,
+                (false, true, Some(base)) => Decision::Delta(vec![base]),
+                (false, false, _) => Decision::Holds,
+            }
+        } else {
+            match (&self.job.base, snapshot) {
+                (Base::None, _) | (Base::Auto, None) => Decision::Full,
+                (Base::Auto, Some(base)) => Decision::Delta(vec![base]),
+                (Base::Snapshot(id), Some(base)) if *id == base => Decision::Delta(vec![base]),
+                (Base::Snapshot(id), _) => {
+                    return self.refuse(&format!("it holds {held}, not {id}"), Remedy::BaseAuto);
+                }
+            }
+        };
+        Decided {
+            rewrites_foreign: rewrites && matches!(decision, Decision::Delta(_)),
+            ..Decided::of(decision)
+        }
+    }
+
+    /// Refuses, or warns of, a copy that is not encrypted of what is.
+    fn plaintext(&self, decided: Decided) -> Decided {
+        let encrypts = match &decided.decision {
+            Decision::Delta(_) if self.seen.kind.is_new() => {
+                let replica = self.seen.facts.replicas.first();
+                replica.and_then(|replica| replica.encrypted)
+            }
+            _ if self.seen.kind.is_new() => self.seen.facts.encrypts,
+            _ => Some(false),
+        };
+        if encrypts == Some(true) {
+            return decided;
+        }
+        match self.source.encrypted {
+            Some(false) => decided,
+            Some(true) if self.seen.kind.is_new() && !self.job.allow_plaintext => {
+                let how = match encrypts {
+                    None => "may not be encrypted (ec2:GetEbsEncryptionByDefault is not allowed)",
+                    Some(_) => "would not be encrypted",
+                };
+                let why = format!("{} is encrypted, and the copy {how}", self.source.name);
+                self.refuse(&why, Remedy::AllowPlaintext)
+            }
+            Some(true) => decided.warn(format!(
+                "{} is encrypted, and {} is not",
+                self.source.name,
+                self.name()
+            )),
+            None => decided.warn(format!(
+                "{} may be encrypted (ec2:DescribeSnapshots would tell), and {} is not",
+                self.source.name,
+                self.name()
+            )),
+        }
+    }
+}

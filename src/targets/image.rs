@@ -1,1 +1,385 @@
-//! To be written.
+//! [`ImageTarget`]: a sparse raw image that appears whole or not at all, or is changed where it is.
+
+mod sink;
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use nix::sys::statfs::{FsType, statfs};
+use serde::{Deserialize, Serialize};
+
+use super::clone::copy_data;
+use super::holders;
+use super::raw::{self, Raw};
+use crate::block::{Delta, Geometry};
+use crate::error::{Error, Kind, Remedy, Result};
+use crate::files::{self, FileMark, blocking, folder_of, remove_if_there, with_ending};
+use crate::source::{BlockSource, DiskSource, SnapshotId};
+use crate::target::{
+    Ask, Base, Existence, Facts, Left, LockPath, Mark, Opened, Opening, Replica, SinkBody,
+    SinkState, StatePaths, Target, TargetKind,
+};
+use sink::ImageSink;
+
+/// Bytes of an old image copied between two looks at the signal.
+const CLONED_AT_ONCE: u64 = 256 << 20;
+/// Filesystems that clone by reference: btrfs, XFS (by default since 2018), bcachefs (linux/magic.h).
+const BY_REFERENCE: [i64; 3] = [0x9123_683e, 0x5846_5342, 0xca45_1a4e];
+
+/// What the checkpoint keeps of an image: which file is written, and how it was after the last flush.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct ImageState {
+    mark: FileMark,
+}
+
+impl SinkBody for ImageState {
+    const KIND: &'static str = "image";
+    const VERSION: u32 = 1;
+}
+
+/// A raw image on this machine.
+#[derive(Debug)]
+pub struct ImageTarget {
+    path: PathBuf,
+    name: String,
+    as_given: String,
+    id: String,
+    is_in_place: bool,
+}
+
+impl ImageTarget {
+    /// The image at `path`, which is made or replaced, or with `is_in_place` changed itself. A link to an image stays one: what
+    /// it leads to is replaced.
+    ///
+    /// # Errors
+    /// `Invalid` when the path cannot be an image's, `NotFound` where there must be one and is none.
+    pub fn new(path: &Path, is_in_place: bool) -> Result<Self> {
+        let as_given = path.display().to_string();
+        let wrong = |what: &str| Error::new(Kind::Invalid, format!("cannot write {as_given}: {what}"));
+        let found = path.canonicalize();
+        if found.is_err() && path.is_symlink() {
+            return Err(wrong("it is a link that leads nowhere"));
+        }
+        let path = found.as_deref().unwrap_or(path);
+        match std::fs::metadata(path) {
+            Ok(metadata) if metadata.is_dir() => {
+                return Err(wrong("it is a folder: name a file in it"));
+            }
+            Ok(metadata) if metadata.is_file() => {}
+            Ok(_) => return Err(wrong("it is neither a regular file nor a block device")),
+            Err(_) if is_no_path(path) => {
+                return Err(wrong(
+                    "it is no target: images, block devices, ebs:[REGION] and s3://BUCKET/PREFIX are",
+                ));
+            }
+            Err(_) if is_in_place || is_device_name(path) => {
+                let what = format!("cannot write {as_given}: it does not exist");
+                return Err(Error::new(Kind::NotFound, what));
+            }
+            Err(_) => {}
+        }
+        let failed = |error| Error::of_file(path, "cannot find the folder of", error);
+        let folder = folder_of(path).canonicalize().map_err(failed)?;
+        let name = path
+            .file_name()
+            .ok_or_else(|| wrong("it is no file name"))?;
+        let path = folder.join(name);
+        Ok(Self {
+            name: path.display().to_string(),
+            id: format!("file:{}", path.display()),
+            as_given,
+            path,
+            is_in_place,
+        })
+    }
+
+    fn part(&self) -> PathBuf {
+        with_ending(&self.path, ".ebsfs-part")
+    }
+
+    fn look(&self, ask: &Ask<'_>) -> Result<Facts> {
+        let failed = |error| Error::of_file(&self.path, "cannot look at", error);
+        let metadata = match std::fs::metadata(&self.path) {
+            Ok(metadata) => Some(metadata),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(failed(error)),
+        };
+        let existence = match &metadata {
+            None => Existence::Absent,
+            Some(metadata) if metadata.len() == 0 => Existence::Empty,
+            Some(_) => Existence::There,
+        };
+        let mut facts = Facts::of(self.as_given.clone(), existence);
+        facts.other_tokens.push(self.name.clone());
+        if let Some(metadata) = &metadata {
+            let mark = FileMark::flushed(&self.path).map_err(failed)?;
+            facts.mark = Some(Mark::Image(mark));
+            let held_by = holders::image_obstacles(&self.path);
+            match self.is_in_place {
+                true => facts.obstacles = held_by,
+                // Whoever holds the old image keeps it: the new one is another file.
+                false => facts.warnings = held_by,
+            }
+            if !self.is_in_place && *ask.base != Base::None && !is_by_reference(&self.path) {
+                facts.clone_bytes = metadata.blocks() * 512;
+            }
+        }
+        if !self.is_in_place {
+            let free = nix::sys::statvfs::statvfs(folder_of(&self.path));
+            let free = free.map(|free| free.blocks_available() * free.fragment_size());
+            facts.free = free.ok();
+        }
+        if let Some(left) = ask.left {
+            facts.left = self.left(left, facts.mark.as_ref())?;
+        }
+        Ok(facts)
+    }
+
+    /// What an unfinished run has left.
+    fn left(&self, state: &SinkState, now: Option<&Mark>) -> Result<Left> {
+        let Ok(ImageState { mark }) = state.open() else {
+            return Ok(Left::Gone);
+        };
+        let against = |now: &FileMark| match (now == &mark, now.inode == mark.inode) {
+            (true, _) => Left::Proven,
+            (false, true) => Left::Unproven,
+            (false, false) => Left::Gone,
+        };
+        let image = match now {
+            Some(Mark::Image(now)) => Some(now),
+            _ => None,
+        };
+        if self.is_in_place {
+            return Ok(image.map_or(Left::Gone, against));
+        }
+        let part = self.part();
+        let Some(file) = files::open_ours(&part, false)? else {
+            // The part became the image: rename and mode have changed its mark.
+            let is_it = image.is_some_and(|image| image.inode == mark.inode && !part.exists());
+            return Ok(if is_it { Left::Published } else { Left::Gone });
+        };
+        let failed = |error| Error::of_file(&part, "cannot look at", error);
+        file.sync_all().map_err(failed)?;
+        Ok(against(&FileMark::of(&file).map_err(failed)?))
+    }
+
+    /// An empty part, in the place of whatever was there; with the old image's data if only changes are written.
+    async fn new_part(&self, opening: &Opening<'_>) -> Result<ImageSink> {
+        let part = self.part();
+        let failed = |error| Error::of_file(&part, "cannot write", error);
+        remove_if_there(&part)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&part)
+            .map_err(failed)?;
+        let geometry = opening.plan.head();
+        file.set_len(geometry.size()).map_err(failed)?;
+        let file = Arc::new(file);
+        if opening.plan.base().is_some() {
+            let cloned = self.clone_into(&file, geometry, opening).await;
+            if let Err(error) = cloned {
+                // Half a clone is worth nothing, and its bytes may be what fills the disk.
+                remove_if_there(&part)?;
+                return Err(error);
+            }
+        }
+        let sink = ImageSink::new(self.raw(&part, &file, geometry)?, Some(self.path.clone()));
+        (opening.name)(&sink.state()?)?;
+        Ok(sink)
+    }
+
+    /// Gives a part what the image holds, which must be and stay what was decided for.
+    async fn clone_into(
+        &self,
+        part: &Arc<File>,
+        geometry: Geometry,
+        opening: &Opening<'_>,
+    ) -> Result<()> {
+        let failed = |error| Error::of_file(&self.path, "cannot clone", error);
+        let old = Arc::new(File::open(&self.path).map_err(failed)?);
+        self.check_mark(&old, opening)?;
+        let mut at = 0;
+        while at < geometry.size() {
+            opening.stop.check()?;
+            let end = (at + CLONED_AT_ONCE).min(geometry.size());
+            let (from, to, path) = (Arc::clone(&old), Arc::clone(part), self.path.clone());
+            blocking(move || {
+                copy_data(&from, &to, at, end)
+                    .map_err(|error| Error::of_file(&path, "cannot clone", error))
+            })
+            .await?;
+            at = end;
+        }
+        let to = Arc::clone(part);
+        blocking(move || to.sync_all().map_err(|error| Error::with_source(Kind::Io, "cannot flush the clone", error)))
+            .await?;
+        self.check_mark(&old, opening)
+    }
+
+    /// Whether the image is what it was when it was decided what to do.
+    fn check_mark(&self, file: &File, opening: &Opening<'_>) -> Result<()> {
+        let failed = |error| Error::of_file(&self.path, "cannot look at", error);
+        file.sync_all().map_err(failed)?;
+        let now = Mark::Image(FileMark::of(file).map_err(failed)?);
+        if opening.mark.is_none_or(|mark| *mark == now) {
+            return Ok(());
+        }
+        let what = format!(
+            "cannot write {}: something else wrote or replaced it just now",
+            self.name
+        );
+        Err(Error::new(Kind::Undecided, what).with_remedy(Remedy::TryLater))
+    }
+
+    fn raw(&self, path: &Path, file: &Arc<File>, geometry: Geometry) -> Result<Raw> {
+        let file = file
+            .try_clone()
+            .map_err(|error| Error::of_file(path, "cannot open", error))?;
+        Ok(Raw::new(path, file, geometry, raw::Kind::File))
+    }
+
+    fn resumed(&self, opening: &Opening<'_>) -> Result<ImageSink> {
+        let geometry = opening.plan.head();
+        let part = self.part();
+        if self.is_in_place || !part.exists() {
+            return self.in_place(opening);
+        }
+        let Some(file) = files::open_ours(&part, true)? else {
+            let what = format!("cannot use {}: it is not ours alone", part.display());
+            return Err(Error::new(Kind::Denied, what).with_remedy(Remedy::Restart));
+        };
+        let failed = |error| Error::of_file(&part, "cannot write", error);
+        sink::cut_to(&file, geometry.size()).map_err(failed)?;
+        let sink = ImageSink::new(self.raw(&part, &Arc::new(file), geometry)?, Some(self.path.clone()));
+        (opening.name)(&sink.state()?)?;
+        Ok(sink)
+    }
+
+    /// The image itself.
+    fn in_place(&self, opening: &Opening<'_>) -> Result<ImageSink> {
+        let geometry = opening.plan.head();
+        let failed = |error| Error::of_file(&self.path, "cannot write", error);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&self.path)
+            .map_err(failed)?;
+        self.check_mark(&file, opening)?;
+        if self.is_in_place {
+            remove_if_there(&self.part())?;
+        }
+        let len = file.metadata().map_err(failed)?.len();
+        let file = Arc::new(file);
+        let sink = ImageSink::new(self.raw(&self.path, &file, geometry)?, None);
+        (opening.name)(&sink.state()?)?;
+        if len < geometry.size() {
+            file.set_len(geometry.size()).map_err(failed)?;
+        }
+        Ok(sink)
+    }
+}
+
+impl Target for ImageTarget {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn kind(&self) -> TargetKind {
+        match self.is_in_place {
+            true => TargetKind::ImageInPlace,
+            false => TargetKind::Image,
+        }
+    }
+
+    fn state(&self) -> StatePaths {
+        StatePaths {
+            stem: self.path.clone(),
+        }
+    }
+
+    fn locks(&self) -> Result<Vec<LockPath>> {
+        let inode = self.path.exists().then(|| LockPath {
+            path: self.path.clone(),
+            waits: false,
+        });
+        Ok(inode.into_iter().collect())
+    }
+
+    fn observe<'a>(&'a self, ask: &'a Ask<'a>) -> BoxFuture<'a, Result<Facts>> {
+        std::future::ready(self.look(ask)).boxed()
+    }
+
+    fn adapt<'a>(
+        &'a self,
+        plan: Arc<Delta>,
+        _base: Option<&'a Replica>,
+    ) -> BoxFuture<'a, Result<Arc<Delta>>> {
+        std::future::ready(Ok(super::over_anything(plan, self.is_in_place))).boxed()
+    }
+
+    fn open<'a>(&'a self, opening: Opening<'a>) -> BoxFuture<'a, Result<Opened>> {
+        async move {
+            let sink = match (opening.resume, self.is_in_place) {
+                (Some(_), _) => self.resumed(&opening)?,
+                (None, true) => self.in_place(&opening)?,
+                (None, false) => self.new_part(&opening).await?,
+            };
+            Ok(Opened {
+                state: sink.state()?,
+                sink: Arc::new(sink),
+                zero_the_rest: false,
+            })
+        }
+        .boxed()
+    }
+
+    fn reader<'a>(
+        &'a self,
+        _replica: Option<&'a str>,
+        geometry: Geometry,
+    ) -> BoxFuture<'a, Result<Arc<dyn BlockSource>>> {
+        async move {
+            let path = self.path.clone();
+            let disk = blocking(move || DiskSource::open_past_cache(&path, geometry)).await?;
+            Ok(Arc::new(disk) as Arc<dyn BlockSource>)
+        }
+        .boxed()
+    }
+
+    fn discard<'a>(&'a self, _left: &'a SinkState) -> BoxFuture<'a, Result<()>> {
+        std::future::ready(remove_if_there(&self.part())).boxed()
+    }
+}
+
+/// Whether a copy of a file within its folder takes no room.
+fn is_by_reference(path: &Path) -> bool {
+    let FsType(kind) = match statfs(folder_of(path)) {
+        Ok(told) => told.filesystem_type(),
+        Err(_) => return false,
+    };
+    BY_REFERENCE.contains(&kind)
+}
+
+/// Whether it reads like something else than a path that is to be.
+fn is_no_path(path: &Path) -> bool {
+    let text = path.to_string_lossy();
+    text.contains("://") || text.parse::<SnapshotId>().is_ok()
+}
+
+/// Whether an absent file there would be a device that is not attached.
+fn is_device_name(path: &Path) -> bool {
+    path.starts_with("/dev") && !path.starts_with("/dev/shm")
+}
