@@ -127,7 +127,7 @@ with open(path, "r+b") as file:
     control("expire-tokens")
     refused("expired", "ValidationException", "INVALID_BLOCK_TOKEN", ebs.get_snapshot_block, SnapshotId=first, BlockIndex=one, BlockToken=held[one])
 
-    # Changes are by writing: a new block, a rewritten one, one rewritten with the same bytes, one that is gone.
+    # EBS lists writes, not differences: a new block, a rewritten one, one rewritten with the same bytes, one zeroed.
     file.seek(free * BLOCK)
     file.write(os.urandom(BLOCK))
     file.seek(one * BLOCK)

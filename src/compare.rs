@@ -146,7 +146,7 @@ mod tests {
 
     #[tokio::test]
     async fn volumes_without_a_history_are_compared_and_only_where_both_hold_a_block() {
-        // Alike, other, gone, new, zero rewritten over data, gone beyond the head.
+        // Equal, written, zeroed, new, data overwritten with zeroes, beyond the end of the head.
         let base = Volume::new(1000, &[(1, 1), (2, 2), (3, 3), (5, 5), (999, 9)]);
         let head = Volume::new(100, &[(1, 1), (2, 7), (4, 4), (5, 0)]);
         let delta = unrelated(&base, &head).await.unwrap();

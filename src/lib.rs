@@ -7,7 +7,8 @@
 //! *block*: 512 KiB, the unit of the EBS direct APIs. *extent*: a run of blocks, end exclusive. *hole*: blocks that a
 //! snapshot does not hold, which read as zeroes. *geometry*: a volume's size in bytes and blocks. *image*: a volume's
 //! bytes as one raw disk file. *token*: what EBS wants with each read of a block. *flight*: the one fetch of a block that
-//! all its readers wait for. *delta*: what a base needs to become a head, blocks to write and blocks that are gone.
+//! all its readers wait for. *delta*: what the base needs to become the head. A changed block is *written* (it has data in
+//! the head) or *zeroed* (it reads as zeroes in the head).
 //!
 //! # Layers
 //! A row imports only rows above it; a test reads `src/` and fails on an import that climbs.

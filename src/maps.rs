@@ -22,14 +22,14 @@ pub enum Map {
     Blocks(Geometry, Arc<BlockSet>),
 }
 
-/// What a run of bytes is.
+/// The state of a run of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// Bytes to read.
+enum RunState {
+    /// Written in a delta, held by a volume.
     Data,
-    /// Zeroes to be written.
-    Gone,
-    /// Nothing to do, or a hole.
+    /// Changed, and reads as zeroes in the head. Only a delta has such runs.
+    Zeroed,
+    /// Unchanged in a delta, a hole in a volume.
     Rest,
 }
 
@@ -40,7 +40,7 @@ struct Run {
     blocks: u32,
     offset: u64,
     len: u64,
-    state: State,
+    state: RunState,
 }
 
 impl Map {
@@ -60,13 +60,13 @@ impl Map {
         }
     }
 
-    /// Bytes that are not left alone, or held.
+    /// Bytes of the blocks that changed or are held.
     pub fn bytes(&self) -> u64 {
-        let (data, gone) = self.counts();
-        ((data + gone) * u64::from(BLOCK_SIZE)).min(self.geometry().size())
+        let (data, zeroed) = self.counts();
+        ((data + zeroed) * u64::from(BLOCK_SIZE)).min(self.geometry().size())
     }
 
-    /// How many blocks are data, and how many are gone.
+    /// Counts the blocks with data and the zeroed blocks.
     fn counts(&self) -> (u64, u64) {
         match self {
             Self::Changes(delta) => (delta.write().len(), delta.zero().len()),
@@ -85,19 +85,19 @@ impl Map {
         }
     }
 
-    fn next_run(&self, from: BlockIndex) -> Option<(Extent, State)> {
+    fn next_run(&self, from: BlockIndex) -> Option<(Extent, RunState)> {
         match self {
             Self::Changes(delta) => {
                 let (extent, change) = delta.next_run(from)?;
                 let state = match change {
-                    Change::Write => State::Data,
-                    Change::Zero => State::Gone,
+                    Change::Write => RunState::Data,
+                    Change::Zero => RunState::Zeroed,
                 };
                 Some((extent, state))
             }
             Self::Blocks(_, held) => {
                 let start = held.next_in(from)?;
-                Some((Extent::new(start, held.next_out(start))?, State::Data))
+                Some((Extent::new(start, held.next_out(start))?, RunState::Data))
             }
         }
     }
@@ -128,7 +128,7 @@ impl Map {
             let from = at;
             let Some((extent, state)) = self.next_run(from).filter(|(e, _)| e.start() < end) else {
                 at = end;
-                return Some(run(from, end, State::Rest));
+                return Some(run(from, end, RunState::Rest));
             };
             at = extent.end().min(end);
             let found = run(extent.start(), at, state);
@@ -136,7 +136,7 @@ impl Map {
                 return Some(found);
             }
             next = Some(found);
-            Some(run(from, extent.start(), State::Rest))
+            Some(run(from, extent.start(), RunState::Rest))
         })
     }
 }
@@ -147,7 +147,7 @@ mod tests {
 
     pub(super) const BLOCK: u64 = BLOCK_SIZE as u64;
 
-    /// Ten blocks, the last one short: 1 and 2 written, 3 gone, 9 written.
+    /// Ten blocks, the last one short: 1 and 2 written, 3 zeroed, 9 written.
     pub(super) fn changes() -> Map {
         let mut delta = Delta::new(None, Geometry::new(9 * BLOCK + 1000).unwrap());
         for index in [1, 2, 9] {

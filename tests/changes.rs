@@ -108,7 +108,7 @@ fn applying_the_csv_by_dd_gives_the_head_for_every_pair() {
             let fields: Vec<&str> = line.split(',').collect();
             let source = match fields[3] {
                 "written" => disk.display().to_string(),
-                "gone" => "/dev/zero".to_owned(),
+                "zeroed" => "/dev/zero".to_owned(),
                 other => panic!("{other}"),
             };
             let skip = if fields[3] == "written" {
@@ -168,7 +168,7 @@ fn totals_the_chain_and_what_one_snapshot_holds_are_told() {
         line.split_whitespace().nth(1).unwrap().to_owned()
     };
     assert_eq!(
-        (line("written").as_str(), line("gone").as_str()),
+        (line("written").as_str(), line("zeroed").as_str()),
         ("1", "4"),
         "{table}"
     );
@@ -222,7 +222,7 @@ fn a_large_delta_is_listed_in_ranges_and_says_the_same_through_every_fault() {
         .map(|line| line.split(',').nth(2).unwrap().parse::<u64>().unwrap() / BLOCK)
         .sum();
     assert!((95_000..105_000).contains(&changed), "{changed}");
-    assert!(expected.contains(",gone\n") && expected.contains(",written\n"));
+    assert!(expected.contains(",zeroed\n") && expected.contains(",written\n"));
     let lists = emulator.count("ListChangedBlocks");
     let pages = changed.div_ceil(10_000);
     assert!((pages..=pages + 8).contains(&lists), "{lists} listings");
@@ -292,10 +292,10 @@ fn volumes_without_a_common_history_are_compared_by_what_they_hold() {
         std::fs::read_to_string(&map).unwrap(),
         "block,offset,length,state\n\
          3,1572864,524288,written\n\
-         10,5242880,1048576,gone\n\
+         10,5242880,1048576,zeroed\n\
          55,28835840,524288,written\n\
          700,367001600,524288,written\n\
-         2048,1073741824,1073741824,gone\n"
+         2048,1073741824,1073741824,zeroed\n"
     );
     assert_eq!(emulator.gets(), 2 * 28, "what both hold, and only that");
 }

@@ -25,6 +25,7 @@ mod readme;
 mod refusals;
 mod repository;
 mod stress;
+mod style;
 mod sync;
 mod tls;
 mod tree;

@@ -93,7 +93,7 @@ fn delta_raw_holds_exactly_what_changed_and_the_maps_say_where() {
         for (start, len, state) in lines(&csv) {
             let bytes = read_at(&delta, start, len as usize);
             assert!(bytes == read_at(&image, start, len as usize), "{start}");
-            if state == "gone" {
+            if state == "zeroed" {
                 assert!(bytes.iter().all(|byte| *byte == 0), "{start}");
             }
         }
@@ -133,7 +133,7 @@ fn delta_raw_holds_exactly_what_changed_and_the_maps_say_where() {
                 .sum()
         };
         assert_eq!(summary["written"]["blocks"], of("written"));
-        assert_eq!(summary["gone"]["blocks"], of("gone"));
+        assert_eq!(summary["zeroed"]["blocks"], of("zeroed"));
         assert_eq!(summary["reading"]["GetSnapshotBlock"], of("written"));
         assert_eq!(summary["head"]["snapshot"], *chain.snapshots[head]);
         assert_eq!(
@@ -250,7 +250,7 @@ fn looking_costs_nothing_a_file_one_listing_and_reading_it_all_one_get_a_written
         .map(|l| l.1 / BLOCK)
         .sum();
     assert!(
-        written > 20 && lines(&csv).iter().any(|line| line.2 == "gone"),
+        written > 20 && lines(&csv).iter().any(|line| line.2 == "zeroed"),
         "{csv}"
     );
     read(&pair.join("delta.raw"));

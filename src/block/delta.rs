@@ -2,7 +2,7 @@
 
 use super::{BlockIndex, BlockSet, Extent, Geometry};
 
-/// What must be done to a volume with the bytes of a base to give it those of a head: blocks to write, blocks to zero.
+/// What the base needs to become the head: blocks to write and blocks to zero.
 /// Nothing in it lies beyond the head. A full copy is a delta from nothing.
 #[derive(Clone, Debug)]
 pub struct Delta {
@@ -12,12 +12,12 @@ pub struct Delta {
     zero: BlockSet,
 }
 
-/// What a run of blocks needs.
+/// The state of a changed block: written or zeroed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Change {
-    /// The head's bytes.
+    /// Written: it has data in the head.
     Write,
-    /// Zeroes: the base held it, the head does not.
+    /// Zeroed: it reads as zeroes in the head.
     Zero,
 }
 

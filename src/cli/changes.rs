@@ -20,9 +20,9 @@ use crate::source::{Catalog, Selector, SnapshotId, State};
 /// Show what differs between two snapshots
 #[derive(Args, Debug)]
 #[command(
-    long_about = "Show what differs between two snapshots: blocks of 512 KiB that were written, and blocks that are gone \
-    (they read as zeroes in HEAD). The listing costs a request for 10,000 blocks, at least; no block is read without --exact \
-    or --unrelated compare.\n\n\
+    long_about = "Show what differs between two snapshots, in blocks of 512 KiB. A changed block is written (it has data in HEAD) or \
+    zeroed (it reads as zeroes in HEAD). The listing costs at least one request per 10,000 blocks. Blocks are read only with \
+    --exact or --unrelated compare.\n\n\
     A rewrite with the same bytes counts as written: AWS lists writes, not differences. --exact reads both and compares."
 )]
 pub(super) struct ChangesArgs {
@@ -137,7 +137,7 @@ impl ChangesArgs {
             writeln!(out, "head       {head}, {}", size(head_size))?;
             let written = totals.written;
             writeln!(out, "written    {written} blocks, {}", size(totals.bytes))?;
-            writeln!(out, "gone       {} blocks", totals.gone)?;
+            writeln!(out, "zeroed     {} blocks", totals.zeroed)?;
             writeln!(
                 out,
                 "changed    {:.3} % of the volume",
@@ -205,7 +205,7 @@ impl ChangesArgs {
                 "HEAD",
                 "WRITTEN",
                 "BYTES",
-                "GONE",
+                "ZEROED",
                 "CHANGED",
                 "READING IT",
             ]
@@ -222,7 +222,7 @@ impl ChangesArgs {
                 head.id.to_string(),
                 totals.written.to_string(),
                 ByteSize::b(totals.bytes).to_string(),
-                totals.gone.to_string(),
+                totals.zeroed.to_string(),
                 format!("{:.3} %", totals.share * 100.0),
                 format!("${cost:.4}"),
             ]);

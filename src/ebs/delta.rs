@@ -4,8 +4,8 @@
 //! block of the page before, which must come again, and the last page of a range reaches into the next one, where both must
 //! say the same. What contradicts itself is corrupt.
 //!
-//! A changed block has tokens in both snapshots, or in the head alone: its bytes are the head's. A block with a token in
-//! the base alone is gone: it reads as zeroes in the head. What a program must never do is to copy the base's bytes there.
+//! A written block has tokens in both snapshots or only in the head: its bytes are the head's. A zeroed block has a token
+//! only in the base: it reads as zeroes in the head. A program must never copy the base's bytes there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

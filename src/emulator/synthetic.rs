@@ -184,7 +184,7 @@ mod tests {
             changed: 10_000,
             seed: 8,
         });
-        let (mut written, mut gone) = (0, 0);
+        let (mut written, mut zeroed) = (0, 0);
         for index in 0..parent.blocks {
             if !parent.differs(&child, index) {
                 assert_eq!(parent.is_held(index), child.is_held(index));
@@ -192,10 +192,10 @@ mod tests {
             } else if child.is_held(index) {
                 written += 1;
             } else {
-                gone += 1;
+                zeroed += 1;
             }
         }
         assert!((800..1000).contains(&written), "{written}");
-        assert!((30..100).contains(&gone), "{gone}");
+        assert!((30..100).contains(&zeroed), "{zeroed}");
     }
 }

@@ -20,9 +20,9 @@ const TOP: u32 = 84;
 const LEGEND: u32 = 128;
 
 const EMPTY: &str = "#edf0f2";
-/// A cell in which blocks are gone and none is data; the mark of one in which blocks are gone, and its side.
-const ONLY_GONE: &str = "#f3cfa6";
-const GONE: &str = "#d9822b";
+/// A cell whose only changed blocks are zeroed; the mark of a cell with zeroed blocks, and the mark's side.
+const ONLY_ZEROED: &str = "#f3cfa6";
+const ZEROED: &str = "#d9822b";
 const MARK: u32 = 5;
 /// Up to this share of a cell, this colour: one hue from light to dark, which prints and is told apart without colours.
 const SHADES: [(f64, &str, &str); 5] = [
@@ -45,13 +45,13 @@ impl Map {
     /// The picture, under a title.
     pub fn heatmap(&self, title: &str) -> String {
         let grid = Grid::of(self.geometry().block_count());
-        let (data, gone) = self.counts();
+        let (data, zeroed) = self.counts();
         let is_delta = matches!(self, Self::Changes(_));
         let verb = if is_delta { "written" } else { "held" };
-        let percent = (data + gone) as f64 * 100.0 / f64::from(grid.blocks);
+        let percent = (data + zeroed) as f64 * 100.0 / f64::from(grid.blocks);
         let mut about = format!("{} {verb}", bytes(data));
         if is_delta {
-            let _ = write!(about, ", {} gone", bytes(gone));
+            let _ = write!(about, ", {} zeroed", bytes(zeroed));
         }
         let _ = write!(
             about,
@@ -74,18 +74,18 @@ impl Map {
         );
         grid.draw_empty(&mut svg);
         for (number, extent) in grid.cells() {
-            let (data, gone) = self.counts_in(extent);
-            if data + gone > 0 {
+            let (data, zeroed) = self.counts_in(extent);
+            if data + zeroed > 0 {
                 let (start, end) = (bytes(extent.start().0.into()), bytes(extent.end().0.into()));
                 let mut tip = format!(
                     "{start} to {end}: {data} of {} blocks {verb}",
                     extent.count()
                 );
-                if gone > 0 {
-                    let _ = write!(tip, ", {gone} gone");
+                if zeroed > 0 {
+                    let _ = write!(tip, ", {zeroed} zeroed");
                 }
                 let share = f64::from(data) / f64::from(extent.count());
-                Grid::draw_cell(&mut svg, number, share, gone > 0, &tip);
+                Grid::draw_cell(&mut svg, number, share, zeroed > 0, &tip);
             }
         }
         let _ = writeln!(
@@ -157,7 +157,7 @@ impl Grid {
         }
     }
 
-    fn draw_cell(svg: &mut String, number: u32, share: f64, gone: bool, tip: &str) {
+    fn draw_cell(svg: &mut String, number: u32, share: f64, zeroed: bool, tip: &str) {
         let (x, y) = (
             LEFT + number % COLUMNS * PITCH,
             TOP + number / COLUMNS * PITCH,
@@ -165,25 +165,25 @@ impl Grid {
         let _ = write!(
             svg,
             "<g><title>{tip}</title><rect x=\"{x}\" y=\"{y}\" width=\"{SIDE}\" height=\"{SIDE}\" fill=\"{}\"/>",
-            if gone && share == 0.0 {
-                ONLY_GONE
+            if zeroed && share == 0.0 {
+                ONLY_ZEROED
             } else {
                 shade(share)
             }
         );
-        if gone {
+        if zeroed {
             draw_mark(svg, x, y);
         }
         svg.push_str("</g>\n");
     }
 }
 
-/// The mark of a cell in which blocks are gone, in its lower right corner.
+/// Marks a cell that has zeroed blocks, in its lower right corner.
 fn draw_mark(svg: &mut String, x: u32, y: u32) {
     let inset = SIDE - MARK;
     let _ = write!(
         svg,
-        "<rect x=\"{}\" y=\"{}\" width=\"{MARK}\" height=\"{MARK}\" fill=\"{GONE}\"/>",
+        "<rect x=\"{}\" y=\"{}\" width=\"{MARK}\" height=\"{MARK}\" fill=\"{ZEROED}\"/>",
         x + inset,
         y + inset
     );
@@ -192,8 +192,8 @@ fn draw_mark(svg: &mut String, x: u32, y: u32) {
 fn draw_legend(svg: &mut String, top: u32, is_delta: bool) {
     let rest = if is_delta { "none" } else { "none: a hole" };
     let shades = SHADES.iter().map(|(_, colour, words)| (*colour, *words));
-    let gone = is_delta.then_some((ONLY_GONE, "blocks gone"));
-    let entries = std::iter::once((EMPTY, rest)).chain(shades).chain(gone);
+    let zeroed = is_delta.then_some((ONLY_ZEROED, "blocks zeroed"));
+    let entries = std::iter::once((EMPTY, rest)).chain(shades).chain(zeroed);
     for (x, (colour, words)) in (LEFT..).step_by(LEGEND as usize).zip(entries) {
         let _ = write!(
             svg,
@@ -202,7 +202,7 @@ fn draw_legend(svg: &mut String, top: u32, is_delta: bool) {
             x + PITCH + 4,
             top + 10
         );
-        if words == "blocks gone" {
+        if words == "blocks zeroed" {
             draw_mark(svg, x, top);
         }
         svg.push('\n');
@@ -269,7 +269,7 @@ mod tests {
             svg.contains("512.0 KiB to 1.0 MiB: 1 of 1 blocks written<"),
             "{svg}"
         );
-        assert!(svg.contains("0 of 1 blocks written, 1 gone"), "{svg}");
+        assert!(svg.contains("0 of 1 blocks written, 1 zeroed"), "{svg}");
         assert_eq!(svg.matches("blocks written").count(), 4);
         let shades = [0.0, 0.001, 0.05, 0.2, 0.3, 0.9, 1.0].map(shade);
         let dark = SHADES[4].1;

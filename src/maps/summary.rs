@@ -17,8 +17,8 @@ const LIST_PRICE: f64 = 0.0006 / 1000.0;
 pub struct Totals {
     /// Blocks written.
     pub written: u64,
-    /// Blocks gone, or grown and not written: zeroes in the head.
-    pub gone: u64,
+    /// Blocks zeroed: changed, and reading as zeroes in the head. Growth that is not written counts as zeroed.
+    pub zeroed: u64,
     /// Bytes of the blocks written.
     pub bytes: u64,
     /// Of all blocks of the head, from 0 to 1.
@@ -32,16 +32,16 @@ pub struct Totals {
 impl Totals {
     /// Counts.
     pub fn of(delta: &Delta) -> Self {
-        let (written, gone) = (delta.write().len(), delta.zero().len());
+        let (written, zeroed) = (delta.write().len(), delta.zero().len());
         Self {
             written,
-            gone,
+            zeroed,
             bytes: written * u64::from(BLOCK_SIZE),
-            share: (written + gone) as f64 / f64::from(delta.head().block_count()),
+            share: (written + zeroed) as f64 / f64::from(delta.head().block_count()),
             listed: delta.base().map_or(written, |base| {
                 let base = Extent::new(BlockIndex(0), BlockIndex(base.block_count()));
-                let gone = base.map_or(0, |base| delta.zero().count_in(base));
-                written + u64::from(gone)
+                let zeroed = base.map_or(0, |base| delta.zero().count_in(base));
+                written + u64::from(zeroed)
             }),
             base: delta.base().map_or(0, Geometry::size),
             head: delta.head().size(),
@@ -81,7 +81,7 @@ impl Totals {
             head: volume(head, self.head),
             block_size: BLOCK_SIZE,
             written: count(self.written),
-            gone: count(self.gone),
+            zeroed: count(self.zeroed),
             share_of_volume: self.share,
             reading: Reading {
                 list_changed_blocks: lists,
@@ -100,7 +100,7 @@ pub struct Summary<'a> {
     head: Volume<'a>,
     block_size: u32,
     written: Count,
-    gone: Count,
+    zeroed: Count,
     /// Of the head's blocks.
     share_of_volume: f64,
     /// What it takes, at least, to list and read it all.
@@ -148,7 +148,7 @@ mod tests {
         assert_eq!(json["reading"]["GetSnapshotBlock"], 1_000_000);
         let dollars = json["reading"]["dollars"].as_f64().unwrap();
         assert!((dollars - 3.0000606).abs() < 1e-9, "{dollars}");
-        assert_eq!(json["gone"]["blocks"], 1);
+        assert_eq!(json["zeroed"]["blocks"], 1);
         let share = json["share_of_volume"].as_f64().unwrap();
         assert!((share - 1_000_001.0 / 2_097_152.0).abs() < 1e-12);
     }

@@ -13,7 +13,7 @@ use std::io::{self, Write};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use super::{Map, Run, State};
+use super::{Map, Run, RunState};
 use crate::block::{BLOCK_SIZE, BlockIndex, hexadecimal};
 
 /// Records between two places that [`Text`] knows: 64 KiB of JSON. A place takes 16 bytes, so 64 TiB in runs of a block
@@ -152,7 +152,7 @@ impl Map {
     fn records(&self, format: Format, from: BlockIndex) -> impl Iterator<Item = Run> {
         let only_wanted = matches!(format, Format::Csv | Format::Bmap);
         self.runs(from)
-            .filter(move |run| !only_wanted || run.state != State::Rest)
+            .filter(move |run| !only_wanted || run.state != RunState::Rest)
     }
 
     /// What comes before the records.
@@ -190,9 +190,9 @@ impl Map {
     /// <https://github.com/yoctoproject/bmaptool>: ranges are of blocks, both ends inclusive; checksums of ranges are left
     /// out, which it takes. Zeroes are copied like bytes: the target holds something else.
     fn bmap_head(&self, checksum: &str) -> String {
-        let (data, gone) = self.counts();
+        let (data, zeroed) = self.counts();
         let (size, blocks) = (self.geometry().size(), self.geometry().block_count());
-        let mapped = data + gone;
+        let mapped = data + zeroed;
         format!(
             "<?xml version=\"1.0\" ?>\n<bmap version=\"2.0\">\n\
              \x20   <ImageSize> {size} </ImageSize>\n\
@@ -214,8 +214,8 @@ impl Map {
         // Writing to memory cannot fail.
         let _ = match format {
             Format::Json => {
-                let (data, zero) = (run.state == State::Data, run.state != State::Data);
-                let present = run.state != State::Rest || matches!(self, Self::Blocks(..));
+                let (data, zero) = (run.state == RunState::Data, run.state != RunState::Data);
+                let present = run.state != RunState::Rest || matches!(self, Self::Blocks(..));
                 let before = if offset == 0 { "" } else { ",\n" };
                 write!(
                     out,
@@ -226,7 +226,7 @@ impl Map {
             Format::Csv => {
                 let state = match (self, run.state) {
                     (Self::Blocks(..), _) => "held",
-                    (_, State::Gone) => "gone",
+                    (_, RunState::Zeroed) => "zeroed",
                     _ => "written",
                 };
                 writeln!(out, "{block},{offset},{len},{state}")
@@ -234,14 +234,18 @@ impl Map {
             Format::Bmap if run.blocks == 1 => writeln!(out, "        <Range> {block} </Range>"),
             Format::Bmap => writeln!(out, "        <Range> {block}-{last} </Range>"),
             Format::Mapfile => {
-                let status = if run.state == State::Rest { '?' } else { '+' };
+                let status = if run.state == RunState::Rest {
+                    '?'
+                } else {
+                    '+'
+                };
                 writeln!(out, "0x{offset:08X}  0x{len:08X}  {status}")
             }
             Format::Nbdinfo => {
                 let (number, words) = match run.state {
-                    State::Data => (0, "data"),
-                    State::Gone => (2, "zero"),
-                    State::Rest => (3, "hole,zero"),
+                    RunState::Data => (0, "data"),
+                    RunState::Zeroed => (2, "zero"),
+                    RunState::Rest => (3, "hole,zero"),
                 };
                 writeln!(out, "{offset:>10}  {len:>10}    {number}  {words}")
             }
@@ -281,7 +285,7 @@ mod tests {
         };
         assert_eq!(of(0), [false, true, false], "left alone");
         assert_eq!(of(1), [true, false, true], "written");
-        assert_eq!(of(2), [true, true, false], "gone");
+        assert_eq!(of(2), [true, true, false], "zeroed");
         let mut held = BlockSet::new();
         held.insert(BlockIndex(1));
         let map = Map::Blocks(Geometry::new(2 * BLOCK).unwrap(), Arc::new(held));
@@ -296,7 +300,7 @@ mod tests {
             text(&changes(), Format::Csv),
             "block,offset,length,state\n\
              1,524288,1048576,written\n\
-             3,1572864,524288,gone\n\
+             3,1572864,524288,zeroed\n\
              9,4718592,1000,written\n"
         );
     }

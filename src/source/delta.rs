@@ -9,7 +9,7 @@ use super::BlockSource;
 use crate::block::{Block, BlockIndex, Delta, Extent, Geometry};
 use crate::error::Result;
 
-/// The head's bytes where a delta writes, zeroes that count as held where a block is gone, holes elsewhere.
+/// The head's bytes for a written block, zeroes that count as held for a zeroed block, holes elsewhere.
 pub struct DeltaSource {
     delta: Arc<Delta>,
     head: Arc<dyn BlockSource>,

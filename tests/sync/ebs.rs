@@ -69,11 +69,11 @@ fn a_chain_arrives_in_another_account_as_children_and_only_changed_blocks_are_pu
                 .sum()
         };
         let size = fs::metadata(chain.image(base)).unwrap().len() / BLOCK;
-        let (written, gone) = (count(",written", u64::MAX), count(",gone", size));
+        let (written, zeroed) = (count(",written", u64::MAX), count(",zeroed", size));
         assert_eq!(chain.emulator.gets(), written, "{base}..{head}");
         assert_eq!(
             other.count("PutSnapshotBlock"),
-            written + gone,
+            written + zeroed,
             "{base}..{head}"
         );
     }

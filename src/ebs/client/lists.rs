@@ -20,7 +20,7 @@ use crate::source::SnapshotId;
 /// One reply of ListSnapshotBlocks or ListChangedBlocks. Everything in it can be missing.
 #[derive(Debug)]
 pub(in crate::ebs) struct Listing<T> {
-    /// Indexes and what came with them: a token, or none where a block is gone in the second snapshot.
+    /// Each block's index and what the reply says of it: its token, or none for a block that the second snapshot zeroed.
     pub(in crate::ebs) blocks: Vec<(i32, T)>,
     /// When the tokens stop working.
     pub(in crate::ebs) expiry: Option<SystemTime>,

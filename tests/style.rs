@@ -1,0 +1,150 @@
+//! The language of the code and the docs: words that may only become fewer, and one meaning per type name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Banned words and phrases, and how often they may still occur.
+/// Lower a number when occurrences are removed; never raise one.
+const DIALECT: &[(&str, usize)] = &[
+    ("told", 266),
+    ("anew", 43),
+    ("nobody", 51),
+    ("somebody", 21),
+    ("whoever", 29),
+    ("bringing", 55),
+    ("vault", 22),
+    ("as kept", 3),
+    ("going on with", 0),
+];
+
+/// Type names that several modules of `src/` still declare, and in how many.
+/// Lower a number, or remove its line, when a type is renamed; never raise one.
+const DUPLICATES: &[(&str, usize)] = &[
+    ("Ahead", 2),
+    ("Beginning", 2),
+    ("Call", 4),
+    ("Checked", 2),
+    ("Entry", 3),
+    ("Failure", 2),
+    ("Form", 2),
+    ("Header", 2),
+    ("Inner", 2),
+    ("Kept", 2),
+    ("Kind", 2),
+    ("Known", 2),
+    ("Landing", 2),
+    ("Line", 2),
+    ("Listing", 2),
+    ("LsArgs", 2),
+    ("Page", 2),
+    ("Part", 3),
+    ("Place", 4),
+    ("Record", 3),
+    ("Refusal", 2),
+    ("Slot", 2),
+    ("Snapshot", 2),
+    ("Started", 2),
+    ("State", 3),
+    ("Step", 2),
+    ("Store", 2),
+    ("Synthetic", 2),
+    ("Table", 2),
+    ("Told", 3),
+    ("UnderWay", 2),
+    ("Verb", 2),
+    ("Waiting", 2),
+    ("Way", 2),
+    ("Written", 2),
+];
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    // There may be no docs/.
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths
+        .flat_map(|path| {
+            if path.is_dir() {
+                files(&path)
+            } else {
+                vec![path]
+            }
+        })
+        .collect()
+}
+
+/// The Rust files of `src/`.
+fn sources() -> Vec<PathBuf> {
+    let mut found = files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    found.retain(|path| path.extension().is_some_and(|ending| ending == "rs"));
+    assert!(found.len() > 30, "{found:?}");
+    found
+}
+
+fn read(path: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned()
+}
+
+/// The name of the type that a line declares at the top level of its file, where unit tests are indented.
+fn declared(line: &str) -> Option<&str> {
+    let limited = line.strip_prefix("pub(").and_then(|l| l.split_once(") "));
+    let line = limited.map_or(line, |(_, rest)| rest);
+    let (kind, rest) = line.strip_prefix("pub ").unwrap_or(line).split_once(' ')?;
+    let name = rest.split(|c: char| !c.is_alphanumeric()).next()?;
+    ["struct", "enum", "trait", "type"]
+        .contains(&kind)
+        .then_some(name)
+}
+
+#[test]
+fn the_dialect_only_shrinks() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found: BTreeMap<&str, usize> = BTreeMap::new();
+    let pages = files(&root.join("docs"));
+    for path in [sources(), pages, vec![root.join("README.md")]].concat() {
+        // Words of identifiers count too, and phrases across lines.
+        let text = read(&path).to_ascii_lowercase();
+        let words: Vec<&str> = text
+            .split(|c: char| !c.is_alphanumeric())
+            .filter(|word| !word.is_empty())
+            .collect();
+        for (banned, _) in DIALECT {
+            let banned_words: Vec<&str> = banned.split(' ').collect();
+            *found.entry(banned).or_default() += words
+                .windows(banned_words.len())
+                .filter(|window| *window == banned_words)
+                .count();
+        }
+    }
+    for (banned, allowed) in DIALECT {
+        let count = found[banned];
+        assert!(
+            count <= *allowed,
+            "`{banned}` occurs {count} times in src, docs and README.md, {allowed} are allowed: use a plain word"
+        );
+    }
+}
+
+#[test]
+fn type_names_are_unique() {
+    let mut modules: BTreeMap<String, BTreeSet<PathBuf>> = BTreeMap::new();
+    for path in sources() {
+        if path.ends_with("tests.rs") {
+            continue;
+        }
+        for name in read(&path).lines().filter_map(declared) {
+            modules
+                .entry(name.to_owned())
+                .or_default()
+                .insert(path.clone());
+        }
+    }
+    for (name, modules) in modules {
+        let listed = DUPLICATES.iter().find(|(listed, _)| *listed == name);
+        let allowed = listed.map_or(1, |(_, count)| *count);
+        assert!(
+            modules.len() <= allowed,
+            "`{name}` is declared in {modules:?}, {allowed} are allowed: rename one"
+        );
+    }
+}
