@@ -1,12 +1,191 @@
-//! A sync: blocks of a source into one or several targets, each proven.
+//! A sync: a snapshot, or its changes, copied into one or several targets, and proven there.
+//!
+//! ```text
+//! run      per target: lock -> observe -> decide (-> compare -> decide again) -> plan
+//!          all plans shown, what overwrites is confirmed
+//! open     the checkpoint names the target, and for what is written in place the record says "between", before its first change
+//! copy     zero, then fetch each block once for all targets that want it; flush, digests, checkpoint: in that order
+//! verify   the target read back past the page cache and compared with the digests, if it is asked for
+//! publish  rename, CompleteSnapshot, manifest (an EBS snapshot is verified after it)
+//! record   what the target holds now, with its mark; its digests stay for the next run; the checkpoint goes
+//! ```
+//! A target is believed to hold a snapshot only where that is proven: by its mark ([`crate::target::Mark`]), or by a comparison with
+//! the digests of the run that wrote it. [`plan::decide`] is that rule, as a pure function.
 
 mod checkpoint;
 mod copy;
 mod digests;
+mod execute;
+mod files;
+mod finish;
 mod job;
 mod lock;
+mod observe;
 mod plan;
+mod planner;
 mod progress;
 mod record;
 mod report;
+mod source;
 mod verify;
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+pub use job::{OnDamage, SyncJob};
+pub use plan::{Decided, Decision};
+pub use progress::{Phase, Progress};
+pub use report::{REPORT_VERSION, Report, ReportFile};
+pub use source::{LookAtMark, Source};
+
+use crate::error::{Error, Result};
+use crate::target::{Stop, Target, TargetKind};
+use execute::Execution;
+use observe::Candidate;
+use planner::{Planned, Planner};
+
+/// What a run needs besides its job.
+pub struct Context<'a> {
+    /// Shows plans, asks.
+    pub ui: &'a dyn Ui,
+    /// Counts.
+    pub progress: Arc<Progress>,
+    /// The first signal.
+    pub stop: Stop,
+}
+
+impl std::fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Context")
+    }
+}
+
+/// What a person sees of a run.
+pub trait Ui: Send + Sync {
+    /// The plans of all targets, before anything is changed.
+    ///
+    /// # Errors
+    /// Why they cannot be shown where that is all that was asked for.
+    fn plans(&self, plans: &[PlanReport]) -> Result<()>;
+
+    /// Asks a person at a terminal whether a target of unknown content is to be overwritten.
+    ///
+    /// # Errors
+    /// `Undecided` when the answer is no.
+    fn confirm(&self, target: &str) -> Result<()>;
+}
+
+/// What is going to be done for one target.
+#[derive(Clone, Debug)]
+pub struct PlanReport {
+    /// The target as a person writes it.
+    pub target: String,
+    /// What kind of target it is.
+    pub kind: TargetKind,
+    /// What is done.
+    pub decision: Decision,
+    /// What is copied.
+    pub source: String,
+    /// Since what, if only changes are copied.
+    pub base: Option<String>,
+    /// Blocks to be written, to be zeroed, and done of them by an earlier run.
+    pub write: u64,
+    /// See `write`.
+    pub zero: u64,
+    /// See `write`.
+    pub done: u64,
+    /// Bytes that a clone of the old image takes.
+    pub clone_bytes: u64,
+    /// Bytes of the target that are read and compared first, or that verifying it reads.
+    pub compare_bytes: u64,
+    /// What may be in the way.
+    pub room: Option<String>,
+    /// What a person should know.
+    pub warnings: Vec<String>,
+}
+
+/// What became of one target.
+#[derive(Clone, Debug)]
+pub struct TargetOutcome {
+    /// The target as a person writes it.
+    pub target: String,
+    /// How it ended.
+    pub ended: Result<Ended>,
+}
+
+/// How a target ended that did not fail.
+#[derive(Clone, Debug)]
+pub enum Ended {
+    /// Nothing was asked but the plan.
+    Planned,
+    /// It held the source already; with the SHA-256 of the image, if that was asked for.
+    Held {
+        /// Whether all of it was read back and compared.
+        verified: bool,
+        /// SHA-256 of the whole image.
+        image_sha256: Option<String>,
+        /// The snapshot that holds it, where the target keeps several.
+        snapshot: Option<String>,
+    },
+    /// It was copied.
+    Copied(Box<Report>),
+}
+
+/// Copies a source to targets. One that fails does not stop the others; every one has an outcome.
+pub async fn run(
+    job: &SyncJob,
+    source: &Source,
+    targets: Vec<Arc<dyn Target>>,
+    context: &Context<'_>,
+    report: &mut Option<ReportFile>,
+) -> Vec<TargetOutcome> {
+    let started = SystemTime::now();
+    let mut outcomes = Vec::new();
+    let mut failed = |target: &str, error: Error, report: &mut Option<ReportFile>| {
+        let error = match report.as_mut().map(|file| file.failed(target, &error)) {
+            Some(Err(other)) => error.context(format!("{} (and: {})", target, other.chain())),
+            _ => error,
+        };
+        outcomes.push(TargetOutcome {
+            target: target.to_owned(),
+            ended: Err(error),
+        });
+    };
+    let mut planner = Planner::new(job, source, context);
+    let mut planned: Vec<Planned> = Vec::new();
+    for target in targets {
+        let name = target.name().to_owned();
+        let plan = async {
+            let candidate = Candidate::observe(job, source, target, context).await?;
+            planner.plan(candidate).await
+        };
+        match plan.await {
+            Ok(plan) => planned.push(plan),
+            Err(error) => failed(&name, error, report),
+        }
+    }
+    let plans: Vec<PlanReport> = planned.iter().map(|plan| plan.report(job)).collect();
+    if let Err(error) = context.ui.plans(&plans) {
+        for plan in &planned {
+            failed(plan.name(), error.clone(), report);
+        }
+        return outcomes;
+    }
+    if job.dry_run {
+        outcomes.extend(planned.iter().map(|plan| TargetOutcome {
+            target: plan.name().to_owned(),
+            ended: Ok(Ended::Planned),
+        }));
+        return outcomes;
+    }
+    let execution = Execution {
+        job,
+        source,
+        context,
+        blocks: planner.blocks(),
+        started,
+    };
+    let mut done = execution.run(planned, report).await;
+    outcomes.append(&mut done);
+    outcomes
+}

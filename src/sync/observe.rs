@@ -1,0 +1,259 @@
+//! [`Candidate`]: a target that was locked and observed, and what was decided for it.
+
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use super::Context;
+use super::checkpoint::Checkpoint;
+use super::digests::Digests;
+use super::files::StateFiles;
+use super::job::SyncJob;
+use super::lock::Locks;
+use super::plan::{Comparison, Decided, Decision, Observed, decide};
+use super::record;
+use super::source::Source;
+use super::verify;
+use crate::block::{BlockIndex, BlockSet, Geometry};
+use crate::error::{Error, Kind, Remedy, Result};
+use crate::files::make_folder_of;
+use crate::target::{Ask, Target};
+
+/// A target of a run, until it is opened.
+pub(super) struct Candidate {
+    pub(super) target: Arc<dyn Target>,
+    pub(super) files: StateFiles,
+    /// Held to the end of the run; none in a dry run.
+    pub(super) locks: Option<Locks>,
+    pub(super) seen: Observed,
+    pub(super) decided: Decided,
+    /// What an unfinished run left.
+    pub(super) checkpoint: Option<Checkpoint>,
+    /// The digests of what the record says.
+    pub(super) digests: Option<Digests>,
+    /// Blocks that a comparison found to be foreign.
+    pub(super) foreign: BlockSet,
+}
+
+impl Candidate {
+    /// Locks, observes and decides; compares if that is what was decided.
+    pub(super) async fn observe(
+        job: &SyncJob,
+        source: &Source,
+        target: Arc<dyn Target>,
+        context: &Context<'_>,
+    ) -> Result<Self> {
+        let files = StateFiles::of(&target.state().stem);
+        context.progress.begin(format!("looking at {}", target.name()), 0);
+        let locks = match job.dry_run {
+            true => None,
+            false => Some(take_locks(&*target, &files, context).await?),
+        };
+        let checkpoint = load_checkpoint(&files, job)?;
+        let seen = look(job, source, &*target, &files, checkpoint.as_ref(), context).await?;
+        let digests = recorded_digests(&files, &seen, job.dry_run)?;
+        let mut candidate = Self {
+            decided: Decided::undecided(),
+            target,
+            files,
+            locks,
+            seen,
+            checkpoint,
+            digests,
+            foreign: BlockSet::new(),
+        };
+        candidate.seen.has_digests = candidate.evidence().is_some();
+        candidate.decided = decide(job, &source.info, &candidate.seen);
+        if candidate.decided.decision == Decision::Compare && !job.dry_run {
+            candidate.compare(job, source, context).await?;
+        }
+        match candidate.decided.refusal() {
+            Some(error) => Err(error),
+            None => Ok(candidate),
+        }
+    }
+
+    /// Whether an unfinished run has begun to write the target itself.
+    fn is_half_written(&self) -> bool {
+        let record = self.seen.record.as_ref();
+        let is_between = record.is_some_and(|record| record.held().is_none());
+        self.checkpoint.is_some() && is_between && self.target.kind().is_in_place()
+    }
+
+    /// The digests of every block that the target ought to have.
+    fn evidence(&self) -> Option<Digests> {
+        let half = self.checkpoint.as_ref().filter(|_| self.is_half_written());
+        let digests = match half {
+            Some(checkpoint) => Some(checkpoint.digests()),
+            None => self.digests.clone(),
+        };
+        digests.filter(Digests::is_whole)
+    }
+
+    /// Reads the target past every cache, compares it with its digests, and decides again.
+    async fn compare(
+        &mut self,
+        job: &SyncJob,
+        source: &Source,
+        context: &Context<'_>,
+    ) -> Result<()> {
+        let Some(digests) = self.evidence() else {
+            return Ok(());
+        };
+        let name = self.target.name().to_owned();
+        let geometry = digests.geometry();
+        let half = self.checkpoint.as_ref().filter(|_| self.is_half_written());
+        let skip = half.map(Checkpoint::missing).unwrap_or_default();
+        info!(
+            "{name}: its mark does not prove that nothing else has written it: comparing {} with its digests",
+            bytesize::ByteSize::b(geometry.size())
+        );
+        let blocks = u64::from(geometry.block_count());
+        context.progress.begin(format!("comparing {name}"), blocks);
+        let reader = self.target.reader(None, geometry).await?;
+        let step = |blocks| context.progress.step(blocks);
+        let mark = self.seen.facts.mark.clone();
+        let kept = mark.map(|mark| (self.files.compare(), mark));
+        let compared = verify::compare_resumed(
+            reader,
+            &digests,
+            &skip,
+            kept,
+            &step,
+            &context.stop,
+        )
+        .await?;
+        let before = self.seen.facts.mark.clone();
+        let again = look(
+            job,
+            source,
+            &*self.target,
+            &self.files,
+            self.checkpoint.as_ref(),
+            context,
+        )
+        .await?;
+        if again.facts.mark != before {
+            let what = format!("cannot write {name}: something else wrote it while it was compared");
+            return Err(Error::new(Kind::Undecided, what).with_remedy(Remedy::TryLater));
+        }
+        self.seen.compared = Some(match compared.differing.is_empty() {
+            true => Comparison::Same,
+            false => Comparison::Foreign {
+                blocks: compared.differing.len(),
+                ranges: verify::in_words(&compared.differing),
+            },
+        });
+        self.foreign = compared.differing;
+        self.decided = decide(job, &source.info, &self.seen);
+        Ok(())
+    }
+
+    /// Bytes that a comparison would read.
+    pub(super) fn compare_bytes(&self) -> u64 {
+        self.evidence()
+            .map_or(0, |digests| digests.geometry().size())
+    }
+
+    /// The volume that the record speaks of.
+    pub(super) fn recorded_geometry(&self) -> Option<Geometry> {
+        let record = self.seen.record.as_ref()?;
+        Geometry::new(record.volume_bytes).ok()
+    }
+
+    /// The blocks that the record lists as damaged.
+    pub(super) fn damaged(&self) -> BlockSet {
+        let record = self.seen.record.as_ref();
+        let runs = record.map(|record| record.damaged.clone()).unwrap_or_default();
+        let mut set = BlockSet::new();
+        for (first, end) in runs {
+            if let Some(run) = crate::block::Extent::new(BlockIndex(first), BlockIndex(end)) {
+                set.insert_extent(run);
+            }
+        }
+        set
+    }
+}
+
+async fn take_locks(
+    target: &dyn Target,
+    files: &StateFiles,
+    context: &Context<'_>,
+) -> Result<Locks> {
+    let (name, others) = (files.lock(), target.locks()?);
+    make_folder_of(&name)?;
+    let take = crate::files::blocking(move || Locks::take(&name, &others));
+    context.stop.unless(take).await
+}
+
+fn load_checkpoint(files: &StateFiles, job: &SyncJob) -> Result<Option<Checkpoint>> {
+    let [first, second] = files.next_digests();
+    let path = files.checkpoint();
+    let load = || match Checkpoint::load(&path, &first)? {
+        Some(found) => Ok(Some(found)),
+        None => Checkpoint::load(&path, &second),
+    };
+    match load() {
+        Err(error) if job.restart && error.kind() == Kind::Corrupt => {
+            warn!("{}", error.chain());
+            Ok(None)
+        }
+        loaded => loaded,
+    }
+}
+
+async fn look(
+    job: &SyncJob,
+    source: &Source,
+    target: &dyn Target,
+    files: &StateFiles,
+    checkpoint: Option<&Checkpoint>,
+    context: &Context<'_>,
+) -> Result<Observed> {
+    let known = record::load(&files.record(), None)?;
+    let replica = known.as_ref().and_then(|record| record.replica.as_deref());
+    let ask = Ask {
+        source: &source.info,
+        base: &job.base,
+        left: checkpoint.and_then(Checkpoint::state),
+        replica,
+    };
+    let facts = context.stop.unless(target.observe(&ask)).await?;
+    // A record of version 1 is matched with the mark as it is now.
+    let record = record::load(&files.record(), facts.mark.as_ref())?;
+    Ok(Observed {
+        kind: target.kind(),
+        name: target.name().to_owned(),
+        id: target.id().to_owned(),
+        facts,
+        record,
+        unfinished: checkpoint.map(|checkpoint| (checkpoint.task().clone(), checkpoint.done())),
+        has_digests: false,
+        compared: None,
+    })
+}
+
+/// The digests of the run that wrote the record. A run that was killed between its record and the rename of its digests left them
+/// under another name.
+fn recorded_digests(
+    files: &StateFiles,
+    seen: &Observed,
+    dry_run: bool,
+) -> Result<Option<Digests>> {
+    let Some(record) = seen.record.as_ref().filter(|record| record.held().is_some()) else {
+        return Ok(None);
+    };
+    let is_its = |digests: &Digests| digests.run() == record.run;
+    if let Some(digests) = Digests::open(&files.digests())?.filter(is_its) {
+        return Ok(Some(digests));
+    }
+    for path in files.next_digests() {
+        if let Some(digests) = Digests::open(&path)?.filter(is_its) {
+            return match dry_run {
+                true => Ok(Some(digests)),
+                false => digests.publish(&files.digests()).map(Some),
+            };
+        }
+    }
+    Ok(None)
+}

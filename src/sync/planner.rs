@@ -1,0 +1,286 @@
+//! [`Planner`]: what blocks a decision means, listing no more than once what several targets need.
+
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use super::checkpoint::Checkpoint;
+use super::job::SyncJob;
+use super::observe::Candidate;
+use super::plan::{Decision, decide};
+use super::source::{Listings, Source};
+use super::{Context, PlanReport};
+use crate::block::Delta;
+use crate::error::{Error, Kind, Result};
+use crate::source::{BlockSource, SnapshotId};
+use crate::target::{Base, Replica, Task};
+
+/// What there is to do for a target.
+pub(super) enum Work {
+    /// Nothing: it holds the source.
+    Nothing,
+    /// It is to be compared first: only a dry run ends here.
+    Compare,
+    /// A run that begins.
+    New {
+        task: Task,
+        plan: Arc<Delta>,
+        /// What the plan is a delta of, where the target keeps several snapshots.
+        replica: Option<Replica>,
+    },
+    /// One that is resumed.
+    Resumed(Box<Checkpoint>),
+}
+
+/// A target with its plan.
+pub(super) struct Planned {
+    pub(super) candidate: Candidate,
+    pub(super) work: Work,
+    pub(super) warnings: Vec<String>,
+    room: Option<String>,
+}
+
+/// Plans one target after the other.
+pub(super) struct Planner<'a> {
+    job: &'a SyncJob,
+    source: &'a Source,
+    context: &'a Context<'a>,
+    listings: Listings<'a>,
+}
+
+impl<'a> Planner<'a> {
+    pub(super) fn new(job: &'a SyncJob, source: &'a Source, context: &'a Context<'a>) -> Self {
+        Self {
+            job,
+            source,
+            context,
+            listings: Listings::new(source),
+        }
+    }
+
+    /// The source, read by the tokens of a listing that was made.
+    pub(super) fn blocks(&self) -> Arc<dyn BlockSource> {
+        self.listings.blocks()
+    }
+
+    pub(super) async fn plan(&mut self, mut candidate: Candidate) -> Result<Planned> {
+        let name = &self.source.info.name;
+        self.context.progress.begin(format!("listing {name}"), 0);
+        let work = self.work(&mut candidate).await?;
+        let mut warnings = candidate.decided.warnings.clone();
+        let room = self.room(&candidate, &work)?;
+        if candidate.decided.rewrites_foreign {
+            warnings.push(format!(
+                "{}: {} blocks that something else has written are overwritten",
+                candidate.target.name(),
+                candidate.foreign.len()
+            ));
+        }
+        Ok(Planned {
+            candidate,
+            work,
+            warnings,
+            room,
+        })
+    }
+
+    async fn work(&mut self, candidate: &mut Candidate) -> Result<Work> {
+        match candidate.decided.decision.clone() {
+            Decision::Holds => Ok(Work::Nothing),
+            Decision::Compare => Ok(Work::Compare),
+            Decision::Full => self.full(candidate).await,
+            Decision::Delta(bases) => self.delta(candidate, bases).await,
+            Decision::TakeOver(base) => self.take_over(candidate, &base).await,
+            Decision::Resume => self.resume(candidate).await,
+            Decision::Refuse { kind, reason, .. } => Err(Error::new(kind, reason)),
+        }
+    }
+
+    async fn resume(&mut self, candidate: &mut Candidate) -> Result<Work> {
+        let Some(checkpoint) = candidate.checkpoint.take() else {
+            return self.full(candidate).await;
+        };
+        // Listing changes once more is cheaper than listing the snapshot around each of them.
+        if let Some(base) = &checkpoint.task().base
+            && let Ok(base) = base.parse()
+            && let Err(error) = self.listings.delta(&base, &self.context.stop).await
+        {
+            if error.kind() == Kind::Stopped {
+                return Err(error);
+            }
+            info!("resuming by the earlier plan: {}", error.chain());
+        }
+        Ok(Work::Resumed(Box::new(checkpoint)))
+    }
+
+    async fn full(&mut self, candidate: &Candidate) -> Result<Work> {
+        let held = self.listings.held(&self.context.stop).await?;
+        let plan = Delta::full(self.source.info.geometry, &held, false);
+        self.new_work(candidate, plan, None, None).await
+    }
+
+    /// The changes since the first of several bases that can still be listed.
+    async fn delta(&mut self, candidate: &mut Candidate, bases: Vec<SnapshotId>) -> Result<Work> {
+        for base in bases {
+            let Some(delta) = self.delta_unless_gone(&base).await? else {
+                continue;
+            };
+            let replicas = &candidate.seen.facts.replicas;
+            let replica = replicas.iter().find(|replica| replica.source == base);
+            let replica = replica.cloned();
+            let mut plan = (*delta).clone();
+            if candidate.decided.rewrites_foreign {
+                plan.write_too(&candidate.foreign);
+            }
+            plan.write_too(&candidate.damaged());
+            return self.new_work(candidate, plan, Some(base), replica).await;
+        }
+        // What a full copy is allowed to do is decided like any other.
+        candidate.seen.facts.replicas.clear();
+        let mut job = self.job.clone();
+        if !candidate.target.kind().is_new() {
+            job.base = Base::None;
+        }
+        let decided = decide(&job, &self.source.info, &candidate.seen);
+        if let Some(error) = decided.refusal() {
+            return Err(error);
+        }
+        candidate.decided.decision = Decision::Full;
+        candidate.decided.rewrites_foreign = false;
+        self.full(candidate).await
+    }
+
+    async fn take_over(&mut self, candidate: &mut Candidate, base: &SnapshotId) -> Result<Work> {
+        let Some(delta) = self.delta_unless_gone(base).await? else {
+            candidate.decided.decision = Decision::Full;
+            return self.full(candidate).await;
+        };
+        let mut plan = (*delta).clone();
+        if let Some(unfinished) = &candidate.checkpoint {
+            plan.overtake(unfinished.plan());
+            plan.write_too(unfinished.damaged());
+        }
+        plan.write_too(&candidate.damaged());
+        let work = self.new_work(candidate, plan, Some(base.clone()), None).await?;
+        let Work::New {
+            mut task,
+            plan,
+            replica,
+        } = work
+        else {
+            return Ok(work);
+        };
+        task.after = candidate.seen.record.as_ref().map(|record| record.run.clone());
+        Ok(Work::New {
+            task,
+            plan,
+            replica,
+        })
+    }
+
+    /// What changed since a base; none where `--base auto` found one that can no longer be listed.
+    async fn delta_unless_gone(&mut self, base: &SnapshotId) -> Result<Option<Arc<Delta>>> {
+        match self.listings.delta(base, &self.context.stop).await {
+            Err(error)
+                if self.job.base == Base::Auto
+                    && matches!(error.kind(), Kind::NotFound | Kind::Unrelated) =>
+            {
+                warn!("cannot copy only the changes since {base}: {}", error.chain());
+                Ok(None)
+            }
+            delta => delta.map(Some),
+        }
+    }
+
+    async fn new_work(
+        &self,
+        candidate: &Candidate,
+        plan: Delta,
+        base: Option<SnapshotId>,
+        replica: Option<Replica>,
+    ) -> Result<Work> {
+        let target = &candidate.target;
+        let plan = target.adapt(Arc::new(plan), replica.as_ref());
+        let plan = self.context.stop.unless(plan).await?;
+        // A target may have to take all blocks where its base cannot be one.
+        let base = base.filter(|_| plan.base().is_some());
+        let source = &self.source.info;
+        let task = Task {
+            run: format!("{:032x}", fastrand::u128(..)),
+            after: None,
+            in_place: target.kind().is_in_place(),
+            source: source.name.clone(),
+            source_mark: source.mark.clone(),
+            volume: source.volume.clone(),
+            base: base.map(|base| base.to_string()),
+            target: target.id().to_owned(),
+        };
+        Ok(Work::New {
+            task,
+            plan,
+            replica,
+        })
+    }
+
+    /// What is in the way where an image is written: an error if it cannot fit, a sentence if it may not.
+    fn room(&self, candidate: &Candidate, work: &Work) -> Result<Option<String>> {
+        let facts = &candidate.seen.facts;
+        let Some(free) = facts.free else {
+            return Ok(None);
+        };
+        let (blocks, clone) = match work {
+            Work::Nothing | Work::Compare => return Ok(None),
+            Work::New { plan, .. } => {
+                let is_clone = plan.base().is_some();
+                (plan.write().len(), if is_clone { facts.clone_bytes } else { 0 })
+            }
+            Work::Resumed(checkpoint) => {
+                let left = checkpoint.missing();
+                (left.len(), 0)
+            }
+        };
+        super::plan::room(candidate.target.name(), free, clone, blocks, self.job.reserve)
+    }
+}
+
+impl Planned {
+    pub(super) fn name(&self) -> &str {
+        self.candidate.target.name()
+    }
+
+    pub(super) fn report(&self, job: &SyncJob) -> PlanReport {
+        let (task, plan, done) = match &self.work {
+            Work::Nothing | Work::Compare => (None, None, 0),
+            Work::New { task, plan, .. } => (Some(task), Some(plan), 0),
+            Work::Resumed(checkpoint) => (
+                Some(checkpoint.task()),
+                Some(checkpoint.plan()),
+                checkpoint.done(),
+            ),
+        };
+        let candidate = &self.candidate;
+        let is_delta = plan.is_some_and(|plan| plan.base().is_some());
+        let compare_bytes = match &self.work {
+            Work::Compare => candidate.compare_bytes(),
+            Work::Nothing if job.verify => {
+                let geometry = candidate.recorded_geometry();
+                geometry.map_or(0, crate::block::Geometry::size)
+            }
+            _ => 0,
+        };
+        PlanReport {
+            target: self.name().to_owned(),
+            kind: candidate.target.kind(),
+            decision: candidate.decided.decision.clone(),
+            source: task.map_or_else(String::new, |task| task.source.clone()),
+            base: task.and_then(|task| task.base.clone()),
+            write: plan.map_or(0, |plan| plan.write().len()),
+            zero: plan.map_or(0, |plan| plan.zero().len()),
+            done,
+            clone_bytes: if is_delta { candidate.seen.facts.clone_bytes } else { 0 },
+            compare_bytes,
+            room: self.room.clone(),
+            warnings: self.warnings.clone(),
+        }
+    }
+}
