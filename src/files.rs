@@ -85,7 +85,10 @@ impl Drop for AtomicFile {
 }
 
 /// A rename would replace a device node, a FIFO or a link by a regular file.
-fn refuse_special(path: &Path) -> Result<()> {
+///
+/// # Errors
+/// `Invalid` when something else than a regular file is at `path`.
+pub(crate) fn refuse_special(path: &Path) -> Result<()> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.is_file() => {
             let what = format!(
