@@ -84,11 +84,11 @@ impl Drop for AtomicFile {
     }
 }
 
-/// Refuses to replace what is no regular file: a rename would put one in the place of a device node, a FIFO or a link.
+/// A rename would replace a device node, a FIFO or a link by a regular file.
 ///
 /// # Errors
 /// `Invalid` when something else than a regular file is at `path`.
-pub fn refuse_special(path: &Path) -> Result<()> {
+pub(crate) fn refuse_special(path: &Path) -> Result<()> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.is_file() => {
             let what = format!(

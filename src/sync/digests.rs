@@ -21,7 +21,7 @@ mod file;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
@@ -393,11 +393,7 @@ impl Digests {
         runs.flat_map(move |(extent, change)| digests.written(extent, change))
     }
 
-    fn written(
-        &self,
-        extent: Extent,
-        change: Change,
-    ) -> Vec<Result<(BlockIndex, Option<Digest>)>> {
+    fn written(&self, extent: Extent, change: Change) -> Vec<Result<(BlockIndex, Option<Digest>)>> {
         if change == Change::Zero {
             return extent.blocks().map(|index| Ok((index, None))).collect();
         }
@@ -434,11 +430,6 @@ impl Digests {
         self.path = path.into();
         Ok(self)
     }
-}
-
-/// Where the digests of a target are, by the path that its state files begin with.
-pub(crate) fn path_of(stem: &Path) -> PathBuf {
-    files::with_ending(stem, "-digests")
 }
 
 /// A run of blocks in pieces of at most 1,024.
