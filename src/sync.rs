@@ -164,7 +164,7 @@ pub async fn run(
             Err(error) => failed(&name, error, report),
         }
     }
-    let plans: Vec<PlanReport> = planned.iter().map(|plan| plan.report(job)).collect();
+    let plans: Vec<PlanReport> = planned.iter().map(|plan| plan.report(job, source)).collect();
     if let Err(error) = context.ui.plans(&plans) {
         for plan in &planned {
             failed(plan.name(), error.clone(), report);

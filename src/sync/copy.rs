@@ -157,14 +157,8 @@ impl Copy<'_> {
             let (digests, missing) = (checkpoint.digests(), checkpoint.missing());
             let stop = self.rules.stop.clone();
             self.rechecks.spawn(async move {
-                let compared = verify::compare(
-                    reader,
-                    &digests,
-                    &missing,
-                    BlockIndex(0),
-                    &|_| {},
-                    &stop,
-                );
+                let compared =
+                    verify::compare(reader, &digests, &missing, None, &|_| {}, &stop);
                 (number, compared.await)
             });
         }
@@ -178,12 +172,13 @@ impl Copy<'_> {
         match compared {
             Ok(compared) if compared.differing.is_empty() => false,
             Ok(compared) => {
-                warn!(
-                    "{}: {} is not as the last run left it: writing that again",
-                    copying.target.name,
-                    verify::in_words(&compared.differing)
-                );
                 let blocks = compared.differing;
+                let geometry = copying.target.checkpoint.plan().head();
+                warn!(
+                    "{}: {} not as the last run left it: writing that again",
+                    copying.target.name,
+                    verify::describe(&blocks, geometry)
+                );
                 copying.target.checkpoint.write_again(&blocks);
                 self.rules.progress.expect(blocks.len());
                 true

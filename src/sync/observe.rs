@@ -111,19 +111,12 @@ impl Candidate {
         let blocks = u64::from(geometry.block_count());
         context.progress.begin(format!("comparing {name}"), blocks);
         let reader = self.target.reader(None, geometry).await?;
-        let step = |blocks| context.progress.step(blocks);
-        let mark = self.seen.facts.mark.clone();
-        let kept = mark.map(|mark| (self.files.compare(), mark));
-        let compared = verify::compare_resumed(
-            reader,
-            &digests,
-            &skip,
-            kept,
-            &step,
-            &context.stop,
-        )
-        .await?;
         let before = self.seen.facts.mark.clone();
+        let path = self.files.compare();
+        let resumable = before.as_ref().map(|mark| verify::Resumable { path: &path, mark });
+        let reach = |blocks| context.progress.reach(blocks);
+        let compared =
+            verify::compare(reader, &digests, &skip, resumable, &reach, &context.stop).await?;
         let again = look(
             job,
             source,
@@ -137,13 +130,18 @@ impl Candidate {
             let what = format!("cannot write {name}: something else wrote it while it was compared");
             return Err(Error::new(Kind::Undecided, what).with_remedy(Remedy::TryLater));
         }
-        self.seen.compared = Some(match compared.differing.is_empty() {
-            true => Comparison::Same,
-            false => Comparison::Foreign {
-                blocks: compared.differing.len(),
-                ranges: verify::in_words(&compared.differing),
-            },
-        });
+        if compared.unknown > 0 {
+            // As if there were none: they do not speak of every block.
+            self.seen.has_digests = false;
+        } else {
+            self.seen.compared = Some(match compared.differing.is_empty() {
+                true => Comparison::Same,
+                false => Comparison::Foreign {
+                    blocks: compared.differing.len(),
+                    ranges: verify::describe(&compared.differing, geometry),
+                },
+            });
+        }
         self.foreign = compared.differing;
         self.decided = decide(job, &source.info, &self.seen);
         Ok(())

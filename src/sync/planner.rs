@@ -248,7 +248,7 @@ impl Planned {
         self.candidate.target.name()
     }
 
-    pub(super) fn report(&self, job: &SyncJob) -> PlanReport {
+    pub(super) fn report(&self, job: &SyncJob, source: &Source) -> PlanReport {
         let (task, plan, done) = match &self.work {
             Work::Nothing | Work::Compare => (None, None, 0),
             Work::New { task, plan, .. } => (Some(task), Some(plan), 0),
@@ -272,7 +272,7 @@ impl Planned {
             target: self.name().to_owned(),
             kind: candidate.target.kind(),
             decision: candidate.decided.decision.clone(),
-            source: task.map_or_else(String::new, |task| task.source.clone()),
+            source: source.info.name.clone(),
             base: task.and_then(|task| task.base.clone()),
             write: plan.map_or(0, |plan| plan.write().len()),
             zero: plan.map_or(0, |plan| plan.zero().len()),

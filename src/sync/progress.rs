@@ -66,6 +66,11 @@ impl Progress {
         self.done.fetch_add(blocks, Ordering::Relaxed);
     }
 
+    /// So many blocks of the phase are done in all.
+    pub(super) fn reach(&self, blocks: u64) {
+        self.done.store(blocks, Ordering::Relaxed);
+    }
+
     pub(super) fn copied(&self, bytes: u64) {
         self.step(1);
         self.blocks.fetch_add(1, Ordering::Relaxed);

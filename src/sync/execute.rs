@@ -1,0 +1,353 @@
+//! [`Execution`]: planned targets are opened, copied to, finished. One that fails does not stop the others.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use parking_lot::Mutex;
+use tracing::{info, warn};
+
+use super::checkpoint::Checkpoint;
+use super::copy::{CopyTarget, Rules, copy};
+use super::digests::Digests;
+use super::job::SyncJob;
+use super::observe::Candidate;
+use super::planner::{Planned, Work};
+use super::report::ReportFile;
+use super::source::Source;
+use super::verify::CompareCheckpoint;
+use super::{Context, Ended, TargetOutcome, record};
+use crate::block::Delta;
+use crate::error::{Error, Kind, Result};
+use crate::source::BlockSource;
+use crate::target::{
+    Content, Left, Opening, Replica, Sink, SinkState, TargetKind, TargetRecord, Task,
+};
+
+/// The run after its plans.
+pub(super) struct Execution<'a> {
+    pub(super) job: &'a SyncJob,
+    pub(super) source: &'a Source,
+    pub(super) context: &'a Context<'a>,
+    /// The source by the tokens of the listings that were made.
+    pub(super) blocks: Arc<dyn BlockSource>,
+    pub(super) started: SystemTime,
+}
+
+/// A target that is open, besides what is copied to it.
+pub(super) struct OpenTarget {
+    pub(super) candidate: Candidate,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Execution<'_> {
+    /// Brings every target to its end, or as far as it comes.
+    pub(super) async fn run(
+        &self,
+        planned: Vec<Planned>,
+        report: &mut Option<ReportFile>,
+    ) -> Vec<TargetOutcome> {
+        let mut outcomes = Vec::new();
+        let mut open = Vec::new();
+        let mut targets = Vec::new();
+        for plan in planned {
+            let name = plan.name().to_owned();
+            self.context.progress.begin(format!("opening {name}"), 0);
+            let ended = match plan.work {
+                Work::Nothing => self.held(&plan.candidate, report).await,
+                work => match self.open(plan.candidate, work, plan.warnings).await {
+                    Ok((target, opened)) => {
+                        targets.push(target);
+                        open.push(opened);
+                        continue;
+                    }
+                    Err(error) => Err(error),
+                },
+            };
+            outcomes.push(outcome(&name, ended, report));
+        }
+        if targets.is_empty() {
+            return outcomes;
+        }
+        let left = targets.iter().map(|target| target.checkpoint.missing().len());
+        let progress = &self.context.progress;
+        let source = &self.source.info.name;
+        // Done together, each block counts once.
+        progress.begin(format!("copying {source}"), left.max().unwrap_or(0));
+        let rules = Rules {
+            in_flight: self.job.in_flight,
+            on_damage: self.job.on_damage,
+            progress,
+            stop: &self.context.stop,
+        };
+        let copied = copy(Arc::clone(&self.blocks), targets, &rules).await;
+        for ((target, copied), opened) in copied.into_iter().zip(open) {
+            let name = target.name.clone();
+            let ended = match copied {
+                Ok(()) => self.finish(target, opened, report).await,
+                Err(error) => Err(explain(&opened, error)),
+            };
+            outcomes.push(outcome(&name, ended, report));
+        }
+        outcomes
+    }
+
+    /// Opens a target, and names it on disk before it is touched.
+    async fn open(
+        &self,
+        mut candidate: Candidate,
+        work: Work,
+        warnings: Vec<String>,
+    ) -> Result<(CopyTarget, OpenTarget)> {
+        if candidate.decided.confirms {
+            self.context.ui.confirm(candidate.target.name())?;
+        }
+        for warning in &warnings {
+            warn!("{warning}");
+        }
+        let is_resumed = matches!(work, Work::Resumed(_));
+        let (checkpoint, replica) = match work {
+            Work::New {
+                task,
+                plan,
+                replica,
+            } => {
+                self.drop_unfinished(&mut candidate).await?;
+                let digests = new_digests(&candidate, &task, &plan)?;
+                let path = candidate.files.checkpoint();
+                (Checkpoint::new(&path, task, plan, digests), replica)
+            }
+            Work::Resumed(checkpoint) => (*checkpoint, None),
+            Work::Nothing | Work::Compare => {
+                let what = format!("cannot open {}: nothing is to be written", candidate.target.name());
+                return Err(Error::new(Kind::Invalid, what));
+            }
+        };
+        let (sink, checkpoint) = self.open_sink(&candidate, checkpoint, replica.as_ref()).await?;
+        let is_unproven = matches!(candidate.seen.facts.left, Left::Unproven | Left::Published);
+        let recheck = match is_resumed && is_unproven && candidate.target.kind() == TargetKind::Image {
+            true => sink.read_back().await?,
+            false => None,
+        };
+        let target = CopyTarget {
+            name: candidate.target.name().to_owned(),
+            sink,
+            checkpoint,
+            recheck,
+        };
+        let opened = OpenTarget {
+            candidate,
+            warnings,
+        };
+        Ok((target, opened))
+    }
+
+    async fn open_sink(
+        &self,
+        candidate: &Candidate,
+        checkpoint: Checkpoint,
+        replica: Option<&Replica>,
+    ) -> Result<(Arc<dyn Sink>, Checkpoint)> {
+        let (task, plan) = (checkpoint.task().clone(), Arc::clone(checkpoint.plan()));
+        let (done, resume) = (checkpoint.done(), checkpoint.state().cloned());
+        let is_fresh = resume.is_none();
+        let between = between(candidate, &task, &plan);
+        let record = candidate.files.record();
+        let cell = Mutex::new(checkpoint);
+        // The record after the checkpoint: whatever the record says, the checkpoint knows how to go on.
+        let name = |state: &SinkState| {
+            let mut checkpoint = cell.lock();
+            checkpoint.set_state(state.clone());
+            checkpoint.encode().write()?;
+            match &between {
+                Some(between) => record::save(&record, between),
+                None => Ok(()),
+            }
+        };
+        let opened = candidate
+            .target
+            .open(Opening {
+                task: &task,
+                plan: &plan,
+                done,
+                source: &self.source.info,
+                resume: resume.as_ref(),
+                base: replica,
+                mark: candidate.seen.facts.mark.as_ref(),
+                name: &name,
+                files: candidate.files.sink(),
+                restart: self.job.restart,
+                rate: self.job.rate,
+                stop: &self.context.stop,
+            })
+            .await;
+        let mut checkpoint = cell.into_inner();
+        let opened = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                let is_final =
+                    matches!(error.kind(), Kind::Denied | Kind::Invalid | Kind::NotFound);
+                if is_fresh && is_final && candidate.target.kind().is_new() {
+                    // Refused for good: there is nothing to resume.
+                    discard(candidate)?;
+                }
+                return Err(error);
+            }
+        };
+        if opened.zero_the_rest {
+            checkpoint.zero_the_rest();
+        }
+        checkpoint.set_state(opened.state);
+        checkpoint.encode().write()?;
+        Ok((opened.sink, checkpoint))
+    }
+
+    /// Drops what an unfinished run has left. In place its checkpoint stays until the new one replaces it: it knows what was
+    /// begun.
+    async fn drop_unfinished(&self, candidate: &mut Candidate) -> Result<()> {
+        let left = candidate.checkpoint.as_ref().and_then(Checkpoint::state).cloned();
+        if let Some(left) = left {
+            candidate.target.discard(&left).await?;
+        }
+        if !candidate.target.kind().is_in_place() {
+            candidate.checkpoint = None;
+            discard(candidate)?;
+        }
+        Ok(())
+    }
+
+    /// A target that holds the source: proven again if that is asked for, and its record brought up to date.
+    async fn held(
+        &self,
+        candidate: &Candidate,
+        report: &mut Option<ReportFile>,
+    ) -> Result<Ended> {
+        let (name, facts) = (candidate.target.name(), &candidate.seen.facts);
+        for warning in &candidate.decided.warnings {
+            warn!("{warning}");
+        }
+        if candidate.decided.drops_unfinished {
+            let left = candidate.checkpoint.as_ref().and_then(Checkpoint::state);
+            if let Some(left) = left {
+                candidate.target.discard(left).await?;
+            }
+            discard(candidate)?;
+        }
+        let image_sha256 = self.prove_held(candidate).await?;
+        // What a comparison has proven need not be compared the next time.
+        if let Some(record) = &candidate.seen.record
+            && record.held() == Some(&self.source.info.name)
+            && (record.mark != facts.mark || record.is_old_format)
+            && !candidate.target.kind().is_new()
+        {
+            let record = TargetRecord {
+                mark: facts.mark.clone(),
+                ..record.clone()
+            };
+            record::save(&candidate.files.record(), &record)?;
+            CompareCheckpoint::remove(&candidate.files.compare())?;
+        }
+        info!("{name} holds {} already", self.source.info.name);
+        if let Some(file) = report {
+            file.held(name, &self.source.info.name, self.job.verify)?;
+        }
+        let record = candidate.seen.record.as_ref();
+        Ok(Ended::Held {
+            verified: self.job.verify,
+            image_sha256,
+            snapshot: record.and_then(|record| record.replica.clone()),
+        })
+    }
+}
+
+/// What an outcome is, and its line in the report.
+fn outcome(name: &str, ended: Result<Ended>, report: &mut Option<ReportFile>) -> TargetOutcome {
+    let ended = match (ended, report) {
+        (Err(error), Some(file)) => match file.failed(name, &error) {
+            Ok(()) => Err(error),
+            Err(other) => Err(error.context(other.chain())),
+        },
+        (ended, _) => ended,
+    };
+    TargetOutcome {
+        target: name.to_owned(),
+        ended,
+    }
+}
+
+/// Removes the checkpoint of a target and the digests of its run.
+pub(super) fn discard(candidate: &Candidate) -> Result<()> {
+    for digests in candidate.files.next_digests() {
+        Checkpoint::discard(&candidate.files.checkpoint(), &digests)?;
+    }
+    CompareCheckpoint::remove(&candidate.files.compare())
+}
+
+/// What the record says from the first change on of a target that is written in place.
+fn between(candidate: &Candidate, task: &Task, plan: &Delta) -> Option<TargetRecord> {
+    let is_recorded = task.in_place && candidate.seen.facts.has_identity;
+    is_recorded.then(|| TargetRecord {
+        run: task.run.clone(),
+        target: task.target.clone(),
+        content: Content::Between {
+            base: task.base.clone(),
+            head: task.source.clone(),
+        },
+        volume: task.volume.clone(),
+        volume_bytes: plan.head().size(),
+        mark: None,
+        time: candidate.seen.record.as_ref().and_then(|record| record.time),
+        replica: None,
+        damaged: Vec::new(),
+        is_old_format: false,
+        report: serde_json::Value::Null,
+    })
+}
+
+/// The digests of a run that begins. Of every block, where those of the base are known; else of the plan's blocks alone.
+fn new_digests(candidate: &Candidate, task: &Task, plan: &Delta) -> Result<Digests> {
+    let unfinished = candidate.checkpoint.as_ref().map(Checkpoint::digests);
+    let [first, second] = candidate.files.next_digests();
+    // Not under the name of a run that is taken over.
+    let is_taken = unfinished.as_ref().is_some_and(|digests| digests.path() == first);
+    let path = if is_taken { second } else { first };
+    let head = plan.head();
+    if candidate.target.kind().is_new() {
+        return Digests::create(&path, &task.run, head, false);
+    }
+    if plan.base().is_none() {
+        return Digests::create(&path, &task.run, head, true);
+    }
+    let old = match task.after {
+        Some(_) => unfinished,
+        None => candidate.digests.clone(),
+    };
+    let Some(old) = old.filter(Digests::is_whole) else {
+        return Digests::create(&path, &task.run, head, false);
+    };
+    match Digests::clone_of(&old, &path, &task.run, head) {
+        Err(error) if error.kind() == Kind::NoSpace => {
+            warn!(
+                "{}: no evidence is kept, the next run may have to copy all blocks: {}",
+                candidate.target.name(),
+                error.chain()
+            );
+            Digests::create(&path, &task.run, head, false)
+        }
+        cloned => cloned,
+    }
+}
+
+/// What to do with a target that is left between two snapshots because its source cannot be read.
+fn explain(opened: &OpenTarget, error: Error) -> Error {
+    let target = &opened.candidate.target;
+    let is_lost = matches!(error.kind(), Kind::NotFound | Kind::Denied);
+    if !target.kind().is_in_place() || !is_lost {
+        return error;
+    }
+    let name = target.name();
+    error
+        .context(format!("{name} is not usable as it is, and its source cannot be read"))
+        .with_remedy(crate::error::Remedy::Do(format!(
+            "copy another snapshot to {name} with --base auto"
+        )))
+}
