@@ -107,6 +107,7 @@ pub mod files;
 pub mod maps;
 pub mod readahead;
 pub mod source;
+mod sysfs;
 pub mod target;
 
 pub mod cache;

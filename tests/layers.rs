@@ -8,7 +8,12 @@ const RULES: &[(&str, u8, &str)] = &[
     ("error", 0, "block"),
     ("block", 0, ""),
     ("files", 1, "block source target readahead digest maps aws"),
-    ("source", 1, "target readahead maps aws"),
+    (
+        "sysfs",
+        1,
+        "block error files source target readahead digest maps aws",
+    ),
+    ("source", 1, "sysfs target readahead maps aws"),
     ("target", 1, "readahead digest maps aws"),
     ("digest", 1, "files source target readahead maps aws"),
     ("readahead", 1, "files source target maps aws"),

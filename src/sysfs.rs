@@ -1,0 +1,182 @@
+//! Block devices as the kernel shows them in sysfs (kernel.org, `Documentation/ABI/stable/sysfs-block`).
+//!
+//! The root is a parameter, so that tests read a tree of their own.
+
+use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::{major, makedev, minor};
+
+/// Bytes of a sysfs file that are read: an attribute is at most a page.
+const ATTRIBUTE: u64 = 4096;
+
+/// A tree like `/sys`.
+#[derive(Clone, Debug)]
+pub(crate) struct Sysfs {
+    root: PathBuf,
+}
+
+impl Sysfs {
+    /// The tree of this machine.
+    pub(crate) fn system() -> Self {
+        Self::at(Path::new("/sys"))
+    }
+
+    /// The tree at `root`.
+    pub(crate) fn at(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+        }
+    }
+
+    /// The device of a number (`st_rdev`); none if there is none, or no sysfs.
+    pub(crate) fn node(&self, rdev: u64) -> Option<Node> {
+        let name = format!("dev/block/{}:{}", major(rdev), minor(rdev));
+        Node::at(&self.root.join(name))
+    }
+
+    /// Every whole disk, loop devices and device-mapper included.
+    pub(crate) fn disks(&self) -> Vec<Node> {
+        nodes_in(&self.root.join("block"))
+    }
+
+    /// Every device that a mounted btrfs filesystem holds: its mounts do not name all of them.
+    pub(crate) fn btrfs_members(&self) -> Vec<Node> {
+        let mounted = std::fs::read_dir(self.root.join("fs/btrfs"));
+        let folders = mounted.into_iter().flatten().flatten();
+        folders
+            .flat_map(|folder| nodes_in(&folder.path().join("devices")))
+            .collect()
+    }
+}
+
+/// A disk or a partition.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Node {
+    /// Its folder, without links.
+    folder: PathBuf,
+}
+
+impl Node {
+    fn at(path: &Path) -> Option<Self> {
+        let folder = path.canonicalize().ok()?;
+        Some(Self { folder })
+    }
+
+    /// A line of one of its files, trimmed; none when there is no such file or nothing in it.
+    pub(crate) fn read(&self, file: &str) -> Option<String> {
+        let mut text = String::new();
+        let opened = File::open(self.folder.join(file)).ok()?;
+        opened.take(ATTRIBUTE).read_to_string(&mut text).ok()?;
+        let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0');
+        (!text.is_empty()).then(|| text.to_owned())
+    }
+
+    /// The kernel's name of it (`sda1`).
+    pub(crate) fn name(&self) -> String {
+        let name = self.folder.file_name().unwrap_or_default();
+        name.to_string_lossy().replace('!', "/")
+    }
+
+    /// Where its device node is by default.
+    pub(crate) fn path(&self) -> PathBuf {
+        Path::new("/dev").join(self.name())
+    }
+
+    /// Its number, as `st_rdev` has it.
+    pub(crate) fn rdev(&self) -> Option<u64> {
+        let text = self.read("dev")?;
+        let (major, minor) = text.split_once(':')?;
+        Some(makedev(major.parse().ok()?, minor.parse().ok()?))
+    }
+
+    /// The number of the partition that it is; none of a whole disk.
+    pub(crate) fn partition(&self) -> Option<String> {
+        self.read("partition")
+    }
+
+    /// The whole disk that it is on, or is.
+    pub(crate) fn disk(&self) -> Self {
+        match (self.partition(), self.folder.parent()) {
+            // A partition's folder is within that of its disk.
+            (Some(_), Some(disk)) => Self {
+                folder: disk.to_owned(),
+            },
+            _ => self.clone(),
+        }
+    }
+
+    /// The partitions of a disk.
+    pub(crate) fn partitions(&self) -> Vec<Self> {
+        let mut nodes = nodes_in(&self.folder);
+        nodes.retain(|node| {
+            node.folder.parent() == Some(&self.folder) && node.partition().is_some()
+        });
+        nodes
+    }
+
+    /// The sectors of 512 bytes of its disk that it is; all of them of a disk.
+    pub(crate) fn sectors(&self) -> Range<u64> {
+        let number = |file| self.read(file).and_then(|text| text.parse::<u64>().ok());
+        if self.partition().is_none() {
+            return 0..u64::MAX;
+        }
+        // Unreadable: as if it were all of the disk.
+        match (number("start"), number("size")) {
+            (Some(start), Some(size)) => start..start.saturating_add(size),
+            _ => 0..u64::MAX,
+        }
+    }
+
+    /// Whether the two share bytes of one disk.
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+        let (a, b) = (self.sectors(), other.sectors());
+        self.disk() == other.disk() && a.start < b.end && b.start < a.end
+    }
+
+    /// Its disk and every partition there that shares bytes with it, itself included.
+    pub(crate) fn sharing(&self) -> Vec<Self> {
+        let disk = self.disk();
+        let mut nodes = disk.partitions();
+        nodes.push(disk);
+        nodes.retain(|node| node.overlaps(self));
+        nodes
+    }
+
+    /// Devices that are made of it: device-mapper, md, bcache.
+    pub(crate) fn holders(&self) -> Vec<Self> {
+        nodes_in(&self.folder.join("holders"))
+    }
+
+    /// Devices that it is made of.
+    pub(crate) fn parts(&self) -> Vec<Self> {
+        nodes_in(&self.folder.join("slaves"))
+    }
+
+    /// Of a loop device its backing file's path; none when that is deleted, for the name may be another file's by now.
+    pub(crate) fn backing_file(&self) -> Option<PathBuf> {
+        let path = self.disk().read("loop/backing_file")?;
+        (!path.ends_with(" (deleted)")).then(|| path.into())
+    }
+
+    /// Whether it is a loop device with a backing file, or a partition of one.
+    pub(crate) fn is_loop(&self) -> bool {
+        self.disk().read("loop/backing_file").is_some()
+    }
+}
+
+/// The devices that a folder has links to or folders of, by name.
+fn nodes_in(folder: &Path) -> Vec<Node> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut nodes: Vec<_> = entries
+        .filter_map(|entry| Node::at(&entry.path()))
+        .filter(|node| node.folder.join("dev").is_file())
+        .collect();
+    nodes.sort();
+    nodes
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
