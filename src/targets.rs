@@ -8,3 +8,5 @@ mod holders;
 mod identity;
 mod image;
 mod raw;
+
+pub use ebs::{EbsJob, EbsPlace, EbsTarget};

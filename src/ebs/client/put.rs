@@ -110,7 +110,9 @@ impl Client {
         Ok(Some(Started {
             id: id.parse()?,
             is_encrypted: reply.kms_key_arn().is_some() || reply.sse_type().is_some(),
-            is_pending: reply.status().is_none_or(|status| *status == Status::Pending),
+            is_pending: reply
+                .status()
+                .is_none_or(|status| *status == Status::Pending),
             start_time: time.and_then(|time| SystemTime::try_from(time).ok()),
         }))
     }
