@@ -350,7 +350,7 @@ impl Refused<'_> {
 
 /// The resource to grant a permission on: the account field of a snapshot's ARN is empty.
 fn on(action: &str) -> &'static str {
-    if action.starts_with("ebs:") {
+    if action.starts_with("ebs:") || action == "ec2:CreateTags" {
         " on arn:aws:ec2:*::snapshot/*"
     } else {
         ""

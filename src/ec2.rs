@@ -1,9 +1,9 @@
-//! What EC2 tells of snapshots. The only file with aws-sdk-ec2 in it.
+//! What EC2 tells of snapshots, and the tags that it keeps. The only file with aws-sdk-ec2 in it.
 
 use std::time::{Duration, SystemTime};
 
 use aws_config::SdkConfig;
-use aws_sdk_ec2::types::{Filter, SnapshotState};
+use aws_sdk_ec2::types::{Filter, SnapshotState, Tag};
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
 use futures_util::FutureExt;
@@ -11,11 +11,11 @@ use futures_util::future::BoxFuture;
 
 use crate::aws::judge;
 use crate::error::{Error, Kind, Result};
-use crate::source::{Descriptions, Selector, Snapshot, State};
+use crate::source::{Descriptions, Selector, Snapshot, SnapshotId, State};
 
 /// Snapshots a page: DescribeSnapshots takes 5 to 1,000, and is slow with many.
 const PAGE: i32 = 500;
-/// The IAM action that all calls but one need.
+/// The IAM action of the calls that describe snapshots.
 const ACTION: &str = "ec2:DescribeSnapshots";
 /// How long a page may take, attempts together: a person waits for it.
 const TIMEOUT: Duration = Duration::from_secs(8);
@@ -139,6 +139,22 @@ impl Descriptions for Ec2 {
                 judge(error, "ec2:GetEbsEncryptionByDefault", "in this Region").into_error()
             })?;
             Ok(reply.ebs_encryption_by_default() == Some(true))
+        }
+        .boxed()
+    }
+
+    fn add_tags<'a>(
+        &'a self,
+        id: &'a SnapshotId,
+        tags: &'a [(String, String)],
+    ) -> BoxFuture<'a, Result<()>> {
+        async move {
+            let tags = tags.iter();
+            let tags = tags.map(|(key, value)| Tag::builder().key(key).value(value).build());
+            let asked = self.sdk.create_tags().resources(id.as_str());
+            let sent = asked.set_tags(Some(tags.collect())).send().await;
+            sent.map_err(|error| judge(error, "ec2:CreateTags", id.as_str()).into_error())?;
+            Ok(())
         }
         .boxed()
     }

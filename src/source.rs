@@ -112,7 +112,7 @@ pub trait Catalog: Send + Sync {
     ) -> BoxFuture<'a, Result<Changes>>;
 }
 
-/// What EC2 knows of snapshots. Absent where its API is not built in, not reachable or not permitted.
+/// What EC2 knows of snapshots, and their tags. Absent where its API is not built in, not reachable or not permitted.
 pub trait Descriptions: Send + Sync {
     /// The snapshots that any of the selectors names; all snapshots of the account when there is none.
     ///
@@ -125,6 +125,17 @@ pub trait Descriptions: Send + Sync {
     /// # Errors
     /// `Denied` without `ec2:GetEbsEncryptionByDefault`.
     fn encrypts_by_default(&self) -> BoxFuture<'_, Result<bool>>;
+
+    /// Gives a snapshot tags, whether it is pending or completed; a tag that it has already gets the new value.
+    ///
+    /// # Errors
+    /// `NotFound` when EC2 does not know the snapshot (a new one for up to two minutes), `Denied` without `ec2:CreateTags`,
+    /// `Invalid` when EC2 refuses the tags.
+    fn add_tags<'a>(
+        &'a self,
+        id: &'a SnapshotId,
+        tags: &'a [(String, String)],
+    ) -> BoxFuture<'a, Result<()>>;
 }
 
 /// A snapshot's id: `snap-` and hexadecimal digits, at most 64 characters.

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use crate::block::Delta;
 
+pub use ebs::{EbsJob, EbsPlace, EbsTarget};
 pub use image::ImageTarget;
 
 /// Two ticks of the coarsest kernel clock that stamps files (100 Hz): writes so far apart have different change times.

@@ -13,6 +13,8 @@ use super::{ACCOUNT, BLOCK, Emulator, REGION};
 
 const INSTANCE: &str = "i-0123456789abcdef0";
 const GIB: u64 = 1 << 30;
+/// Tags of a resource (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Tags.html).
+const MOST_TAGS: usize = 50;
 
 /// The form of a query call: `Filter.1.Value.2=x`.
 struct Form(BTreeMap<String, String>);
@@ -81,7 +83,7 @@ impl Emulator {
                 snapshot_fields(&record, None, millis(self.now()))
             }
             "CreateSnapshots" => self.create_snapshots(&form)?,
-            "CreateTags" => self.create_tags(&form)?,
+            "CreateTags" => self.create_tags(&form, here)?,
             "DeleteSnapshot" => self.delete_snapshot(form.get("SnapshotId").unwrap_or_default())?,
             "GetEbsEncryptionByDefault" => format!(
                 "<ebsEncryptionByDefault>{}</ebsEncryptionByDefault>",
@@ -267,16 +269,39 @@ impl Emulator {
         Ok(text)
     }
 
-    fn create_tags(&self, form: &Form) -> Result<String, Refusal> {
+    /// Tags of all the resources or of none. A resource that is another account's is one that does not exist.
+    fn create_tags(&self, form: &Form, here: bool) -> Result<String, Refusal> {
+        let ids = form.list("ResourceId");
+        let tags = form.tag_list("Tag");
+        if ids.is_empty() || tags.is_empty() {
+            let message = "The request must contain the parameters resourceIdSet and tagSet";
+            return Err(Refusal::new(400, "MissingParameter", None, message));
+        }
+        if let Some((key, _)) = tags.iter().find(|(key, _)| key.starts_with("aws:")) {
+            let message = format!("Tag keys starting with 'aws:' are reserved: {key}");
+            return Err(Refusal::new(400, "InvalidParameterValue", None, message));
+        }
         let mut store = self.store.lock();
-        for id in form.list("ResourceId") {
-            let Some(snapshot) = store.get_mut(id) else {
+        let mut tagged = Vec::new();
+        for id in ids {
+            let found = store.get(id).filter(|_| here);
+            let Some(snapshot) = found.filter(|found| found.record.owner == ACCOUNT) else {
                 let message = format!("The snapshot '{id}' does not exist.");
                 return Err(Refusal::new(400, "InvalidSnapshot.NotFound", None, message));
             };
-            snapshot.record.tags.extend(form.tag_list("Tag"));
-            let record = snapshot.record.clone();
+            let mut record = snapshot.record.clone();
+            record.tags.extend(tags.iter().cloned());
+            if record.tags.len() > MOST_TAGS {
+                let message = format!("More than {MOST_TAGS} tags on '{id}'");
+                return Err(Refusal::new(400, "TagLimitExceeded", None, message));
+            }
+            tagged.push(record);
+        }
+        for record in tagged {
             store.save(&record).map_err(|_| Refusal::internal())?;
+            if let Some(snapshot) = store.get_mut(&record.id) {
+                snapshot.record = record;
+            }
         }
         Ok("<return>true</return>".into())
     }

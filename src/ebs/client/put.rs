@@ -1,9 +1,10 @@
 //! StartSnapshot, PutSnapshotBlock and CompleteSnapshot: what makes a new snapshot.
 
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
 
-use aws_sdk_ebs::types::{ChecksumAggregationMethod, ChecksumAlgorithm, Tag};
+use aws_sdk_ebs::operation::start_snapshot::StartSnapshotError;
+use aws_sdk_ebs::types::{ChecksumAggregationMethod, ChecksumAlgorithm, Status, Tag};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
@@ -48,16 +49,22 @@ pub struct Started {
     pub id: SnapshotId,
     /// Whether it is encrypted: blocks that are not put then read as anything on a volume made of it.
     pub is_encrypted: bool,
+    /// Whether it takes blocks. EBS may repeat its first answer for a snapshot that is completed or deleted meanwhile: only
+    /// EC2 knows.
+    pub is_pending: bool,
+    /// When it was started: long ago if the same request was made before.
+    pub start_time: Option<SystemTime>,
 }
 
 type Sent<R, E> = std::result::Result<R, SdkError<E, HttpResponse>>;
 
 impl Client {
-    /// Begins a snapshot, or finds the one that was begun with the same request.
+    /// Starts a snapshot, or finds the one that was started with the same request. None when the client token was used for
+    /// another request.
     ///
     /// # Errors
     /// `Denied`, `NotFound` (the parent), `Invalid` or `Throttled` (100 snapshots are pending) as EBS says.
-    pub async fn start_snapshot(&self, new: &NewSnapshot) -> Result<Started> {
+    pub async fn start_snapshot(&self, new: &NewSnapshot) -> Result<Option<Started>> {
         let call = Call {
             action: "ebs:StartSnapshot",
             target: format!("of {} GiB", new.volume_gib),
@@ -66,8 +73,10 @@ impl Client {
         let tags = new.tags.iter();
         let tags = tags.map(|(key, value)| Tag::builder().key(key).value(value).build());
         let tags: Vec<Tag> = tags.collect();
+        let conflict = &AtomicBool::new(false);
         let send = || {
-            self.sdk
+            let request = self
+                .sdk
                 .start_snapshot()
                 .volume_size(new.volume_gib.into())
                 .set_parent_snapshot_id(new.parent.as_ref().map(ToString::to_string))
@@ -75,10 +84,20 @@ impl Client {
                 .description(&new.description)
                 .set_kms_key_arn(new.kms_key.clone())
                 .client_token(&new.client_token)
-                .timeout(new.timeout_minutes.into())
-                .send()
+                .timeout(new.timeout_minutes.into());
+            async move {
+                let sent = request.send().await;
+                let refusal = sent.as_ref().err().and_then(SdkError::as_service_error);
+                if refusal.is_some_and(StartSnapshotError::is_conflict_exception) {
+                    conflict.store(true, Ordering::Relaxed);
+                }
+                sent
+            }
         };
-        let reply = self.until_answered(&call, false, send).await?;
+        let reply = match self.until_answered(&call, false, send).await {
+            Err(_) if conflict.load(Ordering::Relaxed) => return Ok(None),
+            reply => reply?,
+        };
         let unusable = |what: &str| call.error(Kind::Invalid, what);
         let id = reply.snapshot_id().ok_or_else(|| unusable("no id"))?;
         if reply
@@ -87,10 +106,15 @@ impl Client {
         {
             return Err(unusable("its blocks have another size than 512 KiB"));
         }
-        Ok(Started {
+        let time = reply.start_time().copied();
+        Ok(Some(Started {
             id: id.parse()?,
             is_encrypted: reply.kms_key_arn().is_some() || reply.sse_type().is_some(),
-        })
+            is_pending: reply
+                .status()
+                .is_none_or(|status| *status == Status::Pending),
+            start_time: time.and_then(|time| SystemTime::try_from(time).ok()),
+        }))
     }
 
     /// Puts one block, of exactly 512 KiB, with its SHA-256. `is_young` while the snapshot may not be known everywhere yet.

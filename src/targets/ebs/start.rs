@@ -1,0 +1,191 @@
+//! StartSnapshot until it answers with a snapshot that takes blocks.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+use crate::ebs::Started;
+use crate::error::{Error, Kind, Remedy, Result};
+use crate::source::{SnapshotId, State};
+use crate::target::{Opened, Opening, SinkState, Stop};
+
+use super::evidence::SELF_TAG;
+use super::request::{Seed, body, seed, token};
+use super::sink::EbsSink;
+use super::state::EbsState;
+use super::{EbsTarget, YOUNG, no_replica};
+
+/// Snapshots that one command starts, at most, where each one before was completed, deleted or given up.
+pub(super) const MOST_ATTEMPTS: u32 = 16;
+/// How long EC2 may take at least to know a snapshot, also one that its start time calls old: this clock may be wrong.
+const LEAST_PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks for a snapshot that EC2 does not know yet.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+impl EbsTarget {
+    pub(super) async fn start(&self, opening: Opening<'_>) -> Result<Opened> {
+        let stop = opening.stop;
+        let mut state = match opening.resume {
+            Some(state) => state.open::<EbsState>()?,
+            None => self.begin(&opening)?,
+        };
+        // Kept first: asked again after a crash, EBS answers with the same snapshot.
+        (opening.name)(&SinkState::of(&state))?;
+        let id = match state.snapshot.clone() {
+            Some(id) => id,
+            None => self.start_one(&mut state, &opening).await?,
+        };
+        if !state.is_tagged {
+            state.is_tagged = stop.unless(self.tag_itself(&id, state.is_young())).await?;
+            (opening.name)(&SinkState::of(&state))?;
+        }
+        // What has taken blocks is known everywhere.
+        let young_since = state.started.filter(|_| opening.done == 0);
+        let sink = EbsSink::new(self.place.clone(), id, &state, young_since);
+        Ok(Opened {
+            sink: Arc::new(sink),
+            zero_the_rest: state.zero_the_rest,
+            state: SinkState::of(&state),
+        })
+    }
+
+    /// The state of a run that begins.
+    fn begin(&self, opening: &Opening<'_>) -> Result<EbsState> {
+        let (source, plan) = (opening.source, opening.plan);
+        let base = match plan.base() {
+            Some(_) => Some(opening.base.ok_or_else(no_replica)?),
+            None => None,
+        };
+        let parent = base.map(|base| &base.id).or(self.job.parent.as_ref());
+        let mut start = body(source, &self.job, parent, plan)?;
+        // The name of an image of this machine says nothing of its bytes.
+        let is_own = opening.restart || source.snapshot.is_none();
+        let seed = seed(
+            &Seed {
+                source: &source.name,
+                target: &self.id,
+                base: base.map(|base| base.source.as_str()),
+                run: is_own.then_some(&opening.task.run),
+            },
+            &start,
+            plan,
+        );
+        start.client_token = token(&seed, 0);
+        Ok(EbsState {
+            job: self.job.clone(),
+            start,
+            seed,
+            attempt: 0,
+            snapshot: None,
+            started: None,
+            puts_zeroes: false,
+            zero_the_rest: false,
+            is_tagged: false,
+            is_refused: false,
+        })
+    }
+
+    async fn start_one(&self, state: &mut EbsState, opening: &Opening<'_>) -> Result<SnapshotId> {
+        let (stop, region) = (opening.stop, &self.place.region);
+        while state.attempt < MOST_ATTEMPTS {
+            let asked = stop.unless(self.place.client.start_snapshot(&state.start));
+            let answer = match asked.await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    if matches!(error.kind(), Kind::Denied | Kind::Invalid | Kind::NotFound) {
+                        // Refused for good: the next run has nothing to resume.
+                        state.is_refused = true;
+                        (opening.name)(&SinkState::of(state))?;
+                    }
+                    return Err(error.context(format!("cannot start a snapshot in {region}")));
+                }
+            };
+            let why = match answer {
+                None => "its client token was used for another request".to_owned(),
+                Some(started) => match stop.unless(self.why_dead(&started)).await? {
+                    Some(why) => format!("{} {why}", started.id),
+                    None => {
+                        accept(state, &started);
+                        (opening.name)(&SinkState::of(state))?;
+                        info!("started {} in {region}", started.id);
+                        return Ok(started.id);
+                    }
+                },
+            };
+            info!(
+                "the same command started a snapshot in {region} before, and {why}: starting another"
+            );
+            state.attempt += 1;
+            state.start.client_token = token(&state.seed, state.attempt);
+            (opening.name)(&SinkState::of(state))?;
+        }
+        let what = format!(
+            "cannot start a snapshot in {region}: the same command has started {MOST_ATTEMPTS} that are completed, deleted or \
+             given up"
+        );
+        Err(Error::new(Kind::Undecided, what).with_remedy(Remedy::Restart))
+    }
+
+    /// Why the snapshot that EBS answers with takes no blocks; none when it does. EBS repeats the answer of the first request
+    /// whatever has become of the snapshot: EC2 knows.
+    async fn why_dead(&self, started: &Started) -> Result<Option<String>> {
+        if !started.is_pending {
+            return Ok(Some("is not pending any more".to_owned()));
+        }
+        let age = started.start_time.and_then(|time| time.elapsed().ok());
+        let patience = YOUNG.saturating_sub(age.unwrap_or_default());
+        let until = Instant::now() + patience.max(LEAST_PATIENCE);
+        loop {
+            match self.describe(&started.id).await {
+                Ok(Some(found)) => {
+                    return Ok(match found.state {
+                        Some(state @ (State::Completed | State::Other(_))) => {
+                            Some(format!("is in state {state}"))
+                        }
+                        _ => None,
+                    });
+                }
+                Ok(None) if Instant::now() >= until => {
+                    return Ok(Some("does not exist any more".to_owned()));
+                }
+                Ok(None) => sleep(LOOK_EVERY).await,
+                Err(error) if error.kind() == Kind::Denied => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Gives a snapshot the tag that proves where it is from; false where that is not allowed.
+    async fn tag_itself(&self, id: &SnapshotId, is_young: bool) -> Result<bool> {
+        let tags = [(SELF_TAG.to_owned(), id.to_string())];
+        let until = Instant::now() + if is_young { YOUNG } else { Duration::ZERO };
+        loop {
+            let error = match self.place.descriptions.add_tags(id, &tags).await {
+                Ok(()) => return Ok(true),
+                Err(error) => error,
+            };
+            match error.kind() {
+                Kind::NotFound if Instant::now() < until => sleep(LOOK_EVERY).await,
+                Kind::Denied | Kind::Invalid | Kind::NotFound => {
+                    warn!(
+                        "cannot tag {id} {SELF_TAG}: only the record of this machine will prove that it is a replica: {}",
+                        error.chain()
+                    );
+                    return Ok(false);
+                }
+                _ => return Err(error.context(format!("cannot tag {id} {SELF_TAG}"))),
+            }
+        }
+    }
+}
+
+/// Notes what was started.
+fn accept(state: &mut EbsState, started: &Started) {
+    let has_parent = state.start.parent.is_some();
+    state.snapshot = Some(started.id.clone());
+    state.started = Some(SystemTime::now());
+    state.puts_zeroes = started.is_encrypted || has_parent;
+    state.zero_the_rest = started.is_encrypted && !has_parent;
+}
