@@ -50,7 +50,7 @@ impl Locations {
     /// # Errors
     /// `Corrupt` when there should be some and there are none that are ours; what the system says.
     pub(super) fn open(path: &Path, is_new: bool) -> Result<Self> {
-        let open = |path: PathBuf| {
+        let open = |path: PathBuf| -> Result<(PathBuf, File)> {
             let file = match is_new {
                 true => create_ours(&path)?,
                 false => open_ours(&path, true)?.ok_or_else(|| {
@@ -87,8 +87,9 @@ impl Locations {
         for entry in entries {
             let entry = entry.map_err(|error| Error::of_file(folder, "cannot list", error))?;
             let name = entry.file_name();
-            let ends = |ending: &&str| name.as_bytes().ends_with(ending.as_bytes());
-            if name.as_bytes().starts_with(first) && ENDINGS.iter().any(|ending| ends(&ending)) {
+            let mut endings = ENDINGS.iter();
+            let is_its = endings.any(|ending| name.as_bytes().ends_with(ending.as_bytes()));
+            if is_its && name.as_bytes().starts_with(first) {
                 remove_if_there(&entry.path())?;
             }
         }

@@ -315,10 +315,13 @@ impl RepositorySink {
                         digest,
                     }),
                 };
-                let entry = entry.filter(|entry| entry.digest == digest).ok_or_else(|| {
-                    let what = format!("cannot publish: the parent's block {index} is not as it was");
-                    Error::new(Kind::Corrupt, what).with_remedy(Remedy::Restart)
-                })?;
+                let entry = entry
+                    .filter(|entry| entry.digest == digest)
+                    .ok_or_else(|| {
+                        let what =
+                            format!("cannot publish: the parent's block {index} is not as it was");
+                        Error::new(Kind::Corrupt, what).with_remedy(Remedy::Restart)
+                    })?;
                 blocks.insert(within, entry);
             }
             for index in damaged {
