@@ -376,6 +376,32 @@ mod tests {
     }
 
     #[test]
+    fn a_stopped_update_leaves_the_old_index_and_no_other_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("index");
+        drop(made(&path, &[segment(0..10)]));
+        let before = std::fs::read(&path).unwrap();
+        let (name, more) = segment(100..100 + 2 * STOP_EVERY);
+        let stop = Stop::new(tokio::sync::watch::channel(true).1);
+        let (mut builder, _) = Builder::open(&path, &[name].into(), stop).unwrap();
+        builder.add(name, &more).unwrap();
+        assert_eq!(builder.finish().unwrap_err().kind(), Kind::Stopped);
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_index_of_another_user_is_not_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("index");
+        let parts = [segment(0..10)];
+        drop(made(&path, &parts));
+        std::os::unix::fs::chown(&path, Some(12345), None).unwrap();
+        let (table, missing) = made(&path, &parts);
+        assert!(missing == 1 && holds(&table, 7));
+    }
+
+    #[test]
     fn a_damaged_index_is_never_believed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("index");

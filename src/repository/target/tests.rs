@@ -340,9 +340,8 @@ async fn a_run_is_proven_while_it_is_on_record_and_gone_when_forgotten_or_of_ano
     let again = open(&target, &one, None, &blocks, Some(&state))
         .await
         .unwrap();
-    let again = again
-        .sink
-        .publish(Box::new(std::iter::empty()), &BlockSet::new());
+    let none = BlockSet::new();
+    let again = again.sink.publish(Box::new(std::iter::empty()), &none);
     assert_eq!(again.await.unwrap().replica, one.id());
     assert_eq!(contents(&place, 1).await[7], 1);
 
