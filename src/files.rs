@@ -144,6 +144,23 @@ pub fn open_ours(path: &Path, write: bool) -> Result<Option<File>> {
     Ok(None)
 }
 
+/// Makes a new state file of mode 0600 for reading and writing, in place of what is at its path: another user's file or a
+/// link is removed, never written to.
+///
+/// # Errors
+/// What the system says; of a file that cannot be removed, too.
+pub fn create_ours(path: &Path) -> Result<File> {
+    remove_if_there(path)?;
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
+        .map_err(|error| Error::of_file(path, "cannot make", error))
+}
+
 /// Why a file's contents may be those of another user; none where they are ours alone.
 fn not_ours(metadata: &Metadata) -> Option<&'static str> {
     if !metadata.is_file() {

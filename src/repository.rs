@@ -62,10 +62,11 @@ pub use check::{Checked, Damage, check};
 pub use index::Index;
 pub use prune::{Pruned, forget_run, prune, remove};
 pub use root::{Root, RootName};
-pub use run::{Bringing, Parent};
+pub use run::{Parent, RunState};
 pub use sink::RepositorySink;
 pub use source::RepositorySource;
 pub use store::{Address, BucketStyle, Connection, Store};
+pub use target::RepositoryTarget;
 
 /// Blocks of a segment: 32 GiB of a volume.
 pub const SEGMENT_BLOCKS: u32 = 1 << 16;

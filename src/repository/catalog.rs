@@ -14,7 +14,6 @@ use tracing::error;
 use super::SEGMENT_BLOCKS;
 use super::check::is_damage;
 use super::root::{FORMAT, Root, RootName};
-use super::run::Parent;
 use super::segments::Segments;
 use super::source::RepositorySource;
 use super::store::{Object, Store};
@@ -205,15 +204,6 @@ impl RepositoryCatalog {
             read.retain(|(name, root)| !is_gone(root) || listed.binary_search(name).is_ok());
         }
         Ok(read)
-    }
-
-    /// What a run can count on of a snapshot: nothing while it is being removed.
-    ///
-    /// # Errors
-    /// As for [`RepositoryCatalog::root`].
-    pub async fn parent(&self, name: &RootName) -> Result<Option<Parent>> {
-        let parent = Parent::of(&self.root(name).await?);
-        Ok((!parent.is_removed(self.store()).await?).then_some(parent))
     }
 
     /// The snapshot that `latest`, an id, a volume, or `VOLUME@TIME` (the last one until then) names.

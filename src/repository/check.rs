@@ -401,6 +401,7 @@ mod tests {
             sent_blocks: 2,
             sent_bytes: 2 << 19,
             stored_bytes: 2 << 19,
+            damaged: Vec::new(),
             segments: vec![of],
         };
         let name = object("segments", &of.name);

@@ -1,20 +1,23 @@
 //! [`Index`]: which blocks a repository holds, by their digests, so that no content is sent that is there already. It is
 //! a file of this machine, made of the segments of all snapshots; each segment is read once, and nothing is lost with it.
 //!
-//! It speaks of packs that some snapshot leads to: brought up to date after the run was put on record, for from then on nothing
-//! goes that a snapshot led to then (see `prune`).
+//! It names packs that some snapshot leads to. It is updated after the run was put on record: from then on `prune` keeps
+//! everything that a snapshot led to at that time.
 
 mod builder;
 mod table;
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures_util::StreamExt;
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::catalog::RepositoryCatalog;
@@ -24,7 +27,8 @@ use super::run::removed;
 use super::segments;
 use crate::block::Digest;
 use crate::error::{Error, Kind, Result};
-use crate::files::{blocking, make_folder_of, remove_if_there, with_ending};
+use crate::files::{blocking, make_folder_of, open_ours, remove_if_there, with_ending};
+use crate::target::Stop;
 use builder::Builder;
 use table::Table;
 
@@ -37,28 +41,30 @@ pub struct Index {
 }
 
 impl Index {
-    /// The index that is kept at `path`, of what the repository holds now. Whoever else brings it up to date is waited for.
+    /// The index at `path`, updated with what the repository holds now. Another process that updates it is waited for. A
+    /// stop is seen within a second.
     ///
     /// # Errors
-    /// Why the repository cannot be read, or the index not be written. What is damaged there is left out.
-    pub async fn update(catalog: &RepositoryCatalog, path: &Path) -> Result<Self> {
-        match Self::brought_up_to_date(catalog, path).await {
+    /// Why the repository cannot be read, or the index not be written; `Stopped`. What is damaged there is left out.
+    pub async fn update(catalog: &RepositoryCatalog, path: &Path, stop: &Stop) -> Result<Self> {
+        match stop.unless(Self::updated(catalog, path, stop)).await {
             Err(error) if error.kind() == Kind::Corrupt => {
-                warn!("made anew: {}", error.chain());
+                warn!("making a new index: {}", error.chain());
                 remove_if_there(path)?;
-                Self::brought_up_to_date(catalog, path).await
+                stop.unless(Self::updated(catalog, path, stop)).await
             }
             updated => updated,
         }
     }
 
-    async fn brought_up_to_date(catalog: &RepositoryCatalog, path: &Path) -> Result<Self> {
+    async fn updated(catalog: &RepositoryCatalog, path: &Path, stop: &Stop) -> Result<Self> {
         let wanted = live_segments(catalog).await?;
-        let at = path.to_owned();
+        make_folder_of(path)?;
+        let lock = lock(path).await?;
+        let (at, stopping) = (path.to_owned(), stop.clone());
         let (lock, (mut builder, missing)) = blocking(move || {
-            make_folder_of(&at)?;
-            let lock = lock(&at)?;
-            Ok((lock, Builder::open(&at, &wanted)?))
+            let builder = Builder::open(&at, &wanted, stopping)?;
+            Ok((lock, builder))
         })
         .await?;
         if !missing.is_empty() {
@@ -96,7 +102,7 @@ impl Index {
         })
     }
 
-    /// Where a block of this digest is. One that cannot be read finds nothing any more, and is made anew next time.
+    /// Where a block of this digest is. An index that cannot be read finds nothing any more; the next run makes a new one.
     pub(super) fn find(&self, digest: &Digest) -> Option<(Name, Spot)> {
         if self.is_damaged.load(Ordering::Relaxed) {
             return None;
@@ -117,22 +123,50 @@ impl Index {
     }
 }
 
-/// Until it is dropped nobody else writes the index.
-fn lock(path: &Path) -> Result<File> {
+/// How often a lock that another process holds is tried.
+const LOCK_EVERY: Duration = Duration::from_millis(100);
+
+/// Until it is dropped no other process writes the index.
+async fn lock(path: &Path) -> Result<File> {
     let path = with_ending(path, "-lock");
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(false).mode(0o600);
-    let file = options.custom_flags(libc::O_NOFOLLOW).open(&path);
-    let file = file.map_err(|error| Error::of_file(&path, "cannot open", error))?;
-    if file.try_lock().is_err() {
-        info!("another sync brings {} up to date: waiting", path.display());
-        file.lock()
-            .map_err(|error| Error::of_file(&path, "cannot lock", error))?;
+    let file = lock_file(&path)?;
+    let mut is_said = false;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(std::fs::TryLockError::Error(error)) => {
+                return Err(Error::of_file(&path, "cannot lock", error));
+            }
+            Err(std::fs::TryLockError::WouldBlock) if !is_said => {
+                info!("waiting for another run that updates {}", path.display());
+                is_said = true;
+            }
+            Err(std::fs::TryLockError::WouldBlock) => {}
+        }
+        // Not a blocking lock: a thread that waits for one cannot be stopped.
+        sleep(LOCK_EVERY).await;
     }
-    Ok(file)
 }
 
-/// The segments of all snapshots but those that somebody has begun to remove.
+/// The file that is locked. It is never replaced, so that two processes lock the same one.
+fn lock_file(path: &Path) -> Result<File> {
+    if let Some(file) = open_ours(path, true)? {
+        return Ok(file);
+    }
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    match options.custom_flags(libc::O_NOFOLLOW).open(path) {
+        // Another process has made it meanwhile, or it is not ours.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => open_ours(path, true)?
+            .ok_or_else(|| {
+                let what = format!("cannot lock {}: it is not ours", path.display());
+                Error::new(Kind::Io, what)
+            }),
+        made => made.map_err(|error| Error::of_file(path, "cannot make", error)),
+    }
+}
+
+/// The segments of all snapshots except those whose removal has begun.
 async fn live_segments(catalog: &RepositoryCatalog) -> Result<BTreeSet<Name>> {
     let read = catalog.roots(catalog.names().await?, |root| root);
     let mut roots = Vec::new();

@@ -2,16 +2,17 @@
 //! its packs beside it, 36 bytes each. In memory they would be 2 GiB at 64 TiB. Each proves itself, for what they say is
 //! published.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
 use super::pack::{Name, Spot};
 use crate::block::{BlockIndex, Digest};
-use crate::error::{Error, Kind, Result};
-use crate::files::{remove_if_there, with_ending};
+use crate::error::{Error, Kind, Remedy, Result};
+use crate::files::{create_ours, folder_of, open_ours, remove_if_there, with_ending};
 
 /// Bytes of a block: pack, offset, length, and their proof.
 const ENTRY: usize = 12 + PROOF;
@@ -37,31 +38,27 @@ pub(super) struct Locations {
     packs: (PathBuf, File),
 }
 
+const ENDINGS: [&str; 2] = ["-locations", "-packs"];
+
 fn paths(path: &Path) -> [PathBuf; 2] {
-    ["-locations", "-packs"].map(|ending| with_ending(path, ending))
+    ENDINGS.map(|ending| with_ending(path, ending))
 }
 
 impl Locations {
-    /// Those of a run whose other files begin with `path`; `anew` when it has begun nothing yet.
-    pub(super) fn open(path: &Path, anew: bool) -> Result<Self> {
-        let open = |path: PathBuf| {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create(anew).truncate(anew);
-            let file = options
-                .mode(0o600)
-                .custom_flags(libc::O_NOFOLLOW)
-                .open(&path);
-            match file {
-                Ok(file) => Ok((path, file)),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                    let what = format!(
-                        "{} is missing: --restart syncs from the start",
-                        path.display()
-                    );
-                    Err(Error::new(Kind::Corrupt, what))
-                }
-                Err(error) => Err(Error::of_file(&path, "cannot open", error)),
-            }
+    /// Those of a run whose files begin with `path`; empty ones where `is_new`.
+    ///
+    /// # Errors
+    /// `Corrupt` when there should be some and there are none that are ours; what the system says.
+    pub(super) fn open(path: &Path, is_new: bool) -> Result<Self> {
+        let open = |path: PathBuf| -> Result<(PathBuf, File)> {
+            let file = match is_new {
+                true => create_ours(&path)?,
+                false => open_ours(&path, true)?.ok_or_else(|| {
+                    let what = format!("cannot resume the run: {} is missing", path.display());
+                    Error::new(Kind::Corrupt, what).with_remedy(Remedy::Restart)
+                })?,
+            };
+            Ok((path, file))
         };
         let [spots, packs] = paths(path);
         Ok(Self {
@@ -75,6 +72,28 @@ impl Locations {
         paths(path)
             .iter()
             .try_for_each(|path| remove_if_there(path))
+    }
+
+    /// Removes those of every run whose files begin with `stem` and go on in any way.
+    pub(super) fn remove_all(stem: &Path) -> Result<()> {
+        let folder = folder_of(stem);
+        let entries = match std::fs::read_dir(folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(|error| Error::of_file(folder, "cannot list", error))?,
+        };
+        let Some(first) = stem.file_name().map(OsStrExt::as_bytes) else {
+            return Ok(());
+        };
+        for entry in entries {
+            let entry = entry.map_err(|error| Error::of_file(folder, "cannot list", error))?;
+            let name = entry.file_name();
+            let mut endings = ENDINGS.iter();
+            let is_its = endings.any(|ending| name.as_bytes().ends_with(ending.as_bytes()));
+            if is_its && name.as_bytes().starts_with(first) {
+                remove_if_there(&entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// Notes where a block of this digest is.
@@ -154,19 +173,16 @@ impl Locations {
     }
 }
 
-/// What tells an entry from damage: part of the SHA-256 of its number, the digest that it is of, and what it says.
-fn proof(number: u32, digest: &Digest, said: &[u8]) -> [u8; PROOF] {
+/// The checksum of an entry: part of the SHA-256 of its number, the digest that it is of, and its content.
+fn proof(number: u32, digest: &Digest, content: &[u8]) -> [u8; PROOF] {
     let hasher = Sha256::new().chain_update(number.to_le_bytes());
-    let proof = hasher.chain_update(digest).chain_update(said).finalize();
+    let proof = hasher.chain_update(digest).chain_update(content).finalize();
     proof.first_chunk().copied().unwrap_or_default()
 }
 
 fn damaged(path: &Path) -> Error {
-    let what = format!(
-        "{} is damaged: --restart syncs from the start",
-        path.display()
-    );
-    Error::new(Kind::Corrupt, what)
+    let what = format!("cannot resume the run: {} is damaged", path.display());
+    Error::new(Kind::Corrupt, what).with_remedy(Remedy::Restart)
 }
 
 #[cfg(test)]
@@ -215,7 +231,30 @@ mod tests {
                 file.write_all_at(&byte, at as u64).unwrap();
             }
         }
+        std::fs::write(folder.path().join("run-other"), "").unwrap();
+        Locations::remove_all(&folder.path().join("ru")).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        drop(Locations::open(&path, true).unwrap());
         Locations::remove(&path).unwrap();
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn files_of_another_user_are_not_believed_and_links_are_not_written_through() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        drop(Locations::open(&path, true).unwrap());
+        let [spots, packs] = paths(&path);
+        std::os::unix::fs::chown(&packs, Some(12345), None).unwrap();
+        let error = Locations::open(&path, false).unwrap_err();
+        assert_eq!(error.remedy(), Some(&Remedy::Restart));
+        let elsewhere = folder.path().join("elsewhere");
+        std::fs::write(&elsewhere, "mine").unwrap();
+        std::fs::remove_file(&spots).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &spots).unwrap();
+        assert!(Locations::open(&path, false).is_err());
+        drop(Locations::open(&path, true).unwrap());
+        assert_eq!(std::fs::read(&elsewhere).unwrap(), b"mine");
+        assert!(std::fs::symlink_metadata(&spots).unwrap().is_file());
     }
 }

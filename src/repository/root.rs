@@ -52,6 +52,9 @@ pub struct Root {
     pub sent_bytes: u64,
     /// See `sent_blocks`.
     pub stored_bytes: u64,
+    /// Runs of blocks (first, end) that are zero here because their source was damaged: the next delta writes them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<(u32, u32)>,
     /// The segments that hold something, ascending.
     pub(super) segments: Vec<SegmentOf>,
 }
@@ -260,6 +263,7 @@ mod tests {
             sent_blocks: 7,
             sent_bytes: 7,
             stored_bytes: 7,
+            damaged: Vec::new(),
             segments: vec![SegmentOf {
                 number: 0,
                 name: [0xab; 32],

@@ -1,4 +1,4 @@
-//! A run: what it is to bring, which root it counts on, and where it is on record.
+//! [`RunState`]: what a run writes, which root it counts on, and where it is on record in the store.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 use super::catalog::read_root;
 use super::root::{Root, RootName};
 use super::store::Store;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Remedy, Result};
 use crate::source::SnapshotId;
 use crate::target::SinkBody;
 
-/// What a run is to bring, and how far it is: the state in its checkpoint.
+/// What a run writes, and how far it is: the body of the sink's state in the checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Bringing {
+pub struct RunState {
     /// The run, which names its object in `runs/`.
     pub run: String,
     /// Where the repository is, for people.
@@ -27,7 +27,7 @@ pub struct Bringing {
     pub time: SystemTime,
     /// See [`Root`].
     pub volume_bytes: u64,
-    /// What only the changes are sent since; then `parent` is its root.
+    /// The snapshot that the plan is a delta of; then `parent` is its root. None for a full copy.
     pub base: Option<SnapshotId>,
     /// The root whose blocks are not sent again where they are the same.
     pub parent: Option<Parent>,
@@ -51,7 +51,7 @@ pub struct Bringing {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parent {
     name: String,
-    /// The run that brought it, for another may have brought the same snapshot since.
+    /// The run that wrote it, for another may have written the same snapshot since.
     run: String,
 }
 
@@ -64,31 +64,34 @@ impl Parent {
         }
     }
 
-    /// Whether somebody has begun to remove it.
+    /// Whether its removal has begun.
     pub(super) async fn is_removed(&self, store: &Store) -> Result<bool> {
         match store.look(&removed(&self.name, &self.run)).await {
             Err(error) if error.kind() == Kind::NotFound => Ok(false),
-            told => told.map(|_| true),
+            found => found.map(|_| true),
         }
     }
 
-    /// Reads it, after the run was put on record: from then on nothing of it goes, removed or not. One that was removed
-    /// before that is not counted on.
-    pub(super) async fn read(&self, store: &Store, anew: bool) -> Result<Root> {
+    /// Reads it, after the run was put on record: from then on `prune` keeps everything that it leads to, removed or not. A
+    /// run that begins (`is_new`) does not count on a root that was removed before that.
+    pub(super) async fn read(&self, store: &Store, is_new: bool) -> Result<Root> {
         let there = read_root(store, &format!("snapshots/{}", self.name)).await;
         match there {
-            Ok(root) if root.run == self.run && !(anew && self.is_removed(store).await?) => {
+            Ok(root) if root.run == self.run && !(is_new && self.is_removed(store).await?) => {
                 return Ok(root);
             }
             Err(error) if error.kind() != Kind::NotFound => return Err(error),
-            _ if anew => {
-                let what = format!("{} was removed meanwhile: say it again", self.name);
-                return Err(Error::new(Kind::NotFound, what));
-            }
+            _ if is_new => return Err(removed_meanwhile(&self.name)),
             _ => {}
         }
         read_root(store, &removed(&self.name, &self.run)).await
     }
+}
+
+/// The error of a run whose base or parent is removed between planning and opening.
+pub(super) fn removed_meanwhile(name: &str) -> Error {
+    let what = format!("cannot use {name} as a base: it was removed meanwhile");
+    Error::new(Kind::NotFound, what).with_remedy(Remedy::TryLater)
 }
 
 /// Where a root is that was removed.
@@ -96,7 +99,7 @@ pub(super) fn removed(name: &str, run: &str) -> String {
     format!("removed/{name}.{run}")
 }
 
-impl Bringing {
+impl RunState {
     /// The root, if it was published already.
     pub(super) async fn published(&self, store: &Store) -> Result<Option<Root>> {
         let name = RootName {
@@ -111,13 +114,13 @@ impl Bringing {
     }
 }
 
-/// What is said of a run that is not on record any more.
+/// The error of a run that is not on record any more.
 pub(super) fn forgotten(store: &Store) -> Error {
     let what = format!(
-        "{} has forgotten this run, and what it brought may be gone: --restart begins anew",
+        "cannot resume the run: {} has no record of it, and prune may have removed its packs",
         store.address()
     );
-    Error::new(Kind::Invalid, what)
+    Error::new(Kind::Invalid, what).with_remedy(Remedy::Restart)
 }
 
 /// Where a run is on record.
@@ -125,7 +128,7 @@ pub(super) fn run_object(run: &str) -> String {
     format!("runs/{run}")
 }
 
-impl SinkBody for Bringing {
+impl SinkBody for RunState {
     const KIND: &'static str = "repository";
     const VERSION: u32 = 1;
 }

@@ -1,10 +1,10 @@
-//! [`RepositorySink`]: a snapshot being brought into a repository. Blocks go into packs as they come; what each segment
-//! becomes is put together at the end, from the parent's and from what was noted on disk.
+//! [`RepositorySink`]: a snapshot being written into a repository. Blocks go into packs as they come; the segments are made at
+//! the end, from the parent's segments and from the locations that were noted on disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::SEGMENT_BLOCKS;
 use super::catalog::read_root;
@@ -23,13 +23,13 @@ use super::known::Known;
 use super::locations::{Location, Locations};
 use super::pack::{Filling, MOST_BLOCKS, Packer, Salt};
 use super::root::{FORMAT, Root, SegmentOf};
-use super::run::{Bringing, forgotten, run_object};
+use super::run::{RunState, forgotten, run_object};
 use super::segment::{Entry, Segment, place_of};
 use super::segments::{Segments, object};
 use super::source::RepositorySource;
 use super::store::Store;
 use crate::block::{BlockIndex, BlockSet, Digest, Extent, Geometry};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::blocking;
 use crate::source::BlockSource;
 use crate::target::{Published, Sink, SinkState, Written};
@@ -37,10 +37,9 @@ use crate::target::{Published, Sink, SinkState, Written};
 /// Blocks in packs at once, one being filled and others on their way: 72 MiB. A block waits for a place before it is taken.
 const HELD: usize = 2 * MOST_BLOCKS + 16;
 
-/// A snapshot being brought.
+/// A snapshot being written.
 pub struct RepositorySink {
-    id: String,
-    bringing: Bringing,
+    state: RunState,
     geometry: Geometry,
     parent: Option<Root>,
     segments: Arc<Segments>,
@@ -55,59 +54,58 @@ pub struct RepositorySink {
     sent: Mutex<Vec<JoinHandle<Result<()>>>>,
     packs: AtomicU32,
     counts: [AtomicU64; 3],
-    finished: Mutex<Option<Arc<RepositorySource>>>,
+    /// Whether a segment of the parent could not be read.
+    is_parent_damaged: AtomicBool,
+    published: Mutex<Option<Arc<RepositorySource>>>,
 }
 
 impl std::fmt::Debug for RepositorySink {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "RepositorySink({})", self.id)
+        write!(f, "RepositorySink({})", self.state.snapshot)
     }
 }
 
 impl RepositorySink {
-    /// The sink of a run, whose files on this machine begin with `files`; `anew` when it has done nothing yet. The run is on
-    /// record in the repository before anything is read there that it counts on.
+    /// The sink of a run, whose files on this machine begin with `files`. `done` is none for a run that begins, else how many
+    /// blocks an earlier execution of it has done. A run that begins is put on record in the repository before it reads
+    /// anything there that it counts on.
     ///
     /// # Errors
-    /// `Invalid` when the run was begun and the repository has forgotten it; else why the repository cannot be reached.
+    /// `Invalid` when the run is resumed and the repository has no record of it; `Corrupt` when its files are not as it left
+    /// them; else why the repository cannot be reached.
     pub async fn open(
-        id: String,
         store: Arc<Store>,
-        bringing: Bringing,
+        state: RunState,
         files: &Path,
-        anew: bool,
+        done: Option<u64>,
     ) -> Result<Self> {
-        let run = run_object(&bringing.run);
+        let run = run_object(&state.run);
         let mut published = None;
-        if anew {
+        if done.is_none() {
             store
-                .put_new(&run, bringing.snapshot.as_str().as_bytes(), |_| false)
+                .put_new(&run, state.snapshot.as_str().as_bytes(), |_| false)
                 .await?;
         } else if let Err(error) = store.get(&run).await {
             if error.kind() != Kind::NotFound {
                 return Err(error);
             }
-            // All was there before somebody wrote down that it is.
-            published = bringing.published(&store).await?;
+            // The last execution was killed between publishing and the record on this machine.
+            published = state.published(&store).await?;
             if published.is_none() {
                 return Err(forgotten(&store));
             }
         }
-        let parent = match bringing.parent.as_ref().filter(|_| published.is_none()) {
+        let parent = match state.parent.as_ref().filter(|_| published.is_none()) {
             None => None,
-            Some(parent) => Some(parent.read(&store, anew).await?),
+            Some(parent) => Some(parent.read(&store, done.is_none()).await?),
         };
-        let locations = Locations::open(files, anew || published.is_some())?;
-        let counts = [
-            bringing.sent_blocks,
-            bringing.sent_bytes,
-            bringing.stored_bytes,
-        ];
+        let is_new = done.unwrap_or(0) == 0 || published.is_some();
+        let locations = Locations::open(files, is_new)?;
+        let counts = [state.sent_blocks, state.sent_bytes, state.stored_bytes];
         let segments = Arc::new(Segments::new(store));
-        let finished = published.map(|root| RepositorySource::new(root, Arc::clone(&segments)));
+        let published = published.map(|root| RepositorySource::new(root, Arc::clone(&segments)));
         Ok(Self {
-            id,
-            geometry: Geometry::new(bringing.volume_bytes)?,
+            geometry: Geometry::new(state.volume_bytes)?,
             parent,
             segments,
             locations: Arc::new(locations),
@@ -118,21 +116,22 @@ impl RepositorySink {
             packers: Mutex::default(),
             held: Arc::new(Semaphore::new(HELD)),
             sent: Mutex::default(),
-            packs: AtomicU32::new(bringing.packs),
+            packs: AtomicU32::new(state.packs),
             counts: counts.map(AtomicU64::new),
-            finished: Mutex::new(finished.transpose()?.map(Arc::new)),
-            bringing,
+            is_parent_damaged: AtomicBool::new(false),
+            published: Mutex::new(published.transpose()?.map(Arc::new)),
+            state,
         })
     }
 
-    /// The same, which sends nothing that is in the index: of what the repository held after the sink was opened.
+    /// The same sink, which sends no block that is in the index. The index must be updated after the sink was opened.
     #[must_use]
     pub fn with_index(mut self, index: Index) -> Self {
         self.known = Some(Arc::new(Known::new(index)));
         self
     }
 
-    /// Forgets a run that is not to be gone on with: on this machine, and in the repository.
+    /// Removes a run's files on this machine and its record in the repository.
     ///
     /// # Errors
     /// Why the repository cannot be reached, or a file not removed.
@@ -190,20 +189,29 @@ impl RepositorySink {
         Ok(())
     }
 
-    /// Whether the parent has this very block there.
+    /// Whether the parent has this very block at this index.
     async fn is_as_parent(&self, index: BlockIndex, digest: &Digest) -> Result<bool> {
         let (number, within) = place_of(index);
-        let Some(segment) = self
-            .parent
-            .as_ref()
-            .and_then(|parent| parent.segment(number))
-        else {
+        let parent = self.parent.as_ref();
+        let Some(of) = parent.and_then(|parent| parent.segment(number)) else {
             return Ok(false);
         };
-        let segment = self.segments.load(&segment.name).await?;
-        Ok(segment
-            .get(within)
-            .is_some_and(|entry| entry.digest == *digest))
+        let segment = self.parent_segment(of).await?;
+        let entry = segment.and_then(|segment| segment.get(within));
+        Ok(entry.is_some_and(|entry| entry.digest == *digest))
+    }
+
+    /// A segment of the parent. A full copy only saves work with it, so that it does without a damaged one.
+    async fn parent_segment(&self, of: &SegmentOf) -> Result<Option<Arc<Segment>>> {
+        match self.segments.load(&of.name).await {
+            Err(error) if error.kind() == Kind::Corrupt && self.state.base.is_none() => {
+                if !self.is_parent_damaged.swap(true, Ordering::Relaxed) {
+                    warn!("sending all of its blocks: {}", error.chain());
+                }
+                Ok(None)
+            }
+            segment => segment.map(Some),
+        }
     }
 
     /// Sends a pack on its way; a flush waits for it.
@@ -230,13 +238,13 @@ impl RepositorySink {
         self.sent.lock().push(tokio::spawn(upload));
     }
 
-    /// What no other run puts into its packs and segments.
+    /// Bytes that no other run puts into its packs and segments.
     fn salt(&self) -> Salt {
-        let digest = Sha256::digest(&self.bringing.run);
+        let digest = Sha256::digest(&self.state.run);
         digest.first_chunk().copied().unwrap_or_default()
     }
 
-    async fn keep(&self) -> Result<Bringing> {
+    async fn flush_all(&self) -> Result<RunState> {
         let sent = {
             let mut filling = self.filling.lock();
             if !filling.is_empty() {
@@ -254,39 +262,38 @@ impl RepositorySink {
         let locations = Arc::clone(&self.locations);
         blocking(move || locations.flush()).await?;
         let [blocks, sent, kept] = &self.counts;
-        Ok(Bringing {
+        Ok(RunState {
             packs: self.packs.load(Ordering::Relaxed),
             sent_blocks: blocks.load(Ordering::Relaxed),
             sent_bytes: sent.load(Ordering::Relaxed),
             stored_bytes: kept.load(Ordering::Relaxed),
-            ..self.bringing.clone()
+            ..self.state.clone()
         })
     }
 
-    /// The segment of a number, with what was written since; none when it holds nothing.
+    /// The segment of a number, with the blocks that were written and without those that are damaged; none when it holds
+    /// nothing.
     async fn segment(
         &self,
         number: u32,
         written: Vec<(BlockIndex, Option<Digest>)>,
+        damaged: BTreeSet<BlockIndex>,
     ) -> Result<Option<SegmentOf>> {
         let before = self
             .parent
             .as_ref()
             .and_then(|parent| parent.segment(number));
-        let old = match before {
-            Some(before) => Some(self.segments.load(&before.name).await?),
-            None => None,
-        };
-        let is_delta = self.bringing.base.is_some();
+        let is_delta = self.state.base.is_some();
         let first = u64::from(number) * u64::from(SEGMENT_BLOCKS);
         let end = u64::from(self.geometry.block_count()).saturating_sub(first);
-        let is_cut = old.as_ref().is_some_and(|old| {
-            u32::try_from(end).is_ok_and(|end| end < SEGMENT_BLOCKS)
-                && old.entries().any(|(index, _)| u64::from(index) >= end)
-        });
-        if is_delta && written.is_empty() && !is_cut {
+        let may_be_cut = end < u64::from(SEGMENT_BLOCKS);
+        if is_delta && written.is_empty() && damaged.is_empty() && !may_be_cut {
             return Ok(before.copied());
         }
+        let old = match before {
+            Some(before) => self.parent_segment(before).await?,
+            None => None,
+        };
         let (locations, salt) = (Arc::clone(&self.locations), self.salt());
         let same = before.copied();
         let made = blocking(move || {
@@ -296,7 +303,7 @@ impl RepositorySink {
             }
             for (index, digest) in written {
                 let (_, within) = place_of(index);
-                let Some(digest) = digest else {
+                let Some(digest) = digest.filter(|_| !damaged.contains(&index)) else {
                     blocks.remove(&within);
                     continue;
                 };
@@ -308,11 +315,17 @@ impl RepositorySink {
                         digest,
                     }),
                 };
-                let entry = entry.filter(|entry| entry.digest == digest).ok_or_else(|| {
-                    let what = format!("the parent does not hold block {index} as it did: --restart begins anew");
-                    Error::new(Kind::Corrupt, what)
-                })?;
+                let entry = entry
+                    .filter(|entry| entry.digest == digest)
+                    .ok_or_else(|| {
+                        let what =
+                            format!("cannot publish: the parent's block {index} is not as it was");
+                        Error::new(Kind::Corrupt, what).with_remedy(Remedy::Restart)
+                    })?;
                 blocks.insert(within, entry);
+            }
+            for index in damaged {
+                blocks.remove(&place_of(index).1);
             }
             if blocks.is_empty() {
                 return Ok(None);
@@ -343,11 +356,17 @@ impl RepositorySink {
         Ok(Some(of))
     }
 
-    async fn bring(&self, written: Written) -> Result<()> {
-        if self.finished.lock().is_some() {
-            return Self::forget(self.store(), &self.bringing.run, &self.files).await;
+    async fn publish_all(
+        &self,
+        written: Written,
+        damaged: &BlockSet,
+    ) -> Result<Arc<RepositorySource>> {
+        let published = self.published.lock().clone();
+        if let Some(published) = published {
+            Self::forget(self.store(), &self.state.run, &self.files).await?;
+            return Ok(published);
         }
-        let kept = self.keep().await?;
+        let state = self.flush_all().await?;
         let mut written = written.peekable();
         let mut segments = Vec::new();
         for number in 0..self.geometry.block_count().div_ceil(SEGMENT_BLOCKS) {
@@ -365,32 +384,42 @@ impl RepositorySink {
             })
             .await?;
             written = rest;
-            segments.extend(self.segment(number, blocks).await?);
+            let first = number.saturating_mul(SEGMENT_BLOCKS);
+            let end = first.saturating_add(SEGMENT_BLOCKS);
+            let damaged = damaged.runs_in(BlockIndex(first), BlockIndex(end));
+            let damaged = damaged.flat_map(Extent::blocks).collect();
+            segments.extend(self.segment(number, blocks, damaged).await?);
         }
+        let all = BlockIndex(self.geometry.block_count());
+        let damaged = damaged.runs_in(BlockIndex(0), all);
+        let damaged = damaged.map(|run| (run.start().0, run.end().0)).collect();
         let root = Root {
             format: FORMAT,
-            run: kept.run.clone(),
-            snapshot: kept.snapshot,
-            volume: kept.volume,
-            time: kept.time,
-            volume_bytes: kept.volume_bytes,
-            base: kept.base,
-            encrypted: kept.encrypted,
-            description: kept.description,
-            tags: kept.tags,
+            run: state.run.clone(),
+            snapshot: state.snapshot,
+            volume: state.volume,
+            time: state.time,
+            volume_bytes: state.volume_bytes,
+            base: state.base,
+            encrypted: state.encrypted,
+            description: state.description,
+            tags: state.tags,
             written: SystemTime::now(),
             blocks: segments.iter().map(|of| u64::from(of.blocks)).sum(),
-            sent_blocks: kept.sent_blocks,
-            sent_bytes: kept.sent_bytes,
-            stored_bytes: kept.stored_bytes,
+            sent_blocks: state.sent_blocks,
+            sent_bytes: state.sent_bytes,
+            stored_bytes: state.stored_bytes,
+            damaged,
             segments,
         };
         let name = format!("snapshots/{}", root.name());
-        match self.store().get(&run_object(&root.run)).await {
-            Err(error) if error.kind() == Kind::NotFound => return Err(forgotten(self.store())),
-            told => drop(told?),
+        if let Err(error) = self.store().look(&run_object(&root.run)).await {
+            return Err(match error.kind() {
+                Kind::NotFound => forgotten(self.store()),
+                _ => error,
+            });
         }
-        // One of a newer format is somebody's, too.
+        // A root of a newer format is not ours to replace.
         let is_sound = |bytes: &[u8]| !matches!(Root::decode(bytes), Err(error) if error.kind() == Kind::Corrupt);
         let encoded = root.encode();
         let root = if self.store().put_new(&name, &encoded, is_sound).await? {
@@ -398,13 +427,14 @@ impl RepositorySink {
         } else {
             let there = read_root(self.store(), &name).await?;
             if there.run != root.run {
-                info!("another run has brought {} meanwhile", root.snapshot);
+                info!("another run has published {} meanwhile", root.snapshot);
             }
             there
         };
-        let source = RepositorySource::new(root, Arc::clone(&self.segments))?;
-        *self.finished.lock() = Some(Arc::new(source));
-        Self::forget(self.store(), &kept.run, &self.files).await
+        let source = Arc::new(RepositorySource::new(root, Arc::clone(&self.segments))?);
+        *self.published.lock() = Some(Arc::clone(&source));
+        Self::forget(self.store(), &self.state.run, &self.files).await?;
+        Ok(source)
     }
 }
 
@@ -418,28 +448,33 @@ impl Sink for RepositorySink {
         self.put(index, bytes, digest).boxed()
     }
 
-    /// What is not spoken of is a hole.
+    /// A block that no segment names is a hole.
     fn write_zeroes(&self, _extent: Extent) -> BoxFuture<'_, Result<()>> {
         std::future::ready(Ok(())).boxed()
     }
 
     fn flush(&self) -> BoxFuture<'_, Result<SinkState>> {
-        async { Ok(SinkState::of(&self.keep().await?)) }.boxed()
+        async { Ok(SinkState::of(&self.flush_all().await?)) }.boxed()
     }
 
     fn read_back(&self) -> BoxFuture<'_, Result<Option<Arc<dyn BlockSource>>>> {
-        let finished = self.finished.lock().clone();
-        std::future::ready(Ok(finished.map(|source| source as Arc<dyn BlockSource>))).boxed()
+        let published = self.published.lock().clone();
+        std::future::ready(Ok(published.map(|source| source as Arc<dyn BlockSource>))).boxed()
     }
 
     fn publish<'a>(
         &'a self,
         written: Written,
-        _damaged: &'a BlockSet,
+        damaged: &'a BlockSet,
     ) -> BoxFuture<'a, Result<Published>> {
         async {
-            self.bring(written).await?;
-            Ok(Published::default())
+            let source = self.publish_all(written, damaged).await?;
+            let snapshot = source.root().snapshot.clone();
+            Ok(Published {
+                mark: None,
+                snapshot: Some(format!("{}#{snapshot}", self.store().address())),
+                replica: Some(snapshot),
+            })
         }
         .boxed()
     }

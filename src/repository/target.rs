@@ -1,1 +1,524 @@
-//! To be written.
+//! [`RepositoryTarget`]: a new snapshot in a repository. It observes what the repository holds of the source and of its
+//! volume, chooses the parent whose blocks are not sent again, and opens the sink.
+//!
+//! A base or parent is proven by its root and all of its segments, each read once: 40 bytes for each block of 512 KiB. A
+//! damaged one is skipped and the next older one is used.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
+use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
+use tracing::{info, warn};
+
+use super::catalog::RepositoryCatalog;
+use super::check::is_damage;
+use super::index::Index;
+use super::locations::Locations;
+use super::pack::Name;
+use super::root::{Root, RootName};
+use super::run::{Parent, RunState, removed, removed_meanwhile, run_object};
+use super::segments::{self, Segments};
+use super::sink::RepositorySink;
+use super::source::RepositorySource;
+use super::store::Store;
+use crate::block::{BlockIndex, BlockSet, Delta, Extent, Geometry, hexadecimal};
+use crate::error::{Error, Kind, Remedy, Result};
+use crate::files::{blocking, with_ending};
+use crate::source::{BlockSource, SnapshotId};
+use crate::target::{
+    Ask, Base, Existence, Facts, Left, LockPath, Opened, Opening, Replica, Sink, SinkState,
+    SourceInfo, StatePaths, Target, TargetKind,
+};
+
+/// The newest snapshots of a volume that are looked at as a base: one a day for two months. Each costs a GET of at most 250 KB.
+const MOST_REPLICAS: usize = 64;
+
+/// A new snapshot in a repository.
+pub struct RepositoryTarget {
+    catalog: RepositoryCatalog,
+    name: String,
+    id: String,
+    stem: PathBuf,
+    /// Where the dedup index is, if one is used.
+    index: Option<PathBuf>,
+    /// Segments that were read and are sound.
+    proven: Mutex<HashSet<Name>>,
+}
+
+impl std::fmt::Debug for RepositoryTarget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RepositoryTarget({})", self.name)
+    }
+}
+
+impl RepositoryTarget {
+    /// The target for snapshots of the source's volume, with its state files in `state_dir`: one stem a volume. `dedup` sends
+    /// no block that the repository holds in any snapshot, by an index beside the state files.
+    pub fn new(
+        catalog: RepositoryCatalog,
+        dedup: bool,
+        source: &SourceInfo,
+        state_dir: &Path,
+    ) -> Self {
+        let name = catalog.store().address().to_string();
+        // None yet where a dry run looks at a place that has no repository.
+        let repository = match catalog.id() {
+            "" => format!("repository at {name}"),
+            id => format!("repository {id}"),
+        };
+        let of = volume_of(source).unwrap_or(&source.name);
+        let id = format!("{repository} of {of}");
+        let index = || with_ending(&stem_of(state_dir, &repository), "-index");
+        Self {
+            name,
+            stem: stem_of(state_dir, &id),
+            id,
+            index: dedup.then(index),
+            catalog,
+            proven: Mutex::default(),
+        }
+    }
+
+    fn store(&self) -> &Arc<Store> {
+        self.catalog.store()
+    }
+
+    async fn facts(&self, ask: &Ask<'_>) -> Result<Facts> {
+        let mut facts = Facts::of(&*self.name, Existence::Absent);
+        let names = self.catalog.names().await?;
+        if let Some(id) = ask.source.id()
+            && let Some(root) = self.held(&names, &id, &mut facts.warnings).await?
+        {
+            if !root.damaged.is_empty() {
+                let what = format!(
+                    "{id} in {} has blocks that are zero because their source was damaged",
+                    self.name
+                );
+                facts.warnings.push(what);
+            }
+            facts.holds = Some(id);
+        } else {
+            let asked = names.iter().rev();
+            let asked = match ask.base {
+                Base::None => Vec::new(),
+                Base::Snapshot(id) => asked.filter(|name| name.snapshot == *id).collect(),
+                Base::Auto => of_volume(&names, ask.source),
+            };
+            if ask.source.has_changes {
+                facts.replicas = self.replicas(asked, &mut facts.warnings).await?;
+            }
+            if let Base::Snapshot(id) = ask.base {
+                facts.no_base = facts.replicas.is_empty().then(|| {
+                    match names.iter().any(|name| name.snapshot == *id) {
+                        _ if !ask.source.has_changes => {
+                            format!("{} cannot tell what changed since {id}", ask.source.name)
+                        }
+                        true => format!("{id} in {} is damaged or being removed", self.name),
+                        false => format!("{} does not hold {id}", self.name),
+                    }
+                });
+            }
+        }
+        if let Some(left) = ask.left {
+            facts.left = self.left(left, ask.source, &mut facts.warnings).await?;
+        }
+        Ok(facts)
+    }
+
+    /// The root of a snapshot, if it is there and can be read. A damaged one is written again by the next run.
+    async fn held(
+        &self,
+        names: &[RootName],
+        id: &SnapshotId,
+        warnings: &mut Vec<String>,
+    ) -> Result<Option<Root>> {
+        for name in names.iter().rev().filter(|name| name.snapshot == *id) {
+            match self.catalog.root(name).await {
+                Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::NotFound) => {
+                    warnings.push(format!("copying {id} again: {}", error.chain()));
+                }
+                root => return root.map(Some),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The snapshots that a delta can start from, in the order of `names`: the first is proven to its last segment, older
+    /// ones by their roots.
+    async fn replicas(
+        &self,
+        names: Vec<&RootName>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Vec<Replica>> {
+        let mut replicas = Vec::new();
+        for root in self.usable_roots(names, warnings).await? {
+            if replicas.is_empty() && !self.is_sound(&root, warnings).await? {
+                continue;
+            }
+            replicas.push(Replica {
+                source: root.snapshot.clone(),
+                id: root.snapshot,
+                volume_bytes: Some(root.volume_bytes),
+                encrypted: Some(false),
+            });
+        }
+        Ok(replicas)
+    }
+
+    /// The roots of these names that can be read and are not being removed.
+    async fn usable_roots(
+        &self,
+        names: Vec<&RootName>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Vec<Root>> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let names = names.into_iter().take(MOST_REPLICAS).cloned().collect();
+        let mut roots = Vec::new();
+        for (name, root) in self.catalog.roots(names, |root| root).await? {
+            match root {
+                Ok(root) => roots.push(root),
+                Err(error) if is_damage(&error) => warnings.push(skipped(&name, &error)),
+                Err(error) => return Err(error),
+            }
+        }
+        // After they were read: a root that is removed from now on is kept for a run that is on record by then.
+        let aside = self.store().list("removed").await?;
+        let aside: HashSet<String> = aside.into_iter().map(|object| object.name).collect();
+        roots.retain(|root| !aside.contains(&removed(&root.name().to_string(), &root.run)));
+        Ok(roots)
+    }
+
+    /// Whether all segments of a root are there and sound.
+    async fn is_sound(&self, root: &Root, warnings: &mut Vec<String>) -> Result<bool> {
+        match self.prove(root).await {
+            Err(error) if is_damage(&error) => {
+                warnings.push(skipped(&root.name(), &error));
+                Ok(false)
+            }
+            proven => proven.map(|()| true),
+        }
+    }
+
+    /// Reads the segments of a root that were not read before.
+    async fn prove(&self, root: &Root) -> Result<()> {
+        let names: Vec<Name> = {
+            let proven = self.proven.lock();
+            let names = root.segments.iter().map(|of| of.name);
+            names.filter(|name| !proven.contains(name)).collect()
+        };
+        let mut read = pin!(segments::read_all(self.store(), names));
+        while let Some((name, segment)) = read.next().await {
+            segment?;
+            self.proven.lock().insert(name);
+        }
+        Ok(())
+    }
+
+    /// What an unfinished run left: a run that is on record in the store, with a sound parent, or whose snapshot is published.
+    async fn left(
+        &self,
+        left: &SinkState,
+        source: &SourceInfo,
+        warnings: &mut Vec<String>,
+    ) -> Result<Left> {
+        let Ok(state) = left.open::<RunState>() else {
+            return Ok(Left::Gone);
+        };
+        if !is_of(&state, source) {
+            return Ok(Left::Gone);
+        }
+        let store = self.store();
+        match store.look(&run_object(&state.run)).await {
+            Ok(_) => {}
+            Err(error) if error.kind() == Kind::NotFound => {
+                return match state.published(store).await {
+                    Ok(Some(_)) => Ok(Left::Proven),
+                    Ok(None) => Ok(Left::Gone),
+                    Err(error) if is_damage(&error) => Ok(Left::Gone),
+                    Err(error) => Err(error),
+                };
+            }
+            Err(error) => return Err(error),
+        }
+        let Some(parent) = &state.parent else {
+            return Ok(Left::Proven);
+        };
+        let is_sound = match parent.read(store, false).await {
+            Ok(root) => self.is_sound(&root, warnings).await?,
+            Err(error) if is_damage(&error) => {
+                warnings.push(format!("cannot resume the run: {}", error.chain()));
+                false
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(if is_sound { Left::Proven } else { Left::Gone })
+    }
+
+    async fn fit(&self, plan: &Delta, base: Option<&Replica>) -> Result<Delta> {
+        // What a new snapshot does not name reads as zeroes.
+        let mut fitted = plan.without_growth();
+        let Some(base) = base else {
+            return Ok(fitted);
+        };
+        let end = BlockIndex(plan.head().block_count());
+        let mut damaged = BlockSet::new();
+        for (first, after) in self.root_of(&base.id).await?.damaged {
+            if let Some(run) = Extent::new(BlockIndex(first), BlockIndex(after).min(end)) {
+                damaged.insert_extent(run);
+            }
+        }
+        if !damaged.is_empty() {
+            fitted.overtake(&Delta::full(plan.head(), &damaged, false));
+        }
+        Ok(fitted)
+    }
+
+    /// The newest root of a snapshot.
+    async fn root_of(&self, id: &SnapshotId) -> Result<Root> {
+        let names = self.catalog.names().await?;
+        let name = names.iter().rfind(|name| name.snapshot == *id);
+        let name = name.ok_or_else(|| {
+            let what = format!("{} does not hold {id}", self.name);
+            Error::new(Kind::NotFound, what)
+        })?;
+        self.catalog.root(name).await
+    }
+
+    /// The root that a run counts on: its base's, else the newest sound one of the volume.
+    async fn parent(&self, base: Option<&Replica>, source: &SourceInfo) -> Result<Option<Root>> {
+        if let Some(base) = base {
+            let root = self.root_of(&base.id).await?;
+            let found = self.prove(&root).await;
+            found.map_err(|error| match is_damage(&error) {
+                true => error
+                    .context(format!("cannot use {} as a base", base.id))
+                    .with_remedy(Remedy::CopyAll),
+                false => error,
+            })?;
+            if Parent::of(&root).is_removed(self.store()).await? {
+                return Err(removed_meanwhile(&root.name().to_string()));
+            }
+            return Ok(Some(root));
+        }
+        let names = self.catalog.names().await?;
+        let mut warnings = Vec::new();
+        let mut found = None;
+        for root in self
+            .usable_roots(of_volume(&names, source), &mut warnings)
+            .await?
+        {
+            if self.is_sound(&root, &mut warnings).await? {
+                found = Some(root);
+                break;
+            }
+        }
+        warnings.iter().for_each(|warning| warn!("{warning}"));
+        if let Some(root) = &found {
+            info!("not sending blocks that are as in {}", root.snapshot);
+        }
+        Ok(found)
+    }
+
+    /// The state of a run that begins.
+    async fn begin(&self, opening: &Opening<'_>) -> Result<RunState> {
+        let Opening { task, source, .. } = *opening;
+        let parent = self.parent(opening.base, source).await?;
+        Ok(RunState {
+            run: task.run.clone(),
+            address: self.name.clone(),
+            snapshot: match source.id() {
+                Some(id) => id,
+                None => made_id(&task.run)?,
+            },
+            volume: volume_of(source).map(str::to_owned),
+            time: source.time().unwrap_or_else(SystemTime::now),
+            volume_bytes: bytes_of(source),
+            base: opening.base.map(|base| base.id.clone()),
+            parent: parent.as_ref().map(Parent::of),
+            encrypted: source.encrypted,
+            description: source
+                .snapshot
+                .as_ref()
+                .and_then(|snapshot| snapshot.description.clone()),
+            tags: source.tags(),
+            packs: 0,
+            sent_blocks: 0,
+            sent_bytes: 0,
+            stored_bytes: 0,
+        })
+    }
+
+    async fn open_sink(&self, opening: Opening<'_>) -> Result<Opened> {
+        let stop = opening.stop;
+        let (state, done) = match opening.resume {
+            Some(left) => (left.open::<RunState>()?, Some(opening.done)),
+            None => (stop.unless(self.begin(&opening)).await?, None),
+        };
+        // A delta without its base would lose every block that it leaves alone.
+        if state.base.is_some() != opening.plan.base().is_some() {
+            let what = format!("cannot write {}: the plan has another base", self.name);
+            return Err(Error::new(Kind::Corrupt, what).with_remedy(Remedy::Restart));
+        }
+        let named = SinkState::of(&state);
+        if done.is_none() {
+            // Before the store hears of the run: whatever is there of it can be found.
+            (opening.name)(&named)?;
+        }
+        let store = Arc::clone(self.store());
+        let sink = RepositorySink::open(store, state, &opening.files, done);
+        let mut sink = stop.unless(sink).await?;
+        if let Some(path) = &self.index {
+            match Index::update(&self.catalog, path, stop).await {
+                Ok(index) => sink = sink.with_index(index),
+                // Without it more is sent, and nothing is wrong.
+                Err(error) if matches!(error.kind(), Kind::Io | Kind::NoSpace | Kind::Corrupt) => {
+                    warn!("not using the dedup index: {}", error.chain());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Opened {
+            sink: Arc::new(sink) as Arc<dyn Sink>,
+            state: named,
+            zero_the_rest: false,
+        })
+    }
+
+    async fn read(&self, replica: Option<&str>) -> Result<Arc<dyn BlockSource>> {
+        let replica = replica.ok_or_else(|| {
+            let what = format!("cannot read {}: no snapshot of it is known", self.name);
+            Error::new(Kind::NotFound, what)
+        })?;
+        let root = self.root_of(&replica.parse()?).await?;
+        let segments = Arc::new(Segments::new(Arc::clone(self.store())));
+        Ok(Arc::new(RepositorySource::new(root, segments)?))
+    }
+
+    async fn forget(&self, left: &SinkState) -> Result<()> {
+        let stem = self.stem.clone();
+        blocking(move || Locations::remove_all(&stem)).await?;
+        match left.open::<RunState>() {
+            Ok(state) => self.store().delete(&run_object(&state.run)).await,
+            // It names no run.
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+/// What the names of state files of an object begin with.
+fn stem_of(state_dir: &Path, id: &str) -> PathBuf {
+    let digest = hexadecimal(&Sha256::digest(id));
+    state_dir.join(digest.get(..32).unwrap_or_default())
+}
+
+/// The source's volume, of an image or a device its path; none of a snapshot whose volume is not known.
+fn volume_of(source: &SourceInfo) -> Option<&str> {
+    let path = source.snapshot.is_none().then_some(&*source.name);
+    source.volume.as_deref().or(path)
+}
+
+fn bytes_of(source: &SourceInfo) -> u64 {
+    source.size.unwrap_or(source.geometry.size())
+}
+
+/// The id of a snapshot that is made of an image.
+fn made_id(run: &str) -> Result<SnapshotId> {
+    format!("snap-{}", run.get(..17).unwrap_or(run)).parse()
+}
+
+/// The names of the volume's other snapshots, newest first.
+fn of_volume<'a>(names: &'a [RootName], source: &SourceInfo) -> Vec<&'a RootName> {
+    let Some(volume) = volume_of(source) else {
+        return Vec::new();
+    };
+    let (key, itself) = (RootName::volume_key(Some(volume)), source.id());
+    let others = names.iter().rev().filter(|name| name.volume == key);
+    others
+        .filter(|name| itself.as_ref() != Some(&name.snapshot))
+        .collect()
+}
+
+/// Whether a run is one of this source.
+fn is_of(state: &RunState, source: &SourceInfo) -> bool {
+    let is_same = match source.id() {
+        Some(id) => id == state.snapshot,
+        None => {
+            state.volume.as_deref() == volume_of(source)
+                && made_id(&state.run).is_ok_and(|id| id == state.snapshot)
+        }
+    };
+    is_same && state.volume_bytes == bytes_of(source)
+}
+
+fn skipped(name: &RootName, error: &Error) -> String {
+    format!("cannot use {} as a base: {}", name.snapshot, error.chain())
+}
+
+impl Target for RepositoryTarget {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn kind(&self) -> TargetKind {
+        TargetKind::Repository
+    }
+
+    fn state(&self) -> StatePaths {
+        StatePaths {
+            stem: self.stem.clone(),
+        }
+    }
+
+    fn locks(&self) -> Result<Vec<LockPath>> {
+        Ok(Vec::new())
+    }
+
+    fn observe<'a>(&'a self, ask: &'a Ask<'a>) -> BoxFuture<'a, Result<Facts>> {
+        self.facts(ask).boxed()
+    }
+
+    fn adapt<'a>(
+        &'a self,
+        plan: Arc<Delta>,
+        base: Option<&'a Replica>,
+    ) -> BoxFuture<'a, Result<Arc<Delta>>> {
+        async move {
+            match plan.base() {
+                None => Ok(plan),
+                Some(_) => Ok(Arc::new(self.fit(&plan, base).await?)),
+            }
+        }
+        .boxed()
+    }
+
+    fn open<'a>(&'a self, opening: Opening<'a>) -> BoxFuture<'a, Result<Opened>> {
+        self.open_sink(opening).boxed()
+    }
+
+    fn reader<'a>(
+        &'a self,
+        replica: Option<&'a str>,
+        _geometry: Geometry,
+    ) -> BoxFuture<'a, Result<Arc<dyn BlockSource>>> {
+        self.read(replica).boxed()
+    }
+
+    fn discard<'a>(&'a self, left: &'a SinkState) -> BoxFuture<'a, Result<()>> {
+        self.forget(left).boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests;

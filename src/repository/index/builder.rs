@@ -1,29 +1,34 @@
-//! [`Builder`]: brings the table of an index up to date: what is still wanted of the old one, merged with the blocks of new
+//! [`Builder`]: updates the table of an index: the rows of the old one that are still wanted, merged with the blocks of new
 //! segments, which are sorted on disk.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashSet};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Seek, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::table::{ENTRY, Entry, RUN_BUFFER, Record, Table, Writer, damaged, entry_of, part};
 use crate::error::{Error, Kind, Result};
-use crate::files::{remove_if_there, with_ending};
+use crate::files::{create_ours, open_ours, remove_if_there, with_ending};
 use crate::repository::pack::Name;
 use crate::repository::segment::Segment;
+use crate::target::Stop;
 
 /// Blocks sorted in memory at once: 19 MB.
 const SORTED: usize = 1 << 18;
 /// Sorted runs that become one.
 const MOST_RUNS: usize = 64;
 
-/// A table being brought up to date. What grows with the repository is on disk, but for the names of segments and, when some
+/// Rows between two looks at the stop: some milliseconds.
+const STOP_EVERY: u64 = 1 << 14;
+
+/// A table being updated. What grows with the repository is on disk, but for the names of segments and, when some
 /// of them have gone, the packs of those that are left.
 #[derive(Debug)]
 pub(super) struct Builder {
     path: PathBuf,
+    stop: Stop,
     old: Option<Table>,
     /// Segments of the old one that are still wanted.
     known: BTreeSet<Name>,
@@ -37,18 +42,24 @@ pub(super) struct Builder {
 }
 
 impl Builder {
-    /// From what is at a path already, if it is any good; and the segments that it is to be told of. Nobody else may write
-    /// there meanwhile.
-    pub(super) fn open(path: &Path, wanted: &BTreeSet<Name>) -> Result<(Self, Vec<Name>)> {
+    /// Begins from the table at `path` if that is whole and ours; also the wanted segments that it lacks. The caller holds the
+    /// lock of the index until the builder has finished.
+    pub(super) fn open(
+        path: &Path,
+        wanted: &BTreeSet<Name>,
+        stop: Stop,
+    ) -> Result<(Self, Vec<Name>)> {
         let names = |old: &Table| {
             let names = old.records()?.map(|record| Ok(record?.name));
             names.collect::<io::Result<BTreeSet<Name>>>()
         };
-        let opened = Table::open(path).and_then(|old| Ok((names(&old)?, Some(old))));
-        let (mut known, old) = opened.unwrap_or_else(|error| {
-            if error.kind() != io::ErrorKind::NotFound {
-                tracing::warn!("{} is made anew: {error}", path.display());
-            }
+        let opened = open_ours(path, false)?.map(|file| {
+            let old = Table::of(file)?;
+            Ok((names(&old)?, Some(old)))
+        });
+        let opened = opened.unwrap_or_else(|| Ok((BTreeSet::new(), None)));
+        let (mut known, old) = opened.unwrap_or_else(|error: io::Error| {
+            tracing::warn!("making a new {}: {error}", path.display());
             (BTreeSet::new(), None)
         });
         let before = known.len();
@@ -56,6 +67,7 @@ impl Builder {
         let missing = wanted.difference(&known).copied().collect();
         let builder = Self {
             path: path.to_owned(),
+            stop,
             old,
             is_stale: known.len() < before,
             known,
@@ -101,7 +113,7 @@ impl Builder {
         runs.push(self.sorting.len() as u64);
         self.sorting.clear();
         if runs.len() >= MOST_RUNS {
-            // Many snapshots say the same: of them one is kept.
+            // Many snapshots have the same rows: one of each is kept.
             let merged = scratch(&path)?;
             let mut out = BufWriter::with_capacity(1 << 20, &merged);
             let mut count = 0;
@@ -109,7 +121,8 @@ impl Builder {
                 count += 1;
                 out.write_all(entry)
             };
-            merge(runs_of(&file, &runs), write).map_err(failed)?;
+            let done = merge(runs_of(&file, &runs), &self.stop, write);
+            done.map_err(|error| self.stop.check().err().unwrap_or_else(|| failed(error)))?;
             out.flush().map_err(failed)?;
             drop(out);
             (file, runs) = (merged, vec![count]);
@@ -118,7 +131,7 @@ impl Builder {
         Ok(())
     }
 
-    /// The table, written anew if anything is to be said that the old one does not say.
+    /// The table: the old one if it is still right, else a new one in its place.
     pub(super) fn finish(mut self) -> Result<Table> {
         let is_same = !self.is_stale && self.added.is_none();
         if let Some(old) = self.old.take_if(|_| is_same) {
@@ -126,13 +139,12 @@ impl Builder {
         }
         self.sorting.sort_unstable();
         let new = with_ending(&self.path, "-new");
-        remove_if_there(&new)?;
-        let file = open_new(&new)?;
-        let written = self.write(&file).and_then(|told| {
-            // Before its name is: what a crash leaves is the one or the other.
+        let file = create_ours(&new)?;
+        let written = self.write(&file).and_then(|counts| {
+            // The bytes before the name: a crash leaves the old table or the new one.
             file.sync_data()?;
             std::fs::rename(&new, &self.path)?;
-            Ok(told)
+            Ok(counts)
         });
         match written {
             Ok((pages, segments)) => Ok(Table {
@@ -142,6 +154,7 @@ impl Builder {
             }),
             Err(error) => {
                 remove_if_there(&new)?;
+                self.stop.check()?;
                 Err(match error.kind() {
                     io::ErrorKind::InvalidData => {
                         let what = format!("{} is damaged", self.path.display());
@@ -186,7 +199,7 @@ impl Builder {
         }
         sources.push(Box::new(self.sorting.iter().copied().map(Ok)));
         let mut writer = Writer::new(file);
-        merge(sources, |entry| writer.push(entry))?;
+        merge(sources, &self.stop, |entry| writer.push(entry))?;
         writer.end_pages()?;
         if let Some(old) = &self.old {
             for record in old.records()?.filter(is_known) {
@@ -206,9 +219,11 @@ impl Builder {
 
 type Entries<'a> = Box<dyn Iterator<Item = io::Result<Entry>> + 'a>;
 
-/// Hands on sorted blocks in their order; of those of the same digest in the same pack the first.
+/// Hands on sorted blocks in their order, only the first of those of the same digest in the same pack; an error once it is
+/// stopped.
 fn merge(
     mut sources: Vec<Entries<'_>>,
+    stop: &Stop,
     mut take: impl FnMut(&Entry) -> io::Result<()>,
 ) -> io::Result<()> {
     let mut heap = BinaryHeap::new();
@@ -218,7 +233,12 @@ fn merge(
         }
     }
     let mut last = None;
+    let mut count = 0_u64;
     while let Some(Reverse((entry, number))) = heap.pop() {
+        count += 1;
+        if count.is_multiple_of(STOP_EVERY) && stop.is_stopped() {
+            return Err(io::Error::other("stopped"));
+        }
         let block = Some(part::<64>(&entry, 0));
         if last != block {
             take(&entry)?;
@@ -269,17 +289,9 @@ fn run_of(file: &File, mut range: std::ops::Range<u64>) -> impl Iterator<Item = 
     })
 }
 
-fn open_new(path: &Path) -> Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create_new(true).mode(0o600);
-    let file = options.custom_flags(libc::O_NOFOLLOW).open(path);
-    file.map_err(|error| Error::of_file(path, "cannot make", error))
-}
-
 /// A file that has no name: it goes with the process.
 fn scratch(path: &Path) -> Result<File> {
-    remove_if_there(path)?;
-    let file = open_new(path)?;
+    let file = create_ours(path)?;
     remove_if_there(path)?;
     Ok(file)
 }
@@ -315,7 +327,7 @@ mod tests {
 
     fn made(path: &Path, segments: &[(Name, Segment)]) -> (Table, usize) {
         let wanted = segments.iter().map(|(name, _)| *name).collect();
-        let (mut builder, missing) = Builder::open(path, &wanted).unwrap();
+        let (mut builder, missing) = Builder::open(path, &wanted, Stop::never()).unwrap();
         for (name, segment) in segments {
             if missing.contains(name) {
                 builder.add(*name, segment).unwrap();
@@ -364,6 +376,32 @@ mod tests {
     }
 
     #[test]
+    fn a_stopped_update_leaves_the_old_index_and_no_other_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("index");
+        drop(made(&path, &[segment(0..10)]));
+        let before = std::fs::read(&path).unwrap();
+        let (name, more) = segment(100..100 + 2 * STOP_EVERY);
+        let stop = Stop::new(tokio::sync::watch::channel(true).1);
+        let (mut builder, _) = Builder::open(&path, &[name].into(), stop).unwrap();
+        builder.add(name, &more).unwrap();
+        assert_eq!(builder.finish().unwrap_err().kind(), Kind::Stopped);
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_index_of_another_user_is_not_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("index");
+        let parts = [segment(0..10)];
+        drop(made(&path, &parts));
+        std::os::unix::fs::chown(&path, Some(12345), None).unwrap();
+        let (table, missing) = made(&path, &parts);
+        assert!(missing == 1 && holds(&table, 7));
+    }
+
+    #[test]
     fn a_damaged_index_is_never_believed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("index");
@@ -379,7 +417,7 @@ mod tests {
                 bytes.truncate(at);
             }
             std::fs::write(&path, &bytes).unwrap();
-            let Ok(table) = Table::open(&path) else {
+            let Ok(table) = Table::of(std::fs::File::open(&path).unwrap()) else {
                 continue;
             };
             for number in 0..2100 {
@@ -391,7 +429,7 @@ mod tests {
             }
             // And what is made of it is right, or not made.
             let wanted = [parts[0].0, digest(5)].into();
-            let (mut builder, _) = Builder::open(&path, &wanted).unwrap();
+            let (mut builder, _) = Builder::open(&path, &wanted, Stop::never()).unwrap();
             builder.add(digest(5), &segment(5000..5001).1).unwrap();
             match builder.finish() {
                 Ok(table) => assert!((0..2000).all(|number| holds(&table, number))),

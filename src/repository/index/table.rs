@@ -8,10 +8,9 @@
 //! footer    pages (u64), segments (u64), SHA-256 of the segments and these two (32), "ebsfidx1"
 //! ```
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::FileExt;
 
 use sha2::{Digest as _, Sha256};
 
@@ -93,11 +92,8 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// The table at a path, verified but for its pages.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let mut options = OpenOptions::new();
-        let options = options.read(true).custom_flags(libc::O_NOFOLLOW);
-        let file = options.open(path)?;
+    /// The table of an open file. Its pages are verified when they are read, all else now.
+    pub(super) fn of(file: File) -> io::Result<Self> {
         let length = file.metadata()?.len();
         let mut footer = [0; FOOTER];
         let end = length.checked_sub(FOOTER as u64);

@@ -1,0 +1,469 @@
+use std::time::Duration;
+
+use bytes::Bytes;
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+use super::*;
+use crate::block::{BLOCK_SIZE, Block, Change, Digest};
+use crate::files::folder_of;
+use crate::repository::{Address, Connection, prune};
+use crate::source::Snapshot;
+use crate::target::{Published, Stop, Task};
+
+const BLOCKS: u32 = 12;
+
+/// A repository in a folder, and a state folder.
+struct Place {
+    folder: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join("repository").join(name)
+    }
+
+    fn state_dir(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    async fn catalog(&self) -> RepositoryCatalog {
+        std::fs::create_dir_all(self.path("")).unwrap();
+        std::fs::create_dir_all(self.state_dir()).unwrap();
+        let address: Address = format!("file://{}", self.path("").display())
+            .parse()
+            .unwrap();
+        let connection = Connection {
+            credentials: None,
+            region: None,
+            endpoint: None,
+            ca_bundle: None,
+            style: None,
+            timeout: Duration::from_secs(5),
+        };
+        let store = Arc::new(Store::open(&address, &connection).unwrap());
+        RepositoryCatalog::open(store, true).await.unwrap()
+    }
+
+    async fn target(&self, source: &SourceInfo) -> RepositoryTarget {
+        RepositoryTarget::new(self.catalog().await, false, source, &self.state_dir())
+    }
+
+    async fn facts(&self, source: &SourceInfo, base: &Base, left: Option<&SinkState>) -> Facts {
+        let ask = Ask {
+            source,
+            base,
+            left,
+            replica: None,
+        };
+        self.target(source).await.observe(&ask).await.unwrap()
+    }
+
+    /// All files of a folder of the repository.
+    fn objects(&self, folder: &str) -> Vec<PathBuf> {
+        let (mut found, mut folders) = (Vec::new(), vec![self.path(folder)]);
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).into_iter().flatten() {
+                let path = entry.unwrap().path();
+                match path.is_dir() {
+                    true => folders.push(path),
+                    false => found.push(path),
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    fn root(&self, snapshot: &str) -> PathBuf {
+        let mut roots = self.objects("snapshots").into_iter();
+        roots
+            .find(|path| path.to_str().unwrap().ends_with(snapshot))
+            .unwrap()
+    }
+}
+
+fn flip(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// The snapshot of a number, of the second of the number.
+fn source(number: u32) -> SourceInfo {
+    let id: SnapshotId = format!("snap-0{number}").parse().unwrap();
+    let geometry = Geometry::new(u64::from(BLOCKS * BLOCK_SIZE)).unwrap();
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(number));
+    SourceInfo {
+        name: id.to_string(),
+        geometry,
+        size: None,
+        mark: None,
+        volume: Some("vol-0a".into()),
+        encrypted: Some(false),
+        snapshot: Some(Snapshot {
+            start_time: Some(time),
+            ..Snapshot::unknown(id)
+        }),
+        has_changes: true,
+    }
+}
+
+fn bytes(content: u8) -> (Bytes, Digest) {
+    let bytes = Bytes::from(vec![content; BLOCK_SIZE as usize]);
+    let digest = Sha256::digest(&bytes).into();
+    (bytes, digest)
+}
+
+fn task(target: &RepositoryTarget, source: &SourceInfo) -> Task {
+    Task {
+        run: format!("{:032x}", fastrand::u128(..)),
+        after: None,
+        in_place: false,
+        source: source.name.clone(),
+        source_mark: None,
+        volume: source.volume.clone(),
+        base: None,
+        target: target.id().into(),
+    }
+}
+
+/// Opens a run that writes these blocks.
+async fn open(
+    target: &RepositoryTarget,
+    source: &SourceInfo,
+    base: Option<&Replica>,
+    blocks: &[(u32, u8)],
+    resume: Option<&SinkState>,
+) -> Result<Opened> {
+    let mut plan = Delta::new(base.map(|_| source.geometry), source.geometry);
+    for (index, _) in blocks {
+        plan.insert(BlockIndex(*index), Change::Write);
+    }
+    let opening = Opening {
+        task: &task(target, source),
+        plan: &plan,
+        done: 0,
+        source,
+        resume,
+        base,
+        name: &|_| Ok(()),
+        files: with_ending(&target.state().stem, ".sink"),
+        restart: false,
+        rate: 1000,
+        stop: &Stop::never(),
+    };
+    target.open(opening).await
+}
+
+async fn publish(opened: &Opened, blocks: &[(u32, u8)], damaged: &[u32]) -> Result<Published> {
+    let mut left_zero = BlockSet::new();
+    damaged
+        .iter()
+        .for_each(|index| left_zero.insert(BlockIndex(*index)));
+    let mut written = Vec::new();
+    for (index, content) in blocks {
+        let (bytes, digest) = bytes(*content);
+        if damaged.contains(index) {
+            written.push(Ok((BlockIndex(*index), None)));
+            continue;
+        }
+        let index = BlockIndex(*index);
+        opened.sink.write_block(index, bytes, digest).await?;
+        written.push(Ok((index, Some(digest))));
+    }
+    opened.sink.flush().await?;
+    let written = Box::new(written.into_iter());
+    opened.sink.publish(written, &left_zero).await
+}
+
+async fn copy(place: &Place, number: u32, base: Option<&Replica>, blocks: &[(u32, u8)]) {
+    let source = source(number);
+    let target = place.target(&source).await;
+    let opened = open(&target, &source, base, blocks, None).await.unwrap();
+    publish(&opened, blocks, &[]).await.unwrap();
+}
+
+/// The first byte of each block of a snapshot.
+async fn contents(place: &Place, number: u32) -> Vec<u8> {
+    let source = source(number);
+    let target = place.target(&source).await;
+    let reader = target
+        .reader(Some(&source.name), source.geometry)
+        .await
+        .unwrap();
+    let mut contents = Vec::new();
+    for index in 0..BLOCKS {
+        contents.push(match reader.read_block(BlockIndex(index)).await.unwrap() {
+            Block::Zero => 0,
+            Block::Data(bytes, _) => {
+                assert!(bytes.iter().all(|byte| *byte == bytes[0]));
+                bytes[0]
+            }
+        });
+    }
+    contents
+}
+
+fn ids(facts: &Facts) -> Vec<String> {
+    facts
+        .replicas
+        .iter()
+        .map(|one| one.id.to_string())
+        .collect()
+}
+
+#[tokio::test]
+async fn replicas_of_the_volume_are_offered_newest_first_and_damaged_ones_are_skipped() {
+    let place = Place::new();
+    for number in 1..=3 {
+        let content = u8::try_from(number).unwrap();
+        copy(&place, number, None, &[(0, content), (5, content)]).await;
+    }
+    let next = source(4);
+    let facts = place.facts(&next, &Base::Auto, None).await;
+    assert_eq!(ids(&facts), ["snap-03", "snap-02", "snap-01"]);
+    assert_eq!((&facts.holds, facts.warnings.len()), (&None, 0));
+    let other = SourceInfo {
+        volume: Some("vol-0b".into()),
+        ..source(4)
+    };
+    assert!(
+        place
+            .facts(&other, &Base::Auto, None)
+            .await
+            .replicas
+            .is_empty()
+    );
+    assert!(
+        place
+            .facts(&next, &Base::None, None)
+            .await
+            .replicas
+            .is_empty()
+    );
+
+    flip(&place.root("snap-03"));
+    let facts = place.facts(&next, &Base::Auto, None).await;
+    assert_eq!(ids(&facts), ["snap-02", "snap-01"]);
+    assert!(facts.warnings[0].contains("snap-03"), "{facts:?}");
+    let named = Base::Snapshot("snap-03".parse().unwrap());
+    let facts = place.facts(&next, &named, None).await;
+    assert!(facts.replicas.is_empty() && facts.no_base.unwrap().contains("damaged"));
+    let named = Base::Snapshot("snap-09".parse().unwrap());
+    let facts = place.facts(&next, &named, None).await;
+    assert!(facts.no_base.unwrap().contains("does not hold"));
+    // What is damaged is not held, and a copy makes it whole.
+    let facts = place.facts(&source(3), &Base::Auto, None).await;
+    assert_eq!(facts.holds, None);
+    copy(&place, 3, None, &[(0, 3), (5, 3)]).await;
+    let facts = place.facts(&source(3), &Base::Auto, None).await;
+    assert_eq!(facts.holds, source(3).id());
+    assert_eq!(contents(&place, 3).await[..6], [3, 0, 0, 0, 0, 3]);
+}
+
+#[tokio::test]
+async fn a_damaged_or_missing_segment_of_the_newest_leads_to_an_older_base() {
+    let place = Place::new();
+    copy(&place, 1, None, &[(0, 1), (5, 1)]).await;
+    let old = place.objects("segments");
+    copy(&place, 2, None, &[(0, 2), (5, 2)]).await;
+    let mut new = place.objects("segments");
+    new.retain(|path| !old.contains(path));
+    let whole = std::fs::read(&new[0]).unwrap();
+    for is_missing in [false, true] {
+        std::fs::write(&new[0], &whole).unwrap();
+        match is_missing {
+            true => std::fs::remove_file(&new[0]).unwrap(),
+            false => flip(&new[0]),
+        }
+        let next = source(3);
+        let facts = place.facts(&next, &Base::Auto, None).await;
+        assert_eq!(ids(&facts), ["snap-01"]);
+        let damaged = Replica {
+            source: "snap-02".parse().unwrap(),
+            id: "snap-02".parse().unwrap(),
+            volume_bytes: None,
+            encrypted: None,
+        };
+        let target = place.target(&next).await;
+        let refused = open(&target, &next, Some(&damaged), &[(1, 9)], None).await;
+        assert_eq!(refused.unwrap_err().remedy(), Some(&Remedy::CopyAll));
+    }
+    let base = place.facts(&source(3), &Base::Auto, None).await.replicas;
+    copy(&place, 3, base.first(), &[(1, 3)]).await;
+    assert_eq!(contents(&place, 3).await[..6], [1, 3, 0, 0, 0, 1]);
+    // A full copy counts on the newest that is sound.
+    place
+        .objects("snapshots")
+        .iter()
+        .filter(|path| !path.to_str().unwrap().ends_with("snap-01"))
+        .for_each(|path| flip(path));
+    let packs = place.objects("packs").len();
+    copy(&place, 4, None, &[(0, 1), (5, 1)]).await;
+    assert_eq!(place.objects("packs").len(), packs);
+    assert_eq!(contents(&place, 4).await[..6], [1, 0, 0, 0, 0, 1]);
+    // And does without any.
+    place
+        .objects("snapshots")
+        .iter()
+        .for_each(|path| flip(path));
+    copy(&place, 5, None, &[(0, 1), (5, 1)]).await;
+    assert_eq!(contents(&place, 5).await[..6], [1, 0, 0, 0, 0, 1]);
+}
+
+#[tokio::test]
+async fn a_run_is_proven_while_it_is_on_record_and_gone_when_forgotten_or_of_another_source() {
+    let place = Place::new();
+    let (one, blocks) = (source(1), [(0, 1), (7, 1)]);
+    let target = place.target(&one).await;
+    let opened = open(&target, &one, None, &blocks, None).await.unwrap();
+    let state = opened.state.clone();
+    let left =
+        async |source: &SourceInfo| place.facts(source, &Base::Auto, Some(&state)).await.left;
+    assert_eq!(left(&one).await, Left::Proven);
+    assert_eq!(left(&source(2)).await, Left::Gone);
+    let published = publish(&opened, &blocks, &[]).await.unwrap();
+    let name = format!("{}#snap-01", target.name());
+    assert_eq!(published.snapshot, Some(name));
+    assert_eq!(published.replica, one.id());
+    // Published, and only the record on this machine is missing.
+    assert!(place.objects("runs").is_empty());
+    assert_eq!(left(&one).await, Left::Proven);
+    let again = open(&target, &one, None, &blocks, Some(&state))
+        .await
+        .unwrap();
+    let none = BlockSet::new();
+    let again = again.sink.publish(Box::new(std::iter::empty()), &none);
+    assert_eq!(again.await.unwrap().replica, one.id());
+    assert_eq!(contents(&place, 1).await[7], 1);
+
+    let two = source(2);
+    let opened = open(&target, &two, None, &blocks, None).await.unwrap();
+    let state = opened.state.clone();
+    let left =
+        async |source: &SourceInfo| place.facts(source, &Base::Auto, Some(&state)).await.left;
+    assert_eq!(left(&two).await, Left::Proven);
+    let runs = place.objects("runs");
+    std::fs::remove_file(&runs[0]).unwrap();
+    assert_eq!(left(&two).await, Left::Gone);
+    let refused = open(&target, &two, None, &blocks, Some(&state)).await;
+    assert_eq!(refused.unwrap_err().remedy(), Some(&Remedy::Restart));
+    // A resumed run whose parent has been damaged cannot be published.
+    let opened = open(&target, &two, None, &blocks, None).await.unwrap();
+    flip(&place.objects("segments")[0]);
+    let facts = place.facts(&two, &Base::Auto, Some(&opened.state)).await;
+    assert_eq!(facts.left, Left::Gone);
+}
+
+#[tokio::test]
+async fn a_discarded_run_leaves_nothing_and_holds_no_prune_back() {
+    let place = Place::new();
+    copy(&place, 1, None, &[(0, 1)]).await;
+    let two = source(2);
+    let target = place.target(&two).await;
+    let opened = open(&target, &two, None, &[(3, 2)], None).await.unwrap();
+    assert_eq!(place.objects("runs").len(), 1);
+    let files = || std::fs::read_dir(place.state_dir()).unwrap().count();
+    assert_eq!(files(), 2);
+    // The same command of the next night, of the next snapshot: the same files.
+    let next = place.target(&source(3)).await;
+    assert_eq!(next.state(), target.state());
+    assert_eq!(folder_of(&next.state().stem), place.state_dir());
+    for _ in 0..2 {
+        next.discard(&opened.state).await.unwrap();
+        assert_eq!((place.objects("runs").len(), files()), (0, 0));
+    }
+    let catalog = place.catalog().await;
+    let pruned = prune(&catalog, None, Duration::ZERO, true).await.unwrap();
+    assert!(pruned.runs.is_empty());
+}
+
+#[tokio::test]
+async fn a_block_left_zero_for_damage_is_written_by_the_next_delta() {
+    let place = Place::new();
+    let one = source(1);
+    let target = place.target(&one).await;
+    let blocks = [(0, 1), (4, 1), (5, 1)];
+    let opened = open(&target, &one, None, &blocks, None).await.unwrap();
+    publish(&opened, &blocks, &[4]).await.unwrap();
+    assert_eq!(contents(&place, 1).await[..6], [1, 0, 0, 0, 0, 1]);
+    let facts = place.facts(&one, &Base::Auto, None).await;
+    assert!(facts.holds.is_some() && facts.warnings.len() == 1);
+    let base = place.facts(&source(2), &Base::Auto, None).await.replicas;
+    let mut plan = Delta::new(Some(one.geometry), one.geometry);
+    plan.insert(BlockIndex(0), Change::Write);
+    let plan = target.adapt(Arc::new(plan), base.first()).await.unwrap();
+    let blocks: Vec<_> = plan
+        .write()
+        .runs_in(BlockIndex(0), BlockIndex(BLOCKS))
+        .collect();
+    assert_eq!(
+        blocks,
+        [Extent::of(BlockIndex(0)), Extent::of(BlockIndex(4))]
+    );
+    // A delta whose block is damaged has no bytes of the base there.
+    let two = source(2);
+    let opened = open(&target, &two, base.first(), &[(0, 2), (5, 2)], None);
+    publish(&opened.await.unwrap(), &[(0, 2), (5, 2)], &[5])
+        .await
+        .unwrap();
+    assert_eq!(contents(&place, 2).await[..6], [2, 0, 0, 0, 0, 0]);
+}
+
+#[tokio::test]
+async fn a_plan_whose_base_is_not_the_runs_is_refused() {
+    let place = Place::new();
+    copy(&place, 1, None, &[(0, 1)]).await;
+    let two = source(2);
+    let target = place.target(&two).await;
+    let base = place.facts(&two, &Base::Auto, None).await.replicas;
+    let opened = open(&target, &two, base.first(), &[(1, 2)], None)
+        .await
+        .unwrap();
+    let refused = open(&target, &two, None, &[(1, 2)], Some(&opened.state)).await;
+    assert_eq!(refused.unwrap_err().kind(), Kind::Corrupt);
+}
+
+#[tokio::test]
+async fn the_dedup_index_stops_at_the_first_signal_though_another_run_holds_its_lock() {
+    let place = Place::new();
+    let one = source(1);
+    let dedup =
+        async || RepositoryTarget::new(place.catalog().await, true, &one, &place.state_dir());
+    let target = dedup().await;
+    open(&target, &one, None, &[(0, 1)], None).await.unwrap();
+    let index = target.index.clone().unwrap();
+    let lock = std::fs::File::open(with_ending(&index, "-lock")).unwrap();
+    lock.lock().unwrap();
+    let (stopper, stop) = watch::channel(false);
+    let since = std::time::Instant::now();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        stopper.send(true).unwrap();
+        stopper.closed().await;
+    });
+    let catalog = place.catalog().await;
+    let stopped = Index::update(&catalog, &index, &Stop::new(stop)).await;
+    assert_eq!(stopped.unwrap_err().kind(), Kind::Stopped);
+    assert!(since.elapsed() < Duration::from_secs(1));
+    drop(lock);
+    Index::update(&catalog, &index, &Stop::never())
+        .await
+        .unwrap();
+    // One index for all volumes of the repository.
+    let other = SourceInfo {
+        volume: Some("vol-0b".into()),
+        ..source(2)
+    };
+    let other = RepositoryTarget::new(place.catalog().await, true, &other, &place.state_dir());
+    assert_eq!(other.index, target.index);
+    assert_ne!(other.state(), target.state());
+}
