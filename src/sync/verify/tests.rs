@@ -122,6 +122,13 @@ fn mark(size: u64) -> Mark {
     })
 }
 
+/// Compares without a plan, a checkpoint or a stop.
+async fn compare_plainly(reader: Arc<dyn BlockSource>, digests: &Digests) -> Compared {
+    compare(reader, digests, &set(&[]), None, &|_| {}, &Stop::never())
+        .await
+        .unwrap()
+}
+
 async fn compare_all(reader: Fake, digests: &Digests, in_plan: &BlockSet) -> Result<Compared> {
     let reader = Arc::new(reader);
     compare(reader, digests, in_plan, None, &|_| {}, &Stop::never()).await
@@ -203,15 +210,7 @@ async fn a_flipped_byte_anywhere_in_a_sparse_image_is_found() {
     digests.write(&written).unwrap();
     let compare_image = || async {
         let reader = Arc::new(DiskSource::open_past_cache(&image, geometry).unwrap());
-        let compared = compare(
-            reader,
-            &digests,
-            &BlockSet::new(),
-            None,
-            &|_| {},
-            &Stop::never(),
-        );
-        members(&compared.await.unwrap().differing)
+        members(&compare_plainly(reader, &digests).await.differing)
     };
     assert_eq!(compare_image().await, [0; 0]);
     let mut flips = vec![0, size - 1, 199 * BLOCK, 20 * BLOCK, 20 * BLOCK - 1];
@@ -247,7 +246,8 @@ async fn holes_of_a_huge_volume_are_not_read() {
     let seen = Mutex::new(Vec::new());
     let progress = |blocks| seen.lock().unwrap().push(blocks);
     let reader = Arc::clone(&fake) as Arc<dyn BlockSource>;
-    let compared = compare(reader, &digests, &set(&[]), None, &progress, &Stop::never());
+    let (none, never) = (set(&[]), Stop::never());
+    let compared = compare(reader, &digests, &none, None, &progress, &never);
     assert_eq!(members(&compared.await.unwrap().differing), [1 << 26]);
     assert_eq!(fake.reads.load(Ordering::Relaxed), 3);
     let seen = seen.into_inner().unwrap();
@@ -273,7 +273,7 @@ async fn a_stopped_comparison_resumed_finds_what_a_whole_one_finds() {
     let saved = folder.path().join("compare");
     let (before, after) = (mark(1), mark(2));
     let resumable = |mark| Some(Resumable { path: &saved, mark });
-    let skip = set(&[500]);
+    let (skip, never) = (set(&[500]), Stop::never());
     // It hangs at block 500 and is stopped there.
     let (sender, receiver) = watch::channel(false);
     let stop = Stop::new(receiver);
@@ -319,7 +319,7 @@ async fn a_stopped_comparison_resumed_finds_what_a_whole_one_finds() {
             let reader = changed(None);
             let source = Arc::clone(&reader) as Arc<dyn BlockSource>;
             let resumable = resumable(mark);
-            let compared = compare(source, digests, &skip, resumable, &|_| {}, &Stop::never());
+            let compared = compare(source, digests, &skip, resumable, &|_| {}, &never);
             let compared = compared.await.unwrap();
             assert_eq!(members(&compared.differing), [1, 2, 299, 998]);
             assert_eq!(members(&compared.in_plan), [500]);
@@ -414,6 +414,7 @@ async fn what_a_run_wrote_is_verified_and_the_differing_ranges_are_named() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_whole_image_is_digested_with_its_holes() {
+    let never = Stop::never();
     for (size, held) in [
         (40 * BLOCK + 100, vec![3, 4, 39, 40]),
         (40 * BLOCK, vec![0]),
@@ -428,7 +429,7 @@ async fn a_whole_image_is_digested_with_its_holes() {
         let done = AtomicU64::new(0);
         let progress = |blocks| done.store(blocks, Ordering::Relaxed);
         for with_md5 in [true, false] {
-            let digests = image_digest(&fake, with_md5, &progress, &Stop::never());
+            let digests = image_digest(&fake, with_md5, &progress, &never);
             let digests = digests.await.unwrap();
             assert_eq!(digests.sha256, *Sha256::digest(&bytes));
             let md5 = with_md5.then(|| md5::Md5::digest(&bytes).into());
