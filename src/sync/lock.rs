@@ -1,1 +1,371 @@
-//! To be written.
+//! [`Locks`]: one run a target, held from before anything is read of the target until its mark is recorded. [`overlaps`]:
+//! whether source and target are one.
+//!
+//! A target is locked twice: by name, with a file beside its state, and by what it is, with flock(2) on its inode or its disk.
+//! So two names of one object are one target, and udev, which takes the same lock, leaves a disk alone.
+
+use std::collections::HashMap;
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, Weak};
+use std::time::{Duration, Instant};
+
+use nix::sys::stat::{major, minor};
+use parking_lot::Mutex;
+
+use crate::error::{Error, Kind, Remedy, Result};
+use crate::files::folder_of;
+use crate::sysfs::{Node, Sysfs};
+use crate::target::{LockPath, Stop};
+
+/// How long any lock is tried: udev holds one while it looks at a disk.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long a disk is waited for whose other partition is being written.
+const PATIENCE_FOR_SIBLINGS: Duration = Duration::from_secs(60);
+
+/// How often a lock is tried.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Why an object is refused that is named twice.
+const TWICE: &str = "two targets of this run are on it";
+
+/// How often a lock file is opened that the run before removes at that moment.
+const NAME_ATTEMPTS: usize = 100;
+
+/// Every lock that this process holds on an object: flock(2) would refuse itself.
+static HELD: LazyLock<Mutex<HashMap<Object, Weak<Held>>>> = LazyLock::new(Mutex::default);
+
+/// The locks of one target, held while this lives.
+#[derive(Debug)]
+pub(crate) struct Locks {
+    _name: NameLock,
+    _objects: Vec<Arc<Held>>,
+}
+
+impl Locks {
+    /// Takes the lock file `name`, which is made, then the locks on `others`, in this order. It waits for others as
+    /// [`LockPath::waits`] says, on the thread that it is called on.
+    ///
+    /// # Errors
+    /// `Busy` when another run has one of them; `Invalid` when another target of this run is the same object; `Stopped`; what
+    /// the system says.
+    pub(crate) fn take(name: &Path, others: &[LockPath], stop: &Stop) -> Result<Self> {
+        let name = NameLock::take(name)?;
+        let patience = |lock: &LockPath| match lock.waits {
+            true => PATIENCE_FOR_SIBLINGS,
+            false => PATIENCE,
+        };
+        let held = others.iter();
+        let held: Result<Vec<_>> = held
+            .map(|other| Held::take(other, patience(other), stop))
+            .collect();
+        Ok(Self {
+            _name: name,
+            _objects: held?,
+        })
+    }
+}
+
+/// A lock file, removed at the end.
+#[derive(Debug)]
+struct NameLock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl NameLock {
+    fn take(path: &Path) -> Result<Self> {
+        let failed = |error| Error::of_file(path, "cannot lock", error);
+        for _ in 0..NAME_ATTEMPTS {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                // A FIFO that another user put there would hang.
+                .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+                .open(path)
+                .map_err(failed)?;
+            if !try_lock(&file).map_err(failed)? {
+                return Err(busy(path, &file));
+            }
+            // The run that had it before may have removed the file that was opened here.
+            let (held, named) = (file.metadata().map_err(failed)?, path.symlink_metadata());
+            if named.is_ok_and(|named| Object::of(&named) == Object::of(&held)) {
+                return Ok(Self {
+                    path: path.to_owned(),
+                    _file: file,
+                });
+            }
+        }
+        let what = format!(
+            "cannot lock {}: it is replaced again and again",
+            path.display()
+        );
+        Err(Error::new(Kind::Busy, what).with_remedy(Remedy::TryLater))
+    }
+}
+
+impl Drop for NameLock {
+    fn drop(&mut self) {
+        // Still locked: no other run has it, and one that has opened it sees that it is gone.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// What a lock is on, whatever it is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Object {
+    /// A file: its filesystem and its inode.
+    File(u64, u64),
+    /// A block device, which several nodes may name.
+    Device(u64),
+}
+
+impl Object {
+    fn of(metadata: &Metadata) -> Self {
+        if metadata.file_type().is_block_device() {
+            return Self::Device(metadata.rdev());
+        }
+        Self::File(metadata.dev(), metadata.ino())
+    }
+}
+
+/// A lock on an object, which sibling partitions share.
+#[derive(Debug)]
+struct Held {
+    path: PathBuf,
+    /// Whether other targets of this process may have it too.
+    is_shared: bool,
+    _file: File,
+}
+
+impl Held {
+    fn take(lock: &LockPath, patience: Duration, stop: &Stop) -> Result<Arc<Self>> {
+        let failed = |error| Error::of_file(&lock.path, "cannot lock", error);
+        let began = Instant::now();
+        loop {
+            let file = open(&lock.path, false).map_err(failed)?;
+            if let Some(held) = Self::try_take(lock, file).map_err(failed)? {
+                return held;
+            }
+            if began.elapsed() >= patience {
+                return Err(busy(&lock.path, &open(&lock.path, false).map_err(failed)?));
+            }
+            stop.check()?;
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// One attempt; none when another process has it.
+    fn try_take(lock: &LockPath, file: File) -> std::io::Result<Option<Result<Arc<Self>>>> {
+        let object = Object::of(&file.metadata()?);
+        let mut table = HELD.lock();
+        table.retain(|_, held| held.strong_count() > 0);
+        if let Some(held) = table.get(&object).and_then(Weak::upgrade) {
+            if held.is_shared && lock.waits {
+                return Ok(Some(Ok(held)));
+            }
+            let (one, two) = (lock.path.display(), held.path.display());
+            let what = match one.to_string() == two.to_string() {
+                true => format!("cannot lock {one}: {TWICE}"),
+                false => format!("cannot lock {one}: it and {two} are one target"),
+            };
+            return Ok(Some(Err(Error::new(Kind::Invalid, what))));
+        }
+        let file = match try_lock(&file) {
+            Ok(true) => file,
+            Ok(false) => return Ok(None),
+            // NFS takes an exclusive lock only of a file that is open for writing (flock(2)).
+            Err(error) if error.raw_os_error() == Some(libc::EBADF) => {
+                let file = open(&lock.path, true)?;
+                if !try_lock(&file)? {
+                    return Ok(None);
+                }
+                file
+            }
+            Err(error) => return Err(error),
+        };
+        // Renamed over meanwhile: the next attempt finds what the name is now.
+        let is_it = |found: Metadata| Object::of(&found) == object;
+        if !is_it(file.metadata()?) || !is_it(std::fs::metadata(&lock.path)?) {
+            return Ok(None);
+        }
+        let held = Arc::new(Self {
+            path: lock.path.clone(),
+            is_shared: lock.waits,
+            _file: file,
+        });
+        table.insert(object, Arc::downgrade(&held));
+        Ok(Some(Ok(held)))
+    }
+}
+
+fn open(path: &Path, write: bool) -> std::io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(write)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)
+}
+
+fn try_lock(file: &File) -> std::io::Result<bool> {
+    loop {
+        return match file.try_lock() {
+            Ok(()) => Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Interrupted => {
+                continue;
+            }
+            Err(TryLockError::Error(error)) => Err(error),
+        };
+    }
+}
+
+/// Why a lock is not to be had: another run has it, or another target of this one.
+fn busy(path: &Path, file: &File) -> Error {
+    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    let metadata = file.metadata().ok();
+    let pid = metadata.and_then(|found| locked_by(&locks, found.dev(), found.ino()));
+    let by = match pid {
+        Some(pid) if pid == std::process::id() => {
+            let what = format!("cannot lock {}: {TWICE}", path.display());
+            return Error::new(Kind::Invalid, what);
+        }
+        Some(pid) => format!("process {pid}"),
+        None => "another process".to_owned(),
+    };
+    let what = format!("cannot lock {}: {by} has it locked", path.display());
+    Error::new(Kind::Busy, what).with_remedy(Remedy::TryLater)
+}
+
+/// The process that has an inode locked with flock(2), by `/proc/locks` (proc_locks(5)); none where that does not tell.
+fn locked_by(locks: &str, dev: u64, inode: u64) -> Option<u32> {
+    let wanted = format!("{:02x}:{:02x}:{inode}", major(dev), minor(dev));
+    locks.lines().find_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        // A waiting one has an arrow in front: it has nothing locked.
+        let is_flock = fields.next() == Some("FLOCK");
+        let pid = fields.nth(2)?.parse().ok()?;
+        (is_flock && fields.next() == Some(&wanted) && pid > 0).then_some(pid)
+    })
+}
+
+/// Whether two paths share bytes: one file or device, a disk and its partition, a loop device or a device-mapper volume and
+/// what it is made of, a file and the device that its filesystem is on. `a` or `b` may be a file that is not there yet.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn overlaps(a: &Path, b: &Path) -> Result<bool> {
+    let sysfs = Sysfs::system();
+    let (a, b) = (Layers::of(&sysfs, a)?, Layers::of(&sysfs, b)?);
+    // Two loop devices over one file, whatever part of it they show.
+    let are_twins = a.backing.is_some() && a.backing == b.backing && a.disk != b.disk;
+    Ok(are_twins || a.is_within(&b) || b.is_within(&a))
+}
+
+/// A file or device, and what it lies on.
+#[derive(Debug, Default)]
+struct Layers {
+    itself: Option<Layer>,
+    below: Vec<Layer>,
+    /// Of a loop device and its partitions: the disk, and its backing file.
+    disk: Option<Node>,
+    backing: Option<Layer>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Layer {
+    File(u64, u64),
+    Device(Node),
+}
+
+impl Layers {
+    fn of(sysfs: &Sysfs, path: &Path) -> Result<Self> {
+        let failed = |error| Error::of_file(path, "cannot look at", error);
+        let mut layers = Self::default();
+        match std::fs::metadata(path) {
+            Ok(found) => {
+                layers.itself = Layer::of(sysfs, &found);
+                if let Some(Layer::Device(node)) = &layers.itself {
+                    let backing = node
+                        .backing_file()
+                        .and_then(|file| std::fs::metadata(file).ok());
+                    layers.backing = backing.and_then(|found| Layer::of(sysfs, &found));
+                    layers.disk = Some(node.disk());
+                }
+                layers.add_below(sysfs, &found);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let folder = std::fs::metadata(folder_of(path)).map_err(failed)?;
+                layers.add_below(sysfs, &folder);
+            }
+            Err(error) => return Err(failed(error)),
+        }
+        Ok(layers)
+    }
+
+    /// What a file or device lies on, down to the disks.
+    fn add_below(&mut self, sysfs: &Sysfs, found: &Metadata) {
+        let node = match found.file_type().is_block_device() {
+            true => sysfs.node(found.rdev()),
+            // The device of the filesystem that it is on; none for btrfs and others, which have a number of their own.
+            false => sysfs.node(found.dev()),
+        };
+        let Some(node) = node else {
+            return;
+        };
+        for part in node.parts().into_iter().chain(node.disk().parts()) {
+            self.add_node(sysfs, part);
+        }
+        self.add_node(sysfs, node);
+    }
+
+    fn add_node(&mut self, sysfs: &Sysfs, node: Node) {
+        let layer = Layer::Device(node.clone());
+        if self.below.contains(&layer) {
+            return;
+        }
+        self.below.push(layer);
+        for part in node.parts() {
+            self.add_node(sysfs, part);
+        }
+        if let Some(backing) = node.backing_file()
+            && let Ok(found) = std::fs::metadata(backing)
+        {
+            self.below.extend(Layer::of(sysfs, &found));
+            self.add_below(sysfs, &found);
+        }
+    }
+
+    /// Whether it lies on the other one.
+    fn is_within(&self, other: &Self) -> bool {
+        let Some(other) = &other.itself else {
+            return false;
+        };
+        let all = self.itself.iter().chain(&self.below);
+        all.into_iter().any(|layer| layer.shares(other))
+    }
+}
+
+impl Layer {
+    fn of(sysfs: &Sysfs, found: &Metadata) -> Option<Self> {
+        match Object::of(found) {
+            Object::File(dev, inode) => Some(Self::File(dev, inode)),
+            Object::Device(rdev) => sysfs.node(rdev).map(Self::Device),
+        }
+    }
+
+    fn shares(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Device(a), Self::Device(b)) => a.overlaps(b),
+            (a, b) => a == b,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
