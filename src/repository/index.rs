@@ -178,9 +178,9 @@ async fn live_segments(catalog: &RepositoryCatalog) -> Result<BTreeSet<Name>> {
         }
     }
     // After they were read: one that is removed from now on stays as long as the run that is on record.
-    let gone = catalog.store().list("removed").await?;
-    let gone: BTreeSet<String> = gone.into_iter().map(|object| object.name).collect();
-    roots.retain(|root| !gone.contains(&removed(&root.name().to_string(), &root.run)));
+    let aside = catalog.store().list("removed").await?;
+    let aside: BTreeSet<String> = aside.into_iter().map(|object| object.name).collect();
+    roots.retain(|root| !aside.contains(&removed(&root.name().to_string(), &root.run)));
     let segments = roots.iter().flat_map(|root| &root.segments);
     Ok(segments.map(|of| of.name).collect())
 }

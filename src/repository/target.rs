@@ -4,14 +4,15 @@
 //! A base or parent is proven by its root and all of its segments, each read once: 40 bytes for each block of 512 KiB. A
 //! damaged one is skipped and the next older one is used.
 
+mod observe;
+
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use futures_util::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use tracing::{info, warn};
@@ -21,9 +22,9 @@ use super::check::is_damage;
 use super::index::Index;
 use super::locations::Locations;
 use super::pack::Name;
-use super::root::{Root, RootName};
-use super::run::{Parent, RunState, removed, removed_meanwhile, run_object};
-use super::segments::{self, Segments};
+use super::root::Root;
+use super::run::{Parent, RunState, removed_meanwhile, run_object};
+use super::segments::Segments;
 use super::sink::RepositorySink;
 use super::source::RepositorySource;
 use super::store::Store;
@@ -32,12 +33,10 @@ use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::{blocking, with_ending};
 use crate::source::{BlockSource, SnapshotId};
 use crate::target::{
-    Ask, Base, Existence, Facts, Left, LockPath, Opened, Opening, Replica, Sink, SinkState,
-    SourceInfo, StatePaths, Target, TargetKind,
+    Ask, Facts, LockPath, Opened, Opening, Replica, Sink, SinkState, SourceInfo, StatePaths,
+    Target, TargetKind,
 };
-
-/// The newest snapshots of a volume that are looked at as a base: one a day for two months. Each costs a GET of at most 250 KB.
-const MOST_REPLICAS: usize = 64;
+use observe::of_volume;
 
 /// A new snapshot in a repository.
 pub struct RepositoryTarget {
@@ -87,179 +86,6 @@ impl RepositoryTarget {
 
     fn store(&self) -> &Arc<Store> {
         self.catalog.store()
-    }
-
-    async fn facts(&self, ask: &Ask<'_>) -> Result<Facts> {
-        let mut facts = Facts::of(&*self.name, Existence::Absent);
-        let names = self.catalog.names().await?;
-        if let Some(id) = ask.source.id()
-            && let Some(root) = self.held(&names, &id, &mut facts.warnings).await?
-        {
-            if !root.damaged.is_empty() {
-                let what = format!(
-                    "{id} in {} has blocks that are zero because their source was damaged",
-                    self.name
-                );
-                facts.warnings.push(what);
-            }
-            facts.holds = Some(id);
-        } else {
-            let asked = names.iter().rev();
-            let asked = match ask.base {
-                Base::None => Vec::new(),
-                Base::Snapshot(id) => asked.filter(|name| name.snapshot == *id).collect(),
-                Base::Auto => of_volume(&names, ask.source),
-            };
-            if ask.source.has_changes {
-                facts.replicas = self.replicas(asked, &mut facts.warnings).await?;
-            }
-            if let Base::Snapshot(id) = ask.base {
-                facts.no_base = facts.replicas.is_empty().then(|| {
-                    match names.iter().any(|name| name.snapshot == *id) {
-                        _ if !ask.source.has_changes => {
-                            format!("{} cannot tell what changed since {id}", ask.source.name)
-                        }
-                        true => format!("{id} in {} is damaged or being removed", self.name),
-                        false => format!("{} does not hold {id}", self.name),
-                    }
-                });
-            }
-        }
-        if let Some(left) = ask.left {
-            facts.left = self.left(left, ask.source, &mut facts.warnings).await?;
-        }
-        Ok(facts)
-    }
-
-    /// The root of a snapshot, if it is there and can be read. A damaged one is written again by the next run.
-    async fn held(
-        &self,
-        names: &[RootName],
-        id: &SnapshotId,
-        warnings: &mut Vec<String>,
-    ) -> Result<Option<Root>> {
-        for name in names.iter().rev().filter(|name| name.snapshot == *id) {
-            match self.catalog.root(name).await {
-                Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::NotFound) => {
-                    warnings.push(format!("copying {id} again: {}", error.chain()));
-                }
-                root => return root.map(Some),
-            }
-        }
-        Ok(None)
-    }
-
-    /// The snapshots that a delta can start from, in the order of `names`: the first is proven to its last segment, older
-    /// ones by their roots.
-    async fn replicas(
-        &self,
-        names: Vec<&RootName>,
-        warnings: &mut Vec<String>,
-    ) -> Result<Vec<Replica>> {
-        let mut replicas = Vec::new();
-        for root in self.usable_roots(names, warnings).await? {
-            if replicas.is_empty() && !self.is_sound(&root, warnings).await? {
-                continue;
-            }
-            replicas.push(Replica {
-                source: root.snapshot.clone(),
-                id: root.snapshot,
-                volume_bytes: Some(root.volume_bytes),
-                encrypted: Some(false),
-            });
-        }
-        Ok(replicas)
-    }
-
-    /// The roots of these names that can be read and are not being removed.
-    async fn usable_roots(
-        &self,
-        names: Vec<&RootName>,
-        warnings: &mut Vec<String>,
-    ) -> Result<Vec<Root>> {
-        if names.is_empty() {
-            return Ok(Vec::new());
-        }
-        let names = names.into_iter().take(MOST_REPLICAS).cloned().collect();
-        let mut roots = Vec::new();
-        for (name, root) in self.catalog.roots(names, |root| root).await? {
-            match root {
-                Ok(root) => roots.push(root),
-                Err(error) if is_damage(&error) => warnings.push(skipped(&name, &error)),
-                Err(error) => return Err(error),
-            }
-        }
-        // After they were read: a root that is removed from now on is kept for a run that is on record by then.
-        let aside = self.store().list("removed").await?;
-        let aside: HashSet<String> = aside.into_iter().map(|object| object.name).collect();
-        roots.retain(|root| !aside.contains(&removed(&root.name().to_string(), &root.run)));
-        Ok(roots)
-    }
-
-    /// Whether all segments of a root are there and sound.
-    async fn is_sound(&self, root: &Root, warnings: &mut Vec<String>) -> Result<bool> {
-        match self.prove(root).await {
-            Err(error) if is_damage(&error) => {
-                warnings.push(skipped(&root.name(), &error));
-                Ok(false)
-            }
-            proven => proven.map(|()| true),
-        }
-    }
-
-    /// Reads the segments of a root that were not read before.
-    async fn prove(&self, root: &Root) -> Result<()> {
-        let names: Vec<Name> = {
-            let proven = self.proven.lock();
-            let names = root.segments.iter().map(|of| of.name);
-            names.filter(|name| !proven.contains(name)).collect()
-        };
-        let mut read = pin!(segments::read_all(self.store(), names));
-        while let Some((name, segment)) = read.next().await {
-            segment?;
-            self.proven.lock().insert(name);
-        }
-        Ok(())
-    }
-
-    /// What an unfinished run left: a run that is on record in the store, with a sound parent, or whose snapshot is published.
-    async fn left(
-        &self,
-        left: &SinkState,
-        source: &SourceInfo,
-        warnings: &mut Vec<String>,
-    ) -> Result<Left> {
-        let Ok(state) = left.open::<RunState>() else {
-            return Ok(Left::Gone);
-        };
-        if !is_of(&state, source) {
-            return Ok(Left::Gone);
-        }
-        let store = self.store();
-        match store.look(&run_object(&state.run)).await {
-            Ok(_) => {}
-            Err(error) if error.kind() == Kind::NotFound => {
-                return match state.published(store).await {
-                    Ok(Some(_)) => Ok(Left::Proven),
-                    Ok(None) => Ok(Left::Gone),
-                    Err(error) if is_damage(&error) => Ok(Left::Gone),
-                    Err(error) => Err(error),
-                };
-            }
-            Err(error) => return Err(error),
-        }
-        let Some(parent) = &state.parent else {
-            return Ok(Left::Proven);
-        };
-        let is_sound = match parent.read(store, false).await {
-            Ok(root) => self.is_sound(&root, warnings).await?,
-            Err(error) if is_damage(&error) => {
-                warnings.push(format!("cannot resume the run: {}", error.chain()));
-                false
-            }
-            Err(error) => return Err(error),
-        };
-        Ok(if is_sound { Left::Proven } else { Left::Gone })
     }
 
     async fn fit(&self, plan: &Delta, base: Option<&Replica>) -> Result<Delta> {
@@ -432,34 +258,6 @@ fn bytes_of(source: &SourceInfo) -> u64 {
 /// The id of a snapshot that is made of an image.
 fn made_id(run: &str) -> Result<SnapshotId> {
     format!("snap-{}", run.get(..17).unwrap_or(run)).parse()
-}
-
-/// The names of the volume's other snapshots, newest first.
-fn of_volume<'a>(names: &'a [RootName], source: &SourceInfo) -> Vec<&'a RootName> {
-    let Some(volume) = volume_of(source) else {
-        return Vec::new();
-    };
-    let (key, itself) = (RootName::volume_key(Some(volume)), source.id());
-    let others = names.iter().rev().filter(|name| name.volume == key);
-    others
-        .filter(|name| itself.as_ref() != Some(&name.snapshot))
-        .collect()
-}
-
-/// Whether a run is one of this source.
-fn is_of(state: &RunState, source: &SourceInfo) -> bool {
-    let is_same = match source.id() {
-        Some(id) => id == state.snapshot,
-        None => {
-            state.volume.as_deref() == volume_of(source)
-                && made_id(&state.run).is_ok_and(|id| id == state.snapshot)
-        }
-    };
-    is_same && state.volume_bytes == bytes_of(source)
-}
-
-fn skipped(name: &RootName, error: &Error) -> String {
-    format!("cannot use {} as a base: {}", name.snapshot, error.chain())
 }
 
 impl Target for RepositoryTarget {

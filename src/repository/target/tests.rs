@@ -9,7 +9,7 @@ use crate::block::{BLOCK_SIZE, Block, Change, Digest};
 use crate::files::folder_of;
 use crate::repository::{Address, Connection, prune};
 use crate::source::Snapshot;
-use crate::target::{Published, Stop, Task};
+use crate::target::{Base, Left, Published, Stop, Task};
 
 const BLOCKS: u32 = 12;
 
