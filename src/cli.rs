@@ -13,6 +13,7 @@ mod output;
 mod remedy;
 mod repository;
 mod store;
+mod sync;
 mod umount;
 
 use std::fs::OpenOptions;
@@ -54,6 +55,7 @@ enum Verb {
     Ls(ls::LsArgs),
     Changes(changes::ChangesArgs),
     Blocks(blocks::BlocksArgs),
+    Sync(Box<sync::SyncArgs>),
     Repository(repository::RepositoryArgs),
     Emulator(emulator::EmulatorArgs),
 }
@@ -101,6 +103,7 @@ fn run(args: Args) -> Result<()> {
         Verb::Ls(ls) => ls.run(),
         Verb::Changes(changes) => changes.run(),
         Verb::Blocks(blocks) => blocks.run(),
+        Verb::Sync(sync) => sync.run(),
         Verb::Repository(repository) => repository.run(),
         Verb::Emulator(emulator) => emulator.run(),
     }

@@ -27,16 +27,19 @@ mod progress;
 mod record;
 mod report;
 mod source;
+mod status;
 mod verify;
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
 pub use job::{OnDamage, SyncJob};
+pub use lock::overlaps;
 pub use plan::{Decided, Decision};
 pub use progress::{Phase, Progress};
 pub use report::{REPORT_VERSION, Report, ReportFile};
 pub use source::{LookAtMark, Source};
+pub use status::{Status, Unfinished, status, unfinished};
 
 use crate::error::{Error, Result};
 use crate::target::{Stop, Target, TargetKind};

@@ -98,6 +98,14 @@ pub trait Target: Send + Sync {
     /// What the system says.
     fn locks(&self) -> Result<Vec<LockPath>>;
 
+    /// Its mark now, once what is in the page cache is on disk; none where nothing tells.
+    ///
+    /// # Errors
+    /// Why it cannot be looked at.
+    fn mark(&self) -> Result<Option<Mark>> {
+        Ok(None)
+    }
+
     /// What can be seen of the target; nothing is changed.
     ///
     /// # Errors

@@ -9,11 +9,17 @@ mod identity;
 mod image;
 mod raw;
 
+use std::fs::File;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::block::Delta;
+use crate::files::FileMark;
+use crate::target::Mark;
 
+pub use device::DeviceTarget;
 pub use ebs::{EbsJob, EbsPlace, EbsTarget};
 pub use image::ImageTarget;
 
@@ -28,4 +34,13 @@ fn over_anything(plan: Arc<Delta>, may_hold_anything: bool) -> Arc<Delta> {
     let mut plan = plan;
     Arc::make_mut(&mut plan).zero_what_grew();
     plan
+}
+
+/// The mark of an image or a device of this machine, once what is in the page cache is on disk; none where nothing tells.
+pub fn mark_of(path: &Path) -> Option<Mark> {
+    let file = File::open(path).ok()?;
+    if file.metadata().ok()?.file_type().is_block_device() {
+        return identity::device_mark(&file).map(Mark::Device);
+    }
+    FileMark::flushed(path).ok().map(Mark::Image)
 }

@@ -123,6 +123,11 @@ impl Checkpoint {
         all.without(&self.done)
     }
 
+    /// How many blocks of the plan are done.
+    pub(super) fn done(&self) -> u64 {
+        self.done.len()
+    }
+
     /// The first block at or after `from` that is to be written and is not.
     pub(super) fn next_write(&self, from: BlockIndex) -> Option<BlockIndex> {
         next_missing(self.plan.write(), &self.done, from)

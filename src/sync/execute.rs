@@ -18,9 +18,10 @@ use super::verify::CompareCheckpoint;
 use super::{Context, Ended, TargetOutcome, record};
 use crate::block::Delta;
 use crate::error::{Error, Kind, Result};
+use crate::files::blocking;
 use crate::source::BlockSource;
 use crate::target::{
-    Content, Left, Opening, Replica, Sink, SinkState, TargetKind, TargetRecord, Task,
+    Content, Left, Opening, Replica, Sink, SinkState, Stop, TargetKind, TargetRecord, Task,
 };
 
 /// The run after its plans.
@@ -112,7 +113,7 @@ impl Execution<'_> {
                 replica,
             } => {
                 self.drop_unfinished(&mut candidate).await?;
-                let digests = new_digests(&candidate, &task, &plan)?;
+                let digests = new_digests(&candidate, &task, &plan, &self.context.stop).await?;
                 let path = candidate.files.checkpoint();
                 (Checkpoint::new(&path, task, plan, digests), replica)
             }
@@ -304,7 +305,12 @@ fn between(candidate: &Candidate, task: &Task, plan: &Delta) -> Option<TargetRec
 }
 
 /// The digests of a run that begins. Of every block, where those of the base are known; else of the plan's blocks alone.
-fn new_digests(candidate: &Candidate, task: &Task, plan: &Delta) -> Result<Digests> {
+async fn new_digests(
+    candidate: &Candidate,
+    task: &Task,
+    plan: &Delta,
+    stop: &Stop,
+) -> Result<Digests> {
     let unfinished = candidate.checkpoint.as_ref().map(Checkpoint::digests);
     let [first, second] = candidate.files.next_digests();
     // Not under the name of a run that is taken over.
@@ -324,7 +330,9 @@ fn new_digests(candidate: &Candidate, task: &Task, plan: &Delta) -> Result<Diges
     let Some(old) = old.filter(Digests::is_whole) else {
         return Digests::create(&path, &task.run, head, false);
     };
-    match Digests::clone_of(&old, &path, &task.run, head) {
+    let (run, to, stop) = (task.run.clone(), path.clone(), stop.clone());
+    let cloned = blocking(move || Digests::clone_of(&old, &to, &run, head, &stop));
+    match cloned.await {
         Err(error) if error.kind() == Kind::NoSpace => {
             warn!(
                 "{}: no evidence is kept, the next run may have to copy all blocks: {}",

@@ -172,8 +172,8 @@ impl Execution<'_> {
         }
         let (name, source) = (candidate.target.name(), &self.source.blocks);
         let geometry = candidate.recorded_geometry().unwrap_or_else(|| source.geometry());
-        let record = candidate.seen.record.as_ref();
-        let replica = record.and_then(|record| record.replica.as_deref());
+        let held = candidate.seen.facts.holds.as_ref();
+        let replica = held.map(crate::source::SnapshotId::as_str);
         let back = candidate.target.reader(replica, geometry).await?;
         let progress = &self.context.progress;
         let reach = |blocks| progress.reach(blocks);

@@ -1,7 +1,5 @@
 //! [`SyncJob`]: what is asked of a sync, as plain values. `cli` makes it of arguments, once.
 
-use std::path::PathBuf;
-
 use crate::source::SnapshotId;
 use crate::target::Base;
 
@@ -30,8 +28,6 @@ pub struct SyncJob {
     pub discard_foreign_writes: bool,
     /// Let what is encrypted at its source become a target that is not.
     pub allow_plaintext: bool,
-    /// Whether other hosts may write the target devices: then nothing that this kernel tells is evidence.
-    pub is_shared: bool,
     /// What happens when a block of the source is damaged.
     pub on_damage: OnDamage,
     /// Read each whole target back and compare.
@@ -40,8 +36,6 @@ pub struct SyncJob {
     pub digest: bool,
     /// Bytes to leave free where images are written.
     pub reserve: u64,
-    /// Directory where a delta for what is written in place is kept whole before it is applied.
-    pub stage: Option<PathBuf>,
     /// Decide and plan, change nothing.
     pub dry_run: bool,
     /// Blocks that are read in a second, at most.
@@ -60,12 +54,10 @@ impl SyncJob {
             restart: false,
             discard_foreign_writes: false,
             allow_plaintext: false,
-            is_shared: false,
             on_damage: OnDamage::Fail,
             verify: false,
             digest: false,
             reserve: 0,
-            stage: None,
             dry_run: false,
             rate: 1000,
             in_flight: 64,

@@ -180,8 +180,8 @@ async fn take_locks(
 ) -> Result<Locks> {
     let (name, others) = (files.lock(), target.locks()?);
     make_folder_of(&name)?;
-    let take = crate::files::blocking(move || Locks::take(&name, &others));
-    context.stop.unless(take).await
+    let stop = context.stop.clone();
+    crate::files::blocking(move || Locks::take(&name, &others, &stop)).await
 }
 
 fn load_checkpoint(files: &StateFiles, job: &SyncJob) -> Result<Option<Checkpoint>> {

@@ -19,7 +19,7 @@ use crate::target::{
 
 /// What is known of a target before a run.
 #[derive(Clone, Debug)]
-pub struct Observed {
+pub(super) struct Observed {
     /// What it is.
     pub kind: TargetKind,
     /// As a person writes it.
@@ -40,7 +40,7 @@ pub struct Observed {
 
 /// What a comparison of a target with its digests found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Comparison {
+pub(super) enum Comparison {
     /// No difference but in blocks that an unfinished run was about to write.
     Same,
     /// Something else has written the target.
@@ -142,7 +142,7 @@ impl Decided {
 }
 
 /// Decides for one target. Called again with [`Observed::compared`] when the answer was [`Decision::Compare`].
-pub fn decide(job: &SyncJob, source: &SourceInfo, seen: &Observed) -> Decided {
+pub(super) fn decide(job: &SyncJob, source: &SourceInfo, seen: &Observed) -> Decided {
     let name = &seen.name;
     if !seen.facts.obstacles.is_empty() {
         let why = seen.facts.obstacles.join("; ");
@@ -463,7 +463,7 @@ impl Decider<'_> {
             return self.refuse(&why, Remedy::Overwrite(self.seen.facts.token.clone()));
         }
         let facts = &self.seen.facts;
-        if record.mark.is_some() && record.mark == facts.mark && !self.is_shared_device() {
+        if record.mark.is_some() && record.mark == facts.mark {
             let decided = self.holding(held, false);
             return match record.is_old_format {
                 false => decided,
@@ -496,10 +496,6 @@ impl Decider<'_> {
                 )),
             },
         }
-    }
-
-    fn is_shared_device(&self) -> bool {
-        self.job.is_shared && self.seen.kind == TargetKind::Device
     }
 
     /// A target that is proven to hold `held`, but for foreign writes that are to be discarded.

@@ -214,6 +214,7 @@ impl<'a> Planner<'a> {
             volume: source.volume.clone(),
             base: base.map(|base| base.to_string()),
             target: target.id().to_owned(),
+            target_name: target.name().to_owned(),
         };
         Ok(Work::New {
             task,

@@ -27,6 +27,8 @@ pub struct Task {
     pub base: Option<String>,
     /// [`super::Target::id`].
     pub target: String,
+    /// [`super::Target::name`], for people.
+    pub target_name: String,
 }
 
 /// What a target holds.

@@ -318,6 +318,14 @@ impl Target for ImageTarget {
         Ok(inode.into_iter().collect())
     }
 
+    fn mark(&self) -> Result<Option<Mark>> {
+        match FileMark::flushed(&self.path) {
+            Ok(mark) => Ok(Some(Mark::Image(mark))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::of_file(&self.path, "cannot look at", error)),
+        }
+    }
+
     fn observe<'a>(&'a self, ask: &'a Ask<'a>) -> BoxFuture<'a, Result<Facts>> {
         std::future::ready(self.look(ask)).boxed()
     }

@@ -22,6 +22,7 @@ fn task() -> Task {
         volume: None,
         base: Some("snap-a".into()),
         target: "file".into(),
+        target_name: "file".into(),
     }
 }
 

@@ -1,0 +1,398 @@
+//! `ebsfs sync`: arguments become a job, a source and targets; [`crate::sync`] does the rest.
+
+mod place;
+mod show;
+mod source;
+mod status;
+mod words;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytesize::ByteSize;
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::aws::AwsArgs;
+use super::limits::LimitArgs;
+use super::store::StoreArgs;
+use crate::block::BLOCK_SIZE;
+use crate::ebs::{Client, Limits};
+use crate::error::{Error, Kind, Result};
+use crate::files::default_state_dir;
+use crate::repository::Address;
+use crate::source::SnapshotId;
+use crate::sync::{self, Context, Ended, OnDamage, Progress, ReportFile, SyncJob, TargetOutcome};
+use crate::target::{Base, Stop};
+
+use place::ToArgs;
+
+use show::{ProgressForm, Shown, Terminal};
+use source::Opened;
+
+/// The longest that a block waits for its turn under `--bandwidth`: so few are asked for at once.
+const TURN: Duration = Duration::from_secs(10);
+/// Blocks in flight where packs take memory too; 40 blocks in 40 ms are as many as EBS gives.
+const IN_FLIGHT_WITH_PACKS: u32 = 40;
+
+/// Copy a snapshot, or only the blocks changed since another one, to one or more targets
+#[derive(Args, Debug)]
+#[command(
+    long_about = "Copy a snapshot, or only the blocks changed since another one, to raw images, block devices, new EBS snapshots \
+    and repositories in object stores.\n\n\
+    The same command again resumes where it was stopped or killed. A new image appears whole or not at all. A device, or an image \
+    with --in-place, is recorded as unusable until it is whole.\n\n\
+    A target is believed to hold a snapshot only where that is proven: nothing has written it since, or a comparison with its \
+    kept digests finds no difference. What something else has written is never overwritten without --discard-foreign-writes."
+)]
+pub(super) struct SyncArgs {
+    /// What to copy: a snapshot id; a volume id or tag:KEY=VALUE for its newest completed snapshot; a raw image or block device;
+    /// or a snapshot of a repository, s3://BUCKET/PREFIX#SNAPSHOT, #latest, #VOLUME or #VOLUME@TIME
+    #[arg(required_unless_present = "status")]
+    source: Option<String>,
+    /// Where to: images, block devices, `ebs:` or ebs:REGION for a new EBS snapshot, s3://BUCKET/PREFIX (az://, gs://,
+    /// file:///FOLDER) for a repository
+    #[arg(required_unless_present = "status", value_name = "TARGET")]
+    targets: Vec<String>,
+    /// Copy only the blocks changed since SNAPSHOT, which the targets must be proven to hold; auto: since the snapshot that each
+    /// target is proven to hold, or all blocks where there is none
+    #[arg(long, value_name = "SNAPSHOT | auto", value_parser = base)]
+    base: Option<Base>,
+    /// Vouch that the targets hold SNAPSHOT, without evidence
+    #[arg(long, value_name = "SNAPSHOT")]
+    trust: Option<SnapshotId>,
+    /// Overwrite this target, whose content is unknown; repeat for several. TOKEN is what the refusal prints: a device's WWN,
+    /// serial number or UUID, else the path as given
+    #[arg(long, value_name = "TOKEN")]
+    overwrite: Vec<String>,
+    /// Overwrite blocks that something else has written to a target since the last run
+    #[arg(long)]
+    discard_foreign_writes: bool,
+    /// Leave out the question on a terminal before --overwrite
+    #[arg(long)]
+    yes: bool,
+    /// Send a repository no block that it holds in any snapshot of any volume, by an index in the state directory
+    #[arg(long)]
+    dedup: bool,
+    /// Change an image itself, instead of a copy that replaces it at the end
+    #[arg(long)]
+    in_place: bool,
+    /// Other hosts can write the target devices: compare them before each delta
+    #[arg(long)]
+    shared: bool,
+    /// Drop the progress of unfinished runs
+    #[arg(long)]
+    restart: bool,
+    /// What to do about a damaged block of the source; mark: leave it zero, list it, end with exit code 12
+    #[arg(long, value_enum, default_value_t = Damage::Fail)]
+    on_damage: Damage,
+    /// Let an encrypted source become a target that is not encrypted (ebs:, repositories)
+    #[arg(long)]
+    allow_plaintext: bool,
+    /// Leave so much free where images are written, for example 20GiB
+    #[arg(long, value_name = "SIZE", default_value = "0")]
+    reserve: ByteSize,
+    /// Wait for a source snapshot that is still pending, at most TIME (default 1day)
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "1day", value_parser = humantime::parse_duration)]
+    wait: Option<Duration>,
+    /// Print the plan and its cost, change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Read the whole of each target back, past the page cache, and compare
+    #[arg(long)]
+    verify: bool,
+    /// Read the targets back and print the SHA-256 of each whole image, holes included
+    #[arg(long)]
+    digest: bool,
+    /// Write a JSON report to FILE, with the SHA-256 of each block
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// How to show progress, on stderr
+    #[arg(long, value_enum, default_value_t = ProgressForm::Auto)]
+    progress: ProgressForm,
+    /// Print the result of each target as a line of JSON on stdout; with --dry-run the plans, with --status the state
+    #[arg(long)]
+    json: bool,
+    /// Print what TARGET holds and which runs are unfinished, change nothing
+    #[arg(long, value_name = "TARGET", conflicts_with_all = ["source", "targets", "base"])]
+    status: Option<String>,
+    /// Directory for checkpoints and records of devices, `ebs:` and repository targets [default: /var/lib/ebsfs for root, else
+    /// $XDG_STATE_HOME/ebsfs]
+    #[arg(long, value_name = "DIRECTORY", env = "EBSFS_STATE_DIR")]
+    state_dir: Option<PathBuf>,
+    /// Bytes to fetch in a second, at most; 512 KiB or more
+    #[arg(long, value_name = "SIZE", value_parser = bandwidth)]
+    bandwidth: Option<ByteSize>,
+    #[command(flatten)]
+    to: ToArgs,
+    #[command(flatten)]
+    store: StoreArgs,
+    #[command(flatten)]
+    limits: LimitArgs,
+    #[command(flatten)]
+    aws: AwsArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Damage {
+    /// End with exit code 8
+    Fail,
+    /// Leave the block zero and list it
+    Mark,
+}
+
+fn base(text: &str) -> std::result::Result<Base, String> {
+    match text {
+        "auto" => Ok(Base::Auto),
+        id => id.parse().map(Base::Snapshot).map_err(|error: Error| error.chain()),
+    }
+}
+
+fn bandwidth(text: &str) -> std::result::Result<ByteSize, String> {
+    let size: ByteSize = text.parse()?;
+    if size.as_u64() < BLOCK_SIZE.into() {
+        return Err("less than 512 KiB: a block a second is the least".into());
+    }
+    Ok(size)
+}
+
+impl SyncArgs {
+    pub(super) fn run(self) -> Result<()> {
+        if let Some(target) = &self.status {
+            return status::print(target, &self.state_dir(), self.in_place, self.json);
+        }
+        let runtime = super::runtime()?;
+        let done = runtime.block_on(self.sync());
+        runtime.shutdown_timeout(Duration::from_millis(200));
+        done
+    }
+
+    fn state_dir(&self) -> PathBuf {
+        self.state_dir.clone().unwrap_or_else(default_state_dir)
+    }
+
+    /// The limits of the command line, and of the bandwidth.
+    fn limits(&self) -> Limits {
+        let mut limits = self.limits.limits();
+        limits.max_rps = limits.max_rps.min(self.blocks_a_second());
+        limits
+    }
+
+    fn blocks_a_second(&self) -> u32 {
+        self.bandwidth.map_or(u32::MAX, |bandwidth| {
+            u32::try_from(bandwidth.as_u64() / u64::from(BLOCK_SIZE)).unwrap_or(u32::MAX)
+        })
+    }
+
+    fn has_repository(&self) -> bool {
+        let mut targets = self.targets.iter();
+        targets.any(|target| Address::looks_like(target))
+    }
+
+    fn job(&self) -> SyncJob {
+        let limits = self.limits();
+        let turn = u32::try_from(TURN.as_secs()).unwrap_or(1);
+        let most = self.blocks_a_second().saturating_mul(turn);
+        let most = match self.has_repository() {
+            true => most.min(IN_FLIGHT_WITH_PACKS),
+            false => most,
+        };
+        SyncJob {
+            base: self.base.clone().unwrap_or(Base::None),
+            trust: self.trust.clone(),
+            overwrite: self.overwrite.clone(),
+            restart: self.restart,
+            discard_foreign_writes: self.discard_foreign_writes,
+            allow_plaintext: self.allow_plaintext,
+            on_damage: match self.on_damage {
+                Damage::Fail => OnDamage::Fail,
+                Damage::Mark => OnDamage::Mark,
+            },
+            verify: self.verify,
+            digest: self.digest,
+            reserve: self.reserve.as_u64(),
+            dry_run: self.dry_run,
+            rate: limits.max_rps.min(limits.max_snapshot_rps),
+            in_flight: self.limits.max_in_flight.min(most).max(2) as usize,
+        }
+    }
+
+    async fn sync(&self) -> Result<()> {
+        let (stop, stopped) = watch::channel(false);
+        listen(stop)?;
+        let stop = Stop::new(stopped);
+        let name = self.source.as_deref().unwrap_or_default();
+        let mut report = match &self.report {
+            Some(path) if !self.dry_run => {
+                let about = about_this_program();
+                Some(ReportFile::begin(path, name, SystemTime::now(), &about)?)
+            }
+            _ => None,
+        };
+        let progress = Arc::new(Progress::default());
+        let form = if self.dry_run { ProgressForm::None } else { self.progress };
+        let shown = Shown::start(form, Arc::clone(&progress));
+        let mut clients = Vec::new();
+        let outcomes = self
+            .outcomes(&stop, &progress, &shown, &mut report, &mut clients)
+            .await;
+        drop(shown);
+        let (about, outcomes) = match outcomes {
+            Ok((about, outcomes)) => (about, outcomes),
+            Err(error) => {
+                if let Some(file) = &mut report {
+                    file.failed(name, &error)?;
+                }
+                (json!({}), vec![failed(name, error)])
+            }
+        };
+        let mut result = self.print(&outcomes);
+        if let Some(report) = report {
+            let ended = report.end(&self.about_run(&about, &progress, &clients));
+            result = result.and(ended);
+        }
+        result
+    }
+
+    /// Opens source and targets, and copies.
+    async fn outcomes(
+        &self,
+        stop: &Stop,
+        progress: &Arc<Progress>,
+        shown: &Shown,
+        report: &mut Option<ReportFile>,
+        clients: &mut Vec<Arc<Client>>,
+    ) -> Result<(Value, Vec<TargetOutcome>)> {
+        let Opened {
+            source,
+            client,
+            about,
+        } = stop.unless(source::open(self)).await?;
+        clients.extend(client.clone());
+        let mut outcomes = Vec::new();
+        let mut targets = Vec::new();
+        for name in &self.targets {
+            match stop.unless(place::connect(self, name, &source.info, clients)).await {
+                Ok(target) => targets.push(target),
+                Err(error) => {
+                    if let Some(file) = report {
+                        file.failed(name, &error)?;
+                    }
+                    outcomes.push(failed(name, error));
+                }
+            }
+        }
+        place::check(self, &targets, &source.info)?;
+        shown.count(clients);
+        let job = self.job();
+        let ui = Terminal {
+            form: self.progress,
+            json: self.json,
+            dry_run: self.dry_run,
+            yes: self.yes,
+            is_ebs: client.is_some(),
+            rate: job.rate,
+            shown,
+        };
+        let context = Context {
+            ui: &ui,
+            progress: Arc::clone(progress),
+            stop: stop.clone(),
+        };
+        outcomes.extend(sync::run(&job, &source, targets, &context, report).await);
+        Ok((about, outcomes))
+    }
+
+    /// Results to stdout, for programs; a reader that has gone changes nothing. The error is the one of the exit code, the others
+    /// are printed.
+    fn print(&self, outcomes: &[TargetOutcome]) -> Result<()> {
+        let mut out = std::io::stdout();
+        for outcome in outcomes {
+            if self.json {
+                let _ = writeln!(out, "{}", words::json(outcome));
+                continue;
+            }
+            let (snapshot, digest) = match &outcome.ended {
+                Ok(Ended::Copied(report)) => (report.snapshot.clone(), report.image_sha256.clone()),
+                Ok(Ended::Held { image_sha256, .. }) => (None, image_sha256.clone()),
+                _ => (None, None),
+            };
+            if let Some(snapshot) = snapshot {
+                let _ = writeln!(out, "{snapshot}");
+            }
+            if let Some(digest) = digest {
+                let _ = writeln!(out, "{digest}  {}", outcome.target);
+            }
+        }
+        words::result(outcomes)
+    }
+
+    fn about_run(&self, about: &Value, progress: &Progress, clients: &[Arc<Client>]) -> Value {
+        let sum = |count: fn(crate::ebs::Counts) -> u64| -> u64 {
+            clients.iter().map(|client| count(client.counts())).sum()
+        };
+        let mut all = json!({
+            "bytes_fetched": progress.bytes(),
+            "blocks_fetched": progress.blocks(),
+            "requests": {
+                "gets": sum(|counts| counts.gets),
+                "puts": sum(|counts| counts.puts),
+                "lists": sum(|counts| counts.lists),
+                "retries": sum(|counts| counts.retries),
+                "throttled": sum(|counts| counts.throttles),
+            },
+        });
+        if let (Some(all), Some(about)) = (all.as_object_mut(), about.as_object()) {
+            all.extend(about.clone());
+        }
+        all
+    }
+}
+
+fn failed(target: &str, error: Error) -> TargetOutcome {
+    TargetOutcome {
+        target: target.to_owned(),
+        ended: Err(error),
+    }
+}
+
+/// Program, host and user, for a report.
+fn about_this_program() -> Value {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let host = host.map(|name| name.trim().to_owned());
+    let uid = nix::unistd::geteuid();
+    let user = nix::unistd::User::from_uid(uid).ok().flatten();
+    json!({
+        "program": concat!("ebsfs ", env!("CARGO_PKG_VERSION")),
+        "host": host,
+        "user": user.map(|user| user.name),
+        "uid": uid.as_raw(),
+    })
+}
+
+/// The first SIGINT or SIGTERM stops at a checkpoint; the second ends the program.
+fn listen(stop: watch::Sender<bool>) -> Result<()> {
+    let failed = |error| Error::with_source(Kind::Io, "cannot take signals", error);
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    // Asked how far it is before that can be shown: no reason to end.
+    let asked = signal(SignalKind::user_defined1()).map_err(failed)?;
+    tokio::spawn(async move {
+        let _asked = asked;
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if stop.send_replace(true) {
+                std::process::exit(Kind::Stopped.exit_code().into());
+            }
+            tracing::info!("stopping at a checkpoint; a second signal ends the program at once");
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,210 @@
+//! What is copied to: targets by their names, connected.
+
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+
+use super::SyncArgs;
+use crate::cli::aws::{self, AwsArgs};
+use crate::ebs::Client;
+use crate::error::{Error, Kind, Result};
+use crate::repository::{Address, RepositoryCatalog, RepositoryTarget};
+use crate::source::SnapshotId;
+use crate::target::{SourceInfo, Target, TargetKind};
+use crate::sync::overlaps;
+use crate::targets::{DeviceTarget, EbsJob, EbsPlace, EbsTarget, ImageTarget};
+
+/// Characters of a tag (API_Tag of the EBS direct APIs).
+const LONGEST_KEY: usize = 127;
+const LONGEST_VALUE: usize = 255;
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "New EBS snapshots and repositories")]
+pub(super) struct ToArgs {
+    /// The profile of the account that the snapshot or the bucket is in; else that of the source
+    #[arg(long, value_name = "PROFILE")]
+    to_profile: Option<String>,
+    /// The Region that it is in, as ebs:REGION; else that of the source
+    #[arg(long, value_name = "REGION")]
+    to_region: Option<String>,
+    /// The URL of EBS and EC2 there, else that of the source if the Region is the same; or of the object store
+    #[arg(long, value_name = "URL")]
+    to_endpoint_url: Option<String>,
+    /// The certificate authorities to trust there; else those of the source
+    #[arg(long, value_name = "FILE")]
+    to_ca_bundle: Option<PathBuf>,
+    /// The ARN of the KMS key to encrypt it with; a child has its parent's, which must be the same
+    #[arg(long, value_name = "ARN", conflicts_with = "parent")]
+    kms_key: Option<String>,
+    /// The completed snapshot that it is a child of; with --base it must be proven to hold that base
+    #[arg(long, value_name = "SNAPSHOT")]
+    parent: Option<SnapshotId>,
+    /// A tag of it, besides those that ebsfs gives it
+    #[arg(long, value_name = "KEY=VALUE", value_parser = tag)]
+    tag: Vec<(String, String)>,
+    /// Its description
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+}
+
+fn tag(text: &str) -> std::result::Result<(String, String), String> {
+    let tag = text.split_once('=').filter(|(key, _)| !key.is_empty());
+    let (key, value) = tag.ok_or_else(|| "must be KEY=VALUE".to_owned())?;
+    if key.chars().count() > LONGEST_KEY || value.chars().count() > LONGEST_VALUE {
+        return Err(format!(
+            "a key has at most {LONGEST_KEY} characters, a value {LONGEST_VALUE}"
+        ));
+    }
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// An image or a device.
+pub(in crate::cli) fn local_target(
+    name: &str,
+    in_place: bool,
+    is_shared: bool,
+    state_dir: &Path,
+) -> Result<Arc<dyn Target>> {
+    let path = Path::new(name);
+    let found = std::fs::metadata(path);
+    Ok(match found {
+        Ok(found) if found.file_type().is_block_device() => {
+            let device = DeviceTarget::new(path, state_dir)?;
+            Arc::new(if is_shared { device.shared() } else { device })
+        }
+        _ => Arc::new(ImageTarget::new(path, in_place)?),
+    })
+}
+
+/// The target of a name; nothing is made there but a repository, which a dry run only looks at.
+pub(super) async fn connect(
+    args: &SyncArgs,
+    name: &str,
+    source: &SourceInfo,
+    clients: &mut Vec<Arc<Client>>,
+) -> Result<Arc<dyn Target>> {
+    let state_dir = args.state_dir();
+    if let Some(region) = name.strip_prefix("ebs:") {
+        let place = args.to.place(region, args).await?;
+        clients.push(Arc::clone(&place.client));
+        return Ok(Arc::new(EbsTarget::new(place, args.to.job(), source, &state_dir)?));
+    }
+    if !Address::looks_like(name) {
+        return local_target(name, args.in_place, args.shared, &state_dir);
+    }
+    let address: Address = name.parse()?;
+    address.names_no_snapshot()?;
+    let aws = args.to.account(&args.aws);
+    let makes = !args.dry_run;
+    let timeout = args.limits.timeout;
+    let store = args.store.open(&address, &aws, timeout, makes).await?;
+    let catalog = match makes {
+        true => RepositoryCatalog::open(store, true).await?,
+        false => RepositoryCatalog::look(store).await?,
+    };
+    Ok(Arc::new(RepositoryTarget::new(catalog, args.dedup, source, &state_dir)))
+}
+
+/// Refuses targets that are one, the source itself, or within each other.
+pub(super) fn check(
+    args: &SyncArgs,
+    targets: &[Arc<dyn Target>],
+    source: &SourceInfo,
+) -> Result<()> {
+    let refused = |what: String| Err(Error::new(Kind::Invalid, what));
+    for (number, target) in targets.iter().enumerate() {
+        let name = target.name();
+        let before = targets.get(..number).unwrap_or_default();
+        if before.iter().any(|other| other.id() == target.id()) {
+            return refused(format!("cannot write {name}: it is named twice"));
+        }
+        // A snapshot's name is no path.
+        if target.kind().is_new() || source.snapshot.is_some() {
+            continue;
+        }
+        if source.name == name {
+            return refused(format!("cannot write {name}: it is the source itself"));
+        }
+        if overlaps(Path::new(&source.name), Path::new(name))? {
+            return refused(format!(
+                "cannot write {name}: it and the source {} are on one disk or file, one within the other",
+                source.name
+            ));
+        }
+    }
+    let is_repository = |target: &Arc<dyn Target>| target.kind() == TargetKind::Repository;
+    if args.dedup && !targets.is_empty() && !targets.iter().any(is_repository) {
+        return refused("cannot use --dedup: none of the targets is a repository".into());
+    }
+    Ok(())
+}
+
+impl ToArgs {
+    /// The account of an object store.
+    fn account(&self, source: &AwsArgs) -> AwsArgs {
+        source.elsewhere(
+            self.to_profile.clone(),
+            self.to_region.clone(),
+            self.to_endpoint_url.clone(),
+            self.to_ca_bundle.clone(),
+            false,
+        )
+    }
+
+    fn job(&self) -> EbsJob {
+        EbsJob {
+            kms_key: self.kms_key.clone(),
+            parent: self.parent.clone(),
+            tags: self.tag.clone(),
+            description: self.description.clone(),
+        }
+    }
+
+    /// Reaches the account and Region of `ebs:REGION`; nothing is made.
+    async fn place(&self, region: &str, args: &SyncArgs) -> Result<EbsPlace> {
+        let region = (!region.is_empty())
+            .then(|| region.to_owned())
+            .or_else(|| self.to_region.clone());
+        let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if let Some(wrong) = region
+            .as_ref()
+            .filter(|region| !region.chars().all(is_name))
+        {
+            let what = format!("cannot use ebs:{wrong}: {wrong:?} is no Region");
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        if let Some(key) = self.kms_key.as_ref().filter(|key| !key.starts_with("arn:")) {
+            let what = format!("cannot use --kms-key {key}: it must be an ARN (arn:aws:kms:...)");
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        let here = args.aws.load().await.ok();
+        let here = here.and_then(|config| Some(config.region()?.to_string()));
+        let same_region = region.is_none() || region == here;
+        let to = args.aws.elsewhere(
+            self.to_profile.clone(),
+            region,
+            self.to_endpoint_url.clone(),
+            self.to_ca_bundle.clone(),
+            same_region,
+        );
+        let config = to.load_with_credentials().await?;
+        let region = config.region().map_or("", |region| region.as_ref());
+        let descriptions = aws::descriptions(&config).ok_or_else(|| {
+            let what = "cannot use ebs: this build has no EC2, which tells when a new snapshot is completed";
+            Error::new(Kind::Invalid, what)
+        })?;
+        let (client, catalog) = aws::catalog(&config, &args.limits(), Vec::new());
+        Ok(EbsPlace {
+            region: region.to_owned(),
+            account: match &self.to_profile {
+                Some(profile) => format!("{}, {profile}", client.endpoint()),
+                None => client.endpoint().to_owned(),
+            },
+            client,
+            descriptions,
+            catalog,
+        })
+    }
+}

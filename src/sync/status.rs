@@ -1,0 +1,118 @@
+//! What is recorded of targets, for people and for other jobs.
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use super::checkpoint::Checkpoint;
+use super::digests::Digests;
+use super::files::StateFiles;
+use super::record;
+use crate::error::{Error, Kind, Result};
+use crate::target::{Content, Target};
+
+/// What is recorded of a target of this machine.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// What it holds by its record; none without one.
+    pub content: Option<Content>,
+    /// Whether its mark proves that nothing has written it since.
+    pub is_proven: bool,
+    /// Whether there are digests of all its blocks to compare it with.
+    pub has_digests: bool,
+    /// When its content was taken; of a target between two snapshots when its last usable content was.
+    #[serde(serialize_with = "rfc3339")]
+    pub time: Option<SystemTime>,
+    /// Runs of blocks (first, end) that are zero because their source is damaged.
+    pub damaged: Vec<(u32, u32)>,
+    /// The run that is not finished.
+    pub unfinished: Option<Unfinished>,
+}
+
+/// A run that is not finished.
+#[derive(Clone, Debug, Serialize)]
+pub struct Unfinished {
+    /// The target as a person writes it.
+    pub target: String,
+    /// What is copied to it.
+    pub source: String,
+    /// Blocks that are done.
+    pub done: u64,
+    /// Blocks of the plan.
+    pub blocks: u64,
+}
+
+fn rfc3339<S: serde::Serializer>(
+    time: &Option<SystemTime>,
+    to: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    time.map(|time| humantime::format_rfc3339_millis(time).to_string())
+        .serialize(to)
+}
+
+/// What is recorded of a target; nothing is changed, and nothing outside this machine asked.
+///
+/// # Errors
+/// What the system says; `Corrupt` when its checkpoint is damaged.
+pub fn status(target: &dyn Target) -> Result<Status> {
+    let files = StateFiles::of(&target.state().stem);
+    let mark = target.mark()?;
+    let record = record::load(&files.record(), mark.as_ref())?;
+    let record = record.filter(|record| record.target == target.id());
+    let digests = match &record {
+        Some(record) => Digests::open(&files.digests())?
+            .is_some_and(|digests| digests.run() == record.run && digests.is_whole()),
+        None => false,
+    };
+    Ok(Status {
+        is_proven: record
+            .as_ref()
+            .is_some_and(|record| record.mark.is_some() && record.mark == mark),
+        has_digests: digests,
+        time: record.as_ref().and_then(|record| record.time),
+        damaged: record.as_ref().map(|record| record.damaged.clone()).unwrap_or_default(),
+        content: record.map(|record| record.content),
+        unfinished: unfinished_of(&files)?,
+    })
+}
+
+fn unfinished_of(files: &StateFiles) -> Result<Option<Unfinished>> {
+    for digests in files.next_digests() {
+        if let Some(found) = Checkpoint::load(&files.checkpoint(), &digests)? {
+            return Ok(Some(Unfinished {
+                target: found.task().target_name.clone(),
+                source: found.task().source.clone(),
+                done: found.done(),
+                blocks: found.plan().write().len() + found.plan().zero().len(),
+            }));
+        }
+    }
+    Ok(None)
+}
+
+/// The unfinished runs in a state directory of `ebs:` and repository targets whose name begins with `target`.
+///
+/// # Errors
+/// What the system says.
+pub fn unfinished(state_dir: &Path, target: &str) -> Result<Vec<Unfinished>> {
+    let failed = |error| Error::of_file(state_dir, "cannot read", error);
+    let entries = match std::fs::read_dir(state_dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        let name = path.to_string_lossy();
+        let Some(stem) = name.strip_suffix(".ebsfs-checkpoint") else {
+            continue;
+        };
+        match unfinished_of(&StateFiles::of(Path::new(stem))) {
+            Ok(run) => found.extend(run.filter(|run| run.target.starts_with(target))),
+            Err(error) if error.kind() == Kind::Corrupt => tracing::warn!("{}", error.chain()),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
