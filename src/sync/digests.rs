@@ -17,6 +17,7 @@
 //! has bytes the two differ. An I/O error is never a hole.
 
 mod file;
+mod header;
 
 use std::fs::File;
 use std::io;
@@ -24,27 +25,20 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
 use self::file::{Temporary, copy_data, data_after, punch, read_padded};
+use self::header::{HEADER_BYTES, decode_header, encode_header};
 use crate::block::{BlockIndex, Change, Delta, Digest, Extent, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files;
 use crate::target::Stop;
 
 /// Entries read at once: 32 KiB.
-pub(super) const PIECE: u32 = 1024;
+const PIECE: u32 = 1024;
 
-const MAGIC: &[u8; 8] = b"ebsfsdig";
-const VERSION: u32 = 2;
 /// The offset of the first entry: a page, so that a clone can share what follows.
 const HEADER: u64 = 4096;
-const RUN_BYTES: usize = 64;
-/// Bytes of the header before its own SHA-256.
-const FIELDS: usize = 88;
-const WHOLE: u32 = 1;
-
 const ENTRY: u64 = 32;
 const HOLE: Digest = [0x00; 32];
 // No bytes are known that have one of these as their SHA-256.
@@ -53,7 +47,7 @@ const UNKNOWN: Digest = [0xfe; 32];
 
 /// What the file says of one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Entry {
+pub(crate) enum DigestEntry {
     /// Never held: it reads as zeroes.
     Hole,
     /// Held or zeroed: it reads as zeroes.
@@ -64,7 +58,7 @@ pub(crate) enum Entry {
     Data(Digest),
 }
 
-impl Entry {
+impl DigestEntry {
     fn of_bytes(bytes: Digest) -> Self {
         match bytes {
             HOLE => Self::Hole,
@@ -84,7 +78,7 @@ impl Entry {
     }
 }
 
-impl From<Option<Digest>> for Entry {
+impl From<Option<Digest>> for DigestEntry {
     fn from(digest: Option<Digest>) -> Self {
         digest.map_or(Self::Zero, Self::Data)
     }
@@ -137,7 +131,7 @@ impl Digests {
         let new = Self::finish(new, path, run, geometry, old.is_whole)?;
         let last = BlockIndex(shared.saturating_sub(1));
         if old.geometry.block_len(last) != geometry.block_len(last) {
-            new.write_entries(&[(last, Entry::Unknown)])?;
+            new.write_entries(&[(last, DigestEntry::Unknown)])?;
         }
         Ok(new)
     }
@@ -153,7 +147,7 @@ impl Digests {
         let Some(file) = opened else {
             return Ok(None);
         };
-        let mut header = [0; FIELDS + size_of::<Digest>()];
+        let mut header = [0; HEADER_BYTES];
         read_padded(&file, &mut header, 0)
             .map_err(|error| Error::of_file(path, "cannot read", error))?;
         let Some((run, geometry, is_whole)) = decode_header(&header) else {
@@ -245,12 +239,12 @@ impl Digests {
     ///
     /// # Errors
     /// As for [`Digests::write`].
-    pub(crate) fn write_entries(&self, entries: &[(BlockIndex, Entry)]) -> Result<()> {
+    pub(crate) fn write_entries(&self, entries: &[(BlockIndex, DigestEntry)]) -> Result<()> {
         self.write_all(entries.iter().copied())
     }
 
     /// Neighbours go in one write.
-    fn write_all(&self, entries: impl Iterator<Item = (BlockIndex, Entry)>) -> Result<()> {
+    fn write_all(&self, entries: impl Iterator<Item = (BlockIndex, DigestEntry)>) -> Result<()> {
         let mut piece = Vec::new();
         let mut extent: Option<Extent> = None;
         for (index, entry) in entries {
@@ -296,7 +290,7 @@ impl Digests {
         for extent in extents.iter().filter_map(|extent| self.within(*extent)) {
             let (start, end) = (offset(extent.start()), offset(extent.end()));
             if !self.failed_write(punch(&self.file, start, end - start))? {
-                self.fill(extent, Entry::Hole)?;
+                self.fill(extent, DigestEntry::Hole)?;
             }
         }
         self.sync()
@@ -308,12 +302,12 @@ impl Digests {
     /// As for [`Digests::make_holes`].
     pub(crate) fn make_unknown(&self, extents: &[Extent]) -> Result<()> {
         for extent in extents.iter().filter_map(|extent| self.within(*extent)) {
-            self.fill(extent, Entry::Unknown)?;
+            self.fill(extent, DigestEntry::Unknown)?;
         }
         self.sync()
     }
 
-    fn fill(&self, extent: Extent, entry: Entry) -> Result<()> {
+    fn fill(&self, extent: Extent, entry: DigestEntry) -> Result<()> {
         let bytes = entry.bytes().repeat(PIECE as usize);
         for piece in pieces(extent) {
             let len = usize::try_from(u64::from(piece.count()) * ENTRY).unwrap_or(0);
@@ -332,7 +326,7 @@ impl Digests {
     ///
     /// # Errors
     /// What the system says.
-    pub(crate) fn read(&self, extent: Extent) -> Result<Vec<Entry>> {
+    pub(crate) fn read(&self, extent: Extent) -> Result<Vec<DigestEntry>> {
         let count = usize::try_from(extent.count()).unwrap_or(0);
         let mut bytes = vec![HOLE; count];
         if let Some(within) = self.within(extent) {
@@ -341,14 +335,14 @@ impl Digests {
             read_padded(&self.file, there.as_flattened_mut(), offset(within.start()))
                 .map_err(|error| Error::of_file(&self.path, "cannot read", error))?;
         }
-        Ok(bytes.into_iter().map(Entry::of_bytes).collect())
+        Ok(bytes.into_iter().map(DigestEntry::of_bytes).collect())
     }
 
     /// The entries of a run of blocks, in pieces of at most 1,024.
     pub(crate) fn read_pieces(
         &self,
         extent: Extent,
-    ) -> impl Iterator<Item = Result<(Extent, Vec<Entry>)>> + Send + use<> {
+    ) -> impl Iterator<Item = Result<(Extent, Vec<DigestEntry>)>> + Send + use<> {
         let digests = self.clone();
         pieces(extent).map(move |piece| Ok((piece, digests.read(piece)?)))
     }
@@ -402,9 +396,9 @@ impl Digests {
             Err(error) => return vec![Err(error)],
         };
         let known = |(index, entry)| match entry {
-            Entry::Data(digest) => Ok((index, Some(digest))),
-            Entry::Zero => Ok((index, None)),
-            Entry::Hole | Entry::Unknown => Err(self.missing(index)),
+            DigestEntry::Data(digest) => Ok((index, Some(digest))),
+            DigestEntry::Zero => Ok((index, None)),
+            DigestEntry::Hole | DigestEntry::Unknown => Err(self.missing(index)),
         };
         extent.blocks().zip(entries).map(known).collect()
     }
@@ -445,43 +439,6 @@ fn pieces(extent: Extent) -> impl Iterator<Item = Extent> + Send + use<> {
 
 fn offset(index: BlockIndex) -> u64 {
     HEADER + u64::from(index.0) * ENTRY
-}
-
-fn encode_header(run: &str, geometry: Geometry, is_whole: bool) -> Result<Vec<u8>> {
-    if run.is_empty() || run.len() > RUN_BYTES || !run.bytes().all(|byte| byte.is_ascii_graphic()) {
-        let what = format!("{run:?} is no run id: it must be 1 to {RUN_BYTES} ASCII characters");
-        return Err(Error::new(Kind::Invalid, what));
-    }
-    let mut header = Vec::with_capacity(FIELDS + size_of::<Digest>());
-    header.extend_from_slice(MAGIC);
-    header.extend_from_slice(&VERSION.to_le_bytes());
-    header.extend_from_slice(run.as_bytes());
-    header.resize(MAGIC.len() + size_of::<u32>() + RUN_BYTES, 0);
-    header.extend_from_slice(&geometry.size().to_le_bytes());
-    header.extend_from_slice(&u32::from(is_whole).to_le_bytes());
-    let digest = Sha256::digest(&header);
-    header.extend_from_slice(&digest);
-    Ok(header)
-}
-
-/// Run id, geometry, whether it is whole; none when this is no header of this version.
-fn decode_header(header: &[u8]) -> Option<(String, Geometry, bool)> {
-    let (fields, digest) = header.split_at_checked(FIELDS)?;
-    if Sha256::digest(fields).as_slice() != digest {
-        return None;
-    }
-    let (magic, rest) = fields.split_first_chunk::<8>()?;
-    let (version, rest) = rest.split_first_chunk::<4>()?;
-    let (run, rest) = rest.split_first_chunk::<RUN_BYTES>()?;
-    let (size, flags) = rest.split_first_chunk::<8>()?;
-    if magic != MAGIC || u32::from_le_bytes(*version) != VERSION {
-        return None;
-    }
-    let end = run.iter().position(|byte| *byte == 0).unwrap_or(RUN_BYTES);
-    let run = str::from_utf8(run.get(..end)?).ok()?;
-    let geometry = Geometry::new(u64::from_le_bytes(*size)).ok()?;
-    let flags = u32::from_le_bytes(flags.try_into().ok()?);
-    Some((run.to_owned(), geometry, flags & WHOLE != 0))
 }
 
 #[cfg(test)]

@@ -22,16 +22,16 @@ const COPY_BY_HAND: usize = 1 << 20;
 /// A new file under a random name. Dropped before [`Temporary::rename`], nothing of it is left.
 pub(super) struct Temporary {
     file: File,
-    name: Name,
+    name: TemporaryName,
 }
 
 /// A name that goes when this is dropped.
-struct Name {
+struct TemporaryName {
     path: PathBuf,
     is_kept: bool,
 }
 
-impl Drop for Name {
+impl Drop for TemporaryName {
     fn drop(&mut self) {
         if !self.is_kept {
             let _ = std::fs::remove_file(&self.path);
@@ -55,7 +55,7 @@ impl Temporary {
             .custom_flags(libc::O_NOFOLLOW)
             .open(&temporary)
             .map_err(|error| Error::of_file(path, "cannot write", error))?;
-        let name = Name {
+        let name = TemporaryName {
             path: temporary,
             is_kept: false,
         };

@@ -1,6 +1,9 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 
+use sha2::{Digest as _, Sha256};
+
+use super::header::FIELDS;
 use super::*;
 use crate::block::BLOCK_SIZE;
 
@@ -30,7 +33,7 @@ fn folder() -> (tempfile::TempDir, PathBuf) {
 fn hole_zero_unknown_and_data_are_distinct_and_survive_reopening() {
     let (_folder, path) = folder();
     let new = Digests::create(&path, RUN, geometry(5000), true).unwrap();
-    let mut expected = vec![Entry::Hole; 5000];
+    let mut expected = vec![DigestEntry::Hole; 5000];
     let entries: Vec<_> = [0, 1, 1023, 1024, 1025, 2047, 4999]
         .map(|index| (BlockIndex(index), Some(digest(index))))
         .into_iter()
@@ -42,14 +45,14 @@ fn hole_zero_unknown_and_data_are_distinct_and_survive_reopening() {
     }
     new.make_unknown(&[extent(100, 2000), extent(4000, u32::MAX)])
         .unwrap();
-    expected[100..2000].fill(Entry::Unknown);
-    expected[4000..].fill(Entry::Unknown);
+    expected[100..2000].fill(DigestEntry::Unknown);
+    expected[4000..].fill(DigestEntry::Unknown);
     new.make_holes(&[extent(200, 1500), extent(6000, 7000)])
         .unwrap();
-    expected[200..1500].fill(Entry::Hole);
-    new.write_entries(&[(BlockIndex(300), Entry::Zero)])
+    expected[200..1500].fill(DigestEntry::Hole);
+    new.write_entries(&[(BlockIndex(300), DigestEntry::Zero)])
         .unwrap();
-    expected[300] = Entry::Zero;
+    expected[300] = DigestEntry::Zero;
     drop(new);
     let digests = Digests::open(&path).unwrap().unwrap();
     assert_eq!((digests.run(), digests.is_whole()), (RUN, true));
@@ -64,7 +67,7 @@ fn hole_zero_unknown_and_data_are_distinct_and_survive_reopening() {
     // Beyond the volume nothing is read or written.
     assert_eq!(
         digests.read(extent(4999, 5001)).unwrap(),
-        [Entry::Unknown, Entry::Hole]
+        [DigestEntry::Unknown, DigestEntry::Hole]
     );
     let beyond = [(BlockIndex(5000), None)];
     assert_eq!(digests.write(&beyond).unwrap_err().kind(), Kind::Invalid);
@@ -120,11 +123,14 @@ fn a_clone_holds_the_old_entries_cut_at_its_end_and_the_old_generation_stands() 
         let kept = u32::try_from(blocks.min(1_000_000)).unwrap();
         assert!(new.read(extent(0, kept)).unwrap() == old.read(extent(0, kept)).unwrap());
         let rest = new.read(extent(kept, 1_600_000)).unwrap();
-        assert!(rest.iter().all(|entry| *entry == Entry::Hole));
+        assert!(rest.iter().all(|entry| *entry == DigestEntry::Hole));
         // Sparse: 32 MB apparent, some 200 KB used.
         assert!(std::fs::metadata(&next).unwrap().blocks() * 512 < 1 << 20);
         new.write(&[(BlockIndex(5), None)]).unwrap();
-        assert_eq!(old.read(extent(5, 6)).unwrap(), [Entry::Data(digest(5))]);
+        assert_eq!(
+            old.read(extent(5, 6)).unwrap(),
+            [DigestEntry::Data(digest(5))]
+        );
     }
     // A stopped clone leaves nothing, the generation under its name stands.
     let (sender, receiver) = tokio::sync::watch::channel(true);
@@ -153,11 +159,11 @@ fn a_last_block_whose_length_changes_is_unknown() {
         (
             size(2 * block + 5),
             size(2 * block + 5),
-            Entry::Data([9; 32]),
+            DigestEntry::Data([9; 32]),
         ),
-        (size(2 * block + 5), size(4 * block), Entry::Unknown),
-        (size(4 * block), size(2 * block + 5), Entry::Unknown),
-        (size(3 * block), size(4 * block), Entry::Data([9; 32])),
+        (size(2 * block + 5), size(4 * block), DigestEntry::Unknown),
+        (size(4 * block), size(2 * block + 5), DigestEntry::Unknown),
+        (size(3 * block), size(4 * block), DigestEntry::Data([9; 32])),
     ];
     for (old, new, last) in rows {
         let old = Digests::create(&path, RUN, old, true).unwrap();
@@ -179,8 +185,8 @@ fn a_truncated_file_reads_as_holes_and_a_longer_one_ends_with_its_volume() {
     raw.set_len(HEADER + 1000 * ENTRY).unwrap();
     let digests = Digests::open(&path).unwrap().unwrap();
     let read = digests.read(extent(990, 3000)).unwrap();
-    assert_eq!(read[9], Entry::Data(digest(999)));
-    assert!(read[10..].iter().all(|entry| *entry == Entry::Hole));
+    assert_eq!(read[9], DigestEntry::Data(digest(999)));
+    assert!(read[10..].iter().all(|entry| *entry == DigestEntry::Hole));
     assert_eq!(digests.next_data(BlockIndex(1000)).unwrap(), None);
     // Endless.
     raw.set_len(1 << 42).unwrap();

@@ -6,7 +6,7 @@ use md5::Md5;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
-use super::{IN_FLIGHT, OnBlocks, Step, steps};
+use super::{IN_FLIGHT, OnBlocks, VolumeStep, steps};
 use crate::block::{Block, BlockIndex, Digest, Extent, ZEROES, hexadecimal};
 use crate::error::{Error, Kind, Result};
 use crate::files::blocking;
@@ -47,8 +47,8 @@ pub(crate) async fn image_digest(
         let (to_sha256, to_md5) = (to_sha256, to_md5);
         let read = |step| async move {
             Ok(match step {
-                Step::Hole(hole) => (hole, Block::Zero),
-                Step::Block(index) => (Extent::of(index), source.read_block(index).await?),
+                VolumeStep::Hole(hole) => (hole, Block::Zero),
+                VolumeStep::Block(index) => (Extent::of(index), source.read_block(index).await?),
             })
         };
         let mut pieces = steps(source, BlockIndex(0))

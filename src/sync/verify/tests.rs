@@ -33,7 +33,8 @@ struct Fake {
 impl Fake {
     fn new(size: u64, blocks: &[u32]) -> Self {
         let geometry = Geometry::new(size).unwrap();
-        let bytes = |index: u32| vec![index as u8 | 1; geometry.block_len(BlockIndex(index))];
+        let bytes =
+            |index: u32| vec![index.to_le_bytes()[0] | 1; geometry.block_len(BlockIndex(index))];
         let blocks = blocks.iter().map(|index| (*index, bytes(*index))).collect();
         Self {
             blocks,
@@ -139,14 +140,14 @@ async fn each_entry_agrees_with_what_it_means_and_with_nothing_else() {
     let (_folder, path) = folder();
     let zeroes = vec![0; BLOCK_SIZE as usize];
     let data = vec![7; BLOCK_SIZE as usize];
-    let digest = Entry::Data(Sha256::digest(&data).into());
-    let other = Entry::Data([5; 32]);
-    let zero_digest = Entry::Data(ZERO_BLOCK);
-    // Entry, whether it agrees with: a hole, a block of zeroes that is held, data.
+    let digest = DigestEntry::Data(Sha256::digest(&data).into());
+    let other = DigestEntry::Data([5; 32]);
+    let zero_digest = DigestEntry::Data(ZERO_BLOCK);
+    // DigestEntry, whether it agrees with: a hole, a block of zeroes that is held, data.
     let rows = [
-        (Entry::Hole, [true, true, false]),
-        (Entry::Zero, [true, true, false]),
-        (Entry::Unknown, [true, true, true]),
+        (DigestEntry::Hole, [true, true, false]),
+        (DigestEntry::Zero, [true, true, false]),
+        (DigestEntry::Unknown, [true, true, true]),
         (digest, [false, false, true]),
         (other, [false, false, false]),
         (zero_digest, [true, true, false]),
@@ -171,7 +172,7 @@ async fn each_entry_agrees_with_what_it_means_and_with_nothing_else() {
         }
     }
     // The short last block: the digest of its zeroes is another one.
-    let short = Entry::Data(Sha256::digest(&zeroes[..1000]).into());
+    let short = DigestEntry::Data(Sha256::digest(&zeroes[..1000]).into());
     digests
         .write_entries(&[(BlockIndex(index), short)])
         .unwrap();
@@ -421,7 +422,7 @@ async fn a_whole_image_is_digested_with_its_holes() {
         (1, vec![]),
     ] {
         let fake = Fake::new(size, &held);
-        let mut bytes = vec![0; size as usize];
+        let mut bytes = vec![0; usize::try_from(size).unwrap()];
         for (index, block) in &fake.blocks {
             let at = *index as usize * BLOCK_SIZE as usize;
             bytes[at..at + block.len()].copy_from_slice(block);
