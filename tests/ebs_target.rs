@@ -42,11 +42,11 @@ impl Case {
             .await;
         let client = Arc::new(Client::new(&config, &Limits::default()));
         let descriptions: Arc<dyn Descriptions> = Arc::new(Ec2::new(&config));
-        let told = Some(Arc::clone(&descriptions));
+        let described = Some(Arc::clone(&descriptions));
         let place = EbsPlace {
             region: "us-east-1".into(),
             account: "test".into(),
-            catalog: Arc::new(EbsCatalog::new(Arc::clone(&client), told, Vec::new())),
+            catalog: Arc::new(EbsCatalog::new(Arc::clone(&client), described, Vec::new())),
             client,
             descriptions,
         };

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use crate::ebs::Started;
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::source::{SnapshotId, State};
-use crate::target::{Opened, Opening, SinkState, Stop};
+use crate::target::{Opened, Opening, SinkState};
 
 use super::evidence::SELF_TAG;
 use super::request::{Seed, body, seed, token};
