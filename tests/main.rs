@@ -16,6 +16,7 @@ mod support;
 mod changes;
 mod commands;
 mod counts;
+mod ebs_target;
 mod ends;
 mod faults;
 mod large;

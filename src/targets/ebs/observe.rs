@@ -40,7 +40,7 @@ impl EbsTarget {
         let found = match self.tagged(own.as_ref(), base_tag).await {
             Ok(found) => found,
             Err(error) if error.kind() == Kind::Denied => {
-                not_told(&mut facts, ask.base, &error);
+                not_allowed(&mut facts, ask.base, &error);
                 return Ok(facts);
             }
             Err(error) => return Err(error),
@@ -193,7 +193,7 @@ fn offer_parent(facts: &mut Facts, parent: &Snapshot, tag: Option<Tag<'_>>, want
 }
 
 /// What is not known without ec2:DescribeSnapshots.
-fn not_told(facts: &mut Facts, base: &Base, error: &Error) {
+fn not_allowed(facts: &mut Facts, base: &Base, error: &Error) {
     let why = error.chain();
     if let Base::Snapshot(id) = base {
         facts.no_base = Some(format!("no replica of {id} can be looked for: {why}"));

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use crate::ebs::Started;
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::source::{SnapshotId, State};
-use crate::target::{Opened, Opening, SinkState, Stop};
+use crate::target::{Opened, Opening, SinkState};
 
 use super::evidence::SELF_TAG;
 use super::request::{Seed, body, seed, token};
@@ -135,8 +135,7 @@ impl EbsTarget {
             return Ok(Some("is not pending any more".to_owned()));
         }
         let age = started.start_time.and_then(|time| time.elapsed().ok());
-        let patience = YOUNG.saturating_sub(age.unwrap_or_default());
-        let until = Instant::now() + patience.max(LEAST_PATIENCE);
+        let until = Instant::now() + patience(age.unwrap_or_default());
         loop {
             match self.describe(&started.id).await {
                 Ok(Some(found)) => {
@@ -179,6 +178,11 @@ impl EbsTarget {
             }
         }
     }
+}
+
+/// How long EC2 may go on not to know a snapshot that is so old, before it counts as deleted.
+pub(super) fn patience(age: Duration) -> Duration {
+    YOUNG.saturating_sub(age).max(LEAST_PATIENCE)
 }
 
 /// Notes what was started.
