@@ -1,1 +1,382 @@
-//! To be written.
+//! [`DeviceTarget`]: a block device, which nothing else may use meanwhile.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use bytesize::ByteSize;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::holders::{obstacles, sector_size, sector_warning};
+use super::identity::{Identity, device_mark, flush_all, identity, identity_of};
+use super::raw::{self, Raw};
+use crate::block::{BlockIndex, BlockSet, Delta, Digest, Extent, Geometry, hexadecimal};
+use crate::error::{Error, Kind, Result};
+use crate::files::blocking;
+use crate::source::{BlockSource, DiskSource, size_of};
+use crate::sysfs::{Node, Sysfs};
+use crate::target::{
+    Ask, DeviceMark, Existence, Facts, Left, LockPath, Mark, Opened, Opening, Published, Replica,
+    Sink, SinkBody, SinkState, StatePaths, Target, TargetKind, Written,
+};
+
+/// Two ticks of the coarsest kernel clock (HZ=100): a backing file that is written later has another time of change.
+const TWO_TICKS: Duration = Duration::from_millis(20);
+
+/// A block device.
+#[derive(Clone, Debug)]
+pub struct DeviceTarget {
+    /// As a person writes it.
+    name: String,
+    /// Its node, not a link to it.
+    path: PathBuf,
+    identity: Identity,
+    stem: PathBuf,
+    is_shared: bool,
+}
+
+/// What a checkpoint keeps of a device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct DeviceState {
+    mark: Option<DeviceMark>,
+}
+
+impl SinkBody for DeviceState {
+    const KIND: &'static str = "device";
+    const VERSION: u32 = 1;
+}
+
+impl DeviceTarget {
+    /// The device at `path`, with its state files in `state_dir`. It is only looked at.
+    ///
+    /// # Errors
+    /// `Invalid` when it is no block device; what the system says.
+    pub fn new(path: &Path, state_dir: &Path) -> Result<Self> {
+        let node = path
+            .canonicalize()
+            .map_err(|error| Error::of_file(path, "cannot find", error))?;
+        let mut identity = identity(&node)?;
+        let (name, by_path) = (path.display().to_string(), node.display().to_string());
+        if identity.tokens.first() == Some(&by_path) && name != by_path {
+            identity.tokens.insert(0, name.clone());
+        }
+        let digest = hexadecimal(&Sha256::digest(identity.id.as_bytes()));
+        Ok(Self {
+            name,
+            path: node,
+            identity,
+            stem: state_dir.join(digest.get(..32).unwrap_or(&digest)),
+            is_shared: false,
+        })
+    }
+
+    /// The same as one that other machines write too: its counters here prove nothing, so it has no mark.
+    #[must_use]
+    pub fn shared(mut self) -> Self {
+        self.is_shared = true;
+        self
+    }
+
+    /// Whether its counters prove anything, now and tomorrow.
+    fn has_marks(&self) -> bool {
+        self.identity.is_stable && !self.is_shared
+    }
+
+    fn open_for_reading(&self) -> Result<File> {
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(&self.path)
+            .map_err(|error| Error::of_file(&self.path, "cannot look at", error))?;
+        self.check_identity(&file)?;
+        Ok(file)
+    }
+
+    /// O_EXCL on a block device without O_CREAT: EBUSY if it is mounted or held by anything (open(2)).
+    fn open_for_writing(&self) -> Result<File> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_EXCL | libc::O_NOCTTY)
+            .open(&self.path)
+            .map_err(|error| match error.kind() {
+                std::io::ErrorKind::ResourceBusy => {
+                    let mut holders = obstacles(&self.path);
+                    if holders.is_empty() {
+                        let hidden = "by a process, or mounted in another mount namespace";
+                        holders.push(hidden.to_owned());
+                    }
+                    let holders = holders.join("; ");
+                    let what = format!("cannot write {}: it is in use: {holders}", self.name);
+                    Error::with_source(Kind::Io, what, error)
+                }
+                _ => Error::of_file(&self.path, "cannot write", error),
+            })?;
+        self.check_identity(&file)?;
+        Ok(file)
+    }
+
+    /// Of what was opened, not of what the path names now.
+    fn check_identity(&self, file: &File) -> Result<()> {
+        if identity_of(&self.path, file)?.id == self.identity.id {
+            return Ok(());
+        }
+        let name = &self.name;
+        let what = format!("cannot use {name}: it is another device than when this run began");
+        Err(Error::new(Kind::Invalid, what))
+    }
+
+    fn facts(&self, left: Option<&SinkState>) -> Result<Facts> {
+        let file = self.open_for_reading()?;
+        let mut tokens = self.identity.tokens.iter().cloned();
+        let token = tokens.next().unwrap_or_else(|| self.name.clone());
+        let mark = self.has_marks().then(|| device_mark(&file)).flatten();
+        let no_identity = (!self.identity.is_stable).then(|| {
+            format!(
+                "{} has no WWN, serial number or UUID of its own: no record is kept, and every copy is a full one",
+                self.name
+            )
+        });
+        let sectors = sector_warning(&self.name, sector_size(&self.path));
+        Ok(Facts {
+            other_tokens: tokens.collect(),
+            has_identity: self.identity.is_stable,
+            fixed_size: Some(size_of(&self.path, &file)?),
+            obstacles: obstacles(&self.path),
+            warnings: no_identity.into_iter().chain(sectors).collect(),
+            left: left_by(left, mark.as_ref()),
+            mark: mark.map(Mark::Device),
+            ..Facts::of(token, Existence::There)
+        })
+    }
+}
+
+/// What an unfinished run has left on a device with this mark. A state of another version proves nothing.
+fn left_by(state: Option<&SinkState>, mark: Option<&DeviceMark>) -> Left {
+    let Some(state) = state else {
+        return Left::Gone;
+    };
+    let last = state
+        .open::<DeviceState>()
+        .ok()
+        .and_then(|state| state.mark);
+    match mark.is_some() && last.as_ref() == mark {
+        true => Left::Proven,
+        false => Left::Unproven,
+    }
+}
+
+/// The default path of a device, if that is the same device; else `path`.
+fn usual_path(node: &Node, path: Option<&Path>) -> Option<PathBuf> {
+    let usual = node.path();
+    let found = std::fs::metadata(&usual).ok().map(|found| found.rdev());
+    if found.is_some() && found == node.rdev() {
+        return Some(usual);
+    }
+    path.map(Path::to_owned)
+}
+
+impl Target for DeviceTarget {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn id(&self) -> &str {
+        &self.identity.id
+    }
+
+    fn kind(&self) -> TargetKind {
+        TargetKind::Device
+    }
+
+    fn state(&self) -> StatePaths {
+        StatePaths {
+            stem: self.stem.clone(),
+        }
+    }
+
+    fn locks(&self) -> Result<Vec<LockPath>> {
+        let metadata = std::fs::metadata(&self.path)
+            .map_err(|error| Error::of_file(&self.path, "cannot look at", error))?;
+        let own = Some(self.path.as_path());
+        let Some(node) = Sysfs::system().node(metadata.rdev()) else {
+            return Ok(own.map(|path| lock(path, false)).into_iter().collect());
+        };
+        let disk = node.disk();
+        let is_partition = disk != node;
+        let mut locks = Vec::new();
+        // The whole disk first, as udev and systemd do (systemd.io, "Locking Block Device Access").
+        if is_partition {
+            locks.extend(usual_path(&disk, None).map(|path| lock(&path, true)));
+        }
+        locks.extend(usual_path(&node, own).map(|path| lock(&path, false)));
+        // Partitions of one loop device share its file.
+        locks.extend(node.backing_file().map(|file| lock(&file, is_partition)));
+        Ok(locks)
+    }
+
+    fn observe<'a>(&'a self, ask: &'a Ask<'a>) -> BoxFuture<'a, Result<Facts>> {
+        let (target, left) = (self.clone(), ask.left.cloned());
+        blocking(move || target.facts(left.as_ref())).boxed()
+    }
+
+    fn adapt<'a>(
+        &'a self,
+        plan: Arc<Delta>,
+        _base: Option<&'a Replica>,
+    ) -> BoxFuture<'a, Result<Arc<Delta>>> {
+        async move {
+            if plan.base().is_some() {
+                return Ok(plan);
+            }
+            // What a full copy does not write is not zero there.
+            let mut plan = Delta::clone(&plan);
+            plan.zero_what_grew();
+            Ok(Arc::new(plan))
+        }
+        .boxed()
+    }
+
+    fn open<'a>(&'a self, opening: Opening<'a>) -> BoxFuture<'a, Result<Opened>> {
+        async move {
+            opening.stop.check()?;
+            let geometry = opening.plan.head();
+            let target = self.clone();
+            let open = blocking(move || {
+                let file = target.open_for_writing()?;
+                fits(&target.name, size_of(&target.path, &file)?, geometry)?;
+                Ok(file)
+            });
+            let sink = DeviceSink {
+                raw: Raw::new(&self.path, open.await?, geometry, raw::Kind::Device),
+                has_marks: self.has_marks(),
+            };
+            let state = sink.state().await?;
+            (opening.name)(&state)?;
+            Ok(Opened {
+                sink: Arc::new(sink),
+                state,
+                zero_the_rest: false,
+            })
+        }
+        .boxed()
+    }
+
+    fn reader<'a>(
+        &'a self,
+        _replica: Option<&'a str>,
+        geometry: Geometry,
+    ) -> BoxFuture<'a, Result<Arc<dyn BlockSource>>> {
+        let target = self.clone();
+        blocking(move || {
+            let _ = flush_all(&target.open_for_reading()?);
+            read_past_cache(&target.path, geometry)
+        })
+        .boxed()
+    }
+
+    fn discard<'a>(&'a self, _left: &'a SinkState) -> BoxFuture<'a, Result<()>> {
+        std::future::ready(Ok(())).boxed()
+    }
+}
+
+fn lock(path: &Path, waits: bool) -> LockPath {
+    LockPath {
+        path: path.to_owned(),
+        waits,
+    }
+}
+
+fn fits(name: &str, size: u64, geometry: Geometry) -> Result<()> {
+    if size >= geometry.size() {
+        return Ok(());
+    }
+    let what = format!(
+        "cannot write {name}: it has {}, the volume {}",
+        ByteSize::b(size),
+        ByteSize::b(geometry.size())
+    );
+    Err(Error::new(Kind::Invalid, what))
+}
+
+fn read_past_cache(path: &Path, geometry: Geometry) -> Result<Arc<dyn BlockSource>> {
+    Ok(Arc::new(DiskSource::open_past_cache(path, geometry)?))
+}
+
+/// A block device being written.
+struct DeviceSink {
+    raw: Raw,
+    has_marks: bool,
+}
+
+impl DeviceSink {
+    /// Its mark, once all that was written is on it.
+    async fn mark(&self) -> Result<Option<DeviceMark>> {
+        if !self.has_marks {
+            return Ok(None);
+        }
+        let look = |file: &File| Ok(device_mark(file));
+        self.raw.with("cannot look at", look).await
+    }
+
+    async fn state(&self) -> Result<SinkState> {
+        let mark = self.mark().await?;
+        Ok(SinkState::of(&DeviceState { mark }))
+    }
+}
+
+impl Sink for DeviceSink {
+    fn write_block(
+        &self,
+        index: BlockIndex,
+        bytes: Bytes,
+        _digest: Digest,
+    ) -> BoxFuture<'_, Result<()>> {
+        self.raw.write_block(index, bytes).boxed()
+    }
+
+    fn write_zeroes(&self, extent: Extent) -> BoxFuture<'_, Result<()>> {
+        self.raw.write_zeroes(extent).boxed()
+    }
+
+    fn flush(&self) -> BoxFuture<'_, Result<SinkState>> {
+        async {
+            self.raw.flush().await?;
+            self.state().await
+        }
+        .boxed()
+    }
+
+    fn read_back(&self) -> BoxFuture<'_, Result<Option<Arc<dyn BlockSource>>>> {
+        let (path, geometry) = (self.raw.path().to_owned(), self.raw.geometry());
+        blocking(move || read_past_cache(&path, geometry).map(Some)).boxed()
+    }
+
+    fn publish<'a>(
+        &'a self,
+        _written: Written,
+        _damaged: &'a BlockSet,
+    ) -> BoxFuture<'a, Result<Published>> {
+        async {
+            self.raw.flush().await?;
+            let before = self.mark().await?;
+            tokio::time::sleep(TWO_TICKS).await;
+            let after = self.mark().await?;
+            let mark = after.filter(|after| before.as_ref() == Some(after));
+            Ok(Published {
+                mark: mark.map(Mark::Device),
+                ..Published::default()
+            })
+        }
+        .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests;

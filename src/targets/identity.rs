@@ -175,12 +175,7 @@ fn loop_file(disk: &Node) -> Option<String> {
 /// The mark of an open device, once what the page caches hold for it is on it; none where the kernel does not count, or
 /// where anything that it depends on cannot be read.
 pub(crate) fn device_mark(file: &File) -> Option<DeviceMark> {
-    let node = Sysfs::system().node(file.metadata().ok()?.rdev())?;
-    file.sync_all().ok()?;
-    // A disk and its partitions have a page cache each, and all of them end on the same sectors.
-    for other in node.sharing().iter().filter(|other| **other != node) {
-        open_node(other)?.sync_all().ok()?;
-    }
+    let node = flush_all(file)?;
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     let backing = match node.is_loop() {
         true => Some(backing_mark(&node)?),
@@ -194,6 +189,17 @@ pub(crate) fn device_mark(file: &File) -> Option<DeviceMark> {
         discarded,
         backing,
     })
+}
+
+/// Writes back what the page caches hold for an open device. A disk and its partitions have a page cache each, and all of them
+/// end on the same sectors.
+pub(super) fn flush_all(file: &File) -> Option<Node> {
+    let node = Sysfs::system().node(file.metadata().ok()?.rdev())?;
+    file.sync_all().ok()?;
+    for other in node.sharing().iter().filter(|other| **other != node) {
+        open_node(other)?.sync_all().ok()?;
+    }
+    Some(node)
 }
 
 /// The device that a folder of sysfs is of, at its default path.
