@@ -325,15 +325,16 @@ impl Layers {
     }
 
     fn add_node(&mut self, sysfs: &Sysfs, node: Node) {
-        let layer = Layer::Device(node.clone());
+        let (parts, backing) = (node.parts(), node.backing_file());
+        let layer = Layer::Device(node);
         if self.below.contains(&layer) {
             return;
         }
         self.below.push(layer);
-        for part in node.parts() {
+        for part in parts {
             self.add_node(sysfs, part);
         }
-        if let Some(backing) = node.backing_file()
+        if let Some(backing) = backing
             && let Ok(found) = std::fs::metadata(backing)
         {
             self.below.extend(Layer::of(sysfs, &found));

@@ -3,6 +3,8 @@
 //!
 //! The kernel has the last word (`O_EXCL`); this is for people, and for images, which the kernel does not guard.
 
+mod twins;
+
 use std::ffi::OsString;
 use std::fs::{File, Metadata, OpenOptions};
 use std::os::unix::ffi::OsStringExt;
@@ -13,6 +15,8 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::stat::makedev;
 
 use crate::sysfs::{Node, Sysfs};
+
+pub(crate) use twins::{mounted_twins, twins_of};
 
 /// The bytes of a file that qemu locks: 100 and on for what it does, 200 and on for what it lets others do (qemu,
 /// `block/file-posix.c`, `RAW_LOCK_PERM_BASE` and `RAW_LOCK_SHARED_BASE`), five of each at most.
@@ -205,7 +209,7 @@ fn swaps(name: &str, is_it: impl Fn(&Metadata) -> bool) -> Option<String> {
 fn swaps_in(text: &[u8]) -> Vec<PathBuf> {
     let lines = text.split(|byte| *byte == b'\n').skip(1);
     lines
-        .filter_map(|line| line.split(|byte| byte.is_ascii_whitespace()).next())
+        .filter_map(|line| line.split(u8::is_ascii_whitespace).next())
         .filter(|path| path.starts_with(b"/"))
         .map(unescaped)
         .collect()

@@ -148,14 +148,14 @@ fn partitions_share_the_lock_of_their_disk_and_the_disk_itself_does_not() {
     assert_eq!(kind(take(3, &[lock(disk, false)])), Kind::Invalid);
     drop(one);
     // The disk is locked until its last partition is done, for other processes too.
-    let by_another = || {
+    let by_another = |seconds: &str| {
         let mut flock = Command::new("flock");
-        flock.args(["--nonblock", "--shared"]).arg(disk).arg("true");
-        flock.status().unwrap().success()
+        flock.args(["--timeout", seconds, "--shared"]);
+        flock.arg(disk).arg("true").status().unwrap().success()
     };
-    assert!(!by_another());
+    assert!(!by_another("0"));
     drop(two);
-    assert!(by_another());
+    assert!(by_another("3"));
     let whole = take(1, &[lock(disk, false), lock(&image, false)]).unwrap();
     assert_eq!(kind(take(2, &part(1))), Kind::Invalid);
     // Another loop device over the same file.
