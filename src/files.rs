@@ -242,7 +242,8 @@ impl FileMark {
 
 impl From<&Metadata> for FileMark {
     fn from(metadata: &Metadata) -> Self {
-        let ns = |seconds: i64, part: i64| seconds.saturating_mul(1_000_000_000).saturating_add(part);
+        let ns =
+            |seconds: i64, part: i64| seconds.saturating_mul(1_000_000_000).saturating_add(part);
         let born = metadata.created().ok();
         let since = born.and_then(|born: SystemTime| born.duration_since(UNIX_EPOCH).ok());
         Self {

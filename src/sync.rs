@@ -167,7 +167,10 @@ pub async fn run(
             Err(error) => failed(&name, error, report),
         }
     }
-    let plans: Vec<PlanReport> = planned.iter().map(|plan| plan.report(job, source)).collect();
+    let plans: Vec<PlanReport> = planned
+        .iter()
+        .map(|plan| plan.report(job, source))
+        .collect();
     if let Err(error) = context.ui.plans(&plans) {
         for plan in &planned {
             failed(plan.name(), error.clone(), report);

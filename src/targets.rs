@@ -16,15 +16,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::block::Delta;
+use crate::error::{Error, Kind, Remedy};
 use crate::files::FileMark;
 use crate::target::Mark;
 
 pub use device::DeviceTarget;
 pub use ebs::{EbsJob, EbsPlace, EbsTarget};
+pub use holders::mounted_twins;
 pub use image::ImageTarget;
 
 /// Two ticks of the coarsest kernel clock that stamps files (100 Hz): writes so far apart have different change times.
 const TWO_TICKS: Duration = Duration::from_millis(20);
+
+/// A target that is not what it was when it was decided what to do with it.
+fn changed(name: &str) -> Error {
+    let what = format!("cannot write {name}: something else wrote or replaced it just now");
+    Error::new(Kind::Undecided, what).with_remedy(Remedy::TryLater)
+}
 
 /// A plan for a target that may hold anything where nothing is written: a full copy zeroes the rest.
 fn over_anything(plan: Arc<Delta>, may_hold_anything: bool) -> Arc<Delta> {

@@ -80,6 +80,7 @@ impl Case {
             volume: Some("vol-0a".into()),
             base: None,
             target: target.id().into(),
+            target_name: String::new(),
         };
         let name = |state: &SinkState| {
             self.named.lock().unwrap().push(state.clone());
@@ -92,6 +93,7 @@ impl Case {
             source: &source(SOURCE),
             resume,
             base,
+            mark: None,
             name: &name,
             files: "/nonexistent".into(),
             restart,

@@ -148,7 +148,10 @@ enum Damage {
 fn base(text: &str) -> std::result::Result<Base, String> {
     match text {
         "auto" => Ok(Base::Auto),
-        id => id.parse().map(Base::Snapshot).map_err(|error: Error| error.chain()),
+        id => id
+            .parse()
+            .map(Base::Snapshot)
+            .map_err(|error: Error| error.chain()),
     }
 }
 
@@ -234,7 +237,11 @@ impl SyncArgs {
             _ => None,
         };
         let progress = Arc::new(Progress::default());
-        let form = if self.dry_run { ProgressForm::None } else { self.progress };
+        let form = if self.dry_run {
+            ProgressForm::None
+        } else {
+            self.progress
+        };
         let shown = Shown::start(form, Arc::clone(&progress));
         let mut clients = Vec::new();
         let outcomes = self
@@ -276,7 +283,10 @@ impl SyncArgs {
         let mut outcomes = Vec::new();
         let mut targets = Vec::new();
         for name in &self.targets {
-            match stop.unless(place::connect(self, name, &source.info, clients)).await {
+            match stop
+                .unless(place::connect(self, name, &source.info, clients))
+                .await
+            {
                 Ok(target) => targets.push(target),
                 Err(error) => {
                     if let Some(file) = report {
@@ -287,6 +297,10 @@ impl SyncArgs {
             }
         }
         place::check(self, &targets, &source.info)?;
+        let names: Vec<String> = targets
+            .iter()
+            .map(|target| target.name().to_owned())
+            .collect();
         shown.count(clients);
         let job = self.job();
         let ui = Terminal {
@@ -304,6 +318,9 @@ impl SyncArgs {
             stop: stop.clone(),
         };
         outcomes.extend(sync::run(&job, &source, targets, &context, report).await);
+        if !self.dry_run {
+            place::warn_of_twins(&names).await;
+        }
         Ok((about, outcomes))
     }
 

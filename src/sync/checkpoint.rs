@@ -67,7 +67,10 @@ impl Checkpoint {
             return Ok(None);
         };
         let damaged = || {
-            let what = format!("cannot use the checkpoint {}: it is damaged", path.display());
+            let what = format!(
+                "cannot use the checkpoint {}: it is damaged",
+                path.display()
+            );
             Error::new(Kind::Corrupt, what).with_remedy(Remedy::Restart)
         };
         let Some(version) = version_of(&bytes) else {
@@ -75,7 +78,9 @@ impl Checkpoint {
         };
         if version != VERSION {
             let path = path.display();
-            warn!("the checkpoint {path} is of version {version}, not {VERSION}: its progress is dropped");
+            warn!(
+                "the checkpoint {path} is of version {version}, not {VERSION}: its progress is dropped"
+            );
             return Ok(None);
         }
         let (header, plan, done, marked) = decode(&bytes).ok_or_else(damaged)?;

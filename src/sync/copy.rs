@@ -157,8 +157,7 @@ impl Copy<'_> {
             let (digests, missing) = (checkpoint.digests(), checkpoint.missing());
             let stop = self.rules.stop.clone();
             self.rechecks.spawn(async move {
-                let compared =
-                    verify::compare(reader, &digests, &missing, None, &|_| {}, &stop);
+                let compared = verify::compare(reader, &digests, &missing, None, &|_| {}, &stop);
                 (number, compared.await)
             });
         }

@@ -69,7 +69,9 @@ impl Execution<'_> {
         if targets.is_empty() {
             return outcomes;
         }
-        let left = targets.iter().map(|target| target.checkpoint.missing().len());
+        let left = targets
+            .iter()
+            .map(|target| target.checkpoint.missing().len());
         let progress = &self.context.progress;
         let source = &self.source.info.name;
         // Done together, each block counts once.
@@ -119,16 +121,22 @@ impl Execution<'_> {
             }
             Work::Resumed(checkpoint) => (*checkpoint, None),
             Work::Nothing | Work::Compare => {
-                let what = format!("cannot open {}: nothing is to be written", candidate.target.name());
+                let what = format!(
+                    "cannot open {}: nothing is to be written",
+                    candidate.target.name()
+                );
                 return Err(Error::new(Kind::Invalid, what));
             }
         };
-        let (sink, checkpoint) = self.open_sink(&candidate, checkpoint, replica.as_ref()).await?;
+        let (sink, checkpoint) = self
+            .open_sink(&candidate, checkpoint, replica.as_ref())
+            .await?;
         let is_unproven = matches!(candidate.seen.facts.left, Left::Unproven | Left::Published);
-        let recheck = match is_resumed && is_unproven && candidate.target.kind() == TargetKind::Image {
-            true => sink.read_back().await?,
-            false => None,
-        };
+        let recheck =
+            match is_resumed && is_unproven && candidate.target.kind() == TargetKind::Image {
+                true => sink.read_back().await?,
+                false => None,
+            };
         let target = CopyTarget {
             name: candidate.target.name().to_owned(),
             sink,
@@ -205,7 +213,11 @@ impl Execution<'_> {
     /// Drops what an unfinished run has left. In place its checkpoint stays until the new one replaces it: it knows what was
     /// begun.
     async fn drop_unfinished(&self, candidate: &mut Candidate) -> Result<()> {
-        let left = candidate.checkpoint.as_ref().and_then(Checkpoint::state).cloned();
+        let left = candidate
+            .checkpoint
+            .as_ref()
+            .and_then(Checkpoint::state)
+            .cloned();
         if let Some(left) = left {
             candidate.target.discard(&left).await?;
         }
@@ -217,11 +229,7 @@ impl Execution<'_> {
     }
 
     /// A target that holds the source: proven again if that is asked for, and its record brought up to date.
-    async fn held(
-        &self,
-        candidate: &Candidate,
-        report: &mut Option<ReportFile>,
-    ) -> Result<Ended> {
+    async fn held(&self, candidate: &Candidate, report: &mut Option<ReportFile>) -> Result<Ended> {
         let (name, facts) = (candidate.target.name(), &candidate.seen.facts);
         for warning in &candidate.decided.warnings {
             warn!("{warning}");
@@ -296,7 +304,11 @@ fn between(candidate: &Candidate, task: &Task, plan: &Delta) -> Option<TargetRec
         volume: task.volume.clone(),
         volume_bytes: plan.head().size(),
         mark: None,
-        time: candidate.seen.record.as_ref().and_then(|record| record.time),
+        time: candidate
+            .seen
+            .record
+            .as_ref()
+            .and_then(|record| record.time),
         replica: None,
         damaged: Vec::new(),
         is_old_format: false,
@@ -314,7 +326,9 @@ async fn new_digests(
     let unfinished = candidate.checkpoint.as_ref().map(Checkpoint::digests);
     let [first, second] = candidate.files.next_digests();
     // Not under the name of a run that is taken over.
-    let is_taken = unfinished.as_ref().is_some_and(|digests| digests.path() == first);
+    let is_taken = unfinished
+        .as_ref()
+        .is_some_and(|digests| digests.path() == first);
     let path = if is_taken { second } else { first };
     let head = plan.head();
     if candidate.target.kind().is_new() {
@@ -354,7 +368,9 @@ fn explain(opened: &OpenTarget, error: Error) -> Error {
     }
     let name = target.name();
     error
-        .context(format!("{name} is not usable as it is, and its source cannot be read"))
+        .context(format!(
+            "{name} is not usable as it is, and its source cannot be read"
+        ))
         .with_remedy(crate::error::Remedy::Do(format!(
             "copy another snapshot to {name} with --base auto"
         )))

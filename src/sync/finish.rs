@@ -36,7 +36,9 @@ impl Execution<'_> {
         let checkpoint = &target.checkpoint;
         let progress = &self.context.progress;
         progress.begin(format!("publishing {}", target.name), 0);
-        let publish = target.sink.publish(checkpoint.written(), checkpoint.damaged());
+        let publish = target
+            .sink
+            .publish(checkpoint.written(), checkpoint.damaged());
         // What is published by a rename is so in an instant; EBS may take hours.
         let published = match opened.candidate.target.kind().is_new() {
             true => self.context.stop.unless(publish).await?,
@@ -111,7 +113,10 @@ impl Execution<'_> {
             remove_if_there(&candidate.files.checkpoint())?;
             digests.publish(&candidate.files.digests())?;
             if !is_whole {
-                tracing::debug!("{}: the digests kept are of the changed blocks alone", target.name);
+                tracing::debug!(
+                    "{}: the digests kept are of the changed blocks alone",
+                    target.name
+                );
             }
         }
         discard(candidate)?;
@@ -171,7 +176,9 @@ impl Execution<'_> {
             return Ok(None);
         }
         let (name, source) = (candidate.target.name(), &self.source.blocks);
-        let geometry = candidate.recorded_geometry().unwrap_or_else(|| source.geometry());
+        let geometry = candidate
+            .recorded_geometry()
+            .unwrap_or_else(|| source.geometry());
         let held = candidate.seen.facts.holds.as_ref();
         let replica = held.map(crate::source::SnapshotId::as_str);
         let back = candidate.target.reader(replica, geometry).await?;
@@ -180,7 +187,10 @@ impl Execution<'_> {
         if self.job.verify {
             let blocks = back.geometry().block_count();
             progress.begin(format!("verifying {name}"), blocks.into());
-            let digests = candidate.digests.as_ref().filter(|digests| digests.is_whole());
+            let digests = candidate
+                .digests
+                .as_ref()
+                .filter(|digests| digests.is_whole());
             let stop = &self.context.stop;
             let differing = match digests {
                 Some(digests) => {

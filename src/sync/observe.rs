@@ -44,7 +44,9 @@ impl Candidate {
         context: &Context<'_>,
     ) -> Result<Self> {
         let files = StateFiles::of(&target.state().stem);
-        context.progress.begin(format!("looking at {}", target.name()), 0);
+        context
+            .progress
+            .begin(format!("looking at {}", target.name()), 0);
         let locks = match job.dry_run {
             true => None,
             false => Some(take_locks(&*target, &files, context).await?),
@@ -113,7 +115,9 @@ impl Candidate {
         let reader = self.target.reader(None, geometry).await?;
         let before = self.seen.facts.mark.clone();
         let path = self.files.compare();
-        let resumable = before.as_ref().map(|mark| verify::Resumable { path: &path, mark });
+        let resumable = before
+            .as_ref()
+            .map(|mark| verify::Resumable { path: &path, mark });
         let reach = |blocks| context.progress.reach(blocks);
         let compared =
             verify::compare(reader, &digests, &skip, resumable, &reach, &context.stop).await?;
@@ -127,7 +131,8 @@ impl Candidate {
         )
         .await?;
         if again.facts.mark != before {
-            let what = format!("cannot write {name}: something else wrote it while it was compared");
+            let what =
+                format!("cannot write {name}: something else wrote it while it was compared");
             return Err(Error::new(Kind::Undecided, what).with_remedy(Remedy::TryLater));
         }
         if compared.unknown > 0 {
@@ -162,7 +167,9 @@ impl Candidate {
     /// The blocks that the record lists as damaged.
     pub(super) fn damaged(&self) -> BlockSet {
         let record = self.seen.record.as_ref();
-        let runs = record.map(|record| record.damaged.clone()).unwrap_or_default();
+        let runs = record
+            .map(|record| record.damaged.clone())
+            .unwrap_or_default();
         let mut set = BlockSet::new();
         for (first, end) in runs {
             if let Some(run) = crate::block::Extent::new(BlockIndex(first), BlockIndex(end)) {
@@ -233,12 +240,12 @@ async fn look(
 
 /// The digests of the run that wrote the record. A run that was killed between its record and the rename of its digests left them
 /// under another name.
-fn recorded_digests(
-    files: &StateFiles,
-    seen: &Observed,
-    dry_run: bool,
-) -> Result<Option<Digests>> {
-    let Some(record) = seen.record.as_ref().filter(|record| record.held().is_some()) else {
+fn recorded_digests(files: &StateFiles, seen: &Observed, dry_run: bool) -> Result<Option<Digests>> {
+    let Some(record) = seen
+        .record
+        .as_ref()
+        .filter(|record| record.held().is_some())
+    else {
         return Ok(None);
     };
     let is_its = |digests: &Digests| digests.run() == record.run;

@@ -352,8 +352,7 @@ impl Decider<'_> {
             _ if self.seen.has_digests => return Decided::of(Decision::Compare),
             _ => {
                 if let Base::Snapshot(id) = &self.job.base {
-                    let why =
-                        format!("{between}, and nothing proves what else was written to it");
+                    let why = format!("{between}, and nothing proves what else was written to it");
                     return self.refuse(&why, Remedy::Trust(id.to_string()));
                 }
                 return full().warn(format!(
@@ -459,7 +458,10 @@ impl Decider<'_> {
             if self.is_named() {
                 return overwritten();
             }
-            let why = format!("it is a replica of {its} (it holds {held}), and {} is of {ours}", self.source.name);
+            let why = format!(
+                "it is a replica of {its} (it holds {held}), and {} is of {ours}",
+                self.source.name
+            );
             return self.refuse(&why, Remedy::Overwrite(self.seen.facts.token.clone()));
         }
         let facts = &self.seen.facts;
@@ -584,7 +586,10 @@ pub(super) fn room(
                 size(reserve)
             ),
         };
-        let what = format!("cannot write {name}: {} are free there, and {why}", size(free));
+        let what = format!(
+            "cannot write {name}: {} are free there, and {why}",
+            size(free)
+        );
         return Err(Error::new(Kind::NoSpace, what));
     }
     let wanted = blocks

@@ -161,7 +161,9 @@ impl<'a> Planner<'a> {
             plan.write_too(unfinished.damaged());
         }
         plan.write_too(&candidate.damaged());
-        let work = self.new_work(candidate, plan, Some(base.clone()), None).await?;
+        let work = self
+            .new_work(candidate, plan, Some(base.clone()), None)
+            .await?;
         let Work::New {
             mut task,
             plan,
@@ -170,7 +172,11 @@ impl<'a> Planner<'a> {
         else {
             return Ok(work);
         };
-        task.after = candidate.seen.record.as_ref().map(|record| record.run.clone());
+        task.after = candidate
+            .seen
+            .record
+            .as_ref()
+            .map(|record| record.run.clone());
         Ok(Work::New {
             task,
             plan,
@@ -185,7 +191,10 @@ impl<'a> Planner<'a> {
                 if self.job.base == Base::Auto
                     && matches!(error.kind(), Kind::NotFound | Kind::Unrelated) =>
             {
-                warn!("cannot copy only the changes since {base}: {}", error.chain());
+                warn!(
+                    "cannot copy only the changes since {base}: {}",
+                    error.chain()
+                );
                 Ok(None)
             }
             delta => delta.map(Some),
@@ -233,14 +242,23 @@ impl<'a> Planner<'a> {
             Work::Nothing | Work::Compare => return Ok(None),
             Work::New { plan, .. } => {
                 let is_clone = plan.base().is_some();
-                (plan.write().len(), if is_clone { facts.clone_bytes } else { 0 })
+                (
+                    plan.write().len(),
+                    if is_clone { facts.clone_bytes } else { 0 },
+                )
             }
             Work::Resumed(checkpoint) => {
                 let left = checkpoint.missing();
                 (left.len(), 0)
             }
         };
-        super::plan::room(candidate.target.name(), free, clone, blocks, self.job.reserve)
+        super::plan::room(
+            candidate.target.name(),
+            free,
+            clone,
+            blocks,
+            self.job.reserve,
+        )
     }
 }
 
@@ -278,7 +296,11 @@ impl Planned {
             write: plan.map_or(0, |plan| plan.write().len()),
             zero: plan.map_or(0, |plan| plan.zero().len()),
             done,
-            clone_bytes: if is_delta { candidate.seen.facts.clone_bytes } else { 0 },
+            clone_bytes: if is_delta {
+                candidate.seen.facts.clone_bytes
+            } else {
+                0
+            },
             compare_bytes,
             room: self.room.clone(),
             warnings: self.warnings.clone(),

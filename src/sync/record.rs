@@ -161,8 +161,11 @@ mod tests {
             assert!(read.is_old_format);
             assert_eq!(read.held(), Some("snap-b"));
         }
-        std::fs::write(&path, json!({"run": "1", "target": "x", "content": "unknown"}).to_string())
-            .unwrap();
+        std::fs::write(
+            &path,
+            json!({"run": "1", "target": "x", "content": "unknown"}).to_string(),
+        )
+        .unwrap();
         assert_eq!(load(&path, Some(&mark)).unwrap(), None);
     }
 }

@@ -116,7 +116,8 @@ impl ReportFile {
 
     /// A target that held the source already.
     pub(super) fn held(&mut self, target: &str, source: &str, verified: bool) -> Result<()> {
-        let value = json!({"target": target, "status": "already", "source": source, "verified": verified});
+        let value =
+            json!({"target": target, "status": "already", "source": source, "verified": verified});
         self.next(|out| write!(out, "{value}"))
     }
 

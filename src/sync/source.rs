@@ -89,7 +89,10 @@ impl<'a> Listings<'a> {
             return Ok(Arc::clone(delta));
         }
         let (Some(catalog), Some(head)) = (&self.source.catalog, self.source.info.id()) else {
-            let what = format!("cannot list changes of {}: it is no snapshot", self.source.info.name);
+            let what = format!(
+                "cannot list changes of {}: it is no snapshot",
+                self.source.info.name
+            );
             return Err(Error::new(Kind::Invalid, what));
         };
         if *base == head {

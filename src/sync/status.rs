@@ -71,7 +71,10 @@ pub fn status(target: &dyn Target) -> Result<Status> {
             .is_some_and(|record| record.mark.is_some() && record.mark == mark),
         has_digests: digests,
         time: record.as_ref().and_then(|record| record.time),
-        damaged: record.as_ref().map(|record| record.damaged.clone()).unwrap_or_default(),
+        damaged: record
+            .as_ref()
+            .map(|record| record.damaged.clone())
+            .unwrap_or_default(),
         content: record.map(|record| record.content),
         unfinished: unfinished_of(&files)?,
     })

@@ -88,6 +88,12 @@ impl DeviceTarget {
         self.identity.is_stable && !self.is_shared
     }
 
+    /// Its mark, where that proves anything.
+    fn mark_of(&self, file: &File) -> Option<Mark> {
+        let mark = self.has_marks().then(|| device_mark(file)).flatten();
+        mark.map(Mark::Device)
+    }
+
     fn open_for_reading(&self) -> Result<File> {
         let file = OpenOptions::new()
             .read(true)
@@ -136,7 +142,7 @@ impl DeviceTarget {
         let file = self.open_for_reading()?;
         let mut tokens = self.identity.tokens.iter().cloned();
         let token = tokens.next().unwrap_or_else(|| self.name.clone());
-        let mark = self.has_marks().then(|| device_mark(&file)).flatten();
+        let mark = self.mark_of(&file);
         let no_identity = (!self.identity.is_stable).then(|| {
             format!(
                 "{} has no WWN, serial number or UUID of its own: no record is kept, and every copy is a full one",
@@ -150,8 +156,11 @@ impl DeviceTarget {
             fixed_size: Some(size_of(&self.path, &file)?),
             obstacles: obstacles(&self.path),
             warnings: no_identity.into_iter().chain(sectors).collect(),
-            left: left_by(left, mark.as_ref()),
-            mark: mark.map(Mark::Device),
+            left: match &mark {
+                Some(Mark::Device(mark)) => left_by(left, Some(mark)),
+                _ => left_by(left, None),
+            },
+            mark,
             ..Facts::of(token, Existence::There)
         })
     }
@@ -221,6 +230,10 @@ impl Target for DeviceTarget {
         Ok(locks)
     }
 
+    fn mark(&self) -> Result<Option<Mark>> {
+        Ok(self.mark_of(&self.open_for_reading()?))
+    }
+
     fn observe<'a>(&'a self, ask: &'a Ask<'a>) -> BoxFuture<'a, Result<Facts>> {
         let (target, left) = (self.clone(), ask.left.cloned());
         blocking(move || target.facts(left.as_ref())).boxed()
@@ -231,26 +244,20 @@ impl Target for DeviceTarget {
         plan: Arc<Delta>,
         _base: Option<&'a Replica>,
     ) -> BoxFuture<'a, Result<Arc<Delta>>> {
-        async move {
-            if plan.base().is_some() {
-                return Ok(plan);
-            }
-            // What a full copy does not write is not zero there.
-            let mut plan = Delta::clone(&plan);
-            plan.zero_what_grew();
-            Ok(Arc::new(plan))
-        }
-        .boxed()
+        std::future::ready(Ok(super::over_anything(plan, true))).boxed()
     }
 
     fn open<'a>(&'a self, opening: Opening<'a>) -> BoxFuture<'a, Result<Opened>> {
         async move {
             opening.stop.check()?;
             let geometry = opening.plan.head();
-            let target = self.clone();
+            let (target, decided) = (self.clone(), opening.mark.cloned());
             let open = blocking(move || {
                 let file = target.open_for_writing()?;
                 fits(&target.name, size_of(&target.path, &file)?, geometry)?;
+                if decided.is_some() && decided != target.mark_of(&file) {
+                    return Err(super::changed(&target.name));
+                }
                 Ok(file)
             });
             let sink = DeviceSink {
@@ -370,7 +377,7 @@ impl Sink for DeviceSink {
             let after = self.mark().await?;
             let mark = after.filter(|after| before.as_ref() == Some(after));
             Ok(Published {
-                mark: mark.map(Mark::Device),
+                mark,
                 ..Published::default()
             })
         }

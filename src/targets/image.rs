@@ -59,7 +59,8 @@ impl ImageTarget {
     /// `Invalid` when the path cannot be an image's, `NotFound` where there must be one and is none.
     pub fn new(path: &Path, is_in_place: bool) -> Result<Self> {
         let as_given = path.display().to_string();
-        let wrong = |what: &str| Error::new(Kind::Invalid, format!("cannot write {as_given}: {what}"));
+        let wrong =
+            |what: &str| Error::new(Kind::Invalid, format!("cannot write {as_given}: {what}"));
         let found = path.canonicalize();
         if found.is_err() && path.is_symlink() {
             return Err(wrong("it is a link that leads nowhere"));
@@ -219,8 +220,11 @@ impl ImageTarget {
             at = end;
         }
         let to = Arc::clone(part);
-        blocking(move || to.sync_all().map_err(|error| Error::with_source(Kind::Io, "cannot flush the clone", error)))
-            .await?;
+        blocking(move || {
+            to.sync_all()
+                .map_err(|error| Error::with_source(Kind::Io, "cannot flush the clone", error))
+        })
+        .await?;
         self.check_mark(&old, opening)
     }
 
@@ -232,11 +236,7 @@ impl ImageTarget {
         if opening.mark.is_none_or(|mark| *mark == now) {
             return Ok(());
         }
-        let what = format!(
-            "cannot write {}: something else wrote or replaced it just now",
-            self.name
-        );
-        Err(Error::new(Kind::Undecided, what).with_remedy(Remedy::TryLater))
+        Err(super::changed(&self.name))
     }
 
     fn raw(&self, path: &Path, file: &Arc<File>, geometry: Geometry) -> Result<Raw> {
@@ -258,7 +258,10 @@ impl ImageTarget {
         };
         let failed = |error| Error::of_file(&part, "cannot write", error);
         sink::cut_to(&file, geometry.size()).map_err(failed)?;
-        let sink = ImageSink::new(self.raw(&part, &Arc::new(file), geometry)?, Some(self.path.clone()));
+        let sink = ImageSink::new(
+            self.raw(&part, &Arc::new(file), geometry)?,
+            Some(self.path.clone()),
+        );
         (opening.name)(&sink.state()?)?;
         Ok(sink)
     }

@@ -12,9 +12,9 @@ use crate::ebs::Client;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{Address, RepositoryCatalog, RepositoryTarget};
 use crate::source::SnapshotId;
-use crate::target::{SourceInfo, Target, TargetKind};
 use crate::sync::overlaps;
-use crate::targets::{DeviceTarget, EbsJob, EbsPlace, EbsTarget, ImageTarget};
+use crate::target::{SourceInfo, Target, TargetKind};
+use crate::targets::{DeviceTarget, EbsJob, EbsPlace, EbsTarget, ImageTarget, mounted_twins};
 
 /// Characters of a tag (API_Tag of the EBS direct APIs).
 const LONGEST_KEY: usize = 127;
@@ -89,7 +89,12 @@ pub(super) async fn connect(
     if let Some(region) = name.strip_prefix("ebs:") {
         let place = args.to.place(region, args).await?;
         clients.push(Arc::clone(&place.client));
-        return Ok(Arc::new(EbsTarget::new(place, args.to.job(), source, &state_dir)?));
+        return Ok(Arc::new(EbsTarget::new(
+            place,
+            args.to.job(),
+            source,
+            &state_dir,
+        )?));
     }
     if !Address::looks_like(name) {
         return local_target(name, args.in_place, args.shared, &state_dir);
@@ -104,7 +109,9 @@ pub(super) async fn connect(
         true => RepositoryCatalog::open(store, true).await?,
         false => RepositoryCatalog::look(store).await?,
     };
-    Ok(Arc::new(RepositoryTarget::new(catalog, args.dedup, source, &state_dir)))
+    Ok(Arc::new(RepositoryTarget::new(
+        catalog, args.dedup, source, &state_dir,
+    )))
 }
 
 /// Refuses targets that are one, the source itself, or within each other.
@@ -139,6 +146,19 @@ pub(super) fn check(
         return refused("cannot use --dedup: none of the targets is a repository".into());
     }
     Ok(())
+}
+
+/// Warns of devices that are copies of what is mounted here: by a UUID the machine cannot tell the two apart.
+pub(super) async fn warn_of_twins(targets: &[String]) {
+    for target in targets {
+        let path = Path::new(target);
+        let found = std::fs::metadata(path);
+        if found.is_ok_and(|found| found.file_type().is_block_device()) {
+            for twin in mounted_twins(path).await {
+                tracing::warn!("{target}: {twin}");
+            }
+        }
+    }
 }
 
 impl ToArgs {

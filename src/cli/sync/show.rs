@@ -149,11 +149,22 @@ impl Cost {
                 lines.push(format!("room      {room}"));
             }
             if plan.clone_bytes > 0 {
-                lines.push(format!("clone     {} of the old image", ByteSize::b(plan.clone_bytes)));
+                lines.push(format!(
+                    "clone     {} of the old image",
+                    ByteSize::b(plan.clone_bytes)
+                ));
             }
-            lines.push(format!("write     {} blocks, {}", plan.write, size(plan.write)));
+            lines.push(format!(
+                "write     {} blocks, {}",
+                plan.write,
+                size(plan.write)
+            ));
             if plan.zero > 0 {
-                lines.push(format!("zero      {} blocks, {}", plan.zero, size(plan.zero)));
+                lines.push(format!(
+                    "zero      {} blocks, {}",
+                    plan.zero,
+                    size(plan.zero)
+                ));
             }
             if plan.done > 0 {
                 lines.push(format!("done      {} blocks, by an earlier run", plan.done));
@@ -167,7 +178,9 @@ impl Cost {
             if let Some(requests) = requests {
                 let time = humantime::format_duration(Duration::from_secs(self.seconds));
                 lines.push(format!("requests  {requests}, ${:.4}", self.dollars));
-                lines.push(format!("time      {time} at least, at {rate} blocks a second"));
+                lines.push(format!(
+                    "time      {time} at least, at {rate} blocks a second"
+                ));
             }
         }
         lines.push(String::new());

@@ -103,11 +103,7 @@ async fn newest(catalog: &EbsCatalog, args: &SyncArgs) -> Result<SnapshotId> {
 type Found = (Snapshot, Arc<dyn BlockSource>);
 
 /// Opens a snapshot; one that is pending is waited for, if that is asked for.
-async fn completed(
-    catalog: &EbsCatalog,
-    id: &SnapshotId,
-    wait: Option<Duration>,
-) -> Result<Found> {
+async fn completed(catalog: &EbsCatalog, id: &SnapshotId, wait: Option<Duration>) -> Result<Found> {
     let since = Instant::now();
     let mut pause = FIRST_LOOK;
     loop {
@@ -130,7 +126,9 @@ async fn completed(
 
 async fn repository(args: &SyncArgs, address: &Address) -> Result<Opened> {
     let select = address.select.as_deref().ok_or_else(|| {
-        let what = format!("cannot copy {address}: it names no snapshot; use {address}#SNAPSHOT or #latest");
+        let what = format!(
+            "cannot copy {address}: it names no snapshot; use {address}#SNAPSHOT or #latest"
+        );
         Error::new(Kind::Invalid, what)
     })?;
     let store = args
@@ -205,7 +203,8 @@ fn disk(args: &SyncArgs, name: &str) -> Result<Opened> {
         .canonicalize()
         .map_err(|error| Error::of_file(name.as_ref(), "cannot find", error))?;
     if let Some(head) = super::status::half_written(&path, &args.state_dir())? {
-        let what = format!("cannot copy {name}: it is not whole, a copy of {head} to it is unfinished");
+        let what =
+            format!("cannot copy {name}: it is not whole, a copy of {head} to it is unfinished");
         return Err(Error::new(Kind::Invalid, what));
     }
     let info = SourceInfo {
@@ -233,7 +232,11 @@ fn disk(args: &SyncArgs, name: &str) -> Result<Opened> {
 
 /// What a name was meant to be that is none of it.
 fn looks_like_aws(name: &str) -> Option<&'static str> {
-    [("snap-", "snapshot id"), ("vol-", "volume id"), ("tag:", "tag:KEY=VALUE")]
-        .into_iter()
-        .find_map(|(prefix, what)| name.starts_with(prefix).then_some(what))
+    [
+        ("snap-", "snapshot id"),
+        ("vol-", "volume id"),
+        ("tag:", "tag:KEY=VALUE"),
+    ]
+    .into_iter()
+    .find_map(|(prefix, what)| name.starts_with(prefix).then_some(what))
 }

@@ -71,7 +71,9 @@ fn in_words(status: &Status) -> String {
                 Some(time) => format!("no usable recovery point since {time}"),
                 None => "no usable recovery point".to_owned(),
             };
-            format!("between {base} and {head}: not usable; {since}; --base auto brings it to any snapshot")
+            format!(
+                "between {base} and {head}: not usable; {since}; --base auto brings it to any snapshot"
+            )
         }
     }
 }

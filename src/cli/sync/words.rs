@@ -22,7 +22,9 @@ pub(super) fn decision(decision: &Decision, kind: TargetKind) -> &'static str {
         (Decision::Resume, Ebs) => "a new EBS snapshot, resumed",
         (Decision::Resume, Repository) => "a snapshot in a repository, resumed",
         (Decision::TakeOver(_), Device) => "a device, taken over from an unfinished run",
-        (Decision::TakeOver(_), _) => "an image changed in place, taken over from an unfinished run",
+        (Decision::TakeOver(_), _) => {
+            "an image changed in place, taken over from an unfinished run"
+        }
         (Decision::Full, Image) => "a new image",
         (Decision::Delta(_), Image) => "an image, replaced by a changed copy",
         (_, ImageInPlace) => "an image changed in place",
@@ -79,7 +81,9 @@ pub(super) fn result(outcomes: &[TargetOutcome]) -> Result<()> {
                     .iter()
                     .map(|(first, end)| u64::from(end.saturating_sub(*first)))
                     .sum();
-                let what = format!("{blocks} damaged blocks were left zero: the next run tries them again");
+                let what = format!(
+                    "{blocks} damaged blocks were left zero: the next run tries them again"
+                );
                 Some(Error::new(Kind::Marked, what))
             }
             Ok(_) => None,

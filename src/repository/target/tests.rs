@@ -132,6 +132,7 @@ fn task(target: &RepositoryTarget, source: &SourceInfo) -> Task {
         volume: source.volume.clone(),
         base: None,
         target: target.id().into(),
+        target_name: String::new(),
     }
 }
 
@@ -154,6 +155,7 @@ async fn open(
         source,
         resume,
         base,
+        mark: None,
         name: &|_| Ok(()),
         files: with_ending(&target.state().stem, ".sink"),
         restart: false,

@@ -51,6 +51,7 @@ async fn open(target: &DeviceTarget, plan: &Delta, name: Name<'_>) -> Result<Ope
         volume: None,
         base: None,
         target: target.id().into(),
+        target_name: String::new(),
     };
     let opening = Opening {
         task: &task,
@@ -59,6 +60,7 @@ async fn open(target: &DeviceTarget, plan: &Delta, name: Name<'_>) -> Result<Ope
         source: &source,
         resume: None,
         base: None,
+        mark: None,
         name,
         files: target.state().stem,
         restart: false,

@@ -25,7 +25,7 @@ enum Name {
 }
 
 /// Warnings: what is mounted on this machine and has a UUID that an image or device has too. Where that cannot be read, none.
-pub(crate) async fn mounted_twins(path: &Path) -> Vec<String> {
+pub async fn mounted_twins(path: &Path) -> Vec<String> {
     match DiskSource::open(path) {
         Ok(source) => twins_of(&source, Some(path)).await,
         Err(_) => Vec::new(),
@@ -34,7 +34,7 @@ pub(crate) async fn mounted_twins(path: &Path) -> Vec<String> {
 
 /// The same of any volume: it reads its first block and the first one of each partition. `itself` is the file or device that
 /// the volume is, which is no twin.
-pub(crate) async fn twins_of(source: &dyn BlockSource, itself: Option<&Path>) -> Vec<String> {
+async fn twins_of(source: &dyn BlockSource, itself: Option<&Path>) -> Vec<String> {
     let names = names_of(source).await;
     if names.is_empty() {
         return Vec::new();
