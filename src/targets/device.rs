@@ -377,7 +377,7 @@ impl Sink for DeviceSink {
             let after = self.mark().await?;
             let mark = after.filter(|after| before.as_ref() == Some(after));
             Ok(Published {
-                mark,
+                mark: mark.map(Mark::Device),
                 ..Published::default()
             })
         }
