@@ -401,11 +401,7 @@ impl Decider<'_> {
         if let Some(trusted) = &self.job.trust {
             return self.holding(trusted.as_str(), false);
         }
-        let record = self
-            .seen
-            .record
-            .as_ref()
-            .filter(|record| facts.has_identity && record.target == self.seen.id);
+        let record = self.seen.record.as_ref().filter(|_| facts.has_identity);
         let Some(record) = record else {
             return self.unknown("content unknown (no record)");
         };
@@ -504,8 +500,11 @@ impl Decider<'_> {
     fn holding(&self, held: &str, rewrites: bool) -> Decided {
         let snapshot = held.parse::<SnapshotId>().ok();
         let snapshot = snapshot.filter(|_| self.source.has_changes);
+        let record = self.seen.record.as_ref();
+        // Blocks that were left zero are tried again.
+        let retries = rewrites || record.is_some_and(|record| !record.damaged.is_empty());
         let decision = if held == self.source.name && self.source.mark.is_none() {
-            match (self.job.restart, rewrites, snapshot) {
+            match (self.job.restart, retries, snapshot) {
                 (true, _, _) | (false, true, None) => Decision::Full,
                 (false, true, Some(base)) => Decision::Delta(vec![base]),
                 (false, false, _) => Decision::Holds,
