@@ -27,6 +27,7 @@ mod progress;
 mod record;
 mod report;
 mod source;
+mod stage;
 mod status;
 mod verify;
 
@@ -39,6 +40,7 @@ pub use plan::{Decided, Decision};
 pub use progress::{Phase, Progress};
 pub use report::{REPORT_VERSION, Report, ReportFile};
 pub use source::{LookAtMark, Source};
+pub use stage::staged_source;
 pub use status::{Status, Unfinished, status, unfinished};
 
 use crate::error::{Error, Result};

@@ -6,6 +6,8 @@ mod half_way;
 mod killed;
 mod refused;
 mod restored;
+mod staged;
+mod taken_over;
 mod whole;
 
 pub use killed::kill_until_done;

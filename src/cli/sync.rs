@@ -84,6 +84,10 @@ pub(super) struct SyncArgs {
     /// Other hosts can write the target devices: compare them before each delta
     #[arg(long)]
     shared: bool,
+    /// Fetch changes for devices and --in-place images whole to DIRECTORY before applying them: no call to AWS is needed after that,
+    /// also by the same command again
+    #[arg(long, value_name = "DIRECTORY")]
+    stage: Option<PathBuf>,
     /// Drop the progress of unfinished runs
     #[arg(long)]
     restart: bool,
@@ -218,6 +222,7 @@ impl SyncArgs {
             verify: self.verify,
             digest: self.digest,
             reserve: self.reserve.as_u64(),
+            stage: self.stage.clone(),
             dry_run: self.dry_run,
             rate: limits.max_rps.min(limits.max_snapshot_rps),
             in_flight: self.limits.max_in_flight.min(most).max(2) as usize,
@@ -335,7 +340,11 @@ impl SyncArgs {
             }
             let (snapshot, digest) = match &outcome.ended {
                 Ok(Ended::Copied(report)) => (report.snapshot.clone(), report.image_sha256.clone()),
-                Ok(Ended::Held { image_sha256, .. }) => (None, image_sha256.clone()),
+                Ok(Ended::Held {
+                    image_sha256,
+                    snapshot,
+                    ..
+                }) => (snapshot.clone(), image_sha256.clone()),
                 _ => (None, None),
             };
             if let Some(snapshot) = snapshot {

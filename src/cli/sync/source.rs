@@ -8,13 +8,14 @@ use serde_json::{Value, json};
 use tracing::info;
 
 use super::SyncArgs;
+use super::place::local_target;
 use crate::block::BLOCK_SIZE;
 use crate::cli::aws;
 use crate::ebs::{Client, EbsCatalog};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::repository::{Address, RepositoryCatalog};
 use crate::source::{BlockSource, Catalog, DiskSource, Selector, Snapshot, SnapshotId, State};
-use crate::sync::Source;
+use crate::sync::{Source, staged_source};
 use crate::target::{Base, SourceInfo};
 use crate::targets::mark_of;
 
@@ -34,6 +35,19 @@ pub(super) struct Opened {
 /// Opens what a person named.
 pub(super) async fn open(args: &SyncArgs) -> Result<Opened> {
     let name = args.source.as_deref().unwrap_or_default();
+    if let Some(directory) = &args.stage
+        && let Some(source) = staged(args, directory, name)?
+    {
+        info!(
+            "{name} is staged in {}: nothing is asked of AWS",
+            directory.display()
+        );
+        return Ok(Opened {
+            source,
+            client: None,
+            about: json!({"staged": true}),
+        });
+    }
     if Address::looks_like(name) {
         return repository(args, &name.parse()?).await;
     }
@@ -42,6 +56,22 @@ pub(super) async fn open(args: &SyncArgs) -> Result<Opened> {
         Ok(selector) => snapshot(args, selector).await,
         Err(_) => disk(args, name),
     }
+}
+
+/// What an earlier run staged of a snapshot for every one of the targets.
+fn staged(args: &SyncArgs, directory: &Path, name: &str) -> Result<Option<Source>> {
+    let mut targets = Vec::new();
+    for target in &args.targets {
+        if target.starts_with("ebs:") || Address::looks_like(target) {
+            return Ok(None);
+        }
+        match local_target(target, args.in_place, args.shared, &args.state_dir()) {
+            Ok(target) => targets.push(target),
+            // It is reported when it is opened.
+            Err(_) => return Ok(None),
+        }
+    }
+    staged_source(directory, name, &targets)
 }
 
 async fn snapshot(args: &SyncArgs, selector: Selector) -> Result<Opened> {
@@ -75,6 +105,7 @@ async fn snapshot(args: &SyncArgs, selector: Selector) -> Result<Opened> {
         blocks,
         catalog: Some(catalog),
         mark: None,
+        is_staged: false,
     };
     Ok(Opened {
         source,
@@ -166,6 +197,7 @@ async fn repository(args: &SyncArgs, address: &Address) -> Result<Opened> {
         blocks,
         catalog: Some(Arc::new(catalog)),
         mark: None,
+        is_staged: false,
     };
     Ok(Opened {
         source,
@@ -222,6 +254,7 @@ fn disk(args: &SyncArgs, name: &str) -> Result<Opened> {
         blocks: Arc::new(disk),
         catalog: None,
         mark: Some(Box::new(move || mark_of(&path))),
+        is_staged: false,
     };
     Ok(Opened {
         source,
