@@ -80,6 +80,7 @@
 //!  sync/observe     compare      where the mark proves nothing: the target against its kept digests, then decide again
 //!  sync/planner     plan         Decision -> Delta: all, what changed, or what is left; each listing made once for all targets
 //!  cli/sync/show    plans      shown; what overwrites unknown content is confirmed
+//!  sync/stage       fill       --stage: a delta for a target in place is fetched whole to local disk, and read from there below
 //!  sync/execute     open       checkpoint saved, record "between": the target is named before it is touched
 //!  sync/copy        copy       zero, then blocks in flight: each fetched once, written to every sink that wants it
 //!  ebs/...          read_ahead   as above, without the cache; verified there
