@@ -2,6 +2,7 @@
 
 mod ebs;
 mod failing;
+mod foreign;
 mod half_way;
 mod killed;
 mod refused;
