@@ -31,13 +31,13 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::error::{EXIT_CODES, Error, Kind, Result};
 
-/// Use Amazon EBS snapshots as files.
+/// Use Amazon EBS snapshots as files
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, after_help = exit_codes())]
 struct Args {
     #[command(subcommand)]
     verb: Verb,
-    /// Say more: each retry; twice: each request
+    /// Increase log detail (-v: retries, -vv: every request)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
     /// How log lines look

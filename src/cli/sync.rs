@@ -92,8 +92,8 @@ pub(super) struct SyncArgs {
     #[arg(long)]
     restart: bool,
     /// What to do about a damaged block of the source; mark: leave it zero, list it, end with exit code 12
-    #[arg(long, value_enum, default_value_t = Damage::Fail)]
-    on_damage: Damage,
+    #[arg(long, value_enum, default_value_t = OnDamageArg::Fail)]
+    on_damage: OnDamageArg,
     /// Let an encrypted source become a target that is not encrypted (ebs:, repositories)
     #[arg(long)]
     allow_plaintext: bool,
@@ -142,7 +142,7 @@ pub(super) struct SyncArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Damage {
+enum OnDamageArg {
     /// End with exit code 8
     Fail,
     /// Leave the block zero and list it
@@ -216,8 +216,8 @@ impl SyncArgs {
             discard_foreign_writes: self.discard_foreign_writes,
             allow_plaintext: self.allow_plaintext,
             on_damage: match self.on_damage {
-                Damage::Fail => OnDamage::Fail,
-                Damage::Mark => OnDamage::Mark,
+                OnDamageArg::Fail => OnDamage::Fail,
+                OnDamageArg::Mark => OnDamage::Mark,
             },
             verify: self.verify,
             digest: self.digest,

@@ -66,7 +66,7 @@ impl Ui for Terminal<'_> {
                     .map_err(|error| Error::with_source(Kind::Io, "cannot print the plan", error)),
             };
         }
-        if self.form != ProgressForm::None {
+        if self.form != ProgressForm::None && !plans.is_empty() {
             self.shown.hidden(|| say(text.trim_end()));
         }
         Ok(())
