@@ -6,6 +6,7 @@ mod half_way;
 mod killed;
 mod refused;
 mod restored;
+mod verify;
 mod whole;
 
 pub use killed::kill_until_done;
