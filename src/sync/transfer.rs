@@ -112,7 +112,10 @@ pub async fn import_record(
 ) -> Result<TargetRecord> {
     let name = target.name();
     let cannot = |error: Error| error.context(format!("cannot import {}", import.record.display()));
-    let exported = record::decode(&read(&import.record)?).map_err(cannot)?;
+    let path = import.record.clone();
+    // It may be a pipe whose writer is slow.
+    let bytes = stop.unless(blocking(move || read(&path))).await?;
+    let exported = record::decode(&bytes).map_err(cannot)?;
     let record = adopt(exported, name, target.id())?;
     let geometry = Geometry::new(record.volume_bytes).map_err(cannot)?;
     let files = StateFiles::of(&target.state().stem);

@@ -255,6 +255,28 @@ fn a_flipped_byte_on_a_device_is_found_and_what_lies_behind_the_volume_is_not_it
     assert_eq!(found(&[text(&source), "--fetch"]), []);
 }
 
+#[test]
+fn a_target_on_a_read_only_filesystem_is_verified() {
+    struct Mounted(PathBuf);
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            let _ = Command::new("umount").arg(&self.0).status();
+        }
+    }
+    let emulator = Emulator::start();
+    let source = emulator.make_volume("vol-0a", 20, [0, 3, 19]);
+    let folder = tempfile::tempdir().unwrap();
+    sh(&format!("mount -t tmpfs none {}", folder.path().display()));
+    let mounted = Mounted(folder.path().to_owned());
+    let image = folder.path().join("image.raw");
+    run(&mut sync(&emulator, &[text(&source), text(&image)]));
+    sh(&format!("mount -o remount,ro {}", mounted.0.display()));
+    for more in [&[][..], &["--fetch"]] {
+        let args = [&[text(&image)], more].concat();
+        assert_eq!(differing(&mut verify(&emulator, &args)), []);
+    }
+}
+
 /// Sends SIGINT and waits for exit code 130.
 fn interrupt(mut child: Child) {
     run(Command::new("kill").args(["-INT", &child.id().to_string()]));
@@ -338,21 +360,18 @@ fn a_digest_is_that_of_the_image_and_fetches_each_block_once() {
     assert_eq!(fs::read_to_string(&lines).unwrap(), wanted);
 
     // An image, a device, a repository; as sha256sum checks it, and as JSON.
-    let device = Loop::over(&image);
-    let repository = format!("file://{}/repository", folder.path().display());
-    run(&mut sync(&emulator, &[&id, &repository]));
-    let names = [
-        text(&image).to_owned(),
-        device.0.clone(),
-        format!("{repository}#{id}"),
-    ];
-    for name in &names {
+    let small = emulator.make_volume("vol-0b", 40, [0, 7, 39]);
+    writable(&small).set_len(40 * BLOCK + 3 * 512).unwrap();
+    let device = Loop::over(&small);
+    for name in [text(&small), &device.0] {
         let said = run(&mut digest(&[name]));
-        assert_eq!(said, format!("{}  {name}\n", sums[0]));
+        assert_eq!(said, format!("{}  {name}\n", sha256(&small)));
     }
     drop(device);
+    let repository = format!("file://{}/repository", folder.path().display());
+    run(&mut sync(&emulator, &[&id, &repository]));
     let list = folder.path().join("sums");
-    fs::write(&list, run(&mut digest(&[text(&image)]))).unwrap();
+    fs::write(&list, run(&mut digest(&[text(&small)]))).unwrap();
     run(Command::new("sha256sum").arg("-c").arg(&list));
     let latest = run(&mut digest(&[&format!("{repository}#latest"), "--json"]));
     let value: Value = serde_json::from_str(&latest).unwrap();
