@@ -9,6 +9,7 @@ mod refused;
 mod restored;
 mod staged;
 mod taken_over;
+mod verify;
 mod whole;
 
 pub use killed::kill_until_done;

@@ -30,9 +30,11 @@ use crate::sync::{self, Context, Ended, OnDamage, Progress, ReportFile, SyncJob,
 use crate::target::{Base, Stop};
 
 use place::ToArgs;
+use show::Terminal;
 
-use show::{ProgressForm, Shown, Terminal};
-use source::Opened;
+pub(super) use place::{existing_target, local_target, recorded_name};
+pub(super) use show::{ProgressForm, Shown};
+pub(super) use source::{OpenedSource, SourceRequest, ToEbs, open};
 
 /// The longest that a block waits for its turn under `--bandwidth`: so few are asked for at once.
 const TURN: Duration = Duration::from_secs(10);
@@ -200,6 +202,15 @@ impl SyncArgs {
         targets.any(|target| Address::looks_like(target))
     }
 
+    fn to_ebs(&self) -> ToEbs {
+        let to_ebs = self.targets.iter().filter(|to| to.starts_with("ebs:"));
+        match to_ebs.count() {
+            0 => ToEbs::None,
+            n if n == self.targets.len() => ToEbs::All,
+            _ => ToEbs::Some,
+        }
+    }
+
     fn job(&self) -> SyncJob {
         let limits = self.limits();
         let turn = u32::try_from(TURN.as_secs()).unwrap_or(1);
@@ -230,9 +241,7 @@ impl SyncArgs {
     }
 
     async fn sync(&self) -> Result<()> {
-        let (stop, stopped) = watch::channel(false);
-        listen(stop)?;
-        let stop = Stop::new(stopped);
+        let stop = listen()?;
         let name = self.source.as_deref().unwrap_or_default();
         let mut report = match &self.report {
             Some(path) if !self.dry_run => {
@@ -279,11 +288,30 @@ impl SyncArgs {
         report: &mut Option<ReportFile>,
         clients: &mut Vec<Arc<Client>>,
     ) -> Result<(Value, Vec<TargetOutcome>)> {
-        let Opened {
+        let state_dir = self.state_dir();
+        let request = SourceRequest {
+            name: self.source.as_deref().unwrap_or_default(),
+            aws: &self.aws,
+            store: self.store,
+            limits: self.limits(),
+            wait: self.wait,
+            state_dir: &state_dir,
+            to_ebs: self.to_ebs(),
+        };
+        let OpenedSource {
             source,
             client,
             about,
-        } = stop.unless(source::open(self)).await?;
+        } = stop.unless(open(&request)).await?;
+        let needs_snapshot =
+            matches!(&self.base, Some(Base::Snapshot(_))) || self.bandwidth.is_some();
+        if source.info.snapshot.is_none() && needs_snapshot {
+            let what = format!(
+                "cannot use --base SNAPSHOT or --bandwidth: {:?} is no snapshot",
+                request.name
+            );
+            return Err(Error::new(Kind::Invalid, what));
+        }
         clients.extend(client.clone());
         let mut outcomes = Vec::new();
         let mut targets = Vec::new();
@@ -400,8 +428,17 @@ fn about_this_program() -> Value {
     })
 }
 
-/// The first SIGINT or SIGTERM stops at a checkpoint; the second ends the program.
-fn listen(stop: watch::Sender<bool>) -> Result<()> {
+/// The error of a verb that keeps no checkpoint: there is nothing to resume when it is stopped.
+pub(super) fn only_read(error: Error) -> Error {
+    match error.kind() {
+        Kind::Stopped => Error::new(Kind::Stopped, "stopped: nothing was changed"),
+        _ => error,
+    }
+}
+
+/// The first SIGINT or SIGTERM stops the verb (a sync at a checkpoint); the second ends the program.
+pub(super) fn listen() -> Result<Stop> {
+    let (stop, stopped) = watch::channel(false);
     let failed = |error| Error::with_source(Kind::Io, "cannot take signals", error);
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
@@ -417,8 +454,8 @@ fn listen(stop: watch::Sender<bool>) -> Result<()> {
             if stop.send_replace(true) {
                 std::process::exit(Kind::Stopped.exit_code().into());
             }
-            tracing::info!("stopping at a checkpoint; a second signal ends the program at once");
+            tracing::info!("stopping; a second signal ends the program at once");
         }
     });
-    Ok(())
+    Ok(Stop::new(stopped))
 }

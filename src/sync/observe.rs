@@ -17,7 +17,7 @@ use super::verify;
 use crate::block::{BlockIndex, BlockSet, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::make_folder_of;
-use crate::target::{Ask, Target};
+use crate::target::{Ask, Target, TargetRecord};
 
 /// A target of a run, until it is opened.
 pub(super) struct Candidate {
@@ -53,7 +53,7 @@ impl Candidate {
         };
         let checkpoint = load_checkpoint(&files, job)?;
         let seen = look(job, source, &*target, &files, checkpoint.as_ref(), context).await?;
-        let digests = recorded_digests(&files, &seen, job.dry_run)?;
+        let digests = recorded_digests(&files, seen.record.as_ref(), job.dry_run)?;
         let mut candidate = Self {
             decided: Decided::undecided(),
             target,
@@ -240,12 +240,12 @@ async fn look(
 
 /// The digests of the run that wrote the record. A run that was killed between its record and the rename of its digests left them
 /// under another name.
-fn recorded_digests(files: &StateFiles, seen: &Observed, dry_run: bool) -> Result<Option<Digests>> {
-    let Some(record) = seen
-        .record
-        .as_ref()
-        .filter(|record| record.held().is_some())
-    else {
+pub(super) fn recorded_digests(
+    files: &StateFiles,
+    record: Option<&TargetRecord>,
+    dry_run: bool,
+) -> Result<Option<Digests>> {
+    let Some(record) = record.filter(|record| record.held().is_some()) else {
         return Ok(None);
     };
     let is_its = |digests: &Digests| digests.run() == record.run;

@@ -78,6 +78,31 @@ pub(in crate::cli) fn local_target(
     })
 }
 
+/// An image or a device that must be there already.
+pub(in crate::cli) fn existing_target(name: &str, state_dir: &Path) -> Result<Arc<dyn Target>> {
+    if name.starts_with("ebs:") || Address::looks_like(name) {
+        let what =
+            format!("cannot use {name}: it is neither an image nor a device of this machine");
+        return Err(Error::new(Kind::Invalid, what));
+    }
+    let path = Path::new(name);
+    std::fs::metadata(path).map_err(|error| Error::of_file(path, "cannot find", error))?;
+    local_target(name, false, false, state_dir)
+}
+
+/// What records call the source of this name: a snapshot's id, or the whole path of an image or device.
+pub(in crate::cli) fn recorded_name(name: &str) -> Result<String> {
+    if Address::looks_like(name) {
+        let address: Address = name.parse()?;
+        return Ok(address.select.unwrap_or_else(|| name.to_owned()));
+    }
+    if name.parse::<SnapshotId>().is_ok() {
+        return Ok(name.to_owned());
+    }
+    let path = Path::new(name).canonicalize();
+    Ok(path.map_or_else(|_| name.to_owned(), |path| path.display().to_string()))
+}
+
 /// The target of a name; nothing is made there but a repository, which a dry run only looks at.
 pub(super) async fn connect(
     args: &SyncArgs,

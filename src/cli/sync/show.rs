@@ -28,7 +28,7 @@ const TEXT_EVERY: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum ProgressForm {
+pub(in crate::cli) enum ProgressForm {
     /// A bar on a terminal, else a line of text a minute
     Auto,
     /// A bar
@@ -209,14 +209,14 @@ impl Cost {
 }
 
 /// Shows how far a run is, until it is dropped.
-pub(super) struct Shown {
+pub(in crate::cli) struct Shown {
     task: JoinHandle<()>,
     bar: Option<ProgressBar>,
     clients: Arc<Mutex<Vec<Arc<Client>>>>,
 }
 
 impl Shown {
-    pub(super) fn start(form: ProgressForm, progress: Arc<Progress>) -> Self {
+    pub(in crate::cli) fn start(form: ProgressForm, progress: Arc<Progress>) -> Self {
         let is_bar = match form {
             ProgressForm::Auto => io::stderr().is_terminal(),
             form => form == ProgressForm::Bar,
@@ -260,7 +260,7 @@ impl Shown {
     }
 
     /// From now on the requests of these are counted.
-    pub(super) fn count(&self, clients: &[Arc<Client>]) {
+    pub(in crate::cli) fn count(&self, clients: &[Arc<Client>]) {
         *self.clients.lock() = clients.to_vec();
     }
 
