@@ -11,11 +11,15 @@ mod limits;
 mod ls;
 mod mount;
 mod output;
+mod progress;
 mod record;
 mod remedy;
 mod repository;
+mod signals;
+mod source;
 mod store;
 mod sync;
+mod target;
 mod umount;
 mod verify;
 

@@ -11,8 +11,10 @@ use serde_json::json;
 use super::aws::AwsArgs;
 use super::limits::LimitArgs;
 use super::output;
+use super::progress::{ProgressForm, Shown};
+use super::signals::{listen, only_read};
+use super::source::{SourceRequest, ToEbs, open};
 use super::store::StoreArgs;
-use super::sync::{self as verb, ProgressForm, Shown, SourceRequest, ToEbs};
 use crate::block::hexadecimal;
 use crate::error::{Error, Result};
 use crate::files::{AtomicFile, default_state_dir};
@@ -69,7 +71,7 @@ impl DigestArgs {
         let runtime = super::runtime()?;
         let done = runtime.block_on(self.digest());
         runtime.shutdown_timeout(Duration::from_millis(200));
-        let done = done.map_err(verb::only_read)?;
+        let done = done.map_err(only_read)?;
         let md5 = done.digests.md5.map(|md5| hexadecimal(&md5));
         let sha256 = hexadecimal(&done.digests.sha256);
         output::write(None, |out| {
@@ -92,7 +94,7 @@ impl DigestArgs {
     }
 
     async fn digest(&self) -> Result<DigestResult> {
-        let stop = verb::listen()?;
+        let stop = listen()?;
         let state_dir = self.state_dir.clone().unwrap_or_else(default_state_dir);
         let mut lines = self.blocks.as_deref().map(BlockLines::begin).transpose()?;
         let progress = Arc::new(Progress::default());
@@ -108,7 +110,7 @@ impl DigestArgs {
             state_dir: &state_dir,
             to_ebs: ToEbs::None,
         };
-        let opened = stop.unless(verb::open(&request)).await?;
+        let opened = stop.unless(open(&request)).await?;
         shown.count(opened.client.as_slice());
         let source = &opened.source;
         let mut held_blocks = 0;

@@ -9,7 +9,8 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::output;
-use super::sync::{existing_target, listen, local_target, only_read};
+use super::signals::{listen, only_read};
+use super::target::{existing_target, local_target};
 use crate::error::{Error, Kind, Result};
 use crate::files::default_state_dir;
 use crate::repository::Address;

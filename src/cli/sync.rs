@@ -1,40 +1,37 @@
 //! `ebsfs sync`: arguments become a job, a source and targets; [`crate::sync`] does the rest.
 
-mod place;
-mod show;
-mod source;
+mod plans;
 mod status;
 mod words;
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
 
 use super::aws::AwsArgs;
 use super::limits::LimitArgs;
+use super::progress::{ProgressForm, Shown};
+use super::signals::listen;
+use super::source::{OpenedSource, SourceRequest, ToEbs, open};
 use super::store::StoreArgs;
+use super::target::{self, TargetRequest, ToArgs};
 use crate::block::BLOCK_SIZE;
 use crate::ebs::{Client, Limits};
 use crate::error::{Error, Kind, Result};
 use crate::files::default_state_dir;
 use crate::repository::Address;
 use crate::source::SnapshotId;
-use crate::sync::{self, Context, Ended, OnDamage, Progress, ReportFile, SyncJob, TargetOutcome};
+use crate::sync::{
+    self, Context, Ended, OnDamage, Progress, ReportFile, Source, SyncJob, TargetOutcome,
+};
 use crate::target::{Base, Stop};
 
-use place::ToArgs;
-use show::Terminal;
-
-pub(super) use place::{existing_target, local_target, recorded_name};
-pub(super) use show::{ProgressForm, Shown};
-pub(super) use source::{OpenedSource, SourceRequest, ToEbs, open};
+use plans::Terminal;
 
 /// The longest that a block waits for its turn under `--bandwidth`: so few are asked for at once.
 const TURN: Duration = Duration::from_secs(10);
@@ -279,6 +276,30 @@ impl SyncArgs {
         result
     }
 
+    /// The source, if an earlier run staged it whole for every one of the targets.
+    fn staged(&self, state_dir: &Path) -> Result<Option<Source>> {
+        let (Some(directory), Some(source)) = (&self.stage, &self.source) else {
+            return Ok(None);
+        };
+        let mut targets = Vec::new();
+        for name in &self.targets {
+            if name.starts_with("ebs:") || Address::looks_like(name) {
+                return Ok(None);
+            }
+            match target::local_target(name, self.in_place, self.shared, state_dir) {
+                Ok(target) => targets.push(target),
+                // It is reported when it is connected.
+                Err(_) => return Ok(None),
+            }
+        }
+        let staged = sync::staged_source(directory, source, &targets)?;
+        if staged.is_some() {
+            let directory = directory.display();
+            tracing::info!("{source} is staged in {directory}: nothing is asked of AWS");
+        }
+        Ok(staged)
+    }
+
     /// Opens source and targets, and copies.
     async fn outcomes(
         &self,
@@ -302,7 +323,10 @@ impl SyncArgs {
             source,
             client,
             about,
-        } = stop.unless(open(&request)).await?;
+        } = match self.staged(&state_dir)? {
+            Some(source) => OpenedSource::staged(source),
+            None => stop.unless(open(&request)).await?,
+        };
         let needs_snapshot =
             matches!(&self.base, Some(Base::Snapshot(_))) || self.bandwidth.is_some();
         if source.info.snapshot.is_none() && needs_snapshot {
@@ -315,11 +339,20 @@ impl SyncArgs {
         clients.extend(client.clone());
         let mut outcomes = Vec::new();
         let mut targets = Vec::new();
+        let request = TargetRequest {
+            to: &self.to,
+            aws: &self.aws,
+            store: self.store,
+            limits: self.limits(),
+            state_dir: &state_dir,
+            in_place: self.in_place,
+            is_shared: self.shared,
+            dedup: self.dedup,
+            dry_run: self.dry_run,
+        };
         for name in &self.targets {
-            match stop
-                .unless(place::connect(self, name, &source.info, clients))
-                .await
-            {
+            let connected = target::connect(&request, name, &source.info, clients);
+            match stop.unless(connected).await {
                 Ok(target) => targets.push(target),
                 Err(error) => {
                     if let Some(file) = report {
@@ -329,7 +362,7 @@ impl SyncArgs {
                 }
             }
         }
-        place::check(self, &targets, &source.info)?;
+        target::check(self.dedup, &targets, &source.info)?;
         let names: Vec<String> = targets
             .iter()
             .map(|target| target.name().to_owned())
@@ -352,7 +385,7 @@ impl SyncArgs {
         };
         outcomes.extend(sync::run(&job, &source, targets, &context, report).await);
         if !self.dry_run {
-            place::warn_of_twins(&names).await;
+            target::warn_of_twins(&names).await;
         }
         Ok((about, outcomes))
     }
@@ -426,36 +459,4 @@ fn about_this_program() -> Value {
         "user": user.map(|user| user.name),
         "uid": uid.as_raw(),
     })
-}
-
-/// The error of a verb that keeps no checkpoint: there is nothing to resume when it is stopped.
-pub(super) fn only_read(error: Error) -> Error {
-    match error.kind() {
-        Kind::Stopped => Error::new(Kind::Stopped, "stopped: nothing was changed"),
-        _ => error,
-    }
-}
-
-/// The first SIGINT or SIGTERM stops the verb (a sync at a checkpoint); the second ends the program.
-pub(super) fn listen() -> Result<Stop> {
-    let (stop, stopped) = watch::channel(false);
-    let failed = |error| Error::with_source(Kind::Io, "cannot take signals", error);
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    // Asked how far it is before that can be shown: no reason to end.
-    let asked = signal(SignalKind::user_defined1()).map_err(failed)?;
-    tokio::spawn(async move {
-        let _asked = asked;
-        loop {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            if stop.send_replace(true) {
-                std::process::exit(Kind::Stopped.exit_code().into());
-            }
-            tracing::info!("stopping; a second signal ends the program at once");
-        }
-    });
-    Ok(Stop::new(stopped))
 }

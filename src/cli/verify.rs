@@ -11,8 +11,11 @@ use serde_json::json;
 use super::aws::AwsArgs;
 use super::limits::LimitArgs;
 use super::output;
+use super::progress::{ProgressForm, Shown};
+use super::signals::{listen, only_read};
+use super::source::{SourceRequest, ToEbs, open};
 use super::store::StoreArgs;
-use super::sync::{self as verb, ProgressForm, Shown, SourceRequest, ToEbs};
+use super::target::{existing_target, recorded_name};
 use crate::error::Result;
 use crate::files::default_state_dir;
 use crate::sync::{CheckBasis, CheckReport, Progress, REPORT_VERSION, TargetCheck};
@@ -59,7 +62,7 @@ impl VerifyArgs {
         let runtime = super::runtime()?;
         let done = runtime.block_on(self.verify());
         runtime.shutdown_timeout(Duration::from_millis(200));
-        let report = done.map_err(verb::only_read)?;
+        let report = done.map_err(only_read)?;
         output::write(None, |out| match self.json {
             true => json_report(&report, out),
             false => text_report(&report, out),
@@ -68,11 +71,11 @@ impl VerifyArgs {
     }
 
     async fn verify(&self) -> Result<CheckReport> {
-        let stop = verb::listen()?;
+        let stop = listen()?;
         let state_dir = self.state_dir.clone().unwrap_or_else(default_state_dir);
-        let target = verb::existing_target(&self.target, &state_dir)?;
+        let target = existing_target(&self.target, &state_dir)?;
         let asked = self.snapshot.as_deref();
-        let recorded = asked.map(verb::recorded_name).transpose()?;
+        let recorded = asked.map(recorded_name).transpose()?;
         let progress = Arc::new(Progress::default());
         let shown = Shown::start(self.progress, Arc::clone(&progress));
         let check = TargetCheck::begin(target, progress, stop.clone()).await?;
@@ -89,7 +92,7 @@ impl VerifyArgs {
             state_dir: &state_dir,
             to_ebs: ToEbs::None,
         };
-        let opened = stop.unless(verb::open(&request)).await?;
+        let opened = stop.unless(open(&request)).await?;
         shown.count(opened.client.as_slice());
         check.with_source(&opened.source).await
     }

@@ -24,7 +24,7 @@ pub(super) struct Candidate {
     pub(super) target: Arc<dyn Target>,
     pub(super) files: StateFiles,
     /// Held to the end of the run; none in a dry run.
-    pub(super) locks: Option<Locks>,
+    pub(super) _locks: Option<Locks>,
     pub(super) seen: Observed,
     pub(super) decided: Decided,
     /// What an unfinished run left.
@@ -58,7 +58,7 @@ impl Candidate {
             decided: Decided::undecided(),
             target,
             files,
-            locks,
+            _locks: locks,
             seen,
             checkpoint,
             digests,

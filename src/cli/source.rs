@@ -7,15 +7,16 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tracing::info;
 
+use super::aws::{self, AwsArgs};
+use super::store::StoreArgs;
+use super::target::local_target;
 use crate::block::BLOCK_SIZE;
-use crate::cli::aws::{self, AwsArgs};
-use crate::cli::store::StoreArgs;
 use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::repository::{Address, RepositoryCatalog};
 use crate::source::{BlockSource, Catalog, DiskSource, Selector, Snapshot, SnapshotId, State};
-use crate::sync::Source;
-use crate::target::SourceInfo;
+use crate::sync::{self, Source};
+use crate::target::{Content, SourceInfo};
 use crate::targets::mark_of;
 
 /// Between two looks at a snapshot that is pending, at first and at most.
@@ -23,39 +24,50 @@ const FIRST_LOOK: Duration = Duration::from_secs(1);
 const LONGEST_LOOK: Duration = Duration::from_secs(30);
 
 /// What a person named as a source, and how it is reached.
-pub(in crate::cli) struct SourceRequest<'a> {
+pub(super) struct SourceRequest<'a> {
     /// A snapshot id, a volume id, `tag:KEY=VALUE`, a path, or a snapshot of a repository.
-    pub(in crate::cli) name: &'a str,
-    pub(in crate::cli) aws: &'a AwsArgs,
-    pub(in crate::cli) store: StoreArgs,
-    pub(in crate::cli) limits: Limits,
+    pub(super) name: &'a str,
+    pub(super) aws: &'a AwsArgs,
+    pub(super) store: StoreArgs,
+    pub(super) limits: Limits,
     /// How long a pending snapshot is waited for.
-    pub(in crate::cli) wait: Option<Duration>,
+    pub(super) wait: Option<Duration>,
     /// Where the records of devices are: one that is not whole is no source.
-    pub(in crate::cli) state_dir: &'a Path,
+    pub(super) state_dir: &'a Path,
     /// Which of its targets are new EBS snapshots.
-    pub(in crate::cli) to_ebs: ToEbs,
+    pub(super) to_ebs: ToEbs,
 }
 
 /// Which targets of a source are new EBS snapshots: these take whole blocks only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::cli) enum ToEbs {
+pub(super) enum ToEbs {
     None,
     Some,
     All,
 }
 
 /// A source, and what is known of it.
-pub(in crate::cli) struct OpenedSource {
-    pub(in crate::cli) source: Source,
+pub(super) struct OpenedSource {
+    pub(super) source: Source,
     /// Fetches it, if it is read from EBS.
-    pub(in crate::cli) client: Option<Arc<Client>>,
+    pub(super) client: Option<Arc<Client>>,
     /// Members of the report.
-    pub(in crate::cli) about: Value,
+    pub(super) about: Value,
+}
+
+impl OpenedSource {
+    /// A source that an earlier run staged on this machine.
+    pub(super) fn staged(source: Source) -> Self {
+        Self {
+            source,
+            client: None,
+            about: json!({"staged": true}),
+        }
+    }
 }
 
 /// Opens what a person named.
-pub(in crate::cli) async fn open(request: &SourceRequest<'_>) -> Result<OpenedSource> {
+pub(super) async fn open(request: &SourceRequest<'_>) -> Result<OpenedSource> {
     let name = request.name;
     if Address::looks_like(name) {
         return repository(request, &name.parse()?).await;
@@ -222,7 +234,7 @@ fn disk(request: &SourceRequest<'_>) -> Result<OpenedSource> {
     let path = Path::new(name)
         .canonicalize()
         .map_err(|error| Error::of_file(name.as_ref(), "cannot find", error))?;
-    if let Some(head) = super::status::half_written(&path, request.state_dir)? {
+    if let Some(head) = half_written(&path, request.state_dir)? {
         let what =
             format!("cannot read {name}: it is not whole, a copy of {head} to it is unfinished");
         return Err(Error::new(Kind::Invalid, what));
@@ -260,4 +272,14 @@ fn looks_like_aws(name: &str) -> Option<&'static str> {
     ]
     .into_iter()
     .find_map(|(prefix, what)| name.starts_with(prefix).then_some(what))
+}
+
+/// What an unfinished run was copying to a target, if the target is between two snapshots.
+fn half_written(path: &Path, state_dir: &Path) -> Result<Option<String>> {
+    let name = path.display().to_string();
+    let status = sync::status(&*local_target(&name, true, false, state_dir)?)?;
+    Ok(match status.content {
+        Some(Content::Between { head, .. }) => Some(head),
+        _ => None,
+    })
 }
