@@ -135,6 +135,12 @@ impl Candidate {
                 format!("cannot write {name}: something else wrote it while it was compared");
             return Err(Error::new(Kind::Undecided, what).with_remedy(Remedy::TryLater));
         }
+        info!(
+            "{name}: {} blocks compared, {} differ, {} of those are the unfinished run's",
+            compared.blocks,
+            compared.differing.len() + compared.in_plan.len(),
+            compared.in_plan.len()
+        );
         if compared.unknown > 0 {
             // As if there were none: they do not speak of every block.
             self.seen.has_digests = false;
