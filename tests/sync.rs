@@ -6,6 +6,8 @@ mod half_way;
 mod killed;
 mod refused;
 mod restored;
+mod staged;
+mod taken_over;
 mod verify;
 mod whole;
 

@@ -86,6 +86,10 @@ pub(super) struct SyncArgs {
     /// Other hosts can write the target devices: compare them before each delta
     #[arg(long)]
     shared: bool,
+    /// Fetch changes for devices and --in-place images whole to DIRECTORY before applying them: no call to AWS is needed after that,
+    /// also by the same command again
+    #[arg(long, value_name = "DIRECTORY")]
+    stage: Option<PathBuf>,
     /// Drop the progress of unfinished runs
     #[arg(long)]
     restart: bool,
@@ -229,6 +233,7 @@ impl SyncArgs {
             verify: self.verify,
             digest: self.digest,
             reserve: self.reserve.as_u64(),
+            stage: self.stage.clone(),
             dry_run: self.dry_run,
             rate: limits.max_rps.min(limits.max_snapshot_rps),
             in_flight: self.limits.max_in_flight.min(most).max(2) as usize,
@@ -297,10 +302,13 @@ impl SyncArgs {
             source,
             client,
             about,
-        } = stop.unless(open(&request)).await?;
+        } = match source::staged(self)? {
+            Some(staged) => staged,
+            None => stop.unless(open(&request)).await?,
+        };
         let needs_snapshot =
             matches!(&self.base, Some(Base::Snapshot(_))) || self.bandwidth.is_some();
-        if source.info.snapshot.is_none() && needs_snapshot {
+        if source.info.snapshot.is_none() && !source.is_staged && needs_snapshot {
             let what = format!(
                 "cannot use --base SNAPSHOT or --bandwidth: {:?} is no snapshot",
                 request.name
@@ -363,7 +371,11 @@ impl SyncArgs {
             }
             let (snapshot, digest) = match &outcome.ended {
                 Ok(Ended::Copied(report)) => (report.snapshot.clone(), report.image_sha256.clone()),
-                Ok(Ended::Held { image_sha256, .. }) => (None, image_sha256.clone()),
+                Ok(Ended::Held {
+                    image_sha256,
+                    snapshot,
+                    ..
+                }) => (snapshot.clone(), image_sha256.clone()),
                 _ => (None, None),
             };
             if let Some(snapshot) = snapshot {

@@ -63,8 +63,9 @@ pub enum Decision {
     Delta(Vec<SnapshotId>),
     /// The unfinished run goes on.
     Resume,
-    /// A target between this base and another head is brought to the source: what changed since the base, and what the
-    /// unfinished run may have written.
+    /// An unfinished copy of another snapshot is brought to the source. Of a target in place this is its base: what changed since
+    /// that, and what the unfinished run may have written, is written. Of an image's part it is the other snapshot: what it has
+    /// of that, and has not changed since, stays.
     TakeOver(SnapshotId),
     /// The target is compared with its digests; then the decision is made again.
     Compare,
@@ -300,6 +301,9 @@ impl Decider<'_> {
             if self.is_same_command(task) && is_left {
                 return Decided::of(Decision::Resume);
             }
+            if let Some(other) = self.part_of_other(task) {
+                return Decided::of(Decision::TakeOver(other));
+            }
             return Decided {
                 drops_unfinished: true,
                 ..self.by_record()
@@ -312,6 +316,22 @@ impl Decider<'_> {
             drops_unfinished: true,
             ..self.by_record()
         }
+    }
+
+    /// The snapshot of the same volume that a part is an unfinished copy of, if what it has of it can be used.
+    fn part_of_other(&self, task: &Task) -> Option<SnapshotId> {
+        let is_part = !task.in_place && !self.seen.kind.is_in_place();
+        let is_there = matches!(self.seen.facts.left, Left::Proven | Left::Unproven);
+        let is_same_volume = task.volume.is_some() && task.volume == self.source.volume;
+        let fits_base = match &self.job.base {
+            Base::None | Base::Auto => true,
+            Base::Snapshot(id) => task.base.as_deref() == Some(id.as_str()),
+        };
+        let is_other = task.source != self.source.name && !self.job.restart;
+        let is_usable = is_part && is_there && is_same_volume && fits_base && is_other;
+        (is_usable && self.source.has_changes)
+            .then(|| task.source.parse().ok())
+            .flatten()
     }
 
     /// Whether the record says that this run, or the one it took over, has begun to write in place.
@@ -401,11 +421,7 @@ impl Decider<'_> {
         if let Some(trusted) = &self.job.trust {
             return self.holding(trusted.as_str(), false);
         }
-        let record = self
-            .seen
-            .record
-            .as_ref()
-            .filter(|record| facts.has_identity && record.target == self.seen.id);
+        let record = self.seen.record.as_ref().filter(|_| facts.has_identity);
         let Some(record) = record else {
             return self.unknown("content unknown (no record)");
         };
@@ -504,8 +520,11 @@ impl Decider<'_> {
     fn holding(&self, held: &str, rewrites: bool) -> Decided {
         let snapshot = held.parse::<SnapshotId>().ok();
         let snapshot = snapshot.filter(|_| self.source.has_changes);
+        let record = self.seen.record.as_ref();
+        // Blocks that were left zero are tried again.
+        let retries = rewrites || record.is_some_and(|record| !record.damaged.is_empty());
         let decision = if held == self.source.name && self.source.mark.is_none() {
-            match (self.job.restart, rewrites, snapshot) {
+            match (self.job.restart, retries, snapshot) {
                 (true, _, _) | (false, true, None) => Decision::Full,
                 (false, true, Some(base)) => Decision::Delta(vec![base]),
                 (false, false, _) => Decision::Holds,

@@ -20,6 +20,8 @@ pub struct Source {
     pub catalog: Option<Arc<dyn Catalog>>,
     /// Its mark now, where it can change.
     pub mark: Option<LookAtMark>,
+    /// Whether it is what an earlier run staged on this machine.
+    pub is_staged: bool,
 }
 
 impl std::fmt::Debug for Source {

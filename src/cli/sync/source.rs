@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tracing::info;
 
+use super::SyncArgs;
+use super::place::local_target;
 use crate::block::BLOCK_SIZE;
 use crate::cli::aws::{self, AwsArgs};
 use crate::cli::store::StoreArgs;
@@ -14,7 +16,7 @@ use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::repository::{Address, RepositoryCatalog};
 use crate::source::{BlockSource, Catalog, DiskSource, Selector, Snapshot, SnapshotId, State};
-use crate::sync::Source;
+use crate::sync::{Source, staged_source};
 use crate::target::SourceInfo;
 use crate::targets::mark_of;
 
@@ -67,6 +69,37 @@ pub(in crate::cli) async fn open(request: &SourceRequest<'_>) -> Result<OpenedSo
     }
 }
 
+/// What an earlier run staged of a snapshot for every one of the targets.
+pub(super) fn staged(args: &SyncArgs) -> Result<Option<OpenedSource>> {
+    let name = args.source.as_deref().unwrap_or_default();
+    let Some(directory) = &args.stage else {
+        return Ok(None);
+    };
+    let mut targets = Vec::new();
+    for target in &args.targets {
+        if target.starts_with("ebs:") || Address::looks_like(target) {
+            return Ok(None);
+        }
+        match local_target(target, args.in_place, args.shared, &args.state_dir()) {
+            Ok(target) => targets.push(target),
+            // It is reported when it is opened.
+            Err(_) => return Ok(None),
+        }
+    }
+    let Some(source) = staged_source(directory, name, &targets)? else {
+        return Ok(None);
+    };
+    info!(
+        "{name} is staged in {}: nothing is asked of AWS",
+        directory.display()
+    );
+    Ok(Some(OpenedSource {
+        source,
+        client: None,
+        about: json!({"staged": true}),
+    }))
+}
+
 async fn snapshot(request: &SourceRequest<'_>, selector: Selector) -> Result<OpenedSource> {
     let config = request.aws.load_with_credentials().await?;
     let (client, catalog) = aws::catalog(&config, &request.limits, vec![selector.clone()]);
@@ -98,6 +131,7 @@ async fn snapshot(request: &SourceRequest<'_>, selector: Selector) -> Result<Ope
         blocks,
         catalog: Some(catalog),
         mark: None,
+        is_staged: false,
     };
     Ok(OpenedSource {
         source,
@@ -188,6 +222,7 @@ async fn repository(request: &SourceRequest<'_>, address: &Address) -> Result<Op
         blocks,
         catalog: Some(Arc::new(catalog)),
         mark: None,
+        is_staged: false,
     };
     Ok(OpenedSource {
         source,
@@ -240,6 +275,7 @@ fn disk(request: &SourceRequest<'_>) -> Result<OpenedSource> {
         blocks: Arc::new(disk),
         catalog: None,
         mark: Some(Box::new(move || mark_of(&path))),
+        is_staged: false,
     };
     Ok(OpenedSource {
         source,
