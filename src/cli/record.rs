@@ -29,7 +29,7 @@ pub(super) struct RecordArgs {
 #[derive(Debug, Subcommand)]
 enum RecordVerb {
     /// Print the record of TARGET: what it holds, since when, and what proves it
-    Show(ShowArgs),
+    Show(RecordShowArgs),
     /// Write the record of TARGET as JSON, to keep it elsewhere
     Export(ExportArgs),
     /// Take over an exported record for TARGET, whose own is lost; the next copy to TARGET compares it with the digests first
@@ -46,7 +46,7 @@ struct TargetArgs {
 }
 
 #[derive(Args, Debug)]
-struct ShowArgs {
+struct RecordShowArgs {
     #[command(flatten)]
     of: TargetArgs,
     /// Print it as one JSON object
@@ -113,7 +113,7 @@ impl TargetArgs {
     }
 }
 
-impl ShowArgs {
+impl RecordShowArgs {
     fn run(&self) -> Result<()> {
         let target = self.of.open()?;
         let view = view_record(&*target)?;

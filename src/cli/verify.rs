@@ -37,9 +37,6 @@ pub(super) struct VerifyArgs {
     /// Compare with the blocks of the snapshot, one request to EBS or the repository each, instead of the kept digests
     #[arg(long)]
     fetch: bool,
-    /// Accepted as `ebsfs sync` has it; an image is read alike either way
-    #[arg(long, hide = true)]
-    in_place: bool,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
