@@ -5,16 +5,23 @@ mod aws;
 mod background;
 mod blocks;
 mod changes;
+mod digest;
 mod emulator;
 mod limits;
 mod ls;
 mod mount;
 mod output;
+mod progress;
+mod record;
 mod remedy;
 mod repository;
+mod signals;
+mod source;
 mod store;
 mod sync;
+mod target;
 mod umount;
+mod verify;
 
 use std::fs::OpenOptions;
 use std::io::{self, Write as _};
@@ -56,6 +63,9 @@ enum Verb {
     Changes(changes::ChangesArgs),
     Blocks(blocks::BlocksArgs),
     Sync(Box<sync::SyncArgs>),
+    Verify(Box<verify::VerifyArgs>),
+    Digest(Box<digest::DigestArgs>),
+    Record(record::RecordArgs),
     Repository(repository::RepositoryArgs),
     Emulator(emulator::EmulatorArgs),
 }
@@ -104,6 +114,9 @@ fn run(args: Args) -> Result<()> {
         Verb::Changes(changes) => changes.run(),
         Verb::Blocks(blocks) => blocks.run(),
         Verb::Sync(sync) => sync.run(),
+        Verb::Verify(verify) => verify.run(),
+        Verb::Digest(digest) => digest.run(),
+        Verb::Record(record) => record.run(),
         Verb::Repository(repository) => repository.run(),
         Verb::Emulator(emulator) => emulator.run(),
     }

@@ -2,12 +2,14 @@
 
 mod ebs;
 mod failing;
+mod foreign;
 mod half_way;
 mod killed;
 mod refused;
 mod restored;
 mod staged;
 mod taken_over;
+mod verify;
 mod whole;
 
 pub use killed::kill_until_done;

@@ -249,11 +249,6 @@ impl Checkpoint {
             .map_err(|error| Error::of_file(path, "cannot flush the folder of", error))?;
         Digests::remove(digests)
     }
-
-    /// Where it is.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
 }
 
 /// A checkpoint to be written.

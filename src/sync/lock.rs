@@ -15,7 +15,7 @@ use nix::sys::stat::{major, minor};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Kind, Remedy, Result};
-use crate::files::folder_of;
+use crate::files::{folder_of, make_folder_of};
 use crate::sysfs::{BlockDevice, Sysfs};
 use crate::target::{LockPath, Stop};
 
@@ -40,7 +40,7 @@ static HELD: LazyLock<Mutex<HashMap<LockedObject, Weak<HeldLock>>>> = LazyLock::
 /// The locks of one target, held while this lives.
 #[derive(Debug)]
 pub(crate) struct Locks {
-    _name: NameLock,
+    _name: Option<NameLock>,
     _objects: Vec<Arc<HeldLock>>,
 }
 
@@ -52,7 +52,24 @@ impl Locks {
     /// `Busy` when another run has one of them; `Invalid` when another target of this run is the same object; `Stopped`; what
     /// the system says.
     pub(crate) fn take(name: &Path, others: &[LockPath], stop: &Stop) -> Result<Self> {
-        let name = NameLock::take(name)?;
+        Self::take_with(Some(NameLock::take(name)?), others, stop)
+    }
+
+    /// The same for who changes nothing: where no lock file can be made, no run can write the target's state either, and the
+    /// locks on `others` are enough.
+    ///
+    /// # Errors
+    /// As for [`Locks::take`].
+    pub(crate) fn take_to_read(name: &Path, others: &[LockPath], stop: &Stop) -> Result<Self> {
+        let name = match make_folder_of(name).and_then(|()| NameLock::take(name)) {
+            Ok(name) => Some(name),
+            Err(error) if is_not_writable(&error) => None,
+            Err(error) => return Err(error),
+        };
+        Self::take_with(name, others, stop)
+    }
+
+    fn take_with(name: Option<NameLock>, others: &[LockPath], stop: &Stop) -> Result<Self> {
         let patience = |lock: &LockPath| match lock.waits {
             true => PATIENCE_FOR_SIBLINGS,
             false => PATIENCE,
@@ -114,6 +131,14 @@ impl Drop for NameLock {
         // Still locked: no other run has it, and one that has opened it sees that it is gone.
         let _ = std::fs::remove_file(&self.path);
     }
+}
+
+/// Whether a file cannot be made because its folder is another user's or on a read-only filesystem.
+fn is_not_writable(error: &Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref());
+    let is_read_only =
+        source.is_some_and(|e: &std::io::Error| e.kind() == std::io::ErrorKind::ReadOnlyFilesystem);
+    is_read_only || error.kind() == Kind::Denied
 }
 
 /// What a lock is on, whatever it is called.

@@ -17,14 +17,14 @@ use super::verify;
 use crate::block::{BlockIndex, BlockSet, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::make_folder_of;
-use crate::target::{Ask, Target};
+use crate::target::{Ask, Target, TargetRecord};
 
 /// A target of a run, until it is opened.
 pub(super) struct Candidate {
     pub(super) target: Arc<dyn Target>,
     pub(super) files: StateFiles,
     /// Held to the end of the run; none in a dry run.
-    pub(super) locks: Option<Locks>,
+    pub(super) _locks: Option<Locks>,
     pub(super) seen: Observed,
     pub(super) decided: Decided,
     /// What an unfinished run left.
@@ -53,12 +53,12 @@ impl Candidate {
         };
         let checkpoint = load_checkpoint(&files, job)?;
         let seen = look(job, source, &*target, &files, checkpoint.as_ref(), context).await?;
-        let digests = recorded_digests(&files, &seen, job.dry_run)?;
+        let digests = recorded_digests(&files, seen.record.as_ref(), job.dry_run)?;
         let mut candidate = Self {
             decided: Decided::undecided(),
             target,
             files,
-            locks,
+            _locks: locks,
             seen,
             checkpoint,
             digests,
@@ -135,6 +135,12 @@ impl Candidate {
                 format!("cannot write {name}: something else wrote it while it was compared");
             return Err(Error::new(Kind::Undecided, what).with_remedy(Remedy::TryLater));
         }
+        info!(
+            "{name}: {} blocks compared, {} differ, {} of those are the unfinished run's",
+            compared.blocks,
+            compared.differing.len() + compared.in_plan.len(),
+            compared.in_plan.len()
+        );
         if compared.unknown > 0 {
             // As if there were none: they do not speak of every block.
             self.seen.has_digests = false;
@@ -240,12 +246,12 @@ async fn look(
 
 /// The digests of the run that wrote the record. A run that was killed between its record and the rename of its digests left them
 /// under another name.
-fn recorded_digests(files: &StateFiles, seen: &Observed, dry_run: bool) -> Result<Option<Digests>> {
-    let Some(record) = seen
-        .record
-        .as_ref()
-        .filter(|record| record.held().is_some())
-    else {
+pub(super) fn recorded_digests(
+    files: &StateFiles,
+    record: Option<&TargetRecord>,
+    dry_run: bool,
+) -> Result<Option<Digests>> {
+    let Some(record) = record.filter(|record| record.held().is_some()) else {
         return Ok(None);
     };
     let is_its = |digests: &Digests| digests.run() == record.run;
