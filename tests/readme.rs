@@ -229,10 +229,25 @@ fn the_sync_page_explains_every_json_member() {
             }
         }
     }
+    for args in [
+        &["verify", image, "--json"][..],
+        &["digest", &snapshot, "--json", "--md5"],
+    ] {
+        let printed = run(&mut emulator.ebsfs(args));
+        members(&serde_json::from_str(&printed).unwrap(), &mut found);
+    }
     let report: Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
     assert_eq!(report["version"], 1);
     members(&report, &mut found);
-    for name in ["phase", "plan", "task", "exit_code", "unfinished"] {
+    for name in [
+        "phase",
+        "plan",
+        "task",
+        "exit_code",
+        "unfinished",
+        "md5",
+        "equal",
+    ] {
         assert!(found.contains(name), "no {name} was printed: {found:?}");
     }
     let text = page("docs/sync.md");
