@@ -14,7 +14,7 @@ use super::job::SyncJob;
 use crate::error::{Error, Kind, Remedy};
 use crate::source::SnapshotId;
 use crate::target::{
-    Base, Content, Existence, Facts, Left, SourceInfo, TargetKind, TargetRecord, Task,
+    Base, Content, Existence, Facts, Left, Replica, SourceInfo, TargetKind, TargetRecord, Task,
 };
 
 /// What is known of a target before a run.
@@ -34,6 +34,8 @@ pub(super) struct Observed {
     pub unfinished: Option<(Task, u64)>,
     /// Whether the digests of every block of the target are there, of the run that wrote the record or that is unfinished.
     pub has_digests: bool,
+    /// Whether the digests of the unfinished run speak of every block: only then can what it left be proven.
+    pub unfinished_has_digests: bool,
     /// What a comparison with those digests found; none before there was one.
     pub compared: Option<Comparison>,
 }
@@ -178,12 +180,35 @@ pub(super) fn decide(job: &SyncJob, source: &SourceInfo, seen: &Observed) -> Dec
     decided
 }
 
-/// Whether a decision begins to write blocks.
+/// Whether a decision writes blocks.
 fn writes(decision: &Decision) -> bool {
     matches!(
         decision,
-        Decision::Full | Decision::Delta(_) | Decision::TakeOver(_)
+        Decision::Full | Decision::Delta(_) | Decision::TakeOver(_) | Decision::Resume
     )
+}
+
+/// The replicas that a delta can start from. A child is encrypted as its parent is: where one is, those that would make a plain copy
+/// of an encrypted source are left out.
+pub(super) fn usable_replicas<'a>(
+    job: &SyncJob,
+    source: &SourceInfo,
+    facts: &'a Facts,
+) -> Vec<&'a Replica> {
+    let is_base = |replica: &&Replica| match &job.base {
+        Base::None => false,
+        Base::Auto => true,
+        Base::Snapshot(id) => replica.source == *id,
+    };
+    let mut replicas: Vec<_> = facts.replicas.iter().filter(is_base).collect();
+    let is_encrypted = |replica: &Replica| replica.encrypted == Some(true);
+    if source.encrypted == Some(true)
+        && !job.allow_plaintext
+        && replicas.iter().any(|replica| is_encrypted(replica))
+    {
+        replicas.retain(|replica| is_encrypted(replica));
+    }
+    replicas
 }
 
 struct Decider<'a> {
@@ -262,17 +287,22 @@ impl Decider<'_> {
         {
             return Decided::of(Decision::Resume);
         }
-        let bases = || facts.replicas.iter().map(|replica| replica.source.clone());
+        let replicas = usable_replicas(self.job, self.source, facts);
+        let bases = || replicas.iter().map(|replica| replica.source.clone());
         let decided = match (&self.job.base, &facts.no_base) {
             (Base::Snapshot(_), Some(why)) => return self.refuse(why, Remedy::CopyAll),
-            (Base::Snapshot(id), None) if facts.replicas.is_empty() => {
+            (Base::Snapshot(id), None) if replicas.is_empty() => {
                 let why = format!("it holds no replica of {id}");
                 return self.refuse(&why, Remedy::CopyAll);
             }
             (Base::Snapshot(_) | Base::Auto, _)
-                if self.source.has_changes && !facts.replicas.is_empty() =>
+                if self.source.has_changes && !replicas.is_empty() =>
             {
                 Decided::of(Decision::Delta(bases().collect()))
+            }
+            (Base::Snapshot(id), None) => {
+                let why = format!("{} cannot tell what changed since {id}", self.source.name);
+                return self.refuse(&why, Remedy::CopyAll);
             }
             (Base::Auto, _) => Decided::of(Decision::Full).warn(format!(
                 "{} holds no proven replica of this volume: copying all blocks",
@@ -295,15 +325,7 @@ impl Decider<'_> {
             };
         };
         if !self.seen.kind.is_in_place() || !task.in_place {
-            // A part: worth something to the command that began it alone.
-            let is_left = self.seen.facts.left != Left::Gone;
-            if self.is_same_command(task) && is_left {
-                return Decided::of(Decision::Resume);
-            }
-            return Decided {
-                drops_unfinished: true,
-                ..self.by_record()
-            };
+            return self.part(task);
         }
         if self.has_begun(task) && self.seen.facts.left != Left::Gone && !self.is_overwritten() {
             return self.half_written(task);
@@ -312,6 +334,90 @@ impl Decider<'_> {
             drops_unfinished: true,
             ..self.by_record()
         }
+    }
+
+    /// A part beside an image, or one that has become the image: worth something to the command that began it alone.
+    fn part(&self, task: &Task) -> Decided {
+        let is_provable = match self.seen.facts.left {
+            Left::Gone => false,
+            Left::Proven => true,
+            Left::Unproven | Left::Published => self.seen.unfinished_has_digests,
+        };
+        let is_resumed = is_provable && self.is_same_command(task);
+        // Written in place, the image is what it was before.
+        let is_published = self.seen.facts.left == Left::Published && !task.in_place;
+        if is_resumed && is_published {
+            return Decided::of(Decision::Resume);
+        }
+        let dropped = |decided| Decided {
+            drops_unfinished: true,
+            ..decided
+        };
+        if is_published {
+            return dropped(self.published(task));
+        }
+        if !is_resumed {
+            return dropped(self.by_record());
+        }
+        // The part needs no base any more. What it replaces may have been written since it was begun.
+        let job = SyncJob {
+            base: match self.job.base {
+                Base::None => Base::None,
+                _ => Base::Auto,
+            },
+            ..self.job.clone()
+        };
+        let replaced = Decider { job: &job, ..*self }.by_record();
+        match replaced.decision {
+            Decision::Refuse { .. } | Decision::Compare => replaced,
+            Decision::Holds => dropped(replaced),
+            _ => Decided {
+                confirms: replaced.confirms,
+                ..Decided::of(Decision::Resume)
+            },
+        }
+    }
+
+    /// An image that a run of another command has published, and not recorded: the record and its digests are not of it.
+    fn published(&self, task: &Task) -> Decided {
+        if let Some(refused) = self.other_volume(task.volume.as_deref(), &task.source) {
+            return refused;
+        }
+        match (&self.job.base, &self.job.trust) {
+            (Base::Snapshot(_) | Base::Auto, Some(trusted)) => {
+                self.holding(trusted.as_str(), false)
+            }
+            (Base::Snapshot(_), None) => {
+                let why = format!(
+                    "it became {} in a run that was killed before it was recorded",
+                    task.source
+                );
+                self.refuse(&why, Remedy::Trust(task.source.clone()))
+            }
+            _ => Decided::of(Decision::Full).warn(format!(
+                "{}: content unknown (a run was killed before it recorded {}): copying all blocks",
+                self.name(),
+                task.source
+            )),
+        }
+    }
+
+    /// What is decided where the target is of another volume than the source.
+    fn other_volume(&self, its: Option<&str>, held: &str) -> Option<Decided> {
+        let ours = self.source.volume.as_deref()?;
+        let its = its.filter(|its| *its != ours)?;
+        let why = format!(
+            "it is a replica of {its} (it holds {held}), and {} is of {ours}",
+            self.source.name
+        );
+        Some(match (&self.job.base, self.is_named()) {
+            (_, false) => self.refuse(&why, Remedy::Overwrite(self.seen.facts.token.clone())),
+            (Base::Snapshot(_), true) => self.refuse(&why, Remedy::CopyAll),
+            (_, true) => Decided {
+                confirms: true,
+                ..Decided::of(Decision::Full)
+            },
+        })
     }
 
     /// Whether the record says that this run, or the one it took over, has begun to write in place.
@@ -331,23 +437,36 @@ impl Decider<'_> {
     fn half_written(&self, task: &Task) -> Decided {
         let base = task.base.as_deref().unwrap_or("something unknown");
         let between = format!("it is between {base} and {}", task.source);
-        let full = || Decided {
+        let dropped = |decision| Decided {
             drops_unfinished: true,
-            ..Decided::of(Decision::Full)
+            ..Decided::of(decision)
         };
+        if let Some(decided) = self.other_volume(task.volume.as_deref(), &task.source) {
+            return Decided {
+                drops_unfinished: true,
+                ..decided
+            };
+        }
+        let task_base = task.base.as_ref().and_then(|base| base.parse().ok());
+        let mut rewrites = false;
         match (self.seen.facts.left, &self.seen.compared) {
             (Left::Proven | Left::Published, _) | (_, Some(Comparison::Same)) => {}
-            (_, Some(Comparison::Foreign { blocks, ranges })) => {
-                if self.job.discard_foreign_writes {
-                    return full();
+            _ if self.job.trust.is_some() && self.job.base != Base::None => {
+                let trusted = self.job.trust.as_ref();
+                // What the run may have written is written again; the rest a person vouches for.
+                if trusted != task_base.as_ref() {
+                    let held = trusted.map_or("", SnapshotId::as_str);
+                    return Decided {
+                        drops_unfinished: true,
+                        ..self.holding(held, false)
+                    };
                 }
-                return self.foreign(*blocks, ranges);
             }
-            _ if self.is_named() => {
-                return Decided {
-                    confirms: true,
-                    ..full()
-                };
+            (_, Some(Comparison::Foreign { blocks, ranges })) => {
+                if !self.job.discard_foreign_writes {
+                    return self.foreign(*blocks, ranges);
+                }
+                rewrites = true;
             }
             _ if self.seen.has_digests => return Decided::of(Decision::Compare),
             _ => {
@@ -355,27 +474,27 @@ impl Decider<'_> {
                     let why = format!("{between}, and nothing proves what else was written to it");
                     return self.refuse(&why, Remedy::Trust(id.to_string()));
                 }
-                return full().warn(format!(
+                return dropped(Decision::Full).warn(format!(
                     "{}: {between}, content unknown (no digests): copying all blocks",
                     self.name()
                 ));
             }
         }
-        if self.is_same_command(task) {
+        if !rewrites && self.is_same_command(task) {
             return Decided::of(Decision::Resume);
         }
-        let task_base = task.base.as_ref().and_then(|base| base.parse().ok());
-        match (&self.job.base, task_base) {
-            (Base::Auto, Some(base)) if self.source.has_changes => {
-                Decided::of(Decision::TakeOver(base))
-            }
-            (Base::Snapshot(id), Some(base)) if *id == base && self.source.has_changes => {
-                Decided::of(Decision::TakeOver(base))
-            }
-            (Base::Snapshot(id), _) => {
+        match (
+            &self.job.base,
+            task_base.filter(|_| self.source.has_changes),
+        ) {
+            (Base::Snapshot(id), base) if base.as_ref() != Some(id) => {
                 self.refuse(&format!("{between}, not {id}"), Remedy::BaseAuto)
             }
-            _ => full(),
+            (Base::Auto | Base::Snapshot(_), Some(base)) => Decided {
+                rewrites_foreign: rewrites,
+                ..Decided::of(Decision::TakeOver(base))
+            },
+            _ => dropped(Decision::Full),
         }
     }
 
@@ -398,17 +517,34 @@ impl Decider<'_> {
                 _ => Decided::of(Decision::Full),
             };
         }
-        if let Some(trusted) = &self.job.trust {
-            return self.holding(trusted.as_str(), false);
-        }
         let record = self
             .seen
             .record
             .as_ref()
             .filter(|record| facts.has_identity && record.target == self.seen.id);
+        let is_proven = |record: &TargetRecord| {
+            record.held().is_some() && !record.is_old_format && self.is_unchanged(record)
+        };
+        // A person may know more than a record that proves nothing, and never more than one that does. For a copy of all blocks
+        // it does not matter what the target holds, but whether it may be overwritten.
+        if let Some(trusted) = &self.job.trust
+            && !record.is_some_and(is_proven)
+        {
+            let decided = self.holding(trusted.as_str(), false);
+            if decided.decision != Decision::Full {
+                return decided;
+            }
+        }
         let Some(record) = record else {
             return self.unknown("content unknown (no record)");
         };
+        let held = match &record.content {
+            Content::Holds(held) => held,
+            Content::Between { head, .. } => head,
+        };
+        if let Some(decided) = self.other_volume(record.volume.as_deref(), held) {
+            return decided;
+        }
         match &record.content {
             Content::Between { base, head } => {
                 let base = base.as_deref().unwrap_or("something unknown");
@@ -421,6 +557,11 @@ impl Decider<'_> {
             }
             Content::Holds(held) => self.recorded(record, held),
         }
+    }
+
+    /// Whether its mark proves that nothing has written the target since the record.
+    fn is_unchanged(&self, record: &TargetRecord) -> bool {
+        record.mark.is_some() && record.mark == self.seen.facts.mark
     }
 
     /// A target of which nothing is known.
@@ -448,24 +589,7 @@ impl Decider<'_> {
 
     /// A target whose record says that it holds something.
     fn recorded(&self, record: &TargetRecord, held: &str) -> Decided {
-        let overwritten = || Decided {
-            confirms: true,
-            ..Decided::of(Decision::Full)
-        };
-        if let (Some(its), Some(ours)) = (&record.volume, &self.source.volume)
-            && its != ours
-        {
-            if self.is_named() {
-                return overwritten();
-            }
-            let why = format!(
-                "it is a replica of {its} (it holds {held}), and {} is of {ours}",
-                self.source.name
-            );
-            return self.refuse(&why, Remedy::Overwrite(self.seen.facts.token.clone()));
-        }
-        let facts = &self.seen.facts;
-        if record.mark.is_some() && record.mark == facts.mark {
+        if self.is_unchanged(record) {
             let decided = self.holding(held, false);
             return match record.is_old_format {
                 false => decided,
@@ -476,7 +600,10 @@ impl Decider<'_> {
             };
         }
         if self.is_overwritten() {
-            return overwritten();
+            return Decided {
+                confirms: true,
+                ..Decided::of(Decision::Full)
+            };
         }
         match &self.seen.compared {
             Some(Comparison::Same) => self.holding(held, false),
@@ -486,6 +613,9 @@ impl Decider<'_> {
             Some(Comparison::Foreign { blocks, ranges }) => self.foreign(*blocks, ranges),
             None if self.seen.has_digests => Decided::of(Decision::Compare),
             None => match &self.job.base {
+                Base::Snapshot(id) if id.as_str() != held => {
+                    self.refuse(&format!("it held {held}, not {id}"), Remedy::BaseAuto)
+                }
                 Base::Snapshot(id) => {
                     let why = format!(
                         "it was written since it held {held}, and there are no digests to compare it with"
@@ -505,10 +635,13 @@ impl Decider<'_> {
         let snapshot = held.parse::<SnapshotId>().ok();
         let snapshot = snapshot.filter(|_| self.source.has_changes);
         let decision = if held == self.source.name && self.source.mark.is_none() {
-            match (self.job.restart, rewrites, snapshot) {
-                (true, _, _) | (false, true, None) => Decision::Full,
-                (false, true, Some(base)) => Decision::Delta(vec![base]),
-                (false, false, _) => Decision::Holds,
+            match (self.job.restart, rewrites, snapshot, &self.job.base) {
+                (true, _, _, Base::Snapshot(id)) if id.as_str() != held => {
+                    return self.refuse(&format!("it holds {held}, not {id}"), Remedy::CopyAll);
+                }
+                (true, ..) | (_, true, None, _) => Decision::Full,
+                (false, true, Some(base), _) => Decision::Delta(vec![base]),
+                (false, false, ..) => Decision::Holds,
             }
         } else {
             match (&self.job.base, snapshot) {
@@ -528,13 +661,36 @@ impl Decider<'_> {
 
     /// Refuses, or warns of, a copy that is not encrypted of what is.
     fn plaintext(&self, decided: Decided) -> Decided {
+        let facts = &self.seen.facts;
+        let begun = self.unfinished().and_then(|task| task.base.as_deref());
         let encrypts = match &decided.decision {
-            Decision::Delta(_) if self.seen.kind.is_new() => {
-                let replica = self.seen.facts.replicas.first();
-                replica.and_then(|replica| replica.encrypted)
+            _ if !self.seen.kind.is_new() => Some(false),
+            Decision::Delta(_) => {
+                let mut all = usable_replicas(self.job, self.source, facts).into_iter();
+                match all.next().map(|replica| replica.encrypted) {
+                    // Any of them may become the base.
+                    Some(Some(true)) => all
+                        .find_map(|other| {
+                            (other.encrypted != Some(true)).then_some(other.encrypted)
+                        })
+                        .unwrap_or(Some(true)),
+                    first => first.flatten(),
+                }
             }
-            _ if self.seen.kind.is_new() => self.seen.facts.encrypts,
-            _ => Some(false),
+            // What it began with was decided then: only what is known to be plain by now stops it.
+            Decision::Resume => {
+                let of_base = |base: &str| {
+                    let mut replicas = facts.replicas.iter();
+                    replicas
+                        .find(|replica| replica.source.as_str() == base)
+                        .and_then(|replica| replica.encrypted)
+                };
+                match begun.map_or(facts.encrypts, of_base) {
+                    None => return decided,
+                    known => known,
+                }
+            }
+            _ => facts.encrypts,
         };
         if encrypts == Some(true) {
             return decided;
@@ -604,3 +760,6 @@ pub(super) fn room(
         )
     }))
 }
+
+#[cfg(test)]
+mod tests;

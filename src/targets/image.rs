@@ -160,7 +160,7 @@ impl ImageTarget {
         let part = self.part();
         let Some(file) = files::open_ours(&part, false)? else {
             // The part became the image: rename and mode have changed its mark.
-            let is_it = image.is_some_and(|image| image.inode == mark.inode && !part.exists());
+            let is_it = image.is_some_and(|image| is_renamed(&mark, image) && !part.exists());
             return Ok(if is_it { Left::Published } else { Left::Gone });
         };
         let failed = |error| Error::of_file(&part, "cannot look at", error);
@@ -373,6 +373,15 @@ impl Target for ImageTarget {
     fn discard<'a>(&'a self, _left: &'a SinkState) -> BoxFuture<'a, Result<()>> {
         std::future::ready(remove_if_there(&self.part())).boxed()
     }
+}
+
+/// Whether a file is the one of this mark after a rename and a change of its mode: its number alone may be another file's by now.
+fn is_renamed(then: &FileMark, now: &FileMark) -> bool {
+    let then = FileMark {
+        changed_ns: now.changed_ns,
+        ..then.clone()
+    };
+    then == *now
 }
 
 /// Whether a copy of a file within its folder takes no room.

@@ -1,0 +1,828 @@
+//! Images and devices of this machine: the full product.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+/// What the record says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Recorded {
+    None,
+    Source,
+    Held,
+    OtherVolume,
+    /// Between by the run that the checkpoint speaks of.
+    Between,
+    /// Between by the run that it took over.
+    BetweenBefore,
+    /// Between by a run of which there is no checkpoint.
+    BetweenOther,
+    /// Holds the older snapshot; written by the version before.
+    OldFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Marked {
+    Matches,
+    Differs,
+    None,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Compared {
+    None,
+    Same,
+    Foreign,
+}
+
+/// The run that a checkpoint speaks of, against the job.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Unfinished {
+    None,
+    Same,
+    OtherMark,
+    OtherSource,
+    OtherVolume,
+    /// A part where the image itself is to be written, or the other way round.
+    OtherWay,
+    /// Recorded; only the checkpoint is left over.
+    Ended,
+}
+
+/// What is observed, and how it came about.
+#[derive(Clone, Copy, Debug)]
+struct State {
+    kind: TargetKind,
+    existence: Existence,
+    recorded: Recorded,
+    marked: Marked,
+    has_digests: bool,
+    compared: Compared,
+    unfinished: Unfinished,
+    left: Left,
+    /// Whether the digests of the unfinished run speak of every block.
+    is_whole: bool,
+    /// Whether the unfinished run is a delta of the older snapshot.
+    has_task_base: bool,
+    is_image: bool,
+}
+
+impl State {
+    fn is_in_place(&self) -> bool {
+        self.kind.is_in_place()
+    }
+
+    fn holds(&self) -> Option<&'static str> {
+        match self.recorded {
+            Recorded::Source => Some(if self.is_image {
+                "/srv/source.raw"
+            } else {
+                HEAD
+            }),
+            Recorded::Held | Recorded::OldFormat => Some(HELD),
+            Recorded::OtherVolume => Some(FOREIGN),
+            _ => None,
+        }
+    }
+
+    /// Whether the unfinished run writes or wrote the target itself.
+    fn task_is_in_place(&self) -> bool {
+        self.is_in_place() != (self.unfinished == Unfinished::OtherWay)
+    }
+
+    fn is_half_written(&self) -> bool {
+        self.unfinished != Unfinished::None
+            && self.is_in_place()
+            && matches!(
+                self.recorded,
+                Recorded::Between | Recorded::BetweenBefore | Recorded::BetweenOther
+            )
+    }
+
+    /// Why there is no such state.
+    fn impossible(&self) -> Option<&'static str> {
+        let there = self.existence == Existence::There;
+        let none = self.unfinished == Unfinished::None;
+        let (kind, left) = (self.kind, self.left);
+        let is_between = matches!(
+            self.recorded,
+            Recorded::Between | Recorded::BetweenBefore | Recorded::BetweenOther
+        );
+        let rows = [
+            (kind == TargetKind::Device && !there, "a device has bytes"),
+            (
+                kind == TargetKind::ImageInPlace && self.existence == Existence::Absent,
+                "an image that is not there is not changed in place",
+            ),
+            (
+                self.recorded == Recorded::OtherVolume && self.is_image,
+                "an image is of no volume",
+            ),
+            (
+                self.holds().is_none() && self.marked != Marked::None,
+                "a record that holds nothing has no mark",
+            ),
+            (
+                self.existence == Existence::Absent && self.marked == Marked::Matches,
+                "what is not there has no mark",
+            ),
+            (
+                self.existence == Existence::Empty && self.marked == Marked::Matches,
+                "no volume is empty",
+            ),
+            (
+                self.recorded == Recorded::OldFormat
+                    && (self.marked == Marked::Differs || kind == TargetKind::Device),
+                "an old mark that does not match is dropped; a device's is none",
+            ),
+            (
+                self.has_digests && self.holds().is_none() && !self.is_half_written(),
+                "digests are those of what a record says, or of a run in place",
+            ),
+            (
+                self.has_digests && self.recorded == Recorded::OldFormat,
+                "the version before kept no digests",
+            ),
+            (
+                self.is_half_written() && self.has_digests != self.is_whole,
+                "digests of a target between two snapshots are its run's",
+            ),
+            (
+                self.compared != Compared::None && !self.has_digests,
+                "nothing to compare with",
+            ),
+            (
+                self.compared != Compared::None && !there,
+                "nothing to compare",
+            ),
+            (
+                self.compared != Compared::None && self.marked == Marked::Matches,
+                "what has not changed is not compared",
+            ),
+            (
+                self.compared != Compared::None && self.is_half_written() && left == Left::Proven,
+                "what is proven is not compared",
+            ),
+            (none && left != Left::Gone, "nothing was left"),
+            (none && self.is_whole, "no run has digests"),
+            (none && self.has_task_base, "no run has a base"),
+            (
+                none && matches!(self.recorded, Recorded::Between | Recorded::BetweenBefore),
+                "between by a run that is not there",
+            ),
+            (
+                self.unfinished == Unfinished::OtherMark && !self.is_image,
+                "a snapshot has no mark",
+            ),
+            (
+                self.unfinished == Unfinished::OtherVolume && self.is_image,
+                "an image is of no volume",
+            ),
+            (
+                self.unfinished == Unfinished::Ended && self.holds().is_none(),
+                "a run that has ended has left a record",
+            ),
+            (
+                self.unfinished == Unfinished::OtherWay && kind == TargetKind::Device,
+                "a device is written in one way",
+            ),
+            (
+                matches!(self.recorded, Recorded::Between | Recorded::BetweenBefore)
+                    && !self.task_is_in_place(),
+                "a part leaves the record alone",
+            ),
+            (
+                self.recorded == Recorded::BetweenBefore && !self.has_task_base,
+                "only a delta takes over",
+            ),
+            (
+                is_between && self.kind == TargetKind::Device && self.existence != Existence::There,
+                "a device has bytes",
+            ),
+            (
+                !none && kind == TargetKind::Device && matches!(left, Left::Gone | Left::Published),
+                "a device does not go, and is not renamed",
+            ),
+            (
+                left == Left::Published && (kind != TargetKind::Image || !there),
+                "only a part becomes an image",
+            ),
+            (
+                !none
+                    && kind == TargetKind::Image
+                    && self.task_is_in_place()
+                    && matches!(left, Left::Proven | Left::Unproven),
+                "an image is not its own part",
+            ),
+            (
+                kind == TargetKind::ImageInPlace && !there && left == Left::Proven,
+                "an image that was written is not empty",
+            ),
+            (
+                left == Left::Published
+                    && !self.task_is_in_place()
+                    && self.marked == Marked::Matches
+                    && self.unfinished != Unfinished::Ended,
+                "a new image has not the mark of the old one",
+            ),
+        ];
+        rows.iter().find(|(is, _)| *is).map(|(_, why)| *why)
+    }
+
+    fn source(&self) -> SourceInfo {
+        match self.is_image {
+            true => image(),
+            false => snapshot(Some(false)),
+        }
+    }
+
+    fn task(&self) -> Option<Task> {
+        let base = self.has_task_base.then_some(HELD);
+        let mut task = task(&self.source(), self.task_is_in_place(), base);
+        match self.unfinished {
+            Unfinished::None => return None,
+            Unfinished::OtherMark => task.source_mark = Some(mark(101)),
+            Unfinished::OtherSource => task.source = LATER.into(),
+            Unfinished::OtherVolume => {
+                task.source = FOREIGN.into();
+                task.volume = Some("vol-2".into());
+            }
+            Unfinished::Same | Unfinished::OtherWay | Unfinished::Ended => {}
+        }
+        if self.recorded == Recorded::BetweenBefore {
+            task.after = Some("before".into());
+        }
+        Some(task)
+    }
+
+    fn observed(&self) -> Observed {
+        let mut seen = seen(self.kind, self.existence);
+        let task = self.task();
+        let ours = (!self.is_image).then_some(VOLUME);
+        let its = match self.marked {
+            Marked::Matches => Some(mark(1)),
+            Marked::Differs => Some(mark(2)),
+            Marked::None => None,
+        };
+        let between = |run: &str| {
+            let base = task.as_ref().and_then(|task| task.base.clone());
+            let head = task.as_ref().map_or(LATER, |task| &task.source).to_owned();
+            let volume = task.as_ref().map_or(ours, |task| task.volume.as_deref());
+            record(run, Content::Between { base, head }, volume, None)
+        };
+        seen.record = match self.recorded {
+            Recorded::None => None,
+            Recorded::Source | Recorded::Held => self.holds().map(|held| holds(held, ours, its)),
+            Recorded::OtherVolume => Some(holds(FOREIGN, Some("vol-2"), its)),
+            Recorded::OldFormat => Some(TargetRecord {
+                is_old_format: true,
+                ..holds(HELD, None, its)
+            }),
+            Recorded::Between => Some(between(RUN)),
+            Recorded::BetweenBefore => Some(between("before")),
+            Recorded::BetweenOther => Some(between("other")),
+        };
+        if self.unfinished == Unfinished::Ended
+            && let Some(record) = &mut seen.record
+        {
+            record.run = RUN.into();
+        }
+        seen.unfinished = task.map(|task| (task, 7));
+        seen.facts.left = self.left;
+        seen.has_digests = self.has_digests;
+        seen.unfinished_has_digests = self.is_whole;
+        seen.compared = match self.compared {
+            Compared::None => None,
+            Compared::Same => Some(Comparison::Same),
+            Compared::Foreign => Some(foreign()),
+        };
+        seen
+    }
+
+    /// Whether the run in place that the checkpoint speaks of has begun to write, on what is there.
+    fn has_begun(&self) -> bool {
+        let is_alive = !matches!(self.unfinished, Unfinished::None | Unfinished::Ended);
+        let is_its = matches!(self.recorded, Recorded::Between | Recorded::BetweenBefore);
+        is_alive && is_its && self.is_in_place() && self.left != Left::Gone
+    }
+
+    /// Whether an unfinished part has become the image, and no record says so.
+    fn is_published(&self) -> bool {
+        let is_alive = !matches!(self.unfinished, Unfinished::None | Unfinished::Ended);
+        is_alive && self.left == Left::Published && !self.task_is_in_place()
+    }
+
+    fn is_same_command(&self, job: &SyncJob) -> bool {
+        let base = match &job.base {
+            Base::None => !self.has_task_base,
+            Base::Auto => true,
+            Base::Snapshot(base) => self.has_task_base && base.as_str() == HELD,
+        };
+        self.unfinished == Unfinished::Same && base && !job.restart
+    }
+
+    /// What the whole target is proven to hold.
+    fn proven(&self) -> Option<&'static str> {
+        let is = self.marked == Marked::Matches || self.compared == Compared::Same;
+        self.holds().filter(|_| is)
+    }
+
+    fn is_of_other_volume(&self) -> bool {
+        let half = self.has_begun() || self.is_published() || self.holds().is_none();
+        match self.recorded {
+            Recorded::None => self.is_published() && self.unfinished == Unfinished::OtherVolume,
+            _ if half && self.unfinished == Unfinished::OtherVolume => true,
+            recorded => recorded == Recorded::OtherVolume && !self.is_published(),
+        }
+    }
+}
+
+struct Row<'a> {
+    state: &'a State,
+    job: &'a SyncJob,
+    seen: &'a Observed,
+    source: &'a SourceInfo,
+    decided: &'a Decided,
+}
+
+impl Row<'_> {
+    fn must(&self, holds: bool, rule: &str) {
+        assert!(
+            holds,
+            "{rule}\n{:?}\n{:?}\n-> {:?}",
+            self.state, self.job, self.decided
+        );
+    }
+
+    fn is_named(&self) -> bool {
+        !self.job.overwrite.is_empty()
+    }
+
+    /// Whether a person has said that the content does not matter.
+    fn is_given_up(&self) -> bool {
+        self.is_named() && self.job.base == Base::None
+    }
+
+    /// Whether a person vouches for what is there, and nothing proves otherwise. A copy of all blocks asks for no such thing.
+    fn trusts(&self, held: &str) -> bool {
+        let state = self.state;
+        let is_proven = state.holds().is_some()
+            && state.marked == Marked::Matches
+            && state.recorded != Recorded::OldFormat
+            && !state.is_published();
+        let trusted = self.job.trust.as_ref().map(SnapshotId::as_str);
+        trusted == Some(held) && self.job.base != Base::None && !is_proven
+    }
+
+    fn trusts_any(&self) -> bool {
+        self.trusts(HELD) || self.trusts(OTHER)
+    }
+
+    fn is_discarded(&self) -> bool {
+        self.state.compared == Compared::Foreign && self.job.discard_foreign_writes
+    }
+
+    fn rules(&self) {
+        let (state, job, decided) = (self.state, self.job, self.decided);
+        let there = state.existence == Existence::There;
+        match &decided.decision {
+            Decision::Holds => {
+                self.must(
+                    there && !job.restart,
+                    "what holds is there, and no restart copies it",
+                );
+                self.must(
+                    state.proven() == Some(HEAD) && !state.is_image,
+                    "a target holds only what is proven",
+                );
+                self.must(
+                    !state.has_begun(),
+                    "a target between two snapshots holds none",
+                );
+            }
+            Decision::Delta(bases) => self.delta(bases),
+            Decision::TakeOver(base) => self.take_over(base),
+            Decision::Resume => self.resume(),
+            Decision::Full => self.full(),
+            Decision::Compare => {
+                self.must(
+                    there && state.has_digests,
+                    "digests are compared with what is there",
+                );
+                self.must(
+                    state.compared == Compared::None,
+                    "nothing is compared twice",
+                );
+                self.must(
+                    state.marked != Marked::Matches,
+                    "what is proven is not compared",
+                );
+                self.must(
+                    !self.is_given_up(),
+                    "content that does not matter is not compared",
+                );
+            }
+            Decision::Refuse { kind, .. } => {
+                self.must(*kind == Kind::Undecided, "a person must decide");
+                self.refuse();
+            }
+        }
+        self.always();
+    }
+
+    fn always(&self) {
+        let (state, job, decided) = (self.state, self.job, self.decided);
+        if state.compared == Compared::Foreign
+            && !job.discard_foreign_writes
+            && !self.is_given_up()
+            && !self.trusts_any()
+            && !state.is_published()
+        {
+            self.must(is_refused(decided), "foreign writes are not overwritten");
+            let is_other = state.is_of_other_volume();
+            self.must(
+                is_other || remedy(decided) == Some(&Remedy::DiscardForeignWrites),
+                "foreign writes are discarded only if that is asked for",
+            );
+        }
+        if state.is_of_other_volume()
+            && state.existence == Existence::There
+            && !self.is_named()
+            && !self.trusts_any()
+        {
+            let overwrite = Remedy::Overwrite(TOKEN.into());
+            self.must(
+                remedy(decided) == Some(&overwrite),
+                "a replica of another volume must be named",
+            );
+        }
+        let copies = matches!(
+            decided.decision,
+            Decision::Full | Decision::Delta(_) | Decision::Holds
+        );
+        self.must(
+            !copies || decided.drops_unfinished == self.seen.unfinished.is_some(),
+            "progress that is not used is dropped",
+        );
+        let is_kept = matches!(decided.decision, Decision::Resume | Decision::TakeOver(_));
+        self.must(
+            !is_kept || !decided.drops_unfinished,
+            "progress that is used is kept",
+        );
+        self.must(
+            !decided.confirms || self.is_named(),
+            "nothing is asked of what was not named",
+        );
+        self.must(
+            !decided.rewrites_foreign || self.is_discarded(),
+            "foreign blocks are written only if that is asked for",
+        );
+        // What a part leaves behind stops nothing.
+        if !state.task_is_in_place() && state.unfinished != Unfinished::None {
+            let mut without = self.seen.clone();
+            without.unfinished = None;
+            without.facts.left = Left::Gone;
+            let without = decide(job, self.source, &without);
+            let is_unproven = state.is_published() && matches!(job.base, Base::Snapshot(_));
+            let is_other = state.is_published() && state.is_of_other_volume();
+            self.must(
+                is_refused(&without) || !is_refused(decided) || is_unproven || is_other,
+                "a stale part refuses nothing",
+            );
+        }
+        remedies_lead_on(job, self.source, self.seen, decided);
+    }
+
+    fn delta(&self, bases: &[SnapshotId]) {
+        let (state, job) = (self.state, self.job);
+        let [base] = bases else {
+            panic!("a target here has one base: {bases:?}");
+        };
+        let base = base.as_str();
+        self.must(!state.is_image, "an image lists no changes");
+        self.must(state.existence == Existence::There, "a delta has a base");
+        self.must(
+            !state.has_begun() || self.trusts(base),
+            "what is between is no base",
+        );
+        let rewrites = self.is_discarded() && state.holds() == Some(base);
+        self.must(
+            self.decided.rewrites_foreign == (rewrites && !self.trusts(base)),
+            "foreign blocks are part of the delta",
+        );
+        let is_proven = state.proven() == Some(base) && !state.is_published();
+        self.must(
+            is_proven || rewrites || self.trusts(base),
+            "a base is proven, or a person vouches for it",
+        );
+        let is_asked = match &job.base {
+            Base::None => false,
+            Base::Auto => true,
+            Base::Snapshot(asked) => asked.as_str() == base,
+        };
+        let is_repair = rewrites && base == HEAD;
+        self.must(
+            is_asked || is_repair,
+            "a base is the one that was asked for",
+        );
+    }
+
+    fn take_over(&self, base: &SnapshotId) {
+        let (state, job) = (self.state, self.job);
+        self.must(state.has_begun(), "what is taken over has begun");
+        self.must(
+            state.has_task_base && base.as_str() == HELD,
+            "its base stays",
+        );
+        self.must(!state.is_image, "an image lists no changes");
+        self.must(
+            state.left == Left::Proven
+                || state.compared == Compared::Same
+                || self.trusts(HELD)
+                || (self.is_discarded() && self.decided.rewrites_foreign),
+            "what is taken over is proven",
+        );
+        self.must(
+            match &job.base {
+                Base::None => false,
+                Base::Auto => true,
+                Base::Snapshot(asked) => asked == base,
+            },
+            "a base is the one that was asked for",
+        );
+        self.must(
+            !state.is_same_command(job) || self.is_discarded(),
+            "the same command resumes",
+        );
+    }
+
+    fn resume(&self) {
+        let (state, job) = (self.state, self.job);
+        self.must(
+            state.is_same_command(job),
+            "the command that began a run resumes it",
+        );
+        if state.is_in_place() {
+            self.must(state.has_begun(), "what was not begun is not resumed");
+            self.must(
+                state.left == Left::Proven
+                    || state.compared == Compared::Same
+                    || (state.has_task_base && self.trusts(HELD)),
+                "what is resumed in place is proven",
+            );
+            return;
+        }
+        self.must(
+            state.left != Left::Gone,
+            "a part that is gone is not resumed",
+        );
+        self.must(
+            state.left == Left::Proven || state.is_whole,
+            "a part is proven by its mark or by the digests of all its blocks",
+        );
+        if state.existence != Existence::There || state.is_published() {
+            return;
+        }
+        self.must(
+            state.recorded != Recorded::None || self.is_named() || self.trusts_any(),
+            "what a part replaces is ours or named",
+        );
+        self.must(
+            state.compared != Compared::None
+                || !state.has_digests
+                || state.marked == Marked::Matches
+                || self.is_given_up()
+                || self.trusts_any()
+                || state.is_of_other_volume(),
+            "what a part replaces is compared",
+        );
+    }
+
+    fn full(&self) {
+        let (state, job, named) = (self.state, self.job, self.is_named());
+        self.must(
+            !matches!(job.base, Base::Snapshot(_)) || (job.restart && self.holds_asked()),
+            "a named base never becomes a full copy",
+        );
+        if state.existence != Existence::There {
+            return;
+        }
+        self.must(
+            state.recorded != Recorded::None || named || state.is_published(),
+            "what has no record must be named",
+        );
+        self.must(
+            !state.is_of_other_volume() || named,
+            "a replica of another volume must be named",
+        );
+        self.must(
+            !state.has_digests
+                || state.marked == Marked::Matches
+                || state.compared != Compared::None
+                || state.left == Left::Proven
+                || (state.is_of_other_volume() && named)
+                || self.is_given_up()
+                || state.is_published(),
+            "what can be compared is not overwritten unseen",
+        );
+        let is_lost = matches!(
+            state.recorded,
+            Recorded::Between | Recorded::BetweenBefore | Recorded::BetweenOther
+        ) && !state.has_begun();
+        self.must(
+            !is_lost || named || state.kind == TargetKind::Image,
+            "what is between and has no checkpoint must be named",
+        );
+        let unknown = state.recorded == Recorded::None && !state.is_published();
+        self.must(
+            !unknown || self.decided.confirms,
+            "a person is asked before something unknown is overwritten",
+        );
+    }
+
+    /// Whether what the target holds is the base that was named.
+    fn holds_asked(&self) -> bool {
+        let held = self.state.holds();
+        matches!(&self.job.base, Base::Snapshot(asked) if held == Some(asked.as_str()))
+    }
+
+    fn refuse(&self) {
+        let state = self.state;
+        let there = state.existence == Existence::There;
+        let is_named_base = matches!(self.job.base, Base::Snapshot(_));
+        self.must(
+            there || is_named_base,
+            "where nothing is, everything is copied",
+        );
+        if is_named_base || !there {
+            return;
+        }
+        let is_unknown = state.recorded == Recorded::None
+            || (state.holds().is_none() && !state.has_begun() && state.is_in_place());
+        self.must(
+            (is_unknown && !self.is_named())
+                || (state.is_of_other_volume() && !self.is_named())
+                || (state.compared == Compared::Foreign && !self.job.discard_foreign_writes),
+            "without a named base only unknown content and foreign writes are refused",
+        );
+        if let Some(held) = state.proven()
+            && !state.has_begun()
+        {
+            self.must(held == FOREIGN, "what is proven needs no person");
+        }
+    }
+}
+
+fn states() -> impl Iterator<Item = State> {
+    use Existence::{Absent, Empty, There};
+    let kinds = [
+        TargetKind::Image,
+        TargetKind::ImageInPlace,
+        TargetKind::Device,
+    ];
+    let records = [
+        Recorded::None,
+        Recorded::Source,
+        Recorded::Held,
+        Recorded::OtherVolume,
+        Recorded::Between,
+        Recorded::BetweenBefore,
+        Recorded::BetweenOther,
+        Recorded::OldFormat,
+    ];
+    let runs = [
+        Unfinished::None,
+        Unfinished::Same,
+        Unfinished::OtherMark,
+        Unfinished::OtherSource,
+        Unfinished::OtherVolume,
+        Unfinished::OtherWay,
+        Unfinished::Ended,
+    ];
+    let two = [false, true];
+    let targets = product4(
+        &kinds,
+        &[Absent, Empty, There],
+        &records,
+        &[Marked::Matches, Marked::Differs, Marked::None],
+    );
+    let evidence = product2(&two, &[Compared::None, Compared::Same, Compared::Foreign]);
+    let lefts = [Left::Gone, Left::Proven, Left::Unproven, Left::Published];
+    let unfinished = product4(&runs, &lefts, &two, &product2(&two, &two));
+    let rest = product2(&evidence, &unfinished);
+    targets.into_iter().flat_map(move |target| {
+        let (kind, existence, recorded, marked) = target;
+        rest.clone().into_iter().map(move |(evidence, run)| {
+            let (has_digests, compared) = evidence;
+            let (unfinished, left, is_whole, (has_task_base, is_image)) = run;
+            State {
+                kind,
+                existence,
+                recorded,
+                marked,
+                has_digests,
+                compared,
+                unfinished,
+                left,
+                is_whole,
+                has_task_base,
+                is_image,
+            }
+        })
+    })
+}
+
+fn jobs() -> Vec<SyncJob> {
+    let two = [false, true];
+    let trusts = [None, Some(id(HELD)), Some(id(OTHER))];
+    let flags = product4(&two, &two, &two, &trusts);
+    let all = product2(&bases(), &flags).into_iter();
+    all.map(|(base, (restart, named, discards, trust))| SyncJob {
+        restart,
+        overwrite: named.then(|| TOKEN.to_owned()).into_iter().collect(),
+        discard_foreign_writes: discards,
+        trust,
+        ..job(base)
+    })
+    .collect()
+}
+
+#[test]
+fn every_combination_of_a_local_target_is_decided_by_the_rules_or_impossible() {
+    let jobs = jobs();
+    let (mut decided_rows, mut impossible) = (0u64, BTreeMap::<&str, u64>::new());
+    let mut decisions = BTreeMap::<&str, u64>::new();
+    for state in states() {
+        if let Some(why) = state.impossible() {
+            *impossible.entry(why).or_default() += jobs.len() as u64;
+            continue;
+        }
+        let (source, seen) = (state.source(), state.observed());
+        for job in &jobs {
+            let decided = decide(job, &source, &seen);
+            let row = Row {
+                state: &state,
+                job,
+                seen: &seen,
+                source: &source,
+                decided: &decided,
+            };
+            row.rules();
+            decided_rows += 1;
+            *decisions.entry(name(&decided.decision)).or_default() += 1;
+        }
+    }
+    let none: u64 = impossible.values().sum();
+    println!("{decided_rows} rows decided, {none} impossible\n{decisions:#?}\n{impossible:#?}");
+    assert_eq!((decided_rows, none), (0, 0));
+}
+
+fn name(decision: &Decision) -> &'static str {
+    match decision {
+        Decision::Holds => "holds",
+        Decision::Full => "full",
+        Decision::Delta(_) => "delta",
+        Decision::Resume => "resume",
+        Decision::TakeOver(_) => "take over",
+        Decision::Compare => "compare",
+        Decision::Refuse { .. } => "refuse",
+    }
+}
+
+/// Encryption of the source changes no decision for a target of this machine: there it is a warning.
+#[test]
+fn a_local_copy_of_an_encrypted_source_is_warned_of_and_decided_like_any_other() {
+    let mut rows = 0;
+    for (kind, encrypted, allows, base) in product4(
+        &[
+            TargetKind::Image,
+            TargetKind::ImageInPlace,
+            TargetKind::Device,
+        ],
+        &[Some(true), Some(false), None],
+        &[false, true],
+        &bases(),
+    ) {
+        for held in [None, Some(HELD), Some(HEAD)] {
+            let mut seen = seen(kind, Existence::There);
+            seen.record = held.map(|held| holds(held, Some(VOLUME), Some(mark(1))));
+            let job = SyncJob {
+                allow_plaintext: allows,
+                overwrite: vec![TOKEN.into()],
+                ..job(base.clone())
+            };
+            let plain = decide(&job, &snapshot(Some(false)), &seen);
+            let decided = decide(&job, &snapshot(encrypted), &seen);
+            assert_eq!(decided.decision, plain.decision);
+            let warns = encrypted != Some(false) && writes(&decided.decision);
+            let more = decided.warnings.len() - plain.warnings.len();
+            assert_eq!(more, usize::from(warns), "{decided:?}");
+            if warns && encrypted.is_none() {
+                let said = decided.warnings.last().unwrap();
+                assert!(said.contains("ec2:DescribeSnapshots"), "{said}");
+            }
+            rows += 1;
+        }
+    }
+    assert_eq!(rows, 216);
+}
