@@ -327,7 +327,9 @@ impl Decider<'_> {
         if !self.seen.kind.is_in_place() || !task.in_place {
             return self.part(task);
         }
-        if self.has_begun(task) && self.seen.facts.left != Left::Gone && !self.is_overwritten() {
+        let is_there =
+            self.seen.facts.existence == Existence::There && self.seen.facts.left != Left::Gone;
+        if self.has_begun(task) && is_there && !self.is_overwritten() {
             return self.half_written(task);
         }
         Decided {
@@ -392,7 +394,10 @@ impl Decider<'_> {
                     "it became {} in a run that was killed before it was recorded",
                     task.source
                 );
-                self.refuse(&why, Remedy::Trust(task.source.clone()))
+                match task.source.parse::<SnapshotId>() {
+                    Ok(held) => self.refuse(&why, Remedy::Trust(held.to_string())),
+                    Err(_) => self.refuse(&why, Remedy::CopyAll),
+                }
             }
             _ => Decided::of(Decision::Full).warn(format!(
                 "{}: content unknown (a run was killed before it recorded {}): copying all blocks",
@@ -449,20 +454,22 @@ impl Decider<'_> {
         }
         let task_base = task.base.as_ref().and_then(|base| base.parse().ok());
         let mut rewrites = false;
-        match (self.seen.facts.left, &self.seen.compared) {
-            (Left::Proven | Left::Published, _) | (_, Some(Comparison::Same)) => {}
-            _ if self.job.trust.is_some() && self.job.base != Base::None => {
-                let trusted = self.job.trust.as_ref();
-                // What the run may have written is written again; the rest a person vouches for.
-                if trusted != task_base.as_ref() {
-                    let held = trusted.map_or("", SnapshotId::as_str);
-                    return Decided {
-                        drops_unfinished: true,
-                        ..self.holding(held, false)
-                    };
-                }
+        // A copy of all blocks needs nobody to vouch for anything.
+        let needs_base = self.job.base != Base::None && self.source.has_changes;
+        let trusted = self.job.trust.as_ref().filter(|trusted| {
+            needs_base && !(self.job.restart && trusted.as_str() == self.source.name)
+        });
+        match (self.seen.facts.left, &self.seen.compared, trusted) {
+            (Left::Proven | Left::Published, ..) | (_, Some(Comparison::Same), _) => {}
+            // What the run may have written is written again, and a person vouches for the rest.
+            (_, _, Some(trusted)) if Some(trusted) == task_base.as_ref() => {}
+            (_, _, Some(trusted)) => {
+                return Decided {
+                    drops_unfinished: true,
+                    ..self.holding(trusted.as_str(), false)
+                };
             }
-            (_, Some(Comparison::Foreign { blocks, ranges })) => {
+            (_, Some(Comparison::Foreign { blocks, ranges }), _) => {
                 if !self.job.discard_foreign_writes {
                     return self.foreign(*blocks, ranges);
                 }
@@ -472,7 +479,10 @@ impl Decider<'_> {
             _ => {
                 if let Base::Snapshot(id) = &self.job.base {
                     let why = format!("{between}, and nothing proves what else was written to it");
-                    return self.refuse(&why, Remedy::Trust(id.to_string()));
+                    return match self.source.has_changes {
+                        true => self.refuse(&why, Remedy::Trust(id.to_string())),
+                        false => self.refuse(&why, Remedy::CopyAll),
+                    };
                 }
                 return dropped(Decision::Full).warn(format!(
                     "{}: {between}, content unknown (no digests): copying all blocks",

@@ -172,6 +172,7 @@ impl ImageTarget {
     async fn new_part(&self, opening: &Opening<'_>) -> Result<ImageSink> {
         let part = self.part();
         let failed = |error| Error::of_file(&part, "cannot write", error);
+        self.check_image(opening)?;
         remove_if_there(&part)?;
         let file = OpenOptions::new()
             .read(true)
@@ -228,6 +229,19 @@ impl ImageTarget {
         self.check_mark(&old, opening)
     }
 
+    /// The same of the image that a part is to replace: one that came after the decision is not replaced either.
+    fn check_image(&self, opening: &Opening<'_>) -> Result<()> {
+        match File::open(&self.path) {
+            Ok(file) if opening.mark.is_some() => self.check_mark(&file, opening),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => match opening.mark {
+                None => Ok(()),
+                Some(_) => Err(super::changed(&self.name)),
+            },
+            Ok(_) => Err(super::changed(&self.name)),
+            Err(error) => Err(Error::of_file(&self.path, "cannot look at", error)),
+        }
+    }
+
     /// Whether the image is what it was when it was decided what to do.
     fn check_mark(&self, file: &File, opening: &Opening<'_>) -> Result<()> {
         let failed = |error| Error::of_file(&self.path, "cannot look at", error);
@@ -252,6 +266,7 @@ impl ImageTarget {
         if self.is_in_place || !part.exists() {
             return self.in_place(opening);
         }
+        self.check_image(opening)?;
         let Some(file) = files::open_ours(&part, true)? else {
             let what = format!("cannot use {}: it is not ours alone", part.display());
             return Err(Error::new(Kind::Denied, what).with_remedy(Remedy::Restart));

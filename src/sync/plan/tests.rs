@@ -6,6 +6,9 @@ mod local;
 mod new;
 mod room;
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 use super::*;
@@ -165,29 +168,52 @@ fn follow(job: &SyncJob, remedy: &Remedy) -> Option<SyncJob> {
 }
 
 /// Every refusal that a person must decide says what can be done, and who does what it says gets on.
-fn remedies_lead_on(job: &SyncJob, source: &SourceInfo, seen: &Observed, first: &Decided) {
+fn remedies_lead_on(
+    job: &SyncJob,
+    source: &SourceInfo,
+    seen: &Observed,
+    first: &Decided,
+) -> Result<(), String> {
     let mut tried = Vec::new();
     let (mut job, mut decided) = (job.clone(), first.clone());
-    while let Decision::Refuse {
-        kind,
-        reason,
-        remedy,
-    } = &decided.decision
-    {
-        assert_eq!(*kind, Kind::Undecided, "{reason}");
-        assert_eq!(kind.exit_code(), 11);
-        let remedy = remedy.clone();
-        let remedy = remedy.unwrap_or_else(|| panic!("no remedy: {reason}"));
-        assert!(
-            !tried.contains(&remedy),
-            "{reason}: {remedy:?} was followed already: {tried:?}"
-        );
+    while let Decision::Refuse { reason, remedy, .. } = &decided.decision {
+        let Some(remedy) = remedy.clone() else {
+            return Err(format!("no remedy: {reason}"));
+        };
+        if tried.contains(&remedy) {
+            return Err(format!(
+                "{remedy:?} was followed, {tried:?}, and yet: {reason}"
+            ));
+        }
         let Some(next) = follow(&job, &remedy) else {
-            return;
+            return Ok(());
         };
         tried.push(remedy);
         job = next;
         decided = decide(&job, source, seen);
+    }
+    Ok(())
+}
+
+/// Rules that were broken: how often, and where first.
+#[derive(Default)]
+struct Broken(RefCell<BTreeMap<String, (u64, String)>>);
+
+impl Broken {
+    fn must(&self, holds: bool, rule: &str, row: impl FnOnce() -> String) {
+        if !holds {
+            let mut rules = self.0.borrow_mut();
+            let first = || (0, row());
+            rules.entry(rule.to_owned()).or_insert_with(first).0 += 1;
+        }
+    }
+
+    fn check(&self) {
+        let rules = self.0.borrow();
+        for (rule, (count, row)) in &*rules {
+            println!("broken {count} times: {rule}\n{row}\n");
+        }
+        assert!(rules.is_empty());
     }
 }
 
