@@ -413,3 +413,6 @@ fn listen(stop: watch::Sender<bool>) -> Result<()> {
     });
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,10 +31,8 @@ pub(crate) trait Place: Send + Sync {
         true
     }
 
-    /// The id of the snapshot, for a target that keeps several.
-    fn replica(&self) -> Option<&str> {
-        None
-    }
+    /// Makes it what it was at first: garbage, or nothing. What an earlier run has copied proves nothing of the next one.
+    fn renew(&self);
 }
 
 /// A run of the suite: what a checkpoint keeps of it, and what is to be copied.
@@ -63,10 +61,11 @@ enum Step {
 /// The blocks that the source holds.
 const HELD: [u32; 4] = [0, 2, 3, 6];
 
-/// A block of the source: no two are alike.
+/// A block of the source: no two are alike, and none can be compressed.
 fn content(index: u32, len: usize) -> Bytes {
-    let bytes = (0..len).map(|at| (at / 512) as u8 ^ (at as u8) ^ (index as u8 + 1));
-    bytes.collect()
+    let mut bytes = vec![0; len];
+    fastrand::Rng::with_seed(index.into()).fill(&mut bytes);
+    bytes.into()
 }
 
 impl Run {
@@ -214,7 +213,9 @@ impl Run {
     async fn check(&self, place: &dyn Place, at: &str) {
         let target = place.target().await;
         let geometry = self.source.geometry;
-        let reader = target.reader(place.replica(), geometry).await.unwrap();
+        let held = self.observe(&*target).await.holds;
+        let held = held.as_ref().map(SnapshotId::as_str);
+        let reader = target.reader(held, geometry).await.unwrap();
         for index in 0..geometry.block_count() {
             let holds = HELD.contains(&index);
             self.is_as_copied(&*reader, index, holds, at).await;
@@ -224,6 +225,7 @@ impl Run {
     async fn is_as_copied(&self, reader: &dyn BlockSource, index: u32, holds: bool, at: &str) {
         let len = self.source.geometry.block_len(BlockIndex(index));
         let read = match reader.read_block(BlockIndex(index)).await.unwrap() {
+            Block::Zero if !holds => return,
             Block::Zero => Bytes::from_static(&ZEROES).slice(..len),
             Block::Data(bytes, _) => bytes,
         };
@@ -303,6 +305,7 @@ pub(crate) async fn survives_a_crash_between_any_two_calls(place: &dyn Place) {
     drop(target);
     for crash in 0..=count {
         let at = format!("after a crash before call {crash} of {count}");
+        place.renew();
         let target = place.target().await;
         let run = Run::new(place, &*target).await;
         let facts = run.observe(&*target).await;
@@ -360,6 +363,7 @@ pub(crate) async fn resumes_after_a_drop_at_any_await(place: &dyn Place) {
     let chosen = (0..count).filter(|at| is_first(*at) || is_last(*at));
     for (at, polls) in chosen.flat_map(|at| [1, 3].map(|polls| (at, polls))) {
         let text = format!("call {at} of {count} dropped after {polls} polls");
+        place.renew();
         let target = place.target().await;
         let run = Run::new(place, &*target).await;
         let facts = run.observe(&*target).await;

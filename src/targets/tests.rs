@@ -54,7 +54,7 @@ impl Image {
             folder,
             is_in_place,
         };
-        std::fs::write(image.path(), vec![0xa5; 5 << 20]).unwrap();
+        image.renew();
         image
     }
 
@@ -87,6 +87,10 @@ impl Place for Image {
         write(&self.path(), at, bytes);
         true
     }
+
+    fn renew(&self) {
+        std::fs::write(self.path(), vec![0xa5; 5 << 20]).unwrap();
+    }
 }
 
 struct Device {
@@ -99,9 +103,10 @@ impl Device {
     fn new() -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let image = folder.path().join("image");
-        std::fs::write(&image, vec![0xa5; 4 << 20]).unwrap();
         let device = LoopDevice::new(&image, 4 << 20, &[])?;
-        Some(Self { folder, device })
+        let place = Self { folder, device };
+        place.renew();
+        Some(place)
     }
 }
 
@@ -118,6 +123,10 @@ impl Place for Device {
     fn write(&self, at: u64, bytes: &[u8]) -> bool {
         write(self.device.path(), at, bytes);
         true
+    }
+
+    fn renew(&self) {
+        write(self.device.path(), 0, &vec![0xa5; 4 << 20]);
     }
 }
 
@@ -179,6 +188,8 @@ impl Place for In<'_> {
     fn source(&self) -> SourceInfo {
         source()
     }
+
+    fn renew(&self) {}
 }
 
 #[tokio::test]
