@@ -94,7 +94,7 @@ impl Place for Account {
 /// A test of the contract.
 macro_rules! contract {
     ($($rule:ident),* $(,)?) => {$(
-        #[tokio::test]
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $rule() {
             if let Some(account) = Account::new().await {
                 contract::$rule(&account).await;
