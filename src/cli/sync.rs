@@ -460,3 +460,6 @@ fn about_this_program() -> Value {
         "uid": uid.as_raw(),
     })
 }
+
+#[cfg(test)]
+mod tests;

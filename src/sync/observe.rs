@@ -65,6 +65,9 @@ impl Candidate {
             foreign: BlockSet::new(),
         };
         candidate.seen.has_digests = candidate.evidence().is_some();
+        let unfinished = candidate.checkpoint.as_ref().map(Checkpoint::digests);
+        candidate.seen.unfinished_has_digests =
+            unfinished.is_some_and(|digests| digests.is_whole());
         candidate.decided = decide(job, &source.info, &candidate.seen);
         if candidate.decided.decision == Decision::Compare && !job.dry_run {
             candidate.compare(job, source, context).await?;
@@ -240,6 +243,7 @@ async fn look(
         record,
         unfinished: checkpoint.map(|checkpoint| (checkpoint.task().clone(), checkpoint.done())),
         has_digests: false,
+        unfinished_has_digests: false,
         compared: None,
     })
 }

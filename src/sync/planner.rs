@@ -8,7 +8,7 @@ use super::checkpoint::Checkpoint;
 use super::digests::Digests;
 use super::job::SyncJob;
 use super::observe::Candidate;
-use super::plan::{Decision, decide};
+use super::plan::{Decision, decide, usable_replicas};
 use super::source::{Listings, Source};
 use super::{Context, PlanReport};
 use crate::block::Delta;
@@ -130,8 +130,8 @@ impl<'a> Planner<'a> {
             let Some(delta) = self.delta_unless_gone(&base).await? else {
                 continue;
             };
-            let replicas = &candidate.seen.facts.replicas;
-            let replica = replicas.iter().find(|replica| replica.source == base);
+            let replicas = usable_replicas(self.job, &self.source.info, &candidate.seen.facts);
+            let replica = replicas.into_iter().find(|replica| replica.source == base);
             let replica = replica.cloned();
             let mut plan = (*delta).clone();
             if candidate.decided.rewrites_foreign {
@@ -158,12 +158,16 @@ impl<'a> Planner<'a> {
     async fn take_over(&mut self, candidate: &mut Candidate, base: &SnapshotId) -> Result<Work> {
         let Some(delta) = self.delta_unless_gone(base).await? else {
             candidate.decided.decision = Decision::Full;
+            candidate.decided.rewrites_foreign = false;
             return self.full(candidate).await;
         };
         let mut plan = (*delta).clone();
         if let Some(unfinished) = &candidate.checkpoint {
             plan.overtake(unfinished.plan());
             plan.write_too(unfinished.damaged());
+        }
+        if candidate.decided.rewrites_foreign {
+            plan.write_too(&candidate.foreign);
         }
         plan.write_too(&candidate.damaged());
         let work = self
