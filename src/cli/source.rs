@@ -139,7 +139,11 @@ async fn newest(catalog: &EbsCatalog, request: &SourceRequest<'_>) -> Result<Sna
 type OpenSnapshot = (Snapshot, Arc<dyn BlockSource>);
 
 /// Opens a snapshot; one that is pending is waited for, if that is asked for.
-async fn completed(catalog: &EbsCatalog, id: &SnapshotId, wait: Option<Duration>) -> Result<OpenSnapshot> {
+async fn completed(
+    catalog: &EbsCatalog,
+    id: &SnapshotId,
+    wait: Option<Duration>,
+) -> Result<OpenSnapshot> {
     let since = Instant::now();
     let mut pause = FIRST_LOOK;
     loop {
