@@ -136,10 +136,14 @@ async fn newest(catalog: &EbsCatalog, request: &SourceRequest<'_>) -> Result<Sna
     Ok(newest.id)
 }
 
-type Found = (Snapshot, Arc<dyn BlockSource>);
+type OpenSnapshot = (Snapshot, Arc<dyn BlockSource>);
 
 /// Opens a snapshot; one that is pending is waited for, if that is asked for.
-async fn completed(catalog: &EbsCatalog, id: &SnapshotId, wait: Option<Duration>) -> Result<Found> {
+async fn completed(
+    catalog: &EbsCatalog,
+    id: &SnapshotId,
+    wait: Option<Duration>,
+) -> Result<OpenSnapshot> {
     let since = Instant::now();
     let mut pause = FIRST_LOOK;
     loop {
