@@ -162,7 +162,11 @@ fn follow(job: &SyncJob, remedy: &Remedy) -> Option<SyncJob> {
         Remedy::CopyAll => job.base = Base::None,
         Remedy::BaseAuto => job.base = Base::Auto,
         Remedy::AllowPlaintext => job.allow_plaintext = true,
-        Remedy::MarkDamage | Remedy::TryLater | Remedy::Do(_) => return None,
+        Remedy::MarkDamage
+        | Remedy::TryLater
+        | Remedy::Fetch(_)
+        | Remedy::ReplaceRecord
+        | Remedy::Do(_) => return None,
     }
     Some(job)
 }
