@@ -95,6 +95,20 @@ impl Delta {
         }
     }
 
+    /// Writes the last block of a base that ends within it, where the head is of another size: what lies behind the base's end in a
+    /// target is nobody's.
+    pub fn cover_short_end(&mut self) {
+        let Some(base) = self.base.filter(|base| *base != self.head) else {
+            return;
+        };
+        let last = BlockIndex(base.block_count().saturating_sub(1));
+        if base.block_len(last) != self.head.block_len(last) {
+            let mut short = BlockSet::new();
+            short.insert(last);
+            self.write_too(&short);
+        }
+    }
+
     /// Writes these blocks too, whatever was to be done to them; those beyond the head are none of its.
     pub fn write_too(&mut self, blocks: &BlockSet) {
         let end = BlockIndex(self.head.block_count());

@@ -276,23 +276,22 @@ impl SyncArgs {
         result
     }
 
-    /// The source, if an earlier run staged it whole for every one of the targets.
+    /// The source, if an earlier run staged it whole for the one target.
     fn staged(&self, state_dir: &Path) -> Result<Option<Source>> {
         let (Some(directory), Some(source)) = (&self.stage, &self.source) else {
             return Ok(None);
         };
-        let mut targets = Vec::new();
-        for name in &self.targets {
-            if name.starts_with("ebs:") || Address::looks_like(name) {
-                return Ok(None);
-            }
-            match target::local_target(name, self.in_place, self.shared, state_dir) {
-                Ok(target) => targets.push(target),
-                // It is reported when it is connected.
-                Err(_) => return Ok(None),
-            }
+        let [name] = &*self.targets else {
+            return Ok(None);
+        };
+        if self.restart || name.starts_with("ebs:") || Address::looks_like(name) {
+            return Ok(None);
         }
-        let staged = sync::staged_source(directory, source, &targets)?;
+        // What is wrong with it is reported when it is connected.
+        let Ok(target) = target::local_target(name, self.in_place, self.shared, state_dir) else {
+            return Ok(None);
+        };
+        let staged = sync::staged_source(directory, source, &*target)?;
         if staged.is_some() {
             let directory = directory.display();
             tracing::info!("{source} is staged in {directory}: nothing is asked of AWS");
@@ -351,7 +350,11 @@ impl SyncArgs {
             dry_run: self.dry_run,
         };
         for name in &self.targets {
-            let connected = target::connect(&request, name, &source.info, clients);
+            let connected = async {
+                let target = target::connect(&request, name, &source.info, clients).await?;
+                target::check(&targets, &*target, &source.info)?;
+                Ok(target)
+            };
             match stop.unless(connected).await {
                 Ok(target) => targets.push(target),
                 Err(error) => {
@@ -362,7 +365,7 @@ impl SyncArgs {
                 }
             }
         }
-        target::check(self.dedup, &targets, &source.info)?;
+        target::check_dedup(self.dedup, &targets)?;
         let names: Vec<String> = targets
             .iter()
             .map(|target| target.name().to_owned())

@@ -154,34 +154,41 @@ pub(super) async fn connect(
     )))
 }
 
-/// Refuses targets that are one, the source itself, or within each other.
-pub(super) fn check(dedup: bool, targets: &[Arc<dyn Target>], source: &SourceInfo) -> Result<()> {
+/// Refuses a target that is another one of the run, the source itself, or within either.
+pub(super) fn check(
+    others: &[Arc<dyn Target>],
+    target: &dyn Target,
+    source: &SourceInfo,
+) -> Result<()> {
+    let name = target.name();
     let refused = |what: String| Err(Error::new(Kind::Invalid, what));
-    for (number, target) in targets.iter().enumerate() {
-        let name = target.name();
-        let before = targets.get(..number).unwrap_or_default();
-        if before.iter().any(|other| other.id() == target.id()) {
-            return refused(format!("cannot write {name}: it is named twice"));
-        }
-        // A snapshot's name is no path.
-        if target.kind().is_new() || source.snapshot.is_some() {
-            continue;
-        }
-        if source.name == name {
-            return refused(format!("cannot write {name}: it is the source itself"));
-        }
-        if overlaps(Path::new(&source.name), Path::new(name))? {
-            return refused(format!(
-                "cannot write {name}: it and the source {} are on one disk or file, one within the other",
-                source.name
-            ));
-        }
+    if others.iter().any(|other| other.id() == target.id()) {
+        return refused(format!("cannot write {name}: it is named twice"));
     }
-    let is_repository = |target: &Arc<dyn Target>| target.kind() == TargetKind::Repository;
-    if dedup && !targets.is_empty() && !targets.iter().any(is_repository) {
-        return refused("cannot use --dedup: none of the targets is a repository".into());
+    // A snapshot's name is no path.
+    if target.kind().is_new() || source.snapshot.is_some() {
+        return Ok(());
+    }
+    if source.name == name {
+        return refused(format!("cannot write {name}: it is the source itself"));
+    }
+    if overlaps(Path::new(&source.name), Path::new(name))? {
+        return refused(format!(
+            "cannot write {name}: it and the source {} are on one disk or file, one within the other",
+            source.name
+        ));
     }
     Ok(())
+}
+
+/// Refuses `--dedup` where no target is a repository.
+pub(super) fn check_dedup(dedup: bool, targets: &[Arc<dyn Target>]) -> Result<()> {
+    let is_repository = |target: &Arc<dyn Target>| target.kind() == TargetKind::Repository;
+    if !dedup || targets.is_empty() || targets.iter().any(is_repository) {
+        return Ok(());
+    }
+    let what = "cannot use --dedup: none of the targets is a repository";
+    Err(Error::new(Kind::Invalid, what))
 }
 
 /// Warns of devices that are copies of what is mounted here: by a UUID the machine cannot tell the two apart.

@@ -67,17 +67,13 @@ impl DiskSource {
         Ok(self)
     }
 
-    /// A volume of `geometry` at the beginning of an image or device, which may be larger; what is read comes from the disk
-    /// and not from the page cache.
+    /// A volume of `geometry` at the beginning of an image or device, which may be larger; of a smaller one what lies behind its
+    /// end reads as zeroes. What is read comes from the disk and not from the page cache.
     ///
     /// # Errors
-    /// As for [`DiskSource::open`]; `Io` when what is not written yet cannot be, `Invalid` when it is smaller.
+    /// As for [`DiskSource::open`]; `Io` when what is not written yet cannot be.
     pub fn open_past_cache(path: &Path, geometry: Geometry) -> Result<Self> {
         let mut source = Self::open(path)?;
-        if source.geometry.size() < geometry.size() {
-            let what = format!("{} is smaller than the volume", path.display());
-            return Err(Error::new(Kind::Invalid, what));
-        }
         source.geometry = geometry;
         // Pages that were written can be dropped; the kernel drops no others.
         let failed = |error| Error::of_file(path, "cannot flush", error);

@@ -57,12 +57,12 @@ impl Checkpoint {
         }
     }
 
-    /// The checkpoint that an earlier run left, with its digests at `digests`; none where there is none, or where what is there
-    /// is not ours, of an older version, or of another run than the digests.
+    /// The checkpoint that an earlier run left, with its digests at one of `digests`; none where there is none, or where what is
+    /// there is not ours, of an older version, or of another run than the digests.
     ///
     /// # Errors
     /// `Corrupt` when it is damaged, `Io` when it cannot be read.
-    pub(super) fn load(path: &Path, digests: &Path) -> Result<Option<Self>> {
+    pub(super) fn load(path: &Path, digests: &[PathBuf]) -> Result<Option<Self>> {
         let Some(bytes) = read_ours(path)? else {
             return Ok(None);
         };
@@ -84,7 +84,11 @@ impl Checkpoint {
             return Ok(None);
         }
         let (header, plan, done, marked) = decode(&bytes).ok_or_else(damaged)?;
-        let found = Digests::open(digests)?.filter(|digests| digests.run() == header.task.run);
+        let mut found = None;
+        for path in digests {
+            let is_its = |digests: &Digests| digests.run() == header.task.run;
+            found = found.or(Digests::open(path)?.filter(is_its));
+        }
         let Some(digests) = found else {
             let path = path.display();
             warn!("the digests of the checkpoint {path} are missing: its progress is dropped");

@@ -11,10 +11,11 @@ use super::copy::{CopyTarget, Rules, copy};
 use super::digests::Digests;
 use super::job::SyncJob;
 use super::observe::Candidate;
+use super::plan::Decision;
 use super::planner::{Planned, Work};
 use super::report::ReportFile;
 use super::source::Source;
-use super::stage::Stage;
+use super::stage::{Stage, is_same, is_same_plan};
 use super::verify::CompareCheckpoint;
 use super::{Context, Ended, TargetOutcome, record};
 use crate::block::Delta;
@@ -177,8 +178,19 @@ impl Execution<'_> {
             Work::Resumed(checkpoint) => checkpoint.task(),
             _ => return Ok(None),
         };
-        let is_its = |staged: &Task| staged.source == task.source && staged.target == task.target;
-        let blocks = stage.complete(is_its)?;
+        let fits = |staged: &Task, staged_plan: &Delta| {
+            let has_all = match work {
+                Work::New { plan, .. } => is_same_plan(staged_plan, plan),
+                Work::Resumed(checkpoint) => {
+                    let missing = checkpoint.missing();
+                    let missing = missing.without(staged_plan.zero());
+                    missing.without(staged_plan.write()).is_empty()
+                }
+                _ => false,
+            };
+            is_same(staged, task) && has_all
+        };
+        let blocks = stage.complete(fits)?;
         Ok(blocks.map(|blocks| Arc::new(blocks) as Arc<dyn BlockSource>))
     }
 
@@ -343,7 +355,7 @@ impl Execution<'_> {
             && !candidate.target.kind().is_new()
         {
             let record = TargetRecord {
-                mark: facts.mark.clone(),
+                mark: facts.mark.clone().filter(|_| facts.mark_proves),
                 ..record.clone()
             };
             record::save(&candidate.files.record(), &record)?;
@@ -434,9 +446,15 @@ async fn new_digests(
     if plan.base().is_none() {
         return Digests::create(&path, &task.run, head, true);
     }
-    let old = match task.after {
-        Some(_) => unfinished,
-        None => candidate.digests.clone(),
+    let old = match candidate.decided.decision {
+        Decision::TakeOver(_) => unfinished,
+        // Of what a person vouched for nothing tells the digests.
+        _ => candidate.digests.clone().filter(|_| {
+            let record = candidate.seen.record.as_ref();
+            record.is_some_and(|record| {
+                record.held() == task.base.as_deref() && candidate.seen.is_proven(record)
+            })
+        }),
     };
     let Some(old) = old.filter(Digests::is_whole) else {
         return Digests::create(&path, &task.run, head, false);

@@ -35,6 +35,8 @@ impl Execution<'_> {
         };
         let checkpoint = &target.checkpoint;
         let progress = &self.context.progress;
+        // Before it is published: from then on nothing may stop the run until that is recorded.
+        let linear_sha256 = verify::linear_digest(checkpoint.written(), &self.context.stop).await?;
         progress.begin(format!("publishing {}", target.name), 0);
         let publish = target
             .sink
@@ -61,7 +63,7 @@ impl Execution<'_> {
             blocks_written: plan.write().len(),
             blocks_zeroed: plan.zero().len(),
             damaged,
-            linear_sha256: verify::linear_digest(checkpoint.written(), &self.context.stop).await?,
+            linear_sha256,
             verified: self.job.verify,
             image_sha256,
             warnings: opened.warnings.clone(),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::source::SnapshotId;
-use crate::target::Base;
+use crate::target::{Base, Facts};
 
 /// What happens when a block of the source is damaged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,6 +49,14 @@ pub struct SyncJob {
 }
 
 impl SyncJob {
+    /// Whether a person has named a target to be overwritten.
+    pub(super) fn names(&self, facts: &Facts) -> bool {
+        let tokens = || std::iter::once(&facts.token).chain(&facts.other_tokens);
+        self.overwrite
+            .iter()
+            .any(|named| tokens().any(|token| token == named))
+    }
+
     /// A full copy with nothing allowed.
     pub fn full() -> Self {
         Self {

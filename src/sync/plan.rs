@@ -45,6 +45,18 @@ pub(super) struct Observed {
     pub compared: Option<Comparison>,
 }
 
+impl Observed {
+    /// Whether its mark proves that nothing has written the target since the record.
+    pub(super) fn is_unchanged(&self, record: &TargetRecord) -> bool {
+        record.mark.is_some() && record.mark == self.facts.mark
+    }
+
+    /// Whether what the target differs in from the record's digests is known: in nothing, or in the blocks that a comparison found.
+    pub(super) fn is_proven(&self, record: &TargetRecord) -> bool {
+        self.compared.is_some() || self.is_unchanged(record)
+    }
+}
+
 /// What a comparison of a target with its digests found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Comparison {
@@ -206,12 +218,7 @@ impl Decider<'_> {
 
     /// Whether a person has named the target to be overwritten.
     fn is_named(&self) -> bool {
-        let facts = &self.seen.facts;
-        let tokens = || std::iter::once(&facts.token).chain(&facts.other_tokens);
-        self.job
-            .overwrite
-            .iter()
-            .any(|named| tokens().any(|token| token == named))
+        self.job.names(&self.seen.facts)
     }
 
     fn refuse(&self, reason: &str, remedy: Remedy) -> Decided {

@@ -12,7 +12,7 @@ use super::plan::{Decision, decide, usable_replicas};
 use super::source::{Listings, Source};
 use super::{Context, PlanReport};
 use crate::block::Delta;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::blocking;
 use crate::source::{BlockSource, SnapshotId};
 use crate::target::{Base, Replica, TargetKind, Task};
@@ -48,6 +48,8 @@ pub(super) struct Planner<'a> {
     source: &'a Source,
     context: &'a Context<'a>,
     listings: Listings<'a>,
+    /// Whether the base that was looked at last has no history in common with the source.
+    is_unrelated: bool,
 }
 
 impl<'a> Planner<'a> {
@@ -57,6 +59,7 @@ impl<'a> Planner<'a> {
             source,
             context,
             listings: Listings::new(source),
+            is_unrelated: false,
         }
     }
 
@@ -126,6 +129,7 @@ impl<'a> Planner<'a> {
 
     /// The changes since the first of several bases that can still be listed.
     async fn delta(&mut self, candidate: &mut Candidate, bases: Vec<SnapshotId>) -> Result<Work> {
+        self.is_unrelated = false;
         for base in bases {
             let Some(delta) = self.delta_unless_gone(&base).await? else {
                 continue;
@@ -138,7 +142,20 @@ impl<'a> Planner<'a> {
                 plan.write_too(&candidate.foreign);
             }
             plan.write_too(&candidate.damaged());
+            plan.cover_short_end();
             return self.new_work(candidate, plan, Some(base), replica).await;
+        }
+        if self.is_unrelated
+            && !candidate.target.kind().is_new()
+            && !self.job.names(&candidate.seen.facts)
+        {
+            let what = format!(
+                "cannot write {}: it holds a snapshot that {} has no history in common with",
+                candidate.target.name(),
+                self.source.info.name
+            );
+            let token = candidate.seen.facts.token.clone();
+            return Err(Error::new(Kind::Undecided, what).with_remedy(Remedy::Overwrite(token)));
         }
         // What a full copy is allowed to do is decided like any other.
         candidate.seen.facts.replicas.clear();
@@ -170,27 +187,9 @@ impl<'a> Planner<'a> {
             plan.write_too(&candidate.foreign);
         }
         plan.write_too(&candidate.damaged());
-        let work = self
-            .new_work(candidate, plan, Some(base.clone()), None)
-            .await?;
-        let Work::New {
-            mut task,
-            plan,
-            replica,
-        } = work
-        else {
-            return Ok(work);
-        };
-        task.after = candidate
-            .seen
-            .record
-            .as_ref()
-            .map(|record| record.run.clone());
-        Ok(Work::New {
-            task,
-            plan,
-            replica,
-        })
+        plan.cover_short_end();
+        self.new_work(candidate, plan, Some(base.clone()), None)
+            .await
     }
 
     /// An unfinished copy of another snapshot becomes one of the source, or is dropped where what changed since cannot be listed.
@@ -265,6 +264,7 @@ impl<'a> Planner<'a> {
                 if self.job.base == Base::Auto
                     && matches!(error.kind(), Kind::NotFound | Kind::Unrelated) =>
             {
+                self.is_unrelated |= error.kind() == Kind::Unrelated;
                 warn!(
                     "cannot copy only the changes since {base}: {}",
                     error.chain()
@@ -290,7 +290,13 @@ impl<'a> Planner<'a> {
         let source = &self.source.info;
         let task = Task {
             run: format!("{:032x}", fastrand::u128(..)),
-            after: None,
+            // The run that the record says has begun to write in place: a kill before the next record loses nothing.
+            after: candidate
+                .seen
+                .record
+                .as_ref()
+                .filter(|record| record.held().is_none())
+                .map(|record| record.run.clone()),
             in_place: target.kind().is_in_place(),
             source: source.name.clone(),
             source_mark: source.mark.clone(),

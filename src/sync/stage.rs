@@ -23,6 +23,8 @@ use sha2::{Digest as _, Sha256};
 use super::checkpoint::Checkpoint;
 use super::copy::CopyTarget;
 use super::digests::{DigestEntry, Digests};
+use super::files::StateFiles;
+use super::record;
 use super::source::Source;
 use crate::block::{Block, BlockIndex, BlockSet, Delta, Digest, Extent, Geometry, hexadecimal};
 use crate::error::{Error, Kind, Remedy, Result};
@@ -30,7 +32,9 @@ use crate::files::{
     self, blocking, make_folder_of, open_ours, read_ours, remove_if_there, replace, with_ending,
 };
 use crate::source::{BlockSource, Catalog, Changes, DiskSource, Snapshot, SnapshotId};
-use crate::target::{Published, Sink, SinkBody, SinkState, SourceInfo, Target, Task, Written};
+use crate::target::{
+    Published, Sink, SinkBody, SinkState, SourceInfo, Target, TargetRecord, Task, Written,
+};
 
 /// Hexadecimal digits of the SHA-256 of a target's id that name its stage.
 const STEM_DIGITS: usize = 32;
@@ -98,19 +102,23 @@ impl Stage {
     }
 
     fn load(&self) -> Result<Option<Checkpoint>> {
-        match Checkpoint::load(&self.checkpoint(), &self.digests()) {
+        match Checkpoint::load(&self.checkpoint(), &[self.digests()]) {
             // It can be fetched again.
             Err(error) if error.kind() == Kind::Corrupt => Ok(None),
             loaded => loaded,
         }
     }
 
-    /// The complete stage of a task, if there is one.
-    pub(super) fn complete(&self, wanted: impl Fn(&Task) -> bool) -> Result<Option<StagedBlocks>> {
+    /// The complete stage that is wanted, by its task and its plan, if there is one.
+    pub(super) fn complete(
+        &self,
+        wanted: impl Fn(&Task, &Delta) -> bool,
+    ) -> Result<Option<StagedBlocks>> {
         if read_ours(&self.about())?.is_none() {
             return Ok(None);
         }
-        let Some(checkpoint) = self.load()?.filter(|checkpoint| wanted(checkpoint.task())) else {
+        let is_wanted = |found: &Checkpoint| wanted(found.task(), found.plan());
+        let Some(checkpoint) = self.load()?.filter(is_wanted) else {
             return Ok(None);
         };
         if !checkpoint.missing().is_empty() || open_ours(&self.data(), false)?.is_none() {
@@ -131,11 +139,9 @@ impl Stage {
     pub(super) async fn open(&self, task: &Task, plan: &Arc<Delta>) -> Result<CopyTarget> {
         make_folder_of(&self.data())?;
         remove_if_there(&self.about())?;
-        let is_same = |found: &Checkpoint| {
-            let found = found.task();
-            found.source == task.source && found.base == task.base && found.target == task.target
-        };
-        let left = self.load()?.filter(is_same);
+        let left = self.load()?;
+        let left =
+            left.filter(|found| is_same(found.task(), task) && is_same_plan(found.plan(), plan));
         let geometry = plan.head();
         let file = match &left {
             Some(_) => open_ours(&self.data(), true)?,
@@ -205,35 +211,51 @@ impl Stage {
     }
 }
 
-/// The source of a sync whose targets all have a complete stage of it: no call to AWS is needed.
+/// Whether two runs bring one target from one base to one source.
+pub(super) fn is_same(one: &Task, other: &Task) -> bool {
+    (&one.source, &one.base, &one.target) == (&other.source, &other.base, &other.target)
+}
+
+/// Whether two plans are of the same blocks.
+pub(super) fn is_same_plan(one: &Delta, other: &Delta) -> bool {
+    one.head() == other.head() && one.runs().eq(other.runs())
+}
+
+/// The source of a sync whose one target has a complete stage of it that brings it from what it holds, or goes on where a run was
+/// killed: no call to AWS is needed.
 ///
 /// # Errors
 /// What the system says.
 pub fn staged_source(
     directory: &Path,
     source: &str,
-    targets: &[Arc<dyn Target>],
+    target: &dyn Target,
 ) -> Result<Option<Source>> {
     let Ok(id) = source.parse::<SnapshotId>() else {
         return Ok(None);
     };
-    let mut found: Vec<Arc<StagedBlocks>> = Vec::new();
-    let mut about = None;
-    for target in targets {
-        if !target.kind().is_in_place() {
-            return Ok(None);
-        }
-        let stage = Stage::of(directory, target.id());
-        let Some(blocks) =
-            stage.complete(|task| task.source == source && task.target == target.id())?
-        else {
-            return Ok(None);
-        };
-        about = read_ours(&stage.about())?;
-        found.push(Arc::new(blocks));
+    if !target.kind().is_in_place() {
+        return Ok(None);
     }
+    let files = StateFiles::of(&target.state().stem);
+    let record = record::load(&files.record(), None)?;
+    let held = record.as_ref().and_then(TargetRecord::held);
+    let unfinished = Checkpoint::load(&files.checkpoint(), &files.next_digests())?;
+    let fits = |task: &Task, plan: &Delta| {
+        let is_its = task.source == source && task.target == target.id();
+        let goes_on = unfinished
+            .as_ref()
+            .is_some_and(|run| is_same(run.task(), task) && is_same_plan(run.plan(), plan));
+        is_its && (goes_on || (held.is_some() && held == task.base.as_deref()))
+    };
+    let stage = Stage::of(directory, target.id());
+    let Some(blocks) = stage.complete(fits)? else {
+        return Ok(None);
+    };
+    let first = Arc::new(blocks);
+    let about = read_ours(&stage.about())?;
     let staged: Option<Staged> = about.and_then(|about| serde_json::from_slice(&about).ok());
-    let (Some(staged), Some(first)) = (staged, found.first().cloned()) else {
+    let Some(staged) = staged else {
         return Ok(None);
     };
     if staged.version != VERSION || staged.source != source {
@@ -256,8 +278,8 @@ pub fn staged_source(
     };
     Ok(Some(Source {
         info,
-        blocks: first,
-        catalog: Some(Arc::new(StagedCatalog(found))),
+        blocks: Arc::clone(&first) as _,
+        catalog: Some(Arc::new(StagedCatalog(first))),
         mark: None,
         is_staged: true,
     }))
@@ -331,7 +353,7 @@ impl BlockSource for StagedBlocks {
 }
 
 /// The changes that are staged.
-struct StagedCatalog(Vec<Arc<StagedBlocks>>);
+struct StagedCatalog(Arc<StagedBlocks>);
 
 impl Catalog for StagedCatalog {
     fn list(&self) -> BoxFuture<'_, Result<Vec<Snapshot>>> {
@@ -351,11 +373,10 @@ impl Catalog for StagedCatalog {
         base: &'a SnapshotId,
         head: &'a SnapshotId,
     ) -> BoxFuture<'a, Result<Changes>> {
-        let is_it = |staged: &&Arc<StagedBlocks>| {
-            staged.task.base.as_deref() == Some(base.as_str())
-                && staged.task.source == head.as_str()
-        };
-        let found = self.0.iter().find(is_it).map(|staged| {
+        let staged = &self.0;
+        let task = &staged.task;
+        let is_it = task.base.as_deref() == Some(base.as_str()) && task.source == head.as_str();
+        let found = is_it.then(|| {
             let blocks: Arc<dyn BlockSource> = Arc::clone(staged) as _;
             (Arc::clone(&staged.plan), blocks)
         });

@@ -81,17 +81,13 @@ pub fn status(target: &dyn Target) -> Result<Status> {
 }
 
 fn unfinished_of(files: &StateFiles) -> Result<Option<Unfinished>> {
-    for digests in files.next_digests() {
-        if let Some(found) = Checkpoint::load(&files.checkpoint(), &digests)? {
-            return Ok(Some(Unfinished {
-                target: found.task().target_name.clone(),
-                source: found.task().source.clone(),
-                done: found.done(),
-                blocks: found.plan().write().len() + found.plan().zero().len(),
-            }));
-        }
-    }
-    Ok(None)
+    let found = Checkpoint::load(&files.checkpoint(), &files.next_digests())?;
+    Ok(found.map(|found| Unfinished {
+        target: found.task().target_name.clone(),
+        source: found.task().source.clone(),
+        done: found.done(),
+        blocks: found.plan().write().len() + found.plan().zero().len(),
+    }))
 }
 
 /// The unfinished runs in a state directory of `ebs:` and repository targets whose name begins with `target`.

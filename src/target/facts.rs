@@ -127,6 +127,8 @@ pub struct Facts {
     pub clone_bytes: u64,
     /// Its mark; none where nothing tells.
     pub mark: Option<Mark>,
+    /// Whether an equal mark proves anything: not where the filesystem's clock is coarse or not its own.
+    pub mark_proves: bool,
     /// What is in the way of writing it, each a sentence: it is mounted, read-only, in use.
     pub obstacles: Vec<String>,
     /// What a person should know and that stops nothing.
@@ -155,6 +157,7 @@ impl Facts {
             free: None,
             clone_bytes: 0,
             mark: None,
+            mark_proves: true,
             obstacles: Vec::new(),
             warnings: Vec::new(),
             left: Left::Gone,

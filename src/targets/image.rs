@@ -23,7 +23,7 @@ use crate::target::{
     Ask, Base, Existence, Facts, Left, LockPath, Mark, Opened, Opening, Replica, SinkBody,
     SinkState, StatePaths, Target, TargetKind,
 };
-use sink::ImageSink;
+use sink::{ImageSink, Replaced};
 
 /// Bytes of an old image copied between two looks at the signal.
 const CLONED_AT_ONCE: u64 = 256 << 20;
@@ -111,13 +111,14 @@ impl ImageTarget {
         };
         let existence = match &metadata {
             None => Existence::Absent,
-            Some(metadata) if metadata.len() == 0 => Existence::Empty,
+            Some(metadata) if metadata.len() == 0 && is_own(metadata) => Existence::Empty,
             Some(_) => Existence::There,
         };
         let mut facts = Facts::of(self.as_given.clone(), existence);
         facts.other_tokens.push(self.name.clone());
         if let Some(metadata) = &metadata {
             let mark = FileMark::flushed(&self.path).map_err(failed)?;
+            facts.mark_proves = mark.proves_at(&self.path);
             facts.mark = Some(Mark::Image(mark));
             let held_by = holders::image_obstacles(&self.path);
             match self.is_in_place {
@@ -146,9 +147,9 @@ impl ImageTarget {
             return Ok(Left::Gone);
         };
         let against = |now: &FileMark| match (now == &mark, now.inode == mark.inode) {
-            (true, _) => Left::Proven,
-            (false, true) => Left::Unproven,
-            (false, false) => Left::Gone,
+            (true, _) if mark.proves_at(&self.path) => Left::Proven,
+            (_, true) => Left::Unproven,
+            (_, false) => Left::Gone,
         };
         let image = match now {
             Some(Mark::Image(now)) => Some(now),
@@ -193,7 +194,7 @@ impl ImageTarget {
                 return Err(error);
             }
         }
-        let sink = ImageSink::new(self.raw(&part, &file, geometry)?, Some(self.path.clone()));
+        let sink = ImageSink::new(self.raw(&part, &file, geometry)?, Some(self.replaced()?));
         (opening.name)(&sink.state()?)?;
         Ok(sink)
     }
@@ -227,6 +228,20 @@ impl ImageTarget {
         })
         .await?;
         self.check_mark(&old, opening)
+    }
+
+    /// What a part is to replace, as it is now.
+    fn replaced(&self) -> Result<Replaced> {
+        let mark = match File::open(&self.path) {
+            Ok(file) => FileMark::of(&file).map(Some),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        };
+        let mark = mark.map_err(|error| Error::of_file(&self.path, "cannot look at", error))?;
+        Ok(Replaced {
+            path: self.path.clone(),
+            mark,
+        })
     }
 
     /// The same of the image that a part is to replace: one that came after the decision is not replaced either.
@@ -275,7 +290,7 @@ impl ImageTarget {
         sink::cut_to(&file, geometry.size()).map_err(failed)?;
         let sink = ImageSink::new(
             self.raw(&part, &Arc::new(file), geometry)?,
-            Some(self.path.clone()),
+            Some(self.replaced()?),
         );
         (opening.name)(&sink.state()?)?;
         Ok(sink)
@@ -397,6 +412,11 @@ fn is_renamed(then: &FileMark, now: &FileMark) -> bool {
         ..then.clone()
     };
     then == *now
+}
+
+/// Whether a file is of our own user.
+fn is_own(metadata: &std::fs::Metadata) -> bool {
+    metadata.uid() == nix::unistd::geteuid().as_raw()
 }
 
 /// Whether a copy of a file within its folder takes no room.
