@@ -335,7 +335,11 @@ impl SyncArgs {
             }
             let (snapshot, digest) = match &outcome.ended {
                 Ok(Ended::Copied(report)) => (report.snapshot.clone(), report.image_sha256.clone()),
-                Ok(Ended::Held { image_sha256, .. }) => (None, image_sha256.clone()),
+                Ok(Ended::Held {
+                    snapshot,
+                    image_sha256,
+                    ..
+                }) => (snapshot.clone(), image_sha256.clone()),
                 _ => (None, None),
             };
             if let Some(snapshot) = snapshot {

@@ -259,11 +259,17 @@ impl Execution<'_> {
         if let Some(file) = report {
             file.held(name, &self.source.info.name, self.job.verify)?;
         }
-        let record = candidate.seen.record.as_ref();
+        let snapshot = facts
+            .holds
+            .as_ref()
+            .map(|id| match candidate.target.kind() {
+                TargetKind::Repository => format!("{name}#{id}"),
+                _ => id.to_string(),
+            });
         Ok(Ended::Held {
             verified: self.job.verify,
             image_sha256,
-            snapshot: record.and_then(|record| record.replica.clone()),
+            snapshot,
         })
     }
 }
