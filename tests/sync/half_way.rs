@@ -5,28 +5,22 @@ use super::*;
 /// Starts a copy that is killed once something of it is kept.
 pub fn killed_half_way(emulator: &Emulator, args: &[&str], target: &str) {
     emulator.set("latency_ms=100");
-    for _ in 0..20 {
-        let mut child = sync(emulator, &[args, &["--max-in-flight", "2"]].concat())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        // The first that there is is kept at once.
-        std::thread::sleep(Duration::from_millis(1500));
+    let mut child = sync(emulator, &[args, &["--max-in-flight", "2"]].concat())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // The first blocks that there are are kept at once.
+    wait_for("a checkpoint with blocks", || {
         let ended = child.try_wait().unwrap();
         assert!(ended.is_none(), "it was to be killed: {ended:?}");
-        child.kill().unwrap();
-        child.wait().unwrap();
-        let said = run(&mut sync(emulator, &["--status", target]));
-        if said
+        status(emulator, target)
             .lines()
             .any(|line| line.starts_with("unfinished") && !line.contains(", 0 of"))
-        {
-            emulator.set("latency_ms=0");
-            return;
-        }
-    }
-    panic!("nothing is ever kept");
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    emulator.set("latency_ms=0");
 }
 
 #[test]

@@ -40,7 +40,7 @@ fn a_base_that_the_target_does_not_hold_is_refused_and_what_it_holds_is_said() {
         refused(
             11,
             &args,
-            "something else has written 1 of its blocks since the last run (block 0 (512 KiB)): --discard-foreign-writes",
+            "something else has written 1 of its blocks since the last run (block 0 (512.0 KiB)): --discard-foreign-writes",
         );
         assert_eq!(sha256(&image), written, "nothing was written");
     }
