@@ -136,7 +136,7 @@ pub enum Ended {
         verified: bool,
         /// SHA-256 of the whole image.
         image_sha256: Option<String>,
-        /// The snapshot that holds it, where the target keeps several.
+        /// The name of the snapshot that holds it, where the target keeps several.
         snapshot: Option<String>,
     },
     /// It was copied.

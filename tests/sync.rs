@@ -61,6 +61,16 @@ fn status(emulator: &Emulator, target: &str) -> String {
     run(&mut sync(emulator, &["--status", target]))
 }
 
+/// What is said of a target that held a snapshot and may have been written since.
+fn held_by_its_digests(id: &str) -> String {
+    format!(
+        "held {id} when it was recorded; its mark has changed since: the next run compares it with its digests\n"
+    )
+}
+
+/// What a finished run keeps beside an image.
+const KEPT: [&str; 2] = [".ebsfs-digests", ".ebsfs.json"];
+
 /// What is beside an image besides itself.
 fn left_beside(image: &Path) -> Vec<String> {
     let name = image.file_name().unwrap().to_str().unwrap();
@@ -72,6 +82,11 @@ fn left_beside(image: &Path) -> Vec<String> {
         .collect();
     left.sort();
     left
+}
+
+/// State files are believed only where no one else can write them.
+fn private(path: &Path) {
+    sh(&format!("chmod 600 {}", path.display()));
 }
 
 /// Two snapshots of 1 GiB, some 800 blocks and 400 changes.

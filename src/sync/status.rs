@@ -10,7 +10,7 @@ use super::digests::Digests;
 use super::files::StateFiles;
 use super::record;
 use crate::error::{Error, Kind, Result};
-use crate::target::{Content, Target};
+use crate::target::{Content, SinkState, Target};
 
 /// What is recorded of a target of this machine.
 #[derive(Clone, Debug, Serialize)]
@@ -37,6 +37,9 @@ pub struct Unfinished {
     pub target: String,
     /// What is copied to it.
     pub source: String,
+    /// The snapshot that is being made, where the target keeps several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
     /// Blocks that are done.
     pub done: u64,
     /// Blocks of the plan.
@@ -85,6 +88,7 @@ fn unfinished_of(files: &StateFiles) -> Result<Option<Unfinished>> {
     Ok(found.map(|found| Unfinished {
         target: found.task().target_name.clone(),
         source: found.task().source.clone(),
+        snapshot: found.state().and_then(SinkState::object).map(str::to_owned),
         done: found.done(),
         blocks: found.plan().write().len() + found.plan().zero().len(),
     }))

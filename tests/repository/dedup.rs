@@ -44,7 +44,7 @@ fn index(emulator: &Emulator) -> PathBuf {
 fn comes_out(objects: &Objects, emulator: &Emulator, image: &Path, select: &str) {
     let out = objects.folder.path().join("out.raw");
     let _ = fs::remove_file(&out);
-    run(&mut objects.take(emulator, select, &[text(&out), "--yes"]));
+    run(&mut objects.take(emulator, select, &[text(&out)]));
     assert_same(&out, image);
 }
 

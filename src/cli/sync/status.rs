@@ -73,8 +73,12 @@ fn unfinished_in_words(run: &Unfinished, with_target: bool) -> String {
         true => format!("{}, ", run.target),
         false => String::new(),
     };
+    let snapshot = match &run.snapshot {
+        Some(snapshot) => format!(", snapshot {snapshot}"),
+        None => String::new(),
+    };
     format!(
-        "{target}unfinished: {}, {} of {} blocks",
+        "{target}unfinished: {}, {} of {} blocks{snapshot}",
         run.source, run.done, run.blocks
     )
 }
