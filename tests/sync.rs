@@ -1,11 +1,15 @@
 //! Replicas: every kind of target, from nothing and from what it held, killed at any moment, refused where it must be.
 
 mod ebs;
+mod evidence;
 mod failing;
 mod half_way;
+mod hostile;
 mod killed;
+mod output;
 mod refused;
 mod restored;
+mod targets;
 mod whole;
 
 pub use killed::kill_until_done;
