@@ -3,6 +3,7 @@
 use std::os::unix::fs::{FileTypeExt, symlink};
 use std::time::Instant;
 
+use super::evidence::stamp;
 use super::*;
 
 /// An account that is not ours.
@@ -238,7 +239,7 @@ fn a_record_of_another_user_proves_nothing() {
         sh(&line
             .replace("{}", text(&image))
             .replace("OTHER", OTHER_USER));
-        let before = sha256(&image);
+        let before = stamp(&image);
         for args in [
             &[ids[1].as_str(), text(&image), "--base", "auto"][..],
             &[&ids[1], text(&image), "--base", &ids[0]],
@@ -247,7 +248,7 @@ fn a_record_of_another_user_proves_nothing() {
             let (code, said) = ends(&mut sync(&chain.emulator, args));
             assert_eq!(code, 11, "{line}: {said}");
         }
-        assert_eq!(sha256(&image), before);
+        assert_eq!(stamp(&image), before);
         sh(&format!("rm -f {}*", image.display()));
     }
 }
@@ -278,7 +279,7 @@ fn state_files_that_never_end_or_never_answer_hold_nothing_up() {
                 state.display(),
                 line.replace("{}", text(&state))
             ));
-            let before = sha256(&image);
+            let before = stamp(&image);
             // So little memory that /dev/zero cannot be read into it.
             let command = sync(&chain.emulator, &[&ids[1], text(&image), "--base", "auto"]);
             let mut limited = Command::new("prlimit");
@@ -294,7 +295,7 @@ fn state_files_that_never_end_or_never_answer_hold_nothing_up() {
             );
             match code {
                 0 => assert_same(&image, &chain.image(1)),
-                _ => assert_eq!(sha256(&image), before, "{ending} {line}"),
+                _ => assert_eq!(stamp(&image), before, "{ending} {line}"),
             }
             assert!(
                 fs::symlink_metadata("/dev/zero")
