@@ -1,5 +1,10 @@
-"""Measures `ebsfs sync` against the bare HTTP limit and coldsnap, at 15 ms; scripts/bench builds and runs it."""
+"""Measures `ebsfs sync` against the bare HTTP limit and coldsnap, at 15 ms; scripts/bench builds and runs it.
 
+EBSFS_OLD=PATH runs another ebsfs beside this one, in turn, and prints the ratio of each pair.
+EBSFS_BENCH_GIB (2) is the size of the image that is compared with its digests.
+"""
+
+import glob
 import json
 import os
 import shutil
@@ -14,6 +19,10 @@ from bench import EBSFS, GIB, LIMIT, MIB, SIZE, UNLIMITED, Emulator
 
 LATENCY = 15
 ROUNDS = 3
+# Pairs with another ebsfs: their median is worth more than one of them.
+PAIRS = 5
+OLD = os.environ.get("EBSFS_OLD") and os.path.abspath(os.environ["EBSFS_OLD"])
+COMPARE_GIB = int(os.environ.get("EBSFS_BENCH_GIB", "2"))
 PUTS = ("--set", "put_rps=1000000", "--set", "put_rps_snapshot=1000000")
 
 
@@ -34,8 +43,37 @@ def run(command, env, **more):
     return time.monotonic() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
-def sync(folder, *args):
-    return [EBSFS, "sync", "--progress", "none", "--state-dir", f"{folder}/state", *UNLIMITED, *args]
+def sync(folder, *args, program=EBSFS):
+    # The two programs do not read each other's state.
+    state = f"{folder}/state" if program == EBSFS else f"{folder}/state-old"
+    return [program, "sync", "--progress", "none", "--state-dir", state, *UNLIMITED, *args]
+
+
+def remove_image(image):
+    """Removes an image and its state files."""
+    for left in (image, *glob.glob(f"{glob.escape(image)}.ebsfs*")):
+        if os.path.exists(left):
+            os.remove(left)
+    os.sync()
+
+
+def cold():
+    """Empties the page cache."""
+    os.sync()
+    with open("/proc/sys/vm/drop_caches", "w") as file:
+        file.write("3")
+
+
+def pairs(what, measure):
+    """Measures the old ebsfs and this one in turn, and prints how long this one takes for each second of the old one."""
+    if not OLD:
+        return
+    ratios = []
+    for number in range(PAIRS):
+        old, new = measure(OLD), measure(EBSFS)
+        ratios.append(new / old)
+        print(f"{what}, pair {number + 1}: old {old:.2f} s, new {new:.2f} s, ratio {new / old:.3f}", flush=True)
+    print(f"{what}: new takes {statistics.median(ratios):.3f} of the old time (median of {PAIRS}; less is faster)", flush=True)
 
 
 def limit(emulator, blocks):
@@ -73,16 +111,21 @@ def copies():
         image = f"{place}/image.raw"
 
         def clear():
-            for left in (image, f"{image}.ebsfs.json"):
-                if os.path.exists(left):
-                    os.remove(left)
-            os.sync()
+            remove_image(image)
+
+        def timed(*args):
+            def measure(program):
+                clear()
+                return run(sync(folder, *args, program=program), emulator.env)[0]
+
+            return measure
 
         clear()
         commands = [sync(folder, "snap-0a", image)]
         if shutil.which("coldsnap"):
             commands.append(["coldsnap", "--endpoint", emulator.url, "download", "--no-progress", "snap-0a", image])
         compared("snapshot to file", held, commands, emulator.env, clear)
+        pairs("snapshot to file", timed("snap-0a", image))
 
         clear()
         run(sync(folder, "snap-0a", f"{place}/source.raw"), emulator.env)
@@ -91,7 +134,11 @@ def copies():
             # Without the option it puts the holes too.
             commands.append(["coldsnap", "--endpoint", emulator.url, "upload", "--no-progress", "--omit-zero-blocks", f"{place}/source.raw"])
         compared("file to new snapshot", held, commands, emulator.env, os.sync)
-        compared("snapshot to new snapshot", held, [sync(folder, "snap-0b", "ebs:")], emulator.env, os.sync)
+        pairs("file to new snapshot", timed(f"{place}/source.raw", "ebs:"))
+        # The same command twice makes one snapshot: --restart makes another.
+        again = ("snap-0b", "ebs:", "--restart")
+        compared("snapshot to new snapshot", held, [sync(folder, *again)], emulator.env, os.sync)
+        pairs("snapshot to new snapshot", timed(*again))
     finally:
         emulator.stop()
         shutil.rmtree(folder)
@@ -104,14 +151,60 @@ def delta():
     emulator = Emulator(folder, LATENCY, "--synthetic", "snap-1a:1024:0", "--synthetic-child", "snap-1b:snap-1a:10000")
     try:
         image = f"{place}/image.raw"
-        run(sync(folder, "snap-1a", image), emulator.env)
-        emulator.ask("counters/reset", post=True)
-        seconds, _, peak = run(sync(folder, "snap-1b", image, "--base", "snap-1a", "--in-place"), emulator.env)
+
+        def measure(program):
+            remove_image(image)
+            run(sync(folder, "snap-1a", image, program=program), emulator.env)
+            emulator.ask("counters/reset", post=True)
+            return run(sync(folder, "snap-1b", image, "--base", "snap-1a", "--in-place", program=program), emulator.env)
+
+        seconds, _, peak = measure(EBSFS)
         gets = emulator.ask("counters")["GetSnapshotBlock"]
         report = json.load(open(f"{image}.ebsfs.json"))["report"]
         bare = sum(limit(emulator, 8192)[0] for _ in range(3)) * gets / (3 * 8192 * 0.9)
         print(f"1 % of 1 TiB: {report['blocks_written']} blocks changed, {gets} Gets, {seconds:.2f} s, {peak:.0f} MiB; "
               f"the bare limit takes {bare:.2f} s for as many: {bare / seconds:.2f} of it", flush=True)
+        pairs("1 % of 1 TiB", lambda program: measure(program)[0])
+    finally:
+        emulator.stop()
+        shutil.rmtree(folder)
+        shutil.rmtree(place)
+
+
+def compare():
+    """An image whose mark has changed, compared with its digests, beside two sha256sum that read half of it each; cold cache."""
+    # On a disk: in memory there is no cache to read past.
+    folder, place = tempfile.mkdtemp(prefix="ebsfs-bench-"), tempfile.mkdtemp(prefix="ebsfs-bench-")
+    emulator = Emulator(folder, 0, "--synthetic", f"snap-2a:{COMPARE_GIB}:1000000")
+    try:
+        image, halves = f"{place}/image.raw", [f"{place}/half-{number}.raw" for number in (0, 1)]
+        size = COMPARE_GIB * GIB
+        run(sync(folder, "snap-2a", image), emulator.env)
+        for number, half in enumerate(halves):
+            subprocess.check_call(["dd", f"if={image}", f"of={half}", "bs=1M", "status=none", f"skip={number * size // 2}",
+                                   f"count={size // 2}", "iflag=skip_bytes,count_bytes"])
+
+        def sums():
+            cold()
+            start = time.monotonic()
+            processes = [subprocess.Popen(["sha256sum", half], stdout=subprocess.DEVNULL) for half in halves]
+            assert [process.wait() for process in processes] == [0, 0]
+            return time.monotonic() - start
+
+        def comparison():
+            os.utime(image)
+            cold()
+            emulator.ask("counters/reset", post=True)
+            seconds, _, peak = run(sync(folder, "snap-2a", image, "--base", "auto"), emulator.env)
+            gets = emulator.ask("counters").get("GetSnapshotBlock", 0)
+            assert gets == 0, f"{gets} Gets for a comparison"
+            return seconds, peak
+
+        rounds = [(sums(), *comparison()) for _ in range(ROUNDS)]
+        reading, comparing, peak = (statistics.median(values) for values in zip(*rounds))
+        print(f"compare {COMPARE_GIB} GiB: {comparing:.2f} s ({' '.join(f'{r[1]:.2f}' for r in rounds)}), {size / MIB / comparing:,.0f} MiB/s, "
+              f"{peak:.0f} MiB; two sha256sum {reading:.2f} s ({' '.join(f'{r[0]:.2f}' for r in rounds)}): "
+              f"{statistics.median(r[0] / r[1] for r in rounds):.2f} of their speed", flush=True)
     finally:
         emulator.stop()
         shutil.rmtree(folder)
@@ -144,5 +237,5 @@ def huge():
 
 
 if __name__ == "__main__":
-    for part in [globals()[name] for name in sys.argv[1:]] or [copies, delta, huge]:
+    for part in [globals()[name] for name in sys.argv[1:]] or [copies, delta, compare, huge]:
         part()

@@ -5,16 +5,23 @@ mod aws;
 mod background;
 mod blocks;
 mod changes;
+mod digest;
 mod emulator;
 mod limits;
 mod ls;
 mod mount;
 mod output;
+mod progress;
+mod record;
 mod remedy;
 mod repository;
+mod signals;
+mod source;
 mod store;
 mod sync;
+mod target;
 mod umount;
+mod verify;
 
 use std::fs::OpenOptions;
 use std::io::{self, Write as _};
@@ -31,13 +38,13 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::error::{EXIT_CODES, Error, Kind, Result};
 
-/// Use Amazon EBS snapshots as files.
+/// Use Amazon EBS snapshots as files
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, after_help = exit_codes())]
 struct Args {
     #[command(subcommand)]
     verb: Verb,
-    /// Say more: each retry; twice: each request
+    /// Increase log detail (-v: retries, -vv: every request)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
     /// How log lines look
@@ -56,6 +63,9 @@ enum Verb {
     Changes(changes::ChangesArgs),
     Blocks(blocks::BlocksArgs),
     Sync(Box<sync::SyncArgs>),
+    Verify(Box<verify::VerifyArgs>),
+    Digest(Box<digest::DigestArgs>),
+    Record(record::RecordArgs),
     Repository(repository::RepositoryArgs),
     Emulator(emulator::EmulatorArgs),
 }
@@ -112,6 +122,9 @@ fn run(args: Args) -> Result<()> {
         Verb::Changes(changes) => changes.run(),
         Verb::Blocks(blocks) => blocks.run(),
         Verb::Sync(sync) => sync.run(),
+        Verb::Verify(verify) => verify.run(),
+        Verb::Digest(digest) => digest.run(),
+        Verb::Record(record) => record.run(),
         Verb::Repository(repository) => repository.run(),
         Verb::Emulator(emulator) => emulator.run(),
     }

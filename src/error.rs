@@ -117,6 +117,10 @@ pub enum Remedy {
     AllowPlaintext,
     /// Mark damaged blocks and go on.
     MarkDamage,
+    /// Compare the target with a snapshot itself: this one, or one that a person names.
+    Fetch(Option<String>),
+    /// Replace the record that is there.
+    ReplaceRecord,
     /// Run the same command later.
     TryLater,
     /// Anything else: a sentence that names no option of the command line.

@@ -7,21 +7,34 @@
 //! *block*: 512 KiB, the unit of the EBS direct APIs. *extent*: a run of blocks, end exclusive. *hole*: blocks that a
 //! snapshot does not hold, which read as zeroes. *geometry*: a volume's size in bytes and blocks. *image*: a volume's
 //! bytes as one raw disk file. *token*: what EBS wants with each read of a block. *flight*: the one fetch of a block that
-//! all its readers wait for. *delta*: what the base needs to become the head. A changed block is *written* (it has data in
-//! the head) or *zeroed* (it reads as zeroes in the head).
+//! all its readers wait for. *listing*, *page*, *cursor*: a whole list operation, one reply of it, the position in it.
+//!
+//! *base*, *head*: the two ends of a comparison. *delta*: what the base needs to become the head. A changed block is *written*
+//! (it has data in the head) or *zeroed* (it reads as zeroes in the head).
+//!
+//! *source*, *target*: where blocks come from and go to. *sink*: the open target that takes writes. *job*, *run*: what was asked
+//! for, one execution of it. *observe*, *decide*, *plan*: see the state of a target, choose the action, list the blocks to write
+//! and zero. *record*, *checkpoint*: what a target holds now, the progress of an unfinished run. *part*: an image that is not whole.
+//! *resume*, *restart*, *take over*: continue the same run, drop its progress, continue from another run's half-written
+//! target. *mark*: what the kernel tells of a target's last change. *evidence*: a mark that still matches, or a comparison that
+//! found no difference. *identity*: what tells a device from others. *foreign write*: a write by something else. *compare*,
+//! *verify*: a target against its kept digests before a run, what was written after it. *publish*: make a finished target visible.
 //!
 //! # Layers
-//! A row imports only rows above it; a test reads `src/` and fails on an import that climbs.
+//! A row imports only rows above it; `tests/layers.rs` reads `src/` and fails on an import that climbs.
 //!
 //! | row | modules | what they must not know |
 //! | --- | --- | --- |
 //! | 0 | [`error`], [`block`] | anything |
-//! | 1 | [`source`], [`sink`], [`readahead`], [`digest`], [`maps`], [`aws`] | who implements or uses them |
-//! | 2 | [`ebs`], `ec2`, [`cache`], [`image`], [`disk`], [`compare`], [`repository`] | each other: they see only [`source::BlockSource`]; a repository writes files with `disk` |
-//! | 3 | [`sinks`] | cache, image |
-//! | 4 | [`fs`], [`sync`] | each other, ebs, ec2, cache, sinks |
+//! | 1 | [`files`], `sysfs`, [`source`], [`target`], [`readahead`], [`digest`], [`maps`], [`aws`] | who implements or uses them |
+//! | 2 | [`ebs`], `ec2`, [`cache`], [`image`], [`compare`] | each other: they see only [`source::BlockSource`] |
+//! | 3 | [`targets`], [`repository`] | each other, cache, image; only [`targets`] sees [`ebs`] |
+//! | 4 | [`fs`], [`sync`] | each other, ebs, ec2, cache, targets, repository |
 //! | 5 | [`cli`] | nothing: the one place where concrete types are stacked |
 //! | - | [`emulator`] | everything but [`error`]: it plays the other side |
+//!
+//! The whole table is in `tests/layers.rs`. A lower row names no option of the command line: its errors carry an
+//! [`error::Remedy`], which `cli/remedy` words.
 //!
 //! # The path of a read
 //! ```text
@@ -54,30 +67,40 @@
 //! ```
 //! `ebsfs changes` goes the same way and writes the map as a stream; `compare` makes deltas by bytes where a listing cannot.
 //!
-//! # The path of a sync
-//! ```text
-//!  cli/sync/plan   choose      the target's record and checkpoint, --base -> Delta: all, what changed, or what is left
-//!  cli/sync/choice open        checkpoint saved, record "between": the target is named before it is touched
-//!  sync            copy        zero, then blocks in flight: each fetched once, written to every sink that wants it
-//!  ebs/...         read_ahead  as above, without the cache; verified there
-//!  sinks/...       write_block a file's or device's bytes, or PutSnapshotBlock
-//!  sync            keep        flush, digests, checkpoint: in that order, while others are on their way
-//!  sync/proof      verify      read back past the page cache, if it is asked for
-//!  sinks/...       finish      fsync, rename, fsync of the folder; CompleteSnapshot, and wait (which is verified then)
-//!  sync/record     end         what the target holds now; the checkpoint goes
-//! ```
-//!
 //! `cli/mount` stacks the types: an [`ebs::EbsCatalog`] over a client and EC2's descriptions, a [`cache::CachedCatalog`]
 //! over that, an [`fs::Tree`] over that, mounted.
 //!
+//! # The path of a sync
+//! ```text
+//!  cli/sync         job        arguments -> SyncJob, Source, targets: plain values and traits from here on
+//!  sync             run        each target by itself, one that fails does not stop the others:
+//!  sync/lock        take         its name, its inode or disk
+//!  target           observe      Facts: what is there, its mark, what holds it, what an unfinished run left
+//!  sync/plan        decide       a pure function of job, source and Observed -> Decision
+//!  sync/observe     compare      where the mark proves nothing: the target against its kept digests, then decide again
+//!  sync/planner     plan         Decision -> Delta: all, what changed, or what is left; each listing made once for all targets
+//!  cli/sync/show    plans      shown; what overwrites unknown content is confirmed
+//!  sync/stage       fill       --stage: a delta for a target in place is fetched whole to local disk, and read from there below
+//!  sync/execute     open       checkpoint saved, record "between": the target is named before it is touched
+//!  sync/copy        copy       zero, then blocks in flight: each fetched once, written to every sink that wants it
+//!  ebs/...          read_ahead   as above, without the cache; verified there
+//!  target           write_block  targets/...: bytes of a file or device, PutSnapshotBlock; repository/sink: packs
+//!  sync/copy        keep         flush, digests, checkpoint: in that order, while others are in flight
+//!  sync/finish      verify     read back past the page cache, if it is asked for
+//!  target           publish    fsync, rename, fsync of the folder; CompleteSnapshot, and wait (which is verified then)
+//!  sync/finish      record     what the target holds now, with its mark; its digests stay, the checkpoint goes
+//! ```
+//! [`sync`] is the page of it, `docs/sync.md` the one for operators.
+//!
 //! # The path of a snapshot through a repository
 //! ```text
-//!  cli/sync/plan    choose      the newest root of the volume is the parent; --base: only what changed since it is read
-//!  repository/sink  open        the run is on record in the store before anything there is counted on
-//!  repository/sink  write_block as the parent has it: noted; so is (--dedup) what repository/known finds; else zstd, into
-//!                               a pack; a full one is put and read back
+//!  repository/target observe    is it there already; the newest root of the volume is the parent, proven to its last segment
+//!  sync/planner     plan        with a base only what changed since it is read
+//!  repository/target open       the run is on record in the store before anything there is counted on
+//!  repository/sink  write_block as the parent has it: noted; so is what the dedup index or this run has; else zstd, into a
+//!                               pack; a full one is put and read back
 //!  repository/sink  flush       the open pack is put; where blocks are survives a crash of this machine
-//!  repository/sink  finish      each segment that changed, then the root: now the snapshot is there
+//!  repository/sink  publish     each segment that changed, then the root: now the snapshot is there
 //!
 //!  repository/catalog find      latest, an id, VOLUME@TIME -> a root
 //!  repository/source  read_block segment -> pack, offset, length; neighbours that are wanted together are one ranged GET
@@ -94,8 +117,9 @@
 //! remembers 2^17, in some 13 MB. Nothing else grows with how much is read.
 //!
 //! # Errors
-//! [`error::Kind`]s exist where a caller acts differently. Each border has one table: AWS code to kind in [`aws`], kind to
-//! errno in `fs/fuse.rs`, kind to exit code in [`cli`].
+//! [`error::Kind`]s exist where a caller acts differently; an [`error::Remedy`] says what a person can do, as a value. Each border
+//! has one table: AWS code to kind in [`aws`], kind to errno in `fs/fuse.rs`, kind to exit code in [`error::EXIT_CODES`],
+//! remedy to words in `cli/remedy`.
 
 pub mod error;
 

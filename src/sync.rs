@@ -12,6 +12,7 @@
 //! A target is believed to hold a snapshot only where that is proven: by its mark ([`crate::target::Mark`]), or by a comparison with
 //! the digests of the run that wrote it. [`plan::decide`] is that rule, as a pure function.
 
+mod check;
 mod checkpoint;
 mod copy;
 mod digests;
@@ -27,11 +28,16 @@ mod progress;
 mod record;
 mod report;
 mod source;
+mod stage;
 mod status;
+mod transfer;
 mod verify;
 
 use std::sync::Arc;
 use std::time::SystemTime;
+
+pub(crate) use check::source_digest;
+pub use check::{CheckBasis, CheckReport, TargetCheck};
 
 pub use job::{OnDamage, SyncJob};
 pub use lock::overlaps;
@@ -39,7 +45,10 @@ pub use plan::{Decided, Decision};
 pub use progress::{Phase, Progress};
 pub use report::{REPORT_VERSION, Report, ReportFile};
 pub use source::{LookAtMark, Source};
+pub use stage::staged_source;
 pub use status::{Status, Unfinished, status, unfinished};
+pub use transfer::{RecordImport, RecordView, export_record, import_record, view_record};
+pub(crate) use verify::{DigestRequest, HeldBlock, ImageDigests};
 
 use crate::error::{Error, Result};
 use crate::target::{Stop, Target, TargetKind};

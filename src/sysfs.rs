@@ -32,18 +32,18 @@ impl Sysfs {
     }
 
     /// The device of a number (`st_rdev`); none if there is none, or no sysfs.
-    pub(crate) fn node(&self, rdev: u64) -> Option<Node> {
+    pub(crate) fn node(&self, rdev: u64) -> Option<BlockDevice> {
         let name = format!("dev/block/{}:{}", major(rdev), minor(rdev));
-        Node::at(&self.root.join(name))
+        BlockDevice::at(&self.root.join(name))
     }
 
     /// Every whole disk, loop devices and device-mapper included.
-    pub(crate) fn disks(&self) -> Vec<Node> {
+    pub(crate) fn disks(&self) -> Vec<BlockDevice> {
         nodes_in(&self.root.join("block"))
     }
 
     /// Every device that a mounted btrfs filesystem holds: its mounts do not name all of them.
-    pub(crate) fn btrfs_members(&self) -> Vec<Node> {
+    pub(crate) fn btrfs_members(&self) -> Vec<BlockDevice> {
         let mounted = std::fs::read_dir(self.root.join("fs/btrfs"));
         let folders = mounted.into_iter().flatten().flatten();
         folders
@@ -54,12 +54,12 @@ impl Sysfs {
 
 /// A disk or a partition.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Node {
+pub(crate) struct BlockDevice {
     /// Its folder, without links.
     folder: PathBuf,
 }
 
-impl Node {
+impl BlockDevice {
     fn at(path: &Path) -> Option<Self> {
         let folder = path.canonicalize().ok()?;
         Some(Self { folder })
@@ -168,10 +168,10 @@ impl Node {
 }
 
 /// The devices that a folder has links to or folders of, by name.
-fn nodes_in(folder: &Path) -> Vec<Node> {
+fn nodes_in(folder: &Path) -> Vec<BlockDevice> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut nodes: Vec<_> = entries
-        .filter_map(|entry| Node::at(&entry.path()))
+        .filter_map(|entry| BlockDevice::at(&entry.path()))
         .filter(|node| node.folder.join("dev").is_file())
         .collect();
     nodes.sort();

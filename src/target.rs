@@ -9,6 +9,8 @@
 //! ```
 //! A target knows its own object only: records, checkpoints and digests are files of [`crate::sync`], for all targets alike.
 
+#[cfg(test)]
+pub(crate) mod contract;
 mod facts;
 mod mark;
 mod record;

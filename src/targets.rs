@@ -52,3 +52,6 @@ pub fn mark_of(path: &Path) -> Option<Mark> {
     }
     FileMark::flushed(path).ok().map(Mark::Image)
 }
+
+#[cfg(test)]
+mod tests;

@@ -166,6 +166,7 @@ fn everything_is_ascii() {
     let mut files = vec![
         root.join("README.md"),
         root.join("CHANGELOG.md"),
+        root.join("docs/sync.md"),
         root.join("Cargo.toml"),
     ];
     for folder in ["src", "tests", "benches"] {

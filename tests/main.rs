@@ -1,7 +1,7 @@
 //! The real program on real FUSE mounts, against the emulator. One binary: one link.
 //!
 //! Every test reads and compares bytes or counts requests; its name says what it proves. They need root (or
-//! fusermount3), /dev/fuse and loop devices, which `.ci/run` provides.
+//! fusermount3), /dev/fuse and loop devices, which `scripts/test` provides.
 #![expect(
     clippy::cast_possible_truncation,
     clippy::indexing_slicing,

@@ -1,21 +1,53 @@
-//! The README's commands, run as they stand there: all ```sh blocks in one shell, in order.
+//! The commands of the README and of docs/sync.md, run as they stand there: all ```sh blocks of a page in one shell, in order.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::Command;
+
+use serde_json::Value;
 
 use crate::support::*;
 
-/// What the README's examples are called here: a demo snapshot and folders of this test.
+/// What the examples call a demo snapshot, a later one and their volume.
 const SNAPSHOT: &str = "snap-0123456789abcdef0";
 const LATER: &str = "snap-0fedcba9876543210";
 const VOLUME: &str = "vol-0123456789abcdef0";
 
-fn blocks(readme: &str) -> Vec<&str> {
-    readme
-        .split("\n```sh\n")
+fn page(name: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+}
+
+fn blocks(page: &str) -> Vec<&str> {
+    page.split("\n```sh\n")
         .skip(1)
         .map(|rest| rest.split("\n```").next().unwrap())
         .collect()
+}
+
+/// A bash that runs the commands of a page in `folder`, with these snapshots of vol-0a.
+fn commands(emulator: &Emulator, page: &str, ids: [&str; 2], folder: &Path) -> Command {
+    let at = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let script = blocks(page)
+        .join("\n")
+        .replace(SNAPSHOT, ids[0])
+        .replace(LATER, ids[1])
+        .replace(VOLUME, "vol-0a")
+        .replace("/mnt/ebs", &at("ebs"))
+        .replace("/mnt/files", &at("files"))
+        .replace("/srv/replicas", &at("replicas"));
+    let path = format!(
+        "{}:{}:/usr/sbin:/sbin",
+        Path::new(EBSFS).parent().unwrap().display(),
+        std::env::var("PATH").unwrap()
+    );
+    let mut command = emulator.command("bash");
+    command
+        .args(["-euo", "pipefail", "-c", &script])
+        .env("PATH", path)
+        .env("EBSFS_STATE_DIR", at("state"))
+        .current_dir(folder);
+    command
 }
 
 /// Four partitions, each with a file that says hello.
@@ -52,36 +84,16 @@ fn every_command_of_the_readme_works_as_it_stands_there() {
     }
     let later = emulator.snapshot("vol-0a");
     let folder = tempfile::tempdir().unwrap();
-    let readme =
-        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let blocks = blocks(&readme);
-    assert!(blocks.len() >= 8, "{}", blocks.len());
-    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    let script = blocks
-        .join("\n")
-        .replace(SNAPSHOT, &snapshot)
-        .replace(LATER, &later)
-        .replace(VOLUME, "vol-0a")
-        .replace("/mnt/ebs", &at("ebs"))
-        .replace("/mnt/files", &at("files"))
-        .replace("/srv/replicas", &at("replicas"));
-    let path = format!(
-        "{}:{}:/usr/sbin:/sbin",
-        std::path::Path::new(EBSFS).parent().unwrap().display(),
-        std::env::var("PATH").unwrap()
-    );
-    let output = emulator
-        .command("bash")
-        .args(["-euo", "pipefail", "-c", &script])
-        .env("PATH", path)
-        .env("EBSFS_STATE_DIR", at("state"))
-        .current_dir(folder.path())
+    let readme = page("README.md");
+    assert!(blocks(&readme).len() >= 8);
+    let output = commands(&emulator, &readme, [&snapshot, &later], folder.path())
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {
         let _ = Command::new("fusermount3")
-            .args(["-uzq", &at("ebs")])
+            .arg("-uzq")
+            .arg(folder.path().join("ebs"))
             .status();
         panic!("{said}\n{}", String::from_utf8_lossy(&output.stderr));
     }
@@ -106,9 +118,156 @@ fn every_command_of_the_readme_works_as_it_stands_there() {
 }
 
 #[test]
-fn the_readme_and_the_help_tell_the_same_exit_codes() {
-    let readme =
-        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+fn every_command_of_the_sync_page_works_as_it_stands_there() {
+    let emulator = Emulator::start();
+    emulator.make_volume("vol-0a", 2048, [0, 3, 4, 2047]);
+    let snapshot = emulator.snapshot("vol-0a");
+    let disk = writable(&emulator.volume("vol-0a"));
+    for index in 3..6 {
+        disk.write_all_at(&content("later", index), index * BLOCK)
+            .unwrap();
+    }
+    let later = emulator.snapshot("vol-0a");
+    let folder = tempfile::tempdir().unwrap();
+    let text = page("docs/sync.md");
+    assert!(blocks(&text).len() >= 6);
+    let output = commands(&emulator, &text, [&snapshot, &later], folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}\n{errors}");
+    assert!(said.contains(&format!("holds {later}\n")), "{said}");
+    assert!(
+        said.contains(&format!("held {later} when it was recorded")),
+        "{said}"
+    );
+    assert!(errors.contains("--overwrite old.raw"), "{errors}");
+    assert!(errors.contains("--discard-foreign-writes"), "{errors}");
+    // What was written last: the digest that a person computes, and the report's.
+    let sums: Vec<&str> = said.lines().rev().take(2).collect();
+    assert_eq!(sums[1].split_whitespace().next(), Some(sums[0]), "{said}");
+    let volume = emulator.volume("vol-0a");
+    let at = |name: &str| folder.path().join(name);
+    assert_same(&at("replica.raw"), &volume);
+    let len = std::fs::metadata(&volume).unwrap().len().to_string();
+    run(Command::new("cmp")
+        .args(["-n", &len])
+        .args([at("disk.raw"), volume]));
+    for index in [0, 3, 4, 2047] {
+        for name in ["old.raw", "copy.raw"] {
+            let found = read_at(&at(name), index * BLOCK, BLOCK as usize);
+            assert!(found == content("vol-0a", index), "{name} {index}");
+        }
+    }
+}
+
+/// The names of all members of an object and of the objects in it.
+fn members(value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(object) => {
+            for (name, value) in object {
+                found.insert(name.clone());
+                members(value, found);
+            }
+        }
+        Value::Array(values) => values.iter().for_each(|value| members(value, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_sync_page_explains_every_json_member() {
+    let emulator = Emulator::start();
+    emulator.make_volume("vol-0a", 2048, 0..300);
+    let snapshot = emulator.snapshot("vol-0a");
+    let later = emulator.snapshot("vol-0a");
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image.raw");
+    let (image, report) = (image.to_str().unwrap(), folder.path().join("report"));
+    let (state, report) = (folder.path().join("state"), report.to_str().unwrap());
+    let mut found = BTreeSet::new();
+    for (args, code) in [
+        // At 60 blocks a second it takes 5 seconds: a line of progress.
+        (
+            vec![
+                &*snapshot,
+                image,
+                "--json",
+                "--digest",
+                "--report",
+                report,
+                "--progress",
+                "json",
+                "--bandwidth",
+                "30MiB",
+            ],
+            0,
+        ),
+        (
+            vec![&*later, image, "--base", "auto", "--dry-run", "--json"],
+            0,
+        ),
+        (vec![&*snapshot, image, "--json"], 0),
+        (vec![&*snapshot, "ebs:", "--json"], 0),
+        (vec!["--status", image, "--json"], 0),
+        (vec![&*later, image, "--base", "snap-0123", "--json"], 11),
+    ] {
+        let mut command = emulator.ebsfs(&["sync"]);
+        let output = command
+            .args(&args)
+            .env("EBSFS_STATE_DIR", &state)
+            .output()
+            .unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {errors}");
+        let printed = [output.stdout.as_slice(), &output.stderr].concat();
+        for line in String::from_utf8(printed).unwrap().lines() {
+            if let Ok(value @ Value::Object(_)) = serde_json::from_str(line) {
+                assert_eq!(value["version"], 1, "{line}");
+                members(&value, &mut found);
+            }
+        }
+    }
+    for args in [
+        &["verify", image, "--json"][..],
+        &["digest", &snapshot, "--json", "--md5"],
+    ] {
+        let printed = run(&mut emulator.ebsfs(args));
+        members(&serde_json::from_str(&printed).unwrap(), &mut found);
+    }
+    let report: Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
+    assert_eq!(report["version"], 1);
+    members(&report, &mut found);
+    for name in [
+        "phase",
+        "plan",
+        "task",
+        "exit_code",
+        "unfinished",
+        "md5",
+        "equal",
+    ] {
+        assert!(found.contains(name), "no {name} was printed: {found:?}");
+    }
+    let text = page("docs/sync.md");
+    // A mark's own members are nothing for people.
+    found.remove("image");
+    let unexplained: Vec<_> = found
+        .iter()
+        .filter(|name| {
+            !text.contains(&format!("`{name}`")) && !text.contains(&format!("\"{name}\""))
+        })
+        .collect();
+    assert!(
+        unexplained.is_empty(),
+        "docs/sync.md does not explain {unexplained:?}"
+    );
+}
+
+#[test]
+fn readme_sync_page_and_help_have_the_same_exit_codes() {
+    let pages = [page("README.md"), page("docs/sync.md")];
     let help = run(Command::new(EBSFS).arg("--help"));
     let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
     for (code, words) in [
@@ -121,12 +280,17 @@ fn the_readme_and_the_help_tell_the_same_exit_codes() {
         (7, "no answer from the service"),
         (8, "corrupt"),
         (9, "no room on the target"),
+        (10, "busy"),
+        (11, "a person must decide"),
+        (12, "done, with damaged blocks marked"),
         (130, "stopped"),
     ] {
-        assert!(
-            readme.contains(&format!("| {code} | {words}")),
-            "README: {code} {words}"
-        );
+        for page in &pages {
+            assert!(
+                page.contains(&format!("| {code} | {words}")),
+                "{code} {words}: {page}"
+            );
+        }
         assert!(
             help.contains(&format!("{code} {words}")),
             "help: {code} {words}: {help}"

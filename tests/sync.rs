@@ -3,13 +3,17 @@
 mod ebs;
 mod evidence;
 mod failing;
+mod foreign;
 mod half_way;
 mod hostile;
 mod killed;
 mod output;
 mod refused;
 mod restored;
+mod staged;
+mod taken_over;
 mod targets;
+mod verify;
 mod whole;
 
 pub use killed::kill_until_done;

@@ -16,12 +16,12 @@ use crate::source::{Catalog, Selector, SnapshotId, held};
 /// Show which blocks a snapshot holds; all others read as zeroes
 #[derive(Args, Debug)]
 pub(super) struct BlocksArgs {
-    #[command(flatten)]
-    aws: AwsArgs,
     /// The snapshot
     snapshot: SnapshotId,
     #[command(flatten)]
     form: FormArgs,
+    #[command(flatten)]
+    aws: AwsArgs,
 }
 
 impl BlocksArgs {

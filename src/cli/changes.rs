@@ -26,8 +26,6 @@ use crate::source::{Catalog, Selector, SnapshotId, State};
     A rewrite with the same bytes counts as written: AWS lists writes, not differences. --exact reads both and compares."
 )]
 pub(super) struct ChangesArgs {
-    #[command(flatten)]
-    aws: AwsArgs,
     /// The snapshot to start from
     #[arg(required_unless_present = "volume", requires = "head")]
     base: Option<SnapshotId>,
@@ -44,6 +42,9 @@ pub(super) struct ChangesArgs {
     unrelated: Unrelated,
     #[command(flatten)]
     form: FormArgs,
+    // Last: its heading would hold for all that follows.
+    #[command(flatten)]
+    aws: AwsArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -29,6 +29,13 @@ fn option(remedy: &Remedy) -> String {
         Remedy::MarkDamage => {
             "--on-damage mark leaves such blocks zero, lists them and goes on".into()
         }
+        Remedy::Fetch(Some(snapshot)) => {
+            format!("--fetch compares it with {snapshot} itself, block by block")
+        }
+        Remedy::Fetch(None) => {
+            "ebsfs verify TARGET SNAPSHOT --fetch compares it with a snapshot that you name".into()
+        }
+        Remedy::ReplaceRecord => "--replace replaces it".into(),
         Remedy::TryLater => "run the same command later".into(),
         Remedy::Do(what) => what.clone(),
     }

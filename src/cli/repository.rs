@@ -15,7 +15,7 @@ use crate::repository::{
     Address, RepositoryCatalog, Root, RootName, check, forget_run, prune, remove,
 };
 
-/// Look after a repository
+/// List, check and prune snapshots in a repository
 #[derive(Args, Debug)]
 pub(super) struct RepositoryArgs {
     #[command(subcommand)]

@@ -1,38 +1,37 @@
 //! `ebsfs sync`: arguments become a job, a source and targets; [`crate::sync`] does the rest.
 
-mod place;
-mod show;
-mod source;
+mod plans;
 mod status;
 mod words;
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
 
 use super::aws::AwsArgs;
 use super::limits::LimitArgs;
+use super::progress::{ProgressForm, Shown};
+use super::signals::listen;
+use super::source::{OpenedSource, SourceRequest, ToEbs, open};
 use super::store::StoreArgs;
+use super::target::{self, TargetRequest, ToArgs};
 use crate::block::BLOCK_SIZE;
 use crate::ebs::{Client, Limits};
 use crate::error::{Error, Kind, Result};
 use crate::files::default_state_dir;
 use crate::repository::Address;
 use crate::source::SnapshotId;
-use crate::sync::{self, Context, Ended, OnDamage, Progress, ReportFile, SyncJob, TargetOutcome};
+use crate::sync::{
+    self, Context, Ended, OnDamage, Progress, ReportFile, Source, SyncJob, TargetOutcome,
+};
 use crate::target::{Base, Stop};
 
-use place::ToArgs;
-
-use show::{ProgressForm, Shown, Terminal};
-use source::Opened;
+use plans::Terminal;
 
 /// The longest that a block waits for its turn under `--bandwidth`: so few are asked for at once.
 const TURN: Duration = Duration::from_secs(10);
@@ -84,12 +83,16 @@ pub(super) struct SyncArgs {
     /// Other hosts can write the target devices: compare them before each delta
     #[arg(long)]
     shared: bool,
+    /// Fetch changes for devices and --in-place images whole to DIRECTORY before applying them: no call to AWS is needed after that,
+    /// also by the same command again
+    #[arg(long, value_name = "DIRECTORY")]
+    stage: Option<PathBuf>,
     /// Drop the progress of unfinished runs
     #[arg(long)]
     restart: bool,
     /// What to do about a damaged block of the source; mark: leave it zero, list it, end with exit code 12
-    #[arg(long, value_enum, default_value_t = Damage::Fail)]
-    on_damage: Damage,
+    #[arg(long, value_enum, default_value_t = OnDamageArg::Fail)]
+    on_damage: OnDamageArg,
     /// Let an encrypted source become a target that is not encrypted (ebs:, repositories)
     #[arg(long)]
     allow_plaintext: bool,
@@ -138,7 +141,7 @@ pub(super) struct SyncArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Damage {
+enum OnDamageArg {
     /// End with exit code 8
     Fail,
     /// Leave the block zero and list it
@@ -201,6 +204,15 @@ impl SyncArgs {
         targets.any(|target| Address::looks_like(target))
     }
 
+    fn to_ebs(&self) -> ToEbs {
+        let to_ebs = self.targets.iter().filter(|to| to.starts_with("ebs:"));
+        match to_ebs.count() {
+            0 => ToEbs::None,
+            n if n == self.targets.len() => ToEbs::All,
+            _ => ToEbs::Some,
+        }
+    }
+
     fn job(&self) -> SyncJob {
         let limits = self.limits();
         let turn = u32::try_from(TURN.as_secs()).unwrap_or(1);
@@ -217,12 +229,13 @@ impl SyncArgs {
             discard_foreign_writes: self.discard_foreign_writes,
             allow_plaintext: self.allow_plaintext,
             on_damage: match self.on_damage {
-                Damage::Fail => OnDamage::Fail,
-                Damage::Mark => OnDamage::Mark,
+                OnDamageArg::Fail => OnDamage::Fail,
+                OnDamageArg::Mark => OnDamage::Mark,
             },
             verify: self.verify,
             digest: self.digest,
             reserve: self.reserve.as_u64(),
+            stage: self.stage.clone(),
             dry_run: self.dry_run,
             rate: limits.max_rps.min(limits.max_snapshot_rps),
             in_flight: self.limits.max_in_flight.min(most).max(2) as usize,
@@ -230,13 +243,12 @@ impl SyncArgs {
     }
 
     async fn sync(&self) -> Result<()> {
-        let (stop, stopped) = watch::channel(false);
-        listen(stop)?;
-        let stop = Stop::new(stopped);
+        let stop = listen()?;
         let name = self.source.as_deref().unwrap_or_default();
         let mut report = match &self.report {
             Some(path) if !self.dry_run => {
-                place::check_report(self, path)?;
+                let names = self.source.iter().chain(&self.targets);
+                target::check_report(path, names)?;
                 let about = about_this_program();
                 Some(ReportFile::begin(path, name, SystemTime::now(), &about)?)
             }
@@ -271,6 +283,30 @@ impl SyncArgs {
         result
     }
 
+    /// The source, if an earlier run staged it whole for every one of the targets.
+    fn staged(&self, state_dir: &Path) -> Result<Option<Source>> {
+        let (Some(directory), Some(source)) = (&self.stage, &self.source) else {
+            return Ok(None);
+        };
+        let mut targets = Vec::new();
+        for name in &self.targets {
+            if name.starts_with("ebs:") || Address::looks_like(name) {
+                return Ok(None);
+            }
+            match target::local_target(name, self.in_place, self.shared, state_dir) {
+                Ok(target) => targets.push(target),
+                // It is reported when it is connected.
+                Err(_) => return Ok(None),
+            }
+        }
+        let staged = sync::staged_source(directory, source, &targets)?;
+        if staged.is_some() {
+            let directory = directory.display();
+            tracing::info!("{source} is staged in {directory}: nothing is asked of AWS");
+        }
+        Ok(staged)
+    }
+
     /// Opens source and targets, and copies.
     async fn outcomes(
         &self,
@@ -280,19 +316,50 @@ impl SyncArgs {
         report: &mut Option<ReportFile>,
         clients: &mut Vec<Arc<Client>>,
     ) -> Result<(Value, Vec<TargetOutcome>)> {
-        let Opened {
+        let state_dir = self.state_dir();
+        let request = SourceRequest {
+            name: self.source.as_deref().unwrap_or_default(),
+            aws: &self.aws,
+            store: self.store,
+            limits: self.limits(),
+            wait: self.wait,
+            state_dir: &state_dir,
+            to_ebs: self.to_ebs(),
+        };
+        let OpenedSource {
             source,
             client,
             about,
-        } = stop.unless(source::open(self)).await?;
+        } = match self.staged(&state_dir)? {
+            Some(source) => OpenedSource::staged(source),
+            None => stop.unless(open(&request)).await?,
+        };
+        let needs_snapshot =
+            matches!(&self.base, Some(Base::Snapshot(_))) || self.bandwidth.is_some();
+        if source.info.snapshot.is_none() && needs_snapshot {
+            let what = format!(
+                "cannot use --base SNAPSHOT or --bandwidth: {:?} is no snapshot",
+                request.name
+            );
+            return Err(Error::new(Kind::Invalid, what));
+        }
         clients.extend(client.clone());
         let mut outcomes = Vec::new();
         let mut targets = Vec::new();
+        let request = TargetRequest {
+            to: &self.to,
+            aws: &self.aws,
+            store: self.store,
+            limits: self.limits(),
+            state_dir: &state_dir,
+            in_place: self.in_place,
+            is_shared: self.shared,
+            dedup: self.dedup,
+            dry_run: self.dry_run,
+        };
         for name in &self.targets {
-            match stop
-                .unless(place::connect(self, name, &source.info, clients))
-                .await
-            {
+            let connected = target::connect(&request, name, &source.info, clients);
+            match stop.unless(connected).await {
                 Ok(target) => targets.push(target),
                 Err(error) => {
                     if let Some(file) = report {
@@ -302,7 +369,7 @@ impl SyncArgs {
                 }
             }
         }
-        place::check(self, &targets, &source.info)?;
+        target::check(self.dedup, &targets, &source.info)?;
         let names: Vec<String> = targets
             .iter()
             .map(|target| target.name().to_owned())
@@ -325,7 +392,7 @@ impl SyncArgs {
         };
         outcomes.extend(sync::run(&job, &source, targets, &context, report).await);
         if !self.dry_run {
-            place::warn_of_twins(&names).await;
+            target::warn_of_twins(&names).await;
         }
         Ok((about, outcomes))
     }
@@ -341,7 +408,11 @@ impl SyncArgs {
             }
             let (snapshot, digest) = match &outcome.ended {
                 Ok(Ended::Copied(report)) => (report.snapshot.clone(), report.image_sha256.clone()),
-                Ok(Ended::Held { image_sha256, .. }) => (None, image_sha256.clone()),
+                Ok(Ended::Held {
+                    image_sha256,
+                    snapshot,
+                    ..
+                }) => (snapshot.clone(), image_sha256.clone()),
                 _ => (None, None),
             };
             if let Some(snapshot) = snapshot {
@@ -397,25 +468,5 @@ fn about_this_program() -> Value {
     })
 }
 
-/// The first SIGINT or SIGTERM stops at a checkpoint; the second ends the program.
-fn listen(stop: watch::Sender<bool>) -> Result<()> {
-    let failed = |error| Error::with_source(Kind::Io, "cannot take signals", error);
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    // Asked how far it is before that can be shown: no reason to end.
-    let asked = signal(SignalKind::user_defined1()).map_err(failed)?;
-    tokio::spawn(async move {
-        let _asked = asked;
-        loop {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            if stop.send_replace(true) {
-                std::process::exit(Kind::Stopped.exit_code().into());
-            }
-            tracing::info!("stopping at a checkpoint; a second signal ends the program at once");
-        }
-    });
-    Ok(())
-}
+#[cfg(test)]
+mod tests;

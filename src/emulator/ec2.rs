@@ -13,7 +13,7 @@ use super::{ACCOUNT, BLOCK, Emulator, REGION};
 
 const INSTANCE: &str = "i-0123456789abcdef0";
 const GIB: u64 = 1 << 30;
-/// Tags of a resource (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Tags.html).
+/// Tags of a resource (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Tags.html>).
 const MOST_TAGS: usize = 50;
 
 /// The form of a query call: `Filter.1.Value.2=x`.

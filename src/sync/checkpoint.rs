@@ -183,6 +183,31 @@ impl Checkpoint {
         Arc::make_mut(&mut self.plan).write_too(blocks);
     }
 
+    /// The checkpoint of a run that takes over the object of this one: of what is done all that `changed` does not name and `plan`
+    /// still wants stays done. `digests` are a clone of this one's.
+    pub(super) fn taken_over(
+        &self,
+        task: Task,
+        plan: Arc<Delta>,
+        changed: &Delta,
+        digests: Digests,
+    ) -> Self {
+        let mut stale = changed.write().clone();
+        stale.insert_all(changed.zero());
+        stale.insert_all(&self.damaged);
+        let written = |set: &BlockSet, within: &BlockSet| set.without(&set.without(within));
+        let done = written(&self.done.without(&stale), self.plan.write());
+        Self {
+            path: self.path.clone(),
+            task,
+            done: written(&done, plan.write()),
+            plan,
+            damaged: BlockSet::new(),
+            state: self.state.clone(),
+            digests,
+        }
+    }
+
     /// Plans to zero all that is not to be written, in a full copy: the target turned out to be one where absence is no
     /// zero.
     pub(super) fn zero_the_rest(&mut self) {
@@ -223,11 +248,6 @@ impl Checkpoint {
         sync_folder(path)
             .map_err(|error| Error::of_file(path, "cannot flush the folder of", error))?;
         Digests::remove(digests)
-    }
-
-    /// Where it is.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
     }
 }
 

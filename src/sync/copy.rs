@@ -24,7 +24,7 @@ use super::checkpoint::Checkpoint;
 use super::job::OnDamage;
 use super::progress::Progress;
 use super::verify::{self, Compared};
-use crate::block::{Block, BlockIndex, Digest, Extent};
+use crate::block::{Block, BlockIndex, BlockSet, Digest, Extent};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::blocking;
 use crate::source::{BlockSource, Wanted};
@@ -163,13 +163,13 @@ impl Copy<'_> {
         }
     }
 
-    /// Plans to write again what is not as it was done. The answer is whether there is anything.
-    fn rechecked(&mut self, number: usize, compared: Result<Compared>) -> bool {
+    /// Plans to write again what is not as it was done: the answer.
+    fn rechecked(&mut self, number: usize, compared: Result<Compared>) -> BlockSet {
         let Some(copying) = self.targets.get_mut(number) else {
-            return false;
+            return BlockSet::new();
         };
         match compared {
-            Ok(compared) if compared.differing.is_empty() => false,
+            Ok(compared) if compared.differing.is_empty() => BlockSet::new(),
             Ok(compared) => {
                 let blocks = compared.differing;
                 let geometry = copying.target.checkpoint.plan().head();
@@ -180,11 +180,11 @@ impl Copy<'_> {
                 );
                 copying.target.checkpoint.write_again(&blocks);
                 self.rules.progress.expect(blocks.len());
-                true
+                blocks
             }
             Err(error) => {
                 copying.fail(error);
-                false
+                BlockSet::new()
             }
         }
     }
@@ -195,6 +195,8 @@ impl Copy<'_> {
         let mut keeps: FuturesUnordered<Keep> = FuturesUnordered::new();
         let stop = self.rules.stop.clone();
         let mut cursor = Some(BlockIndex(0));
+        // Blocks behind the cursor that a comparison found to be other than they were done.
+        let (mut again, mut again_from) = (BlockSet::new(), BlockIndex(0));
         let mut ended: Result<()> = Ok(());
         loop {
             ended = ended.and_then(|()| stop.check());
@@ -204,10 +206,19 @@ impl Copy<'_> {
                 && flights.len() < self.rules.in_flight
                 && self.has_room(flights.len())
             {
-                let Some(index) = cursor.and_then(|from| self.next(from)) else {
-                    break;
+                let index = match again.next_in(again_from) {
+                    Some(index) => {
+                        again_from = BlockIndex(index.0 + 1);
+                        index
+                    }
+                    None => {
+                        let Some(index) = cursor.and_then(|from| self.next(from)) else {
+                            break;
+                        };
+                        cursor = index.0.checked_add(1).map(BlockIndex);
+                        index
+                    }
                 };
-                cursor = index.0.checked_add(1).map(BlockIndex);
                 flights.spawn(copy_block(
                     Arc::clone(&self.source),
                     index,
@@ -241,8 +252,10 @@ impl Copy<'_> {
                     let compared = compared.map_err(|error| Error::with_source(Kind::Io, "stopped", error));
                     match compared {
                         Ok((number, compared)) => {
-                            if self.rechecked(number, compared) {
-                                cursor = Some(BlockIndex(0));
+                            let end = cursor.unwrap_or(BlockIndex(u32::MAX));
+                            for run in self.rechecked(number, compared).runs_in(BlockIndex(0), end) {
+                                again_from = again_from.min(run.start());
+                                again.insert_extent(run);
                             }
                         }
                         Err(error) => ended = ended.and(Err(error)),

@@ -300,6 +300,7 @@ impl Digests {
     ///
     /// # Errors
     /// As for [`Digests::make_holes`].
+    #[cfg(test)]
     pub(crate) fn make_unknown(&self, extents: &[Extent]) -> Result<()> {
         for extent in extents.iter().filter_map(|extent| self.within(*extent)) {
             self.fill(extent, DigestEntry::Unknown)?;

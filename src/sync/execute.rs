@@ -14,6 +14,7 @@ use super::observe::Candidate;
 use super::planner::{Planned, Work};
 use super::report::ReportFile;
 use super::source::Source;
+use super::stage::Stage;
 use super::verify::CompareCheckpoint;
 use super::{Context, Ended, TargetOutcome, record};
 use crate::block::Delta;
@@ -40,6 +41,28 @@ pub(super) struct OpenTarget {
     pub(super) warnings: Vec<String>,
 }
 
+/// Open targets that are copied to from one source.
+struct Group {
+    blocks: Arc<dyn BlockSource>,
+    targets: Vec<CopyTarget>,
+    open: Vec<OpenTarget>,
+}
+
+impl Group {
+    fn over(blocks: Arc<dyn BlockSource>) -> Self {
+        Self {
+            blocks,
+            targets: Vec::new(),
+            open: Vec::new(),
+        }
+    }
+
+    fn push(&mut self, target: CopyTarget, opened: OpenTarget) {
+        self.targets.push(target);
+        self.open.push(opened);
+    }
+}
+
 impl Execution<'_> {
     /// Brings every target to its end, or as far as it comes.
     pub(super) async fn run(
@@ -48,17 +71,22 @@ impl Execution<'_> {
         report: &mut Option<ReportFile>,
     ) -> Vec<TargetOutcome> {
         let mut outcomes = Vec::new();
-        let mut open = Vec::new();
-        let mut targets = Vec::new();
+        // Each block is fetched once for all of these; a stage is read for its own target alone.
+        let (mut together, mut staged) = (Group::over(Arc::clone(&self.blocks)), Vec::new());
         for plan in planned {
             let name = plan.name().to_owned();
             self.context.progress.begin(format!("opening {name}"), 0);
             let ended = match plan.work {
                 Work::Nothing => self.held(&plan.candidate, report).await,
-                work => match self.open(plan.candidate, work, plan.warnings).await {
-                    Ok((target, opened)) => {
-                        targets.push(target);
-                        open.push(opened);
+                work => match self.ready(plan.candidate, work, plan.warnings).await {
+                    Ok((Some(blocks), target, opened)) => {
+                        let mut group = Group::over(blocks);
+                        group.push(target, opened);
+                        staged.push(group);
+                        continue;
+                    }
+                    Ok((None, target, opened)) => {
+                        together.push(target, opened);
                         continue;
                     }
                     Err(error) => Err(error),
@@ -66,24 +94,20 @@ impl Execution<'_> {
             };
             outcomes.push(outcome(&name, ended, report));
         }
-        if targets.is_empty() {
-            return outcomes;
+        for group in std::iter::once(together).chain(staged) {
+            outcomes.extend(self.copy(group, report).await);
         }
-        let left = targets
-            .iter()
-            .map(|target| target.checkpoint.missing().len());
-        let progress = &self.context.progress;
-        let source = &self.source.info.name;
-        // Done together, each block counts once.
-        progress.begin(format!("copying {source}"), left.max().unwrap_or(0));
-        let rules = Rules {
-            in_flight: self.job.in_flight,
-            on_damage: self.job.on_damage,
-            progress,
-            stop: &self.context.stop,
-        };
-        let copied = copy(Arc::clone(&self.blocks), targets, &rules).await;
-        for ((target, copied), opened) in copied.into_iter().zip(open) {
+        outcomes
+    }
+
+    /// Copies a group of targets from one source, and finishes each.
+    async fn copy(&self, group: Group, report: &mut Option<ReportFile>) -> Vec<TargetOutcome> {
+        if group.targets.is_empty() {
+            return Vec::new();
+        }
+        let copied = self.fill(group.blocks, group.targets, "copying").await;
+        let mut outcomes = Vec::new();
+        for ((target, copied), opened) in copied.into_iter().zip(group.open) {
             let name = target.name.clone();
             let ended = match copied {
                 Ok(()) => self.finish(target, opened, report).await,
@@ -92,6 +116,78 @@ impl Execution<'_> {
             outcomes.push(outcome(&name, ended, report));
         }
         outcomes
+    }
+
+    /// Copies what is missing to open targets.
+    async fn fill(
+        &self,
+        blocks: Arc<dyn BlockSource>,
+        targets: Vec<CopyTarget>,
+        what: &str,
+    ) -> Vec<(CopyTarget, Result<()>)> {
+        let left = targets
+            .iter()
+            .map(|target| target.checkpoint.missing().len());
+        let (progress, source) = (&self.context.progress, &self.source.info.name);
+        // Done together, each block counts once.
+        progress.begin(format!("{what} {source}"), left.max().unwrap_or(0));
+        let rules = Rules {
+            in_flight: self.job.in_flight,
+            on_damage: self.job.on_damage,
+            progress,
+            stop: &self.context.stop,
+        };
+        copy(blocks, targets, &rules).await
+    }
+
+    /// Stages what is to be staged, then opens the target.
+    async fn ready(
+        &self,
+        candidate: Candidate,
+        work: Work,
+        warnings: Vec<String>,
+    ) -> Result<(Option<Arc<dyn BlockSource>>, CopyTarget, OpenTarget)> {
+        let staged = self.stage(&candidate, &work).await?;
+        let (target, opened) = self.open(candidate, work, warnings).await?;
+        Ok((staged, target, opened))
+    }
+
+    /// The blocks of a delta for what is written in place, once they are all on local disk, if that is asked for.
+    async fn stage(
+        &self,
+        candidate: &Candidate,
+        work: &Work,
+    ) -> Result<Option<Arc<dyn BlockSource>>> {
+        let Some(stage) = self.stage_of(candidate) else {
+            return Ok(None);
+        };
+        let task = match work {
+            Work::New { task, .. } if self.source.is_staged => task,
+            Work::New { task, plan, .. } if plan.base().is_some() => {
+                let target = stage.open(task, plan).await?;
+                let filled = self
+                    .fill(Arc::clone(&self.blocks), vec![target], "staging")
+                    .await;
+                for (_, ended) in filled {
+                    ended?;
+                }
+                stage.finish(&self.source.info)?;
+                task
+            }
+            Work::Resumed(checkpoint) => checkpoint.task(),
+            _ => return Ok(None),
+        };
+        let is_its = |staged: &Task| staged.source == task.source && staged.target == task.target;
+        let blocks = stage.complete(is_its)?;
+        Ok(blocks.map(|blocks| Arc::new(blocks) as Arc<dyn BlockSource>))
+    }
+
+    /// Where a target's delta is staged, if that is asked for.
+    pub(super) fn stage_of(&self, candidate: &Candidate) -> Option<Stage> {
+        let directory = self.job.stage.as_ref()?;
+        let target = &candidate.target;
+        let is_staged = target.kind().is_in_place();
+        is_staged.then(|| Stage::of(directory, target.id()))
     }
 
     /// Opens a target, and names it on disk before it is touched.
@@ -234,13 +330,11 @@ impl Execution<'_> {
         for warning in &candidate.decided.warnings {
             warn!("{warning}");
         }
-        if candidate.decided.drops_unfinished {
-            let left = candidate.checkpoint.as_ref().and_then(Checkpoint::state);
-            if let Some(left) = left {
-                candidate.target.discard(left).await?;
-            }
-            discard(candidate)?;
+        let left = candidate.checkpoint.as_ref().and_then(Checkpoint::state);
+        if let Some(left) = left {
+            candidate.target.discard(left).await?;
         }
+        discard(candidate)?;
         let image_sha256 = self.prove_held(candidate).await?;
         // What a comparison has proven need not be compared the next time.
         if let Some(record) = &candidate.seen.record
@@ -259,11 +353,14 @@ impl Execution<'_> {
         if let Some(file) = report {
             file.held(name, &self.source.info.name, self.job.verify)?;
         }
-        let record = candidate.seen.record.as_ref();
+        let held = facts.holds.as_ref();
         Ok(Ended::Held {
             verified: self.job.verify,
             image_sha256,
-            snapshot: record.and_then(|record| record.replica.clone()),
+            snapshot: held.map(|id| match candidate.target.kind() {
+                TargetKind::Repository => format!("{name}#{id}"),
+                _ => id.to_string(),
+            }),
         })
     }
 }

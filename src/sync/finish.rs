@@ -72,6 +72,9 @@ impl Execution<'_> {
         }
         // What is reported is read from beside the checkpoint: only now it may go.
         self.keep_digests(&target, &opened.candidate)?;
+        if let Some(stage) = self.stage_of(&opened.candidate) {
+            stage.remove()?;
+        }
         Ok(Ended::Copied(Box::new(done)))
     }
 

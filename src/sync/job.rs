@@ -1,5 +1,7 @@
 //! [`SyncJob`]: what is asked of a sync, as plain values. `cli` makes it of arguments, once.
 
+use std::path::PathBuf;
+
 use crate::source::SnapshotId;
 use crate::target::Base;
 
@@ -36,6 +38,8 @@ pub struct SyncJob {
     pub digest: bool,
     /// Bytes to leave free where images are written.
     pub reserve: u64,
+    /// Directory where a delta for what is written in place is kept whole before it is applied.
+    pub stage: Option<PathBuf>,
     /// Decide and plan, change nothing.
     pub dry_run: bool,
     /// Blocks that are read in a second, at most.
@@ -58,6 +62,7 @@ impl SyncJob {
             verify: false,
             digest: false,
             reserve: 0,
+            stage: None,
             dry_run: false,
             rate: 1000,
             in_flight: 64,

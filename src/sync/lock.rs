@@ -15,8 +15,8 @@ use nix::sys::stat::{major, minor};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Kind, Remedy, Result};
-use crate::files::folder_of;
-use crate::sysfs::{Node, Sysfs};
+use crate::files::{folder_of, make_folder_of};
+use crate::sysfs::{BlockDevice, Sysfs};
 use crate::target::{LockPath, Stop};
 
 /// How long any lock is tried: udev holds one while it looks at a disk.
@@ -35,13 +35,13 @@ const TWICE: &str = "two targets of this run are on it";
 const NAME_ATTEMPTS: usize = 100;
 
 /// Every lock that this process holds on an object: flock(2) would refuse itself.
-static HELD: LazyLock<Mutex<HashMap<Object, Weak<Held>>>> = LazyLock::new(Mutex::default);
+static HELD: LazyLock<Mutex<HashMap<LockedObject, Weak<HeldLock>>>> = LazyLock::new(Mutex::default);
 
 /// The locks of one target, held while this lives.
 #[derive(Debug)]
 pub(crate) struct Locks {
-    _name: NameLock,
-    _objects: Vec<Arc<Held>>,
+    _name: Option<NameLock>,
+    _objects: Vec<Arc<HeldLock>>,
 }
 
 impl Locks {
@@ -52,14 +52,31 @@ impl Locks {
     /// `Busy` when another run has one of them; `Invalid` when another target of this run is the same object; `Stopped`; what
     /// the system says.
     pub(crate) fn take(name: &Path, others: &[LockPath], stop: &Stop) -> Result<Self> {
-        let name = NameLock::take(name)?;
+        Self::take_with(Some(NameLock::take(name)?), others, stop)
+    }
+
+    /// The same for who changes nothing: where no lock file can be made, no run can write the target's state either, and the
+    /// locks on `others` are enough.
+    ///
+    /// # Errors
+    /// As for [`Locks::take`].
+    pub(crate) fn take_to_read(name: &Path, others: &[LockPath], stop: &Stop) -> Result<Self> {
+        let name = match make_folder_of(name).and_then(|()| NameLock::take(name)) {
+            Ok(name) => Some(name),
+            Err(error) if is_not_writable(&error) => None,
+            Err(error) => return Err(error),
+        };
+        Self::take_with(name, others, stop)
+    }
+
+    fn take_with(name: Option<NameLock>, others: &[LockPath], stop: &Stop) -> Result<Self> {
         let patience = |lock: &LockPath| match lock.waits {
             true => PATIENCE_FOR_SIBLINGS,
             false => PATIENCE,
         };
         let held = others.iter();
         let held: Result<Vec<_>> = held
-            .map(|other| Held::take(other, patience(other), stop))
+            .map(|other| HeldLock::take(other, patience(other), stop))
             .collect();
         Ok(Self {
             _name: name,
@@ -94,7 +111,7 @@ impl NameLock {
             }
             // The run that had it before may have removed the file that was opened here.
             let (held, named) = (file.metadata().map_err(failed)?, path.symlink_metadata());
-            if named.is_ok_and(|named| Object::of(&named) == Object::of(&held)) {
+            if named.is_ok_and(|named| LockedObject::of(&named) == LockedObject::of(&held)) {
                 return Ok(Self {
                     path: path.to_owned(),
                     _file: file,
@@ -116,16 +133,24 @@ impl Drop for NameLock {
     }
 }
 
+/// Whether a file cannot be made because its folder is another user's or on a read-only filesystem.
+fn is_not_writable(error: &Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref());
+    let is_read_only =
+        source.is_some_and(|e: &std::io::Error| e.kind() == std::io::ErrorKind::ReadOnlyFilesystem);
+    is_read_only || error.kind() == Kind::Denied
+}
+
 /// What a lock is on, whatever it is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Object {
+enum LockedObject {
     /// A file: its filesystem and its inode.
     File(u64, u64),
     /// A block device, which several nodes may name.
     Device(u64),
 }
 
-impl Object {
+impl LockedObject {
     fn of(metadata: &Metadata) -> Self {
         if metadata.file_type().is_block_device() {
             return Self::Device(metadata.rdev());
@@ -136,14 +161,14 @@ impl Object {
 
 /// A lock on an object, which sibling partitions share.
 #[derive(Debug)]
-struct Held {
+struct HeldLock {
     path: PathBuf,
     /// Whether other targets of this process may have it too.
     is_shared: bool,
     _file: File,
 }
 
-impl Held {
+impl HeldLock {
     fn take(lock: &LockPath, patience: Duration, stop: &Stop) -> Result<Arc<Self>> {
         let failed = |error| Error::of_file(&lock.path, "cannot lock", error);
         let began = Instant::now();
@@ -162,7 +187,7 @@ impl Held {
 
     /// One attempt; none when another process has it.
     fn try_take(lock: &LockPath, file: File) -> std::io::Result<Option<Result<Arc<Self>>>> {
-        let object = Object::of(&file.metadata()?);
+        let object = LockedObject::of(&file.metadata()?);
         let mut table = HELD.lock();
         table.retain(|_, held| held.strong_count() > 0);
         if let Some(held) = table.get(&object).and_then(Weak::upgrade) {
@@ -190,7 +215,7 @@ impl Held {
             Err(error) => return Err(error),
         };
         // Renamed over meanwhile: the next attempt finds what the name is now.
-        let is_it = |found: Metadata| Object::of(&found) == object;
+        let is_it = |found: Metadata| LockedObject::of(&found) == object;
         if !is_it(file.metadata()?) || !is_it(std::fs::metadata(&lock.path)?) {
             return Ok(None);
         }
@@ -273,14 +298,14 @@ struct Layers {
     itself: Option<Layer>,
     below: Vec<Layer>,
     /// Of a loop device and its partitions: the disk, and its backing file.
-    disk: Option<Node>,
+    disk: Option<BlockDevice>,
     backing: Option<Layer>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Layer {
     File(u64, u64),
-    Device(Node),
+    Device(BlockDevice),
 }
 
 impl Layers {
@@ -324,7 +349,7 @@ impl Layers {
         self.add_node(sysfs, node);
     }
 
-    fn add_node(&mut self, sysfs: &Sysfs, node: Node) {
+    fn add_node(&mut self, sysfs: &Sysfs, node: BlockDevice) {
         let (parts, backing) = (node.parts(), node.backing_file());
         let layer = Layer::Device(node);
         if self.below.contains(&layer) {
@@ -354,9 +379,9 @@ impl Layers {
 
 impl Layer {
     fn of(sysfs: &Sysfs, found: &Metadata) -> Option<Self> {
-        match Object::of(found) {
-            Object::File(dev, inode) => Some(Self::File(dev, inode)),
-            Object::Device(rdev) => sysfs.node(rdev).map(Self::Device),
+        match LockedObject::of(found) {
+            LockedObject::File(dev, inode) => Some(Self::File(dev, inode)),
+            LockedObject::Device(rdev) => sysfs.node(rdev).map(Self::Device),
         }
     }
 

@@ -17,14 +17,14 @@ use super::verify;
 use crate::block::{BlockIndex, BlockSet, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::make_folder_of;
-use crate::target::{Ask, Target};
+use crate::target::{Ask, Target, TargetRecord};
 
 /// A target of a run, until it is opened.
 pub(super) struct Candidate {
     pub(super) target: Arc<dyn Target>,
     pub(super) files: StateFiles,
     /// Held to the end of the run; none in a dry run.
-    pub(super) locks: Option<Locks>,
+    pub(super) _locks: Option<Locks>,
     pub(super) seen: Observed,
     pub(super) decided: Decided,
     /// What an unfinished run left.
@@ -53,18 +53,21 @@ impl Candidate {
         };
         let checkpoint = load_checkpoint(&files, job)?;
         let seen = look(job, source, &*target, &files, checkpoint.as_ref(), context).await?;
-        let digests = recorded_digests(&files, &seen, job.dry_run)?;
+        let digests = recorded_digests(&files, seen.record.as_ref(), job.dry_run)?;
         let mut candidate = Self {
             decided: Decided::undecided(),
             target,
             files,
-            locks,
+            _locks: locks,
             seen,
             checkpoint,
             digests,
             foreign: BlockSet::new(),
         };
         candidate.seen.has_digests = candidate.evidence().is_some();
+        let unfinished = candidate.checkpoint.as_ref().map(Checkpoint::digests);
+        candidate.seen.unfinished_has_digests =
+            unfinished.is_some_and(|digests| digests.is_whole());
         candidate.decided = decide(job, &source.info, &candidate.seen);
         if candidate.decided.decision == Decision::Compare && !job.dry_run {
             candidate.compare(job, source, context).await?;
@@ -135,6 +138,12 @@ impl Candidate {
                 format!("cannot write {name}: something else wrote it while it was compared");
             return Err(Error::new(Kind::Undecided, what).with_remedy(Remedy::TryLater));
         }
+        info!(
+            "{name}: {} blocks compared, {} differ, {} of those are the unfinished run's",
+            compared.blocks,
+            compared.differing.len() + compared.in_plan.len(),
+            compared.in_plan.len()
+        );
         if compared.unknown > 0 {
             // As if there were none: they do not speak of every block.
             self.seen.has_digests = false;
@@ -234,18 +243,19 @@ async fn look(
         record,
         unfinished: checkpoint.map(|checkpoint| (checkpoint.task().clone(), checkpoint.done())),
         has_digests: false,
+        unfinished_has_digests: false,
         compared: None,
     })
 }
 
 /// The digests of the run that wrote the record. A run that was killed between its record and the rename of its digests left them
 /// under another name.
-fn recorded_digests(files: &StateFiles, seen: &Observed, dry_run: bool) -> Result<Option<Digests>> {
-    let Some(record) = seen
-        .record
-        .as_ref()
-        .filter(|record| record.held().is_some())
-    else {
+pub(super) fn recorded_digests(
+    files: &StateFiles,
+    record: Option<&TargetRecord>,
+    dry_run: bool,
+) -> Result<Option<Digests>> {
+    let Some(record) = record.filter(|record| record.held().is_some()) else {
         return Ok(None);
     };
     let is_its = |digests: &Digests| digests.run() == record.run;

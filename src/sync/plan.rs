@@ -10,12 +10,17 @@
 //! no record                                          -> Full where nothing is there or it is named, else Refuse
 //! ```
 
+mod new;
+mod recorded;
+mod room;
+mod unfinished;
+
 use super::job::SyncJob;
 use crate::error::{Error, Kind, Remedy};
 use crate::source::SnapshotId;
-use crate::target::{
-    Base, Content, Existence, Facts, Left, SourceInfo, TargetKind, TargetRecord, Task,
-};
+use crate::target::{Base, Facts, SourceInfo, TargetKind, TargetRecord, Task};
+pub(super) use new::usable_replicas;
+pub(super) use room::room;
 
 /// What is known of a target before a run.
 #[derive(Clone, Debug)]
@@ -34,6 +39,8 @@ pub(super) struct Observed {
     pub unfinished: Option<(Task, u64)>,
     /// Whether the digests of every block of the target are there, of the run that wrote the record or that is unfinished.
     pub has_digests: bool,
+    /// Whether the digests of the unfinished run speak of every block: only then can what it left be proven.
+    pub unfinished_has_digests: bool,
     /// What a comparison with those digests found; none before there was one.
     pub compared: Option<Comparison>,
 }
@@ -63,8 +70,9 @@ pub enum Decision {
     Delta(Vec<SnapshotId>),
     /// The unfinished run goes on.
     Resume,
-    /// A target between this base and another head is brought to the source: what changed since the base, and what the
-    /// unfinished run may have written.
+    /// An unfinished copy of another snapshot is brought to the source. Of a target in place this is its base: what changed since
+    /// that, and what the unfinished run may have written, is written. Of an image's part it is the other snapshot: what it has
+    /// of that, and has not changed since, stays.
     TakeOver(SnapshotId),
     /// The target is compared with its digests; then the decision is made again.
     Compare,
@@ -177,12 +185,11 @@ pub(super) fn decide(job: &SyncJob, source: &SourceInfo, seen: &Observed) -> Dec
     }
     decided
 }
-
-/// Whether a decision begins to write blocks.
+/// Whether a decision writes blocks.
 fn writes(decision: &Decision) -> bool {
     matches!(
         decision,
-        Decision::Full | Decision::Delta(_) | Decision::TakeOver(_)
+        Decision::Full | Decision::Delta(_) | Decision::TakeOver(_) | Decision::Resume
     )
 }
 
@@ -236,371 +243,7 @@ impl Decider<'_> {
             && task.source_mark == self.source.mark
             && task.in_place == self.seen.kind.is_in_place()
     }
-
-    /// A target that keeps what it held: an EBS account, a repository.
-    fn new_object(&self) -> Decided {
-        let facts = &self.seen.facts;
-        let unfinished = self.unfinished();
-        let drops = self.seen.unfinished.is_some();
-        if facts.holds.is_some() && !self.job.restart {
-            return Decided {
-                drops_unfinished: drops,
-                ..Decided::of(Decision::Holds)
-            };
-        }
-        if facts.holds.is_some() && self.seen.kind == TargetKind::Repository {
-            let what = format!(
-                "remove it first: ebsfs repository rm '{}#{}'",
-                self.name(),
-                self.source.name
-            );
-            return self.refuse("it holds the source already", Remedy::Do(what));
-        }
-        if let Some(task) = unfinished
-            && self.is_same_command(task)
-            && facts.left != Left::Gone
-        {
-            return Decided::of(Decision::Resume);
-        }
-        let bases = || facts.replicas.iter().map(|replica| replica.source.clone());
-        let decided = match (&self.job.base, &facts.no_base) {
-            (Base::Snapshot(_), Some(why)) => return self.refuse(why, Remedy::CopyAll),
-            (Base::Snapshot(id), None) if facts.replicas.is_empty() => {
-                let why = format!("it holds no replica of {id}");
-                return self.refuse(&why, Remedy::CopyAll);
-            }
-            (Base::Snapshot(_) | Base::Auto, _)
-                if self.source.has_changes && !facts.replicas.is_empty() =>
-            {
-                Decided::of(Decision::Delta(bases().collect()))
-            }
-            (Base::Auto, _) => Decided::of(Decision::Full).warn(format!(
-                "{} holds no proven replica of this volume: copying all blocks",
-                self.name()
-            )),
-            _ => Decided::of(Decision::Full),
-        };
-        Decided {
-            drops_unfinished: drops,
-            ..decided
-        }
-    }
-
-    /// An image or a device of this machine.
-    fn local(&self) -> Decided {
-        let Some(task) = self.unfinished() else {
-            return Decided {
-                drops_unfinished: self.seen.unfinished.is_some(),
-                ..self.by_record()
-            };
-        };
-        if !self.seen.kind.is_in_place() || !task.in_place {
-            // A part: worth something to the command that began it alone.
-            let is_left = self.seen.facts.left != Left::Gone;
-            if self.is_same_command(task) && is_left {
-                return Decided::of(Decision::Resume);
-            }
-            return Decided {
-                drops_unfinished: true,
-                ..self.by_record()
-            };
-        }
-        if self.has_begun(task) && self.seen.facts.left != Left::Gone && !self.is_overwritten() {
-            return self.half_written(task);
-        }
-        Decided {
-            drops_unfinished: true,
-            ..self.by_record()
-        }
-    }
-
-    /// Whether the record says that this run, or the one it took over, has begun to write in place.
-    fn has_begun(&self, task: &Task) -> bool {
-        self.seen.record.as_ref().is_some_and(|record| {
-            let is_its = record.run == task.run || Some(&record.run) == task.after.as_ref();
-            is_its && record.held().is_none()
-        })
-    }
-
-    /// Whether a person has said that the target's content does not matter.
-    fn is_overwritten(&self) -> bool {
-        self.is_named() && self.job.base == Base::None
-    }
-
-    /// A target in place that an unfinished run has begun to write.
-    fn half_written(&self, task: &Task) -> Decided {
-        let base = task.base.as_deref().unwrap_or("something unknown");
-        let between = format!("it is between {base} and {}", task.source);
-        let full = || Decided {
-            drops_unfinished: true,
-            ..Decided::of(Decision::Full)
-        };
-        match (self.seen.facts.left, &self.seen.compared) {
-            (Left::Proven | Left::Published, _) | (_, Some(Comparison::Same)) => {}
-            (_, Some(Comparison::Foreign { blocks, ranges })) => {
-                if self.job.discard_foreign_writes {
-                    return full();
-                }
-                return self.foreign(*blocks, ranges);
-            }
-            _ if self.is_named() => {
-                return Decided {
-                    confirms: true,
-                    ..full()
-                };
-            }
-            _ if self.seen.has_digests => return Decided::of(Decision::Compare),
-            _ => {
-                if let Base::Snapshot(id) = &self.job.base {
-                    let why = format!("{between}, and nothing proves what else was written to it");
-                    return self.refuse(&why, Remedy::Trust(id.to_string()));
-                }
-                return full().warn(format!(
-                    "{}: {between}, content unknown (no digests): copying all blocks",
-                    self.name()
-                ));
-            }
-        }
-        if self.is_same_command(task) {
-            return Decided::of(Decision::Resume);
-        }
-        let task_base = task.base.as_ref().and_then(|base| base.parse().ok());
-        match (&self.job.base, task_base) {
-            (Base::Auto, Some(base)) if self.source.has_changes => {
-                Decided::of(Decision::TakeOver(base))
-            }
-            (Base::Snapshot(id), Some(base)) if *id == base && self.source.has_changes => {
-                Decided::of(Decision::TakeOver(base))
-            }
-            (Base::Snapshot(id), _) => {
-                self.refuse(&format!("{between}, not {id}"), Remedy::BaseAuto)
-            }
-            _ => full(),
-        }
-    }
-
-    fn foreign(&self, blocks: u64, ranges: &str) -> Decided {
-        let why = format!(
-            "something else has written {blocks} of its blocks since the last run ({ranges})"
-        );
-        self.refuse(&why, Remedy::DiscardForeignWrites)
-    }
-
-    /// A target that no unfinished run speaks of.
-    fn by_record(&self) -> Decided {
-        let facts = &self.seen.facts;
-        if facts.existence != Existence::There {
-            return match &self.job.base {
-                Base::Snapshot(id) => self.refuse(
-                    &format!("it is not there, so it does not hold {id}"),
-                    Remedy::CopyAll,
-                ),
-                _ => Decided::of(Decision::Full),
-            };
-        }
-        if let Some(trusted) = &self.job.trust {
-            return self.holding(trusted.as_str(), false);
-        }
-        let record = self
-            .seen
-            .record
-            .as_ref()
-            .filter(|record| facts.has_identity && record.target == self.seen.id);
-        let Some(record) = record else {
-            return self.unknown("content unknown (no record)");
-        };
-        match &record.content {
-            Content::Between { base, head } => {
-                let base = base.as_deref().unwrap_or("something unknown");
-                let why = format!("it is between {base} and {head}, and its checkpoint is lost");
-                // An image that a new one replaces keeps nothing that is usable.
-                match (&self.job.base, self.seen.kind) {
-                    (Base::None | Base::Auto, TargetKind::Image) => Decided::of(Decision::Full),
-                    _ => self.unknown(&why),
-                }
-            }
-            Content::Holds(held) => self.recorded(record, held),
-        }
-    }
-
-    /// A target of which nothing is known.
-    fn unknown(&self, why: &str) -> Decided {
-        if let Base::Snapshot(id) = &self.job.base {
-            let why = format!("{why}, so nothing proves that it holds {id}");
-            return self.refuse(&why, Remedy::Trust(id.to_string()));
-        }
-        if !self.is_named() {
-            let token = self.seen.facts.token.clone();
-            return self.refuse(why, Remedy::Overwrite(token));
-        }
-        let decided = Decided {
-            confirms: true,
-            ..Decided::of(Decision::Full)
-        };
-        match self.seen.facts.has_identity {
-            true => decided,
-            false => decided.warn(format!(
-                "{} has no WWN, serial number or UUID: no record is kept, and --base will not work",
-                self.name()
-            )),
-        }
-    }
-
-    /// A target whose record says that it holds something.
-    fn recorded(&self, record: &TargetRecord, held: &str) -> Decided {
-        let overwritten = || Decided {
-            confirms: true,
-            ..Decided::of(Decision::Full)
-        };
-        if let (Some(its), Some(ours)) = (&record.volume, &self.source.volume)
-            && its != ours
-        {
-            if self.is_named() {
-                return overwritten();
-            }
-            let why = format!(
-                "it is a replica of {its} (it holds {held}), and {} is of {ours}",
-                self.source.name
-            );
-            return self.refuse(&why, Remedy::Overwrite(self.seen.facts.token.clone()));
-        }
-        let facts = &self.seen.facts;
-        if record.mark.is_some() && record.mark == facts.mark {
-            let decided = self.holding(held, false);
-            return match record.is_old_format {
-                false => decided,
-                true => decided.warn(format!(
-                    "the record of {} has no change time (an older version wrote it): taken this once",
-                    self.name()
-                )),
-            };
-        }
-        if self.is_overwritten() {
-            return overwritten();
-        }
-        match &self.seen.compared {
-            Some(Comparison::Same) => self.holding(held, false),
-            Some(Comparison::Foreign { .. }) if self.job.discard_foreign_writes => {
-                self.holding(held, true)
-            }
-            Some(Comparison::Foreign { blocks, ranges }) => self.foreign(*blocks, ranges),
-            None if self.seen.has_digests => Decided::of(Decision::Compare),
-            None => match &self.job.base {
-                Base::Snapshot(id) => {
-                    let why = format!(
-                        "it was written since it held {held}, and there are no digests to compare it with"
-                    );
-                    self.refuse(&why, Remedy::Trust(id.to_string()))
-                }
-                _ => Decided::of(Decision::Full).warn(format!(
-                    "{}: content unknown (its mark has changed, no digests): copying all blocks",
-                    self.name()
-                )),
-            },
-        }
-    }
-
-    /// A target that is proven to hold `held`, but for foreign writes that are to be discarded.
-    fn holding(&self, held: &str, rewrites: bool) -> Decided {
-        let snapshot = held.parse::<SnapshotId>().ok();
-        let snapshot = snapshot.filter(|_| self.source.has_changes);
-        let decision = if held == self.source.name && self.source.mark.is_none() {
-            match (self.job.restart, rewrites, snapshot) {
-                (true, _, _) | (false, true, None) => Decision::Full,
-                (false, true, Some(base)) => Decision::Delta(vec![base]),
-                (false, false, _) => Decision::Holds,
-            }
-        } else {
-            match (&self.job.base, snapshot) {
-                (Base::None, _) | (Base::Auto, None) => Decision::Full,
-                (Base::Auto, Some(base)) => Decision::Delta(vec![base]),
-                (Base::Snapshot(id), Some(base)) if *id == base => Decision::Delta(vec![base]),
-                (Base::Snapshot(id), _) => {
-                    return self.refuse(&format!("it holds {held}, not {id}"), Remedy::BaseAuto);
-                }
-            }
-        };
-        Decided {
-            rewrites_foreign: rewrites && matches!(decision, Decision::Delta(_)),
-            ..Decided::of(decision)
-        }
-    }
-
-    /// Refuses, or warns of, a copy that is not encrypted of what is.
-    fn plaintext(&self, decided: Decided) -> Decided {
-        let encrypts = match &decided.decision {
-            Decision::Delta(_) if self.seen.kind.is_new() => {
-                let replica = self.seen.facts.replicas.first();
-                replica.and_then(|replica| replica.encrypted)
-            }
-            _ if self.seen.kind.is_new() => self.seen.facts.encrypts,
-            _ => Some(false),
-        };
-        if encrypts == Some(true) {
-            return decided;
-        }
-        match self.source.encrypted {
-            Some(false) => decided,
-            Some(true) if self.seen.kind.is_new() && !self.job.allow_plaintext => {
-                let how = match encrypts {
-                    None => "may not be encrypted (ec2:GetEbsEncryptionByDefault is not allowed)",
-                    Some(_) => "would not be encrypted",
-                };
-                let why = format!("{} is encrypted, and the copy {how}", self.source.name);
-                self.refuse(&why, Remedy::AllowPlaintext)
-            }
-            Some(true) => decided.warn(format!(
-                "{} is encrypted, and {} is not",
-                self.source.name,
-                self.name()
-            )),
-            None => decided.warn(format!(
-                "{} may be encrypted (ec2:DescribeSnapshots would tell), and {} is not",
-                self.source.name,
-                self.name()
-            )),
-        }
-    }
 }
 
-/// Whether an image fits where `free` bytes are free: an error if it cannot, a sentence if it may not (a block that is held may be
-/// all zeroes and take no room).
-///
-/// # Errors
-/// `NoSpace` when the clone and the reserve alone do not fit.
-pub(super) fn room(
-    name: &str,
-    free: u64,
-    clone: u64,
-    blocks: u64,
-    reserve: u64,
-) -> crate::error::Result<Option<String>> {
-    let size = bytesize::ByteSize::b;
-    if free < clone.saturating_add(reserve) {
-        let why = match (clone, reserve) {
-            (0, reserve) => format!("{} are to stay free", size(reserve)),
-            (clone, 0) => format!("a copy of the old image takes {}", size(clone)),
-            (clone, reserve) => format!(
-                "a copy of the old image takes {}, and {} are to stay free",
-                size(clone),
-                size(reserve)
-            ),
-        };
-        let what = format!(
-            "cannot write {name}: {} are free there, and {why}",
-            size(free)
-        );
-        return Err(Error::new(Kind::NoSpace, what));
-    }
-    let wanted = blocks
-        .saturating_mul(u64::from(crate::block::BLOCK_SIZE))
-        .saturating_add(clone)
-        .saturating_add(reserve);
-    Ok((free < wanted).then(|| {
-        format!(
-            "{} are free there, up to {} are wanted: it may not fit",
-            size(free),
-            size(wanted)
-        )
-    }))
-}
+#[cfg(test)]
+mod tests;

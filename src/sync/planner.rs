@@ -5,15 +5,17 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use super::checkpoint::Checkpoint;
+use super::digests::Digests;
 use super::job::SyncJob;
 use super::observe::Candidate;
-use super::plan::{Decision, decide};
+use super::plan::{Decision, decide, usable_replicas};
 use super::source::{Listings, Source};
 use super::{Context, PlanReport};
 use crate::block::Delta;
 use crate::error::{Error, Kind, Result};
+use crate::files::blocking;
 use crate::source::{BlockSource, SnapshotId};
-use crate::target::{Base, Replica, Task};
+use crate::target::{Base, Replica, TargetKind, Task};
 
 /// What there is to do for a target.
 pub(super) enum Work {
@@ -90,6 +92,9 @@ impl<'a> Planner<'a> {
             Decision::Compare => Ok(Work::Compare),
             Decision::Full => self.full(candidate).await,
             Decision::Delta(bases) => self.delta(candidate, bases).await,
+            Decision::TakeOver(other) if candidate.target.kind() == TargetKind::Image => {
+                self.take_over_part(candidate, &other).await
+            }
             Decision::TakeOver(base) => self.take_over(candidate, &base).await,
             Decision::Resume => self.resume(candidate).await,
             Decision::Refuse { kind, reason, .. } => Err(Error::new(kind, reason)),
@@ -125,8 +130,8 @@ impl<'a> Planner<'a> {
             let Some(delta) = self.delta_unless_gone(&base).await? else {
                 continue;
             };
-            let replicas = &candidate.seen.facts.replicas;
-            let replica = replicas.iter().find(|replica| replica.source == base);
+            let replicas = usable_replicas(self.job, &self.source.info, &candidate.seen.facts);
+            let replica = replicas.into_iter().find(|replica| replica.source == base);
             let replica = replica.cloned();
             let mut plan = (*delta).clone();
             if candidate.decided.rewrites_foreign {
@@ -153,12 +158,16 @@ impl<'a> Planner<'a> {
     async fn take_over(&mut self, candidate: &mut Candidate, base: &SnapshotId) -> Result<Work> {
         let Some(delta) = self.delta_unless_gone(base).await? else {
             candidate.decided.decision = Decision::Full;
+            candidate.decided.rewrites_foreign = false;
             return self.full(candidate).await;
         };
         let mut plan = (*delta).clone();
         if let Some(unfinished) = &candidate.checkpoint {
             plan.overtake(unfinished.plan());
             plan.write_too(unfinished.damaged());
+        }
+        if candidate.decided.rewrites_foreign {
+            plan.write_too(&candidate.foreign);
         }
         plan.write_too(&candidate.damaged());
         let work = self
@@ -182,6 +191,71 @@ impl<'a> Planner<'a> {
             plan,
             replica,
         })
+    }
+
+    /// An unfinished copy of another snapshot becomes one of the source, or is dropped where what changed since cannot be listed.
+    async fn take_over_part(
+        &mut self,
+        candidate: &mut Candidate,
+        other: &SnapshotId,
+    ) -> Result<Work> {
+        let taken = match candidate.checkpoint.take() {
+            Some(unfinished) => self.taken_over(candidate, unfinished, other).await,
+            None => Ok(None),
+        };
+        match taken {
+            Ok(Some(checkpoint)) => return Ok(Work::Resumed(Box::new(checkpoint))),
+            Ok(None) => {}
+            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Unrelated) => {
+                info!("dropping the unfinished copy of {other}: {}", error.chain());
+            }
+            Err(error) => return Err(error),
+        }
+        candidate.seen.unfinished = None;
+        candidate.decided = decide(self.job, &self.source.info, &candidate.seen);
+        match candidate.decided.refusal() {
+            Some(error) => Err(error),
+            // Without an unfinished run nothing is taken over.
+            None => Box::pin(self.work(candidate)).await,
+        }
+    }
+
+    async fn taken_over(
+        &mut self,
+        candidate: &mut Candidate,
+        unfinished: Checkpoint,
+        other: &SnapshotId,
+    ) -> Result<Option<Checkpoint>> {
+        let stop = &self.context.stop;
+        let changed = self.listings.delta(other, stop).await?;
+        let base: Option<SnapshotId> = match &unfinished.task().base {
+            Some(base) => Some(base.parse()?),
+            None => None,
+        };
+        let mut plan = match &base {
+            Some(base) => (*self.listings.delta(base, stop).await?).clone(),
+            None => {
+                let held = self.listings.held(stop).await?;
+                Delta::full(self.source.info.geometry, &held, false)
+            }
+        };
+        plan.overtake(unfinished.plan());
+        let Work::New { task, plan, .. } = self.new_work(candidate, plan, base, None).await? else {
+            return Ok(None);
+        };
+        let old = unfinished.digests();
+        let [first, second] = candidate.files.next_digests();
+        let path = if old.path() == first { second } else { first };
+        let (run, stop, head) = (task.run.clone(), stop.clone(), plan.head());
+        let digests = match self.job.dry_run {
+            true => old,
+            false => blocking(move || Digests::clone_of(&old, &path, &run, head, &stop)).await?,
+        };
+        info!(
+            "{}: taking over the unfinished copy of {other}",
+            candidate.target.name()
+        );
+        Ok(Some(unfinished.taken_over(task, plan, &changed, digests)))
     }
 
     /// What changed since a base; none where `--base auto` found one that can no longer be listed.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tracing::warn;
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::files::{read_ours, replace};
 use crate::target::{Content, Mark, TargetRecord};
 
@@ -69,6 +69,26 @@ pub(super) fn encode(record: &TargetRecord) -> Vec<u8> {
     let mut json = serde_json::to_vec_pretty(&versioned).unwrap_or_default();
     json.push(b'\n');
     json
+}
+
+/// A record that was exported, for `record import`.
+///
+/// # Errors
+/// `Invalid`, in words that follow "it", when these bytes are none of this version.
+pub(super) fn decode(bytes: &[u8]) -> Result<TargetRecord> {
+    let wrong = |why: String| Error::new(Kind::Invalid, why);
+    let no_record = |error: serde_json::Error| wrong(format!("it is no record: {error}"));
+    let value: Value = serde_json::from_slice(bytes).map_err(no_record)?;
+    match value.get("version").and_then(Value::as_u64) {
+        Some(version) if version == u64::from(VERSION) => {
+            let versioned = serde_json::from_value::<Versioned>(value).map_err(no_record)?;
+            Ok(versioned.record)
+        }
+        Some(version) => Err(wrong(format!("it is of version {version}, not {VERSION}"))),
+        None => Err(wrong(format!(
+            "it has no version; version {VERSION} is read"
+        ))),
+    }
 }
 
 /// A record as the version before wrote it: `{run, target, content, mark: {inode, size, modified_ns}, report}`.

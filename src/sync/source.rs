@@ -20,6 +20,8 @@ pub struct Source {
     pub catalog: Option<Arc<dyn Catalog>>,
     /// Its mark now, where it can change.
     pub mark: Option<LookAtMark>,
+    /// Whether it is what an earlier run staged on this machine.
+    pub is_staged: bool,
 }
 
 impl std::fmt::Debug for Source {
@@ -29,15 +31,18 @@ impl std::fmt::Debug for Source {
 }
 
 impl Source {
+    /// Whether a source of this machine was written since it was opened.
+    pub(crate) fn has_changed(&self) -> bool {
+        let now = self.mark.as_ref().map(|mark| mark());
+        self.info.mark.is_some() && now.is_some_and(|now| now != self.info.mark)
+    }
+
     /// Whether a source of this machine is as it was when it was opened.
     ///
     /// # Errors
     /// `Corrupt` when it is not.
     pub(super) fn check(&self) -> Result<()> {
-        let Some(mark) = &self.mark else {
-            return Ok(());
-        };
-        if self.info.mark.is_none() || self.info.mark == mark() {
+        if !self.has_changed() {
             return Ok(());
         }
         let what = format!(

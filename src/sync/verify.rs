@@ -19,7 +19,9 @@ use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
 pub(crate) use self::checkpoint::CompareCheckpoint;
-pub(crate) use self::image::{ImageDigests, image_digest, linear_digest};
+pub(crate) use self::image::{
+    DigestRequest, HeldBlock, ImageDigests, digest_with, image_digest, linear_digest,
+};
 pub(crate) use self::ranges::{describe, ranges};
 use super::digests::{DigestEntry, Digests};
 use crate::block::{Block, BlockIndex, BlockSet, Digest, Extent, Geometry, ZERO_BLOCK, ZEROES};

@@ -24,7 +24,7 @@ impl Fake {
     }
 
     /// A disk with files in its folder.
-    pub(crate) fn disk(&mut self, name: &str, files: &[(&str, &str)]) -> Node {
+    pub(crate) fn disk(&mut self, name: &str, files: &[(&str, &str)]) -> BlockDevice {
         let folder = self.folder.path().join("devices").join(name);
         self.disks += 1;
         let node = self.add(&folder, &format!("8:{}", 16 * self.disks), files);
@@ -35,10 +35,10 @@ impl Fake {
     /// A partition of a disk: its number, first sector and sectors.
     pub(crate) fn partition(
         &self,
-        disk: &Node,
+        disk: &BlockDevice,
         (number, start, size): (u64, u64, u64),
         files: &[(&str, &str)],
-    ) -> Node {
+    ) -> BlockDevice {
         let name = format!("{}{number}", disk.name());
         let dev = format!("8:{}", minor(disk.rdev().unwrap()) + number);
         let (number, start) = (number.to_string(), start.to_string());
@@ -52,7 +52,7 @@ impl Fake {
     }
 
     /// Puts `holder` on `node`.
-    pub(crate) fn hold(&self, node: &Node, holder: &Node) {
+    pub(crate) fn hold(&self, node: &BlockDevice, holder: &BlockDevice) {
         for (at, what, of) in [(node, "holders", holder), (holder, "slaves", node)] {
             let folder = at.folder.join(what);
             std::fs::create_dir_all(&folder).unwrap();
@@ -61,17 +61,17 @@ impl Fake {
     }
 
     /// Writes a file of a node, or changes it.
-    pub(crate) fn set(&self, node: &Node, file: &str, text: &str) {
+    pub(crate) fn set(&self, node: &BlockDevice, file: &str, text: &str) {
         let path = node.folder.join(file);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, format!("{text}\n")).unwrap();
     }
 
-    fn add(&self, folder: &Path, dev: &str, files: &[(&str, &str)]) -> Node {
+    fn add(&self, folder: &Path, dev: &str, files: &[(&str, &str)]) -> BlockDevice {
         std::fs::create_dir_all(folder).unwrap();
         let link = self.folder.path().join("dev/block").join(dev);
         symlink(folder, link).unwrap();
-        let node = Node::at(folder).unwrap();
+        let node = BlockDevice::at(folder).unwrap();
         for (file, text) in files.iter().chain(&[("dev", dev)]) {
             self.set(&node, file, text);
         }

@@ -20,7 +20,7 @@ use crate::block::{BlockIndex, BlockSet, Delta, Digest, Extent, Geometry, hexade
 use crate::error::{Error, Kind, Result};
 use crate::files::blocking;
 use crate::source::{BlockSource, DiskSource, size_of};
-use crate::sysfs::{Node, Sysfs};
+use crate::sysfs::{BlockDevice, Sysfs};
 use crate::target::{
     Ask, DeviceMark, Existence, Facts, Left, LockPath, Mark, Opened, Opening, Published, Replica,
     Sink, SinkBody, SinkState, StatePaths, Target, TargetKind, Written,
@@ -182,7 +182,7 @@ fn left_by(state: Option<&SinkState>, mark: Option<&DeviceMark>) -> Left {
 }
 
 /// The default path of a device, if that is the same device; else `path`.
-fn usual_path(node: &Node, path: Option<&Path>) -> Option<PathBuf> {
+fn usual_path(node: &BlockDevice, path: Option<&Path>) -> Option<PathBuf> {
     let usual = node.path();
     let found = std::fs::metadata(&usual).ok().map(|found| found.rdev());
     if found.is_some() && found == node.rdev() {
@@ -260,11 +260,13 @@ impl Target for DeviceTarget {
                 }
                 Ok(file)
             });
+            let file = opening.stop.unless(open).await?;
             let sink = DeviceSink {
-                raw: Raw::new(&self.path, open.await?, geometry, raw::Kind::Device),
+                raw: Raw::new(&self.path, file, geometry, raw::Kind::Device),
                 has_marks: self.has_marks(),
             };
-            let state = sink.state().await?;
+            // Takes as long as what others wrote to the page cache needs to get to the disk.
+            let state = opening.stop.unless(sink.state()).await?;
             (opening.name)(&state)?;
             Ok(Opened {
                 sink: Arc::new(sink),

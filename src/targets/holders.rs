@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::stat::makedev;
 
-use crate::sysfs::{Node, Sysfs};
+use crate::sysfs::{BlockDevice, Sysfs};
 
 pub use twins::mounted_twins;
 
@@ -89,11 +89,11 @@ pub(crate) fn image_obstacles(path: &Path) -> Vec<String> {
     found
 }
 
-fn name_of(node: &Node) -> String {
+fn name_of(node: &BlockDevice) -> String {
     node.path().display().to_string()
 }
 
-fn attached_at(file: &str, device: &Node) -> String {
+fn attached_at(file: &str, device: &BlockDevice) -> String {
     let how = match device.read("ro").as_deref() {
         Some("1") => ", read-only",
         _ => "",
@@ -102,7 +102,7 @@ fn attached_at(file: &str, device: &Node) -> String {
 }
 
 /// The loop devices over a file, whatever it is called there.
-fn loops_on(sysfs: &Sysfs, file: &Path) -> Vec<Node> {
+fn loops_on(sysfs: &Sysfs, file: &Path) -> Vec<BlockDevice> {
     let id = |path: &Path| {
         let metadata = std::fs::metadata(path).ok()?;
         Some((metadata.dev(), metadata.ino()))
@@ -119,7 +119,7 @@ fn loops_on(sysfs: &Sysfs, file: &Path) -> Vec<Node> {
 }
 
 /// What a device of device-mapper, md or another kind does with the one that it is made of.
-fn held_by(name: &str, holder: &Node) -> String {
+fn held_by(name: &str, holder: &BlockDevice) -> String {
     let device = name_of(holder);
     let dm = holder.read("dm/name");
     match (dm, holder.read("dm/uuid")) {

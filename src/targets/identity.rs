@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::error::{Error, Kind, Result};
 use crate::files::FileMark;
 use crate::source::size_of;
-use crate::sysfs::{Node, Sysfs};
+use crate::sysfs::{BlockDevice, Sysfs};
 use crate::target::DeviceMark;
 
 /// Files of a disk's folder that tell it from others, the best first.
@@ -67,7 +67,7 @@ pub(crate) fn identity_of(path: &Path, file: &File) -> Result<Identity> {
 }
 
 /// The identity of a device by a sysfs tree.
-fn identity_in(sysfs: &Sysfs, node: Option<&Node>, path: &Path, size: u64) -> Identity {
+fn identity_in(sysfs: &Sysfs, node: Option<&BlockDevice>, path: &Path, size: u64) -> Identity {
     let path = path.display().to_string();
     let part = node.and_then(|node| {
         let start = node.read("start").unwrap_or_default();
@@ -83,7 +83,7 @@ fn identity_in(sysfs: &Sysfs, node: Option<&Node>, path: &Path, size: u64) -> Id
         is_stable,
     };
     let by_path = |path: String| identity(&format!("path={path}"), vec![path], false);
-    let Some(disk) = node.map(Node::disk) else {
+    let Some(disk) = node.map(BlockDevice::disk) else {
         return by_path(path);
     };
     if let Some(name) = loop_file(&disk) {
@@ -93,7 +93,7 @@ fn identity_in(sysfs: &Sysfs, node: Option<&Node>, path: &Path, size: u64) -> Id
     // A hidden disk is a path to another one (NVMe multipath).
     others.retain(|other| *other != disk && other.read("hidden").is_none_or(|is| is == "0"));
     match name_of(&disk) {
-        // Two virtual disks with one serial number are not told apart by it.
+        // A serial number that two virtual disks share distinguishes neither.
         Some(name)
             if !others
                 .iter()
@@ -118,13 +118,13 @@ fn identity_in(sysfs: &Sysfs, node: Option<&Node>, path: &Path, size: u64) -> Id
 }
 
 /// What tells a disk from others, with the file that says so.
-fn name_of(disk: &Node) -> Option<String> {
+fn name_of(disk: &BlockDevice) -> Option<String> {
     let found = |file: &&str| Some(format!("{file}={}", value_of(disk, file)?));
     STABLE.iter().find_map(found)
 }
 
 /// An identifying value; none where it is a placeholder or no text.
-fn value_of(disk: &Node, file: &str) -> Option<String> {
+fn value_of(disk: &BlockDevice, file: &str) -> Option<String> {
     let value = disk.read(file)?;
     let prefixes = ["naa.", "eui.", "uuid.", "0x"];
     let digits = prefixes
@@ -135,7 +135,7 @@ fn value_of(disk: &Node, file: &str) -> Option<String> {
 }
 
 /// What a person may call a disk: its WWN, its serial number, its UUID.
-fn tokens_of(disk: &Node) -> Vec<String> {
+fn tokens_of(disk: &BlockDevice) -> Vec<String> {
     let values = |files: &[&str]| -> Vec<String> {
         let found = files.iter().filter_map(|file| value_of(disk, file));
         found.collect()
@@ -161,7 +161,7 @@ fn tokens_of(disk: &Node) -> Vec<String> {
 }
 
 /// A loop device's backing file: which one it is, and where in it the device begins.
-fn loop_file(disk: &Node) -> Option<String> {
+fn loop_file(disk: &BlockDevice) -> Option<String> {
     let file = disk.backing_file()?;
     let metadata = std::fs::metadata(&file).ok()?;
     let offset = disk.read("loop/offset").unwrap_or_default();
@@ -193,7 +193,7 @@ pub(crate) fn device_mark(file: &File) -> Option<DeviceMark> {
 
 /// Writes back what the page caches hold for an open device. A disk and its partitions have a page cache each, and all of them
 /// end on the same sectors.
-pub(super) fn flush_all(file: &File) -> Option<Node> {
+pub(super) fn flush_all(file: &File) -> Option<BlockDevice> {
     let node = Sysfs::system().node(file.metadata().ok()?.rdev())?;
     file.sync_all().ok()?;
     for other in node.sharing().iter().filter(|other| **other != node) {
@@ -203,7 +203,7 @@ pub(super) fn flush_all(file: &File) -> Option<Node> {
 }
 
 /// The device that a folder of sysfs is of, at its default path.
-fn open_node(node: &Node) -> Option<File> {
+fn open_node(node: &BlockDevice) -> Option<File> {
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
@@ -215,7 +215,7 @@ fn open_node(node: &Node) -> Option<File> {
 }
 
 /// The mark of a loop device's backing file; none where that is deleted or is a device, whose node shows no writes.
-fn backing_mark(node: &Node) -> Option<FileMark> {
+fn backing_mark(node: &BlockDevice) -> Option<FileMark> {
     let path = node.backing_file()?;
     let is_file = std::fs::metadata(&path).is_ok_and(|found| found.is_file());
     if !is_file {
@@ -226,7 +226,7 @@ fn backing_mark(node: &Node) -> Option<FileMark> {
 
 /// Sectors written to a device and sectors discarded: of a partition its disk's without those of the other partitions, so
 /// that what is written past the partition table counts too.
-fn counters(node: &Node) -> Option<(u64, u64)> {
+fn counters(node: &BlockDevice) -> Option<(u64, u64)> {
     let disk = node.disk();
     let is_on = |file: &str| disk.read(file).is_some_and(|on| on != "0");
     // A filesystem on persistent memory writes past every counter.
@@ -262,7 +262,7 @@ fn counters(node: &Node) -> Option<(u64, u64)> {
 
 /// Sectors of 512 bytes read, written and discarded: fields 3, 7 and 14 (kernel.org, `Documentation/block/stat.rst`).
 /// A flush counts none.
-fn stat(node: &Node) -> Option<[u64; 3]> {
+fn stat(node: &BlockDevice) -> Option<[u64; 3]> {
     let text = node.read("stat")?;
     let fields: Vec<&str> = text.split_whitespace().collect();
     let field = |number: usize| fields.get(number - 1)?.parse::<u64>().ok();

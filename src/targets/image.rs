@@ -160,7 +160,7 @@ impl ImageTarget {
         let part = self.part();
         let Some(file) = files::open_ours(&part, false)? else {
             // The part became the image: rename and mode have changed its mark.
-            let is_it = image.is_some_and(|image| image.inode == mark.inode && !part.exists());
+            let is_it = image.is_some_and(|image| is_renamed(&mark, image) && !part.exists());
             return Ok(if is_it { Left::Published } else { Left::Gone });
         };
         let failed = |error| Error::of_file(&part, "cannot look at", error);
@@ -172,6 +172,7 @@ impl ImageTarget {
     async fn new_part(&self, opening: &Opening<'_>) -> Result<ImageSink> {
         let part = self.part();
         let failed = |error| Error::of_file(&part, "cannot write", error);
+        self.check_image(opening)?;
         remove_if_there(&part)?;
         let file = OpenOptions::new()
             .read(true)
@@ -228,6 +229,19 @@ impl ImageTarget {
         self.check_mark(&old, opening)
     }
 
+    /// The same of the image that a part is to replace: one that came after the decision is not replaced either.
+    fn check_image(&self, opening: &Opening<'_>) -> Result<()> {
+        match File::open(&self.path) {
+            Ok(file) if opening.mark.is_some() => self.check_mark(&file, opening),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => match opening.mark {
+                None => Ok(()),
+                Some(_) => Err(super::changed(&self.name)),
+            },
+            Ok(_) => Err(super::changed(&self.name)),
+            Err(error) => Err(Error::of_file(&self.path, "cannot look at", error)),
+        }
+    }
+
     /// Whether the image is what it was when it was decided what to do.
     fn check_mark(&self, file: &File, opening: &Opening<'_>) -> Result<()> {
         let failed = |error| Error::of_file(&self.path, "cannot look at", error);
@@ -252,6 +266,7 @@ impl ImageTarget {
         if self.is_in_place || !part.exists() {
             return self.in_place(opening);
         }
+        self.check_image(opening)?;
         let Some(file) = files::open_ours(&part, true)? else {
             let what = format!("cannot use {}: it is not ours alone", part.display());
             return Err(Error::new(Kind::Denied, what).with_remedy(Remedy::Restart));
@@ -373,6 +388,15 @@ impl Target for ImageTarget {
     fn discard<'a>(&'a self, _left: &'a SinkState) -> BoxFuture<'a, Result<()>> {
         std::future::ready(remove_if_there(&self.part())).boxed()
     }
+}
+
+/// Whether a file is the one of this mark after a rename and a change of its mode: its number alone may be another file's by now.
+fn is_renamed(then: &FileMark, now: &FileMark) -> bool {
+    let then = FileMark {
+        changed_ns: now.changed_ns,
+        ..then.clone()
+    };
+    then == *now
 }
 
 /// Whether a copy of a file within its folder takes no room.

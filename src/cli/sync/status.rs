@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::place::local_target;
 use crate::cli::output;
+use crate::cli::target::local_target;
 use crate::error::Result;
 use crate::repository::Address;
 use crate::sync::{self, Status, Unfinished};
@@ -40,16 +40,6 @@ pub(super) fn print(target: &str, state_dir: &Path, in_place: bool, as_json: boo
             writeln!(out, "no unfinished run on this machine")?;
         }
         Ok(())
-    })
-}
-
-/// What an unfinished run was copying to a target, if the target is between two snapshots.
-pub(super) fn half_written(path: &Path, state_dir: &Path) -> Result<Option<String>> {
-    let name = path.display().to_string();
-    let status = sync::status(&*local_target(&name, true, false, state_dir)?)?;
-    Ok(match status.content {
-        Some(Content::Between { head, .. }) => Some(head),
-        _ => None,
     })
 }
 

@@ -94,7 +94,7 @@ fn two_hard_links_are_one_target() {
     drop(other);
     let mut child = another(&path("b"), "--exclusive", "60");
     let patience = Duration::from_millis(250);
-    let busy = Held::take(&lock(&path("c"), false), patience, &never);
+    let busy = HeldLock::take(&lock(&path("c"), false), patience, &never);
     assert_eq!(kind(busy), Kind::Busy);
     child.kill().unwrap();
     child.wait().unwrap();

@@ -6,7 +6,7 @@ use md5::Md5;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
-use super::{IN_FLIGHT, OnBlocks, VolumeStep, steps};
+use super::{IN_FLIGHT, OnBlocks, VolumeStep, digest_of_zeroes, steps};
 use crate::block::{Block, BlockIndex, Digest, Extent, ZEROES, hexadecimal};
 use crate::error::{Error, Kind, Result};
 use crate::files::blocking;
@@ -27,6 +27,30 @@ pub(crate) struct ImageDigests {
     pub(crate) md5: Option<[u8; 16]>,
 }
 
+/// A block that an image holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HeldBlock {
+    /// Its number.
+    pub(crate) index: BlockIndex,
+    /// Whether all of its bytes are zero.
+    pub(crate) is_zero: bool,
+    /// SHA-256 of its bytes, which can be fewer in the last block.
+    pub(crate) sha256: Digest,
+}
+
+/// Called with each block that an image holds, by index.
+pub(crate) type OnHeldBlock<'a> = &'a mut (dyn FnMut(HeldBlock) -> Result<()> + Send);
+
+/// What is asked of an image besides its SHA-256.
+pub(crate) struct DigestRequest<'a> {
+    /// Its MD5.
+    pub(crate) with_md5: bool,
+    /// Blocks read at once.
+    pub(crate) in_flight: usize,
+    /// Its blocks.
+    pub(crate) on_block: Option<OnHeldBlock<'a>>,
+}
+
 /// SHA-256 of a whole image, holes included, and MD5 if `with_md5`. `progress` counts blocks of the volume.
 ///
 /// # Errors
@@ -37,7 +61,30 @@ pub(crate) async fn image_digest(
     progress: OnBlocks<'_>,
     stop: &Stop,
 ) -> Result<ImageDigests> {
+    let request = DigestRequest {
+        with_md5,
+        in_flight: IN_FLIGHT,
+        on_block: None,
+    };
+    digest_with(source, request, progress, stop).await
+}
+
+/// The same with more asked of it; each block is read once.
+///
+/// # Errors
+/// As for [`image_digest`]; what [`DigestRequest::on_block`] says.
+pub(crate) async fn digest_with(
+    source: &dyn BlockSource,
+    request: DigestRequest<'_>,
+    progress: OnBlocks<'_>,
+    stop: &Stop,
+) -> Result<ImageDigests> {
     let geometry = source.geometry();
+    let DigestRequest {
+        with_md5,
+        in_flight,
+        mut on_block,
+    } = request;
     let (to_sha256, pieces) = mpsc::channel(WAITING);
     let sha256 = hash::<Sha256>(pieces);
     let (to_md5, pieces) = mpsc::channel(WAITING);
@@ -47,14 +94,29 @@ pub(crate) async fn image_digest(
         let (to_sha256, to_md5) = (to_sha256, to_md5);
         let read = |step| async move {
             Ok(match step {
-                VolumeStep::Hole(hole) => (hole, Block::Zero),
-                VolumeStep::Block(index) => (Extent::of(index), source.read_block(index).await?),
+                VolumeStep::Hole(hole) => (hole, Block::Zero, None),
+                VolumeStep::Block(index) => (
+                    Extent::of(index),
+                    source.read_block(index).await?,
+                    Some(index),
+                ),
             })
         };
         let mut pieces = steps(source, BlockIndex(0))
             .map_ok(read)
-            .try_buffered(IN_FLIGHT);
-        while let Some((extent, block)) = pieces.try_next().await? {
+            .try_buffered(in_flight.max(1));
+        while let Some((extent, block, held)) = pieces.try_next().await? {
+            if let (Some(index), Some(on_block)) = (held, &mut on_block) {
+                let sha256 = match &block {
+                    Block::Data(_, digest) => *digest,
+                    Block::Zero => digest_of_zeroes(geometry.block_len(index)),
+                };
+                on_block(HeldBlock {
+                    index,
+                    is_zero: block == Block::Zero,
+                    sha256,
+                })?;
+            }
             let mut at = extent.start();
             while at < extent.end() {
                 let end = BlockIndex(at.0.saturating_add(HOLE_PIECE)).min(extent.end());

@@ -38,9 +38,9 @@ async fn observe(target: &DeviceTarget, left: Option<&SinkState>) -> Facts {
     target.observe(&ask).await.unwrap()
 }
 
-type Name<'a> = &'a (dyn Fn(&SinkState) -> Result<()> + Send + Sync);
+type NameFn<'a> = &'a (dyn Fn(&SinkState) -> Result<()> + Send + Sync);
 
-async fn open(target: &DeviceTarget, plan: &Delta, name: Name<'_>) -> Result<Opened> {
+async fn open(target: &DeviceTarget, plan: &Delta, name: NameFn<'_>) -> Result<Opened> {
     let source = source(plan.head());
     let task = Task {
         run: "run".into(),
@@ -250,9 +250,36 @@ async fn zeroes_leave_the_file_behind_a_device_sparse() {
     let opened = open(&target, &plan, &name).await.unwrap();
     let all = Extent::new(BlockIndex(0), BlockIndex(128)).unwrap();
     opened.sink.write_zeroes(all).await.unwrap();
-    opened.sink.flush().await.unwrap();
+    let written = |state: &SinkState| state.open::<DeviceState>().unwrap().mark.unwrap().written;
+    let before = written(&opened.state);
+    // A hole counts as sectors written: how many is known.
+    let state = opened.sink.flush().await.unwrap();
+    assert_eq!(written(&state) - before, (64 << 20) / 512);
     assert_eq!(bytes(device.path()), vec![0; 64 << 20]);
     assert!(std::fs::metadata(&image).unwrap().blocks() * 512 < 1 << 20);
+}
+
+#[tokio::test]
+async fn a_tail_that_is_no_whole_sector_is_zeroed_and_what_follows_stands() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image");
+    let Some(device) = LoopDevice::new(&image, 4 << 20, &["--sector-size", "4096"]) else {
+        return;
+    };
+    write(device.path(), &vec![7; 4 << 20], 0);
+    let target = DeviceTarget::new(device.path(), folder.path()).unwrap();
+    let size = (4 << 20) - 512;
+    let plan = Delta::new(None, Geometry::new(size).unwrap());
+    let opened = open(&target, &plan, &|_| Ok(())).await.unwrap();
+    // The kernel refuses a hole of such a length.
+    let last = Extent::of(BlockIndex(7));
+    opened.sink.write_zeroes(last).await.unwrap();
+    opened.sink.flush().await.unwrap();
+    let mut expected = vec![7; 4 << 20];
+    expected[7 * BLOCK..(4 << 20) - 512].fill(0);
+    assert_eq!(bytes(device.path()), expected);
+    let facts = observe(&target, None).await;
+    assert!(facts.warnings[0].contains("has sectors of 4096 bytes"));
 }
 
 #[tokio::test]

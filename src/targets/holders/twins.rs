@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::{Mount, mounts_in};
 use crate::block::{Block, Geometry};
 use crate::source::{BlockSource, DiskSource};
-use crate::sysfs::{Node, Sysfs};
+use crate::sysfs::{BlockDevice, Sysfs};
 
 /// Partitions that are looked at: each may cost a request.
 const PARTITIONS: usize = 16;
@@ -17,7 +17,7 @@ const HEAD: usize = 68 << 10;
 
 /// What names a disk or a filesystem, and is copied with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Name {
+enum VolumeName {
     /// The GUID of a disk in its partition table.
     Disk([u8; 16]),
     /// The UUID of a filesystem.
@@ -49,12 +49,12 @@ async fn twins_of(source: &dyn BlockSource, itself: Option<&Path>) -> Vec<String
             let own = names_at_start(&source).await;
             for name in own.iter().filter(|name| names.contains(name)) {
                 let warning = match name {
-                    Name::Disk(guid) if is_disk => format!(
+                    VolumeName::Disk(guid) if is_disk => format!(
                         "the source has the disk GUID {} of {}, which is in use at {point}",
                         guid_text(guid),
                         node.display()
                     ),
-                    Name::Filesystem(uuid) if !is_disk => format!(
+                    VolumeName::Filesystem(uuid) if !is_disk => format!(
                         "the source has the filesystem UUID {} of what is mounted at {point}",
                         uuid_text(uuid)
                     ),
@@ -70,10 +70,10 @@ async fn twins_of(source: &dyn BlockSource, itself: Option<&Path>) -> Vec<String
 }
 
 /// Every device that is mounted, once, but for `itself`.
-fn mounted(itself: Option<&Path>) -> Vec<(Node, Mount)> {
+fn mounted(itself: Option<&Path>) -> Vec<(BlockDevice, Mount)> {
     let sysfs = Sysfs::system();
     let itself = itself.and_then(|path| std::fs::metadata(path).ok());
-    let is_itself = |node: &Node| {
+    let is_itself = |node: &BlockDevice| {
         let Some(itself) = &itself else {
             return false;
         };
@@ -85,7 +85,7 @@ fn mounted(itself: Option<&Path>) -> Vec<(Node, Mount)> {
         device.is_some_and(|device| device.overlaps(node)) || node.backing_file().is_some_and(same)
     };
     let text = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-    let mut found: Vec<(Node, Mount)> = Vec::new();
+    let mut found: Vec<(BlockDevice, Mount)> = Vec::new();
     for mount in mounts_in(&text) {
         let source = mount.source_device().map(|found| found.rdev());
         let node = source.or(mount.dev).and_then(|rdev| sysfs.node(rdev));
@@ -100,7 +100,7 @@ fn mounted(itself: Option<&Path>) -> Vec<(Node, Mount)> {
 }
 
 /// What names a volume, its partition table and the filesystems of its partitions.
-async fn names_of(source: &dyn BlockSource) -> Vec<Name> {
+async fn names_of(source: &dyn BlockSource) -> Vec<VolumeName> {
     let head = read(source, 0, HEAD).await.unwrap_or_default();
     let mut names = names_in(&head);
     for start in partitions(&head).into_iter().take(PARTITIONS) {
@@ -110,7 +110,7 @@ async fn names_of(source: &dyn BlockSource) -> Vec<Name> {
     names
 }
 
-async fn names_at_start(source: &dyn BlockSource) -> Vec<Name> {
+async fn names_at_start(source: &dyn BlockSource) -> Vec<VolumeName> {
     names_in(&read(source, 0, HEAD).await.unwrap_or_default())
 }
 
@@ -129,7 +129,7 @@ async fn read(source: &dyn BlockSource, offset: u64, len: usize) -> Option<Vec<u
 
 /// The names at the beginning of a disk or filesystem. Offsets: kernel.org, `filesystems/ext4/super.rst`; xfs_db(8), sb;
 /// btrfs wiki, on-disk format; UEFI 2.10, 5.3.2.
-fn names_in(head: &[u8]) -> Vec<Name> {
+fn names_in(head: &[u8]) -> Vec<VolumeName> {
     let named = |magic: &[u8], at: usize, uuid: usize| -> Option<[u8; 16]> {
         let is_it = head.get(at..at + magic.len())? == magic;
         let uuid: [u8; 16] = head.get(uuid..uuid + 16)?.try_into().ok()?;
@@ -141,8 +141,11 @@ fn names_in(head: &[u8]) -> Vec<Name> {
         named(b"_BHRfS_M", 65536 + 64, 65536 + 32),
     ];
     let disks = [512, 4096].map(|sector| named(b"EFI PART", sector, sector + 56));
-    let disks = disks.into_iter().flatten().map(Name::Disk);
-    let filesystems = filesystems.into_iter().flatten().map(Name::Filesystem);
+    let disks = disks.into_iter().flatten().map(VolumeName::Disk);
+    let filesystems = filesystems
+        .into_iter()
+        .flatten()
+        .map(VolumeName::Filesystem);
     disks.chain(filesystems).collect()
 }
 

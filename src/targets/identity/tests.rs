@@ -6,12 +6,12 @@ use crate::sysfs::tests::{Fake, LoopDevice};
 
 const SIZE: u64 = 1 << 30;
 
-fn of(fake: &Fake, node: &Node) -> Identity {
+fn of(fake: &Fake, node: &BlockDevice) -> Identity {
     identity_in(&fake.sysfs(), Some(node), Path::new("/dev/x"), SIZE)
 }
 
 #[test]
-fn a_disk_is_told_from_others_by_the_best_of_its_names() {
+fn a_disk_is_identified_by_the_best_of_its_names() {
     // Files of its folder, the middle of its id (none: its path), the token that is printed.
     let rows: &[(&[(&str, &str)], Option<&str>, &str)] = &[
         (

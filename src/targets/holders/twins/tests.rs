@@ -90,8 +90,8 @@ async fn names_are_those_that_blkid_reads() {
         let found: Vec<_> = names
             .iter()
             .map(|name| match name {
-                Name::Filesystem(uuid) => uuid_text(uuid),
-                Name::Disk(guid) => guid_text(guid),
+                VolumeName::Filesystem(uuid) => uuid_text(uuid),
+                VolumeName::Disk(guid) => guid_text(guid),
             })
             .collect();
         assert_eq!(found, [expected.trim()], "{program}");

@@ -7,23 +7,47 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tracing::info;
 
-use super::SyncArgs;
+use super::aws::{self, AwsArgs};
+use super::store::StoreArgs;
+use super::target::local_target;
 use crate::block::BLOCK_SIZE;
-use crate::cli::aws;
-use crate::ebs::{Client, EbsCatalog};
+use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::repository::{Address, RepositoryCatalog};
 use crate::source::{BlockSource, Catalog, DiskSource, Selector, Snapshot, SnapshotId, State};
-use crate::sync::Source;
-use crate::target::{Base, SourceInfo};
+use crate::sync::{self, Source};
+use crate::target::{Content, SourceInfo};
 use crate::targets::mark_of;
 
 /// Between two looks at a snapshot that is pending, at first and at most.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
 const LONGEST_LOOK: Duration = Duration::from_secs(30);
 
-/// A source, and what is told of it.
-pub(super) struct Opened {
+/// What a person named as a source, and how it is reached.
+pub(super) struct SourceRequest<'a> {
+    /// A snapshot id, a volume id, `tag:KEY=VALUE`, a path, or a snapshot of a repository.
+    pub(super) name: &'a str,
+    pub(super) aws: &'a AwsArgs,
+    pub(super) store: StoreArgs,
+    pub(super) limits: Limits,
+    /// How long a pending snapshot is waited for.
+    pub(super) wait: Option<Duration>,
+    /// Where the records of devices are: one that is not whole is no source.
+    pub(super) state_dir: &'a Path,
+    /// Which of its targets are new EBS snapshots.
+    pub(super) to_ebs: ToEbs,
+}
+
+/// Which targets of a source are new EBS snapshots: these take whole blocks only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ToEbs {
+    None,
+    Some,
+    All,
+}
+
+/// A source, and what is known of it.
+pub(super) struct OpenedSource {
     pub(super) source: Source,
     /// Fetches it, if it is read from EBS.
     pub(super) client: Option<Arc<Client>>,
@@ -31,27 +55,38 @@ pub(super) struct Opened {
     pub(super) about: Value,
 }
 
-/// Opens what a person named.
-pub(super) async fn open(args: &SyncArgs) -> Result<Opened> {
-    let name = args.source.as_deref().unwrap_or_default();
-    if Address::looks_like(name) {
-        return repository(args, &name.parse()?).await;
-    }
-    // A file of that name goes first only where the name selects no snapshot.
-    match name.parse::<Selector>() {
-        Ok(selector) => snapshot(args, selector).await,
-        Err(_) => disk(args, name),
+impl OpenedSource {
+    /// A source that an earlier run staged on this machine.
+    pub(super) fn staged(source: Source) -> Self {
+        Self {
+            source,
+            client: None,
+            about: json!({"staged": true}),
+        }
     }
 }
 
-async fn snapshot(args: &SyncArgs, selector: Selector) -> Result<Opened> {
-    let config = args.aws.load_with_credentials().await?;
-    let (client, catalog) = aws::catalog(&config, &args.limits(), vec![selector.clone()]);
+/// Opens what a person named.
+pub(super) async fn open(request: &SourceRequest<'_>) -> Result<OpenedSource> {
+    let name = request.name;
+    if Address::looks_like(name) {
+        return repository(request, &name.parse()?).await;
+    }
+    // A file of that name goes first only where the name selects no snapshot.
+    match name.parse::<Selector>() {
+        Ok(selector) => snapshot(request, selector).await,
+        Err(_) => disk(request),
+    }
+}
+
+async fn snapshot(request: &SourceRequest<'_>, selector: Selector) -> Result<OpenedSource> {
+    let config = request.aws.load_with_credentials().await?;
+    let (client, catalog) = aws::catalog(&config, &request.limits, vec![selector.clone()]);
     let id = match selector {
         Selector::Snapshot(id) => id,
-        _ => newest(&catalog, args).await?,
+        _ => newest(&catalog, request).await?,
     };
-    let (snapshot, blocks) = completed(&catalog, &id, args.wait).await?;
+    let (snapshot, blocks) = completed(&catalog, &id, request.wait).await?;
     let about = json!({
         "snapshot": snapshot,
         "account": snapshot.owner_id,
@@ -75,8 +110,9 @@ async fn snapshot(args: &SyncArgs, selector: Selector) -> Result<Opened> {
         blocks,
         catalog: Some(catalog),
         mark: None,
+        is_staged: false,
     };
-    Ok(Opened {
+    Ok(OpenedSource {
         source,
         client: Some(client),
         about,
@@ -84,26 +120,30 @@ async fn snapshot(args: &SyncArgs, selector: Selector) -> Result<Opened> {
 }
 
 /// The newest snapshot that a volume or a tag selects: a completed one, or with `--wait` one that is pending too.
-async fn newest(catalog: &EbsCatalog, args: &SyncArgs) -> Result<SnapshotId> {
+async fn newest(catalog: &EbsCatalog, request: &SourceRequest<'_>) -> Result<SnapshotId> {
     let mut found = catalog.list().await?;
     found.retain(|snapshot| match &snapshot.state {
         Some(State::Completed) | None => true,
-        Some(State::Pending) => args.wait.is_some(),
+        Some(State::Pending) => request.wait.is_some(),
         Some(State::Other(_)) => false,
     });
-    let name = args.source.as_deref().unwrap_or_default();
+    let name = request.name;
     let newest = found.pop().ok_or_else(|| {
-        let what = format!("cannot copy {name}: it has no completed snapshot");
+        let what = format!("cannot read {name}: it has no completed snapshot");
         Error::new(Kind::NotFound, what)
     })?;
     info!("the newest snapshot of {name} is {}", newest.id);
     Ok(newest.id)
 }
 
-type Found = (Snapshot, Arc<dyn BlockSource>);
+type OpenSnapshot = (Snapshot, Arc<dyn BlockSource>);
 
 /// Opens a snapshot; one that is pending is waited for, if that is asked for.
-async fn completed(catalog: &EbsCatalog, id: &SnapshotId, wait: Option<Duration>) -> Result<Found> {
+async fn completed(
+    catalog: &EbsCatalog,
+    id: &SnapshotId,
+    wait: Option<Duration>,
+) -> Result<OpenSnapshot> {
     let since = Instant::now();
     let mut pause = FIRST_LOOK;
     loop {
@@ -124,23 +164,22 @@ async fn completed(catalog: &EbsCatalog, id: &SnapshotId, wait: Option<Duration>
     }
 }
 
-async fn repository(args: &SyncArgs, address: &Address) -> Result<Opened> {
+async fn repository(request: &SourceRequest<'_>, address: &Address) -> Result<OpenedSource> {
     let select = address.select.as_deref().ok_or_else(|| {
         let what = format!(
-            "cannot copy {address}: it names no snapshot; use {address}#SNAPSHOT or #latest"
+            "cannot read {address}: it names no snapshot; use {address}#SNAPSHOT or #latest"
         );
         Error::new(Kind::Invalid, what)
     })?;
-    let store = args
-        .store
-        .open(address, &args.aws, args.limits.timeout, false)
-        .await?;
+    let timeout = request.limits.timeout;
+    let store = request.store.open(address, request.aws, timeout, false);
+    let store = store.await?;
     let catalog = RepositoryCatalog::open(store, false).await?;
     let name = catalog.find(select).await?;
     let (snapshot, blocks) = catalog.open(&name.snapshot).await?;
     let geometry = blocks.geometry();
     let is_whole = geometry.size() % u64::from(BLOCK_SIZE) == 0;
-    if !is_whole && args.targets.iter().any(|to| to.starts_with("ebs:")) {
+    if !is_whole && request.to_ebs != ToEbs::None {
         let what = format!(
             "cannot copy {} to ebs: it is no whole number of 512 KiB blocks",
             snapshot.id
@@ -166,32 +205,29 @@ async fn repository(args: &SyncArgs, address: &Address) -> Result<Opened> {
         blocks,
         catalog: Some(Arc::new(catalog)),
         mark: None,
+        is_staged: false,
     };
-    Ok(Opened {
+    Ok(OpenedSource {
         source,
         client: None,
         about,
     })
 }
 
-fn disk(args: &SyncArgs, name: &str) -> Result<Opened> {
-    if matches!(&args.base, Some(Base::Snapshot(_))) || args.bandwidth.is_some() {
-        let what = format!("cannot use --base SNAPSHOT or --bandwidth: {name:?} is no snapshot");
-        return Err(Error::new(Kind::Invalid, what));
-    }
+fn disk(request: &SourceRequest<'_>) -> Result<OpenedSource> {
+    let name = request.name;
     if let Some(found) = looks_like_aws(name).filter(|_| !Path::new(name).exists()) {
-        let what = format!("cannot copy {name:?}: it is no {found} and no file");
+        let what = format!("cannot read {name:?}: it is no {found} and no file");
         return Err(Error::new(Kind::Invalid, what));
     }
     let mut disk = DiskSource::open(name.as_ref())?;
     let size = disk.geometry().size();
     if size % u64::from(BLOCK_SIZE) > 0 {
         // Blocks go to all targets alike, and EBS takes whole ones only.
-        let to_ebs = args.targets.iter().filter(|to| to.starts_with("ebs:"));
-        match to_ebs.count() {
-            0 => {}
-            n if n == args.targets.len() => disk = disk.padded_to_gib()?,
-            _ => {
+        match request.to_ebs {
+            ToEbs::None => {}
+            ToEbs::All => disk = disk.padded_to_gib()?,
+            ToEbs::Some => {
                 let what = format!(
                     "cannot copy {name} to ebs: and to other targets in one run: it is no whole number of 512 KiB blocks"
                 );
@@ -202,9 +238,9 @@ fn disk(args: &SyncArgs, name: &str) -> Result<Opened> {
     let path = Path::new(name)
         .canonicalize()
         .map_err(|error| Error::of_file(name.as_ref(), "cannot find", error))?;
-    if let Some(head) = super::status::half_written(&path, &args.state_dir())? {
+    if let Some(head) = half_written(&path, request.state_dir)? {
         let what =
-            format!("cannot copy {name}: it is not whole, a copy of {head} to it is unfinished");
+            format!("cannot read {name}: it is not whole, a copy of {head} to it is unfinished");
         return Err(Error::new(Kind::Invalid, what));
     }
     let info = SourceInfo {
@@ -222,8 +258,9 @@ fn disk(args: &SyncArgs, name: &str) -> Result<Opened> {
         blocks: Arc::new(disk),
         catalog: None,
         mark: Some(Box::new(move || mark_of(&path))),
+        is_staged: false,
     };
-    Ok(Opened {
+    Ok(OpenedSource {
         source,
         client: None,
         about: json!({}),
@@ -239,4 +276,14 @@ fn looks_like_aws(name: &str) -> Option<&'static str> {
     ]
     .into_iter()
     .find_map(|(prefix, what)| name.starts_with(prefix).then_some(what))
+}
+
+/// What an unfinished run was copying to a target, if the target is between two snapshots.
+fn half_written(path: &Path, state_dir: &Path) -> Result<Option<String>> {
+    let name = path.display().to_string();
+    let status = sync::status(&*local_target(&name, true, false, state_dir)?)?;
+    Ok(match status.content {
+        Some(Content::Between { head, .. }) => Some(head),
+        _ => None,
+    })
 }

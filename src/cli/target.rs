@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::SyncArgs;
-use crate::cli::aws::{self, AwsArgs};
-use crate::ebs::Client;
+use super::aws::{self, AwsArgs};
+use super::store::StoreArgs;
+use crate::ebs::{Client, Limits};
 use crate::error::{Error, Kind, Result};
 use crate::files::folder_of;
 use crate::repository::{Address, RepositoryCatalog, RepositoryTarget};
@@ -62,7 +62,7 @@ fn tag(text: &str) -> std::result::Result<(String, String), String> {
 }
 
 /// An image or a device.
-pub(in crate::cli) fn local_target(
+pub(super) fn local_target(
     name: &str,
     in_place: bool,
     is_shared: bool,
@@ -79,14 +79,54 @@ pub(in crate::cli) fn local_target(
     })
 }
 
+/// An image or a device that must be there already.
+pub(super) fn existing_target(name: &str, state_dir: &Path) -> Result<Arc<dyn Target>> {
+    if name.starts_with("ebs:") || Address::looks_like(name) {
+        let what =
+            format!("cannot use {name}: it is neither an image nor a device of this machine");
+        return Err(Error::new(Kind::Invalid, what));
+    }
+    let path = Path::new(name);
+    std::fs::metadata(path).map_err(|error| Error::of_file(path, "cannot find", error))?;
+    local_target(name, false, false, state_dir)
+}
+
+/// What records call the source of this name: a snapshot's id, or the whole path of an image or device.
+pub(super) fn recorded_name(name: &str) -> Result<String> {
+    if Address::looks_like(name) {
+        let address: Address = name.parse()?;
+        return Ok(address.select.unwrap_or_else(|| name.to_owned()));
+    }
+    if name.parse::<SnapshotId>().is_ok() {
+        return Ok(name.to_owned());
+    }
+    let path = Path::new(name).canonicalize();
+    Ok(path.map_or_else(|_| name.to_owned(), |path| path.display().to_string()))
+}
+
+/// How targets are reached and written, the same for all of a run.
+pub(super) struct TargetRequest<'a> {
+    pub(super) to: &'a ToArgs,
+    pub(super) aws: &'a AwsArgs,
+    pub(super) store: StoreArgs,
+    pub(super) limits: Limits,
+    pub(super) state_dir: &'a Path,
+    /// Whether images are changed themselves.
+    pub(super) in_place: bool,
+    /// Whether other hosts can write the devices.
+    pub(super) is_shared: bool,
+    pub(super) dedup: bool,
+    pub(super) dry_run: bool,
+}
+
 /// The target of a name; nothing is made there but a repository, which a dry run only looks at.
 pub(super) async fn connect(
-    args: &SyncArgs,
+    args: &TargetRequest<'_>,
     name: &str,
     source: &SourceInfo,
     clients: &mut Vec<Arc<Client>>,
 ) -> Result<Arc<dyn Target>> {
-    let state_dir = args.state_dir();
+    let state_dir = args.state_dir;
     if let Some(region) = name.strip_prefix("ebs:") {
         let place = args.to.place(region, args).await?;
         clients.push(Arc::clone(&place.client));
@@ -94,15 +134,15 @@ pub(super) async fn connect(
             place,
             args.to.job(),
             source,
-            &state_dir,
+            state_dir,
         )?));
     }
     if !Address::looks_like(name) {
-        return local_target(name, args.in_place, args.shared, &state_dir);
+        return local_target(name, args.in_place, args.is_shared, state_dir);
     }
     let address: Address = name.parse()?;
     address.names_no_snapshot()?;
-    let aws = args.to.account(&args.aws);
+    let aws = args.to.account(args.aws);
     let makes = !args.dry_run;
     let timeout = args.limits.timeout;
     let store = args.store.open(&address, &aws, timeout, makes).await?;
@@ -111,16 +151,12 @@ pub(super) async fn connect(
         false => RepositoryCatalog::look(store).await?,
     };
     Ok(Arc::new(RepositoryTarget::new(
-        catalog, args.dedup, source, &state_dir,
+        catalog, args.dedup, source, state_dir,
     )))
 }
 
 /// Refuses targets that are one, the source itself, or within each other.
-pub(super) fn check(
-    args: &SyncArgs,
-    targets: &[Arc<dyn Target>],
-    source: &SourceInfo,
-) -> Result<()> {
+pub(super) fn check(dedup: bool, targets: &[Arc<dyn Target>], source: &SourceInfo) -> Result<()> {
     let refused = |what: String| Err(Error::new(Kind::Invalid, what));
     for (number, target) in targets.iter().enumerate() {
         let name = target.name();
@@ -143,16 +179,18 @@ pub(super) fn check(
         }
     }
     let is_repository = |target: &Arc<dyn Target>| target.kind() == TargetKind::Repository;
-    if args.dedup && !targets.is_empty() && !targets.iter().any(is_repository) {
+    if dedup && !targets.is_empty() && !targets.iter().any(is_repository) {
         return refused("cannot use --dedup: none of the targets is a repository".into());
     }
     Ok(())
 }
 
 /// Refuses a report in the place of a target or of the source: it would replace what is there.
-pub(super) fn check_report(args: &SyncArgs, report: &Path) -> Result<()> {
+pub(super) fn check_report<'a>(
+    report: &Path,
+    names: impl IntoIterator<Item = &'a String>,
+) -> Result<()> {
     let place = place_of(report);
-    let names = args.source.iter().chain(&args.targets);
     for name in names {
         if place.is_some() && place == place_of(Path::new(name)) {
             let what = format!(
@@ -218,7 +256,7 @@ impl ToArgs {
     }
 
     /// Reaches the account and Region of `ebs:REGION`; nothing is made.
-    async fn place(&self, region: &str, args: &SyncArgs) -> Result<EbsPlace> {
+    async fn place(&self, region: &str, args: &TargetRequest<'_>) -> Result<EbsPlace> {
         let region = (!region.is_empty())
             .then(|| region.to_owned())
             .or_else(|| self.to_region.clone());
@@ -250,7 +288,7 @@ impl ToArgs {
             let what = "cannot use ebs: this build has no EC2, which tells when a new snapshot is completed";
             Error::new(Kind::Invalid, what)
         })?;
-        let (client, catalog) = aws::catalog(&config, &args.limits(), Vec::new());
+        let (client, catalog) = aws::catalog(&config, &args.limits, Vec::new());
         Ok(EbsPlace {
             region: region.to_owned(),
             account: match &self.to_profile {

@@ -1,0 +1,47 @@
+//! A half-written image of one snapshot that becomes another one of the same volume.
+
+use super::half_way::killed_half_way;
+use super::*;
+
+#[test]
+fn a_half_written_image_is_taken_over_by_a_later_snapshot_and_what_did_not_change_is_not_fetched_again()
+ {
+    let emulator = large_pair();
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image.raw");
+    killed_half_way(&emulator, &["snap-0a", text(&image)], text(&image));
+    let done: u64 = {
+        let said = status(&emulator, text(&image));
+        let line = said
+            .lines()
+            .find(|line| line.starts_with("unfinished"))
+            .unwrap();
+        line.split(' ').nth(2).unwrap().parse().unwrap()
+    };
+    // What something else writes into the part meanwhile does not survive.
+    let part = folder.path().join("image.raw.ebsfs-part");
+    let file = writable(&part);
+    std::os::unix::fs::FileExt::write_all_at(&file, b"else", 900 * BLOCK + 7).unwrap();
+    drop(file);
+    let (mount, disk) = mounted(&emulator, "snap-0b");
+    let whole = held(&disk);
+    emulator.reset();
+    run(&mut sync(
+        &emulator,
+        &["snap-0b", text(&image), "--dry-run"],
+    ));
+    assert_eq!(emulator.gets(), 0);
+    run(&mut sync(
+        &emulator,
+        &["snap-0b", text(&image), "--base", "auto"],
+    ));
+    let gets = emulator.gets();
+    assert_same(&image, &disk);
+    drop(mount);
+    // A quarter of the blocks changed between the two.
+    assert!(
+        gets + done / 3 < whole,
+        "{gets} of {whole}, {done} were done"
+    );
+    assert_eq!(left_beside(&image), [".ebsfs-digests", ".ebsfs.json"]);
+}
