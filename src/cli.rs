@@ -106,7 +106,15 @@ fn run(args: Args) -> Result<()> {
         mount.check()?;
         return background::start();
     }
-    start_log(args.verbose, args.log_format, args.log_file.as_deref())?;
+    let file = args.log_file.as_deref();
+    let is_quiet = file.is_none() && matches!(&args.verb, Verb::Sync(sync) if sync.is_quiet());
+    let level = match args.verbose {
+        0 if is_quiet => Level::WARN,
+        0 => Level::INFO,
+        1 => Level::DEBUG,
+        _ => Level::TRACE,
+    };
+    start_log(level, args.log_format, file)?;
     match args.verb {
         Verb::Mount(mount) => mount.run(args.log_file.as_deref()),
         Verb::Umount(umount) => umount.run(),
@@ -123,12 +131,7 @@ fn run(args: Args) -> Result<()> {
 }
 
 /// The log shows this crate only: the SDK's own lines can hold tokens.
-fn start_log(verbose: u8, format: LogFormat, file: Option<&Path>) -> Result<()> {
-    let level = match verbose {
-        0 => Level::INFO,
-        1 => Level::DEBUG,
-        _ => Level::TRACE,
-    };
+fn start_log(level: Level, format: LogFormat, file: Option<&Path>) -> Result<()> {
     let (colour, writer) = match file {
         None => {
             use io::IsTerminal;

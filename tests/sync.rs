@@ -1,14 +1,18 @@
 //! Replicas: every kind of target, from nothing and from what it held, killed at any moment, refused where it must be.
 
 mod ebs;
+mod evidence;
 mod failing;
 mod foreign;
 mod half_way;
+mod hostile;
 mod killed;
+mod output;
 mod refused;
 mod restored;
 mod staged;
 mod taken_over;
+mod targets;
 mod verify;
 mod whole;
 

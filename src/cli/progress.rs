@@ -30,7 +30,7 @@ pub(super) enum ProgressForm {
     Bar,
     /// The plans, then a line every 5 seconds, as JSON
     Json,
-    /// Nothing
+    /// Nothing but warnings and errors
     None,
 }
 

@@ -177,6 +177,11 @@ impl SyncArgs {
         done
     }
 
+    /// Whether only warnings and errors are printed to stderr.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.progress == ProgressForm::None
+    }
+
     fn state_dir(&self) -> PathBuf {
         self.state_dir.clone().unwrap_or_else(default_state_dir)
     }
@@ -242,6 +247,8 @@ impl SyncArgs {
         let name = self.source.as_deref().unwrap_or_default();
         let mut report = match &self.report {
             Some(path) if !self.dry_run => {
+                let names = self.source.iter().chain(&self.targets);
+                target::check_report(path, names)?;
                 let about = about_this_program();
                 Some(ReportFile::begin(path, name, SystemTime::now(), &about)?)
             }

@@ -1,6 +1,6 @@
 //! What is copied to: targets by their names, connected.
 
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use super::aws::{self, AwsArgs};
 use super::store::StoreArgs;
 use crate::ebs::{Client, Limits};
 use crate::error::{Error, Kind, Result};
+use crate::files::folder_of;
 use crate::repository::{Address, RepositoryCatalog, RepositoryTarget};
 use crate::source::SnapshotId;
 use crate::sync::overlaps;
@@ -189,6 +190,42 @@ pub(super) fn check_dedup(dedup: bool, targets: &[Arc<dyn Target>]) -> Result<()
     }
     let what = "cannot use --dedup: none of the targets is a repository";
     Err(Error::new(Kind::Invalid, what))
+}
+
+/// Refuses a report in the place of a target or of the source: it would replace what is there.
+pub(super) fn check_report<'a>(
+    report: &Path,
+    names: impl IntoIterator<Item = &'a String>,
+) -> Result<()> {
+    let place = place_of(report);
+    for name in names {
+        if place.is_some() && place == place_of(Path::new(name)) {
+            let what = format!(
+                "cannot write the report to {}: {name} is the same file",
+                report.display()
+            );
+            return Err(Error::new(Kind::Invalid, what));
+        }
+    }
+    Ok(())
+}
+
+/// What tells a file from others: its inode, or where it will be.
+#[derive(PartialEq, Eq)]
+enum FilePlace {
+    There { device: u64, inode: u64 },
+    Absent(PathBuf),
+}
+
+fn place_of(path: &Path) -> Option<FilePlace> {
+    if let Ok(found) = std::fs::metadata(path) {
+        return Some(FilePlace::There {
+            device: found.dev(),
+            inode: found.ino(),
+        });
+    }
+    let folder = folder_of(path).canonicalize().ok()?;
+    Some(FilePlace::Absent(folder.join(path.file_name()?)))
 }
 
 /// Warns of devices that are copies of what is mounted here: by a UUID the machine cannot tell the two apart.

@@ -25,7 +25,7 @@ use super::job::OnDamage;
 use super::progress::Progress;
 use super::verify::{self, Compared};
 use crate::block::{Block, BlockIndex, BlockSet, Digest, Extent};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::blocking;
 use crate::source::{BlockSource, Wanted};
 use crate::target::{Sink, SinkState, Stop};
@@ -395,6 +395,9 @@ async fn copy_block(
         Err(error) if error.kind() == Kind::Corrupt && on_damage == OnDamage::Mark => {
             warn!("block {index} stays zero: {}", error.chain());
             copied.is_damaged = true;
+        }
+        Err(error) if error.kind() == Kind::Corrupt => {
+            copied.written = Err(error.with_remedy(Remedy::MarkDamage));
         }
         Err(error) => copied.written = Err(error),
         Ok(Block::Zero) => copied.bytes = len,
