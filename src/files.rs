@@ -6,10 +6,11 @@
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -98,6 +99,88 @@ pub(crate) fn refuse_special(path: &Path) -> Result<()> {
             Err(Error::new(Kind::Invalid, what))
         }
         _ => Ok(()),
+    }
+}
+
+/// What a person named for output: a regular file that appears whole or not at all, or something else that is written into and
+/// never replaced, such as `/dev/stdout`, `/dev/null` or a FIFO.
+#[derive(Debug)]
+pub enum OutputFile {
+    /// A regular file, or none yet; a link is followed.
+    Atomic(AtomicFile),
+    /// A FIFO or a character device.
+    Special(PathBuf, File),
+}
+
+impl OutputFile {
+    /// Begins the output. A FIFO that nothing reads is an error: it would hold up the program.
+    ///
+    /// # Errors
+    /// `Invalid` for a block device, a folder, a socket or a link that leads nowhere; what the system says.
+    pub fn create(path: &Path) -> Result<Self> {
+        let refused = |what: &str| {
+            let what = format!("cannot write {}: {what}", path.display());
+            Err(Error::new(Kind::Invalid, what))
+        };
+        let kind = match std::fs::metadata(path) {
+            Ok(found) => found.file_type(),
+            Err(_) if path.is_symlink() => return refused("it is a link that leads nowhere"),
+            Err(_) => return AtomicFile::create(path).map(Self::Atomic),
+        };
+        if kind.is_file() {
+            let path = path
+                .canonicalize()
+                .map_err(|error| Error::of_file(path, "cannot find", error))?;
+            return AtomicFile::create(&path).map(Self::Atomic);
+        }
+        if !kind.is_fifo() && !kind.is_char_device() {
+            return refused("it is neither a file nor a FIFO nor a character device");
+        }
+        let failed = |error| Error::of_file(path, "cannot write", error);
+        let file = OpenOptions::new()
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)
+            .map_err(failed)?;
+        // Opened without waiting for a reader; written with waiting.
+        let flags = OFlag::from_bits_truncate(
+            fcntl(&file, FcntlArg::F_GETFL).map_err(|errno| failed(errno.into()))?,
+        );
+        fcntl(
+            &file,
+            FcntlArg::F_SETFL(flags.difference(OFlag::O_NONBLOCK)),
+        )
+        .map_err(|errno| failed(errno.into()))?;
+        Ok(Self::Special(path.to_owned(), file))
+    }
+
+    /// Ends the output: a regular file gets its name.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn commit(self) -> Result<()> {
+        match self {
+            Self::Atomic(file) => file.commit(),
+            Self::Special(path, mut file) => file
+                .flush()
+                .map_err(|error| Error::of_file(&path, "cannot write", error)),
+        }
+    }
+}
+
+impl Write for OutputFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Atomic(file) => file.write(bytes),
+            Self::Special(_, file) => file.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Atomic(file) => file.flush(),
+            Self::Special(_, file) => file.flush(),
+        }
     }
 }
 

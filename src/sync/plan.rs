@@ -4,6 +4,7 @@
 //! obstacles, size                                    -> Refuse
 //! an unfinished run of the same command, proven      -> Resume
 //! an unfinished run of another command, in place     -> TakeOver, or Full
+//! an unfinished part of another snapshot, proven     -> TakeOverPart
 //! a record whose mark matches                        -> Holds, Delta or Full by --base
 //! a record whose mark differs, digests there         -> Compare, then as above or Refuse
 //! a record whose mark differs, no digests            -> Full (Refuse where a base is named)
@@ -82,10 +83,12 @@ pub enum Decision {
     Delta(Vec<SnapshotId>),
     /// The unfinished run goes on.
     Resume,
-    /// An unfinished copy of another snapshot is brought to the source. Of a target in place this is its base: what changed since
-    /// that, and what the unfinished run may have written, is written. Of an image's part it is the other snapshot: what it has
-    /// of that, and has not changed since, stays.
+    /// A target between this base and another head is brought to the source: what changed since the base, and what the
+    /// unfinished run may have written, is written.
     TakeOver(SnapshotId),
+    /// The part of an unfinished copy of this other snapshot becomes a copy of the source: what it has, compared with its digests,
+    /// and has not changed since, stays.
+    TakeOverPart(SnapshotId),
     /// The target is compared with its digests; then the decision is made again.
     Compare,
     /// Nothing: a person must change something first.
@@ -201,7 +204,11 @@ pub(super) fn decide(job: &SyncJob, source: &SourceInfo, seen: &Observed) -> Dec
 fn writes(decision: &Decision) -> bool {
     matches!(
         decision,
-        Decision::Full | Decision::Delta(_) | Decision::TakeOver(_) | Decision::Resume
+        Decision::Full
+            | Decision::Delta(_)
+            | Decision::TakeOver(_)
+            | Decision::TakeOverPart(_)
+            | Decision::Resume
     )
 }
 

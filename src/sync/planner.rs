@@ -15,7 +15,7 @@ use crate::block::Delta;
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::blocking;
 use crate::source::{BlockSource, SnapshotId};
-use crate::target::{Base, Replica, TargetKind, Task};
+use crate::target::{Base, Replica, Task};
 
 /// What there is to do for a target.
 pub(super) enum Work {
@@ -95,9 +95,7 @@ impl<'a> Planner<'a> {
             Decision::Compare => Ok(Work::Compare),
             Decision::Full => self.full(candidate).await,
             Decision::Delta(bases) => self.delta(candidate, bases).await,
-            Decision::TakeOver(other) if candidate.target.kind() == TargetKind::Image => {
-                self.take_over_part(candidate, &other).await
-            }
+            Decision::TakeOverPart(other) => self.take_over_part(candidate, &other).await,
             Decision::TakeOver(base) => self.take_over(candidate, &base).await,
             Decision::Resume => self.resume(candidate).await,
             Decision::Refuse { kind, reason, .. } => Err(Error::new(kind, reason)),

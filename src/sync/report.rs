@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::block::{BlockSet, hexadecimal};
 use crate::error::{Error, Kind, Result};
-use crate::files::AtomicFile;
+use crate::files::OutputFile;
 use crate::target::{Task, Written};
 
 /// Version of the reports and of the JSON lines; `docs/sync.md` describes it.
@@ -59,7 +59,7 @@ pub(super) fn pairs(set: &BlockSet) -> Vec<(u32, u32)> {
 /// The report of a run as a file: one JSON object, written as the run goes, that appears whole or not at all.
 #[derive(Debug)]
 pub struct ReportFile {
-    file: AtomicFile,
+    file: OutputFile,
     is_first: bool,
 }
 
@@ -70,7 +70,7 @@ impl ReportFile {
     /// `Invalid` when something else than a regular file is at `path`; what the system says.
     pub fn begin(path: &Path, source: &str, started: SystemTime, about: &Value) -> Result<Self> {
         let mut report = Self {
-            file: AtomicFile::create(path)?,
+            file: OutputFile::create(path)?,
             is_first: true,
         };
         let mut head = json!({

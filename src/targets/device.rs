@@ -284,7 +284,9 @@ impl Target for DeviceTarget {
     ) -> BoxFuture<'a, Result<Arc<dyn BlockSource>>> {
         let target = self.clone();
         blocking(move || {
-            let _ = flush_all(&target.open_for_reading()?);
+            let file = target.open_for_reading()?;
+            fits(&target.name, size_of(&target.path, &file)?, geometry)?;
+            let _ = flush_all(&file);
             read_past_cache(&target.path, geometry)
         })
         .boxed()

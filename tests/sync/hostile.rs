@@ -309,7 +309,7 @@ fn state_files_that_never_end_or_never_answer_hold_nothing_up() {
 }
 
 #[test]
-fn what_a_result_is_written_to_is_a_regular_file_of_its_own() {
+fn a_result_is_written_into_what_is_no_regular_file_and_never_replaces_a_target() {
     let chain = Chain::new();
     let ids = &chain.snapshots;
     let folder = tempfile::tempdir().unwrap();
@@ -328,19 +328,27 @@ fn what_a_result_is_written_to_is_a_regular_file_of_its_own() {
         fifo.display(),
         null.display()
     ));
-    for wrong in [&fifo, &null, &link] {
-        let before = fs::symlink_metadata(wrong).unwrap();
-        let report = [ids[0].as_str(), text(&image), "--report", text(wrong)];
-        let (code, said) = ends(&mut sync(&chain.emulator, &report));
-        assert_eq!(code, 2, "{said}");
-        let changes = ["changes", &ids[0], &ids[1], "--output", text(wrong)];
-        let (code, said) = ends(&mut chain.emulator.ebsfs(&changes));
-        assert_eq!(code, 2, "{said}");
-        let after = fs::symlink_metadata(wrong).unwrap();
+    // A FIFO that nothing reads holds nothing up.
+    let report = [ids[0].as_str(), text(&image), "--report", text(&fifo)];
+    let (code, said) = ends(&mut sync(&chain.emulator, &report));
+    assert_eq!(code, 1, "{said}");
+    assert!(!image.exists(), "refused before anything is copied");
+    for into in [&null, &link] {
+        let before = fs::symlink_metadata(into).unwrap();
+        let changes = ["changes", &ids[0], &ids[1], "--output", text(into)];
+        run(&mut chain.emulator.ebsfs(&changes));
+        let after = fs::symlink_metadata(into).unwrap();
         assert_eq!(before.file_type(), after.file_type());
     }
-    assert_eq!(fs::read(&kept).unwrap(), b"kept");
-    assert!(!image.exists(), "refused before anything is copied");
+    assert!(
+        fs::read(&kept).unwrap().len() > 4,
+        "written through the link"
+    );
+    let said =
+        run(sync(&chain.emulator, &[&ids[0], text(&place("x.raw"))])
+            .args(["--report", "/dev/stdout"]));
+    let report: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(report["targets"][0]["status"], "done");
     assert!(
         fs::symlink_metadata("/dev/null")
             .unwrap()

@@ -21,6 +21,7 @@ pub(super) fn decision(decision: &Decision, kind: TargetKind) -> &'static str {
         (Decision::Resume, Device) => "a device, resumed",
         (Decision::Resume, Ebs) => "a new EBS snapshot, resumed",
         (Decision::Resume, Repository) => "a snapshot in a repository, resumed",
+        (Decision::TakeOverPart(_), _) => "an image, taken over from an unfinished run",
         (Decision::TakeOver(_), Device) => "a device, taken over from an unfinished run",
         (Decision::TakeOver(_), _) => {
             "an image changed in place, taken over from an unfinished run"

@@ -69,7 +69,7 @@ impl Decider<'_> {
             Decision::Holds => dropped(replaced),
             _ => Decided {
                 confirms: replaced.confirms,
-                ..Decided::of(other.map_or(Decision::Resume, Decision::TakeOver))
+                ..Decided::of(other.map_or(Decision::Resume, Decision::TakeOverPart))
             },
         }
     }

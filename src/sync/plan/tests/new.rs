@@ -168,7 +168,7 @@ impl Row {
             );
         }
         match &decided.decision {
-            Decision::Compare | Decision::TakeOver(_) => {
+            Decision::Compare | Decision::TakeOver(_) | Decision::TakeOverPart(_) => {
                 must(false, "new objects are not compared")
             }
             Decision::Delta(bases) => {
