@@ -1,5 +1,4 @@
-//! The command line: one verb a file, each of which parses, wires and runs. The one place where concrete types are
-//! stacked.
+//! The command line: one file for each verb, which turns arguments into a job and runs it. Concrete types are stacked only here.
 
 mod aws;
 mod background;
@@ -47,7 +46,7 @@ struct Args {
     /// Increase log detail (-v: retries, -vv: every request)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
-    /// How log lines look
+    /// Format of log lines
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
     /// Append the log to this file instead of stderr
@@ -168,7 +167,8 @@ fn open_log(path: &Path) -> Result<std::fs::File> {
         .mode(0o600)
         .open(path)
         .map_err(|error| {
-            Error::with_source(Kind::Io, format!("log file {}", path.display()), error)
+            let what = format!("cannot open the log file {}", path.display());
+            Error::with_source(Kind::Io, what, error)
         })
 }
 

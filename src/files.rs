@@ -1,4 +1,4 @@
-//! Files of this program: written whole or not at all, private, and believed only where they are ours.
+//! Files of this program: written whole or not at all, private, and read only where they are ours.
 //!
 //! Another user may write into a folder that we write into (`/tmp`, a shared `/srv`). So a temporary name is random and made
 //! with `O_EXCL`, nothing is opened through a link, and a state file is read only if it is a regular file of our own user that
@@ -52,7 +52,7 @@ impl AtomicFile {
         })
     }
 
-    /// Gives the file its name, once its bytes are on disk; so is the name when this returns.
+    /// Flushes the bytes, renames the file and flushes the folder: bytes and name survive a crash when this returns.
     ///
     /// # Errors
     /// What the system says: then the old file stands.
@@ -85,7 +85,7 @@ impl Drop for AtomicFile {
     }
 }
 
-/// A rename would replace a device node, a FIFO or a link by a regular file.
+/// Refuses a path where a rename would replace a device node, a FIFO or a link.
 ///
 /// # Errors
 /// `Invalid` when something else than a regular file is at `path`.
@@ -184,7 +184,7 @@ impl Write for OutputFile {
     }
 }
 
-/// Replaces a file whole or not at all, and for good.
+/// Replaces a file whole or not at all; the new one survives a crash when this returns.
 ///
 /// # Errors
 /// As for [`AtomicFile`].
@@ -223,7 +223,7 @@ pub fn open_ours(path: &Path, write: bool) -> Result<Option<File>> {
         }
         Err(error) => return Err(Error::of_file(path, "cannot open", error)),
     };
-    warn!("{} is not believed: {why}", path.display());
+    warn!("ignoring {}: {why}", path.display());
     Ok(None)
 }
 
@@ -231,7 +231,7 @@ pub fn open_ours(path: &Path, write: bool) -> Result<Option<File>> {
 /// link is removed, never written to.
 ///
 /// # Errors
-/// What the system says; of a file that cannot be removed, too.
+/// What the system says, also when the old file cannot be removed.
 pub fn create_ours(path: &Path) -> Result<File> {
     remove_if_there(path)?;
     OpenOptions::new()
@@ -268,7 +268,10 @@ pub fn read_ours(path: &Path) -> Result<Option<Vec<u8>>> {
         .read_to_end(&mut bytes)
         .map_err(|error| Error::of_file(path, "cannot read", error))?;
     if bytes.len() as u64 > STATE_LIMIT {
-        let what = format!("{} is larger than a state file can be", path.display());
+        let what = format!(
+            "cannot read {}: it is larger than {STATE_LIMIT} bytes",
+            path.display()
+        );
         return Err(Error::new(Kind::Corrupt, what));
     }
     Ok(Some(bytes))
@@ -301,15 +304,14 @@ const FINE_TIMES: [i64; 9] = [
     0x6969,
 ];
 
-/// What the filesystem tells of a file's last change. Its filesystem's device number is not part of it: that is another one
-/// after each mount.
+/// What the filesystem tells of a file's last change. The device number is not part of it: it changes with each mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileMark {
     /// Number of the inode.
     pub inode: u64,
     /// Bytes.
     pub size: u64,
-    /// Last write, nanoseconds since 1970; anybody who may write the file can set it back.
+    /// Last write, nanoseconds since 1970. A user who may write the file can set it back.
     pub modified_ns: i64,
     /// Last change of data or metadata, nanoseconds since 1970; nothing but the kernel's clock sets it.
     pub changed_ns: i64,
@@ -374,8 +376,7 @@ pub fn with_ending(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-/// Makes the folder that a file is in, for its owner alone, and those that it is in itself; those that are there stay as
-/// they are.
+/// Makes the folder of a file and its missing parents, for their owner alone. Existing folders stay unchanged.
 ///
 /// # Errors
 /// What the system says.
@@ -385,7 +386,7 @@ pub fn make_folder_of(path: &Path) -> Result<()> {
     made.map_err(|error| Error::of_file(folder, "cannot make", error))
 }
 
-/// Makes what happened to names in a file's folder survive a crash.
+/// Flushes the folder of a file: files that were made, renamed or removed there stay so after a crash.
 ///
 /// # Errors
 /// What the system says.
@@ -406,15 +407,15 @@ pub fn remove_if_there(path: &Path) -> Result<()> {
     }
 }
 
-/// Runs what would hold up a thread on one that is for that.
+/// Runs blocking work on a thread for blocking work.
 ///
 /// # Errors
-/// What `work` says; `Io` when the program is stopping.
+/// The error of `work`; `Io` when the work panicked or the runtime shuts down.
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| Error::with_source(Kind::Io, "stopped", error))?
+    done.map_err(|error| Error::with_source(Kind::Io, "cannot finish a task", error))?
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What is copied to: targets by their names, connected.
+//! Opens the targets of a sync by their names, and refuses targets that are the source or each other.
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -24,28 +24,28 @@ const LONGEST_VALUE: usize = 255;
 #[derive(Args, Debug)]
 #[command(next_help_heading = "New EBS snapshots and repositories")]
 pub(super) struct ToArgs {
-    /// The profile of the account that the snapshot or the bucket is in; else that of the source
+    /// AWS profile for the new snapshot or the bucket [default: the source's]
     #[arg(long, value_name = "PROFILE")]
     to_profile: Option<String>,
-    /// The Region that it is in, as ebs:REGION; else that of the source
+    /// Region of the new snapshot or the bucket; ebs:REGION goes before it [default: the source's]
     #[arg(long, value_name = "REGION")]
     to_region: Option<String>,
-    /// The URL of EBS and EC2 there, else that of the source if the Region is the same; or of the object store
+    /// URL of EBS and EC2 for the target [default: the source's, if the Region is the same], or of the object store
     #[arg(long, value_name = "URL")]
     to_endpoint_url: Option<String>,
-    /// The certificate authorities to trust there; else those of the source
+    /// Certificate authorities to trust for the target [default: the source's]
     #[arg(long, value_name = "FILE")]
     to_ca_bundle: Option<PathBuf>,
-    /// The ARN of the KMS key to encrypt it with; a child has its parent's, which must be the same
+    /// Encrypt the new snapshot with the KMS key of this ARN; a child of another snapshot must have its parent's key
     #[arg(long, value_name = "ARN", conflicts_with = "parent")]
     kms_key: Option<String>,
-    /// The completed snapshot that it is a child of; with --base it must be proven to hold that base
+    /// Make the new snapshot a child of this completed one; with --base it must be proven to hold that base
     #[arg(long, value_name = "SNAPSHOT")]
     parent: Option<SnapshotId>,
-    /// A tag of it, besides those that ebsfs gives it
+    /// Tag of the new snapshot, besides those of ebsfs; repeat for several
     #[arg(long, value_name = "KEY=VALUE", value_parser = tag)]
     tag: Vec<(String, String)>,
-    /// Its description
+    /// Description of the new snapshot, cut at 255 characters
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
 }
@@ -119,7 +119,7 @@ pub(super) struct TargetRequest<'a> {
     pub(super) dry_run: bool,
 }
 
-/// The target of a name; nothing is made there but a repository, which a dry run only looks at.
+/// Opens the target of a name. It makes nothing but a missing repository, and not even that in a dry run.
 pub(super) async fn connect(
     args: &TargetRequest<'_>,
     name: &str,
@@ -228,7 +228,7 @@ fn place_of(path: &Path) -> Option<FilePlace> {
     Some(FilePlace::Absent(folder.join(path.file_name()?)))
 }
 
-/// Warns of devices that are copies of what is mounted here: by a UUID the machine cannot tell the two apart.
+/// Warns of target devices with the UUID of a filesystem or disk that is mounted here: the machine cannot tell them apart.
 pub(super) async fn warn_of_twins(targets: &[String]) {
     for target in targets {
         let path = Path::new(target);
@@ -272,7 +272,7 @@ impl ToArgs {
             .as_ref()
             .filter(|region| !region.chars().all(is_name))
         {
-            let what = format!("cannot use ebs:{wrong}: {wrong:?} is no Region");
+            let what = format!("cannot use ebs:{wrong}: {wrong:?} is not the name of a Region");
             return Err(Error::new(Kind::Invalid, what));
         }
         if let Some(key) = self.kms_key.as_ref().filter(|key| !key.starts_with("arn:")) {
@@ -292,7 +292,7 @@ impl ToArgs {
         let config = to.load_with_credentials().await?;
         let region = config.region().map_or("", |region| region.as_ref());
         let descriptions = aws::descriptions(&config).ok_or_else(|| {
-            let what = "cannot use ebs: this build has no EC2, which tells when a new snapshot is completed";
+            let what = "cannot use an ebs: target: this build has no EC2 client, which a new snapshot needs";
             Error::new(Kind::Invalid, what)
         })?;
         let (client, catalog) = aws::catalog(&config, &args.limits, Vec::new());

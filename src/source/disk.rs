@@ -58,7 +58,7 @@ impl DiskSource {
         })
     }
 
-    /// The same as a volume of whole GiB, which EBS asks for: what is more than there is reads as zeroes.
+    /// Rounds the volume up to whole GiB, as EBS requires. Bytes beyond the end of the file read as zeroes.
     ///
     /// # Errors
     /// `Invalid` beyond 64 TiB.
@@ -93,7 +93,7 @@ impl DiskSource {
                 Ok(found) => Ok(u64::try_from(found).ok()),
                 // No more data.
                 Err(Errno::ENXIO) => Ok(None),
-                // It does not know: all of it is data.
+                // The filesystem does not support SEEK_DATA: all is data.
                 Err(Errno::EINVAL) => Ok(Some(match whence {
                     Whence::SeekHole => self.geometry.size(),
                     _ => at.unsigned_abs(),
@@ -129,7 +129,7 @@ impl BlockSource for DiskSource {
         let size = self.size;
         async move {
             if len == 0 {
-                let what = format!("{} has no block {index}", path.display());
+                let what = format!("cannot read {}: it has no block {index}", path.display());
                 return Err(Error::new(Kind::Invalid, what));
             }
             let read = blocking(move || {
@@ -145,7 +145,7 @@ impl BlockSource for DiskSource {
             let Some(bytes) = read.await? else {
                 return Ok(Block::Zero);
             };
-            // Nobody waits for one block of many.
+            // At low priority: a copy reads many blocks at once, so one may wait to be hashed with others.
             let digest = self.digester.digest(&bytes, false).await;
             Ok(Block::Data(bytes, digest))
         }
@@ -174,7 +174,7 @@ pub fn size_of(path: &Path, mut file: &File) -> Result<u64> {
     let kind = file.metadata().map_err(failed)?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
         let what = format!(
-            "{} is neither a regular file nor a block device",
+            "cannot use {}: it is neither a regular file nor a block device",
             path.display()
         );
         return Err(Error::new(Kind::Invalid, what));

@@ -26,12 +26,12 @@ impl StateFiles {
         self.file(".ebsfs.json")
     }
 
-    /// How far an unfinished run is.
+    /// The progress of an unfinished run.
     pub(super) fn checkpoint(&self) -> PathBuf {
         self.file(".ebsfs-checkpoint")
     }
 
-    /// The digests of what the record says.
+    /// The digests of the recorded content.
     pub(super) fn digests(&self) -> PathBuf {
         self.file(".ebsfs-digests")
     }
@@ -45,12 +45,12 @@ impl StateFiles {
         ]
     }
 
-    /// How far a comparison is.
+    /// The progress of a comparison.
     pub(super) fn compare(&self) -> PathBuf {
         self.file(".ebsfs-compare")
     }
 
-    /// One run a target.
+    /// The lock file: at most one run for each target.
     pub(super) fn lock(&self) -> PathBuf {
         self.file(".ebsfs-lock")
     }
@@ -77,7 +77,7 @@ impl StateFiles {
         }
     }
 
-    /// Files of the sink's own begin with this.
+    /// The prefix of the sink's own files.
     pub(super) fn sink(&self) -> PathBuf {
         self.checkpoint()
     }

@@ -46,7 +46,7 @@ impl Candidate {
         let files = StateFiles::of(&target.state().stem);
         context
             .progress
-            .begin(format!("looking at {}", target.name()), 0);
+            .begin(format!("observing {}", target.name()), 0);
         let locks = match job.dry_run {
             true => None,
             false => Some(take_locks(&*target, &files, context).await?),
@@ -103,7 +103,7 @@ impl Candidate {
         self.checkpoint.is_some() && is_between && self.target.kind().is_in_place()
     }
 
-    /// The digests of every block that the target ought to have.
+    /// The whole digests that the target should match: the unfinished run's where it is half written, else the record's.
     fn evidence(&self) -> Option<Digests> {
         let half = self.checkpoint.as_ref().filter(|_| self.is_half_written());
         let digests = match half {
@@ -128,7 +128,7 @@ impl Candidate {
         let half = self.checkpoint.as_ref().filter(|_| self.is_half_written());
         let skip = half.map(Checkpoint::missing).unwrap_or_default();
         info!(
-            "{name}: its mark does not prove that nothing else has written it: comparing {} with its digests",
+            "{name}: its mark has changed or proves nothing: comparing {} with its digests",
             bytesize::ByteSize::b(geometry.size())
         );
         let blocks = u64::from(geometry.block_count());
@@ -163,7 +163,7 @@ impl Candidate {
             compared.in_plan.len()
         );
         if compared.unknown > 0 {
-            // As if there were none: they do not speak of every block.
+            // Digests with unknown entries prove nothing about the whole target.
             self.seen.has_digests = false;
         } else {
             self.seen.compared = Some(match compared.differing.is_empty() {

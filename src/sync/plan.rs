@@ -1,4 +1,4 @@
-//! [`decide`]: what is done for a target, by what is asked and what is observed. A pure function: no I/O, no clock.
+//! [`decide`]: chooses the action for a target from the job, the source and the observed state. A pure function: no I/O, no clock.
 //!
 //! ```text
 //! obstacles, size                                    -> Refuse
@@ -32,11 +32,11 @@ pub(super) struct Observed {
     pub name: String,
     /// [`crate::target::Target::id`].
     pub id: String,
-    /// What can be seen of it.
+    /// What [`crate::target::Target::observe`] found.
     pub facts: Facts,
     /// What the last run on it recorded.
     pub record: Option<TargetRecord>,
-    /// The run that its checkpoint speaks of, and how many blocks of it are done.
+    /// The run of its checkpoint, and how many blocks of it are done.
     pub unfinished: Option<(Task, u64)>,
     /// Whether the digests of every block of the target are there, of the run that wrote the record or that is unfinished.
     pub has_digests: bool,
@@ -72,7 +72,7 @@ pub(super) enum Comparison {
     },
 }
 
-/// What is done for a target.
+/// The action for a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Nothing: it holds the source.
@@ -81,7 +81,7 @@ pub enum Decision {
     Full,
     /// The blocks changed since the first of these snapshots that can be listed.
     Delta(Vec<SnapshotId>),
-    /// The unfinished run goes on.
+    /// The unfinished run continues.
     Resume,
     /// A target between this base and another head is brought to the source: what changed since the base, and what the
     /// unfinished run may have written, is written.
@@ -118,7 +118,7 @@ pub struct Decided {
 }
 
 impl Decided {
-    /// Before anything was decided.
+    /// A placeholder until [`decide`] has run.
     pub(super) fn undecided() -> Self {
         Self::of(Decision::Compare)
     }
@@ -223,7 +223,7 @@ impl Decider<'_> {
         &self.seen.name
     }
 
-    /// Whether a person has named the target to be overwritten.
+    /// Whether the job names the target as one to overwrite.
     fn is_named(&self) -> bool {
         self.job.names(&self.seen.facts)
     }
@@ -233,7 +233,7 @@ impl Decider<'_> {
         Decided::refuse(Kind::Undecided, reason, remedy)
     }
 
-    /// The unfinished run, unless it came to its end and only its checkpoint is left over.
+    /// The unfinished run; none where it has ended and only its checkpoint is left.
     fn unfinished(&self) -> Option<&Task> {
         let (task, _) = self.seen.unfinished.as_ref()?;
         let has_ended = self
@@ -244,7 +244,7 @@ impl Decider<'_> {
         (!has_ended && task.target == self.seen.id).then_some(task)
     }
 
-    /// Whether the command is the one that an unfinished run was begun by.
+    /// Whether the job is the one of the unfinished run.
     fn is_same_command(&self, task: &Task) -> bool {
         let is_same_base = match &self.job.base {
             Base::None => task.base.is_none(),

@@ -1,4 +1,4 @@
-//! [`Planner`]: what blocks a decision means, listing no more than once what several targets need.
+//! [`Planner`]: turns a decision into a plan of blocks. Each listing is made once for all targets.
 
 use std::sync::Arc;
 
@@ -17,13 +17,13 @@ use crate::files::blocking;
 use crate::source::{BlockSource, SnapshotId};
 use crate::target::{Base, Replica, Task};
 
-/// What there is to do for a target.
+/// The work of a target.
 pub(super) enum Work {
     /// Nothing: it holds the source.
     Nothing,
-    /// It is to be compared first: only a dry run ends here.
+    /// A comparison comes first; only a dry run ends here.
     Compare,
-    /// A run that begins.
+    /// A new run.
     New {
         task: Task,
         plan: Arc<Delta>,
@@ -129,7 +129,7 @@ impl<'a> Planner<'a> {
     async fn delta(&mut self, candidate: &mut Candidate, bases: Vec<SnapshotId>) -> Result<Work> {
         self.is_unrelated = false;
         for base in bases {
-            let Some(delta) = self.delta_unless_gone(&base).await? else {
+            let Some(delta) = self.listable_delta(&base).await? else {
                 continue;
             };
             let replicas = usable_replicas(self.job, &self.source.info, &candidate.seen.facts);
@@ -155,7 +155,7 @@ impl<'a> Planner<'a> {
             let token = candidate.seen.facts.token.clone();
             return Err(Error::new(Kind::Undecided, what).with_remedy(Remedy::Overwrite(token)));
         }
-        // What a full copy is allowed to do is decided like any other.
+        // No base can be listed: decide again, since a full copy may need other permission.
         candidate.seen.facts.replicas.clear();
         let mut job = self.job.clone();
         if !candidate.target.kind().is_new() {
@@ -171,7 +171,7 @@ impl<'a> Planner<'a> {
     }
 
     async fn take_over(&mut self, candidate: &mut Candidate, base: &SnapshotId) -> Result<Work> {
-        let Some(delta) = self.delta_unless_gone(base).await? else {
+        let Some(delta) = self.listable_delta(base).await? else {
             candidate.decided.decision = Decision::Full;
             candidate.decided.rewrites_foreign = false;
             return self.full(candidate).await;
@@ -255,8 +255,8 @@ impl<'a> Planner<'a> {
         Ok(Some(unfinished.taken_over(task, plan, &changed, digests)))
     }
 
-    /// What changed since a base; none where `--base auto` found one that can no longer be listed.
-    async fn delta_unless_gone(&mut self, base: &SnapshotId) -> Result<Option<Arc<Delta>>> {
+    /// The changes since a base; none where the base was chosen automatically and cannot be listed any more.
+    async fn listable_delta(&mut self, base: &SnapshotId) -> Result<Option<Arc<Delta>>> {
         match self.listings.delta(base, &self.context.stop).await {
             Err(error)
                 if self.job.base == Base::Auto
@@ -283,7 +283,7 @@ impl<'a> Planner<'a> {
         let target = &candidate.target;
         let plan = target.adapt(Arc::new(plan), replica.as_ref());
         let plan = self.context.stop.unless(plan).await?;
-        // A target may have to take all blocks where its base cannot be one.
+        // `adapt` may have turned the delta into a full copy.
         let base = base.filter(|_| plan.base().is_some());
         let source = &self.source.info;
         let task = Task {
@@ -310,7 +310,7 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// What is in the way where an image is written: an error if it cannot fit, a sentence if it may not.
+    /// Checks the free space of an image target: an error when the image cannot fit, a warning when it may not.
     fn room(&self, candidate: &Candidate, work: &Work) -> Result<Option<String>> {
         let facts = &candidate.seen.facts;
         let Some(free) = facts.free else {

@@ -56,7 +56,7 @@ pub(super) fn pairs(set: &BlockSet) -> Vec<(u32, u32)> {
     runs.map(|run| (run.start().0, run.end().0)).collect()
 }
 
-/// The report of a run as a file: one JSON object, written as the run goes, that appears whole or not at all.
+/// The report of a run as a file: one JSON object, written during the run, that appears whole or not at all.
 #[derive(Debug)]
 pub struct ReportFile {
     file: OutputFile,
@@ -64,7 +64,7 @@ pub struct ReportFile {
 }
 
 impl ReportFile {
-    /// Begins it, which shows at once whether it can be written. `about` are the members that tell of program, host and user.
+    /// Creates the file, so that a path that cannot be written fails at the start. `about` has program, host and user.
     ///
     /// # Errors
     /// `Invalid` when something else than a regular file is at `path`; what the system says.
@@ -121,7 +121,7 @@ impl ReportFile {
         self.next(|out| write!(out, "{value}"))
     }
 
-    /// A target that was not brought to its end.
+    /// Adds a target that failed.
     ///
     /// # Errors
     /// What the system says.
@@ -135,7 +135,7 @@ impl ReportFile {
         self.next(|out| write!(out, "{value}"))
     }
 
-    /// Ends it, and makes it appear. `about` are more members: counts, requests, the source's description.
+    /// Completes the file and renames it into place. `about` has counts, requests and the source's description.
     ///
     /// # Errors
     /// What the system says.

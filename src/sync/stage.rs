@@ -1,13 +1,13 @@
-//! [`Stage`]: a delta for what is written in place, kept whole on local disk before it is applied, so that the target is between
-//! two snapshots for as long as local disks need, and never waits for AWS.
+//! [`Stage`]: a delta for a target in place, fetched whole to local disk before it is applied. So the target is between two
+//! snapshots only as long as local disks need, and never waits for AWS.
 //!
 //! ```text
-//! DIRECTORY/HEX.ebsfs-stage               a sparse file of the volume's size: the bytes of the blocks to be written, where they belong
+//! DIRECTORY/HEX.ebsfs-stage               a sparse file of the volume's size: each block to write, at its own offset
 //! DIRECTORY/HEX.ebsfs-stage-checkpoint    the task, the plan, how much of it is there (a Checkpoint)
 //! DIRECTORY/HEX.ebsfs-stage-digests       the digest of each block
-//! DIRECTORY/HEX.ebsfs-stage.json          what the source is; written when all is there and on disk
+//! DIRECTORY/HEX.ebsfs-stage.json          the source; written when all blocks are flushed, so it marks a complete stage
 //! ```
-//! HEX are the first 32 digits of the SHA-256 of the target's id. What is read from a stage is compared with its digests.
+//! HEX are the first 32 digits of the SHA-256 of the target's id. Each block read from a stage is compared with its digest.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -95,7 +95,7 @@ impl Stage {
 
     /// Removes a stage: it was applied, or is of no use.
     pub(super) fn remove(&self) -> Result<()> {
-        // What says that it is complete goes first.
+        // The file that marks it complete goes first.
         remove_if_there(&self.about())?;
         Checkpoint::discard(&self.checkpoint(), &self.digests())?;
         remove_if_there(&self.data())
@@ -135,7 +135,7 @@ impl Stage {
         }))
     }
 
-    /// Opens the stage of a task for a copy: what an earlier run staged for the same one is kept.
+    /// Opens the stage of a task for a copy, and resumes what an earlier run staged for the same task.
     pub(super) async fn open(&self, task: &Task, plan: &Arc<Delta>) -> Result<CopyTarget> {
         make_folder_of(&self.data())?;
         remove_if_there(&self.about())?;
@@ -194,7 +194,7 @@ impl Stage {
         Ok(file)
     }
 
-    /// Says that all is there: every block was written and flushed before.
+    /// Marks the stage complete. Every block must be written and flushed.
     pub(super) fn finish(&self, source: &SourceInfo) -> Result<()> {
         let staged = Staged {
             version: VERSION,
@@ -318,7 +318,7 @@ impl StagedBlocks {
                 Ok(Block::Data(bytes, digest))
             }
             _ => {
-                let what = format!("cannot use the stage: block {index} is not as it was staged");
+                let what = format!("cannot use the stage: block {index} does not match its digest");
                 Err(Error::new(Kind::Corrupt, what).with_remedy(Remedy::Restart))
             }
         }
@@ -334,7 +334,7 @@ impl BlockSource for StagedBlocks {
         self.read(index).boxed()
     }
 
-    /// It holds a delta alone: what else the volume holds is not known here.
+    /// A stage holds only a delta: the other blocks of the volume are unknown.
     fn next_extent(&self, _from: BlockIndex) -> BoxFuture<'_, Result<Option<Extent>>> {
         let what = "cannot list the volume: only its changes are staged";
         std::future::ready(Err(

@@ -54,7 +54,7 @@ fn rfc3339<S: serde::Serializer>(
         .serialize(to)
 }
 
-/// What is recorded of a target; nothing is changed, and nothing outside this machine asked.
+/// Reads what is recorded of a target. It changes nothing and makes no call outside this machine.
 ///
 /// # Errors
 /// What the system says; `Corrupt` when its checkpoint is damaged.

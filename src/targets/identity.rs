@@ -1,4 +1,4 @@
-//! [`identity`]: which block device one is, whatever it is called today. [`device_mark`]: whether anything has written it.
+//! [`identity`]: tells a block device from others, whatever its path. [`device_mark`]: proves that nothing has written it.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -57,7 +57,7 @@ pub(crate) fn identity_of(path: &Path, file: &File) -> Result<Identity> {
         .metadata()
         .map_err(|error| Error::of_file(path, "cannot look at", error))?;
     if !metadata.file_type().is_block_device() {
-        let what = format!("cannot use {} as a device: it is none", path.display());
+        let what = format!("cannot use {}: it is not a block device", path.display());
         return Err(Error::new(Kind::Invalid, what));
     }
     let size = size_of(path, file)?;

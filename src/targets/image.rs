@@ -123,7 +123,7 @@ impl ImageTarget {
             let held_by = holders::image_obstacles(&self.path);
             match self.is_in_place {
                 true => facts.obstacles = held_by,
-                // Whoever holds the old image keeps it: the new one is another file.
+                // A process that has the old image open keeps it: the new one is another file.
                 false => facts.warnings = held_by,
             }
             if !self.is_in_place && *ask.base != Base::None && !is_by_reference(&self.path) {
@@ -169,7 +169,7 @@ impl ImageTarget {
         Ok(against(&FileMark::of(&file).map_err(failed)?))
     }
 
-    /// An empty part, in the place of whatever was there; with the old image's data if only changes are written.
+    /// Creates a new part and replaces an old one. For a delta it is a clone of the image.
     async fn new_part(&self, opening: &Opening<'_>) -> Result<ImageSink> {
         let part = self.part();
         let failed = |error| Error::of_file(&part, "cannot write", error);
@@ -199,7 +199,7 @@ impl ImageTarget {
         Ok(sink)
     }
 
-    /// Gives a part what the image holds, which must be and stay what was decided for.
+    /// Clones the image into a part. The image's mark must match the decision before and after.
     async fn clone_into(
         &self,
         part: &Arc<File>,
@@ -422,13 +422,13 @@ fn is_own(metadata: &std::fs::Metadata) -> bool {
 /// Whether a copy of a file within its folder takes no room.
 fn is_by_reference(path: &Path) -> bool {
     let FsType(kind) = match statfs(folder_of(path)) {
-        Ok(told) => told.filesystem_type(),
+        Ok(found) => found.filesystem_type(),
         Err(_) => return false,
     };
     BY_REFERENCE.contains(&kind)
 }
 
-/// Whether it reads like something else than a path that is to be.
+/// Whether a name is a URL or a snapshot id rather than the path of a new image.
 fn is_no_path(path: &Path) -> bool {
     let text = path.to_string_lossy();
     text.contains("://") || text.parse::<SnapshotId>().is_ok()

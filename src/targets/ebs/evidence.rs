@@ -85,7 +85,7 @@ pub(super) fn other_key(asked: &str, snapshot: &Snapshot) -> Option<String> {
     }
 }
 
-/// What is asked of a replica that a delta can start from.
+/// What a replica must satisfy so that a delta can start from it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted<'a> {
     /// The snapshot that the record names.
@@ -111,7 +111,7 @@ pub(super) enum Offer {
     Unusable(String),
 }
 
-/// Judges a snapshot by its description.
+/// Classifies a snapshot by its description.
 pub(super) fn offer(snapshot: &Snapshot, wanted: &Wanted<'_>) -> Offer {
     let id = &snapshot.id;
     if !is_completed(snapshot) {

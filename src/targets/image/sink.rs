@@ -169,7 +169,7 @@ impl Sink for ImageSink {
     }
 }
 
-/// Gives a file its size, and leaves one alone that has it: its mark is what an unfinished run is known by.
+/// Sets the size of a file if it differs. An unneeded call would change the mark that proves an unfinished run's part.
 pub(super) fn cut_to(file: &File, size: u64) -> std::io::Result<()> {
     if file.metadata()?.len() == size {
         return Ok(());
@@ -177,7 +177,7 @@ pub(super) fn cut_to(file: &File, size: u64) -> std::io::Result<()> {
     file.set_len(size)
 }
 
-/// Whoever may read the image that is replaced may read the new one: mode, and owner as far as this user may give it.
+/// Gives the new image the mode of the replaced one, and its owner as far as this user may.
 fn keep_access(image: &Path, new: &File) -> std::io::Result<()> {
     let Ok(old) = std::fs::metadata(image) else {
         return Ok(());
@@ -186,7 +186,7 @@ fn keep_access(image: &Path, new: &File) -> std::io::Result<()> {
     if (old.uid(), old.gid()) != (now.uid(), now.gid())
         && std::os::unix::fs::fchown(new, Some(old.uid()), Some(old.gid())).is_err()
     {
-        // Not for others than before, then.
+        // With another owner the old mode could open the image to other users: it stays 0600.
         return Ok(());
     }
     new.set_permissions(old.permissions())
