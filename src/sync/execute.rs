@@ -12,7 +12,7 @@ use super::digests::Digests;
 use super::job::SyncJob;
 use super::observe::Candidate;
 use super::plan::Decision;
-use super::planner::{Planned, Work};
+use super::planner::{NewRun, Planned, Work};
 use super::report::ReportFile;
 use super::source::Source;
 use super::stage::{Stage, is_same, is_same_plan};
@@ -163,9 +163,9 @@ impl Execution<'_> {
             return Ok(None);
         };
         let task = match work {
-            Work::New { task, .. } if self.source.is_staged => task,
-            Work::New { task, plan, .. } if plan.base().is_some() => {
-                let target = stage.open(task, plan).await?;
+            Work::New(run) if self.source.is_staged => &run.task,
+            Work::New(run) if run.plan.base().is_some() => {
+                let target = stage.open(&run.task, &run.plan).await?;
                 let filled = self
                     .fill(Arc::clone(&self.blocks), vec![target], "staging")
                     .await;
@@ -180,7 +180,7 @@ impl Execution<'_> {
         };
         let fits = |staged: &Task, staged_plan: &Delta| {
             let has_all = match work {
-                Work::New { plan, .. } => is_same_plan(staged_plan, plan),
+                Work::New(run) => is_same_plan(staged_plan, &run.plan),
                 Work::Resumed(checkpoint) => {
                     let missing = checkpoint.missing();
                     let missing = missing.without(staged_plan.zero());
@@ -217,11 +217,12 @@ impl Execution<'_> {
         }
         let is_resumed = matches!(work, Work::Resumed(_));
         let (checkpoint, replica) = match work {
-            Work::New {
-                task,
-                plan,
-                replica,
-            } => {
+            Work::New(run) => {
+                let NewRun {
+                    task,
+                    plan,
+                    replica,
+                } = *run;
                 self.drop_unfinished(&mut candidate).await?;
                 let digests = new_digests(&candidate, &task, &plan, &self.context.stop).await?;
                 let path = candidate.files.checkpoint();

@@ -17,6 +17,14 @@ use crate::files::blocking;
 use crate::source::{BlockSource, SnapshotId};
 use crate::target::{Base, Replica, Task};
 
+/// A run that begins.
+pub(super) struct NewRun {
+    pub(super) task: Task,
+    pub(super) plan: Arc<Delta>,
+    /// What the plan is a delta of, where the target keeps several snapshots.
+    pub(super) replica: Option<Replica>,
+}
+
 /// The work of a target.
 pub(super) enum Work {
     /// Nothing: it holds the source.
@@ -24,12 +32,7 @@ pub(super) enum Work {
     /// A comparison comes first; only a dry run ends here.
     Compare,
     /// A new run.
-    New {
-        task: Task,
-        plan: Arc<Delta>,
-        /// What the plan is a delta of, where the target keeps several snapshots.
-        replica: Option<Replica>,
-    },
+    New(Box<NewRun>),
     /// One that is resumed.
     Resumed(Box<Checkpoint>),
 }
@@ -122,7 +125,8 @@ impl<'a> Planner<'a> {
     async fn full(&mut self, candidate: &Candidate) -> Result<Work> {
         let held = self.listings.held(&self.context.stop).await?;
         let plan = Delta::full(self.source.info.geometry, &held, false);
-        self.new_work(candidate, plan, None, None).await
+        let run = self.new_run(candidate, plan, None, None).await?;
+        Ok(Work::New(Box::new(run)))
     }
 
     /// The changes since the first of several bases that can still be listed.
@@ -141,7 +145,8 @@ impl<'a> Planner<'a> {
             }
             plan.write_too(&candidate.damaged());
             plan.cover_short_end();
-            return self.new_work(candidate, plan, Some(base), replica).await;
+            let run = self.new_run(candidate, plan, Some(base), replica).await?;
+            return Ok(Work::New(Box::new(run)));
         }
         if self.is_unrelated
             && !candidate.target.kind().is_new()
@@ -186,8 +191,10 @@ impl<'a> Planner<'a> {
         }
         plan.write_too(&candidate.damaged());
         plan.cover_short_end();
-        self.new_work(candidate, plan, Some(base.clone()), None)
-            .await
+        let run = self
+            .new_run(candidate, plan, Some(base.clone()), None)
+            .await?;
+        Ok(Work::New(Box::new(run)))
     }
 
     /// An unfinished copy of another snapshot becomes one of the source, or is dropped where what changed since cannot be listed.
@@ -237,9 +244,7 @@ impl<'a> Planner<'a> {
             }
         };
         plan.overtake(unfinished.plan());
-        let Work::New { task, plan, .. } = self.new_work(candidate, plan, base, None).await? else {
-            return Ok(None);
-        };
+        let NewRun { task, plan, .. } = self.new_run(candidate, plan, base, None).await?;
         let old = unfinished.digests();
         let [first, second] = candidate.files.next_digests();
         let path = if old.path() == first { second } else { first };
@@ -273,13 +278,13 @@ impl<'a> Planner<'a> {
         }
     }
 
-    async fn new_work(
+    async fn new_run(
         &self,
         candidate: &Candidate,
         plan: Delta,
         base: Option<SnapshotId>,
         replica: Option<Replica>,
-    ) -> Result<Work> {
+    ) -> Result<NewRun> {
         let target = &candidate.target;
         let plan = target.adapt(Arc::new(plan), replica.as_ref());
         let plan = self.context.stop.unless(plan).await?;
@@ -303,7 +308,7 @@ impl<'a> Planner<'a> {
             target: target.id().to_owned(),
             target_name: target.name().to_owned(),
         };
-        Ok(Work::New {
+        Ok(NewRun {
             task,
             plan,
             replica,
@@ -318,7 +323,8 @@ impl<'a> Planner<'a> {
         };
         let (blocks, clone) = match work {
             Work::Nothing | Work::Compare => return Ok(None),
-            Work::New { plan, .. } => {
+            Work::New(run) => {
+                let plan = &run.plan;
                 let is_clone = plan.base().is_some();
                 (
                     plan.write().len(),
@@ -348,7 +354,7 @@ impl Planned {
     pub(super) fn report(&self, job: &SyncJob, source: &Source) -> PlanReport {
         let (task, plan, done) = match &self.work {
             Work::Nothing | Work::Compare => (None, None, 0),
-            Work::New { task, plan, .. } => (Some(task), Some(plan), 0),
+            Work::New(run) => (Some(&run.task), Some(&run.plan), 0),
             Work::Resumed(checkpoint) => (
                 Some(checkpoint.task()),
                 Some(checkpoint.plan()),

@@ -110,7 +110,10 @@ fn version_1(value: &Value, now: Option<&Mark>) -> Option<TargetRecord> {
         target: text("target")?,
         content,
         volume: None,
-        volume_bytes: report["volume_bytes"].as_u64().unwrap_or(0),
+        volume_bytes: report
+            .get("volume_bytes")
+            .and_then(Value::as_u64)
+            .unwrap_or(0),
         mark,
         time: None,
         replica: None,

@@ -57,7 +57,7 @@ fn what_is_missing_after_a_crash_is_what_was_not_saved() {
     let folder = tempfile::tempdir().unwrap();
     let (mut checkpoint, path, digests) = new(folder.path());
     assert!(
-        Checkpoint::load(&path, &[digests.clone()])
+        Checkpoint::load(&path, std::slice::from_ref(&digests))
             .unwrap()
             .is_none()
     );
@@ -72,7 +72,7 @@ fn what_is_missing_after_a_crash_is_what_was_not_saved() {
     checkpoint.mark([extent(1, 2)], state.clone());
     drop(checkpoint);
 
-    let mut loaded = Checkpoint::load(&path, &[digests.clone()])
+    let mut loaded = Checkpoint::load(&path, std::slice::from_ref(&digests))
         .unwrap()
         .unwrap();
     assert_eq!(*loaded.task(), task());
@@ -114,7 +114,7 @@ fn a_damaged_checkpoint_is_an_error_and_nothing_panics() {
     for cut in 0..good.len() {
         std::fs::write(&path, &good[..cut]).unwrap();
         assert_eq!(
-            Checkpoint::load(&path, &[digests.clone()])
+            Checkpoint::load(&path, std::slice::from_ref(&digests))
                 .unwrap_err()
                 .kind(),
             Kind::Corrupt
@@ -125,7 +125,7 @@ fn a_damaged_checkpoint_is_an_error_and_nothing_panics() {
         bad[at] ^= 1;
         std::fs::write(&path, &bad).unwrap();
         // A flipped version is one that is not known.
-        match Checkpoint::load(&path, &[digests.clone()]) {
+        match Checkpoint::load(&path, std::slice::from_ref(&digests)) {
             Ok(None) => assert!((8..12).contains(&at)),
             loaded => assert_eq!(loaded.unwrap_err().kind(), Kind::Corrupt),
         }
@@ -139,13 +139,13 @@ fn a_checkpoint_of_another_version_or_without_its_digests_is_dropped() {
     checkpoint.encode().write().unwrap();
     Digests::create(&digests, "2", geometry(), true).unwrap();
     assert!(
-        Checkpoint::load(&path, &[digests.clone()])
+        Checkpoint::load(&path, std::slice::from_ref(&digests))
             .unwrap()
             .is_none()
     );
     Digests::remove(&digests).unwrap();
     assert!(
-        Checkpoint::load(&path, &[digests.clone()])
+        Checkpoint::load(&path, std::slice::from_ref(&digests))
             .unwrap()
             .is_none()
     );
@@ -153,7 +153,7 @@ fn a_checkpoint_of_another_version_or_without_its_digests_is_dropped() {
     old[8] = 1;
     std::fs::write(&path, old).unwrap();
     assert!(
-        Checkpoint::load(&path, &[digests.clone()])
+        Checkpoint::load(&path, std::slice::from_ref(&digests))
             .unwrap()
             .is_none()
     );

@@ -5,7 +5,7 @@ use crate::error::{Error, Kind, Result};
 use crate::source::{Selector, Snapshot, SnapshotId, sort_by_time};
 use crate::target::{Ask, Base, Existence, Facts, Left};
 
-use super::evidence::{Offer, SOURCE_TAG, VOLUME_TAG, Wanted, has_tag, is_made, offer};
+use super::evidence::{Offer, ReplicaQuery, SOURCE_TAG, VOLUME_TAG, has_tag, is_made, offer};
 use super::state::{EbsState, Seen, left};
 use super::{EbsTarget, volume_of};
 
@@ -50,7 +50,7 @@ impl EbsTarget {
             facts.holds = found.iter().find(made).map(|found| found.id.clone());
         }
         *self.held.lock() = facts.holds.clone();
-        let wanted = Wanted {
+        let wanted = ReplicaQuery {
             recorded: ask.replica,
             kms_key: self.job.kms_key.as_deref(),
             volume_bytes: ask
@@ -114,7 +114,7 @@ impl EbsTarget {
         found: &[Snapshot],
         base: &Base,
         tag: Option<TagPair<'_>>,
-        wanted: &Wanted<'_>,
+        wanted: &ReplicaQuery<'_>,
     ) {
         let Some((key, value)) = tag else {
             return;
@@ -172,7 +172,7 @@ fn offer_parent(
     facts: &mut Facts,
     parent: &Snapshot,
     tag: Option<TagPair<'_>>,
-    wanted: &Wanted<'_>,
+    wanted: &ReplicaQuery<'_>,
 ) {
     let id = &parent.id;
     let is_tagged = tag.is_some_and(|(key, value)| has_tag(parent, key, value));
