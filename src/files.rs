@@ -43,7 +43,14 @@ impl AtomicFile {
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW)
             .open(&temporary)
-            .map_err(|error| Error::of_file(path, "cannot write", error))?;
+            .map_err(|error| match error.kind() {
+                // Its folder: nothing that was asked for is missing.
+                io::ErrorKind::NotFound => {
+                    let what = format!("cannot write {}", path.display());
+                    Error::with_source(Kind::Io, what, error)
+                }
+                _ => Error::of_file(path, "cannot write", error),
+            })?;
         Ok(Self {
             path: path.to_owned(),
             temporary,

@@ -57,6 +57,13 @@ fn sync(emulator: &Emulator, args: &[&str]) -> Command {
     command
 }
 
+/// Exit code and stderr of a run that may read a whole target before it ends.
+fn decides(command: &mut Command) -> (i32, String) {
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code().unwrap_or(-1), said)
+}
+
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
@@ -114,7 +121,7 @@ pub fn mounted(emulator: &Emulator, id: &str) -> (Mount, PathBuf) {
 }
 
 /// Blocks that an image holds, as its file's size on disk tells.
-fn held(disk: &Path) -> u64 {
+pub fn held(disk: &Path) -> u64 {
     std::os::unix::fs::MetadataExt::blocks(&fs::metadata(disk).unwrap()) * 512 / BLOCK
 }
 

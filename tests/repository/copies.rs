@@ -84,7 +84,7 @@ fn a_snapshot_is_found_by_what_people_call_it_and_an_image_is_one_too() {
         ("vol-0b", "no snapshot"),
         ("vol-0a@2001-01-01T00:00Z", "no snapshot"),
         ("vol-0a@soon", "is no time"),
-        ("", "which snapshot"),
+        ("", "names no snapshot"),
     ] {
         let (code, said) = ends(&mut objects.take(emulator, select, &[text(&image)]));
         assert!(code != 0 && said.contains(words), "{select}: {code} {said}");
@@ -100,7 +100,16 @@ fn a_snapshot_is_found_by_what_people_call_it_and_an_image_is_one_too() {
     std::os::unix::fs::FileExt::write_all_at(&writable(&source), b"changed", 600_000).unwrap();
     run(&mut objects.bring(emulator, &[text(&source)]));
     assert_eq!(sent(&objects, emulator)[2..], [6, 1]);
-    run(&mut objects.take(emulator, "latest", &[text(&image)]));
+    // The image is a replica of another volume.
+    let latest = [text(&image)];
+    let (code, said) = ends(&mut objects.take(emulator, "latest", &latest));
+    assert!(
+        code == 11 && said.contains("it is a replica of vol-0a"),
+        "{code} {said}"
+    );
+    assert_same(&image, &chain.image(0));
+    let named = [text(&image), "--overwrite", text(&image)];
+    run(&mut objects.take(emulator, "latest", &named));
     assert_same(&image, &source);
     let (code, said) = ends(&mut objects.take(emulator, first, &["ebs:", "--allow-plaintext"]));
     assert!(code == 2 && said.contains("512 KiB"), "{code} {said}");

@@ -35,7 +35,7 @@ fn image_of(
 fn index(emulator: &Emulator) -> PathBuf {
     let mut found = Vec::new();
     walk(&emulator.folder.path().join("state"), &mut found);
-    found.retain(|path| path.ends_with("index"));
+    found.retain(|path| text(path).ends_with("-index"));
     assert_eq!(found.len(), 1);
     found.remove(0)
 }

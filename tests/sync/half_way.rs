@@ -65,7 +65,7 @@ fn a_target_left_half_way_is_brought_to_a_third_snapshot_when_the_second_is_gone
         "--base",
         "auto",
     ];
-    let (code, said) = ends(&mut sync(&chain.emulator, &again));
+    let (code, said) = decides(&mut sync(&chain.emulator, &again));
     assert_eq!(code, 4, "{said}");
     assert!(said.contains("--base auto"), "{said}");
     chain.emulator.set("deny=");
@@ -76,7 +76,7 @@ fn a_target_left_half_way_is_brought_to_a_third_snapshot_when_the_second_is_gone
         "--base",
         ids[3].as_str(),
     ];
-    let (code, said) = ends(&mut sync(&chain.emulator, &wrong));
+    let (code, said) = decides(&mut sync(&chain.emulator, &wrong));
     assert_eq!(code, 11, "{said}");
     assert!(said.contains("between"), "{said}");
     run(&mut sync(

@@ -9,7 +9,7 @@ fn a_base_that_the_target_does_not_hold_is_refused_and_what_it_holds_is_said() {
     let image = folder.path().join("image.raw");
     let ids = &chain.snapshots;
     let refused = |code: i32, args: &[&str], words: &str| {
-        let (found, said) = ends(&mut sync(&chain.emulator, args));
+        let (found, said) = decides(&mut sync(&chain.emulator, args));
         assert_eq!(found, code, "{said}");
         assert!(said.contains(words), "{said}");
     };
@@ -200,7 +200,7 @@ fn devices_are_told_apart_and_one_that_was_written_since_is_not_overwritten_unas
         "--verify",
         "--yes",
     ];
-    let (code, said) = ends(&mut sync(&chain.emulator, &later));
+    let (code, said) = decides(&mut sync(&chain.emulator, &later));
     assert_eq!(code, 11, "{said}");
     assert!(said.contains("--discard-foreign-writes"), "{said}");
     assert_eq!(sha256(Path::new(&first.0)), written, "nothing was written");

@@ -30,7 +30,7 @@ const DISCARD: &str = "--discard-foreign-writes";
 
 /// A sync that finds what something else has written.
 fn refused(emulator: &Emulator, args: &[&str]) {
-    let (code, said) = ends(&mut sync(emulator, args));
+    let (code, said) = decides(&mut sync(emulator, args));
     assert_eq!(code, 11, "{said}");
     assert!(
         said.contains("something else has written") && said.contains(DISCARD),
@@ -114,7 +114,7 @@ fn an_image_that_was_replaced_before_anything_was_kept_is_not_resumed() {
     fs::remove_file(&image).unwrap();
     fs::File::create(&image).unwrap().set_len(1 << 30).unwrap();
     emulator.set("latency_ms=0");
-    let (code, said) = ends(&mut sync(&emulator, &[&args[..], &["--yes"]].concat()));
+    let (code, said) = decides(&mut sync(&emulator, &[&args[..], &["--yes"]].concat()));
     assert_eq!(code, 11, "{said}");
     sh(&format!("cmp {} <(head -c 1G /dev/zero)", image.display()));
     // The new file may have the old one's inode or not.
