@@ -173,7 +173,7 @@ impl Execution<'_> {
                     ended?;
                 }
                 stage.finish(&self.source.info)?;
-                task
+                &run.task
             }
             Work::Resumed(checkpoint) => checkpoint.task(),
             _ => return Ok(None),
