@@ -419,9 +419,8 @@ fn a_snapshot_that_only_carries_the_tags_of_a_replica_is_no_parent() {
         &[&ids[1], "--base", "auto"],
     ));
     let made = |ours: &str| {
-        let made = other.made().into_iter().map(|(id, _)| id);
-        made.filter(|id| read(id)["tags"]["ebsfs:source"] == ours && *id != copied)
-            .next_back()
+        let mut made = other.made().into_iter().map(|(id, _)| id);
+        made.rfind(|id| read(id)["tags"]["ebsfs:source"] == ours && *id != copied)
             .unwrap()
     };
     let (mount, disk) = mounted(&other, &made(&ids[1]));
