@@ -16,6 +16,7 @@ mod support;
 mod changes;
 mod commands;
 mod counts;
+#[cfg(feature = "ec2")]
 mod ebs_target;
 mod ends;
 mod faults;
