@@ -335,6 +335,7 @@ impl Execution<'_> {
             candidate.target.discard(left).await?;
         }
         discard(candidate)?;
+        let damaged = candidate.held_damaged();
         let image_sha256 = self.prove_held(candidate).await?;
         // What a comparison has proven need not be compared the next time.
         if let Some(record) = &candidate.seen.record
@@ -351,11 +352,13 @@ impl Execution<'_> {
         }
         info!("{name} holds {} already", self.source.info.name);
         if let Some(file) = report {
-            file.held(name, &self.source.info.name, self.job.verify)?;
+            file.held(name, &self.source.info.name, self.job.verify, damaged)?;
         }
         let held = facts.holds.as_ref();
         Ok(Ended::Held {
             verified: self.job.verify,
+            damaged,
+            damaged_in_source: self.source.info.damaged_blocks(),
             image_sha256,
             snapshot: held.map(|id| match candidate.target.kind() {
                 TargetKind::Repository => format!("{name}#{id}"),

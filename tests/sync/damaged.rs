@@ -51,7 +51,9 @@ fn assert_source_is_damaged(chain: &Chain, source: &str, options: &[&str]) {
         .arg(chain.image(0))
         .arg(&wanted));
     let zeroes = vec![0; BLOCK as usize];
-    writable(&wanted).write_all_at(&zeroes, BAD * BLOCK).unwrap();
+    writable(&wanted)
+        .write_all_at(&zeroes, BAD * BLOCK)
+        .unwrap();
     assert_same(&image, &wanted);
 }
 
@@ -94,7 +96,7 @@ fn a_damaged_block_of_a_repository_is_never_zeroes_and_is_told_until_it_is_copie
     let disk = open(&mount.disk(&ids[0]));
     let mut bytes = vec![0; BLOCK as usize];
     let error = disk.read_exact_at(&mut bytes, BAD * BLOCK).unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(nix::libc::EIO));
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
     disk.read_exact_at(&mut bytes, (BAD - 1) * BLOCK).unwrap();
     assert_eq!(bytes, content("vol-0a", BAD - 1));
     drop(disk);
@@ -108,11 +110,17 @@ fn a_damaged_block_of_a_repository_is_never_zeroes_and_is_told_until_it_is_copie
     );
     let (exit, said) = {
         let output = sync(emulator, &[&ids[0], &url, "--json"]).output().unwrap();
-        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap(),
+        )
     };
     let told: Value = serde_json::from_str(&said).unwrap();
     assert_eq!(exit, Some(12));
-    assert_eq!((&told["status"], &told["damaged_blocks"]), (&"already".into(), &1.into()));
+    assert_eq!(
+        (&told["status"], &told["damaged_blocks"]),
+        (&"already".into(), &1.into())
+    );
     run(&mut emulator.ebsfs(&["repository", "rm", &named]));
     code(emulator, &[&ids[0], &url], 0);
     let image = folder.path().join("whole.raw");
@@ -154,9 +162,12 @@ fn a_copy_of_an_ebs_snapshot_that_is_tagged_as_damaged_ends_as_marked() {
         folder.path().join("image.raw"),
         folder.path().join("report.json"),
     );
-    let output = sync(emulator, &[&[&chain.snapshots[0], "ebs:"], &MARK[..]].concat())
-        .output()
-        .unwrap();
+    let output = sync(
+        emulator,
+        &[&[&chain.snapshots[0], "ebs:"], &MARK[..]].concat(),
+    )
+    .output()
+    .unwrap();
     assert_eq!(output.status.code(), Some(12), "{output:?}");
     repair(&chain);
     let made = String::from_utf8(output.stdout).unwrap().trim().to_owned();

@@ -408,7 +408,10 @@ async fn a_block_left_zero_for_damage_is_written_by_the_next_delta() {
     assert_eq!(contents(&place, 1).await[..6], [1, 0, 0, 0, LOST, 1]);
     let held = reader(&place, 1).await;
     let held = crate::source::held(&*held).await.unwrap();
-    let held: Vec<_> = held.runs().map(|run| (run.start().0, run.end().0)).collect();
+    let held: Vec<_> = held
+        .runs()
+        .map(|run| (run.start().0, run.end().0))
+        .collect();
     assert_eq!(held, [(0, 1), (4, 6)]);
     let facts = place.facts(&one, &Base::Auto, None).await;
     assert!(facts.holds.is_some() && facts.held_damaged == 1);
