@@ -92,7 +92,7 @@ fn a_damaged_block_of_a_repository_is_never_zeroes_and_is_told_until_it_is_copie
     repair(&chain);
     assert_source_is_damaged(&chain, &named, &[]);
 
-    let mount = emulator.mount(&[&named]);
+    let mount = Mount::start(emulator.ebsfs(&["mount", &url]), &[]);
     let disk = open(&mount.disk(&ids[0]));
     let mut bytes = vec![0; BLOCK as usize];
     let error = disk.read_exact_at(&mut bytes, BAD * BLOCK).unwrap_err();
