@@ -106,7 +106,7 @@ impl RepositorySink {
         let published = published
             .map(|root| RepositorySource::new(root, Arc::clone(&segments)))
             .transpose()?
-            .map(|source| Arc::new(source.as_stored()));
+            .map(|source| Arc::new(source.into_stored()));
         Ok(Self {
             geometry: Geometry::new(state.volume_bytes)?,
             parent,
@@ -435,7 +435,7 @@ impl RepositorySink {
             there
         };
         let source = RepositorySource::new(root, Arc::clone(&self.segments))?;
-        let source = Arc::new(source.as_stored());
+        let source = Arc::new(source.into_stored());
         *self.published.lock() = Some(Arc::clone(&source));
         Self::forget(self.store(), &self.state.run, &self.files).await?;
         Ok(source)

@@ -67,7 +67,7 @@ impl RepositorySource {
     }
 
     /// The same as it is stored, to be compared with what was written: damaged blocks read as the zeroes that were left.
-    pub(super) fn as_stored(mut self) -> Self {
+    pub(super) fn into_stored(mut self) -> Self {
         self.damaged = BlockSet::new();
         self
     }
