@@ -1,5 +1,4 @@
-//! The command line: one verb a file, each of which parses, wires and runs. The one place where concrete types are
-//! stacked.
+//! The command line: one file for each verb, which turns arguments into a job and runs it. Concrete types are stacked only here.
 
 mod aws;
 mod background;
@@ -47,7 +46,7 @@ struct Args {
     /// Increase log detail (-v: retries, -vv: every request)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
-    /// How log lines look
+    /// Format of log lines
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
     /// Append the log to this file instead of stderr
@@ -106,7 +105,15 @@ fn run(args: Args) -> Result<()> {
         mount.check()?;
         return background::start();
     }
-    start_log(args.verbose, args.log_format, args.log_file.as_deref())?;
+    let file = args.log_file.as_deref();
+    let is_quiet = file.is_none() && matches!(&args.verb, Verb::Sync(sync) if sync.is_quiet());
+    let level = match args.verbose {
+        0 if is_quiet => Level::WARN,
+        0 => Level::INFO,
+        1 => Level::DEBUG,
+        _ => Level::TRACE,
+    };
+    start_log(level, args.log_format, file)?;
     match args.verb {
         Verb::Mount(mount) => mount.run(args.log_file.as_deref()),
         Verb::Umount(umount) => umount.run(),
@@ -123,12 +130,7 @@ fn run(args: Args) -> Result<()> {
 }
 
 /// The log shows this crate only: the SDK's own lines can hold tokens.
-fn start_log(verbose: u8, format: LogFormat, file: Option<&Path>) -> Result<()> {
-    let level = match verbose {
-        0 => Level::INFO,
-        1 => Level::DEBUG,
-        _ => Level::TRACE,
-    };
+fn start_log(level: Level, format: LogFormat, file: Option<&Path>) -> Result<()> {
     let (colour, writer) = match file {
         None => {
             use io::IsTerminal;
@@ -165,7 +167,8 @@ fn open_log(path: &Path) -> Result<std::fs::File> {
         .mode(0o600)
         .open(path)
         .map_err(|error| {
-            Error::with_source(Kind::Io, format!("log file {}", path.display()), error)
+            let what = format!("cannot open the log file {}", path.display());
+            Error::with_source(Kind::Io, what, error)
         })
 }
 

@@ -1,6 +1,6 @@
 //! One error type: a kind to act on, a context to read, the cause behind it.
 //!
-//! It knows no errno, no HTTP status and no exit code: each border translates with one table of its own.
+//! It knows no errno and no HTTP status: each border translates with one table of its own. The table of exit codes is here.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -24,7 +24,7 @@ pub enum Kind {
     Throttled,
     /// The service did not answer, or answered with its own failure, for longer than the deadline.
     Unavailable,
-    /// What arrived contradicts its checksum, or contradicts what was told before.
+    /// Data contradicts its checksum, or a reply contradicts an earlier one.
     Corrupt,
     /// The request itself is wrong: an argument, an index, a name.
     Invalid,
@@ -32,7 +32,7 @@ pub enum Kind {
     Unrelated,
     /// Something on this machine failed: a mountpoint, a file, a socket.
     Io,
-    /// There is no room where something is to be written.
+    /// The filesystem or device that is written has no space left.
     NoSpace,
     /// Stopped by a signal; the same command resumes.
     Stopped,
@@ -44,7 +44,7 @@ pub enum Kind {
     Marked,
 }
 
-/// Exit codes by kind: the one table, used by every verb, told by `--help` and the README.
+/// Exit codes by kind: the one table, used by every verb. `--help` and the README print it.
 pub const EXIT_CODES: &[(u8, &str)] = &[
     (0, "done"),
     (1, "this machine (mountpoint, file, socket)"),

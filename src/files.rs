@@ -1,4 +1,4 @@
-//! Files of this program: written whole or not at all, private, and believed only where they are ours.
+//! Files of this program: written whole or not at all, private, and read only where they are ours.
 //!
 //! Another user may write into a folder that we write into (`/tmp`, a shared `/srv`). So a temporary name is random and made
 //! with `O_EXCL`, nothing is opened through a link, and a state file is read only if it is a regular file of our own user that
@@ -6,10 +6,11 @@
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -42,7 +43,14 @@ impl AtomicFile {
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW)
             .open(&temporary)
-            .map_err(|error| Error::of_file(path, "cannot write", error))?;
+            .map_err(|error| match error.kind() {
+                // Its folder: nothing that was asked for is missing.
+                io::ErrorKind::NotFound => {
+                    let what = format!("cannot write {}", path.display());
+                    Error::with_source(Kind::Io, what, error)
+                }
+                _ => Error::of_file(path, "cannot write", error),
+            })?;
         Ok(Self {
             path: path.to_owned(),
             temporary,
@@ -51,7 +59,7 @@ impl AtomicFile {
         })
     }
 
-    /// Gives the file its name, once its bytes are on disk; so is the name when this returns.
+    /// Flushes the bytes, renames the file and flushes the folder: bytes and name survive a crash when this returns.
     ///
     /// # Errors
     /// What the system says: then the old file stands.
@@ -84,7 +92,7 @@ impl Drop for AtomicFile {
     }
 }
 
-/// A rename would replace a device node, a FIFO or a link by a regular file.
+/// Refuses a path where a rename would replace a device node, a FIFO or a link.
 ///
 /// # Errors
 /// `Invalid` when something else than a regular file is at `path`.
@@ -101,7 +109,89 @@ pub(crate) fn refuse_special(path: &Path) -> Result<()> {
     }
 }
 
-/// Replaces a file whole or not at all, and for good.
+/// What a person named for output: a regular file that appears whole or not at all, or something else that is written into and
+/// never replaced, such as `/dev/stdout`, `/dev/null` or a FIFO.
+#[derive(Debug)]
+pub enum OutputFile {
+    /// A regular file, or none yet; a link is followed.
+    Atomic(AtomicFile),
+    /// A FIFO or a character device.
+    Special(PathBuf, File),
+}
+
+impl OutputFile {
+    /// Begins the output. A FIFO that nothing reads is an error: it would hold up the program.
+    ///
+    /// # Errors
+    /// `Invalid` for a block device, a folder, a socket or a link that leads nowhere; what the system says.
+    pub fn create(path: &Path) -> Result<Self> {
+        let refused = |what: &str| {
+            let what = format!("cannot write {}: {what}", path.display());
+            Err(Error::new(Kind::Invalid, what))
+        };
+        let kind = match std::fs::metadata(path) {
+            Ok(found) => found.file_type(),
+            Err(_) if path.is_symlink() => return refused("it is a link that leads nowhere"),
+            Err(_) => return AtomicFile::create(path).map(Self::Atomic),
+        };
+        if kind.is_file() {
+            let path = path
+                .canonicalize()
+                .map_err(|error| Error::of_file(path, "cannot find", error))?;
+            return AtomicFile::create(&path).map(Self::Atomic);
+        }
+        if !kind.is_fifo() && !kind.is_char_device() {
+            return refused("it is neither a file nor a FIFO nor a character device");
+        }
+        let failed = |error| Error::of_file(path, "cannot write", error);
+        let file = OpenOptions::new()
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)
+            .map_err(failed)?;
+        // Opened without waiting for a reader; written with waiting.
+        let flags = OFlag::from_bits_truncate(
+            fcntl(&file, FcntlArg::F_GETFL).map_err(|errno| failed(errno.into()))?,
+        );
+        fcntl(
+            &file,
+            FcntlArg::F_SETFL(flags.difference(OFlag::O_NONBLOCK)),
+        )
+        .map_err(|errno| failed(errno.into()))?;
+        Ok(Self::Special(path.to_owned(), file))
+    }
+
+    /// Ends the output: a regular file gets its name.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn commit(self) -> Result<()> {
+        match self {
+            Self::Atomic(file) => file.commit(),
+            Self::Special(path, mut file) => file
+                .flush()
+                .map_err(|error| Error::of_file(&path, "cannot write", error)),
+        }
+    }
+}
+
+impl Write for OutputFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Atomic(file) => file.write(bytes),
+            Self::Special(_, file) => file.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Atomic(file) => file.flush(),
+            Self::Special(_, file) => file.flush(),
+        }
+    }
+}
+
+/// Replaces a file whole or not at all; the new one survives a crash when this returns.
 ///
 /// # Errors
 /// As for [`AtomicFile`].
@@ -140,7 +230,7 @@ pub fn open_ours(path: &Path, write: bool) -> Result<Option<File>> {
         }
         Err(error) => return Err(Error::of_file(path, "cannot open", error)),
     };
-    warn!("{} is not believed: {why}", path.display());
+    warn!("ignoring {}: {why}", path.display());
     Ok(None)
 }
 
@@ -148,7 +238,7 @@ pub fn open_ours(path: &Path, write: bool) -> Result<Option<File>> {
 /// link is removed, never written to.
 ///
 /// # Errors
-/// What the system says; of a file that cannot be removed, too.
+/// What the system says, also when the old file cannot be removed.
 pub fn create_ours(path: &Path) -> Result<File> {
     remove_if_there(path)?;
     OpenOptions::new()
@@ -185,7 +275,10 @@ pub fn read_ours(path: &Path) -> Result<Option<Vec<u8>>> {
         .read_to_end(&mut bytes)
         .map_err(|error| Error::of_file(path, "cannot read", error))?;
     if bytes.len() as u64 > STATE_LIMIT {
-        let what = format!("{} is larger than a state file can be", path.display());
+        let what = format!(
+            "cannot read {}: it is larger than {STATE_LIMIT} bytes",
+            path.display()
+        );
         return Err(Error::new(Kind::Corrupt, what));
     }
     Ok(Some(bytes))
@@ -204,15 +297,28 @@ pub fn default_state_dir() -> PathBuf {
     state.unwrap_or_else(home).join("ebsfs")
 }
 
-/// What the filesystem tells of a file's last change. Its filesystem's device number is not part of it: that is another one
-/// after each mount.
+/// Filesystems whose change time nothing but their own clock sets, in parts of a second: ext2/3/4, XFS, btrfs, tmpfs, F2FS, bcachefs,
+/// ZFS, overlayfs, NFS (linux/magic.h, statfs(2)). FAT, exFAT and FUSE have a coarse one, or one that touch(1) sets back.
+const FINE_TIMES: [i64; 9] = [
+    0xef53,
+    0x5846_5342,
+    0x9123_683e,
+    0x0102_1994,
+    0xf2f5_2010,
+    0xca45_1a4e,
+    0x2fc1_2fc1,
+    0x794c_7630,
+    0x6969,
+];
+
+/// What the filesystem tells of a file's last change. The device number is not part of it: it changes with each mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileMark {
     /// Number of the inode.
     pub inode: u64,
     /// Bytes.
     pub size: u64,
-    /// Last write, nanoseconds since 1970; anybody who may write the file can set it back.
+    /// Last write, nanoseconds since 1970. A user who may write the file can set it back.
     pub modified_ns: i64,
     /// Last change of data or metadata, nanoseconds since 1970; nothing but the kernel's clock sets it.
     pub changed_ns: i64,
@@ -227,6 +333,13 @@ impl FileMark {
     /// What the system says.
     pub fn of(file: &File) -> io::Result<Self> {
         Ok(Self::from(&file.metadata()?))
+    }
+
+    /// Whether an equal mark later proves that nothing wrote the file in between. Not where its change time is a whole second: ext4
+    /// with inodes of 128 bytes keeps no more, and a second is long.
+    pub fn proves_at(&self, path: &Path) -> bool {
+        let kind = nix::sys::statfs::statfs(path).map(|found| found.filesystem_type().0);
+        self.changed_ns % 1_000_000_000 != 0 && kind.is_ok_and(|kind| FINE_TIMES.contains(&kind))
     }
 
     /// The mark of a file once what is in the page cache is on disk: a write through a memory map shows no earlier.
@@ -270,8 +383,7 @@ pub fn with_ending(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-/// Makes the folder that a file is in, for its owner alone, and those that it is in itself; those that are there stay as
-/// they are.
+/// Makes the folder of a file and its missing parents, for their owner alone. Existing folders stay unchanged.
 ///
 /// # Errors
 /// What the system says.
@@ -281,7 +393,7 @@ pub fn make_folder_of(path: &Path) -> Result<()> {
     made.map_err(|error| Error::of_file(folder, "cannot make", error))
 }
 
-/// Makes what happened to names in a file's folder survive a crash.
+/// Flushes the folder of a file: files that were made, renamed or removed there stay so after a crash.
 ///
 /// # Errors
 /// What the system says.
@@ -302,15 +414,15 @@ pub fn remove_if_there(path: &Path) -> Result<()> {
     }
 }
 
-/// Runs what would hold up a thread on one that is for that.
+/// Runs blocking work on a thread for blocking work.
 ///
 /// # Errors
-/// What `work` says; `Io` when the program is stopping.
+/// The error of `work`; `Io` when the work panicked or the runtime shuts down.
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| Error::with_source(Kind::Io, "stopped", error))?
+    done.map_err(|error| Error::with_source(Kind::Io, "cannot finish a task", error))?
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@
 //! ```text
 //! kernel LOOKUP(changes/A..B, changes.json)
 //!  fs/tree        drawn       the folder's map: kept, or listed once for all who look at the folder
-//!  ebs/catalog    delta       the one listing of the pair, gone on with by whoever still waits
+//!  ebs/catalog    delta       the one listing of the pair; when a waiter is dropped, another one continues it
 //!  ebs/delta      run         pages of ListChangedBlocks in ranges side by side -> Delta; where they meet they must agree
 //!  ebs/walk       page        past empty pages and stale page tokens; its first block is the last one of the page before
 //!  maps/text      new         goes through the runs once: size, and where each 512th record begins

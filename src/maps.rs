@@ -24,7 +24,7 @@ pub enum Map {
 
 /// The state of a run of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum RunState {
+enum SpanState {
     /// Written in a delta, held by a volume.
     Data,
     /// Changed, and reads as zeroes in the head. Only a delta has such runs.
@@ -40,7 +40,7 @@ struct Run {
     blocks: u32,
     offset: u64,
     len: u64,
-    state: RunState,
+    state: SpanState,
 }
 
 impl Map {
@@ -85,19 +85,19 @@ impl Map {
         }
     }
 
-    fn next_run(&self, from: BlockIndex) -> Option<(Extent, RunState)> {
+    fn next_run(&self, from: BlockIndex) -> Option<(Extent, SpanState)> {
         match self {
             Self::Changes(delta) => {
                 let (extent, change) = delta.next_run(from)?;
                 let state = match change {
-                    Change::Write => RunState::Data,
-                    Change::Zero => RunState::Zeroed,
+                    Change::Write => SpanState::Data,
+                    Change::Zero => SpanState::Zeroed,
                 };
                 Some((extent, state))
             }
             Self::Blocks(_, held) => {
                 let start = held.next_in(from)?;
-                Some((Extent::new(start, held.next_out(start))?, RunState::Data))
+                Some((Extent::new(start, held.next_out(start))?, SpanState::Data))
             }
         }
     }
@@ -128,7 +128,7 @@ impl Map {
             let from = at;
             let Some((extent, state)) = self.next_run(from).filter(|(e, _)| e.start() < end) else {
                 at = end;
-                return Some(run(from, end, RunState::Rest));
+                return Some(run(from, end, SpanState::Rest));
             };
             at = extent.end().min(end);
             let found = run(extent.start(), at, state);
@@ -136,7 +136,7 @@ impl Map {
                 return Some(found);
             }
             next = Some(found);
-            Some(run(from, extent.start(), RunState::Rest))
+            Some(run(from, extent.start(), SpanState::Rest))
         })
     }
 }

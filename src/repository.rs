@@ -7,12 +7,12 @@
 //!
 //! # Layout
 //! ```text
-//! PREFIX/ebsfs-repository.json             format, id, encryption (none): made once, by whoever comes first
+//! PREFIX/ebsfs-repository.json             format, id, encryption (none): written once, by the first run
 //! PREFIX/packs/HH/HEX                      a pack; HEX is the SHA-256 of its salt and its table, HH the first two digits
 //! PREFIX/segments/HH/HEX                   a segment; HEX is the SHA-256 of the object
 //! PREFIX/snapshots/TIME.VOLUME.SNAPSHOT    a root: TIME as 20260630T120000000Z, VOLUME as vol-0a, disk-HEX or unknown
 //! PREFIX/runs/RUN                          a run: its start is when the object was written
-//! PREFIX/clock                             written anew by whoever prunes, to learn the store's time
+//! PREFIX/clock                             rewritten by each prune, to learn the store's time
 //! PREFIX/removed/TIME.VOLUME.SNAPSHOT.RUN  the root of a snapshot that was removed, until the grace is over
 //! ```
 //! Every other object is written once, by one PUT of at most 32 MiB, so that no multipart upload is ever left behind, and is
@@ -34,8 +34,8 @@
 //! parent by name, and the parent can go.
 //!
 //! # What a crash can leave
-//! Packs, segments and a run that no root leads to; never a root that leads to something missing. A run that is gone on
-//! with finds its packs again: nothing written or removed since the oldest unfinished run began is garbage.
+//! Packs, segments and a run that no root leads to; never a root that leads to something missing. A resumed run finds its
+//! packs again: nothing written or removed since the oldest unfinished run began is garbage.
 //!
 //! # Versions and encryption
 //! `ebsfs-repository.json` says `"format": 1` and `"encryption": "none"`; a reader refuses what it does not know. Encryption

@@ -58,9 +58,9 @@ use planner::{Planned, Planner};
 
 /// What a run needs besides its job.
 pub struct Context<'a> {
-    /// Shows plans, asks.
+    /// Shows plans, and asks before overwriting.
     pub ui: &'a dyn Ui,
-    /// Counts.
+    /// Counts blocks and bytes.
     pub progress: Arc<Progress>,
     /// The first signal.
     pub stop: Stop,
@@ -72,12 +72,12 @@ impl std::fmt::Debug for Context<'_> {
     }
 }
 
-/// What a person sees of a run.
+/// The user interface of a run.
 pub trait Ui: Send + Sync {
     /// The plans of all targets, before anything is changed.
     ///
     /// # Errors
-    /// Why they cannot be shown where that is all that was asked for.
+    /// In a dry run, why they cannot be printed.
     fn plans(&self, plans: &[PlanReport]) -> Result<()>;
 
     /// Asks a person at a terminal whether a target of unknown content is to be overwritten.
@@ -87,7 +87,7 @@ pub trait Ui: Send + Sync {
     fn confirm(&self, target: &str) -> Result<()>;
 }
 
-/// What is going to be done for one target.
+/// The plan of one target, for people and as JSON.
 #[derive(Clone, Debug)]
 pub struct PlanReport {
     /// The target as a person writes it.
@@ -98,25 +98,25 @@ pub struct PlanReport {
     pub decision: Decision,
     /// What is copied.
     pub source: String,
-    /// Since what, if only changes are copied.
+    /// The base snapshot, if only changes are copied.
     pub base: Option<String>,
-    /// Blocks to be written, to be zeroed, and done of them by an earlier run.
+    /// Blocks to write.
     pub write: u64,
-    /// See `write`.
+    /// Blocks to zero.
     pub zero: u64,
-    /// See `write`.
+    /// Blocks of these two that an earlier run has done.
     pub done: u64,
     /// Bytes that a clone of the old image takes.
     pub clone_bytes: u64,
-    /// Bytes of the target that are read and compared first, or that verifying it reads.
+    /// Bytes of the target to compare before the decision, or to read back for verify where it holds the source already.
     pub compare_bytes: u64,
-    /// What may be in the way.
+    /// A warning when the free space may not be enough.
     pub room: Option<String>,
     /// What a person should know.
     pub warnings: Vec<String>,
 }
 
-/// What became of one target.
+/// The result of one target.
 #[derive(Clone, Debug)]
 pub struct TargetOutcome {
     /// The target as a person writes it.
@@ -125,10 +125,10 @@ pub struct TargetOutcome {
     pub ended: Result<Ended>,
 }
 
-/// How a target ended that did not fail.
+/// The result of a target that did not fail.
 #[derive(Clone, Debug)]
 pub enum Ended {
-    /// Nothing was asked but the plan.
+    /// A dry run: only its plan was made.
     Planned,
     /// It held the source already; with the SHA-256 of the image, if that was asked for.
     Held {
@@ -140,7 +140,7 @@ pub enum Ended {
         damaged_in_source: u64,
         /// SHA-256 of the whole image.
         image_sha256: Option<String>,
-        /// The snapshot that holds it, where the target keeps several.
+        /// The name of the snapshot that holds it, where the target keeps several.
         snapshot: Option<String>,
     },
     /// It was copied.

@@ -42,7 +42,7 @@ impl Sysfs {
         nodes_in(&self.root.join("block"))
     }
 
-    /// Every device that a mounted btrfs filesystem holds: its mounts do not name all of them.
+    /// Every device of every mounted btrfs filesystem: a mount names only one of them.
     pub(crate) fn btrfs_members(&self) -> Vec<BlockDevice> {
         let mounted = std::fs::read_dir(self.root.join("fs/btrfs"));
         let folders = mounted.into_iter().flatten().flatten();

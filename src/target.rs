@@ -7,7 +7,7 @@
 //! write     Sink::write_block, Sink::write_zeroes, Sink::flush -> SinkState, which the checkpoint keeps
 //! publish   Sink::publish: from now on the target is there under its name
 //! ```
-//! A target knows its own object only: records, checkpoints and digests are files of [`crate::sync`], for all targets alike.
+//! A target knows only its own object. Records, checkpoints and digests are files of [`crate::sync`].
 
 #[cfg(test)]
 pub(crate) mod contract;
@@ -52,12 +52,12 @@ pub enum TargetKind {
 }
 
 impl TargetKind {
-    /// Whether what is written shows at once, so that the target is between two snapshots during a run.
+    /// Whether writes show at once, so that the target is between two snapshots during a run.
     pub fn is_in_place(self) -> bool {
         matches!(self, Self::ImageInPlace | Self::Device)
     }
 
-    /// Whether a run makes a new object, and all that it was before stands.
+    /// Whether a run makes a new object and changes no existing one.
     pub fn is_new(self) -> bool {
         matches!(self, Self::Ebs | Self::Repository)
     }
@@ -100,7 +100,7 @@ pub trait Target: Send + Sync {
     /// What the system says.
     fn locks(&self) -> Result<Vec<LockPath>>;
 
-    /// Its mark now, once what is in the page cache is on disk; none where nothing tells.
+    /// Flushes the page cache and returns the mark; none where the target has no mark.
     ///
     /// # Errors
     /// Why it cannot be looked at.
@@ -114,12 +114,12 @@ pub trait Target: Send + Sync {
     /// Why it cannot be looked at.
     fn observe<'a>(&'a self, ask: &'a Ask<'a>) -> BoxFuture<'a, Result<Facts>>;
 
-    /// Fits a plan to the target: what must be zeroed because absence is no zero there, the size that the target wants. A plan
-    /// without [`Delta::base`] is a full copy, of the blocks that the source holds; `base` is the replica that a delta starts
-    /// from, where the target keeps several.
+    /// Fits a plan to the target: adds blocks to zero where an absent block does not read as zeroes, and sets the size that the
+    /// target needs. A plan without [`Delta::base`] is a full copy. `base` is the replica that a delta starts from, where the
+    /// target keeps several.
     ///
     /// # Errors
-    /// Why it cannot be told.
+    /// Why the target cannot take such a plan, or cannot be asked.
     fn adapt<'a>(
         &'a self,
         plan: Arc<Delta>,
@@ -132,8 +132,8 @@ pub trait Target: Send + Sync {
     /// Why it cannot be opened; `Stopped` by the first signal.
     fn open<'a>(&'a self, opening: Opening<'a>) -> BoxFuture<'a, Result<Opened>>;
 
-    /// Reads what the target holds, from where it is kept and not from memory: the volume at its beginning, or of a target
-    /// that keeps several snapshots the one that its record names, or that [`Facts::holds`] does.
+    /// Opens the target for reading, past every cache. A target that keeps several snapshots reads `replica`, or the one of
+    /// [`Facts::holds`].
     ///
     /// # Errors
     /// Why it cannot be read.
@@ -154,7 +154,7 @@ pub trait Target: Send + Sync {
 pub struct Opening<'a> {
     /// What is copied where.
     pub task: &'a Task,
-    /// What there is to do in all.
+    /// The whole plan.
     pub plan: &'a Delta,
     /// How many blocks of it are done by an earlier run.
     pub done: u64,
@@ -164,14 +164,14 @@ pub struct Opening<'a> {
     pub resume: Option<&'a SinkState>,
     /// What the plan is a delta of, for a run that begins, where the target keeps several snapshots.
     pub base: Option<&'a Replica>,
-    /// The mark that was observed when it was decided: a target with another one is not what the decision was made for.
+    /// The mark that the decision was made with. A target with another mark has changed since, and `open` refuses it.
     pub mark: Option<&'a Mark>,
-    /// Saves the checkpoint with this state, and for what is written in place the record "between": to be called before the
-    /// first change, and again whenever the state has changed.
+    /// Saves the checkpoint with this state and, for a target in place, the record "between". `open` calls it before the first
+    /// change, and again whenever the state has changed.
     pub name: &'a (dyn Fn(&SinkState) -> Result<()> + Send + Sync),
     /// State files of the sink's own begin with this.
     pub files: PathBuf,
-    /// Whether the person asked for another object than the one that the same command made or began before.
+    /// Whether the user asked for a new object, instead of the one that the same command made or started before.
     pub restart: bool,
     /// Blocks that are read in a second, at most.
     pub rate: u32,
@@ -191,7 +191,7 @@ pub struct Opened {
     pub sink: Arc<dyn Sink>,
     /// As last given to [`Opening::name`].
     pub state: SinkState,
-    /// Whether blocks that the plan leaves alone must be zeroed: absence turned out to be no zero.
+    /// Whether blocks outside the plan must be zeroed: here an absent block does not read as zeroes.
     pub zero_the_rest: bool,
 }
 
@@ -201,8 +201,8 @@ impl std::fmt::Debug for Opened {
     }
 }
 
-/// A volume being written. Blocks come in any order, several at once, none twice in a run; after a crash those that were
-/// not flushed come again.
+/// An open target that takes writes. Blocks come in any order, several at once. A block can come again: after a crash if it was
+/// not flushed, and in a run that rechecks what an earlier one has written.
 pub trait Sink: Send + Sync {
     /// Writes a block.
     ///
@@ -221,15 +221,13 @@ pub trait Sink: Send + Sync {
     /// As for [`Sink::write_block`].
     fn write_zeroes(&self, extent: Extent) -> BoxFuture<'_, Result<()>>;
 
-    /// What was written before this call survives a crash of the machine. The answer is what a resumed run needs to go on
-    /// with the same target.
+    /// Makes all earlier writes survive a crash of the machine. Returns the state that a resumed run needs.
     ///
     /// # Errors
     /// `Io` when it may not survive: nothing of it counts as written.
     fn flush(&self) -> BoxFuture<'_, Result<SinkState>>;
 
-    /// What has been written, read back from where it is kept and not from memory; none where that can be read only when it
-    /// is published.
+    /// Reads back what was written, past every cache; none where the target can be read only after it is published.
     ///
     /// # Errors
     /// Why it cannot be read.

@@ -1,5 +1,5 @@
-//! The places of this machine and of EBS that a volume can be written to, each a [`Target`](crate::target::Target):
-//! an image, a block device, a new EBS snapshot. (A repository is one too: [`crate::repository`].)
+//! Implementations of [`Target`](crate::target::Target): a raw image, a block device, a new EBS snapshot. A repository target is
+//! in [`crate::repository`].
 
 mod clone;
 mod device;
@@ -28,13 +28,13 @@ pub use image::ImageTarget;
 /// Two ticks of the coarsest kernel clock that stamps files (100 Hz): writes so far apart have different change times.
 const TWO_TICKS: Duration = Duration::from_millis(20);
 
-/// A target that is not what it was when it was decided what to do with it.
+/// The error of a target that changed between decision and open.
 fn changed(name: &str) -> Error {
     let what = format!("cannot write {name}: something else wrote or replaced it just now");
     Error::new(Kind::Undecided, what).with_remedy(Remedy::TryLater)
 }
 
-/// A plan for a target that may hold anything where nothing is written: a full copy zeroes the rest.
+/// Adapts a full copy to a target that holds unknown bytes: it zeroes all blocks that it does not write.
 fn over_anything(plan: Arc<Delta>, may_hold_anything: bool) -> Arc<Delta> {
     if plan.base().is_some() || !may_hold_anything {
         return plan;
@@ -44,7 +44,7 @@ fn over_anything(plan: Arc<Delta>, may_hold_anything: bool) -> Arc<Delta> {
     plan
 }
 
-/// The mark of an image or a device of this machine, once what is in the page cache is on disk; none where nothing tells.
+/// Flushes an image or a device of this machine and returns its mark; none where the target has no mark.
 pub fn mark_of(path: &Path) -> Option<Mark> {
     let file = File::open(path).ok()?;
     if file.metadata().ok()?.file_type().is_block_device() {

@@ -2,14 +2,18 @@
 
 mod damaged;
 mod ebs;
+mod evidence;
 mod failing;
 mod foreign;
 mod half_way;
+mod hostile;
 mod killed;
+mod output;
 mod refused;
 mod restored;
 mod staged;
 mod taken_over;
+mod targets;
 mod verify;
 mod whole;
 
@@ -54,6 +58,13 @@ fn sync(emulator: &Emulator, args: &[&str]) -> Command {
     command
 }
 
+/// Exit code and stderr of a run that may read a whole target before it ends.
+fn decides(command: &mut Command) -> (i32, String) {
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code().unwrap_or(-1), said)
+}
+
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
@@ -61,6 +72,16 @@ fn text(path: &Path) -> &str {
 fn status(emulator: &Emulator, target: &str) -> String {
     run(&mut sync(emulator, &["--status", target]))
 }
+
+/// What is said of a target that held a snapshot and may have been written since.
+fn held_by_its_digests(id: &str) -> String {
+    format!(
+        "held {id} when it was recorded; its mark has changed since: the next run compares it with its digests\n"
+    )
+}
+
+/// What a finished run keeps beside an image.
+const KEPT: [&str; 2] = [".ebsfs-digests", ".ebsfs.json"];
 
 /// What is beside an image besides itself.
 fn left_beside(image: &Path) -> Vec<String> {
@@ -73,6 +94,11 @@ fn left_beside(image: &Path) -> Vec<String> {
         .collect();
     left.sort();
     left
+}
+
+/// State files are believed only where no one else can write them.
+fn private(path: &Path) {
+    sh(&format!("chmod 600 {}", path.display()));
 }
 
 /// Two snapshots of 1 GiB, some 800 blocks and 400 changes.
@@ -96,7 +122,7 @@ pub fn mounted(emulator: &Emulator, id: &str) -> (Mount, PathBuf) {
 }
 
 /// Blocks that an image holds, as its file's size on disk tells.
-fn held(disk: &Path) -> u64 {
+pub fn held(disk: &Path) -> u64 {
     std::os::unix::fs::MetadataExt::blocks(&fs::metadata(disk).unwrap()) * 512 / BLOCK
 }
 

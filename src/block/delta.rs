@@ -57,7 +57,7 @@ impl Delta {
         }
     }
 
-    /// The same for a target that is made anew as large as the head, where nothing lies behind the base's end.
+    /// Like this delta, for a new target of the head's size, which reads as zeroes beyond the base's end.
     pub fn without_growth(&self) -> Self {
         let base = BlockIndex(self.base.map_or(0, Geometry::block_count));
         let mut zero = BlockSet::new();
@@ -95,7 +95,21 @@ impl Delta {
         }
     }
 
-    /// Writes these blocks too, whatever was to be done to them; those beyond the head are none of its.
+    /// Writes the last block of a base that ends within it, where the head is of another size: what lies behind the base's end in a
+    /// target is nobody's.
+    pub fn cover_short_end(&mut self) {
+        let Some(base) = self.base.filter(|base| *base != self.head) else {
+            return;
+        };
+        let last = BlockIndex(base.block_count().saturating_sub(1));
+        if base.block_len(last) != self.head.block_len(last) {
+            let mut short = BlockSet::new();
+            short.insert(last);
+            self.write_too(&short);
+        }
+    }
+
+    /// Adds blocks to `write` and removes them from `zero`; ignores blocks beyond the head.
     pub fn write_too(&mut self, blocks: &BlockSet) {
         let end = BlockIndex(self.head.block_count());
         for run in blocks.runs_in(BlockIndex(0), end) {
@@ -117,7 +131,8 @@ impl Delta {
         runs
     }
 
-    /// This delta, and of `other` all that is not in it, to be written: whatever was begun there is brought to the head.
+    /// Adds to `write` each block that `other` touches and this delta does not name, so that a half-applied `other` is
+    /// overwritten.
     /// What lies beyond the end of `other`'s head was cut off or may have been, and is written too.
     pub fn overtake(&mut self, other: &Self) {
         let end = BlockIndex(self.head.block_count());

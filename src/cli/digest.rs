@@ -17,7 +17,7 @@ use super::source::{SourceRequest, ToEbs, open};
 use super::store::StoreArgs;
 use crate::block::hexadecimal;
 use crate::error::{Error, Result};
-use crate::files::{AtomicFile, default_state_dir};
+use crate::files::{OutputFile, default_state_dir};
 use crate::repository::Address;
 use crate::sync::{
     DigestRequest, HeldBlock, ImageDigests, Progress, REPORT_VERSION, source_digest,
@@ -145,14 +145,14 @@ impl DigestArgs {
 /// The file of `--blocks`.
 struct BlockLines {
     path: PathBuf,
-    file: AtomicFile,
+    file: OutputFile,
 }
 
 impl BlockLines {
     fn begin(path: &Path) -> Result<Self> {
         let mut lines = Self {
             path: path.to_owned(),
-            file: AtomicFile::create(path)?,
+            file: OutputFile::create(path)?,
         };
         lines.write("index,state,sha256\n")?;
         Ok(lines)

@@ -4,7 +4,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use crate::error::{Error, Kind, Result};
-use crate::files::AtomicFile;
+use crate::files::OutputFile;
 
 /// Writes a result. A reader of stdout that has seen enough (`| head`) is no error.
 pub(super) fn write(
@@ -18,7 +18,7 @@ pub(super) fn write(
             done => done.map_err(|error| Error::with_source(Kind::Io, "stdout", error)),
         };
     };
-    let mut whole = AtomicFile::create(file)?;
+    let mut whole = OutputFile::create(file)?;
     result(&mut whole).map_err(|error| Error::of_file(file, "cannot write", error))?;
     whole.commit()
 }

@@ -19,7 +19,7 @@ use crate::sync::{Progress, REPORT_VERSION};
 const JSON_EVERY: Duration = Duration::from_secs(5);
 /// Between two lines of text where there is no terminal.
 const TEXT_EVERY: Duration = Duration::from_secs(60);
-/// Between two looks for a bar.
+/// Between two updates of a bar.
 const TICK: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -30,7 +30,7 @@ pub(super) enum ProgressForm {
     Bar,
     /// The plans, then a line every 5 seconds, as JSON
     Json,
-    /// Nothing
+    /// Nothing but warnings and errors
     None,
 }
 
@@ -85,7 +85,7 @@ impl Shown {
         Self { task, bar, clients }
     }
 
-    /// From now on the requests of these are counted.
+    /// Sets the clients whose retries and throttles are shown.
     pub(super) fn count(&self, clients: &[Arc<Client>]) {
         *self.clients.lock() = clients.to_vec();
     }
@@ -108,7 +108,7 @@ impl Drop for Shown {
     }
 }
 
-/// A line on stderr. A reader that has gone, or a full disk, changes nothing.
+/// Writes a line to stderr; a closed stderr or a full disk does not stop the run.
 pub(super) fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
@@ -133,7 +133,7 @@ impl Line {
         self.progress.bytes() as f64 / self.since.elapsed().as_secs_f64().max(0.001)
     }
 
-    /// By the blocks of the phase that were done until now; none before there are any.
+    /// Estimates from the blocks that the phase has done so far; none before the first.
     fn seconds_left(&self) -> Option<u64> {
         let (done, of) = self.progress.phase_blocks();
         let each = self

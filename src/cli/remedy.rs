@@ -1,4 +1,4 @@
-//! What a person can do about an error, in the words of the command line.
+//! Words a [`Remedy`] as an option or a command.
 
 use crate::error::{Error, Remedy};
 
@@ -10,7 +10,7 @@ pub(super) fn in_words(error: &Error) -> String {
     }
 }
 
-/// What to say on the command line.
+/// The option that carries out a remedy.
 fn option(remedy: &Remedy) -> String {
     match remedy {
         Remedy::Restart => "--restart drops its progress and copies from the start".into(),
@@ -20,7 +20,7 @@ fn option(remedy: &Remedy) -> String {
         Remedy::DiscardForeignWrites => "--discard-foreign-writes overwrites those blocks".into(),
         Remedy::Trust(snapshot) => {
             format!(
-                "--trust {snapshot} takes it to hold {snapshot}; without --base all blocks are copied"
+                "--trust {snapshot} vouches that it holds {snapshot}; without --base all blocks are copied"
             )
         }
         Remedy::CopyAll => "without --base all blocks are copied".into(),

@@ -1,4 +1,4 @@
-//! What is copied from, opened.
+//! Opens the source of a sync.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -74,7 +74,7 @@ pub(super) async fn open(request: &SourceRequest<'_>) -> Result<OpenedSource> {
     if Address::looks_like(name) {
         return repository(request, &name.parse()?).await;
     }
-    // A file of that name goes first only where the name selects no snapshot.
+    // A name that selects a snapshot is never read as a file's.
     match name.parse::<Selector>() {
         Ok(selector) => snapshot(request, selector).await,
         Err(_) => disk(request),
@@ -140,7 +140,7 @@ async fn newest(catalog: &EbsCatalog, request: &SourceRequest<'_>) -> Result<Sna
 
 type OpenSnapshot = (Snapshot, Arc<dyn BlockSource>);
 
-/// Opens a snapshot; one that is pending is waited for, if that is asked for.
+/// Opens a snapshot; with `wait`, waits so long for one that is pending.
 async fn completed(
     catalog: &EbsCatalog,
     id: &SnapshotId,
@@ -278,7 +278,7 @@ fn disk(request: &SourceRequest<'_>) -> Result<OpenedSource> {
     })
 }
 
-/// What a name was meant to be that is none of it.
+/// What a name looks like that is neither a snapshot selector nor a file.
 fn looks_like_aws(name: &str) -> Option<&'static str> {
     [
         ("snap-", "snapshot id"),

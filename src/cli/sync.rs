@@ -33,9 +33,9 @@ use crate::target::{Base, Stop};
 
 use plans::Terminal;
 
-/// The longest that a block waits for its turn under `--bandwidth`: so few are asked for at once.
+/// The longest that a block waits for its turn under `--bandwidth`: it limits the blocks in flight.
 const TURN: Duration = Duration::from_secs(10);
-/// Blocks in flight where packs take memory too; 40 blocks in 40 ms are as many as EBS gives.
+/// Blocks in flight where packs take memory too. At 40 ms a block, 40 of them reach the 1,000 blocks a second of EBS.
 const IN_FLIGHT_WITH_PACKS: u32 = 40;
 
 /// Copy a snapshot, or only the blocks changed since another one, to one or more targets
@@ -53,8 +53,8 @@ pub(super) struct SyncArgs {
     /// or a snapshot of a repository, s3://BUCKET/PREFIX#SNAPSHOT, #latest, #VOLUME or #VOLUME@TIME
     #[arg(required_unless_present = "status")]
     source: Option<String>,
-    /// Where to: images, block devices, `ebs:` or ebs:REGION for a new EBS snapshot, s3://BUCKET/PREFIX (az://, gs://,
-    /// file:///FOLDER) for a repository
+    /// Targets to write: raw images, block devices, `ebs:` or ebs:REGION for a new EBS snapshot, s3://BUCKET/PREFIX (az://,
+    /// gs://, file:///FOLDER) for a repository
     #[arg(required_unless_present = "status", value_name = "TARGET")]
     targets: Vec<String>,
     /// Copy only the blocks changed since SNAPSHOT, which the targets must be proven to hold; auto: since the snapshot that each
@@ -71,32 +71,32 @@ pub(super) struct SyncArgs {
     /// Overwrite blocks that something else has written to a target since the last run
     #[arg(long)]
     discard_foreign_writes: bool,
-    /// Leave out the question on a terminal before --overwrite
+    /// Do not ask on a terminal before overwriting a target of unknown content
     #[arg(long)]
     yes: bool,
-    /// Send a repository no block that it holds in any snapshot of any volume, by an index in the state directory
+    /// Send a repository only blocks that none of its snapshots holds; keeps an index in the state directory
     #[arg(long)]
     dedup: bool,
-    /// Change an image itself, instead of a copy that replaces it at the end
+    /// Write an existing image in place; the default writes a new image that replaces it at the end
     #[arg(long)]
     in_place: bool,
-    /// Other hosts can write the target devices: compare them before each delta
+    /// Assume that other hosts can write the target devices, and compare them with their digests before each delta
     #[arg(long)]
     shared: bool,
-    /// Fetch changes for devices and --in-place images whole to DIRECTORY before applying them: no call to AWS is needed after that,
-    /// also by the same command again
+    /// Fetch all changes for devices and --in-place images to DIRECTORY before applying them; applying, and resuming it with
+    /// the same command, then needs no call to AWS
     #[arg(long, value_name = "DIRECTORY")]
     stage: Option<PathBuf>,
-    /// Drop the progress of unfinished runs
+    /// Drop the progress of unfinished runs and copy from the start
     #[arg(long)]
     restart: bool,
-    /// What to do about a damaged block of the source; mark: leave it zero, list it, end with exit code 12
+    /// Action for a damaged block of the source; mark: leave it zero, list it, end with exit code 12
     #[arg(long, value_enum, default_value_t = OnDamageArg::Fail)]
     on_damage: OnDamageArg,
-    /// Let an encrypted source become a target that is not encrypted (ebs:, repositories)
+    /// Allow an unencrypted copy of an encrypted source (ebs:, repositories)
     #[arg(long)]
     allow_plaintext: bool,
-    /// Leave so much free where images are written, for example 20GiB
+    /// Space to leave free on the filesystem of image targets, for example 20GiB
     #[arg(long, value_name = "SIZE", default_value = "0")]
     reserve: ByteSize,
     /// Wait for a source snapshot that is still pending, at most TIME (default 1day)
@@ -105,7 +105,7 @@ pub(super) struct SyncArgs {
     /// Print the plan and its cost, change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Read the whole of each target back, past the page cache, and compare
+    /// Read each whole target back, past the page cache, and compare it with what was copied
     #[arg(long)]
     verify: bool,
     /// Read the targets back and print the SHA-256 of each whole image, holes included
@@ -127,7 +127,7 @@ pub(super) struct SyncArgs {
     /// $XDG_STATE_HOME/ebsfs]
     #[arg(long, value_name = "DIRECTORY", env = "EBSFS_STATE_DIR")]
     state_dir: Option<PathBuf>,
-    /// Bytes to fetch in a second, at most; 512 KiB or more
+    /// Maximum bytes to fetch per second, at least 512KiB, for example 100MiB [default: unlimited]
     #[arg(long, value_name = "SIZE", value_parser = bandwidth)]
     bandwidth: Option<ByteSize>,
     #[command(flatten)]
@@ -161,7 +161,7 @@ fn base(text: &str) -> std::result::Result<Base, String> {
 fn bandwidth(text: &str) -> std::result::Result<ByteSize, String> {
     let size: ByteSize = text.parse()?;
     if size.as_u64() < BLOCK_SIZE.into() {
-        return Err("less than 512 KiB: a block a second is the least".into());
+        return Err("must be at least 512KiB, one block per second".into());
     }
     Ok(size)
 }
@@ -175,6 +175,11 @@ impl SyncArgs {
         let done = runtime.block_on(self.sync());
         runtime.shutdown_timeout(Duration::from_millis(200));
         done
+    }
+
+    /// Whether only warnings and errors are printed to stderr.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.progress == ProgressForm::None
     }
 
     fn state_dir(&self) -> PathBuf {
@@ -242,6 +247,8 @@ impl SyncArgs {
         let name = self.source.as_deref().unwrap_or_default();
         let mut report = match &self.report {
             Some(path) if !self.dry_run => {
+                let names = self.source.iter().chain(&self.targets);
+                target::check_report(path, names)?;
                 let about = about_this_program();
                 Some(ReportFile::begin(path, name, SystemTime::now(), &about)?)
             }
@@ -276,23 +283,22 @@ impl SyncArgs {
         result
     }
 
-    /// The source, if an earlier run staged it whole for every one of the targets.
+    /// The source, if an earlier run staged it whole for the one target.
     fn staged(&self, state_dir: &Path) -> Result<Option<Source>> {
         let (Some(directory), Some(source)) = (&self.stage, &self.source) else {
             return Ok(None);
         };
-        let mut targets = Vec::new();
-        for name in &self.targets {
-            if name.starts_with("ebs:") || Address::looks_like(name) {
-                return Ok(None);
-            }
-            match target::local_target(name, self.in_place, self.shared, state_dir) {
-                Ok(target) => targets.push(target),
-                // It is reported when it is connected.
-                Err(_) => return Ok(None),
-            }
+        let [name] = &*self.targets else {
+            return Ok(None);
+        };
+        if self.restart || name.starts_with("ebs:") || Address::looks_like(name) {
+            return Ok(None);
         }
-        let staged = sync::staged_source(directory, source, &targets)?;
+        // What is wrong with it is reported when it is connected.
+        let Ok(target) = target::local_target(name, self.in_place, self.shared, state_dir) else {
+            return Ok(None);
+        };
+        let staged = sync::staged_source(directory, source, &*target)?;
         if staged.is_some() {
             let directory = directory.display();
             tracing::info!("{source} is staged in {directory}: nothing is asked of AWS");
@@ -351,7 +357,11 @@ impl SyncArgs {
             dry_run: self.dry_run,
         };
         for name in &self.targets {
-            let connected = target::connect(&request, name, &source.info, clients);
+            let connected = async {
+                let target = target::connect(&request, name, &source.info, clients).await?;
+                target::check(&targets, &*target, &source.info)?;
+                Ok(target)
+            };
             match stop.unless(connected).await {
                 Ok(target) => targets.push(target),
                 Err(error) => {
@@ -362,7 +372,7 @@ impl SyncArgs {
                 }
             }
         }
-        target::check(self.dedup, &targets, &source.info)?;
+        target::check_dedup(self.dedup, &targets)?;
         let names: Vec<String> = targets
             .iter()
             .map(|target| target.name().to_owned())
@@ -390,8 +400,7 @@ impl SyncArgs {
         Ok((about, outcomes))
     }
 
-    /// Results to stdout, for programs; a reader that has gone changes nothing. The error is the one of the exit code, the others
-    /// are printed.
+    /// Prints results to stdout; a closed stdout is no error. Returns the error that gives the exit code and prints the others.
     fn print(&self, outcomes: &[TargetOutcome]) -> Result<()> {
         let mut out = std::io::stdout();
         for outcome in outcomes {

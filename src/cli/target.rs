@@ -1,6 +1,6 @@
-//! What is copied to: targets by their names, connected.
+//! Opens the targets of a sync by their names, and refuses targets that are the source or each other.
 
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use super::aws::{self, AwsArgs};
 use super::store::StoreArgs;
 use crate::ebs::{Client, Limits};
 use crate::error::{Error, Kind, Result};
+use crate::files::folder_of;
 use crate::repository::{Address, RepositoryCatalog, RepositoryTarget};
 use crate::source::SnapshotId;
 use crate::sync::overlaps;
@@ -23,28 +24,28 @@ const LONGEST_VALUE: usize = 255;
 #[derive(Args, Debug)]
 #[command(next_help_heading = "New EBS snapshots and repositories")]
 pub(super) struct ToArgs {
-    /// The profile of the account that the snapshot or the bucket is in; else that of the source
+    /// AWS profile for the new snapshot or the bucket [default: the source's]
     #[arg(long, value_name = "PROFILE")]
     to_profile: Option<String>,
-    /// The Region that it is in, as ebs:REGION; else that of the source
+    /// Region of the new snapshot or the bucket; ebs:REGION goes before it [default: the source's]
     #[arg(long, value_name = "REGION")]
     to_region: Option<String>,
-    /// The URL of EBS and EC2 there, else that of the source if the Region is the same; or of the object store
+    /// URL of EBS and EC2 for the target [default: the source's, if the Region is the same], or of the object store
     #[arg(long, value_name = "URL")]
     to_endpoint_url: Option<String>,
-    /// The certificate authorities to trust there; else those of the source
+    /// Certificate authorities to trust for the target [default: the source's]
     #[arg(long, value_name = "FILE")]
     to_ca_bundle: Option<PathBuf>,
-    /// The ARN of the KMS key to encrypt it with; a child has its parent's, which must be the same
+    /// Encrypt the new snapshot with the KMS key of this ARN; a child of another snapshot must have its parent's key
     #[arg(long, value_name = "ARN", conflicts_with = "parent")]
     kms_key: Option<String>,
-    /// The completed snapshot that it is a child of; with --base it must be proven to hold that base
+    /// Make the new snapshot a child of this completed one; with --base it must be proven to hold that base
     #[arg(long, value_name = "SNAPSHOT")]
     parent: Option<SnapshotId>,
-    /// A tag of it, besides those that ebsfs gives it
+    /// Tag of the new snapshot, besides those of ebsfs; repeat for several
     #[arg(long, value_name = "KEY=VALUE", value_parser = tag)]
     tag: Vec<(String, String)>,
-    /// Its description
+    /// Description of the new snapshot, cut at 255 characters
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
 }
@@ -118,7 +119,7 @@ pub(super) struct TargetRequest<'a> {
     pub(super) dry_run: bool,
 }
 
-/// The target of a name; nothing is made there but a repository, which a dry run only looks at.
+/// Opens the target of a name. It makes nothing but a missing repository, and not even that in a dry run.
 pub(super) async fn connect(
     args: &TargetRequest<'_>,
     name: &str,
@@ -154,37 +155,80 @@ pub(super) async fn connect(
     )))
 }
 
-/// Refuses targets that are one, the source itself, or within each other.
-pub(super) fn check(dedup: bool, targets: &[Arc<dyn Target>], source: &SourceInfo) -> Result<()> {
+/// Refuses a target that is another one of the run, the source itself, or within either.
+pub(super) fn check(
+    others: &[Arc<dyn Target>],
+    target: &dyn Target,
+    source: &SourceInfo,
+) -> Result<()> {
+    let name = target.name();
     let refused = |what: String| Err(Error::new(Kind::Invalid, what));
-    for (number, target) in targets.iter().enumerate() {
-        let name = target.name();
-        let before = targets.get(..number).unwrap_or_default();
-        if before.iter().any(|other| other.id() == target.id()) {
-            return refused(format!("cannot write {name}: it is named twice"));
-        }
-        // A snapshot's name is no path.
-        if target.kind().is_new() || source.snapshot.is_some() {
-            continue;
-        }
-        if source.name == name {
-            return refused(format!("cannot write {name}: it is the source itself"));
-        }
-        if overlaps(Path::new(&source.name), Path::new(name))? {
-            return refused(format!(
-                "cannot write {name}: it and the source {} are on one disk or file, one within the other",
-                source.name
-            ));
-        }
+    if others.iter().any(|other| other.id() == target.id()) {
+        return refused(format!("cannot write {name}: it is named twice"));
     }
-    let is_repository = |target: &Arc<dyn Target>| target.kind() == TargetKind::Repository;
-    if dedup && !targets.is_empty() && !targets.iter().any(is_repository) {
-        return refused("cannot use --dedup: none of the targets is a repository".into());
+    // A snapshot's name is no path.
+    if target.kind().is_new() || source.snapshot.is_some() {
+        return Ok(());
+    }
+    if source.name == name {
+        return refused(format!("cannot write {name}: it is the source itself"));
+    }
+    if overlaps(Path::new(&source.name), Path::new(name))? {
+        return refused(format!(
+            "cannot write {name}: it and the source {} are on one disk or file, one within the other",
+            source.name
+        ));
     }
     Ok(())
 }
 
-/// Warns of devices that are copies of what is mounted here: by a UUID the machine cannot tell the two apart.
+/// Refuses `--dedup` where no target is a repository.
+pub(super) fn check_dedup(dedup: bool, targets: &[Arc<dyn Target>]) -> Result<()> {
+    let is_repository = |target: &Arc<dyn Target>| target.kind() == TargetKind::Repository;
+    if !dedup || targets.is_empty() || targets.iter().any(is_repository) {
+        return Ok(());
+    }
+    let what = "cannot use --dedup: none of the targets is a repository";
+    Err(Error::new(Kind::Invalid, what))
+}
+
+/// Refuses a report in the place of a target or of the source: it would replace what is there.
+pub(super) fn check_report<'a>(
+    report: &Path,
+    names: impl IntoIterator<Item = &'a String>,
+) -> Result<()> {
+    let place = place_of(report);
+    for name in names {
+        if place.is_some() && place == place_of(Path::new(name)) {
+            let what = format!(
+                "cannot write the report to {}: {name} is the same file",
+                report.display()
+            );
+            return Err(Error::new(Kind::Invalid, what));
+        }
+    }
+    Ok(())
+}
+
+/// What tells a file from others: its inode, or where it will be.
+#[derive(PartialEq, Eq)]
+enum FilePlace {
+    There { device: u64, inode: u64 },
+    Absent(PathBuf),
+}
+
+fn place_of(path: &Path) -> Option<FilePlace> {
+    if let Ok(found) = std::fs::metadata(path) {
+        return Some(FilePlace::There {
+            device: found.dev(),
+            inode: found.ino(),
+        });
+    }
+    let folder = folder_of(path).canonicalize().ok()?;
+    Some(FilePlace::Absent(folder.join(path.file_name()?)))
+}
+
+/// Warns of target devices with the UUID of a filesystem or disk that is mounted here: the machine cannot tell them apart.
 pub(super) async fn warn_of_twins(targets: &[String]) {
     for target in targets {
         let path = Path::new(target);
@@ -228,7 +272,7 @@ impl ToArgs {
             .as_ref()
             .filter(|region| !region.chars().all(is_name))
         {
-            let what = format!("cannot use ebs:{wrong}: {wrong:?} is no Region");
+            let what = format!("cannot use ebs:{wrong}: {wrong:?} is not the name of a Region");
             return Err(Error::new(Kind::Invalid, what));
         }
         if let Some(key) = self.kms_key.as_ref().filter(|key| !key.starts_with("arn:")) {
@@ -248,7 +292,7 @@ impl ToArgs {
         let config = to.load_with_credentials().await?;
         let region = config.region().map_or("", |region| region.as_ref());
         let descriptions = aws::descriptions(&config).ok_or_else(|| {
-            let what = "cannot use ebs: this build has no EC2, which tells when a new snapshot is completed";
+            let what = "cannot use an ebs: target: this build has no EC2 client, which a new snapshot needs";
             Error::new(Kind::Invalid, what)
         })?;
         let (client, catalog) = aws::catalog(&config, &args.limits, Vec::new());

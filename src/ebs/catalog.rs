@@ -43,13 +43,13 @@ pub struct EbsCatalog {
     maps: AtomicU32,
     /// Completed snapshots by the last listing: what EC2 told once need not be asked again.
     described: Mutex<HashMap<SnapshotId, Snapshot>>,
-    open: Mutex<HashMap<SnapshotId, Opening>>,
+    open: Mutex<HashMap<SnapshotId, OpenCell>>,
     deltas: Mutex<LruCache<(SnapshotId, SnapshotId), Arc<Pending>>>,
     ec2_silent_until: Mutex<Option<Instant>>,
 }
 
 /// Filled once, by whoever opens the snapshot first.
-type Opening = Arc<OnceCell<(Snapshot, Arc<SnapshotSource>)>>;
+type OpenCell = Arc<OnceCell<(Snapshot, Arc<SnapshotSource>)>>;
 
 /// A delta being listed, once for all that wait for it: by whoever came first, and by the next one when that one goes.
 struct Pending {

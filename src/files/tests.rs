@@ -38,6 +38,48 @@ fn a_device_a_fifo_and_a_link_are_never_replaced() {
 }
 
 #[test]
+fn output_goes_into_a_fifo_or_a_character_device_and_replaces_neither() {
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    // Nothing reads it: an error, and no hang.
+    assert!(OutputFile::create(&fifo).is_err());
+    let path = fifo.clone();
+    let reader = std::thread::spawn(move || std::fs::read(path).unwrap());
+    let mut output = loop {
+        match OutputFile::create(&fifo) {
+            Ok(output) => break output,
+            Err(_) => std::thread::sleep(std::time::Duration::from_millis(5)),
+        }
+    };
+    output.write_all(b"report").unwrap();
+    output.commit().unwrap();
+    assert_eq!(reader.join().unwrap(), b"report");
+    assert!(std::fs::metadata(&fifo).unwrap().file_type().is_fifo());
+    let mut null = OutputFile::create(Path::new("/dev/null")).unwrap();
+    null.write_all(b"x").unwrap();
+    null.commit().unwrap();
+    assert!(
+        std::fs::metadata("/dev/null")
+            .unwrap()
+            .file_type()
+            .is_char_device()
+    );
+    // A link to a file stays one.
+    let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+    std::fs::write(&file, b"old").unwrap();
+    symlink(&file, &link).unwrap();
+    let mut output = OutputFile::create(&link).unwrap();
+    output.write_all(b"new").unwrap();
+    output.commit().unwrap();
+    assert!(link.is_symlink());
+    assert_eq!(std::fs::read(&file).unwrap(), b"new");
+    for wrong in ["/dev/loop-control-none/x", "/"] {
+        assert!(OutputFile::create(Path::new(wrong)).is_err(), "{wrong}");
+    }
+}
+
+#[test]
 fn state_of_another_owner_a_link_or_a_fifo_is_not_believed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("checkpoint");

@@ -13,7 +13,7 @@ use std::io::{self, Write};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use super::{Map, Run, RunState};
+use super::{Map, Run, SpanState};
 use crate::block::{BLOCK_SIZE, BlockIndex, hexadecimal};
 
 /// Records between two places that [`Text`] knows: 64 KiB of JSON. A place takes 16 bytes, so 64 TiB in runs of a block
@@ -152,7 +152,7 @@ impl Map {
     fn records(&self, format: Format, from: BlockIndex) -> impl Iterator<Item = Run> {
         let only_wanted = matches!(format, Format::Csv | Format::Bmap);
         self.runs(from)
-            .filter(move |run| !only_wanted || run.state != RunState::Rest)
+            .filter(move |run| !only_wanted || run.state != SpanState::Rest)
     }
 
     /// What comes before the records.
@@ -214,8 +214,8 @@ impl Map {
         // Writing to memory cannot fail.
         let _ = match format {
             Format::Json => {
-                let (data, zero) = (run.state == RunState::Data, run.state != RunState::Data);
-                let present = run.state != RunState::Rest || matches!(self, Self::Blocks(..));
+                let (data, zero) = (run.state == SpanState::Data, run.state != SpanState::Data);
+                let present = run.state != SpanState::Rest || matches!(self, Self::Blocks(..));
                 let before = if offset == 0 { "" } else { ",\n" };
                 write!(
                     out,
@@ -226,7 +226,7 @@ impl Map {
             Format::Csv => {
                 let state = match (self, run.state) {
                     (Self::Blocks(..), _) => "held",
-                    (_, RunState::Zeroed) => "zeroed",
+                    (_, SpanState::Zeroed) => "zeroed",
                     _ => "written",
                 };
                 writeln!(out, "{block},{offset},{len},{state}")
@@ -234,7 +234,7 @@ impl Map {
             Format::Bmap if run.blocks == 1 => writeln!(out, "        <Range> {block} </Range>"),
             Format::Bmap => writeln!(out, "        <Range> {block}-{last} </Range>"),
             Format::Mapfile => {
-                let status = if run.state == RunState::Rest {
+                let status = if run.state == SpanState::Rest {
                     '?'
                 } else {
                     '+'
@@ -243,9 +243,9 @@ impl Map {
             }
             Format::Nbdinfo => {
                 let (number, words) = match run.state {
-                    RunState::Data => (0, "data"),
-                    RunState::Zeroed => (2, "zero"),
-                    RunState::Rest => (3, "hole,zero"),
+                    SpanState::Data => (0, "data"),
+                    SpanState::Zeroed => (2, "zero"),
+                    SpanState::Rest => (3, "hole,zero"),
                 };
                 writeln!(out, "{offset:>10}  {len:>10}    {number}  {words}")
             }

@@ -1,5 +1,5 @@
-//! [`Index`]: which blocks a repository holds, by their digests, so that no content is sent that is there already. It is
-//! a file of this machine, made of the segments of all snapshots; each segment is read once, and nothing is lost with it.
+//! [`Index`]: the dedup index, from a block's digest to its pack, so that no block is sent twice. It is a file of this machine,
+//! made from the segments of all snapshots. Each segment is read once; a lost index is only made again.
 //!
 //! It names packs that some snapshot leads to. It is updated after the run was put on record: from then on `prune` keeps
 //! everything that a snapshot led to at that time.
@@ -41,8 +41,8 @@ pub struct Index {
 }
 
 impl Index {
-    /// The index at `path`, updated with what the repository holds now. Another process that updates it is waited for. A
-    /// stop is seen within a second.
+    /// Opens the index at `path` and updates it with what the repository holds now. It waits for another process that updates
+    /// it. It sees a stop within a second.
     ///
     /// # Errors
     /// Why the repository cannot be read, or the index not be written; `Stopped`. What is damaged there is left out.
@@ -112,7 +112,7 @@ impl Index {
             Err(error) => {
                 if !self.is_damaged.swap(true, Ordering::Relaxed) {
                     let path = self.path.display();
-                    warn!("{path} is not used any more, it is damaged: {error}");
+                    warn!("ignoring {path} from now on, it is damaged: {error}");
                     if let Err(error) = remove_if_there(&self.path) {
                         warn!("{}", error.chain());
                     }
@@ -126,7 +126,7 @@ impl Index {
 /// How often a lock that another process holds is tried.
 const LOCK_EVERY: Duration = Duration::from_millis(100);
 
-/// Until it is dropped no other process writes the index.
+/// Locks the index. Until the lock is dropped, no other process writes it.
 async fn lock(path: &Path) -> Result<File> {
     let path = with_ending(path, "-lock");
     let file = lock_file(&path)?;

@@ -1,6 +1,6 @@
-//! [`Locations`]: where a run has put its blocks so far, on disk: 16 bytes a block at 16 times its index, and the names of
-//! its packs beside it, 36 bytes each. In memory they would be 2 GiB at 64 TiB. Each proves itself, for what they say is
-//! published.
+//! [`Locations`]: where a run has put its blocks so far. One file has 16 bytes for each block at 16 times its index, another one
+//! 36 bytes for each pack's name. In memory they would be 2 GiB at 64 TiB. Each entry has a checksum, since
+//! the published segments are made from them.
 
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;

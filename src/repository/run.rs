@@ -1,4 +1,4 @@
-//! [`RunState`]: what a run writes, which root it counts on, and where it is on record in the store.
+//! [`RunState`]: what a run writes, which root it relies on, and its record in the store.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -94,7 +94,7 @@ pub(super) fn removed_meanwhile(name: &str) -> Error {
     Error::new(Kind::NotFound, what).with_remedy(Remedy::TryLater)
 }
 
-/// Where a root is that was removed.
+/// The name of a removed root's tombstone.
 pub(super) fn removed(name: &str, run: &str) -> String {
     format!("removed/{name}.{run}")
 }
@@ -123,7 +123,7 @@ pub(super) fn forgotten(store: &Store) -> Error {
     Error::new(Kind::Invalid, what).with_remedy(Remedy::Restart)
 }
 
-/// Where a run is on record.
+/// The name of a run's record.
 pub(super) fn run_object(run: &str) -> String {
     format!("runs/{run}")
 }

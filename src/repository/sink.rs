@@ -34,7 +34,7 @@ use crate::files::blocking;
 use crate::source::BlockSource;
 use crate::target::{Published, Sink, SinkState, Written};
 
-/// Blocks in packs at once, one being filled and others on their way: 72 MiB. A block waits for a place before it is taken.
+/// Blocks in packs at once, one pack being filled and others in flight: 72 MiB. A block waits for room before a pack takes it.
 const HELD: usize = 2 * MOST_BLOCKS + 16;
 
 /// A snapshot being written.
@@ -192,7 +192,7 @@ impl RepositorySink {
         Ok(())
     }
 
-    /// Whether the parent has this very block at this index.
+    /// Whether the parent has the same block at this index.
     async fn is_as_parent(&self, index: BlockIndex, digest: &Digest) -> Result<bool> {
         let (number, within) = place_of(index);
         let parent = self.parent.as_ref();
@@ -204,7 +204,7 @@ impl RepositorySink {
         Ok(entry.is_some_and(|entry| entry.digest == *digest))
     }
 
-    /// A segment of the parent. A full copy only saves work with it, so that it does without a damaged one.
+    /// Reads a segment of the parent. A full copy needs it only to save work and ignores a damaged one.
     async fn parent_segment(&self, of: &SegmentOf) -> Result<Option<Arc<Segment>>> {
         match self.segments.load(&of.name).await {
             Err(error) if error.kind() == Kind::Corrupt && self.state.base.is_none() => {
@@ -322,7 +322,7 @@ impl RepositorySink {
                     .filter(|entry| entry.digest == digest)
                     .ok_or_else(|| {
                         let what =
-                            format!("cannot publish: the parent's block {index} is not as it was");
+                            format!("cannot publish: block {index} of the parent has changed");
                         Error::new(Kind::Corrupt, what).with_remedy(Remedy::Restart)
                     })?;
                 blocks.insert(within, entry);

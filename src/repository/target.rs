@@ -113,7 +113,7 @@ impl RepositoryTarget {
         self.catalog.root(name).await
     }
 
-    /// The root that a run counts on: its base's, else the newest sound one of the volume.
+    /// The root that a run relies on: its base's, else the newest sound one of the volume.
     async fn parent(&self, base: Option<&Replica>, source: &SourceInfo) -> Result<Option<Root>> {
         if let Some(base) = base {
             let root = self.root_of(&base.id).await?;
@@ -143,7 +143,7 @@ impl RepositoryTarget {
         }
         warnings.iter().for_each(|warning| warn!("{warning}"));
         if let Some(root) = &found {
-            info!("not sending blocks that are as in {}", root.snapshot);
+            info!("not sending blocks that {} has unchanged", root.snapshot);
         }
         Ok(found)
     }
@@ -190,7 +190,7 @@ impl RepositoryTarget {
         }
         let named = SinkState::of(&state);
         if done.is_none() {
-            // Before the store hears of the run: whatever is there of it can be found.
+            // Saved before the store has a record of the run, so that this machine can always find that record.
             (opening.name)(&named)?;
         }
         let store = Arc::clone(self.store());
@@ -199,7 +199,7 @@ impl RepositoryTarget {
         if let Some(path) = &self.index {
             match Index::update(&self.catalog, path, stop).await {
                 Ok(index) => sink = sink.with_index(index),
-                // Without it more is sent, and nothing is wrong.
+                // The index only saves transfers: the run is right without it.
                 Err(error) if matches!(error.kind(), Kind::Io | Kind::NoSpace | Kind::Corrupt) => {
                     warn!("not using the dedup index: {}", error.chain());
                 }

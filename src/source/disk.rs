@@ -58,7 +58,7 @@ impl DiskSource {
         })
     }
 
-    /// The same as a volume of whole GiB, which EBS asks for: what is more than there is reads as zeroes.
+    /// Rounds the volume up to whole GiB, as EBS requires. Bytes beyond the end of the file read as zeroes.
     ///
     /// # Errors
     /// `Invalid` beyond 64 TiB.
@@ -67,17 +67,13 @@ impl DiskSource {
         Ok(self)
     }
 
-    /// A volume of `geometry` at the beginning of an image or device, which may be larger; what is read comes from the disk
-    /// and not from the page cache.
+    /// A volume of `geometry` at the beginning of an image or device, which may be larger; of a smaller one what lies behind its
+    /// end reads as zeroes. What is read comes from the disk and not from the page cache.
     ///
     /// # Errors
-    /// As for [`DiskSource::open`]; `Io` when what is not written yet cannot be, `Invalid` when it is smaller.
+    /// As for [`DiskSource::open`]; `Io` when what is not written yet cannot be.
     pub fn open_past_cache(path: &Path, geometry: Geometry) -> Result<Self> {
         let mut source = Self::open(path)?;
-        if source.geometry.size() < geometry.size() {
-            let what = format!("{} is smaller than the volume", path.display());
-            return Err(Error::new(Kind::Invalid, what));
-        }
         source.geometry = geometry;
         // Pages that were written can be dropped; the kernel drops no others.
         let failed = |error| Error::of_file(path, "cannot flush", error);
@@ -97,7 +93,7 @@ impl DiskSource {
                 Ok(found) => Ok(u64::try_from(found).ok()),
                 // No more data.
                 Err(Errno::ENXIO) => Ok(None),
-                // It does not know: all of it is data.
+                // The filesystem does not support SEEK_DATA: all is data.
                 Err(Errno::EINVAL) => Ok(Some(match whence {
                     Whence::SeekHole => self.geometry.size(),
                     _ => at.unsigned_abs(),
@@ -133,7 +129,7 @@ impl BlockSource for DiskSource {
         let size = self.size;
         async move {
             if len == 0 {
-                let what = format!("{} has no block {index}", path.display());
+                let what = format!("cannot read {}: it has no block {index}", path.display());
                 return Err(Error::new(Kind::Invalid, what));
             }
             let read = blocking(move || {
@@ -149,7 +145,7 @@ impl BlockSource for DiskSource {
             let Some(bytes) = read.await? else {
                 return Ok(Block::Zero);
             };
-            // Nobody waits for one block of many.
+            // At low priority: a copy reads many blocks at once, so one may wait to be hashed with others.
             let digest = self.digester.digest(&bytes, false).await;
             Ok(Block::Data(bytes, digest))
         }
@@ -178,7 +174,7 @@ pub fn size_of(path: &Path, mut file: &File) -> Result<u64> {
     let kind = file.metadata().map_err(failed)?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
         let what = format!(
-            "{} is neither a regular file nor a block device",
+            "cannot use {}: it is neither a regular file nor a block device",
             path.display()
         );
         return Err(Error::new(Kind::Invalid, what));

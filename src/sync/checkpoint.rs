@@ -1,5 +1,5 @@
-//! [`Checkpoint`]: what a run must know to resume after it was killed. One file, replaced whole, always behind the data that it
-//! speaks of.
+//! [`Checkpoint`]: what a run needs to resume after it was killed. One file, replaced whole, saved only after the data that it
+//! names is flushed.
 //!
 //! ```text
 //! "ebsfsync" version(u32) length(u32) JSON: what is copied where, what the sink needs
@@ -57,12 +57,12 @@ impl Checkpoint {
         }
     }
 
-    /// The checkpoint that an earlier run left, with its digests at `digests`; none where there is none, or where what is there
-    /// is not ours, of an older version, or of another run than the digests.
+    /// The checkpoint that an earlier run left, with its digests at one of `digests`; none where there is none, or where what is
+    /// there is not ours, of an older version, or of another run than the digests.
     ///
     /// # Errors
     /// `Corrupt` when it is damaged, `Io` when it cannot be read.
-    pub(super) fn load(path: &Path, digests: &Path) -> Result<Option<Self>> {
+    pub(super) fn load(path: &Path, digests: &[PathBuf]) -> Result<Option<Self>> {
         let Some(bytes) = read_ours(path)? else {
             return Ok(None);
         };
@@ -84,7 +84,11 @@ impl Checkpoint {
             return Ok(None);
         }
         let (header, plan, done, marked) = decode(&bytes).ok_or_else(damaged)?;
-        let found = Digests::open(digests)?.filter(|digests| digests.run() == header.task.run);
+        let mut found = None;
+        for path in digests {
+            let is_its = |digests: &Digests| digests.run() == header.task.run;
+            found = found.or(Digests::open(path)?.filter(is_its));
+        }
         let Some(digests) = found else {
             let path = path.display();
             warn!("the digests of the checkpoint {path} are missing: its progress is dropped");
@@ -106,7 +110,7 @@ impl Checkpoint {
         &self.task
     }
 
-    /// All that there is to do, done or not.
+    /// The whole plan, done or not.
     pub(super) fn plan(&self) -> &Arc<Delta> {
         &self.plan
     }
@@ -149,7 +153,7 @@ impl Checkpoint {
         Extent::new(start, stop)
     }
 
-    /// The file of digests, to be written before a saved checkpoint speaks of the blocks.
+    /// The digests of the run. They are written before a saved checkpoint names their blocks.
     pub(super) fn digests(&self) -> Digests {
         self.digests.clone()
     }
@@ -159,7 +163,7 @@ impl Checkpoint {
         Box::new(self.digests.of_plan(Arc::clone(&self.plan)))
     }
 
-    /// Takes blocks as done, their data and digests being flushed.
+    /// Marks blocks as done. Their data and digests must be flushed.
     pub(super) fn mark(&mut self, blocks: impl IntoIterator<Item = Extent>, state: SinkState) {
         for extent in blocks {
             self.done.insert_extent(extent);
@@ -177,14 +181,14 @@ impl Checkpoint {
         self.damaged.insert(index);
     }
 
-    /// Plans to write these blocks, whatever was planned and done of them.
+    /// Plans to write these blocks again, even those that are done.
     pub(super) fn write_again(&mut self, blocks: &BlockSet) {
         self.done = self.done.without(blocks);
         Arc::make_mut(&mut self.plan).write_too(blocks);
     }
 
-    /// The checkpoint of a run that takes over the object of this one: of what is done all that `changed` does not name and `plan`
-    /// still wants stays done. `digests` are a clone of this one's.
+    /// The checkpoint of a run that takes over from this one. A block stays done if it was written undamaged, `changed`
+    /// does not name it, and `plan` writes it. `digests` are a clone of this one's.
     pub(super) fn taken_over(
         &self,
         task: Task,
@@ -208,13 +212,12 @@ impl Checkpoint {
         }
     }
 
-    /// Plans to zero all that is not to be written, in a full copy: the target turned out to be one where absence is no
-    /// zero.
+    /// In a full copy, plans to zero all blocks that it does not write: on this target an absent block does not read as zeroes.
     pub(super) fn zero_the_rest(&mut self) {
         Arc::make_mut(&mut self.plan).zero_what_grew();
     }
 
-    /// The checkpoint as it is now, ready to be written by a thread that may wait.
+    /// Encodes the checkpoint, so that a blocking thread can write it.
     pub(super) fn encode(&self) -> Saved {
         let mut bytes = Vec::new();
         bytes.extend_from_slice(MAGIC);

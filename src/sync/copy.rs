@@ -8,8 +8,8 @@
 //!  write   Data -> write_block, Zero -> write_zeroes
 //!  keep    flush, then digests, then mark done, then save the checkpoint; never another order
 //! ```
-//! Memory is the blocks in flight and bitmaps, whatever the volume's size. What is fetched and not kept yet is at most
-//! [`INTERVAL`] blocks: so much is fetched a second time after a kill.
+//! Memory is the blocks in flight and bitmaps, whatever the volume's size. At most [`INTERVAL`] blocks are fetched and not in
+//! the checkpoint yet: a run that resumes after a kill fetches so many again.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,14 +25,14 @@ use super::job::OnDamage;
 use super::progress::Progress;
 use super::verify::{self, Compared};
 use crate::block::{Block, BlockIndex, BlockSet, Digest, Extent};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::blocking;
 use crate::source::{BlockSource, Wanted};
 use crate::target::{Sink, SinkState, Stop};
 
 /// The most blocks that are fetched and not kept yet: 512 MiB.
 pub(super) const INTERVAL: usize = 1024;
-/// What is written is kept after this time at the latest, however little it is.
+/// The longest time between a write and the checkpoint that names it.
 const KEEP_EVERY: Duration = Duration::from_secs(5);
 /// Blocks zeroed between two checkpoints: 1 GiB.
 const ZERO_STEP: u32 = 2048;
@@ -51,13 +51,13 @@ pub(super) struct CopyTarget {
     pub(super) recheck: Option<Arc<dyn BlockSource>>,
 }
 
-/// How a copy goes.
+/// The rules of a copy.
 pub(super) struct Rules<'a> {
     /// Blocks in flight, at most.
     pub(super) in_flight: usize,
     /// What happens when a block of the source is damaged.
     pub(super) on_damage: OnDamage,
-    /// Where it counts.
+    /// Counts blocks and bytes.
     pub(super) progress: &'a Arc<Progress>,
     /// The first signal.
     pub(super) stop: &'a Stop,
@@ -96,16 +96,16 @@ struct Copy<'a> {
 /// A step of keeping what a target has.
 type Keep = BoxFuture<'static, (usize, Result<Step>)>;
 
-/// What is done of it.
+/// A finished step of a [`Keep`].
 enum Step {
-    /// Data and digests survive a crash; with this the sink goes on.
+    /// Data and digests survive a crash; the state is what a resumed sink needs.
     Flushed(SinkState),
-    /// So does the checkpoint that speaks of them.
+    /// The checkpoint that names them survives too.
     Saved,
 }
 
-/// Copies to every target; the answers are the targets' own. One that fails does not stop the others; a source that fails, or
-/// the first signal, ends them all, each with its checkpoint as far as it came.
+/// Copies to every target and returns a result for each. One that fails does not stop the others. A failure of the source, or
+/// the first signal, ends all of them; each keeps its checkpoint.
 pub(super) async fn copy(
     source: Arc<dyn BlockSource>,
     targets: Vec<CopyTarget>,
@@ -137,7 +137,7 @@ pub(super) async fn copy(
 }
 
 impl Copy<'_> {
-    /// Zeroes what is to be zeroed.
+    /// Zeroes the blocks that the plans zero.
     async fn zero(&mut self) {
         let rules = self.rules;
         let zeroed = self.targets.iter_mut().map(|copying| async move {
@@ -147,7 +147,7 @@ impl Copy<'_> {
         join_all(zeroed).await;
     }
 
-    /// Compares beside the fetching what earlier runs have done.
+    /// Starts to compare what earlier runs have done, beside the fetches.
     fn begin_rechecks(&mut self) {
         for (number, copying) in self.targets.iter_mut().enumerate() {
             let Some(reader) = copying.target.recheck.take() else {
@@ -174,7 +174,7 @@ impl Copy<'_> {
                 let blocks = compared.differing;
                 let geometry = copying.target.checkpoint.plan().head();
                 warn!(
-                    "{}: {} not as the last run left it: writing that again",
+                    "{}: {} changed since the last run: writing them again",
                     copying.target.name,
                     verify::describe(&blocks, geometry)
                 );
@@ -190,7 +190,7 @@ impl Copy<'_> {
     }
 
     async fn fetch(&mut self) -> Result<()> {
-        // Each on its own, so that all processors have a part in it; dropped, they end.
+        // One task for each block, so that all processors work; dropping the set aborts them.
         let mut flights = JoinSet::new();
         let mut keeps: FuturesUnordered<Keep> = FuturesUnordered::new();
         let stop = self.rules.stop.clone();
@@ -243,13 +243,13 @@ impl Copy<'_> {
             };
             tokio::select! {
                 Some(copied) = flights.join_next() => {
-                    let copied = copied.map_err(|error| Error::with_source(Kind::Io, "stopped", error));
+                    let copied = copied.map_err(|error| Error::with_source(Kind::Io, "cannot copy a block", error));
                     let noted = copied.and_then(|copied| self.copied(copied));
                     ended = ended.and(noted);
                 }
                 Some((number, step)) = keeps.next() => keeps.extend(self.kept(number, step)),
                 Some(compared) = self.rechecks.join_next() => {
-                    let compared = compared.map_err(|error| Error::with_source(Kind::Io, "stopped", error));
+                    let compared = compared.map_err(|error| Error::with_source(Kind::Io, "cannot compare", error));
                     match compared {
                         Ok((number, compared)) => {
                             let end = cursor.unwrap_or(BlockIndex(u32::MAX));
@@ -320,7 +320,7 @@ impl Copy<'_> {
         Ok(())
     }
 
-    /// Begins to keep what a target has, when that is worth it, or the last of it.
+    /// Starts to flush what a target has taken: when enough is written, when it is due, or at the end.
     fn keep(&mut self, number: usize, is_last: bool) -> Option<Keep> {
         let copying = self.targets.get_mut(number)?;
         let is_due = is_last || copying.kept_at.elapsed() >= KEEP_EVERY;
@@ -342,7 +342,7 @@ impl Copy<'_> {
         Some(flushed.map(move |step| (number, step)).boxed())
     }
 
-    /// What was flushed is done once the checkpoint says so: that is the next step.
+    /// After a flush, starts to save the checkpoint; after the save, the target may be flushed again.
     fn kept(&mut self, number: usize, step: Result<Step>) -> Option<Keep> {
         let copying = self.targets.get_mut(number)?;
         match step {
@@ -369,7 +369,7 @@ impl Copying {
         self.written.len() + self.keeping.as_ref().map_or(0, Vec::len)
     }
 
-    /// The first failure is the one that is told.
+    /// Keeps the first failure.
     fn fail(&mut self, error: Error) {
         self.failed.get_or_insert(error);
     }
@@ -390,11 +390,14 @@ async fn copy_block(
         written: Ok(Vec::new()),
     };
     let len = source.geometry().block_len(index) as u64;
-    // Low priority: one block of many may wait to be hashed with others.
+    // At low priority: a block may wait to be hashed together with others.
     match source.read_ahead(index, Wanted::default()).await {
         Err(error) if error.kind() == Kind::Corrupt && on_damage == OnDamage::Mark => {
             warn!("block {index} stays zero: {}", error.chain());
             copied.is_damaged = true;
+        }
+        Err(error) if error.kind() == Kind::Corrupt => {
+            copied.written = Err(error.with_remedy(Remedy::MarkDamage));
         }
         Err(error) => copied.written = Err(error),
         Ok(Block::Zero) => copied.bytes = len,
@@ -417,7 +420,7 @@ async fn copy_block(
     copied
 }
 
-/// Zeroes what is left to be zeroed, so much at once that keeping it is worth several waits for the disk.
+/// Zeroes the rest of the blocks to zero, in steps large enough to pay for the flushes of each checkpoint.
 async fn zero(target: &mut CopyTarget, rules: &Rules<'_>) -> Result<()> {
     let mut at = BlockIndex(0);
     while !rules.stop.is_stopped() {

@@ -41,7 +41,7 @@ const PIECE: u32 = 1024;
 const HEADER: u64 = 4096;
 const ENTRY: u64 = 32;
 const HOLE: Digest = [0x00; 32];
-// No bytes are known that have one of these as their SHA-256.
+// No known bytes have one of these as their SHA-256.
 const ZERO: Digest = [0xff; 32];
 const UNKNOWN: Digest = [0xfe; 32];
 
@@ -152,7 +152,7 @@ impl Digests {
             .map_err(|error| Error::of_file(path, "cannot read", error))?;
         let Some((run, geometry, is_whole)) = decode_header(&header) else {
             warn!(
-                "{} is not used: its header is damaged or of another version",
+                "ignoring {}: its header is damaged or of another version",
                 path.display()
             );
             return Ok(None);

@@ -1,4 +1,4 @@
-//! [`Execution`]: planned targets are opened, copied to, finished. One that fails does not stop the others.
+//! [`Execution`]: opens, copies and finishes the planned targets. One that fails does not stop the others.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -11,10 +11,11 @@ use super::copy::{CopyTarget, Rules, copy};
 use super::digests::Digests;
 use super::job::SyncJob;
 use super::observe::Candidate;
-use super::planner::{Planned, Work};
+use super::plan::Decision;
+use super::planner::{NewRun, Planned, Work};
 use super::report::ReportFile;
 use super::source::Source;
-use super::stage::Stage;
+use super::stage::{Stage, is_same, is_same_plan};
 use super::verify::CompareCheckpoint;
 use super::{Context, Ended, TargetOutcome, record};
 use crate::block::Delta;
@@ -64,7 +65,7 @@ impl Group {
 }
 
 impl Execution<'_> {
-    /// Brings every target to its end, or as far as it comes.
+    /// Runs every planned target; each has an outcome.
     pub(super) async fn run(
         &self,
         planned: Vec<Planned>,
@@ -129,7 +130,7 @@ impl Execution<'_> {
             .iter()
             .map(|target| target.checkpoint.missing().len());
         let (progress, source) = (&self.context.progress, &self.source.info.name);
-        // Done together, each block counts once.
+        // One fetch serves all targets, so each block counts once.
         progress.begin(format!("{what} {source}"), left.max().unwrap_or(0));
         let rules = Rules {
             in_flight: self.job.in_flight,
@@ -162,9 +163,9 @@ impl Execution<'_> {
             return Ok(None);
         };
         let task = match work {
-            Work::New { task, .. } if self.source.is_staged => task,
-            Work::New { task, plan, .. } if plan.base().is_some() => {
-                let target = stage.open(task, plan).await?;
+            Work::New(run) if self.source.is_staged => &run.task,
+            Work::New(run) if run.plan.base().is_some() => {
+                let target = stage.open(&run.task, &run.plan).await?;
                 let filled = self
                     .fill(Arc::clone(&self.blocks), vec![target], "staging")
                     .await;
@@ -172,13 +173,24 @@ impl Execution<'_> {
                     ended?;
                 }
                 stage.finish(&self.source.info)?;
-                task
+                &run.task
             }
             Work::Resumed(checkpoint) => checkpoint.task(),
             _ => return Ok(None),
         };
-        let is_its = |staged: &Task| staged.source == task.source && staged.target == task.target;
-        let blocks = stage.complete(is_its)?;
+        let fits = |staged: &Task, staged_plan: &Delta| {
+            let has_all = match work {
+                Work::New(run) => is_same_plan(staged_plan, &run.plan),
+                Work::Resumed(checkpoint) => {
+                    let missing = checkpoint.missing();
+                    let missing = missing.without(staged_plan.zero());
+                    missing.without(staged_plan.write()).is_empty()
+                }
+                _ => false,
+            };
+            is_same(staged, task) && has_all
+        };
+        let blocks = stage.complete(fits)?;
         Ok(blocks.map(|blocks| Arc::new(blocks) as Arc<dyn BlockSource>))
     }
 
@@ -205,11 +217,12 @@ impl Execution<'_> {
         }
         let is_resumed = matches!(work, Work::Resumed(_));
         let (checkpoint, replica) = match work {
-            Work::New {
-                task,
-                plan,
-                replica,
-            } => {
+            Work::New(run) => {
+                let NewRun {
+                    task,
+                    plan,
+                    replica,
+                } = *run;
                 self.drop_unfinished(&mut candidate).await?;
                 let digests = new_digests(&candidate, &task, &plan, &self.context.stop).await?;
                 let path = candidate.files.checkpoint();
@@ -258,7 +271,7 @@ impl Execution<'_> {
         let between = between(candidate, &task, &plan);
         let record = candidate.files.record();
         let cell = Mutex::new(checkpoint);
-        // The record after the checkpoint: whatever the record says, the checkpoint knows how to go on.
+        // The checkpoint first: when the record says "between", a checkpoint exists that can resume.
         let name = |state: &SinkState| {
             let mut checkpoint = cell.lock();
             checkpoint.set_state(state.clone());
@@ -292,7 +305,7 @@ impl Execution<'_> {
                 let is_final =
                     matches!(error.kind(), Kind::Denied | Kind::Invalid | Kind::NotFound);
                 if is_fresh && is_final && candidate.target.kind().is_new() {
-                    // Refused for good: there is nothing to resume.
+                    // The service refused the request: there is nothing to resume.
                     discard(candidate)?;
                 }
                 return Err(error);
@@ -306,8 +319,8 @@ impl Execution<'_> {
         Ok((opened.sink, checkpoint))
     }
 
-    /// Drops what an unfinished run has left. In place its checkpoint stays until the new one replaces it: it knows what was
-    /// begun.
+    /// Drops what an unfinished run has left. In place, its checkpoint stays until the new one replaces it: it lists the blocks
+    /// that may be half written.
     async fn drop_unfinished(&self, candidate: &mut Candidate) -> Result<()> {
         let left = candidate
             .checkpoint
@@ -324,7 +337,7 @@ impl Execution<'_> {
         Ok(())
     }
 
-    /// A target that holds the source: proven again if that is asked for, and its record brought up to date.
+    /// A target that holds the source: verifies it if the job asks for that, and updates its record.
     async fn held(&self, candidate: &Candidate, report: &mut Option<ReportFile>) -> Result<Ended> {
         let (name, facts) = (candidate.target.name(), &candidate.seen.facts);
         for warning in &candidate.decided.warnings {
@@ -337,14 +350,14 @@ impl Execution<'_> {
         discard(candidate)?;
         let damaged = candidate.held_damaged();
         let image_sha256 = self.prove_held(candidate).await?;
-        // What a comparison has proven need not be compared the next time.
+        // Saves the new mark, so that the next run need not compare again.
         if let Some(record) = &candidate.seen.record
             && record.held() == Some(&self.source.info.name)
             && (record.mark != facts.mark || record.is_old_format)
             && !candidate.target.kind().is_new()
         {
             let record = TargetRecord {
-                mark: facts.mark.clone(),
+                mark: facts.mark.clone().filter(|_| facts.mark_proves),
                 ..record.clone()
             };
             record::save(&candidate.files.record(), &record)?;
@@ -416,7 +429,8 @@ fn between(candidate: &Candidate, task: &Task, plan: &Delta) -> Option<TargetRec
     })
 }
 
-/// The digests of a run that begins. Of every block, where those of the base are known; else of the plan's blocks alone.
+/// Makes the digests of a new run: whole for a full copy, and where the base's digests are whole. For a new object, and in all
+/// other cases, they are of the plan's blocks only.
 async fn new_digests(
     candidate: &Candidate,
     task: &Task,
@@ -425,7 +439,7 @@ async fn new_digests(
 ) -> Result<Digests> {
     let unfinished = candidate.checkpoint.as_ref().map(Checkpoint::digests);
     let [first, second] = candidate.files.next_digests();
-    // Not under the name of a run that is taken over.
+    // The digests of a run that is taken over keep their name until the new ones are complete.
     let is_taken = unfinished
         .as_ref()
         .is_some_and(|digests| digests.path() == first);
@@ -437,9 +451,15 @@ async fn new_digests(
     if plan.base().is_none() {
         return Digests::create(&path, &task.run, head, true);
     }
-    let old = match task.after {
-        Some(_) => unfinished,
-        None => candidate.digests.clone(),
+    let old = match candidate.decided.decision {
+        Decision::TakeOver(_) => unfinished,
+        // Of what a person vouched for nothing tells the digests.
+        _ => candidate.digests.clone().filter(|_| {
+            let record = candidate.seen.record.as_ref();
+            record.is_some_and(|record| {
+                record.held() == task.base.as_deref() && candidate.seen.is_proven(record)
+            })
+        }),
     };
     let Some(old) = old.filter(Digests::is_whole) else {
         return Digests::create(&path, &task.run, head, false);
@@ -449,7 +469,7 @@ async fn new_digests(
     match cloned.await {
         Err(error) if error.kind() == Kind::NoSpace => {
             warn!(
-                "{}: no evidence is kept, the next run may have to copy all blocks: {}",
+                "{}: no digests of unchanged blocks are kept, so the next run may copy all blocks: {}",
                 candidate.target.name(),
                 error.chain()
             );
@@ -459,7 +479,7 @@ async fn new_digests(
     }
 }
 
-/// What to do with a target that is left between two snapshots because its source cannot be read.
+/// Adds a remedy to the error of a target that stays between two snapshots because its source cannot be read.
 fn explain(opened: &OpenTarget, error: Error) -> Error {
     let target = &opened.candidate.target;
     let is_lost = matches!(error.kind(), Kind::NotFound | Kind::Denied);
@@ -469,9 +489,7 @@ fn explain(opened: &OpenTarget, error: Error) -> Error {
     let name = target.name();
     error
         .context(format!(
-            "{name} is not usable as it is, and its source cannot be read"
+            "cannot finish {name}: its source cannot be read; copy another snapshot to it"
         ))
-        .with_remedy(crate::error::Remedy::Do(format!(
-            "copy another snapshot to {name} with --base auto"
-        )))
+        .with_remedy(crate::error::Remedy::BaseAuto)
 }

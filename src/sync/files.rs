@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::files::with_ending;
+use crate::files::{folder_of, with_ending};
 
 /// The state files of one target. Beside an image, or flat in the state directory.
 #[derive(Clone, Debug)]
@@ -26,12 +26,12 @@ impl StateFiles {
         self.file(".ebsfs.json")
     }
 
-    /// How far an unfinished run is.
+    /// The progress of an unfinished run.
     pub(super) fn checkpoint(&self) -> PathBuf {
         self.file(".ebsfs-checkpoint")
     }
 
-    /// The digests of what the record says.
+    /// The digests of the recorded content.
     pub(super) fn digests(&self) -> PathBuf {
         self.file(".ebsfs-digests")
     }
@@ -45,17 +45,39 @@ impl StateFiles {
         ]
     }
 
-    /// How far a comparison is.
+    /// The progress of a comparison.
     pub(super) fn compare(&self) -> PathBuf {
         self.file(".ebsfs-compare")
     }
 
-    /// One run a target.
+    /// The lock file: at most one run for each target.
     pub(super) fn lock(&self) -> PathBuf {
         self.file(".ebsfs-lock")
     }
 
-    /// Files of the sink's own begin with this.
+    /// Removes temporary files that killed runs have left. The caller has the lock.
+    pub(super) fn remove_temporary(&self) {
+        let Some(name) = self.stem.file_name().and_then(|name| name.to_str()) else {
+            return;
+        };
+        let prefix = format!("{name}.ebsfs");
+        let Ok(entries) = std::fs::read_dir(folder_of(&self.stem)) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let found = entry.file_name();
+            let is_its = found
+                .to_str()
+                .is_some_and(|found| found.starts_with(&prefix) && found.ends_with(".tmp"));
+            let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+            if is_its && is_file {
+                // In the way of nothing where it cannot be removed.
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    /// The prefix of the sink's own files.
     pub(super) fn sink(&self) -> PathBuf {
         self.checkpoint()
     }

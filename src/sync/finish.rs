@@ -16,7 +16,7 @@ use crate::source::BlockSource;
 use crate::target::{Content, Published, TargetRecord};
 
 impl Execution<'_> {
-    /// Proves what was copied as far as that is asked for, publishes it and records it.
+    /// Verifies the copy if the job asks for it, publishes it and records it.
     pub(super) async fn finish(
         &self,
         target: CopyTarget,
@@ -35,11 +35,13 @@ impl Execution<'_> {
         };
         let checkpoint = &target.checkpoint;
         let progress = &self.context.progress;
+        // Before it is published: from then on nothing may stop the run until that is recorded.
+        let linear_sha256 = verify::linear_digest(checkpoint.written(), &self.context.stop).await?;
         progress.begin(format!("publishing {}", target.name), 0);
         let publish = target
             .sink
             .publish(checkpoint.written(), checkpoint.damaged());
-        // What is published by a rename is so in an instant; EBS may take hours.
+        // A rename takes an instant and is not stopped half way; EBS may take hours.
         let published = match opened.candidate.target.kind().is_new() {
             true => self.context.stop.unless(publish).await?,
             false => publish.await?,
@@ -62,7 +64,7 @@ impl Execution<'_> {
             blocks_zeroed: plan.zero().len(),
             damaged,
             damaged_in_source: self.source.info.damaged_blocks(),
-            linear_sha256: verify::linear_digest(checkpoint.written(), &self.context.stop).await?,
+            linear_sha256,
             verified: self.job.verify,
             image_sha256,
             warnings: opened.warnings.clone(),
@@ -71,7 +73,7 @@ impl Execution<'_> {
         if let Some(file) = report {
             file.done(&target.name, &done, checkpoint.written())?;
         }
-        // What is reported is read from beside the checkpoint: only now it may go.
+        // The report reads the digests of the run: only now they may be renamed and the checkpoint removed.
         self.keep_digests(&target, &opened.candidate)?;
         if let Some(stage) = self.stage_of(&opened.candidate) {
             stage.remove()?;
@@ -127,7 +129,7 @@ impl Execution<'_> {
         CompareCheckpoint::remove(&candidate.files.compare())
     }
 
-    /// What is asked to be proven of a target, by its bytes read back: SHA-256 of the whole image if that is asked for.
+    /// Reads a target back: compares it if the job asks for verify, and returns its SHA-256 if the job asks for a digest.
     async fn prove(
         &self,
         target: &CopyTarget,
@@ -174,7 +176,7 @@ impl Execution<'_> {
         Ok(Some(hexadecimal(&digests.sha256)))
     }
 
-    /// The same of a target that holds the source already: against its digests, or where there are none against the source.
+    /// Like [`Self::prove`], for a target that holds the source already: compares it with its whole digests, else with the source.
     pub(super) async fn prove_held(&self, candidate: &Candidate) -> Result<Option<String>> {
         if !self.job.verify && !self.job.digest {
             return Ok(None);

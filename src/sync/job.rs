@@ -1,9 +1,9 @@
-//! [`SyncJob`]: what is asked of a sync, as plain values. `cli` makes it of arguments, once.
+//! [`SyncJob`]: what the user asked for, as plain values. `cli` makes it from the arguments, once.
 
 use std::path::PathBuf;
 
 use crate::source::SnapshotId;
-use crate::target::Base;
+use crate::target::{Base, Facts};
 
 /// What happens when a block of the source is damaged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,12 +15,12 @@ pub enum OnDamage {
     Mark,
 }
 
-/// What is asked of a sync, the same for all its targets.
+/// What the user asked for, the same for all targets of the sync.
 #[derive(Clone, Debug)]
 pub struct SyncJob {
-    /// Since what only the changes are copied.
+    /// The base of the copy: only blocks changed since it are copied.
     pub base: Base,
-    /// The snapshot that a person vouches for that the targets hold.
+    /// The snapshot that the targets hold, on the user's word.
     pub trust: Option<SnapshotId>,
     /// Targets of unknown content that may be overwritten: identities of devices, paths as given.
     pub overwrite: Vec<String>,
@@ -28,7 +28,7 @@ pub struct SyncJob {
     pub restart: bool,
     /// Write over what something else has written to a target.
     pub discard_foreign_writes: bool,
-    /// Let what is encrypted at its source become a target that is not.
+    /// Allow an unencrypted copy of an encrypted source.
     pub allow_plaintext: bool,
     /// What happens when a block of the source is damaged.
     pub on_damage: OnDamage,
@@ -38,7 +38,7 @@ pub struct SyncJob {
     pub digest: bool,
     /// Bytes to leave free where images are written.
     pub reserve: u64,
-    /// Directory where a delta for what is written in place is kept whole before it is applied.
+    /// Directory for stages: a delta for a target in place is fetched whole to local disk before it is applied.
     pub stage: Option<PathBuf>,
     /// Decide and plan, change nothing.
     pub dry_run: bool,
@@ -49,7 +49,15 @@ pub struct SyncJob {
 }
 
 impl SyncJob {
-    /// A full copy with nothing allowed.
+    /// Whether a person has named a target to be overwritten.
+    pub(super) fn names(&self, facts: &Facts) -> bool {
+        let tokens = || std::iter::once(&facts.token).chain(&facts.other_tokens);
+        self.overwrite
+            .iter()
+            .any(|named| tokens().any(|token| token == named))
+    }
+
+    /// A full copy that overwrites nothing of unknown content.
     pub fn full() -> Self {
         Self {
             base: Base::None,

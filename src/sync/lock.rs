@@ -1,8 +1,8 @@
-//! [`Locks`]: one run a target, held from before anything is read of the target until its mark is recorded. [`overlaps`]:
-//! whether source and target are one.
+//! [`Locks`]: at most one run for each target, from before the target is observed until its mark is recorded. A dry run takes none.
+//! [`overlaps`]: whether source and target share bytes.
 //!
-//! A target is locked twice: by name, with a file beside its state, and by what it is, with flock(2) on its inode or its disk.
-//! So two names of one object are one target, and udev, which takes the same lock, leaves a disk alone.
+//! A run locks a target twice: by name, with a lock file beside its state, and by object, with flock(2) on its inode or disk.
+//! So two names of one object exclude each other. udev takes the same lock and leaves a locked disk alone.
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
@@ -19,19 +19,19 @@ use crate::files::{folder_of, make_folder_of};
 use crate::sysfs::{BlockDevice, Sysfs};
 use crate::target::{LockPath, Stop};
 
-/// How long any lock is tried: udev holds one while it looks at a disk.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// Deadline for a lock: udev holds one while it probes a disk.
+const DEADLINE: Duration = Duration::from_secs(3);
 
-/// How long a disk is waited for whose other partition is being written.
-const PATIENCE_FOR_SIBLINGS: Duration = Duration::from_secs(60);
+/// Deadline for the lock of a disk while another run writes a sibling partition.
+const SIBLING_DEADLINE: Duration = Duration::from_secs(60);
 
-/// How often a lock is tried.
+/// Pause between two attempts to take a lock.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Why an object is refused that is named twice.
+/// The reason when two targets of a run are one object.
 const TWICE: &str = "two targets of this run are on it";
 
-/// How often a lock file is opened that the run before removes at that moment.
+/// Attempts to open a lock file that an ending run removes at the same moment.
 const NAME_ATTEMPTS: usize = 100;
 
 /// Every lock that this process holds on an object: flock(2) would refuse itself.
@@ -45,8 +45,8 @@ pub(crate) struct Locks {
 }
 
 impl Locks {
-    /// Takes the lock file `name`, which is made, then the locks on `others`, in this order. It waits for others as
-    /// [`LockPath::waits`] says, on the thread that it is called on.
+    /// Creates and locks the file `name`, then takes the locks on `others`, in this order. It blocks its thread; the deadline
+    /// of each lock depends on [`LockPath::waits`].
     ///
     /// # Errors
     /// `Busy` when another run has one of them; `Invalid` when another target of this run is the same object; `Stopped`; what
@@ -70,13 +70,13 @@ impl Locks {
     }
 
     fn take_with(name: Option<NameLock>, others: &[LockPath], stop: &Stop) -> Result<Self> {
-        let patience = |lock: &LockPath| match lock.waits {
-            true => PATIENCE_FOR_SIBLINGS,
-            false => PATIENCE,
+        let deadline = |lock: &LockPath| match lock.waits {
+            true => SIBLING_DEADLINE,
+            false => DEADLINE,
         };
         let held = others.iter();
         let held: Result<Vec<_>> = held
-            .map(|other| HeldLock::take(other, patience(other), stop))
+            .map(|other| HeldLock::take(other, deadline(other), stop))
             .collect();
         Ok(Self {
             _name: name,
@@ -128,7 +128,7 @@ impl NameLock {
 
 impl Drop for NameLock {
     fn drop(&mut self) {
-        // Still locked: no other run has it, and one that has opened it sees that it is gone.
+        // Removed while still locked: a run that has opened it sees that the name is no longer this file's.
         let _ = std::fs::remove_file(&self.path);
     }
 }
@@ -169,7 +169,7 @@ struct HeldLock {
 }
 
 impl HeldLock {
-    fn take(lock: &LockPath, patience: Duration, stop: &Stop) -> Result<Arc<Self>> {
+    fn take(lock: &LockPath, deadline: Duration, stop: &Stop) -> Result<Arc<Self>> {
         let failed = |error| Error::of_file(&lock.path, "cannot lock", error);
         let began = Instant::now();
         loop {
@@ -177,7 +177,7 @@ impl HeldLock {
             if let Some(held) = Self::try_take(lock, file).map_err(failed)? {
                 return held;
             }
-            if began.elapsed() >= patience {
+            if began.elapsed() >= deadline {
                 return Err(busy(&lock.path, &open(&lock.path, false).map_err(failed)?));
             }
             stop.check()?;
@@ -214,7 +214,7 @@ impl HeldLock {
             }
             Err(error) => return Err(error),
         };
-        // Renamed over meanwhile: the next attempt finds what the name is now.
+        // The path was renamed over meanwhile: the next attempt locks the new object.
         let is_it = |found: Metadata| LockedObject::of(&found) == object;
         if !is_it(file.metadata()?) || !is_it(std::fs::metadata(&lock.path)?) {
             return Ok(None);
@@ -250,7 +250,7 @@ fn try_lock(file: &File) -> std::io::Result<bool> {
     }
 }
 
-/// Why a lock is not to be had: another run has it, or another target of this one.
+/// The error of a lock that another process, or another target of this run, holds.
 fn busy(path: &Path, file: &File) -> Error {
     let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
     let metadata = file.metadata().ok();

@@ -16,9 +16,9 @@ use super::source::Source;
 use super::verify;
 use crate::block::{BlockIndex, BlockSet, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
-use crate::files::make_folder_of;
+use crate::files::{make_folder_of, remove_if_there};
 use crate::source::SnapshotId;
-use crate::target::{Ask, Target, TargetRecord};
+use crate::target::{Ask, Content, Left, Target, TargetRecord};
 
 /// A target of a run, until it is opened.
 pub(super) struct Candidate {
@@ -47,14 +47,32 @@ impl Candidate {
         let files = StateFiles::of(&target.state().stem);
         context
             .progress
-            .begin(format!("looking at {}", target.name()), 0);
+            .begin(format!("observing {}", target.name()), 0);
         let locks = match job.dry_run {
             true => None,
             false => Some(take_locks(&*target, &files, context).await?),
         };
-        let checkpoint = load_checkpoint(&files, job)?;
-        let seen = look(job, source, &*target, &files, checkpoint.as_ref(), context).await?;
-        let digests = recorded_digests(&files, seen.record.as_ref(), job.dry_run)?;
+        if locks.is_some() {
+            files.remove_temporary();
+        }
+        let mut checkpoint = load_checkpoint(&files, job)?;
+        let mut seen = look(job, source, &*target, &files, checkpoint.as_ref(), context).await?;
+        let mut digests = recorded_digests(&files, seen.record.as_ref(), job.dry_run)?;
+        if let Some((record, its)) = published(checkpoint.as_ref(), &seen) {
+            digests = Some(its);
+            seen.record = Some(record);
+            seen.unfinished = None;
+            seen.facts.left = Left::Gone;
+            if let (Some(record), false) = (&seen.record, job.dry_run) {
+                record::save(&files.record(), record)?;
+                digests = recorded_digests(&files, Some(record), false)?;
+                remove_if_there(&files.checkpoint())?;
+            }
+            checkpoint = None;
+        } else if seen.facts.left == Left::Published {
+            // Not all of it was written, or nothing tells what was: it is some other file.
+            seen.facts.left = Left::Gone;
+        }
         let mut candidate = Self {
             decided: Decided::undecided(),
             target,
@@ -86,7 +104,7 @@ impl Candidate {
         self.checkpoint.is_some() && is_between && self.target.kind().is_in_place()
     }
 
-    /// The digests of every block that the target ought to have.
+    /// The whole digests that the target should match: the unfinished run's where it is half written, else the record's.
     fn evidence(&self) -> Option<Digests> {
         let half = self.checkpoint.as_ref().filter(|_| self.is_half_written());
         let digests = match half {
@@ -111,7 +129,7 @@ impl Candidate {
         let half = self.checkpoint.as_ref().filter(|_| self.is_half_written());
         let skip = half.map(Checkpoint::missing).unwrap_or_default();
         info!(
-            "{name}: its mark does not prove that nothing else has written it: comparing {} with its digests",
+            "{name}: its mark has changed or proves nothing: comparing {} with its digests",
             bytesize::ByteSize::b(geometry.size())
         );
         let blocks = u64::from(geometry.block_count());
@@ -146,7 +164,7 @@ impl Candidate {
             compared.in_plan.len()
         );
         if compared.unknown > 0 {
-            // As if there were none: they do not speak of every block.
+            // Digests with unknown entries prove nothing about the whole target.
             self.seen.has_digests = false;
         } else {
             self.seen.compared = Some(match compared.differing.is_empty() {
@@ -195,6 +213,30 @@ impl Candidate {
     }
 }
 
+/// An image that a run published and was killed before it recorded that: what the record must say, and its digests. Its mark is
+/// not known, so that the image is compared before anything is built on it.
+fn published(checkpoint: Option<&Checkpoint>, seen: &Observed) -> Option<(TargetRecord, Digests)> {
+    let checkpoint = checkpoint.filter(|_| seen.facts.left == Left::Published)?;
+    let task = checkpoint.task();
+    let digests = checkpoint.digests();
+    let is_whole = checkpoint.missing().is_empty() && digests.is_whole();
+    let is_its = task.target == seen.id && !task.in_place;
+    let record = TargetRecord {
+        run: task.run.clone(),
+        target: task.target.clone(),
+        content: Content::Holds(task.source.clone()),
+        volume: task.volume.clone(),
+        volume_bytes: checkpoint.plan().head().size(),
+        mark: None,
+        time: None,
+        replica: None,
+        damaged: super::report::pairs(checkpoint.damaged()),
+        is_old_format: false,
+        report: serde_json::Value::Null,
+    };
+    (is_whole && is_its).then_some((record, digests))
+}
+
 async fn take_locks(
     target: &dyn Target,
     files: &StateFiles,
@@ -207,13 +249,7 @@ async fn take_locks(
 }
 
 fn load_checkpoint(files: &StateFiles, job: &SyncJob) -> Result<Option<Checkpoint>> {
-    let [first, second] = files.next_digests();
-    let path = files.checkpoint();
-    let load = || match Checkpoint::load(&path, &first)? {
-        Some(found) => Ok(Some(found)),
-        None => Checkpoint::load(&path, &second),
-    };
-    match load() {
+    match Checkpoint::load(&files.checkpoint(), &files.next_digests()) {
         Err(error) if job.restart && error.kind() == Kind::Corrupt => {
             warn!("{}", error.chain());
             Ok(None)

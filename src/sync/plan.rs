@@ -1,9 +1,10 @@
-//! [`decide`]: what is done for a target, by what is asked and what is observed. A pure function: no I/O, no clock.
+//! [`decide`]: chooses the action for a target from the job, the source and the observed state. A pure function: no I/O, no clock.
 //!
 //! ```text
 //! obstacles, size                                    -> Refuse
 //! an unfinished run of the same command, proven      -> Resume
 //! an unfinished run of another command, in place     -> TakeOver, or Full
+//! an unfinished part of another snapshot, proven     -> TakeOverPart
 //! a record whose mark matches                        -> Holds, Delta or Full by --base
 //! a record whose mark differs, digests there         -> Compare, then as above or Refuse
 //! a record whose mark differs, no digests            -> Full (Refuse where a base is named)
@@ -31,11 +32,11 @@ pub(super) struct Observed {
     pub name: String,
     /// [`crate::target::Target::id`].
     pub id: String,
-    /// What can be seen of it.
+    /// What [`crate::target::Target::observe`] found.
     pub facts: Facts,
     /// What the last run on it recorded.
     pub record: Option<TargetRecord>,
-    /// The run that its checkpoint speaks of, and how many blocks of it are done.
+    /// The run of its checkpoint, and how many blocks of it are done.
     pub unfinished: Option<(Task, u64)>,
     /// Whether the digests of every block of the target are there, of the run that wrote the record or that is unfinished.
     pub has_digests: bool,
@@ -43,6 +44,18 @@ pub(super) struct Observed {
     pub unfinished_has_digests: bool,
     /// What a comparison with those digests found; none before there was one.
     pub compared: Option<Comparison>,
+}
+
+impl Observed {
+    /// Whether its mark proves that nothing has written the target since the record.
+    pub(super) fn is_unchanged(&self, record: &TargetRecord) -> bool {
+        record.mark.is_some() && record.mark == self.facts.mark
+    }
+
+    /// Whether what the target differs in from the record's digests is known: in nothing, or in the blocks that a comparison found.
+    pub(super) fn is_proven(&self, record: &TargetRecord) -> bool {
+        self.compared.is_some() || self.is_unchanged(record)
+    }
 }
 
 /// What a comparison of a target with its digests found.
@@ -59,7 +72,7 @@ pub(super) enum Comparison {
     },
 }
 
-/// What is done for a target.
+/// The action for a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Nothing: it holds the source.
@@ -68,12 +81,14 @@ pub enum Decision {
     Full,
     /// The blocks changed since the first of these snapshots that can be listed.
     Delta(Vec<SnapshotId>),
-    /// The unfinished run goes on.
+    /// The unfinished run continues.
     Resume,
-    /// An unfinished copy of another snapshot is brought to the source. Of a target in place this is its base: what changed since
-    /// that, and what the unfinished run may have written, is written. Of an image's part it is the other snapshot: what it has
-    /// of that, and has not changed since, stays.
+    /// A target between this base and another head is brought to the source: what changed since the base, and what the
+    /// unfinished run may have written, is written.
     TakeOver(SnapshotId),
+    /// The part of an unfinished copy of this other snapshot becomes a copy of the source: what it has, compared with its digests,
+    /// and has not changed since, stays.
+    TakeOverPart(SnapshotId),
     /// The target is compared with its digests; then the decision is made again.
     Compare,
     /// Nothing: a person must change something first.
@@ -103,7 +118,7 @@ pub struct Decided {
 }
 
 impl Decided {
-    /// Before anything was decided.
+    /// A placeholder until [`decide`] has run.
     pub(super) fn undecided() -> Self {
         Self::of(Decision::Compare)
     }
@@ -189,7 +204,11 @@ pub(super) fn decide(job: &SyncJob, source: &SourceInfo, seen: &Observed) -> Dec
 fn writes(decision: &Decision) -> bool {
     matches!(
         decision,
-        Decision::Full | Decision::Delta(_) | Decision::TakeOver(_) | Decision::Resume
+        Decision::Full
+            | Decision::Delta(_)
+            | Decision::TakeOver(_)
+            | Decision::TakeOverPart(_)
+            | Decision::Resume
     )
 }
 
@@ -204,14 +223,9 @@ impl Decider<'_> {
         &self.seen.name
     }
 
-    /// Whether a person has named the target to be overwritten.
+    /// Whether the job names the target as one to overwrite.
     fn is_named(&self) -> bool {
-        let facts = &self.seen.facts;
-        let tokens = || std::iter::once(&facts.token).chain(&facts.other_tokens);
-        self.job
-            .overwrite
-            .iter()
-            .any(|named| tokens().any(|token| token == named))
+        self.job.names(&self.seen.facts)
     }
 
     fn refuse(&self, reason: &str, remedy: Remedy) -> Decided {
@@ -219,7 +233,7 @@ impl Decider<'_> {
         Decided::refuse(Kind::Undecided, reason, remedy)
     }
 
-    /// The unfinished run, unless it came to its end and only its checkpoint is left over.
+    /// The unfinished run; none where it has ended and only its checkpoint is left.
     fn unfinished(&self) -> Option<&Task> {
         let (task, _) = self.seen.unfinished.as_ref()?;
         let has_ended = self
@@ -230,7 +244,7 @@ impl Decider<'_> {
         (!has_ended && task.target == self.seen.id).then_some(task)
     }
 
-    /// Whether the command is the one that an unfinished run was begun by.
+    /// Whether the job is the one of the unfinished run.
     fn is_same_command(&self, task: &Task) -> bool {
         let is_same_base = match &self.job.base {
             Base::None => task.base.is_none(),

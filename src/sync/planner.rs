@@ -1,4 +1,4 @@
-//! [`Planner`]: what blocks a decision means, listing no more than once what several targets need.
+//! [`Planner`]: turns a decision into a plan of blocks. Each listing is made once for all targets.
 
 use std::sync::Arc;
 
@@ -12,24 +12,27 @@ use super::plan::{Decision, decide, usable_replicas};
 use super::source::{Listings, Source};
 use super::{Context, PlanReport};
 use crate::block::Delta;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::blocking;
 use crate::source::{BlockSource, DAMAGED_TAG, SnapshotId};
-use crate::target::{Base, Replica, TargetKind, Task};
+use crate::target::{Base, Replica, Task};
 
-/// What there is to do for a target.
+/// A run that begins.
+pub(super) struct NewRun {
+    pub(super) task: Task,
+    pub(super) plan: Arc<Delta>,
+    /// What the plan is a delta of, where the target keeps several snapshots.
+    pub(super) replica: Option<Replica>,
+}
+
+/// The work of a target.
 pub(super) enum Work {
     /// Nothing: it holds the source.
     Nothing,
-    /// It is to be compared first: only a dry run ends here.
+    /// A comparison comes first; only a dry run ends here.
     Compare,
-    /// A run that begins.
-    New {
-        task: Task,
-        plan: Arc<Delta>,
-        /// What the plan is a delta of, where the target keeps several snapshots.
-        replica: Option<Replica>,
-    },
+    /// A new run.
+    New(Box<NewRun>),
     /// One that is resumed.
     Resumed(Box<Checkpoint>),
 }
@@ -48,6 +51,8 @@ pub(super) struct Planner<'a> {
     source: &'a Source,
     context: &'a Context<'a>,
     listings: Listings<'a>,
+    /// Whether the base that was looked at last has no history in common with the source.
+    is_unrelated: bool,
 }
 
 impl<'a> Planner<'a> {
@@ -57,6 +62,7 @@ impl<'a> Planner<'a> {
             source,
             context,
             listings: Listings::new(source),
+            is_unrelated: false,
         }
     }
 
@@ -98,9 +104,7 @@ impl<'a> Planner<'a> {
             Decision::Compare => Ok(Work::Compare),
             Decision::Full => self.full(candidate).await,
             Decision::Delta(bases) => self.delta(candidate, bases).await,
-            Decision::TakeOver(other) if candidate.target.kind() == TargetKind::Image => {
-                self.take_over_part(candidate, &other).await
-            }
+            Decision::TakeOverPart(other) => self.take_over_part(candidate, &other).await,
             Decision::TakeOver(base) => self.take_over(candidate, &base).await,
             Decision::Resume => self.resume(candidate).await,
             Decision::Refuse { kind, reason, .. } => Err(Error::new(kind, reason)),
@@ -127,13 +131,15 @@ impl<'a> Planner<'a> {
     async fn full(&mut self, candidate: &Candidate) -> Result<Work> {
         let held = self.listings.held(&self.context.stop).await?;
         let plan = Delta::full(self.source.info.geometry, &held, false);
-        self.new_work(candidate, plan, None, None).await
+        let run = self.new_run(candidate, plan, None, None).await?;
+        Ok(Work::New(Box::new(run)))
     }
 
     /// The changes since the first of several bases that can still be listed.
     async fn delta(&mut self, candidate: &mut Candidate, bases: Vec<SnapshotId>) -> Result<Work> {
+        self.is_unrelated = false;
         for base in bases {
-            let Some(delta) = self.delta_unless_gone(&base).await? else {
+            let Some(delta) = self.listable_delta(&base).await? else {
                 continue;
             };
             let replicas = usable_replicas(self.job, &self.source.info, &candidate.seen.facts);
@@ -144,9 +150,23 @@ impl<'a> Planner<'a> {
                 plan.write_too(&candidate.foreign);
             }
             plan.write_too(&candidate.damaged());
-            return self.new_work(candidate, plan, Some(base), replica).await;
+            plan.cover_short_end();
+            let run = self.new_run(candidate, plan, Some(base), replica).await?;
+            return Ok(Work::New(Box::new(run)));
         }
-        // What a full copy is allowed to do is decided like any other.
+        if self.is_unrelated
+            && !candidate.target.kind().is_new()
+            && !self.job.names(&candidate.seen.facts)
+        {
+            let what = format!(
+                "cannot write {}: it holds a snapshot that {} has no history in common with",
+                candidate.target.name(),
+                self.source.info.name
+            );
+            let token = candidate.seen.facts.token.clone();
+            return Err(Error::new(Kind::Undecided, what).with_remedy(Remedy::Overwrite(token)));
+        }
+        // No base can be listed: decide again, since a full copy may need other permission.
         candidate.seen.facts.replicas.clear();
         let mut job = self.job.clone();
         if !candidate.target.kind().is_new() {
@@ -162,7 +182,7 @@ impl<'a> Planner<'a> {
     }
 
     async fn take_over(&mut self, candidate: &mut Candidate, base: &SnapshotId) -> Result<Work> {
-        let Some(delta) = self.delta_unless_gone(base).await? else {
+        let Some(delta) = self.listable_delta(base).await? else {
             candidate.decided.decision = Decision::Full;
             candidate.decided.rewrites_foreign = false;
             return self.full(candidate).await;
@@ -176,27 +196,11 @@ impl<'a> Planner<'a> {
             plan.write_too(&candidate.foreign);
         }
         plan.write_too(&candidate.damaged());
-        let work = self
-            .new_work(candidate, plan, Some(base.clone()), None)
+        plan.cover_short_end();
+        let run = self
+            .new_run(candidate, plan, Some(base.clone()), None)
             .await?;
-        let Work::New {
-            mut task,
-            plan,
-            replica,
-        } = work
-        else {
-            return Ok(work);
-        };
-        task.after = candidate
-            .seen
-            .record
-            .as_ref()
-            .map(|record| record.run.clone());
-        Ok(Work::New {
-            task,
-            plan,
-            replica,
-        })
+        Ok(Work::New(Box::new(run)))
     }
 
     /// An unfinished copy of another snapshot becomes one of the source, or is dropped where what changed since cannot be listed.
@@ -246,9 +250,7 @@ impl<'a> Planner<'a> {
             }
         };
         plan.overtake(unfinished.plan());
-        let Work::New { task, plan, .. } = self.new_work(candidate, plan, base, None).await? else {
-            return Ok(None);
-        };
+        let NewRun { task, plan, .. } = self.new_run(candidate, plan, base, None).await?;
         let old = unfinished.digests();
         let [first, second] = candidate.files.next_digests();
         let path = if old.path() == first { second } else { first };
@@ -264,13 +266,14 @@ impl<'a> Planner<'a> {
         Ok(Some(unfinished.taken_over(task, plan, &changed, digests)))
     }
 
-    /// What changed since a base; none where `--base auto` found one that can no longer be listed.
-    async fn delta_unless_gone(&mut self, base: &SnapshotId) -> Result<Option<Arc<Delta>>> {
+    /// The changes since a base; none where the base was chosen automatically and cannot be listed any more.
+    async fn listable_delta(&mut self, base: &SnapshotId) -> Result<Option<Arc<Delta>>> {
         match self.listings.delta(base, &self.context.stop).await {
             Err(error)
                 if self.job.base == Base::Auto
                     && matches!(error.kind(), Kind::NotFound | Kind::Unrelated) =>
             {
+                self.is_unrelated |= error.kind() == Kind::Unrelated;
                 warn!(
                     "cannot copy only the changes since {base}: {}",
                     error.chain()
@@ -281,22 +284,28 @@ impl<'a> Planner<'a> {
         }
     }
 
-    async fn new_work(
+    async fn new_run(
         &self,
         candidate: &Candidate,
         plan: Delta,
         base: Option<SnapshotId>,
         replica: Option<Replica>,
-    ) -> Result<Work> {
+    ) -> Result<NewRun> {
         let target = &candidate.target;
         let plan = target.adapt(Arc::new(plan), replica.as_ref());
         let plan = self.context.stop.unless(plan).await?;
-        // A target may have to take all blocks where its base cannot be one.
+        // `adapt` may have turned the delta into a full copy.
         let base = base.filter(|_| plan.base().is_some());
         let source = &self.source.info;
         let task = Task {
             run: format!("{:032x}", fastrand::u128(..)),
-            after: None,
+            // The run that the record says has begun to write in place: a kill before the next record loses nothing.
+            after: candidate
+                .seen
+                .record
+                .as_ref()
+                .filter(|record| record.held().is_none())
+                .map(|record| record.run.clone()),
             in_place: target.kind().is_in_place(),
             source: source.name.clone(),
             source_mark: source.mark.clone(),
@@ -305,14 +314,14 @@ impl<'a> Planner<'a> {
             target: target.id().to_owned(),
             target_name: target.name().to_owned(),
         };
-        Ok(Work::New {
+        Ok(NewRun {
             task,
             plan,
             replica,
         })
     }
 
-    /// What is in the way where an image is written: an error if it cannot fit, a sentence if it may not.
+    /// Checks the free space of an image target: an error when the image cannot fit, a warning when it may not.
     fn room(&self, candidate: &Candidate, work: &Work) -> Result<Option<String>> {
         let facts = &candidate.seen.facts;
         let Some(free) = facts.free else {
@@ -320,7 +329,8 @@ impl<'a> Planner<'a> {
         };
         let (blocks, clone) = match work {
             Work::Nothing | Work::Compare => return Ok(None),
-            Work::New { plan, .. } => {
+            Work::New(run) => {
+                let plan = &run.plan;
                 let is_clone = plan.base().is_some();
                 (
                     plan.write().len(),
@@ -350,7 +360,7 @@ impl Planned {
     pub(super) fn report(&self, job: &SyncJob, source: &Source) -> PlanReport {
         let (task, plan, done) = match &self.work {
             Work::Nothing | Work::Compare => (None, None, 0),
-            Work::New { task, plan, .. } => (Some(task), Some(plan), 0),
+            Work::New(run) => (Some(&run.task), Some(&run.plan), 0),
             Work::Resumed(checkpoint) => (
                 Some(checkpoint.task()),
                 Some(checkpoint.plan()),

@@ -1,4 +1,4 @@
-//! How far a run is, counted as it goes and read by whatever shows it.
+//! [`Progress`]: counts of a run, read by the progress display.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -45,7 +45,7 @@ impl Default for Progress {
 }
 
 impl Progress {
-    /// A new phase begins, of so many blocks; 0 where that is not known.
+    /// Starts a phase of `blocks` blocks; 0 where the number is unknown.
     pub fn begin(&self, what: impl Into<String>, blocks: u64) {
         let mut phase = self.phase.lock();
         self.expected.store(blocks, Ordering::Relaxed);
@@ -56,17 +56,17 @@ impl Progress {
         };
     }
 
-    /// So many blocks more than the phase began with.
+    /// Adds blocks to the total of the phase.
     pub(super) fn expect(&self, blocks: u64) {
         self.expected.fetch_add(blocks, Ordering::Relaxed);
     }
 
-    /// So many blocks of the phase are done, besides those before.
+    /// Adds blocks that are done.
     pub(super) fn step(&self, blocks: u64) {
         self.done.fetch_add(blocks, Ordering::Relaxed);
     }
 
-    /// So many blocks of the phase are done in all.
+    /// Sets the number of blocks that are done.
     pub(super) fn reach(&self, blocks: u64) {
         self.done.store(blocks, Ordering::Relaxed);
     }
@@ -98,7 +98,7 @@ impl Progress {
         self.blocks.load(Ordering::Relaxed)
     }
 
-    /// Bytes of the blocks fetched in this run, those that are all zeroes among them.
+    /// Bytes of the blocks fetched in this run, blocks of zeroes included.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }

@@ -1,7 +1,7 @@
 //! The record of a target as a file: one JSON object beside an image, or in the state directory.
 //!
-//! It says that a target holds a snapshot only together with the target's mark, or with the digests of its run: what was
-//! written by anything else since is not what the record says.
+//! A record alone proves nothing: something else may have written the target since. The target's mark, or a comparison with the
+//! digests of the recorded run, proves that it still holds what the record says.
 
 use std::path::Path;
 
@@ -22,8 +22,8 @@ struct Versioned {
     record: TargetRecord,
 }
 
-/// The record at `path`; none where there is none, or what is there is not ours or damaged. `now` is the target's mark: a record
-/// of version 1, whose mark had no change time, takes it over where inode, size and time of the last write agree.
+/// Reads the record at `path`; none where it is missing, damaged or not ours. `now` is the target's mark. A record of version 1
+/// has no change time in its mark: it takes `now` where inode, size and time of the last write agree.
 ///
 /// # Errors
 /// `Io` when it cannot be read.
@@ -32,7 +32,7 @@ pub(super) fn load(path: &Path, now: Option<&Mark>) -> Result<Option<TargetRecor
         return Ok(None);
     };
     let ignored = |why: &str| {
-        warn!("the record {} is not believed: {why}", path.display());
+        warn!("ignoring the record {}: {why}", path.display());
         Ok(None)
     };
     let value: Value = match serde_json::from_slice(&bytes) {
@@ -110,7 +110,10 @@ fn version_1(value: &Value, now: Option<&Mark>) -> Option<TargetRecord> {
         target: text("target")?,
         content,
         volume: None,
-        volume_bytes: report["volume_bytes"].as_u64().unwrap_or(0),
+        volume_bytes: report
+            .get("volume_bytes")
+            .and_then(Value::as_u64)
+            .unwrap_or(0),
         mark,
         time: None,
         replica: None,

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::block::{BlockSet, hexadecimal};
 use crate::error::{Error, Kind, Result};
-use crate::files::AtomicFile;
+use crate::files::OutputFile;
 use crate::target::{Task, Written};
 
 /// Version of the reports and of the JSON lines; `docs/sync.md` describes it.
@@ -63,21 +63,21 @@ pub(super) fn pairs(set: &BlockSet) -> Vec<(u32, u32)> {
     runs.map(|run| (run.start().0, run.end().0)).collect()
 }
 
-/// The report of a run as a file: one JSON object, written as the run goes, that appears whole or not at all.
+/// The report of a run as a file: one JSON object, written during the run, that appears whole or not at all.
 #[derive(Debug)]
 pub struct ReportFile {
-    file: AtomicFile,
+    file: OutputFile,
     is_first: bool,
 }
 
 impl ReportFile {
-    /// Begins it, which shows at once whether it can be written. `about` are the members that tell of program, host and user.
+    /// Creates the file, so that a path that cannot be written fails at the start. `about` has program, host and user.
     ///
     /// # Errors
     /// `Invalid` when something else than a regular file is at `path`; what the system says.
     pub fn begin(path: &Path, source: &str, started: SystemTime, about: &Value) -> Result<Self> {
         let mut report = Self {
-            file: AtomicFile::create(path)?,
+            file: OutputFile::create(path)?,
             is_first: true,
         };
         let mut head = json!({
@@ -139,7 +139,7 @@ impl ReportFile {
         self.next(|out| write!(out, "{value}"))
     }
 
-    /// A target that was not brought to its end.
+    /// Adds a target that failed.
     ///
     /// # Errors
     /// What the system says.
@@ -153,7 +153,7 @@ impl ReportFile {
         self.next(|out| write!(out, "{value}"))
     }
 
-    /// Ends it, and makes it appear. `about` are more members: counts, requests, the source's description.
+    /// Completes the file and renames it into place. `about` has counts, requests and the source's description.
     ///
     /// # Errors
     /// What the system says.

@@ -1,4 +1,4 @@
-//! [`Source`]: what is copied from.
+//! [`Source`]: the source of a sync, and its listings.
 
 use std::sync::Arc;
 
@@ -37,10 +37,10 @@ impl Source {
         self.info.mark.is_some() && now.is_some_and(|now| now != self.info.mark)
     }
 
-    /// Whether a source of this machine is as it was when it was opened.
+    /// Checks that a source of this machine was not written since it was opened.
     ///
     /// # Errors
-    /// `Corrupt` when it is not.
+    /// `Corrupt` when it was.
     pub(super) fn check(&self) -> Result<()> {
         if !self.has_changed() {
             return Ok(());
@@ -95,7 +95,7 @@ impl<'a> Listings<'a> {
         }
         let (Some(catalog), Some(head)) = (&self.source.catalog, self.source.info.id()) else {
             let what = format!(
-                "cannot list changes of {}: it is no snapshot",
+                "cannot list changes of {}: it is not a snapshot",
                 self.source.info.name
             );
             return Err(Error::new(Kind::Invalid, what));

@@ -1,13 +1,13 @@
-//! [`Stage`]: a delta for what is written in place, kept whole on local disk before it is applied, so that the target is between
-//! two snapshots for as long as local disks need, and never waits for AWS.
+//! [`Stage`]: a delta for a target in place, fetched whole to local disk before it is applied. So the target is between two
+//! snapshots only as long as local disks need, and never waits for AWS.
 //!
 //! ```text
-//! DIRECTORY/HEX.ebsfs-stage               a sparse file of the volume's size: the bytes of the blocks to be written, where they belong
+//! DIRECTORY/HEX.ebsfs-stage               a sparse file of the volume's size: each block to write, at its own offset
 //! DIRECTORY/HEX.ebsfs-stage-checkpoint    the task, the plan, how much of it is there (a Checkpoint)
 //! DIRECTORY/HEX.ebsfs-stage-digests       the digest of each block
-//! DIRECTORY/HEX.ebsfs-stage.json          what the source is; written when all is there and on disk
+//! DIRECTORY/HEX.ebsfs-stage.json          the source; written when all blocks are flushed, so it marks a complete stage
 //! ```
-//! HEX are the first 32 digits of the SHA-256 of the target's id. What is read from a stage is compared with its digests.
+//! HEX are the first 32 digits of the SHA-256 of the target's id. Each block read from a stage is compared with its digest.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -23,6 +23,8 @@ use sha2::{Digest as _, Sha256};
 use super::checkpoint::Checkpoint;
 use super::copy::CopyTarget;
 use super::digests::{DigestEntry, Digests};
+use super::files::StateFiles;
+use super::record;
 use super::source::Source;
 use crate::block::{Block, BlockIndex, BlockSet, Delta, Digest, Extent, Geometry, hexadecimal};
 use crate::error::{Error, Kind, Remedy, Result};
@@ -30,7 +32,9 @@ use crate::files::{
     self, blocking, make_folder_of, open_ours, read_ours, remove_if_there, replace, with_ending,
 };
 use crate::source::{BlockSource, Catalog, Changes, DiskSource, Snapshot, SnapshotId};
-use crate::target::{Published, Sink, SinkBody, SinkState, SourceInfo, Target, Task, Written};
+use crate::target::{
+    Published, Sink, SinkBody, SinkState, SourceInfo, Target, TargetRecord, Task, Written,
+};
 
 /// Hexadecimal digits of the SHA-256 of a target's id that name its stage.
 const STEM_DIGITS: usize = 32;
@@ -91,26 +95,30 @@ impl Stage {
 
     /// Removes a stage: it was applied, or is of no use.
     pub(super) fn remove(&self) -> Result<()> {
-        // What says that it is complete goes first.
+        // The file that marks it complete goes first.
         remove_if_there(&self.about())?;
         Checkpoint::discard(&self.checkpoint(), &self.digests())?;
         remove_if_there(&self.data())
     }
 
     fn load(&self) -> Result<Option<Checkpoint>> {
-        match Checkpoint::load(&self.checkpoint(), &self.digests()) {
+        match Checkpoint::load(&self.checkpoint(), &[self.digests()]) {
             // It can be fetched again.
             Err(error) if error.kind() == Kind::Corrupt => Ok(None),
             loaded => loaded,
         }
     }
 
-    /// The complete stage of a task, if there is one.
-    pub(super) fn complete(&self, wanted: impl Fn(&Task) -> bool) -> Result<Option<StagedBlocks>> {
+    /// The complete stage that is wanted, by its task and its plan, if there is one.
+    pub(super) fn complete(
+        &self,
+        wanted: impl Fn(&Task, &Delta) -> bool,
+    ) -> Result<Option<StagedBlocks>> {
         if read_ours(&self.about())?.is_none() {
             return Ok(None);
         }
-        let Some(checkpoint) = self.load()?.filter(|checkpoint| wanted(checkpoint.task())) else {
+        let is_wanted = |found: &Checkpoint| wanted(found.task(), found.plan());
+        let Some(checkpoint) = self.load()?.filter(is_wanted) else {
             return Ok(None);
         };
         if !checkpoint.missing().is_empty() || open_ours(&self.data(), false)?.is_none() {
@@ -127,15 +135,13 @@ impl Stage {
         }))
     }
 
-    /// Opens the stage of a task for a copy: what an earlier run staged for the same one is kept.
+    /// Opens the stage of a task for a copy, and resumes what an earlier run staged for the same task.
     pub(super) async fn open(&self, task: &Task, plan: &Arc<Delta>) -> Result<CopyTarget> {
         make_folder_of(&self.data())?;
         remove_if_there(&self.about())?;
-        let is_same = |found: &Checkpoint| {
-            let found = found.task();
-            found.source == task.source && found.base == task.base && found.target == task.target
-        };
-        let left = self.load()?.filter(is_same);
+        let left = self.load()?;
+        let left =
+            left.filter(|found| is_same(found.task(), task) && is_same_plan(found.plan(), plan));
         let geometry = plan.head();
         let file = match &left {
             Some(_) => open_ours(&self.data(), true)?,
@@ -188,7 +194,7 @@ impl Stage {
         Ok(file)
     }
 
-    /// Says that all is there: every block was written and flushed before.
+    /// Marks the stage complete. Every block must be written and flushed.
     pub(super) fn finish(&self, source: &SourceInfo) -> Result<()> {
         let staged = Staged {
             version: VERSION,
@@ -205,35 +211,51 @@ impl Stage {
     }
 }
 
-/// The source of a sync whose targets all have a complete stage of it: no call to AWS is needed.
+/// Whether two runs bring one target from one base to one source.
+pub(super) fn is_same(one: &Task, other: &Task) -> bool {
+    (&one.source, &one.base, &one.target) == (&other.source, &other.base, &other.target)
+}
+
+/// Whether two plans are of the same blocks.
+pub(super) fn is_same_plan(one: &Delta, other: &Delta) -> bool {
+    one.head() == other.head() && one.runs().eq(other.runs())
+}
+
+/// The source of a sync whose one target has a complete stage of it that brings it from what it holds, or goes on where a run was
+/// killed: no call to AWS is needed.
 ///
 /// # Errors
 /// What the system says.
 pub fn staged_source(
     directory: &Path,
     source: &str,
-    targets: &[Arc<dyn Target>],
+    target: &dyn Target,
 ) -> Result<Option<Source>> {
     let Ok(id) = source.parse::<SnapshotId>() else {
         return Ok(None);
     };
-    let mut found: Vec<Arc<StagedBlocks>> = Vec::new();
-    let mut about = None;
-    for target in targets {
-        if !target.kind().is_in_place() {
-            return Ok(None);
-        }
-        let stage = Stage::of(directory, target.id());
-        let Some(blocks) =
-            stage.complete(|task| task.source == source && task.target == target.id())?
-        else {
-            return Ok(None);
-        };
-        about = read_ours(&stage.about())?;
-        found.push(Arc::new(blocks));
+    if !target.kind().is_in_place() {
+        return Ok(None);
     }
+    let files = StateFiles::of(&target.state().stem);
+    let record = record::load(&files.record(), None)?;
+    let held = record.as_ref().and_then(TargetRecord::held);
+    let unfinished = Checkpoint::load(&files.checkpoint(), &files.next_digests())?;
+    let fits = |task: &Task, plan: &Delta| {
+        let is_its = task.source == source && task.target == target.id();
+        let goes_on = unfinished
+            .as_ref()
+            .is_some_and(|run| is_same(run.task(), task) && is_same_plan(run.plan(), plan));
+        is_its && (goes_on || (held.is_some() && held == task.base.as_deref()))
+    };
+    let stage = Stage::of(directory, target.id());
+    let Some(blocks) = stage.complete(fits)? else {
+        return Ok(None);
+    };
+    let first = Arc::new(blocks);
+    let about = read_ours(&stage.about())?;
     let staged: Option<Staged> = about.and_then(|about| serde_json::from_slice(&about).ok());
-    let (Some(staged), Some(first)) = (staged, found.first().cloned()) else {
+    let Some(staged) = staged else {
         return Ok(None);
     };
     if staged.version != VERSION || staged.source != source {
@@ -256,8 +278,8 @@ pub fn staged_source(
     };
     Ok(Some(Source {
         info,
-        blocks: first,
-        catalog: Some(Arc::new(StagedCatalog(found))),
+        blocks: Arc::clone(&first) as _,
+        catalog: Some(Arc::new(StagedCatalog(first))),
         mark: None,
         is_staged: true,
     }))
@@ -296,7 +318,7 @@ impl StagedBlocks {
                 Ok(Block::Data(bytes, digest))
             }
             _ => {
-                let what = format!("cannot use the stage: block {index} is not as it was staged");
+                let what = format!("cannot use the stage: block {index} does not match its digest");
                 Err(Error::new(Kind::Corrupt, what).with_remedy(Remedy::Restart))
             }
         }
@@ -312,7 +334,7 @@ impl BlockSource for StagedBlocks {
         self.read(index).boxed()
     }
 
-    /// It holds a delta alone: what else the volume holds is not known here.
+    /// A stage holds only a delta: the other blocks of the volume are unknown.
     fn next_extent(&self, _from: BlockIndex) -> BoxFuture<'_, Result<Option<Extent>>> {
         let what = "cannot list the volume: only its changes are staged";
         std::future::ready(Err(
@@ -331,7 +353,7 @@ impl BlockSource for StagedBlocks {
 }
 
 /// The changes that are staged.
-struct StagedCatalog(Vec<Arc<StagedBlocks>>);
+struct StagedCatalog(Arc<StagedBlocks>);
 
 impl Catalog for StagedCatalog {
     fn list(&self) -> BoxFuture<'_, Result<Vec<Snapshot>>> {
@@ -351,11 +373,10 @@ impl Catalog for StagedCatalog {
         base: &'a SnapshotId,
         head: &'a SnapshotId,
     ) -> BoxFuture<'a, Result<Changes>> {
-        let is_it = |staged: &&Arc<StagedBlocks>| {
-            staged.task.base.as_deref() == Some(base.as_str())
-                && staged.task.source == head.as_str()
-        };
-        let found = self.0.iter().find(is_it).map(|staged| {
+        let staged = &self.0;
+        let task = &staged.task;
+        let is_it = task.base.as_deref() == Some(base.as_str()) && task.source == head.as_str();
+        let found = is_it.then(|| {
             let blocks: Arc<dyn BlockSource> = Arc::clone(staged) as _;
             (Arc::clone(&staged.plan), blocks)
         });

@@ -10,7 +10,7 @@ use super::digests::Digests;
 use super::files::StateFiles;
 use super::record;
 use crate::error::{Error, Kind, Result};
-use crate::target::{Content, Target};
+use crate::target::{Content, SinkState, Target};
 
 /// What is recorded of a target of this machine.
 #[derive(Clone, Debug, Serialize)]
@@ -37,6 +37,9 @@ pub struct Unfinished {
     pub target: String,
     /// What is copied to it.
     pub source: String,
+    /// The snapshot that is being made, where the target keeps several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
     /// Blocks that are done.
     pub done: u64,
     /// Blocks of the plan.
@@ -51,7 +54,7 @@ fn rfc3339<S: serde::Serializer>(
         .serialize(to)
 }
 
-/// What is recorded of a target; nothing is changed, and nothing outside this machine asked.
+/// Reads what is recorded of a target. It changes nothing and makes no call outside this machine.
 ///
 /// # Errors
 /// What the system says; `Corrupt` when its checkpoint is damaged.
@@ -81,17 +84,14 @@ pub fn status(target: &dyn Target) -> Result<Status> {
 }
 
 fn unfinished_of(files: &StateFiles) -> Result<Option<Unfinished>> {
-    for digests in files.next_digests() {
-        if let Some(found) = Checkpoint::load(&files.checkpoint(), &digests)? {
-            return Ok(Some(Unfinished {
-                target: found.task().target_name.clone(),
-                source: found.task().source.clone(),
-                done: found.done(),
-                blocks: found.plan().write().len() + found.plan().zero().len(),
-            }));
-        }
-    }
-    Ok(None)
+    let found = Checkpoint::load(&files.checkpoint(), &files.next_digests())?;
+    Ok(found.map(|found| Unfinished {
+        target: found.task().target_name.clone(),
+        source: found.task().source.clone(),
+        snapshot: found.state().and_then(SinkState::object).map(str::to_owned),
+        done: found.done(),
+        blocks: found.plan().write().len() + found.plan().zero().len(),
+    }))
 }
 
 /// The unfinished runs in a state directory of `ebs:` and repository targets whose name begins with `target`.

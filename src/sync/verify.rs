@@ -34,7 +34,7 @@ use crate::target::{Mark, Stop, Written};
 const IN_FLIGHT: usize = 32;
 /// Blocks of a hole looked at at once: 2 MiB of entries.
 const HOLE: u32 = 1 << 16;
-/// How often a comparison saves how far it is.
+/// Time between two checkpoints of a comparison.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
 /// Items of [`Written`] taken at once.
 const BATCH: usize = 256;
@@ -42,7 +42,7 @@ const BATCH: usize = 256;
 /// Called with the number of blocks that are done so far.
 pub(crate) type OnBlocks<'a> = &'a (dyn Fn(u64) + Send + Sync);
 
-/// Where a comparison keeps how far it is.
+/// Where a comparison keeps its checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Resumable<'a> {
     /// The file of its [`CompareCheckpoint`].
@@ -67,8 +67,8 @@ pub(crate) struct Compared {
 
 /// Compares a whole target with its digests. `in_plan` are the blocks whose difference does not matter.
 ///
-/// With `resumable` it goes on where a stopped one was, if neither the digests nor the target have changed since. A finished
-/// one keeps its result there too, so that the same question again needs no read; [`CompareCheckpoint::remove`] drops it.
+/// With `resumable` it continues a stopped comparison, if neither the digests nor the target have changed since. A finished
+/// comparison saves its result too, so that repeating it reads nothing; [`CompareCheckpoint::remove`] drops the result.
 ///
 /// # Errors
 /// `Stopped` within a second of the signal; `Invalid` when the two are of different sizes; why a block or a digest cannot be
@@ -158,14 +158,17 @@ impl<'a> Saver<'a> {
         }
     }
 
-    /// A comparison that cannot be saved goes on: it only begins again if it is stopped.
+    /// Saves the checkpoint. A failure only costs the ability to resume.
     async fn save(&mut self) {
         let Some(Resumable { path, .. }) = self.resumable else {
             return;
         };
         let (path, state) = (path.to_path_buf(), self.state.clone());
         if let Err(error) = blocking(move || state.save(&path)).await {
-            warn!("the comparison cannot be resumed: {}", error.chain());
+            warn!(
+                "cannot save the progress of the comparison: {}",
+                error.chain()
+            );
             self.resumable = None;
         }
         self.saved = Instant::now();
@@ -290,7 +293,7 @@ async fn is_as(block: Block, entry: DigestEntry, len: usize) -> Result<bool> {
         (DigestEntry::Hole | DigestEntry::Zero, Block::Data(bytes, _)) => Ok(is_zero(&bytes)),
         (DigestEntry::Data(digest), Block::Zero) => Ok(digest == digest_of_zeroes(len)),
         (DigestEntry::Data(digest), Block::Data(_, found)) if digest == found => Ok(true),
-        // The batch hasher is new: the usual one confirms a difference before it is reported.
+        // A second implementation of SHA-256 confirms each difference: a fault of the batch hasher must not report one.
         (DigestEntry::Data(digest), Block::Data(bytes, _)) => {
             blocking(move || Ok(<[u8; 32]>::from(Sha256::digest(&bytes)) == digest)).await
         }

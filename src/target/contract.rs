@@ -384,10 +384,11 @@ pub(crate) async fn resumes_after_a_drop_at_any_await(place: &dyn Place) {
             }
             let sink = &opened.as_ref().unwrap().sink;
             let work = run.step(step, &**sink, &mut since);
-            match number == at {
-                true => drop_after(polls, work).await.map(Result::unwrap),
-                false => Some(work.await.unwrap()),
-            };
+            if number == at {
+                drop_after(polls, work).await.map(Result::unwrap);
+            } else {
+                work.await.unwrap();
+            }
         }
         drop((opened, target));
         // A thread that was at it comes to its end: in a process that is killed there is none.

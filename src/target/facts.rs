@@ -1,4 +1,4 @@
-//! [`Facts`]: what can be seen of a target, as plain values.
+//! [`Facts`]: the observed state of a target, as plain values.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -22,7 +22,7 @@ pub struct SourceInfo {
     pub volume: Option<String>,
     /// Whether it is encrypted where it is, if that is known.
     pub encrypted: Option<bool>,
-    /// What EC2 or the repository tells of it, of a snapshot.
+    /// Its description by EC2 or the repository, if it is a snapshot.
     pub snapshot: Option<Snapshot>,
     /// Whether it can list what changed since another snapshot.
     pub has_changes: bool,
@@ -47,18 +47,19 @@ impl SourceInfo {
 
     /// Its tags.
     pub fn tags(&self) -> BTreeMap<String, String> {
-        let told = self.snapshot.as_ref();
-        told.map(|snapshot| snapshot.tags.clone())
+        let snapshot = self.snapshot.as_ref();
+        snapshot
+            .map(|snapshot| snapshot.tags.clone())
             .unwrap_or_default()
     }
 }
 
-/// Since what a copy is asked to be incremental.
+/// The base that the user asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Base {
     /// Everything is copied.
     None,
-    /// Whatever the target is proven to hold.
+    /// The snapshot that the target is proven to hold.
     Auto,
     /// This snapshot, which the target must hold.
     Snapshot(SnapshotId),
@@ -95,7 +96,7 @@ pub enum Left {
     Gone,
     /// It is there, and its mark proves that nothing else has written it since.
     Proven,
-    /// It is there; whether something else has written it the mark does not tell.
+    /// It is there; its mark does not prove that nothing else has written it.
     Unproven,
     /// It has become the target already: only the record is missing.
     Published,
@@ -133,9 +134,11 @@ pub struct Facts {
     pub clone_bytes: u64,
     /// Its mark; none where nothing tells.
     pub mark: Option<Mark>,
-    /// What is in the way of writing it, each a sentence: it is mounted, read-only, in use.
+    /// Whether an equal mark proves anything: not where the filesystem's clock is coarse or not its own.
+    pub mark_proves: bool,
+    /// Why it cannot be written now, each a sentence: it is mounted, read-only or in use.
     pub obstacles: Vec<String>,
-    /// What a person should know and that stops nothing.
+    /// What the user should know; it stops nothing.
     pub warnings: Vec<String>,
     /// What an unfinished run has left; `Gone` where none was asked about.
     pub left: Left,
@@ -152,7 +155,7 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// The facts of a target of which nothing is known but how it is named.
+    /// The default facts of a target with this token: an identity, no mark, nothing left, not encrypted.
     pub fn of(token: impl Into<String>, existence: Existence) -> Self {
         Self {
             existence,
@@ -163,6 +166,7 @@ impl Facts {
             free: None,
             clone_bytes: 0,
             mark: None,
+            mark_proves: true,
             obstacles: Vec::new(),
             warnings: Vec::new(),
             left: Left::Gone,

@@ -15,7 +15,7 @@ pub struct Task {
     /// The run whose unfinished work in place this one has taken over.
     #[serde(default)]
     pub after: Option<String>,
-    /// Whether the target itself is written: what one way has done is nothing to resume from the other way.
+    /// Whether the target itself is written. A run in place cannot resume one that was not, nor the reverse.
     pub in_place: bool,
     /// What the target becomes: a snapshot's id, or the path of an image.
     pub source: String,
@@ -37,7 +37,7 @@ pub struct Task {
 pub enum Content {
     /// Exactly this snapshot or image, but for the blocks that are listed as damaged.
     Holds(String),
-    /// Neither of the two: some blocks are the one's, some the other's. Not usable.
+    /// A mix of two contents: some blocks are of the base, some of the head. Not usable.
     Between {
         /// What it was; none when that is not known.
         base: Option<String>,
@@ -69,7 +69,7 @@ pub struct TargetRecord {
     /// Runs of blocks (first, end) that are zero because their source is damaged.
     #[serde(default)]
     pub damaged: Vec<(u32, u32)>,
-    /// Whether it was read from today's format's predecessor, which had no change time in its mark.
+    /// Whether it was read from version 1 of the format, which had no change time in its mark.
     #[serde(skip)]
     pub is_old_format: bool,
     /// What the run that ended it did, for people.

@@ -12,6 +12,11 @@ pub trait SinkBody: Serialize + DeserializeOwned {
     const KIND: &'static str;
     /// Its version; another one is not read.
     const VERSION: u32;
+
+    /// The name of the object that is being made, where the target's own name does not tell it.
+    fn object(&self) -> Option<String> {
+        None
+    }
 }
 
 /// The state of a sink as a checkpoint keeps it: only the target of its kind opens it.
@@ -19,6 +24,8 @@ pub trait SinkBody: Serialize + DeserializeOwned {
 pub struct SinkState {
     kind: String,
     version: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    object: Option<String>,
     body: Value,
 }
 
@@ -28,6 +35,7 @@ impl SinkState {
         Self {
             kind: T::KIND.to_owned(),
             version: T::VERSION,
+            object: body.object(),
             // The bodies are plain data: nothing in them can fail to serialise.
             body: serde_json::to_value(body).unwrap_or_default(),
         }
@@ -53,6 +61,11 @@ impl SinkState {
             return Err(wrong(why));
         }
         serde_json::from_value(self.body.clone()).map_err(|error| wrong(error.to_string()))
+    }
+
+    /// The object that is being made, for people.
+    pub fn object(&self) -> Option<&str> {
+        self.object.as_deref()
     }
 
     /// Which kind of target wrote it.

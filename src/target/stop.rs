@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Result};
 pub struct Stop(watch::Receiver<bool>);
 
 impl Stop {
-    /// The receiver's end: `true` stops.
+    /// A stop that comes when the channel's value becomes `true`.
     pub fn new(stop: watch::Receiver<bool>) -> Self {
         Self(stop)
     }
@@ -43,7 +43,7 @@ impl Stop {
         }
     }
 
-    /// Does work that may be dropped at any await, unless it stops first.
+    /// Runs work until it ends or the stop comes. The work must be safe to drop at any await.
     ///
     /// # Errors
     /// The work's own, or `Stopped`.

@@ -4,7 +4,6 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use bytesize::ByteSize;
@@ -25,9 +24,6 @@ use crate::target::{
     Ask, DeviceMark, Existence, Facts, Left, LockPath, Mark, Opened, Opening, Published, Replica,
     Sink, SinkBody, SinkState, StatePaths, Target, TargetKind, Written,
 };
-
-/// Two ticks of the coarsest kernel clock (HZ=100): a backing file that is written later has another time of change.
-const TWO_TICKS: Duration = Duration::from_millis(20);
 
 /// A block device.
 #[derive(Clone, Debug)]
@@ -76,7 +72,7 @@ impl DeviceTarget {
         })
     }
 
-    /// The same as one that other machines write too: its counters here prove nothing, so it has no mark.
+    /// Marks the device as writable by other machines: its counters here prove nothing, so it has no mark.
     #[must_use]
     pub fn shared(mut self) -> Self {
         self.is_shared = true;
@@ -128,7 +124,7 @@ impl DeviceTarget {
         Ok(file)
     }
 
-    /// Of what was opened, not of what the path names now.
+    /// Checks the identity of the open device, not of what its path names now.
     fn check_identity(&self, file: &File) -> Result<()> {
         if identity_of(&self.path, file)?.id == self.identity.id {
             return Ok(());
@@ -181,7 +177,7 @@ fn left_by(state: Option<&SinkState>, mark: Option<&DeviceMark>) -> Left {
     }
 }
 
-/// The default path of a device, if that is the same device; else `path`.
+/// The default path of a device if that names the same device, else `path`.
 fn usual_path(node: &BlockDevice, path: Option<&Path>) -> Option<PathBuf> {
     let usual = node.path();
     let found = std::fs::metadata(&usual).ok().map(|found| found.rdev());
@@ -265,7 +261,7 @@ impl Target for DeviceTarget {
                 raw: Raw::new(&self.path, file, geometry, raw::Kind::Device),
                 has_marks: self.has_marks(),
             };
-            // Takes as long as what others wrote to the page cache needs to get to the disk.
+            // The mark needs a flush of the page cache, which can take long.
             let state = opening.stop.unless(sink.state()).await?;
             (opening.name)(&state)?;
             Ok(Opened {
@@ -284,7 +280,9 @@ impl Target for DeviceTarget {
     ) -> BoxFuture<'a, Result<Arc<dyn BlockSource>>> {
         let target = self.clone();
         blocking(move || {
-            let _ = flush_all(&target.open_for_reading()?);
+            let file = target.open_for_reading()?;
+            fits(&target.name, size_of(&target.path, &file)?, geometry)?;
+            let _ = flush_all(&file);
             read_past_cache(&target.path, geometry)
         })
         .boxed()
@@ -375,7 +373,7 @@ impl Sink for DeviceSink {
         async {
             self.raw.flush().await?;
             let before = self.mark().await?;
-            tokio::time::sleep(TWO_TICKS).await;
+            tokio::time::sleep(super::TWO_TICKS).await;
             let after = self.mark().await?;
             let mark = after.filter(|after| before.as_ref() == Some(after));
             Ok(Published {

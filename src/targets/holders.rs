@@ -25,7 +25,7 @@ const QEMU_LOCKS: std::ops::Range<i64> = 100..205;
 /// Mounts of one device that are named; containers bind one to hundreds of places.
 const NAMED_MOUNTS: usize = 3;
 
-/// What is in the way of writing a device; empty where nothing is seen.
+/// Why a device cannot be written; empty where no holder is found.
 pub(crate) fn obstacles(path: &Path) -> Vec<String> {
     let Ok(metadata) = std::fs::metadata(path) else {
         return Vec::new();
@@ -69,7 +69,7 @@ pub(crate) fn obstacles(path: &Path) -> Vec<String> {
     found
 }
 
-/// What is in the way of writing an image: what it is in use for.
+/// Why an image should not be written: who uses it.
 pub(crate) fn image_obstacles(path: &Path) -> Vec<String> {
     let Ok(metadata) = std::fs::metadata(path) else {
         return Vec::new();
@@ -80,8 +80,8 @@ pub(crate) fn image_obstacles(path: &Path) -> Vec<String> {
         .iter()
         .map(|device| attached_at(&name, device))
         .collect();
-    // Some filesystems are mounted from a file without a loop device (erofs, FUSE). Other sources are not looked at: they
-    // may be on a server that is gone, and never answer.
+    // Some filesystems are mounted from a file without a loop device (erofs, FUSE). A stat(2) of other mount sources could hang
+    // on an unreachable server, so only their paths are compared.
     let real = path.canonicalize().unwrap_or_default();
     found.extend(mounts(&name, |mount| mount.source == real));
     found.extend(swaps(&name, is_it));

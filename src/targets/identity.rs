@@ -1,4 +1,4 @@
-//! [`identity`]: which block device one is, whatever it is called today. [`device_mark`]: whether anything has written it.
+//! [`identity`]: tells a block device from others, whatever its path. [`device_mark`]: proves that nothing has written it.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -57,7 +57,7 @@ pub(crate) fn identity_of(path: &Path, file: &File) -> Result<Identity> {
         .metadata()
         .map_err(|error| Error::of_file(path, "cannot look at", error))?;
     if !metadata.file_type().is_block_device() {
-        let what = format!("cannot use {} as a device: it is none", path.display());
+        let what = format!("cannot use {}: it is not a block device", path.display());
         return Err(Error::new(Kind::Invalid, what));
     }
     let size = size_of(path, file)?;
@@ -165,9 +165,10 @@ fn loop_file(disk: &BlockDevice) -> Option<String> {
     let file = disk.backing_file()?;
     let metadata = std::fs::metadata(&file).ok()?;
     let offset = disk.read("loop/offset").unwrap_or_default();
-    let (device, inode) = (metadata.dev(), metadata.ino());
+    // Not the number of the filesystem's device: on btrfs and NFS that is another one after each mount.
+    let inode = metadata.ino();
     Some(format!(
-        "loop={}:inode={device}.{inode}:offset={offset}",
+        "loop={}:inode={inode}:offset={offset}",
         file.display()
     ))
 }
@@ -221,13 +222,18 @@ fn backing_mark(node: &BlockDevice) -> Option<FileMark> {
     if !is_file {
         return None;
     }
-    FileMark::flushed(&path).ok()
+    let mark = FileMark::flushed(&path).ok()?;
+    mark.proves_at(&path).then_some(mark)
 }
 
 /// Sectors written to a device and sectors discarded: of a partition its disk's without those of the other partitions, so
 /// that what is written past the partition table counts too.
 fn counters(node: &BlockDevice) -> Option<(u64, u64)> {
     let disk = node.disk();
+    // What is written to the devices under a mapped one does not show on it.
+    if !disk.parts().is_empty() {
+        return None;
+    }
     let is_on = |file: &str| disk.read(file).is_some_and(|on| on != "0");
     // A filesystem on persistent memory writes past every counter.
     if !is_on("queue/iostats") || is_on("queue/dax") {

@@ -23,7 +23,7 @@ use crate::target::{
     Ask, Base, Existence, Facts, Left, LockPath, Mark, Opened, Opening, Replica, SinkBody,
     SinkState, StatePaths, Target, TargetKind,
 };
-use sink::ImageSink;
+use sink::{ImageSink, Replaced};
 
 /// Bytes of an old image copied between two looks at the signal.
 const CLONED_AT_ONCE: u64 = 256 << 20;
@@ -111,18 +111,19 @@ impl ImageTarget {
         };
         let existence = match &metadata {
             None => Existence::Absent,
-            Some(metadata) if metadata.len() == 0 => Existence::Empty,
+            Some(metadata) if metadata.len() == 0 && is_own(metadata) => Existence::Empty,
             Some(_) => Existence::There,
         };
         let mut facts = Facts::of(self.as_given.clone(), existence);
         facts.other_tokens.push(self.name.clone());
         if let Some(metadata) = &metadata {
             let mark = FileMark::flushed(&self.path).map_err(failed)?;
+            facts.mark_proves = mark.proves_at(&self.path);
             facts.mark = Some(Mark::Image(mark));
             let held_by = holders::image_obstacles(&self.path);
             match self.is_in_place {
                 true => facts.obstacles = held_by,
-                // Whoever holds the old image keeps it: the new one is another file.
+                // A process that has the old image open keeps it: the new one is another file.
                 false => facts.warnings = held_by,
             }
             if !self.is_in_place && *ask.base != Base::None && !is_by_reference(&self.path) {
@@ -146,9 +147,9 @@ impl ImageTarget {
             return Ok(Left::Gone);
         };
         let against = |now: &FileMark| match (now == &mark, now.inode == mark.inode) {
-            (true, _) => Left::Proven,
-            (false, true) => Left::Unproven,
-            (false, false) => Left::Gone,
+            (true, _) if mark.proves_at(&self.path) => Left::Proven,
+            (_, true) => Left::Unproven,
+            (_, false) => Left::Gone,
         };
         let image = match now {
             Some(Mark::Image(now)) => Some(now),
@@ -168,7 +169,7 @@ impl ImageTarget {
         Ok(against(&FileMark::of(&file).map_err(failed)?))
     }
 
-    /// An empty part, in the place of whatever was there; with the old image's data if only changes are written.
+    /// Creates a new part and replaces an old one. For a delta it is a clone of the image.
     async fn new_part(&self, opening: &Opening<'_>) -> Result<ImageSink> {
         let part = self.part();
         let failed = |error| Error::of_file(&part, "cannot write", error);
@@ -193,12 +194,12 @@ impl ImageTarget {
                 return Err(error);
             }
         }
-        let sink = ImageSink::new(self.raw(&part, &file, geometry)?, Some(self.path.clone()));
+        let sink = ImageSink::new(self.raw(&part, &file, geometry)?, Some(self.replaced()?));
         (opening.name)(&sink.state()?)?;
         Ok(sink)
     }
 
-    /// Gives a part what the image holds, which must be and stay what was decided for.
+    /// Clones the image into a part. The image's mark must match the decision before and after.
     async fn clone_into(
         &self,
         part: &Arc<File>,
@@ -227,6 +228,20 @@ impl ImageTarget {
         })
         .await?;
         self.check_mark(&old, opening)
+    }
+
+    /// What a part is to replace, as it is now.
+    fn replaced(&self) -> Result<Replaced> {
+        let mark = match File::open(&self.path) {
+            Ok(file) => FileMark::of(&file).map(Some),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        };
+        let mark = mark.map_err(|error| Error::of_file(&self.path, "cannot look at", error))?;
+        Ok(Replaced {
+            path: self.path.clone(),
+            mark,
+        })
     }
 
     /// The same of the image that a part is to replace: one that came after the decision is not replaced either.
@@ -275,7 +290,7 @@ impl ImageTarget {
         sink::cut_to(&file, geometry.size()).map_err(failed)?;
         let sink = ImageSink::new(
             self.raw(&part, &Arc::new(file), geometry)?,
-            Some(self.path.clone()),
+            Some(self.replaced()?),
         );
         (opening.name)(&sink.state()?)?;
         Ok(sink)
@@ -399,16 +414,21 @@ fn is_renamed(then: &FileMark, now: &FileMark) -> bool {
     then == *now
 }
 
+/// Whether a file is of our own user.
+fn is_own(metadata: &std::fs::Metadata) -> bool {
+    metadata.uid() == nix::unistd::geteuid().as_raw()
+}
+
 /// Whether a copy of a file within its folder takes no room.
 fn is_by_reference(path: &Path) -> bool {
     let FsType(kind) = match statfs(folder_of(path)) {
-        Ok(told) => told.filesystem_type(),
+        Ok(found) => found.filesystem_type(),
         Err(_) => return false,
     };
     BY_REFERENCE.contains(&kind)
 }
 
-/// Whether it reads like something else than a path that is to be.
+/// Whether a name is a URL or a snapshot id rather than the path of a new image.
 fn is_no_path(path: &Path) -> bool {
     let text = path.to_string_lossy();
     text.contains("://") || text.parse::<SnapshotId>().is_ok()

@@ -214,7 +214,7 @@ fn a_run_that_has_not_ended_keeps_what_it_counts_on_until_it_is_forgotten() {
     let replica = objects.mount(&emulator);
     assert_same(&replica.disk("snap-0b"), &disk);
     drop((mount, replica));
-    // A run that is forgotten is not gone on with.
+    // A run that is forgotten is not resumed: all of it is copied, without a question.
     emulator.set("latency_ms=20");
     run(&mut objects.bring(&emulator, &["snap-0a"]));
     let mut rm = objects.look(&emulator, &["prune", "--keep", "0", "--grace", "0s"]);
@@ -238,9 +238,14 @@ fn a_run_that_has_not_ended_keeps_what_it_counts_on_until_it_is_forgotten() {
         .clone();
     run(&mut objects.look(&emulator, &["prune", "--grace", "0s", "--forget-run", &id]));
     assert!(objects.objects("packs").is_empty());
-    let (code, said) = ends(&mut objects.bring(&emulator, &["snap-0a"]));
-    assert!(code == 2 && said.contains("--restart"), "{said}");
-    run(&mut objects.bring(&emulator, &["snap-0a", "--restart"]));
+    emulator.reset();
+    run(&mut objects.bring(&emulator, &["snap-0a"]));
+    let gets = emulator.gets();
+    let (mount, disk) = crate::sync::mounted(&emulator, "snap-0a");
+    assert_eq!(gets, crate::sync::held(&disk), "nothing is counted on");
+    let replica = objects.mount(&emulator);
+    assert_same(&replica.disk("snap-0a"), &disk);
+    drop((mount, replica));
     let checked = objects.look_json(&emulator, &["check", "--read-data"]);
     assert_eq!(
         (&checked["unused"], &checked["runs"]),
@@ -329,7 +334,7 @@ fn what_prune_does_not_know_it_leaves_alone_and_what_is_being_removed_is_not_cou
     assert_same(&mount.disk(&ids[4]), &chain.image(4));
     let (code, said) = ends(&mut objects.bring(emulator, &[&ids[4], "--restart"]));
     assert!(
-        code == 2 && said.contains("repository rm it first"),
+        code == 11 && said.contains("remove it first: ebsfs repository rm"),
         "{said}"
     );
 }

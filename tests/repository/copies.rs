@@ -25,7 +25,13 @@ fn a_chain_of_five_comes_out_of_a_repository_as_it_went_in_to_every_target() {
             let image = out.path().join("image.raw");
             run(&mut objects.take(emulator, id, &[text(&image), "--base", "auto"]));
             assert_same(&image, &chain.image(number));
-            run(&mut objects.take(emulator, id, &[device, "--base", "auto", "--yes"]));
+            // The first one is of unknown content.
+            let more: &[&str] = match number {
+                0 => &["--overwrite", device],
+                _ => &[],
+            };
+            let to_device = [&[device, "--base", "auto"], more].concat();
+            run(&mut objects.take(emulator, id, &to_device));
             let size = fs::metadata(&image).unwrap().len();
             sh(&format!("cmp -n {size} {} {device}", image.display()));
             let url = other.url();
@@ -71,14 +77,14 @@ fn a_snapshot_is_found_by_what_people_call_it_and_an_image_is_one_too() {
         ("vol-0a@2100-01-01", 1),
         (&*ids[0], 0),
     ] {
-        run(&mut objects.take(emulator, select, &[text(&image), "--yes"]));
+        run(&mut objects.take(emulator, select, &[text(&image)]));
         assert_same(&image, &chain.image(number));
     }
     for (select, words) in [
         ("vol-0b", "no snapshot"),
         ("vol-0a@2001-01-01T00:00Z", "no snapshot"),
         ("vol-0a@soon", "is no time"),
-        ("", "which snapshot"),
+        ("", "names no snapshot"),
     ] {
         let (code, said) = ends(&mut objects.take(emulator, select, &[text(&image)]));
         assert!(code != 0 && said.contains(words), "{select}: {code} {said}");
@@ -94,7 +100,16 @@ fn a_snapshot_is_found_by_what_people_call_it_and_an_image_is_one_too() {
     std::os::unix::fs::FileExt::write_all_at(&writable(&source), b"changed", 600_000).unwrap();
     run(&mut objects.bring(emulator, &[text(&source)]));
     assert_eq!(sent(&objects, emulator)[2..], [6, 1]);
-    run(&mut objects.take(emulator, "latest", &[text(&image), "--yes"]));
+    // The image is a replica of another volume.
+    let latest = [text(&image)];
+    let (code, said) = ends(&mut objects.take(emulator, "latest", &latest));
+    assert!(
+        code == 11 && said.contains("it is a replica of vol-0a"),
+        "{code} {said}"
+    );
+    assert_same(&image, &chain.image(0));
+    let named = [text(&image), "--overwrite", text(&image)];
+    run(&mut objects.take(emulator, "latest", &named));
     assert_same(&image, &source);
     let (code, said) = ends(&mut objects.take(emulator, first, &["ebs:", "--allow-plaintext"]));
     assert!(code == 2 && said.contains("512 KiB"), "{code} {said}");

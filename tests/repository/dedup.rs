@@ -35,7 +35,7 @@ fn image_of(
 fn index(emulator: &Emulator) -> PathBuf {
     let mut found = Vec::new();
     walk(&emulator.folder.path().join("state"), &mut found);
-    found.retain(|path| path.ends_with("index"));
+    found.retain(|path| text(path).ends_with("-index"));
     assert_eq!(found.len(), 1);
     found.remove(0)
 }
@@ -44,7 +44,7 @@ fn index(emulator: &Emulator) -> PathBuf {
 fn comes_out(objects: &Objects, emulator: &Emulator, image: &Path, select: &str) {
     let out = objects.folder.path().join("out.raw");
     let _ = fs::remove_file(&out);
-    run(&mut objects.take(emulator, select, &[text(&out), "--yes"]));
+    run(&mut objects.take(emulator, select, &[text(&out)]));
     assert_same(&out, image);
 }
 

@@ -110,7 +110,13 @@ fn where_new_snapshots_are_encrypted_every_block_is_put_and_plaintext_has_to_be_
     // What cannot be told before is told by StartSnapshot.
     other.set("deny=ec2:GetEbsEncryptionByDefault");
     other.reset();
-    replicate(&emulator, &other, &[&plain]);
+    assert_eq!(replicate(&emulator, &other, &[&plain]), made);
+    assert_eq!(
+        other.count("PutSnapshotBlock"),
+        0,
+        "the same command twice makes one snapshot"
+    );
+    replicate(&emulator, &other, &[&plain, "--restart"]);
     assert_eq!(other.count("PutSnapshotBlock"), 2048);
     other.set("deny=&encryption_by_default=false");
     other.reset();
@@ -121,7 +127,7 @@ fn where_new_snapshots_are_encrypted_every_block_is_put_and_plaintext_has_to_be_
 
     // From there back: an encrypted source.
     let back = Emulator::beside(&emulator);
-    assert_eq!(refused(&other, &back, &[&made], "--allow-plaintext"), 2);
+    assert_eq!(refused(&other, &back, &[&made], "--allow-plaintext"), 11);
     assert!(back.made().is_empty());
     let plain = replicate(&other, &back, &[&made, "--allow-plaintext"]);
     assert_holds(&back, &plain, &volume);
@@ -177,24 +183,24 @@ fn a_parent_that_does_not_hold_the_base_is_refused_and_what_is_missing_is_said()
             emulator,
             &other,
             &[&ids[1], "--base", &ids[0]],
-            "ebsfs:source"
+            "no completed snapshot"
         ),
-        3
+        11
     );
     let first = replicate(emulator, &other, &[&ids[0]]);
     let wrong = [ids[2].as_str(), "--base", &ids[1], "--parent", &first];
     assert_eq!(
-        refused(emulator, &other, &wrong, "nobody knows that it holds"),
-        2
+        refused(emulator, &other, &wrong, "is not proven to be a replica"),
+        11
     );
     let nothing = [ids[2].as_str(), "--parent", "snap-0123456789abcdef0"];
-    assert_eq!(refused(emulator, &other, &nothing, "does not exist"), 3);
+    assert_eq!(refused(emulator, &other, &nothing, "does not exist"), 11);
     other.set("deny=ebs:StartSnapshot");
     assert_eq!(
         refused(emulator, &other, &[&ids[1]], "ebs:StartSnapshot"),
         4
     );
-    // Nothing was begun, and the same command goes on.
+    // Nothing was begun, and the same command resumes.
     other.set("deny=ebs:PutSnapshotBlock");
     assert_eq!(
         refused(emulator, &other, &[&ids[1]], "ebs:PutSnapshotBlock"),
@@ -206,19 +212,25 @@ fn a_parent_that_does_not_hold_the_base_is_refused_and_what_is_missing_is_said()
         status(emulator, "ebs:")
     );
     other.set("deny=");
-    // Another copy than the one that is unfinished.
-    assert_eq!(
-        refused(
-            emulator,
-            &other,
-            &[&ids[1], "--base", &ids[0]],
-            "unfinished"
-        ),
-        2
-    );
+    let begun = other.made().remove(1);
+    assert_eq!(begun.1, "pending");
     let made = replicate(emulator, &other, &[&ids[1], "--verify"]);
+    assert_eq!(made, begun.0);
     assert_holds(&other, &made, &chain.image(1));
     assert_eq!(other.made().len(), 2);
+    // Another copy than the one that is unfinished is another snapshot.
+    other.set("deny=ebs:PutSnapshotBlock");
+    assert_eq!(
+        refused(emulator, &other, &[&ids[4]], "ebs:PutSnapshotBlock"),
+        4
+    );
+    other.set("deny=");
+    let unfinished = other.made().remove(2).0;
+    let made = replicate(emulator, &other, &[&ids[3], "--base", &ids[1], "--verify"]);
+    assert_ne!(made, unfinished);
+    assert_holds(&other, &made, &chain.image(3));
+    assert_eq!(other.made()[2], (unfinished, "pending".to_owned()));
+    assert_eq!(other.made().len(), 4);
     // auto, where the base is gone.
     emulator.set("deny=ebs:ListChangedBlocks");
     let auto = [ids[2].as_str(), "--base", "auto"];
@@ -257,48 +269,77 @@ fn a_snapshot_that_was_given_up_is_said_to_be_and_restart_begins_another() {
 }
 
 #[test]
-fn an_unfinished_snapshot_is_gone_on_with_only_as_it_was_begun_and_soon() {
+fn an_unfinished_snapshot_is_resumed_only_as_it_was_begun_and_soon() {
     let emulator = large_pair();
-    let other = Emulator::beside(&emulator);
     let key = "arn:aws:kms:us-east-1:123456789012:key/mine";
-    other.set("deny=ebs:PutSnapshotBlock&visible_ms=5000");
-    assert_eq!(
-        refused(&emulator, &other, &["snap-0a"], "ebs:PutSnapshotBlock"),
-        4
-    );
-    other.set("deny=");
-    for more in [
-        ["--kms-key", key],
-        ["--tag", "a=b"],
-        ["--description", "mine"],
+    let begin = |switches: &str| {
+        let other = Emulator::beside(&emulator);
+        other.set(&format!("deny=ebs:PutSnapshotBlock{switches}"));
+        assert_eq!(
+            refused(&emulator, &other, &["snap-0a"], "ebs:PutSnapshotBlock"),
+            4
+        );
+        other.set("deny=");
+        let begun = other.made().remove(0);
+        assert_eq!(begun.1, "pending");
+        (other, begun.0)
+    };
+    for (option, value, member) in [
+        ("--kms-key", key, "kms_key_id"),
+        ("--tag", "a=mine", "tags"),
+        ("--description", "mine", "description"),
     ] {
-        let args = [&["snap-0a"], &more[..]].concat();
-        assert_eq!(refused(&emulator, &other, &args, "begun with another"), 2);
+        let (other, begun) = begin("");
+        let made = replicate(&emulator, &other, &["snap-0a", option, value]);
+        assert_ne!(made, begun);
+        let told = described(&other, &made)[member].to_string();
+        assert!(told.contains("mine"), "{told}");
+        let (_mount, disk) = mounted(&emulator, "snap-0a");
+        assert_holds(&other, &made, &disk);
+        // The stale one is left to EBS, and in nobody's way.
+        assert_eq!(
+            other.made(),
+            [
+                (begun, "pending".to_owned()),
+                (made, "completed".to_owned())
+            ]
+        );
     }
     // Not known everywhere yet: waited for.
+    let (other, begun) = begin("&visible_ms=5000");
     let made = replicate(&emulator, &other, &["snap-0a"]);
+    assert_eq!(made, begun);
     assert_eq!(other.made(), [(made, "completed".to_owned())]);
-    // What StartSnapshot refused is nothing to go on with.
+    // What StartSnapshot refused is nothing to resume.
     other.set("deny=ebs:StartSnapshot");
     assert_eq!(
         refused(&emulator, &other, &["snap-0b"], "ebs:StartSnapshot"),
         4
     );
-    assert_eq!(status(&emulator, "ebs:"), "");
+    assert_eq!(
+        status(&emulator, "ebs:"),
+        "no unfinished run on this machine\n"
+    );
     other.set("deny=");
     let made = replicate(&emulator, &other, &["snap-0b", "--kms-key", key]);
     assert_eq!(described(&other, &made)["encrypted"], true);
 }
 
 #[test]
-fn what_may_be_encrypted_is_not_made_plain_and_a_named_profile_is_the_one_that_is_used() {
+fn what_may_be_encrypted_is_warned_of_and_a_named_profile_is_the_one_that_is_used() {
     let emulator = Emulator::start();
     emulator.make_volume("vol-0a", 2048, [0, 7]);
     let id = emulator.snapshot("vol-0a");
     let other = Emulator::beside(&emulator);
     emulator.set("deny=ec2:DescribeSnapshots");
-    assert_eq!(refused(&emulator, &other, &[&id], "may be encrypted"), 2);
-    replicate(&emulator, &other, &[&id, "--allow-plaintext"]);
+    let url = other.url();
+    let to = [id.as_str(), "ebs:", "--to-endpoint-url", &url];
+    let (code, said) = ends(&mut sync(&emulator, &to));
+    assert_eq!(code, 0, "{said}");
+    assert!(
+        said.contains("may be encrypted (ec2:DescribeSnapshots would tell)"),
+        "{said}"
+    );
     emulator.set("deny=");
     let credentials = emulator.folder.path().join("credentials");
     let mut text = fs::read_to_string(&credentials).unwrap();
@@ -309,7 +350,6 @@ fn what_may_be_encrypted_is_not_made_plain_and_a_named_profile_is_the_one_that_i
     let keys = (value("aws_access_key_id"), value("aws_secret_access_key"));
     text += "\n[wrong]\naws_access_key_id = AKIAWRONG\naws_secret_access_key = wrong\n";
     fs::write(&credentials, text).unwrap();
-    let url = other.url();
     let to = [
         id.as_str(),
         "ebs:",
@@ -328,7 +368,7 @@ fn what_may_be_encrypted_is_not_made_plain_and_a_named_profile_is_the_one_that_i
 }
 
 #[test]
-fn a_parent_whose_volume_is_larger_is_a_parent_all_the_same() {
+fn a_replica_of_a_larger_volume_is_no_base_but_can_be_named_as_the_parent() {
     let chain = Chain::new();
     let other = Emulator::beside(&chain.emulator);
     let ids = &chain.snapshots;
@@ -338,9 +378,13 @@ fn a_parent_whose_volume_is_larger_is_a_parent_all_the_same() {
         &other,
         &[&ids[1], "--base", "auto", "--verify"],
     );
+    assert_holds(&other, &made, &chain.image(1));
+    let larger = other.made().remove(0).0;
+    let named = [ids[0].as_str(), "--parent", &larger, "--verify"];
+    let made = replicate(&chain.emulator, &other, &named);
     let (_mount, disk) = mounted(&other, &made);
     let padded = chain.images.path().join("padded");
-    fs::copy(chain.image(1), &padded).unwrap();
+    fs::copy(chain.image(0), &padded).unwrap();
     writable(&padded).set_len(2 << 30).unwrap();
     assert_same(&disk, &padded);
 }

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_target_that_fails_is_told_and_does_not_stop_the_others_and_can_be_gone_on_with() {
+fn a_target_that_fails_is_named_and_does_not_stop_the_others_and_can_be_resumed() {
     let emulator = Emulator::start();
     let volume = emulator.make_volume("vol-0a", 2048, 0..400);
     let id = emulator.snapshot("vol-0a");
@@ -53,7 +53,7 @@ fn faults_while_syncing_change_nothing_and_a_lost_page_is_no_zeroes() {
 }
 
 #[test]
-fn a_signal_stops_at_a_checkpoint_and_the_same_command_goes_on() {
+fn a_signal_stops_at_a_checkpoint_and_the_same_command_resumes() {
     let emulator = large_pair();
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image.raw");
@@ -70,7 +70,7 @@ fn a_signal_stops_at_a_checkpoint_and_the_same_command_goes_on() {
     let kept: u64 = said
         .lines()
         .find_map(|line| {
-            line.strip_prefix("begun: snap-0a, ")?
+            line.strip_prefix("unfinished: snap-0a, ")?
                 .split(' ')
                 .next()?
                 .parse()
@@ -113,7 +113,7 @@ impl Drop for Tmpfs {
 }
 
 #[test]
-fn a_device_that_fails_is_told_and_is_gone_on_with_when_it_is_mended() {
+fn a_device_that_fails_is_named_and_the_same_command_resumes_once_it_is_mended() {
     let emulator = Emulator::start();
     let volume = emulator.make_volume("vol-0a", 2048, 0..400);
     let id = emulator.snapshot("vol-0a");
@@ -123,7 +123,10 @@ fn a_device_that_fails_is_told_and_is_gone_on_with_when_it_is_mended() {
     let file = small.0.join("disk");
     fs::File::create(&file).unwrap().set_len(1 << 30).unwrap();
     let device = Loop::over(&file);
-    let (code, said) = ends(&mut sync(&emulator, &[&id, &device.0, "--yes"]));
+    let (code, said) = ends(&mut sync(
+        &emulator,
+        &[&id, &device.0, "--overwrite", &device.0],
+    ));
     // As the kernel passes it on.
     assert!([1, 9].contains(&code), "{code} {said}");
     assert!(said.contains(&device.0), "{said}");
@@ -133,7 +136,7 @@ fn a_device_that_fails_is_told_and_is_gone_on_with_when_it_is_mended() {
         "{told}"
     );
     small.resize("1200M");
-    run(&mut sync(&emulator, &[&id, &device.0, "--yes", "--verify"]));
+    run(&mut sync(&emulator, &[&id, &device.0, "--verify"]));
     assert_same(Path::new(&device.0), &volume);
     assert_eq!(status(&emulator, &device.0), format!("holds {id}\n"));
     drop(device);
@@ -205,7 +208,7 @@ fn a_signal_while_an_image_is_read_back_ends_the_run_and_the_next_one_publishes_
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let whole = format!("begun: {}, 1600 of 1600 blocks", source.display());
+    let whole = format!("unfinished: {}, 1600 of 1600 blocks", source.display());
     wait_for("the end of the copy", || {
         status(&emulator, text(&image)).contains(&whole)
     });

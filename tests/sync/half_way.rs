@@ -1,32 +1,26 @@
-//! Targets left between two snapshots, and what is gone on with.
+//! Targets left between two snapshots, and which unfinished runs are resumed.
 
 use super::*;
 
 /// Starts a copy that is killed once something of it is kept.
 pub fn killed_half_way(emulator: &Emulator, args: &[&str], target: &str) {
     emulator.set("latency_ms=100");
-    for _ in 0..20 {
-        let mut child = sync(emulator, &[args, &["--max-in-flight", "2"]].concat())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        // The first that there is is kept at once.
-        std::thread::sleep(Duration::from_millis(1500));
+    let mut child = sync(emulator, &[args, &["--max-in-flight", "2"]].concat())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // The first blocks that there are are kept at once.
+    wait_for("a checkpoint with blocks", || {
         let ended = child.try_wait().unwrap();
         assert!(ended.is_none(), "it was to be killed: {ended:?}");
-        child.kill().unwrap();
-        child.wait().unwrap();
-        let said = run(&mut sync(emulator, &["--status", target]));
-        if said
+        status(emulator, target)
             .lines()
-            .any(|line| line.starts_with("begun") && !line.contains(", 0 of"))
-        {
-            emulator.set("latency_ms=0");
-            return;
-        }
-    }
-    panic!("nothing is ever kept");
+            .any(|line| line.starts_with("unfinished") && !line.contains(", 0 of"))
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    emulator.set("latency_ms=0");
 }
 
 #[test]
@@ -71,7 +65,7 @@ fn a_target_left_half_way_is_brought_to_a_third_snapshot_when_the_second_is_gone
         "--base",
         "auto",
     ];
-    let (code, said) = ends(&mut sync(&chain.emulator, &again));
+    let (code, said) = decides(&mut sync(&chain.emulator, &again));
     assert_eq!(code, 4, "{said}");
     assert!(said.contains("--base auto"), "{said}");
     chain.emulator.set("deny=");
@@ -82,8 +76,8 @@ fn a_target_left_half_way_is_brought_to_a_third_snapshot_when_the_second_is_gone
         "--base",
         ids[3].as_str(),
     ];
-    let (code, said) = ends(&mut sync(&chain.emulator, &wrong));
-    assert_eq!(code, 2, "{said}");
+    let (code, said) = decides(&mut sync(&chain.emulator, &wrong));
+    assert_eq!(code, 11, "{said}");
     assert!(said.contains("between"), "{said}");
     run(&mut sync(
         &chain.emulator,
@@ -100,26 +94,25 @@ fn a_target_left_half_way_is_brought_to_a_third_snapshot_when_the_second_is_gone
 }
 
 #[test]
-fn what_one_way_has_done_is_not_gone_on_with_the_other_way() {
+fn what_one_way_has_done_is_not_resumed_the_other_way() {
     let emulator = large_pair();
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image.raw");
     sh(&format!("head -c 1200M /dev/urandom > {}", image.display()));
-    killed_half_way(&emulator, &["snap-0a", text(&image), "--yes"], text(&image));
-    let in_place = ["snap-0a", text(&image), "--in-place", "--yes"];
-    let (code, said) = ends(&mut sync(&emulator, &in_place));
-    assert_eq!(code, 2, "{said}");
-    assert!(said.contains("--restart"), "{said}");
-    run(&mut sync(
-        &emulator,
-        &["snap-0a", text(&image), "--in-place", "--yes", "--restart"],
-    ));
+    let args = ["snap-0a", text(&image), "--overwrite", text(&image)];
+    killed_half_way(&emulator, &args, text(&image));
+    assert!(left_beside(&image).contains(&".ebsfs-part".to_owned()));
+    emulator.reset();
+    run(&mut sync(&emulator, &[&args[..], &["--in-place"]].concat()));
+    let gets = emulator.gets();
     let (_mount, disk) = mounted(&emulator, "snap-0a");
+    assert_eq!(gets, held(&disk), "nothing of the part is counted on");
     assert_same(&image, &disk);
+    assert_eq!(left_beside(&image), KEPT);
 }
 
 #[test]
-fn an_image_that_is_another_than_it_was_half_way_is_copied_whole() {
+fn an_image_that_is_another_than_it_was_half_way_is_refused_or_copied_whole() {
     let emulator = large_pair();
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image.raw");
@@ -135,17 +128,13 @@ fn an_image_that_is_another_than_it_was_half_way_is_copied_whole() {
     // Restored from a copy: what was written is gone.
     fs::remove_file(&image).unwrap();
     fs::rename(&old, &image).unwrap();
-    run(&mut sync(
-        &emulator,
-        &[
-            "snap-0b",
-            text(&image),
-            "--in-place",
-            "--base",
-            "auto",
-            "--yes",
-        ],
-    ));
+    let before = sha256(&image);
+    let (code, said) = ends(&mut sync(&emulator, &[&args[..], &["--yes"]].concat()));
+    assert_eq!(code, 11, "{said}");
+    assert!(said.contains("--overwrite"), "{said}");
+    assert_eq!(sha256(&image), before, "nothing was written");
+    let named = [&args[..], &["--overwrite", text(&image)]].concat();
+    run(&mut sync(&emulator, &named));
     let (_mount, disk) = mounted(&emulator, "snap-0b");
     assert_same(&image, &disk);
 }
@@ -173,21 +162,28 @@ fn a_checkpoint_that_outlived_its_run_is_not_believed() {
         .unwrap();
     let checkpoint = folder.path().join("image.raw.ebsfs-checkpoint");
     wait_for("a checkpoint", || checkpoint.exists());
-    let digests = folder.path().join("image.raw.ebsfs-checkpoint-digests");
+    let digests = folder.path().join("image.raw.ebsfs-digests-next");
     let kept = fs::read(&checkpoint).unwrap();
+    let kept_digests = fs::read(&digests).unwrap();
     chain.emulator.set("latency_ms=0");
     assert!(child.wait().unwrap().success());
-    fs::write(&checkpoint, kept).unwrap();
-    fs::write(&digests, []).unwrap();
-    run(&mut sync(
-        &chain.emulator,
-        &[&args[..], &["--verify"]].concat(),
-    ));
-    assert_same(&image, &chain.image(1));
+    for digests_of_the_run in [kept_digests.as_slice(), &[]] {
+        fs::write(&checkpoint, &kept).unwrap();
+        fs::write(&digests, digests_of_the_run).unwrap();
+        private(&checkpoint);
+        private(&digests);
+        chain.emulator.reset();
+        run(&mut sync(
+            &chain.emulator,
+            &[&args[..], &["--verify"]].concat(),
+        ));
+        assert_eq!(chain.emulator.gets(), 0, "it holds the snapshot already");
+        assert_same(&image, &chain.image(1));
+    }
 }
 
 #[test]
-fn a_source_of_this_machine_that_was_written_between_two_runs_is_copied_anew() {
+fn a_source_of_this_machine_that_was_written_between_two_runs_is_copied_from_the_start() {
     let emulator = Emulator::start();
     let folder = tempfile::tempdir().unwrap();
     let (source, image) = (
@@ -214,11 +210,9 @@ fn a_source_of_this_machine_that_was_written_between_two_runs_is_copied_anew() {
         "head -c 300M /dev/urandom | dd of={} conv=notrunc bs=1M iflag=fullblock status=none",
         source.display()
     ));
-    let (code, said) = ends(&mut sync(&emulator, &[text(&source), text(&image)]));
-    assert_eq!(code, 2, "{said}");
     run(&mut sync(
         &emulator,
-        &[text(&source), text(&image), "--restart", "--verify"],
+        &[text(&source), text(&image), "--verify"],
     ));
     assert_same(&source, &image);
 }

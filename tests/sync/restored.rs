@@ -26,8 +26,20 @@ fn partitioned(file: &Path) -> (Loop, PathBuf) {
     (disk, part)
 }
 
+const DISCARD: &str = "--discard-foreign-writes";
+
+/// A sync that finds what something else has written.
+fn refused(emulator: &Emulator, args: &[&str]) {
+    let (code, said) = decides(&mut sync(emulator, args));
+    assert_eq!(code, 11, "{said}");
+    assert!(
+        said.contains("something else has written") && said.contains(DISCARD),
+        "{said}"
+    );
+}
+
 #[test]
-fn an_unfinished_target_that_was_restored_from_a_copy_is_copied_whole() {
+fn an_unfinished_target_that_was_restored_from_a_copy_is_refused_and_copied_whole_when_asked_to() {
     let emulator = large_pair();
     let folder = tempfile::tempdir().unwrap();
     let (image, disk) = (folder.path().join("image.raw"), folder.path().join("disk"));
@@ -37,7 +49,7 @@ fn an_unfinished_target_that_was_restored_from_a_copy_is_copied_whole() {
     let device = Loop::over(&disk);
     run(&mut sync(
         &emulator,
-        &["snap-0a", text(&image), &device.0, "--yes"],
+        &["snap-0a", text(&image), &device.0, "--overwrite", &device.0],
     ));
     run(Command::new("cp")
         .arg("--sparse=always")
@@ -49,19 +61,21 @@ fn an_unfinished_target_that_was_restored_from_a_copy_is_copied_whole() {
         } else {
             &["--in-place"]
         };
-        let args = [&["snap-0b", target, "--base", "auto", "--yes"], in_place].concat();
+        let args = [&["snap-0b", target, "--base", "auto"], in_place].concat();
         killed_half_way(&emulator, &args, target);
         // The same inode, the same device: only the bytes tell.
         sh(&format!(
             "dd if={} of={target} bs=1M conv=notrunc,fsync status=none",
             old.display()
         ));
-        run(&mut sync(&emulator, &args));
+        refused(&emulator, &[&args[..], &["--yes"]].concat());
+        assert_same(Path::new(target), &old);
+        run(&mut sync(&emulator, &[&args[..], &[DISCARD]].concat()));
         let (_mount, disk) = mounted(&emulator, "snap-0b");
         assert_same(Path::new(target), &disk);
         emulator.set("latency_ms=0");
     }
-    // Gone on with by another snapshot.
+    // Taken over by another snapshot.
     run(&mut sync(
         &emulator,
         &["snap-0a", text(&image), "--in-place"],
@@ -72,29 +86,22 @@ fn an_unfinished_target_that_was_restored_from_a_copy_is_copied_whole() {
         "head -c 1G /dev/zero | dd of={} bs=1M conv=notrunc status=none",
         image.display()
     ));
-    run(&mut sync(
-        &emulator,
-        &["snap-0a", text(&image), "--base", "auto", "--in-place"],
-    ));
+    let args = ["snap-0a", text(&image), "--base", "auto", "--in-place"];
+    refused(&emulator, &args);
+    sh(&format!("cmp {} <(head -c 1G /dev/zero)", image.display()));
+    run(&mut sync(&emulator, &[&args[..], &[DISCARD]].concat()));
     assert_same(&image, &old);
 }
 
 #[test]
-fn an_image_made_anew_before_anything_was_kept_is_not_gone_on_with() {
+fn an_image_that_was_replaced_before_anything_was_kept_is_not_resumed() {
     let emulator = large_pair();
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image.raw");
     emulator.set("latency_ms=0");
     run(&mut sync(&emulator, &["snap-0a", text(&image)]));
     emulator.set("latency_ms=3000");
-    let args = [
-        "snap-0b",
-        text(&image),
-        "--in-place",
-        "--base",
-        "auto",
-        "--yes",
-    ];
+    let args = ["snap-0b", text(&image), "--in-place", "--base", "auto"];
     let mut child = sync(&emulator, &args)
         .stderr(Stdio::null())
         .spawn()
@@ -107,7 +114,12 @@ fn an_image_made_anew_before_anything_was_kept_is_not_gone_on_with() {
     fs::remove_file(&image).unwrap();
     fs::File::create(&image).unwrap().set_len(1 << 30).unwrap();
     emulator.set("latency_ms=0");
-    run(&mut sync(&emulator, &args));
+    let (code, said) = decides(&mut sync(&emulator, &[&args[..], &["--yes"]].concat()));
+    assert_eq!(code, 11, "{said}");
+    sh(&format!("cmp {} <(head -c 1G /dev/zero)", image.display()));
+    // The new file may have the old one's inode or not.
+    let anyhow = [DISCARD, "--overwrite", text(&image)];
+    run(&mut sync(&emulator, &[&args[..], &anyhow].concat()));
     let (_mount, disk) = mounted(&emulator, "snap-0b");
     assert_same(&image, &disk);
 }
@@ -120,10 +132,19 @@ fn what_is_discarded_or_written_past_a_partition_or_not_yet_written_back_is_seen
     let (disk, part) = partitioned(&folder.path().join("disk"));
     let target = text(&part);
     let again = |n: usize| {
-        run(&mut sync(
-            emulator,
-            &[&ids[n], target, "--yes", "--base", "auto", "--verify"],
-        ));
+        let args = [ids[n].as_str(), target, "--base", "auto", "--verify"];
+        let anyhow: &[&str] = match n {
+            0 => &["--overwrite", target],
+            _ => {
+                let last = status(emulator, target);
+                assert_eq!(last, held_by_its_digests(&ids[n - 1]));
+                let written = sha256(&part);
+                refused(emulator, &[&args[..], &["--yes"]].concat());
+                assert_eq!(sha256(&part), written, "nothing was written");
+                &[DISCARD]
+            }
+        };
+        run(&mut sync(emulator, &[&args[..], anyhow].concat()));
         let len = fs::metadata(chain.image(n)).unwrap().len();
         run(Command::new("cmp")
             .args(["-n", &len.to_string()])
@@ -135,22 +156,19 @@ fn what_is_discarded_or_written_past_a_partition_or_not_yet_written_back_is_seen
         "dd if=/dev/urandom of={} seek=3 bs=1M count=1 oflag=direct conv=notrunc status=none",
         disk.0
     ));
-    assert_eq!(status(emulator, target), "unknown\n");
     again(1);
     sh(&format!("blkdiscard -o 0 -l 1M {target}"));
-    assert_eq!(status(emulator, target), "unknown\n");
     again(2);
     // Still open, and only in the page cache.
     let writer = fs::OpenOptions::new().write(true).open(&part).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&writer, &[1; 4096], 7 * BLOCK).unwrap();
-    assert_eq!(status(emulator, target), "unknown\n");
     drop(writer);
     again(3);
     let name = disk.0.trim_start_matches("/dev/");
     sh(&format!("echo 0 > /sys/block/{name}/queue/iostats"));
     let told = status(emulator, target);
     sh(&format!("echo 1 > /sys/block/{name}/queue/iostats"));
-    assert_eq!(told, "unknown\n");
+    assert_eq!(told, held_by_its_digests(&ids[3]));
     drop(disk);
     let _ = fs::remove_file(&part);
 }
@@ -164,9 +182,15 @@ fn a_record_that_is_damaged_is_not_believed_and_a_half_written_image_is_no_sourc
     run(&mut sync(&emulator, &["snap-0a", text(&image)]));
     fs::write(folder.path().join("image.raw.ebsfs.json"), "{").unwrap();
     assert_eq!(status(&emulator, text(&image)), "unknown\n");
+    let auto = ["snap-0a", text(&image), "--base", "auto", "--yes"];
+    let before = sha256(&image);
+    let (code, said) = ends(&mut sync(&emulator, &auto));
+    assert_eq!(code, 11, "{said}");
+    assert!(said.contains("content unknown (no record)"), "{said}");
+    assert_eq!(sha256(&image), before, "nothing was written");
     run(&mut sync(
         &emulator,
-        &["snap-0a", text(&image), "--base", "auto", "--yes"],
+        &[&auto[..], &["--overwrite", text(&image)]].concat(),
     ));
     let args = ["snap-0b", text(&image), "--in-place", "--base", "auto"];
     killed_half_way(&emulator, &args, text(&image));
@@ -191,7 +215,7 @@ fn the_same_command_finishes_what_failed_and_leaves_alone_what_is_there() {
     // One that is too small does not stop the others.
     let (code, said) = ends(&mut sync(
         emulator,
-        &[&ids[0], &small.0, text(&one), text(&two), "--yes"],
+        &[&ids[0], &small.0, text(&one), text(&two)],
     ));
     assert_eq!(code, 2, "{said}");
     assert!(said.contains("does not fit"), "{said}");

@@ -20,11 +20,24 @@ fn a_snapshot_and_then_its_changes_arrive_whole_in_images_and_on_dirty_devices()
         fs::write(&in_place, [7; 100_000]).unwrap();
         run(&mut sync(
             &chain.emulator,
-            &[from, text(&image), &device.0, "--yes", "--verify"],
+            &[
+                from,
+                text(&image),
+                &device.0,
+                "--overwrite",
+                &device.0,
+                "--verify",
+            ],
         ));
         run(&mut sync(
             &chain.emulator,
-            &[from, text(&in_place), "--in-place", "--yes"],
+            &[
+                from,
+                text(&in_place),
+                "--in-place",
+                "--overwrite",
+                text(&in_place),
+            ],
         ));
         let targets = [image.as_path(), &in_place, Path::new(&device.0)];
         let same = |n: usize| {
@@ -44,15 +57,7 @@ fn a_snapshot_and_then_its_changes_arrive_whole_in_images_and_on_dirty_devices()
         chain.emulator.reset();
         run(&mut sync(
             &chain.emulator,
-            &[
-                to,
-                text(&image),
-                &device.0,
-                "--yes",
-                "--base",
-                "auto",
-                "--verify",
-            ],
+            &[to, text(&image), &device.0, "--base", "auto", "--verify"],
         ));
         let csv = chain.changes(base, head, "csv");
         let written = csv.lines().filter(|line| line.ends_with(",written"));
@@ -68,8 +73,8 @@ fn a_snapshot_and_then_its_changes_arrive_whole_in_images_and_on_dirty_devices()
         for target in [text(&image), text(&in_place), &device.0] {
             assert_eq!(status(&chain.emulator, target), format!("holds {to}\n"));
         }
-        assert_eq!(left_beside(&image), [".ebsfs.json"]);
-        assert_eq!(left_beside(&in_place), [".ebsfs.json"]);
+        assert_eq!(left_beside(&image), KEPT);
+        assert_eq!(left_beside(&in_place), KEPT);
         for done in [image, in_place] {
             fs::remove_file(done).unwrap();
         }
@@ -123,7 +128,14 @@ fn a_volume_smaller_than_its_target_is_verified_and_its_digest_is_its_own() {
     let device = Loop::over(&disk);
     let said = run(&mut sync(
         &emulator,
-        &[text(&image), &device.0, "--yes", "--verify", "--digest"],
+        &[
+            text(&image),
+            &device.0,
+            "--overwrite",
+            &device.0,
+            "--verify",
+            "--digest",
+        ],
     ));
     let sum = run(Command::new("sha256sum").arg(&image));
     assert_eq!(

@@ -11,7 +11,7 @@ use crate::repository::Address;
 use crate::sync::{self, Status, Unfinished};
 use crate::target::Content;
 
-/// Prints it; nothing is changed, nothing asked of AWS.
+/// Prints the status of a target. It changes nothing and makes no call to AWS.
 pub(super) fn print(target: &str, state_dir: &Path, in_place: bool, as_json: bool) -> Result<()> {
     let (status, unfinished) = if target.starts_with("ebs:") || Address::looks_like(target) {
         (None, sync::unfinished(state_dir, target)?)
@@ -62,7 +62,7 @@ fn in_words(status: &Status) -> String {
                 None => "no usable recovery point".to_owned(),
             };
             format!(
-                "between {base} and {head}: not usable; {since}; --base auto brings it to any snapshot"
+                "between {base} and {head}: not usable; {since}; --base auto updates it to any snapshot"
             )
         }
     }
@@ -73,8 +73,12 @@ fn unfinished_in_words(run: &Unfinished, with_target: bool) -> String {
         true => format!("{}, ", run.target),
         false => String::new(),
     };
+    let snapshot = match &run.snapshot {
+        Some(snapshot) => format!(", snapshot {snapshot}"),
+        None => String::new(),
+    };
     format!(
-        "{target}unfinished: {}, {} of {} blocks",
+        "{target}unfinished: {}, {} of {} blocks{snapshot}",
         run.source, run.done, run.blocks
     )
 }

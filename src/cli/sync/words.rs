@@ -15,14 +15,16 @@ pub(super) fn decision(decision: &Decision, kind: TargetKind) -> &'static str {
     use TargetKind::{Device, Ebs, Image, ImageInPlace, Repository};
     match (decision, kind) {
         (Decision::Holds, _) => "holds it already",
-        (Decision::Compare, _) => "to be compared with its digests, then decided",
+        (Decision::Compare, _) => "compare with its digests, then decide",
         (Decision::Refuse { .. }, _) => "refused",
         (Decision::Resume, Image) => "an image, resumed",
         (Decision::Resume, ImageInPlace) => "an image changed in place, resumed",
         (Decision::Resume, Device) => "a device, resumed",
         (Decision::Resume, Ebs) => "a new EBS snapshot, resumed",
         (Decision::Resume, Repository) => "a snapshot in a repository, resumed",
+        (Decision::TakeOverPart(_), _) => "an image, taken over from an unfinished run",
         (Decision::TakeOver(_), Device) => "a device, taken over from an unfinished run",
+        (Decision::TakeOver(_), Image) => "a new image, taken over from an unfinished run",
         (Decision::TakeOver(_), _) => {
             "an image changed in place, taken over from an unfinished run"
         }

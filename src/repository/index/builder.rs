@@ -23,8 +23,8 @@ const MOST_RUNS: usize = 64;
 /// Rows between two looks at the stop: some milliseconds.
 const STOP_EVERY: u64 = 1 << 14;
 
-/// A table being updated. What grows with the repository is on disk, but for the names of segments and, when some
-/// of them have gone, the packs of those that are left.
+/// A table being updated. It keeps on disk what grows with the repository. In memory are only the names of segments and, when
+/// some segments are removed, the packs of the others.
 #[derive(Debug)]
 pub(super) struct Builder {
     path: PathBuf,

@@ -1,4 +1,4 @@
-//! What is seen of a repository: whether it holds the source, what a delta can start from, what an unfinished run left.
+//! Observes a repository: whether it holds the source, what a delta can start from, what an unfinished run left.
 
 use std::collections::HashSet;
 use std::pin::pin;
@@ -122,10 +122,11 @@ impl RepositoryTarget {
                 Err(error) => return Err(error),
             }
         }
-        // After they were read: a root that is removed from now on is kept for a run that is on record by then.
-        let aside = self.store().list("removed").await?;
-        let aside: HashSet<String> = aside.into_iter().map(|object| object.name).collect();
-        roots.retain(|root| !aside.contains(&removed(&root.name().to_string(), &root.run)));
+        // Listed after the roots were read: `prune` keeps a root that is removed later for every run on record by then.
+        let tombstones = self.store().list("removed").await?;
+        let tombstones: HashSet<String> =
+            tombstones.into_iter().map(|object| object.name).collect();
+        roots.retain(|root| !tombstones.contains(&removed(&root.name().to_string(), &root.run)));
         Ok(roots)
     }
 

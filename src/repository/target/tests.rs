@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 
 use super::*;
-use crate::block::{BLOCK_SIZE, Block, Change, Digest};
+use crate::block::{BLOCK_SIZE, Block, Change, Digest, Extent};
 use crate::files::folder_of;
 use crate::repository::{Address, Connection, prune};
 use crate::source::Snapshot;

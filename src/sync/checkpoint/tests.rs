@@ -56,7 +56,11 @@ fn new(folder: &Path) -> (Checkpoint, PathBuf, PathBuf) {
 fn what_is_missing_after_a_crash_is_what_was_not_saved() {
     let folder = tempfile::tempdir().unwrap();
     let (mut checkpoint, path, digests) = new(folder.path());
-    assert!(Checkpoint::load(&path, &digests).unwrap().is_none());
+    assert!(
+        Checkpoint::load(&path, std::slice::from_ref(&digests))
+            .unwrap()
+            .is_none()
+    );
     assert_eq!(checkpoint.next_zero(BlockIndex(0), 4), Some(extent(10, 14)));
     let state = SinkState::of(&Body(7));
     let done = [extent(2, 3), extent(10, 14), extent(16, 17)];
@@ -68,7 +72,9 @@ fn what_is_missing_after_a_crash_is_what_was_not_saved() {
     checkpoint.mark([extent(1, 2)], state.clone());
     drop(checkpoint);
 
-    let mut loaded = Checkpoint::load(&path, &digests).unwrap().unwrap();
+    let mut loaded = Checkpoint::load(&path, std::slice::from_ref(&digests))
+        .unwrap()
+        .unwrap();
     assert_eq!(*loaded.task(), task());
     assert_eq!(loaded.state(), Some(&state));
     assert_eq!(loaded.done(), 6);
@@ -108,7 +114,9 @@ fn a_damaged_checkpoint_is_an_error_and_nothing_panics() {
     for cut in 0..good.len() {
         std::fs::write(&path, &good[..cut]).unwrap();
         assert_eq!(
-            Checkpoint::load(&path, &digests).unwrap_err().kind(),
+            Checkpoint::load(&path, std::slice::from_ref(&digests))
+                .unwrap_err()
+                .kind(),
             Kind::Corrupt
         );
     }
@@ -117,7 +125,7 @@ fn a_damaged_checkpoint_is_an_error_and_nothing_panics() {
         bad[at] ^= 1;
         std::fs::write(&path, &bad).unwrap();
         // A flipped version is one that is not known.
-        match Checkpoint::load(&path, &digests) {
+        match Checkpoint::load(&path, std::slice::from_ref(&digests)) {
             Ok(None) => assert!((8..12).contains(&at)),
             loaded => assert_eq!(loaded.unwrap_err().kind(), Kind::Corrupt),
         }
@@ -130,11 +138,23 @@ fn a_checkpoint_of_another_version_or_without_its_digests_is_dropped() {
     let (checkpoint, path, digests) = new(folder.path());
     checkpoint.encode().write().unwrap();
     Digests::create(&digests, "2", geometry(), true).unwrap();
-    assert!(Checkpoint::load(&path, &digests).unwrap().is_none());
+    assert!(
+        Checkpoint::load(&path, std::slice::from_ref(&digests))
+            .unwrap()
+            .is_none()
+    );
     Digests::remove(&digests).unwrap();
-    assert!(Checkpoint::load(&path, &digests).unwrap().is_none());
+    assert!(
+        Checkpoint::load(&path, std::slice::from_ref(&digests))
+            .unwrap()
+            .is_none()
+    );
     let mut old = std::fs::read(&path).unwrap();
     old[8] = 1;
     std::fs::write(&path, old).unwrap();
-    assert!(Checkpoint::load(&path, &digests).unwrap().is_none());
+    assert!(
+        Checkpoint::load(&path, std::slice::from_ref(&digests))
+            .unwrap()
+            .is_none()
+    );
 }

@@ -18,7 +18,8 @@ pub(super) const HEADER_BYTES: usize = FIELDS + size_of::<Digest>();
 /// `Invalid` for a run id that is empty, longer than 64 bytes or not ASCII.
 pub(super) fn encode_header(run: &str, geometry: Geometry, is_whole: bool) -> Result<Vec<u8>> {
     if run.is_empty() || run.len() > RUN_BYTES || !run.bytes().all(|byte| byte.is_ascii_graphic()) {
-        let what = format!("{run:?} is no run id: it must be 1 to {RUN_BYTES} ASCII characters");
+        let what =
+            format!("cannot use the run id {run:?}: it must be 1 to {RUN_BYTES} ASCII characters");
         return Err(Error::new(Kind::Invalid, what));
     }
     let mut header = Vec::with_capacity(HEADER_BYTES);

@@ -16,7 +16,7 @@ fn kind<T: std::fmt::Debug>(taken: Result<T>) -> Kind {
 
 /// Another process that has a lock until it ends.
 fn another(path: &Path, how: &str, seconds: &str) -> Child {
-    let child = Command::new("flock")
+    let mut child = Command::new("flock")
         .args([how, "--no-fork"])
         .arg(path)
         .args(["sleep", seconds])
@@ -32,6 +32,8 @@ fn another(path: &Path, how: &str, seconds: &str) -> Child {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+    let _ = child.kill();
+    let _ = child.wait();
     panic!("{} is not locked", path.display());
 }
 

@@ -69,7 +69,7 @@ impl Decider<'_> {
 
     /// Whether its mark proves that nothing has written the target since the record.
     pub(super) fn is_unchanged(&self, record: &TargetRecord) -> bool {
-        record.mark.is_some() && record.mark == self.seen.facts.mark
+        self.seen.is_unchanged(record)
     }
 
     /// A target of which nothing is known.

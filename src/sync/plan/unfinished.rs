@@ -69,7 +69,7 @@ impl Decider<'_> {
             Decision::Holds => dropped(replaced),
             _ => Decided {
                 confirms: replaced.confirms,
-                ..Decided::of(other.map_or(Decision::Resume, Decision::TakeOver))
+                ..Decided::of(other.map_or(Decision::Resume, Decision::TakeOverPart))
             },
         }
     }
@@ -79,8 +79,10 @@ impl Decider<'_> {
         let is_part = !task.in_place && !self.seen.kind.is_in_place();
         let is_there = matches!(self.seen.facts.left, Left::Proven | Left::Unproven);
         let is_same_volume = task.volume.is_some() && task.volume == self.source.volume;
+        // A copy of all blocks rests on no base that another run was given.
         let fits_base = match &self.job.base {
-            Base::None | Base::Auto => true,
+            Base::None => task.base.is_none(),
+            Base::Auto => true,
             Base::Snapshot(id) => task.base.as_deref() == Some(id.as_str()),
         };
         let is_other = task.source != self.source.name && !self.job.restart;

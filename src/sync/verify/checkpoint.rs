@@ -1,4 +1,4 @@
-//! [`CompareCheckpoint`]: how far a comparison is.
+//! [`CompareCheckpoint`]: the progress of a comparison.
 
 use std::path::Path;
 
@@ -46,7 +46,7 @@ impl CompareCheckpoint {
         }
     }
 
-    /// Saves it, for good.
+    /// Saves it; it survives a crash when this returns.
     ///
     /// # Errors
     /// What the system says.

@@ -13,7 +13,7 @@ use crate::files::blocking;
 use crate::source::BlockSource;
 use crate::target::{Stop, Written};
 
-/// Pieces that wait for a hasher, of 8 MiB at most: a hasher that is not wanted any more ends within 0.3 s.
+/// Pieces of at most 8 MiB that wait for a hasher. After a stop, a hasher ends within 0.3 s.
 const WAITING: usize = 16;
 /// Blocks of a hole in a piece.
 const HOLE_PIECE: u32 = 16;

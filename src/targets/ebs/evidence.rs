@@ -84,9 +84,9 @@ pub(super) fn other_key(asked: &str, snapshot: &Snapshot) -> Option<String> {
     }
 }
 
-/// What is asked of a replica that a delta can start from.
+/// What a replica must satisfy so that a delta can start from it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wanted<'a> {
+pub(super) struct ReplicaQuery<'a> {
     /// The snapshot that the record names.
     pub(super) recorded: Option<&'a str>,
     /// The KMS key that is asked for.
@@ -110,8 +110,8 @@ pub(super) enum Offer {
     Unusable(String),
 }
 
-/// Judges a snapshot by its description.
-pub(super) fn offer(snapshot: &Snapshot, wanted: &Wanted<'_>) -> Offer {
+/// Classifies a snapshot by its description.
+pub(super) fn offer(snapshot: &Snapshot, wanted: &ReplicaQuery<'_>) -> Offer {
     let id = &snapshot.id;
     if !is_completed(snapshot) {
         return Offer::Unfinished;

@@ -5,12 +5,12 @@ use crate::error::{Error, Kind, Result};
 use crate::source::{Selector, Snapshot, SnapshotId, sort_by_time};
 use crate::target::{Ask, Base, Existence, Facts, Left};
 
-use super::evidence::{Offer, SOURCE_TAG, VOLUME_TAG, Wanted, has_tag, is_made, offer};
+use super::evidence::{Offer, ReplicaQuery, SOURCE_TAG, VOLUME_TAG, has_tag, is_made, offer};
 use super::state::{EbsState, Seen, left};
 use super::{EbsTarget, volume_of};
 
 /// A tag that candidates must have: key and value.
-type Tag<'a> = (&'static str, &'a str);
+type TagPair<'a> = (&'static str, &'a str);
 
 impl EbsTarget {
     pub(super) async fn look(&self, ask: &Ask<'_>) -> Result<Facts> {
@@ -50,7 +50,7 @@ impl EbsTarget {
             facts.holds = found.iter().find(made).map(|found| found.id.clone());
         }
         *self.held.lock() = facts.holds.clone();
-        let wanted = Wanted {
+        let wanted = ReplicaQuery {
             recorded: ask.replica,
             kms_key: self.job.kms_key.as_deref(),
             volume_bytes: ask
@@ -86,10 +86,10 @@ impl EbsTarget {
     async fn tagged(
         &self,
         own: Option<&SnapshotId>,
-        base: Option<Tag<'_>>,
+        base: Option<TagPair<'_>>,
     ) -> Result<Vec<Snapshot>> {
         let own = own.map(|own| (SOURCE_TAG, own.as_str()));
-        let tags: Vec<Tag<'_>> = own.into_iter().chain(base).collect();
+        let tags: Vec<TagPair<'_>> = own.into_iter().chain(base).collect();
         if tags.is_empty() {
             // Without a selector all snapshots of the account would be described.
             return Ok(Vec::new());
@@ -113,8 +113,8 @@ impl EbsTarget {
         facts: &mut Facts,
         found: &[Snapshot],
         base: &Base,
-        tag: Option<Tag<'_>>,
-        wanted: &Wanted<'_>,
+        tag: Option<TagPair<'_>>,
+        wanted: &ReplicaQuery<'_>,
     ) {
         let Some((key, value)) = tag else {
             return;
@@ -159,7 +159,7 @@ impl EbsTarget {
 }
 
 /// The tag of every snapshot that can be a base.
-fn base_tag<'a>(ask: &'a Ask<'_>) -> Option<Tag<'a>> {
+fn base_tag<'a>(ask: &'a Ask<'_>) -> Option<TagPair<'a>> {
     match ask.base {
         Base::None => None,
         Base::Auto => volume_of(ask.source).map(|volume| (VOLUME_TAG, volume)),
@@ -168,7 +168,12 @@ fn base_tag<'a>(ask: &'a Ask<'_>) -> Option<Tag<'a>> {
 }
 
 /// Offers the parent that the job names, if it is proven to hold the base.
-fn offer_parent(facts: &mut Facts, parent: &Snapshot, tag: Option<Tag<'_>>, wanted: &Wanted<'_>) {
+fn offer_parent(
+    facts: &mut Facts,
+    parent: &Snapshot,
+    tag: Option<TagPair<'_>>,
+    wanted: &ReplicaQuery<'_>,
+) {
     let id = &parent.id;
     let is_tagged = tag.is_some_and(|(key, value)| has_tag(parent, key, value));
     let offered = match offer(parent, wanted) {
@@ -196,9 +201,9 @@ fn offer_parent(facts: &mut Facts, parent: &Snapshot, tag: Option<Tag<'_>>, want
 fn not_allowed(facts: &mut Facts, base: &Base, error: &Error) {
     let why = error.chain();
     if let Base::Snapshot(id) = base {
-        facts.no_base = Some(format!("no replica of {id} can be looked for: {why}"));
+        facts.no_base = Some(format!("replicas of {id} cannot be listed: {why}"));
     }
     facts.warnings.push(format!(
-        "whether a replica is there already is unknown, and when a new snapshot is completed will be: {why}"
+        "cannot list replicas, and will not see when a new snapshot is completed: {why}"
     ));
 }

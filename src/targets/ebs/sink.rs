@@ -29,7 +29,7 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 /// Between two looks at its state, at first and at most.
 const FIRST_LOOK: Duration = Duration::from_millis(250);
 const LONGEST_LOOK: Duration = Duration::from_secs(15);
-/// One line in this time says what is waited for.
+/// Time between two log lines while waiting.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// A snapshot that was started and is not completed.
@@ -183,7 +183,9 @@ impl EbsSink {
                 said = Instant::now();
             }
             if since.elapsed() > SETTLE_TIMEOUT {
-                let what = format!("{id} is not completed after {SETTLE_TIMEOUT:?}: {why}");
+                let what = format!(
+                    "cannot complete {id}: EBS is not done after {SETTLE_TIMEOUT:?}: {why}"
+                );
                 return Err(Error::new(Kind::Unavailable, what).with_remedy(Remedy::TryLater));
             }
             sleep(pause).await;
@@ -227,7 +229,7 @@ impl Sink for EbsSink {
         self.put_zeroes(extent).boxed()
     }
 
-    /// What EBS has answered for is safe.
+    /// A block that EBS has acknowledged is durable.
     fn flush(&self) -> BoxFuture<'_, Result<SinkState>> {
         std::future::ready(Ok(self.state.clone())).boxed()
     }

@@ -31,7 +31,7 @@ impl EbsTarget {
             Some(state) => state.open::<EbsState>()?,
             None => self.begin(&opening)?,
         };
-        // Kept first: asked again after a crash, EBS answers with the same snapshot.
+        // The client token is saved first: after a crash, EBS answers it with the same snapshot.
         (opening.name)(&SinkState::of(&state))?;
         let id = match state.snapshot.clone() {
             Some(id) => id,
@@ -41,7 +41,7 @@ impl EbsTarget {
             state.is_tagged = stop.unless(self.tag_itself(&id, state.is_young())).await?;
             (opening.name)(&SinkState::of(&state))?;
         }
-        // What has taken blocks is known everywhere.
+        // A snapshot that has taken blocks is known to all parts of EBS.
         let young_since = state.started.filter(|_| opening.done == 0);
         let sink = EbsSink::new(self.place.clone(), id, &state, young_since);
         Ok(Opened {
@@ -60,7 +60,7 @@ impl EbsTarget {
         };
         let parent = base.map(|base| &base.id).or(self.job.parent.as_ref());
         let mut start = body(source, &self.job, parent, plan)?;
-        // The name of an image of this machine says nothing of its bytes.
+        // The path of an image does not identify its bytes, so each run makes its own snapshot.
         let is_own = opening.restart || source.snapshot.is_none();
         let seed = seed(
             &Seed {
@@ -95,7 +95,7 @@ impl EbsTarget {
                 Ok(answer) => answer,
                 Err(error) => {
                     if matches!(error.kind(), Kind::Denied | Kind::Invalid | Kind::NotFound) {
-                        // Refused for good: the next run has nothing to resume.
+                        // EBS refused the request: the next run has nothing to resume.
                         state.is_refused = true;
                         (opening.name)(&SinkState::of(state))?;
                     }

@@ -38,6 +38,10 @@ pub(super) struct EbsState {
 impl SinkBody for EbsState {
     const KIND: &'static str = "ebs";
     const VERSION: u32 = 1;
+
+    fn object(&self) -> Option<String> {
+        self.snapshot.as_ref().map(ToString::to_string)
+    }
 }
 
 impl EbsState {

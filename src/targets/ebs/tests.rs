@@ -118,13 +118,13 @@ fn keys_are_compared_by_their_ids_and_an_alias_is_unknown() {
 
 #[test]
 fn only_a_proven_replica_with_the_right_key_and_size_is_offered() {
-    let wanted = Wanted {
+    let wanted = ReplicaQuery {
         recorded: None,
         kms_key: None,
         volume_bytes: GIB,
         encrypts: Some(false),
     };
-    let with_key = Wanted {
+    let with_key = ReplicaQuery {
         kms_key: Some(KEY),
         ..wanted
     };
@@ -166,7 +166,7 @@ fn only_a_proven_replica_with_the_right_key_and_size_is_offered() {
         storage_tier: Some("archive".into()),
         ..good()
     };
-    let by_default = Wanted {
+    let by_default = ReplicaQuery {
         encrypts: Some(true),
         ..wanted
     };

@@ -36,7 +36,8 @@ fn lines_of_proc_are_read_with_their_blanks() {
 
 #[test]
 fn who_holds_a_disk_is_named() {
-    let rows: &[(&str, &[(&str, &str)], &str)] = &[
+    type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str);
+    let rows: &[Row<'_>] = &[
         (
             "dm-0",
             &[("dm/name", "my--vg-my--lv"), ("dm/uuid", "LVM-x")],

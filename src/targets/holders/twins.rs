@@ -24,7 +24,7 @@ enum VolumeName {
     Filesystem([u8; 16]),
 }
 
-/// Warnings: what is mounted on this machine and has a UUID that an image or device has too. Where that cannot be read, none.
+/// Warns of mounted filesystems and disks with a UUID of this image or device. None where it cannot be read.
 pub async fn mounted_twins(path: &Path) -> Vec<String> {
     match DiskSource::open(path) {
         Ok(source) => twins_of(&source, Some(path)).await,

@@ -13,7 +13,8 @@ fn of(fake: &Fake, node: &BlockDevice) -> Identity {
 #[test]
 fn a_disk_is_identified_by_the_best_of_its_names() {
     // Files of its folder, the middle of its id (none: its path), the token that is printed.
-    let rows: &[(&[(&str, &str)], Option<&str>, &str)] = &[
+    type Row<'a> = (&'a [(&'a str, &'a str)], Option<&'a str>, &'a str);
+    let rows: &[Row<'_>] = &[
         (
             &[
                 ("device/wwid", "naa.5000c500a1b2c3d4"),

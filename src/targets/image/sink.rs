@@ -8,6 +8,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use tokio::time::sleep;
 
 use super::super::raw::Raw;
@@ -23,7 +25,54 @@ use crate::targets::TWO_TICKS;
 pub(super) struct ImageSink {
     raw: Raw,
     /// What the part becomes; none in place.
-    image: Option<PathBuf>,
+    image: Option<Replaced>,
+}
+
+/// The image that a part becomes, and what is in its place.
+pub(super) struct Replaced {
+    pub(super) path: PathBuf,
+    /// As it was when the part was opened; none where there was nothing.
+    pub(super) mark: Option<FileMark>,
+}
+
+impl Replaced {
+    /// Gives the part the image's name, unless something else has written or made the image meanwhile.
+    fn replace(&self, part: &Path, file: &File) -> std::io::Result<Result<()>> {
+        let name = self.path.display().to_string();
+        let Some(mark) = &self.mark else {
+            return match rename_to_nothing(part, &self.path) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                    Ok(Err(crate::targets::changed(&name)))
+                }
+                renamed => renamed.map(Ok),
+            };
+        };
+        match FileMark::flushed(&self.path) {
+            Ok(now) if now == *mark => {}
+            Ok(_) => return Ok(Err(crate::targets::changed(&name))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Err(crate::targets::changed(&name)));
+            }
+            Err(error) => return Err(error),
+        }
+        if mark.size > 0 {
+            keep_access(&self.path, file)?;
+            file.sync_all()?;
+        }
+        std::fs::rename(part, &self.path).map(Ok)
+    }
+}
+
+/// Renames where nothing is at the new name. Where the kernel or the filesystem cannot make sure of that, nothing is there just before.
+fn rename_to_nothing(from: &Path, to: &Path) -> std::io::Result<()> {
+    let flags = RenameFlags::RENAME_NOREPLACE;
+    match renameat2(AT_FDCWD, from, AT_FDCWD, to, flags) {
+        Err(Errno::EINVAL | Errno::ENOSYS) if std::fs::symlink_metadata(to).is_err() => {
+            std::fs::rename(from, to)
+        }
+        Err(Errno::EINVAL | Errno::ENOSYS) => Err(std::io::ErrorKind::AlreadyExists.into()),
+        renamed => Ok(renamed?),
+    }
 }
 
 impl std::fmt::Debug for ImageSink {
@@ -33,7 +82,7 @@ impl std::fmt::Debug for ImageSink {
 }
 
 impl ImageSink {
-    pub(super) fn new(raw: Raw, image: Option<PathBuf>) -> Self {
+    pub(super) fn new(raw: Raw, image: Option<Replaced>) -> Self {
         Self { raw, image }
     }
 
@@ -47,28 +96,27 @@ impl ImageSink {
 
     /// Where the image is once it is published.
     fn path(&self) -> &Path {
-        self.image.as_deref().unwrap_or(self.raw.path())
+        self.image
+            .as_ref()
+            .map_or(self.raw.path(), |image| &image.path)
     }
 
     async fn publish(&self) -> Result<Published> {
         let size = self.raw.geometry().size();
-        let part = self.raw.path().to_owned();
-        let image = self.image.clone();
-        if let Some(image) = &image {
-            refuse_special(image)?;
-        }
         self.raw
             .with("cannot finish", move |file| {
                 cut_to(file, size)?;
-                let Some(image) = image else {
-                    return file.sync_all();
-                };
-                keep_access(&image, file)?;
-                file.sync_all()?;
-                std::fs::rename(&part, &image)?;
-                sync_folder(&image)
+                file.sync_all()
             })
             .await?;
+        if let Some(image) = &self.image {
+            refuse_special(&image.path)?;
+            let failed = |error| Error::of_file(&image.path, "cannot replace", error);
+            let part = self.raw.path();
+            let file = File::open(part).map_err(failed)?;
+            image.replace(part, &file).map_err(failed)??;
+            sync_folder(&image.path).map_err(failed)?;
+        }
         let path = self.path();
         let failed = |error| Error::of_file(path, "cannot look at", error);
         let mark = FileMark::flushed(path).map_err(failed)?;
@@ -76,7 +124,7 @@ impl ImageSink {
         sleep(TWO_TICKS).await;
         let later = FileMark::flushed(path).map_err(failed)?;
         Ok(Published {
-            mark: (mark == later).then_some(Mark::Image(later)),
+            mark: (mark == later && later.proves_at(path)).then_some(Mark::Image(later)),
             ..Published::default()
         })
     }
@@ -121,7 +169,7 @@ impl Sink for ImageSink {
     }
 }
 
-/// Gives a file its size, and leaves one alone that has it: its mark is what an unfinished run is known by.
+/// Sets the size of a file if it differs. An unneeded call would change the mark that proves an unfinished run's part.
 pub(super) fn cut_to(file: &File, size: u64) -> std::io::Result<()> {
     if file.metadata()?.len() == size {
         return Ok(());
@@ -129,7 +177,7 @@ pub(super) fn cut_to(file: &File, size: u64) -> std::io::Result<()> {
     file.set_len(size)
 }
 
-/// Whoever may read the image that is replaced may read the new one: mode, and owner as far as this user may give it.
+/// Gives the new image the mode of the replaced one, and its owner as far as this user may.
 fn keep_access(image: &Path, new: &File) -> std::io::Result<()> {
     let Ok(old) = std::fs::metadata(image) else {
         return Ok(());
@@ -138,7 +186,7 @@ fn keep_access(image: &Path, new: &File) -> std::io::Result<()> {
     if (old.uid(), old.gid()) != (now.uid(), now.gid())
         && std::os::unix::fs::fchown(new, Some(old.uid()), Some(old.gid())).is_err()
     {
-        // Not for others than before, then.
+        // With another owner the old mode could open the image to other users: it stays 0600.
         return Ok(());
     }
     new.set_permissions(old.permissions())

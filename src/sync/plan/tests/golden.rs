@@ -123,7 +123,7 @@ fn overwrite() -> Expected {
     Expected::Refused(Remedy::Overwrite(TOKEN.into()))
 }
 
-use Decision::{Compare, Delta, Full, Holds, Resume, TakeOver};
+use Decision::{Compare, Delta, Full, Holds, Resume, TakeOver, TakeOverPart};
 use Existence::{Absent, There};
 use Expected::{Is, Refused};
 use TargetKind::{Device, Image, ImageInPlace};
@@ -346,7 +346,12 @@ fn finding_a7_a_stale_run_blocks_no_later_one() {
     check(vec![
         ("the same command", auto(), proven(HEAD), Is(Resume)),
         ("restarted", restarting, proven(HEAD), delta()),
-        ("the next night", auto(), proven(LATER), delta()),
+        (
+            "the next night",
+            auto(),
+            proven(LATER),
+            Is(TakeOverPart(id(LATER))),
+        ),
         (
             "the part is gone",
             auto(),

@@ -464,6 +464,7 @@ fn name(decision: &Decision) -> &'static str {
         Decision::Delta(_) => "delta",
         Decision::Resume => "resume",
         Decision::TakeOver(_) => "take over",
+        Decision::TakeOverPart(_) => "take over a part",
         Decision::Compare => "compare",
         Decision::Refuse { .. } => "refuse",
     }

@@ -168,8 +168,8 @@ impl Row {
             );
         }
         match &decided.decision {
-            Decision::Compare | Decision::TakeOver(_) => {
-                must(false, "new objects are not compared")
+            Decision::Compare | Decision::TakeOver(_) | Decision::TakeOverPart(_) => {
+                must(false, "new objects are not compared");
             }
             Decision::Delta(bases) => {
                 must(!bases.is_empty() && !self.is_image, "a delta has a base");

@@ -66,6 +66,7 @@ impl Row<'_> {
             }
             Decision::Delta(bases) => self.delta(bases),
             Decision::TakeOver(base) => self.take_over(base),
+            Decision::TakeOverPart(other) => self.take_over_part(other),
             Decision::Resume => self.resume(),
             Decision::Full => self.full(),
             Decision::Compare => {
@@ -128,7 +129,10 @@ impl Row<'_> {
             !copies || decided.drops_unfinished == self.seen.unfinished.is_some(),
             "progress that is not used is dropped",
         );
-        let is_kept = matches!(decided.decision, Decision::Resume | Decision::TakeOver(_));
+        let is_kept = matches!(
+            decided.decision,
+            Decision::Resume | Decision::TakeOver(_) | Decision::TakeOverPart(_)
+        );
         self.must(
             !is_kept || !decided.drops_unfinished,
             "progress that is used is kept",
@@ -248,6 +252,36 @@ impl Row<'_> {
             state.left == Left::Proven || state.is_whole,
             "a part is proven by its mark or by the digests of all its blocks",
         );
+        self.replaces();
+    }
+
+    fn take_over_part(&self, other: &SnapshotId) {
+        let (state, job) = (self.state, self.job);
+        self.must(
+            state.unfinished == Unfinished::OtherSource && other.as_str() == LATER,
+            "a part of another snapshot of the volume is taken over",
+        );
+        self.must(
+            !state.is_in_place() && !state.task_is_in_place(),
+            "a part is taken over for an image that is replaced",
+        );
+        self.must(!state.is_image && !job.restart, "a snapshot takes over");
+        self.must(
+            state.left == Left::Proven || (state.left == Left::Unproven && state.is_whole),
+            "a part that is taken over is proven by its mark or its digests",
+        );
+        let fits = match &job.base {
+            Base::None => !state.has_task_base,
+            Base::Auto => true,
+            Base::Snapshot(id) => state.has_task_base && id.as_str() == HELD,
+        };
+        self.must(fits, "a part that is taken over rests on no other base");
+        self.replaces();
+    }
+
+    /// What a part is to replace.
+    fn replaces(&self) {
+        let state = self.state;
         if state.existence != Existence::There || state.is_published() {
             return;
         }
