@@ -1,5 +1,6 @@
 //! What can be read: [`BlockSource`] (a volume's blocks), [`Catalog`] (which snapshots there are), and their contracts.
 
+mod damaged;
 mod delta;
 mod disk;
 mod held;
@@ -17,6 +18,8 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::block::{Block, BlockIndex, Delta, Extent, Geometry};
 use crate::error::{Error, Kind, Result};
 
+pub use damaged::DamagedSource;
+pub(crate) use damaged::{damaged_before, with_damaged};
 pub use delta::DeltaSource;
 pub use disk::{DiskSource, size_of};
 pub use held::held;
@@ -262,6 +265,10 @@ impl fmt::Display for State {
     }
 }
 
+/// The tag of an EBS snapshot that ebsfs made: how many of its blocks are zero because their source is damaged. Which ones only
+/// the record of the run tells.
+pub(crate) const DAMAGED_TAG: &str = "ebsfs:damaged";
+
 /// A snapshot and what is known of it; everything but the id can be unknown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Snapshot {
@@ -315,6 +322,12 @@ impl Snapshot {
             description: None,
             tags: BTreeMap::new(),
         }
+    }
+
+    /// Blocks that are zero because its own source was damaged, as its tag tells; a tag without a number is of one at least.
+    pub(crate) fn damaged_blocks(&self) -> u64 {
+        let tag = self.tags.get(DAMAGED_TAG);
+        tag.map_or(0, |count| count.parse().unwrap_or(1))
     }
 
     /// Whether what is known allows reading it; unknown counts as readable, the service then says.

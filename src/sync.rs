@@ -134,6 +134,10 @@ pub enum Ended {
     Held {
         /// Whether all of it was read back and compared.
         verified: bool,
+        /// Blocks that are zero there because the source was damaged when it was copied.
+        damaged: u64,
+        /// Blocks that are zero in the source, because its own source was damaged.
+        damaged_in_source: u64,
         /// SHA-256 of the whole image.
         image_sha256: Option<String>,
         /// The name of the snapshot that holds it, where the target keeps several.

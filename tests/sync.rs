@@ -1,5 +1,6 @@
 //! Replicas: every kind of target, from nothing and from what it held, killed at any moment, refused where it must be.
 
+mod damaged;
 mod ebs;
 mod evidence;
 mod failing;

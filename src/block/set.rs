@@ -34,6 +34,15 @@ impl BlockSet {
         Self::default()
     }
 
+    /// The blocks of runs (first, end) as records list them; what lies at or behind `end` is left out.
+    pub fn of_pairs(pairs: &[(u32, u32)], end: BlockIndex) -> Self {
+        let mut set = Self::new();
+        for (first, after) in pairs {
+            set.insert_range(*first, (*after).min(end.0));
+        }
+        set
+    }
+
     /// How many blocks are in the set.
     pub fn len(&self) -> u64 {
         self.len

@@ -10,11 +10,13 @@ use tracing::info;
 use super::aws::{self, AwsArgs};
 use super::store::StoreArgs;
 use super::target::local_target;
-use crate::block::BLOCK_SIZE;
+use crate::block::{BLOCK_SIZE, BlockIndex, BlockSet};
 use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::repository::{Address, RepositoryCatalog};
-use crate::source::{BlockSource, Catalog, DiskSource, Selector, Snapshot, SnapshotId, State};
+use crate::source::{
+    BlockSource, Catalog, DamagedSource, DiskSource, Selector, Snapshot, SnapshotId, State,
+};
 use crate::sync::{self, Source};
 use crate::target::{Content, SourceInfo};
 use crate::targets::mark_of;
@@ -238,14 +240,23 @@ fn disk(request: &SourceRequest<'_>) -> Result<OpenedSource> {
     let path = Path::new(name)
         .canonicalize()
         .map_err(|error| Error::of_file(name.as_ref(), "cannot find", error))?;
-    if let Some(head) = half_written(&path, request.state_dir)? {
+    let display = path.display().to_string();
+    let recorded = sync::status(&*local_target(&display, true, false, request.state_dir)?)?;
+    if let Some(Content::Between { head, .. }) = recorded.content {
         let what =
             format!("cannot read {name}: it is not whole, a copy of {head} to it is unfinished");
         return Err(Error::new(Kind::Invalid, what));
     }
+    let geometry = disk.geometry();
+    let end = BlockIndex(geometry.block_count());
+    let damaged = BlockSet::of_pairs(&recorded.damaged, end);
+    let mut blocks: Arc<dyn BlockSource> = Arc::new(disk);
+    if !damaged.is_empty() {
+        blocks = Arc::new(DamagedSource::new(blocks, damaged, &display));
+    }
     let info = SourceInfo {
-        name: path.display().to_string(),
-        geometry: disk.geometry(),
+        name: display,
+        geometry,
         size: Some(size),
         mark: mark_of(&path),
         volume: None,
@@ -255,7 +266,7 @@ fn disk(request: &SourceRequest<'_>) -> Result<OpenedSource> {
     };
     let source = Source {
         info,
-        blocks: Arc::new(disk),
+        blocks,
         catalog: None,
         mark: Some(Box::new(move || mark_of(&path))),
         is_staged: false,
@@ -276,14 +287,4 @@ fn looks_like_aws(name: &str) -> Option<&'static str> {
     ]
     .into_iter()
     .find_map(|(prefix, what)| name.starts_with(prefix).then_some(what))
-}
-
-/// What an unfinished run was copying to a target, if the target is between two snapshots.
-fn half_written(path: &Path, state_dir: &Path) -> Result<Option<String>> {
-    let name = path.display().to_string();
-    let status = sync::status(&*local_target(&name, true, false, state_dir)?)?;
-    Ok(match status.content {
-        Some(Content::Between { head, .. }) => Some(head),
-        _ => None,
-    })
 }

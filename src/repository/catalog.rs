@@ -17,7 +17,7 @@ use super::root::{FORMAT, Root, RootName};
 use super::segments::Segments;
 use super::source::RepositorySource;
 use super::store::{Object, Store};
-use crate::block::{BlockIndex, Change, Delta};
+use crate::block::{BlockIndex, Change, Delta, Extent};
 use crate::error::{Error, Kind, Result};
 use crate::source::{BlockSource, Catalog, Changes, Snapshot, SnapshotId, sort_by_time};
 
@@ -319,6 +319,22 @@ impl RepositoryCatalog {
                 }
             }
         }
+        // Of what was lost in the old one nothing is known, so that it is never left alone.
+        let end = BlockIndex(new.geometry().block_count());
+        for index in old
+            .damaged()
+            .runs_in(BlockIndex(0), end)
+            .flat_map(Extent::blocks)
+        {
+            delta.insert(
+                index,
+                match new.entry(index).await? {
+                    Some(_) => Change::Write,
+                    None => Change::Zero,
+                },
+            );
+        }
+        delta.write_too(new.damaged());
         delta.zero_what_grew();
         Ok((Arc::new(delta), new))
     }

@@ -103,7 +103,10 @@ impl RepositorySink {
         let locations = Locations::open(files, is_new)?;
         let counts = [state.sent_blocks, state.sent_bytes, state.stored_bytes];
         let segments = Arc::new(Segments::new(store));
-        let published = published.map(|root| RepositorySource::new(root, Arc::clone(&segments)));
+        let published = published
+            .map(|root| RepositorySource::new(root, Arc::clone(&segments)))
+            .transpose()?
+            .map(|source| Arc::new(source.into_stored()));
         Ok(Self {
             geometry: Geometry::new(state.volume_bytes)?,
             parent,
@@ -119,7 +122,7 @@ impl RepositorySink {
             packs: AtomicU32::new(state.packs),
             counts: counts.map(AtomicU64::new),
             is_parent_damaged: AtomicBool::new(false),
-            published: Mutex::new(published.transpose()?.map(Arc::new)),
+            published: Mutex::new(published),
             state,
         })
     }
@@ -431,7 +434,8 @@ impl RepositorySink {
             }
             there
         };
-        let source = Arc::new(RepositorySource::new(root, Arc::clone(&self.segments))?);
+        let source = RepositorySource::new(root, Arc::clone(&self.segments))?;
+        let source = Arc::new(source.into_stored());
         *self.published.lock() = Some(Arc::clone(&source));
         Self::forget(self.store(), &self.state.run, &self.files).await?;
         Ok(source)

@@ -18,11 +18,11 @@ use super::root::Root;
 use super::segment::{Entry, place_of};
 use super::segments::{Segments, object};
 use super::store::Store;
-use crate::block::{Block, BlockIndex, Extent, Geometry};
+use crate::block::{Block, BlockIndex, BlockSet, Extent, Geometry};
 use crate::digest::{Checked, Digester};
 use crate::error::{Error, Kind, Result};
 use crate::files::blocking;
-use crate::source::{BlockSource, Wanted};
+use crate::source::{BlockSource, Wanted, damaged_before, with_damaged};
 
 /// GETs on their way at once.
 const GETS: usize = 64;
@@ -35,6 +35,8 @@ const COMPANY: Duration = Duration::from_millis(1);
 pub struct RepositorySource {
     root: Root,
     geometry: Geometry,
+    /// Blocks that are zero here because their source was damaged: they are held, and cannot be read.
+    damaged: BlockSet,
     segments: Arc<Segments>,
     digester: Digester,
     packs: Arc<Packs>,
@@ -49,8 +51,10 @@ impl std::fmt::Debug for RepositorySource {
 impl RepositorySource {
     pub(super) fn new(root: Root, segments: Arc<Segments>) -> Result<Self> {
         let store = Arc::clone(segments.store());
+        let geometry = root.geometry()?;
         Ok(Self {
-            geometry: root.geometry()?,
+            geometry,
+            damaged: BlockSet::of_pairs(&root.damaged, BlockIndex(geometry.block_count())),
             root,
             segments,
             digester: Digester::new(),
@@ -62,12 +66,23 @@ impl RepositorySource {
         })
     }
 
+    /// The same as it is stored, to be compared with what was written: damaged blocks read as the zeroes that were left.
+    pub(super) fn into_stored(mut self) -> Self {
+        self.damaged = BlockSet::new();
+        self
+    }
+
+    /// Blocks that are zero here because their source was damaged.
+    pub(super) fn damaged(&self) -> &BlockSet {
+        &self.damaged
+    }
+
     /// What the snapshot is.
     pub fn root(&self) -> &Root {
         &self.root
     }
 
-    async fn entry(&self, index: BlockIndex) -> Result<Option<Entry>> {
+    pub(super) async fn entry(&self, index: BlockIndex) -> Result<Option<Entry>> {
         let (number, within) = place_of(index);
         match self.root.segment(number) {
             None => Ok(None),
@@ -79,6 +94,10 @@ impl RepositorySource {
         if index.0 >= self.geometry.block_count() {
             let what = format!("{} has no block {index}", self.root.snapshot);
             return Err(Error::new(Kind::Invalid, what));
+        }
+        if self.damaged.contains(index) {
+            let to = format!("to {}", self.segments.store().address());
+            return Err(damaged_before(index, self.root.snapshot.as_str(), &to));
         }
         let Some(entry) = self.entry(index).await? else {
             return Ok(Block::Zero);
@@ -136,12 +155,17 @@ impl BlockSource for RepositorySource {
     }
 
     fn next_extent(&self, from: BlockIndex) -> BoxFuture<'_, Result<Option<Extent>>> {
-        self.run_from(from).boxed()
+        async move {
+            let stored = self.run_from(from).await?;
+            Ok(with_damaged(stored, &self.damaged, from))
+        }
+        .boxed()
     }
 
     fn is_known_zero(&self, index: BlockIndex) -> bool {
         let (number, within) = place_of(index);
         match self.root.segment(number) {
+            _ if self.damaged.contains(index) => false,
             None => true,
             Some(of) => {
                 let segment = self.segments.at_hand(&of.name);

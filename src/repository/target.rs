@@ -28,7 +28,7 @@ use super::segments::Segments;
 use super::sink::RepositorySink;
 use super::source::RepositorySource;
 use super::store::Store;
-use crate::block::{BlockIndex, BlockSet, Delta, Extent, Geometry, hexadecimal};
+use crate::block::{BlockIndex, BlockSet, Delta, Geometry, hexadecimal};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::{blocking, with_ending};
 use crate::source::{BlockSource, SnapshotId};
@@ -95,12 +95,7 @@ impl RepositoryTarget {
             return Ok(fitted);
         };
         let end = BlockIndex(plan.head().block_count());
-        let mut damaged = BlockSet::new();
-        for (first, after) in self.root_of(&base.id).await?.damaged {
-            if let Some(run) = Extent::new(BlockIndex(first), BlockIndex(after).min(end)) {
-                damaged.insert_extent(run);
-            }
-        }
+        let damaged = BlockSet::of_pairs(&self.root_of(&base.id).await?.damaged, end);
         if !damaged.is_empty() {
             fitted.overtake(&Delta::full(plan.head(), &damaged, false));
         }

@@ -348,6 +348,7 @@ impl Execution<'_> {
             candidate.target.discard(left).await?;
         }
         discard(candidate)?;
+        let damaged = candidate.held_damaged();
         let image_sha256 = self.prove_held(candidate).await?;
         // Saves the new mark, so that the next run need not compare again.
         if let Some(record) = &candidate.seen.record
@@ -364,11 +365,13 @@ impl Execution<'_> {
         }
         info!("{name} holds {} already", self.source.info.name);
         if let Some(file) = report {
-            file.held(name, &self.source.info.name, self.job.verify)?;
+            file.held(name, &self.source.info.name, self.job.verify, damaged)?;
         }
         let held = facts.holds.as_ref();
         Ok(Ended::Held {
             verified: self.job.verify,
+            damaged,
+            damaged_in_source: self.source.info.damaged_blocks(),
             image_sha256,
             snapshot: held.map(|id| match candidate.target.kind() {
                 TargetKind::Repository => format!("{name}#{id}"),

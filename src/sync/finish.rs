@@ -63,6 +63,7 @@ impl Execution<'_> {
             blocks_written: plan.write().len(),
             blocks_zeroed: plan.zero().len(),
             damaged,
+            damaged_in_source: self.source.info.damaged_blocks(),
             linear_sha256,
             verified: self.job.verify,
             image_sha256,

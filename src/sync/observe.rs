@@ -17,6 +17,7 @@ use super::verify;
 use crate::block::{BlockIndex, BlockSet, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::{make_folder_of, remove_if_there};
+use crate::source::SnapshotId;
 use crate::target::{Ask, Content, Left, Target, TargetRecord};
 
 /// A target of a run, until it is opened.
@@ -194,16 +195,21 @@ impl Candidate {
     /// The blocks that the record lists as damaged.
     pub(super) fn damaged(&self) -> BlockSet {
         let record = self.seen.record.as_ref();
-        let runs = record
-            .map(|record| record.damaged.clone())
-            .unwrap_or_default();
-        let mut set = BlockSet::new();
-        for (first, end) in runs {
-            if let Some(run) = crate::block::Extent::new(BlockIndex(first), BlockIndex(end)) {
-                set.insert_extent(run);
-            }
-        }
-        set
+        record
+            .map(|record| BlockSet::of_pairs(&record.damaged, BlockIndex(u32::MAX)))
+            .unwrap_or_default()
+    }
+
+    /// Blocks that are zero in the copy of the source that the target holds already, because the source was damaged.
+    pub(super) fn held_damaged(&self) -> u64 {
+        let (facts, record) = (&self.seen.facts, self.seen.record.as_ref());
+        let holds = facts.holds.as_ref().map(SnapshotId::as_str);
+        let is_its = |record: &&TargetRecord| record.replica.as_deref() == holds;
+        let recorded = match record.filter(is_its) {
+            Some(_) => self.damaged().len(),
+            None => 0,
+        };
+        facts.held_damaged.max(recorded)
     }
 }
 

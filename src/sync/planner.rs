@@ -14,7 +14,7 @@ use super::{Context, PlanReport};
 use crate::block::Delta;
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::blocking;
-use crate::source::{BlockSource, SnapshotId};
+use crate::source::{BlockSource, DAMAGED_TAG, SnapshotId};
 use crate::target::{Base, Replica, Task};
 
 /// A run that begins.
@@ -75,6 +75,12 @@ impl<'a> Planner<'a> {
         let name = &self.source.info.name;
         self.context.progress.begin(format!("listing {name}"), 0);
         let work = self.work(&mut candidate).await?;
+        let damaged = self.source.info.damaged_blocks();
+        if damaged > 0 {
+            candidate.decided.warnings.push(format!(
+                "{name}: {damaged} of its blocks are zero because its own source was damaged (tag {DAMAGED_TAG})"
+            ));
+        }
         let mut warnings = candidate.decided.warnings.clone();
         let room = self.room(&candidate, &work)?;
         if candidate.decided.rewrites_foreign {

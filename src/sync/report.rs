@@ -38,6 +38,9 @@ pub struct Report {
     /// Runs of blocks (first, end) that are zero because their source is damaged.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub damaged: Vec<(u32, u32)>,
+    /// Blocks that are zero because they are so in the source, whose own source was damaged.
+    #[serde(skip_serializing_if = "is_none")]
+    pub damaged_in_source: u64,
     /// SHA-256 over the SHA-256 of all blocks written, by index, as CompleteSnapshot's linear checksum.
     pub linear_sha256: String,
     /// Whether the target was read back and compared.
@@ -48,6 +51,10 @@ pub struct Report {
     /// What a person should know: a count that disagrees, a copy that is not encrypted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+}
+
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Runs of a set as pairs (first, end).
@@ -115,9 +122,20 @@ impl ReportFile {
     }
 
     /// A target that held the source already.
-    pub(super) fn held(&mut self, target: &str, source: &str, verified: bool) -> Result<()> {
-        let value =
-            json!({"target": target, "status": "already", "source": source, "verified": verified});
+    pub(super) fn held(
+        &mut self,
+        target: &str,
+        source: &str,
+        verified: bool,
+        damaged: u64,
+    ) -> Result<()> {
+        let value = json!({
+            "target": target,
+            "status": "already",
+            "source": source,
+            "verified": verified,
+            "damaged_blocks": damaged,
+        });
         self.next(|out| write!(out, "{value}"))
     }
 

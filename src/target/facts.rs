@@ -39,6 +39,12 @@ impl SourceInfo {
         self.snapshot.as_ref()?.start_time
     }
 
+    /// Blocks of it that are zero because its own source was damaged; of an EBS snapshot nobody can tell which.
+    pub(crate) fn damaged_blocks(&self) -> u64 {
+        let snapshot = self.snapshot.as_ref();
+        snapshot.map_or(0, Snapshot::damaged_blocks)
+    }
+
     /// Its tags.
     pub fn tags(&self) -> BTreeMap<String, String> {
         let snapshot = self.snapshot.as_ref();
@@ -138,6 +144,8 @@ pub struct Facts {
     pub left: Left,
     /// The snapshot there that holds the source already, proven, where the target keeps several.
     pub holds: Option<SnapshotId>,
+    /// Blocks of that snapshot that are zero because the source was damaged when it was copied.
+    pub held_damaged: u64,
     /// Snapshots there that a delta can start from, proven, newest first, where the target keeps several.
     pub replicas: Vec<Replica>,
     /// Why what was asked for as a base cannot be one, where the target keeps several.
@@ -163,6 +171,7 @@ impl Facts {
             warnings: Vec::new(),
             left: Left::Gone,
             holds: None,
+            held_damaged: 0,
             replicas: Vec::new(),
             no_base: None,
             encrypts: Some(false),

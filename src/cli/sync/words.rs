@@ -5,7 +5,8 @@ use std::io::Write as _;
 use serde_json::{Value, json};
 
 use crate::cli::remedy;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Remedy, Result};
+use crate::repository::Address;
 use crate::sync::{Decision, Ended, REPORT_VERSION, TargetOutcome};
 use crate::target::TargetKind;
 
@@ -43,11 +44,15 @@ pub(super) fn json(outcome: &TargetOutcome) -> Value {
         Ok(Ended::Planned) => json!({"status": "planned"}),
         Ok(Ended::Held {
             verified,
+            damaged,
+            damaged_in_source,
             image_sha256,
             snapshot,
         }) => json!({
             "status": "already",
             "verified": verified,
+            "damaged_blocks": damaged,
+            "damaged_in_source": damaged_in_source,
             "image_sha256": image_sha256,
             "snapshot": snapshot,
         }),
@@ -70,6 +75,48 @@ pub(super) fn json(outcome: &TargetOutcome) -> Value {
     record
 }
 
+/// What a person must know of a copy that is done and not whole.
+fn marked(target: &str, ended: &Ended) -> Option<Error> {
+    let is_repository = Address::looks_like(target);
+    let (left_zero, held, in_source, snapshot) = match ended {
+        Ended::Planned => return None,
+        Ended::Held {
+            damaged,
+            damaged_in_source,
+            snapshot,
+            ..
+        } => (0, *damaged, *damaged_in_source, snapshot.as_deref()),
+        Ended::Copied(report) => {
+            let damaged = report.damaged.iter();
+            let damaged = damaged.map(|(first, end)| u64::from(end.saturating_sub(*first)));
+            let snapshot = report.snapshot.as_deref();
+            (damaged.sum(), 0, report.damaged_in_source, snapshot)
+        }
+    };
+    let snapshot = snapshot.unwrap_or(target);
+    let remove = Remedy::Do(format!(
+        "after `ebsfs repository rm '{snapshot}'` a new run copies it again"
+    ));
+    let marked = |what: String| Error::new(Kind::Marked, what);
+    if left_zero > 0 {
+        let error = marked(format!("{left_zero} damaged blocks were left zero"));
+        let next = Remedy::Do("the next run tries them again".into());
+        return Some(error.with_remedy(if is_repository { remove } else { next }));
+    }
+    if held > 0 {
+        let error = marked(format!(
+            "it holds the source already, but {held} of its blocks were damaged when it was copied, and are zero"
+        ));
+        let again = Remedy::Do("--restart copies it again".into());
+        return Some(error.with_remedy(if is_repository { remove } else { again }));
+    }
+    (in_source > 0).then(|| {
+        marked(format!(
+            "{in_source} of its blocks are zero because the source of its source was damaged"
+        ))
+    })
+}
+
 /// The error that gives the exit code; the others are printed. Marked damage counts as one.
 pub(super) fn result(outcomes: &[TargetOutcome]) -> Result<()> {
     let is_one = outcomes.len() == 1;
@@ -77,18 +124,7 @@ pub(super) fn result(outcomes: &[TargetOutcome]) -> Result<()> {
     for outcome in outcomes {
         let error = match &outcome.ended {
             Err(error) => Some(error.clone()),
-            Ok(Ended::Copied(report)) if !report.damaged.is_empty() => {
-                let blocks: u64 = report
-                    .damaged
-                    .iter()
-                    .map(|(first, end)| u64::from(end.saturating_sub(*first)))
-                    .sum();
-                let what = format!(
-                    "{blocks} damaged blocks were left zero: the next run tries them again"
-                );
-                Some(Error::new(Kind::Marked, what))
-            }
-            Ok(_) => None,
+            Ok(ended) => marked(&outcome.target, ended),
         };
         errors.extend(error.map(|error| match is_one {
             true => error,

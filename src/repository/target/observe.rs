@@ -25,7 +25,10 @@ impl RepositoryTarget {
         if let Some(id) = ask.source.id()
             && let Some(root) = self.held(&names, &id, &mut facts.warnings).await?
         {
-            if !root.damaged.is_empty() {
+            let damaged = root.damaged.iter();
+            let damaged = damaged.map(|(first, end)| u64::from(end.saturating_sub(*first)));
+            facts.held_damaged = damaged.sum();
+            if facts.held_damaged > 0 {
                 let what = format!(
                     "{id} in {} has blocks that are zero because their source was damaged",
                     self.name

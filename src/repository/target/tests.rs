@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 
 use super::*;
-use crate::block::{BLOCK_SIZE, Block, Change, Digest};
+use crate::block::{BLOCK_SIZE, Block, Change, Digest, Extent};
 use crate::files::folder_of;
 use crate::repository::{Address, Connection, prune};
 use crate::source::Snapshot;
@@ -195,25 +195,32 @@ async fn copy(place: &Place, number: u32, base: Option<&Replica>, blocks: &[(u32
     publish(&opened, blocks, &[]).await.unwrap();
 }
 
+/// What `contents` has for a block that was damaged when it was copied.
+const LOST: u8 = 255;
+
 /// The first byte of each block of a snapshot.
 async fn contents(place: &Place, number: u32) -> Vec<u8> {
-    let source = source(number);
-    let target = place.target(&source).await;
-    let reader = target
-        .reader(Some(&source.name), source.geometry)
-        .await
-        .unwrap();
+    let reader = reader(place, number).await;
     let mut contents = Vec::new();
     for index in 0..BLOCKS {
-        contents.push(match reader.read_block(BlockIndex(index)).await.unwrap() {
-            Block::Zero => 0,
-            Block::Data(bytes, _) => {
+        contents.push(match reader.read_block(BlockIndex(index)).await {
+            Err(error) if error.kind() == Kind::Corrupt => LOST,
+            Err(error) => panic!("{error:?}"),
+            Ok(Block::Zero) => 0,
+            Ok(Block::Data(bytes, _)) => {
                 assert!(bytes.iter().all(|byte| *byte == bytes[0]));
                 bytes[0]
             }
         });
     }
     contents
+}
+
+async fn reader(place: &Place, number: u32) -> Arc<dyn BlockSource> {
+    let source = source(number);
+    let target = place.target(&source).await;
+    let reader = target.reader(Some(&source.name), source.geometry).await;
+    reader.unwrap()
 }
 
 fn ids(facts: &Facts) -> Vec<String> {
@@ -398,9 +405,16 @@ async fn a_block_left_zero_for_damage_is_written_by_the_next_delta() {
     let blocks = [(0, 1), (4, 1), (5, 1)];
     let opened = open(&target, &one, None, &blocks, None).await.unwrap();
     publish(&opened, &blocks, &[4]).await.unwrap();
-    assert_eq!(contents(&place, 1).await[..6], [1, 0, 0, 0, 0, 1]);
+    assert_eq!(contents(&place, 1).await[..6], [1, 0, 0, 0, LOST, 1]);
+    let held = reader(&place, 1).await;
+    let held = crate::source::held(&*held).await.unwrap();
+    let held: Vec<_> = held
+        .runs()
+        .map(|run| (run.start().0, run.end().0))
+        .collect();
+    assert_eq!(held, [(0, 1), (4, 6)]);
     let facts = place.facts(&one, &Base::Auto, None).await;
-    assert!(facts.holds.is_some() && facts.warnings.len() == 1);
+    assert!(facts.holds.is_some() && facts.held_damaged == 1);
     let base = place.facts(&source(2), &Base::Auto, None).await.replicas;
     let mut plan = Delta::new(Some(one.geometry), one.geometry);
     plan.insert(BlockIndex(0), Change::Write);
@@ -419,7 +433,39 @@ async fn a_block_left_zero_for_damage_is_written_by_the_next_delta() {
     publish(&opened.await.unwrap(), &[(0, 2), (5, 2)], &[5])
         .await
         .unwrap();
-    assert_eq!(contents(&place, 2).await[..6], [2, 0, 0, 0, 0, 0]);
+    assert_eq!(contents(&place, 2).await[..6], [2, 0, 0, 0, 0, LOST]);
+}
+
+#[tokio::test]
+async fn what_is_damaged_on_either_side_of_a_difference_is_in_it() {
+    let place = Place::new();
+    // The second has lost the blocks 4 and 6, the third 6; the first never had 6.
+    let all = [(0, 1), (4, 1), (5, 1), (7, 1)];
+    copy(&place, 1, None, &all).await;
+    for (number, blocks, damaged) in [(2, &all[..], &[4, 6][..]), (3, &all[1..], &[6])] {
+        let source = source(number);
+        let target = place.target(&source).await;
+        let blocks: Vec<_> = blocks.iter().copied().chain([(6, 1)]).collect();
+        let opened = open(&target, &source, None, &blocks, None).await.unwrap();
+        publish(&opened, &blocks, damaged).await.unwrap();
+    }
+    let catalog = place.catalog().await;
+    let delta = async |base: u32, head: u32| {
+        let id = |number| source(number).id().unwrap();
+        let (base, head) = (id(base), id(head));
+        let (delta, _) = crate::source::Catalog::delta(&catalog, &base, &head)
+            .await
+            .unwrap();
+        let changes = (0..BLOCKS).filter_map(|n| Some((n, delta.change(BlockIndex(n))?)));
+        changes.collect::<Vec<_>>()
+    };
+    use Change::{Write, Zero};
+    // What the first has there and the second has lost is no zero; what was lost may have been anything.
+    assert_eq!(delta(1, 2).await, [(4, Write), (6, Write)]);
+    assert_eq!(delta(2, 1).await, [(4, Write), (6, Zero)]);
+    assert_eq!(delta(2, 3).await, [(0, Zero), (4, Write), (6, Write)]);
+    assert_eq!(delta(1, 1).await, []);
+    assert_eq!(delta(2, 2).await, [(4, Write), (6, Write)]);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Which snapshots of an account are proven replicas, and which of them a delta can start from.
 
+pub(super) use crate::source::DAMAGED_TAG;
 use crate::source::{Snapshot, SnapshotId};
 use crate::target::Replica;
 
@@ -15,8 +16,6 @@ pub(super) const SIZE_TAG: &str = "ebsfs:size";
 pub(super) const PARENT_TAG: &str = "ebsfs:parent";
 /// The snapshot's own id: a copied tag has another one's.
 pub(super) const SELF_TAG: &str = "ebsfs:self";
-/// How many blocks are zero because their source is damaged: which ones only the record of the run tells.
-pub(super) const DAMAGED_TAG: &str = "ebsfs:damaged";
 /// The keys that ebsfs uses itself.
 pub(super) const OWN_TAGS: [&str; 6] = [
     SOURCE_TAG,
