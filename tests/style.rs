@@ -129,7 +129,7 @@ fn the_dialect_only_shrinks() {
 fn type_names_are_unique() {
     let mut modules: BTreeMap<String, BTreeSet<PathBuf>> = BTreeMap::new();
     for path in sources() {
-        if path.ends_with("tests.rs") {
+        if path.ends_with("tests.rs") || path.components().any(|part| part.as_os_str() == "tests") {
             continue;
         }
         for name in read(&path).lines().filter_map(declared) {

@@ -9,6 +9,7 @@ mod half_way;
 mod hostile;
 mod killed;
 mod output;
+mod parents;
 mod refused;
 mod restored;
 mod staged;
