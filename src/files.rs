@@ -4,6 +4,8 @@
 //! with `O_EXCL`, nothing is opened through a link, and a state file is read only if it is a regular file of our own user that
 //! no other user can write.
 
+mod sparse;
+
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -13,6 +15,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
+
+pub use sparse::{copy_data, data_after, punch, read_padded};
 
 use crate::error::{Error, Kind, Result};
 

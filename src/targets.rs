@@ -1,7 +1,6 @@
 //! Implementations of [`Target`](crate::target::Target): a raw image, a block device, a new EBS snapshot. A repository target is
 //! in [`crate::repository`].
 
-mod clone;
 mod device;
 mod ebs;
 mod holders;

@@ -27,11 +27,11 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use self::file::{Temporary, copy_data, data_after, punch, read_padded};
+use self::file::Temporary;
 use self::header::{HEADER_BYTES, decode_header, encode_header};
 use crate::block::{BlockIndex, Change, Delta, Digest, Extent, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
-use crate::files;
+use crate::files::{self, copy_data, data_after, punch, read_padded};
 use crate::target::Stop;
 
 /// Entries read at once: 32 KiB.
@@ -127,7 +127,9 @@ impl Digests {
         let new = Temporary::create(path)?;
         let shared = old.geometry.block_count().min(geometry.block_count());
         let end = offset(BlockIndex(shared));
-        copy_data(&old.file, &old.path, new.file(), path, HEADER..end, stop)?;
+        copy_data(&old.file, &old.path, new.file(), path, HEADER..end, &|| {
+            stop.check()
+        })?;
         let new = Self::finish(new, path, run, geometry, old.is_whole)?;
         let last = BlockIndex(shared.saturating_sub(1));
         if old.geometry.block_len(last) != geometry.block_len(last) {

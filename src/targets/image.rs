@@ -12,12 +12,11 @@ use futures_util::future::BoxFuture;
 use nix::sys::statfs::{FsType, statfs};
 use serde::{Deserialize, Serialize};
 
-use super::clone::copy_data;
 use super::holders;
 use super::raw::{self, Raw};
 use crate::block::{Delta, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
-use crate::files::{self, FileMark, blocking, folder_of, remove_if_there, with_ending};
+use crate::files::{self, FileMark, blocking, copy_data, folder_of, remove_if_there, with_ending};
 use crate::source::{BlockSource, DiskSource, SnapshotId};
 use crate::target::{
     Ask, Base, Existence, Facts, Left, LockPath, Mark, Opened, Opening, Replica, SinkBody,
@@ -25,8 +24,6 @@ use crate::target::{
 };
 use sink::{ImageSink, Replaced};
 
-/// Bytes of an old image copied between two looks at the signal.
-const CLONED_AT_ONCE: u64 = 256 << 20;
 /// Filesystems that clone by reference: btrfs, XFS (by default since 2018), bcachefs (linux/magic.h).
 const BY_REFERENCE: [i64; 3] = [0x9123_683e, 0x5846_5342, 0xca45_1a4e];
 
@@ -209,18 +206,14 @@ impl ImageTarget {
         let failed = |error| Error::of_file(&self.path, "cannot clone", error);
         let old = Arc::new(File::open(&self.path).map_err(failed)?);
         self.check_mark(&old, opening)?;
-        let mut at = 0;
-        while at < geometry.size() {
-            opening.stop.check()?;
-            let end = (at + CLONED_AT_ONCE).min(geometry.size());
-            let (from, to, path) = (Arc::clone(&old), Arc::clone(part), self.path.clone());
-            blocking(move || {
-                copy_data(&from, &to, at, end)
-                    .map_err(|error| Error::of_file(&path, "cannot clone", error))
+        let (from, to, stop) = (Arc::clone(&old), Arc::clone(part), opening.stop.clone());
+        let (image, path) = (self.path.clone(), self.part());
+        blocking(move || {
+            copy_data(&from, &image, &to, &path, 0..geometry.size(), &|| {
+                stop.check()
             })
-            .await?;
-            at = end;
-        }
+        })
+        .await?;
         let to = Arc::clone(part);
         blocking(move || {
             to.sync_all()
