@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 /// Banned words and phrases, and how often they may still occur.
 /// Lower a number when occurrences are removed; never raise one.
 const DIALECT: &[(&str, usize)] = &[
-    ("told", 266),
-    ("anew", 43),
-    ("nobody", 51),
-    ("somebody", 21),
-    ("whoever", 29),
-    ("bringing", 55),
-    ("vault", 22),
-    ("as kept", 3),
+    ("told", 179),
+    ("anew", 11),
+    ("nobody", 34),
+    ("somebody", 12),
+    ("whoever", 21),
+    ("bringing", 0),
+    ("vault", 0),
+    ("as kept", 0),
     ("going on with", 0),
 ];
 
@@ -22,7 +22,6 @@ const DIALECT: &[(&str, usize)] = &[
 /// Lower a number, or remove its line, when a type is renamed; never raise one.
 const DUPLICATES: &[(&str, usize)] = &[
     ("Ahead", 2),
-    ("Beginning", 2),
     ("Call", 4),
     ("Checked", 2),
     ("Entry", 3),
@@ -38,9 +37,8 @@ const DUPLICATES: &[(&str, usize)] = &[
     ("Listing", 2),
     ("LsArgs", 2),
     ("Page", 2),
-    ("Part", 3),
-    ("Place", 4),
-    ("Record", 3),
+    ("Place", 3),
+    ("Record", 2),
     ("Refusal", 2),
     ("Slot", 2),
     ("Snapshot", 2),
@@ -50,12 +48,11 @@ const DUPLICATES: &[(&str, usize)] = &[
     ("Store", 2),
     ("Synthetic", 2),
     ("Table", 2),
-    ("Told", 3),
+    ("Told", 2),
     ("UnderWay", 2),
     ("Verb", 2),
     ("Waiting", 2),
     ("Way", 2),
-    ("Written", 2),
 ];
 
 fn files(folder: &Path) -> Vec<PathBuf> {

@@ -1,4 +1,4 @@
-//! What every [`Target`] and [`Sink`] must do, as tests over any of them: a [`Place`] makes one, and breaks it.
+//! What every [`Target`] and [`Sink`] must do, as tests over any of them: a [`ContractPlace`] makes one, and breaks it.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::block::{Block, Change, ZEROES};
 use crate::error::Kind;
 
 /// Where a target is, for the suite.
-pub(crate) trait Place: Send + Sync {
+pub(crate) trait ContractPlace: Send + Sync {
     /// The target as a new process has it.
     fn target(&self) -> BoxFuture<'_, Arc<dyn Target>>;
 
@@ -36,7 +36,7 @@ pub(crate) trait Place: Send + Sync {
 }
 
 /// A run of the suite: what a checkpoint keeps of it, and what is to be copied.
-pub(crate) struct Run {
+pub(crate) struct ContractRun {
     source: SourceInfo,
     task: Task,
     plan: Arc<Delta>,
@@ -50,7 +50,7 @@ pub(crate) struct Run {
 
 /// A call of a copy, in its order.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Step {
+enum ContractStep {
     Open,
     Zero(u32, u32),
     Write(u32),
@@ -68,8 +68,8 @@ fn content(index: u32, len: usize) -> Bytes {
     bytes.into()
 }
 
-impl Run {
-    pub(crate) async fn new(place: &dyn Place, target: &dyn Target) -> Self {
+impl ContractRun {
+    pub(crate) async fn new(place: &dyn ContractPlace, target: &dyn Target) -> Self {
         let source = place.source();
         let mut held = BlockSet::new();
         HELD.iter()
@@ -135,45 +135,45 @@ impl Run {
     }
 
     /// The calls of a whole copy, without those that were done.
-    fn steps(&self) -> Vec<Step> {
+    fn steps(&self) -> Vec<ContractStep> {
         let done = self.done.lock().clone();
-        let mut steps = vec![Step::Open];
+        let mut steps = vec![ContractStep::Open];
         for (extent, change) in self.plan.runs() {
             if change == Change::Zero && !done.covers(extent) {
-                steps.push(Step::Zero(extent.start().0, extent.end().0));
+                steps.push(ContractStep::Zero(extent.start().0, extent.end().0));
             }
         }
         for index in HELD {
             if !done.contains(BlockIndex(index)) {
-                steps.extend([Step::Write(index), Step::Flush]);
+                steps.extend([ContractStep::Write(index), ContractStep::Flush]);
             }
         }
-        steps.push(Step::Publish);
+        steps.push(ContractStep::Publish);
         steps
     }
 
-    async fn step(&self, step: Step, sink: &dyn Sink, since: &mut BlockSet) -> Result<()> {
+    async fn step(&self, step: ContractStep, sink: &dyn Sink, since: &mut BlockSet) -> Result<()> {
         match step {
-            Step::Open => {}
-            Step::Zero(start, end) => {
+            ContractStep::Open => {}
+            ContractStep::Zero(start, end) => {
                 let extent = Extent::new(BlockIndex(start), BlockIndex(end)).unwrap();
                 sink.write_zeroes(extent).await?;
                 since.insert_extent(extent);
             }
-            Step::Write(index) => {
+            ContractStep::Write(index) => {
                 let block = BlockIndex(index);
                 let bytes = content(index, self.source.geometry.block_len(block));
                 let digest = Sha256::digest(&bytes).into();
                 sink.write_block(block, bytes, digest).await?;
                 since.insert(block);
             }
-            Step::Flush => {
+            ContractStep::Flush => {
                 let state = sink.flush().await?;
                 *self.state.lock() = Some(state);
                 self.done.lock().insert_all(since);
                 *since = BlockSet::new();
             }
-            Step::Publish => {
+            ContractStep::Publish => {
                 self.publish(sink).await?;
             }
         }
@@ -195,13 +195,13 @@ impl Run {
     }
 
     /// Opens and does all that is not done, to the end.
-    async fn finish(&self, place: &dyn Place) -> Published {
+    async fn finish(&self, place: &dyn ContractPlace) -> Published {
         let target = place.target().await;
         let facts = self.observe(&*target).await;
         let opened = self.open(&*target, &facts).await.unwrap();
         let mut since = BlockSet::new();
         for step in self.steps() {
-            if step != Step::Publish {
+            if step != ContractStep::Publish {
                 self.step(step, &*opened.sink, &mut since).await.unwrap();
             }
         }
@@ -210,7 +210,7 @@ impl Run {
     }
 
     /// Every byte of the published target, against the source.
-    async fn check(&self, place: &dyn Place, at: &str) {
+    async fn check(&self, place: &dyn ContractPlace, at: &str) {
         let target = place.target().await;
         let geometry = self.source.geometry;
         let held = self.observe(&*target).await.holds;
@@ -237,7 +237,7 @@ impl Run {
     }
 
     /// What was flushed is there, for a target that reads back.
-    async fn check_flushed(&self, place: &dyn Place, sink: &dyn Sink, at: &str) {
+    async fn check_flushed(&self, place: &dyn ContractPlace, sink: &dyn Sink, at: &str) {
         let reader = sink.read_back().await.unwrap();
         assert!(reader.is_some() || !place.reads_back());
         let Some(reader) = reader else {
@@ -264,9 +264,9 @@ async fn drop_after<T>(polls: usize, work: impl Future<Output = T>) -> Option<T>
 }
 
 /// The target is named before its first change, and what is published is what was copied, over whatever was there.
-pub(crate) async fn names_first_and_publishes_every_byte(place: &dyn Place) {
+pub(crate) async fn names_first_and_publishes_every_byte(place: &dyn ContractPlace) {
     let target = place.target().await;
-    let run = Run::new(place, &*target).await;
+    let run = ContractRun::new(place, &*target).await;
     let facts = run.observe(&*target).await;
     assert_eq!(facts.left, Left::Gone);
     // A name that cannot be kept: nothing is changed.
@@ -299,21 +299,21 @@ pub(crate) async fn names_first_and_publishes_every_byte(place: &dyn Place) {
 }
 
 /// A crash between any two calls loses nothing that was flushed, and the run comes to its end, also one that has ended already.
-pub(crate) async fn survives_a_crash_between_any_two_calls(place: &dyn Place) {
+pub(crate) async fn survives_a_crash_between_any_two_calls(place: &dyn ContractPlace) {
     let target = place.target().await;
-    let count = Run::new(place, &*target).await.steps().len();
+    let count = ContractRun::new(place, &*target).await.steps().len();
     drop(target);
     for crash in 0..=count {
         let at = format!("after a crash before call {crash} of {count}");
         place.renew();
         let target = place.target().await;
-        let run = Run::new(place, &*target).await;
+        let run = ContractRun::new(place, &*target).await;
         let facts = run.observe(&*target).await;
         let mut since = BlockSet::new();
         let mut opened = None;
         let mut last = None;
         for step in run.steps().into_iter().take(crash) {
-            if step == Step::Open {
+            if step == ContractStep::Open {
                 opened = Some(run.open(&*target, &facts).await.unwrap());
             }
             let sink = &opened.as_ref().unwrap().sink;
@@ -325,12 +325,12 @@ pub(crate) async fn survives_a_crash_between_any_two_calls(place: &dyn Place) {
         let facts = run.observe(&*target).await;
         let left = match last {
             None => vec![Left::Gone],
-            Some(Step::Open | Step::Flush) => vec![Left::Proven],
+            Some(ContractStep::Open | ContractStep::Flush) => vec![Left::Proven],
             // An image in place may have been cut to its size.
-            Some(Step::Publish) if target.kind() == TargetKind::ImageInPlace => {
+            Some(ContractStep::Publish) if target.kind() == TargetKind::ImageInPlace => {
                 vec![Left::Proven, Left::Unproven]
             }
-            Some(Step::Publish) => vec![Left::Published, Left::Proven],
+            Some(ContractStep::Publish) => vec![Left::Published, Left::Proven],
             Some(_) => vec![Left::Unproven, Left::Proven],
         };
         assert!(left.contains(&facts.left), "{:?} {at}", facts.left);
@@ -344,37 +344,37 @@ pub(crate) async fn survives_a_crash_between_any_two_calls(place: &dyn Place) {
 }
 
 /// What the next run begins with: nothing of this one.
-async fn place_is_clean(place: &dyn Place, run: &Run) {
+async fn place_is_clean(place: &dyn ContractPlace, run: &ContractRun) {
     let target = place.target().await;
     let state = run.state.lock().clone().unwrap();
     target.discard(&state).await.unwrap();
 }
 
 /// Work that is dropped at any await can be done again by another process.
-pub(crate) async fn resumes_after_a_drop_at_any_await(place: &dyn Place) {
+pub(crate) async fn resumes_after_a_drop_at_any_await(place: &dyn ContractPlace) {
     let target = place.target().await;
-    let steps = Run::new(place, &*target).await.steps();
+    let steps = ContractRun::new(place, &*target).await.steps();
     drop(target);
     // One call of each kind, the first and the last.
-    let kind = std::mem::discriminant::<Step>;
+    let kind = std::mem::discriminant::<ContractStep>;
     let is_first = |at: usize| {
         !steps[..at]
             .iter()
             .any(|step| kind(step) == kind(&steps[at]))
     };
-    let is_last = |at: usize| steps[at] == Step::Write(HELD[3]);
+    let is_last = |at: usize| steps[at] == ContractStep::Write(HELD[3]);
     let count = steps.len();
     let chosen = (0..count).filter(|at| is_first(*at) || is_last(*at));
     for (at, polls) in chosen.flat_map(|at| [1, 3].map(|polls| (at, polls))) {
         let text = format!("call {at} of {count} dropped after {polls} polls");
         place.renew();
         let target = place.target().await;
-        let run = Run::new(place, &*target).await;
+        let run = ContractRun::new(place, &*target).await;
         let facts = run.observe(&*target).await;
         let mut since = BlockSet::new();
         let mut opened = None;
         for (number, step) in run.steps().into_iter().take(at + 1).enumerate() {
-            if step == Step::Open {
+            if step == ContractStep::Open {
                 let open = run.open(&*target, &facts);
                 opened = match number == at {
                     true => drop_after(polls, open).await.map(Result::unwrap),
@@ -400,9 +400,11 @@ pub(crate) async fn resumes_after_a_drop_at_any_await(place: &dyn Place) {
 }
 
 /// Publishing again changes nothing, and what is published has a mark that is the same later on, until something writes it.
-pub(crate) async fn publishes_twice_with_a_mark_that_tells_foreign_writes(place: &dyn Place) {
+pub(crate) async fn publishes_twice_with_a_mark_that_tells_foreign_writes(
+    place: &dyn ContractPlace,
+) {
     let target = place.target().await;
-    let run = Run::new(place, &*target).await;
+    let run = ContractRun::new(place, &*target).await;
     let first = run.finish(place).await;
     run.check(place, "published").await;
     let second = run.finish(place).await;
@@ -424,9 +426,9 @@ pub(crate) async fn publishes_twice_with_a_mark_that_tells_foreign_writes(place:
 }
 
 /// A target that was written after it was decided what to do is not opened, named or changed.
-pub(crate) async fn refuses_what_was_written_after_the_decision(place: &dyn Place) {
+pub(crate) async fn refuses_what_was_written_after_the_decision(place: &dyn ContractPlace) {
     let target = place.target().await;
-    let run = Run::new(place, &*target).await;
+    let run = ContractRun::new(place, &*target).await;
     let facts = run.observe(&*target).await;
     assert!(place.write(3, b"foreign"));
     let refused = run.open(&*target, &facts).await.unwrap_err();
@@ -447,19 +449,19 @@ pub(crate) async fn refuses_what_was_written_after_the_decision(place: &dyn Plac
 }
 
 /// Zeroes over garbage read as zeroes, and its neighbours stay.
-pub(crate) async fn zeroes_what_was_written(place: &dyn Place) {
+pub(crate) async fn zeroes_what_was_written(place: &dyn ContractPlace) {
     let target = place.target().await;
-    let run = Run::new(place, &*target).await;
+    let run = ContractRun::new(place, &*target).await;
     let facts = run.observe(&*target).await;
     let opened = run.open(&*target, &facts).await.unwrap();
     let mut since = BlockSet::new();
     for step in [
-        Step::Write(2),
-        Step::Write(3),
-        Step::Write(6),
-        Step::Flush,
-        Step::Zero(3, 5),
-        Step::Flush,
+        ContractStep::Write(2),
+        ContractStep::Write(3),
+        ContractStep::Write(6),
+        ContractStep::Flush,
+        ContractStep::Zero(3, 5),
+        ContractStep::Flush,
     ] {
         run.step(step, &*opened.sink, &mut since).await.unwrap();
     }
@@ -472,9 +474,9 @@ pub(crate) async fn zeroes_what_was_written(place: &dyn Place) {
 }
 
 /// A target without room, or whose disk fails, ends with an error before it is published.
-pub(crate) async fn fails_before_it_is_published(place: &dyn Place, kinds: &[Kind]) {
+pub(crate) async fn fails_before_it_is_published(place: &dyn ContractPlace, kinds: &[Kind]) {
     let target = place.target().await;
-    let run = Run::new(place, &*target).await;
+    let run = ContractRun::new(place, &*target).await;
     let facts = run.observe(&*target).await;
     let opened = match run.open(&*target, &facts).await {
         Ok(opened) => opened,
@@ -485,7 +487,7 @@ pub(crate) async fn fails_before_it_is_published(place: &dyn Place, kinds: &[Kin
     };
     let mut since = BlockSet::new();
     for step in run.steps() {
-        assert_ne!(step, Step::Publish, "all was written and flushed");
+        assert_ne!(step, ContractStep::Publish, "all was written and flushed");
         if let Err(error) = run.step(step, &*opened.sink, &mut since).await {
             assert!(kinds.contains(&error.kind()), "{}", error.chain());
             break;

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::block::{BLOCK_SIZE, Geometry};
 use crate::sysfs::tests::LoopDevice;
-use crate::target::contract::{self, Place, Run};
+use crate::target::contract::{self, ContractPlace, ContractRun};
 use crate::target::{Left, SourceInfo, Target};
 
 /// Eight blocks, the last one of two pages.
@@ -73,7 +73,7 @@ impl Image {
     }
 }
 
-impl Place for Image {
+impl ContractPlace for Image {
     fn target(&self) -> BoxFuture<'_, Arc<dyn Target>> {
         let target = ImageTarget::new(&self.path(), self.is_in_place).unwrap();
         std::future::ready(Arc::new(target) as Arc<dyn Target>).boxed()
@@ -110,7 +110,7 @@ impl Device {
     }
 }
 
-impl Place for Device {
+impl ContractPlace for Device {
     fn target(&self) -> BoxFuture<'_, Arc<dyn Target>> {
         let target = DeviceTarget::new(self.device.path(), self.folder.path()).unwrap();
         std::future::ready(Arc::new(target) as Arc<dyn Target>).boxed()
@@ -179,7 +179,7 @@ impl Drop for Small {
 
 struct In<'a>(&'a Path, bool);
 
-impl Place for In<'_> {
+impl ContractPlace for In<'_> {
     fn target(&self) -> BoxFuture<'_, Arc<dyn Target>> {
         let target = ImageTarget::new(self.0, self.1).unwrap();
         std::future::ready(Arc::new(target) as Arc<dyn Target>).boxed()
@@ -228,7 +228,7 @@ async fn discard_removes_the_part_and_nothing_else() {
     std::fs::write(image.folder.path().join("other"), b"1").unwrap();
     let before = std::fs::read(image.path()).unwrap();
     let target = image.target().await;
-    let run = Run::new(&image, &*target).await;
+    let run = ContractRun::new(&image, &*target).await;
     let facts = run.observe(&*target).await;
     let opened = run.open(&*target, &facts).await.unwrap();
     let state = opened.state.clone();
@@ -246,7 +246,7 @@ async fn discard_removes_the_part_and_nothing_else() {
 async fn another_file_in_the_place_of_a_part_or_an_image_is_not_taken_for_it() {
     let image = Image::new(false);
     let target = image.target().await;
-    let run = Run::new(&image, &*target).await;
+    let run = ContractRun::new(&image, &*target).await;
     let facts = run.observe(&*target).await;
     drop(run.open(&*target, &facts).await.unwrap());
     let part = image.folder.path().join("image.ebsfs-part");
@@ -271,7 +271,7 @@ async fn an_image_that_came_after_the_decision_is_not_replaced() {
     let image = Image::new(false);
     std::fs::remove_file(image.path()).unwrap();
     let target = image.target().await;
-    let run = Run::new(&image, &*target).await;
+    let run = ContractRun::new(&image, &*target).await;
     let facts = run.observe(&*target).await;
     std::fs::write(image.path(), b"new").unwrap();
     let refused = run.open(&*target, &facts).await.unwrap_err();

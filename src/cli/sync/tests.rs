@@ -14,7 +14,7 @@ use crate::cli::aws;
 use crate::ebs::Limits;
 use crate::emulator::Emulator;
 use crate::source::Snapshot;
-use crate::target::contract::{self, Place};
+use crate::target::contract::{self, ContractPlace};
 use crate::target::{SourceInfo, Target};
 use crate::targets::{EbsJob, EbsPlace, EbsTarget};
 
@@ -61,7 +61,7 @@ impl Account {
     }
 }
 
-impl Place for Account {
+impl ContractPlace for Account {
     fn target(&self) -> BoxFuture<'_, Arc<dyn Target>> {
         let (place, job) = (self.place.clone(), EbsJob::default());
         let target = EbsTarget::new(place, job, &self.source(), self.folder.path()).unwrap();

@@ -126,10 +126,13 @@ pub(super) fn result(outcomes: &[TargetOutcome]) -> Result<()> {
             Err(error) => Some(error.clone()),
             Ok(ended) => marked(&outcome.target, ended),
         };
-        errors.extend(error.map(|error| match is_one {
-            true => error,
-            false => error.context(outcome.target.clone()),
-        }));
+        // Most messages name the target already.
+        errors.extend(error.map(
+            |error| match is_one || error.chain().contains(&outcome.target) {
+                true => error,
+                false => error.context(outcome.target.clone()),
+            },
+        ));
     }
     // The first of the lowest rank: a stable sort.
     errors.sort_by_key(|error| error.kind().rank());

@@ -3,7 +3,7 @@
 use super::*;
 use crate::target::contract;
 
-impl contract::Place for Place {
+impl contract::ContractPlace for Place {
     fn target(&self) -> BoxFuture<'_, Arc<dyn Target>> {
         async {
             let target = Place::target(self, &source(1)).await;
@@ -55,7 +55,7 @@ async fn without_room_no_snapshot_is_published() {
     {
         return;
     }
-    let target = contract::Place::target(&place).await;
+    let target = contract::ContractPlace::target(&place).await;
     drop(target);
     let kinds = [Kind::NoSpace, Kind::Io];
     let failed = contract::fails_before_it_is_published(&place, &kinds);
