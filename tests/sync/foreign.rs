@@ -64,7 +64,7 @@ fn write(path: &str, size: u64, rng: &mut fastrand::Rng) -> (u64, usize) {
 
 #[test]
 fn a_foreign_write_is_refused_or_the_bytes_are_right() {
-    let count = std::env::var("EBSFS_FOREIGN_WRITES").map_or(12, |count| count.parse().unwrap());
+    let count = std::env::var("EBSFS_FOREIGN_WRITES").map_or(6, |count| count.parse().unwrap());
     let seed = std::env::var("EBSFS_SEED").map_or_else(
         |_| {
             SystemTime::UNIX_EPOCH
