@@ -13,10 +13,11 @@ pub(super) fn stamp(path: &Path) -> (i64, i64, u64, u64) {
     (found.ctime(), found.ctime_nsec(), found.ino(), found.len())
 }
 
-/// A command that a person must decide about.
-fn undecided(command: &mut Command) -> String {
-    let (code, said) = ends(command);
-    assert_eq!(code, 11, "{said}");
+/// A command that a person must decide about, perhaps after a comparison of the whole target: that may take its time.
+pub(super) fn undecided(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(11), "{said}");
     said
 }
 

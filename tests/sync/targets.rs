@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use super::evidence::stamp;
+use super::evidence::{stamp, undecided};
 use super::*;
 
 /// A tmpfs, unmounted when dropped.
@@ -227,8 +227,7 @@ fn partitions_of_one_disk_are_each_brought_up_to_date_by_a_delta() {
         .unwrap();
     file.sync_all().unwrap();
     let args = [ids[3].as_str(), &disk.parts[0], "--base", "auto"];
-    let (code, said) = ends(&mut sync(&chain.emulator, &args));
-    assert_eq!(code, 11, "{said}");
+    undecided(&mut sync(&chain.emulator, &args));
     let args = [ids[3].as_str(), &disk.parts[1], "--base", "auto"];
     run(&mut sync(&chain.emulator, &args));
     assert_begins(&disk.parts[1], &chain.image(3));
