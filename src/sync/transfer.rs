@@ -127,7 +127,7 @@ pub async fn import_record(
         let what = format!("cannot import a record of {name}: it has one");
         return Err(Error::new(Kind::Undecided, what).with_remedy(Remedy::ReplaceRecord));
     }
-    // Refuses a target that is smaller than the volume.
+    // Refuses a device that is smaller than the volume.
     let reader = target.reader(None, geometry);
     stop.unless(reader).await.map_err(cannot)?;
     if let Some(Mark::Image(image)) = target.mark()?
