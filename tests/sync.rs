@@ -35,16 +35,27 @@ struct Loop(String);
 
 impl Loop {
     fn over(file: &Path) -> Self {
-        Self(
-            sh(&format!("losetup --find --show {}", file.display()))
-                .trim()
-                .to_owned(),
-        )
+        Self::with(&file.display().to_string())
+    }
+
+    /// With options of losetup, the file last.
+    fn with(options: &str) -> Self {
+        let device = sh(&format!("losetup --find --show {options}"));
+        // Partitions that a killed test has left on it would be the device's own.
+        let _ = Command::new("partx")
+            .args(["--delete", device.trim()])
+            .stderr(Stdio::null())
+            .status();
+        Self(device.trim().to_owned())
     }
 }
 
 impl Drop for Loop {
     fn drop(&mut self) {
+        let _ = Command::new("partx")
+            .args(["--delete", &self.0])
+            .stderr(Stdio::null())
+            .status();
         let _ = Command::new("losetup").args(["--detach", &self.0]).status();
     }
 }

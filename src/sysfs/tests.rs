@@ -98,9 +98,23 @@ impl LoopDevice {
         let output = losetup.output().unwrap();
         assert!(output.status.success(), "{output:?}");
         let path = String::from_utf8(output.stdout).unwrap();
-        Some(Self {
+        let device = Self {
             path: path.trim().into(),
-        })
+        };
+        if options.is_empty() {
+            // Partitions that a killed test has left on it.
+            device.delete_partitions();
+        }
+        Some(device)
+    }
+
+    fn delete_partitions(&self) {
+        let mut partx = Command::new("partx");
+        let _ = partx
+            .arg("-d")
+            .arg(&self.path)
+            .stderr(Stdio::null())
+            .status();
     }
 
     /// The same with two partitions of 1 MiB, at 1 MiB and 2 MiB of 4 MiB.
@@ -142,9 +156,7 @@ impl LoopDevice {
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
-        if self.partition(1).exists() {
-            let _ = Command::new("partx").arg("-d").arg(&self.path).status();
-        }
+        self.delete_partitions();
         let _ = Command::new("losetup").arg("-d").arg(&self.path).status();
     }
 }
