@@ -161,12 +161,7 @@ fn whatever_holds_a_device_or_an_image_is_named_and_nothing_is_recorded() {
         assert_eq!(status(&chain.emulator, target), "unknown\n");
     };
     // Read-only.
-    let options = "losetup --find --show --read-only";
-    let device = Loop(
-        sh(&format!("{options} {}", file.display()))
-            .trim()
-            .to_owned(),
-    );
+    let device = Loop::with(&format!("--read-only {}", file.display()));
     refused(&device.0, &[], &["read-only"]);
     // An image that is attached, even read-only.
     refused(text(&file), &["--in-place"], &[&device.0]);
