@@ -1,6 +1,5 @@
 //! A half-written image of one snapshot that becomes another one of the same volume.
 
-use super::half_way::killed_half_way;
 use super::*;
 
 #[test]
@@ -9,15 +8,19 @@ fn a_half_written_image_is_taken_over_by_a_later_snapshot_and_what_did_not_chang
     let emulator = large_pair();
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image.raw");
-    killed_half_way(&emulator, &["snap-0a", text(&image)], text(&image));
-    let done: u64 = {
-        let said = status(&emulator, text(&image));
-        let line = said
-            .lines()
-            .find(|line| line.starts_with("unfinished"))
-            .unwrap();
-        line.split(' ').nth(2).unwrap().parse().unwrap()
-    };
+    let mut child = sync(
+        &emulator,
+        &["snap-0a", text(&image), "--max-in-flight", "16"],
+    )
+    .stderr(Stdio::null())
+    .spawn()
+    .unwrap();
+    wait_for("blocks", || emulator.gets() > 300);
+    // It stops at a checkpoint: all that was fetched is kept.
+    run(Command::new("kill").args(["-INT", &child.id().to_string()]));
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let done = emulator.gets();
+    assert!(done > 300);
     // What something else writes into the part meanwhile does not survive.
     let part = folder.path().join("image.raw.ebsfs-part");
     let file = writable(&part);

@@ -498,7 +498,7 @@ fn an_imported_record_is_compared_and_then_only_changes_are_sent() {
     };
     refuses("run", "another".into(), 11, "of run another");
     refuses("version", 3.into(), 2, "version 3");
-    refuses("volume_bytes", ((1u64 << 30) + 512).into(), 2, "smaller");
+    refuses("volume_bytes", ((1u64 << 30) + 512).into(), 2, "it has");
     refuses(
         "target",
         "device:wwid=1:size=1".into(),
