@@ -1,4 +1,4 @@
-//! Rows for people: issue 14, "`--base auto` by what is found", and the findings that are decisions.
+//! Rows for people: what `--base auto` does by what is found, and the decisions that once were wrong.
 
 use super::*;
 
@@ -327,7 +327,7 @@ fn findings_a5_and_a6_every_common_base_is_tried_and_never_one_that_is_not_prove
 }
 
 #[test]
-fn finding_a7_a_stale_run_blocks_no_later_one() {
+fn a_stale_run_blocks_no_later_one() {
     let delta = || Is(Delta(vec![id(HELD)]));
     let proven = |head| part(head, Left::Proven, recorded(Image));
     let (mut in_place, mut published) = (
@@ -396,7 +396,7 @@ fn finding_a7_a_stale_run_blocks_no_later_one() {
 }
 
 #[test]
-fn finding_a8_one_bad_target_is_refused_and_the_others_decided() {
+fn one_bad_target_is_refused_and_the_others_decided() {
     let mut full = seen(Device, There);
     full.facts.fixed_size = Some(SIZE - 512);
     let source = snapshot(Some(false));
@@ -407,7 +407,7 @@ fn finding_a8_one_bad_target_is_refused_and_the_others_decided() {
 }
 
 #[test]
-fn finding_a12_what_is_encrypted_becomes_plain_only_if_that_is_allowed() {
+fn what_is_encrypted_becomes_plain_only_if_that_is_allowed() {
     let allowing = |base| SyncJob {
         allow_plaintext: true,
         ..job(base)
