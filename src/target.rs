@@ -17,11 +17,12 @@ mod record;
 mod state;
 mod stop;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use sha2::{Digest as _, Sha256};
 
 pub use facts::{Ask, Base, Existence, Facts, Left, Replica, SourceInfo};
 pub use mark::{DeviceMark, Mark};
@@ -29,7 +30,7 @@ pub use record::{Content, TargetRecord, Task};
 pub use state::{SinkBody, SinkState};
 pub use stop::Stop;
 
-use crate::block::{BlockIndex, BlockSet, Delta, Digest, Extent, Geometry};
+use crate::block::{BlockIndex, BlockSet, Delta, Digest, Extent, Geometry, hexadecimal};
 use crate::error::Result;
 use crate::source::{BlockSource, SnapshotId};
 
@@ -68,6 +69,12 @@ impl TargetKind {
 pub struct StatePaths {
     /// What the names of the state files begin with: the image's own path, or a name in the state directory.
     pub stem: PathBuf,
+}
+
+/// What the names of the files of an object begin with in a directory: the first 32 digits of the SHA-256 of its id.
+pub fn stem_in(directory: &Path, id: &str) -> PathBuf {
+    let digest = hexadecimal(&Sha256::digest(id));
+    directory.join(digest.get(..32).unwrap_or(&digest))
 }
 
 /// Locks that two targets share when they are one object: an image with two names, a disk and its partition, two loop devices

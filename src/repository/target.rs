@@ -14,7 +14,6 @@ use std::time::SystemTime;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use sha2::{Digest as _, Sha256};
 use tracing::{info, warn};
 
 use super::catalog::RepositoryCatalog;
@@ -28,13 +27,13 @@ use super::segments::Segments;
 use super::sink::RepositorySink;
 use super::source::RepositorySource;
 use super::store::Store;
-use crate::block::{BlockIndex, BlockSet, Delta, Geometry, hexadecimal};
+use crate::block::{BlockIndex, BlockSet, Delta, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::{blocking, with_ending};
 use crate::source::{BlockSource, SnapshotId};
 use crate::target::{
     Ask, Facts, LockPath, Opened, Opening, Replica, Sink, SinkState, SourceInfo, StatePaths,
-    Target, TargetKind,
+    Target, TargetKind, stem_in,
 };
 use observe::of_volume;
 
@@ -73,10 +72,10 @@ impl RepositoryTarget {
         };
         let of = volume_of(source).unwrap_or(&source.name);
         let id = format!("{repository} of {of}");
-        let index = || with_ending(&stem_of(state_dir, &repository), "-index");
+        let index = || with_ending(&stem_in(state_dir, &repository), "-index");
         Self {
             name,
-            stem: stem_of(state_dir, &id),
+            stem: stem_in(state_dir, &id),
             id,
             index: dedup.then(index),
             catalog,
@@ -232,12 +231,6 @@ impl RepositoryTarget {
             Err(_) => Ok(()),
         }
     }
-}
-
-/// What the names of state files of an object begin with.
-fn stem_of(state_dir: &Path, id: &str) -> PathBuf {
-    let digest = hexadecimal(&Sha256::digest(id));
-    state_dir.join(digest.get(..32).unwrap_or_default())
 }
 
 /// The source's volume, of an image or a device its path; none of a snapshot whose volume is not known.

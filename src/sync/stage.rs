@@ -18,7 +18,6 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use super::checkpoint::Checkpoint;
 use super::copy::CopyTarget;
@@ -26,18 +25,15 @@ use super::digests::{DigestEntry, Digests};
 use super::files::StateFiles;
 use super::record;
 use super::source::Source;
-use crate::block::{Block, BlockIndex, BlockSet, Delta, Digest, Extent, Geometry, hexadecimal};
+use crate::block::{Block, BlockIndex, BlockSet, Delta, Digest, Extent, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::{
     self, blocking, make_folder_of, open_ours, read_ours, remove_if_there, replace, with_ending,
 };
 use crate::source::{BlockSource, Catalog, Changes, DiskSource, Snapshot, SnapshotId};
 use crate::target::{
-    Published, Sink, SinkBody, SinkState, SourceInfo, Target, TargetRecord, Task, Written,
+    Published, Sink, SinkBody, SinkState, SourceInfo, Target, TargetRecord, Task, Written, stem_in,
 };
-
-/// Hexadecimal digits of the SHA-256 of a target's id that name its stage.
-const STEM_DIGITS: usize = 32;
 
 /// The files of one target's stage.
 #[derive(Clone, Debug)]
@@ -70,10 +66,8 @@ impl SinkBody for StageState {
 impl Stage {
     /// The stage of a target in a directory.
     pub(super) fn of(directory: &Path, target: &str) -> Self {
-        let digest = hexadecimal(&Sha256::digest(target));
-        let name: String = digest.chars().take(STEM_DIGITS).collect();
         Self {
-            stem: directory.join(name),
+            stem: stem_in(directory, target),
         }
     }
 

@@ -10,19 +10,18 @@ use bytesize::ByteSize;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use super::holders::{obstacles, sector_size, sector_warning};
 use super::identity::{Identity, device_mark, flush_all, identity, identity_of};
 use super::raw::{self, Raw};
-use crate::block::{BlockIndex, BlockSet, Delta, Digest, Extent, Geometry, hexadecimal};
+use crate::block::{BlockIndex, BlockSet, Delta, Digest, Extent, Geometry};
 use crate::error::{Error, Kind, Result};
 use crate::files::blocking;
 use crate::source::{BlockSource, DiskSource, size_of};
 use crate::sysfs::{BlockDevice, Sysfs};
 use crate::target::{
     Ask, DeviceMark, Existence, Facts, Left, LockPath, Mark, Opened, Opening, Published, Replica,
-    Sink, SinkBody, SinkState, StatePaths, Target, TargetKind, Written,
+    Sink, SinkBody, SinkState, StatePaths, Target, TargetKind, Written, stem_in,
 };
 
 /// A block device.
@@ -62,12 +61,11 @@ impl DeviceTarget {
         if identity.tokens.first() == Some(&by_path) && name != by_path {
             identity.tokens.insert(0, name.clone());
         }
-        let digest = hexadecimal(&Sha256::digest(identity.id.as_bytes()));
         Ok(Self {
             name,
             path: node,
+            stem: stem_in(state_dir, &identity.id),
             identity,
-            stem: state_dir.join(digest.get(..32).unwrap_or(&digest)),
             is_shared: false,
         })
     }

@@ -31,10 +31,9 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use tracing::info;
 
-use crate::block::{Delta, Geometry, hexadecimal};
+use crate::block::{Delta, Geometry};
 use crate::ebs::Client;
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::source::{
@@ -42,7 +41,7 @@ use crate::source::{
 };
 use crate::target::{
     Ask, Facts, LockPath, Opened, Opening, Replica, SinkState, SourceInfo, StatePaths, Target,
-    TargetKind,
+    TargetKind, stem_in,
 };
 
 use evidence::{NO_VOLUME, OWN_TAGS};
@@ -51,8 +50,6 @@ use state::EbsState;
 /// How long a snapshot that was just started, or just completed, may be unknown to one part of EBS or EC2 or another
 /// (github.com/awslabs/coldsnap issues 43 and 141).
 const YOUNG: Duration = Duration::from_secs(120);
-/// Hexadecimal digits of an id's SHA-256 that name its state files.
-const STEM_DIGITS: usize = 32;
 
 /// The account and Region that a snapshot is made in.
 #[derive(Clone)]
@@ -128,13 +125,9 @@ impl EbsTarget {
         }
         let of = volume_of(source).unwrap_or(&source.name);
         let id = format!("ebs:{} ({}) of {of}", place.region, place.account);
-        let stem: String = hexadecimal(&Sha256::digest(&id))
-            .chars()
-            .take(STEM_DIGITS)
-            .collect();
         Ok(Self {
             name: format!("ebs:{}", place.region),
-            stem: state_dir.join(stem),
+            stem: stem_in(state_dir, &id),
             id,
             place,
             job,

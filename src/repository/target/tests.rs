@@ -12,6 +12,7 @@ use crate::files::folder_of;
 use crate::repository::{Address, Connection, prune};
 use crate::source::Snapshot;
 use crate::target::{Base, Left, Published, Stop, Task};
+use sha2::{Digest as _, Sha256};
 
 const BLOCKS: u32 = 12;
 

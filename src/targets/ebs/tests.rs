@@ -12,6 +12,7 @@ use super::state::{Seen, left};
 use super::*;
 use crate::block::{BlockIndex, BlockSet, Change, ZERO_BLOCK};
 use crate::target::Left;
+use sha2::{Digest as _, Sha256};
 
 const ONE: &str = "snap-01";
 const TWO: &str = "snap-02";
