@@ -16,7 +16,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::block::{BLOCK_SIZE, Block, BlockIndex, Extent, Geometry};
 use crate::error::{Error, Kind, Result};
-use crate::source::{BlockSource, Catalog, Changes, Snapshot, SnapshotId, Wanted};
+use crate::snapshot::{Snapshot, SnapshotId};
+use crate::source::{BlockSource, Catalog, Changes, Wanted};
 
 use flight::{Asks, Flights};
 use memory::Memory;

@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 
 use crate::aws::judge;
 use crate::error::{Error, Kind, Result};
-use crate::source::{Descriptions, Selector, Snapshot, SnapshotId, State};
+use crate::snapshot::{Descriptions, Selector, Snapshot, SnapshotId, State};
 
 /// Snapshots a page: DescribeSnapshots takes 5 to 1,000, and is slow with many.
 const PAGE: i32 = 500;

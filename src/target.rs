@@ -32,7 +32,8 @@ pub use stop::Stop;
 
 use crate::block::{BlockIndex, BlockSet, Delta, Digest, Extent, Geometry, hexadecimal};
 use crate::error::Result;
-use crate::source::{BlockSource, SnapshotId};
+use crate::snapshot::SnapshotId;
+use crate::source::BlockSource;
 
 /// What a run has written: each block of its plan, by index, with the SHA-256 of its bytes; none for zeroes.
 pub type Written = Box<dyn Iterator<Item = Result<(BlockIndex, Option<Digest>)>> + Send>;

@@ -10,7 +10,7 @@ use ebsfs::block::{Block, BlockIndex, BlockSet, Change, Delta, Digest, Geometry}
 use ebsfs::ebs::{Client, EbsCatalog, Limits, NewSnapshot};
 use ebsfs::ec2::Ec2;
 use ebsfs::error::{Kind, Remedy};
-use ebsfs::source::{Descriptions, Selector, Snapshot, SnapshotId, State};
+use ebsfs::snapshot::{Descriptions, Selector, Snapshot, SnapshotId, State};
 use ebsfs::target::{
     Ask, Base, Facts, Left, Opened, Opening, Replica, SinkState, SourceInfo, Stop, Target, Task,
     Written,

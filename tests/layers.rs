@@ -13,7 +13,17 @@ const RULES: &[(&str, u8, &str)] = &[
         1,
         "block error files source target readahead digest maps aws",
     ),
+    (
+        "snapshot",
+        1,
+        "block files sysfs source target readahead digest maps cost aws",
+    ),
     ("source", 1, "sysfs target readahead maps aws"),
+    (
+        "cost",
+        1,
+        "error block files sysfs snapshot source target readahead digest maps aws",
+    ),
     ("target", 1, "readahead digest maps aws"),
     ("digest", 1, "files source target readahead maps aws"),
     ("readahead", 1, "files source target maps aws"),

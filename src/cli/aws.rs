@@ -18,7 +18,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use crate::aws::no_credentials;
 use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::error::{Error, Kind, Result};
-use crate::source::{Descriptions, Selector};
+use crate::snapshot::{Descriptions, Selector};
 
 /// How long credentials may take: the metadata service of an instance that has none to give is slow to say so.
 const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(8);

@@ -11,7 +11,8 @@ use crate::block::BLOCK_SIZE;
 use crate::ebs::Limits;
 use crate::error::{Error, Result};
 use crate::maps::{Map, title};
-use crate::source::{Catalog, Selector, SnapshotId, held};
+use crate::snapshot::{Selector, SnapshotId};
+use crate::source::{Catalog, held};
 
 /// Show which blocks a snapshot holds; all others read as zeroes
 #[derive(Args, Debug)]

@@ -12,10 +12,12 @@ use super::aws::{self, AwsArgs};
 use super::output;
 use crate::block::{Delta, Geometry};
 use crate::compare;
+use crate::cost;
 use crate::ebs::{EbsCatalog, Limits};
 use crate::error::{Error, Kind, Result};
 use crate::maps::{Format, Map, Totals, title};
-use crate::source::{Catalog, Selector, SnapshotId, State};
+use crate::snapshot::{Selector, SnapshotId, State};
+use crate::source::Catalog;
 
 /// Show what differs between two snapshots
 #[derive(Args, Debug)]
@@ -144,13 +146,13 @@ impl ChangesArgs {
                 "changed    {:.3} % of the volume",
                 totals.share * 100.0
             )?;
-            let cost = Totals::listing_cost(lists);
+            let cost = cost::of_lists(lists);
             writeln!(out, "listing    {lists} requests, ${cost:.4}")?;
             if gets > 0 {
-                let cost = Totals::getting_cost(gets);
+                let cost = cost::of_gets(gets);
                 writeln!(out, "comparing  {gets} requests, ${cost:.4}")?;
             }
-            let cost = totals.reading_cost();
+            let cost = cost::of_gets(totals.written);
             writeln!(out, "reading    {written} requests, ${cost:.4}")
         })
     }
@@ -217,7 +219,8 @@ impl ChangesArgs {
             let before = client.counts().lists;
             let (delta, _) = catalog.delta(&base.id, &head.id).await?;
             let totals = Totals::of(&delta);
-            let cost = Totals::listing_cost(client.counts().lists - before) + totals.reading_cost();
+            let cost =
+                cost::of_lists(client.counts().lists - before) + cost::of_gets(totals.written);
             lines.push([
                 base.id.to_string(),
                 head.id.to_string(),

@@ -6,7 +6,7 @@ use clap::Args;
 use super::aws::{self, AwsArgs};
 use super::output;
 use crate::error::{Error, Kind, Result};
-use crate::source::{Selector, Snapshot, sort_by_time};
+use crate::snapshot::{Selector, Snapshot, sort_by_time};
 
 /// List snapshots
 #[derive(Args, Debug)]
@@ -75,7 +75,7 @@ fn table(snapshots: &[Snapshot]) -> String {
         });
         let state = match (&snapshot.state, &snapshot.progress, &snapshot.storage_tier) {
             (_, _, Some(tier)) if tier == "archive" => "archived".into(),
-            (Some(crate::source::State::Pending), Some(progress), _) => {
+            (Some(crate::snapshot::State::Pending), Some(progress), _) => {
                 format!("pending {progress}")
             }
             (state, _, _) => state.as_ref().map_or("-".into(), ToString::to_string),

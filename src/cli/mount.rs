@@ -23,7 +23,8 @@ use crate::error::{Error, Kind, Result};
 use crate::fs::{Access, Mounted, Ownership, Tree};
 use crate::image::ReadaheadBudget;
 use crate::repository::{Address, RepositoryCatalog};
-use crate::source::{Catalog, Selector, SnapshotId};
+use crate::snapshot::{Selector, SnapshotId};
+use crate::source::Catalog;
 
 /// How long the first call on a named snapshot may take: a person waits for the mount.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);

@@ -14,9 +14,8 @@ use crate::block::{BLOCK_SIZE, BlockIndex, BlockSet};
 use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::repository::{Address, RepositoryCatalog};
-use crate::source::{
-    BlockSource, Catalog, DamagedSource, DiskSource, Selector, Snapshot, SnapshotId, State,
-};
+use crate::snapshot::{Selector, Snapshot, SnapshotId, State};
+use crate::source::{BlockSource, Catalog, DamagedSource, DiskSource};
 use crate::sync::{self, Source};
 use crate::target::{Content, SourceInfo};
 use crate::targets::mark_of;

@@ -25,7 +25,7 @@ use crate::ebs::{Client, Limits};
 use crate::error::{Error, Kind, Result};
 use crate::files::default_state_dir;
 use crate::repository::Address;
-use crate::source::SnapshotId;
+use crate::snapshot::SnapshotId;
 use crate::sync::{
     self, Context, Ended, OnDamage, Progress, ReportFile, Source, SyncJob, TargetOutcome,
 };

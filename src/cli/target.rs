@@ -12,7 +12,7 @@ use crate::ebs::{Client, Limits};
 use crate::error::{Error, Kind, Result};
 use crate::files::folder_of;
 use crate::repository::{Address, RepositoryCatalog, RepositoryTarget};
-use crate::source::SnapshotId;
+use crate::snapshot::SnapshotId;
 use crate::sync::overlaps;
 use crate::target::{SourceInfo, Target, TargetKind};
 use crate::targets::{DeviceTarget, EbsJob, EbsPlace, EbsTarget, ImageTarget, mounted_twins};

@@ -25,7 +25,7 @@ use super::snapshot::Tokens;
 use super::walk::{Fault, Landing, Lists, UnderWay, Walk};
 use crate::block::{BlockIndex, BlockSet, Extent, Geometry};
 use crate::error::{Error, Kind, Result};
-use crate::source::SnapshotId;
+use crate::snapshot::SnapshotId;
 
 /// Blocks asked for around an isolated read: the least that the API takes.
 const SMALL_PAGE: u16 = 100;

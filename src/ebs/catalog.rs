@@ -22,10 +22,8 @@ use super::pages::Pages;
 use super::snapshot::SnapshotSource;
 use crate::block::{BLOCK_SIZE, Delta, Geometry};
 use crate::error::{Error, Kind, Result};
-use crate::source::{
-    BlockSource, Catalog, Changes, Descriptions, Selector, Snapshot, SnapshotId, State,
-    sort_by_time,
-};
+use crate::snapshot::{Descriptions, Selector, Snapshot, SnapshotId, State, sort_by_time};
+use crate::source::{BlockSource, Catalog, Changes};
 
 /// How long EC2 may take to describe a snapshot that can be read without it.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(3);

@@ -20,7 +20,8 @@ use super::snapshot::{SnapshotSource, Tokens, fetch};
 use super::walk::{Fault, Lists, UnderWay, Walk, sooner};
 use crate::block::{Block, BlockIndex, Change, Delta, Extent, Geometry};
 use crate::error::{Error, Kind, Result};
-use crate::source::{BlockSource, SnapshotId, Wanted};
+use crate::snapshot::SnapshotId;
+use crate::source::{BlockSource, Wanted};
 
 /// Two snapshots to list what differs between.
 #[derive(Debug)]

@@ -28,7 +28,8 @@ use crate::aws::{Verdict, judge};
 use crate::block::{Block, BlockIndex};
 use crate::digest::Digester;
 use crate::error::{Error, Kind};
-use crate::source::{SnapshotId, Wanted};
+use crate::snapshot::SnapshotId;
+use crate::source::Wanted;
 
 pub(super) use lists::{From, Listing};
 pub use put::{NewSnapshot, Started};

@@ -16,7 +16,8 @@ use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use crate::error::{Error, Kind, Result};
-use crate::source::{SnapshotId, Wanted};
+use crate::snapshot::SnapshotId;
+use crate::source::Wanted;
 
 /// List calls a second that an account has for all its programs together, not adjustable; one less than that.
 ///

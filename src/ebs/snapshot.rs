@@ -12,7 +12,8 @@ use super::block_map::BlockMap;
 use super::client::{BlockRequest, Client, Failure};
 use crate::block::{Block, BlockIndex, Extent, Geometry};
 use crate::error::{Error, Kind, Result};
-use crate::source::{BlockSource, SnapshotId, Wanted};
+use crate::snapshot::SnapshotId;
+use crate::source::{BlockSource, Wanted};
 
 /// A snapshot as a source of blocks. It keeps no bytes.
 pub(super) struct SnapshotSource {

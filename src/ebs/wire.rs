@@ -32,7 +32,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use crate::aws::{Verdict, judge_identity, judge_reply, judge_sending, skew};
 use crate::block::BlockIndex;
 use crate::error::{Error, Kind};
-use crate::source::SnapshotId;
+use crate::snapshot::SnapshotId;
 
 /// What a query may contain unescaped when it is signed.
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC

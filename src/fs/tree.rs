@@ -25,7 +25,8 @@ use crate::block::BLOCK_SIZE;
 use crate::error::{Error, Kind, Result};
 use crate::image::{Image, ReadaheadBudget};
 use crate::maps::Map;
-use crate::source::{Catalog, DeltaSource, Snapshot, SnapshotId, held};
+use crate::snapshot::{Snapshot, SnapshotId};
+use crate::source::{Catalog, DeltaSource, held};
 
 pub(super) use contents::Contents;
 use contents::Rendered;

@@ -3,15 +3,10 @@
 use serde::Serialize;
 
 use crate::block::{BLOCK_SIZE, BlockIndex, Delta, Extent, Geometry};
+use crate::cost;
 
 /// Blocks that one ListChangedBlocks tells.
 const BLOCKS_A_LISTING: u64 = 10_000;
-/// Dollars a request in us-east-1, where a request of GetSnapshotBlock is a block: <https://aws.amazon.com/ebs/pricing/>,
-/// EBS direct APIs.
-const GET_PRICE: f64 = 0.003 / 1000.0;
-const PUT_PRICE: f64 = 0.006 / 1000.0;
-const LIST_PRICE: f64 = 0.0006 / 1000.0;
-
 /// The totals of a delta.
 #[derive(Clone, Copy, Debug)]
 pub struct Totals {
@@ -48,26 +43,6 @@ impl Totals {
         }
     }
 
-    /// Dollars that reading the blocks written costs.
-    pub fn reading_cost(&self) -> f64 {
-        Self::getting_cost(self.written)
-    }
-
-    /// Dollars that so many requests of GetSnapshotBlock cost.
-    pub fn getting_cost(requests: u64) -> f64 {
-        requests as f64 * GET_PRICE
-    }
-
-    /// Dollars that so many requests of PutSnapshotBlock cost.
-    pub fn putting_cost(requests: u64) -> f64 {
-        requests as f64 * PUT_PRICE
-    }
-
-    /// Dollars that so many list requests cost.
-    pub fn listing_cost(requests: u64) -> f64 {
-        requests as f64 * LIST_PRICE
-    }
-
     /// All of it, for a program; `base` and `head` are what the two are called.
     pub fn summary<'a>(&self, base: &'a str, head: &'a str) -> Summary<'a> {
         let volume = |snapshot, bytes| Volume { snapshot, bytes };
@@ -86,8 +61,8 @@ impl Totals {
             reading: Reading {
                 list_changed_blocks: lists,
                 get_snapshot_block: self.written,
-                dollars: Self::listing_cost(lists) + self.reading_cost(),
-                prices: "us-east-1, https://aws.amazon.com/ebs/pricing/",
+                dollars: cost::of_lists(lists) + cost::of_gets(self.written),
+                prices: cost::PRICES,
             },
         }
     }

@@ -19,7 +19,8 @@ use super::source::RepositorySource;
 use super::store::{Object, Store};
 use crate::block::{BlockIndex, Change, Delta, Extent};
 use crate::error::{Error, Kind, Result};
-use crate::source::{BlockSource, Catalog, Changes, Snapshot, SnapshotId, sort_by_time};
+use crate::snapshot::{Snapshot, SnapshotId, sort_by_time};
+use crate::source::{BlockSource, Catalog, Changes};
 
 /// Roots read at once.
 const READS: usize = 16;

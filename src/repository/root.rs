@@ -12,7 +12,7 @@ use super::SEGMENT_BLOCKS;
 use super::pack::Name;
 use crate::block::{BLOCK_SIZE, Geometry, hexadecimal};
 use crate::error::{Error, Kind, Result};
-use crate::source::{Snapshot, SnapshotId, State};
+use crate::snapshot::{Snapshot, SnapshotId, State};
 
 /// The year 9999 since 1970, nearly.
 const LAST: Duration = Duration::from_secs(253_000_000_000);

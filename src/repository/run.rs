@@ -9,7 +9,7 @@ use super::catalog::read_root;
 use super::root::{Root, RootName};
 use super::store::Store;
 use crate::error::{Error, Kind, Remedy, Result};
-use crate::source::SnapshotId;
+use crate::snapshot::SnapshotId;
 use crate::target::SinkBody;
 
 /// What a run writes, and how far it is: the body of the sink's state in the checkpoint.

@@ -30,7 +30,8 @@ use super::store::Store;
 use crate::block::{BlockIndex, BlockSet, Delta, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::{blocking, with_ending};
-use crate::source::{BlockSource, SnapshotId};
+use crate::snapshot::SnapshotId;
+use crate::source::BlockSource;
 use crate::target::{
     Ask, Facts, LockPath, Opened, Opening, Replica, Sink, SinkState, SourceInfo, StatePaths,
     Target, TargetKind, stem_in,

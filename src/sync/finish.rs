@@ -186,7 +186,7 @@ impl Execution<'_> {
             .recorded_geometry()
             .unwrap_or_else(|| source.geometry());
         let held = candidate.seen.facts.holds.as_ref();
-        let replica = held.map(crate::source::SnapshotId::as_str);
+        let replica = held.map(crate::snapshot::SnapshotId::as_str);
         let back = candidate.target.reader(replica, geometry).await?;
         let progress = &self.context.progress;
         let reach = |blocks| progress.reach(blocks);

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::source::SnapshotId;
+use crate::snapshot::SnapshotId;
 use crate::target::{Base, Facts};
 
 /// What happens when a block of the source is damaged.

@@ -17,7 +17,7 @@ use super::verify;
 use crate::block::{BlockIndex, BlockSet, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::{make_folder_of, remove_if_there};
-use crate::source::SnapshotId;
+use crate::snapshot::SnapshotId;
 use crate::target::{Ask, Content, Left, Target, TargetRecord};
 
 /// A target of a run, until it is opened.

@@ -18,7 +18,7 @@ mod unfinished;
 
 use super::job::SyncJob;
 use crate::error::{Error, Kind, Remedy};
-use crate::source::SnapshotId;
+use crate::snapshot::SnapshotId;
 use crate::target::{Base, Facts, SourceInfo, TargetKind, TargetRecord, Task};
 pub(super) use new::usable_replicas;
 pub(super) use room::room;

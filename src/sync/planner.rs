@@ -14,7 +14,8 @@ use super::{Context, PlanReport};
 use crate::block::Delta;
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::blocking;
-use crate::source::{BlockSource, DAMAGED_TAG, SnapshotId};
+use crate::snapshot::{DAMAGED_TAG, SnapshotId};
+use crate::source::BlockSource;
 use crate::target::{Base, Replica, Task};
 
 /// A run that begins.

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::block::{BlockSet, Delta};
 use crate::error::{Error, Kind, Result};
-use crate::source::{BlockSource, Catalog, SnapshotId, held};
+use crate::snapshot::SnapshotId;
+use crate::source::{BlockSource, Catalog, held};
 use crate::target::{Mark, SourceInfo, Stop};
 
 /// Looks at the mark of a source of this machine.

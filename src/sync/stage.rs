@@ -30,7 +30,8 @@ use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::{
     self, blocking, make_folder_of, open_ours, read_ours, remove_if_there, replace, with_ending,
 };
-use crate::source::{BlockSource, Catalog, Changes, DiskSource, Snapshot, SnapshotId};
+use crate::snapshot::{Snapshot, SnapshotId};
+use crate::source::{BlockSource, Catalog, Changes, DiskSource};
 use crate::target::{
     Published, Sink, SinkBody, SinkState, SourceInfo, Target, TargetRecord, Task, Written, stem_in,
 };

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use super::{Mark, SinkState};
 use crate::block::Geometry;
-use crate::source::{Snapshot, SnapshotId};
+use crate::snapshot::{Snapshot, SnapshotId};
 
 /// What is known of the source of a sync.
 #[derive(Clone, Debug)]

@@ -36,9 +36,8 @@ use tracing::info;
 use crate::block::{Delta, Geometry};
 use crate::ebs::Client;
 use crate::error::{Error, Kind, Remedy, Result};
-use crate::source::{
-    BlockSource, Catalog, Descriptions, Selector, Snapshot, SnapshotId, State, held,
-};
+use crate::snapshot::{Descriptions, Selector, Snapshot, SnapshotId, State};
+use crate::source::{BlockSource, Catalog, held};
 use crate::target::{
     Ask, Facts, LockPath, Opened, Opening, Replica, SinkState, SourceInfo, StatePaths, Target,
     TargetKind, stem_in,

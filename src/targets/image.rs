@@ -17,7 +17,8 @@ use super::raw::{self, Raw};
 use crate::block::{Delta, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::{self, FileMark, blocking, copy_data, folder_of, remove_if_there, with_ending};
-use crate::source::{BlockSource, DiskSource, SnapshotId};
+use crate::snapshot::SnapshotId;
+use crate::source::{BlockSource, DiskSource};
 use crate::target::{
     Ask, Base, Existence, Facts, Left, LockPath, Mark, Opened, Opening, Replica, SinkBody,
     SinkState, StatePaths, Target, TargetKind,

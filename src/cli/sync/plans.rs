@@ -9,8 +9,8 @@ use serde_json::json;
 use super::words;
 use crate::block::BLOCK_SIZE;
 use crate::cli::progress::{ProgressForm, Shown, say};
+use crate::cost;
 use crate::error::{Error, Kind, Result};
-use crate::maps::Totals;
 use crate::sync::{Decision, PlanReport, REPORT_VERSION, Ui};
 use crate::target::TargetKind;
 
@@ -84,7 +84,7 @@ impl Terminal<'_> {
         Cost {
             gets,
             puts,
-            dollars: Totals::getting_cost(gets) + Totals::putting_cost(puts),
+            dollars: cost::of_gets(gets) + cost::of_puts(puts),
             seconds: gets.max(puts) / u64::from(self.rate.max(1)),
         }
     }

@@ -13,7 +13,7 @@ use crate::block::Geometry;
 use crate::cli::aws;
 use crate::ebs::Limits;
 use crate::emulator::Emulator;
-use crate::source::Snapshot;
+use crate::snapshot::Snapshot;
 use crate::target::contract::{self, ContractPlace};
 use crate::target::{SourceInfo, Target};
 use crate::targets::{EbsJob, EbsPlace, EbsTarget};

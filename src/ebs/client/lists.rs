@@ -15,7 +15,7 @@ use super::{Call, Client, Failure, HEADERS_TIMEOUT, Waits, number};
 use crate::aws::{Verdict, judge};
 use crate::block::{BLOCK_SIZE, BlockIndex};
 use crate::error::Kind;
-use crate::source::SnapshotId;
+use crate::snapshot::SnapshotId;
 
 /// One reply of ListSnapshotBlocks or ListChangedBlocks. Everything in it can be missing.
 #[derive(Debug)]

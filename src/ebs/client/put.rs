@@ -18,7 +18,8 @@ use crate::aws::{Verdict, judge};
 use crate::block::{BLOCK_SIZE, BlockIndex, Digest};
 use crate::ebs::wire::{BlockCall, short_body};
 use crate::error::{Error, Kind, Result};
-use crate::source::{SnapshotId, Wanted};
+use crate::snapshot::SnapshotId;
+use crate::source::Wanted;
 
 /// How long a block may take to be sent and taken before it is sent again: uplinks are slow.
 const PUT_TIMEOUT: Duration = Duration::from_secs(30);

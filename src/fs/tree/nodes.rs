@@ -10,7 +10,7 @@ use tokio::sync::OnceCell;
 
 use crate::image::Image;
 use crate::maps::Format;
-use crate::source::{Snapshot, SnapshotId, State};
+use crate::snapshot::{Snapshot, SnapshotId, State};
 
 pub(super) const SNAPSHOTS: u64 = 2;
 pub(super) const CHANGES: u64 = 3;

@@ -12,7 +12,7 @@ use crate::repository::pack::Name;
 use crate::repository::root::{Root, RootName};
 use crate::repository::run::{RunState, removed, run_object};
 use crate::repository::segments;
-use crate::source::SnapshotId;
+use crate::snapshot::SnapshotId;
 use crate::target::{Ask, Base, Existence, Facts, Left, Replica, SinkState, SourceInfo};
 
 /// The newest snapshots of a volume that are looked at as a base: one a day for two months. Each costs a GET of at most 250 KB.

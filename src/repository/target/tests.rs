@@ -10,7 +10,7 @@ use super::*;
 use crate::block::{BLOCK_SIZE, Block, Change, Digest, Extent};
 use crate::files::folder_of;
 use crate::repository::{Address, Connection, prune};
-use crate::source::Snapshot;
+use crate::snapshot::Snapshot;
 use crate::target::{Base, Left, Published, Stop, Task};
 use sha2::{Digest as _, Sha256};
 

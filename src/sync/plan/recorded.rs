@@ -2,7 +2,7 @@
 
 use super::{Comparison, Decided, Decider, Decision};
 use crate::error::Remedy;
-use crate::source::SnapshotId;
+use crate::snapshot::SnapshotId;
 use crate::target::{Base, Content, Existence, TargetKind, TargetRecord};
 
 impl Decider<'_> {

@@ -1,7 +1,7 @@
 //! Which snapshots of an account are proven replicas, and which of them a delta can start from.
 
-pub(super) use crate::source::DAMAGED_TAG;
-use crate::source::{Snapshot, SnapshotId};
+pub(super) use crate::snapshot::DAMAGED_TAG;
+use crate::snapshot::{Snapshot, SnapshotId};
 use crate::target::Replica;
 
 use super::{EbsJob, is_completed};

@@ -2,7 +2,7 @@
 
 use crate::block::Geometry;
 use crate::error::{Error, Kind, Result};
-use crate::source::{Selector, Snapshot, SnapshotId, sort_by_time};
+use crate::snapshot::{Selector, Snapshot, SnapshotId, sort_by_time};
 use crate::target::{Ask, Base, Existence, Facts, Left};
 
 use super::evidence::{Offer, ReplicaQuery, SOURCE_TAG, VOLUME_TAG, has_tag, is_made, offer};

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use crate::block::{Change, Delta, hexadecimal};
 use crate::ebs::NewSnapshot;
 use crate::error::Result;
-use crate::source::SnapshotId;
+use crate::snapshot::SnapshotId;
 use crate::target::SourceInfo;
 
 use super::evidence::{PARENT_TAG, SIZE_TAG, SOURCE_TAG, VOLUME_TAG};

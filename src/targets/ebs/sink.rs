@@ -15,7 +15,8 @@ use tracing::{debug, info, warn};
 use crate::block::{BlockIndex, BlockSet, Digest, Extent, ZERO_BLOCK, ZEROES};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::blocking;
-use crate::source::{BlockSource, Selector, SnapshotId, State};
+use crate::snapshot::{Selector, SnapshotId, State};
+use crate::source::BlockSource;
 use crate::target::{Published, Sink, SinkState, Written};
 
 use super::evidence::DAMAGED_TAG;

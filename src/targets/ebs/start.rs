@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use crate::ebs::Started;
 use crate::error::{Error, Kind, Remedy, Result};
-use crate::source::{SnapshotId, State};
+use crate::snapshot::{SnapshotId, State};
 use crate::target::{Opened, Opening, SinkState};
 
 use super::evidence::SELF_TAG;

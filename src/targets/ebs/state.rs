@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::ebs::NewSnapshot;
-use crate::source::{SnapshotId, State};
+use crate::snapshot::{SnapshotId, State};
 use crate::target::{Left, SinkBody};
 
 use super::{EbsJob, YOUNG};
