@@ -9,7 +9,7 @@ use aws_smithy_types::timeout::TimeoutConfig;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use crate::aws::judge;
+use crate::aws::classify;
 use crate::error::{Error, Kind, Result};
 use crate::snapshot::{Descriptions, Selector, Snapshot, SnapshotId, State};
 
@@ -61,7 +61,7 @@ impl Ec2 {
             let reply = request
                 .send()
                 .await
-                .map_err(|error| judge(error, ACTION, "in this Region").into_error())?;
+                .map_err(|error| classify(error, ACTION, "in this Region").into_error())?;
             snapshots.extend(
                 reply
                     .snapshots
@@ -90,7 +90,7 @@ impl Ec2 {
         let reply = self.sdk.describe_snapshots().snapshot_ids(id).send().await;
         match reply {
             Ok(reply) => Ok(reply.snapshots().first().and_then(snapshot)),
-            Err(error) => match judge(error, ACTION, id).into_error() {
+            Err(error) => match classify(error, ACTION, id).into_error() {
                 error if error.kind() == Kind::NotFound => Ok(None),
                 error => Err(error),
             },
@@ -136,7 +136,7 @@ impl Descriptions for Ec2 {
         async {
             let asked = self.sdk.get_ebs_encryption_by_default().send().await;
             let reply = asked.map_err(|error| {
-                judge(error, "ec2:GetEbsEncryptionByDefault", "in this Region").into_error()
+                classify(error, "ec2:GetEbsEncryptionByDefault", "in this Region").into_error()
             })?;
             Ok(reply.ebs_encryption_by_default() == Some(true))
         }
@@ -153,7 +153,7 @@ impl Descriptions for Ec2 {
             let tags = tags.map(|(key, value)| Tag::builder().key(key).value(value).build());
             let asked = self.sdk.create_tags().resources(id.as_str());
             let sent = asked.set_tags(Some(tags.collect())).send().await;
-            sent.map_err(|error| judge(error, "ec2:CreateTags", id.as_str()).into_error())?;
+            sent.map_err(|error| classify(error, "ec2:CreateTags", id.as_str()).into_error())?;
             Ok(())
         }
         .boxed()

@@ -24,7 +24,7 @@ use tracing::{debug, trace, warn};
 use super::hedge::Hedge;
 use super::limit::{Limiter, Limits};
 use super::wire::{CONNECT_TIMEOUT, Probe, Route};
-use crate::aws::{Verdict, judge};
+use crate::aws::{ErrorClass, classify};
 use crate::block::{Block, BlockIndex};
 use crate::digest::Digester;
 use crate::error::{Error, Kind};
@@ -179,15 +179,15 @@ impl Client {
     }
 
     /// The way of all blocks, which the SDK settles once.
-    async fn route(&self, call: &Call) -> std::result::Result<&Route, Verdict> {
+    async fn route(&self, call: &Call) -> std::result::Result<&Route, ErrorClass> {
         let settle = || async {
             let probe = Probe::default();
             let any = self.sdk.list_snapshot_blocks().snapshot_id("snap-0");
             let sent = any.customize().interceptor(probe.clone()).send().await;
             match (probe.route(), sent) {
                 (Some(route), _) => Ok(route),
-                (None, Err(error)) => Err(judge(error, call.action, &call.target)),
-                (None, Ok(_)) => Err(Verdict::Permanent(
+                (None, Err(error)) => Err(classify(error, call.action, &call.target)),
+                (None, Ok(_)) => Err(ErrorClass::Permanent(
                     call.error(Kind::Invalid, "nobody tells how it is sent"),
                 )),
             }
@@ -224,19 +224,21 @@ impl Client {
         &self,
         call: &Call,
         waits: &mut Waits,
-        once: impl Future<Output = std::result::Result<T, Verdict>>,
+        once: impl Future<Output = std::result::Result<T, ErrorClass>>,
     ) -> std::result::Result<Option<T>, Failure> {
         trace!("{} {}", call.action, call.target);
         let error = match timeout_at(call.deadline, once).await {
             Ok(Ok(answer)) => return Ok(Some(answer)),
-            Ok(Err(Verdict::StaleToken(error))) => return Err(Failure::StaleToken(error)),
-            Ok(Err(Verdict::Permanent(error))) => return Err(Failure::Final(error)),
-            Ok(Err(Verdict::Skewed(error))) if waits.skewed => return Err(Failure::Final(error)),
-            Ok(Err(Verdict::Skewed(error))) => {
+            Ok(Err(ErrorClass::StaleToken(error))) => return Err(Failure::StaleToken(error)),
+            Ok(Err(ErrorClass::Permanent(error))) => return Err(Failure::Final(error)),
+            Ok(Err(ErrorClass::Skewed(error))) if waits.skewed => {
+                return Err(Failure::Final(error));
+            }
+            Ok(Err(ErrorClass::Skewed(error))) => {
                 waits.skewed = true;
                 error
             }
-            Ok(Err(Verdict::Retry(error))) => error,
+            Ok(Err(ErrorClass::Retry(error))) => error,
             Err(_) => call.error(Kind::Unavailable, "no answer"),
         };
         let pause = waits.next_pause();
@@ -295,9 +297,9 @@ impl Call {
         &self,
         limit: Duration,
         work: impl Future<Output = T>,
-    ) -> std::result::Result<T, Verdict> {
+    ) -> std::result::Result<T, ErrorClass> {
         tokio::time::timeout(limit, work).await.map_err(|_| {
-            Verdict::Retry(self.error(Kind::Unavailable, &format!("no answer in {limit:?}")))
+            ErrorClass::Retry(self.error(Kind::Unavailable, &format!("no answer in {limit:?}")))
         })
     }
 }

@@ -29,7 +29,7 @@ use http_body_util::{BodyExt, Collected, Limited};
 use parking_lot::Mutex;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::aws::{Verdict, judge_identity, judge_reply, judge_sending, skew};
+use crate::aws::{ErrorClass, classify_identity, classify_reply, classify_sending, skew};
 use crate::block::BlockIndex;
 use crate::error::{Error, Kind};
 use crate::snapshot::SnapshotId;
@@ -150,17 +150,21 @@ impl Route {
     }
 
     /// The request, signed with this time.
-    async fn request(&self, call: &BlockCall<'_>, now: SystemTime) -> Result<HttpRequest, Verdict> {
+    async fn request(
+        &self,
+        call: &BlockCall<'_>,
+        now: SystemTime,
+    ) -> Result<HttpRequest, ErrorClass> {
         let bag = ConfigBag::base();
         let identity = self
             .components
             .identity_cache()
             .resolve_cached_identity(self.identity.clone(), &self.components, &bag)
             .await
-            .map_err(|error| judge_identity(&error, call.action))?;
+            .map_err(|error| classify_identity(&error, call.action))?;
         let unsigned = |error: BoxError| {
             let what = format!("{}: the request could not be signed: {error}", call.action);
-            Verdict::Permanent(Error::new(Kind::Invalid, what))
+            ErrorClass::Permanent(Error::new(Kind::Invalid, what))
         };
         let mut settings = SigningSettings::default();
         let (signable, body) = match &call.body {
@@ -212,30 +216,30 @@ impl Route {
     }
 
     /// Sends it: the reply of a success, its body still to come.
-    pub(super) async fn send(&self, call: &BlockCall<'_>) -> Result<HttpResponse, Verdict> {
+    pub(super) async fn send(&self, call: &BlockCall<'_>) -> Result<HttpResponse, ErrorClass> {
         let (action, target) = (call.action, call.target);
         let now = self.now();
         let request = self.request(call, now).await?;
         let reply = self.connector.call(request).await;
-        let mut reply = reply.map_err(|error| judge_sending(error, action, target))?;
+        let mut reply = reply.map_err(|error| classify_sending(error, action, target))?;
         if reply.status().is_success() {
             return Ok(reply);
         }
         let refusal = short_body(&mut reply).await;
         let is_whole = refusal.is_ok();
-        let verdict = judge_reply(&reply, &refusal.unwrap_or_default(), now, action, target);
-        if matches!(verdict, Verdict::Skewed(_))
+        let class = classify_reply(&reply, &refusal.unwrap_or_default(), now, action, target);
+        if matches!(class, ErrorClass::Skewed(_))
             && let Some(skew) = skew(reply.headers(), SystemTime::now())
         {
             self.skew.store(skew, Ordering::Relaxed);
         }
         // What a refusal says for good is in the part that was cut off.
-        Err(match verdict {
-            Verdict::Permanent(error) if !is_whole => {
+        Err(match class {
+            ErrorClass::Permanent(error) if !is_whole => {
                 let what = format!("{action} {target}: a refusal that broke off");
-                Verdict::Retry(Error::with_source(Kind::Unavailable, what, error))
+                ErrorClass::Retry(Error::with_source(Kind::Unavailable, what, error))
             }
-            verdict => verdict,
+            class => class,
         })
     }
 }

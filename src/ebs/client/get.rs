@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 use super::{BlockRequest, Call, Client, HEADERS_TIMEOUT};
-use crate::aws::Verdict;
+use crate::aws::ErrorClass;
 use crate::block::{Block, Digest};
 use crate::digest::Checked;
 use crate::ebs::hedge::Hedge;
@@ -33,7 +33,7 @@ struct BlockReply {
     checksum: String,
 }
 
-type Outcome<T> = Result<T, Verdict>;
+type Outcome<T> = Result<T, ErrorClass>;
 
 impl Client {
     /// One attempt: a digest of wrong bytes is left in `wrong`.
@@ -55,7 +55,7 @@ impl Client {
         let promised = &reply.checksum;
         let Some(digest) = promised_digest(promised) else {
             let what = format!("no SHA-256 came with the block, but {promised:?}");
-            return Err(Verdict::Retry(call.error(Kind::Corrupt, &what)));
+            return Err(ErrorClass::Retry(call.error(Kind::Corrupt, &what)));
         };
         // Nobody waits for company that is not on its way.
         let is_alone = self.limiter.in_flight() == 0;
@@ -70,10 +70,10 @@ impl Client {
                 let error = call.error(Kind::Corrupt, &what);
                 warn!("{error}");
                 Err(if *wrong == Some(found) {
-                    Verdict::Permanent(error)
+                    ErrorClass::Permanent(error)
                 } else {
                     *wrong = Some(found);
-                    Verdict::Retry(error)
+                    ErrorClass::Retry(error)
                 })
             }
         }
@@ -81,7 +81,7 @@ impl Client {
 
     async fn place(&self, block: &BlockRequest<'_>, wanted: &Wanted) -> Outcome<Place> {
         let place = self.limiter.block(block.snapshot, wanted).await;
-        place.map_err(Verdict::Permanent)
+        place.map_err(ErrorClass::Permanent)
     }
 
     /// One request and its whole reply.
@@ -105,7 +105,7 @@ impl Client {
         let send = async { self.route(call).await?.send(&request).await };
         let reply = call.within(HEADERS_TIMEOUT, send).await;
         let reply = reply.inspect_err(|_| self.limiter.unanswered())?;
-        let mut reply = reply.inspect_err(|verdict| self.note_throttle(verdict))?;
+        let mut reply = reply.inspect_err(|class| self.note_throttle(class))?;
         let bytes = body(call, &mut reply, block.len).await;
         let bytes = bytes.inspect_err(|_| self.limiter.unanswered())?;
         let took = place.served();
@@ -126,8 +126,8 @@ impl Client {
     }
 
     /// Blocks are asked for too fast: lists have a quota of their own.
-    pub(super) fn note_throttle(&self, verdict: &Verdict) {
-        if verdict.is_throttle() {
+    pub(super) fn note_throttle(&self, class: &ErrorClass) {
+        if class.is_throttle() {
             self.throttles.fetch_add(1, Ordering::Relaxed);
             self.limiter.throttled();
             if let Some(hedge) = &self.hedge {
@@ -187,10 +187,10 @@ async fn body(call: &Call, reply: &mut HttpResponse, len: usize) -> Outcome<Byte
                 call.target,
                 bytes.len()
             );
-            Verdict::Retry(Error::with_source(Kind::Unavailable, what, error))
+            ErrorClass::Retry(Error::with_source(Kind::Unavailable, what, error))
         })?;
         if bytes.len() + chunk.len() > len {
-            return Err(Verdict::Retry(
+            return Err(ErrorClass::Retry(
                 call.error(Kind::Corrupt, &format!("more than {len} bytes")),
             ));
         }
@@ -199,7 +199,7 @@ async fn body(call: &Call, reply: &mut HttpResponse, len: usize) -> Outcome<Byte
     let told = reply.headers().get("x-amz-data-length");
     let told = told.and_then(|len| len.parse::<usize>().ok());
     if bytes.len() != len || told.is_some_and(|told| told != len) {
-        return Err(Verdict::Retry(call.error(
+        return Err(ErrorClass::Retry(call.error(
             Kind::Corrupt,
             &format!("{} bytes, told {told:?}, must be {len}", bytes.len()),
         )));

@@ -12,7 +12,7 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use tokio::time::Instant;
 
 use super::{Call, Client, Failure, HEADERS_TIMEOUT, Waits, number};
-use crate::aws::{Verdict, judge};
+use crate::aws::{ErrorClass, classify};
 use crate::block::{BLOCK_SIZE, BlockIndex};
 use crate::error::Kind;
 use crate::snapshot::SnapshotId;
@@ -139,12 +139,12 @@ impl Client {
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
         let once = || async {
-            let _place = self.limiter.list().await.map_err(Verdict::Permanent)?;
+            let _place = self.limiter.list().await.map_err(ErrorClass::Permanent)?;
             self.lists.fetch_add(1, Ordering::Relaxed);
             let reply = call.within(HEADERS_TIMEOUT, send()).await?;
-            let reply = reply.map_err(|error| judge(error, call.action, &call.target));
-            let reply = reply.inspect_err(|verdict| {
-                if verdict.is_throttle() {
+            let reply = reply.map_err(|error| classify(error, call.action, &call.target));
+            let reply = reply.inspect_err(|class| {
+                if class.is_throttle() {
                     self.throttles.fetch_add(1, Ordering::Relaxed);
                 }
             })?;
@@ -171,14 +171,14 @@ struct Told<T> {
 }
 
 impl<T> Told<T> {
-    fn listing(self, call: &Call) -> std::result::Result<Listing<T>, Verdict> {
+    fn listing(self, call: &Call) -> std::result::Result<Listing<T>, ErrorClass> {
         let told = self.block_size;
         if told.is_some_and(|size| size != BLOCK_SIZE as i32) {
             let what = format!("blocks of {told:?} bytes, not {BLOCK_SIZE}");
-            return Err(Verdict::Permanent(call.error(Kind::Invalid, &what)));
+            return Err(ErrorClass::Permanent(call.error(Kind::Invalid, &what)));
         }
         let blocks = self.blocks.ok_or_else(|| {
-            Verdict::Retry(call.error(Kind::Corrupt, "a block without index or token"))
+            ErrorClass::Retry(call.error(Kind::Corrupt, "a block without index or token"))
         })?;
         let bytes = |gib: i64| u64::try_from(gib).ok()?.checked_mul(1 << 30);
         Ok(Listing {

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{Call, Client, HEADERS_TIMEOUT, Waits};
-use crate::aws::{Verdict, judge};
+use crate::aws::{ErrorClass, classify};
 use crate::block::{BLOCK_SIZE, BlockIndex, Digest};
 use crate::ebs::wire::{BlockCall, short_body};
 use crate::error::{Error, Kind, Result};
@@ -138,7 +138,7 @@ impl Client {
         let (length, checksum) = (bytes.len().to_string(), STANDARD.encode(digest));
         let once = || async {
             let place = self.limiter.block(snapshot, &Wanted::already()).await;
-            let place = place.map_err(Verdict::Permanent)?;
+            let place = place.map_err(ErrorClass::Permanent)?;
             self.puts.fetch_add(1, Ordering::Relaxed);
             let request = BlockCall {
                 method: "PUT",
@@ -163,9 +163,9 @@ impl Client {
             };
             let sent = call.within(PUT_TIMEOUT, send).await;
             let sent = sent.inspect_err(|_| self.limiter.unanswered())?;
-            sent.map_err(|verdict| {
-                self.note_throttle(&verdict);
-                later(verdict, is_young)
+            sent.map_err(|class| {
+                self.note_throttle(&class);
+                later(class, is_young)
             })?;
             place.served();
             Ok(())
@@ -220,7 +220,7 @@ impl Client {
     {
         let once = || async {
             let reply = call.within(HEADERS_TIMEOUT, send()).await?;
-            reply.map_err(|error| later(judge(error, call.action, &call.target), is_young))
+            reply.map_err(|error| later(classify(error, call.action, &call.target), is_young))
         };
         let mut waits = Waits::new();
         loop {
@@ -233,11 +233,11 @@ impl Client {
 }
 
 /// "Does not exist" for up to two minutes after StartSnapshot (github.com/awslabs/coldsnap issue 43).
-fn later(verdict: Verdict, is_young: bool) -> Verdict {
-    match verdict {
-        Verdict::Permanent(error) if is_young && error.kind() == Kind::NotFound => {
-            Verdict::Retry(error)
+fn later(class: ErrorClass, is_young: bool) -> ErrorClass {
+    match class {
+        ErrorClass::Permanent(error) if is_young && error.kind() == Kind::NotFound => {
+            ErrorClass::Retry(error)
         }
-        verdict => verdict,
+        class => class,
     }
 }
