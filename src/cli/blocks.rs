@@ -7,8 +7,8 @@ use clap::Args;
 
 use super::aws::{self, AwsArgs};
 use super::changes::FormArgs;
+use super::limits::LimitArgs;
 use crate::block::BLOCK_SIZE;
-use crate::ebs::Limits;
 use crate::error::{Error, Result};
 use crate::maps::{Map, title};
 use crate::snapshot::{Selector, SnapshotId};
@@ -23,6 +23,8 @@ pub(super) struct BlocksArgs {
     form: FormArgs,
     #[command(flatten)]
     aws: AwsArgs,
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 impl BlocksArgs {
@@ -31,7 +33,7 @@ impl BlocksArgs {
         let (geometry, held) = super::runtime()?.block_on(async {
             let config = self.aws.load_with_credentials().await?;
             let select = vec![Selector::Snapshot(id.clone())];
-            let (_, catalog) = aws::catalog(&config, &Limits::default(), select);
+            let (_, catalog) = aws::catalog(&config, &self.limits.limits(), select);
             let (_, source) = catalog.open(id).await?;
             let held = held(&*source).await?;
             Ok::<_, Error>((source.geometry(), held))

@@ -9,11 +9,12 @@ use clap::{Args, ValueEnum};
 use tracing::info;
 
 use super::aws::{self, AwsArgs};
+use super::limits::LimitArgs;
 use super::output;
 use crate::block::{Delta, Geometry};
 use crate::compare;
 use crate::cost;
-use crate::ebs::{EbsCatalog, Limits};
+use crate::ebs::EbsCatalog;
 use crate::error::{Error, Kind, Result};
 use crate::maps::{Format, Map, Totals, title};
 use crate::snapshot::{Selector, SnapshotId, State};
@@ -47,6 +48,8 @@ pub(super) struct ChangesArgs {
     // Last: its heading would hold for all that follows.
     #[command(flatten)]
     aws: AwsArgs,
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -125,7 +128,7 @@ impl ChangesArgs {
                 Selector::Snapshot(base.clone()),
                 Selector::Snapshot(head.clone()),
             ];
-            let (client, catalog) = aws::catalog(&config, &Limits::default(), select);
+            let (client, catalog) = aws::catalog(&config, &self.limits.limits(), select);
             let delta = self.delta(&catalog, base, head).await?;
             let counts = client.counts();
             Ok::<_, Error>((delta, counts.lists, counts.gets))
@@ -192,7 +195,7 @@ impl ChangesArgs {
                 format!("--volume {volume} is no volume: it must look like vol-0123456789abcdef0");
             return Err(Error::new(Kind::Invalid, what));
         }
-        let (client, catalog) = aws::catalog(&config, &Limits::default(), vec![select]);
+        let (client, catalog) = aws::catalog(&config, &self.limits.limits(), vec![select]);
         let mut snapshots = catalog.list().await?;
         snapshots.retain(|snapshot| snapshot.state == Some(State::Completed));
         if snapshots.len() < 2 {

@@ -1,4 +1,4 @@
-//! How fast and how patient: options of all verbs that read blocks.
+//! Rates, requests in flight and time-outs: options of all verbs that read blocks or list them.
 
 use std::time::Duration;
 
@@ -21,17 +21,32 @@ pub(super) struct LimitArgs {
     /// The same for one snapshot; AWS allows 1,000
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_snapshot_rps, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     max_snapshot_rps: u32,
+    /// List requests per second; AWS allows an account 50 [default: 49; for a mount 25]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    max_list_rps: Option<u32>,
     /// Ask a second time for a block that is slower than 99 of 100; billed, at most 2 % more requests
     #[arg(long)]
     hedge: bool,
 }
 
+/// List requests per second of a mount: half of the account's 50, since it runs for weeks beside other programs.
+const MOUNT_LIST_RPS: u32 = 25;
+
 impl LimitArgs {
+    /// The limits of a mount.
+    pub(super) fn mount_limits(&self) -> Limits {
+        Limits {
+            max_list_rps: self.max_list_rps.unwrap_or(MOUNT_LIST_RPS),
+            ..self.limits()
+        }
+    }
+
     pub(super) fn limits(&self) -> Limits {
         Limits {
             max_in_flight: self.max_in_flight,
             max_rps: self.max_rps,
             max_snapshot_rps: self.max_snapshot_rps,
+            max_list_rps: self.max_list_rps.unwrap_or(Limits::default().max_list_rps),
             hedge: self.hedge,
             timeout: self.timeout,
         }

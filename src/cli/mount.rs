@@ -180,7 +180,7 @@ impl MountArgs {
         let (client, catalog): (_, Arc<dyn Catalog>) = match what {
             What::Ebs(select) => {
                 let config = self.aws.load().await?;
-                let mut limits = self.limits.limits();
+                let mut limits = self.limits.mount_limits();
                 limits.timeout = limits.timeout.min(CHECK_TIMEOUT);
                 let (client, catalog) = aws::catalog(&config, &limits, select.clone());
                 if !self.lazy {

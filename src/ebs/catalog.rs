@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
@@ -14,12 +13,13 @@ use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
-use super::block_map::{BlockMap, Known};
-use super::changed::{ChangedSource, Pair};
 use super::client::Client;
-use super::delta::Listing;
-use super::pages::Pages;
+use super::delta::listing::DeltaListing;
+use super::delta::source::{ChangedSource, Pair};
+use super::listing::token_index::TokenIndex;
+use super::listing::token_pages::TokenPages;
 use super::snapshot::SnapshotSource;
+use super::snapshot::block_map::{BlockMap, StatedFacts};
 use crate::block::{BLOCK_SIZE, Delta, Geometry};
 use crate::error::{Error, Kind, Result};
 use crate::snapshot::{Descriptions, Selector, Snapshot, SnapshotId, State, sort_by_time};
@@ -37,8 +37,7 @@ pub struct EbsCatalog {
     client: Arc<Client>,
     descriptions: Option<Arc<dyn Descriptions>>,
     select: Vec<Selector>,
-    pages: Arc<Pages>,
-    maps: AtomicU32,
+    pages: Arc<TokenPages>,
     /// Completed snapshots by the last listing: what EC2 told once need not be asked again.
     described: Mutex<HashMap<SnapshotId, Snapshot>>,
     open: Mutex<HashMap<SnapshotId, OpenCell>>,
@@ -51,7 +50,8 @@ type OpenCell = Arc<OnceCell<(Snapshot, Arc<SnapshotSource>)>>;
 
 /// A delta being listed, once for all that wait for it: by whoever came first, and by the next one when that one goes.
 struct Pending {
-    listing: Listing,
+    pair: Arc<Pair>,
+    listing: DeltaListing,
     listed: OnceCell<(Arc<Delta>, Arc<ChangedSource>)>,
 }
 
@@ -72,8 +72,7 @@ impl EbsCatalog {
             client,
             descriptions,
             select,
-            pages: Arc::new(Pages::new()),
-            maps: AtomicU32::new(0),
+            pages: Arc::new(TokenPages::new()),
             described: Mutex::default(),
             open: Mutex::default(),
             deltas: Mutex::new(LruCache::new(MOST_PENDING)),
@@ -162,20 +161,17 @@ impl EbsCatalog {
         let exists = described.is_some();
         let mut snapshot = described.unwrap_or_else(|| Snapshot::unknown(id.clone()));
         snapshot.readable()?;
-        let known = Known {
+        let stated = StatedFacts {
             geometry: snapshot.volume_size.map(Geometry::new).transpose()?,
-            held: snapshot
-                .full_size
-                .map(|bytes| bytes / u64::from(BLOCK_SIZE)),
+            held: stated_blocks(&snapshot),
             exists,
         };
         let map = BlockMap::new(
             id.clone(),
-            self.maps.fetch_add(1, Ordering::Relaxed),
             Arc::clone(&self.client),
-            Arc::clone(&self.pages),
+            TokenIndex::new(&self.pages),
             Arc::new(SystemTime::now),
-            known,
+            stated,
         );
         let geometry = map.geometry(self.client.deadline()).await?;
         snapshot.volume_size = Some(geometry.size());
@@ -207,28 +203,31 @@ impl EbsCatalog {
         head: &SnapshotId,
     ) -> Result<(Arc<Delta>, Arc<ChangedSource>)> {
         // One after the other: the first that cannot be read is the one to name.
-        let (_, base_source) = self.opened(base).await?;
-        let (_, head_source) = self.opened(head).await?;
+        let (base_stated, base_source) = self.opened(base).await?;
+        let (head_stated, head_source) = self.opened(head).await?;
         let key = (base.clone(), head.clone());
         let new = || {
             let (base_size, head_size) = (base_source.geometry(), head_source.geometry());
             let pair = Arc::new(Pair {
                 client: Arc::clone(&self.client),
-                number: self.maps.fetch_add(1, Ordering::Relaxed),
                 base: base.clone(),
                 head: head.clone(),
                 base_size,
                 head_size,
+                stated_growth: stated_growth(&base_stated, &head_stated),
             });
             Arc::new(Pending {
-                listing: Listing::new(pair, Arc::clone(&self.pages)),
+                listing: DeltaListing::new(Arc::clone(&pair), Arc::clone(&self.pages)),
+                pair,
                 listed: OnceCell::new(),
             })
         };
         let pending = Arc::clone(self.deltas.lock().get_or_insert(key.clone(), new));
         let listed = pending.listed.get_or_try_init(|| async {
-            let (delta, changed) = pending.listing.run().await?;
-            Ok::<_, Error>((delta, Arc::new(ChangedSource::new(head_source, changed))))
+            let (delta, index) = pending.listing.run().await?;
+            let pair = Arc::clone(&pending.pair);
+            let changed = ChangedSource::new(head_source, pair, Arc::clone(&delta), index);
+            Ok::<_, Error>((delta, Arc::new(changed)))
         });
         let listed = listed.await.cloned();
         let is_over = match &listed {
@@ -246,6 +245,24 @@ impl EbsCatalog {
         }
         listed
     }
+}
+
+/// Blocks that EC2 states a snapshot holds: `FullSnapshotSizeInBytes` in whole blocks. Absent while pending; a 0 was seen for
+/// snapshots that hold blocks.
+fn stated_blocks(snapshot: &Snapshot) -> Option<u64> {
+    let block = u64::from(BLOCK_SIZE);
+    let size = snapshot.full_size?;
+    (size > 0 && size % block == 0).then_some(size / block)
+}
+
+/// Blocks that the head holds more than the base, where EC2 states both and the volume did not shrink: what the base holds
+/// beyond the head's end is not listed to its end.
+fn stated_growth(base: &Snapshot, head: &Snapshot) -> Option<i64> {
+    if base.volume_size > head.volume_size {
+        return None;
+    }
+    let (base, head) = (stated_blocks(base)?, stated_blocks(head)?);
+    Some(head.cast_signed() - base.cast_signed())
 }
 
 fn silent() -> Error {

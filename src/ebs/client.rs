@@ -6,8 +6,11 @@
 //! length and its SHA-256.
 
 mod get;
-mod lists;
+mod hedge;
+mod limiter;
+mod list;
 mod put;
+mod wire;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -21,9 +24,11 @@ use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, trace, warn};
 
-use super::hedge::Hedge;
-use super::limit::{Limiter, Limits};
-use super::wire::{CONNECT_TIMEOUT, Probe, Route};
+use self::hedge::Hedge;
+use self::limiter::Limiter;
+use self::wire::{CONNECT_TIMEOUT, Probe, Route};
+use super::listing::Token;
+
 use crate::aws::{ErrorClass, classify};
 use crate::block::{Block, BlockIndex};
 use crate::digest::Digester;
@@ -31,7 +36,7 @@ use crate::error::{Error, Kind};
 use crate::snapshot::SnapshotId;
 use crate::source::Wanted;
 
-pub(super) use lists::{From, Listing};
+pub use limiter::Limits;
 pub use put::{NewSnapshot, Started};
 
 /// How long to wait for a reply's headers before the request is sent again.
@@ -39,6 +44,8 @@ const HEADERS_TIMEOUT: Duration = Duration::from_secs(12);
 /// The pause after a first failure; it doubles up to the longest, and a random part of it is waited.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Notices that are kept for a report.
+const MOST_NOTICES: usize = 100;
 /// One line in this time says what is waited for, however many blocks wait.
 const WAIT_LOG_EVERY: Duration = Duration::from_secs(5);
 
@@ -54,6 +61,7 @@ pub struct Client {
     digester: Digester,
     hedge: Option<Hedge>,
     timeout: Mutex<Duration>,
+    notices: Mutex<Vec<String>>,
     last_wait_log: Mutex<Option<Instant>>,
     gets: AtomicU64,
     puts: AtomicU64,
@@ -85,7 +93,7 @@ pub struct Counts {
 pub(super) struct BlockRequest<'a> {
     pub(super) snapshot: &'a SnapshotId,
     pub(super) index: BlockIndex,
-    pub(super) token: &'a str,
+    pub(super) token: &'a Token,
     /// Its bytes.
     pub(super) len: usize,
 }
@@ -99,7 +107,7 @@ pub(super) enum Failure {
     Final(Error),
 }
 
-impl std::convert::From<Failure> for Error {
+impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::StaleToken(error) | Failure::Final(error) => error,
@@ -141,6 +149,7 @@ impl Client {
                 .hedge
                 .then(|| Hedge::new(limits.max_rps.min(limits.max_snapshot_rps))),
             timeout: Mutex::new(limits.timeout),
+            notices: Mutex::default(),
             last_wait_log: Mutex::new(None),
             gets: AtomicU64::new(0),
             puts: AtomicU64::new(0),
@@ -164,6 +173,20 @@ impl Client {
     /// From now on a block may take this long, all its attempts together.
     pub fn set_timeout(&self, timeout: Duration) {
         *self.timeout.lock() = timeout;
+    }
+
+    /// Warns once of a fact about the service that does not end a run but belongs in its report.
+    pub(super) fn notice(&self, text: String) {
+        let mut notices = self.notices.lock();
+        if notices.len() < MOST_NOTICES && !notices.contains(&text) {
+            warn!("{text}");
+            notices.push(text);
+        }
+    }
+
+    /// The warnings so far that belong in a report.
+    pub fn notices(&self) -> Vec<String> {
+        self.notices.lock().clone()
     }
 
     /// Requests since the start.
@@ -302,11 +325,6 @@ impl Call {
             ErrorClass::Retry(self.error(Kind::Unavailable, &format!("no answer in {limit:?}")))
         })
     }
-}
-
-/// A block's index as the API writes it.
-fn number(index: BlockIndex) -> i32 {
-    i32::try_from(index.0).unwrap_or(i32::MAX)
 }
 
 /// The attempts of one call.

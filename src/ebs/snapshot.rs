@@ -1,15 +1,18 @@
 //! [`SnapshotSource`]: the blocks of one snapshot, by its map's tokens and the client.
 
+pub(super) mod block_map;
+
 use std::future::Future;
 use std::sync::Arc;
 
+use block_map::BlockMap;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::block_map::BlockMap;
 use super::client::{BlockRequest, Client, Failure};
+use super::listing::Token;
 use crate::block::{Block, BlockIndex, Extent, Geometry};
 use crate::error::{Error, Kind, Result};
 use crate::snapshot::SnapshotId;
@@ -51,10 +54,10 @@ pub(super) trait Tokens: Sync {
         &self,
         index: BlockIndex,
         deadline: Instant,
-    ) -> impl Future<Output = Result<Option<String>>> + Send;
+    ) -> impl Future<Output = Result<Option<Token>>> + Send;
 
     /// A token that was refused: it and those that came with it are not given again.
-    fn forget(&self, index: BlockIndex, token: &str);
+    fn forget(&self, index: BlockIndex, token: &Token);
 }
 
 /// The bytes of a block of snapshot `id`, by its token; a stale one is renewed once.

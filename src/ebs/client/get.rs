@@ -13,13 +13,13 @@ use futures_util::future::{Either, select};
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
+use super::hedge::Hedge;
+use super::limiter::Place;
+use super::wire::{Request, escaped};
 use super::{BlockRequest, Call, Client, HEADERS_TIMEOUT};
 use crate::aws::ErrorClass;
 use crate::block::{Block, Digest};
 use crate::digest::Checked;
-use crate::ebs::hedge::Hedge;
-use crate::ebs::limit::Place;
-use crate::ebs::wire::{BlockCall, escaped};
 use crate::error::{Error, Kind};
 use crate::source::Wanted;
 
@@ -92,11 +92,10 @@ impl Client {
         place: Place,
     ) -> Outcome<BlockReply> {
         self.gets.fetch_add(1, Ordering::Relaxed);
-        let request = BlockCall {
+        let request = Request {
             method: "GET",
-            snapshot: block.snapshot,
-            index: block.index,
-            query: format!("?blockToken={}", escaped(block.token)),
+            path: format!("/snapshots/{}/blocks/{}", block.snapshot, block.index),
+            query: format!("?blockToken={}", escaped(block.token.secret())),
             headers: &[],
             body: None,
             action: call.action,
@@ -106,8 +105,9 @@ impl Client {
         let reply = call.within(HEADERS_TIMEOUT, send).await;
         let reply = reply.inspect_err(|_| self.limiter.unanswered())?;
         let mut reply = reply.inspect_err(|class| self.note_throttle(class))?;
-        let bytes = body(call, &mut reply, block.len).await;
+        let bytes = call.body(&mut reply, block.len, block.len).await;
         let bytes = bytes.inspect_err(|_| self.limiter.unanswered())?;
+        check_length(call, &reply, &bytes, block.len)?;
         let took = place.served();
         if let Some(hedge) = &self.hedge {
             hedge.answered(took, Instant::now());
@@ -175,34 +175,42 @@ fn promised_digest(text: &str) -> Option<Digest> {
     STANDARD.decode(text).ok()?.try_into().ok()
 }
 
-/// The whole body.
-async fn body(call: &Call, reply: &mut HttpResponse, len: usize) -> Outcome<Bytes> {
-    let mut chunks = ByteStream::new(reply.take_body());
-    let mut bytes = BytesMut::with_capacity(len);
-    while let Some(chunk) = call.within(BODY_TIMEOUT, chunks.next()).await? {
-        let chunk = chunk.map_err(|error| {
-            let what = format!(
-                "{} {}: body cut after {} bytes",
-                call.action,
-                call.target,
-                bytes.len()
-            );
-            ErrorClass::Retry(Error::with_source(Kind::Unavailable, what, error))
-        })?;
-        if bytes.len() + chunk.len() > len {
-            return Err(ErrorClass::Retry(
-                call.error(Kind::Corrupt, &format!("more than {len} bytes")),
-            ));
+/// A block's body has the block's length, and so do its headers.
+fn check_length(call: &Call, reply: &HttpResponse, bytes: &Bytes, len: usize) -> Outcome<()> {
+    let stated = reply.headers().get("x-amz-data-length");
+    let stated = stated.and_then(|len| len.parse::<usize>().ok());
+    if bytes.len() == len && stated.is_none_or(|stated| stated == len) {
+        return Ok(());
+    }
+    let what = format!("{} bytes, {stated:?} stated, must be {len}", bytes.len());
+    Err(ErrorClass::Retry(call.error(Kind::Corrupt, &what)))
+}
+
+impl Call {
+    /// The whole body of a reply, of at most `limit` bytes. It may take any time while bytes arrive.
+    pub(super) async fn body(
+        &self,
+        reply: &mut HttpResponse,
+        limit: usize,
+        expected: usize,
+    ) -> Outcome<Bytes> {
+        let too_long = || {
+            let what = format!("a body of more than {limit} bytes");
+            ErrorClass::Retry(self.error(Kind::Corrupt, &what))
+        };
+        let mut chunks = ByteStream::new(reply.take_body());
+        let mut bytes = BytesMut::with_capacity(expected);
+        while let Some(chunk) = self.within(BODY_TIMEOUT, chunks.next()).await? {
+            let chunk = chunk.map_err(|error| {
+                let Self { action, target, .. } = self;
+                let what = format!("{action} {target}: body cut after {} bytes", bytes.len());
+                ErrorClass::Retry(Error::with_source(Kind::Unavailable, what, error))
+            })?;
+            if bytes.len() + chunk.len() > limit {
+                return Err(too_long());
+            }
+            bytes.extend_from_slice(&chunk);
         }
-        bytes.extend_from_slice(&chunk);
+        Ok(bytes.freeze())
     }
-    let told = reply.headers().get("x-amz-data-length");
-    let told = told.and_then(|len| len.parse::<usize>().ok());
-    if bytes.len() != len || told.is_some_and(|told| told != len) {
-        return Err(ErrorClass::Retry(call.error(
-            Kind::Corrupt,
-            &format!("{} bytes, told {told:?}, must be {len}", bytes.len()),
-        )));
-    }
-    Ok(bytes.freeze())
 }

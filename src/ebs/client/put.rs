@@ -13,10 +13,10 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::wire::{Request, short_body};
 use super::{Call, Client, HEADERS_TIMEOUT, Waits};
 use crate::aws::{ErrorClass, classify};
 use crate::block::{BLOCK_SIZE, BlockIndex, Digest};
-use crate::ebs::wire::{BlockCall, short_body};
 use crate::error::{Error, Kind, Result};
 use crate::snapshot::SnapshotId;
 use crate::source::Wanted;
@@ -140,10 +140,9 @@ impl Client {
             let place = self.limiter.block(snapshot, &Wanted::already()).await;
             let place = place.map_err(ErrorClass::Permanent)?;
             self.puts.fetch_add(1, Ordering::Relaxed);
-            let request = BlockCall {
+            let request = Request {
                 method: "PUT",
-                snapshot,
-                index,
+                path: format!("/snapshots/{snapshot}/blocks/{index}"),
                 query: String::new(),
                 headers: &[
                     ("content-type", "application/octet-stream"),

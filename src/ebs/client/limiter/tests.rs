@@ -8,6 +8,7 @@ fn limiter(max_in_flight: u32, max_rps: u32, max_snapshot_rps: u32) -> Limiter {
         max_in_flight,
         max_rps,
         max_snapshot_rps,
+        max_list_rps: 49,
         hedge: false,
         timeout: Duration::from_secs(90),
     })

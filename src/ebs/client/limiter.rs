@@ -7,24 +7,21 @@
 //!
 //! Who waits for a block goes before readahead, in both queues.
 
+mod lists;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
+use self::lists::{ListGate, ListSlot};
 use crate::error::{Error, Kind, Result};
 use crate::snapshot::SnapshotId;
 use crate::source::Wanted;
 
-/// List calls a second that an account has for all its programs together, not adjustable; one less than that.
-///
-/// <https://docs.aws.amazon.com/ebs/latest/userguide/ebs-resource-quotas.html>
-const LISTS_PER_SECOND: u32 = 49;
-/// List calls on their way at once: a large page takes megabytes while it is decoded.
-const LISTINGS: usize = 8;
 /// The share of a quota that is used: the service's clock and ours do not cut seconds alike.
 const BELOW_QUOTA: f64 = 0.985;
 /// Places to begin with.
@@ -51,6 +48,9 @@ pub struct Limits {
     pub max_rps: u32,
     /// The same for one snapshot; its quota is 1,000, not adjustable.
     pub max_snapshot_rps: u32,
+    /// List requests a second. An account has 50 for all its programs together, not adjustable:
+    /// <https://docs.aws.amazon.com/ebs/latest/userguide/ebs-resource-quotas.html>.
+    pub max_list_rps: u32,
     /// Whether a slow GetSnapshotBlock is sent a second time.
     pub hedge: bool,
     /// How long a block may take, all its attempts together.
@@ -63,6 +63,7 @@ impl Default for Limits {
             max_in_flight: 128,
             max_rps: 1000,
             max_snapshot_rps: 1000,
+            max_list_rps: 49,
             hedge: false,
             timeout: Duration::from_secs(90),
         }
@@ -73,8 +74,7 @@ impl Default for Limits {
 #[derive(Debug)]
 pub(super) struct Limiter {
     gate: Shared,
-    listings: Semaphore,
-    lists: Mutex<Pace>,
+    lists: ListGate,
 }
 
 type Shared = Arc<Mutex<Gate>>;
@@ -98,8 +98,7 @@ impl Limiter {
         };
         Self {
             gate: Arc::new(Mutex::new(gate)),
-            listings: Semaphore::new(LISTINGS),
-            lists: Mutex::new(Pace::new(LISTS_PER_SECOND)),
+            lists: ListGate::new(limits.max_list_rps),
         }
     }
 
@@ -109,18 +108,24 @@ impl Limiter {
         self.place(Some(snapshot.clone()), wanted.clone()).await
     }
 
-    /// Waits for a place and for the turn of one list call.
-    pub(super) async fn list(&self) -> Result<(SemaphorePermit<'_>, Place)> {
-        let listing = self.listings.acquire().await.map_err(|_| closed())?;
-        let turn = {
-            let mut lists = self.lists.lock();
-            let now = Instant::now();
-            let turn = lists.turn(now).max(now);
-            lists.take(turn, 1.0);
-            turn
-        };
-        sleep_until(turn).await;
-        Ok((listing, self.place(None, Wanted::already()).await?))
+    /// Waits for a place and for the turn of one list request.
+    pub(super) async fn list(&self) -> Result<ListPermit> {
+        let slot = self.lists.enter().await;
+        let place = self.place(None, Wanted::already()).await?;
+        Ok(ListPermit {
+            slot,
+            _place: place,
+        })
+    }
+
+    /// A list request was refused because there were too many.
+    pub(super) fn list_throttled(&self) {
+        self.lists.throttled(Instant::now());
+    }
+
+    /// A list request was not answered, or not whole.
+    pub(super) fn list_unanswered(&self) {
+        self.lists.slow(Instant::now());
     }
 
     /// A request was refused because there were too many.
@@ -156,6 +161,25 @@ impl Limiter {
 
 fn closed() -> Error {
     Error::new(Kind::Unavailable, "shutting down")
+}
+
+/// One list request that may be sent; dropping it makes room for the next one.
+#[derive(Debug)]
+pub(super) struct ListPermit {
+    slot: ListSlot,
+    _place: Place,
+}
+
+impl ListPermit {
+    /// Blocks to ask for, where `wanted` are wanted: fewer on a slow line.
+    pub(super) fn page(&self, wanted: u16) -> u16 {
+        self.slot.page(wanted)
+    }
+
+    /// The whole reply has come.
+    pub(super) fn answered(&self) {
+        self.slot.answered(Instant::now());
+    }
 }
 
 /// The place of one request, given back when it is dropped.

@@ -1,4 +1,4 @@
-//! GetSnapshotBlock and PutSnapshotBlock as one signed request each, past the SDK's orchestrator.
+//! GetSnapshotBlock, PutSnapshotBlock and the list calls as one signed request each, past the SDK's orchestrator.
 //!
 //! The orchestrator puts each call together anew from plugins, interceptors and type-erased bags: 15 % of a mount's CPU
 //! at 500 MiB/s. Nothing of it changes from block to block, so a [`Route`] takes what the SDK has settled for one call that
@@ -30,9 +30,7 @@ use parking_lot::Mutex;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::aws::{ErrorClass, classify_identity, classify_reply, classify_sending, skew};
-use crate::block::BlockIndex;
 use crate::error::{Error, Kind};
-use crate::snapshot::SnapshotId;
 
 /// What a query may contain unescaped when it is signed.
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
@@ -87,20 +85,21 @@ impl Intercept for Probe {
     }
 }
 
-/// A request about one block.
+/// A request.
 #[derive(Debug)]
-pub(super) struct BlockCall<'a> {
+pub(super) struct Request<'a> {
     pub(super) method: &'static str,
-    pub(super) snapshot: &'a SnapshotId,
-    pub(super) index: BlockIndex,
-    /// What comes behind the path, escaped.
+    /// Behind the endpoint, escaped.
+    pub(super) path: String,
+    /// Behind the path, escaped.
     pub(super) query: String,
-    /// Signed along.
+    /// Signed with the request.
     pub(super) headers: &'a [(&'static str, &'a str)],
-    /// Its digest is in the headers, so that it need not be signed.
+    /// Its digest is in the headers, so that it is not signed.
     pub(super) body: Option<Bytes>,
-    /// For people.
+    /// The IAM action, for messages.
     pub(super) action: &'static str,
+    /// What the call is made on, for messages.
     pub(super) target: &'a str,
 }
 
@@ -150,11 +149,7 @@ impl Route {
     }
 
     /// The request, signed with this time.
-    async fn request(
-        &self,
-        call: &BlockCall<'_>,
-        now: SystemTime,
-    ) -> Result<HttpRequest, ErrorClass> {
+    async fn signed(&self, call: &Request<'_>, now: SystemTime) -> Result<HttpRequest, ErrorClass> {
         let bag = ConfigBag::base();
         let identity = self
             .components
@@ -182,16 +177,7 @@ impl Route {
             .settings(settings)
             .build()
             .map_err(|error| unsigned(error.into()))?;
-        let BlockCall {
-            snapshot,
-            index,
-            query,
-            ..
-        } = call;
-        let uri = format!(
-            "{}/snapshots/{snapshot}/blocks/{index}{query}",
-            self.endpoint
-        );
+        let uri = format!("{}{}{}", self.endpoint, call.path, call.query);
         let headers = call.headers.iter().copied();
         let request = SignableRequest::new(call.method, &*uri, headers, signable);
         let signed = request
@@ -216,10 +202,10 @@ impl Route {
     }
 
     /// Sends it: the reply of a success, its body still to come.
-    pub(super) async fn send(&self, call: &BlockCall<'_>) -> Result<HttpResponse, ErrorClass> {
+    pub(super) async fn send(&self, call: &Request<'_>) -> Result<HttpResponse, ErrorClass> {
         let (action, target) = (call.action, call.target);
         let now = self.now();
-        let request = self.request(call, now).await?;
+        let request = self.signed(call, now).await?;
         let reply = self.connector.call(request).await;
         let mut reply = reply.map_err(|error| classify_sending(error, action, target))?;
         if reply.status().is_success() {
