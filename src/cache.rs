@@ -38,7 +38,7 @@ pub struct Cache {
     flights: Flights,
     /// One permit a block being fetched. Flights and [`Memory`] split the budget, so that their sum keeps it.
     in_flight: Semaphore,
-    /// The smaller budget of blocks that nobody waits for yet: readers always find some of `in_flight` free.
+    /// The smaller budget of blocks without a reader yet: readers always find some of `in_flight` free.
     prefetching: Arc<Semaphore>,
     /// One permit a block read ahead and not read yet, on its way or kept, for all streams of all sources together.
     unread: Arc<Semaphore>,
@@ -113,12 +113,12 @@ impl Cache {
 
 /// What a block read ahead brings along.
 struct Ahead {
-    /// Held until somebody reads the block.
+    /// Held until the block is read.
     unread: OwnedSemaphorePermit,
     wanted: Wanted,
 }
 
-/// A source whose blocks are kept: one fetch a block, whoever reads it and however many at once.
+/// A source whose blocks are kept: one fetch for each block, for any number of readers.
 pub struct CachedSource {
     cache: Arc<Cache>,
     number: u32,
@@ -171,12 +171,12 @@ impl BlockSource for CachedSource {
             let fetch = |_| self.fetch(index, None);
             self.cache.flights.join(key, Asks::Now, cached, fetch)
         };
-        let was_ahead = self.cache.flights.is_ahead(key);
+        let ends_early = self.cache.flights.ends_before_a_reader(key);
         let flight = join();
         async move {
             let block = match flight.await {
-                // It set out long before its reader came: the reader has all of its own time.
-                Err(error) if was_ahead && is_worth_another(&error) => join().await?,
+                // The fetch began before its reader came: the reader has all of its own time.
+                Err(error) if ends_early && is_worth_another(&error) => join().await?,
                 block => block?,
             };
             // A flight that began ahead of its reader has kept it as unread.
@@ -210,7 +210,7 @@ impl BlockSource for CachedSource {
                 return taken;
             };
             let cached = || self.cache.memory.get(key);
-            // Nobody waits for the answer: the flight itself keeps the block, and a reader may join it.
+            // The answer is not awaited: the fetch itself keeps the block, and a reader may join it.
             drop(self.cache.flights.join(key, Asks::Ahead, cached, |wanted| {
                 let fetch = self.fetch(index, Some(Ahead { unread, wanted }));
                 async move {

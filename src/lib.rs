@@ -44,14 +44,14 @@
 //!                             readahead.observe -> a wish, made after the reader's own blocks
 //!  cache          read_block  memory; a known hole; else join or start the one flight
 //!  ebs/snapshot   read_block  map.token(index): none -> Block::Zero; else client.get; a stale token: list again, once
-//!  ebs/block_map  token       known? else list a page around it
+//!  ebs/snapshot/block_map     token: listed? else list a page around it (ebs/listing: what a page proves)
 //!  ebs/client     get         retry with backoff around one attempt:
-//!  ebs/limit      get         a place among the requests in flight, and a turn at the rate; who waits goes first
-//!  ebs/wire       get_block   one signed HTTPS GET, on the connections and credentials that the SDK set up
+//!  ebs/client/limiter block   a place among the requests in flight, and a turn at the rate; who waits goes first
+//!  ebs/client/wire    send    one signed HTTPS GET, on the connections and credentials that the SDK set up
 //!  digest         check       SHA-256, side by side with whatever else has come -> Block
 //! ```
 //! Readahead goes the same way by [`source::BlockSource::prefetch`], with a smaller budget of its own, gives way to readers
-//! in the queue of `ebs/limit`, and waits some milliseconds for company in `digest`. A reader that joins such a flight
+//! in the queue of `ebs/client/limiter`, and waits some milliseconds for company in `digest`. A reader that joins such a flight
 //! makes it [`source::Wanted`]. Bytes are verified where they enter the process (`ebs/client`) and nowhere else.
 //!
 //! # The path of a delta
@@ -59,11 +59,12 @@
 //! kernel LOOKUP(changes/A..B, changes.json)
 //!  fs/tree        drawn       the folder's map: kept, or listed once for all who look at the folder
 //!  ebs/catalog    delta       the one listing of the pair; when a waiter is dropped, another one continues it
-//!  ebs/delta      run         pages of ListChangedBlocks in ranges side by side -> Delta; where they meet they must agree
-//!  ebs/walk       page        past empty pages and stale page tokens; its first block is the last one of the page before
+//!  ebs/delta/listing  run     pages of ListChangedBlocks in ranges side by side -> Delta; where they meet they must agree,
+//!                             and blocks gained minus lost must be what EC2 states
+//!  ebs/listing/cursor page    past empty pages, refused and lost page tokens, to the next page that proves something
 //!  maps/text      new         goes through the runs once: size, and where each 512th record begins
 //! kernel READ(delta.raw)       as above, over source/delta (holes elsewhere), cached with the head's own blocks, by the
-//!  ebs/changed    token        tokens that the listing brought
+//!  ebs/delta/source   token   tokens of that listing
 //! ```
 //! `ebsfs changes` goes the same way and writes the map as a stream; `compare` makes deltas by bytes where a listing cannot.
 //!

@@ -26,6 +26,7 @@ mod pairs;
 mod readme;
 mod refusals;
 mod repository;
+mod slow_line;
 mod stress;
 mod style;
 mod sync;

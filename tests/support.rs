@@ -1,5 +1,7 @@
 //! What tests stand on: an emulator in a folder of its own, the mounted program, commands that must succeed.
 
+pub mod line;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::FileExt;
@@ -85,6 +87,10 @@ impl Emulator {
             address: address.parse().unwrap(),
             process,
         }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub fn url(&self) -> String {

@@ -1,17 +1,22 @@
-//! One flight a block: whoever asks for a block that is being fetched waits for that fetch.
+//! One fetch in flight for each block: a reader of a block in flight waits for that fetch.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::{Key, closed};
 use crate::block::Block;
 use crate::error::Result;
 use crate::source::Wanted;
+
+/// A reader that joins a fetch later than this gets a fetch of its own when the first one reaches its deadline.
+const JOINED_LATE: Duration = Duration::from_secs(1);
 
 type Answer = Option<Result<Block>>;
 type Table = Arc<Mutex<HashMap<Key, Flight>>>;
@@ -22,6 +27,7 @@ struct Flight {
     answer: watch::Receiver<Answer>,
     wanted: Wanted,
     asked: Asks,
+    since: Instant,
 }
 
 /// Who asks for a block.
@@ -45,17 +51,17 @@ impl Flights {
         self.table.lock().contains_key(&key)
     }
 
-    /// Whether a block is on its way ahead of its readers.
-    pub(super) fn is_ahead(&self, key: Key) -> bool {
+    /// Whether the fetch of a block has less time left than a reader that comes now: it reads ahead, or began a while ago.
+    pub(super) fn ends_before_a_reader(&self, key: Key) -> bool {
         let table = self.table.lock();
-        table
-            .get(&key)
-            .is_some_and(|flight| flight.asked == Asks::Ahead)
+        table.get(&key).is_some_and(|flight| {
+            flight.asked == Asks::Ahead || flight.since.elapsed() >= JOINED_LATE
+        })
     }
 
     /// Joins the flight of a block, or starts one with `fetch` unless `cached` finds the block landed meanwhile.
     ///
-    /// The flight runs as a task of its own: it goes on when every waiter has gone. Joining happens in the call, waiting
+    /// The flight runs as a task of its own: it continues without waiters. Joining happens in the call, waiting
     /// in the future, and a reader that joins a flight of readahead makes it wanted. A flight that failed answers all who
     /// joined it with the same error and leaves nothing behind.
     pub(super) fn join(
@@ -82,6 +88,7 @@ impl Flights {
             answer: answer.clone(),
             wanted: wanted.clone(),
             asked: asks,
+            since: Instant::now(),
         };
         table.insert(key, flight);
         drop(table);

@@ -1,4 +1,4 @@
-//! The memory tier: blocks that were read in an LRU bounded by bytes, and beside it blocks read ahead that nobody has read
+//! The memory tier: blocks that were read in an LRU bounded by bytes, and beside it blocks read ahead that have not been read
 //! yet, so that the one kind never drives out the other.
 
 use std::sync::Arc;
@@ -69,7 +69,7 @@ impl Memory {
         Self { read, ahead }
     }
 
-    /// The block, if it is kept, for somebody who reads it.
+    /// The block, if it is kept, for a reader.
     pub(super) fn get(&self, key: Key) -> Option<Block> {
         if let Some(slot) = self.read.get(&key) {
             return block(&slot);

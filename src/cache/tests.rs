@@ -120,6 +120,20 @@ async fn a_failed_flight_answers_all_its_waiters_alike_and_leaves_nothing_behind
     assert_eq!(inner.reads(), 2, "the failure was not kept");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_joins_late_has_all_of_its_own_time() {
+    let (inner, gate) = Counting::new(false);
+    inner.failing.store(1, Ordering::SeqCst);
+    let source = cached(ByteSize::mib(64), &inner);
+    let first = source.read_block(BlockIndex(3));
+    tokio::time::advance(std::time::Duration::from_secs(2)).await;
+    let late = source.read_block(BlockIndex(3));
+    gate.send_replace(true);
+    assert_eq!(first.await.unwrap_err().kind(), Kind::Throttled);
+    assert!(late.await.is_ok());
+    assert_eq!(inner.reads(), 2);
+}
+
 #[tokio::test]
 async fn a_flight_lands_when_its_reader_has_gone() {
     let (inner, gate) = Counting::new(false);

@@ -431,7 +431,9 @@ impl SyncArgs {
         let sum = |count: fn(crate::ebs::Counts) -> u64| -> u64 {
             clients.iter().map(|client| count(client.counts())).sum()
         };
+        let warnings: Vec<String> = clients.iter().flat_map(|client| client.notices()).collect();
         let mut all = json!({
+            "warnings": warnings,
             "bytes_fetched": progress.bytes(),
             "blocks_fetched": progress.blocks(),
             "requests": {

@@ -211,7 +211,7 @@ impl Client {
                 (Some(route), _) => Ok(route),
                 (None, Err(error)) => Err(classify(error, call.action, &call.target)),
                 (None, Ok(_)) => Err(ErrorClass::Permanent(
-                    call.error(Kind::Invalid, "nobody tells how it is sent"),
+                    call.error(Kind::Invalid, "the SDK prepared no request"),
                 )),
             }
         };

@@ -21,7 +21,7 @@ use std::time::SystemTime;
 
 use crate::block::BlockIndex;
 
-/// A block or page token: a secret, for whoever may call the API can use one. Its Debug prints none of it.
+/// A block or page token: a secret, for any caller of the API can use one. Its Debug prints none of it.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Token(Box<str>);
 
@@ -73,7 +73,7 @@ pub(super) enum ListFrom {
     Page(Token),
 }
 
-/// One reply of ListSnapshotBlocks or ListChangedBlocks: its blocks ascend and none is before the index that was asked for.
+/// One reply of ListSnapshotBlocks or ListChangedBlocks, as the service sent it.
 #[derive(Debug)]
 pub(super) struct ListReply<T> {
     /// Each block and what the reply says of it: its [`Token`], or a [`ChangedBlock`].

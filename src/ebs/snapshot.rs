@@ -1,6 +1,7 @@
 //! [`SnapshotSource`]: the blocks of one snapshot, by its map's tokens and the client.
 
 pub(super) mod block_map;
+pub(super) mod presence;
 
 use std::future::Future;
 use std::sync::Arc;

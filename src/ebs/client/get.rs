@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 use super::hedge::Hedge;
-use super::limiter::Place;
+use super::limiter::RequestSlot;
 use super::wire::{Request, escaped};
 use super::{BlockRequest, Call, Client, HEADERS_TIMEOUT};
 use crate::aws::ErrorClass;
@@ -57,7 +57,7 @@ impl Client {
             let what = format!("no SHA-256 came with the block, but {promised:?}");
             return Err(ErrorClass::Retry(call.error(Kind::Corrupt, &what)));
         };
-        // Nobody waits for company that is not on its way.
+        // Alone, there is no other block to hash beside it.
         let is_alone = self.limiter.in_flight() == 0;
         let at_once = is_waited_for || is_alone;
         let checked = self.digester.check(&reply.bytes, &digest, at_once);
@@ -79,7 +79,7 @@ impl Client {
         }
     }
 
-    async fn place(&self, block: &BlockRequest<'_>, wanted: &Wanted) -> Outcome<Place> {
+    async fn place(&self, block: &BlockRequest<'_>, wanted: &Wanted) -> Outcome<RequestSlot> {
         let place = self.limiter.block(block.snapshot, wanted).await;
         place.map_err(ErrorClass::Permanent)
     }
@@ -89,7 +89,7 @@ impl Client {
         &self,
         call: &Call,
         block: &BlockRequest<'_>,
-        place: Place,
+        place: RequestSlot,
     ) -> Outcome<BlockReply> {
         self.gets.fetch_add(1, Ordering::Relaxed);
         let request = Request {
@@ -136,7 +136,7 @@ impl Client {
         }
     }
 
-    /// The same, asked a second time when it is slow; the first good reply wins. Waiting for a place is not slowness.
+    /// The same, asked a second time when it is slow; the first good reply wins. QueuedRequest for a place is not slowness.
     async fn fetch_hedged(
         &self,
         call: &Call,

@@ -2,7 +2,7 @@
 //!
 //! Each request is billed, so this is an option. A request is slow that takes longer than 99 of 100 did in the last
 //! minute; at most one in fifty is sent twice, none within a minute of a throttle or near the rate that is allowed: there a
-//! second request takes the place of somebody's first.
+//! second request takes the place of another one's first.
 
 use std::time::Duration;
 
@@ -28,25 +28,25 @@ const GROWTH: f64 = 1.1;
 #[derive(Debug)]
 pub(super) struct Hedge {
     max_rps: f64,
-    inner: Mutex<Inner>,
+    inner: Mutex<Window>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    slots: [Slot; SLOTS],
+struct Window {
+    slots: [TimeSlot; SLOTS],
     current: usize,
     since: Instant,
     throttled: Option<Instant>,
 }
 
 #[derive(Clone, Debug)]
-struct Slot {
+struct TimeSlot {
     times: [u32; BOUNDS],
     answers: u64,
     twice: u64,
 }
 
-impl Slot {
+impl TimeSlot {
     const EMPTY: Self = Self {
         times: [0; BOUNDS],
         answers: 0,
@@ -59,8 +59,8 @@ impl Hedge {
     pub(super) fn new(max_rps: u32) -> Self {
         Self {
             max_rps: f64::from(max_rps),
-            inner: Mutex::new(Inner {
-                slots: [Slot::EMPTY; SLOTS],
+            inner: Mutex::new(Window {
+                slots: [TimeSlot::EMPTY; SLOTS],
                 current: 0,
                 since: Instant::now(),
                 throttled: None,
@@ -128,7 +128,7 @@ impl Hedge {
     }
 }
 
-impl Inner {
+impl Window {
     /// Empties the slots whose time is over.
     fn turn(&mut self, now: Instant) {
         for _ in 0..SLOTS {
@@ -138,23 +138,23 @@ impl Inner {
             self.since += SLOT;
             self.current = (self.current + 1) % SLOTS;
             if let Some(slot) = self.slots.get_mut(self.current) {
-                *slot = Slot::EMPTY;
+                *slot = TimeSlot::EMPTY;
             }
         }
         // Nothing was asked for longer than is remembered.
         self.since = now;
     }
 
-    fn sum(&self, of: impl Fn(&Slot) -> u64) -> u64 {
+    fn sum(&self, of: impl Fn(&TimeSlot) -> u64) -> u64 {
         self.slots.iter().map(of).sum()
     }
 
     /// Answers a second, in the current slot or the one before, whichever had more.
     fn rate(&self, now: Instant) -> f64 {
         let answers = |at: usize| self.slots.get(at).map_or(0.0, |slot| slot.answers as f64);
-        let begun = (now - self.since).as_secs_f64().max(1.0);
+        let elapsed = (now - self.since).as_secs_f64().max(1.0);
         let before = answers((self.current + SLOTS - 1) % SLOTS) / SLOT.as_secs_f64();
-        before.max(answers(self.current) / begun)
+        before.max(answers(self.current) / elapsed)
     }
 }
 

@@ -104,7 +104,11 @@ impl Limiter {
 
     /// Waits for a place and for the turn of one GetSnapshotBlock or PutSnapshotBlock: their quotas are alike, and a client
     /// does one of the two at a time.
-    pub(super) async fn block(&self, snapshot: &SnapshotId, wanted: &Wanted) -> Result<Place> {
+    pub(super) async fn block(
+        &self,
+        snapshot: &SnapshotId,
+        wanted: &Wanted,
+    ) -> Result<RequestSlot> {
         self.place(Some(snapshot.clone()), wanted.clone()).await
     }
 
@@ -147,15 +151,15 @@ impl Limiter {
         self.gate.lock().too_much(Instant::now());
     }
 
-    async fn place(&self, snapshot: Option<SnapshotId>, wanted: Wanted) -> Result<Place> {
-        let (go, gone) = oneshot::channel();
-        self.gate.lock().waiting.push_back(Waiting {
+    async fn place(&self, snapshot: Option<SnapshotId>, wanted: Wanted) -> Result<RequestSlot> {
+        let (grant, granted) = oneshot::channel();
+        self.gate.lock().waiting.push_back(QueuedRequest {
             snapshot,
             wanted,
-            go,
+            go: grant,
         });
-        let_go(&self.gate);
-        gone.await.map_err(|_| closed())
+        let_requests_go(&self.gate);
+        granted.await.map_err(|_| closed())
     }
 }
 
@@ -167,7 +171,7 @@ fn closed() -> Error {
 #[derive(Debug)]
 pub(super) struct ListPermit {
     slot: ListSlot,
-    _place: Place,
+    _place: RequestSlot,
 }
 
 impl ListPermit {
@@ -184,12 +188,12 @@ impl ListPermit {
 
 /// The place of one request, given back when it is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct RequestSlot {
     gate: Shared,
     since: Instant,
 }
 
-impl Place {
+impl RequestSlot {
     /// Gives the place back after a good answer, and says how long it took.
     pub(super) fn served(self) -> Duration {
         let now = Instant::now();
@@ -209,10 +213,10 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for RequestSlot {
     fn drop(&mut self) {
         self.gate.lock().taken -= 1;
-        let_go(&self.gate);
+        let_requests_go(&self.gate);
     }
 }
 
@@ -230,17 +234,17 @@ struct Gate {
     account: Pace,
     snapshots: HashMap<SnapshotId, Pace>,
     snapshot_rps: u32,
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<QueuedRequest>,
     /// When a task will look again.
     awaited: Option<Instant>,
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct QueuedRequest {
     /// The snapshot of a GetSnapshotBlock; a list call has its own pace.
     snapshot: Option<SnapshotId>,
     wanted: Wanted,
-    go: oneshot::Sender<Place>,
+    go: oneshot::Sender<RequestSlot>,
 }
 
 impl Gate {
@@ -257,7 +261,7 @@ impl Gate {
     }
 
     /// When a waiting request may go, by its paces.
-    fn turn(&self, waiting: &Waiting, now: Instant) -> Instant {
+    fn turn(&self, waiting: &QueuedRequest, now: Instant) -> Instant {
         let Some(snapshot) = &waiting.snapshot else {
             return now;
         };
@@ -272,7 +276,7 @@ impl Gate {
     fn next(
         &mut self,
         now: Instant,
-    ) -> std::result::Result<oneshot::Sender<Place>, Option<Instant>> {
+    ) -> std::result::Result<oneshot::Sender<RequestSlot>, Option<Instant>> {
         // Who has given up takes no turn.
         self.waiting.retain(|waiting| !waiting.go.is_closed());
         if f64::from(self.taken) + 1.0 > self.places.max(1.0) {
@@ -310,8 +314,8 @@ impl Gate {
     }
 }
 
-/// Lets go who may, and sees to it that somebody looks again when the next one may.
-fn let_go(gate: &Shared) {
+/// Lets every request go that may, and schedules the next look for when another one may.
+fn let_requests_go(gate: &Shared) {
     let turn = loop {
         let now = Instant::now();
         let go = {
@@ -328,7 +332,7 @@ fn let_go(gate: &Shared) {
                 }
             }
         };
-        let place = Place {
+        let place = RequestSlot {
             gate: Arc::clone(gate),
             since: now,
         };
@@ -348,7 +352,7 @@ fn let_go(gate: &Shared) {
             }
             gate.awaited = None;
         }
-        let_go(&gate);
+        let_requests_go(&gate);
     });
 }
 

@@ -70,7 +70,7 @@ impl Client {
         pair: &str,
         from: &ListFrom,
         max: u16,
-        parse: fn(&[u8], &ListFrom) -> Result<ParsedReply<T>, String>,
+        parse: fn(&[u8]) -> Result<ParsedReply<T>, String>,
     ) -> Result<ListReply<T>, Failure> {
         let once = || async {
             let permit = self.limiter.list().await.map_err(ErrorClass::Permanent)?;
@@ -106,7 +106,7 @@ impl Client {
                 let what = format!("broken reply: {what}");
                 ErrorClass::Retry(call.error(Kind::Corrupt, &what))
             };
-            let (reply, block_size) = parse(&body, from).map_err(broken)?;
+            let (reply, block_size) = parse(&body).map_err(broken)?;
             if block_size.is_some_and(|size| size != i64::from(BLOCK_SIZE)) {
                 let what = format!("its blocks have {block_size:?} bytes, not {BLOCK_SIZE}");
                 return Err(ErrorClass::Permanent(call.error(Kind::Invalid, &what)));
@@ -169,18 +169,18 @@ struct RawChangedBlock<'a> {
 }
 
 /// Reads a reply of ListSnapshotBlocks.
-fn snapshot_reply(body: &[u8], from: &ListFrom) -> Result<ParsedReply<Token>, String> {
+fn snapshot_reply(body: &[u8]) -> Result<ParsedReply<Token>, String> {
     let mut reply = raw(body)?;
     let list = reply.blocks.take().ok_or("it has no Blocks")?;
     let blocks = list.unwrap_or_default().into_iter().map(|block| {
         let token = token(block.block_token)?;
         Some((index(block.block_index)?, token))
     });
-    reply.with(blocks.collect(), from)
+    reply.with(blocks.collect())
 }
 
 /// Reads a reply of ListChangedBlocks.
-fn delta_reply(body: &[u8], from: &ListFrom) -> Result<ParsedReply<ChangedBlock>, String> {
+fn delta_reply(body: &[u8]) -> Result<ParsedReply<ChangedBlock>, String> {
     let mut reply = raw(body)?;
     let list = reply
         .changed_blocks
@@ -197,7 +197,7 @@ fn delta_reply(body: &[u8], from: &ListFrom) -> Result<ParsedReply<ChangedBlock>
         };
         Some((index(block.block_index)?, block_is))
     });
-    reply.with(blocks.collect(), from)
+    reply.with(blocks.collect())
 }
 
 fn raw(body: &[u8]) -> Result<RawReply<'_>, String> {
@@ -219,22 +219,8 @@ type ParsedReply<T> = (ListReply<T>, Option<i64>);
 
 impl RawReply<'_> {
     /// The reply with its blocks, none of which may lack its index or token: it would be taken for a hole.
-    fn with<T>(
-        self,
-        blocks: Option<Vec<(BlockIndex, T)>>,
-        from: &ListFrom,
-    ) -> Result<ParsedReply<T>, String> {
+    fn with<T>(self, blocks: Option<Vec<(BlockIndex, T)>>) -> Result<ParsedReply<T>, String> {
         let blocks = blocks.ok_or("a block lacks its index or its token")?;
-        let mut least = match from {
-            ListFrom::Index(index) => index.0,
-            ListFrom::Page(_) => 0,
-        };
-        for (index, _) in &blocks {
-            if index.0 < least {
-                return Err(format!("block {index} comes where {least} or more is due"));
-            }
-            least = index.0 + 1;
-        }
         let bytes = |gib: i64| u64::try_from(gib).ok()?.checked_mul(1 << 30);
         let time = |seconds: f64| {
             let is_time = (0.0..=MAX_TIME).contains(&seconds);
@@ -254,10 +240,8 @@ impl RawReply<'_> {
 mod tests {
     use super::*;
 
-    const START: ListFrom = ListFrom::Index(BlockIndex(0));
-
     fn blocks(body: &str) -> Result<Vec<u32>, String> {
-        let (reply, _) = snapshot_reply(body.as_bytes(), &START)?;
+        let (reply, _) = snapshot_reply(body.as_bytes())?;
         Ok(reply.blocks.iter().map(|(index, _)| index.0).collect())
     }
 
@@ -276,13 +260,13 @@ mod tests {
         }
         assert_eq!(blocks(r#"{"Blocks":null}"#), Ok(vec![]));
         assert_eq!(blocks(r#"{"Blocks":[],"NextToken":null}"#), Ok(vec![]));
-        assert!(delta_reply(br#"{"Blocks":[]}"#, &START).is_err());
-        let (empty, _) = delta_reply(br#"{"ChangedBlocks":null}"#, &START).unwrap();
+        assert!(delta_reply(br#"{"Blocks":[]}"#).is_err());
+        let (empty, _) = delta_reply(br#"{"ChangedBlocks":null}"#).unwrap();
         assert!(empty.blocks.is_empty() && empty.next.is_none());
     }
 
     #[test]
-    fn a_block_without_index_or_token_or_out_of_order_breaks_the_reply() {
+    fn a_block_without_index_or_token_breaks_the_reply() {
         let of = |entries: &str| blocks(&format!(r#"{{"Blocks":[{entries}]}}"#));
         let block = |index: &str| format!(r#"{{"BlockIndex":{index},"BlockToken":"t"}}"#);
         assert_eq!(of(&block("7")), Ok(vec![7]));
@@ -294,14 +278,9 @@ mod tests {
             &block("-1"),
             &block("2147483648"),
             &block("1.5"),
-            &format!("{},{}", block("7"), block("7")),
-            &format!("{},{}", block("7"), block("6")),
         ] {
             assert!(of(broken).is_err(), "{broken}");
         }
-        let from = ListFrom::Index(BlockIndex(8));
-        let body = format!(r#"{{"Blocks":[{}]}}"#, block("7"));
-        assert!(snapshot_reply(body.as_bytes(), &from).is_err());
     }
 
     #[test]
@@ -311,7 +290,7 @@ mod tests {
             {"BlockIndex":2,"SecondBlockToken":"c","FirstBlockToken":null},
             {"BlockIndex":3,"FirstBlockToken":"d","SecondBlockToken":null}],
             "LastEvaluatedBlockIndex":null,"BlockSize":524288,"VolumeSize":2,"ExpiryTime":1.790922504246E9}"#;
-        let (reply, size) = delta_reply(body, &START).unwrap();
+        let (reply, size) = delta_reply(body).unwrap();
         let blocks: Vec<_> = reply.blocks.into_iter().map(|(_, block)| block).collect();
         let expected = [
             ChangedBlock::Rewritten(Token::new("b")),
@@ -322,17 +301,17 @@ mod tests {
         assert_eq!((size, reply.volume_size), (Some(524_288), Some(2 << 30)));
         let expiry = reply.expiry.unwrap().duration_since(SystemTime::UNIX_EPOCH);
         assert_eq!(expiry.unwrap().as_millis(), 1_790_922_504_246);
-        assert!(delta_reply(br#"{"ChangedBlocks":[{"BlockIndex":1}]}"#, &START).is_err());
+        assert!(delta_reply(br#"{"ChangedBlocks":[{"BlockIndex":1}]}"#).is_err());
     }
 
     #[test]
     fn numbers_beyond_all_bounds_are_unknown() {
         for number in ["-1", "1e300", "99999999999999"] {
             let body = format!(r#"{{"Blocks":[],"ExpiryTime":{number}}}"#);
-            let (reply, _) = snapshot_reply(body.as_bytes(), &START).unwrap();
+            let (reply, _) = snapshot_reply(body.as_bytes()).unwrap();
             assert_eq!(reply.expiry, None, "{number}");
         }
         let huge = br#"{"Blocks":[],"VolumeSize":9223372036854775807}"#;
-        assert_eq!(snapshot_reply(huge, &START).unwrap().0.volume_size, None);
+        assert_eq!(snapshot_reply(huge).unwrap().0.volume_size, None);
     }
 }

@@ -44,6 +44,8 @@ pub(in crate::ebs) struct ListedPage<T> {
     pub(in crate::ebs) end: u32,
     /// Whether the listing continues there.
     pub(in crate::ebs) more: bool,
+    /// Whether the last reply had no next token: the listing probably ends there.
+    pub(in crate::ebs) may_end: bool,
     /// When the first of its block tokens expires.
     pub(in crate::ebs) expiry: Option<SystemTime>,
 }
@@ -67,6 +69,10 @@ impl From<Failure> for ListFault {
 pub(in crate::ebs) struct PageCursor<T> {
     start: u32,
     anchored: bool,
+    /// The block that the page must cover; an end need not be proven before it.
+    needed: u32,
+    /// Whether an earlier listing ended before `start`, so that one empty reply proves that end.
+    confirms: bool,
     from: ListFrom,
     blocks: Vec<(BlockIndex, T)>,
     expiry: Option<SystemTime>,
@@ -89,6 +95,8 @@ impl<T> PageCursor<T> {
         Self {
             start,
             anchored,
+            needed: u32::MAX,
+            confirms: false,
             from: ListFrom::Index(BlockIndex(start)),
             blocks: Vec::new(),
             expiry: None,
@@ -96,6 +104,27 @@ impl<T> PageCursor<T> {
             followed: HashSet::new(),
             is_proving: false,
         }
+    }
+
+    /// The page need not reach further than this block: where it lists a later one, an end is left to be proven.
+    pub(in crate::ebs) fn needing(mut self, index: BlockIndex) -> Self {
+        self.needed = index.0;
+        self
+    }
+
+    /// An earlier listing ended right before the start: one empty reply proves that end.
+    pub(in crate::ebs) fn confirming(mut self) -> Self {
+        (self.confirms, self.is_proving) = (true, true);
+        self
+    }
+
+    /// Back to the start of the page.
+    fn restart(&mut self) {
+        self.restarts += 1;
+        self.from = ListFrom::Index(BlockIndex(self.start));
+        self.blocks.clear();
+        self.followed.clear();
+        self.is_proving = self.confirms;
     }
 
     /// Lists until a page proves something; none while the volume's size is unknown.
@@ -110,9 +139,7 @@ impl<T> PageCursor<T> {
                     if matches!(self.from, ListFrom::Page(_)) && self.restarts < MOST_RESTARTS =>
                 {
                     debug!("{error}");
-                    let restarts = self.restarts + 1;
-                    *self = Self::new(self.start, self.anchored);
-                    self.restarts = restarts;
+                    self.restart();
                     continue;
                 }
                 reply => reply?,
@@ -154,7 +181,7 @@ impl<T> PageCursor<T> {
             }
             Some(_) => {
                 self.check_anchor(has_anchor)?;
-                return Ok(Some(self.finish(None)));
+                return Ok(Some(self.finish(None, false)));
             }
             None => {}
         }
@@ -164,11 +191,14 @@ impl<T> PageCursor<T> {
                 "a list reply had no next token though blocks follow block {}: listing on from there",
                 self.start
             );
-            return Ok(Some(self.finish(None)));
+            return Ok(Some(self.finish(None, true)));
         }
         let next = self.next_block();
         if next >= end || self.is_proving {
-            return Ok(Some(self.finish(Some(end))));
+            return Ok(Some(self.finish(Some(end), true)));
+        }
+        if next > self.needed {
+            return Ok(Some(self.finish(None, true)));
         }
         self.is_proving = true;
         self.from = ListFrom::Index(BlockIndex(next));
@@ -204,10 +234,11 @@ impl<T> PageCursor<T> {
     }
 
     /// The page: up to the volume's end where that is proven, else up to its last block.
-    fn finish(&mut self, proven_end: Option<u32>) -> ListedPage<T> {
+    fn finish(&mut self, proven_end: Option<u32>, may_end: bool) -> ListedPage<T> {
         ListedPage {
             end: proven_end.unwrap_or_else(|| self.next_block()),
             more: proven_end.is_none(),
+            may_end,
             blocks: std::mem::take(&mut self.blocks),
             expiry: self.expiry,
         }

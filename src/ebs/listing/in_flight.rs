@@ -74,7 +74,8 @@ mod tests {
         let guard = listings.join(BlockIndex(12), reach).unwrap();
         let later = Instant::now() + Duration::from_secs(9);
         let waiter = listings.join(BlockIndex(19), reach).unwrap_err();
-        drop(listings.join(BlockIndex(20), reach).unwrap());
+        let next = || Extent::new(BlockIndex(20), BlockIndex(30)).unwrap();
+        drop(listings.join(BlockIndex(20), next).unwrap());
         let mut waits = Box::pin(waiter.ended(later));
         assert!((&mut waits).now_or_never().is_none());
         let impatient = listings.join(BlockIndex(19), reach).unwrap_err();

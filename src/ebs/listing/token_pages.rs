@@ -100,11 +100,11 @@ impl TokenPage {
 pub(in crate::ebs) struct TokenPages {
     /// Indexes so far: each has a number of its own.
     indexes: AtomicU32,
-    inner: Mutex<Inner>,
+    inner: Mutex<KeptPages>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct KeptPages {
     pages: LruCache<PageKey, TokenPage>,
     bytes: usize,
 }
@@ -124,7 +124,7 @@ impl TokenPages {
     pub(in crate::ebs) fn new() -> Self {
         Self {
             indexes: AtomicU32::new(0),
-            inner: Mutex::new(Inner {
+            inner: Mutex::new(KeptPages {
                 pages: LruCache::unbounded(),
                 bytes: 0,
             }),

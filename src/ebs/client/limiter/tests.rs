@@ -18,7 +18,7 @@ fn snapshot(n: u8) -> SnapshotId {
     format!("snap-{n:02x}").parse().unwrap()
 }
 
-async fn get(limiter: &Limiter) -> Place {
+async fn get(limiter: &Limiter) -> RequestSlot {
     limiter
         .block(&snapshot(1), &Wanted::already())
         .await

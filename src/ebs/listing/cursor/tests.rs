@@ -92,6 +92,47 @@ fn an_end_is_believed_after_one_more_request_that_is_empty_too() {
 }
 
 #[test]
+fn an_end_behind_the_needed_block_is_left_to_be_confirmed() {
+    let script = Script::new([(vec![3, 7], None)]);
+    let mut cursor = PageCursor::new(0, false).needing(BlockIndex(7));
+    let page = cursor
+        .page(&script)
+        .now_or_never()
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert_eq!((page.end, page.more, page.may_end), (8, true, true));
+    let script = Script::new([(vec![3, 7], None), (vec![], None)]);
+    let mut cursor = PageCursor::new(0, false).needing(BlockIndex(8));
+    let page = cursor
+        .page(&script)
+        .now_or_never()
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert_eq!((page.end, page.more), (100, false));
+    // One empty reply confirms it later, and a block refutes it.
+    let script = Script::new([(vec![], None)]);
+    let mut cursor = PageCursor::new(8, false).confirming();
+    let page = cursor
+        .page(&script)
+        .now_or_never()
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert_eq!((page.end, page.more), (100, false));
+    let script = Script::new([(vec![50], None)]);
+    let mut cursor = PageCursor::new(8, false).confirming();
+    let page = cursor
+        .page(&script)
+        .now_or_never()
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert_eq!((page.end, page.more), (51, true));
+}
+
+#[test]
 fn a_lost_token_costs_one_request_and_no_block() {
     let script = Script::new([(vec![3, 7], None), (vec![50, 60], Some("t"))]);
     assert_eq!(page(&script, 0, false), Ok((vec![3, 7, 50, 60], 61, true)));
