@@ -132,7 +132,7 @@ impl Emulator {
         let mut stream = TcpStream::connect(self.address).unwrap();
         write!(
             stream,
-            "{method} /_emulator/{path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+            "{method} /_emulator/{path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
         )
         .unwrap();
         let mut reply = String::new();
