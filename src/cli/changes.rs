@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
@@ -44,6 +45,9 @@ pub(super) struct ChangesArgs {
     unrelated: Unrelated,
     #[command(flatten)]
     form: FormArgs,
+    /// How long one listing may take, all attempts together, before it is given up
+    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
     // Last: its heading would hold for all that follows.
     #[command(flatten)]
     aws: AwsArgs,
@@ -125,7 +129,7 @@ impl ChangesArgs {
                 Selector::Snapshot(base.clone()),
                 Selector::Snapshot(head.clone()),
             ];
-            let (client, catalog) = aws::catalog(&config, &Limits::default(), select);
+            let (client, catalog) = aws::catalog(&config, &self.limits(), select);
             let delta = self.delta(&catalog, base, head).await?;
             let counts = client.counts();
             Ok::<_, Error>((delta, counts.lists, counts.gets))
@@ -183,6 +187,13 @@ impl ChangesArgs {
         compare::exact(&delta, &*old, &*new).await.map(Arc::new)
     }
 
+    fn limits(&self) -> Limits {
+        Limits {
+            timeout: self.timeout,
+            ..Limits::default()
+        }
+    }
+
     /// A line for each pair of neighbours on the volume.
     async fn chain(&self, volume: &str) -> Result<()> {
         let config = self.aws.load_with_credentials().await?;
@@ -192,7 +203,7 @@ impl ChangesArgs {
                 format!("--volume {volume} is no volume: it must look like vol-0123456789abcdef0");
             return Err(Error::new(Kind::Invalid, what));
         }
-        let (client, catalog) = aws::catalog(&config, &Limits::default(), vec![select]);
+        let (client, catalog) = aws::catalog(&config, &self.limits(), vec![select]);
         let mut snapshots = catalog.list().await?;
         snapshots.retain(|snapshot| snapshot.state == Some(State::Completed));
         if snapshots.len() < 2 {
