@@ -67,7 +67,7 @@ class Emulator:
     """An emulator with four snapshots of 4 GiB, 90 % full, quotas out of the way unless asked for."""
 
     def __init__(self, folder, latency, *more, quotas=False):
-        args = [EBSFS, "emulator", folder, "--listen", "127.0.0.1:0", "--set", f"latency_ms={latency}", *more]
+        args = [EBSFS, "emulator", folder, "--listen", "127.0.0.1:0", "--unsigned-blocks", "--set", f"latency_ms={latency}", *more]
         if not quotas:
             args += ["--set", "get_rps=1000000", "--set", "get_rps_snapshot=1000000", "--set", "list_rps=1000"]
         for snapshot in IDS:

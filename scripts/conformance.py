@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import time
+import urllib.error
 import urllib.request
 
 import boto3
@@ -35,7 +36,7 @@ def refused(what, code, reason, call, **arguments):
     """The call is refused with this code, reason (None: there is none) and HTTP status."""
     global passed
     status = {"AccessDeniedException": 403, "InvalidSignatureException": 403, "ResourceNotFoundException": 404,
-              "ConflictException": 409}.get(code, 400)
+              "ConflictException": 409, "RequestLimitExceeded": 503}.get(code, 400)
     try:
         call(**arguments)
     except botocore.exceptions.ClientError as error:
@@ -99,7 +100,10 @@ held = blocks_of(first)
 check("full size", described(first)["FullSnapshotSizeInBytes"] == len(held) * BLOCK)
 check("by tag", len(ec2.describe_snapshots(Filters=[{"Name": "tag:Name", "Values": ["a <b> & c"]}])["Snapshots"]) == 1)
 check("by owner", len(ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]) == 1)
-refused("no snapshot", "InvalidSnapshot.NotFound", None, ec2.describe_snapshots, SnapshotIds=["snap-0123"])
+refused("no snapshot", "InvalidSnapshot.NotFound", None, ec2.describe_snapshots, SnapshotIds=["snap-0400dc0055e85b9bf"])
+refused("no id of EC2's", "InvalidSnapshotID.Malformed", None, ec2.describe_snapshots, SnapshotIds=["snap-0123"])
+refused("ids in pages", "InvalidParameterCombination", None, ec2.describe_snapshots, SnapshotIds=[first], MaxResults=5)
+refused("page too small", "InvalidParameterValue", None, ec2.describe_snapshots, MaxResults=4)
 refused("no volume", "InvalidVolume.NotFound", None, ec2.create_snapshot, VolumeId="vol-0123")
 
 # Reading.
@@ -115,6 +119,9 @@ with open(path, "r+b") as file:
     check("from the last", [block["BlockIndex"] for block in some["Blocks"]] == [last] and not some.get("NextToken"))
     beyond = ebs.list_snapshot_blocks(SnapshotId=first, MaxResults=100, StartingBlockIndex=2048)
     check("past the end", not beyond["Blocks"] and not beyond.get("NextToken"))
+    check("no token to expire", abs(beyond["ExpiryTime"].timestamp() - time.time()) < 60)
+    lives = {round(ebs.list_snapshot_blocks(SnapshotId=first)["ExpiryTime"].timestamp() - time.time()) for _ in range(20)}
+    check("token lives", len(lives) > 10 and 552_000 < min(lives) and max(lives) < 636_000)
     for wrong in (1, 99, 10001):
         refused("page size", "ValidationException", None, ebs.list_snapshot_blocks, SnapshotId=first, MaxResults=wrong)
     refused("negative", "ValidationException", None, ebs.list_snapshot_blocks, SnapshotId=first, StartingBlockIndex=-1)
@@ -123,6 +130,8 @@ with open(path, "r+b") as file:
     for what, index, token in [("another's token", two, held[one]), ("not held", free, held[one]), ("rubbish", one, "A" * 95)]:
         refused(what, "ValidationException", "INVALID_BLOCK_TOKEN", ebs.get_snapshot_block, SnapshotId=first, BlockIndex=index, BlockToken=token)
     refused("page token", "ValidationException", "INVALID_PAGE_TOKEN", ebs.list_snapshot_blocks, SnapshotId=first, NextToken="A" * 95)
+    refused("empty token", "ValidationException", None, ebs.get_snapshot_block, SnapshotId=first, BlockIndex=one, BlockToken="")
+    refused("negative", "ValidationException", None, ebs.get_snapshot_block, SnapshotId=first, BlockIndex=-1, BlockToken=held[one])
     refused("no snapshot", "ResourceNotFoundException", "SNAPSHOT_NOT_FOUND", ebs.list_snapshot_blocks, SnapshotId="snap-0123")
     control("expire-tokens")
     refused("expired", "ValidationException", "INVALID_BLOCK_TOKEN", ebs.get_snapshot_block, SnapshotId=first, BlockIndex=one, BlockToken=held[one])
@@ -148,7 +157,8 @@ expected = {one: (True, True), two: (True, True), last: (True, False), free: (Fa
 check("changes", forward == expected)
 backward, _ = changed(second, first)
 check("backwards", backward == {index: sides[::-1] for index, sides in expected.items()})
-check("with itself", changed(first, first)[0] == {})
+same, bare = changed(first, first)
+check("with itself", same == {} and set(bare) == {"ChangedBlocks", "ResponseMetadata"})
 token = next(c["SecondBlockToken"] for c in reply["ChangedBlocks"] if c["BlockIndex"] == free)
 check("its token reads", len(get(second, free, token)) == BLOCK)
 refused("no first", "ValidationException", "INVALID_SNAPSHOT_ID", ebs.list_changed_blocks, SecondSnapshotId=second)
@@ -160,12 +170,19 @@ made = started["SnapshotId"]
 check("started", started["Status"] == "pending" and started["BlockSize"] == BLOCK and started["VolumeSize"] == 2)
 check("the same token", ebs.start_snapshot(VolumeSize=2, Description="made", ClientToken="t-1", Tags=[{"Key": "k", "Value": "v"}])["SnapshotId"] == made)
 refused("another request", "ConflictException", None, ebs.start_snapshot, VolumeSize=3, ClientToken="t-1")
-refused("pending", "ValidationException", "INVALID_SNAPSHOT_ID", ebs.list_snapshot_blocks, SnapshotId=made)
+refused("pending", "ResourceNotFoundException", "SNAPSHOT_NOT_FOUND", ebs.list_snapshot_blocks, SnapshotId=made)
+refused("pending", "ResourceNotFoundException", "SNAPSHOT_NOT_FOUND", ebs.get_snapshot_block, SnapshotId=made, BlockIndex=0, BlockToken="invalid")
+refused("pending parent", "ValidationException", "INVALID_SNAPSHOT_ID", ebs.start_snapshot, VolumeSize=2, ParentSnapshotId=made)
 for index, block in zip((7, 3, 4095), data):
     put(made, index, block)
 refused("beyond", "ValidationException", "INVALID_BLOCK", put, snapshot=made, index=4096, data=data[0])
 refused("length", "ValidationException", "INVALID_BLOCK", put, snapshot=made, index=1, data=data[0], DataLength=5)
 refused("short", "ValidationException", "INVALID_PARAMETER_VALUE", put, snapshot=made, index=1, data=b"short")
+refused("short and said so", "ValidationException", "INVALID_PARAMETER_VALUE", put, snapshot=made, index=1, data=b"short", DataLength=5)
+refused("other digest", "ValidationException", "INVALID_PARAMETER_VALUE", put, snapshot=made, index=1, data=data[0], ChecksumAlgorithm="SHA1")
+refused("negative", "ValidationException", None, put, snapshot=made, index=-1, data=data[0])
+refused("no base64", "ValidationException", None, put, snapshot=made, index=1, data=data[0], Checksum="not-base64!")
+refused("progress", "ValidationException", None, put, snapshot=made, index=1, data=data[0], Progress=101)
 refused("checksum", "InvalidSignatureException", None, put, snapshot=made, index=1, data=data[0], Checksum=digest(data[1]))
 linear = hashlib.sha256(b"".join(hashlib.sha256(data[n]).digest() for n in (1, 0, 2))).digest()
 aggregate = {"Checksum": base64.b64encode(linear).decode(), "ChecksumAlgorithm": "SHA256", "ChecksumAggregationMethod": "LINEAR"}
@@ -218,6 +235,46 @@ many = ec2.create_snapshots(InstanceSpecification={"InstanceId": instance["Insta
 check("create snapshots", [snapshot["VolumeId"] for snapshot in many] == ["vol-0c0f"])
 ec2.create_tags(Resources=[made], Tags=[{"Key": "later", "Value": "1"}])
 check("tagged", {"Key": "later", "Value": "1"} in described(made)["Tags"])
+
+# An account of many snapshots.
+control("switches?account_snapshots=2000")
+pages = ec2.get_paginator("describe_snapshots").paginate(OwnerIds=["self"], PaginationConfig={"PageSize": 300})
+ids = [snapshot["SnapshotId"] for page in pages for snapshot in page["Snapshots"]]
+check("account", len(ids) > 2000 and len(set(ids)) == len(ids))
+check("one of it", described(ids[-1])["SnapshotId"] == ids[-1] and described(ids[-1])["VolumeSize"] == 8)
+check("by filter", len(ec2.describe_snapshots(Filters=[{"Name": "snapshot-id", "Values": ids[-3:]}])["Snapshots"]) == 3)
+control("switches?account_snapshots=0&ec2_throttle=1")
+refused("throttled", "RequestLimitExceeded", None, ec2.describe_snapshots, OwnerIds=["self"])
+control("switches?ec2_throttle=0")
+
+# Replies that have no list in them.
+for switch, value in [("lose_list", 1), ("null_list", 1), ("empty_object", 1), ("error_200", 1)]:
+    control(f"switches?{switch}={value}")
+    check(switch, not ebs.list_snapshot_blocks(SnapshotId=second).get("Blocks"))
+    check(switch, not ebs.list_changed_blocks(FirstSnapshotId=first, SecondSnapshotId=second).get("ChangedBlocks"))
+    control(f"switches?{switch}=0")
+control("switches?page_blocks=1&lose_token_at=2")
+page = ebs.list_changed_blocks(FirstSnapshotId=first, SecondSnapshotId=second)
+page = ebs.list_changed_blocks(FirstSnapshotId=first, SecondSnapshotId=second, NextToken=page["NextToken"])
+check("lost token", page["ChangedBlocks"] and "NextToken" not in page)
+control("switches?page_blocks=0&lose_token_at=&cycle=1")
+tokens, token = [], {}
+for _ in range(4):
+    token = {"NextToken": ebs.list_snapshot_blocks(SnapshotId=second, **token)["NextToken"]}
+    tokens += token.values()
+check("cycle", tokens[:2] == tokens[2:] and tokens[0] != tokens[1])
+control("switches?cycle=0")
+
+# Who may use what is not AWS's.
+for path, headers, status in [("counters", {}, 200), ("", {}, 200), ("counters", {"Host": "rebound.example"}, 403),
+                              ("switches?latency_ms=1", {"Origin": "https://example.org"}, 403),
+                              (f"blocks/{made}/3", {}, 403), ("clock?ahead_s=18446744073709551615", {}, 400)]:
+    request = urllib.request.Request(f"{URL}/_emulator/{path}", headers=headers, data=b"" if "?" in path else None)
+    try:
+        got = urllib.request.urlopen(request).status
+    except urllib.error.HTTPError as error:
+        got = error.code
+    check(path, got == status)
 
 # Deleting a snapshot leaves what others share with it.
 ec2.delete_snapshot(SnapshotId=first)

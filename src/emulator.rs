@@ -5,10 +5,15 @@
 //!
 //! | file | subject |
 //! | --- | --- |
-//! | [`http`] | connections, routing, latency and broken replies |
+//! | [`http`] | accepting, routing, latency, permissions and broken replies |
+//! | [`connections`] | idle connections, closed or frozen |
+//! | [`guard`] | who may use the control endpoint |
+//! | [`reply`] | replies as each of the two services writes them |
+//! | [`names`] | header names as AWS spells them |
 //! | [`mod@tls`] | HTTPS |
 //! | [`auth`] | Signature Version 4 |
 //! | [`direct`] | the read calls of the EBS direct APIs |
+//! | [`page`] | one reply of a listing, and its faults |
 //! | [`mod@write`] | the calls of the EBS direct APIs that make a snapshot |
 //! | [`ec2`] | the EC2 query API |
 //! | [`tokens`] | block and page tokens |
@@ -20,10 +25,14 @@
 //! | [`control`] | the endpoint that sets them and reads the counters |
 
 mod auth;
+mod connections;
 mod control;
 mod direct;
 mod ec2;
+mod guard;
 mod http;
+mod names;
+mod page;
 mod record;
 mod reply;
 mod store;
@@ -34,19 +43,21 @@ mod tokens;
 mod view;
 mod write;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
+use tracing::warn;
 
 use crate::error::{Error, Kind, Result};
 
+use connections::Connections;
 use store::Store;
 use switches::{Buckets, Switches};
 pub use synthetic::REPETITIVE;
@@ -72,7 +83,14 @@ pub struct Emulator {
     counters: Mutex<BTreeMap<String, u64>>,
     /// Requests being answered now.
     at_once: AtomicU64,
+    connections: Connections,
+    /// When each session token was seen first.
+    sessions: Mutex<HashMap<String, SystemTime>>,
+    /// Whether `/_emulator/blocks/` serves without a signature.
+    unsigned_blocks: AtomicBool,
     sealer: Sealer,
+    /// Page tokens that lead to each other, by listing and number.
+    cycling: Mutex<BTreeMap<(String, u32), String>>,
     /// Tokens made before this are expired.
     tokens_from: Mutex<SystemTime>,
     /// How far its clock is ahead of the machine's.
@@ -122,19 +140,34 @@ impl Emulator {
                 .set(name, value)
                 .map_err(|what| Error::new(Kind::Invalid, what))?;
         }
+        let store = Store::load(folder).map_err(failed)?;
+        for name in store.misnamed().map_err(failed)? {
+            warn!(
+                "volumes/{name} is no volume: its name must be vol- and hexadecimal digits, as in vol-0a.raw"
+            );
+        }
         Ok(Arc::new(Self {
             folder: folder.to_owned(),
             access_key,
             secret_key,
-            store: Mutex::new(Store::load(folder).map_err(failed)?),
+            store: Mutex::new(store),
             switches: Mutex::new(switches),
             buckets: Mutex::default(),
             counters: Mutex::default(),
             at_once: AtomicU64::new(0),
+            connections: Connections::default(),
+            sessions: Mutex::default(),
+            unsigned_blocks: AtomicBool::new(false),
             sealer: Sealer::new(),
+            cycling: Mutex::default(),
             tokens_from: Mutex::new(SystemTime::UNIX_EPOCH),
             ahead: Mutex::new(Duration::ZERO),
         }))
+    }
+
+    /// Lets any program of this machine read blocks at `/_emulator/blocks/`, without a signature: for benchmarks.
+    pub fn serve_unsigned_blocks(&self) {
+        self.unsigned_blocks.store(true, Ordering::Relaxed);
     }
 
     /// Where the credentials file is: for AWS_SHARED_CREDENTIALS_FILE.

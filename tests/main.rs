@@ -18,8 +18,10 @@ mod commands;
 mod counts;
 #[cfg(feature = "ec2")]
 mod ebs_target;
+mod emulator;
 mod ends;
 mod faults;
+mod hostile_api;
 mod large;
 mod layers;
 mod pairs;

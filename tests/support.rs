@@ -135,17 +135,12 @@ impl Emulator {
     }
 
     fn ask(&self, method: &str, path: &str) -> Value {
-        let mut stream = TcpStream::connect(self.address).unwrap();
-        write!(
-            stream,
-            "{method} /_emulator/{path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-        )
-        .unwrap();
-        let mut reply = String::new();
-        stream.read_to_string(&mut reply).unwrap();
-        let (head, body) = reply.split_once("\r\n\r\n").unwrap();
-        assert!(head.starts_with("HTTP/1.1 200"), "{path}: {reply}");
-        serde_json::from_str(body).unwrap()
+        self.control().ask(method, path)
+    }
+
+    /// What sets its switches, for those that outlive a borrow.
+    pub fn control(&self) -> Control {
+        Control(self.address)
     }
 
     /// Calls of this name since the last [`Self::reset`].
@@ -199,6 +194,31 @@ impl Emulator {
 
     pub fn mount(&self, args: &[&str]) -> Mount {
         Mount::start(self.ebsfs(&["mount"]), args)
+    }
+}
+
+/// The control endpoint of an emulator.
+#[derive(Clone, Copy)]
+pub struct Control(SocketAddr);
+
+impl Control {
+    /// Sets switches: `latency_ms=15&reset=0.02`.
+    pub fn set(&self, switches: &str) {
+        self.ask("POST", &format!("switches?{switches}"));
+    }
+
+    fn ask(&self, method: &str, path: &str) -> Value {
+        let mut stream = TcpStream::connect(self.0).unwrap();
+        write!(
+            stream,
+            "{method} /_emulator/{path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+        )
+        .unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).unwrap();
+        let (head, body) = reply.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200"), "{path}: {reply}");
+        serde_json::from_str(body).unwrap()
     }
 }
 

@@ -16,7 +16,8 @@ use crate::error::{Error, Kind, Result};
 #[command(
     long_about = "Serve the EBS direct APIs and EC2's snapshot calls from a folder of disk images, on loopback.\n\n\
     FOLDER/volumes/vol-*.raw are ordinary sparse files; CreateSnapshot takes them as they stand. Requests must be signed \
-    with the key in FOLDER/credentials. http://ADDRESS/_emulator/ shows counters and sets latency, limits and faults."
+    with the key in FOLDER/credentials. http://ADDRESS/_emulator/ shows counters and sets latency, limits and faults; it \
+    answers programs of this machine, not web pages. The environment to use it is printed."
 )]
 pub(super) struct EmulatorArgs {
     /// Where volumes and snapshots are kept; made when it is not there
@@ -33,6 +34,9 @@ pub(super) struct EmulatorArgs {
     /// Add a snapshot whose bytes are computed; DENSITY is blocks held in a million
     #[arg(long, value_name = "ID:GIB:DENSITY")]
     synthetic: Vec<Synthetic>,
+    /// Serve blocks at /_emulator/blocks/SNAPSHOT/INDEX without a signature, to any program of this machine: for benchmarks
+    #[arg(long)]
+    unsigned_blocks: bool,
     /// Blocks of synthetic snapshots repeat one page, so that they can be compressed
     #[arg(long)]
     repetitive: bool,
@@ -40,6 +44,19 @@ pub(super) struct EmulatorArgs {
     #[arg(long, value_name = "ID:PARENT:CHANGED")]
     synthetic_child: Vec<SyntheticChild>,
 }
+
+/// Variables that would win over those that the emulator has exported: keys over the profile, the endpoints of single
+/// services and the kinds of endpoint over the URL.
+const OVERRIDES: [&str; 8] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_ENDPOINT_URL_EBS",
+    "AWS_ENDPOINT_URL_EC2",
+    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
+    "AWS_USE_FIPS_ENDPOINT",
+    "AWS_USE_DUALSTACK_ENDPOINT",
+];
 
 #[derive(Clone, Debug)]
 struct SyntheticChild {
@@ -95,6 +112,9 @@ impl EmulatorArgs {
         super::runtime()?.block_on(async {
             let listener = Emulator::listen(self.listen).await?;
             let emulator = Emulator::open(&self.folder, &self.settings)?;
+            if self.unsigned_blocks {
+                emulator.serve_unsigned_blocks();
+            }
             let first = 1 | if self.repetitive { REPETITIVE } else { 0 };
             for (synthetic, seed) in self.synthetic.iter().zip(first..) {
                 emulator.add_synthetic(&synthetic.id, synthetic.gib, synthetic.density, seed)?;
@@ -112,16 +132,17 @@ impl EmulatorArgs {
                 }
                 None => ("http", String::new()),
             };
-            // What a shell needs to use it, ready to be pasted or evaluated.
-            writeln!(
-                std::io::stdout(),
+            // What a shell needs to use it, ready to be evaluated. In one write: a reader may leave after the first line.
+            let credentials = std::path::absolute(emulator.credentials_file()).map_err(failed)?;
+            let environment = format!(
                 "export AWS_ENDPOINT_URL={scheme}://{address} AWS_REGION={REGION} AWS_DEFAULT_REGION={REGION} \
-                 AWS_PROFILE={PROFILE} AWS_SHARED_CREDENTIALS_FILE='{}'{trust}",
-                std::path::absolute(emulator.credentials_file())
-                    .map_err(failed)?
-                    .display()
-            )
-            .map_err(failed)?;
+                 AWS_PROFILE={PROFILE} AWS_SHARED_CREDENTIALS_FILE='{}'{trust}\nunset {}\n",
+                credentials.display(),
+                OVERRIDES.join(" ")
+            );
+            std::io::stdout()
+                .write_all(environment.as_bytes())
+                .map_err(failed)?;
             let stop = async {
                 let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
                 tokio::select! {

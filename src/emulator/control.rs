@@ -1,12 +1,16 @@
-//! The control endpoint: `/_emulator/...`, unsigned, for tests and benchmarks.
+//! The control endpoint: `/_emulator/...`, for tests and benchmarks. It needs no signature, so that it answers only
+//! programs of this machine (see [`super::guard`]), and it gives out no bytes of a disk.
 //!
 //! ```text
+//! GET  /_emulator/                              the same as counters
 //! GET  /_emulator/counters                      calls by name, and what was throttled
 //! POST /_emulator/counters/reset
 //! GET  /_emulator/switches
 //! POST /_emulator/switches?latency_ms=15&reset=0.02
 //! POST /_emulator/expire-tokens                 all tokens given out so far
 //! POST /_emulator/clock?ahead_s=86400
+//! POST /_emulator/connections/close             closes all idle connections
+//! POST /_emulator/connections/freeze            never answers again on the connections that there are now
 //! POST /_emulator/snapshots/snap-1?tier=archive&public=1&owner=444455556666&kms_denied=1&state=error&deleted=1
 //! POST /_emulator/volumes/vol-1/snapshot        CreateSnapshot without a signature: {"snapshot_id": "snap-..."}
 //! POST /_emulator/volumes/vol-1/touch?block=7   counts as written, whatever its bytes
@@ -24,7 +28,7 @@ use super::Emulator;
 use super::record::set_attribute;
 use super::reply::{Reply, json_reply};
 use super::store::Store;
-use super::switches::Buckets;
+use super::switches::{Buckets, CENTURY_S};
 
 impl Emulator {
     pub(super) fn control(&self, method: &Method, path: &str, query: &str) -> Reply {
@@ -54,7 +58,7 @@ impl Emulator {
         let steps: Vec<&str> = path.split('/').filter(|step| !step.is_empty()).collect();
         let post = *method == Method::POST;
         match steps[..] {
-            ["counters"] if !post => Ok(json!(*self.counters.lock())),
+            [] | ["counters"] if !post => Ok(json!(*self.counters.lock())),
             ["counters", "reset"] if post => {
                 self.counters.lock().clear();
                 Ok(json!({}))
@@ -78,7 +82,19 @@ impl Emulator {
                 Ok(json!({}))
             }
             ["clock"] if post => {
-                *self.ahead.lock() = Duration::from_secs(number("ahead_s")?);
+                let ahead = number("ahead_s")?;
+                if ahead > CENTURY_S {
+                    return Err(format!("ahead_s={ahead} is more than a century"));
+                }
+                *self.ahead.lock() = Duration::from_secs(ahead);
+                Ok(json!({}))
+            }
+            ["connections", "close"] if post => {
+                self.connections.close_idle();
+                Ok(json!({}))
+            }
+            ["connections", "freeze"] if post => {
+                self.connections.freeze();
                 Ok(json!({}))
             }
             ["snapshots", id] if post => {

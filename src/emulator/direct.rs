@@ -1,15 +1,14 @@
 //! The read calls of the EBS direct APIs: ListSnapshotBlocks, ListChangedBlocks, GetSnapshotBlock.
-#![expect(clippy::indexing_slicing, reason = "a JSON object takes any name")]
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
-use serde_json::{Value, json};
-
+use super::page::{ListCall, PageBlocks, PageEntry};
 use super::record::{PER_GIB, millis};
-use super::reply::{Refusal, Reply, block_reply, json_reply};
+use super::reply::{Refusal, Reply, block_reply};
 use super::store::Snapshot;
 use super::switches::{Switches, strikes};
-use super::{ACCOUNT, BLOCK, Emulator};
+use super::tokens::TokenKind;
+use super::{ACCOUNT, Emulator};
 
 /// A call's query parameters.
 #[derive(Debug)]
@@ -31,7 +30,7 @@ impl Query {
             .map(|(_, value)| value.as_str())
     }
 
-    fn number(&self, name: &str) -> Result<Option<i64>, Refusal> {
+    pub(super) fn number(&self, name: &str) -> Result<Option<i64>, Refusal> {
         self.get(name)
             .map(|text| {
                 text.parse().map_err(|_| {
@@ -47,15 +46,6 @@ impl Query {
     }
 }
 
-/// Where a page begins and how much it holds.
-#[derive(Debug)]
-struct Page {
-    start: u32,
-    max: usize,
-    /// Whether another page came before this one.
-    goes_on: bool,
-}
-
 impl Emulator {
     pub(super) fn list_snapshot_blocks(&self, id: &str, query: &Query) -> Result<Reply, Refusal> {
         let switches = self.switches();
@@ -63,37 +53,29 @@ impl Emulator {
         let now = self.now();
         let store = self.store.lock();
         let snapshot = readable(store.get(id), id, now, &switches)?;
-        let (gib, snapshot) = (snapshot.record.volume_gib, snapshot.view());
+        let (volume_gib, snapshot) = (snapshot.record.volume_gib, snapshot.view());
         drop(store);
-        let scope = format!("list/{id}");
-        let page = self.page(query, &scope, now)?.at_most(switches.page_blocks);
-        let start = faulty_start(&page, &switches, |max| {
-            snapshot.indexes(page.start, max + 1).last().copied()
+        let call = ListCall {
+            scope: format!("list/{id}"),
+            key: "Blocks",
+            token: TokenKind::Page,
+            volume_gib,
+        };
+        let asked = self.asked_page(query, &call, now, &switches)?;
+        let page =
+            PageBlocks::collect(&asked, &switches, |start, max| snapshot.indexes(start, max));
+        let life = Self::token_life(&switches);
+        let seal = |index: u32| {
+            let scope = format!("{id}/{index}");
+            self.sealer
+                .seal(TokenKind::Block, &scope, index.into(), now, life)
+        };
+        let entries = page.indexes.iter().map(|index| PageEntry {
+            index: *index,
+            tokens: vec![("BlockToken", Some(seal(*index)))],
         });
-        let mut indexes = snapshot.indexes(start, page.max + 1);
-        let mut next = (indexes.len() > page.max).then(|| indexes.pop()).flatten();
-        shorten(&switches, start, &mut indexes, &mut next);
-        if strikes(switches.lost_next) {
-            next = None;
-            indexes.truncate(indexes.len() / 2);
-        }
-        let life = Duration::from_secs(switches.token_life_s);
-        let mut blocks: Vec<Value> = indexes
-            .iter()
-            .map(|index| {
-                let token = self
-                    .sealer
-                    .seal(&format!("{id}/{index}"), *index, now, life);
-                json!({"BlockIndex": index, "BlockToken": token})
-            })
-            .collect();
-        if strikes(switches.null_token)
-            && let Some(block) = blocks.last_mut()
-        {
-            block["BlockToken"] = Value::Null;
-        }
-        let body = json!({"Blocks": blocks});
-        Ok(self.page_reply(body, gib, &scope, next, now, &switches))
+        let entries = entries.collect();
+        Ok(self.page_reply(&call, &asked, entries, page.next, now, life, &switches))
     }
 
     pub(super) fn list_changed_blocks(
@@ -120,122 +102,45 @@ impl Emulator {
             let message = format!("{first} and {second} are not related");
             return Err(Refusal::invalid("UNRELATED_SNAPSHOTS", message));
         }
-        let gib = to.record.volume_gib;
+        let volume_gib = to.record.volume_gib;
         let (from, to) = (from.view(), to.view());
         drop(store);
-        let scope = format!("changed/{first}/{second}");
-        let page = self.page(query, &scope, now)?.at_most(switches.page_blocks);
-        let start = faulty_start(&page, &switches, |max| {
-            from.changed(&to, page.start, max + 1).last().copied()
+        let call = ListCall {
+            scope: format!("changed/{first}/{second}"),
+            key: "ChangedBlocks",
+            token: TokenKind::ChangedPage,
+            volume_gib,
+        };
+        let asked = self.asked_page(query, &call, now, &switches)?;
+        let mut page = PageBlocks::collect(&asked, &switches, |start, max| {
+            from.changed(&to, start, max)
         });
-        let mut indexes = from.changed(&to, start, page.max + 1);
-        let mut next = (indexes.len() > page.max).then(|| indexes.pop()).flatten();
-        shorten(&switches, start, &mut indexes, &mut next);
-        if switches.scan_blocks > 0 && start.saturating_add(switches.scan_blocks) < gib * PER_GIB {
-            let end = start + switches.scan_blocks;
-            indexes.retain(|index| *index < end);
-            next = Some(next.map_or(end, |next| next.min(end)));
+        let scanned = page.start.saturating_add(switches.scan_blocks);
+        if switches.scan_blocks > 0 && scanned < volume_gib.saturating_mul(PER_GIB) {
+            page.indexes.retain(|index| *index < scanned);
+            page.next = Some(page.next.map_or(scanned, |next| next.min(scanned)));
         }
-        let life = Duration::from_secs(switches.token_life_s);
-        let nulls = strikes(switches.nulls);
-        let blocks: Vec<Value> = indexes
-            .iter()
-            .map(|index| {
-                let mut block = json!({"BlockIndex": index});
-                for (name, id, side) in [
-                    ("FirstBlockToken", first, &from),
-                    ("SecondBlockToken", second, &to),
-                ] {
-                    if side.holds(*index) {
-                        let scope = format!("{id}/{index}");
-                        block[name] = self.sealer.seal(&scope, *index, now, life).into();
-                    } else if nulls {
-                        block[name] = Value::Null;
-                    }
-                }
-                block
-            })
-            .collect();
-        let body = json!({"ChangedBlocks": blocks});
-        Ok(self.page_reply(body, gib, &scope, next, now, &switches))
-    }
-
-    /// The page asked for; the page token wins over the index.
-    fn page(&self, query: &Query, scope: &str, now: SystemTime) -> Result<Page, Refusal> {
-        let max = query.number("maxResults")?.unwrap_or(100);
-        let constraint = |name: &str, value: i64, what: &str| {
-            Refusal::malformed(format!(
-                "1 validation error detected: Value '{value}' at '{name}' failed to satisfy constraint: \
-                 Member must have value {what}"
-            ))
+        let life = Self::token_life(&switches);
+        let seal = |id: &str, index: u32| {
+            let scope = format!("{id}/{index}");
+            self.sealer
+                .seal(TokenKind::Block, &scope, index.into(), now, life)
         };
-        if max < 100 {
-            return Err(constraint(
-                "maxResults",
-                max,
-                "greater than or equal to 100",
-            ));
-        }
-        if max > 10_000 {
-            return Err(constraint("maxResults", max, "less than or equal to 10000"));
-        }
-        let start = query.number("startingBlockIndex")?.unwrap_or(0);
-        if start < 0 {
-            return Err(constraint(
-                "startingBlockIndex",
-                start,
-                "greater than or equal to 0",
-            ));
-        }
-        let token = query.get("pageToken").filter(|token| !token.is_empty());
-        let start = match token {
-            None => u32::try_from(start).unwrap_or(u32::MAX),
-            Some(token) => self
-                .sealer
-                .open(scope, token, now, *self.tokens_from.lock())
-                .map_err(|bad| {
-                    Refusal::invalid(
-                        "INVALID_PAGE_TOKEN",
-                        format!("The page token is not valid: {bad:?}"),
-                    )
-                })?,
-        };
-        Ok(Page {
-            start,
-            max: usize::try_from(max).unwrap_or(100),
-            goes_on: token.is_some() || start > 0,
-        })
-    }
-
-    fn page_reply(
-        &self,
-        mut body: Value,
-        gib: u32,
-        scope: &str,
-        next: Option<u32>,
-        now: SystemTime,
-        switches: &Switches,
-    ) -> Reply {
-        if next.is_some() || !strikes(switches.bare_last_page) {
-            // Observed lives are about as long as documented, to the reply.
-            let expiry = now + Duration::from_secs(switches.token_life_s);
-            let expiry = expiry.duration_since(UNIX_EPOCH).unwrap_or_default();
-            body["ExpiryTime"] = json!(expiry.as_secs_f64());
-            body["VolumeSize"] = gib.into();
-            body["BlockSize"] = BLOCK.into();
-        }
-        if let Some(next) = next {
-            let life = Duration::from_secs(switches.page_token_life_s);
-            body["NextToken"] = self.sealer.seal(scope, next, now, life).into();
-        }
-        if strikes(switches.nulls) {
-            if next.is_none() {
-                body["NextToken"] = Value::Null;
-            }
-            body["ExpiryTime"] = Value::Null;
-            body["LastEvaluatedBlockIndex"] = Value::Null;
-        }
-        json_reply(200, &body)
+        let entries = page.indexes.iter().map(|index| PageEntry {
+            index: *index,
+            tokens: vec![
+                (
+                    "FirstBlockToken",
+                    from.holds(*index).then(|| seal(first, *index)),
+                ),
+                (
+                    "SecondBlockToken",
+                    to.holds(*index).then(|| seal(second, *index)),
+                ),
+            ],
+        });
+        let entries = entries.collect();
+        Ok(self.page_reply(&call, &asked, entries, page.next, now, life, &switches))
     }
 
     pub(super) fn get_snapshot_block(
@@ -248,25 +153,34 @@ impl Emulator {
         let (account, snapshot) = (switches.get_rps, switches.get_rps_snapshot);
         self.throttle("GetSnapshotBlock", id, account, snapshot)?;
         let now = self.now();
-        let index: u32 = index
-            .parse()
-            .map_err(|_| Refusal::malformed("blockIndex must be a number of at least 0"))?;
+        let index = block_index(index)?;
         let token = query.get("blockToken").ok_or_else(|| {
-            Refusal::malformed("Value null at 'blockToken' failed to satisfy constraint")
+            Refusal::malformed(
+                "1 validation error detected: Value null at 'blockToken' failed to satisfy constraint: \
+                 Member must not be null",
+            )
         })?;
+        if token.is_empty() || !token.bytes().all(is_of_token) {
+            let must = "satisfy regular expression pattern: ^[A-Za-z0-9+/=_-]+$";
+            return Err(Refusal::constraint("blockToken", token, must));
+        }
         let place = {
             let store = self.store.lock();
             readable(store.get(id), id, now, &switches)?;
             store.locate(id, index)
         };
         let scope = format!("{id}/{index}");
-        let opened = self
-            .sealer
-            .open(&scope, token, now, *self.tokens_from.lock());
+        let opened = self.sealer.open(
+            TokenKind::Block,
+            &scope,
+            token,
+            now,
+            *self.tokens_from.lock(),
+        );
         let (Ok(_), Some(place)) = (opened, place) else {
             return Err(Refusal::invalid(
                 "INVALID_BLOCK_TOKEN",
-                "The provided block token is not valid",
+                format!("The block token {token} is invalid."),
             ));
         };
         let (mut bytes, digest) = place.read().map_err(|_| Refusal::internal())?;
@@ -315,11 +229,10 @@ pub(super) fn readable<'a>(
     switches: &Switches,
 ) -> Result<&'a Snapshot, Refusal> {
     let digits = id.strip_prefix("snap-").unwrap_or_default();
-    if digits.is_empty() || id.len() > 64 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Err(Refusal::malformed(format!(
-            "1 validation error detected: Value '{id}' at 'snapshotId' failed to satisfy constraint: \
-             Member must satisfy regular expression pattern: ^snap-[0-9a-f]+$"
-        )));
+    let is_hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+    if digits.is_empty() || id.len() > 64 || !digits.bytes().all(is_hex) {
+        let must = "satisfy regular expression pattern: ^snap-[0-9a-f]+$";
+        return Err(Refusal::constraint("snapshotId", id, must));
     }
     let snapshot = snapshot.ok_or_else(|| Refusal::not_found(id))?;
     let record = &snapshot.record;
@@ -327,12 +240,12 @@ pub(super) fn readable<'a>(
     let wrong = |message: String| Err(Refusal::invalid("INVALID_SNAPSHOT_ID", message));
     match record.state_at(now).0 {
         "completed" => {}
-        "pending" => return wrong(format!("Snapshot {id} is not complete")),
+        "pending" => return Err(Refusal::not_found(id)),
         state => return wrong(format!("Snapshot {id} is in the state {state}")),
     }
     if record
         .settles_ms
-        .is_some_and(|settled| now < settled + switches.visible_ms)
+        .is_some_and(|settled| now < settled.saturating_add(switches.visible_ms))
     {
         return Err(Refusal::not_found(id));
     }
@@ -353,42 +266,24 @@ pub(super) fn readable<'a>(
     Ok(snapshot)
 }
 
-impl Page {
-    /// At most so many blocks; 0: as many as are asked for.
-    fn at_most(mut self, blocks: usize) -> Self {
-        if blocks > 0 {
-            self.max = self.max.min(blocks);
-        }
-        self
+/// The index in a call's path.
+pub(super) fn block_index(text: &str) -> Result<u32, Refusal> {
+    let index: i64 = text.parse().map_err(|_| {
+        Refusal::new(
+            400,
+            "SerializationException",
+            None,
+            format!("{text} is no block index"),
+        )
+    })?;
+    if index < 0 {
+        let must = "have value greater than or equal to 0";
+        return Err(Refusal::constraint("blockIndex", index, must));
     }
+    Ok(u32::try_from(index).unwrap_or(u32::MAX))
 }
 
-/// A page that begins at `start`, cut to nothing or to one block, with the token that leads on from there.
-fn shorten(switches: &Switches, start: u32, indexes: &mut Vec<u32>, next: &mut Option<u32>) {
-    if strikes(switches.empty_page) {
-        *next = Some(start);
-        indexes.clear();
-    } else if strikes(switches.short_page)
-        && let Some(second) = indexes.get(1)
-    {
-        *next = Some(*second);
-        indexes.truncate(1);
-    }
-}
-
-/// Where a page really begins when it is to be dropped or doubled. `after` gives the block after so many.
-fn faulty_start(page: &Page, switches: &Switches, after: impl Fn(usize) -> Option<u32>) -> u32 {
-    let dropped = switches.drop_at == Some(page.start);
-    if !page.goes_on && !dropped {
-        return page.start;
-    }
-    if dropped || strikes(switches.drop_page) {
-        return after(page.max).unwrap_or(page.start);
-    }
-    if strikes(switches.double_page) {
-        return page
-            .start
-            .saturating_sub(u32::try_from(page.max).unwrap_or(0));
-    }
-    page.start
+/// Whether a token may have this character: URL-safe base64, and the plain kind.
+fn is_of_token(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b"+/=_-".contains(&b)
 }

@@ -1,15 +1,20 @@
-//! The EC2 query API, as far as snapshots need it.
+//! The EC2 query API, as far as snapshots need it. DescribeSnapshots is in [`snapshots`], an account with more of them
+//! than the folder has in [`account`].
 //!
 //! One instance, `i-0123456789abcdef0`, has all volumes of the folder attached, the first of them as its root.
+
+mod account;
+mod snapshots;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::record::{Record, iso8601, millis};
-use super::reply::{Refusal, Reply, escape, request_id, with_body};
-use super::store::Snapshot;
-use super::{ACCOUNT, BLOCK, Emulator, REGION};
+use super::record::{Record, millis};
+use super::reply::{Refusal, Reply, ec2_reply, request_id};
+use super::store::is_volume_id;
+use super::{ACCOUNT, Emulator, REGION};
+use snapshots::{snapshot_fields, unknown_snapshot};
 
 const INSTANCE: &str = "i-0123456789abcdef0";
 const GIB: u64 = 1 << 30;
@@ -94,70 +99,12 @@ impl Emulator {
                 return Err(Refusal::new(400, "InvalidAction", None, message));
             }
         };
+        let id = request_id();
         let text = format!(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<{action}Response \
-             xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\"><requestId>{}</requestId>{inner}</{action}Response>",
-            request_id()
+             xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\"><requestId>{id}</requestId>{inner}</{action}Response>"
         );
-        Ok(with_body(200, "text/xml;charset=UTF-8", text.into()))
-    }
-
-    fn describe_snapshots(&self, form: &Form, here: bool) -> Result<String, Refusal> {
-        let now = millis(self.now());
-        let ids = form.list("SnapshotId");
-        let owners = form.list("Owner");
-        let filters = form.filters();
-        let store = self.store.lock();
-        for id in &ids {
-            if !here || store.get(id).is_none() {
-                let message = format!("The snapshot '{id}' does not exist.");
-                return Err(Refusal::new(400, "InvalidSnapshot.NotFound", None, message));
-            }
-        }
-        let mut matching: Vec<&Snapshot> = store
-            .snapshots
-            .values()
-            .filter(|snapshot| {
-                let record = &snapshot.record;
-                here && !record.deleted
-                    && (ids.is_empty() || ids.contains(&record.id.as_str()))
-                    && (owners.is_empty()
-                        || owners.iter().any(|owner| {
-                            *owner == record.owner || *owner == "self" && record.owner == ACCOUNT
-                        }))
-                    && filters
-                        .iter()
-                        .all(|(name, values)| matches(record, name, values, now))
-            })
-            .collect();
-        // No order is documented: by number is one that no client should count on.
-        matching.sort_by_key(|snapshot| std::cmp::Reverse(snapshot.record.number));
-        let max = form
-            .get("MaxResults")
-            .map(|text| text.parse().unwrap_or(0))
-            .unwrap_or(1000usize);
-        if !(5..=1000).contains(&max) {
-            let message = format!("Value ( {max} ) for parameter maxResults is invalid.");
-            return Err(Refusal::new(400, "InvalidParameterValue", None, message));
-        }
-        let skip: usize = form
-            .get("NextToken")
-            .map_or(Ok(0), str::parse)
-            .map_err(|_| Refusal::new(400, "InvalidNextToken.Malformed", None, "no such page"))?;
-        let mut text = String::from("<snapshotSet>");
-        for snapshot in matching.iter().skip(skip).take(max) {
-            let held = snapshot.held();
-            let _ = write!(
-                text,
-                "<item>{}</item>",
-                snapshot_fields(&snapshot.record, Some(held), now)
-            );
-        }
-        text.push_str("</snapshotSet>");
-        if matching.len() > skip + max {
-            let _ = write!(text, "<nextToken>{}</nextToken>", skip + max);
-        }
-        Ok(text)
+        Ok(ec2_reply(200, &id, text))
     }
 
     fn volumes_here(&self, here: bool) -> Result<Vec<(String, u64)>, Refusal> {
@@ -223,6 +170,11 @@ impl Emulator {
         description: &str,
         tags: BTreeMap<String, String>,
     ) -> Result<Record, Refusal> {
+        if !is_volume_id(volume) {
+            let message =
+                format!("Value ({volume}) for parameter volumeId is invalid. Expected: 'vol-...'.");
+            return Err(Refusal::new(400, "InvalidParameterValue", None, message));
+        }
         let now = self.now();
         let settles = now + Duration::from_millis(self.switches().pending_ms);
         let created = self
@@ -286,8 +238,7 @@ impl Emulator {
         for id in ids {
             let found = store.get(id).filter(|_| here);
             let Some(snapshot) = found.filter(|found| found.record.owner == ACCOUNT) else {
-                let message = format!("The snapshot '{id}' does not exist.");
-                return Err(Refusal::new(400, "InvalidSnapshot.NotFound", None, message));
+                return Err(unknown_snapshot(id));
             };
             let mut record = snapshot.record.clone();
             record.tags.extend(tags.iter().cloned());
@@ -311,10 +262,7 @@ impl Emulator {
         let snapshot = store
             .get_mut(id)
             .filter(|snapshot| snapshot.record.owner == ACCOUNT)
-            .ok_or_else(|| {
-                let message = format!("The snapshot '{id}' does not exist.");
-                Refusal::new(400, "InvalidSnapshot.NotFound", None, message)
-            })?;
+            .ok_or_else(|| unknown_snapshot(id))?;
         // Its blocks stay for the snapshots that share them.
         snapshot.record.deleted = true;
         let record = snapshot.record.clone();
@@ -326,73 +274,4 @@ impl Emulator {
 fn device(n: usize) -> String {
     let letter = (b'a'..=b'z').nth(n).unwrap_or(b'z');
     format!("/dev/xvd{}", char::from(letter))
-}
-
-fn matches(record: &Record, filter: &str, values: &[&str], now: u64) -> bool {
-    let is = |text: &str| values.contains(&text);
-    match filter {
-        "snapshot-id" => is(&record.id),
-        "volume-id" => is(&record.volume_id),
-        "status" => is(record.state_at(now).0),
-        "description" => is(&record.description),
-        "owner-id" => is(&record.owner),
-        "encrypted" => is(if record.encrypted { "true" } else { "false" }),
-        "storage-tier" => is(&record.tier),
-        "volume-size" => is(&record.volume_gib.to_string()),
-        "tag-key" => record.tags.keys().any(|key| is(key)),
-        _ => filter
-            .strip_prefix("tag:")
-            .and_then(|key| record.tags.get(key))
-            .is_some_and(|value| is(value)),
-    }
-}
-
-fn snapshot_fields(record: &Record, held: Option<u64>, now: u64) -> String {
-    let (state, message) = record.state_at(now);
-    let mut text = format!(
-        "<snapshotId>{}</snapshotId><volumeId>{}</volumeId><status>{state}</status><startTime>{}</startTime>\
-         <progress>{}</progress><ownerId>{}</ownerId><volumeSize>{}</volumeSize><description>{}</description>\
-         <encrypted>{}</encrypted><storageTier>{}</storageTier>",
-        record.id,
-        record.volume_id,
-        iso8601(record.start_ms),
-        if state == "completed" { "100%" } else { "0%" },
-        record.owner,
-        record.volume_gib,
-        escape(&record.description),
-        record.encrypted,
-        record.tier
-    );
-    if !message.is_empty() {
-        let _ = write!(text, "<statusMessage>{}</statusMessage>", escape(message));
-    }
-    if let Some(key) = &record.kms_key {
-        let _ = write!(text, "<kmsKeyId>{}</kmsKeyId>", escape(key));
-    }
-    // Absent while pending.
-    if state == "completed" {
-        if let Some(held) = held {
-            let bytes = held * BLOCK as u64;
-            let _ = write!(
-                text,
-                "<fullSnapshotSizeInBytes>{bytes}</fullSnapshotSizeInBytes>"
-            );
-        }
-        if let Some(settled) = record.settles_ms {
-            let _ = write!(
-                text,
-                "<completionTime>{}</completionTime>",
-                iso8601(settled)
-            );
-        }
-    }
-    if !record.tags.is_empty() {
-        text.push_str("<tagSet>");
-        for (key, value) in &record.tags {
-            let (key, value) = (escape(key), escape(value));
-            let _ = write!(text, "<item><key>{key}</key><value>{value}</value></item>");
-        }
-        text.push_str("</tagSet>");
-    }
-    text
 }

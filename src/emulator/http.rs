@@ -1,27 +1,31 @@
-//! Connections, routing, latency, and replies that break on the way.
+//! Accepting, routing, latency, permissions, and replies that break while they are sent.
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::{BodyExt, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
+use hyper::header::HeaderValue;
+use hyper::http::Extensions;
 use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response};
+use hyper::{HeaderMap, Method, Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
 use super::direct::Query;
-use super::reply::{Body, Refusal, Reply, block_reply, full, with_body};
+use super::reply::{Body, Refusal, Reply, block_reply, full, json_reply, reply};
 use super::switches::{Switches, strikes};
-use super::{Emulator, REGION, auth};
+use super::{ACCOUNT, Emulator, REGION, auth, connections, guard, names};
 
 /// Bytes of the largest request: a block and some.
 const MAX_BODY: usize = 1 << 20;
@@ -30,20 +34,31 @@ const SLOW: Duration = Duration::from_secs(1);
 /// How long a stalled or silent connection is held.
 const STALL: Duration = Duration::from_secs(600);
 
+/// How many bytes of an endless body are sent at once.
+const ENDLESS: usize = 64 << 10;
+/// How many times a second a slow body goes on.
+const TICKS: u64 = 10;
+/// How many session tokens are remembered.
+const MAX_SESSIONS: usize = 10_000;
+
 pub(super) async fn accept(
     emulator: Arc<Emulator>,
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
 ) -> io::Result<()> {
+    let names = names::as_sent().await?;
+    let schedule = Arc::clone(&emulator);
+    tokio::spawn(async move { connections::keep_schedule(&schedule).await });
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
         let (emulator, tls) = (Arc::clone(&emulator), tls.clone());
+        let names = names.clone();
         tokio::spawn(async move {
             let ended = match tls {
-                None => connection(emulator, stream).await,
+                None => connection(emulator, names, stream).await,
                 Some(tls) => match tls.accept(stream).await {
-                    Ok(stream) => connection(emulator, stream).await,
+                    Ok(stream) => connection(emulator, names, stream).await,
                     Err(error) => return debug!("TLS: {error}"),
                 },
             };
@@ -56,27 +71,47 @@ pub(super) async fn accept(
 
 async fn connection(
     emulator: Arc<Emulator>,
+    names: Extensions,
     stream: impl AsyncRead + AsyncWrite + Unpin,
 ) -> hyper::Result<()> {
-    let service = service_fn(move |request| answer(Arc::clone(&emulator), request));
-    http1::Builder::new()
+    let (number, mut closing) = emulator.connections.open();
+    let service = service_fn(move |request| {
+        let (emulator, names) = (Arc::clone(&emulator), names.clone());
+        async move {
+            let mut reply = answer(emulator, request, number).await?;
+            reply.extensions_mut().extend(names);
+            io::Result::Ok(reply)
+        }
+    });
+    let served = http1::Builder::new()
         .timer(TokioTimer::new())
-        .serve_connection(TokioIo::new(stream), service)
-        .await
+        .preserve_header_case(true)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(served);
+    tokio::select! {
+        ended = served.as_mut() => return ended,
+        _ = closing.changed() => served.as_mut().graceful_shutdown(),
+    }
+    served.await
 }
 
-async fn answer(emulator: Arc<Emulator>, request: Request<Incoming>) -> io::Result<Reply> {
+async fn answer(
+    emulator: Arc<Emulator>,
+    request: Request<Incoming>,
+    connection: u64,
+) -> io::Result<Reply> {
     let (parts, body) = request.into_parts();
     let body = Limited::new(body, MAX_BODY)
         .collect()
         .await
         .map_err(io::Error::other)?
         .to_bytes();
-    if let Some(path) = parts.uri.path().strip_prefix("/_emulator/blocks/") {
-        return Ok(emulator.unsigned_block(path).await);
+    if emulator.connections.is_frozen(connection) {
+        tokio::time::sleep(STALL).await;
+        return Err(io::Error::other("frozen, as was asked"));
     }
     if let Some(path) = parts.uri.path().strip_prefix("/_emulator/") {
-        return Ok(emulator.control(&parts.method, path, parts.uri.query().unwrap_or_default()));
+        return Ok(emulator.own(&parts, path, &body).await);
     }
     let _under_way = emulator.under_way();
     let switches = emulator.switches();
@@ -101,27 +136,72 @@ async fn answer(emulator: Arc<Emulator>, request: Request<Incoming>) -> io::Resu
             tokio::task::block_in_place(|| emulator.perform(&call, &parts, &body, &switches));
         done.unwrap_or_else(|refusal| call.refuse(&refusal))
     };
-    let mut reply = damage(reply, &switches).await?;
+    let mut reply = damage(reply, &call, &switches).await?;
+    let ec2 = matches!(call, Call::Ec2(_));
+    let closes = match reply.status().as_u16() {
+        200 => false,
+        400 => true,
+        // Of the direct APIs' refusals only those of status 400 close the connection.
+        _ => ec2,
+    };
+    let headers = reply.headers_mut();
     // Clients correct their clocks by it.
     if let Ok(date) = httpdate::fmt_http_date(emulator.now()).parse() {
-        reply.headers_mut().insert("date", date);
+        headers.insert("date", date);
+    }
+    if closes {
+        headers.insert("connection", HeaderValue::from_static("close"));
+    }
+    if ec2 {
+        headers.insert("server", HeaderValue::from_static("AmazonEC2"));
     }
     Ok(reply)
 }
 
 impl Emulator {
-    /// A block without signature or token, for clients that measure what HTTP alone can do.
-    async fn unsigned_block(&self, path: &str) -> Reply {
+    /// What is not AWS's: blocks for clients that measure what HTTP alone can do, and the control endpoint.
+    async fn own(&self, parts: &Parts, path: &str, body: &Bytes) -> Reply {
+        if let Some(what) = guard::refused(&parts.headers) {
+            return json_reply(403, &json!({"error": what}));
+        }
+        let Some(place) = path.strip_prefix("blocks/") else {
+            return self.control(&parts.method, path, parts.uri.query().unwrap_or_default());
+        };
+        if !self.unsigned_blocks.load(Ordering::Relaxed)
+            && let Err(refusal) =
+                auth::verify(parts, body, &self.access_key, &self.secret_key, self.now())
+        {
+            return refusal.rest_json();
+        }
         tokio::time::sleep(Duration::from_millis(self.switches().latency_ms)).await;
-        let place = path.split_once('/').and_then(|(id, index)| {
+        let place = place.split_once('/').and_then(|(id, index)| {
             let index = index.parse().ok()?;
             self.store.lock().locate(id, index)
         });
         match place.map(|place| place.read()) {
             Some(Ok((bytes, digest))) => block_reply(bytes, &digest),
             // Holes are met often: the connection stays.
-            _ => with_body(404, "text/plain", Bytes::new()),
+            _ => reply(404, "text/plain", &[], Bytes::new()),
         }
+    }
+
+    /// Whether the session token of a request is expired.
+    fn is_expired(&self, headers: &HeaderMap, switches: &Switches) -> bool {
+        let session = headers.get("x-amz-security-token");
+        let Some(session) = session.and_then(|session| session.to_str().ok()) else {
+            return false;
+        };
+        if switches.expired_sessions.iter().any(|s| s == session) {
+            return true;
+        }
+        let now = self.now();
+        let mut sessions = self.sessions.lock();
+        if sessions.len() >= MAX_SESSIONS && !sessions.contains_key(session) {
+            sessions.clear();
+        }
+        let first_seen = *sessions.entry(session.to_owned()).or_insert(now);
+        let age = now.duration_since(first_seen).unwrap_or_default();
+        switches.session_life_s > 0 && age >= Duration::from_secs(switches.session_life_s)
     }
 }
 
@@ -179,6 +259,28 @@ impl Call {
         }
     }
 
+    /// Whether it lists something, in pages.
+    fn is_list(&self) -> bool {
+        match self {
+            Self::ListSnapshotBlocks(_) | Self::ListChangedBlocks(_) => true,
+            Self::Ec2(action) => action == "DescribeSnapshots",
+            _ => false,
+        }
+    }
+
+    /// What IAM knows the call's object by.
+    fn resource(&self) -> String {
+        let id: &str = match self {
+            Self::ListSnapshotBlocks(id)
+            | Self::ListChangedBlocks(id)
+            | Self::GetSnapshotBlock(id, _)
+            | Self::PutSnapshotBlock(id, _)
+            | Self::CompleteSnapshot(id) => id,
+            Self::StartSnapshot | Self::Ec2(_) | Self::Unknown => "*",
+        };
+        format!("arn:aws:ec2:{REGION}::snapshot/{id}")
+    }
+
     fn refuse(&self, refusal: &Refusal) -> Reply {
         match self {
             Self::Ec2(_) => refusal.ec2_xml(),
@@ -196,9 +298,7 @@ impl Emulator {
         switches: &Switches,
     ) -> Result<Reply, Refusal> {
         let ec2 = matches!(call, Call::Ec2(_));
-        let session = parts.headers.get("x-amz-security-token");
-        let session = session.and_then(|session| session.to_str().ok());
-        if session.is_some_and(|session| switches.expired_sessions.iter().any(|s| s == session)) {
+        if self.is_expired(&parts.headers, switches) {
             let message = "The security token included in the request is expired";
             let (status, code) = match ec2 {
                 true => (400, "RequestExpired"),
@@ -220,18 +320,22 @@ impl Emulator {
         }
         let action = format!("{service}:{}", call.name());
         if switches.deny.contains(&action) {
-            let (code, who) = if ec2 {
-                (
-                    "UnauthorizedOperation",
-                    "You are not authorized to perform this operation.".into(),
-                )
+            let user = format!("arn:aws:iam::{ACCOUNT}:user/emulator");
+            let why = "with an explicit deny in an identity-based policy";
+            let (code, message) = if ec2 {
+                let message = format!(
+                    "You are not authorized to perform this operation. User: {user} is not authorized to perform: \
+                     {action} {why}"
+                );
+                ("UnauthorizedOperation", message)
             } else {
-                (
-                    "AccessDeniedException",
-                    format!("User is not authorized to perform: {action}"),
-                )
+                let message = format!(
+                    "User: {user} is not authorized to perform: {action} on resource: {} {why}",
+                    call.resource()
+                );
+                ("AccessDeniedException", message)
             };
-            return Err(Refusal::new(403, code, None, who));
+            return Err(Refusal::new(403, code, None, message));
         }
         let here = caller.region == REGION;
         let query = Query::parse(parts.uri.query().unwrap_or_default());
@@ -254,7 +358,15 @@ impl Emulator {
                 self.put_snapshot_block(id, index, &parts.headers, body)
             }
             Call::CompleteSnapshot(id) => self.complete_snapshot(id, &parts.headers),
-            Call::Ec2(action) => self.ec2(action, body, here),
+            Call::Ec2(action) => {
+                let empty = !self.buckets.lock().take(action, switches.ec2_rps);
+                if empty || strikes(switches.ec2_throttle) {
+                    self.count("throttled");
+                    let message = "Request limit exceeded.";
+                    return Err(Refusal::new(503, "RequestLimitExceeded", None, message));
+                }
+                self.ec2(action, body, here)
+            }
             Call::Unknown => Err(Refusal::new(404, "UnknownOperationException", None, "")),
         }
     }
@@ -273,29 +385,57 @@ fn ec2_refusal(refusal: &Refusal) -> Refusal {
     )
 }
 
-/// Breaks a reply on its way, when a switch says so.
-async fn damage(reply: Reply, switches: &Switches) -> io::Result<Reply> {
+/// Breaks a reply while it is sent, when a switch says so.
+async fn damage(reply: Reply, call: &Call, switches: &Switches) -> io::Result<Reply> {
     let (stall, truncate) = (strikes(switches.stall), strikes(switches.truncate));
-    if !stall && !truncate {
+    let endless = call.is_list() && strikes(switches.endless_body);
+    let slow = call.is_list() && switches.list_body_bps > 0;
+    if !stall && !truncate && !endless && !slow {
         return Ok(reply);
     }
     let (parts, body) = reply.into_parts();
     let bytes = body.collect().await?.to_bytes();
-    let half = bytes.slice(..bytes.len() / 2);
     let length = bytes.len();
-    let first = stream::once(async move { Ok(Frame::data(half)) });
-    let then = stream::once(async move {
-        if stall {
-            tokio::time::sleep(STALL).await;
-        }
-        Err::<Frame<Bytes>, _>(io::Error::other("cut, as the switch says"))
-    });
+    let half = bytes.slice(..length / 2);
     let body: Body = if length == 0 {
         full(bytes)
-    } else {
+    } else if endless {
+        // Blanks are good JSON and good XML for as long as they go on.
+        let blanks = Bytes::from(vec![b' '; ENDLESS]);
+        let then = stream::repeat_with(move || Ok(Frame::data(blanks.clone())));
+        let first = stream::once(async move { Ok(Frame::data(half)) });
         StreamBody::new(stream::StreamExt::chain(first, then)).boxed_unsync()
+    } else if stall || truncate {
+        let first = stream::once(async move { Ok(Frame::data(half)) });
+        let then = stream::once(async move {
+            if stall {
+                tokio::time::sleep(STALL).await;
+            }
+            Err::<Frame<Bytes>, _>(io::Error::other("cut, as the switch says"))
+        });
+        StreamBody::new(stream::StreamExt::chain(first, then)).boxed_unsync()
+    } else {
+        StreamBody::new(slowly(bytes, switches.list_body_bps)).boxed_unsync()
     };
     let mut reply = Response::from_parts(parts, body);
-    reply.headers_mut().insert("content-length", length.into());
+    let headers = reply.headers_mut();
+    if endless {
+        headers.remove("content-length");
+    } else if headers.contains_key("content-length") {
+        headers.insert("content-length", length.into());
+    }
     Ok(reply)
+}
+
+/// The bytes at so many a second.
+fn slowly(bytes: Bytes, rate: u64) -> impl stream::Stream<Item = io::Result<Frame<Bytes>>> {
+    let piece = usize::try_from(rate / TICKS).unwrap_or(usize::MAX).max(1);
+    stream::unfold(bytes, move |mut rest| async move {
+        if rest.is_empty() {
+            return None;
+        }
+        tokio::time::sleep(Duration::from_millis(1000 / TICKS)).await;
+        let sent = rest.split_to(piece.min(rest.len()));
+        Some((Ok(Frame::data(sent)), rest))
+    })
 }

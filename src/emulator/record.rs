@@ -57,13 +57,42 @@ pub(super) struct Started {
 }
 
 impl Record {
+    /// A pending snapshot with everything at its plainest.
+    pub(super) fn new(number: u32, id: String, owner: &str, start_ms: u64) -> Self {
+        Self {
+            number,
+            id: id.clone(),
+            volume_id: "vol-ffffffff".into(),
+            parent: None,
+            lineage: id,
+            state: "pending".into(),
+            state_message: String::new(),
+            start_ms,
+            settles_ms: None,
+            volume_gib: 1,
+            description: String::new(),
+            tags: BTreeMap::new(),
+            encrypted: false,
+            kms_key: None,
+            tier: "standard".into(),
+            owner: owner.into(),
+            public: false,
+            kms_denied: false,
+            deleted: false,
+            started: None,
+            synthetic: None,
+        }
+    }
+
     /// Its state as of now: `pending` until it settles, `error` when a started one was forgotten.
     pub(super) fn state_at(&self, now_ms: u64) -> (&str, &str) {
         match self.settles_ms {
             Some(settles) if now_ms >= settles => (&self.state, &self.state_message),
             Some(_) => ("pending", ""),
             None => match &self.started {
-                Some(started) if now_ms > started.last_put_ms + started.timeout_ms => {
+                Some(started)
+                    if now_ms > started.last_put_ms.saturating_add(started.timeout_ms) =>
+                {
                     ("error", "Snapshot timed out")
                 }
                 _ => ("pending", ""),

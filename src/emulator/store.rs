@@ -121,13 +121,13 @@ impl Store {
         self.folder.join("snapshots").join(format!("{id}.{ending}"))
     }
 
-    /// The volumes: ids and sizes in bytes.
+    /// The volumes: ids and sizes in bytes. A file whose name is no volume id is none.
     pub(super) fn volumes(&self) -> io::Result<Vec<(String, u64)>> {
         let mut volumes = Vec::new();
         for file in fs::read_dir(self.folder.join("volumes"))? {
             let file = file?;
             let name = file.file_name().to_string_lossy().into_owned();
-            if let Some(id) = name.strip_suffix(".raw") {
+            if let Some(id) = name.strip_suffix(".raw").filter(|id| is_volume_id(id)) {
                 volumes.push((id.to_owned(), file.metadata()?.len()));
             }
         }
@@ -200,8 +200,25 @@ impl Store {
         Ok(Some(record))
     }
 
+    /// Files in `volumes/` that look like volumes and are none, because of their names.
+    pub(super) fn misnamed(&self) -> io::Result<Vec<String>> {
+        let files = fs::read_dir(self.folder.join("volumes"))?;
+        let names = files.map(|file| Ok(file?.file_name().to_string_lossy().into_owned()));
+        let names = names.filter(|name: &io::Result<String>| {
+            let id = name
+                .as_ref()
+                .ok()
+                .and_then(|name| name.strip_suffix(".raw"));
+            name.is_err() || id.is_some_and(|id| !is_volume_id(id))
+        });
+        names.collect()
+    }
+
     /// Marks a volume's block as written, so that the next snapshot lists it as changed whatever its bytes are.
     pub(super) fn touch(&self, volume: &str, index: u32) -> io::Result<()> {
+        if !is_volume_id(volume) {
+            return Err(io::Error::other(format!("{volume:?} is no volume id")));
+        }
         let path = self.volume_path(volume, "json");
         let mut state: VolumeRecord = serde_json::from_slice(&fs::read(&path)?)?;
         state.touched.push(index);
@@ -288,29 +305,7 @@ impl Store {
             "snap-{:017x}",
             fastrand::u64(..) >> 4 | u64::from(number) << 60
         );
-        Record {
-            number,
-            id: id.clone(),
-            volume_id: "vol-ffffffff".into(),
-            parent: None,
-            lineage: id,
-            state: "pending".into(),
-            state_message: String::new(),
-            start_ms: millis(now),
-            settles_ms: None,
-            volume_gib: 1,
-            description: String::new(),
-            tags: BTreeMap::new(),
-            encrypted: false,
-            kms_key: None,
-            tier: "standard".into(),
-            owner: ACCOUNT.into(),
-            public: false,
-            kms_denied: false,
-            deleted: false,
-            started: None,
-            synthetic: None,
-        }
+        Record::new(number, id, ACCOUNT, millis(now))
     }
 
     /// Adds a snapshot and keeps it in the folder.
@@ -357,6 +352,13 @@ impl Store {
         let path = self.path(&writer.record.id, "raw");
         Some(Place::Kept(path, index, held.digest))
     }
+}
+
+/// Whether this is a volume's id: `vol-` and hexadecimal digits in lower case, at most 64 characters.
+pub(super) fn is_volume_id(text: &str) -> bool {
+    let is_hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+    let digits = text.strip_prefix("vol-").unwrap_or_default();
+    !digits.is_empty() && text.len() <= 64 && digits.bytes().all(is_hex)
 }
 
 /// A number for a name: FNV-1a.

@@ -25,6 +25,8 @@ pub(super) struct Switches {
     pub(super) keep_puts: bool,
     /// List requests a second, of either kind.
     pub(super) list_rps: u32,
+    /// Requests a second to EC2, of each action.
+    pub(super) ec2_rps: u32,
     /// Snapshots that may be pending by StartSnapshot.
     pub(super) max_pending: usize,
 
@@ -36,6 +38,14 @@ pub(super) struct Switches {
     pub(super) stall: f64,
     /// Half a reply, then the connection closed.
     pub(super) truncate: f64,
+    /// A list reply, of the direct APIs or of EC2, whose body never ends.
+    pub(super) endless_body: f64,
+    /// Bytes a second of a list reply's body, of the direct APIs or of EC2; 0: as fast as it can be sent.
+    pub(super) list_body_bps: u64,
+    /// EC2's RequestLimitExceeded.
+    pub(super) ec2_throttle: f64,
+    /// Seconds between two times that all idle connections are closed; 0: never.
+    pub(super) close_idle_s: u64,
     /// A flipped byte in a block, its checksum being the right one.
     pub(super) corrupt: f64,
     /// An empty page with a NextToken.
@@ -50,8 +60,24 @@ pub(super) struct Switches {
     pub(super) nulls: f64,
     /// A block of a listing whose token is null.
     pub(super) null_token: f64,
-    /// A page cut in half that tells of no next one.
+    /// A page cut in half that has no NextToken.
     pub(super) lost_next: f64,
+    /// The page of this number (1: the first one) has all its blocks and never a NextToken.
+    pub(super) lose_token_at: Option<u32>,
+    /// A page without its list: no `Blocks`, no `ChangedBlocks`.
+    pub(super) lose_list: f64,
+    /// A page whose list is null.
+    pub(super) null_list: f64,
+    /// A list reply with status 200 and no body.
+    pub(super) empty_body: f64,
+    /// A list reply with status 200 and the body `{}`.
+    pub(super) empty_object: f64,
+    /// A list reply with status 204.
+    pub(super) no_content: f64,
+    /// A list reply with status 200 and the body of an error.
+    pub(super) error_200: f64,
+    /// An empty page whose NextToken leads to another such page, which leads back: A, B, A, B.
+    pub(super) cycle: f64,
     /// A last page without VolumeSize, BlockSize and ExpiryTime.
     pub(super) bare_last_page: f64,
     /// A page that skips as many blocks as it should have brought.
@@ -63,8 +89,8 @@ pub(super) struct Switches {
     /// This block of every snapshot is stored wrong.
     pub(super) rotten_block: Option<u32>,
 
-    /// Seconds that block tokens live; AWS documents 7 days.
-    pub(super) token_life_s: u64,
+    /// Seconds that block tokens live. Unset: 6.4 to 7.35 days, each reply its own, as recorded; AWS documents 7 days.
+    pub(super) token_life_s: Option<u64>,
     /// Seconds that page tokens live; AWS documents 60 minutes.
     pub(super) page_token_life_s: u64,
     /// Milliseconds from CreateSnapshot to completed.
@@ -75,10 +101,14 @@ pub(super) struct Switches {
     pub(super) complete_ms: u64,
     /// EBS encryption by default.
     pub(super) encryption_by_default: bool,
-    /// IAM actions that are denied.
+    /// Snapshots of the account beyond those of the folder, as EC2 describes them; the direct APIs know none of them.
+    pub(super) account_snapshots: u64,
+    /// IAM actions that are denied: `ebs:ListChangedBlocks`.
     pub(super) deny: Vec<String>,
     /// Session tokens (AWS_SESSION_TOKEN) that are expired.
     pub(super) expired_sessions: Vec<String>,
+    /// Seconds from the first request with a session token until it is expired; 0: it lives for ever.
+    pub(super) session_life_s: u64,
 }
 
 impl Default for Switches {
@@ -94,11 +124,16 @@ impl Default for Switches {
             put_rps_snapshot: 1000,
             keep_puts: true,
             list_rps: 50,
+            ec2_rps: 1_000_000,
             max_pending: 100,
             error_5xx: 0.0,
             reset: 0.0,
             stall: 0.0,
             truncate: 0.0,
+            endless_body: 0.0,
+            list_body_bps: 0,
+            ec2_throttle: 0.0,
+            close_idle_s: 0,
             corrupt: 0.0,
             empty_page: 0.0,
             short_page: 0.0,
@@ -107,19 +142,29 @@ impl Default for Switches {
             nulls: 0.0,
             null_token: 0.0,
             lost_next: 0.0,
+            lose_token_at: None,
+            lose_list: 0.0,
+            null_list: 0.0,
+            empty_body: 0.0,
+            empty_object: 0.0,
+            no_content: 0.0,
+            error_200: 0.0,
+            cycle: 0.0,
             bare_last_page: 0.0,
             drop_page: 0.0,
             drop_at: None,
             double_page: 0.0,
             rotten_block: None,
-            token_life_s: 7 * 86_400,
+            token_life_s: None,
             page_token_life_s: 3600,
             pending_ms: 0,
             visible_ms: 0,
             complete_ms: 0,
             encryption_by_default: false,
+            account_snapshots: 0,
             deny: Vec::new(),
             expired_sessions: Vec::new(),
+            session_life_s: 0,
         }
     }
 }
@@ -141,9 +186,52 @@ impl Switches {
             (_, "") => Value::Null,
             (_, text) => serde_json::from_str(text).map_err(failed)?,
         };
+        check(name, slot).map_err(|what| format!("switch {name}={value}: {what}"))?;
         *self = serde_json::from_value(all).map_err(failed)?;
         Ok(())
     }
+}
+
+/// A century in seconds: times of the emulator stay where every clock can show them.
+pub(super) const CENTURY_S: u64 = 100 * 365 * 86_400;
+
+/// The calls of the EBS direct APIs, as IAM names them.
+const EBS_ACTIONS: [&str; 6] = [
+    "ListSnapshotBlocks",
+    "ListChangedBlocks",
+    "GetSnapshotBlock",
+    "StartSnapshot",
+    "PutSnapshotBlock",
+    "CompleteSnapshot",
+];
+
+/// Refuses values of the right type that would do nothing or lead beyond all clocks.
+fn check(name: &str, value: &serde_json::Value) -> Result<(), String> {
+    let number = value.as_u64().unwrap_or(0);
+    if name.ends_with("_s") && number > CENTURY_S
+        || name.ends_with("_ms") && number > CENTURY_S * 1000
+    {
+        return Err("more than a century".to_owned());
+    }
+    if name == "deny" {
+        for action in value.as_array().into_iter().flatten() {
+            let action = action.as_str().unwrap_or_default();
+            let known = match action.split_once(':') {
+                Some(("ebs", call)) => EBS_ACTIONS.contains(&call),
+                Some(("ec2", call)) => {
+                    !call.is_empty() && call.bytes().all(|b| b.is_ascii_alphanumeric())
+                }
+                _ => false,
+            };
+            if !known {
+                return Err(format!(
+                    "{action:?} is no action of IAM that the emulator knows: write ebs:ListChangedBlocks or \
+                     ec2:DescribeSnapshots"
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Whether a fault of this probability happens now.
@@ -197,6 +285,20 @@ mod tests {
         assert!(switches.set("no_such", "1").is_err());
         assert!(switches.set("latency_ms", "soon").is_err());
         assert!(switches.set("latency_ms", "").is_err());
+        for wrong in [
+            "ListChangedBlocks",
+            "ebs:ListChangedBlock",
+            "ec2:",
+            "s3:GetObject",
+        ] {
+            assert!(switches.set("deny", wrong).is_err(), "{wrong}");
+        }
+        let for_ever = u64::MAX.to_string();
+        for time in ["latency_ms", "token_life_s", "pending_ms", "visible_ms"] {
+            assert!(switches.set(time, &for_ever).is_err(), "{time}");
+        }
+        switches.set("token_life_s", "60").unwrap();
+        assert_eq!(switches.token_life_s, Some(60));
     }
 
     #[test]

@@ -3,16 +3,43 @@
 //! A token says when it was made and until when it is good, and carries a MAC over that and what it is bound to, so that
 //! the emulator need not remember the tokens that it gave out.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-/// Bytes of a token: version, made, good until, payload, padding, MAC.
+use super::record::millis;
+
+/// Bytes of a token: kind, made, good until, payload, padding, MAC.
 const LEN: usize = 71;
+/// Bytes of a page token of ListChangedBlocks, which is longer: 115 characters where the others have 95.
+const LEN_CHANGED: usize = 86;
 const MAC: usize = 32;
+/// Bytes that say what a token is for: captured tokens begin with `AlMB`, `AlMC` and `AlMD`.
+const KIND: usize = 3;
+
+/// What a token is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TokenKind {
+    Block,
+    Page,
+    ChangedPage,
+}
+
+impl TokenKind {
+    fn bytes(self) -> [u8; KIND] {
+        [2, 0x53, self as u8 + 1]
+    }
+
+    fn len(self) -> usize {
+        match self {
+            Self::ChangedPage => LEN_CHANGED,
+            Self::Block | Self::Page => LEN,
+        }
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Sealer {
@@ -37,54 +64,50 @@ impl Sealer {
     /// A token bound to `scope`, carrying `payload`.
     pub(super) fn seal(
         &self,
+        kind: TokenKind,
         scope: &str,
-        payload: u32,
+        payload: u64,
         now: SystemTime,
         life: Duration,
     ) -> String {
-        let mut bytes = [0u8; LEN];
-        let (head, mac) = bytes.split_at_mut(LEN - MAC);
-        if let [version, rest @ ..] = head {
-            *version = 2;
-            let fields = [
-                millis(now).to_le_bytes(),
-                millis(now + life).to_le_bytes(),
-                u64::from(payload).to_le_bytes(),
-                fastrand::u64(..).to_le_bytes(),
-            ];
-            for (to, from) in rest.chunks_mut(8).zip(fields) {
-                to.copy_from_slice(from.get(..to.len()).unwrap_or_default());
-            }
+        let mut head = Vec::with_capacity(kind.len());
+        head.extend_from_slice(&kind.bytes());
+        for field in [millis(now), millis(now + life), payload] {
+            head.extend_from_slice(&field.to_le_bytes());
         }
-        mac.copy_from_slice(&self.mac(head, scope));
-        URL_SAFE_NO_PAD.encode(bytes)
+        // Each token is another one, as AWS's are.
+        head.resize_with(kind.len() - MAC, || fastrand::u8(..));
+        let mac = self.mac(&head, scope);
+        head.extend_from_slice(&mac);
+        URL_SAFE_NO_PAD.encode(head)
     }
 
     /// The payload of a token that is bound to `scope`, made at or after `not_before` and not expired.
     pub(super) fn open(
         &self,
+        kind: TokenKind,
         scope: &str,
         token: &str,
         now: SystemTime,
         not_before: SystemTime,
-    ) -> Result<u32, Bad> {
+    ) -> Result<u64, Bad> {
         let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| Bad::Foreign)?;
-        if bytes.len() != LEN {
+        if bytes.len() != kind.len() || !bytes.starts_with(&kind.bytes()) {
             return Err(Bad::Foreign);
         }
-        let (head, mac) = bytes.split_at(LEN - MAC);
+        let (head, mac) = bytes.split_at(bytes.len() - MAC);
         if self.mac(head, scope) != mac {
             return Err(Bad::Foreign);
         }
         let field = |n: usize| {
-            head.get(1 + 8 * n..9 + 8 * n)
+            head.get(KIND + 8 * n..KIND + 8 + 8 * n)
                 .and_then(|bytes| bytes.try_into().ok())
                 .map_or(0, u64::from_le_bytes)
         };
         if millis(now) >= field(1) || field(0) < millis(not_before) {
             return Err(Bad::Expired);
         }
-        u32::try_from(field(2)).map_err(|_| Bad::Foreign)
+        Ok(field(2))
     }
 
     fn mac(&self, head: &[u8], scope: &str) -> [u8; MAC] {
@@ -97,49 +120,70 @@ impl Sealer {
     }
 }
 
-fn millis(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH)
-        .ok()
-        .and_then(|since| u64::try_from(since.as_millis()).ok())
-        .unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use super::*;
 
     #[test]
     fn a_token_is_good_for_its_scope_and_time_only() {
         let sealer = Sealer::new();
         let start = UNIX_EPOCH + Duration::from_secs(1_000_000);
-        let token = sealer.seal("get/snap-1/7", 7, start, Duration::from_secs(60));
+        let token = sealer.seal(
+            TokenKind::Block,
+            "get/snap-1/7",
+            7,
+            start,
+            Duration::from_secs(60),
+        );
         assert_eq!(token.len(), 95);
+        assert!(token.starts_with("AlMB"), "{token}");
+        let page = sealer.seal(
+            TokenKind::ChangedPage,
+            "changed",
+            1 << 32,
+            start,
+            Duration::from_secs(60),
+        );
+        assert_eq!((page.len(), page.get(..4)), (115, Some("AlMD")));
+        assert_eq!(
+            sealer.open(TokenKind::ChangedPage, "changed", &page, start, start),
+            Ok(1 << 32)
+        );
+        assert_eq!(
+            sealer.open(TokenKind::Page, "changed", &page, start, start),
+            Err(Bad::Foreign)
+        );
         assert!(
             token
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
         );
         let later = start + Duration::from_secs(59);
-        assert_eq!(sealer.open("get/snap-1/7", &token, later, start), Ok(7));
         assert_eq!(
-            sealer.open("get/snap-1/8", &token, later, start),
+            sealer.open(TokenKind::Block, "get/snap-1/7", &token, later, start),
+            Ok(7)
+        );
+        assert_eq!(
+            sealer.open(TokenKind::Block, "get/snap-1/8", &token, later, start),
             Err(Bad::Foreign)
         );
         assert_eq!(
-            sealer.open("get/snap-1/7", "rubbish", later, start),
+            sealer.open(TokenKind::Block, "get/snap-1/7", "rubbish", later, start),
             Err(Bad::Foreign)
         );
         let late = start + Duration::from_secs(60);
         assert_eq!(
-            sealer.open("get/snap-1/7", &token, late, start),
+            sealer.open(TokenKind::Block, "get/snap-1/7", &token, late, start),
             Err(Bad::Expired)
         );
         assert_eq!(
-            sealer.open("get/snap-1/7", &token, later, later),
+            sealer.open(TokenKind::Block, "get/snap-1/7", &token, later, later),
             Err(Bad::Expired)
         );
         assert_eq!(
-            Sealer::new().open("get/snap-1/7", &token, later, start),
+            Sealer::new().open(TokenKind::Block, "get/snap-1/7", &token, later, start),
             Err(Bad::Foreign)
         );
     }

@@ -1,5 +1,4 @@
 //! The calls of the EBS direct APIs that make a snapshot: StartSnapshot, PutSnapshotBlock, CompleteSnapshot.
-#![expect(clippy::indexing_slicing, reason = "a JSON object takes any name")]
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,8 +10,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::direct::block_index;
 use super::record::{Record, Started, millis};
-use super::reply::{Refusal, Reply, json_reply};
+use super::reply::{Refusal, Reply, json_reply, json_text, object, seconds, text_or_null};
 use super::view::Held;
 use super::{ACCOUNT, BLOCK, Emulator, REGION};
 
@@ -46,7 +46,8 @@ impl Emulator {
         let gib = match request.volume_size {
             None => {
                 return Err(Refusal::malformed(
-                    "Value null at 'volumeSize' must not be null",
+                    "1 validation error detected: Value null at 'volumeSize' failed to satisfy constraint: \
+                     Member must not be null",
                 ));
             }
             Some(gib) => u32::try_from(gib)
@@ -61,9 +62,11 @@ impl Emulator {
         };
         let minutes = request.timeout.unwrap_or(60);
         if !(10..=4320).contains(&minutes) {
-            return Err(Refusal::malformed(
-                "Timeout must be from 10 to 4320 minutes",
-            ));
+            let must = match minutes < 10 {
+                true => "have value greater than or equal to 10",
+                false => "have value less than or equal to 4320",
+            };
+            return Err(Refusal::constraint("timeout", minutes, must));
         }
         let tags = request.tags.unwrap_or_default();
         if tags.len() > 50 {
@@ -86,7 +89,7 @@ impl Emulator {
                     409,
                     "ConflictException",
                     None,
-                    "The client token was used for another request",
+                    "Current request does not match request stored with this token.",
                 ));
             }
         }
@@ -106,7 +109,7 @@ impl Emulator {
                     .filter(|record| record.owner == ACCOUNT)
                     .ok_or_else(|| Refusal::not_found(id))?;
                 if parent.state_at(millis(now)).0 != "completed" {
-                    let message = format!("Parent snapshot {id} is not complete");
+                    let message = format!("Source snapshot ({id}) is not complete.");
                     return Err(Refusal::invalid("INVALID_SNAPSHOT_ID", message));
                 }
                 if parent.volume_gib > gib {
@@ -196,15 +199,41 @@ impl Emulator {
         )?;
         let now = millis(self.now());
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let (Some(length), Some(checksum), Some("SHA256")) = (
-            header("x-amz-data-length"),
-            header("x-amz-checksum"),
-            header("x-amz-checksum-algorithm"),
-        ) else {
-            return Err(Refusal::malformed(
-                "x-amz-Data-Length, x-amz-Checksum and x-amz-Checksum-Algorithm (SHA256) are required",
-            ));
+        let required = |name: &str, parameter: &str| {
+            header(name).ok_or_else(|| {
+                Refusal::malformed(format!(
+                    "1 validation error detected: Value null at '{parameter}' failed to satisfy constraint: \
+                     Member must not be null"
+                ))
+            })
         };
+        let length = required("x-amz-data-length", "dataLength")?;
+        let checksum = required("x-amz-checksum", "checksum")?;
+        let algorithm = required("x-amz-checksum-algorithm", "checksumAlgorithm")?;
+        let index = block_index(index)?;
+        let is_base64 = |b: u8| b.is_ascii_alphanumeric() || b"+/=".contains(&b);
+        if checksum.is_empty() || !checksum.bytes().all(is_base64) {
+            let must = "satisfy regular expression pattern: ^[A-Za-z0-9+/=]+$";
+            return Err(Refusal::constraint("checksum", checksum, must));
+        }
+        if let Some(progress) = header("x-amz-progress") {
+            let must = match progress.parse::<i64>() {
+                Ok(..0) => Some("have value greater than or equal to 0"),
+                Ok(101..) => Some("have value less than or equal to 100"),
+                Ok(_) | Err(_) => None,
+            };
+            if let Some(must) = must {
+                return Err(Refusal::constraint("progress", progress, must));
+            }
+        }
+        if algorithm != "SHA256" {
+            return Err(Refusal::invalid(
+                "INVALID_PARAMETER_VALUE",
+                format!(
+                    "Unsupported Checksum Algorithm '{algorithm}', supported algorithms are SHA256"
+                ),
+            ));
+        }
         // Before the store is locked: others are served meanwhile.
         let digest: [u8; 32] = Sha256::digest(body).into();
         let mut store = self.store.lock();
@@ -213,7 +242,7 @@ impl Emulator {
         if record.started.is_none() {
             return Err(Refusal::not_found(id));
         }
-        if now < record.start_ms + switches.visible_ms {
+        if now < record.start_ms.saturating_add(switches.visible_ms) {
             return Err(Refusal::not_found(id));
         }
         if record.settles_ms.is_some() || record.state_at(now).0 != "pending" {
@@ -222,15 +251,10 @@ impl Emulator {
                 "Snapshot is already completed",
             ));
         }
-        let index: u32 = index
-            .parse()
-            .ok()
-            .filter(|index| *index < record.block_count())
-            .ok_or_else(|| Refusal::invalid("INVALID_BLOCK", "The block is beyond the volume"))?;
-        if length != BLOCK.to_string() {
+        if index >= record.block_count() {
             return Err(Refusal::invalid(
                 "INVALID_BLOCK",
-                "DataLength must be 524288",
+                format!("Block index {index} is beyond the volume size extent"),
             ));
         }
         if body.len() != BLOCK {
@@ -239,12 +263,22 @@ impl Emulator {
                 "Failed to read block data",
             ));
         }
-        if STANDARD.encode(digest) != checksum {
+        if length != BLOCK.to_string() {
+            return Err(Refusal::invalid(
+                "INVALID_BLOCK",
+                format!("Block data length {length} is not valid, expected {BLOCK}"),
+            ));
+        }
+        let computed = STANDARD.encode(digest);
+        if computed != checksum {
             return Err(Refusal::new(
                 403,
                 "InvalidSignatureException",
                 None,
-                "The checksum does not match the data",
+                format!(
+                    "The value passed in as x-amz-Checksum does not match the computed checksum. \
+                     Computed checksum: {computed} expected checksum: {checksum}"
+                ),
             ));
         }
         if switches.keep_puts {
@@ -258,16 +292,11 @@ impl Emulator {
             started.put.insert(index, digest);
             started.last_put_ms = now;
         }
-        let mut reply = json_reply(201, &json!({}));
-        for (name, value) in [
+        let more = [
             ("x-amz-checksum", checksum),
             ("x-amz-checksum-algorithm", "SHA256"),
-        ] {
-            if let Ok(value) = value.parse() {
-                reply.headers_mut().insert(name, value);
-            }
-        }
-        Ok(reply)
+        ];
+        Ok(json_text(201, &more, "{}".to_owned()))
     }
 
     pub(super) fn complete_snapshot(
@@ -323,7 +352,7 @@ impl Emulator {
         } else {
             ("completed".into(), String::new())
         };
-        record.settles_ms = Some(now + switches.complete_ms);
+        record.settles_ms = Some(now.saturating_add(switches.complete_ms));
         let parent = record
             .parent
             .as_ref()
@@ -346,22 +375,22 @@ fn started_reply(record: &Record) -> Reply {
         .iter()
         .map(|(key, value)| json!({"Key": key, "Value": value}))
         .collect();
-    let mut body = json!({
-        "SnapshotId": record.id,
-        "OwnerId": record.owner,
-        "Status": "pending",
-        "StartTime": record.start_ms / 1000,
-        "VolumeSize": record.volume_gib,
-        "BlockSize": BLOCK,
-        "Description": record.description,
-        "Tags": tags,
-    });
-    if let Some(parent) = &record.parent {
-        body["ParentSnapshotId"] = parent.as_str().into();
-    }
-    if let Some(key) = &record.kms_key {
-        body["KmsKeyArn"] = key.as_str().into();
-        body["SseType"] = "sse-kms".into();
-    }
-    json_reply(201, &body)
+    let key = record.kms_key.as_deref();
+    json_text(
+        201,
+        &[],
+        object(&[
+            ("BlockSize", BLOCK.to_string()),
+            ("Description", Value::from(&*record.description).to_string()),
+            ("KmsKeyArn", text_or_null(key)),
+            ("OwnerId", Value::from(&*record.owner).to_string()),
+            ("ParentSnapshotId", text_or_null(record.parent.as_deref())),
+            ("SnapshotId", Value::from(&*record.id).to_string()),
+            ("SseType", text_or_null(key.map(|_| "sse-kms"))),
+            ("StartTime", seconds(record.start_ms)),
+            ("Status", Value::from("pending").to_string()),
+            ("Tags", Value::from(tags).to_string()),
+            ("VolumeSize", record.volume_gib.to_string()),
+        ]),
+    )
 }
