@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use super::Context;
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, WITHOUT_DIGESTS};
 use super::digests::Digests;
 use super::files::StateFiles;
 use super::job::SyncJob;
@@ -84,7 +84,7 @@ impl Candidate {
             foreign: BlockSet::new(),
         };
         candidate.seen.has_digests = candidate.evidence().is_some();
-        let unfinished = candidate.checkpoint.as_ref().map(Checkpoint::digests);
+        let unfinished = candidate.checkpoint.as_ref().and_then(Checkpoint::digests);
         candidate.seen.unfinished_has_digests =
             unfinished.is_some_and(|digests| digests.is_whole());
         candidate.decided = decide(job, &source.info, &candidate.seen);
@@ -108,7 +108,7 @@ impl Candidate {
     fn evidence(&self) -> Option<Digests> {
         let half = self.checkpoint.as_ref().filter(|_| self.is_half_written());
         let digests = match half {
-            Some(checkpoint) => Some(checkpoint.digests()),
+            Some(checkpoint) => checkpoint.digests(),
             None => self.digests.clone(),
         };
         digests.filter(Digests::is_whole)
@@ -180,6 +180,21 @@ impl Candidate {
         Ok(())
     }
 
+    /// New digests; none, with a warning, where there is no room for them and the copy is of use without.
+    ///
+    /// # Errors
+    /// Any other error of `made`.
+    pub(super) fn if_room(&self, made: Result<Digests>) -> Result<Option<Digests>> {
+        match made {
+            Err(error) if error.kind() == Kind::NoSpace && !self.target.kind().is_new() => {
+                let name = self.target.name();
+                warn!("{name}: {WITHOUT_DIGESTS}: {}", error.chain());
+                Ok(None)
+            }
+            made => made.map(Some),
+        }
+    }
+
     /// Bytes that a comparison would read.
     pub(super) fn compare_bytes(&self) -> u64 {
         self.evidence()
@@ -218,7 +233,7 @@ impl Candidate {
 fn published(checkpoint: Option<&Checkpoint>, seen: &Observed) -> Option<(TargetRecord, Digests)> {
     let checkpoint = checkpoint.filter(|_| seen.facts.left == Left::Published)?;
     let task = checkpoint.task();
-    let digests = checkpoint.digests();
+    let digests = checkpoint.digests()?;
     let is_whole = checkpoint.missing().is_empty() && digests.is_whole();
     let is_its = task.target == seen.id && !task.in_place;
     let record = TargetRecord {
