@@ -245,7 +245,7 @@ impl Execution<'_> {
         let (sink, checkpoint) = self
             .open_sink(&candidate, checkpoint, replica.as_ref())
             .await?;
-        let is_unproven = matches!(candidate.seen.facts.left, Left::Unproven | Left::Published);
+        let is_unproven = candidate.seen.facts.left == Left::Unproven;
         let recheck =
             match is_resumed && is_unproven && candidate.target.kind() == TargetKind::Image {
                 true => sink.read_back().await?,
