@@ -7,7 +7,8 @@
 //! damaged: a BlockSet, of those that are zero because their source is damaged
 //! SHA-256 of all that
 //! ```
-//! Digests of the blocks are in a file beside it ([`super::digests`]), fsynced first.
+//! Digests of the blocks are in a file beside it ([`super::digests`]), fsynced first. Where there was no room for that file, the
+//! JSON says so, and the run has no digests.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,10 +26,17 @@ use crate::target::{SinkState, Task, Written};
 const MAGIC: &[u8; 8] = b"ebsfsync";
 const VERSION: u32 = 2;
 
+/// What a person should know of a copy without digests.
+pub(super) const WITHOUT_DIGESTS: &str =
+    "no room for the digests, so the next run cannot compare it and may copy all blocks";
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Header {
     task: Task,
     state: Option<SinkState>,
+    /// There was no room for the digests.
+    #[serde(default)]
+    without_digests: bool,
 }
 
 /// The checkpoint of one target.
@@ -40,12 +48,16 @@ pub(crate) struct Checkpoint {
     done: BlockSet,
     damaged: BlockSet,
     state: Option<SinkState>,
-    digests: Digests,
+    digests: Option<Digests>,
+    /// Whether the copy is of no use without its digests.
+    needs_digests: bool,
+    /// The file of the digests that were given up. It goes when the checkpoint says that it has none.
+    given_up: Option<PathBuf>,
 }
 
 impl Checkpoint {
-    /// The checkpoint of a run that begins, not saved yet.
-    pub(super) fn new(path: &Path, task: Task, plan: Arc<Delta>, digests: Digests) -> Self {
+    /// The checkpoint of a run that begins, not saved yet; without digests where there is no room for them.
+    pub(super) fn new(path: &Path, task: Task, plan: Arc<Delta>, digests: Option<Digests>) -> Self {
         Self {
             path: path.to_owned(),
             task,
@@ -54,6 +66,8 @@ impl Checkpoint {
             damaged: BlockSet::new(),
             state: None,
             digests,
+            needs_digests: false,
+            given_up: None,
         }
     }
 
@@ -89,11 +103,11 @@ impl Checkpoint {
             let is_its = |digests: &Digests| digests.run() == header.task.run;
             found = found.or(Digests::open(path)?.filter(is_its));
         }
-        let Some(digests) = found else {
+        if found.is_none() && !header.without_digests {
             let path = path.display();
             warn!("the digests of the checkpoint {path} are missing: its progress is dropped");
             return Ok(None);
-        };
+        }
         Ok(Some(Self {
             path: path.to_owned(),
             task: header.task,
@@ -101,7 +115,9 @@ impl Checkpoint {
             done,
             damaged: marked,
             state: header.state,
-            digests,
+            digests: found.filter(|_| !header.without_digests),
+            needs_digests: false,
+            given_up: None,
         }))
     }
 
@@ -153,14 +169,42 @@ impl Checkpoint {
         Extent::new(start, stop)
     }
 
-    /// The digests of the run. They are written before a saved checkpoint names their blocks.
-    pub(super) fn digests(&self) -> Digests {
+    /// The digests of the run; none where there was no room for them. They are written before a saved checkpoint names their
+    /// blocks.
+    pub(super) fn digests(&self) -> Option<Digests> {
         self.digests.clone()
     }
 
-    /// What was written, when all is done.
-    pub(super) fn written(&self) -> Written {
-        Box::new(self.digests.of_plan(Arc::clone(&self.plan)))
+    /// What was written, when all is done; none without digests.
+    pub(super) fn written(&self) -> Option<Written> {
+        let digests = self.digests.as_ref()?;
+        Some(Box::new(digests.of_plan(Arc::clone(&self.plan))))
+    }
+
+    /// The copy is of no use without its digests: no room for them is an error.
+    pub(super) fn need_digests(&mut self) {
+        self.needs_digests = true;
+    }
+
+    /// Gives up the digests if `error` says that there is no room: the run continues without evidence. The next save removes
+    /// their file, so that the checkpoint and the record have room.
+    ///
+    /// # Errors
+    /// `error` where it is another one, there are no digests, or the copy needs them.
+    pub(super) fn give_up_digests(&mut self, error: Error) -> Result<()> {
+        if error.kind() != Kind::NoSpace || self.needs_digests {
+            return Err(error);
+        }
+        let Some(digests) = self.digests.take() else {
+            return Err(error);
+        };
+        self.given_up = Some(digests.path().to_owned());
+        warn!(
+            "{}: {WITHOUT_DIGESTS}: {}",
+            self.task.target_name,
+            error.chain()
+        );
+        Ok(())
     }
 
     /// Marks blocks as done. Their data and digests must be flushed.
@@ -187,14 +231,26 @@ impl Checkpoint {
         Arc::make_mut(&mut self.plan).write_too(blocks);
     }
 
+    /// Writes state files. Gives up the digests and tries again if there is no room.
+    ///
+    /// # Errors
+    /// As for [`Checkpoint::give_up_digests`]; what `write` returns then.
+    pub(super) fn make_room(&mut self, write: impl Fn(&Self) -> Result<()>) -> Result<()> {
+        write(self).or_else(|error| {
+            self.give_up_digests(error)?;
+            self.encode().write()?;
+            write(self)
+        })
+    }
+
     /// The checkpoint of a run that takes over from this one. A block stays done if it was written undamaged, `changed`
-    /// does not name it, and `plan` writes it. `digests` are a clone of this one's.
+    /// does not name it, and `plan` writes it. `digests` are a clone of this one's, if there are any.
     pub(super) fn taken_over(
         &self,
         task: Task,
         plan: Arc<Delta>,
         changed: &Delta,
-        digests: Digests,
+        digests: Option<Digests>,
     ) -> Self {
         let mut stale = changed.write().clone();
         stale.insert_all(changed.zero());
@@ -209,6 +265,8 @@ impl Checkpoint {
             damaged: BlockSet::new(),
             state: self.state.clone(),
             digests,
+            needs_digests: false,
+            given_up: None,
         }
     }
 
@@ -225,6 +283,7 @@ impl Checkpoint {
         let header = Header {
             task: self.task.clone(),
             state: self.state.clone(),
+            without_digests: self.digests.is_none(),
         };
         // Nothing in it can fail to serialise.
         let json = serde_json::to_vec(&header).unwrap_or_default();
@@ -238,6 +297,7 @@ impl Checkpoint {
         Saved {
             path: self.path.clone(),
             bytes,
+            given_up: self.given_up.clone(),
         }
     }
 
@@ -259,6 +319,8 @@ impl Checkpoint {
 pub(super) struct Saved {
     path: PathBuf,
     bytes: Vec<u8>,
+    /// Digests to remove.
+    given_up: Option<PathBuf>,
 }
 
 impl Saved {
@@ -267,7 +329,18 @@ impl Saved {
     /// # Errors
     /// `Io` or `NoSpace`: then the old one still stands.
     pub(super) fn write(&self) -> Result<()> {
-        replace(&self.path, &self.bytes)
+        let saved = replace(&self.path, &self.bytes);
+        let Some(given_up) = &self.given_up else {
+            return saved;
+        };
+        match saved {
+            // A kill between these two costs the progress: a checkpoint whose digests are missing is dropped.
+            Err(error) if error.kind() == Kind::NoSpace => {
+                Digests::remove(given_up)?;
+                replace(&self.path, &self.bytes)
+            }
+            saved => saved.and_then(|()| Digests::remove(given_up)),
+        }
     }
 }
 

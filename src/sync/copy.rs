@@ -98,10 +98,10 @@ type Keep = BoxFuture<'static, (usize, Result<Step>)>;
 
 /// A finished step of a [`Keep`].
 enum Step {
-    /// Data and digests survive a crash; the state is what a resumed sink needs.
-    Flushed(SinkState),
-    /// The checkpoint that names them survives too.
-    Saved,
+    /// The data survive a crash, and so do the digests unless the second says why not. The state is what a resumed sink needs.
+    Flushed(SinkState, Result<()>),
+    /// The checkpoint that names them survives too, unless the result says why not.
+    Saved(Result<()>),
 }
 
 /// Copies to every target and returns a result for each. One that fails does not stop the others. A failure of the source, or
@@ -154,7 +154,10 @@ impl Copy<'_> {
                 continue;
             };
             let checkpoint = &copying.target.checkpoint;
-            let (digests, missing) = (checkpoint.digests(), checkpoint.missing());
+            let Some(digests) = checkpoint.digests() else {
+                continue;
+            };
+            let missing = checkpoint.missing();
             let stop = self.rules.stop.clone();
             self.rechecks.spawn(async move {
                 let compared = verify::compare(reader, &digests, &missing, None, &|_| {}, &stop);
@@ -336,8 +339,11 @@ impl Copy<'_> {
         let file = copying.target.checkpoint.digests();
         let flushed = async move {
             let state = sink.flush().await?;
-            blocking(move || file.write(&digests)).await?;
-            Ok(Step::Flushed(state))
+            let digested = match file {
+                Some(file) => blocking(move || file.write(&digests)).await,
+                None => Ok(()),
+            };
+            Ok(Step::Flushed(state, digested))
         };
         Some(flushed.map(move |step| (number, step)).boxed())
     }
@@ -345,22 +351,30 @@ impl Copy<'_> {
     /// After a flush, starts to save the checkpoint; after the save, the target may be flushed again.
     fn kept(&mut self, number: usize, step: Result<Step>) -> Option<Keep> {
         let copying = self.targets.get_mut(number)?;
-        match step {
-            Ok(Step::Flushed(state)) => {
+        let kept = match step {
+            Ok(Step::Flushed(state, digested)) => {
                 let blocks = copying.keeping.iter().flatten();
                 let extents = blocks.map(|(index, _)| Extent::of(*index));
-                copying.target.checkpoint.mark(extents, state);
-                let saved = copying.target.checkpoint.encode();
-                let save = blocking(move || saved.write().map(|()| Step::Saved));
-                return Some(save.map(move |step| (number, step)).boxed());
+                let checkpoint = &mut copying.target.checkpoint;
+                let digested = digested.or_else(|error| checkpoint.give_up_digests(error));
+                digested.map(|()| checkpoint.mark(extents, state))
             }
-            Ok(Step::Saved) => copying.keeping = None,
-            Err(error) => {
+            Ok(Step::Saved(Ok(()))) => {
                 copying.keeping = None;
-                copying.fail(error);
+                return None;
             }
+            // The digests may have taken the checkpoint's room.
+            Ok(Step::Saved(Err(error))) => copying.target.checkpoint.give_up_digests(error),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = kept {
+            copying.keeping = None;
+            copying.fail(error);
+            return None;
         }
-        None
+        let saved = copying.target.checkpoint.encode();
+        let save = blocking(move || Ok(Step::Saved(saved.write())));
+        Some(save.map(move |step| (number, step)).boxed())
     }
 }
 
@@ -442,11 +456,18 @@ async fn zero(target: &mut CopyTarget, rules: &Rules<'_>) -> Result<()> {
             .try_collect::<()>()
             .await?;
         let state = target.sink.flush().await?;
-        let (digests, zeroed) = (target.checkpoint.digests(), step.clone());
-        blocking(move || digests.make_holes(&zeroed)).await?;
+        if let Some(digests) = target.checkpoint.digests() {
+            let zeroed = step.clone();
+            let digested = blocking(move || digests.make_holes(&zeroed)).await;
+            digested.or_else(|error| target.checkpoint.give_up_digests(error))?;
+        }
         target.checkpoint.mark(step, state);
         let saved = target.checkpoint.encode();
-        blocking(move || saved.write()).await?;
+        if let Err(error) = blocking(move || saved.write()).await {
+            target.checkpoint.give_up_digests(error)?;
+            let saved = target.checkpoint.encode();
+            blocking(move || saved.write()).await?;
+        }
         rules.progress.zeroed((ZERO_STEP - left).into());
     }
     Ok(())

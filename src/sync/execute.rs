@@ -237,10 +237,15 @@ impl Execution<'_> {
                 return Err(Error::new(Kind::Invalid, what));
             }
         };
+        let mut checkpoint = checkpoint;
+        if candidate.target.kind().is_new() {
+            // What it publishes is made of them.
+            checkpoint.need_digests();
+        }
         let (sink, checkpoint) = self
             .open_sink(&candidate, checkpoint, replica.as_ref())
             .await?;
-        let is_unproven = matches!(candidate.seen.facts.left, Left::Unproven | Left::Published);
+        let is_unproven = candidate.seen.facts.left == Left::Unproven;
         let recheck =
             match is_resumed && is_unproven && candidate.target.kind() == TargetKind::Image {
                 true => sink.read_back().await?,
@@ -275,11 +280,13 @@ impl Execution<'_> {
         let name = |state: &SinkState| {
             let mut checkpoint = cell.lock();
             checkpoint.set_state(state.clone());
-            checkpoint.encode().write()?;
-            match &between {
-                Some(between) => record::save(&record, between),
-                None => Ok(()),
-            }
+            checkpoint.make_room(|checkpoint| {
+                checkpoint.encode().write()?;
+                match &between {
+                    Some(between) => record::save(&record, between),
+                    None => Ok(()),
+                }
+            })
         };
         let opened = candidate
             .target
@@ -315,7 +322,7 @@ impl Execution<'_> {
             checkpoint.zero_the_rest();
         }
         checkpoint.set_state(opened.state);
-        checkpoint.encode().write()?;
+        checkpoint.make_room(|checkpoint| checkpoint.encode().write())?;
         Ok((opened.sink, checkpoint))
     }
 
@@ -436,20 +443,17 @@ async fn new_digests(
     task: &Task,
     plan: &Delta,
     stop: &Stop,
-) -> Result<Digests> {
-    let unfinished = candidate.checkpoint.as_ref().map(Checkpoint::digests);
-    let [first, second] = candidate.files.next_digests();
+) -> Result<Option<Digests>> {
+    let unfinished = candidate.checkpoint.as_ref().and_then(Checkpoint::digests);
     // The digests of a run that is taken over keep their name until the new ones are complete.
-    let is_taken = unfinished
-        .as_ref()
-        .is_some_and(|digests| digests.path() == first);
-    let path = if is_taken { second } else { first };
+    let path = candidate.files.free_digests(unfinished.as_ref());
     let head = plan.head();
+    let create = |is_whole| candidate.if_room(Digests::create(&path, &task.run, head, is_whole));
     if candidate.target.kind().is_new() {
-        return Digests::create(&path, &task.run, head, false);
+        return create(false);
     }
     if plan.base().is_none() {
-        return Digests::create(&path, &task.run, head, true);
+        return create(true);
     }
     let old = match candidate.decided.decision {
         Decision::TakeOver(_) => unfinished,
@@ -462,20 +466,14 @@ async fn new_digests(
         }),
     };
     let Some(old) = old.filter(Digests::is_whole) else {
-        return Digests::create(&path, &task.run, head, false);
+        return create(false);
     };
     let (run, to, stop) = (task.run.clone(), path.clone(), stop.clone());
     let cloned = blocking(move || Digests::clone_of(&old, &to, &run, head, &stop));
-    match cloned.await {
-        Err(error) if error.kind() == Kind::NoSpace => {
-            warn!(
-                "{}: no digests of unchanged blocks are kept, so the next run may copy all blocks: {}",
-                candidate.target.name(),
-                error.chain()
-            );
-            Digests::create(&path, &task.run, head, false)
-        }
-        cloned => cloned,
+    match candidate.if_room(cloned.await)? {
+        // There may be room for those of the plan's blocks.
+        None => create(false),
+        cloned => Ok(cloned),
     }
 }
 

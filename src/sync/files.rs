@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::digests::Digests;
 use crate::files::{folder_of, with_ending};
 
 /// The state files of one target. Beside an image, or flat in the state directory.
@@ -43,6 +44,15 @@ impl StateFiles {
             self.file(".ebsfs-digests-next"),
             self.file(".ebsfs-digests-other"),
         ]
+    }
+
+    /// The one of these two that the digests of the unfinished run do not have.
+    pub(super) fn free_digests(&self, unfinished: Option<&Digests>) -> PathBuf {
+        let [first, second] = self.next_digests();
+        match unfinished.is_some_and(|digests| digests.path() == first) {
+            true => second,
+            false => first,
+        }
     }
 
     /// The progress of a comparison.

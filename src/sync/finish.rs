@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::checkpoint::{Checkpoint, WITHOUT_DIGESTS};
 use super::copy::CopyTarget;
+use super::digests::Digests;
 use super::execute::{Execution, OpenTarget, discard};
 use super::observe::Candidate;
 use super::report::{Report, ReportFile, pairs};
@@ -13,13 +15,13 @@ use crate::block::{BlockSet, hexadecimal};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::remove_if_there;
 use crate::source::BlockSource;
-use crate::target::{Content, Published, TargetRecord};
+use crate::target::{Content, Published, TargetRecord, Written};
 
 impl Execution<'_> {
     /// Verifies the copy if the job asks for it, publishes it and records it.
     pub(super) async fn finish(
         &self,
-        target: CopyTarget,
+        mut target: CopyTarget,
         opened: OpenTarget,
         report: &mut Option<ReportFile>,
     ) -> Result<Ended> {
@@ -36,11 +38,15 @@ impl Execution<'_> {
         let checkpoint = &target.checkpoint;
         let progress = &self.context.progress;
         // Before it is published: from then on nothing may stop the run until that is recorded.
-        let linear_sha256 = verify::linear_digest(checkpoint.written(), &self.context.stop).await?;
+        let linear_sha256 = match checkpoint.written() {
+            Some(written) => Some(verify::linear_digest(written, &self.context.stop).await?),
+            None => None,
+        };
         progress.begin(format!("publishing {}", target.name), 0);
-        let publish = target
-            .sink
-            .publish(checkpoint.written(), checkpoint.damaged());
+        let publish = target.sink.publish(
+            written_to(checkpoint, &opened.candidate)?,
+            checkpoint.damaged(),
+        );
         // A rename takes an instant and is not stopped half way; EBS may take hours.
         let published = match opened.candidate.target.kind().is_new() {
             true => self.context.stop.unless(publish).await?,
@@ -54,7 +60,7 @@ impl Execution<'_> {
         }
         let plan = checkpoint.plan();
         let damaged = pairs(checkpoint.damaged());
-        let done = Report {
+        let mut done = Report {
             task: checkpoint.task().clone(),
             started: self.started,
             ended: SystemTime::now(),
@@ -69,9 +75,15 @@ impl Execution<'_> {
             image_sha256,
             warnings: opened.warnings.clone(),
         };
-        self.record(&target, &opened.candidate, &published, &done)?;
+        let record =
+            |checkpoint: &Checkpoint| self.record(checkpoint, &opened.candidate, &published, &done);
+        target.checkpoint.make_room(record)?;
+        if target.checkpoint.digests().is_none() {
+            done.warnings
+                .push(format!("{}: {WITHOUT_DIGESTS}", target.name));
+        }
         if let Some(file) = report {
-            file.done(&target.name, &done, checkpoint.written())?;
+            file.done(&target.name, &done, target.checkpoint.written())?;
         }
         // The report reads the digests of the run: only now they may be renamed and the checkpoint removed.
         self.keep_digests(&target, &opened.candidate)?;
@@ -84,7 +96,7 @@ impl Execution<'_> {
     /// The record says what the target holds from now on.
     fn record(
         &self,
-        target: &CopyTarget,
+        checkpoint: &Checkpoint,
         candidate: &Candidate,
         published: &Published,
         report: &Report,
@@ -93,7 +105,7 @@ impl Execution<'_> {
         if !candidate.seen.facts.has_identity {
             return remove_if_there(&path);
         }
-        let task = target.checkpoint.task();
+        let task = checkpoint.task();
         let record = TargetRecord {
             run: task.run.clone(),
             target: task.target.clone(),
@@ -114,15 +126,11 @@ impl Execution<'_> {
     fn keep_digests(&self, target: &CopyTarget, candidate: &Candidate) -> Result<()> {
         let keeps = !candidate.target.kind().is_new() && candidate.seen.facts.has_identity;
         if keeps {
-            let digests = target.checkpoint.digests();
-            let is_whole = digests.is_whole();
             remove_if_there(&candidate.files.checkpoint())?;
-            digests.publish(&candidate.files.digests())?;
-            if !is_whole {
-                tracing::debug!(
-                    "{}: the digests kept are of the changed blocks alone",
-                    target.name
-                );
+            match target.checkpoint.digests() {
+                Some(digests) => drop(digests.publish(&candidate.files.digests())?),
+                // Those of the run before are of no use.
+                None => remove_if_there(&candidate.files.digests())?,
             }
         }
         discard(candidate)?;
@@ -143,22 +151,23 @@ impl Execution<'_> {
                 format!("verifying {}", target.name),
                 geometry.block_count().into(),
             );
-            let digests = target.checkpoint.digests();
-            if digests.is_whole() {
-                let none = BlockSet::new();
-                let compared = verify::compare(
-                    Arc::clone(&back),
-                    &digests,
-                    &none,
-                    None,
-                    &reach,
-                    &self.context.stop,
-                );
-                differs(&target.name, &compared.await?.differing, geometry)?;
-            } else {
-                let written = target.checkpoint.written();
-                verify::verify_plan(written, &*back, &target.name, &reach, &self.context.stop)
-                    .await?;
+            let stop = &self.context.stop;
+            let whole = target.checkpoint.digests().filter(Digests::is_whole);
+            match (whole, target.checkpoint.written()) {
+                (Some(digests), _) => {
+                    let none = BlockSet::new();
+                    let back = Arc::clone(&back);
+                    let compared = verify::compare(back, &digests, &none, None, &reach, stop);
+                    differs(&target.name, &compared.await?.differing, geometry)?;
+                }
+                (None, Some(written)) => {
+                    verify::verify_plan(written, &*back, &target.name, &reach, stop).await?;
+                }
+                (None, None) => {
+                    let (back, source) = (Arc::clone(&back), Arc::clone(&self.source.blocks));
+                    let compared = verify::compare_sources(back, source, &reach, stop);
+                    differs(&target.name, &compared.await?, geometry)?;
+                }
             }
         }
         self.image_digest(&target.name, &*back).await
@@ -214,6 +223,19 @@ impl Execution<'_> {
             differs(name, &differing, geometry)?;
         }
         self.image_digest(name, &*back).await
+    }
+}
+
+/// What was written, for the sink: only images and devices, which do not look at it, are copied without digests.
+fn written_to(checkpoint: &Checkpoint, candidate: &Candidate) -> Result<Written> {
+    match checkpoint.written() {
+        Some(written) => Ok(written),
+        None if !candidate.target.kind().is_new() => Ok(Box::new(std::iter::empty())),
+        None => {
+            let name = candidate.target.name();
+            let what = format!("cannot publish {name}: the digests of its blocks are missing");
+            Err(Error::new(Kind::Corrupt, what).with_remedy(Remedy::Restart))
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use super::Context;
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, WITHOUT_DIGESTS};
 use super::digests::Digests;
 use super::files::StateFiles;
 use super::job::SyncJob;
@@ -18,7 +18,7 @@ use crate::block::{BlockIndex, BlockSet, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::{make_folder_of, remove_if_there};
 use crate::snapshot::SnapshotId;
-use crate::target::{Ask, Content, Left, Target, TargetRecord};
+use crate::target::{Ask, Content, Target, TargetRecord};
 
 /// A target of a run, until it is opened.
 pub(super) struct Candidate {
@@ -59,19 +59,15 @@ impl Candidate {
         let mut seen = look(job, source, &*target, &files, checkpoint.as_ref(), context).await?;
         let mut digests = recorded_digests(&files, seen.record.as_ref(), job.dry_run)?;
         if let Some((record, its)) = published(checkpoint.as_ref(), &seen) {
-            digests = Some(its);
+            digests = its;
             seen.record = Some(record);
             seen.unfinished = None;
-            seen.facts.left = Left::Gone;
             if let (Some(record), false) = (&seen.record, job.dry_run) {
                 record::save(&files.record(), record)?;
                 digests = recorded_digests(&files, Some(record), false)?;
                 remove_if_there(&files.checkpoint())?;
             }
             checkpoint = None;
-        } else if seen.facts.left == Left::Published {
-            // Not all of it was written, or nothing tells what was: it is some other file.
-            seen.facts.left = Left::Gone;
         }
         let mut candidate = Self {
             decided: Decided::undecided(),
@@ -84,7 +80,7 @@ impl Candidate {
             foreign: BlockSet::new(),
         };
         candidate.seen.has_digests = candidate.evidence().is_some();
-        let unfinished = candidate.checkpoint.as_ref().map(Checkpoint::digests);
+        let unfinished = candidate.checkpoint.as_ref().and_then(Checkpoint::digests);
         candidate.seen.unfinished_has_digests =
             unfinished.is_some_and(|digests| digests.is_whole());
         candidate.decided = decide(job, &source.info, &candidate.seen);
@@ -108,7 +104,7 @@ impl Candidate {
     fn evidence(&self) -> Option<Digests> {
         let half = self.checkpoint.as_ref().filter(|_| self.is_half_written());
         let digests = match half {
-            Some(checkpoint) => Some(checkpoint.digests()),
+            Some(checkpoint) => checkpoint.digests(),
             None => self.digests.clone(),
         };
         digests.filter(Digests::is_whole)
@@ -180,6 +176,21 @@ impl Candidate {
         Ok(())
     }
 
+    /// New digests; none, with a warning, where there is no room for them and the copy is of use without.
+    ///
+    /// # Errors
+    /// Any other error of `made`.
+    pub(super) fn if_room(&self, made: Result<Digests>) -> Result<Option<Digests>> {
+        match made {
+            Err(error) if error.kind() == Kind::NoSpace && !self.target.kind().is_new() => {
+                let name = self.target.name();
+                warn!("{name}: {WITHOUT_DIGESTS}: {}", error.chain());
+                Ok(None)
+            }
+            made => made.map(Some),
+        }
+    }
+
     /// Bytes that a comparison would read.
     pub(super) fn compare_bytes(&self) -> u64 {
         self.evidence()
@@ -213,13 +224,17 @@ impl Candidate {
     }
 }
 
-/// An image that a run published and was killed before it recorded that: what the record must say, and its digests. Its mark is
-/// not known, so that the image is compared before anything is built on it.
-fn published(checkpoint: Option<&Checkpoint>, seen: &Observed) -> Option<(TargetRecord, Digests)> {
-    let checkpoint = checkpoint.filter(|_| seen.facts.left == Left::Published)?;
+/// An image that a run published and was killed before it recorded that: what the record must say, and its digests, if they speak
+/// of every block. Its mark is not known, so that the image is compared before anything is built on it. None where not all was
+/// written: it is some other file.
+fn published(
+    checkpoint: Option<&Checkpoint>,
+    seen: &Observed,
+) -> Option<(TargetRecord, Option<Digests>)> {
+    let checkpoint = checkpoint.filter(|_| seen.facts.is_published)?;
     let task = checkpoint.task();
-    let digests = checkpoint.digests();
-    let is_whole = checkpoint.missing().is_empty() && digests.is_whole();
+    let digests = checkpoint.digests().filter(Digests::is_whole);
+    let is_whole = checkpoint.missing().is_empty();
     let is_its = task.target == seen.id && !task.in_place;
     let record = TargetRecord {
         run: task.run.clone(),

@@ -252,13 +252,14 @@ impl<'a> Planner<'a> {
         };
         plan.overtake(unfinished.plan());
         let NewRun { task, plan, .. } = self.new_run(candidate, plan, base, None).await?;
-        let old = unfinished.digests();
-        let [first, second] = candidate.files.next_digests();
-        let path = if old.path() == first { second } else { first };
-        let (run, stop, head) = (task.run.clone(), stop.clone(), plan.head());
-        let digests = match self.job.dry_run {
-            true => old,
-            false => blocking(move || Digests::clone_of(&old, &path, &run, head, &stop)).await?,
+        let digests = match unfinished.digests() {
+            Some(old) if !self.job.dry_run => {
+                let path = candidate.files.free_digests(Some(&old));
+                let (run, stop, head) = (task.run.clone(), stop.clone(), plan.head());
+                let cloned = blocking(move || Digests::clone_of(&old, &path, &run, head, &stop));
+                candidate.if_room(cloned.await)?
+            }
+            old => old,
         };
         info!(
             "{}: taking over the unfinished copy of {other}",

@@ -41,8 +41,10 @@ pub struct Report {
     /// Blocks that are zero because they are so in the source, whose own source was damaged.
     #[serde(skip_serializing_if = "is_none")]
     pub damaged_in_source: u64,
-    /// SHA-256 over the SHA-256 of all blocks written, by index, as CompleteSnapshot's linear checksum.
-    pub linear_sha256: String,
+    /// SHA-256 over the SHA-256 of all blocks written, by index, as CompleteSnapshot's linear checksum; none where there was no
+    /// room for the digests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub linear_sha256: Option<String>,
     /// Whether the target was read back and compared.
     pub verified: bool,
     /// SHA-256 of the whole image, holes included, if it was asked for.
@@ -99,16 +101,24 @@ impl ReportFile {
         Ok(report)
     }
 
-    /// A target that was copied, with the digest of each block of its plan: null for zeroes.
+    /// A target that was copied, with the digest of each block of its plan: null for zeroes. Without `written` there is no list.
     ///
     /// # Errors
     /// What the system says; `Corrupt` when a digest is missing.
-    pub(super) fn done(&mut self, target: &str, report: &Report, written: Written) -> Result<()> {
+    pub(super) fn done(
+        &mut self,
+        target: &str,
+        report: &Report,
+        written: Option<Written>,
+    ) -> Result<()> {
         let mut value = serde_json::to_value(report).unwrap_or_default();
         if let Some(members) = value.as_object_mut() {
             members.insert("target".into(), target.into());
             members.insert("status".into(), "done".into());
         }
+        let Some(written) = written else {
+            return self.next(|out| write!(out, "{value}"));
+        };
         let text = value.to_string();
         let open = text.strip_suffix('}').unwrap_or(&text).to_owned();
         self.next(|out| write!(out, "{open},\n\"blocks\": ["))?;

@@ -119,13 +119,16 @@ impl Stage {
         if !checkpoint.missing().is_empty() || open_ours(&self.data(), false)?.is_none() {
             return Ok(None);
         }
+        let Some(digests) = checkpoint.digests() else {
+            return Ok(None);
+        };
         let geometry = checkpoint.plan().head();
         Ok(Some(StagedBlocks {
             disk: DiskSource::open(&self.data())?,
             geometry,
             plan: Arc::clone(checkpoint.plan()),
             damaged: checkpoint.damaged().clone(),
-            digests: checkpoint.digests(),
+            digests,
             task: checkpoint.task().clone(),
         }))
     }
@@ -147,8 +150,12 @@ impl Stage {
             _ => {
                 self.remove()?;
                 let digests = Digests::create(&self.digests(), &task.run, geometry, true)?;
-                let checkpoint =
-                    Checkpoint::new(&self.checkpoint(), task.clone(), Arc::clone(plan), digests);
+                let checkpoint = Checkpoint::new(
+                    &self.checkpoint(),
+                    task.clone(),
+                    Arc::clone(plan),
+                    Some(digests),
+                );
                 (self.create(geometry)?, checkpoint)
             }
         };
@@ -160,6 +167,8 @@ impl Stage {
         });
         let mut checkpoint = checkpoint;
         checkpoint.set_state(SinkState::of(&StageState));
+        // A block that is read from the stage is compared with its digest.
+        checkpoint.need_digests();
         checkpoint.encode().write()?;
         let recheck = match is_resumed {
             true => sink.read_back().await?,

@@ -98,8 +98,6 @@ pub enum Left {
     Proven,
     /// It is there; its mark does not prove that nothing else has written it.
     Unproven,
-    /// It has become the target already: only the record is missing.
-    Published,
 }
 
 /// A snapshot that a target keeps and that a delta can start from.
@@ -142,6 +140,8 @@ pub struct Facts {
     pub warnings: Vec<String>,
     /// What an unfinished run has left; `Gone` where none was asked about.
     pub left: Left,
+    /// Whether it has become the target already, so that only the record is missing.
+    pub is_published: bool,
     /// The snapshot there that holds the source already, proven, where the target keeps several.
     pub holds: Option<SnapshotId>,
     /// Blocks of that snapshot that are zero because the source was damaged when it was copied.
@@ -170,6 +170,7 @@ impl Facts {
             obstacles: Vec::new(),
             warnings: Vec::new(),
             left: Left::Gone,
+            is_published: false,
             holds: None,
             held_damaged: 0,
             replicas: Vec::new(),

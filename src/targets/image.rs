@@ -135,6 +135,7 @@ impl ImageTarget {
         }
         if let Some(left) = ask.left {
             facts.left = self.left(left, facts.mark.as_ref())?;
+            facts.is_published = self.is_published(left, facts.mark.as_ref());
         }
         Ok(facts)
     }
@@ -158,13 +159,19 @@ impl ImageTarget {
         }
         let part = self.part();
         let Some(file) = files::open_ours(&part, false)? else {
-            // The part became the image: rename and mode have changed its mark.
-            let is_it = image.is_some_and(|image| is_renamed(&mark, image) && !part.exists());
-            return Ok(if is_it { Left::Published } else { Left::Gone });
+            return Ok(Left::Gone);
         };
         let failed = |error| Error::of_file(&part, "cannot look at", error);
         file.sync_all().map_err(failed)?;
         Ok(against(&FileMark::of(&file).map_err(failed)?))
+    }
+
+    /// Whether the part has become the image. Rename and mode have changed its mark.
+    fn is_published(&self, state: &SinkState, now: Option<&Mark>) -> bool {
+        let (Ok(ImageState { mark }), Some(Mark::Image(now))) = (state.open(), now) else {
+            return false;
+        };
+        !self.is_in_place && is_renamed(&mark, now) && !self.part().exists()
     }
 
     /// Creates a new part and replaces an old one. For a delta it is a clone of the image.

@@ -332,3 +332,97 @@ fn credentials_that_a_program_renews_in_the_middle_go_unnoticed() {
     let (_mount, disk) = mounted(&emulator, "snap-0a");
     assert_same(&image, &disk);
 }
+
+/// `ebsfs sync` with its state in a folder that holds `size` bytes.
+fn sync_with_state(emulator: &Emulator, state: &Tmpfs, args: &[&str]) -> Command {
+    let mut command = emulator.ebsfs(&["sync", "--progress", "none", "--state-dir"]);
+    command.arg(&state.0).args(args);
+    command
+}
+
+#[test]
+fn a_full_copy_without_room_for_its_digests_warns_and_is_recorded_without_evidence() {
+    let emulator = large_pair();
+    emulator.set("latency_ms=0");
+    let folder = tempfile::tempdir().unwrap();
+    // The digests of 1 GiB take 16 pages. Record and checkpoint take a page each, and one more while they are replaced.
+    let state = Tmpfs::at(folder.path().join("state"), "48K");
+    let file = folder.path().join("disk");
+    fs::File::create(&file).unwrap().set_len(1 << 30).unwrap();
+    let device = Loop::over(&file);
+    let report = folder.path().join("report.json");
+    let (_first_mount, first) = mounted(&emulator, "snap-0a");
+    let (_second_mount, second) = mounted(&emulator, "snap-0b");
+    let sync = |args: &[&str]| {
+        let mut command = sync_with_state(&emulator, &state, &[args[0], &device.0]);
+        command.args(&args[1..]);
+        command
+    };
+    emulator.reset();
+    let copy = [
+        "snap-0a",
+        "--overwrite",
+        &device.0,
+        "--report",
+        text(&report),
+    ];
+    let (code, said) = decides(&mut sync(&copy));
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("no room for the digests"), "{said}");
+    assert_eq!(emulator.gets(), held(&first));
+    assert_same(Path::new(&device.0), &first);
+    let left: Vec<_> = fs::read_dir(&state.0)
+        .unwrap()
+        .map(|entry| entry.unwrap().path().extension().unwrap().to_owned())
+        .collect();
+    assert!(!left.iter().any(|name| name == "ebsfs-digests"), "{left:?}");
+    let report: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+    let target = &report["targets"][0];
+    assert_eq!(target["status"], "done");
+    let warning = target["warnings"].to_string();
+    assert!(warning.contains("no room for the digests"), "{warning}");
+    assert!(target.get("blocks").is_none() && target.get("linear_sha256").is_none());
+    let status: Value = serde_json::from_str(&run(&mut sync(&["--status", "--json"]))).unwrap();
+    let status = &status["status"];
+    assert_eq!(status["content"]["holds"], "snap-0a", "{status}");
+    assert_eq!(
+        (&status["is_proven"], &status["has_digests"]),
+        (&true.into(), &false.into())
+    );
+
+    // The mark proves what it holds, until something else writes it. Then nothing does.
+    emulator.reset();
+    let delta = ["snap-0b", "--base", "auto"];
+    let (code, said) = decides(&mut sync(&delta));
+    assert_eq!(code, 0, "{said}");
+    let changed = emulator.gets();
+    assert!(changed < held(&second), "{changed}");
+    assert_same(Path::new(&device.0), &second);
+    std::os::unix::fs::FileExt::write_all_at(&writable(Path::new(&device.0)), b"drill", 7).unwrap();
+    let named = ["snap-0a", "--base", "snap-0b"];
+    let (code, said) = decides(&mut sync(&named));
+    assert_eq!(code, 11, "{said}");
+    assert!(said.contains("--trust"), "{said}");
+    // Without digests it is verified by the source itself.
+    emulator.reset();
+    let (code, said) = decides(&mut sync(&["snap-0a", "--base", "auto", "--verify"]));
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("copying all blocks"), "{said}");
+    assert_eq!(emulator.gets(), 2 * held(&first));
+    assert_same(Path::new(&device.0), &first);
+}
+
+#[test]
+fn a_copy_without_room_for_its_digests_that_is_killed_comes_to_be_whole() {
+    let emulator = large_pair();
+    let folder = tempfile::tempdir().unwrap();
+    let state = Tmpfs::at(folder.path().join("state"), "48K");
+    let file = folder.path().join("disk");
+    fs::File::create(&file).unwrap().set_len(1 << 30).unwrap();
+    let device = Loop::over(&file);
+    let args = ["snap-0a", &device.0, "--overwrite", &device.0];
+    let kills = kill_until_done(|| sync_with_state(&emulator, &state, &args), 1500, || {});
+    println!("{kills} kills");
+    let (_mount, disk) = mounted(&emulator, "snap-0a");
+    assert_same(Path::new(&device.0), &disk);
+}

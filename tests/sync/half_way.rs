@@ -216,3 +216,45 @@ fn a_source_of_this_machine_that_was_written_between_two_runs_is_copied_from_the
     ));
     assert_same(&source, &image);
 }
+
+#[test]
+fn an_image_that_was_published_without_digests_and_not_recorded_is_no_foreign_write() {
+    let chain = Chain::new();
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image.raw");
+    let [record, digests, checkpoint, old_record, old_digests] = [
+        "image.raw.ebsfs.json",
+        "image.raw.ebsfs-digests",
+        "image.raw.ebsfs-checkpoint",
+        "record",
+        "digests",
+    ]
+    .map(|name| folder.path().join(name));
+    let ids = &chain.snapshots;
+    run(&mut sync(&chain.emulator, &[&ids[0], text(&image)]));
+    // The delta has no digests of unchanged blocks, as where there was no room for them.
+    fs::rename(&digests, &old_digests).unwrap();
+    let args = [ids[1].as_str(), text(&image), "--base", "auto"];
+    chain.emulator.set("latency_ms=1000");
+    let child = sync(&chain.emulator, &args)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for("a checkpoint", || checkpoint.exists());
+    // The run ends between the rename of the image and the record, which cannot replace a folder.
+    fs::rename(&record, &old_record).unwrap();
+    fs::create_dir(&record).unwrap();
+    chain.emulator.set("latency_ms=0");
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{said}");
+    assert_same(&image, &chain.image(1));
+    fs::remove_dir(&record).unwrap();
+    fs::rename(&old_record, &record).unwrap();
+    fs::rename(&old_digests, &digests).unwrap();
+    let (code, said) = decides(&mut sync(&chain.emulator, &args));
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("copying all blocks"), "{said}");
+    assert_same(&image, &chain.image(1));
+    assert_eq!(left_beside(&image), KEPT);
+}

@@ -211,10 +211,13 @@ fn a_new_snapshot_that_is_killed_at_any_moment_is_one_snapshot_and_whole() {
     emulator.set("latency_ms=20");
     emulator.reset();
     let url = other.url();
+    // The same command would find the snapshot of the copy before.
+    let copy = std::cell::Cell::new(0);
     let kills = Kills::of(
         1500,
-        || {},
+        || copy.set(copy.get() + 1),
         || {
+            let tag = format!("copy={}", copy.get());
             let to = [
                 "snap-0a",
                 "ebs:",
@@ -222,6 +225,8 @@ fn a_new_snapshot_that_is_killed_at_any_moment_is_one_snapshot_and_whole() {
                 &url,
                 "--max-in-flight",
                 "16",
+                "--tag",
+                &tag,
             ];
             sync(&emulator, &to)
         },

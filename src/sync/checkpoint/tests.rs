@@ -48,7 +48,7 @@ fn extent(start: u32, end: u32) -> Extent {
 fn new(folder: &Path) -> (Checkpoint, PathBuf, PathBuf) {
     let (path, digests) = (folder.join("checkpoint"), folder.join("digests"));
     let file = Digests::create(&digests, "1", geometry(), true).unwrap();
-    let checkpoint = Checkpoint::new(&path, task(), plan(), file);
+    let checkpoint = Checkpoint::new(&path, task(), plan(), Some(file));
     (checkpoint, path, digests)
 }
 
@@ -67,7 +67,7 @@ fn what_is_missing_after_a_crash_is_what_was_not_saved() {
     checkpoint.mark(done, state.clone());
     checkpoint.mark_damaged(BlockIndex(2));
     let entries = [(BlockIndex(2), Some([7; 32])), (BlockIndex(1), None)];
-    checkpoint.digests().write(&entries).unwrap();
+    checkpoint.digests().unwrap().write(&entries).unwrap();
     checkpoint.encode().write().unwrap();
     checkpoint.mark([extent(1, 2)], state.clone());
     drop(checkpoint);
@@ -90,7 +90,7 @@ fn what_is_missing_after_a_crash_is_what_was_not_saved() {
     assert_eq!(loaded.next_zero(BlockIndex(16), 4), Some(extent(17, 20)));
     assert_eq!(loaded.next_zero(BlockIndex(20), 4), None);
     // Not all of it was done.
-    assert!(loaded.written().any(|block| block.is_err()));
+    assert!(loaded.written().unwrap().any(|block| block.is_err()));
     // A block that was done, one to be zeroed and one outside the plan are all to be written.
     let mut again = BlockSet::new();
     for index in [2, 11, 500] {
@@ -157,4 +157,34 @@ fn a_checkpoint_of_another_version_or_without_its_digests_is_dropped() {
             .unwrap()
             .is_none()
     );
+}
+
+#[test]
+fn digests_are_given_up_only_for_space_and_where_the_copy_is_of_use_without_them() {
+    let full = || Error::new(Kind::NoSpace, "full");
+    let folder = tempfile::tempdir().unwrap();
+    let (mut checkpoint, path, digests) = new(folder.path());
+    let other = checkpoint.give_up_digests(Error::new(Kind::Io, "broken"));
+    assert_eq!(other.unwrap_err().kind(), Kind::Io);
+    assert!(checkpoint.digests().is_some());
+    checkpoint.mark([extent(1, 3)], SinkState::of(&Body(7)));
+    checkpoint.give_up_digests(full()).unwrap();
+    assert!(checkpoint.digests().is_none() && checkpoint.written().is_none());
+    // The checkpoint that has them stands until the new one is saved.
+    assert!(digests.exists());
+    checkpoint.encode().write().unwrap();
+    assert!(!digests.exists());
+    assert_eq!(
+        checkpoint.give_up_digests(full()).unwrap_err().kind(),
+        Kind::NoSpace
+    );
+    let loaded = Checkpoint::load(&path, std::slice::from_ref(&digests));
+    let loaded = loaded.unwrap().unwrap();
+    assert_eq!(loaded.done(), 2);
+    assert!(loaded.digests().is_none());
+
+    let (mut needed, ..) = new(folder.path());
+    needed.need_digests();
+    assert!(needed.give_up_digests(full()).is_err());
+    assert!(needed.digests().is_some());
 }

@@ -29,26 +29,18 @@ impl Decider<'_> {
         }
     }
 
-    /// A part beside an image, or one that has become the image: worth something to the command that began it alone.
+    /// A part beside an image: worth something to the command that began it, and to one that takes it over.
     pub(super) fn part(&self, task: &Task) -> Decided {
         let is_provable = match self.seen.facts.left {
             Left::Gone => false,
             Left::Proven => true,
-            Left::Unproven | Left::Published => self.seen.unfinished_has_digests,
+            Left::Unproven => self.seen.unfinished_has_digests,
         };
         let is_resumed = is_provable && self.is_same_command(task);
-        // Written in place, the image is what it was before.
-        let is_published = self.seen.facts.left == Left::Published && !task.in_place;
-        if is_resumed && is_published {
-            return Decided::of(Decision::Resume);
-        }
         let dropped = |decided| Decided {
             drops_unfinished: true,
             ..decided
         };
-        if is_published {
-            return dropped(self.published(task));
-        }
         let other = self
             .part_of_other(task)
             .filter(|_| is_provable && !is_resumed);
@@ -92,33 +84,6 @@ impl Decider<'_> {
             .flatten()
     }
 
-    /// An image that a run of another command has published, and not recorded: the record and its digests are not of it.
-    pub(super) fn published(&self, task: &Task) -> Decided {
-        if let Some(refused) = self.other_volume(task.volume.as_deref(), &task.source) {
-            return refused;
-        }
-        match (&self.job.base, &self.job.trust) {
-            (Base::Snapshot(_) | Base::Auto, Some(trusted)) => {
-                self.holding(trusted.as_str(), false)
-            }
-            (Base::Snapshot(_), None) => {
-                let why = format!(
-                    "it became {} in a run that was killed before it was recorded",
-                    task.source
-                );
-                match task.source.parse::<SnapshotId>() {
-                    Ok(held) => self.refuse(&why, Remedy::Trust(held.to_string())),
-                    Err(_) => self.refuse(&why, Remedy::CopyAll),
-                }
-            }
-            _ => Decided::of(Decision::Full).warn(format!(
-                "{}: content unknown (a run was killed before it recorded {}): copying all blocks",
-                self.name(),
-                task.source
-            )),
-        }
-    }
-
     /// Whether the record says that this run, or the one it took over, has begun to write in place.
     fn has_begun(&self, task: &Task) -> bool {
         self.seen.record.as_ref().is_some_and(|record| {
@@ -149,7 +114,7 @@ impl Decider<'_> {
             needs_base && !(self.job.restart && trusted.as_str() == self.source.name)
         });
         match (self.seen.facts.left, &self.seen.compared, trusted) {
-            (Left::Proven | Left::Published, ..) | (_, Some(Comparison::Same), _) => {}
+            (Left::Proven, ..) | (_, Some(Comparison::Same), _) => {}
             // What the run may have written is written again, and a person vouches for the rest.
             (_, _, Some(trusted)) if Some(trusted) == task_base.as_ref() => {}
             (_, _, Some(trusted)) => {

@@ -330,15 +330,8 @@ fn findings_a5_and_a6_every_common_base_is_tried_and_never_one_that_is_not_prove
 fn a_stale_run_blocks_no_later_one() {
     let delta = || Is(Delta(vec![id(HELD)]));
     let proven = |head| part(head, Left::Proven, recorded(Image));
-    let (mut in_place, mut published) = (
-        recorded(ImageInPlace),
-        part(LATER, Left::Published, recorded(Image)),
-    );
+    let mut in_place = recorded(ImageInPlace);
     in_place.unfinished = Some((task(&snapshot(None), true, Some(HELD)), 7));
-    published.facts.mark = Some(mark(3));
-    published.has_digests = true;
-    let mut same = published.clone();
-    same.unfinished = Some((task(&snapshot(None), false, Some(HELD)), 7));
     let restarting = SyncJob {
         restart: true,
         ..auto()
@@ -371,8 +364,6 @@ fn a_stale_run_blocks_no_later_one() {
             between(LATER, Left::Proven, true, None),
             Is(Full),
         ),
-        ("published, not recorded", auto(), same, Is(Resume)),
-        ("... by another command", auto(), published, Is(Full)),
         // The image was started in a failover while its next part lay beside it.
         (
             "the image that the part replaces is compared",

@@ -32,8 +32,7 @@ impl Row<'_> {
         let state = self.state;
         let is_proven = state.holds().is_some()
             && state.marked == Marked::Matches
-            && state.recorded != Recorded::OldFormat
-            && !state.is_published();
+            && state.recorded != Recorded::OldFormat;
         let trusted = self.job.trust.as_ref().map(SnapshotId::as_str);
         trusted == Some(held) && self.job.base != Base::None && !is_proven
     }
@@ -101,7 +100,6 @@ impl Row<'_> {
             && !job.discard_foreign_writes
             && !self.is_given_up()
             && !self.trusts_any()
-            && !state.is_published()
         {
             self.must(is_refused(decided), "foreign writes are not overwritten");
             let is_other = state.is_of_other_volume();
@@ -151,10 +149,8 @@ impl Row<'_> {
             without.unfinished = None;
             without.facts.left = Left::Gone;
             let without = decide(job, self.source, &without);
-            let is_unproven = state.is_published() && matches!(job.base, Base::Snapshot(_));
-            let is_other = state.is_published() && state.is_of_other_volume();
             self.must(
-                is_refused(&without) || !is_refused(decided) || is_unproven || is_other,
+                is_refused(&without) || !is_refused(decided),
                 "a stale part refuses nothing",
             );
         }
@@ -182,9 +178,8 @@ impl Row<'_> {
             self.decided.rewrites_foreign == (rewrites && !self.trusts(base)),
             "foreign blocks are part of the delta",
         );
-        let is_proven = state.proven() == Some(base) && !state.is_published();
         self.must(
-            is_proven || rewrites || self.trusts(base),
+            state.proven() == Some(base) || rewrites || self.trusts(base),
             "a base is proven, or a person vouches for it",
         );
         let is_asked = match &job.base {
@@ -282,7 +277,7 @@ impl Row<'_> {
     /// What a part is to replace.
     fn replaces(&self) {
         let state = self.state;
-        if state.existence != Existence::There || state.is_published() {
+        if state.existence != Existence::There {
             return;
         }
         self.must(
@@ -310,7 +305,7 @@ impl Row<'_> {
             return;
         }
         self.must(
-            state.recorded != Recorded::None || named || state.is_published(),
+            state.recorded != Recorded::None || named,
             "what has no record must be named",
         );
         self.must(
@@ -324,7 +319,6 @@ impl Row<'_> {
                 || state.left == Left::Proven
                 || (state.is_of_other_volume() && named)
                 || self.is_given_up()
-                || state.is_published()
                 || (state.is_half_written() && !state.has_begun()),
             "what can be compared is not overwritten unseen",
         );
@@ -336,9 +330,8 @@ impl Row<'_> {
             !is_lost || named || state.kind == TargetKind::Image,
             "what is between and has no checkpoint must be named",
         );
-        let unknown = state.recorded == Recorded::None && !state.is_published();
         self.must(
-            !unknown || self.decided.confirms,
+            state.recorded != Recorded::None || self.decided.confirms,
             "a person is asked before something unknown is overwritten",
         );
     }
