@@ -124,6 +124,7 @@
 pub mod error;
 
 pub mod block;
+mod time;
 
 pub mod aws;
 pub mod cost;
