@@ -257,8 +257,12 @@ impl CachedCatalog {
 }
 
 impl Catalog for CachedCatalog {
-    fn list(&self) -> BoxFuture<'_, Result<Vec<Snapshot>>> {
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Arc<Snapshot>>>> {
         self.inner.list()
+    }
+
+    fn known(&self, id: &SnapshotId) -> Option<Arc<Snapshot>> {
+        self.inner.known(id)
     }
 
     fn open<'a>(

@@ -1,24 +1,41 @@
-//! What EC2 tells of snapshots, and the tags that it keeps. The only file with aws-sdk-ec2 in it.
+//! What EC2 knows of snapshots, and the tags that it keeps. The only module with aws-sdk-ec2 in it: [`call`] makes one call,
+//! [`pages`] a listing of many, [`ids`] describes named snapshots.
+
+mod call;
+mod ids;
+mod pages;
 
 use std::time::{Duration, SystemTime};
 
 use aws_config::SdkConfig;
+use aws_sdk_ec2::operation::describe_snapshots::DescribeSnapshotsOutput;
+use aws_sdk_ec2::operation::describe_snapshots::builders::DescribeSnapshotsFluentBuilder;
 use aws_sdk_ec2::types::{Filter, SnapshotState, Tag};
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 
-use crate::aws::classify;
-use crate::error::{Error, Kind, Result};
-use crate::snapshot::{Descriptions, Selector, Snapshot, SnapshotId, State};
+use crate::error::{Error, Result};
+use crate::snapshot::{
+    Descriptions, ListingProgress, ListingReport, Selector, Snapshot, SnapshotId, State,
+};
 
-/// Snapshots a page: DescribeSnapshots takes 5 to 1,000, and is slow with many.
-const PAGE: i32 = 500;
+use call::{CallName, Refused, call};
+use ids::describe_known;
+use pages::{DescribedPage, PageFailure, list_pages};
+
+/// Snapshots a page: the most that DescribeSnapshots takes.
+///
+/// <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeSnapshots.html>
+const PAGE: i32 = 1000;
+/// Values a filter (<https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_Filter.html>).
+const VALUES: usize = 200;
 /// The IAM action of the calls that describe snapshots.
 const ACTION: &str = "ec2:DescribeSnapshots";
-/// How long a page may take, attempts together: a person waits for it.
-const TIMEOUT: Duration = Duration::from_secs(8);
+/// How long connecting to one address may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(3100);
 
 /// A client of EC2 in one Region.
 #[derive(Debug)]
@@ -30,12 +47,14 @@ impl Ec2 {
     /// A client with the Region, credentials and endpoint of `config`.
     pub fn new(config: &SdkConfig) -> Self {
         let config = aws_sdk_ec2::config::Builder::from(config)
-            // Its calls are few and small: the SDK's own retries do for them.
-            .retry_config(RetryConfig::standard().with_max_attempts(3))
+            // The SDK gives a throttled call up after 2 s, and its time-outs are by duration: `call` has its own.
+            .retry_config(RetryConfig::disabled())
             .timeout_config(
                 TimeoutConfig::builder()
-                    .connect_timeout(Duration::from_millis(3100))
-                    .operation_timeout(TIMEOUT)
+                    .connect_timeout(CONNECT_TIMEOUT)
+                    .disable_read_timeout()
+                    .disable_operation_timeout()
+                    .disable_operation_attempt_timeout()
                     .build(),
             )
             .build();
@@ -44,100 +63,192 @@ impl Ec2 {
         }
     }
 
-    /// All snapshots that match every filter, of this account or, by `anyone`, of whoever shares them.
-    async fn describe_where(&self, filters: Vec<Filter>, anyone: bool) -> Result<Vec<Snapshot>> {
-        let mut snapshots = Vec::new();
-        let mut next = None;
-        loop {
-            let mut request = self
-                .sdk
-                .describe_snapshots()
-                .set_filters((!filters.is_empty()).then(|| filters.clone()))
-                .max_results(PAGE)
-                .set_next_token(next.clone());
-            if !anyone {
-                request = request.owner_ids("self");
+    /// One call that describes snapshots.
+    async fn describe_once(
+        &self,
+        name: CallName<'_>,
+        waiting: &(dyn Fn(&Error) + Send + Sync),
+        fill: impl Fn(DescribeSnapshotsFluentBuilder) -> DescribeSnapshotsFluentBuilder,
+    ) -> std::result::Result<DescribedPage, Refused> {
+        let send = |watch| {
+            let request = fill(self.sdk.describe_snapshots());
+            request.customize().interceptor(watch).send()
+        };
+        let reply: DescribeSnapshotsOutput = call(name, waiting, send).await?;
+        let snapshots = reply.snapshots.unwrap_or_default();
+        Ok(DescribedPage {
+            snapshots: snapshots.into_iter().filter_map(snapshot).collect(),
+            next: reply.next_token.filter(|token| !token.is_empty()),
+        })
+    }
+
+    /// All snapshots of this account that match every filter.
+    async fn describe_own(
+        &self,
+        filters: &[Filter],
+        progress: &Progress<'_>,
+    ) -> Result<Vec<Snapshot>> {
+        let fetch = |token: Option<String>| {
+            async move {
+                let name = CallName {
+                    action: ACTION,
+                    target: "in this Region",
+                    is_within: token.is_some(),
+                };
+                let fill = |request: DescribeSnapshotsFluentBuilder| {
+                    request
+                        .owner_ids("self")
+                        .set_filters((!filters.is_empty()).then(|| filters.to_vec()))
+                        .max_results(PAGE)
+                        .set_next_token(token.clone())
+                };
+                let waiting = |error: &Error| progress.waits(error);
+                let page = self.describe_once(name, &waiting, fill).await;
+                page.map_err(|refused| match refused.code.as_str() {
+                    code if code.contains("NextToken") || code.contains("PaginationToken") => {
+                        PageFailure::StaleToken(refused.error)
+                    }
+                    _ => PageFailure::Final(refused.error),
+                })
             }
-            let reply = request
-                .send()
-                .await
-                .map_err(|error| classify(error, ACTION, "in this Region").into_error())?;
-            snapshots.extend(
-                reply
-                    .snapshots
-                    .unwrap_or_default()
-                    .iter()
-                    .filter_map(snapshot),
-            );
-            let token = reply.next_token.filter(|token| !token.is_empty());
-            if token.is_none() {
-                return Ok(snapshots);
+            .boxed()
+        };
+        list_pages(&|listed| progress.listed(listed), fetch).await
+    }
+
+    /// Named snapshots, own, shared or public ones, without those that EC2 does not know. Not by a filter: EC2 would search
+    /// all public snapshots for them.
+    async fn describe_named(
+        &self,
+        ids: &[SnapshotId],
+        progress: &Progress<'_>,
+    ) -> Result<Vec<Snapshot>> {
+        let describe = |ids: Vec<SnapshotId>| {
+            async move {
+                let target = match &ids[..] {
+                    [id] => id.to_string(),
+                    ids => format!("of {} snapshots", ids.len()),
+                };
+                let name = CallName {
+                    action: ACTION,
+                    target: &target,
+                    is_within: false,
+                };
+                let fill = |request: DescribeSnapshotsFluentBuilder| {
+                    let ids = ids.iter().map(ToString::to_string).collect();
+                    // MaxResults may not be sent along with ids.
+                    request.set_snapshot_ids(Some(ids))
+                };
+                let waiting = |error: &Error| progress.waits(error);
+                let page = self.describe_once(name, &waiting, fill).await?;
+                let mut snapshots = page.snapshots;
+                snapshots.retain(|snapshot| ids.contains(&snapshot.id));
+                progress.listed(snapshots.len());
+                Ok(snapshots)
             }
-            if token == next {
-                return Err(Error::new(
-                    Kind::Unavailable,
-                    "ec2:DescribeSnapshots sends the same page again and again",
-                ));
-            }
-            next = token;
+            .boxed()
+        };
+        describe_known(ids, describe).await
+    }
+
+    async fn describe_selected(
+        &self,
+        select: &[Selector],
+        report: ListingReport<'_>,
+    ) -> Result<Vec<Snapshot>> {
+        let progress = Progress::new(report);
+        if select.is_empty() {
+            return self.describe_own(&[], &progress).await;
         }
+        let (mut ids, mut volumes, mut tags) = (Vec::new(), Vec::new(), Vec::new());
+        for selector in select {
+            match selector {
+                Selector::Snapshot(id) => ids.push(id.clone()),
+                Selector::Volume(volume) => volumes.push(volume.clone()),
+                Selector::Tag { key, value } => tags.push((format!("tag:{key}"), value.clone())),
+            }
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        let mut snapshots = self.describe_named(&ids, &progress).await?;
+        let by_volume = volumes.chunks(VALUES).map(|of| filter("volume-id", of));
+        let by_tag = tags
+            .iter()
+            .map(|(tag, value)| filter(tag, &[value.clone()]));
+        for filter in by_volume.chain(by_tag) {
+            progress.next_part();
+            snapshots.extend(self.describe_own(&[filter], &progress).await?);
+        }
+        Ok(snapshots)
     }
 }
 
-impl Ec2 {
-    /// One snapshot by its id, which is quick whatever the account may see.
-    async fn describe_one(&self, id: &str) -> Result<Option<Snapshot>> {
-        let reply = self.sdk.describe_snapshots().snapshot_ids(id).send().await;
-        match reply {
-            Ok(reply) => Ok(reply.snapshots().first().and_then(snapshot)),
-            Err(error) => match classify(error, ACTION, id).into_error() {
-                error if error.kind() == Kind::NotFound => Ok(None),
-                error => Err(error),
-            },
+/// How far a listing of several parts is.
+struct Progress<'a> {
+    report: ListingReport<'a>,
+    /// Snapshots of the parts that are done, and of the present one.
+    counts: Mutex<(usize, usize)>,
+}
+
+impl<'a> Progress<'a> {
+    fn new(report: ListingReport<'a>) -> Self {
+        Self {
+            report,
+            counts: Mutex::default(),
         }
+    }
+
+    fn next_part(&self) {
+        let mut counts = self.counts.lock();
+        *counts = (counts.0 + counts.1, 0);
+    }
+
+    /// A reply came: the present part has so many snapshots now.
+    fn listed(&self, listed: usize) {
+        let mut counts = self.counts.lock();
+        counts.1 = listed;
+        let snapshots = counts.0 + listed;
+        drop(counts);
+        (self.report)(&ListingProgress {
+            snapshots,
+            waiting: None,
+        });
+    }
+
+    fn waits(&self, error: &Error) {
+        let counts = *self.counts.lock();
+        (self.report)(&ListingProgress {
+            snapshots: counts.0 + counts.1,
+            waiting: Some(error.clone()),
+        });
     }
 }
 
 impl Descriptions for Ec2 {
     fn describe<'a>(&'a self, select: &'a [Selector]) -> BoxFuture<'a, Result<Vec<Snapshot>>> {
-        async move {
-            if select.is_empty() {
-                return self.describe_where(Vec::new(), false).await;
-            }
-            let mut ids = Vec::new();
-            let mut snapshots = Vec::new();
-            for selector in select {
-                let filter = match selector {
-                    Selector::Snapshot(id) => {
-                        ids.push(id.to_string());
-                        continue;
-                    }
-                    Selector::Volume(volume) => filter("volume-id", [volume.clone()]),
-                    Selector::Tag { key, value } => filter(&format!("tag:{key}"), [value.clone()]),
-                };
-                snapshots.extend(self.describe_where(vec![filter], false).await?);
-            }
-            if let [id] = &ids[..] {
-                snapshots.extend(self.describe_one(id).await?);
-                return Ok(snapshots);
-            }
-            // By a filter and not by SnapshotIds: one id that does not exist would fail the whole call. At most 200
-            // values a filter (https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_Filter.html).
-            for ids in ids.chunks(200) {
-                let filter = filter("snapshot-id", ids.iter().cloned());
-                snapshots.extend(self.describe_where(vec![filter], true).await?);
-            }
-            Ok(snapshots)
-        }
-        .boxed()
+        self.describe_selected(select, &|_| {}).boxed()
+    }
+
+    fn describe_reporting<'a>(
+        &'a self,
+        select: &'a [Selector],
+        report: ListingReport<'a>,
+    ) -> BoxFuture<'a, Result<Vec<Snapshot>>> {
+        self.describe_selected(select, report).boxed()
     }
 
     fn encrypts_by_default(&self) -> BoxFuture<'_, Result<bool>> {
         async {
-            let asked = self.sdk.get_ebs_encryption_by_default().send().await;
-            let reply = asked.map_err(|error| {
-                classify(error, "ec2:GetEbsEncryptionByDefault", "in this Region").into_error()
-            })?;
+            let name = CallName {
+                action: "ec2:GetEbsEncryptionByDefault",
+                target: "in this Region",
+                is_within: false,
+            };
+            let send = |watch| {
+                let request = self.sdk.get_ebs_encryption_by_default();
+                request.customize().interceptor(watch).send()
+            };
+            let reply = call(name, &|_| {}, send).await?;
             Ok(reply.ebs_encryption_by_default() == Some(true))
         }
         .boxed()
@@ -149,56 +260,56 @@ impl Descriptions for Ec2 {
         tags: &'a [(String, String)],
     ) -> BoxFuture<'a, Result<()>> {
         async move {
-            let tags = tags.iter();
-            let tags = tags.map(|(key, value)| Tag::builder().key(key).value(value).build());
-            let asked = self.sdk.create_tags().resources(id.as_str());
-            let sent = asked.set_tags(Some(tags.collect())).send().await;
-            sent.map_err(|error| classify(error, "ec2:CreateTags", id.as_str()).into_error())?;
+            let name = CallName {
+                action: "ec2:CreateTags",
+                target: id.as_str(),
+                is_within: false,
+            };
+            let tag =
+                |(key, value): &(String, String)| Tag::builder().key(key).value(value).build();
+            let send = |watch| {
+                let request = self.sdk.create_tags().resources(id.as_str());
+                let request = request.set_tags(Some(tags.iter().map(tag).collect()));
+                request.customize().interceptor(watch).send()
+            };
+            call(name, &|_| {}, send).await?;
             Ok(())
         }
         .boxed()
     }
 }
 
-fn filter(name: &str, values: impl IntoIterator<Item = String>) -> Filter {
-    Filter::builder()
-        .name(name)
-        .set_values(Some(values.into_iter().collect()))
-        .build()
+fn filter(name: &str, values: &[String]) -> Filter {
+    let values = Some(values.to_vec());
+    Filter::builder().name(name).set_values(values).build()
 }
 
 /// EC2's description in our terms; none without a usable id.
-fn snapshot(told: &aws_sdk_ec2::types::Snapshot) -> Option<Snapshot> {
-    let mut snapshot = Snapshot::unknown(told.snapshot_id()?.parse().ok()?);
-    snapshot.volume_id = told.volume_id.clone();
-    snapshot.state = told.state.as_ref().map(|state| match state {
+fn snapshot(from: aws_sdk_ec2::types::Snapshot) -> Option<Snapshot> {
+    let text = |text: Option<String>| text.filter(|text| !text.is_empty());
+    let mut snapshot = Snapshot::unknown(from.snapshot_id?.parse().ok()?);
+    snapshot.volume_id = from.volume_id;
+    snapshot.state = from.state.map(|state| match state {
         SnapshotState::Completed => State::Completed,
         SnapshotState::Pending => State::Pending,
         other => State::Other(other.as_str().to_owned()),
     });
-    snapshot.state_message = told.state_message.clone().filter(|text| !text.is_empty());
-    snapshot.progress = told.progress.clone().filter(|text| !text.is_empty());
-    snapshot.start_time = told
-        .start_time
-        .and_then(|time| SystemTime::try_from(time).ok());
-    snapshot.volume_size = told
-        .volume_size
-        .and_then(|gib| u64::try_from(gib).ok()?.checked_mul(1 << 30));
-    snapshot.full_size = told
-        .full_snapshot_size_in_bytes
-        .and_then(|bytes| u64::try_from(bytes).ok());
-    snapshot.encrypted = told.encrypted;
-    snapshot.kms_key_id = told.kms_key_id.clone();
-    snapshot.storage_tier = told
-        .storage_tier
-        .as_ref()
-        .map(|tier| tier.as_str().to_owned());
-    snapshot.owner_id = told.owner_id.clone();
-    snapshot.description = told.description.clone().filter(|text| !text.is_empty());
-    snapshot.tags = told
-        .tags()
-        .iter()
-        .filter_map(|tag| Some((tag.key.clone()?, tag.value.clone().unwrap_or_default())))
+    snapshot.state_message = text(from.state_message);
+    snapshot.progress = text(from.progress);
+    let start = from.start_time;
+    snapshot.start_time = start.and_then(|time| SystemTime::try_from(time).ok());
+    let size = from.volume_size.and_then(|gib| u64::try_from(gib).ok());
+    snapshot.volume_size = size.and_then(|gib| gib.checked_mul(1 << 30));
+    let held = from.full_snapshot_size_in_bytes;
+    snapshot.full_size = held.and_then(|bytes| u64::try_from(bytes).ok());
+    snapshot.encrypted = from.encrypted;
+    snapshot.kms_key_id = from.kms_key_id;
+    snapshot.storage_tier = from.storage_tier.map(|tier| tier.as_str().to_owned());
+    snapshot.owner_id = from.owner_id;
+    snapshot.description = text(from.description);
+    let tags = from.tags.unwrap_or_default().into_iter();
+    snapshot.tags = tags
+        .filter_map(|tag| Some((tag.key?, tag.value.unwrap_or_default())))
         .collect();
     Some(snapshot)
 }

@@ -125,6 +125,7 @@
 pub mod error;
 
 pub mod block;
+mod time;
 
 pub mod aws;
 pub mod cost;

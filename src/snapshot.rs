@@ -1,6 +1,7 @@
 //! What a snapshot is to the other modules: [`SnapshotId`], [`Snapshot`] (what is known of one), [`Selector`] (an argument
 //! that selects some), and [`Descriptions`], the trait of what EC2 knows of them.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -14,11 +15,26 @@ use crate::error::{Error, Kind, Result};
 
 /// What EC2 knows of snapshots, and their tags. Absent where its API is not built in, not reachable or not permitted.
 pub trait Descriptions: Send + Sync {
-    /// The snapshots that any of the selectors names; all snapshots of the account when there is none.
+    /// The snapshots that any of the selectors names, without ids that do not exist; all snapshots of the account when there is
+    /// no selector.
     ///
     /// # Errors
-    /// `NotFound` when a snapshot id does not exist, `Denied` without `ec2:DescribeSnapshots`.
+    /// `Denied` without `ec2:DescribeSnapshots`, `Throttled` or `Unavailable` when EC2 does not answer for long, or does not
+    /// come to an end.
     fn describe<'a>(&'a self, select: &'a [Selector]) -> BoxFuture<'a, Result<Vec<Snapshot>>>;
+
+    /// The same; `report` learns of each reply and of each failure that is waited out.
+    ///
+    /// # Errors
+    /// As for [`Descriptions::describe`].
+    fn describe_reporting<'a>(
+        &'a self,
+        select: &'a [Selector],
+        report: ListingReport<'a>,
+    ) -> BoxFuture<'a, Result<Vec<Snapshot>>> {
+        let _ = report;
+        self.describe(select)
+    }
 
     /// Whether new snapshots are encrypted without being asked to.
     ///
@@ -37,6 +53,18 @@ pub trait Descriptions: Send + Sync {
         tags: &'a [(String, String)],
     ) -> BoxFuture<'a, Result<()>>;
 }
+
+/// How far a listing of snapshots is.
+#[derive(Clone, Debug, Default)]
+pub struct ListingProgress {
+    /// Snapshots listed so far.
+    pub snapshots: usize,
+    /// The failure that is waited out now: a throttle, or no answer.
+    pub waiting: Option<Error>,
+}
+
+/// What learns how far a listing is.
+pub type ListingReport<'a> = &'a (dyn Fn(&ListingProgress) + Send + Sync);
 
 /// A snapshot's id: `snap-` and hexadecimal digits, at most 64 characters.
 ///
@@ -257,17 +285,17 @@ impl Snapshot {
 }
 
 /// Oldest first, each once, whichever of several selectors brought it.
-pub fn sort_by_time(snapshots: &mut Vec<Snapshot>) {
-    snapshots.sort_by(|a, b| (a.start_time, &a.id).cmp(&(b.start_time, &b.id)));
-    snapshots.dedup_by(|a, b| a.id == b.id);
+pub fn sort_by_time<S: Borrow<Snapshot>>(snapshots: &mut Vec<S>) {
+    let key = |snapshot: &S| (snapshot.borrow().start_time, snapshot.borrow().id.clone());
+    snapshots.sort_by_cached_key(key);
+    snapshots.dedup_by(|a, b| (*a).borrow().id == (*b).borrow().id);
 }
 
 fn iso8601<S: Serializer>(
     time: &Option<SystemTime>,
     serializer: S,
 ) -> std::result::Result<S::Ok, S::Error> {
-    time.map(|time| humantime::format_rfc3339_millis(time).to_string())
-        .serialize(serializer)
+    time.map(crate::time::rfc3339_millis).serialize(serializer)
 }
 
 #[cfg(test)]

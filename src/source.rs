@@ -81,11 +81,19 @@ pub type Changes = (Arc<Delta>, Arc<dyn BlockSource>);
 
 /// Which snapshots there are, and how to read one.
 pub trait Catalog: Send + Sync {
-    /// The snapshots selected, oldest first.
+    /// The snapshots selected, oldest first. Callers at the same time may share one listing; where it is long, it continues
+    /// when they are dropped.
     ///
     /// # Errors
     /// `Denied` without the permission to list.
-    fn list(&self) -> BoxFuture<'_, Result<Vec<Snapshot>>>;
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Arc<Snapshot>>>>;
+
+    /// What is known of a snapshot now, if it can change after [`Catalog::open`]: a description that came later. It does not
+    /// wait.
+    fn known(&self, id: &SnapshotId) -> Option<Arc<Snapshot>> {
+        let _ = id;
+        None
+    }
 
     /// One snapshot, selected or not, opened for reading. Opening twice gives the same source.
     ///

@@ -186,17 +186,6 @@ impl ChangesArgs {
         compare::exact(&delta, &*old, &*new).await.map(Arc::new)
     }
 
-t?;
-        compare::exact(&delta, &*old, &*new).await.map(Arc::new)
-    }
-
-    fn limits(&self) -> Limits {
-        Limits {
-            timeout: self.timeout,
-            ..Limits::default()
-        }
-    }
-
     /// A line for each pair of neighbours on the volume.
     async fn chain(&self, volume: &str) -> Result<()> {
         let config = self.aws.load_with_credentials().await?;

@@ -70,9 +70,9 @@ fn table(snapshots: &[Snapshot]) -> String {
     ];
     for snapshot in snapshots {
         let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
-        let started = snapshot.start_time.map_or("-".into(), |time| {
-            humantime::format_rfc3339_seconds(time).to_string()
-        });
+        let started = snapshot
+            .start_time
+            .map_or("-".into(), crate::time::rfc3339_seconds);
         let state = match (&snapshot.state, &snapshot.progress, &snapshot.storage_tier) {
             (_, _, Some(tier)) if tier == "archive" => "archived".into(),
             (Some(crate::snapshot::State::Pending), Some(progress), _) => {

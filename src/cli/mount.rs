@@ -26,8 +26,8 @@ use crate::repository::{Address, RepositoryCatalog};
 use crate::snapshot::{Selector, SnapshotId};
 use crate::source::Catalog;
 
-/// How long the first call on a named snapshot may take: a person waits for the mount.
-const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the first listing may take, several attempts together: a person waits for the mount.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
 /// Named snapshots that are checked at once.
 const CHECKS: usize = 16;
 /// How long programs that read get to close their files after their reads were answered with EIO.
@@ -225,7 +225,7 @@ async fn check_selection(select: &[Selector], catalog: &EbsCatalog) -> Result<()
         })
         .collect();
     if named.len() < select.len() {
-        catalog.list().await?;
+        catalog.begin_listing(CHECK_TIMEOUT).await?;
     } else if named.len() > 1 {
         // One call describes them all; without it each is asked for alone, or not at all.
         if let Err(error) = catalog.list().await {

@@ -179,7 +179,7 @@ fn in_words(name: &str, view: &RecordView) -> String {
         format!("volume     {volume}, {}", ByteSize::b(record.volume_bytes)),
     ];
     if let Some(time) = record.time {
-        let time = humantime::format_rfc3339_seconds(time);
+        let time = crate::time::rfc3339_seconds(time);
         lines.push(format!("time       {time}"));
     }
     let evidence = match (view.is_proven, view.whole_digests) {

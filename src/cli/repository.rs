@@ -282,7 +282,7 @@ fn print_json(told: &impl serde::Serialize) -> Result<()> {
 }
 
 fn time(root: &Root) -> String {
-    humantime::format_rfc3339_seconds(root.time).to_string()
+    crate::time::rfc3339_seconds(root.time)
 }
 
 fn row(root: &Root) -> [String; 7] {

@@ -134,7 +134,7 @@ async fn newest(catalog: &EbsCatalog, request: &SourceRequest<'_>) -> Result<Sna
         Error::new(Kind::NotFound, what)
     })?;
     info!("the newest snapshot of {name} is {}", newest.id);
-    Ok(newest.id)
+    Ok(newest.id.clone())
 }
 
 type OpenSnapshot = (Snapshot, Arc<dyn BlockSource>);

@@ -1,4 +1,6 @@
-//! [`EbsCatalog`]: snapshots by what EC2 tells of them when it may be asked, and by the direct APIs alone when not.
+//! [`EbsCatalog`]: snapshots by what EC2 knows of them when it may be asked ([`known`]), and by the direct APIs alone when not.
+
+mod known;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -10,8 +12,6 @@ use futures_util::future::BoxFuture;
 use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
-use tokio::time::{Instant, timeout};
-use tracing::warn;
 
 use super::client::Client;
 use super::delta::listing::DeltaListing;
@@ -23,31 +23,25 @@ use super::snapshot::block_map::BlockMap;
 use super::snapshot::presence::StatedFacts;
 use crate::block::{BLOCK_SIZE, Delta, Geometry};
 use crate::error::{Error, Kind, Result};
-use crate::snapshot::{Descriptions, Selector, Snapshot, SnapshotId, State, sort_by_time};
+use crate::snapshot::{Descriptions, Selector, Snapshot, SnapshotId};
 use crate::source::{BlockSource, Catalog, Changes};
 
-/// How long EC2 may take to describe a snapshot that can be read without it.
-const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(3);
+use known::{Description, KnownSnapshots};
+
 /// Deltas listed in part that are kept to go on from, up to 32 MiB each.
 const MOST_PENDING: NonZeroUsize = NonZeroUsize::new(8).unwrap();
-/// How long it is left alone after it did not answer.
-const DESCRIBE_AGAIN: Duration = Duration::from_secs(60);
 
 /// The snapshots of one account and Region.
 pub struct EbsCatalog {
     client: Arc<Client>,
-    descriptions: Option<Arc<dyn Descriptions>>,
-    select: Vec<Selector>,
+    known: KnownSnapshots,
     pages: Arc<TokenPages>,
-    /// Completed snapshots by the last listing: what EC2 told once need not be asked again.
-    described: Mutex<HashMap<SnapshotId, Snapshot>>,
     open: Mutex<HashMap<SnapshotId, OpenCell>>,
     deltas: Mutex<LruCache<(SnapshotId, SnapshotId), Arc<Pending>>>,
-    ec2_silent_until: Mutex<Option<Instant>>,
 }
 
 /// Filled once, by whoever opens the snapshot first.
-type OpenCell = Arc<OnceCell<(Snapshot, Arc<SnapshotSource>)>>;
+type OpenCell = Arc<OnceCell<Arc<SnapshotSource>>>;
 
 /// A delta being listed, once for all that wait for it: by whoever came first, and by the next one when that one goes.
 struct Pending {
@@ -58,7 +52,7 @@ struct Pending {
 
 impl std::fmt::Debug for EbsCatalog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "EbsCatalog({:?})", self.select)
+        write!(f, "EbsCatalog({:?})", self.known.select())
     }
 }
 
@@ -71,101 +65,36 @@ impl EbsCatalog {
     ) -> Self {
         Self {
             client,
-            descriptions,
-            select,
+            known: KnownSnapshots::new(descriptions, select),
             pages: Arc::new(TokenPages::new()),
-            described: Mutex::default(),
             open: Mutex::default(),
             deltas: Mutex::new(LruCache::new(MOST_PENDING)),
-            ec2_silent_until: Mutex::new(None),
         }
     }
 
-    /// The snapshots named by their ids in the selection.
-    fn named(&self) -> impl Iterator<Item = &SnapshotId> {
-        self.select.iter().filter_map(|selector| match selector {
-            Selector::Snapshot(id) => Some(id),
-            _ => None,
-        })
+    /// Starts the listing and waits until it has ended, or, after `limit`, until it is known that it comes.
+    ///
+    /// # Errors
+    /// Why there is no listing; `Unavailable` when EC2 has not answered within `limit`.
+    pub async fn begin_listing(&self, limit: Duration) -> Result<()> {
+        self.known.begin(limit).await
     }
 
-    async fn list_selected(&self) -> Result<Vec<Snapshot>> {
-        let only_named = !self.select.is_empty() && self.named().count() == self.select.len();
-        let described = match &self.descriptions {
-            // What can be read without EC2 does not wait long for it.
-            Some(descriptions) if only_named => {
-                timeout(DESCRIBE_TIMEOUT, descriptions.describe(&self.select))
-                    .await
-                    .unwrap_or_else(|_| Err(silent()))
-            }
-            Some(descriptions) => descriptions.describe(&self.select).await,
-            None => Err(Error::new(
-                Kind::Invalid,
-                "only snapshot ids can be selected: EC2 is not built into this program (cargo feature ec2)",
-            )),
+    async fn open_once(&self, id: &SnapshotId) -> Result<Arc<SnapshotSource>> {
+        let (described, not_asked) = match self.known.describe(id).await {
+            Description::Known(snapshot) => (Some(snapshot), None),
+            Description::NotKnown => (None, None),
+            Description::NotAsked(why) => (None, Some(why)),
         };
-        let mut snapshots = match described {
-            Err(error) if only_named => {
-                if self.descriptions.is_some() {
-                    self.leave_ec2_alone();
-                    warn!("listing by ids alone: {}", error.chain());
-                }
-                Vec::new()
-            }
-            described => described?,
-        };
-        *self.described.lock() = snapshots
-            .iter()
-            .filter(|snapshot| snapshot.state == Some(State::Completed))
-            .map(|snapshot| (snapshot.id.clone(), snapshot.clone()))
-            .collect();
-        for id in self.named() {
-            if !snapshots.iter().any(|snapshot| snapshot.id == *id) {
-                snapshots.push(Snapshot::unknown(id.clone()));
-            }
+        let (mut volume_size, mut full_size) = (None, None);
+        if let Some(snapshot) = &described {
+            snapshot.readable()?;
+            (volume_size, full_size) = (snapshot.volume_size, snapshot.full_size);
         }
-        sort_by_time(&mut snapshots);
-        Ok(snapshots)
-    }
-
-    /// What EC2 tells of one snapshot, if it does in good time.
-    async fn describe(&self, id: &SnapshotId) -> Option<Snapshot> {
-        if let Some(snapshot) = self.described.lock().get(id) {
-            return Some(snapshot.clone());
-        }
-        let descriptions = self.descriptions.as_ref()?;
-        let quiet = *self.ec2_silent_until.lock();
-        if quiet.is_some_and(|until| Instant::now() < until) {
-            return None;
-        }
-        let select = [Selector::Snapshot(id.clone())];
-        let described = timeout(DESCRIBE_TIMEOUT, descriptions.describe(&select)).await;
-        let error = match described.unwrap_or_else(|_| Err(silent())) {
-            Ok(mut snapshots) => return snapshots.pop(),
-            Err(error) if error.kind() == Kind::NotFound => return None,
-            Err(error) => error,
-        };
-        self.leave_ec2_alone();
-        warn!(
-            "going on without EC2's description of {id}: {}",
-            error.chain()
-        );
-        None
-    }
-
-    fn leave_ec2_alone(&self) {
-        *self.ec2_silent_until.lock() = Some(Instant::now() + DESCRIBE_AGAIN);
-    }
-
-    async fn open_once(&self, id: &SnapshotId) -> Result<(Snapshot, Arc<SnapshotSource>)> {
-        let described = self.describe(id).await;
-        let exists = described.is_some();
-        let mut snapshot = described.unwrap_or_else(|| Snapshot::unknown(id.clone()));
-        snapshot.readable()?;
         let stated = StatedFacts {
-            geometry: snapshot.volume_size.map(Geometry::new).transpose()?,
-            held: stated_blocks(&snapshot),
-            exists,
+            geometry: volume_size.map(Geometry::new).transpose()?,
+            held: full_size.and_then(stated_blocks),
+            exists: described.is_some(),
         };
         let map = BlockMap::new(
             id.clone(),
@@ -174,15 +103,36 @@ impl EbsCatalog {
             Arc::new(SystemTime::now),
             stated,
         );
-        let geometry = map.geometry(self.client.deadline()).await?;
-        snapshot.volume_size = Some(geometry.size());
+        let geometry = map.geometry(self.client.deadline()).await;
+        let geometry = geometry.map_err(|error| match &not_asked {
+            // The direct APIs answer a pending snapshot as one that does not exist.
+            Some(why) if error.kind() == Kind::NotFound => error.context(format!(
+                "cannot open {id}: it does not exist, or is still pending ({why})"
+            )),
+            _ => error,
+        })?;
+        if not_asked.is_some() {
+            self.known.miss(id);
+        }
         let client = Arc::clone(&self.client);
         let source = SnapshotSource::new(id.clone(), geometry, client, map);
-        Ok((snapshot, Arc::new(source)))
+        Ok(Arc::new(source))
+    }
+
+    /// What is known of an opened snapshot now.
+    fn described(&self, id: &SnapshotId, source: &SnapshotSource) -> Snapshot {
+        self.known.remind();
+        let known = self.known.get(id);
+        let mut snapshot = known.map_or_else(
+            || Snapshot::unknown(id.clone()),
+            |known| Snapshot::clone(&known),
+        );
+        snapshot.volume_size = Some(source.geometry().size());
+        snapshot
     }
 
     /// A snapshot, opened once.
-    async fn opened(&self, id: &SnapshotId) -> Result<(Snapshot, Arc<SnapshotSource>)> {
+    async fn opened(&self, id: &SnapshotId) -> Result<Arc<SnapshotSource>> {
         let opening = Arc::clone(self.open.lock().entry(id.clone()).or_default());
         let opened = opening.get_or_try_init(|| self.open_once(id)).await;
         if opened.is_err() && opening.get().is_none() {
@@ -204,8 +154,8 @@ impl EbsCatalog {
         head: &SnapshotId,
     ) -> Result<(Arc<Delta>, Arc<ChangedSource>)> {
         // One after the other: the first that cannot be read is the one to name.
-        let (base_stated, base_source) = self.opened(base).await?;
-        let (head_stated, head_source) = self.opened(head).await?;
+        let base_source = self.opened(base).await?;
+        let head_source = self.opened(head).await?;
         let key = (base.clone(), head.clone());
         let new = || {
             let (base_size, head_size) = (base_source.geometry(), head_source.geometry());
@@ -215,7 +165,10 @@ impl EbsCatalog {
                 head: head.clone(),
                 base_size,
                 head_size,
-                stated_growth: stated_growth(&base_stated, &head_stated),
+                stated_growth: stated_growth(
+                    &self.described(base, &base_source),
+                    &self.described(head, &head_source),
+                ),
             });
             Arc::new(Pending {
                 listing: DeltaListing::new(Arc::clone(&pair), Arc::clone(&self.pages)),
@@ -235,7 +188,7 @@ impl EbsCatalog {
             Ok(_) => true,
             Err(error) => !matches!(error.kind(), Kind::Unavailable | Kind::Throttled),
         };
-        // Whoever asks from now on lists anew: this one belongs to those who waited for it.
+        // The next caller lists again: this one belongs to those who waited for it.
         let mut deltas = self.deltas.lock();
         if is_over
             && deltas
@@ -248,12 +201,10 @@ impl EbsCatalog {
     }
 }
 
-/// Blocks that EC2 states a snapshot holds: `FullSnapshotSizeInBytes` in whole blocks. Absent while pending; a 0 was seen for
-/// snapshots that hold blocks.
-fn stated_blocks(snapshot: &Snapshot) -> Option<u64> {
+/// Blocks that EC2 states a snapshot holds, from its `FullSnapshotSizeInBytes`. A 0 was seen for snapshots that hold blocks.
+fn stated_blocks(full_size: u64) -> Option<u64> {
     let block = u64::from(BLOCK_SIZE);
-    let size = snapshot.full_size?;
-    (size > 0 && size % block == 0).then_some(size / block)
+    (full_size > 0 && full_size.is_multiple_of(block)).then_some(full_size / block)
 }
 
 /// Blocks that the head holds more than the base, where EC2 states both and the volume did not shrink: what the base holds
@@ -262,18 +213,19 @@ fn stated_growth(base: &Snapshot, head: &Snapshot) -> Option<i64> {
     if base.volume_size > head.volume_size {
         return None;
     }
-    let (base, head) = (stated_blocks(base)?, stated_blocks(head)?);
+    let base = stated_blocks(base.full_size?)?;
+    let head = stated_blocks(head.full_size?)?;
     Some(head.cast_signed() - base.cast_signed())
 }
 
-fn silent() -> Error {
-    let what = format!("EC2 does not answer within {DESCRIBE_TIMEOUT:?}");
-    Error::new(Kind::Unavailable, what)
-}
-
 impl Catalog for EbsCatalog {
-    fn list(&self) -> BoxFuture<'_, Result<Vec<Snapshot>>> {
-        self.list_selected().boxed()
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Arc<Snapshot>>>> {
+        self.known.list().boxed()
+    }
+
+    fn known(&self, id: &SnapshotId) -> Option<Arc<Snapshot>> {
+        self.known.remind();
+        self.known.get(id)
     }
 
     fn open<'a>(
@@ -281,7 +233,8 @@ impl Catalog for EbsCatalog {
         id: &'a SnapshotId,
     ) -> BoxFuture<'a, Result<(Snapshot, Arc<dyn BlockSource>)>> {
         async move {
-            let (snapshot, source) = self.opened(id).await?;
+            let source = self.opened(id).await?;
+            let snapshot = self.described(id, &source);
             Ok((snapshot, source as Arc<dyn BlockSource>))
         }
         .boxed()

@@ -365,6 +365,7 @@ impl Filesystem for Ebsfs {
         size: u32,
         reply: ReplyXattr,
     ) {
+        let _context = self.runtime.enter();
         let value = self.tree.xattrs(ino.0).map(|all| {
             all.into_iter()
                 .find(|(known, _)| name == OsStr::new(known))
@@ -378,6 +379,7 @@ impl Filesystem for Ebsfs {
     }
 
     fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _context = self.runtime.enter();
         match self.tree.xattrs(ino.0) {
             Ok(all) => {
                 let names: String = all.iter().map(|(name, _)| format!("{name}\0")).collect();

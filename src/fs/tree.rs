@@ -77,6 +77,15 @@ pub(super) struct Line {
     pub(super) name: String,
 }
 
+/// The listing of the account's snapshots that is shown, and when it was asked for.
+#[derive(Default)]
+struct ShownListing {
+    /// With the time after which it is asked for again.
+    shown: Option<(Instant, Arc<[Arc<Snapshot>]>)>,
+    /// Since when the next one is waited for.
+    waits: Option<Instant>,
+}
+
 /// The tree of a mount.
 pub struct Tree {
     catalog: Arc<dyn Catalog>,
@@ -86,7 +95,7 @@ pub struct Tree {
     mounted: SystemTime,
     nodes: Mutex<Nodes>,
     drawings: Drawings,
-    listing: tokio::sync::Mutex<Option<(Instant, Arc<[Snapshot]>)>>,
+    listing: tokio::sync::Mutex<ShownListing>,
 }
 
 impl std::fmt::Debug for Tree {
@@ -112,7 +121,7 @@ impl Tree {
             mounted: SystemTime::now(),
             nodes: Mutex::new(Nodes::new()),
             drawings: Drawings::new(),
-            listing: tokio::sync::Mutex::new(None),
+            listing: tokio::sync::Mutex::default(),
         }
     }
 
@@ -194,7 +203,7 @@ impl Tree {
             }
             Node::Folder(subject) => folder(self.time_of(&subject.head)),
             Node::File(subject, File::Description) => {
-                let size = description(&subject.head).len() as u64;
+                let size = description(&self.known(&subject.head)).len() as u64;
                 regular(size, size, self.time_of(&subject.head), false)
             }
             Node::File(subject, file) => {
@@ -205,7 +214,11 @@ impl Tree {
                         (size, size)
                     }
                 };
-                regular(size, held, self.time_of(&subject.head), true)
+                // Its time is known later where EC2 could not be asked.
+                let known = self.known(&subject.head);
+                let fixed = known.start_time.is_some();
+                let time = known.start_time.unwrap_or(self.mounted);
+                regular(size, held, time, fixed)
             }
             Node::Link { target, time } => {
                 shape(FileKind::Link, target.len() as u64, 0, time, false)
@@ -216,13 +229,13 @@ impl Tree {
     /// Bytes of an image, and how many of them are held.
     async fn disk_size(&self, subject: &Subject) -> Result<(u64, u64)> {
         let entry = &subject.head;
-        let size = entry.told.lock().volume_size;
-        let size = match size {
+        let known = self.known(entry);
+        let size = match known.volume_size {
             Some(size) => size,
             None => self.image_of(entry).await?.size(),
         };
         if subject.base.is_none() {
-            return Ok((size, held_bytes(size, entry.told.lock().full_size)));
+            return Ok((size, held_bytes(size, known.full_size)));
         }
         Ok((size, self.listed_size(subject, File::Disk).await?))
     }
@@ -242,7 +255,7 @@ impl Tree {
     }
 
     fn time_of(&self, entry: &Entry) -> SystemTime {
-        entry.told.lock().start_time.unwrap_or(self.mounted)
+        self.known(entry).start_time.unwrap_or(self.mounted)
     }
 
     /// The names in a folder, without `.` and `..`.
@@ -334,7 +347,9 @@ impl Tree {
                 let image = image.ok_or_else(|| Error::new(Kind::Invalid, "no image"))?;
                 Contents::Image(image)
             }
-            (File::Description, _) => Contents::Description(description(&subject.head)),
+            (File::Description, _) => {
+                Contents::Description(description(&self.known(&subject.head)))
+            }
             _ => Contents::Rendered(self.rendered(&subject, file).await?),
         })
     }
@@ -347,17 +362,15 @@ impl Tree {
             }
             _ => return Ok(Vec::new()),
         };
-        let told = subject.head.told.lock();
-        let start = told
-            .start_time
-            .map(|time| humantime::format_rfc3339_millis(time).to_string());
+        let known = self.known(&subject.head);
+        let start = known.start_time.map(crate::time::rfc3339_millis);
         let all = [
-            ("user.ebs.snapshot_id", Some(told.id.to_string())),
-            ("user.ebs.volume_id", told.volume_id.clone()),
+            ("user.ebs.snapshot_id", Some(known.id.to_string())),
+            ("user.ebs.volume_id", known.volume_id.clone()),
             ("user.ebs.start_time", start),
             (
                 "user.ebs.encrypted",
-                told.encrypted.map(|yes| yes.to_string()),
+                known.encrypted.map(|yes| yes.to_string()),
             ),
         ];
         Ok(all
@@ -373,13 +386,18 @@ impl Tree {
         }
         // Opening tells whether it exists, and what EC2 knows of it.
         let (snapshot, _) = self.catalog.open(id).await?;
-        Ok(self.nodes.lock().see(&snapshot))
+        Ok(self.nodes.lock().see(&Arc::new(snapshot)))
     }
 
     async fn image_of(&self, entry: &Entry) -> Result<Arc<Image>> {
         let image = entry.image.get_or_try_init(|| async {
             let (snapshot, source) = self.catalog.open(&entry.id).await?;
-            *entry.told.lock() = snapshot;
+            // A description is never replaced by none.
+            let mut told = entry.told.lock();
+            if snapshot.state.is_some() || told.state.is_none() {
+                *told = Arc::new(snapshot);
+            }
+            drop(told);
             Ok(Arc::new(Image::new(source, Arc::clone(&self.readahead))))
         });
         image.await.cloned()
@@ -432,24 +450,43 @@ impl Tree {
         ))
     }
 
-    async fn listing(&self) -> Result<Arc<[Snapshot]>> {
+    /// The account's snapshots. A reader waits no longer than for anything else: the listing continues, and the next reader
+    /// joins it.
+    async fn listing(&self) -> Result<Arc<[Arc<Snapshot>]>> {
+        let listed = timeout(self.timeout + Duration::from_secs(1), self.listed()).await;
+        listed.unwrap_or_else(|_| {
+            let what = "the snapshots are still being listed: try again, the listing continues";
+            Err(Error::new(Kind::Pending, what))
+        })
+    }
+
+    async fn listed(&self) -> Result<Arc<[Arc<Snapshot>]>> {
         let mut listing = self.listing.lock().await;
-        if let Some((asked, snapshots)) = &*listing
-            && asked.elapsed() < LISTING_LIFE
+        if let Some((until, snapshots)) = &listing.shown
+            && Instant::now() < *until
         {
             return Ok(Arc::clone(snapshots));
         }
-        let snapshots = self.catalog.list().await?;
-        let snapshots: Arc<[Snapshot]> = snapshots.into();
-        *listing = Some((Instant::now(), Arc::clone(&snapshots)));
+        let since = *listing.waits.get_or_insert_with(Instant::now);
+        let listed = self.catalog.list().await;
+        listing.waits = None;
+        let snapshots: Arc<[Arc<Snapshot>]> = listed?.into();
+        // One that takes minutes is not made again every minute.
+        let until = Instant::now() + LISTING_LIFE.max(since.elapsed());
+        listing.shown = Some((until, Arc::clone(&snapshots)));
         Ok(snapshots)
+    }
+
+    /// The newest that is known of a snapshot.
+    fn known(&self, entry: &Entry) -> Arc<Snapshot> {
+        let known = self.catalog.known(&entry.id);
+        known.unwrap_or_else(|| Arc::clone(&entry.told.lock()))
     }
 }
 
-fn description(entry: &Entry) -> String {
-    let told = entry.told.lock();
+fn description(snapshot: &Snapshot) -> String {
     // Nothing in a Snapshot can fail to serialise.
-    let mut text = serde_json::to_string_pretty(&*told).unwrap_or_default();
+    let mut text = serde_json::to_string_pretty(snapshot).unwrap_or_default();
     text.push('\n');
     text
 }

@@ -39,7 +39,7 @@ struct Header {
 pub struct RepositoryCatalog {
     segments: Arc<Segments>,
     id: String,
-    known: Mutex<HashMap<RootName, Snapshot>>,
+    known: Mutex<HashMap<RootName, Arc<Snapshot>>>,
     open: Mutex<HashMap<SnapshotId, Arc<RepositorySource>>>,
 }
 
@@ -258,18 +258,18 @@ impl RepositoryCatalog {
         ))
     }
 
-    async fn list_all(&self) -> Result<Vec<Snapshot>> {
+    async fn list_all(&self) -> Result<Vec<Arc<Snapshot>>> {
         let (mut new, mut snapshots) = (Vec::new(), Vec::new());
         for name in self.names().await? {
             match self.known.lock().get(&name) {
-                Some(known) => snapshots.push(known.clone()),
+                Some(known) => snapshots.push(Arc::clone(known)),
                 None => new.push(name),
             }
         }
-        for (name, shown) in self.roots(new, |root| root.shown()).await? {
+        for (name, shown) in self.roots(new, |root| Arc::new(root.shown())).await? {
             match shown {
                 Ok(shown) => {
-                    self.known.lock().insert(name, shown.clone());
+                    self.known.lock().insert(name, Arc::clone(&shown));
                     snapshots.push(shown);
                 }
                 // The others can be read.
@@ -342,7 +342,7 @@ impl RepositoryCatalog {
 }
 
 impl Catalog for RepositoryCatalog {
-    fn list(&self) -> BoxFuture<'_, Result<Vec<Snapshot>>> {
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Arc<Snapshot>>>> {
         self.list_all().boxed()
     }
 
@@ -388,7 +388,7 @@ mod tests {
 
     #[test]
     fn a_time_may_leave_out_what_is_small() {
-        let at = |text| humantime::format_rfc3339_seconds(instant(text).unwrap()).to_string();
+        let at = |text| crate::time::rfc3339_seconds(instant(text).unwrap());
         assert_eq!(at("2026-06-30T12:00:07Z"), "2026-06-30T12:00:07Z");
         assert_eq!(at("2026-06-30T12:00Z"), "2026-06-30T12:00:59Z");
         assert_eq!(at("2026-06-30"), "2026-06-30T23:59:59Z");

@@ -96,7 +96,7 @@ pub async fn prune(
     for run in store.list("runs").await? {
         let begun = run.modified.checked_sub(SLACK);
         cutoff = cutoff.min(begun.unwrap_or(SystemTime::UNIX_EPOCH));
-        let since = humantime::format_rfc3339_seconds(run.modified).to_string();
+        let since = crate::time::rfc3339_seconds(run.modified);
         let id = run.name.rsplit('/').next().unwrap_or_default();
         pruned.runs.insert(id.to_owned(), since);
     }

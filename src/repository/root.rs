@@ -184,7 +184,7 @@ impl RootName {
 
 impl fmt::Display for RootName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let time = humantime::format_rfc3339_millis(self.time).to_string();
+        let time = crate::time::rfc3339_millis(self.time);
         let time = time.replace(['-', ':', '.'], "");
         write!(f, "{time}.{}.{}", self.volume, self.snapshot)
     }

@@ -195,7 +195,7 @@ impl ReportFile {
 
 /// A time as people and other programs write it.
 fn time(time: SystemTime) -> String {
-    humantime::format_rfc3339_millis(time).to_string()
+    crate::time::rfc3339_millis(time)
 }
 
 fn rfc3339<S: Serializer>(at: &SystemTime, to: S) -> std::result::Result<S::Ok, S::Error> {

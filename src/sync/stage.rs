@@ -360,7 +360,7 @@ impl BlockSource for StagedBlocks {
 struct StagedCatalog(Arc<StagedBlocks>);
 
 impl Catalog for StagedCatalog {
-    fn list(&self) -> BoxFuture<'_, Result<Vec<Snapshot>>> {
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Arc<Snapshot>>>> {
         std::future::ready(Ok(Vec::new())).boxed()
     }
 

@@ -50,8 +50,7 @@ fn rfc3339<S: serde::Serializer>(
     time: &Option<SystemTime>,
     to: S,
 ) -> std::result::Result<S::Ok, S::Error> {
-    time.map(|time| humantime::format_rfc3339_millis(time).to_string())
-        .serialize(to)
+    time.map(crate::time::rfc3339_millis).serialize(to)
 }
 
 /// Reads what is recorded of a target. It changes nothing and makes no call outside this machine.

@@ -44,7 +44,7 @@ pub(super) fn print(target: &str, state_dir: &Path, in_place: bool, as_json: boo
 }
 
 fn in_words(status: &Status) -> String {
-    let since = status.time.map(humantime::format_rfc3339_seconds);
+    let since = status.time.map(crate::time::rfc3339_seconds);
     match &status.content {
         None => "unknown".to_owned(),
         Some(Content::Holds(source)) if status.is_proven => format!("holds {source}"),

@@ -78,7 +78,8 @@ pub(super) enum Node {
 /// A snapshot that has been seen.
 pub(super) struct Entry {
     pub(super) id: SnapshotId,
-    pub(super) told: Mutex<Snapshot>,
+    /// The description of the listing or opening that showed it.
+    pub(super) told: Mutex<Arc<Snapshot>>,
     pub(super) image: OnceCell<Arc<Image>>,
 }
 
@@ -153,16 +154,16 @@ impl Nodes {
     }
 
     /// The folder of a snapshot, made at first sight; what is told of it now counts.
-    pub(super) fn see(&mut self, snapshot: &Snapshot) -> Arc<Subject> {
+    pub(super) fn see(&mut self, snapshot: &Arc<Snapshot>) -> Arc<Subject> {
         if let Some(subject) = self.snapshots.get(&snapshot.id) {
             if snapshot.state.is_some() {
-                *subject.head.told.lock() = snapshot.clone();
+                *subject.head.told.lock() = Arc::clone(snapshot);
             }
             return Arc::clone(subject);
         }
         let entry = Arc::new(Entry {
             id: snapshot.id.clone(),
-            told: Mutex::new(snapshot.clone()),
+            told: Mutex::new(Arc::clone(snapshot)),
             image: OnceCell::new(),
         });
         let subject = self.folder(None, entry);
@@ -229,8 +230,8 @@ pub(super) fn pair_of(name: &str) -> Option<(SnapshotId, SnapshotId)> {
 }
 
 /// The snapshots of each volume that follow each other in time, those that can be read; the listing is oldest first.
-pub(super) fn neighbours(listing: &[Snapshot]) -> Vec<(&Snapshot, &Snapshot)> {
-    let mut last: HashMap<&str, &Snapshot> = HashMap::new();
+pub(super) fn neighbours(listing: &[Arc<Snapshot>]) -> Vec<(&Arc<Snapshot>, &Arc<Snapshot>)> {
+    let mut last: HashMap<&str, &Arc<Snapshot>> = HashMap::new();
     let mut found = Vec::new();
     for snapshot in listing {
         let volume = snapshot.volume_id.as_deref();
@@ -247,18 +248,14 @@ pub(super) fn neighbours(listing: &[Snapshot]) -> Vec<(&Snapshot, &Snapshot)> {
 }
 
 /// Name, target and time of each snapshot of a volume, by its start time; two of one second get their ids behind it.
-pub(super) fn links(volume: &str, listing: &[Snapshot]) -> Vec<(String, String, SystemTime)> {
+pub(super) fn links(volume: &str, listing: &[Arc<Snapshot>]) -> Vec<(String, String, SystemTime)> {
     let of_volume = || {
         listing
             .iter()
             .filter(|snapshot| snapshot.volume_id.as_deref() == Some(volume))
             .filter_map(|snapshot| {
                 let time = snapshot.start_time?;
-                Some((
-                    humantime::format_rfc3339_seconds(time).to_string(),
-                    snapshot,
-                    time,
-                ))
+                Some((crate::time::rfc3339_seconds(time), snapshot, time))
             })
     };
     let mut count: HashMap<String, usize> = HashMap::new();
@@ -282,13 +279,13 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    fn snapshot(id: &str, volume: &str, seconds: u64) -> Snapshot {
+    fn snapshot(id: &str, volume: &str, seconds: u64) -> Arc<Snapshot> {
         let mut snapshot = Snapshot::unknown(id.parse().unwrap());
         snapshot.volume_id = Some(volume.to_owned());
         snapshot.state = Some(State::Completed);
         snapshot.start_time =
             Some(SystemTime::UNIX_EPOCH + Duration::from_millis(seconds * 1000 + 5));
-        snapshot
+        Arc::new(snapshot)
     }
 
     #[test]
@@ -316,7 +313,7 @@ mod tests {
     #[test]
     fn neighbours_are_of_one_volume_and_readable_and_copies_have_none() {
         let mut pending = snapshot("snap-d", "vol-1", 9);
-        pending.state = Some(State::Pending);
+        Arc::make_mut(&mut pending).state = Some(State::Pending);
         let listing = [
             snapshot("snap-a", "vol-1", 7),
             snapshot("snap-b", "vol-2", 7),

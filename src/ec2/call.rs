@@ -1,0 +1,250 @@
+//! One call of EC2: attempts with backoff, a time-out by silence, a limit of the reply's size.
+
+use std::error::Error as StdError;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use aws_smithy_runtime_api::box_error::BoxError;
+use aws_smithy_runtime_api::client::interceptors::Intercept;
+use aws_smithy_runtime_api::client::interceptors::context::BeforeDeserializationInterceptorContextMut;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::result::SdkError;
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use aws_smithy_types::body::SdkBody;
+use aws_smithy_types::config_bag::ConfigBag;
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use http_body_util::{BodyExt, Limited};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, warn};
+
+use crate::aws::{ErrorClass, classify};
+use crate::error::{Error, Kind};
+
+/// The most bytes of a reply. 1,000 snapshots with 50 tags of the longest ASCII keys and values each are some 24 MiB.
+const MAX_REPLY: usize = 32 << 20;
+/// How long the service may be silent, by attempt; the last value holds for all later attempts.
+const ATTEMPTS: [Duration; 3] = [
+    Duration::from_secs(6),
+    Duration::from_secs(9),
+    Duration::from_secs(15),
+];
+/// How long a call is repeated that is not answered: a person waits for the first answer.
+const SILENCE: Duration = Duration::from_secs(15);
+/// How long it is repeated in the middle of a listing, whose earlier pages would be lost.
+const SILENCE_WITHIN: Duration = Duration::from_secs(120);
+/// How long throttles are waited out. EC2 refills the bucket of an account by the second, but others may drain it.
+const THROTTLED: Duration = Duration::from_secs(600);
+/// Pauses between attempts: they double, and a random part of each is waited.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Pauses after a throttle.
+const THROTTLE_PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// One line in this time says what is waited for.
+const LOG_EVERY: Duration = Duration::from_secs(5);
+
+/// What the attempts of one call have in common.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CallName<'a> {
+    /// The IAM action that it needs.
+    pub(super) action: &'a str,
+    /// What it is made on.
+    pub(super) target: &'a str,
+    /// Whether it continues a listing.
+    pub(super) is_within: bool,
+}
+
+/// A call that failed for good: with the code of EC2 and its message, if it answered.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) code: String,
+    pub(super) message: String,
+    pub(super) error: Error,
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        refused.error
+    }
+}
+
+/// Makes a call until it succeeds, fails for good or its time is over. `waiting` learns of each failure that is waited out.
+pub(super) async fn call<T, E, F>(
+    name: CallName<'_>,
+    waiting: &(dyn Fn(&Error) + Send + Sync),
+    send: impl Fn(Watch) -> F,
+) -> std::result::Result<T, Refused>
+where
+    F: Future<Output = std::result::Result<T, SdkError<E, HttpResponse>>>,
+    E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
+{
+    let mut waits = Waits::new(name.is_within);
+    loop {
+        let watch = Watch::default();
+        let limit = waits.silence();
+        let (class, code, message) = match watched(&watch, limit, send(watch.clone())).await {
+            Some(Ok(answer)) => return Ok(answer),
+            Some(Err(error)) => {
+                let meta = error.meta();
+                let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
+                let (code, message) = (text(meta.code()), text(meta.message()));
+                (classify(error, name.action, name.target), code, message)
+            }
+            None => {
+                let what = format!("{} {}: no answer in {limit:?}", name.action, name.target);
+                let error = Error::new(Kind::Unavailable, what);
+                (ErrorClass::Retry(error), String::new(), String::new())
+            }
+        };
+        let pause = match (&class, &waits) {
+            (ErrorClass::Retry(error), _) => waits.pause_after(error.kind(), Instant::now()),
+            // The client has learned the service's time from this reply.
+            (ErrorClass::Skewed(_), Waits { skewed: false, .. }) => {
+                waits.skewed = true;
+                Some(Duration::ZERO)
+            }
+            _ => None,
+        };
+        let error = class.into_error();
+        let Some(pause) = pause else {
+            let error = match waits.attempts {
+                0 | 1 => error,
+                attempts => {
+                    let took = waits.since.elapsed();
+                    error.context(format!("gave up after {attempts} attempts in {took:.1?}"))
+                }
+            };
+            return Err(Refused {
+                code,
+                message,
+                error,
+            });
+        };
+        debug!("again in {pause:.1?}: {}", error.chain());
+        waiting(&error);
+        waits.log(&error);
+        sleep(pause).await;
+    }
+}
+
+/// The answer of `work`, or nothing when `watch` sees no byte for `limit`.
+async fn watched<T>(watch: &Watch, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    loop {
+        let seen = watch.0.load(Ordering::Relaxed);
+        match timeout(limit, &mut work).await {
+            Ok(answer) => return Some(answer),
+            Err(_) if watch.0.load(Ordering::Relaxed) == seen => return None,
+            Err(_) => {}
+        }
+    }
+}
+
+/// The attempts of a call.
+#[derive(Debug)]
+struct Waits {
+    since: Instant,
+    is_within: bool,
+    attempts: u32,
+    /// Failures of the present kind in a row, and since when.
+    in_row: u32,
+    kind: Option<(Kind, Instant)>,
+    skewed: bool,
+    logged: Option<Instant>,
+}
+
+impl Waits {
+    fn new(is_within: bool) -> Self {
+        Self {
+            since: Instant::now(),
+            is_within,
+            attempts: 0,
+            in_row: 0,
+            kind: None,
+            skewed: false,
+            logged: None,
+        }
+    }
+
+    /// How long the next attempt may be silent.
+    fn silence(&self) -> Duration {
+        let at = usize::try_from(self.in_row).unwrap_or(usize::MAX);
+        let limit = ATTEMPTS.get(at).or(ATTEMPTS.last());
+        let limit = limit.copied().unwrap_or(SILENCE);
+        match (self.is_within, self.kind) {
+            // What is left of its time.
+            (false, Some((Kind::Unavailable, since))) => limit
+                .min((since + SILENCE).saturating_duration_since(Instant::now()))
+                .max(Duration::from_millis(500)),
+            _ => limit,
+        }
+    }
+
+    /// The pause after one more failure at `now`; none when the time for such failures is over. A silent attempt counts from
+    /// its beginning.
+    fn pause_after(&mut self, kind: Kind, now: Instant) -> Option<Duration> {
+        self.attempts += 1;
+        let since = match self.kind {
+            Some((before, since)) if before == kind => {
+                self.in_row += 1;
+                since
+            }
+            before => {
+                self.in_row = 1;
+                before.map_or(self.since, |_| now)
+            }
+        };
+        self.kind = Some((kind, since));
+        let ((first, longest), limit) = match kind {
+            Kind::Throttled => (THROTTLE_PAUSES, THROTTLED),
+            _ if self.is_within => (PAUSES, SILENCE_WITHIN),
+            _ => (PAUSES, SILENCE),
+        };
+        let step = first.saturating_mul(1 << self.in_row.min(10)).min(longest);
+        let pause = step.mul_f64(0.25 + 0.75 * fastrand::f64());
+        // Kinds that alternate do not make it endless.
+        let until = (since + limit).min(self.since + THROTTLED);
+        (now + pause < until).then_some(pause)
+    }
+
+    fn log(&mut self, error: &Error) {
+        // One retry is everyday.
+        let now = Instant::now();
+        if self.attempts >= 2 && self.logged.is_none_or(|at| now >= at + LOG_EVERY) {
+            self.logged = Some(now);
+            let waited = now - self.since;
+            warn!("waiting for EC2 since {waited:.0?}: {}", error.chain());
+        }
+    }
+}
+
+/// Counts what arrives of a reply, and ends it beyond [`MAX_REPLY`].
+#[derive(Clone, Debug, Default)]
+pub(super) struct Watch(Arc<AtomicU64>);
+
+impl Intercept for Watch {
+    fn name(&self) -> &'static str {
+        "Watch"
+    }
+
+    fn modify_before_deserialization(
+        &self,
+        context: &mut BeforeDeserializationInterceptorContextMut<'_>,
+        _components: &RuntimeComponents,
+        _settings: &mut ConfigBag,
+    ) -> std::result::Result<(), BoxError> {
+        let seen = Arc::clone(&self.0);
+        seen.fetch_add(1, Ordering::Relaxed);
+        let reply = context.response_mut();
+        let body = std::mem::replace(reply.body_mut(), SdkBody::taken());
+        let counted = body.map_frame(move |frame| {
+            seen.fetch_add(1, Ordering::Relaxed);
+            frame
+        });
+        *reply.body_mut() = SdkBody::from_body_1_x(Limited::new(counted, MAX_REPLY));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,60 @@
+use super::*;
+
+/// What becomes of a call whose attempts fail so, each after `takes`: pauses until it is given up, and the time that took.
+fn fail(kinds: &[Kind], takes: Duration, is_within: bool) -> (usize, Duration) {
+    let start = Instant::now();
+    let mut waits = Waits::new(is_within);
+    waits.since = start;
+    let mut now = start;
+    for (attempt, kind) in kinds.iter().cycle().enumerate() {
+        now += takes;
+        match waits.pause_after(*kind, now) {
+            Some(pause) => now += pause,
+            None => return (attempt + 1, now - start),
+        }
+    }
+    unreachable!()
+}
+
+#[test]
+fn a_call_is_repeated_as_long_as_its_failures_are_worth() {
+    use Kind::{Throttled, Unavailable};
+    let quick = Duration::from_millis(10);
+    for (kinds, takes, is_within, limit) in [
+        (&[Unavailable][..], quick, false, SILENCE),
+        (&[Unavailable], Duration::from_secs(4), false, SILENCE),
+        (&[Unavailable], quick, true, SILENCE_WITHIN),
+        (&[Throttled], quick, false, THROTTLED),
+        (&[Throttled], quick, true, THROTTLED),
+        (&[Throttled, Unavailable], quick, true, THROTTLED),
+    ] {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        fastrand::seed(seed);
+        let (attempts, took) = fail(kinds, takes, is_within);
+        assert!(attempts >= 3, "{attempts} attempts");
+        let longest = THROTTLE_PAUSES.1 + takes;
+        assert!(took <= limit + takes, "{took:?} of {limit:?}");
+        assert!(took + longest >= limit, "{took:?} of {limit:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_arrives_keeps_a_call_alive_and_silence_ends_it() {
+    let watch = Watch::default();
+    let limit = Duration::from_secs(6);
+    let slow = async {
+        for _ in 0..100 {
+            sleep(Duration::from_secs(5)).await;
+            watch.0.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    assert!(watched(&watch, limit, slow).await.is_some());
+    let start = Instant::now();
+    assert!(
+        watched(&watch, limit, std::future::pending::<()>())
+            .await
+            .is_none()
+    );
+    assert_eq!(start.elapsed(), limit);
+}

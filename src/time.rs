@@ -1,0 +1,51 @@
+//! Times as text: ISO 8601 in UTC, for any [`SystemTime`].
+
+use std::time::{Duration, SystemTime};
+
+/// 9999-12-31T23:59:59.999Z in milliseconds since 1970: the last instant that four digits of a year can write.
+const LAST: Duration = Duration::from_millis(253_402_300_799_999);
+
+/// `2026-06-30T12:00:00Z`. A time before 1970 or beyond the year 9999 is written as the nearest one between.
+pub(crate) fn rfc3339_seconds(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(writable(time)).to_string()
+}
+
+/// `2026-06-30T12:00:00.000Z`, else like [`rfc3339_seconds`].
+pub(crate) fn rfc3339_millis(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(writable(time)).to_string()
+}
+
+/// The formatter of `humantime` panics outside these years, and servers and filesystems can answer with any time.
+fn writable(time: SystemTime) -> SystemTime {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    SystemTime::UNIX_EPOCH + since.unwrap_or_default().min(LAST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_that_has_no_four_digit_year_is_written_as_the_nearest_that_has() {
+        let epoch = SystemTime::UNIX_EPOCH;
+        let far = Duration::from_secs(1 << 53);
+        for (time, written) in [
+            (epoch, "1970-01-01T00:00:00.000Z"),
+            (epoch - Duration::from_millis(1), "1970-01-01T00:00:00.000Z"),
+            (epoch - far, "1970-01-01T00:00:00.000Z"),
+            (
+                epoch + Duration::from_millis(1_782_820_800_007),
+                "2026-06-30T12:00:00.007Z",
+            ),
+            (epoch + LAST, "9999-12-31T23:59:59.999Z"),
+            (
+                epoch + LAST + Duration::from_millis(1),
+                "9999-12-31T23:59:59.999Z",
+            ),
+            (epoch + far, "9999-12-31T23:59:59.999Z"),
+        ] {
+            assert_eq!(rfc3339_millis(time), written);
+            assert_eq!(rfc3339_seconds(time), format!("{}Z", &written[..19]));
+        }
+    }
+}
