@@ -12,7 +12,6 @@ mod put;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use aws_config::SdkConfig;
 use aws_sdk_ebs::config::{Builder, StalledStreamProtectionConfig};
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
@@ -23,8 +22,8 @@ use tracing::{debug, trace, warn};
 
 use super::hedge::Hedge;
 use super::limit::{Limiter, Limits};
-use super::wire::{CONNECT_TIMEOUT, Probe, Route};
-use crate::aws::{ErrorClass, classify};
+use super::wire::{Probe, Route};
+use crate::aws::{Action, Credentials, ErrorClass, Http, ServiceConfig, classify};
 use crate::block::{Block, BlockIndex};
 use crate::digest::Digester;
 use crate::error::{Error, Kind};
@@ -39,6 +38,9 @@ const HEADERS_TIMEOUT: Duration = Duration::from_secs(12);
 /// The pause after a first failure; it doubles up to the longest, and a random part of it is waited.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often a call may have its credentials refused: by old ones that many calls still use while others are loaded, by the
+/// loaded ones, and by those of a rotation meanwhile.
+const MAX_REFUSALS: u32 = 3;
 /// One line in this time says what is waited for, however many blocks wait.
 const WAIT_LOG_EVERY: Duration = Duration::from_secs(5);
 
@@ -50,6 +52,9 @@ pub struct Client {
     route: OnceCell<Route>,
     /// Where requests go, for people.
     endpoint: String,
+    region: String,
+    credentials: Credentials,
+    http: Http,
     limiter: Limiter,
     digester: Digester,
     hedge: Option<Hedge>,
@@ -108,22 +113,13 @@ impl std::convert::From<Failure> for Error {
 }
 
 impl Client {
-    /// A client with the Region, credentials and endpoint of `config`.
-    pub fn new(config: &SdkConfig, limits: &Limits) -> Self {
-        let region = config
-            .region()
-            .map_or("no Region", |region| region.as_ref());
-        let chosen = config.endpoint_url().map(str::to_owned);
-        let endpoint = match std::env::var("AWS_ENDPOINT_URL_EBS") {
-            Ok(url) if !config.get_origin("endpoint_url").is_client_config() => Some(url),
-            _ => chosen,
-        };
-        let endpoint = endpoint.unwrap_or_else(|| format!("EBS in {region}"));
-        let config = Builder::from(config)
+    /// A client with the Region, credentials, endpoint and connections of `service`.
+    pub fn new(service: &ServiceConfig, limits: &Limits) -> Self {
+        let region = service.sdk.region().map(ToString::to_string);
+        let config = Builder::from(&service.sdk)
             .retry_config(RetryConfig::disabled())
             .timeout_config(
                 TimeoutConfig::builder()
-                    .connect_timeout(CONNECT_TIMEOUT)
                     .disable_read_timeout()
                     .disable_operation_timeout()
                     .disable_operation_attempt_timeout()
@@ -134,7 +130,10 @@ impl Client {
         Self {
             route: OnceCell::new(),
             sdk: aws_sdk_ebs::Client::from_conf(config),
-            endpoint,
+            endpoint: service.endpoint("EBS"),
+            region: region.unwrap_or_default(),
+            credentials: service.credentials.clone(),
+            http: service.http.clone(),
             limiter: Limiter::new(limits),
             digester: Digester::new(),
             hedge: limits
@@ -181,12 +180,12 @@ impl Client {
     /// The way of all blocks, which the SDK settles once.
     async fn route(&self, call: &Call) -> std::result::Result<&Route, ErrorClass> {
         let settle = || async {
-            let probe = Probe::default();
+            let probe = Probe::new(self.credentials.clone(), self.http.clone());
             let any = self.sdk.list_snapshot_blocks().snapshot_id("snap-0");
             let sent = any.customize().interceptor(probe.clone()).send().await;
             match (probe.route(), sent) {
                 (Some(route), _) => Ok(route),
-                (None, Err(error)) => Err(classify(error, call.action, &call.target)),
+                (None, Err(error)) => Err(classify(error, self.action(call), &call.target)),
                 (None, Ok(_)) => Err(ErrorClass::Permanent(
                     call.error(Kind::Invalid, "nobody tells how it is sent"),
                 )),
@@ -219,6 +218,11 @@ impl Client {
         }
     }
 
+    /// The action that a call needs, in this client's Region.
+    fn action(&self, call: &Call) -> Action<'static> {
+        Action::in_region(call.action, &self.region)
+    }
+
     /// Makes one attempt: the answer, or nothing when it is worth another and the pause before that is over.
     async fn one_try<T>(
         &self,
@@ -227,12 +231,21 @@ impl Client {
         once: impl Future<Output = std::result::Result<T, ErrorClass>>,
     ) -> std::result::Result<Option<T>, Failure> {
         trace!("{} {}", call.action, call.target);
+        let used = self.credentials.generation();
         let error = match timeout_at(call.deadline, once).await {
             Ok(Ok(answer)) => return Ok(Some(answer)),
             Ok(Err(ErrorClass::StaleToken(error))) => return Err(Failure::StaleToken(error)),
             Ok(Err(ErrorClass::Permanent(error))) => return Err(Failure::Final(error)),
             Ok(Err(ErrorClass::Skewed(error))) if waits.skewed => {
                 return Err(Failure::Final(error));
+            }
+            // Others are loaded, and the call goes on with them; when these are refused as well, that is final.
+            Ok(Err(ErrorClass::Refused(error))) => {
+                waits.refusals += 1;
+                if waits.refusals > MAX_REFUSALS || !self.credentials.refused(used) {
+                    return Err(Failure::Final(error));
+                }
+                error
             }
             Ok(Err(ErrorClass::Skewed(error))) => {
                 waits.skewed = true;
@@ -316,6 +329,8 @@ struct Waits {
     attempts: u32,
     /// Whether it was sent again because of the clock.
     skewed: bool,
+    /// How often its credentials were refused.
+    refusals: u32,
 }
 
 impl Waits {
@@ -324,6 +339,7 @@ impl Waits {
             since: Instant::now(),
             attempts: 0,
             skewed: false,
+            refusals: 0,
         }
     }
 

@@ -1,9 +1,9 @@
 //! What is observed of an account that a stand-in describes.
 
-use aws_config::{BehaviorVersion, Region, SdkConfig};
 use futures_util::future::ready;
 
 use super::*;
+use crate::aws::ServiceConfig;
 use crate::ebs::{EbsCatalog, Limits};
 use crate::target::{Base, Existence};
 
@@ -40,11 +40,8 @@ impl Descriptions for Account {
 }
 
 fn target(snapshots: Option<Vec<Snapshot>>, job: EbsJob) -> EbsTarget {
-    let config = SdkConfig::builder()
-        .behavior_version(BehaviorVersion::latest())
-        .region(Region::new("us-east-1"))
-        .build();
-    let client = Arc::new(Client::new(&config, &Limits::default()));
+    let service = ServiceConfig::fixed("http://127.0.0.1:9", "us-east-1", "id", "secret").unwrap();
+    let client = Arc::new(Client::new(&service, &Limits::default()));
     let place = EbsPlace {
         region: "us-east-1".into(),
         account: "here".into(),
