@@ -1,4 +1,4 @@
-//! Credentials for every client of AWS: loaded once, kept, renewed before they expire, and loaded anew when a service
+//! Credentials for every client of AWS: loaded once, kept, renewed before they expire, and loaded again when a service
 //! refuses them.
 //!
 //! [`plan`] decides where they come from, by the variables and profiles; [`load`] fetches them, with [`program`] for

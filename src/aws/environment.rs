@@ -1,4 +1,4 @@
-//! The variables and profile files that say who calls AWS, read anew each time: the SDK reads them once.
+//! The variables and profile files that say who calls AWS, read each time: the SDK reads them once.
 
 use std::collections::HashMap;
 

@@ -27,7 +27,7 @@ use hyper_util::client::legacy::Client as Pool;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use parking_lot::RwLock;
 
-use self::connect::Connector;
+use self::connect::Dialer;
 use crate::error::{Kind, Result};
 
 pub use proxy::Proxies;
@@ -59,8 +59,8 @@ pub struct Http {
 }
 
 struct Shared {
-    connector: Connector,
-    pool: RwLock<Pool<Connector, SdkBody>>,
+    dialer: Dialer,
+    pool: RwLock<Pool<Dialer, SdkBody>>,
 }
 
 impl fmt::Debug for Http {
@@ -76,7 +76,7 @@ impl Http {
     /// `Invalid` when the bundle cannot be read or holds no usable certificate.
     pub fn new(proxies: Proxies, ca_bundle: Option<&Path>) -> Result<Self> {
         let tls = tls::Trust::new(ca_bundle)?;
-        Ok(Self::with(Connector::new(proxies, tls, None)))
+        Ok(Self::with(Dialer::new(proxies, tls, None)))
     }
 
     /// A client for the metadata services of instances and containers: without proxies, with short connect time-outs.
@@ -85,21 +85,21 @@ impl Http {
     /// As for [`Http::new`].
     pub fn metadata(ca_bundle: Option<&Path>) -> Result<Self> {
         let tls = tls::Trust::new(ca_bundle)?;
-        let connector = Connector::new(Proxies::default(), tls, Some(METADATA_CONNECT));
-        Ok(Self::with(connector))
+        let dialer = Dialer::new(Proxies::default(), tls, Some(METADATA_CONNECT));
+        Ok(Self::with(dialer))
     }
 
-    fn with(connector: Connector) -> Self {
-        let pool = RwLock::new(pool(&connector));
+    fn with(dialer: Dialer) -> Self {
+        let pool = RwLock::new(pool(&dialer));
         Self {
-            shared: Arc::new(Shared { connector, pool }),
+            shared: Arc::new(Shared { dialer, pool }),
         }
     }
 
     /// Closes the idle connections. After one connection was silent the others are suspect too: a firewall that forgot
     /// one forgot them all, and each would cost a time-out.
     pub fn forget_idle(&self) {
-        let fresh = pool(&self.shared.connector);
+        let fresh = pool(&self.shared.dialer);
         *self.shared.pool.write() = fresh;
     }
 
@@ -119,7 +119,7 @@ impl Http {
         let mut request = request
             .try_into_http1x()
             .map_err(|error| ConnectorError::user(error.into()))?;
-        if let Some(value) = self.shared.connector.plain_proxy_auth(request.uri()) {
+        if let Some(value) = self.shared.dialer.plain_proxy_auth(request.uri()) {
             let name = hyper::header::PROXY_AUTHORIZATION;
             request.headers_mut().insert(name, value);
         }
@@ -134,11 +134,11 @@ impl Http {
     }
 }
 
-fn pool(connector: &Connector) -> Pool<Connector, SdkBody> {
+fn pool(dialer: &Dialer) -> Pool<Dialer, SdkBody> {
     Pool::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(POOL_IDLE)
-        .build(connector.clone())
+        .build(dialer.clone())
 }
 
 /// Whether the request may be sent again: not when [`Unreachable`] is the cause.

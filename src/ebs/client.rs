@@ -150,6 +150,13 @@ impl Client {
         }
     }
 
+    /// A client that no call of it reaches.
+    #[cfg(test)]
+    pub(crate) fn unreachable() -> Self {
+        let service = ServiceConfig::fixed("http://127.0.0.1:9", "us-east-1", "id", "secret");
+        Self::new(&service.unwrap(), &Limits::default())
+    }
+
     /// Where requests go, for people: a URL, or EBS in a Region.
     pub fn endpoint(&self) -> &str {
         &self.endpoint

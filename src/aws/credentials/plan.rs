@@ -115,7 +115,7 @@ pub(super) fn plan(
 /// The error for a profile that does not exist.
 fn missing(profile: &Given<String>) -> Error {
     let what = format!(
-        "cannot use the profile {:?} of {}: neither ~/.aws/config nor ~/.aws/credentials has it",
+        "no AWS credentials: the profile {:?} of {} is in none of the profile files",
         profile.value, profile.from
     );
     let remedy = format!("give {} one of `aws configure list-profiles`", profile.from);

@@ -41,14 +41,14 @@ type BoxIo = Box<dyn Io>;
 
 /// Makes connections for the pool.
 #[derive(Clone)]
-pub(super) struct Connector {
+pub(super) struct Dialer {
     proxies: Arc<Proxies>,
     trust: Trust,
     /// The time for one address.
     address_timeout: Duration,
 }
 
-impl Connector {
+impl Dialer {
     pub(super) fn new(proxies: Proxies, trust: Trust, address_timeout: Option<Duration>) -> Self {
         Self {
             proxies: Arc::new(proxies),
@@ -67,7 +67,7 @@ impl Connector {
 
     async fn connect(self, uri: Uri) -> Result<Stream, BoxError> {
         let is_tls = uri.scheme_str() == Some("https");
-        let target = Place::of(&uri)?;
+        let target = HostPort::of(&uri)?;
         let Some(proxy) = self.proxies.proxy(&uri) else {
             let stream = self.tcp(&target).await?;
             let stream = match is_tls {
@@ -82,7 +82,7 @@ impl Connector {
                 Err(error) => format!("the proxy {}: {error}", proxy.name()).into(),
             }
         };
-        let place = Place::of(&proxy.uri)?;
+        let place = HostPort::of(&proxy.uri)?;
         let mut stream = self.tcp(&place).await.map_err(through)?;
         if proxy.uri.scheme_str() == Some("https") {
             stream = self.tls(stream, &place).await.map_err(through)?;
@@ -97,7 +97,7 @@ impl Connector {
     }
 
     /// A TCP connection to the first address that answers.
-    async fn tcp(&self, place: &Place) -> Result<BoxIo, BoxError> {
+    async fn tcp(&self, place: &HostPort) -> Result<BoxIo, BoxError> {
         let found = tokio::net::lookup_host((place.bare_host(), place.port));
         let found = timeout(HANDSHAKE_TIMEOUT, found).await;
         let found = found.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
@@ -109,7 +109,7 @@ impl Connector {
         Ok(Box::new(stream))
     }
 
-    async fn tls(&self, stream: BoxIo, place: &Place) -> Result<BoxIo, BoxError> {
+    async fn tls(&self, stream: BoxIo, place: &HostPort) -> Result<BoxIo, BoxError> {
         let name = ServerName::try_from(place.bare_host().to_owned())?;
         let shaken = self.trust.connector.connect(name, stream);
         let stream = match timeout(HANDSHAKE_TIMEOUT, shaken).await {
@@ -127,13 +127,13 @@ impl Connector {
 }
 
 /// Where a connection goes.
-struct Place {
+struct HostPort {
     /// As in the URL: an IPv6 address has brackets.
     host: String,
     port: u16,
 }
 
-impl Place {
+impl HostPort {
     fn of(uri: &Uri) -> Result<Self, BoxError> {
         let host = uri.host().ok_or("the URL has no host")?.to_owned();
         let is_tls = uri.scheme_str() == Some("https");
@@ -146,7 +146,7 @@ impl Place {
     }
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for HostPort {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}:{}", self.host, self.port)
     }
@@ -213,7 +213,7 @@ async fn one_of(address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
 }
 
 /// Asks a proxy for a connection to `target`.
-async fn tunnel(stream: &mut BoxIo, target: &Place, proxy: &Proxy) -> Result<(), BoxError> {
+async fn tunnel(stream: &mut BoxIo, target: &HostPort, proxy: &Proxy) -> Result<(), BoxError> {
     let mut request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n").into_bytes();
     if let Some(auth) = &proxy.auth {
         request.extend_from_slice(b"Proxy-Authorization: ");
@@ -268,7 +268,7 @@ fn proxy_refusal(
     }))
 }
 
-impl tower_service::Service<Uri> for Connector {
+impl tower_service::Service<Uri> for Dialer {
     type Response = Stream;
     type Error = BoxError;
     type Future = BoxFuture<'static, Result<Stream, BoxError>>;

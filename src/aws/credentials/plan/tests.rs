@@ -145,7 +145,7 @@ async fn a_profile_that_cannot_be_used_says_why() {
     for (profile, expected) in [
         (
             "nope",
-            "Denied: cannot use the profile \"nope\" of --to-profile",
+            "Denied: no AWS credentials: the profile \"nope\" of --to-profile is in none",
         ),
         (
             "half",
