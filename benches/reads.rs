@@ -7,11 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aws_credential_types::Credentials;
-use aws_credential_types::provider::SharedCredentialsProvider;
 use bytes::Bytes;
 use bytesize::ByteSize;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use ebsfs::aws::ServiceConfig;
 use ebsfs::block::{BLOCK_SIZE, Block, BlockIndex, BlockSet, Extent, Geometry};
 use ebsfs::cache::Cache;
 use ebsfs::ebs::{Client, EbsCatalog, Limits};
@@ -104,16 +103,10 @@ async fn listed(folder: &Path) -> Option<(EbsCatalog, SnapshotId)> {
         Some(line.trim_start_matches([' ', '=']).to_owned())
     };
     let (id, secret) = (key("aws_access_key_id")?, key("aws_secret_access_key")?);
-    let credentials = Credentials::new(id, secret, None, None, "bench");
     let listener = Emulator::listen(([127, 0, 0, 1], 0).into()).await.ok()?;
     let url = format!("http://{}", listener.local_addr().ok()?);
     tokio::spawn(emulator.serve(listener, None));
-    let config = aws_config::SdkConfig::builder()
-        .behavior_version(aws_config::BehaviorVersion::latest())
-        .region(aws_config::Region::new("us-east-1"))
-        .endpoint_url(url)
-        .credentials_provider(SharedCredentialsProvider::new(credentials))
-        .build();
+    let service = ServiceConfig::fixed(&url, "us-east-1", &id, &secret).ok()?;
     let limits = Limits {
         max_in_flight: 128,
         max_rps: 100_000,
@@ -121,7 +114,7 @@ async fn listed(folder: &Path) -> Option<(EbsCatalog, SnapshotId)> {
         hedge: false,
         timeout: Duration::from_secs(30),
     };
-    let client = Arc::new(Client::new(&config, &limits));
+    let client = Arc::new(Client::new(&service, &limits));
     let catalog = EbsCatalog::new(client, None, Vec::new());
     Some((catalog, "snap-0a".parse().ok()?))
 }

@@ -1,5 +1,16 @@
-//! The border to AWS: [`classify`] says what a failed call means.
+//! The border to AWS. [`config`] settles Region, profile, endpoints, certificate authorities and proxies, once a run, and
+//! every client of EBS, EC2, STS, SSO and S3 is made from it; [`endpoints`] chooses URLs; [`credentials`] finds, keeps and
+//! renews credentials; [`http`] makes connections; [`classify`] says what a failed call means.
 
 mod classify;
+mod config;
+mod credentials;
+mod endpoints;
+mod environment;
+mod http;
 
-pub use classify::*;
+pub use classify::{Action, ErrorClass, classify, classify_reply, classify_sending, skew};
+pub use config::{Aws, ServiceConfig, Settings};
+pub use credentials::{Credentials, Generation, Usable};
+pub use endpoints::{Given, Service, without_password};
+pub use http::{Http, Proxies};

@@ -288,12 +288,16 @@ pub fn read_ours(path: &Path) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// The directory for state files: `/var/lib/ebsfs` for root, else `ebsfs` in the user's XDG state directory.
+/// The directory for state files: that of EBSFS_STATE_DIR, else `/var/lib/ebsfs` for root, else `ebsfs` in the user's XDG
+/// state directory.
 pub fn default_state_dir() -> PathBuf {
+    let of = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(named) = of("EBSFS_STATE_DIR") {
+        return named.into();
+    }
     if nix::unistd::geteuid().is_root() {
         return "/var/lib/ebsfs".into();
     }
-    let of = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     // A relative path is to be ignored (XDG base directory specification).
     let state = of("XDG_STATE_HOME").map(PathBuf::from);
     let state = state.filter(|path| path.is_absolute());

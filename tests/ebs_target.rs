@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use aws_config::{BehaviorVersion, Region};
-use aws_credential_types::Credentials;
 use bytes::Bytes;
+use ebsfs::aws::ServiceConfig;
 use ebsfs::block::{Block, BlockIndex, BlockSet, Change, Delta, Digest, Geometry};
 use ebsfs::ebs::{Client, EbsCatalog, Limits, NewSnapshot};
 use ebsfs::ec2::Ec2;
@@ -34,14 +33,9 @@ impl Case {
     async fn new() -> Self {
         let emulator = Emulator::start();
         let (id, secret) = emulator.keys();
-        let config = aws_config::defaults(BehaviorVersion::latest())
-            .region(Region::new("us-east-1"))
-            .endpoint_url(emulator.url())
-            .credentials_provider(Credentials::new(id, secret, None, None, "test"))
-            .load()
-            .await;
-        let client = Arc::new(Client::new(&config, &Limits::default()));
-        let descriptions: Arc<dyn Descriptions> = Arc::new(Ec2::new(&config));
+        let service = ServiceConfig::fixed(&emulator.url(), "us-east-1", &id, &secret).unwrap();
+        let client = Arc::new(Client::new(&service, &Limits::default()));
+        let descriptions: Arc<dyn Descriptions> = Arc::new(Ec2::new(&service.sdk));
         let described = Some(Arc::clone(&descriptions));
         let place = EbsPlace {
             region: "us-east-1".into(),

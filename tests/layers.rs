@@ -47,7 +47,7 @@ const RULES: &[(&str, u8, &str)] = &[
     (
         "repository",
         3,
-        "targets ebs ec2 cache image compare readahead maps aws",
+        "targets ebs ec2 cache image compare readahead maps",
     ),
     (
         "fs",

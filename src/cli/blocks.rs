@@ -33,7 +33,7 @@ impl BlocksArgs {
         let (geometry, held) = super::runtime()?.block_on(async {
             let config = self.aws.load_with_credentials().await?;
             let select = vec![Selector::Snapshot(id.clone())];
-            let (_, catalog) = aws::catalog(&config, &self.limits.limits(), select);
+            let (_, catalog) = aws::catalog(&config, &self.limits.limits(), select)?;
             let (_, source) = catalog.open(id).await?;
             let held = held(&*source).await?;
             Ok::<_, Error>((source.geometry(), held))

@@ -128,7 +128,7 @@ impl ChangesArgs {
                 Selector::Snapshot(base.clone()),
                 Selector::Snapshot(head.clone()),
             ];
-            let (client, catalog) = aws::catalog(&config, &self.limits.limits(), select);
+            let (client, catalog) = aws::catalog(&config, &self.limits.limits(), select)?;
             let delta = self.delta(&catalog, base, head).await?;
             let counts = client.counts();
             Ok::<_, Error>((delta, counts.lists, counts.gets))
@@ -195,7 +195,7 @@ impl ChangesArgs {
                 format!("--volume {volume} is no volume: it must look like vol-0123456789abcdef0");
             return Err(Error::new(Kind::Invalid, what));
         }
-        let (client, catalog) = aws::catalog(&config, &self.limits.limits(), vec![select]);
+        let (client, catalog) = aws::catalog(&config, &self.limits.limits(), vec![select])?;
         let mut snapshots = catalog.list().await?;
         snapshots.retain(|snapshot| snapshot.state == Some(State::Completed));
         if snapshots.len() < 2 {

@@ -46,9 +46,9 @@ pub(super) struct DigestArgs {
     /// How to show progress, on stderr
     #[arg(long, value_enum, default_value_t = ProgressForm::Auto)]
     progress: ProgressForm,
-    /// Directory for the records of devices: one that is half copied is refused [default: /var/lib/ebsfs for root, else
+    /// Directory for the records of devices: one that is half copied is refused [env: EBSFS_STATE_DIR; default: /var/lib/ebsfs for root, else
     /// $XDG_STATE_HOME/ebsfs]
-    #[arg(long, value_name = "DIRECTORY", env = "EBSFS_STATE_DIR")]
+    #[arg(long, value_name = "DIRECTORY")]
     state_dir: Option<PathBuf>,
     #[command(flatten)]
     store: StoreArgs,

@@ -25,12 +25,7 @@ impl LsArgs {
     pub(super) fn run(self) -> Result<()> {
         let mut snapshots = super::runtime()?.block_on(async {
             let config = self.aws.load_with_credentials().await?;
-            let descriptions = aws::descriptions(&config).ok_or_else(|| {
-                Error::new(
-                    Kind::Invalid,
-                    "listing needs EC2, which is not built into this program (cargo feature ec2)",
-                )
-            })?;
+            let descriptions = aws::needed_descriptions(&config, "cannot list snapshots")?;
             descriptions.describe(&self.select).await
         })?;
         sort_by_time(&mut snapshots);

@@ -182,9 +182,9 @@ impl MountArgs {
                 let config = self.aws.load().await?;
                 let mut limits = self.limits.mount_limits();
                 limits.timeout = limits.timeout.min(CHECK_TIMEOUT);
-                let (client, catalog) = aws::catalog(&config, &limits, select.clone());
+                let (client, catalog) = aws::catalog(&config, &limits, select.clone())?;
                 if !self.lazy {
-                    aws::check_credentials(&config).await?;
+                    config.check_credentials().await?;
                     check_selection(&select, &catalog).await?;
                 }
                 (Some(client), catalog)

@@ -40,8 +40,8 @@ enum RecordVerb {
 struct TargetArgs {
     /// Image or block device
     target: String,
-    /// Directory for the records and digests of devices [default: /var/lib/ebsfs for root, else $XDG_STATE_HOME/ebsfs]
-    #[arg(long, value_name = "DIRECTORY", env = "EBSFS_STATE_DIR")]
+    /// Directory for the records and digests of devices [env: EBSFS_STATE_DIR; default: /var/lib/ebsfs for root, else $XDG_STATE_HOME/ebsfs]
+    #[arg(long, value_name = "DIRECTORY")]
     state_dir: Option<PathBuf>,
 }
 

@@ -82,7 +82,7 @@ pub(super) async fn open(request: &SourceRequest<'_>) -> Result<OpenedSource> {
 
 async fn snapshot(request: &SourceRequest<'_>, selector: Selector) -> Result<OpenedSource> {
     let config = request.aws.load_with_credentials().await?;
-    let (client, catalog) = aws::catalog(&config, &request.limits, vec![selector.clone()]);
+    let (client, catalog) = aws::catalog(&config, &request.limits, vec![selector.clone()])?;
     let id = match selector {
         Selector::Snapshot(id) => id,
         _ => newest(&catalog, request).await?,
@@ -91,7 +91,7 @@ async fn snapshot(request: &SourceRequest<'_>, selector: Selector) -> Result<Ope
     let about = json!({
         "snapshot": snapshot,
         "account": snapshot.owner_id,
-        "region": config.region().map(ToString::to_string),
+        "region": config.region(),
         "endpoint": client.endpoint(),
     });
     // Copies, and what the direct APIs made, have this for a volume.

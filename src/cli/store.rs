@@ -42,17 +42,22 @@ impl StoreArgs {
             credentials: None,
             region: None,
             endpoint: None,
-            ca_bundle: aws.ca_bundle().cloned(),
+            ca_bundle: aws.ca_bundle(),
             style,
             timeout,
         };
         if address.is_s3() {
-            let config = aws.load_for_store().await?;
-            connection.credentials = config.credentials_provider();
-            connection.region = config.region().map(ToString::to_string);
-            let own = std::env::var("AWS_ENDPOINT_URL_S3");
-            let own = own.ok().filter(|_| !aws.names_endpoint());
-            connection.endpoint = own.or_else(|| config.endpoint_url().map(str::to_owned));
+            let aws = aws.load_for_store().await?;
+            connection.credentials = Some(aws.credentials().clone());
+            connection.region = aws.region().map(str::to_owned);
+            connection.ca_bundle = aws.ca_bundle();
+            if let Some((url, is_chosen)) = aws.s3_url()? {
+                // AWS itself has the bucket before the host, whatever the partition.
+                if !is_chosen {
+                    connection.style.get_or_insert(BucketStyle::Host);
+                }
+                connection.endpoint = Some(url);
+            }
         }
         if let Some(folder) = address.folder().filter(|_| make) {
             // What is written there are disk images: nobody else reads them.

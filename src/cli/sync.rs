@@ -123,9 +123,9 @@ pub(super) struct SyncArgs {
     /// Print what TARGET holds and which runs are unfinished, change nothing
     #[arg(long, value_name = "TARGET", conflicts_with_all = ["source", "targets", "base"])]
     status: Option<String>,
-    /// Directory for checkpoints and records of devices, `ebs:` and repository targets [default: /var/lib/ebsfs for root, else
+    /// Directory for checkpoints and records of devices, `ebs:` and repository targets [env: EBSFS_STATE_DIR; default: /var/lib/ebsfs for root, else
     /// $XDG_STATE_HOME/ebsfs]
-    #[arg(long, value_name = "DIRECTORY", env = "EBSFS_STATE_DIR")]
+    #[arg(long, value_name = "DIRECTORY")]
     state_dir: Option<PathBuf>,
     /// Maximum bytes to fetch per second, at least 512KiB, for example 100MiB [default: unlimited]
     #[arg(long, value_name = "SIZE", value_parser = bandwidth)]

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::aws::{self, AwsArgs};
+use super::aws::{self, AwsArgs, TargetAws};
 use super::store::StoreArgs;
+use crate::aws::Given;
 use crate::ebs::{Client, Limits};
 use crate::error::{Error, Kind, Result};
 use crate::files::folder_of;
@@ -244,13 +245,22 @@ pub(super) async fn warn_of_twins(targets: &[String]) {
 impl ToArgs {
     /// The account of an object store.
     fn account(&self, source: &AwsArgs) -> AwsArgs {
-        source.elsewhere(
-            self.to_profile.clone(),
-            self.to_region.clone(),
-            self.to_endpoint_url.clone(),
-            self.to_ca_bundle.clone(),
-            false,
-        )
+        source.for_target(self.options(self.region()), false)
+    }
+
+    fn region(&self) -> Option<Given<String>> {
+        let region = self.to_region.clone();
+        region.map(|region| Given::new(region, "--to-region"))
+    }
+
+    fn options(&self, region: Option<Given<String>>) -> TargetAws {
+        TargetAws {
+            is_target: true,
+            profile: self.to_profile.clone(),
+            region,
+            endpoint_url: self.to_endpoint_url.clone(),
+            ca_bundle: self.to_ca_bundle.clone(),
+        }
     }
 
     fn job(&self) -> EbsJob {
@@ -265,13 +275,11 @@ impl ToArgs {
     /// Reaches the account and Region of `ebs:REGION`; nothing is made.
     async fn place(&self, region: &str, args: &TargetRequest<'_>) -> Result<EbsPlace> {
         let region = (!region.is_empty())
-            .then(|| region.to_owned())
-            .or_else(|| self.to_region.clone());
+            .then(|| Given::new(region.to_owned(), "ebs:REGION"))
+            .or_else(|| self.region());
         let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        if let Some(wrong) = region
-            .as_ref()
-            .filter(|region| !region.chars().all(is_name))
-        {
+        let wrong = region.as_ref().map(|given| &given.value);
+        if let Some(wrong) = wrong.filter(|region| !region.chars().all(is_name)) {
             let what = format!("cannot use ebs:{wrong}: {wrong:?} is not the name of a Region");
             return Err(Error::new(Kind::Invalid, what));
         }
@@ -280,22 +288,14 @@ impl ToArgs {
             return Err(Error::new(Kind::Invalid, what));
         }
         let here = args.aws.load().await.ok();
-        let here = here.and_then(|config| Some(config.region()?.to_string()));
-        let same_region = region.is_none() || region == here;
-        let to = args.aws.elsewhere(
-            self.to_profile.clone(),
-            region,
-            self.to_endpoint_url.clone(),
-            self.to_ca_bundle.clone(),
-            same_region,
-        );
+        let here = here.and_then(|aws| aws.region().map(str::to_owned));
+        let wanted = region.as_ref().map(|given| given.value.clone());
+        let same_region = wanted.is_none() || wanted == here;
+        let to = args.aws.for_target(self.options(region), same_region);
         let config = to.load_with_credentials().await?;
-        let region = config.region().map_or("", |region| region.as_ref());
-        let descriptions = aws::descriptions(&config).ok_or_else(|| {
-            let what = "cannot use an ebs: target: this build has no EC2 client, which a new snapshot needs";
-            Error::new(Kind::Invalid, what)
-        })?;
-        let (client, catalog) = aws::catalog(&config, &args.limits, Vec::new());
+        let region = config.region().unwrap_or_default();
+        let descriptions = aws::needed_descriptions(&config, "cannot use an ebs: target")?;
+        let (client, catalog) = aws::catalog(&config, &args.limits, Vec::new())?;
         Ok(EbsPlace {
             region: region.to_owned(),
             account: match &self.to_profile {

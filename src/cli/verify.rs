@@ -43,8 +43,8 @@ pub(super) struct VerifyArgs {
     /// How to show progress, on stderr
     #[arg(long, value_enum, default_value_t = ProgressForm::Auto)]
     progress: ProgressForm,
-    /// Directory for the records and digests of devices [default: /var/lib/ebsfs for root, else $XDG_STATE_HOME/ebsfs]
-    #[arg(long, value_name = "DIRECTORY", env = "EBSFS_STATE_DIR")]
+    /// Directory for the records and digests of devices [env: EBSFS_STATE_DIR; default: /var/lib/ebsfs for root, else $XDG_STATE_HOME/ebsfs]
+    #[arg(long, value_name = "DIRECTORY")]
     state_dir: Option<PathBuf>,
     #[command(flatten)]
     store: StoreArgs,

@@ -15,7 +15,6 @@ mod wire;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use aws_config::SdkConfig;
 use aws_sdk_ebs::config::{Builder, StalledStreamProtectionConfig};
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
@@ -26,10 +25,9 @@ use tracing::{debug, trace, warn};
 
 use self::hedge::Hedge;
 use self::limiter::Limiter;
-use self::wire::{CONNECT_TIMEOUT, Probe, Route};
+use self::wire::{Probe, Route};
 use super::listing::Token;
-
-use crate::aws::{ErrorClass, classify};
+use crate::aws::{Action, Credentials, ErrorClass, Http, ServiceConfig, classify};
 use crate::block::{Block, BlockIndex};
 use crate::digest::Digester;
 use crate::error::{Error, Kind};
@@ -44,6 +42,9 @@ const HEADERS_TIMEOUT: Duration = Duration::from_secs(12);
 /// The pause after a first failure; it doubles up to the longest, and a random part of it is waited.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often a call may have its credentials refused: by old ones that many calls still use while others are loaded, by the
+/// loaded ones, and by those of a rotation meanwhile.
+const MAX_REFUSALS: u32 = 3;
 /// Notices that are kept for a report.
 const MOST_NOTICES: usize = 100;
 /// One line in this time says what is waited for, however many blocks wait.
@@ -57,6 +58,9 @@ pub struct Client {
     route: OnceCell<Route>,
     /// Where requests go, for people.
     endpoint: String,
+    region: String,
+    credentials: Credentials,
+    http: Http,
     limiter: Limiter,
     digester: Digester,
     hedge: Option<Hedge>,
@@ -116,22 +120,13 @@ impl From<Failure> for Error {
 }
 
 impl Client {
-    /// A client with the Region, credentials and endpoint of `config`.
-    pub fn new(config: &SdkConfig, limits: &Limits) -> Self {
-        let region = config
-            .region()
-            .map_or("no Region", |region| region.as_ref());
-        let chosen = config.endpoint_url().map(str::to_owned);
-        let endpoint = match std::env::var("AWS_ENDPOINT_URL_EBS") {
-            Ok(url) if !config.get_origin("endpoint_url").is_client_config() => Some(url),
-            _ => chosen,
-        };
-        let endpoint = endpoint.unwrap_or_else(|| format!("EBS in {region}"));
-        let config = Builder::from(config)
+    /// A client with the Region, credentials, endpoint and connections of `service`.
+    pub fn new(service: &ServiceConfig, limits: &Limits) -> Self {
+        let region = service.sdk.region().map(ToString::to_string);
+        let config = Builder::from(&service.sdk)
             .retry_config(RetryConfig::disabled())
             .timeout_config(
                 TimeoutConfig::builder()
-                    .connect_timeout(CONNECT_TIMEOUT)
                     .disable_read_timeout()
                     .disable_operation_timeout()
                     .disable_operation_attempt_timeout()
@@ -142,7 +137,10 @@ impl Client {
         Self {
             route: OnceCell::new(),
             sdk: aws_sdk_ebs::Client::from_conf(config),
-            endpoint,
+            endpoint: service.endpoint("EBS"),
+            region: region.unwrap_or_default(),
+            credentials: service.credentials.clone(),
+            http: service.http.clone(),
             limiter: Limiter::new(limits),
             digester: Digester::new(),
             hedge: limits
@@ -158,6 +156,13 @@ impl Client {
             retries: AtomicU64::new(0),
             throttles: AtomicU64::new(0),
         }
+    }
+
+    /// A client that no call of it reaches.
+    #[cfg(test)]
+    pub(crate) fn unreachable() -> Self {
+        let service = ServiceConfig::fixed("http://127.0.0.1:9", "us-east-1", "id", "secret");
+        Self::new(&service.unwrap(), &Limits::default())
     }
 
     /// Where requests go, for people: a URL, or EBS in a Region.
@@ -204,12 +209,12 @@ impl Client {
     /// The way of all blocks, which the SDK settles once.
     async fn route(&self, call: &Call) -> std::result::Result<&Route, ErrorClass> {
         let settle = || async {
-            let probe = Probe::default();
+            let probe = Probe::new(self.credentials.clone(), self.http.clone());
             let any = self.sdk.list_snapshot_blocks().snapshot_id("snap-0");
             let sent = any.customize().interceptor(probe.clone()).send().await;
             match (probe.route(), sent) {
                 (Some(route), _) => Ok(route),
-                (None, Err(error)) => Err(classify(error, call.action, &call.target)),
+                (None, Err(error)) => Err(classify(error, self.action(call), &call.target)),
                 (None, Ok(_)) => Err(ErrorClass::Permanent(
                     call.error(Kind::Invalid, "the SDK prepared no request"),
                 )),
@@ -242,6 +247,11 @@ impl Client {
         }
     }
 
+    /// The action that a call needs, in this client's Region.
+    fn action(&self, call: &Call) -> Action<'static> {
+        Action::in_region(call.action, &self.region)
+    }
+
     /// Makes one attempt: the answer, or nothing when it is worth another and the pause before that is over.
     async fn one_try<T>(
         &self,
@@ -250,12 +260,21 @@ impl Client {
         once: impl Future<Output = std::result::Result<T, ErrorClass>>,
     ) -> std::result::Result<Option<T>, Failure> {
         trace!("{} {}", call.action, call.target);
+        let used = self.credentials.generation();
         let error = match timeout_at(call.deadline, once).await {
             Ok(Ok(answer)) => return Ok(Some(answer)),
             Ok(Err(ErrorClass::StaleToken(error))) => return Err(Failure::StaleToken(error)),
             Ok(Err(ErrorClass::Permanent(error))) => return Err(Failure::Final(error)),
             Ok(Err(ErrorClass::Skewed(error))) if waits.skewed => {
                 return Err(Failure::Final(error));
+            }
+            // Others are loaded, and the call goes on with them; when these are refused as well, that is final.
+            Ok(Err(ErrorClass::Refused(error))) => {
+                waits.refusals += 1;
+                if waits.refusals > MAX_REFUSALS || !self.credentials.refused(used) {
+                    return Err(Failure::Final(error));
+                }
+                error
             }
             Ok(Err(ErrorClass::Skewed(error))) => {
                 waits.skewed = true;
@@ -334,6 +353,8 @@ struct Waits {
     attempts: u32,
     /// Whether it was sent again because of the clock.
     skewed: bool,
+    /// How often its credentials were refused.
+    refusals: u32,
 }
 
 impl Waits {
@@ -342,6 +363,7 @@ impl Waits {
             since: Instant::now(),
             attempts: 0,
             skewed: false,
+            refusals: 0,
         }
     }
 

@@ -3,17 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use aws_config::{BehaviorVersion, Region};
-use aws_credential_types::Credentials;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tempfile::TempDir;
 
+use crate::aws::ServiceConfig;
 use crate::block::Geometry;
-use crate::cli::aws;
-use crate::ebs::Limits;
+use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::emulator::Emulator;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Descriptions, Snapshot};
 use crate::target::contract::{self, ContractPlace};
 use crate::target::{SourceInfo, Target};
 use crate::targets::{EbsJob, EbsPlace, EbsTarget};
@@ -23,6 +21,16 @@ struct Account {
     place: EbsPlace,
     /// Another source each time: the same command finds what it has made.
     source: AtomicU32,
+}
+
+#[cfg(feature = "ec2")]
+fn described_by(service: &ServiceConfig) -> Option<Arc<dyn Descriptions>> {
+    Some(Arc::new(crate::ec2::Ec2::new(&service.sdk)))
+}
+
+#[cfg(not(feature = "ec2"))]
+fn described_by(_service: &ServiceConfig) -> Option<Arc<dyn Descriptions>> {
+    None
 }
 
 impl Account {
@@ -38,14 +46,12 @@ impl Account {
         let listener = Emulator::listen(([127, 0, 0, 1], 0).into()).await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(emulator.serve(listener, None));
-        let config = aws_config::defaults(BehaviorVersion::latest())
-            .region(Region::new("us-east-1"))
-            .endpoint_url(endpoint)
-            .credentials_provider(Credentials::new(id, secret, None, None, "test"))
-            .load()
-            .await;
-        let descriptions = aws::descriptions(&config)?;
-        let (client, catalog) = aws::catalog(&config, &Limits::default(), Vec::new());
+        let service = ServiceConfig::fixed(&endpoint, "us-east-1", &id, &secret).unwrap();
+        let descriptions = described_by(&service)?;
+        let client = Arc::new(Client::new(&service, &Limits::default()));
+        let described = Some(Arc::clone(&descriptions));
+        let catalog = EbsCatalog::new(Arc::clone(&client), described, Vec::new());
+        let catalog = Arc::new(catalog);
         let place = EbsPlace {
             region: "us-east-1".into(),
             account: "here".into(),

@@ -219,7 +219,7 @@ impl Client {
     {
         let once = || async {
             let reply = call.within(HEADERS_TIMEOUT, send()).await?;
-            reply.map_err(|error| later(classify(error, call.action, &call.target), is_young))
+            reply.map_err(|error| later(classify(error, self.action(call), &call.target), is_young))
         };
         let mut waits = Waits::new();
         loop {

@@ -13,11 +13,7 @@ use aws_sigv4::http_request::{
 };
 use aws_sigv4::sign::v4;
 use aws_smithy_runtime_api::box_error::BoxError;
-use aws_smithy_runtime_api::client::auth::{AuthScheme, AuthSchemeId};
-use aws_smithy_runtime_api::client::http::{
-    HttpClient, HttpConnector, HttpConnectorSettings, SharedHttpConnector,
-};
-use aws_smithy_runtime_api::client::identity::{ResolveCachedIdentity, SharedIdentityResolver};
+use aws_smithy_runtime_api::client::identity::Identity;
 use aws_smithy_runtime_api::client::interceptors::Intercept;
 use aws_smithy_runtime_api::client::interceptors::context::BeforeTransmitInterceptorContextRef;
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
@@ -29,7 +25,7 @@ use http_body_util::{BodyExt, Collected, Limited};
 use parking_lot::Mutex;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::aws::{ErrorClass, classify_identity, classify_reply, classify_sending, skew};
+use crate::aws::{Action, Credentials, ErrorClass, Http, classify_reply, classify_sending, skew};
 use crate::error::{Error, Kind};
 
 /// What a query may contain unescaped when it is signed.
@@ -38,8 +34,6 @@ const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'.')
     .remove(b'~');
-/// How long connecting may take, TLS included.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_millis(3100);
 /// The most of a message that is read.
 const MAX_MESSAGE: usize = 64 << 10;
 
@@ -51,21 +45,32 @@ pub(super) struct Route {
     region: String,
     name: String,
     user_agent: String,
-    connector: SharedHttpConnector,
-    identity: SharedIdentityResolver,
-    components: RuntimeComponents,
+    http: Http,
+    credentials: Credentials,
     /// Milliseconds by which the service's clock is ahead of ours, once it has refused a signature for it.
     skew: AtomicI64,
 }
 
 /// Takes the route of a call that the SDK is about to send, and keeps it from being sent.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Probe(Arc<Mutex<Option<Route>>>);
+#[derive(Clone, Debug)]
+pub(super) struct Probe {
+    found: Arc<Mutex<Option<Route>>>,
+    credentials: Credentials,
+    http: Http,
+}
 
 impl Probe {
+    pub(super) fn new(credentials: Credentials, http: Http) -> Self {
+        Self {
+            found: Arc::default(),
+            credentials,
+            http,
+        }
+    }
+
     /// The route, if the call came so far.
     pub(super) fn route(&self) -> Option<Route> {
-        self.0.lock().take()
+        self.found.lock().take()
     }
 }
 
@@ -77,10 +82,10 @@ impl Intercept for Probe {
     fn read_before_transmit(
         &self,
         context: &BeforeTransmitInterceptorContextRef<'_>,
-        components: &RuntimeComponents,
+        _components: &RuntimeComponents,
         _settings: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        *self.0.lock() = Route::of(context.request(), components);
+        *self.found.lock() = Route::of(context.request(), self);
         Err("the route is known".into())
     }
 }
@@ -109,7 +114,7 @@ pub(super) fn escaped(value: &str) -> impl std::fmt::Display + '_ {
 }
 
 impl Route {
-    fn of(request: &HttpRequest, components: &RuntimeComponents) -> Option<Self> {
+    fn of(request: &HttpRequest, probe: &Probe) -> Option<Self> {
         let path = request.uri().split('?').next()?;
         let endpoint = path.rsplit_once("/snapshots/")?.0.to_owned();
         // Credential=AKID/20261122/eu-west-1/ebs/aws4_request
@@ -118,19 +123,13 @@ impl Route {
         let mut scope = scope.split(',').next()?.split('/').skip(2);
         let (region, name) = (scope.next()?.to_owned(), scope.next()?.to_owned());
         let user_agent = request.headers().get("user-agent").unwrap_or("ebsfs");
-        let settings = HttpConnectorSettings::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .build();
-        let client = components.http_client()?;
-        let scheme = components.auth_scheme(AuthSchemeId::new("sigv4"))?;
         Some(Self {
             endpoint,
             region,
             name,
             user_agent: user_agent.to_owned(),
-            connector: client.http_connector(&settings, components),
-            identity: scheme.identity_resolver(components)?,
-            components: components.clone(),
+            http: probe.http.clone(),
+            credentials: probe.credentials.clone(),
             skew: AtomicI64::new(0),
         })
     }
@@ -150,13 +149,8 @@ impl Route {
 
     /// The request, signed with this time.
     async fn signed(&self, call: &Request<'_>, now: SystemTime) -> Result<HttpRequest, ErrorClass> {
-        let bag = ConfigBag::base();
-        let identity = self
-            .components
-            .identity_cache()
-            .resolve_cached_identity(self.identity.clone(), &self.components, &bag)
-            .await
-            .map_err(|error| classify_identity(&error, call.action))?;
+        let usable = self.credentials.current().await;
+        let identity = Identity::from(usable.map_err(ErrorClass::Permanent)?.keys);
         let unsigned = |error: BoxError| {
             let what = format!("{}: the request could not be signed: {error}", call.action);
             ErrorClass::Permanent(Error::new(Kind::Invalid, what))
@@ -203,10 +197,11 @@ impl Route {
 
     /// Sends it: the reply of a success, its body still to come.
     pub(super) async fn send(&self, call: &Request<'_>) -> Result<HttpResponse, ErrorClass> {
-        let (action, target) = (call.action, call.target);
+        let action = Action::in_region(call.action, &self.region);
+        let target = call.target;
         let now = self.now();
         let request = self.signed(call, now).await?;
-        let reply = self.connector.call(request).await;
+        let reply = self.http.send(request).await;
         let mut reply = reply.map_err(|error| classify_sending(error, action, target))?;
         if reply.status().is_success() {
             return Ok(reply);
@@ -222,7 +217,7 @@ impl Route {
         // What a refusal says for good is in the part that was cut off.
         Err(match class {
             ErrorClass::Permanent(error) if !is_whole => {
-                let what = format!("{action} {target}: a refusal that broke off");
+                let what = format!("{} {target}: a refusal that broke off", call.action);
                 ErrorClass::Retry(Error::with_source(Kind::Unavailable, what, error))
             }
             class => class,

@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use hyper::StatusCode;
 use hyper::header::{CONTENT_RANGE, RANGE};
 use object_store::aws::{AmazonS3Builder, AwsCredential};
@@ -18,10 +17,11 @@ use object_store::memory::InMemory;
 use object_store::{
     Certificate, ClientOptions, CredentialProvider, Error as StoreError, ObjectStore, RetryConfig,
 };
-use tokio::sync::Mutex;
+use parking_lot::Mutex;
 use tracing::trace;
 
 use super::address::{Address, Scheme};
+use crate::aws::{Credentials, Generation};
 use crate::error::{Error, Kind, Result};
 
 /// How long connecting may take, TLS included.
@@ -30,9 +30,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long one request may take: 32 MiB at 250 KB a second.
 pub(in crate::repository) const REQUEST_TIMEOUT: Duration = Duration::from_secs(130);
-
-/// Credentials are renewed this long before they expire: longer than a request takes.
-const RENEW: Duration = Duration::from_secs(150);
 
 /// Where the bucket's name goes in a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,8 +43,8 @@ pub enum BucketStyle {
 /// How a store is reached. Azure's and Google's credentials are those of their own environment variables.
 #[derive(Clone, Debug)]
 pub struct Connection {
-    /// Whoever signs requests to S3; none signs none.
-    pub credentials: Option<SharedCredentialsProvider>,
+    /// What signs requests to S3; none signs none.
+    pub credentials: Option<Credentials>,
     /// The Region to sign for, whatever its cloud calls it.
     pub region: Option<String>,
     /// The store's URL, without the bucket; none is AWS itself.
@@ -60,12 +57,11 @@ pub struct Connection {
     pub timeout: Duration,
 }
 
-/// Credentials of AWS's own chain, asked for again a while before they expire: the chain itself keeps none, and asks the
-/// instance's metadata service or a program each time.
+/// The credentials as the library takes them; it compares them by address.
 #[derive(Debug)]
 struct Bridge {
-    chain: SharedCredentialsProvider,
-    kept: Mutex<Option<(Arc<AwsCredential>, Option<SystemTime>)>>,
+    credentials: Credentials,
+    last: Mutex<Option<(Generation, Arc<AwsCredential>)>>,
 }
 
 #[async_trait::async_trait]
@@ -73,24 +69,24 @@ impl CredentialProvider for Bridge {
     type Credential = AwsCredential;
 
     async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
-        let mut kept = self.kept.lock().await;
-        let soon = SystemTime::now() + RENEW;
-        if let Some((credential, expiry)) = &*kept
-            && expiry.is_none_or(|expiry| expiry > soon)
-        {
-            return Ok(Arc::clone(credential));
-        }
-        let given = self.chain.provide_credentials().await;
-        let given = given.map_err(|error| StoreError::Generic {
+        let usable = self.credentials.current().await;
+        let usable = usable.map_err(|error| StoreError::Generic {
             store: "S3",
             source: Box::new(error),
         })?;
+        let mut last = self.last.lock();
+        if let Some((generation, credential)) = &*last
+            && *generation == usable.generation
+        {
+            return Ok(Arc::clone(credential));
+        }
+        let keys = &usable.keys;
         let credential = Arc::new(AwsCredential {
-            key_id: given.access_key_id().to_owned(),
-            secret_key: given.secret_access_key().to_owned(),
-            token: given.session_token().map(str::to_owned),
+            key_id: keys.access_key_id().to_owned(),
+            secret_key: keys.secret_access_key().to_owned(),
+            token: keys.session_token().map(str::to_owned),
         });
-        *kept = Some((Arc::clone(&credential), given.expiry()));
+        *last = Some((usable.generation, Arc::clone(&credential)));
         Ok(credential)
     }
 }
@@ -175,8 +171,8 @@ pub(super) fn reach(address: &Address, connection: &Connection) -> Result<Arc<dy
             }
             builder = match &connection.credentials {
                 Some(given) => builder.with_credentials(Arc::new(Bridge {
-                    chain: given.clone(),
-                    kept: Mutex::default(),
+                    credentials: given.clone(),
+                    last: Mutex::default(),
                 })),
                 None => builder.with_skip_signature(true),
             };

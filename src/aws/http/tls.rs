@@ -1,0 +1,140 @@
+//! Which certificate authorities are trusted, and what is wrong with a certificate, in words.
+
+use std::error::Error as StdError;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::{CertificateError, ClientConfig, Error as TlsError, RootCertStore};
+
+use super::Unreachable;
+use crate::error::{Error, Kind, Result};
+
+/// The authorities that are trusted.
+#[derive(Clone)]
+pub(super) struct Trust {
+    pub(super) connector: TlsConnector,
+    /// Where they come from, for people.
+    source: Arc<str>,
+    is_empty: bool,
+}
+
+impl Trust {
+    /// The authorities in `bundle`, a PEM file, and no others; without it the system's.
+    pub(super) fn new(bundle: Option<&Path>) -> Result<Self> {
+        let (roots, source) = match bundle {
+            Some(file) => (bundled(file)?, file.display().to_string()),
+            None => (installed(), "this system".to_owned()),
+        };
+        let is_empty = roots.is_empty();
+        let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| Error::with_source(Kind::Invalid, "cannot set up TLS", error))?;
+        let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self {
+            connector: TlsConnector::from(Arc::new(config)),
+            source: source.into(),
+            is_empty,
+        })
+    }
+
+    /// What a failed handshake with `host` means: final, with what is wrong, or none when it was a broken line.
+    pub(super) fn refusal(&self, host: &str, error: &std::io::Error) -> Option<Unreachable> {
+        let cause = error.get_ref()?;
+        let reason = match cause.downcast_ref::<TlsError>()? {
+            TlsError::InvalidCertificate(wrong) => self.wrong_certificate(wrong),
+            TlsError::InvalidMessage(_) => "it does not speak TLS at this port".into(),
+            TlsError::AlertReceived(alert) => format!("it refused the TLS handshake ({alert:?})"),
+            TlsError::PeerIncompatible(why) => {
+                format!("it has no TLS version or cipher in common ({why:?})")
+            }
+            _ => return None,
+        };
+        Some(Unreachable {
+            kind: Kind::Unavailable,
+            reason: format!("cannot trust {host}: {reason}"),
+        })
+    }
+
+    fn wrong_certificate(&self, wrong: &CertificateError) -> String {
+        let untrusted = || {
+            if self.is_empty {
+                return "no CA certificates are installed on this system (package ca-certificates), so its certificate cannot be checked".to_owned();
+            }
+            format!(
+                "its certificate is signed by an authority that is not among those of {}",
+                self.source
+            )
+        };
+        match wrong {
+            CertificateError::Expired => "its certificate has expired".into(),
+            CertificateError::ExpiredContext { not_after, .. } => format!(
+                "its certificate has expired on {}, or the clock of this machine is wrong",
+                date(not_after.as_secs())
+            ),
+            CertificateError::NotValidYet => "its certificate is not valid yet".into(),
+            CertificateError::NotValidYetContext { not_before, .. } => format!(
+                "its certificate is not valid before {}, or the clock of this machine is wrong",
+                date(not_before.as_secs())
+            ),
+            CertificateError::UnknownIssuer => untrusted(),
+            CertificateError::NotValidForName => "its certificate is for another name".into(),
+            CertificateError::NotValidForNameContext { presented, .. } if presented.is_empty() => {
+                "its certificate names no host (no subjectAltName; a common name is not enough)".into()
+            }
+            CertificateError::NotValidForNameContext { presented, .. } => {
+                let names: Vec<_> = presented.iter().take(8).map(String::as_str).collect();
+                format!("its certificate is for other names ({})", names.join(", "))
+            }
+            CertificateError::BadSignature => "the signature of its certificate is wrong".into(),
+            CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
+                "its certificate is that of an authority (CA:TRUE), which cannot be a server's: issue one with CA:FALSE for the server".into()
+            }
+            other => format!("its certificate is not accepted ({other:?})"),
+        }
+    }
+}
+
+fn date(secs: u64) -> String {
+    // The end of year 9999, the last that can be written.
+    let secs = secs.min(253_402_300_799);
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(secs);
+    humantime::format_rfc3339_seconds(time).to_string()
+}
+
+/// The authorities of the system, or of SSL_CERT_FILE and SSL_CERT_DIR; what is no certificate is left out.
+fn installed() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    for error in &found.errors {
+        tracing::debug!("a CA certificate of this system cannot be read: {error}");
+    }
+    roots.add_parsable_certificates(found.certs);
+    roots
+}
+
+/// The authorities in a PEM file.
+fn bundled(file: &Path) -> Result<RootCertStore> {
+    let unusable = |why: &dyn StdError| {
+        let what = format!("cannot use the CA bundle {}: {why}", file.display());
+        Error::new(Kind::Invalid, what)
+    };
+    let pem = std::fs::read(file).map_err(|error| unusable(&error))?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate = certificate.map_err(|error| unusable(&error))?;
+        roots.add(certificate).map_err(|error| unusable(&error))?;
+    }
+    if roots.is_empty() {
+        let what = format!(
+            "cannot use the CA bundle {}: there is no certificate in it",
+            file.display()
+        );
+        return Err(Error::new(Kind::Invalid, what));
+    }
+    Ok(roots)
+}
