@@ -305,6 +305,21 @@ impl Client {
         Ok(None)
     }
 
+    /// Work that must end within this time of silence. When it does not, the idle connections are dropped too: a firewall that
+    /// forgot one forgot them all, and each would cost a time-out.
+    async fn within<T>(
+        &self,
+        call: &Call,
+        limit: Duration,
+        work: impl Future<Output = T>,
+    ) -> std::result::Result<T, ErrorClass> {
+        tokio::time::timeout(limit, work).await.map_err(|_| {
+            self.http.forget_idle();
+            let what = format!("no answer in {limit:?}");
+            ErrorClass::Retry(call.error(Kind::Unavailable, &what))
+        })
+    }
+
     /// Tells what is waited for, one line for all blocks in [`WAIT_LOG_EVERY`].
     fn log_wait(&self, call: &Call, waits: &Waits, error: &Error, now: Instant) {
         let mut last = self.last_wait_log.lock();
@@ -333,16 +348,6 @@ struct Call {
 impl Call {
     fn error(&self, kind: Kind, what: &str) -> Error {
         Error::new(kind, format!("{} {}: {what}", self.action, self.target))
-    }
-
-    async fn within<T>(
-        &self,
-        limit: Duration,
-        work: impl Future<Output = T>,
-    ) -> std::result::Result<T, ErrorClass> {
-        tokio::time::timeout(limit, work).await.map_err(|_| {
-            ErrorClass::Retry(self.error(Kind::Unavailable, &format!("no answer in {limit:?}")))
-        })
     }
 }
 

@@ -102,10 +102,10 @@ impl Client {
             target: &call.target,
         };
         let send = async { self.route(call).await?.send(&request).await };
-        let reply = call.within(HEADERS_TIMEOUT, send).await;
+        let reply = self.within(call, HEADERS_TIMEOUT, send).await;
         let reply = reply.inspect_err(|_| self.limiter.unanswered())?;
         let mut reply = reply.inspect_err(|class| self.note_throttle(class))?;
-        let bytes = call.body(&mut reply, block.len, block.len).await;
+        let bytes = self.body(call, &mut reply, block.len, block.len).await;
         let bytes = bytes.inspect_err(|_| self.limiter.unanswered())?;
         check_length(call, &reply, &bytes, block.len)?;
         let took = place.served();
@@ -186,23 +186,24 @@ fn check_length(call: &Call, reply: &HttpResponse, bytes: &Bytes, len: usize) ->
     Err(ErrorClass::Retry(call.error(Kind::Corrupt, &what)))
 }
 
-impl Call {
+impl Client {
     /// The whole body of a reply, of at most `limit` bytes. It may take any time while bytes arrive.
     pub(super) async fn body(
         &self,
+        call: &Call,
         reply: &mut HttpResponse,
         limit: usize,
         expected: usize,
     ) -> Outcome<Bytes> {
         let too_long = || {
             let what = format!("a body of more than {limit} bytes");
-            ErrorClass::Retry(self.error(Kind::Corrupt, &what))
+            ErrorClass::Retry(call.error(Kind::Corrupt, &what))
         };
         let mut chunks = ByteStream::new(reply.take_body());
         let mut bytes = BytesMut::with_capacity(expected);
-        while let Some(chunk) = self.within(BODY_TIMEOUT, chunks.next()).await? {
+        while let Some(chunk) = self.within(call, BODY_TIMEOUT, chunks.next()).await? {
             let chunk = chunk.map_err(|error| {
-                let Self { action, target, .. } = self;
+                let Call { action, target, .. } = call;
                 let what = format!("{action} {target}: body cut after {} bytes", bytes.len());
                 ErrorClass::Retry(Error::with_source(Kind::Unavailable, what, error))
             })?;

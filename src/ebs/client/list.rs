@@ -90,7 +90,7 @@ impl Client {
             };
             self.lists.fetch_add(1, Ordering::Relaxed);
             let send = async { self.route(call).await?.send(&request).await };
-            let reply = call.within(HEADERS_TIMEOUT, send).await;
+            let reply = self.within(call, HEADERS_TIMEOUT, send).await;
             let reply = reply.inspect_err(|_| self.limiter.list_unanswered())?;
             let mut reply = reply.inspect_err(|class| {
                 if class.is_throttle() {
@@ -99,7 +99,7 @@ impl Client {
                 }
             })?;
             let limit = MAX_FRAME + usize::from(max) * MAX_ENTRY;
-            let body = call.body(&mut reply, limit, 64 << 10).await;
+            let body = self.body(call, &mut reply, limit, 64 << 10).await;
             let body = body.inspect_err(|_| self.limiter.list_unanswered())?;
             permit.answered();
             let broken = |what: String| {

@@ -160,7 +160,7 @@ impl Client {
                 let _ = short_body(&mut reply).await;
                 Ok(())
             };
-            let sent = call.within(PUT_TIMEOUT, send).await;
+            let sent = self.within(&call, PUT_TIMEOUT, send).await;
             let sent = sent.inspect_err(|_| self.limiter.unanswered())?;
             sent.map_err(|class| {
                 self.note_throttle(&class);
@@ -218,7 +218,7 @@ impl Client {
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
         let once = || async {
-            let reply = call.within(HEADERS_TIMEOUT, send()).await?;
+            let reply = self.within(call, HEADERS_TIMEOUT, send()).await?;
             reply.map_err(|error| later(classify(error, self.action(call), &call.target), is_young))
         };
         let mut waits = Waits::new();
