@@ -29,6 +29,7 @@ mod readme;
 mod refusals;
 mod repository;
 mod slow_line;
+mod soak;
 mod stress;
 mod style;
 mod sync;

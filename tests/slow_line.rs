@@ -57,3 +57,12 @@ fn twenty_mebibytes_are_read_over_a_slow_line() {
         .arg(&volume)
         .arg(&copy));
 }
+
+#[test]
+fn twenty_thousand_snapshots_are_listed_over_a_slow_line() {
+    let emulator = Emulator::with(&["--set", "account_snapshots=20000"]);
+    let line = slow_line(&emulator);
+    let listed = run(&mut over(&line, &emulator, &["ls", "--json"]));
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    assert_eq!(listed.as_array().unwrap().len(), 20_000);
+}
