@@ -156,7 +156,7 @@ fn same(a: &Path, b: &Path) -> bool {
     }
     let data = |file: &std::fs::File, at: u64| {
         let next = lseek(file, at as i64, Whence::SeekData);
-        next.map_or(length, |next| next as u64 / BLOCK * BLOCK)
+        next.map_or(length, |next| next.cast_unsigned() / BLOCK * BLOCK)
     };
     let (mut from_a, mut from_b) = (vec![0; BLOCK as usize], vec![0; BLOCK as usize]);
     let mut at = 0;
