@@ -269,7 +269,8 @@ impl PageBlocks {
         }
         if strikes(switches.lost_next) {
             self.next = None;
-            self.indexes.truncate(self.indexes.len() / 2);
+            // A page of one block keeps it: the fault is in the token, and all blocks can still be had.
+            self.indexes.truncate(self.indexes.len().div_ceil(2));
         }
     }
 }
