@@ -419,7 +419,7 @@ fn the_emulator_tags_all_or_nothing_also_while_pending() {
             value: "<&>".into(),
         }];
         assert_eq!(ec2.describe(&by_tag).await.unwrap()[0].id, id);
-        let missing: SnapshotId = "snap-0f".parse().unwrap();
+        let missing: SnapshotId = "snap-0000000f".parse().unwrap();
         let many: Vec<_> = (0..50).map(|n| tag(&n.to_string(), "")).collect();
         for (id, tags, kind) in [
             (&missing, vec![tag("c", "1")], Kind::NotFound),

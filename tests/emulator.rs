@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::*;
@@ -311,17 +311,28 @@ fn the_control_endpoint_answers_programs_of_this_machine_and_no_web_page() {
     );
 }
 
+/// A process that ends with the test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn the_printed_environment_wins_over_keys_and_endpoints_that_were_there() {
     let folder = tempfile::tempdir().unwrap();
-    let mut process = Command::new(EBSFS)
+    let process = Command::new(EBSFS)
         .arg("emulator")
         .arg(folder.path())
         .args(["--listen", "127.0.0.1:0", "--synthetic", "snap-0a:1:1000"])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+    let mut process = Killed(process);
+    let mut lines = BufReader::new(process.0.stdout.take().unwrap()).lines();
     let lines = [
         lines.next().unwrap().unwrap(),
         lines.next().unwrap().unwrap(),
@@ -334,8 +345,6 @@ fn the_printed_environment_wins_over_keys_and_endpoints_that_were_there() {
         folder.path().display()
     ));
     assert!(shown.contains("snap-0a"), "{shown}");
-    process.kill().unwrap();
-    process.wait().unwrap();
 }
 
 /// A connection to the control endpoint that stays open.

@@ -60,22 +60,22 @@ impl Emulator {
             key: "Blocks",
             token: TokenKind::Page,
             volume_gib,
+            life: Self::token_life(&switches),
         };
         let asked = self.asked_page(query, &call, now, &switches)?;
         let page =
             PageBlocks::collect(&asked, &switches, |start, max| snapshot.indexes(start, max));
-        let life = Self::token_life(&switches);
         let seal = |index: u32| {
             let scope = format!("{id}/{index}");
             self.sealer
-                .seal(TokenKind::Block, &scope, index.into(), now, life)
+                .seal(TokenKind::Block, &scope, index.into(), now, call.life)
         };
         let entries = page.indexes.iter().map(|index| PageEntry {
             index: *index,
             tokens: vec![("BlockToken", Some(seal(*index)))],
         });
         let entries = entries.collect();
-        Ok(self.page_reply(&call, &asked, entries, page.next, now, life, &switches))
+        Ok(self.page_reply(&call, &asked, entries, page.next, now, &switches))
     }
 
     pub(super) fn list_changed_blocks(
@@ -110,6 +110,7 @@ impl Emulator {
             key: "ChangedBlocks",
             token: TokenKind::ChangedPage,
             volume_gib,
+            life: Self::token_life(&switches),
         };
         let asked = self.asked_page(query, &call, now, &switches)?;
         let mut page = PageBlocks::collect(&asked, &switches, |start, max| {
@@ -120,11 +121,10 @@ impl Emulator {
             page.indexes.retain(|index| *index < scanned);
             page.next = Some(page.next.map_or(scanned, |next| next.min(scanned)));
         }
-        let life = Self::token_life(&switches);
         let seal = |id: &str, index: u32| {
             let scope = format!("{id}/{index}");
             self.sealer
-                .seal(TokenKind::Block, &scope, index.into(), now, life)
+                .seal(TokenKind::Block, &scope, index.into(), now, call.life)
         };
         let entries = page.indexes.iter().map(|index| PageEntry {
             index: *index,
@@ -140,7 +140,7 @@ impl Emulator {
             ],
         });
         let entries = entries.collect();
-        Ok(self.page_reply(&call, &asked, entries, page.next, now, life, &switches))
+        Ok(self.page_reply(&call, &asked, entries, page.next, now, &switches))
     }
 
     pub(super) fn get_snapshot_block(

@@ -25,6 +25,8 @@ pub(super) struct ListCall {
     pub(super) key: &'static str,
     pub(super) token: TokenKind,
     pub(super) volume_gib: u32,
+    /// How long the block tokens of the reply live.
+    pub(super) life: Duration,
 }
 
 /// Where a page is asked to begin, and how much it may hold.
@@ -131,7 +133,6 @@ impl Emulator {
         mut entries: Vec<PageEntry>,
         next: Option<u32>,
         now: SystemTime,
-        life: Duration,
         switches: &Switches,
     ) -> Reply {
         if let Some(reply) = hollow(switches) {
@@ -181,7 +182,7 @@ impl Emulator {
                 (true, _) => "null".to_owned(),
                 // No token that could expire later.
                 (false, true) => seconds(millis(now)),
-                (false, false) => seconds(millis(now + life)),
+                (false, false) => seconds(millis(now + call.life)),
             };
             fields.push(("ExpiryTime", expiry));
             if changed || strikes(switches.nulls) {
@@ -268,7 +269,8 @@ impl PageBlocks {
         }
         if strikes(switches.lost_next) {
             self.next = None;
-            self.indexes.truncate(self.indexes.len() / 2);
+            // A page of one block keeps it: the fault is in the token, and all blocks can still be had.
+            self.indexes.truncate(self.indexes.len().div_ceil(2));
         }
     }
 }

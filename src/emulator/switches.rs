@@ -302,6 +302,15 @@ mod tests {
     }
 
     #[test]
+    fn every_switch_is_in_the_reference() {
+        let reference = include_str!("../../docs/emulator.md");
+        let all = serde_json::to_value(Switches::default()).unwrap();
+        for name in all.as_object().unwrap().keys() {
+            assert!(reference.contains(&format!("`{name}`")), "{name}");
+        }
+    }
+
+    #[test]
     fn a_bucket_holds_a_second_and_fills_at_its_rate() {
         let mut buckets = Buckets::default();
         let taken = (0..500).filter(|_| buckets.take("a", 100)).count();
