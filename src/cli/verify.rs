@@ -110,6 +110,13 @@ fn text_report(report: &CheckReport, out: &mut dyn std::io::Write) -> std::io::R
             "damaged    {blocks} blocks left zero by the last copy: their source is damaged"
         )?;
     }
+    if report.damaged_in_source > 0 {
+        let blocks = report.damaged_in_source;
+        writeln!(
+            out,
+            "damaged    {blocks} blocks are zero in the source; no list says which"
+        )?;
+    }
     for (offset, length) in report.ranges() {
         writeln!(out, "differs    offset {offset}, {length} bytes")?;
     }
@@ -128,6 +135,7 @@ fn json_report(report: &CheckReport, out: &mut dyn std::io::Write) -> std::io::R
         "bytes": report.bytes,
         "equal": report.is_equal(),
         "damaged_blocks": report.damaged_blocks,
+        "damaged_in_source": report.damaged_in_source,
         "differing_blocks": report.differing_blocks(),
     });
     let head = head.to_string();

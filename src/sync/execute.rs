@@ -378,7 +378,7 @@ impl Execution<'_> {
         Ok(Ended::Held {
             verified: self.job.verify,
             damaged,
-            damaged_in_source: self.source.info.damaged_blocks(),
+            damaged_in_source: candidate.damaged_in_source(&self.source.info),
             image_sha256,
             snapshot: held.map(|id| match candidate.target.kind() {
                 TargetKind::Repository => format!("{name}#{id}"),
@@ -431,6 +431,7 @@ fn between(candidate: &Candidate, task: &Task, plan: &Delta) -> Option<TargetRec
             .and_then(|record| record.time),
         replica: None,
         damaged: Vec::new(),
+        damaged_in_source: 0,
         is_old_format: false,
         report: serde_json::Value::Null,
     })

@@ -18,7 +18,7 @@ use crate::block::{BlockIndex, BlockSet, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::{make_folder_of, remove_if_there};
 use crate::snapshot::SnapshotId;
-use crate::target::{Ask, Content, Target, TargetRecord};
+use crate::target::{Ask, Content, SourceInfo, Target, TargetRecord};
 
 /// A target of a run, until it is opened.
 pub(super) struct Candidate {
@@ -211,6 +211,14 @@ impl Candidate {
             .unwrap_or_default()
     }
 
+    /// Blocks that are zero in the source that the target holds, which no list names: the tag may not be readable any more.
+    pub(super) fn damaged_in_source(&self, source: &SourceInfo) -> u64 {
+        let is_its = |record: &&TargetRecord| record.held() == Some(&source.name);
+        let record = self.seen.record.as_ref().filter(is_its);
+        let recorded = record.map_or(0, |record| record.damaged_in_source);
+        source.damaged_blocks().max(recorded)
+    }
+
     /// Blocks that are zero in the copy of the source that the target holds already, because the source was damaged.
     pub(super) fn held_damaged(&self) -> u64 {
         let (facts, record) = (&self.seen.facts, self.seen.record.as_ref());
@@ -246,6 +254,7 @@ fn published(
         time: None,
         replica: None,
         damaged: super::report::pairs(checkpoint.damaged()),
+        damaged_in_source: 0,
         is_old_format: false,
         report: serde_json::Value::Null,
     };

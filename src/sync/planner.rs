@@ -78,8 +78,12 @@ impl<'a> Planner<'a> {
         let work = self.work(&mut candidate).await?;
         let damaged = self.source.info.damaged_blocks();
         if damaged > 0 {
+            let by = match self.source.info.snapshot {
+                Some(_) => format!("tag {DAMAGED_TAG}"),
+                None => "its record".to_owned(),
+            };
             candidate.decided.warnings.push(format!(
-                "{name}: {damaged} of its blocks are zero because its own source was damaged (tag {DAMAGED_TAG})"
+                "{name}: {damaged} of its blocks are zero because its own source was damaged ({by}); no list says which"
             ));
         }
         let mut warnings = candidate.decided.warnings.clone();

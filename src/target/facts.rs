@@ -26,6 +26,9 @@ pub struct SourceInfo {
     pub snapshot: Option<Snapshot>,
     /// Whether it can list what changed since another snapshot.
     pub has_changes: bool,
+    /// Of an image or device: how many of its blocks are zero because a source further back was damaged, by its record. No list
+    /// says which.
+    pub damaged_in_source: u64,
 }
 
 impl SourceInfo {
@@ -39,10 +42,11 @@ impl SourceInfo {
         self.snapshot.as_ref()?.start_time
     }
 
-    /// Blocks of it that are zero because its own source was damaged; of an EBS snapshot nobody can tell which.
+    /// Blocks of it that are zero because its own source was damaged and that no list names: of an EBS snapshot by its tag.
     pub(crate) fn damaged_blocks(&self) -> u64 {
         let snapshot = self.snapshot.as_ref();
-        snapshot.map_or(0, Snapshot::damaged_blocks)
+        let tagged = snapshot.map_or(0, Snapshot::damaged_blocks);
+        tagged.max(self.damaged_in_source)
     }
 
     /// Its tags.

@@ -24,6 +24,7 @@ fn source(geometry: Geometry) -> SourceInfo {
         encrypted: None,
         snapshot: None,
         has_changes: false,
+        damaged_in_source: 0,
     }
 }
 
