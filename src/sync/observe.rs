@@ -1,8 +1,9 @@
 //! [`Candidate`]: a target that was locked and observed, and what was decided for it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::Context;
 use super::checkpoint::{Checkpoint, WITHOUT_DIGESTS};
@@ -18,7 +19,7 @@ use crate::block::{BlockIndex, BlockSet, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::{make_folder_of, remove_if_there};
 use crate::snapshot::SnapshotId;
-use crate::target::{Ask, Content, SourceInfo, Target, TargetRecord};
+use crate::target::{Ask, Content, SourceInfo, Stop, Target, TargetRecord};
 
 /// A target of a run, until it is opened.
 pub(super) struct Candidate {
@@ -195,6 +196,35 @@ impl Candidate {
     pub(super) fn compare_bytes(&self) -> u64 {
         self.evidence()
             .map_or(0, |digests| digests.geometry().size())
+    }
+
+    /// How long the comparison takes that was decided for a dry run, or that `verify` asks for, by a short measurement; none where
+    /// there is none, or the target cannot be measured.
+    ///
+    /// # Errors
+    /// `Stopped`.
+    pub(super) async fn compare_time(&self, verify: bool, stop: &Stop) -> Result<Option<Duration>> {
+        let digests = match self.decided.decision {
+            Decision::Compare => self.evidence(),
+            Decision::Holds if verify => self.digests.clone().filter(Digests::is_whole),
+            _ => None,
+        };
+        let Some(digests) = digests.filter(|_| !self.target.kind().is_new()) else {
+            return Ok(None);
+        };
+        let measured = async {
+            let reader = self.target.reader(None, digests.geometry()).await?;
+            verify::estimate(reader, &digests, stop).await
+        };
+        match measured.await {
+            Err(error) if error.kind() == Kind::Stopped => Err(error),
+            Err(error) => {
+                let name = self.target.name();
+                debug!("{name}: cannot measure its speed: {}", error.chain());
+                Ok(None)
+            }
+            Ok(time) => Ok(Some(time)),
+        }
     }
 
     /// The volume that the record speaks of.

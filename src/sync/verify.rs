@@ -7,6 +7,7 @@
 mod checkpoint;
 mod image;
 mod ranges;
+mod speed;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ pub(crate) use self::image::{
     DigestRequest, HeldBlock, ImageDigests, digest_with, image_digest, linear_digest,
 };
 pub(crate) use self::ranges::{describe, ranges};
+pub(crate) use self::speed::estimate;
 use super::digests::{DigestEntry, Digests};
 use crate::block::{Block, BlockIndex, BlockSet, Digest, Extent, Geometry, ZERO_BLOCK, ZEROES};
 use crate::error::{Error, Kind, Remedy, Result};
