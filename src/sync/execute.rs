@@ -226,7 +226,12 @@ impl Execution<'_> {
                 self.drop_unfinished(&mut candidate).await?;
                 let digests = new_digests(&candidate, &task, &plan, &self.context.stop).await?;
                 let path = candidate.files.checkpoint();
-                (Checkpoint::new(&path, task, plan, digests), replica)
+                let mut checkpoint = Checkpoint::new(&path, task, plan, digests);
+                let decided = &candidate.decided;
+                if matches!(decided.decision, Decision::Delta(_)) && !decided.rewrites_foreign {
+                    checkpoint.begins_as_base();
+                }
+                (checkpoint, replica)
             }
             Work::Resumed(checkpoint) => (*checkpoint, None),
             Work::Nothing | Work::Compare => {

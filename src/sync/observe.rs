@@ -7,6 +7,7 @@ use tracing::{debug, info, warn};
 
 use super::Context;
 use super::checkpoint::{Checkpoint, WITHOUT_DIGESTS};
+use super::copy::INTERVAL;
 use super::digests::Digests;
 use super::files::StateFiles;
 use super::job::SyncJob;
@@ -15,11 +16,11 @@ use super::plan::{Comparison, Decided, Decision, Observed, decide};
 use super::record;
 use super::source::Source;
 use super::verify;
-use crate::block::{BlockIndex, BlockSet, Geometry};
+use crate::block::{BlockIndex, BlockSet, Extent, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::{make_folder_of, remove_if_there};
 use crate::snapshot::SnapshotId;
-use crate::target::{Ask, Content, SourceInfo, Stop, Target, TargetRecord};
+use crate::target::{Ask, Content, Left, SourceInfo, Stop, Target, TargetRecord};
 
 /// A target of a run, until it is opened.
 pub(super) struct Candidate {
@@ -86,6 +87,10 @@ impl Candidate {
             unfinished.is_some_and(|digests| digests.is_whole());
         candidate.decided = decide(job, &source.info, &candidate.seen);
         if candidate.decided.decision == Decision::Compare && !job.dry_run {
+            candidate.count_sectors(source, context).await?;
+            candidate.decided = decide(job, &source.info, &candidate.seen);
+        }
+        if candidate.decided.decision == Decision::Compare && !job.dry_run {
             candidate.compare(job, source, context).await?;
         }
         match candidate.decided.refusal() {
@@ -109,6 +114,60 @@ impl Candidate {
             None => self.digests.clone(),
         };
         digests.filter(Digests::is_whole)
+    }
+
+    /// Looks whether the kernel's count of sectors proves that nothing but the unfinished run has written the target: then nothing
+    /// need be compared.
+    async fn count_sectors(&mut self, source: &Source, context: &Context<'_>) -> Result<()> {
+        let base = Digests::open(&self.files.digests())?;
+        let half = self.checkpoint.as_ref().filter(|_| self.is_half_written());
+        let (Some(checkpoint), Some(base), Some(kernel_sectors)) =
+            (half, base, self.seen.facts.written_since)
+        else {
+            return Ok(());
+        };
+        let task = checkpoint.task();
+        let is_its_source = task.source == source.info.name && task.source_mark == source.info.mark;
+        let has_zeroes = !checkpoint.plan().zero().is_empty() || !checkpoint.damaged().is_empty();
+        let Some(digests) = checkpoint
+            .digests()
+            .filter(|_| is_its_source && checkpoint.began_as_base() && !has_zeroes)
+        else {
+            return Ok(());
+        };
+        let name = self.target.name();
+        context
+            .progress
+            .begin(format!("counting the sectors of {name}"), 0);
+        let reader = self.target.reader(None, digests.geometry()).await?;
+        let run = verify::KilledRun {
+            done: checkpoint.done_blocks(),
+            missing: &checkpoint.missing(),
+            interval: INTERVAL,
+            digests: &digests,
+            base: &base,
+            kernel_sectors,
+        };
+        let found = verify::written_by_run(reader, &*source.blocks, &run, &context.stop).await?;
+        let target = Arc::clone(&self.target);
+        let mark = crate::files::blocking(move || target.mark()).await?;
+        let Some(written) = found.filter(|_| mark == self.seen.facts.mark) else {
+            return Ok(());
+        };
+        info!(
+            "{name}: the kernel counted the sectors of {} blocks since the unfinished run began, and no others",
+            checkpoint.done() + written.len() as u64
+        );
+        digests.write(&written)?;
+        let Some(checkpoint) = &mut self.checkpoint else {
+            return Ok(());
+        };
+        if let Some(state) = checkpoint.state().cloned() {
+            checkpoint.mark(written.iter().map(|(index, _)| Extent::of(*index)), state);
+        }
+        self.seen.unfinished = Some((checkpoint.task().clone(), checkpoint.done()));
+        self.seen.facts.left = Left::Proven;
+        Ok(())
     }
 
     /// Reads the target past every cache, compares it with its digests, and decides again.

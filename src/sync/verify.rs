@@ -5,6 +5,7 @@
 //! a source is zeroes and is not read. A block that cannot be read is an error, never a difference.
 
 mod checkpoint;
+mod counted;
 mod image;
 mod ranges;
 mod speed;
@@ -20,6 +21,7 @@ use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
 pub(crate) use self::checkpoint::CompareCheckpoint;
+pub(crate) use self::counted::{KilledRun, written_by_run};
 pub(crate) use self::image::{
     DigestRequest, HeldBlock, ImageDigests, digest_with, image_digest, linear_digest,
 };

@@ -98,7 +98,7 @@ pub enum Existence {
 pub enum Left {
     /// Nothing of it is there: another part, another image, a snapshot that EBS has given up.
     Gone,
-    /// It is there, and its mark proves that nothing else has written it since.
+    /// It is there, and its mark, or the kernel's count of sectors, proves that nothing else has written it since.
     Proven,
     /// It is there; its mark does not prove that nothing else has written it.
     Unproven,
@@ -144,6 +144,8 @@ pub struct Facts {
     pub warnings: Vec<String>,
     /// What an unfinished run has left; `Gone` where none was asked about.
     pub left: Left,
+    /// Sectors written to it since the unfinished run began, as the kernel counts; none where that is not known.
+    pub written_since: Option<u64>,
     /// Whether it has become the target already, so that only the record is missing.
     pub is_published: bool,
     /// The snapshot there that holds the source already, proven, where the target keeps several.
@@ -174,6 +176,7 @@ impl Facts {
             obstacles: Vec::new(),
             warnings: Vec::new(),
             left: Left::Gone,
+            written_since: None,
             is_published: false,
             holds: None,
             held_damaged: 0,
