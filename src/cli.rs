@@ -11,6 +11,7 @@ mod ls;
 mod mount;
 mod output;
 mod progress;
+mod reading;
 mod record;
 mod remedy;
 mod repository;

@@ -34,7 +34,7 @@ mod transfer;
 mod verify;
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 pub(crate) use check::source_digest;
 pub use check::{CheckBasis, CheckReport, TargetCheck};
@@ -110,6 +110,8 @@ pub struct PlanReport {
     pub clone_bytes: u64,
     /// Bytes of the target to compare before the decision, or to read back for verify where it holds the source already.
     pub compare_bytes: u64,
+    /// How long that takes, by a measurement of its first 64 MiB; none where it is not known.
+    pub compare_time: Option<Duration>,
     /// A warning when the free space may not be enough.
     pub room: Option<String>,
     /// What a person should know.

@@ -139,6 +139,7 @@ fn source(name: &str) -> SourceInfo {
         encrypted: Some(false),
         snapshot: Some(Snapshot::unknown(name.parse().unwrap())),
         has_changes: true,
+        damaged_in_source: 0,
     }
 }
 

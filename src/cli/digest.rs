@@ -8,16 +8,12 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
-use super::aws::AwsArgs;
-use super::limits::LimitArgs;
 use super::output;
-use super::progress::{ProgressForm, Shown};
+use super::reading::ReadArgs;
 use super::signals::{listen, only_read};
-use super::source::{SourceRequest, ToEbs, open};
-use super::store::StoreArgs;
 use crate::block::hexadecimal;
 use crate::error::{Error, Result};
-use crate::files::{OutputFile, default_state_dir};
+use crate::files::OutputFile;
 use crate::repository::Address;
 use crate::sync::{
     DigestRequest, HeldBlock, ImageDigests, Progress, REPORT_VERSION, source_digest,
@@ -40,22 +36,8 @@ pub(super) struct DigestArgs {
     /// Print the MD5 too, on a second line, as md5sum prints it
     #[arg(long)]
     md5: bool,
-    /// Print the result as one JSON object
-    #[arg(long)]
-    json: bool,
-    /// How to show progress, on stderr
-    #[arg(long, value_enum, default_value_t = ProgressForm::Auto)]
-    progress: ProgressForm,
-    /// Directory for the records of devices: one that is half copied is refused [env: EBSFS_STATE_DIR; default: /var/lib/ebsfs for root, else
-    /// $XDG_STATE_HOME/ebsfs]
-    #[arg(long, value_name = "DIRECTORY")]
-    state_dir: Option<PathBuf>,
     #[command(flatten)]
-    store: StoreArgs,
-    #[command(flatten)]
-    limits: LimitArgs,
-    #[command(flatten)]
-    aws: AwsArgs,
+    reading: ReadArgs,
 }
 
 /// What was read.
@@ -75,7 +57,7 @@ impl DigestArgs {
         let md5 = done.digests.md5.map(|md5| hexadecimal(&md5));
         let sha256 = hexadecimal(&done.digests.sha256);
         output::write(None, |out| {
-            if self.json {
+            if self.reading.json {
                 let value = json!({
                     "version": REPORT_VERSION,
                     "source": done.name,
@@ -95,23 +77,10 @@ impl DigestArgs {
 
     async fn digest(&self) -> Result<DigestResult> {
         let stop = listen()?;
-        let state_dir = self.state_dir.clone().unwrap_or_else(default_state_dir);
         let mut lines = self.blocks.as_deref().map(BlockLines::begin).transpose()?;
         let progress = Arc::new(Progress::default());
-        let shown = Shown::start(self.progress, Arc::clone(&progress));
-        let limits = self.limits.limits();
-        let in_flight = limits.max_in_flight as usize;
-        let request = SourceRequest {
-            name: &self.source,
-            aws: &self.aws,
-            store: self.store,
-            limits,
-            wait: None,
-            state_dir: &state_dir,
-            to_ebs: ToEbs::None,
-        };
-        let opened = stop.unless(open(&request)).await?;
-        shown.count(opened.client.as_slice());
+        let shown = self.reading.show(&progress);
+        let opened = self.reading.open(&self.source, &shown, &stop).await?;
         let source = &opened.source;
         let mut held_blocks = 0;
         let mut on_block = |block: HeldBlock| {
@@ -120,7 +89,7 @@ impl DigestArgs {
         };
         let asked = DigestRequest {
             with_md5: self.md5,
-            in_flight,
+            in_flight: self.reading.in_flight(),
             on_block: Some(&mut on_block),
         };
         let digests = source_digest(source, asked, &progress, &stop).await?;

@@ -201,6 +201,12 @@ fn in_words(name: &str, view: &RecordView) -> String {
     if damaged > 0 {
         lines.push(format!("damaged    {damaged} blocks left zero"));
     }
+    if record.damaged_in_source > 0 {
+        let blocks = record.damaged_in_source;
+        lines.push(format!(
+            "damaged    {blocks} blocks are zero in the source; no list says which"
+        ));
+    }
     lines.push(format!("run        {}", record.run));
     lines.push(String::new());
     lines.join("\n")

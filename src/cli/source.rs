@@ -105,6 +105,7 @@ async fn snapshot(request: &SourceRequest<'_>, selector: Selector) -> Result<Ope
         encrypted: snapshot.encrypted,
         snapshot: Some(snapshot),
         has_changes: true,
+        damaged_in_source: 0,
     };
     let source = Source {
         info,
@@ -200,6 +201,7 @@ async fn repository(request: &SourceRequest<'_>, address: &Address) -> Result<Op
         encrypted: snapshot.encrypted,
         snapshot: Some(snapshot),
         has_changes: true,
+        damaged_in_source: 0,
     };
     let source = Source {
         info,
@@ -262,6 +264,7 @@ fn disk(request: &SourceRequest<'_>) -> Result<OpenedSource> {
         encrypted: Some(false),
         snapshot: None,
         has_changes: false,
+        damaged_in_source: recorded.damaged_in_source,
     };
     let source = Source {
         info,

@@ -1,6 +1,5 @@
 //! `ebsfs verify`: a whole target against its digests, or against a snapshot.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,16 +7,11 @@ use bytesize::ByteSize;
 use clap::Args;
 use serde_json::json;
 
-use super::aws::AwsArgs;
-use super::limits::LimitArgs;
 use super::output;
-use super::progress::{ProgressForm, Shown};
+use super::reading::ReadArgs;
 use super::signals::{listen, only_read};
-use super::source::{SourceRequest, ToEbs, open};
-use super::store::StoreArgs;
 use super::target::{existing_target, recorded_name};
 use crate::error::Result;
-use crate::files::default_state_dir;
 use crate::sync::{CheckBasis, CheckReport, Progress, REPORT_VERSION, TargetCheck};
 
 /// Read a whole image or device and compare it with the digests of its last copy, or with a snapshot
@@ -37,21 +31,8 @@ pub(super) struct VerifyArgs {
     /// Compare with the blocks of the snapshot, one request to EBS or the repository each, instead of the kept digests
     #[arg(long)]
     fetch: bool,
-    /// Print the result as one JSON object
-    #[arg(long)]
-    json: bool,
-    /// How to show progress, on stderr
-    #[arg(long, value_enum, default_value_t = ProgressForm::Auto)]
-    progress: ProgressForm,
-    /// Directory for the records and digests of devices [env: EBSFS_STATE_DIR; default: /var/lib/ebsfs for root, else $XDG_STATE_HOME/ebsfs]
-    #[arg(long, value_name = "DIRECTORY")]
-    state_dir: Option<PathBuf>,
     #[command(flatten)]
-    store: StoreArgs,
-    #[command(flatten)]
-    limits: LimitArgs,
-    #[command(flatten)]
-    aws: AwsArgs,
+    reading: ReadArgs,
 }
 
 impl VerifyArgs {
@@ -60,7 +41,7 @@ impl VerifyArgs {
         let done = runtime.block_on(self.verify());
         runtime.shutdown_timeout(Duration::from_millis(200));
         let report = done.map_err(only_read)?;
-        output::write(None, |out| match self.json {
+        output::write(None, |out| match self.reading.json {
             true => json_report(&report, out),
             false => text_report(&report, out),
         })?;
@@ -69,28 +50,18 @@ impl VerifyArgs {
 
     async fn verify(&self) -> Result<CheckReport> {
         let stop = listen()?;
-        let state_dir = self.state_dir.clone().unwrap_or_else(default_state_dir);
-        let target = existing_target(&self.target, &state_dir)?;
+        let target = existing_target(&self.target, &self.reading.state_dir())?;
         let asked = self.snapshot.as_deref();
         let recorded = asked.map(recorded_name).transpose()?;
         let progress = Arc::new(Progress::default());
-        let shown = Shown::start(self.progress, Arc::clone(&progress));
+        let shown = self.reading.show(&progress);
         let check = TargetCheck::begin(target, progress, stop.clone()).await?;
         let name = match check.basis(recorded.as_deref(), self.fetch)? {
             CheckBasis::Digests => return check.with_digests().await,
             CheckBasis::Source(name) => name,
         };
-        let request = SourceRequest {
-            name: asked.unwrap_or(&name),
-            aws: &self.aws,
-            store: self.store,
-            limits: self.limits.limits(),
-            wait: None,
-            state_dir: &state_dir,
-            to_ebs: ToEbs::None,
-        };
-        let opened = stop.unless(open(&request)).await?;
-        shown.count(opened.client.as_slice());
+        let name = asked.unwrap_or(&name);
+        let opened = self.reading.open(name, &shown, &stop).await?;
         check.with_source(&opened.source).await
     }
 }
@@ -108,6 +79,13 @@ fn text_report(report: &CheckReport, out: &mut dyn std::io::Write) -> std::io::R
         writeln!(
             out,
             "damaged    {blocks} blocks left zero by the last copy: their source is damaged"
+        )?;
+    }
+    if report.damaged_in_source > 0 {
+        let blocks = report.damaged_in_source;
+        writeln!(
+            out,
+            "damaged    {blocks} blocks are zero in the source; no list says which"
         )?;
     }
     for (offset, length) in report.ranges() {
@@ -128,6 +106,7 @@ fn json_report(report: &CheckReport, out: &mut dyn std::io::Write) -> std::io::R
         "bytes": report.bytes,
         "equal": report.is_equal(),
         "damaged_blocks": report.damaged_blocks,
+        "damaged_in_source": report.damaged_in_source,
         "differing_blocks": report.differing_blocks(),
     });
     let head = head.to_string();

@@ -54,6 +54,8 @@ pub struct CheckReport {
     pub bytes: u64,
     /// Blocks that the record lists as left zero because their source is damaged.
     pub damaged_blocks: u64,
+    /// How many more are zero because they are so in the source. No list says which.
+    pub damaged_in_source: u64,
     geometry: Geometry,
     differing: BlockSet,
     /// Bytes that an image has beyond the end of the volume.
@@ -245,6 +247,10 @@ impl TargetCheck {
             damaged_blocks: damaged
                 .map(|(first, end)| u64::from(end.saturating_sub(*first)))
                 .sum(),
+            damaged_in_source: self
+                .record
+                .as_ref()
+                .map_or(0, |record| record.damaged_in_source),
             geometry,
             differing,
             surplus,
@@ -343,6 +349,7 @@ mod tests {
             time: None,
             replica: None,
             damaged: Vec::new(),
+            damaged_in_source: 0,
             is_old_format: false,
             report: serde_json::Value::Null,
         }

@@ -37,6 +37,8 @@ struct Header {
     /// There was no room for the digests.
     #[serde(default)]
     without_digests: bool,
+    #[serde(default)]
+    began_as_base: bool,
 }
 
 /// The checkpoint of one target.
@@ -49,6 +51,8 @@ pub(crate) struct Checkpoint {
     damaged: BlockSet,
     state: Option<SinkState>,
     digests: Option<Digests>,
+    /// Whether every block was what the digests of the base say when the run began.
+    began_as_base: bool,
     /// Whether the copy is of no use without its digests.
     needs_digests: bool,
     /// The file of the digests that were given up. It goes when the checkpoint says that it has none.
@@ -66,6 +70,7 @@ impl Checkpoint {
             damaged: BlockSet::new(),
             state: None,
             digests,
+            began_as_base: false,
             needs_digests: false,
             given_up: None,
         }
@@ -116,6 +121,7 @@ impl Checkpoint {
             damaged: marked,
             state: header.state,
             digests: found.filter(|_| !header.without_digests),
+            began_as_base: header.began_as_base,
             needs_digests: false,
             given_up: None,
         }))
@@ -146,6 +152,21 @@ impl Checkpoint {
         let mut all = self.plan.write().clone();
         all.insert_all(self.plan.zero());
         all.without(&self.done)
+    }
+
+    /// Every block is what the digests of the base say: nothing foreign is in the plan.
+    pub(super) fn begins_as_base(&mut self) {
+        self.began_as_base = true;
+    }
+
+    /// Whether every block was what the digests of the base say when the run began.
+    pub(super) fn began_as_base(&self) -> bool {
+        self.began_as_base
+    }
+
+    /// The blocks of the plan that are done.
+    pub(super) fn done_blocks(&self) -> &BlockSet {
+        &self.done
     }
 
     /// How many blocks of the plan are done.
@@ -265,6 +286,7 @@ impl Checkpoint {
             damaged: BlockSet::new(),
             state: self.state.clone(),
             digests,
+            began_as_base: false,
             needs_digests: false,
             given_up: None,
         }
@@ -284,6 +306,7 @@ impl Checkpoint {
             task: self.task.clone(),
             state: self.state.clone(),
             without_digests: self.digests.is_none(),
+            began_as_base: self.began_as_base,
         };
         // Nothing in it can fail to serialise.
         let json = serde_json::to_vec(&header).unwrap_or_default();

@@ -226,7 +226,12 @@ impl Execution<'_> {
                 self.drop_unfinished(&mut candidate).await?;
                 let digests = new_digests(&candidate, &task, &plan, &self.context.stop).await?;
                 let path = candidate.files.checkpoint();
-                (Checkpoint::new(&path, task, plan, digests), replica)
+                let mut checkpoint = Checkpoint::new(&path, task, plan, digests);
+                let decided = &candidate.decided;
+                if matches!(decided.decision, Decision::Delta(_)) && !decided.rewrites_foreign {
+                    checkpoint.begins_as_base();
+                }
+                (checkpoint, replica)
             }
             Work::Resumed(checkpoint) => (*checkpoint, None),
             Work::Nothing | Work::Compare => {
@@ -378,7 +383,7 @@ impl Execution<'_> {
         Ok(Ended::Held {
             verified: self.job.verify,
             damaged,
-            damaged_in_source: self.source.info.damaged_blocks(),
+            damaged_in_source: candidate.damaged_in_source(&self.source.info),
             image_sha256,
             snapshot: held.map(|id| match candidate.target.kind() {
                 TargetKind::Repository => format!("{name}#{id}"),
@@ -431,6 +436,7 @@ fn between(candidate: &Candidate, task: &Task, plan: &Delta) -> Option<TargetRec
             .and_then(|record| record.time),
         replica: None,
         damaged: Vec::new(),
+        damaged_in_source: 0,
         is_old_format: false,
         report: serde_json::Value::Null,
     })

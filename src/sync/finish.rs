@@ -116,6 +116,7 @@ impl Execution<'_> {
             time: self.source.info.time().or(Some(report.ended)),
             replica: published.replica.as_ref().map(ToString::to_string),
             damaged: report.damaged.clone(),
+            damaged_in_source: report.damaged_in_source,
             is_old_format: false,
             report: serde_json::to_value(report).unwrap_or_default(),
         };

@@ -1,11 +1,13 @@
 //! [`Candidate`]: a target that was locked and observed, and what was decided for it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::Context;
 use super::checkpoint::{Checkpoint, WITHOUT_DIGESTS};
+use super::copy::INTERVAL;
 use super::digests::Digests;
 use super::files::StateFiles;
 use super::job::SyncJob;
@@ -14,11 +16,11 @@ use super::plan::{Comparison, Decided, Decision, Observed, decide};
 use super::record;
 use super::source::Source;
 use super::verify;
-use crate::block::{BlockIndex, BlockSet, Geometry};
+use crate::block::{BlockIndex, BlockSet, Extent, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::{make_folder_of, remove_if_there};
 use crate::snapshot::SnapshotId;
-use crate::target::{Ask, Content, Target, TargetRecord};
+use crate::target::{Ask, Content, Left, SourceInfo, Stop, Target, TargetRecord};
 
 /// A target of a run, until it is opened.
 pub(super) struct Candidate {
@@ -85,6 +87,10 @@ impl Candidate {
             unfinished.is_some_and(|digests| digests.is_whole());
         candidate.decided = decide(job, &source.info, &candidate.seen);
         if candidate.decided.decision == Decision::Compare && !job.dry_run {
+            candidate.count_sectors(source, context).await?;
+            candidate.decided = decide(job, &source.info, &candidate.seen);
+        }
+        if candidate.decided.decision == Decision::Compare && !job.dry_run {
             candidate.compare(job, source, context).await?;
         }
         match candidate.decided.refusal() {
@@ -108,6 +114,60 @@ impl Candidate {
             None => self.digests.clone(),
         };
         digests.filter(Digests::is_whole)
+    }
+
+    /// Looks whether the kernel's count of sectors proves that nothing but the unfinished run has written the target: then nothing
+    /// need be compared.
+    async fn count_sectors(&mut self, source: &Source, context: &Context<'_>) -> Result<()> {
+        let base = Digests::open(&self.files.digests())?;
+        let half = self.checkpoint.as_ref().filter(|_| self.is_half_written());
+        let (Some(checkpoint), Some(base), Some(kernel_sectors)) =
+            (half, base, self.seen.facts.written_since)
+        else {
+            return Ok(());
+        };
+        let task = checkpoint.task();
+        let is_its_source = task.source == source.info.name && task.source_mark == source.info.mark;
+        let has_zeroes = !checkpoint.plan().zero().is_empty() || !checkpoint.damaged().is_empty();
+        let Some(digests) = checkpoint
+            .digests()
+            .filter(|_| is_its_source && checkpoint.began_as_base() && !has_zeroes)
+        else {
+            return Ok(());
+        };
+        let name = self.target.name();
+        context
+            .progress
+            .begin(format!("counting the sectors of {name}"), 0);
+        let reader = self.target.reader(None, digests.geometry()).await?;
+        let run = verify::KilledRun {
+            done: checkpoint.done_blocks(),
+            missing: &checkpoint.missing(),
+            interval: INTERVAL,
+            digests: &digests,
+            base: &base,
+            kernel_sectors,
+        };
+        let found = verify::written_by_run(reader, &*source.blocks, &run, &context.stop).await?;
+        let target = Arc::clone(&self.target);
+        let mark = crate::files::blocking(move || target.mark()).await?;
+        let Some(written) = found.filter(|_| mark == self.seen.facts.mark) else {
+            return Ok(());
+        };
+        info!(
+            "{name}: the kernel counted the sectors of {} blocks since the unfinished run began, and no others",
+            checkpoint.done() + written.len() as u64
+        );
+        digests.write(&written)?;
+        let Some(checkpoint) = &mut self.checkpoint else {
+            return Ok(());
+        };
+        if let Some(state) = checkpoint.state().cloned() {
+            checkpoint.mark(written.iter().map(|(index, _)| Extent::of(*index)), state);
+        }
+        self.seen.unfinished = Some((checkpoint.task().clone(), checkpoint.done()));
+        self.seen.facts.left = Left::Proven;
+        Ok(())
     }
 
     /// Reads the target past every cache, compares it with its digests, and decides again.
@@ -197,6 +257,35 @@ impl Candidate {
             .map_or(0, |digests| digests.geometry().size())
     }
 
+    /// How long the comparison takes that was decided for a dry run, or that `verify` asks for, by a short measurement; none where
+    /// there is none, or the target cannot be measured.
+    ///
+    /// # Errors
+    /// `Stopped`.
+    pub(super) async fn compare_time(&self, verify: bool, stop: &Stop) -> Result<Option<Duration>> {
+        let digests = match self.decided.decision {
+            Decision::Compare => self.evidence(),
+            Decision::Holds if verify => self.digests.clone().filter(Digests::is_whole),
+            _ => None,
+        };
+        let Some(digests) = digests.filter(|_| !self.target.kind().is_new()) else {
+            return Ok(None);
+        };
+        let measured = async {
+            let reader = self.target.reader(None, digests.geometry()).await?;
+            verify::estimate(reader, &digests, stop).await
+        };
+        match measured.await {
+            Err(error) if error.kind() == Kind::Stopped => Err(error),
+            Err(error) => {
+                let name = self.target.name();
+                debug!("{name}: cannot measure its speed: {}", error.chain());
+                Ok(None)
+            }
+            Ok(time) => Ok(Some(time)),
+        }
+    }
+
     /// The volume that the record speaks of.
     pub(super) fn recorded_geometry(&self) -> Option<Geometry> {
         let record = self.seen.record.as_ref()?;
@@ -209,6 +298,14 @@ impl Candidate {
         record
             .map(|record| BlockSet::of_pairs(&record.damaged, BlockIndex(u32::MAX)))
             .unwrap_or_default()
+    }
+
+    /// Blocks that are zero in the source that the target holds, which no list names: the tag may not be readable any more.
+    pub(super) fn damaged_in_source(&self, source: &SourceInfo) -> u64 {
+        let is_its = |record: &&TargetRecord| record.held() == Some(&source.name);
+        let record = self.seen.record.as_ref().filter(is_its);
+        let recorded = record.map_or(0, |record| record.damaged_in_source);
+        source.damaged_blocks().max(recorded)
     }
 
     /// Blocks that are zero in the copy of the source that the target holds already, because the source was damaged.
@@ -246,6 +343,7 @@ fn published(
         time: None,
         replica: None,
         damaged: super::report::pairs(checkpoint.damaged()),
+        damaged_in_source: 0,
         is_old_format: false,
         report: serde_json::Value::Null,
     };

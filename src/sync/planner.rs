@@ -1,6 +1,7 @@
 //! [`Planner`]: turns a decision into a plan of blocks. Each listing is made once for all targets.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tracing::{info, warn};
 
@@ -44,6 +45,7 @@ pub(super) struct Planned {
     pub(super) work: Work,
     pub(super) warnings: Vec<String>,
     room: Option<String>,
+    compare_time: Option<Duration>,
 }
 
 /// Plans one target after the other.
@@ -78,8 +80,12 @@ impl<'a> Planner<'a> {
         let work = self.work(&mut candidate).await?;
         let damaged = self.source.info.damaged_blocks();
         if damaged > 0 {
+            let by = match self.source.info.snapshot {
+                Some(_) => format!("tag {DAMAGED_TAG}"),
+                None => "its record".to_owned(),
+            };
             candidate.decided.warnings.push(format!(
-                "{name}: {damaged} of its blocks are zero because its own source was damaged (tag {DAMAGED_TAG})"
+                "{name}: {damaged} of its blocks are zero because its own source was damaged ({by}); no list says which"
             ));
         }
         let mut warnings = candidate.decided.warnings.clone();
@@ -91,11 +97,14 @@ impl<'a> Planner<'a> {
                 candidate.foreign.len()
             ));
         }
+        let verify = self.job.verify;
+        let compare_time = candidate.compare_time(verify, &self.context.stop).await?;
         Ok(Planned {
             candidate,
             work,
             warnings,
             room,
+            compare_time,
         })
     }
 
@@ -394,6 +403,7 @@ impl Planned {
                 0
             },
             compare_bytes,
+            compare_time: self.compare_time,
             room: self.room.clone(),
             warnings: self.warnings.clone(),
         }

@@ -118,6 +118,7 @@ fn version_1(value: &Value, now: Option<&Mark>) -> Option<TargetRecord> {
         time: None,
         replica: None,
         damaged: Vec::new(),
+        damaged_in_source: 0,
         is_old_format: true,
         report,
     })
@@ -141,6 +142,7 @@ mod tests {
             time: None,
             replica: None,
             damaged: vec![(3, 5)],
+            damaged_in_source: 0,
             is_old_format: false,
             report: Value::Null,
         }

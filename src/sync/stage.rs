@@ -51,6 +51,8 @@ struct Staged {
     encrypted: Option<bool>,
     #[serde(default)]
     snapshot_time: Option<std::time::SystemTime>,
+    #[serde(default)]
+    damaged_in_source: u64,
 }
 
 const VERSION: u32 = 1;
@@ -206,6 +208,7 @@ impl Stage {
             volume: source.volume.clone(),
             encrypted: source.encrypted,
             snapshot_time: source.time(),
+            damaged_in_source: source.damaged_blocks(),
         };
         // Plain data: nothing in it can fail to serialise.
         replace(
@@ -279,6 +282,7 @@ pub fn staged_source(
         encrypted: staged.encrypted,
         snapshot: Some(snapshot),
         has_changes: true,
+        damaged_in_source: staged.damaged_in_source,
     };
     Ok(Some(Source {
         info,

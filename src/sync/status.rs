@@ -26,6 +26,8 @@ pub struct Status {
     pub time: Option<SystemTime>,
     /// Runs of blocks (first, end) that are zero because their source is damaged.
     pub damaged: Vec<(u32, u32)>,
+    /// How many more are zero because they are so in the source. No list says which.
+    pub damaged_in_source: u64,
     /// The run that is not finished.
     pub unfinished: Option<Unfinished>,
 }
@@ -77,6 +79,7 @@ pub fn status(target: &dyn Target) -> Result<Status> {
             .as_ref()
             .map(|record| record.damaged.clone())
             .unwrap_or_default(),
+        damaged_in_source: record.as_ref().map_or(0, |record| record.damaged_in_source),
         content: record.map(|record| record.content),
         unfinished: unfinished_of(&files)?,
     })

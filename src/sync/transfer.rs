@@ -232,6 +232,7 @@ mod tests {
             time: None,
             replica: None,
             damaged: vec![(3, 5)],
+            damaged_in_source: 0,
             is_old_format: true,
             report: serde_json::Value::Null,
         };

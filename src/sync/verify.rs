@@ -5,8 +5,10 @@
 //! a source is zeroes and is not read. A block that cannot be read is an error, never a difference.
 
 mod checkpoint;
+mod counted;
 mod image;
 mod ranges;
+mod speed;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,10 +21,12 @@ use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
 pub(crate) use self::checkpoint::CompareCheckpoint;
+pub(crate) use self::counted::{KilledRun, written_by_run};
 pub(crate) use self::image::{
     DigestRequest, HeldBlock, ImageDigests, digest_with, image_digest, linear_digest,
 };
 pub(crate) use self::ranges::{describe, ranges};
+pub(crate) use self::speed::estimate;
 use super::digests::{DigestEntry, Digests};
 use crate::block::{Block, BlockIndex, BlockSet, Digest, Extent, Geometry, ZERO_BLOCK, ZEROES};
 use crate::error::{Error, Kind, Remedy, Result};

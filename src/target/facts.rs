@@ -26,6 +26,9 @@ pub struct SourceInfo {
     pub snapshot: Option<Snapshot>,
     /// Whether it can list what changed since another snapshot.
     pub has_changes: bool,
+    /// Of an image or device: how many of its blocks are zero because a source further back was damaged, by its record. No list
+    /// says which.
+    pub damaged_in_source: u64,
 }
 
 impl SourceInfo {
@@ -39,10 +42,11 @@ impl SourceInfo {
         self.snapshot.as_ref()?.start_time
     }
 
-    /// Blocks of it that are zero because its own source was damaged; of an EBS snapshot nobody can tell which.
+    /// Blocks of it that are zero because its own source was damaged and that no list names: of an EBS snapshot by its tag.
     pub(crate) fn damaged_blocks(&self) -> u64 {
         let snapshot = self.snapshot.as_ref();
-        snapshot.map_or(0, Snapshot::damaged_blocks)
+        let tagged = snapshot.map_or(0, Snapshot::damaged_blocks);
+        tagged.max(self.damaged_in_source)
     }
 
     /// Its tags.
@@ -94,7 +98,7 @@ pub enum Existence {
 pub enum Left {
     /// Nothing of it is there: another part, another image, a snapshot that EBS has given up.
     Gone,
-    /// It is there, and its mark proves that nothing else has written it since.
+    /// It is there, and its mark, or the kernel's count of sectors, proves that nothing else has written it since.
     Proven,
     /// It is there; its mark does not prove that nothing else has written it.
     Unproven,
@@ -140,6 +144,8 @@ pub struct Facts {
     pub warnings: Vec<String>,
     /// What an unfinished run has left; `Gone` where none was asked about.
     pub left: Left,
+    /// Sectors written to it since the unfinished run began, as the kernel counts; none where that is not known.
+    pub written_since: Option<u64>,
     /// Whether it has become the target already, so that only the record is missing.
     pub is_published: bool,
     /// The snapshot there that holds the source already, proven, where the target keeps several.
@@ -170,6 +176,7 @@ impl Facts {
             obstacles: Vec::new(),
             warnings: Vec::new(),
             left: Left::Gone,
+            written_since: None,
             is_published: false,
             holds: None,
             held_damaged: 0,

@@ -31,3 +31,58 @@ pub struct DeviceMark {
     /// Of a loop device the mark of its backing file.
     pub backing: Option<FileMark>,
 }
+
+impl DeviceMark {
+    /// Sectors of 512 bytes written since `earlier`; none where the counters do not tell: after another start of the machine or
+    /// another attachment, where sectors were discarded, and of a loop device, whose backing file can be written past it.
+    pub fn sectors_since(&self, earlier: &Self) -> Option<u64> {
+        let is_same_count = self.boot == earlier.boot
+            && self.diskseq.is_some()
+            && self.diskseq == earlier.diskseq
+            && self.discarded == earlier.discarded;
+        let is_own = self.backing.is_none() && earlier.backing.is_none();
+        let written = self.written.checked_sub(earlier.written)?;
+        (is_same_count && is_own).then_some(written)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sectors_are_counted_within_one_attachment_of_a_device_of_its_own() {
+        let backing = || {
+            Some(FileMark {
+                inode: 1,
+                size: 1,
+                modified_ns: 1,
+                changed_ns: 1,
+                born_ns: None,
+            })
+        };
+        let mark = |boot: &str, diskseq: Option<&str>, written, discarded, backing| DeviceMark {
+            boot: boot.into(),
+            diskseq: diskseq.map(str::to_owned),
+            written,
+            discarded,
+            backing,
+        };
+        let earlier = mark("a", Some("1"), 100, 7, None);
+        let rows = [
+            (mark("a", Some("1"), 130, 7, None), Some(30)),
+            (earlier.clone(), Some(0)),
+            (mark("b", Some("1"), 130, 7, None), None),
+            (mark("a", Some("2"), 130, 7, None), None),
+            (mark("a", None, 130, 7, None), None),
+            (mark("a", Some("1"), 130, 8, None), None),
+            (mark("a", Some("1"), 99, 7, None), None),
+            (mark("a", Some("1"), 130, 7, backing()), None),
+        ];
+        for (now, expected) in rows {
+            assert_eq!(now.sectors_since(&earlier), expected, "{now:?}");
+        }
+        let uncounted = mark("a", None, 1, 0, None);
+        assert_eq!(uncounted.sectors_since(&uncounted), None);
+    }
+}

@@ -69,6 +69,9 @@ pub struct TargetRecord {
     /// Runs of blocks (first, end) that are zero because their source is damaged.
     #[serde(default)]
     pub damaged: Vec<(u32, u32)>,
+    /// How many more are zero because they are so in the source, whose own source was damaged. No list says which.
+    #[serde(default)]
+    pub damaged_in_source: u64,
     /// Whether it was read from version 1 of the format, which had no change time in its mark.
     #[serde(skip)]
     pub is_old_format: bool,

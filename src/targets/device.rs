@@ -39,7 +39,11 @@ pub struct DeviceTarget {
 /// What a checkpoint keeps of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct DeviceState {
+    /// After the last flush.
     mark: Option<DeviceMark>,
+    /// Before the first write of the run that began.
+    #[serde(default)]
+    began: Option<DeviceMark>,
 }
 
 impl SinkBody for DeviceState {
@@ -150,14 +154,25 @@ impl DeviceTarget {
             fixed_size: Some(size_of(&self.path, &file)?),
             obstacles: obstacles(&self.path),
             warnings: no_identity.into_iter().chain(sectors).collect(),
-            left: match &mark {
-                Some(Mark::Device(mark)) => left_by(left, Some(mark)),
-                _ => left_by(left, None),
-            },
+            left: left_by(left, device_mark_of(mark.as_ref())),
+            written_since: written_since(left, device_mark_of(mark.as_ref())),
             mark,
             ..Facts::of(token, Existence::There)
         })
     }
+}
+
+fn device_mark_of(mark: Option<&Mark>) -> Option<&DeviceMark> {
+    match mark {
+        Some(Mark::Device(mark)) => Some(mark),
+        _ => None,
+    }
+}
+
+/// Sectors written since the run with this state began.
+fn written_since(state: Option<&SinkState>, now: Option<&DeviceMark>) -> Option<u64> {
+    let state = state?.open::<DeviceState>().ok()?;
+    now?.sectors_since(state.began.as_ref()?)
 }
 
 /// What an unfinished run has left on a device with this mark. A state of another version proves nothing.
@@ -255,12 +270,18 @@ impl Target for DeviceTarget {
                 Ok(file)
             });
             let file = opening.stop.unless(open).await?;
-            let sink = DeviceSink {
+            let mut sink = DeviceSink {
                 raw: Raw::new(&self.path, file, geometry, raw::Kind::Device),
                 has_marks: self.has_marks(),
+                began: None,
             };
             // The mark needs a flush of the page cache, which can take long.
-            let state = opening.stop.unless(sink.state()).await?;
+            let now = opening.stop.unless(sink.mark()).await?;
+            sink.began = match opening.resume {
+                Some(state) => state.open::<DeviceState>()?.began,
+                None => now.clone(),
+            };
+            let state = sink.state_with(now);
             (opening.name)(&state)?;
             Ok(Opened {
                 sink: Arc::new(sink),
@@ -318,6 +339,8 @@ fn read_past_cache(path: &Path, geometry: Geometry) -> Result<Arc<dyn BlockSourc
 struct DeviceSink {
     raw: Raw,
     has_marks: bool,
+    /// The mark before the first write of the run that began.
+    began: Option<DeviceMark>,
 }
 
 impl DeviceSink {
@@ -331,8 +354,12 @@ impl DeviceSink {
     }
 
     async fn state(&self) -> Result<SinkState> {
-        let mark = self.mark().await?;
-        Ok(SinkState::of(&DeviceState { mark }))
+        Ok(self.state_with(self.mark().await?))
+    }
+
+    fn state_with(&self, mark: Option<DeviceMark>) -> SinkState {
+        let began = self.began.clone();
+        SinkState::of(&DeviceState { mark, began })
     }
 }
 

@@ -28,6 +28,7 @@ fn source() -> SourceInfo {
         encrypted: None,
         snapshot: None,
         has_changes: false,
+        damaged_in_source: 0,
     }
 }
 

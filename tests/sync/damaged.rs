@@ -177,5 +177,29 @@ fn a_copy_of_an_ebs_snapshot_that_is_tagged_as_damaged_ends_as_marked() {
     let told: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
     let warning = told["targets"][0]["warnings"][0].as_str().unwrap();
     assert!(warning.contains("ebsfs:damaged"), "{told}");
-    assert!(image.exists());
+    assert_eq!(told["targets"][0]["damaged_in_source"], 1, "{told}");
+
+    // Which block it is only the record of the first run tells. How many there are every copy of a copy says.
+    let in_source = |target: &str| {
+        let said = run(&mut sync(emulator, &["--status", target, "--json"]));
+        let known: Value = serde_json::from_str(&said).unwrap();
+        known["status"]["damaged_in_source"].clone()
+    };
+    assert_eq!(in_source(text(&image)), 1);
+    let shown = run(&mut emulator.ebsfs(&["record", "show", text(&image)]));
+    assert!(shown.contains("1 blocks are zero in the source"), "{shown}");
+    let copy = folder.path().join("copy.raw");
+    let said = code(emulator, &[text(&image), text(&copy)], 12);
+    assert!(said.contains("no list says which"), "{said}");
+    assert_eq!(in_source(text(&copy)), 1);
+    assert_same(&image, &copy);
+    let output = sync(emulator, &[text(&copy), "ebs:"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(12), "{output:?}");
+    let again = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+    let last = folder.path().join("last.raw");
+    code(emulator, &[&again, text(&last)], 12);
+    assert_eq!(in_source(text(&last)), 1);
+    // Held already, where the tags cannot be read.
+    emulator.set("deny=ec2:DescribeSnapshots");
+    code(emulator, &[&again, text(&last)], 12);
 }

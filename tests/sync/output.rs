@@ -294,3 +294,47 @@ fn an_encrypted_snapshot_becomes_plaintext_only_with_a_word_or_a_warning() {
     let (_, said) = printed(&mut sync(emulator, &[&chain.snapshots[1], text(&unknown)]));
     assert!(said.contains("ec2:DescribeSnapshots"), "{said}");
 }
+
+#[test]
+fn the_plan_of_a_comparison_says_how_much_is_read_and_how_long_that_takes() {
+    let chain = Chain::new();
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image.raw");
+    let (first, second) = (&*chain.snapshots[0], &*chain.snapshots[1]);
+    run(&mut sync(&chain.emulator, &[first, text(&image)]));
+    let plan = |source: &str, more: &[&str]| {
+        let args = [&[source, text(&image), "--base", "auto", "--dry-run"], more].concat();
+        run(&mut sync(&chain.emulator, &args))
+    };
+    let json = |source: &str, more: &[&str]| {
+        let said = plan(source, &[more, &["--json"]].concat());
+        let value: Value = serde_json::from_str(said.lines().next().unwrap()).unwrap();
+        value["plan"].clone()
+    };
+    // Nothing is compared where the mark proves it.
+    assert!(json(second, &[])["compare_seconds"].is_null());
+    run(Command::new("touch").arg(&image));
+    chain.emulator.reset();
+    let of_delta = json(second, &[]);
+    let size = fs::metadata(&image).unwrap().len();
+    assert_eq!(of_delta["compare_bytes"], size, "{of_delta}");
+    assert!(
+        of_delta["compare_seconds"].as_u64().unwrap() > 0,
+        "{of_delta}"
+    );
+    let text = plan(second, &[]);
+    assert!(
+        text.contains("compare ") && text.contains(", about "),
+        "{text}"
+    );
+    assert_eq!(chain.emulator.gets(), 0);
+    assert_eq!(left_beside(&image), KEPT);
+    // What `--verify` reads of a target that holds the source is in the plan too.
+    run(&mut sync(&chain.emulator, &[first, super::text(&image)]));
+    assert!(
+        json(first, &["--verify"])["compare_seconds"]
+            .as_u64()
+            .unwrap()
+            > 0
+    );
+}

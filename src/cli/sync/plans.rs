@@ -116,7 +116,10 @@ impl Cost {
             lines.push(format!("warning   {warning}"));
         }
         if plan.compare_bytes > 0 {
-            lines.push(format!("compare   {}", ByteSize::b(plan.compare_bytes)));
+            let size = ByteSize::b(plan.compare_bytes);
+            let time = compare_seconds(plan).map(Duration::from_secs);
+            let time = time.map(|time| format!(", about {}", humantime::format_duration(time)));
+            lines.push(format!("compare   {size}{}", time.unwrap_or_default()));
         }
         let copies = !matches!(plan.decision, Decision::Holds | Decision::Compare);
         if copies {
@@ -172,6 +175,7 @@ impl Cost {
             "zero_blocks": plan.zero,
             "done_blocks": plan.done,
             "compare_bytes": plan.compare_bytes,
+            "compare_seconds": compare_seconds(plan),
             "clone_bytes": plan.clone_bytes,
             "gets": self.gets,
             "puts": self.puts,
@@ -181,4 +185,10 @@ impl Cost {
             "warnings": plan.warnings,
         }})
     }
+}
+
+/// The time of a comparison in whole seconds, rounded up.
+fn compare_seconds(plan: &PlanReport) -> Option<u64> {
+    plan.compare_time
+        .map(|time| time.as_secs() + u64::from(time.subsec_nanos() > 0))
 }

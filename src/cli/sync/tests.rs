@@ -84,6 +84,7 @@ impl ContractPlace for Account {
             encrypted: Some(false),
             snapshot: Some(Snapshot::unknown(name.parse().unwrap())),
             has_changes: true,
+            damaged_in_source: 0,
             name,
         }
     }

@@ -112,7 +112,7 @@ fn marked(target: &str, ended: &Ended) -> Option<Error> {
     }
     (in_source > 0).then(|| {
         marked(format!(
-            "{in_source} of its blocks are zero because the source of its source was damaged"
+            "{in_source} of its blocks are zero because the source of its source was damaged; no list says which"
         ))
     })
 }

@@ -116,6 +116,7 @@ fn source(number: u32) -> SourceInfo {
             ..Snapshot::unknown(id)
         }),
         has_changes: true,
+        damaged_in_source: 0,
     }
 }
 

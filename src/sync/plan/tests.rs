@@ -58,6 +58,7 @@ fn snapshot(encrypted: Option<bool>) -> SourceInfo {
         encrypted,
         snapshot: None,
         has_changes: true,
+        damaged_in_source: 0,
     }
 }
 
@@ -98,6 +99,7 @@ fn record(run: &str, content: Content, volume: Option<&str>, mark: Option<Mark>)
         time: None,
         replica: None,
         damaged: Vec::new(),
+        damaged_in_source: 0,
         is_old_format: false,
         report: Value::Null,
     }

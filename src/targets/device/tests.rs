@@ -24,6 +24,7 @@ fn source(geometry: Geometry) -> SourceInfo {
         encrypted: None,
         snapshot: None,
         has_changes: false,
+        damaged_in_source: 0,
     }
 }
 
@@ -343,7 +344,7 @@ fn only_a_state_with_the_same_mark_proves_anything() {
         discarded: 0,
         backing: None,
     };
-    let state = |mark: Option<DeviceMark>| SinkState::of(&DeviceState { mark });
+    let state = |mark: Option<DeviceMark>| SinkState::of(&DeviceState { mark, began: None });
     #[derive(Serialize, Deserialize)]
     struct Other {}
     impl SinkBody for Other {

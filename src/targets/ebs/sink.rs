@@ -17,7 +17,7 @@ use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::blocking;
 use crate::snapshot::{Selector, SnapshotId, State};
 use crate::source::BlockSource;
-use crate::target::{Published, Sink, SinkState, Written};
+use crate::target::{Published, Sink, SinkState, SourceInfo, Written};
 
 use super::evidence::DAMAGED_TAG;
 use super::state::EbsState;
@@ -39,6 +39,8 @@ pub(super) struct EbsSink {
     snapshot: SnapshotId,
     puts_zeroes: bool,
     is_tagged: bool,
+    /// Blocks that are zero in the source, because its own source was damaged.
+    damaged_in_source: u64,
     /// What the checkpoint keeps; nothing in it changes.
     state: SinkState,
     young_until: Instant,
@@ -51,6 +53,7 @@ impl EbsSink {
         place: EbsPlace,
         snapshot: SnapshotId,
         state: &EbsState,
+        source: &SourceInfo,
         young_since: Option<SystemTime>,
     ) -> Self {
         let young_for = young_since.map_or(Duration::ZERO, |since| {
@@ -61,6 +64,7 @@ impl EbsSink {
             snapshot,
             puts_zeroes: state.puts_zeroes,
             is_tagged: state.is_tagged,
+            damaged_in_source: source.damaged_blocks(),
             state: SinkState::of(state),
             young_until: Instant::now() + young_for,
             is_completed: AtomicBool::new(false),
@@ -104,11 +108,13 @@ impl EbsSink {
 
     /// Marks a snapshot with damaged blocks: where its own tag would prove it, it must not pass for a whole one.
     async fn mark_damage(&self, damaged: &BlockSet) -> Result<()> {
-        if damaged.is_empty() {
+        // A block of the source that is zero is not among those that were left zero.
+        let count = damaged.len() + self.damaged_in_source;
+        if count == 0 {
             return Ok(());
         }
         let id = &self.snapshot;
-        let tags = [(DAMAGED_TAG.to_owned(), damaged.len().to_string())];
+        let tags = [(DAMAGED_TAG.to_owned(), count.to_string())];
         match self.place.descriptions.add_tags(id, &tags).await {
             Err(error) if self.is_tagged => {
                 Err(error.context(format!("cannot tag {id} {DAMAGED_TAG}")))

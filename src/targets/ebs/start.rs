@@ -43,7 +43,7 @@ impl EbsTarget {
         }
         // A snapshot that has taken blocks is known to all parts of EBS.
         let young_since = state.started.filter(|_| opening.done == 0);
-        let sink = EbsSink::new(self.place.clone(), id, &state, young_since);
+        let sink = EbsSink::new(self.place.clone(), id, &state, opening.source, young_since);
         Ok(Opened {
             sink: Arc::new(sink),
             zero_the_rest: state.zero_the_rest,

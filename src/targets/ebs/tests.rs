@@ -49,6 +49,7 @@ fn source() -> SourceInfo {
         encrypted: Some(false),
         snapshot: Some(Snapshot::unknown(id(TWO))),
         has_changes: true,
+        damaged_in_source: 0,
     }
 }
 

@@ -1,0 +1,77 @@
+//! [`ReadArgs`]: options of the verbs that read a whole target or source, print a result and change nothing.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+
+use super::aws::AwsArgs;
+use super::limits::LimitArgs;
+use super::progress::{ProgressForm, Shown};
+use super::source::{OpenedSource, SourceRequest, ToEbs, open};
+use super::store::StoreArgs;
+use crate::error::Result;
+use crate::files::default_state_dir;
+use crate::sync::Progress;
+use crate::target::Stop;
+
+#[derive(Args, Debug)]
+pub(super) struct ReadArgs {
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub(super) json: bool,
+    /// How to show progress, on stderr
+    #[arg(long, value_enum, default_value_t = ProgressForm::Auto)]
+    progress: ProgressForm,
+    /// Directory for the records and digests of devices [env: EBSFS_STATE_DIR; default: /var/lib/ebsfs for root, else $XDG_STATE_HOME/ebsfs]
+    #[arg(long, value_name = "DIRECTORY")]
+    state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    store: StoreArgs,
+    #[command(flatten)]
+    limits: LimitArgs,
+    #[command(flatten)]
+    aws: AwsArgs,
+}
+
+impl ReadArgs {
+    /// Directory for the records and digests of devices.
+    pub(super) fn state_dir(&self) -> PathBuf {
+        self.state_dir.clone().unwrap_or_else(default_state_dir)
+    }
+
+    /// Shows the progress until it is dropped.
+    pub(super) fn show(&self, progress: &Arc<Progress>) -> Shown {
+        Shown::start(self.progress, Arc::clone(progress))
+    }
+
+    /// Blocks in flight, at most.
+    pub(super) fn in_flight(&self) -> usize {
+        self.limits.max_in_flight as usize
+    }
+
+    /// Opens a source, and counts its requests.
+    ///
+    /// # Errors
+    /// `Stopped`; why it cannot be opened.
+    pub(super) async fn open(
+        &self,
+        name: &str,
+        shown: &Shown,
+        stop: &Stop,
+    ) -> Result<OpenedSource> {
+        let state_dir = self.state_dir();
+        let request = SourceRequest {
+            name,
+            aws: &self.aws,
+            store: self.store,
+            limits: self.limits.limits(),
+            wait: None,
+            state_dir: &state_dir,
+            to_ebs: ToEbs::None,
+        };
+        let opened = stop.unless(open(&request)).await?;
+        shown.count(opened.client.as_slice());
+        Ok(opened)
+    }
+}
