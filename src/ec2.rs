@@ -22,7 +22,7 @@ use crate::snapshot::{
     Descriptions, ListingProgress, ListingReport, Selector, Snapshot, SnapshotId, State,
 };
 
-use call::{CallName, Refused, call};
+use call::{CallName, CallRefusal, call};
 use ids::describe_known;
 use pages::{DescribedPage, PageFailure, list_pages};
 
@@ -69,7 +69,7 @@ impl Ec2 {
         name: CallName<'_>,
         waiting: &(dyn Fn(&Error) + Send + Sync),
         fill: impl Fn(DescribeSnapshotsFluentBuilder) -> DescribeSnapshotsFluentBuilder,
-    ) -> std::result::Result<DescribedPage, Refused> {
+    ) -> std::result::Result<DescribedPage, CallRefusal> {
         let send = |watch| {
             let request = fill(self.sdk.describe_snapshots());
             request.customize().interceptor(watch).send()
@@ -86,7 +86,7 @@ impl Ec2 {
     async fn describe_own(
         &self,
         filters: &[Filter],
-        progress: &Progress<'_>,
+        progress: &DescribeProgress<'_>,
     ) -> Result<Vec<Snapshot>> {
         let fetch = |token: Option<String>| {
             async move {
@@ -121,7 +121,7 @@ impl Ec2 {
     async fn describe_named(
         &self,
         ids: &[SnapshotId],
-        progress: &Progress<'_>,
+        progress: &DescribeProgress<'_>,
     ) -> Result<Vec<Snapshot>> {
         let describe = |ids: Vec<SnapshotId>| {
             async move {
@@ -156,7 +156,7 @@ impl Ec2 {
         select: &[Selector],
         report: ListingReport<'_>,
     ) -> Result<Vec<Snapshot>> {
-        let progress = Progress::new(report);
+        let progress = DescribeProgress::new(report);
         if select.is_empty() {
             return self.describe_own(&[], &progress).await;
         }
@@ -184,13 +184,13 @@ impl Ec2 {
 }
 
 /// How far a listing of several parts is.
-struct Progress<'a> {
+struct DescribeProgress<'a> {
     report: ListingReport<'a>,
     /// Snapshots of the parts that are done, and of the present one.
     counts: Mutex<(usize, usize)>,
 }
 
-impl<'a> Progress<'a> {
+impl<'a> DescribeProgress<'a> {
     fn new(report: ListingReport<'a>) -> Self {
         Self {
             report,

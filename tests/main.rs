@@ -18,6 +18,8 @@ mod commands;
 mod counts;
 #[cfg(feature = "ec2")]
 mod ebs_target;
+#[cfg(feature = "ec2")]
+mod ec2;
 mod emulator;
 mod ends;
 mod faults;

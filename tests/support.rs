@@ -376,14 +376,16 @@ pub fn sh(line: &str) -> String {
 
 /// Exit code and stderr of a command that must end within 10 seconds.
 pub fn ends(command: &mut Command) -> (i32, String) {
+    ends_within(Duration::from_secs(10), command)
+}
+
+/// Exit code and stderr of a command that must end in this time.
+pub fn ends_within(limit: Duration, command: &mut Command) -> (i32, String) {
     let start = Instant::now();
     let output: Output = command.output().unwrap();
     let took = start.elapsed();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(
-        took < Duration::from_secs(10),
-        "{command:?} took {took:?}: {said}"
-    );
+    assert!(took < limit, "{command:?} took {took:?}: {said}");
     (output.status.code().unwrap_or(-1), said)
 }
 

@@ -56,14 +56,14 @@ pub(super) struct CallName<'a> {
 
 /// A call that failed for good: with the code of EC2 and its message, if it answered.
 #[derive(Debug)]
-pub(super) struct Refused {
+pub(super) struct CallRefusal {
     pub(super) code: String,
     pub(super) message: String,
     pub(super) error: Error,
 }
 
-impl From<Refused> for Error {
-    fn from(refused: Refused) -> Self {
+impl From<CallRefusal> for Error {
+    fn from(refused: CallRefusal) -> Self {
         refused.error
     }
 }
@@ -72,15 +72,15 @@ impl From<Refused> for Error {
 pub(super) async fn call<T, E, F>(
     name: CallName<'_>,
     waiting: &(dyn Fn(&Error) + Send + Sync),
-    send: impl Fn(Watch) -> F,
-) -> std::result::Result<T, Refused>
+    send: impl Fn(ReplyWatch) -> F,
+) -> std::result::Result<T, CallRefusal>
 where
     F: Future<Output = std::result::Result<T, SdkError<E, HttpResponse>>>,
     E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
 {
-    let mut waits = Waits::new(name.is_within);
+    let mut waits = CallAttempts::new(name.is_within);
     loop {
-        let watch = Watch::default();
+        let watch = ReplyWatch::default();
         let limit = waits.silence();
         let (class, code, message) = match watched(&watch, limit, send(watch.clone())).await {
             Some(Ok(answer)) => return Ok(answer),
@@ -99,7 +99,7 @@ where
         let pause = match (&class, &waits) {
             (ErrorClass::Retry(error), _) => waits.pause_after(error.kind(), Instant::now()),
             // The client has learned the service's time from this reply.
-            (ErrorClass::Skewed(_), Waits { skewed: false, .. }) => {
+            (ErrorClass::Skewed(_), CallAttempts { skewed: false, .. }) => {
                 waits.skewed = true;
                 Some(Duration::ZERO)
             }
@@ -114,7 +114,7 @@ where
                     error.context(format!("gave up after {attempts} attempts in {took:.1?}"))
                 }
             };
-            return Err(Refused {
+            return Err(CallRefusal {
                 code,
                 message,
                 error,
@@ -128,7 +128,11 @@ where
 }
 
 /// The answer of `work`, or nothing when `watch` sees no byte for `limit`.
-async fn watched<T>(watch: &Watch, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+async fn watched<T>(
+    watch: &ReplyWatch,
+    limit: Duration,
+    work: impl Future<Output = T>,
+) -> Option<T> {
     let mut work = pin!(work);
     loop {
         let seen = watch.0.load(Ordering::Relaxed);
@@ -142,7 +146,7 @@ async fn watched<T>(watch: &Watch, limit: Duration, work: impl Future<Output = T
 
 /// The attempts of a call.
 #[derive(Debug)]
-struct Waits {
+struct CallAttempts {
     since: Instant,
     is_within: bool,
     attempts: u32,
@@ -153,7 +157,7 @@ struct Waits {
     logged: Option<Instant>,
 }
 
-impl Waits {
+impl CallAttempts {
     fn new(is_within: bool) -> Self {
         Self {
             since: Instant::now(),
@@ -220,11 +224,11 @@ impl Waits {
 
 /// Counts what arrives of a reply, and ends it beyond [`MAX_REPLY`].
 #[derive(Clone, Debug, Default)]
-pub(super) struct Watch(Arc<AtomicU64>);
+pub(super) struct ReplyWatch(Arc<AtomicU64>);
 
-impl Intercept for Watch {
+impl Intercept for ReplyWatch {
     fn name(&self) -> &'static str {
-        "Watch"
+        "ReplyWatch"
     }
 
     fn modify_before_deserialization(

@@ -5,7 +5,7 @@ use futures_util::future::BoxFuture;
 use crate::error::Result;
 use crate::snapshot::{Snapshot, SnapshotId};
 
-use super::call::Refused;
+use super::call::CallRefusal;
 
 /// Ids a call. The limit is not documented; filters take 200 values.
 pub(super) const IDS_PER_CALL: usize = 200;
@@ -16,7 +16,7 @@ pub(super) const IDS_PER_CALL: usize = 200;
 /// Why EC2 cannot be asked.
 pub(super) async fn describe_known<'a>(
     ids: &[SnapshotId],
-    describe: impl Fn(Vec<SnapshotId>) -> BoxFuture<'a, std::result::Result<Vec<Snapshot>, Refused>>,
+    describe: impl Fn(Vec<SnapshotId>) -> BoxFuture<'a, std::result::Result<Vec<Snapshot>, CallRefusal>>,
 ) -> Result<Vec<Snapshot>> {
     let mut found = Vec::new();
     let mut rest: Vec<Vec<SnapshotId>> = ids.chunks(IDS_PER_CALL).map(<[_]>::to_vec).collect();
@@ -79,8 +79,8 @@ mod tests {
         numbers.into_iter().map(id).collect()
     }
 
-    fn refused(code: &str, message: String) -> Refused {
-        Refused {
+    fn refused(code: &str, message: String) -> CallRefusal {
+        CallRefusal {
             code: code.into(),
             message,
             error: Error::new(Kind::Invalid, "refused"),

@@ -20,6 +20,8 @@ use crate::snapshot::{
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long it is left alone after it refused or did not answer.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
+/// How long a listing that a mount has begun with is good for its first reader.
+const BEGUN_LIFE: Duration = Duration::from_secs(60);
 
 /// What EC2 says of one snapshot.
 #[derive(Debug)]
@@ -59,6 +61,22 @@ struct DatedDescription {
 struct SharedListing {
     state: watch::Receiver<ListingState>,
     task: AbortHandle,
+    began: Instant,
+    /// Whether its end is still for the next caller: it was begun only to see that it comes.
+    is_unseen: Arc<AtomicBool>,
+}
+
+impl SharedListing {
+    /// Whether a caller who comes now gets this one.
+    fn serves(&self) -> bool {
+        match &self.state.borrow().done {
+            None => !self.task.is_finished(),
+            Some(done) => {
+                let is_recent = self.began.elapsed() < BEGUN_LIFE;
+                self.is_unseen.swap(false, Ordering::Relaxed) && is_recent && done.is_ok()
+            }
+        }
+    }
 }
 
 #[derive(Clone, Default)]
@@ -159,9 +177,12 @@ impl KnownSnapshots {
     /// # Errors
     /// Why there is no listing; `Unavailable` when nothing has come within `limit`.
     pub(super) async fn begin(&self, limit: Duration) -> Result<()> {
-        match timeout(limit, self.listed()).await {
-            Ok(listed) => return listed.map(drop),
-            Err(_) => {}
+        let listed = timeout(limit, self.listed()).await;
+        if let Some(listing) = &*self.0.listing.lock() {
+            listing.is_unseen.store(true, Ordering::Relaxed);
+        }
+        if let Ok(listed) = listed {
+            return listed.map(drop);
         }
         let progress = self.progress();
         let is_throttled = |error: &Error| error.kind() == Kind::Throttled;
@@ -187,18 +208,15 @@ impl KnownSnapshots {
             .unwrap_or_default()
     }
 
-    /// The listing that runs, or a new one.
+    /// The listing that runs, one that was begun and that no caller has had yet, or a new one.
     fn join(&self) -> Result<SharedListing> {
         let Some(ec2) = &self.0.ec2 else {
             let what = "only snapshot ids can be selected: EC2 is not built into this program (cargo feature ec2)";
             return Err(Error::new(Kind::Invalid, what));
         };
         let mut listing = self.0.listing.lock();
-        if let Some(running) = &*listing
-            && running.state.borrow().done.is_none()
-            && !running.task.is_finished()
-        {
-            return Ok(running.clone());
+        if let Some(shared) = listing.as_ref().filter(|shared| shared.serves()) {
+            return Ok(shared.clone());
         }
         let (sender, state) = watch::channel(ListingState::default());
         let (known, ec2) = (Arc::clone(&self.0), Arc::clone(ec2));
@@ -214,6 +232,8 @@ impl KnownSnapshots {
         let new = SharedListing {
             state,
             task: task.abort_handle(),
+            began: Instant::now(),
+            is_unseen: Arc::default(),
         };
         *listing = Some(new.clone());
         Ok(new)

@@ -3,7 +3,7 @@ use super::*;
 /// What becomes of a call whose attempts fail so, each after `takes`: pauses until it is given up, and the time that took.
 fn fail(kinds: &[Kind], takes: Duration, is_within: bool) -> (usize, Duration) {
     let start = Instant::now();
-    let mut waits = Waits::new(is_within);
+    let mut waits = CallAttempts::new(is_within);
     waits.since = start;
     let mut now = start;
     for (attempt, kind) in kinds.iter().cycle().enumerate() {
@@ -41,7 +41,7 @@ fn a_call_is_repeated_as_long_as_its_failures_are_worth() {
 
 #[tokio::test(start_paused = true)]
 async fn what_arrives_keeps_a_call_alive_and_silence_ends_it() {
-    let watch = Watch::default();
+    let watch = ReplyWatch::default();
     let limit = Duration::from_secs(6);
     let slow = async {
         for _ in 0..100 {

@@ -154,6 +154,11 @@ async fn a_mount_waits_for_the_first_reply_and_not_for_the_whole_listing() {
         let begun = known.begin(limit).await.err().map(|error| error.kind());
         assert_eq!(begun, expected);
         assert_eq!(start.elapsed(), Duration::from_secs(takes));
+        // Its first reader gets it, and the next one another.
+        if expected.is_none() {
+            known.list().await.unwrap();
+            assert_eq!(ec2.calls(), 1);
+        }
     }
 }
 
@@ -199,7 +204,7 @@ async fn a_description_that_was_missing_is_asked_for_when_ec2_may_be_asked_again
         assert!(matches!(described, Description::NotAsked(_)));
         known.miss(id);
     }
-    // It is silent: nothing is asked, however often somebody looks.
+    // It is silent: nothing is asked, however often a reader looks.
     for _ in 0..5 {
         known.remind();
         sleep(Duration::from_secs(10)).await;
