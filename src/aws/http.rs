@@ -55,10 +55,10 @@ impl StdError for Unreachable {}
 /// Connections to AWS; clones share them.
 #[derive(Clone)]
 pub struct Http {
-    shared: Arc<Shared>,
+    connections: Arc<Connections>,
 }
 
-struct Shared {
+struct Connections {
     dialer: Dialer,
     pool: RwLock<Pool<Dialer, SdkBody>>,
 }
@@ -92,15 +92,15 @@ impl Http {
     fn with(dialer: Dialer) -> Self {
         let pool = RwLock::new(pool(&dialer));
         Self {
-            shared: Arc::new(Shared { dialer, pool }),
+            connections: Arc::new(Connections { dialer, pool }),
         }
     }
 
     /// Closes the idle connections. After one connection was silent the others are suspect too: a firewall that forgot
     /// one forgot them all, and each would cost a time-out.
     pub fn forget_idle(&self) {
-        let fresh = pool(&self.shared.dialer);
-        *self.shared.pool.write() = fresh;
+        let fresh = pool(&self.connections.dialer);
+        *self.connections.pool.write() = fresh;
     }
 
     /// The client as the SDK takes it.
@@ -119,12 +119,12 @@ impl Http {
         let mut request = request
             .try_into_http1x()
             .map_err(|error| ConnectorError::user(error.into()))?;
-        if let Some(value) = self.shared.dialer.plain_proxy_auth(request.uri()) {
+        if let Some(value) = self.connections.dialer.plain_proxy_auth(request.uri()) {
             let name = hyper::header::PROXY_AUTHORIZATION;
             request.headers_mut().insert(name, value);
         }
         // The lock is not held while the request is under way.
-        let pool = self.shared.pool.read().clone();
+        let pool = self.connections.pool.read().clone();
         let reply = pool
             .request(request)
             .await
