@@ -11,6 +11,6 @@ mod http;
 
 pub use classify::{Action, ErrorClass, classify, classify_reply, classify_sending, skew};
 pub use config::{Aws, ServiceConfig, Settings};
-pub use credentials::{Credentials, Generation, Usable};
+pub use credentials::{Credentials, Generation, Renewal, Usable};
 pub use endpoints::{Given, Service, without_password};
 pub use http::{Http, Proxies};

@@ -2,14 +2,13 @@
 
 use std::time::{Duration, SystemTime};
 
-use aws_config::SdkConfig;
 use aws_sdk_ec2::types::{Filter, SnapshotState, Tag};
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use crate::aws::classify;
+use crate::aws::{ServiceConfig, classify};
 use crate::error::{Error, Kind, Result};
 use crate::snapshot::{Descriptions, Selector, Snapshot, SnapshotId, State};
 
@@ -27,17 +26,13 @@ pub struct Ec2 {
 }
 
 impl Ec2 {
-    /// A client with the Region, credentials and endpoint of `config`.
-    pub fn new(config: &SdkConfig) -> Self {
-        let config = aws_sdk_ec2::config::Builder::from(config)
+    /// A client with the Region, credentials and endpoint of `service`.
+    pub fn new(service: &ServiceConfig) -> Self {
+        let config = aws_sdk_ec2::config::Builder::from(&service.sdk)
+            .retry_classifier(service.renewal())
             // Its calls are few and small: the SDK's own retries do for them.
             .retry_config(RetryConfig::standard().with_max_attempts(3))
-            .timeout_config(
-                TimeoutConfig::builder()
-                    .connect_timeout(Duration::from_millis(3100))
-                    .operation_timeout(TIMEOUT)
-                    .build(),
-            )
+            .timeout_config(TimeoutConfig::builder().operation_timeout(TIMEOUT).build())
             .build();
         Self {
             sdk: aws_sdk_ec2::Client::from_conf(config),

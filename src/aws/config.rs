@@ -16,7 +16,7 @@ use aws_smithy_async::rt::sleep::{SharedAsyncSleep, TokioSleep};
 use aws_smithy_async::time::{SharedTimeSource, SystemTimeSource};
 use futures_util::FutureExt;
 
-use super::credentials::{Credentials, Loader};
+use super::credentials::{Credentials, Loader, Renewal};
 use super::endpoints::{self, Given, Service, UrlSources};
 use super::environment::{Environment, Profiles};
 use super::http::{Http, Proxies};
@@ -399,6 +399,11 @@ impl ServiceConfig {
             credentials,
             http,
         })
+    }
+
+    /// What lets the SDK's own retries replace refused credentials.
+    pub fn renewal(&self) -> Renewal {
+        Renewal(self.credentials.clone())
     }
 
     /// Where requests go, for people: the URL that was chosen, or the service and its Region.

@@ -8,6 +8,7 @@
 mod load;
 mod plan;
 mod program;
+mod renewal;
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use tracing::{debug, warn};
 use crate::error::{Error, Kind, Result};
 
 pub(super) use load::Loader;
+pub use renewal::Renewal;
 
 /// Credentials are renewed so long before they expire, or a quarter of their life before.
 const RENEW_BEFORE: Duration = Duration::from_secs(300);

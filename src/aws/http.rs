@@ -25,7 +25,8 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
 use hyper_util::client::legacy::Client as Pool;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
+use tokio::time::Instant;
 
 use self::connect::Dialer;
 use crate::error::{Kind, Result};
@@ -34,6 +35,8 @@ pub use proxy::Proxies;
 
 /// An idle connection is closed after this time: load balancers and NAT gateways drop them silently after 60 s or more.
 const POOL_IDLE: Duration = Duration::from_secs(50);
+/// Idle connections are dropped at most this often: many requests notice the same silence.
+const FORGET_EVERY: Duration = Duration::from_secs(5);
 /// Time for a connection to a metadata service on this machine or its host; where there is none, packets may vanish.
 const METADATA_CONNECT: Duration = Duration::from_secs(1);
 
@@ -61,6 +64,7 @@ pub struct Http {
 struct Connections {
     dialer: Dialer,
     pool: RwLock<Pool<Dialer, SdkBody>>,
+    forgotten: Mutex<Option<Instant>>,
 }
 
 impl fmt::Debug for Http {
@@ -92,13 +96,22 @@ impl Http {
     fn with(dialer: Dialer) -> Self {
         let pool = RwLock::new(pool(&dialer));
         Self {
-            connections: Arc::new(Connections { dialer, pool }),
+            connections: Arc::new(Connections {
+                dialer,
+                pool,
+                forgotten: Mutex::default(),
+            }),
         }
     }
 
     /// Closes the idle connections. After one connection was silent the others are suspect too: a firewall that forgot
-    /// one forgot them all, and each would cost a time-out.
+    /// one forgot them all, and each would cost a time-out. Requests under way keep theirs.
     pub fn forget_idle(&self) {
+        let mut forgotten = self.connections.forgotten.lock();
+        if forgotten.is_some_and(|at| at.elapsed() < FORGET_EVERY) {
+            return;
+        }
+        *forgotten = Some(Instant::now());
         let fresh = pool(&self.connections.dialer);
         *self.connections.pool.write() = fresh;
     }

@@ -104,10 +104,10 @@ impl Client {
         };
         let send = async { self.route(call).await?.send(&request).await };
         let reply = call.within(HEADERS_TIMEOUT, send).await;
-        let reply = reply.inspect_err(|_| self.limiter.unanswered())?;
+        let reply = reply.inspect_err(|_| self.silent())?;
         let mut reply = reply.inspect_err(|class| self.note_throttle(class))?;
         let bytes = body(call, &mut reply, block.len).await;
-        let bytes = bytes.inspect_err(|_| self.limiter.unanswered())?;
+        let bytes = bytes.inspect_err(|_| self.silent())?;
         let took = place.served();
         if let Some(hedge) = &self.hedge {
             hedge.answered(took, Instant::now());
@@ -123,6 +123,12 @@ impl Client {
             bytes,
             checksum: checksum.to_owned(),
         })
+    }
+
+    /// A connection fell silent: the idle ones beside it may be dead as well.
+    fn silent(&self) {
+        self.limiter.unanswered();
+        self.http.forget_idle();
     }
 
     /// Blocks are asked for too fast: lists have a quota of their own.
