@@ -2,6 +2,7 @@
 //! services and proxies; moto, which others wrote, plays STS and EC2.
 
 mod endpoints;
+mod idle;
 mod moto;
 mod network;
 mod proxy;
