@@ -5,9 +5,8 @@ mod call;
 mod ids;
 mod pages;
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use aws_config::SdkConfig;
 use aws_sdk_ec2::operation::describe_snapshots::DescribeSnapshotsOutput;
 use aws_sdk_ec2::operation::describe_snapshots::builders::DescribeSnapshotsFluentBuilder;
 use aws_sdk_ec2::types::{Filter, SnapshotState, Tag};
@@ -17,12 +16,13 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
+use crate::aws::ServiceConfig;
 use crate::error::{Error, Result};
 use crate::snapshot::{
     Descriptions, ListingProgress, ListingReport, Selector, Snapshot, SnapshotId, State,
 };
 
-use call::{CallName, CallRefusal, call};
+use call::{Access, CallName, CallRefusal, call};
 use ids::describe_known;
 use pages::{DescribedPage, PageFailure, list_pages};
 
@@ -34,24 +34,22 @@ const PAGE: i32 = 1000;
 const VALUES: usize = 200;
 /// The IAM action of the calls that describe snapshots.
 const ACTION: &str = "ec2:DescribeSnapshots";
-/// How long connecting to one address may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(3100);
 
 /// A client of EC2 in one Region.
 #[derive(Debug)]
 pub struct Ec2 {
     sdk: aws_sdk_ec2::Client,
+    access: Access,
 }
 
 impl Ec2 {
-    /// A client with the Region, credentials and endpoint of `config`.
-    pub fn new(config: &SdkConfig) -> Self {
-        let config = aws_sdk_ec2::config::Builder::from(config)
+    /// A client with the Region, credentials and endpoint of `service`.
+    pub fn new(service: &ServiceConfig) -> Self {
+        let config = aws_sdk_ec2::config::Builder::from(&service.sdk)
             // The SDK gives a throttled call up after 2 s, and its time-outs are by duration: `call` has its own.
             .retry_config(RetryConfig::disabled())
             .timeout_config(
                 TimeoutConfig::builder()
-                    .connect_timeout(CONNECT_TIMEOUT)
                     .disable_read_timeout()
                     .disable_operation_timeout()
                     .disable_operation_attempt_timeout()
@@ -60,6 +58,10 @@ impl Ec2 {
             .build();
         Self {
             sdk: aws_sdk_ec2::Client::from_conf(config),
+            access: Access {
+                credentials: service.credentials.clone(),
+                http: service.http.clone(),
+            },
         }
     }
 
@@ -74,7 +76,7 @@ impl Ec2 {
             let request = fill(self.sdk.describe_snapshots());
             request.customize().interceptor(watch).send()
         };
-        let reply: DescribeSnapshotsOutput = call(name, waiting, send).await?;
+        let reply: DescribeSnapshotsOutput = call(&self.access, name, waiting, send).await?;
         let snapshots = reply.snapshots.unwrap_or_default();
         Ok(DescribedPage {
             snapshots: snapshots.into_iter().filter_map(snapshot).collect(),
@@ -248,7 +250,7 @@ impl Descriptions for Ec2 {
                 let request = self.sdk.get_ebs_encryption_by_default();
                 request.customize().interceptor(watch).send()
             };
-            let reply = call(name, &|_| {}, send).await?;
+            let reply = call(&self.access, name, &|_| {}, send).await?;
             Ok(reply.ebs_encryption_by_default() == Some(true))
         }
         .boxed()
@@ -272,7 +274,7 @@ impl Descriptions for Ec2 {
                 let request = request.set_tags(Some(tags.iter().map(tag).collect()));
                 request.customize().interceptor(watch).send()
             };
-            call(name, &|_| {}, send).await?;
+            call(&self.access, name, &|_| {}, send).await?;
             Ok(())
         }
         .boxed()

@@ -35,7 +35,7 @@ impl Case {
         let (id, secret) = emulator.keys();
         let service = ServiceConfig::fixed(&emulator.url(), "us-east-1", &id, &secret).unwrap();
         let client = Arc::new(Client::new(&service, &Limits::default()));
-        let descriptions: Arc<dyn Descriptions> = Arc::new(Ec2::new(&service.sdk));
+        let descriptions: Arc<dyn Descriptions> = Arc::new(Ec2::new(&service));
         let described = Some(Arc::clone(&descriptions));
         let place = EbsPlace {
             region: "us-east-1".into(),

@@ -181,6 +181,7 @@ fn everything_is_ascii() {
     let mut files = vec![
         root.join("README.md"),
         root.join("CHANGELOG.md"),
+        root.join("docs/aws.md"),
         root.join("docs/sync.md"),
         root.join("docs/aws-assumptions.md"),
         root.join("Cargo.toml"),

@@ -13,6 +13,8 @@
 
 mod support;
 
+#[cfg(feature = "ec2")]
+mod aws;
 mod changes;
 mod commands;
 mod counts;

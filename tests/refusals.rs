@@ -259,7 +259,7 @@ fn no_credentials_no_region_no_endpoint_are_told_apart() {
     refused(
         &mut case.mount(&["--endpoint-url", "nonsense", id]),
         2,
-        &["is no URL"],
+        &["it must look like"],
     );
 }
 

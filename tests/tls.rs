@@ -6,14 +6,14 @@ use std::process::{Child, Command, Stdio};
 use crate::support::*;
 
 /// An emulator that serves HTTPS, and what a shell would export for it.
-struct Secure {
+pub struct Secure {
     process: Child,
     folder: tempfile::TempDir,
     environment: Vec<(String, String)>,
 }
 
 impl Secure {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut process = Command::new(EBSFS)
             .arg("emulator")
@@ -37,8 +37,18 @@ impl Secure {
         }
     }
 
+    /// Where it listens.
+    pub fn url(&self) -> String {
+        let mut found = self.environment.iter();
+        found
+            .find(|(name, _)| name == "AWS_ENDPOINT_URL")
+            .unwrap()
+            .1
+            .clone()
+    }
+
     /// `ebsfs` with what the emulator says to export, but for this one.
-    fn ebsfs_without(&self, left_out: &str) -> Command {
+    pub fn ebsfs_without(&self, left_out: &str) -> Command {
         let mut command = Command::new(EBSFS);
         for (name, value) in &self.environment {
             if name != left_out {

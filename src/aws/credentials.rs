@@ -67,14 +67,14 @@ struct CredentialCache {
 
 #[derive(Default)]
 struct Cached {
-    held: Option<Held>,
+    held: Option<HeldKeys>,
     generation: Generation,
     failure: Option<(Error, Instant)>,
     running: Option<RunningLoad>,
 }
 
 /// Credentials in the cache.
-struct Held {
+struct HeldKeys {
     usable: Usable,
     loaded: Instant,
     /// Between loading and expiry, by the clock at loading; none for credentials that do not expire.
@@ -142,6 +142,10 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
+    /// How often a call may have its credentials refused: by old ones that many calls still use while others are loaded, by the
+    /// loaded ones, and by those of a rotation meanwhile.
+    pub const MAX_REFUSALS: u32 = 3;
+
     pub(super) fn new(
         load: impl Fn() -> BoxFuture<'static, Result<Keys>> + Send + Sync + 'static,
     ) -> Self {
@@ -285,7 +289,7 @@ impl Cached {
             }
         };
         self.failure = None;
-        let is_same = |held: &&Held| {
+        let is_same = |held: &&HeldKeys| {
             let known = &held.usable.keys;
             known.access_key_id() == keys.access_key_id()
                 && known.secret_access_key() == keys.secret_access_key()
@@ -304,7 +308,7 @@ impl Cached {
             keys,
             generation: self.generation,
         };
-        self.held = Some(Held {
+        self.held = Some(HeldKeys {
             usable: usable.clone(),
             loaded: Instant::now(),
             life,

@@ -25,7 +25,8 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
 use hyper_util::client::legacy::Client as Pool;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
+use tokio::time::Instant;
 
 use self::connect::Dialer;
 use crate::error::{Kind, Result};
@@ -34,6 +35,8 @@ pub use proxy::Proxies;
 
 /// An idle connection is closed after this time: load balancers and NAT gateways drop them silently after 60 s or more.
 const POOL_IDLE: Duration = Duration::from_secs(50);
+/// Idle connections are dropped at most this often: many requests notice the same silence.
+const FORGET_EVERY: Duration = Duration::from_secs(5);
 /// Time for a connection to a metadata service on this machine or its host; where there is none, packets may vanish.
 const METADATA_CONNECT: Duration = Duration::from_secs(1);
 
@@ -55,12 +58,13 @@ impl StdError for Unreachable {}
 /// Connections to AWS; clones share them.
 #[derive(Clone)]
 pub struct Http {
-    shared: Arc<Shared>,
+    connections: Arc<Connections>,
 }
 
-struct Shared {
+struct Connections {
     dialer: Dialer,
     pool: RwLock<Pool<Dialer, SdkBody>>,
+    forgotten: Mutex<Option<Instant>>,
 }
 
 impl fmt::Debug for Http {
@@ -92,15 +96,24 @@ impl Http {
     fn with(dialer: Dialer) -> Self {
         let pool = RwLock::new(pool(&dialer));
         Self {
-            shared: Arc::new(Shared { dialer, pool }),
+            connections: Arc::new(Connections {
+                dialer,
+                pool,
+                forgotten: Mutex::default(),
+            }),
         }
     }
 
     /// Closes the idle connections. After one connection was silent the others are suspect too: a firewall that forgot
-    /// one forgot them all, and each would cost a time-out.
+    /// one forgot them all, and each would cost a time-out. Requests under way keep theirs.
     pub fn forget_idle(&self) {
-        let fresh = pool(&self.shared.dialer);
-        *self.shared.pool.write() = fresh;
+        let mut forgotten = self.connections.forgotten.lock();
+        if forgotten.is_some_and(|at| at.elapsed() < FORGET_EVERY) {
+            return;
+        }
+        *forgotten = Some(Instant::now());
+        let fresh = pool(&self.connections.dialer);
+        *self.connections.pool.write() = fresh;
     }
 
     /// The client as the SDK takes it.
@@ -119,12 +132,12 @@ impl Http {
         let mut request = request
             .try_into_http1x()
             .map_err(|error| ConnectorError::user(error.into()))?;
-        if let Some(value) = self.shared.dialer.plain_proxy_auth(request.uri()) {
+        if let Some(value) = self.connections.dialer.plain_proxy_auth(request.uri()) {
             let name = hyper::header::PROXY_AUTHORIZATION;
             request.headers_mut().insert(name, value);
         }
         // The lock is not held while the request is under way.
-        let pool = self.shared.pool.read().clone();
+        let pool = self.connections.pool.read().clone();
         let reply = pool
             .request(request)
             .await

@@ -160,7 +160,7 @@ pub(super) fn catalog(
 #[cfg(feature = "ec2")]
 pub(super) fn descriptions(aws: &Aws) -> Result<Option<Arc<dyn Descriptions>>> {
     let config = aws.service(Service::Ec2)?;
-    Ok(Some(Arc::new(crate::ec2::Ec2::new(&config.sdk))))
+    Ok(Some(Arc::new(crate::ec2::Ec2::new(&config))))
 }
 
 /// Nothing: EC2 is not built in.

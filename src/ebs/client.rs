@@ -42,9 +42,6 @@ const HEADERS_TIMEOUT: Duration = Duration::from_secs(12);
 /// The pause after a first failure; it doubles up to the longest, and a random part of it is waited.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// How often a call may have its credentials refused: by old ones that many calls still use while others are loaded, by the
-/// loaded ones, and by those of a rotation meanwhile.
-const MAX_REFUSALS: u32 = 3;
 /// Notices that are kept for a report.
 const MOST_NOTICES: usize = 100;
 /// One line in this time says what is waited for, however many blocks wait.
@@ -271,7 +268,7 @@ impl Client {
             // Others are loaded, and the call goes on with them; when these are refused as well, that is final.
             Ok(Err(ErrorClass::Refused(error))) => {
                 waits.refusals += 1;
-                if waits.refusals > MAX_REFUSALS || !self.credentials.refused(used) {
+                if waits.refusals > Credentials::MAX_REFUSALS || !self.credentials.refused(used) {
                     return Err(Failure::Final(error));
                 }
                 error

@@ -19,7 +19,7 @@ use http_body_util::{BodyExt, Limited};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
-use crate::aws::{ErrorClass, classify};
+use crate::aws::{Credentials, ErrorClass, Http, classify};
 use crate::error::{Error, Kind};
 
 /// The most bytes of a reply. 1,000 snapshots with 50 tags of the longest ASCII keys and values each are some 24 MiB.
@@ -42,6 +42,15 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 const THROTTLE_PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 /// One line in this time says what is waited for.
 const LOG_EVERY: Duration = Duration::from_secs(5);
+
+/// What calls share with the other services.
+#[derive(Clone, Debug)]
+pub(super) struct Access {
+    /// Loaded again when EC2 refuses them.
+    pub(super) credentials: Credentials,
+    /// Its idle connections are dropped when one is silent.
+    pub(super) http: Http,
+}
 
 /// What the attempts of one call have in common.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +79,7 @@ impl From<CallRefusal> for Error {
 
 /// Makes a call until it succeeds, fails for good or its time is over. `waiting` learns of each failure that is waited out.
 pub(super) async fn call<T, E, F>(
+    access: &Access,
     name: CallName<'_>,
     waiting: &(dyn Fn(&Error) + Send + Sync),
     send: impl Fn(ReplyWatch) -> F,
@@ -82,6 +92,7 @@ where
     loop {
         let watch = ReplyWatch::default();
         let limit = waits.silence();
+        let used = access.credentials.generation();
         let (class, code, message) = match watched(&watch, limit, send(watch.clone())).await {
             Some(Ok(answer)) => return Ok(answer),
             Some(Err(error)) => {
@@ -91,6 +102,7 @@ where
                 (classify(error, name.action, name.target), code, message)
             }
             None => {
+                access.http.forget_idle();
                 let what = format!("{} {}: no answer in {limit:?}", name.action, name.target);
                 let error = Error::new(Kind::Unavailable, what);
                 (ErrorClass::Retry(error), String::new(), String::new())
@@ -98,6 +110,10 @@ where
         };
         let pause = match (&class, &waits) {
             (ErrorClass::Retry(error), _) => waits.pause_after(error.kind(), Instant::now()),
+            (ErrorClass::Refused(_), _) if waits.refusals < Credentials::MAX_REFUSALS => {
+                waits.refusals += 1;
+                access.credentials.refused(used).then_some(Duration::ZERO)
+            }
             // The client has learned the service's time from this reply.
             (ErrorClass::Skewed(_), CallAttempts { skewed: false, .. }) => {
                 waits.skewed = true;
@@ -154,6 +170,8 @@ struct CallAttempts {
     in_row: u32,
     kind: Option<(Kind, Instant)>,
     skewed: bool,
+    /// How often the credentials were refused.
+    refusals: u32,
     logged: Option<Instant>,
 }
 
@@ -166,6 +184,7 @@ impl CallAttempts {
             in_row: 0,
             kind: None,
             skewed: false,
+            refusals: 0,
             logged: None,
         }
     }

@@ -65,7 +65,7 @@ impl Dialer {
         self.proxies.proxy(uri)?.auth
     }
 
-    async fn connect(self, uri: Uri) -> Result<Stream, BoxError> {
+    async fn connect(self, uri: Uri) -> Result<PooledStream, BoxError> {
         let is_tls = uri.scheme_str() == Some("https");
         let target = HostPort::of(&uri)?;
         let Some(proxy) = self.proxies.proxy(&uri) else {
@@ -74,7 +74,7 @@ impl Dialer {
                 true => self.tls(stream, &target).await?,
                 false => stream,
             };
-            return Ok(Stream::new(stream, false));
+            return Ok(PooledStream::new(stream, false));
         };
         let through = |error: BoxError| -> BoxError {
             match error.downcast::<Unreachable>() {
@@ -88,12 +88,12 @@ impl Dialer {
             stream = self.tls(stream, &place).await.map_err(through)?;
         }
         if !is_tls {
-            return Ok(Stream::new(stream, true));
+            return Ok(PooledStream::new(stream, true));
         }
         let asked = timeout(HANDSHAKE_TIMEOUT, tunnel(&mut stream, &target, &proxy)).await;
         let asked = asked.unwrap_or_else(|_| Err("no answer to CONNECT".into()));
         asked.map_err(through)?;
-        Ok(Stream::new(self.tls(stream, &target).await?, false))
+        Ok(PooledStream::new(self.tls(stream, &target).await?, false))
     }
 
     /// A TCP connection to the first address that answers.
@@ -269,9 +269,9 @@ fn proxy_refusal(
 }
 
 impl tower_service::Service<Uri> for Dialer {
-    type Response = Stream;
+    type Response = PooledStream;
     type Error = BoxError;
-    type Future = BoxFuture<'static, Result<Stream, BoxError>>;
+    type Future = BoxFuture<'static, Result<PooledStream, BoxError>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         Poll::Ready(Ok(()))
@@ -283,26 +283,26 @@ impl tower_service::Service<Uri> for Dialer {
 }
 
 /// A connection as the pool takes it.
-pub(super) struct Stream {
+pub(super) struct PooledStream {
     io: TokioIo<BoxIo>,
     /// Whether requests must name the whole URL: those to a proxy over plain HTTP.
     is_proxied: bool,
 }
 
-impl Stream {
+impl PooledStream {
     fn new(io: BoxIo, is_proxied: bool) -> Self {
         let io = TokioIo::new(io);
         Self { io, is_proxied }
     }
 }
 
-impl Connection for Stream {
+impl Connection for PooledStream {
     fn connected(&self) -> Connected {
         Connected::new().proxy(self.is_proxied)
     }
 }
 
-impl Read for Stream {
+impl Read for PooledStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -312,7 +312,7 @@ impl Read for Stream {
     }
 }
 
-impl Write for Stream {
+impl Write for PooledStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -102,7 +102,9 @@ fn is_http_proxy(value: &str) -> bool {
     };
     let host = uri.host().is_some_and(|host| !host.is_empty());
     // `port_u16` hides a port that is out of range.
-    let authority = uri.authority().map(|a| a.as_str()).unwrap_or_default();
+    let authority = uri
+        .authority()
+        .map_or("", hyper::http::uri::Authority::as_str);
     host && super::super::endpoints::has_valid_port(authority)
 }
 

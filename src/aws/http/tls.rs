@@ -138,3 +138,6 @@ fn bundled(file: &Path) -> Result<RootCertStore> {
     }
     Ok(roots)
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,7 +25,7 @@ struct Account {
 
 #[cfg(feature = "ec2")]
 fn described_by(service: &ServiceConfig) -> Option<Arc<dyn Descriptions>> {
-    Some(Arc::new(crate::ec2::Ec2::new(&service.sdk)))
+    Some(Arc::new(crate::ec2::Ec2::new(service)))
 }
 
 #[cfg(not(feature = "ec2"))]

@@ -1,0 +1,117 @@
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd,
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::{PrivateKeyDer, ServerName};
+
+use super::*;
+
+/// An authority, as its certificate and what signs with it.
+struct Authority {
+    certificate: Certificate,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new(name: &str) -> Self {
+        let mut params = CertificateParams::new([]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        let issuer = Issuer::new(params, key);
+        Self {
+            certificate,
+            issuer,
+        }
+    }
+
+    /// A server's certificate for these names, changed as a test wants it.
+    fn sign(&self, names: &[&str], change: impl Fn(&mut CertificateParams)) -> (Vec<u8>, KeyPair) {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (certificate.der().to_vec(), key)
+    }
+}
+
+/// What a client that trusts `bundle` says of a server with this certificate; empty when it accepts it.
+async fn verdict(trust: &Trust, (certificate, key): (Vec<u8>, KeyPair)) -> String {
+    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.into()], key)
+        .unwrap();
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let server = TlsAcceptor::from(Arc::new(config)).accept(far);
+    let name = ServerName::try_from("ebs.example").unwrap();
+    let client = trust.connector.connect(name, near);
+    let (_, shaken) = tokio::join!(server, client);
+    match shaken {
+        Ok(_) => String::new(),
+        Err(error) => {
+            let refusal = trust.refusal("ebs.example:443", &error);
+            refusal.map_or_else(|| format!("not final: {error}"), |refusal| refusal.reason)
+        }
+    }
+}
+
+fn trusting(authority: &Authority, folder: &Path) -> Trust {
+    let file = folder.join("ca.pem");
+    std::fs::write(&file, authority.certificate.pem()).unwrap();
+    Trust::new(Some(&file)).unwrap()
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_certificate_is_said_and_final() {
+    let folder = tempfile::tempdir().unwrap();
+    let (known, other) = (Authority::new("known"), Authority::new("other"));
+    let trust = trusting(&known, folder.path());
+    let good = known.sign(&["ebs.example"], |_| {});
+    assert_eq!(verdict(&trust, good).await, "");
+    let past = |params: &mut CertificateParams| {
+        params.not_before = date_time_ymd(2019, 1, 1);
+        params.not_after = date_time_ymd(2020, 2, 3);
+    };
+    let future = |params: &mut CertificateParams| {
+        params.not_before = date_time_ymd(2099, 1, 1);
+        params.not_after = date_time_ymd(2100, 1, 1);
+    };
+    let authority = |params: &mut CertificateParams| {
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    };
+    let plain = |_: &mut CertificateParams| {};
+    for (certificate, words) in [
+        (known.sign(&["ebs.example"], past), "expired on 2020-02-03"),
+        (
+            known.sign(&["ebs.example"], future),
+            "not valid before 2099-01-01",
+        ),
+        (known.sign(&["ebs.example"], authority), "CA:TRUE"),
+        (known.sign(&[], plain), "no subjectAltName"),
+        (
+            known.sign(&["s3.example"], plain),
+            "other names (DnsName(\"s3.example\"))",
+        ),
+        (other.sign(&["ebs.example"], plain), "not among those of"),
+    ] {
+        let said = verdict(&trust, certificate).await;
+        assert!(said.contains(words), "{words}: {said}");
+        assert!(said.contains("ebs.example:443"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_system_without_authorities_is_said_to_be_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let known = Authority::new("known");
+    let mut trust = trusting(&Authority::new("other"), folder.path());
+    trust.is_empty = true;
+    let said = verdict(&trust, known.sign(&["ebs.example"], |_| {})).await;
+    assert!(said.contains("no CA certificates are installed"), "{said}");
+}
