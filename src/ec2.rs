@@ -22,7 +22,7 @@ use crate::snapshot::{
     Descriptions, ListingProgress, ListingReport, Selector, Snapshot, SnapshotId, State,
 };
 
-use call::{Access, CallName, CallRefusal, call};
+use call::{Ec2Access, CallName, CallRefusal, call};
 use ids::describe_known;
 use pages::{DescribedPage, PageFailure, list_pages};
 
@@ -39,7 +39,7 @@ const ACTION: &str = "ec2:DescribeSnapshots";
 #[derive(Debug)]
 pub struct Ec2 {
     sdk: aws_sdk_ec2::Client,
-    access: Access,
+    access: Ec2Access,
 }
 
 impl Ec2 {
@@ -58,7 +58,7 @@ impl Ec2 {
             .build();
         Self {
             sdk: aws_sdk_ec2::Client::from_conf(config),
-            access: Access {
+            access: Ec2Access {
                 credentials: service.credentials.clone(),
                 http: service.http.clone(),
             },

@@ -113,7 +113,8 @@ fn a_pair_of_sixty_four_tib_is_listed_and_shown_whole_in_bounded_memory() {
     assert!((1_300_000..1_400_000).contains(&changed), "{changed}");
     let listings = emulator.count("ListChangedBlocks");
     let least = changed.div_ceil(10_000);
-    assert!((least..=least + 8).contains(&listings), "{listings}");
+    // Ranges overlap by a page each, and the last one proves the end.
+    assert!((least..=least + 9).contains(&listings), "{listings}");
 
     // From end to end, by the tokens of that listing or, where they were dropped, by it once more.
     emulator.reset();

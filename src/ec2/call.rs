@@ -45,7 +45,7 @@ const LOG_EVERY: Duration = Duration::from_secs(5);
 
 /// What calls share with the other services.
 #[derive(Clone, Debug)]
-pub(super) struct Access {
+pub(super) struct Ec2Access {
     /// Loaded again when EC2 refuses them.
     pub(super) credentials: Credentials,
     /// Its idle connections are dropped when one is silent.
@@ -79,7 +79,7 @@ impl From<CallRefusal> for Error {
 
 /// Makes a call until it succeeds, fails for good or its time is over. `waiting` learns of each failure that is waited out.
 pub(super) async fn call<T, E, F>(
-    access: &Access,
+    access: &Ec2Access,
     name: CallName<'_>,
     waiting: &(dyn Fn(&Error) + Send + Sync),
     send: impl Fn(ReplyWatch) -> F,

@@ -103,7 +103,7 @@ fn date(secs: u64) -> String {
     // The end of year 9999, the last that can be written.
     let secs = secs.min(253_402_300_799);
     let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(secs);
-    humantime::format_rfc3339_seconds(time).to_string()
+    crate::time::rfc3339_seconds(time)
 }
 
 /// The authorities of the system, or of SSL_CERT_FILE and SSL_CERT_DIR; what is no certificate is left out.

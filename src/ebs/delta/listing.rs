@@ -134,6 +134,13 @@ impl DeltaListing {
                     let what = "two listings of it differ, and EC2 states another count of blocks";
                     return Err(self.pair.corrupt(what));
                 }
+                // No number of EC2's is so wrong, but a broken service answers so.
+                (Some(stated), Some(_)) if counted != stated && state.listed.is_empty() => {
+                    let what = format!(
+                        "no changed block is listed, EC2 states a difference of {stated} (FullSnapshotSizeInBytes)"
+                    );
+                    return Err(self.pair.corrupt(&what));
+                }
                 (Some(stated), Some(_)) if counted != stated => {
                     self.pair.client.notice(format!(
                         "{}: two listings agree on {gained} blocks gained and {lost} lost, EC2 states a difference of {stated} \
@@ -353,6 +360,10 @@ impl ListingState {
 }
 
 impl Listed {
+    fn is_empty(&self) -> bool {
+        self.delta.write().is_empty() && self.delta.zero().is_empty()
+    }
+
     fn is_same(&self, other: &Self) -> bool {
         (self.gained, self.lost) == (other.gained, other.lost)
             && self.delta.runs().eq(other.delta.runs())

@@ -317,8 +317,10 @@ impl BlockMap {
                 let mut state = self.state.lock();
                 state.presence.counted_again(page.end, page.more)
             };
-            if let Some(what) = agreed {
-                self.client.notice(format!("{}: {what}", self.snapshot));
+            match agreed {
+                Ok(None) => {}
+                Ok(Some(what)) => self.client.notice(format!("{}: {what}", self.snapshot)),
+                Err(what) => return Err(self.poison(&what)),
             }
         }
     }

@@ -168,18 +168,26 @@ impl Presence {
         self.recount
     }
 
-    /// The second count has come to `end` without a contradiction. What to report when it is complete.
-    pub(super) fn counted_again(&mut self, end: u32, more: bool) -> Option<String> {
+    /// The second count has come to `end` without a contradiction. What to report when it is complete; an error where both
+    /// listings are empty: no number of EC2's is so wrong, but a broken service answers so.
+    pub(super) fn counted_again(&mut self, end: u32, more: bool) -> Result<Option<String>, String> {
         if more {
             self.recount = Some(BlockIndex(end));
-            return None;
+            return Ok(None);
         }
-        self.recount = None;
-        let expected = self.expected.take()?;
+        let Some(expected) = self.expected else {
+            return Ok(None);
+        };
         let held = self.held.len();
-        Some(format!(
+        if held == 0 {
+            return Err(format!(
+                "no block is listed, EC2 states {expected} (FullSnapshotSizeInBytes)"
+            ));
+        }
+        (self.recount, self.expected) = (None, None);
+        Ok(Some(format!(
             "two listings agree on {held} blocks, EC2 states {expected} (FullSnapshotSizeInBytes): going by the listings"
-        ))
+        )))
     }
 
     /// The nearest block a little before `index` whose presence is known.
@@ -282,10 +290,10 @@ mod tests {
         assert_eq!(next, NextExtent::UnknownFrom(from));
         // The same blocks in other pages: EC2's number does not hold.
         assert_eq!(add(&mut presence, span(0, 1501), &[7, 1500]), Ok(None));
-        assert_eq!(presence.counted_again(1501, true), None);
+        assert_eq!(presence.counted_again(1501, true), Ok(None));
         assert_eq!(presence.recount(), Some(BlockIndex(1501)));
         assert_eq!(add(&mut presence, span(1501, 2048), &[]), Ok(None));
-        let agreed = presence.counted_again(2048, false).unwrap();
+        let agreed = presence.counted_again(2048, false).unwrap().unwrap();
         assert!(agreed.contains("agree on 2 blocks"), "{agreed}");
         assert_eq!(presence.is_hole(BlockIndex(8)), Some(true));
         assert_eq!(add(&mut presence, span(0, 2048), &[7, 1500]), Ok(None));
@@ -300,6 +308,17 @@ mod tests {
         assert!(found.unwrap_err().contains("block 9 was a hole"));
         let lost = add(&mut presence, span(0, 2048), &[7]);
         assert!(lost.unwrap_err().contains("1 blocks between 0 and 2048"));
+    }
+
+    #[test]
+    fn two_empty_listings_of_a_snapshot_that_holds_blocks_are_an_error() {
+        let mut presence = presence(3);
+        let short = add(&mut presence, span(0, 2048), &[]).unwrap();
+        assert!(matches!(short, Some(CountNotice::Short(_))));
+        assert_eq!(add(&mut presence, span(0, 2048), &[]), Ok(None));
+        let empty = presence.counted_again(2048, false).unwrap_err();
+        assert!(empty.contains("EC2 states 3"), "{empty}");
+        assert_eq!(presence.is_hole(BlockIndex(8)), None);
     }
 
     #[test]
