@@ -75,6 +75,8 @@ class Emulator:
         self.process = subprocess.Popen(args, stdout=subprocess.PIPE, text=True)
         line = self.process.stdout.readline().removeprefix("export ")
         self.env = dict(os.environ, **{k: v.strip("'") for k, v in (word.split("=", 1) for word in line.split())})
+        for name in self.process.stdout.readline().removeprefix("unset ").split():
+            self.env.pop(name, None)
         self.url = self.env["AWS_ENDPOINT_URL"]
 
     def ask(self, path, post=False):
