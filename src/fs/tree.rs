@@ -347,19 +347,7 @@ impl Tree {
             }
             _ => return Ok(Vec::new()),
         };
-        let told = subject.head.told.lock();
-        let start = told
-            .start_time
-            .map(|time| humantime::format_rfc3339_millis(time).to_string());
-        let all = [
-            ("user.ebs.snapshot_id", Some(told.id.to_string())),
-            ("user.ebs.volume_id", told.volume_id.clone()),
-            ("user.ebs.start_time", start),
-            (
-                "user.ebs.encrypted",
-                told.encrypted.map(|yes| yes.to_string()),
-            ),
-        ];
+        let all = subject.head.told.lock().attributes();
         Ok(all
             .into_iter()
             .filter_map(|(name, value)| Some((name, value?)))
