@@ -249,6 +249,20 @@ impl Snapshot {
         }
     }
 
+    /// The extended attributes of its image: `user.ebs.*`. Those that are not known have no value.
+    pub(crate) fn attributes(&self) -> [(&'static str, Option<String>); 4] {
+        let start = self.start_time.map(crate::time::rfc3339_millis);
+        [
+            ("user.ebs.snapshot_id", Some(self.id.to_string())),
+            ("user.ebs.volume_id", self.volume_id.clone()),
+            ("user.ebs.start_time", start),
+            (
+                "user.ebs.encrypted",
+                self.encrypted.map(|yes| yes.to_string()),
+            ),
+        ]
+    }
+
     /// Blocks that are zero because its own source was damaged, as its tag tells; a tag without a number is of one at least.
     pub(crate) fn damaged_blocks(&self) -> u64 {
         let tag = self.tags.get(DAMAGED_TAG);

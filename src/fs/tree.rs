@@ -362,17 +362,7 @@ impl Tree {
             }
             _ => return Ok(Vec::new()),
         };
-        let known = self.known(&subject.head);
-        let start = known.start_time.map(crate::time::rfc3339_millis);
-        let all = [
-            ("user.ebs.snapshot_id", Some(known.id.to_string())),
-            ("user.ebs.volume_id", known.volume_id.clone()),
-            ("user.ebs.start_time", start),
-            (
-                "user.ebs.encrypted",
-                known.encrypted.map(|yes| yes.to_string()),
-            ),
-        ];
+        let all = self.known(&subject.head).attributes();
         Ok(all
             .into_iter()
             .filter_map(|(name, value)| Some((name, value?)))

@@ -23,7 +23,7 @@ use crate::target::{
     Ask, Base, Existence, Facts, Left, LockPath, Mark, Opened, Opening, Replica, SinkBody,
     SinkState, StatePaths, Target, TargetKind,
 };
-use sink::{ImageSink, Replaced};
+use sink::{ImageSink, NO_ATTRIBUTES, Replaced, set_attributes};
 
 /// Filesystems that clone by reference: btrfs, XFS (by default since 2018), bcachefs (linux/magic.h).
 const BY_REFERENCE: [i64; 3] = [0x9123_683e, 0x5846_5342, 0xca45_1a4e];
@@ -32,6 +32,9 @@ const BY_REFERENCE: [i64; 3] = [0x9123_683e, 0x5846_5342, 0xca45_1a4e];
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct ImageState {
     mark: FileMark,
+    /// Nanoseconds since 1970 of the time that the image gets when it is published, if it gets one.
+    #[serde(default)]
+    time_ns: Option<i64>,
 }
 
 impl SinkBody for ImageState {
@@ -142,7 +145,7 @@ impl ImageTarget {
 
     /// What an unfinished run has left.
     fn left(&self, state: &SinkState, now: Option<&Mark>) -> Result<Left> {
-        let Ok(ImageState { mark }) = state.open() else {
+        let Ok(ImageState { mark, .. }) = state.open() else {
             return Ok(Left::Gone);
         };
         let against = |now: &FileMark| match (now == &mark, now.inode == mark.inode) {
@@ -166,12 +169,12 @@ impl ImageTarget {
         Ok(against(&FileMark::of(&file).map_err(failed)?))
     }
 
-    /// Whether the part has become the image. Rename and mode have changed its mark.
+    /// Whether the part has become the image. Rename, mode, attributes and time have changed its mark.
     fn is_published(&self, state: &SinkState, now: Option<&Mark>) -> bool {
-        let (Ok(ImageState { mark }), Some(Mark::Image(now))) = (state.open(), now) else {
+        let (Ok(state), Some(Mark::Image(now))) = (state.open(), now) else {
             return false;
         };
-        !self.is_in_place && is_renamed(&mark, now) && !self.part().exists()
+        !self.is_in_place && is_renamed(&state, now) && !self.part().exists()
     }
 
     /// Creates a new part and replaces an old one. For a delta it is a clone of the image.
@@ -199,7 +202,11 @@ impl ImageTarget {
                 return Err(error);
             }
         }
-        let sink = ImageSink::new(self.raw(&part, &file, geometry)?, Some(self.replaced()?));
+        let sink = ImageSink::new(
+            self.raw(&part, &file, geometry)?,
+            Some(self.replaced()?),
+            opening.source,
+        );
         (opening.name)(&sink.state()?)?;
         Ok(sink)
     }
@@ -292,6 +299,7 @@ impl ImageTarget {
         let sink = ImageSink::new(
             self.raw(&part, &Arc::new(file), geometry)?,
             Some(self.replaced()?),
+            opening.source,
         );
         (opening.name)(&sink.state()?)?;
         Ok(sink)
@@ -313,8 +321,12 @@ impl ImageTarget {
         }
         let len = file.metadata().map_err(failed)?.len();
         let file = Arc::new(file);
-        let sink = ImageSink::new(self.raw(&self.path, &file, geometry)?, None);
+        let sink = ImageSink::new(self.raw(&self.path, &file, geometry)?, None, opening.source);
         (opening.name)(&sink.state()?)?;
+        if self.is_in_place {
+            // What is between two snapshots is neither.
+            set_attributes(&file, &NO_ATTRIBUTES);
+        }
         if len < geometry.size() {
             file.set_len(geometry.size()).map_err(failed)?;
         }
@@ -406,11 +418,17 @@ impl Target for ImageTarget {
     }
 }
 
-/// Whether a file is the one of this mark after a rename and a change of its mode: its number alone may be another file's by now.
-fn is_renamed(then: &FileMark, now: &FileMark) -> bool {
+/// Whether a file is the one of this state after it was published: its number alone may be another file's by now.
+fn is_renamed(then: &ImageState, now: &FileMark) -> bool {
+    let is_its_time = |time: i64| time == now.modified_ns;
+    let modified_ns = match then.time_ns.is_some_and(is_its_time) {
+        true => now.modified_ns,
+        false => then.mark.modified_ns,
+    };
     let then = FileMark {
         changed_ns: now.changed_ns,
-        ..then.clone()
+        modified_ns,
+        ..then.mark.clone()
     };
     then == *now
 }

@@ -143,3 +143,50 @@ fn a_volume_smaller_than_its_target_is_verified_and_its_digest_is_its_own() {
         sum.split_whitespace().next()
     );
 }
+
+/// Time of the last write, and the extended attributes by name and value.
+fn about(path: &Path) -> String {
+    let script = "import os, sys; p = sys.argv[1]; print(os.stat(p).st_mtime_ns, \
+                  sorted((n, os.getxattr(p, n)) for n in os.listxattr(p) if n.startswith('user.ebs.')))";
+    run(Command::new("python3").args(["-c", script, text(path)]))
+}
+
+#[test]
+fn an_image_has_the_time_and_the_attributes_of_the_snapshot_as_a_mount_shows_them() {
+    let chain = Chain::new();
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image.raw");
+    let ids = &chain.snapshots;
+    let mount = chain.emulator.mount(&[]);
+    let shown = |number: usize| about(&mount.disk(&ids[number]));
+    let sync = |args: &[&str]| run(&mut sync(&chain.emulator, args));
+    sync(&[&ids[0], text(&image)]);
+    assert!(shown(0).contains("user.ebs.volume_id"), "{}", shown(0));
+    assert_eq!(about(&image), shown(0));
+    // The mark is taken after that: it still proves what the image holds.
+    chain.emulator.reset();
+    sync(&[&ids[0], text(&image)]);
+    sync(&[&ids[1], text(&image), "--base", "auto"]);
+    assert_eq!(about(&image), shown(1));
+    sync(&[&ids[2], text(&image), "--base", "auto", "--in-place"]);
+    assert_eq!(about(&image), shown(2));
+    let status = run(&mut super::sync(
+        &chain.emulator,
+        &["--status", text(&image)],
+    ));
+    assert_eq!(status, format!("holds {}\n", ids[2]));
+    assert_same(&image, &chain.image(2));
+    // A copy of an image is of no snapshot.
+    let copy = folder.path().join("copy.raw");
+    sync(&[text(&image), text(&copy)]);
+    assert!(about(&copy).ends_with(" []\n"), "{}", about(&copy));
+    let args = [
+        text(&copy),
+        text(&image),
+        "--in-place",
+        "--overwrite",
+        text(&image),
+    ];
+    sync(&args);
+    assert!(about(&image).ends_with(" []\n"), "{}", about(&image));
+}

@@ -4,21 +4,25 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use rustix::fs::XattrFlags;
 use tokio::time::sleep;
+use tracing::debug;
 
 use super::super::raw::Raw;
 use super::ImageState;
 use crate::block::{BlockIndex, BlockSet, Digest, Extent};
 use crate::error::{Error, Result};
 use crate::files::{FileMark, refuse_special, sync_folder};
+use crate::snapshot::Snapshot;
 use crate::source::{BlockSource, DiskSource};
-use crate::target::{Mark, Published, Sink, SinkState, Written};
+use crate::target::{Mark, Published, Sink, SinkState, SourceInfo, Written};
 use crate::targets::TWO_TICKS;
 
 /// An image being written.
@@ -26,6 +30,39 @@ pub(super) struct ImageSink {
     raw: Raw,
     /// What the part becomes; none in place.
     image: Option<Replaced>,
+    /// The extended attributes that it gets.
+    attributes: Attributes,
+    /// The time of the last write that it gets: the snapshot's.
+    time: Option<SystemTime>,
+}
+
+/// Extended attributes by name. Those without a value are removed.
+pub(super) type Attributes = [(&'static str, Option<String>); 4];
+
+/// The attributes of an image of no snapshot.
+pub(super) const NO_ATTRIBUTES: Attributes = [
+    ("user.ebs.snapshot_id", None),
+    ("user.ebs.volume_id", None),
+    ("user.ebs.start_time", None),
+    ("user.ebs.encrypted", None),
+];
+
+/// Sets extended attributes where the filesystem can: nothing depends on them.
+pub(super) fn set_attributes(file: &File, attributes: &Attributes) {
+    for (name, value) in attributes {
+        let set = match value {
+            Some(value) => {
+                rustix::fs::fsetxattr(file, *name, value.as_bytes(), XattrFlags::empty())
+            }
+            None => match rustix::fs::fremovexattr(file, *name) {
+                Err(rustix::io::Errno::NODATA) => Ok(()),
+                removed => removed,
+            },
+        };
+        if let Err(error) = set {
+            debug!("cannot set {name}: {error}");
+        }
+    }
 }
 
 /// The image that a part becomes, and what is in its place.
@@ -82,8 +119,14 @@ impl std::fmt::Debug for ImageSink {
 }
 
 impl ImageSink {
-    pub(super) fn new(raw: Raw, image: Option<Replaced>) -> Self {
-        Self { raw, image }
+    pub(super) fn new(raw: Raw, image: Option<Replaced>, source: &SourceInfo) -> Self {
+        let snapshot = source.snapshot.as_ref();
+        Self {
+            raw,
+            image,
+            attributes: snapshot.map_or(NO_ATTRIBUTES, Snapshot::attributes),
+            time: source.time(),
+        }
     }
 
     /// What tells the file from others, and whether it is written from now on.
@@ -91,7 +134,13 @@ impl ImageSink {
         let path = self.raw.path();
         let mark = std::fs::metadata(path).map(|metadata| FileMark::from(&metadata));
         let mark = mark.map_err(|error| Error::of_file(path, "cannot look at", error))?;
-        Ok(SinkState::of(&ImageState { mark }))
+        let time = self
+            .time
+            .and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        Ok(SinkState::of(&ImageState {
+            mark,
+            time_ns: time.and_then(|time| i64::try_from(time.as_nanos()).ok()),
+        }))
     }
 
     /// Where the image is once it is published.
@@ -103,9 +152,16 @@ impl ImageSink {
 
     async fn publish(&self) -> Result<Published> {
         let size = self.raw.geometry().size();
+        let (attributes, time) = (self.attributes.clone(), self.time);
         self.raw
             .with("cannot finish", move |file| {
                 cut_to(file, size)?;
+                set_attributes(file, &attributes);
+                if let Some(time) = time
+                    && let Err(error) = file.set_modified(time)
+                {
+                    debug!("cannot set the time of the image: {error}");
+                }
                 file.sync_all()
             })
             .await?;
