@@ -15,6 +15,8 @@ mod support;
 
 mod changes;
 mod commands;
+#[cfg(feature = "ec2")]
+mod contract;
 mod counts;
 #[cfg(feature = "ec2")]
 mod ebs_target;
