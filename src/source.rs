@@ -38,7 +38,7 @@ pub trait BlockSource: Send + Sync {
     /// Why it cannot be told now.
     fn next_extent(&self, from: BlockIndex) -> BoxFuture<'_, Result<Option<Extent>>>;
 
-    /// Whether the block is known, without any I/O or waiting, to read as zeroes.
+    /// Whether the block is known, without any I/O or waiting, to read as zeroes; never of one beyond the geometry.
     fn is_known_zero(&self, index: BlockIndex) -> bool;
 
     /// The same for a reader to come: it gives way to those who wait until `wanted` says that one has come.

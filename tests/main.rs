@@ -17,6 +17,8 @@ mod support;
 mod aws;
 mod changes;
 mod commands;
+#[cfg(feature = "ec2")]
+mod contract;
 mod counts;
 #[cfg(feature = "ec2")]
 mod ebs_target;

@@ -164,8 +164,9 @@ impl BlockSource for RepositorySource {
 
     fn is_known_zero(&self, index: BlockIndex) -> bool {
         let (number, within) = place_of(index);
+        let is_beyond = index.0 >= self.geometry().block_count();
         match self.root.segment(number) {
-            _ if self.damaged.contains(index) => false,
+            _ if is_beyond || self.damaged.contains(index) => false,
             None => true,
             Some(of) => {
                 let segment = self.segments.at_hand(&of.name);
