@@ -126,7 +126,7 @@ impl Client {
     }
 
     /// A connection fell silent: the idle ones beside it may be dead as well.
-    fn silent(&self) {
+    pub(super) fn silent(&self) {
         self.limiter.unanswered();
         self.http.forget_idle();
     }

@@ -141,7 +141,8 @@ impl Client {
         let once = || async {
             let _place = self.limiter.list().await.map_err(ErrorClass::Permanent)?;
             self.lists.fetch_add(1, Ordering::Relaxed);
-            let reply = call.within(HEADERS_TIMEOUT, send()).await?;
+            let reply = call.within(HEADERS_TIMEOUT, send()).await;
+            let reply = reply.inspect_err(|_| self.http.forget_idle())?;
             let reply = reply.map_err(|error| classify(error, self.action(call), &call.target));
             let reply = reply.inspect_err(|class| {
                 if class.is_throttle() {

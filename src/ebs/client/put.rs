@@ -162,7 +162,7 @@ impl Client {
                 Ok(())
             };
             let sent = call.within(PUT_TIMEOUT, send).await;
-            let sent = sent.inspect_err(|_| self.limiter.unanswered())?;
+            let sent = sent.inspect_err(|_| self.silent())?;
             sent.map_err(|class| {
                 self.note_throttle(&class);
                 later(class, is_young)
@@ -219,7 +219,8 @@ impl Client {
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
         let once = || async {
-            let reply = call.within(HEADERS_TIMEOUT, send()).await?;
+            let reply = call.within(HEADERS_TIMEOUT, send()).await;
+            let reply = reply.inspect_err(|_| self.http.forget_idle())?;
             reply.map_err(|error| later(classify(error, self.action(call), &call.target), is_young))
         };
         let mut waits = Waits::new();
