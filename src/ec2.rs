@@ -22,7 +22,7 @@ use crate::snapshot::{
     Descriptions, ListingProgress, ListingReport, Selector, Snapshot, SnapshotId, State,
 };
 
-use call::{Ec2Access, CallName, CallRefusal, call};
+use call::{CallName, CallRefusal, Ec2Access, call};
 use ids::describe_known;
 use pages::{DescribedPage, PageFailure, list_pages};
 

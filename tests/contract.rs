@@ -6,9 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_config::{BehaviorVersion, Region};
-use aws_credential_types::Credentials;
 use bytesize::ByteSize;
+use ebsfs::aws::ServiceConfig;
 use ebsfs::block::{Block, BlockIndex, BlockSet, Change};
 use ebsfs::cache::{Cache, CachedCatalog};
 use ebsfs::ebs::{Client, EbsCatalog, Limits};
@@ -68,14 +67,10 @@ impl Place {
 
     async fn ebs(&self, with_ec2: bool) -> Arc<EbsCatalog> {
         let (id, secret) = self.emulator.keys();
-        let config = aws_config::defaults(BehaviorVersion::latest())
-            .region(Region::new("us-east-1"))
-            .endpoint_url(self.emulator.url())
-            .credentials_provider(Credentials::new(id, secret, None, None, "test"))
-            .load()
-            .await;
-        let client = Arc::new(Client::new(&config, &Limits::default()));
-        let ec2: Arc<dyn Descriptions> = Arc::new(ebsfs::ec2::Ec2::new(&config));
+        let url = self.emulator.url();
+        let service = ServiceConfig::fixed(&url, "us-east-1", &id, &secret).unwrap();
+        let client = Arc::new(Client::new(&service, &Limits::default()));
+        let ec2: Arc<dyn Descriptions> = Arc::new(ebsfs::ec2::Ec2::new(&service));
         let select = match with_ec2 {
             true => Vec::new(),
             false => self

@@ -320,7 +320,6 @@ fn a_page_with_an_error_status_is_not_read() {
 }
 
 #[test]
-#[ignore = "two listings that agree are believed, with a warning, whatever EC2 counts"]
 fn a_list_that_is_null_does_not_pass_for_a_snapshot_of_holes() {
     always(Damage::NullList, &VERBS);
 }

@@ -38,6 +38,7 @@ impl Secure {
     }
 
     /// Where it listens.
+    #[cfg(feature = "ec2")]
     pub fn url(&self) -> String {
         let mut found = self.environment.iter();
         found

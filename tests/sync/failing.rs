@@ -45,7 +45,7 @@ fn faults_while_syncing_change_nothing_and_a_lost_page_is_no_zeroes() {
     chain
         .emulator
         .set("error_5xx=0&reset=0&truncate=0&corrupt=0&empty_page=0&nulls=0&short_page=0");
-    chain.emulator.set("lost_next=1");
+    chain.emulator.set("null_list=1");
     let other = folder.path().join("other.raw");
     let (code, said) = ends(&mut sync(&chain.emulator, &[&ids[0], text(&other)]));
     assert_eq!(code, 8, "{said}");

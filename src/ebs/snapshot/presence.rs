@@ -148,18 +148,18 @@ impl Presence {
         let stated =
             format!("{held} blocks are listed, EC2 states {expected} (FullSnapshotSizeInBytes)");
         match count(held, unknown, expected) {
-            Count::Unusable => {
+            CountCheck::Unusable => {
                 self.expected = None;
                 let what = format!("{stated}: its number is not usable, going by the listing");
                 Some(CountNotice::Unusable(what))
             }
-            Count::Short if self.recount.is_none() => {
+            CountCheck::Short if self.recount.is_none() => {
                 self.recount = Some(BlockIndex(0));
                 Some(CountNotice::Short(format!(
                     "{stated}: listing it once more"
                 )))
             }
-            Count::Short | Count::Possible => None,
+            CountCheck::Short | CountCheck::Possible => None,
         }
     }
 
@@ -214,7 +214,7 @@ impl Presence {
 
 /// What a count of listed blocks says of the number that EC2 states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Count {
+enum CountCheck {
     /// The blocks that are not listed yet can make up the difference.
     Possible,
     /// It protects nothing: 0 is stated for unknown, or more blocks are listed than stated.
@@ -224,13 +224,13 @@ enum Count {
 }
 
 /// `held` blocks are listed, of `unknown` ones the presence is not known, EC2 states `expected`.
-fn count(held: u64, unknown: u64, expected: u64) -> Count {
+fn count(held: u64, unknown: u64, expected: u64) -> CountCheck {
     if held > expected {
-        Count::Unusable
+        CountCheck::Unusable
     } else if held + unknown < expected {
-        Count::Short
+        CountCheck::Short
     } else {
-        Count::Possible
+        CountCheck::Possible
     }
 }
 
@@ -262,14 +262,14 @@ mod tests {
     #[test]
     fn only_fewer_blocks_than_stated_are_suspicious() {
         for (held, unknown, expected, is) in [
-            (0, 0, 0, Count::Possible),
-            (5, 10, 5, Count::Possible),
-            (5, 10, 15, Count::Possible),
-            (5, 10, 16, Count::Short),
-            (5, 0, 6, Count::Short),
-            (0, 0, 6, Count::Short),
-            (6, 10, 5, Count::Unusable),
-            (1, 10, 0, Count::Unusable),
+            (0, 0, 0, CountCheck::Possible),
+            (5, 10, 5, CountCheck::Possible),
+            (5, 10, 15, CountCheck::Possible),
+            (5, 10, 16, CountCheck::Short),
+            (5, 0, 6, CountCheck::Short),
+            (0, 0, 6, CountCheck::Short),
+            (6, 10, 5, CountCheck::Unusable),
+            (1, 10, 0, CountCheck::Unusable),
         ] {
             let counted = count(held, unknown, expected);
             assert_eq!(counted, is, "{held} {unknown} {expected}");
