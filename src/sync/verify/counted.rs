@@ -62,7 +62,7 @@ pub(crate) async fn written_by_run(
     let geometry = reader.geometry();
     let is_whole = run.digests.is_whole() && run.base.is_whole();
     let is_same = run.digests.geometry() == geometry && run.base.geometry() == geometry;
-    let has_short_end = geometry.size() % u64::from(BLOCK_SIZE) > 0;
+    let has_short_end = !geometry.size().is_multiple_of(u64::from(BLOCK_SIZE));
     let done = run.done.len() * SECTORS;
     let most = done + (run.interval + run.zero_interval) as u64 * SECTORS;
     if !is_whole || !is_same || has_short_end || !(done..=most).contains(&run.kernel_sectors) {
