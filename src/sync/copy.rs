@@ -35,7 +35,7 @@ pub(super) const INTERVAL: usize = 1024;
 /// The longest time between a write and the checkpoint that names it.
 const KEEP_EVERY: Duration = Duration::from_secs(5);
 /// Blocks zeroed between two checkpoints: 1 GiB.
-const ZERO_STEP: u32 = 2048;
+pub(super) const ZERO_STEP: u32 = 2048;
 /// Runs of them at once.
 const ZEROED_AT_ONCE: usize = 16;
 

@@ -7,7 +7,7 @@ use tracing::{debug, info, warn};
 
 use super::Context;
 use super::checkpoint::{Checkpoint, WITHOUT_DIGESTS};
-use super::copy::INTERVAL;
+use super::copy::{INTERVAL, ZERO_STEP};
 use super::digests::Digests;
 use super::files::StateFiles;
 use super::job::SyncJob;
@@ -128,10 +128,9 @@ impl Candidate {
         };
         let task = checkpoint.task();
         let is_its_source = task.source == source.info.name && task.source_mark == source.info.mark;
-        let has_zeroes = !checkpoint.plan().zero().is_empty() || !checkpoint.damaged().is_empty();
         let Some(digests) = checkpoint
             .digests()
-            .filter(|_| is_its_source && checkpoint.began_as_base() && !has_zeroes)
+            .filter(|_| is_its_source && checkpoint.began_as_base())
         else {
             return Ok(());
         };
@@ -142,8 +141,11 @@ impl Candidate {
         let reader = self.target.reader(None, digests.geometry()).await?;
         let run = verify::KilledRun {
             done: checkpoint.done_blocks(),
-            missing: &checkpoint.missing(),
+            writes: &checkpoint.plan().write().without(checkpoint.done_blocks()),
             interval: INTERVAL,
+            zeroes: &checkpoint.plan().zero().without(checkpoint.done_blocks()),
+            zero_interval: ZERO_STEP as usize,
+            counts_zeroes: self.seen.facts.counts_zeroes,
             digests: &digests,
             base: &base,
             kernel_sectors,

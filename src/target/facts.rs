@@ -146,6 +146,8 @@ pub struct Facts {
     pub left: Left,
     /// Sectors written to it since the unfinished run began, as the kernel counts; none where that is not known.
     pub written_since: Option<u64>,
+    /// Whether zeroing counts as writing all of the sectors: not where a device cannot unmap, and only what is not zero is written.
+    pub counts_zeroes: bool,
     /// Whether it has become the target already, so that only the record is missing.
     pub is_published: bool,
     /// The snapshot there that holds the source already, proven, where the target keeps several.
@@ -177,6 +179,7 @@ impl Facts {
             warnings: Vec::new(),
             left: Left::Gone,
             written_since: None,
+            counts_zeroes: false,
             is_published: false,
             holds: None,
             held_damaged: 0,

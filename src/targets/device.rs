@@ -136,6 +136,14 @@ impl DeviceTarget {
         Err(Error::new(Kind::Invalid, what))
     }
 
+    /// Whether the device makes zeroes by itself.
+    fn unmaps(&self) -> bool {
+        let node = std::fs::metadata(&self.path).ok();
+        let node = node.and_then(|node| Sysfs::system().node(node.rdev()));
+        let most = node.and_then(|node| node.disk().read("queue/write_zeroes_max_bytes"));
+        most.is_some_and(|most| most != "0")
+    }
+
     fn facts(&self, left: Option<&SinkState>) -> Result<Facts> {
         let file = self.open_for_reading()?;
         let mut tokens = self.identity.tokens.iter().cloned();
@@ -156,6 +164,7 @@ impl DeviceTarget {
             warnings: no_identity.into_iter().chain(sectors).collect(),
             left: left_by(left, device_mark_of(mark.as_ref())),
             written_since: written_since(left, device_mark_of(mark.as_ref())),
+            counts_zeroes: self.unmaps(),
             mark,
             ..Facts::of(token, Existence::There)
         })

@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use futures_util::future::try_join;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use tracing::debug;
 
-use super::{DigestEntry, Digests, IN_FLIGHT, VolumeStep, compare_step};
+use super::{DigestEntry, Digests, IN_FLIGHT, VolumeStep, compare_step, is_as};
 use crate::block::{BLOCK_SIZE, Block, BlockIndex, BlockSet, Digest, Extent};
 use crate::error::Result;
 use crate::source::BlockSource;
 use crate::target::Stop;
 
+const BYTES: usize = BLOCK_SIZE as usize;
 /// Sectors of 512 bytes in a block.
 const SECTORS: u64 = BLOCK_SIZE as u64 / 512;
 
@@ -25,10 +27,15 @@ pub(crate) fn proves_untouched(kernel: u64, ours: u64) -> bool {
 pub(crate) struct KilledRun<'a> {
     /// Blocks that the run has written, by its checkpoint.
     pub(crate) done: &'a BlockSet,
-    /// Blocks of its plan that are not among them.
-    pub(crate) missing: &'a BlockSet,
-    /// The run writes in the order of `missing`, and at most so many blocks between two checkpoints.
+    /// Blocks of its plan to be written that are not among them. The run writes them in this order, at most `interval` between two
+    /// checkpoints.
+    pub(crate) writes: &'a BlockSet,
     pub(crate) interval: usize,
+    /// The same of those to be zeroed.
+    pub(crate) zeroes: &'a BlockSet,
+    pub(crate) zero_interval: usize,
+    /// Whether zeroing a block counts all of its sectors. Where it does not, a run that has zeroed proves nothing.
+    pub(crate) counts_zeroes: bool,
     /// The digests of the run: of the blocks that are done, what it has written.
     pub(crate) digests: &'a Digests,
     /// The digests of what the device held when the run began.
@@ -41,8 +48,7 @@ pub(crate) struct KilledRun<'a> {
 /// the device since the run began; none where it does not. They hold the bytes of `source`, and count as done.
 ///
 /// A block counts as the run's if it no longer has its digest of before and now has that of the source. Each of them is fetched
-/// once; where the numbers do not agree nothing is fetched. Zeroes prove nothing: a device that cannot unmap is written only
-/// where it is not zero. A block that was written in part, and is the same in both snapshots beyond that, counts as a whole: then
+/// once; where the numbers do not agree nothing is fetched. A block that was written in part, and is the same in both snapshots beyond that, counts as a whole: then
 /// the numbers agree only if something else has written exactly the rest of its sectors.
 ///
 /// # Errors
@@ -56,13 +62,20 @@ pub(crate) async fn written_by_run(
     let geometry = reader.geometry();
     let is_whole = run.digests.is_whole() && run.base.is_whole();
     let is_same = run.digests.geometry() == geometry && run.base.geometry() == geometry;
-    let has_short_end = geometry.size() % u64::from(BLOCK_SIZE) > 0;
+    let has_short_end = !geometry.size().is_multiple_of(u64::from(BLOCK_SIZE));
     let done = run.done.len() * SECTORS;
-    let most = done + run.interval as u64 * SECTORS;
+    let most = done + (run.interval + run.zero_interval) as u64 * SECTORS;
     if !is_whole || !is_same || has_short_end || !(done..=most).contains(&run.kernel_sectors) {
+        debug!(
+            "the kernel counted {} sectors, and {done} are of the checkpoint",
+            run.kernel_sectors
+        );
         return Ok(None);
     }
-    for extent in run.done.runs() {
+    if !run.counts_zeroes && !run.zeroes.is_empty() {
+        return Ok(None);
+    }
+    for extent in run.done.runs().filter(|_| !run.counts_zeroes) {
         for piece in run.digests.read_pieces(extent) {
             let (_, entries) = piece?;
             let is_data = |entry: &DigestEntry| matches!(entry, DigestEntry::Data(_));
@@ -71,8 +84,12 @@ pub(crate) async fn written_by_run(
             }
         }
     }
-    let candidates = run.missing.runs().flat_map(Extent::blocks);
-    let mut compared = stream::iter(candidates.take(run.interval))
+    let blocks = |of: &BlockSet, most| -> Vec<BlockIndex> {
+        of.runs().flat_map(Extent::blocks).take(most).collect()
+    };
+    let mut candidates = blocks(run.zeroes, run.zero_interval);
+    candidates.extend(blocks(run.writes, run.interval));
+    let mut compared = stream::iter(candidates)
         .map(|index| compare_step(&*reader, run.base, VolumeStep::Block(index)))
         .buffered(IN_FLIGHT);
     let mut changed = Vec::new();
@@ -83,11 +100,20 @@ pub(crate) async fn written_by_run(
         changed.extend(step.differing.into_iter().flat_map(Extent::blocks));
     }
     drop(compared);
-    if !proves_untouched(run.kernel_sectors, done + changed.len() as u64 * SECTORS) {
+    let ours = done + changed.len() as u64 * SECTORS;
+    if !proves_untouched(run.kernel_sectors, ours) {
+        debug!(
+            "the kernel counted {} sectors, and the run has written {ours}",
+            run.kernel_sectors
+        );
         return Ok(None);
     }
     let reader = &*reader;
     let fetch = |index| async move {
+        if run.zeroes.contains(index) {
+            let is_zero = is_as(reader.read_block(index).await?, DigestEntry::Zero, BYTES).await?;
+            return Ok(is_zero.then_some((index, None)));
+        }
         let both = try_join(reader.read_block(index), source.read_block(index)).await?;
         Ok::<_, crate::error::Error>(match both {
             (Block::Data(_, found), Block::Data(_, wanted)) if found == wanted => {

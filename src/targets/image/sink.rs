@@ -31,16 +31,16 @@ pub(super) struct ImageSink {
     /// What the part becomes; none in place.
     image: Option<Replaced>,
     /// The extended attributes that it gets.
-    attributes: Attributes,
+    attributes: ImageAttributes,
     /// The time of the last write that it gets: the snapshot's.
     time: Option<SystemTime>,
 }
 
 /// Extended attributes by name. Those without a value are removed.
-pub(super) type Attributes = [(&'static str, Option<String>); 4];
+pub(super) type ImageAttributes = [(&'static str, Option<String>); 4];
 
 /// The attributes of an image of no snapshot.
-pub(super) const NO_ATTRIBUTES: Attributes = [
+pub(super) const NO_ATTRIBUTES: ImageAttributes = [
     ("user.ebs.snapshot_id", None),
     ("user.ebs.volume_id", None),
     ("user.ebs.start_time", None),
@@ -48,7 +48,7 @@ pub(super) const NO_ATTRIBUTES: Attributes = [
 ];
 
 /// Sets extended attributes where the filesystem can: nothing depends on them.
-pub(super) fn set_attributes(file: &File, attributes: &Attributes) {
+pub(super) fn set_attributes(file: &File, attributes: &ImageAttributes) {
     for (name, value) in attributes {
         let set = match value {
             Some(value) => {

@@ -5,7 +5,6 @@ use super::*;
 use crate::block::Geometry;
 use crate::source::DiskSource;
 
-const BYTES: usize = BLOCK_SIZE as usize;
 const BLOCKS: u32 = 16;
 
 fn bytes(of: u8) -> Vec<u8> {
@@ -106,8 +105,11 @@ async fn the_blocks_of_a_killed_run_are_known_if_the_kernel_counted_no_others() 
         }
         let run = KilledRun {
             done: &set(&[0, 1]),
-            missing: &set(&[2, 3, 4, 5, 6, 7]),
+            writes: &set(&[2, 3, 4, 5, 6, 7]),
             interval: 6,
+            zeroes: &set(&[]),
+            zero_interval: 6,
+            counts_zeroes: false,
             digests: &whole("run"),
             base: &base,
             kernel_sectors,
@@ -122,7 +124,8 @@ async fn the_blocks_of_a_killed_run_are_known_if_the_kernel_counted_no_others() 
 }
 
 #[tokio::test]
-async fn digests_that_do_not_speak_of_every_block_and_zeroes_prove_nothing() {
+async fn digests_that_do_not_speak_of_every_block_prove_nothing_nor_do_zeroes_that_are_not_counted()
+{
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     image(&at("head"), head);
@@ -133,16 +136,20 @@ async fn digests_that_do_not_speak_of_every_block_and_zeroes_prove_nothing() {
     let part = Digests::create(&at("part"), "run", geometry(), false).unwrap();
     let zeroed = digests(&at("zeroed"), "run", |_| 2);
     zeroed.write(&[(BlockIndex(1), None)]).unwrap();
-    for (digests, base, proves) in [
-        (&run, &base, true),
-        (&part, &base, false),
-        (&run, &part, false),
-        (&zeroed, &base, false),
+    for (digests, base, counts_zeroes, proves) in [
+        (&run, &base, false, true),
+        (&part, &base, false, false),
+        (&run, &part, false, false),
+        (&zeroed, &base, false, false),
+        (&zeroed, &base, true, true),
     ] {
         let run = KilledRun {
             done: &set(&[0, 1]),
-            missing: &set(&[2, 3]),
+            writes: &set(&[2, 3]),
             interval: 6,
+            zeroes: &set(&[]),
+            zero_interval: 6,
+            counts_zeroes,
             digests,
             base,
             kernel_sectors: 2 * SECTORS,
@@ -150,5 +157,36 @@ async fn digests_that_do_not_speak_of_every_block_and_zeroes_prove_nothing() {
         let reader = DiskSource::open_past_cache(&at("device"), geometry()).unwrap();
         let found = written_by_run(Arc::new(reader), &source, &run, &Stop::never()).await;
         assert_eq!(found.unwrap().is_some(), proves, "{:?}", digests.path());
+    }
+}
+
+#[tokio::test]
+async fn zeroed_blocks_are_the_runs_where_the_device_zeroes_them_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    image(&at("head"), |index| if index == 5 { 0 } else { 1 });
+    let source = DiskSource::open(&at("head")).unwrap();
+    let base = digests(&at("base"), "old", |_| 1);
+    let run = digests(&at("run"), "run", |_| 1);
+    for (now, counts_zeroes, expected) in [
+        (0, true, Some(vec![(BlockIndex(5), None)])),
+        (0, false, None),
+        (9, true, None),
+    ] {
+        image(&at("device"), |index| if index == 5 { now } else { 1 });
+        let run = KilledRun {
+            done: &set(&[]),
+            writes: &set(&[6]),
+            interval: 6,
+            zeroes: &set(&[5]),
+            zero_interval: 6,
+            counts_zeroes,
+            digests: &run,
+            base: &base,
+            kernel_sectors: SECTORS,
+        };
+        let reader = DiskSource::open_past_cache(&at("device"), geometry()).unwrap();
+        let found = written_by_run(Arc::new(reader), &source, &run, &Stop::never()).await;
+        assert_eq!(found.unwrap(), expected, "{now} {counts_zeroes}");
     }
 }
