@@ -5,7 +5,7 @@ mod call;
 mod ids;
 mod pages;
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use aws_config::SdkConfig;
 use aws_sdk_ec2::operation::describe_snapshots::DescribeSnapshotsOutput;
@@ -16,6 +16,7 @@ use aws_smithy_types::timeout::TimeoutConfig;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
+use tracing::info;
 
 use crate::error::{Error, Result};
 use crate::snapshot::{
@@ -34,6 +35,8 @@ const PAGE: i32 = 1000;
 const VALUES: usize = 200;
 /// The IAM action of the calls that describe snapshots.
 const ACTION: &str = "ec2:DescribeSnapshots";
+/// How often a long listing says how far it is.
+const LOG_EVERY: Duration = Duration::from_secs(10);
 /// How long connecting to one address may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(3100);
 
@@ -174,7 +177,7 @@ impl Ec2 {
         let by_volume = volumes.chunks(VALUES).map(|of| filter("volume-id", of));
         let by_tag = tags
             .iter()
-            .map(|(tag, value)| filter(tag, &[value.clone()]));
+            .map(|(tag, value)| filter(tag, std::slice::from_ref(value)));
         for filter in by_volume.chain(by_tag) {
             progress.next_part();
             snapshots.extend(self.describe_own(&[filter], &progress).await?);
@@ -188,6 +191,8 @@ struct DescribeProgress<'a> {
     report: ListingReport<'a>,
     /// Snapshots of the parts that are done, and of the present one.
     counts: Mutex<(usize, usize)>,
+    /// When it was last logged.
+    logged: Mutex<Instant>,
 }
 
 impl<'a> DescribeProgress<'a> {
@@ -195,6 +200,7 @@ impl<'a> DescribeProgress<'a> {
         Self {
             report,
             counts: Mutex::default(),
+            logged: Mutex::new(Instant::now()),
         }
     }
 
@@ -209,6 +215,12 @@ impl<'a> DescribeProgress<'a> {
         counts.1 = listed;
         let snapshots = counts.0 + listed;
         drop(counts);
+        let mut logged = self.logged.lock();
+        if logged.elapsed() >= LOG_EVERY {
+            *logged = Instant::now();
+            info!("{snapshots} snapshots listed so far");
+        }
+        drop(logged);
         (self.report)(&ListingProgress {
             snapshots,
             waiting: None,
