@@ -5,7 +5,7 @@ mod call;
 mod ids;
 mod pages;
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use aws_config::SdkConfig;
 use aws_sdk_ec2::operation::describe_snapshots::DescribeSnapshotsOutput;
@@ -16,6 +16,7 @@ use aws_smithy_types::timeout::TimeoutConfig;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tracing::info;
 
 use crate::error::{Error, Result};
@@ -35,8 +36,6 @@ const PAGE: i32 = 1000;
 const VALUES: usize = 200;
 /// The IAM action of the calls that describe snapshots.
 const ACTION: &str = "ec2:DescribeSnapshots";
-/// How often a long listing says how far it is.
-const LOG_EVERY: Duration = Duration::from_secs(10);
 /// How long connecting to one address may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(3100);
 
@@ -186,6 +185,9 @@ impl Ec2 {
     }
 }
 
+/// Seconds between two lines that say how far a long listing is.
+const LOG_EVERY: u64 = 10;
+
 /// How far a listing of several parts is.
 struct DescribeProgress<'a> {
     report: ListingReport<'a>,
@@ -216,7 +218,7 @@ impl<'a> DescribeProgress<'a> {
         let snapshots = counts.0 + listed;
         drop(counts);
         let mut logged = self.logged.lock();
-        if logged.elapsed() >= LOG_EVERY {
+        if logged.elapsed().as_secs() >= LOG_EVERY {
             *logged = Instant::now();
             info!("{snapshots} snapshots listed so far");
         }
