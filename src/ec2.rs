@@ -15,6 +15,8 @@ use aws_smithy_types::timeout::TimeoutConfig;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
+use tokio::time::Instant;
+use tracing::info;
 
 use crate::aws::ServiceConfig;
 use crate::error::{Error, Result};
@@ -176,7 +178,7 @@ impl Ec2 {
         let by_volume = volumes.chunks(VALUES).map(|of| filter("volume-id", of));
         let by_tag = tags
             .iter()
-            .map(|(tag, value)| filter(tag, &[value.clone()]));
+            .map(|(tag, value)| filter(tag, std::slice::from_ref(value)));
         for filter in by_volume.chain(by_tag) {
             progress.next_part();
             snapshots.extend(self.describe_own(&[filter], &progress).await?);
@@ -185,11 +187,16 @@ impl Ec2 {
     }
 }
 
+/// Seconds between two lines that say how far a long listing is.
+const LOG_EVERY: u64 = 10;
+
 /// How far a listing of several parts is.
 struct DescribeProgress<'a> {
     report: ListingReport<'a>,
     /// Snapshots of the parts that are done, and of the present one.
     counts: Mutex<(usize, usize)>,
+    /// When it was last logged.
+    logged: Mutex<Instant>,
 }
 
 impl<'a> DescribeProgress<'a> {
@@ -197,6 +204,7 @@ impl<'a> DescribeProgress<'a> {
         Self {
             report,
             counts: Mutex::default(),
+            logged: Mutex::new(Instant::now()),
         }
     }
 
@@ -211,6 +219,12 @@ impl<'a> DescribeProgress<'a> {
         counts.1 = listed;
         let snapshots = counts.0 + listed;
         drop(counts);
+        let mut logged = self.logged.lock();
+        if logged.elapsed().as_secs() >= LOG_EVERY {
+            *logged = Instant::now();
+            info!("{snapshots} snapshots listed so far");
+        }
+        drop(logged);
         (self.report)(&ListingProgress {
             snapshots,
             waiting: None,

@@ -25,7 +25,7 @@
 //!
 //! | row | modules | what they must not know |
 //! | --- | --- | --- |
-//! | 0 | [`error`], [`block`] | anything |
+//! | 0 | [`error`], [`block`], `time` | anything |
 //! | 1 | [`files`], `sysfs`, [`snapshot`], [`source`], [`target`], [`readahead`], [`digest`], [`maps`], [`cost`], [`aws`] | who implements or uses them |
 //! | 2 | [`ebs`], `ec2`, [`cache`], [`image`], [`compare`] | each other: they see only [`source::BlockSource`] |
 //! | 3 | [`targets`], [`repository`] | each other, cache, image; only [`targets`] sees [`ebs`] |
@@ -70,6 +70,16 @@
 //!
 //! `cli/mount` stacks the types: an [`ebs::EbsCatalog`] over a client and EC2's descriptions, a [`cache::CachedCatalog`]
 //! over that, an [`fs::Tree`] over that, mounted.
+//!
+//! # The path of a listing of snapshots
+//! ```text
+//! kernel READDIR(snapshots/)
+//!  fs/tree            listing    shown for a minute; else waits no longer than any reader may: EAGAIN, and the listing continues
+//!  ebs/catalog/known  list       the one listing, a task that all waiters join; what EC2 says is kept by its time
+//!  ec2/pages          list_pages 1,000 snapshots a page, until there is no token; tokens must not repeat
+//!  ec2/call           call       attempts with backoff; a time-out by silence, a limit of bytes; throttles are waited out
+//! ```
+//! A snapshot that is opened by its id is described by [`snapshot::Descriptions`] in 3 s or later: blocks do not need it.
 //!
 //! # The path of a sync
 //! ```text

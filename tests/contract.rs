@@ -235,7 +235,7 @@ async fn keeps_the_contract_of_a_source(name: &str, source: &dyn BlockSource, mo
         let is_zero = source.is_known_zero(BlockIndex(beyond));
         assert!(!is_zero, "{name}: block {beyond} is known to be zero");
         let read = source.read_block(BlockIndex(beyond)).await;
-        let kind = read.as_ref().map_err(|error| error.kind()).err();
+        let kind = read.as_ref().map_err(ebsfs::error::Error::kind).err();
         assert_eq!(
             kind,
             Some(Kind::Invalid),

@@ -154,7 +154,7 @@ fn id(number: u64) -> String {
 
 /// Names in a folder, or the errno.
 fn names(folder: &std::path::Path) -> Result<usize, i32> {
-    let listed = std::fs::read_dir(folder).and_then(|names| names.collect::<Result<Vec<_>, _>>());
+    let listed = std::fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
     let errno = |error: std::io::Error| error.raw_os_error().unwrap();
     listed.map(|names| names.len()).map_err(errno)
 }

@@ -165,7 +165,16 @@ impl Tree {
                 Some((ino, ..)) => ino,
                 None => return Ok(None),
             },
-            Node::Volumes | Node::Volume(_) => {
+            Node::Volumes => {
+                // Without the lines: an account has thousands of volumes, and each is looked up.
+                let listing = self.listing().await?;
+                let is_it = |of: &Arc<Snapshot>| of.volume_id.as_deref() == Some(name);
+                if !listing.iter().any(is_it) {
+                    return Ok(None);
+                }
+                self.nodes.lock().volume(name)
+            }
+            Node::Volume(_) => {
                 let lines = self.lines(parent).await?;
                 match lines.into_iter().find(|line| line.name == name) {
                     Some(line) => line.ino,
