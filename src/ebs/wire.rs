@@ -1,8 +1,8 @@
 //! GetSnapshotBlock and PutSnapshotBlock as one signed request each, past the SDK's orchestrator.
 //!
-//! The orchestrator puts each call together anew from plugins, interceptors and type-erased bags: 15 % of a mount's CPU
+//! The orchestrator puts each call together from plugins, interceptors and type-erased bags: 15 % of a mount's CPU
 //! at 500 MiB/s. Nothing of it changes from block to block, so a [`Route`] takes what the SDK has settled for one call that
-//! is never sent (endpoint, Region and name to sign for, credentials, connections) and goes on by itself.
+//! is never sent (endpoint, Region and name to sign for) and sends requests with the client's credentials and connections.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
