@@ -1,4 +1,4 @@
-//! Fetches credentials as a [`CredentialPlan`](super::plan::CredentialPlan) says.
+//! Fetches credentials as a [`CredentialPlan`] says.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};

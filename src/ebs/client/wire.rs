@@ -2,7 +2,7 @@
 //!
 //! The orchestrator builds each call from plugins, interceptors and type-erased bags: 15 % of a mount's CPU at 500 MiB/s. None
 //! of that changes from block to block, so a [`Route`] takes what the SDK resolves for one call that is never sent (endpoint,
-//! Region and name to sign for, credentials, connections) and sends requests by itself.
+//! Region and name to sign for) and sends requests with the client's credentials and connections.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
