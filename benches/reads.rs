@@ -111,6 +111,7 @@ async fn listed(folder: &Path) -> Option<(EbsCatalog, SnapshotId)> {
         max_in_flight: 128,
         max_rps: 100_000,
         max_snapshot_rps: 100_000,
+        max_list_rps: 10_000,
         hedge: false,
         timeout: Duration::from_secs(30),
     };

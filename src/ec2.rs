@@ -1,4 +1,4 @@
-//! What EC2 knows of snapshots, and the tags that it keeps. The only module with aws-sdk-ec2 in it: [`call`] makes one call,
+//! What EC2 knows of snapshots, and the tags that it keeps. The only module with aws-sdk-ec2 in it: [`mod@call`] makes one call,
 //! [`pages`] a listing of many, [`ids`] describes named snapshots.
 
 mod call;
