@@ -105,7 +105,7 @@ async fn sixty_four_readers_of_one_block_are_one_fetch() {
     assert_eq!(inner.reads(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_failed_flight_answers_all_its_waiters_alike_and_leaves_nothing_behind() {
     let (inner, gate) = Counting::new(false);
     inner.failing.store(1, Ordering::SeqCst);
@@ -134,7 +134,7 @@ async fn a_reader_that_joins_late_has_all_of_its_own_time() {
     assert_eq!(inner.reads(), 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_flight_lands_when_its_reader_has_gone() {
     let (inner, gate) = Counting::new(false);
     let source = cached(ByteSize::mib(64), &inner);
@@ -144,7 +144,7 @@ async fn a_flight_lands_when_its_reader_has_gone() {
     assert_eq!(inner.reads(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn cached_and_in_flight_bytes_together_keep_the_budget() {
     let (inner, _gate) = Counting::new(true);
     let budget = ByteSize::mib(16);
@@ -166,7 +166,7 @@ async fn cached_and_in_flight_bytes_together_keep_the_budget() {
     assert_eq!(inner.reads(), 2000);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn wishes_leave_room_for_readers_and_are_joined_by_them() {
     let (inner, gate) = Counting::new(false);
     let source = cached(ByteSize::mib(64), &inner);
@@ -190,7 +190,7 @@ async fn wishes_leave_room_for_readers_and_are_joined_by_them() {
     assert_eq!(inner.reads(), 29);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn blocks_read_ahead_by_any_number_of_streams_are_read_before_they_are_evicted() {
     let (inner, _gate) = Counting::new(true);
     let cache = Cache::new(ByteSize::mib(32), 128).unwrap();

@@ -29,7 +29,7 @@ fn places(limiter: &Limiter) -> f64 {
     limiter.gate.lock().places
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn requests_a_second_are_kept_to_and_idle_time_is_not_saved_up() {
     let limiter = limiter(8, 200, 1000);
     drop(get(&limiter).await);
@@ -43,7 +43,7 @@ async fn requests_a_second_are_kept_to_and_idle_time_is_not_saved_up() {
     assert!(took >= Duration::from_millis(190), "{took:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_snapshot_at_its_own_limit_does_not_hold_up_another() {
     let limiter = limiter(64, 100_000, 100);
     let start = Instant::now();
@@ -65,7 +65,7 @@ async fn a_snapshot_at_its_own_limit_does_not_hold_up_another() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn requests_in_flight_are_kept_to() {
     let limiter = limiter(2, 100_000, 100_000);
     let (_one, two) = (get(&limiter).await, limiter.list().await.unwrap());
@@ -77,7 +77,7 @@ async fn requests_in_flight_are_kept_to() {
         .unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn who_waits_goes_before_readahead_and_what_becomes_wanted_does_too() {
     let limiter = Arc::new(limiter(1, 100_000, 100_000));
     let first = get(&limiter).await;
@@ -103,7 +103,7 @@ async fn who_waits_goes_before_readahead_and_what_becomes_wanted_does_too() {
     assert_eq!(*order.lock(), [2, 9, 0, 1, 3]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn who_gives_up_leaves_its_place_to_the_next() {
     let limiter = limiter(1, 100_000, 100_000);
     let first = get(&limiter).await;
@@ -121,7 +121,7 @@ async fn who_gives_up_leaves_its_place_to_the_next() {
     assert_eq!(limiter.gate.lock().taken, 0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn places_double_then_follow_the_signs_of_too_much() {
     let limiter = limiter(128, 100_000, 100_000);
     assert_eq!(places(&limiter), FIRST);
@@ -159,7 +159,7 @@ async fn places_double_then_follow_the_signs_of_too_much() {
     assert_eq!(limiter.gate.lock().rate, LEAST_RATE);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_slow_link_gets_fewer_requests_at_once() {
     let limiter = limiter(128, 100_000, 100_000);
     let mut all = join_all((0..16).map(|_| get(&limiter))).await;
