@@ -89,6 +89,10 @@ impl ListGate {
             return None;
         }
         state.in_flight += 1;
+        if f64::from(state.in_flight) + 1.0 <= state.slots {
+            // Two slots that were freed at once woke one waiter.
+            self.freed.notify_one();
+        }
         if let Some(last) = state.rated {
             state.rate = (state.rate + RATE_BACK * (now - last).as_secs_f64()).min(1.0);
         }
