@@ -58,10 +58,10 @@ impl StdError for Unreachable {}
 /// Connections to AWS; clones share them.
 #[derive(Clone)]
 pub struct Http {
-    connections: Arc<Connections>,
+    connections: Arc<SharedConnections>,
 }
 
-struct Connections {
+struct SharedConnections {
     dialer: Dialer,
     pool: RwLock<Pool<Dialer, SdkBody>>,
     forgotten: Mutex<Option<Instant>>,
@@ -96,7 +96,7 @@ impl Http {
     fn with(dialer: Dialer) -> Self {
         let pool = RwLock::new(pool(&dialer));
         Self {
-            connections: Arc::new(Connections {
+            connections: Arc::new(SharedConnections {
                 dialer,
                 pool,
                 forgotten: Mutex::default(),

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::page::{ListCall, PageBlocks, PageEntry};
+use super::page::{ListRequest, PageBlocks, PageEntry};
 use super::record::{PER_GIB, millis};
 use super::reply::{Refusal, Reply, block_reply};
 use super::store::Snapshot;
@@ -55,7 +55,7 @@ impl Emulator {
         let snapshot = readable(store.get(id), id, now, &switches)?;
         let (volume_gib, snapshot) = (snapshot.record.volume_gib, snapshot.view());
         drop(store);
-        let call = ListCall {
+        let call = ListRequest {
             scope: format!("list/{id}"),
             key: "Blocks",
             token: TokenKind::Page,
@@ -105,7 +105,7 @@ impl Emulator {
         let volume_gib = to.record.volume_gib;
         let (from, to) = (from.view(), to.view());
         drop(store);
-        let call = ListCall {
+        let call = ListRequest {
             scope: format!("changed/{first}/{second}"),
             key: "ChangedBlocks",
             token: TokenKind::ChangedPage,

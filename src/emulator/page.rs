@@ -18,7 +18,7 @@ const CYCLING: u32 = u32::MAX;
 
 /// A list call, as far as its pages depend on it.
 #[derive(Debug)]
-pub(super) struct ListCall {
+pub(super) struct ListRequest {
     /// What a page token is bound to.
     pub(super) scope: String,
     /// The name of the list in a reply.
@@ -70,7 +70,7 @@ impl Emulator {
     pub(super) fn asked_page(
         &self,
         query: &Query,
-        call: &ListCall,
+        call: &ListRequest,
         now: SystemTime,
         switches: &Switches,
     ) -> Result<AskedPage, Refusal> {
@@ -128,7 +128,7 @@ impl Emulator {
     /// The reply that carries these blocks, unless a switch says otherwise.
     pub(super) fn page_reply(
         &self,
-        call: &ListCall,
+        call: &ListRequest,
         asked: &AskedPage,
         mut entries: Vec<PageEntry>,
         next: Option<u32>,
@@ -197,7 +197,7 @@ impl Emulator {
     /// One of two tokens, each of which leads to the other: both stay the same for as long as the emulator runs.
     fn cycling_token(
         &self,
-        call: &ListCall,
+        call: &ListRequest,
         asked: &AskedPage,
         now: SystemTime,
         switches: &Switches,

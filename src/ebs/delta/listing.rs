@@ -46,7 +46,7 @@ pub(in crate::ebs) struct DeltaListing {
     pair: Arc<Pair>,
     pages: Arc<TokenPages>,
     first: SharedCursor,
-    state: Mutex<ListingState>,
+    state: Mutex<DeltaListingState>,
 }
 
 /// The cursor of a page that is being listed; another caller continues it when the first one is dropped.
@@ -65,7 +65,7 @@ struct Listed {
 }
 
 #[derive(Debug)]
-struct ListingState {
+struct DeltaListingState {
     listed: Listed,
     /// What is left to list; empty before the first page.
     ranges: Vec<Range>,
@@ -97,7 +97,7 @@ struct Beyond {
 impl DeltaListing {
     /// The listing of a pair. Its tokens are kept in `pages`.
     pub(in crate::ebs) fn new(pair: Arc<Pair>, pages: Arc<TokenPages>) -> Self {
-        let state = Mutex::new(ListingState::new(&pair, &pages));
+        let state = Mutex::new(DeltaListingState::new(&pair, &pages));
         Self {
             pair,
             pages,
@@ -159,8 +159,8 @@ impl DeltaListing {
     }
 
     /// The state, which begins again.
-    fn take_state(&self) -> ListingState {
-        let new = ListingState::new(&self.pair, &self.pages);
+    fn take_state(&self) -> DeltaListingState {
+        let new = DeltaListingState::new(&self.pair, &self.pages);
         std::mem::replace(&mut *self.state.lock(), new)
     }
 
@@ -279,7 +279,7 @@ impl DeltaListing {
     /// Adds what a page lists in `start..end`, and its tokens.
     fn keep(
         &self,
-        state: &mut ListingState,
+        state: &mut DeltaListingState,
         start: u32,
         end: u32,
         page: &ListedPage<ChangedBlock>,
@@ -343,7 +343,7 @@ impl DeltaListing {
     }
 }
 
-impl ListingState {
+impl DeltaListingState {
     fn new(pair: &Pair, pages: &Arc<TokenPages>) -> Self {
         Self {
             listed: Listed {
