@@ -112,12 +112,18 @@ where
                 .and_then(|body| serde_json::from_slice(body).ok())
                 .unwrap_or_default();
             let meta = service.err();
+            let status = service.raw().status().as_u16();
+            let code = printable(meta.code().unwrap_or_default(), 100);
+            if code.is_empty() && is_refusal(status) {
+                return foreign_refusal(status, &failed);
+            }
+            let reason = printable(refusal.reason.as_deref().unwrap_or_default(), 100);
             let message = refusal.message.as_deref().or(meta.message());
             let headers = service.raw().headers();
             let refused = ServiceRefusal {
-                status: service.raw().status().as_u16(),
-                code: meta.code().unwrap_or_default(),
-                reason: refusal.reason.as_deref().unwrap_or_default(),
+                status,
+                code: &code,
+                reason: &reason,
                 message: &presentable(message.unwrap_or_default()),
                 request_id: request_id(headers),
                 skewed: is_skewed(headers, SystemTime::now()),

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use super::client::Client;
-use super::delta::listing::DeltaListing;
+use super::delta::listing::{DeltaListing, ListedDelta};
 use super::delta::source::{ChangedSource, Pair};
 use super::listing::token_index::TokenIndex;
 use super::listing::token_pages::TokenPages;
@@ -40,10 +40,10 @@ pub struct EbsCatalog {
     deltas: Mutex<LruCache<(SnapshotId, SnapshotId), Arc<Pending>>>,
 }
 
-/// Filled once, by whoever opens the snapshot first.
+/// Filled once, by the first caller that opens the snapshot.
 type OpenCell = Arc<OnceCell<Arc<SnapshotSource>>>;
 
-/// A delta being listed, once for all that wait for it: by whoever came first, and by the next one when that one goes.
+/// A delta being listed, once for all its waiters: by the first one, and by the next one when the first is dropped.
 struct Pending {
     pair: Arc<Pair>,
     listing: DeltaListing,
@@ -178,8 +178,15 @@ impl EbsCatalog {
         };
         let pending = Arc::clone(self.deltas.lock().get_or_insert(key.clone(), new));
         let listed = pending.listed.get_or_try_init(|| async {
-            let (delta, index) = pending.listing.run().await?;
+            let ListedDelta {
+                delta,
+                index,
+                is_disputed,
+            } = pending.listing.run().await?;
             let pair = Arc::clone(&pending.pair);
+            if is_disputed {
+                zeroed_blocks_are_holes(&pair, &delta, &head_source).await?;
+            }
             let changed = ChangedSource::new(head_source, pair, Arc::clone(&delta), index);
             Ok::<_, Error>((delta, Arc::new(changed)))
         });
@@ -199,6 +206,23 @@ impl EbsCatalog {
         }
         listed
     }
+}
+
+/// Compares a delta with the head's own listing where EC2's counts dispute it: a block that is zeroed by the one and held by
+/// the other would be lost.
+async fn zeroed_blocks_are_holes(pair: &Pair, delta: &Delta, head: &SnapshotSource) -> Result<()> {
+    for zeroed in delta.zero().runs() {
+        let held = head.next_extent(zeroed.start()).await?;
+        if let Some(held) = held.filter(|held| held.start() < zeroed.end()) {
+            let what = format!(
+                "block {} is zeroed here and held by {}",
+                held.start(),
+                pair.head
+            );
+            return Err(pair.corrupt(&what));
+        }
+    }
+    Ok(())
 }
 
 /// Blocks that EC2 states a snapshot holds, from its `FullSnapshotSizeInBytes`. A 0 was seen for snapshots that hold blocks.

@@ -51,7 +51,7 @@ const WAIT_LOG_EVERY: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Client {
     sdk: aws_sdk_ebs::Client,
-    /// Blocks go this way, once one is on its way.
+    /// How list, block and put requests reach the service; settled by the first of them.
     route: OnceCell<Route>,
     /// Where requests go, for people.
     endpoint: String,
@@ -203,7 +203,7 @@ impl Client {
         }
     }
 
-    /// The way of all blocks, which the SDK settles once.
+    /// How requests reach the service, which the SDK settles once.
     async fn route(&self, call: &Call) -> std::result::Result<&Route, ErrorClass> {
         let settle = || async {
             let probe = Probe::new(self.credentials.clone(), self.http.clone());

@@ -30,6 +30,8 @@ const ATTEMPTS: [Duration; 3] = [
     Duration::from_secs(9),
     Duration::from_secs(15),
 ];
+/// How long one reply may take although bytes arrive: the largest one at 110 kB/s.
+const LONGEST: Duration = Duration::from_secs(300);
 /// How long a call is repeated that is not answered: a person waits for the first answer.
 const SILENCE: Duration = Duration::from_secs(15);
 /// How long it is repeated in the middle of a listing, whose earlier pages would be lost.
@@ -143,18 +145,20 @@ where
     }
 }
 
-/// The answer of `work`, or nothing when `watch` sees no byte for `limit`.
+/// The answer of `work`, or nothing when `watch` sees no byte for `limit`, or sees them trickle for [`LONGEST`].
 async fn watched<T>(
     watch: &ReplyWatch,
     limit: Duration,
     work: impl Future<Output = T>,
 ) -> Option<T> {
     let mut work = pin!(work);
+    let end = Instant::now() + LONGEST;
     loop {
         let seen = watch.0.load(Ordering::Relaxed);
         match timeout(limit, &mut work).await {
             Ok(answer) => return Some(answer),
             Err(_) if watch.0.load(Ordering::Relaxed) == seen => return None,
+            Err(_) if Instant::now() >= end => return None,
             Err(_) => {}
         }
     }

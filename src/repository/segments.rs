@@ -13,7 +13,7 @@ use super::pack::Name;
 use super::segment::Segment;
 use super::store::Store;
 use crate::block::hexadecimal;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::blocking;
 
 /// Segments kept, of 3 MB each where all blocks are held: 256 GiB of volumes.
@@ -80,14 +80,16 @@ pub(super) async fn read(store: &Store, name: &Name) -> Result<Arc<Segment>> {
         .await
         .map_err(|error| match error.kind() {
             // It is named: it must be there.
-            Kind::NotFound => Error::with_source(Kind::Corrupt, "a segment is missing", error),
+            Kind::NotFound => Error::with_source(Kind::Corrupt, "a segment is missing", error)
+                .with_remedy(Remedy::MarkDamage),
             _ => error,
         })?;
     let wanted = *name;
     let damaged = Error::new(
         Kind::Corrupt,
         format!("{}/{object} is damaged", store.address()),
-    );
+    )
+    .with_remedy(Remedy::MarkDamage);
     blocking(move || {
         if *Sha256::digest(&stored) != wanted {
             return Err(damaged);

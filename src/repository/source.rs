@@ -20,7 +20,7 @@ use super::segments::{Segments, object};
 use super::store::Store;
 use crate::block::{Block, BlockIndex, BlockSet, Extent, Geometry};
 use crate::digest::{Checked, Digester};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::blocking;
 use crate::source::{BlockSource, Wanted, damaged_before, with_damaged};
 
@@ -120,7 +120,7 @@ impl RepositorySource {
             self.root.snapshot,
             store.address()
         );
-        Err(Error::new(Kind::Corrupt, what))
+        Err(Error::new(Kind::Corrupt, what).with_remedy(Remedy::MarkDamage))
     }
 
     async fn run_from(&self, from: BlockIndex) -> Result<Option<Extent>> {
@@ -237,7 +237,8 @@ impl Packs {
         let got = self.store.get_range(&name, start..end).await;
         let got = got.map_err(|error| match error.kind() {
             // It is named: it must be there.
-            Kind::NotFound => Error::with_source(Kind::Corrupt, "a pack is missing", error),
+            Kind::NotFound => Error::with_source(Kind::Corrupt, "a pack is missing", error)
+                .with_remedy(Remedy::MarkDamage),
             _ => error,
         });
         for want in group {

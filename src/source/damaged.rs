@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 
 use super::{BlockSource, Wanted};
 use crate::block::{Block, BlockIndex, BlockSet, Extent, Geometry};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Remedy, Result};
 
 /// Answers `Corrupt` where its disk has nothing but the zeroes that were left for a damaged block. Where there is something,
 /// it was written since: that is what the disk holds.
@@ -73,7 +73,7 @@ impl BlockSource for DamagedSource {
 pub(crate) fn damaged_before(index: BlockIndex, of: &str, copied_to: &str) -> Error {
     let what =
         format!("cannot read block {index} of {of}: it was damaged when it was copied {copied_to}");
-    Error::new(Kind::Corrupt, what)
+    Error::new(Kind::Corrupt, what).with_remedy(Remedy::MarkDamage)
 }
 
 /// The first run at or after `from` of what is stored and what is damaged; `stored` is the first that is stored.

@@ -406,12 +406,12 @@ async fn copy_block(
     let len = source.geometry().block_len(index) as u64;
     // At low priority: a block may wait to be hashed together with others.
     match source.read_ahead(index, Wanted::default()).await {
-        Err(error) if error.kind() == Kind::Corrupt && on_damage == OnDamage::Mark => {
+        // Only a block whose own bytes are wrong where they are stored; a listing that contradicts itself says nothing of a block.
+        Err(error)
+            if error.remedy() == Some(&Remedy::MarkDamage) && on_damage == OnDamage::Mark =>
+        {
             warn!("block {index} stays zero: {}", error.chain());
             copied.is_damaged = true;
-        }
-        Err(error) if error.kind() == Kind::Corrupt => {
-            copied.written = Err(error.with_remedy(Remedy::MarkDamage));
         }
         Err(error) => copied.written = Err(error),
         Ok(Block::Zero) => copied.bytes = len,

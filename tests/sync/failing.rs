@@ -297,11 +297,11 @@ fn credentials_that_a_program_renews_in_the_middle_go_unnoticed() {
     let image = folder.path().join("image.raw");
     let (given, program) = (folder.path().join("given"), folder.path().join("give"));
     let (id, secret) = emulator.keys();
-    // Renewed 10 s before they expire: after 2.
+    // Renewed in the last quarter of their life: after 3 s.
     let script = format!(
         "#!/bin/sh\necho >> {0}\nn=$(wc -l < {0})\n\
          echo \"{{\\\"Version\\\":1,\\\"AccessKeyId\\\":\\\"{id}\\\",\\\"SecretAccessKey\\\":\\\"{secret}\\\",\
-         \\\"SessionToken\\\":\\\"session-$n\\\",\\\"Expiration\\\":\\\"$(date -u -d '+12 seconds' +%FT%TZ)\\\"}}\"\n",
+         \\\"SessionToken\\\":\\\"session-$n\\\",\\\"Expiration\\\":\\\"$(date -u -d '+4 seconds' +%FT%TZ)\\\"}}\"\n",
         given.display()
     );
     fs::write(&program, script).unwrap();

@@ -10,6 +10,8 @@ use crate::error::{Error, Kind, Result};
 #[derive(Debug)]
 pub struct Proxies {
     matcher: Matcher,
+    /// Exceptions that hold for one port.
+    with_port: Vec<(String, u16)>,
 }
 
 impl Default for Proxies {
@@ -17,6 +19,7 @@ impl Default for Proxies {
     fn default() -> Self {
         Self {
             matcher: Matcher::builder().build(),
+            with_port: Vec::new(),
         }
     }
 }
@@ -40,8 +43,9 @@ impl Proxy {
 
     /// HOST:PORT for people, and nothing secret.
     pub(super) fn name(&self) -> String {
-        let authority = self.uri.authority().map(ToString::to_string);
-        authority.unwrap_or_default()
+        let host = self.uri.host().unwrap_or_default();
+        let port = self.uri.port_u16();
+        port.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
     }
 }
 
@@ -52,19 +56,20 @@ impl Proxies {
     /// `Invalid` when a variable holds no URL of an HTTP proxy; its value is not printed, for it can hold a password.
     pub fn of_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let value = |name: &str| {
+            // As in Python, and so in the AWS CLI, the lower case wins.
             let lower = name.to_ascii_lowercase();
-            let found = variable(name).map(|value| (name.to_owned(), value));
-            found.or_else(|| Some((lower.clone(), variable(&lower)?)))
+            let found = variable(&lower).map(|value| (lower, value));
+            found.or_else(|| Some((name.to_owned(), variable(name)?)))
         };
         let url = |name: &str| -> Result<String> {
             let Some((name, value)) = value(name) else {
                 return Ok(String::new());
             };
-            if is_http_proxy(&value) {
-                return Ok(value);
+            if let Some(url) = proxy_url(&value) {
+                return Ok(url);
             }
             let what = format!(
-                "cannot use the proxy in {name}: it must look like http://[USER:PASSWORD@]HOST[:PORT]"
+                "cannot use the proxy in {name}: it must look like http://[USER:PASSWORD@]HOST[:PORT], special characters percent-encoded"
             );
             Err(Error::new(Kind::Invalid, what))
         };
@@ -72,7 +77,7 @@ impl Proxies {
         let exceptions = value("NO_PROXY")
             .map(|(_, value)| value)
             .unwrap_or_default();
-        let Some(exceptions) = exceptions_of(&exceptions) else {
+        let Some((exceptions, with_port)) = exceptions_of(&exceptions) else {
             return Ok(Self::default());
         };
         let matcher = Matcher::builder()
@@ -81,45 +86,71 @@ impl Proxies {
             .all(all)
             .no(exceptions)
             .build();
-        Ok(Self { matcher })
+        Ok(Self { matcher, with_port })
     }
 
     /// The proxy for a URL.
     pub(super) fn proxy(&self, uri: &Uri) -> Option<Proxy> {
+        let is_default = |port| {
+            uri.port().is_none()
+                && uri.scheme_str() == Some(if port == 443 { "https" } else { "http" })
+        };
+        let is_exception = self.with_port.iter().any(|(host, port)| {
+            let is_port =
+                uri.port_u16() == Some(*port) || matches!(port, 80 | 443) && is_default(*port);
+            is_port
+                && uri
+                    .host()
+                    .is_some_and(|known| known.eq_ignore_ascii_case(host))
+        });
+        if is_exception {
+            return None;
+        }
         self.matcher.intercept(uri).as_ref().map(Proxy::of)
     }
 }
 
-/// Whether a value is the URL of an HTTP proxy; without a scheme it is taken for `http`.
-fn is_http_proxy(value: &str) -> bool {
-    let url = match value.split_once("://") {
-        Some(("http" | "https", _)) => value.to_owned(),
-        Some(_) => return false,
-        None => format!("http://{value}"),
+/// The URL of an HTTP proxy, without a path; a value without a scheme is taken for `http`. None where it is none, and where an
+/// `@` of a password is not percent-encoded: parsers differ on where the host begins.
+fn proxy_url(value: &str) -> Option<String> {
+    let (scheme, rest) = match value.split_once("://") {
+        Some((scheme @ ("http" | "https"), rest)) => (scheme, rest),
+        Some(_) => return None,
+        None => ("http", value),
     };
-    let Ok(uri) = url.parse::<Uri>() else {
-        return false;
-    };
-    let host = uri.host().is_some_and(|host| !host.is_empty());
+    let authority = rest.split(['/', '?', '#']).next()?;
+    if authority.matches('@').count() > 1 {
+        return None;
+    }
+    let url = format!("{scheme}://{authority}");
+    let uri: Uri = url.parse().ok()?;
+    let has_host = uri.host().is_some_and(|host| !host.is_empty());
     // `port_u16` hides a port that is out of range.
-    let authority = uri
-        .authority()
-        .map_or("", hyper::http::uri::Authority::as_str);
-    host && super::super::endpoints::has_valid_port(authority)
+    (has_host && super::super::endpoints::has_valid_port(authority)).then_some(url)
 }
 
-/// The exceptions as the matcher takes them; none when all hosts are one. `*.example` is what it calls `.example`.
-fn exceptions_of(value: &str) -> Option<String> {
+/// Exceptions for the matcher, and hosts with a port, which it does not know.
+type Exceptions = (String, Vec<(String, u16)>);
+
+/// The exceptions; none when all hosts are one. `*.example` is what the matcher calls `.example`.
+fn exceptions_of(value: &str) -> Option<Exceptions> {
     let entries: Vec<&str> = value.split([',', ' ']).map(str::trim).collect();
     if entries.contains(&"*") {
         return None;
     }
-    let plain = |entry: &&str| {
+    let (mut plain, mut with_port) = (Vec::new(), Vec::new());
+    for entry in entries {
         let entry = entry.strip_prefix('*').unwrap_or(entry);
-        entry.trim_matches(['[', ']']).to_owned()
-    };
-    let entries: Vec<String> = entries.iter().map(plain).collect();
-    Some(entries.join(","))
+        // An IPv6 address has more colons than the one of a port.
+        let split = entry.rsplit_once(':').filter(|(host, _)| {
+            !host.contains(':') || (host.starts_with('[') && host.ends_with(']'))
+        });
+        match split.and_then(|(host, port)| Some((host, port.parse().ok()?))) {
+            Some((host, port)) => with_port.push((host.to_owned(), port)),
+            None => plain.push(entry.trim_matches(['[', ']'])),
+        }
+    }
+    Some((plain.join(","), with_port))
 }
 
 #[cfg(test)]
@@ -170,6 +201,10 @@ mod tests {
             ("[fd00::1]", "https://[fd00::1]:443/", false),
             ("fd00::1", "https://[fd00::2]:443/", true),
             ("*", "https://10.1.2.3/", false),
+            ("10.1.2.3:8443", "https://10.1.2.3:8443/", false),
+            ("10.1.2.3:8443", "https://10.1.2.3/", true),
+            ("10.1.2.3:443", "https://10.1.2.3/", false),
+            ("[fd00::1]:8443", "https://[fd00::1]:8443/", false),
             (
                 "a.example, 10.0.0.0/8 b.example",
                 "https://b.example/",
@@ -191,6 +226,20 @@ mod tests {
         let name = |url: &str| both.proxy(&url.parse().unwrap()).unwrap().name();
         assert_eq!(name("https://a.example/"), "s:1");
         assert_eq!(name("http://a.example/"), "p:2");
+        // The lower case wins, and an empty variable is unset.
+        let two = [
+            ("https_proxy", "http://low:1"),
+            ("HTTPS_PROXY", "http://up:2"),
+        ];
+        let two = proxies(&two).unwrap();
+        let found = two.proxy(&"https://a.example/".parse().unwrap());
+        assert_eq!(found.unwrap().name(), "low:1");
+        // A path behind the port, without a scheme, is no reason to go without a proxy.
+        for value in ["proxy:3128/", "u:p@proxy:3128/", "http://proxy:3128/x"] {
+            let found = proxies(&[("HTTPS_PROXY", value)]).unwrap();
+            let found = found.proxy(&"https://a.example/".parse().unwrap());
+            assert_eq!(found.unwrap().name(), "proxy:3128", "{value}");
+        }
         let all = proxies(&[("ALL_PROXY", "proxy:3128")]).unwrap();
         assert!(all.proxy(&"https://a.example/".parse().unwrap()).is_some());
     }
@@ -212,6 +261,8 @@ mod tests {
             "http://",
             "http://u:secret@h:99999",
             "http://h:x",
+            // An `@` that is not percent-encoded.
+            "http://u:p@secret@h:3128",
         ] {
             let error = proxies(&[("https_proxy", value)]).unwrap_err();
             assert_eq!(error.kind(), Kind::Invalid, "{value}");

@@ -66,7 +66,7 @@ impl Trust {
                 return "no CA certificates are installed on this system (package ca-certificates), so its certificate cannot be checked".to_owned();
             }
             format!(
-                "its certificate is signed by an authority that is not among those of {}",
+                "its certificate is signed by an authority that is not among those of {}; AWS_CA_BUNDLE names a file with others",
                 self.source
             )
         };

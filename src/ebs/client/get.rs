@@ -20,7 +20,7 @@ use super::{BlockRequest, Call, Client, HEADERS_TIMEOUT};
 use crate::aws::ErrorClass;
 use crate::block::{Block, Digest};
 use crate::digest::Checked;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Remedy};
 use crate::source::Wanted;
 
 /// How long a body may stand still before the request is sent again.
@@ -70,7 +70,7 @@ impl Client {
                 let error = call.error(Kind::Corrupt, &what);
                 warn!("{error}");
                 Err(if *wrong == Some(found) {
-                    ErrorClass::Permanent(error)
+                    ErrorClass::Permanent(error.with_remedy(Remedy::MarkDamage))
                 } else {
                     *wrong = Some(found);
                     ErrorClass::Retry(error)
@@ -136,7 +136,7 @@ impl Client {
         }
     }
 
-    /// The same, asked a second time when it is slow; the first good reply wins. QueuedRequest for a place is not slowness.
+    /// The same, asked a second time when it is slow; the first good reply wins. Waiting for a slot is not slowness.
     async fn fetch_hedged(
         &self,
         call: &Call,

@@ -22,6 +22,8 @@ use crate::snapshot::SnapshotId;
 const MAX_FRAME: usize = 16 << 10;
 /// Bytes of one block in a reply, at most: two tokens of up to 256 characters, which real ones do not reach, and their names.
 const MAX_ENTRY: usize = 700;
+/// Bytes of a page token, at most; real ones have 115. A listing remembers those that it follows.
+const MAX_PAGE_TOKEN: usize = 1024;
 /// The end of year 9999, in seconds since 1970: later times are nonsense, and no formatter takes them.
 const MAX_TIME: f64 = 253_402_300_799.0;
 
@@ -188,6 +190,13 @@ fn delta_reply(body: &[u8]) -> Result<ParsedReply<ChangedBlock>, String> {
         .ok_or("it has no ChangedBlocks")?;
     let blocks = list.unwrap_or_default().into_iter().map(|block| {
         let (base, head) = (block.first_block_token, block.second_block_token);
+        // An empty token is no absent one: only that says that a snapshot does not hold the block.
+        if [&base, &head]
+            .iter()
+            .any(|token| token.as_deref() == Some(""))
+        {
+            return None;
+        }
         let block_is = match (token(base), token(head)) {
             (Some(_), Some(head)) => ChangedBlock::Rewritten(head),
             (None, Some(head)) => ChangedBlock::Gained(head),
@@ -221,6 +230,15 @@ impl RawReply<'_> {
     /// The reply with its blocks, none of which may lack its index or token: it would be taken for a hole.
     fn with<T>(self, blocks: Option<Vec<(BlockIndex, T)>>) -> Result<ParsedReply<T>, String> {
         let blocks = blocks.ok_or("a block lacks its index or its token")?;
+        let next = token(self.next_token);
+        if next
+            .as_ref()
+            .is_some_and(|next| next.secret().len() > MAX_PAGE_TOKEN)
+        {
+            return Err(format!(
+                "its next token has more than {MAX_PAGE_TOKEN} bytes"
+            ));
+        }
         let bytes = |gib: i64| u64::try_from(gib).ok()?.checked_mul(1 << 30);
         let time = |seconds: f64| {
             let is_time = (0.0..=MAX_TIME).contains(&seconds);
@@ -230,7 +248,7 @@ impl RawReply<'_> {
             blocks,
             expiry: self.expiry_time.and_then(time),
             volume_size: self.volume_size.and_then(bytes),
-            next: token(self.next_token),
+            next,
         };
         Ok((reply, self.block_size))
     }
@@ -301,7 +319,14 @@ mod tests {
         assert_eq!((size, reply.volume_size), (Some(524_288), Some(2 << 30)));
         let expiry = reply.expiry.unwrap().duration_since(SystemTime::UNIX_EPOCH);
         assert_eq!(expiry.unwrap().as_millis(), 1_790_922_504_246);
-        assert!(delta_reply(br#"{"ChangedBlocks":[{"BlockIndex":1}]}"#).is_err());
+        for broken in [
+            r#"{"BlockIndex":1}"#,
+            r#"{"BlockIndex":1,"FirstBlockToken":"a","SecondBlockToken":""}"#,
+            r#"{"BlockIndex":1,"FirstBlockToken":"","SecondBlockToken":"b"}"#,
+        ] {
+            let body = format!(r#"{{"ChangedBlocks":[{broken}]}}"#);
+            assert!(delta_reply(body.as_bytes()).is_err(), "{broken}");
+        }
     }
 
     #[test]

@@ -52,7 +52,17 @@ pub(in crate::ebs) struct DeltaListing {
 /// The cursor of a page that is being listed; another caller continues it when the first one is dropped.
 type SharedCursor = Arc<AsyncMutex<Option<PageCursor<ChangedBlock>>>>;
 
-/// A delta as listed.
+/// A delta whose listing is complete.
+#[derive(Debug)]
+pub(in crate::ebs) struct ListedDelta {
+    pub(in crate::ebs) delta: Arc<Delta>,
+    /// The tokens of its written blocks.
+    pub(in crate::ebs) index: TokenIndex,
+    /// Whether EC2 states another count of blocks.
+    pub(in crate::ebs) is_disputed: bool,
+}
+
+/// A delta as listed so far.
 #[derive(Debug)]
 struct Listed {
     delta: Delta,
@@ -106,8 +116,9 @@ impl DeltaListing {
         }
     }
 
-    /// Lists the delta, or what is left of it: the delta, and its tokens.
-    pub(in crate::ebs) async fn run(&self) -> Result<(Arc<Delta>, TokenIndex)> {
+    /// Lists the delta, or what is left of it.
+    pub(in crate::ebs) async fn run(&self) -> Result<ListedDelta> {
+        let mut is_disputed = false;
         loop {
             match self.list().await.and_then(|()| self.agree()) {
                 Ok(()) => {}
@@ -147,6 +158,7 @@ impl DeltaListing {
                          (FullSnapshotSizeInBytes): going by the listings",
                         self.pair
                     ));
+                    is_disputed = true;
                 }
                 _ => {}
             }
@@ -154,7 +166,11 @@ impl DeltaListing {
                 mut delta, index, ..
             } = state.listed;
             delta.zero_what_grew();
-            return Ok((Arc::new(delta), index));
+            return Ok(ListedDelta {
+                delta: Arc::new(delta),
+                index,
+                is_disputed,
+            });
         }
     }
 

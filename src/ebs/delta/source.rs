@@ -49,7 +49,7 @@ impl Pair {
         }
     }
 
-    pub(super) fn corrupt(&self, what: &str) -> Error {
+    pub(in crate::ebs) fn corrupt(&self, what: &str) -> Error {
         let what = format!("{self}: the listing contradicts itself: {what}");
         tracing::error!("{what}");
         Error::new(Kind::Corrupt, what)

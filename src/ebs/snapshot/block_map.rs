@@ -3,7 +3,7 @@
 //! Absence is a claim (see [`crate::ebs::listing`]): a block counts as a hole only where a page covers it. Whatever contradicts
 //! what was listed before makes the map corrupt for good.
 //!
-//! Presence is in [`Presence`], at most 16 MiB for 64 TiB. Tokens are bounded for all snapshots together.
+//! Presence is in [`Presence`], at most two bitmaps of 16 MiB for 64 TiB. Tokens are bounded for all snapshots together.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -174,7 +174,7 @@ impl BlockMap {
     /// Lists from `index` on, or waits for a listing in flight that probably covers it.
     async fn list(&self, index: BlockIndex, deadline: Instant) -> Result<()> {
         if self.state.lock().presence.recount().is_some() {
-            return self.count_again(deadline).await;
+            return self.count_again().await;
         }
         match self.plan(index) {
             Plan::Wait(listing) => {
@@ -286,18 +286,27 @@ impl BlockMap {
         }
     }
 
-    /// Lists the snapshot once more, or what is left of that, and compares. One caller does; the others wait for it.
-    async fn count_again(&self, deadline: Instant) -> Result<()> {
-        let late = |_| self.error(Kind::Unavailable, "no second listing before the deadline");
-        let _one = timeout_at(deadline, self.recounting.lock())
-            .await
-            .map_err(late)?;
-        let call = SnapshotListCall {
-            map: self,
-            max: RECOUNT_PAGE,
-            deadline,
+    /// Lists the snapshot once more, or what is left of that, and compares. One caller does; the others wait for it as long as
+    /// it makes progress. Each page may take as long as a block: the whole is as long as the snapshot is large.
+    async fn count_again(&self) -> Result<()> {
+        let mut seen = self.state.lock().presence.recount();
+        let _one = loop {
+            if let Ok(one) = timeout_at(self.client.deadline(), self.recounting.lock()).await {
+                break one;
+            }
+            let now = self.state.lock().presence.recount();
+            if now == seen {
+                let what = "no second listing before the deadline";
+                return Err(self.error(Kind::Unavailable, what));
+            }
+            seen = now;
         };
         loop {
+            let call = SnapshotListCall {
+                map: self,
+                max: RECOUNT_PAGE,
+                deadline: self.client.deadline(),
+            };
             let at = {
                 let state = self.state.lock();
                 match (&state.corrupt, state.presence.recount()) {

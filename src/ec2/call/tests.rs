@@ -44,12 +44,21 @@ async fn what_arrives_keeps_a_call_alive_and_silence_ends_it() {
     let watch = ReplyWatch::default();
     let limit = Duration::from_secs(6);
     let slow = async {
-        for _ in 0..100 {
+        for _ in 0..50 {
             sleep(Duration::from_secs(5)).await;
             watch.0.fetch_add(1, Ordering::Relaxed);
         }
     };
     assert!(watched(&watch, limit, slow).await.is_some());
+    let start = Instant::now();
+    let trickle = async {
+        loop {
+            sleep(Duration::from_secs(5)).await;
+            watch.0.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let none: Option<()> = watched(&watch, limit, trickle).await;
+    assert!(none.is_none() && start.elapsed() < LONGEST + limit);
     let start = Instant::now();
     assert!(
         watched(&watch, limit, std::future::pending::<()>())
