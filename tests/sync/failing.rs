@@ -243,8 +243,8 @@ fn stalls_and_tokens_that_expire_while_syncing_change_nothing() {
         .spawn()
         .unwrap();
     wait_for("blocks", || emulator.gets() > 300);
-    emulator.post("expire-tokens");
     let lists = emulator.lists();
+    emulator.post("expire-tokens");
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
