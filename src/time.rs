@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 /// 9999-12-31T23:59:59.999Z in milliseconds since 1970: the last instant that four digits of a year can write.
-const LAST: Duration = Duration::from_millis(253_402_300_799_999);
+pub(crate) const LAST: Duration = Duration::from_millis(253_402_300_799_999);
 
 /// `2026-06-30T12:00:00Z`. A time before 1970 or beyond the year 9999 is written as the nearest one between.
 pub(crate) fn rfc3339_seconds(time: SystemTime) -> String {

@@ -100,10 +100,8 @@ impl Trust {
 }
 
 fn date(secs: u64) -> String {
-    // The end of year 9999, the last that can be written.
-    let secs = secs.min(253_402_300_799);
-    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(secs);
-    crate::time::rfc3339_seconds(time)
+    let since = std::time::Duration::from_secs(secs).min(crate::time::LAST);
+    crate::time::rfc3339_seconds(std::time::UNIX_EPOCH + since)
 }
 
 /// The authorities of the system, or of SSL_CERT_FILE and SSL_CERT_DIR; what is no certificate is left out.

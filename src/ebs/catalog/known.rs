@@ -20,7 +20,7 @@ use crate::snapshot::{
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long it is left alone after it refused or did not answer.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
-/// How long a listing that a mount has begun with is good for its first reader.
+/// How long the listing that a mount started with serves its first reader.
 const BEGUN_LIFE: Duration = Duration::from_secs(60);
 
 /// What EC2 says of one snapshot.
@@ -62,7 +62,7 @@ struct SharedListing {
     state: watch::Receiver<ListingState>,
     task: AbortHandle,
     began: Instant,
-    /// Whether its end is still for the next caller: it was begun only to see that it comes.
+    /// Whether its end is still for the next caller: it started only to see that it comes.
     is_unseen: Arc<AtomicBool>,
 }
 
@@ -208,7 +208,7 @@ impl KnownSnapshots {
             .unwrap_or_default()
     }
 
-    /// The listing that runs, one that was begun and that no caller has had yet, or a new one.
+    /// The listing that runs, one that was started and that no caller has had yet, or a new one.
     fn join(&self) -> Result<SharedListing> {
         let Some(ec2) = &self.0.ec2 else {
             let what = "only snapshot ids can be selected: EC2 is not built into this program (cargo feature ec2)";

@@ -17,6 +17,7 @@ use crate::block::{BLOCK_SIZE, BlockIndex};
 use crate::ebs::listing::{ChangedBlock, ListFrom, ListReply, Token};
 use crate::error::Kind;
 use crate::snapshot::SnapshotId;
+use crate::time;
 
 /// Bytes of a reply without its blocks, at most.
 const MAX_FRAME: usize = 16 << 10;
@@ -24,8 +25,6 @@ const MAX_FRAME: usize = 16 << 10;
 const MAX_ENTRY: usize = 700;
 /// Bytes of a page token, at most; real ones have 115. A listing remembers those that it follows.
 const MAX_PAGE_TOKEN: usize = 1024;
-/// The end of year 9999, in seconds since 1970: later times are nonsense, and no formatter takes them.
-const MAX_TIME: f64 = 253_402_300_799.0;
 
 impl Client {
     /// One page of at most `max` (100 to 10,000) blocks of a snapshot.
@@ -240,13 +239,15 @@ impl RawReply<'_> {
             ));
         }
         let bytes = |gib: i64| u64::try_from(gib).ok()?.checked_mul(1 << 30);
-        let time = |seconds: f64| {
-            let is_time = (0.0..=MAX_TIME).contains(&seconds);
-            is_time.then(|| SystemTime::UNIX_EPOCH + Duration::from_secs_f64(seconds))
+        let expiry = |seconds: f64| {
+            let since = Duration::try_from_secs_f64(seconds).ok();
+            // A later time is nonsense.
+            let since = since.filter(|since| *since <= time::LAST)?;
+            Some(SystemTime::UNIX_EPOCH + since)
         };
         let reply = ListReply {
             blocks,
-            expiry: self.expiry_time.and_then(time),
+            expiry: self.expiry_time.and_then(expiry),
             volume_size: self.volume_size.and_then(bytes),
             next,
         };

@@ -176,6 +176,8 @@ impl Presence {
             return Ok(None);
         }
         let Some(expected) = self.expected else {
+            // Nothing is left to compare with.
+            self.recount = None;
             return Ok(None);
         };
         let held = self.held.len();

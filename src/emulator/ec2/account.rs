@@ -30,7 +30,7 @@ pub(super) fn position(id: &str, count: u64) -> Option<u64> {
     (position < count).then_some(position)
 }
 
-/// How many blocks the snapshot at a position is said to hold.
+/// How many blocks EC2 states for the snapshot at a position.
 pub(super) fn held(position: u64) -> u64 {
     position % 1000 + 1
 }

@@ -125,7 +125,7 @@ async fn one_listing_serves_all_waiters_and_continues_when_they_go() {
             .all(|listed| listed.as_ref().unwrap().len() == 2)
     );
     assert_eq!(ec2.calls(), 1);
-    // The next one lists again: what is gone is gone.
+    // The next one lists again: a taken listing is not kept.
     assert!(known.list().await.unwrap().is_empty());
     assert_eq!(ec2.calls(), 2);
     assert!(known.get(&id("snap-a")).is_none());
@@ -151,8 +151,8 @@ async fn a_mount_waits_for_the_first_reply_and_not_for_the_whole_listing() {
         let ec2 = Scripted::new(vec![answer]);
         let known = known(&ec2, &["vol-1"]);
         let start = Instant::now();
-        let begun = known.begin(limit).await.err().map(|error| error.kind());
-        assert_eq!(begun, expected);
+        let failed = known.begin(limit).await.err().map(|error| error.kind());
+        assert_eq!(failed, expected);
         assert_eq!(start.elapsed(), Duration::from_secs(takes));
         // Its first reader gets it, and the next one another.
         if expected.is_none() {

@@ -58,11 +58,15 @@ fn token(text: &str) -> ListFrom {
 
 type Page = (Vec<u32>, u32, bool);
 
+/// The page that a cursor lists.
+fn listed(script: &Script, mut cursor: PageCursor<()>) -> Result<ListedPage<()>, ListFault> {
+    let page = cursor.page(script).now_or_never().unwrap();
+    page.map(Option::unwrap)
+}
+
 fn page(script: &Script, start: u32, anchored: bool) -> Result<Page, String> {
-    let mut cursor = PageCursor::new(start, anchored);
-    match cursor.page(script).now_or_never().unwrap() {
+    match listed(script, PageCursor::new(start, anchored)) {
         Ok(page) => {
-            let page = page.unwrap();
             let blocks = page.blocks.iter().map(|(index, ())| index.0).collect();
             Ok((blocks, page.end, page.more))
         }
@@ -94,41 +98,17 @@ fn an_end_is_believed_after_one_more_request_that_is_empty_too() {
 #[test]
 fn an_end_behind_the_needed_block_is_left_to_be_confirmed() {
     let script = Script::new([(vec![3, 7], None)]);
-    let mut cursor = PageCursor::new(0, false).needing(BlockIndex(7));
-    let page = cursor
-        .page(&script)
-        .now_or_never()
-        .unwrap()
-        .unwrap()
-        .unwrap();
+    let page = listed(&script, PageCursor::new(0, false).needing(BlockIndex(7))).unwrap();
     assert_eq!((page.end, page.more, page.may_end), (8, true, true));
     let script = Script::new([(vec![3, 7], None), (vec![], None)]);
-    let mut cursor = PageCursor::new(0, false).needing(BlockIndex(8));
-    let page = cursor
-        .page(&script)
-        .now_or_never()
-        .unwrap()
-        .unwrap()
-        .unwrap();
+    let page = listed(&script, PageCursor::new(0, false).needing(BlockIndex(8))).unwrap();
     assert_eq!((page.end, page.more), (100, false));
     // One empty reply confirms it later, and a block refutes it.
     let script = Script::new([(vec![], None)]);
-    let mut cursor = PageCursor::new(8, false).confirming();
-    let page = cursor
-        .page(&script)
-        .now_or_never()
-        .unwrap()
-        .unwrap()
-        .unwrap();
+    let page = listed(&script, PageCursor::new(8, false).confirming()).unwrap();
     assert_eq!((page.end, page.more), (100, false));
     let script = Script::new([(vec![50], None)]);
-    let mut cursor = PageCursor::new(8, false).confirming();
-    let page = cursor
-        .page(&script)
-        .now_or_never()
-        .unwrap()
-        .unwrap()
-        .unwrap();
+    let page = listed(&script, PageCursor::new(8, false).confirming()).unwrap();
     assert_eq!((page.end, page.more), (51, true));
 }
 
