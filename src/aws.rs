@@ -2,6 +2,7 @@
 //! every client of EBS, EC2, STS, SSO and S3 is made from it; [`endpoints`] chooses URLs; [`credentials`] finds, keeps and
 //! renews credentials; [`http`] makes connections; [`mod@classify`] says what a failed call means.
 
+mod caller;
 mod classify;
 mod config;
 mod credentials;

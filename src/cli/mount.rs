@@ -1,6 +1,5 @@
 //! `ebsfs mount`: snapshots as files, until it is unmounted or told to stop.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +15,12 @@ use super::aws::{self, AwsArgs};
 use super::background;
 use super::limits::LimitArgs;
 use super::store::StoreArgs;
+use crate::aws::{Aws, Service};
 use crate::block::BlockIndex;
 use crate::cache::{Cache, CachedCatalog};
 use crate::ebs::{Client, EbsCatalog};
 use crate::error::{Error, Kind, Result};
-use crate::fs::{Access, Mounted, Ownership, Tree};
+use crate::fs::{Access, Mounted, Needs, Origin, Ownership, Tree, Unmounted};
 use crate::image::ReadaheadBudget;
 use crate::repository::{Address, RepositoryCatalog};
 use crate::snapshot::{Selector, SnapshotId};
@@ -30,6 +30,10 @@ use crate::source::Catalog;
 const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
 /// Named snapshots that are checked at once.
 const CHECKS: usize = 16;
+/// Threads of a mount: two of the runtime, four of the FUSE session, and some that draw maps or look up names.
+const THREADS: usize = 12;
+/// Descriptors of a mount besides one for each request in flight: the FUSE session, EC2, STS, credentials, the log.
+const DESCRIPTORS: u64 = 24;
 /// How long programs that read get to close their files after their reads were answered with EIO.
 const CLOSING: Duration = Duration::from_secs(3);
 
@@ -106,7 +110,7 @@ impl MountArgs {
     /// What can be told without any call: the mountpoint, the memory.
     pub(super) fn check(&self) -> Result<()> {
         let (_, mountpoint) = self.what()?;
-        check_mountpoint(mountpoint)?;
+        crate::fs::check_mountpoint(mountpoint)?;
         Cache::new(self.memory, self.limits.max_in_flight).map(drop)
     }
 
@@ -135,6 +139,11 @@ impl MountArgs {
         if background::is_child() {
             background::leave_session()?;
         }
+        crate::fs::reserve(Needs {
+            threads: THREADS,
+            descriptors: u64::from(self.limits.max_in_flight) + DESCRIPTORS,
+            memory: self.memory.as_u64(),
+        })?;
         let runtime = super::runtime()?;
         let done = runtime.block_on(self.serve(log_file));
         // Whoever still waits is answered EIO by its reply being dropped.
@@ -177,6 +186,7 @@ impl MountArgs {
 
     async fn mount(&self) -> Result<(Mounted, Option<Arc<Client>>, Arc<Cache>)> {
         let (what, mountpoint) = self.what()?;
+        let mut origin = Origin::default();
         let (client, catalog): (_, Arc<dyn Catalog>) = match what {
             What::Ebs(select) => {
                 let config = self.aws.load().await?;
@@ -187,10 +197,15 @@ impl MountArgs {
                     config.check_credentials().await?;
                     check_selection(&select, &catalog).await?;
                 }
+                let endpoint = config.service(Service::Ebs)?.endpoint("EBS");
+                let region = config.region().unwrap_or("none");
+                origin.place = format!("Region {region}, endpoint {endpoint}");
+                tell_caller(config, &origin);
                 (Some(client), catalog)
             }
             What::Repository(address) => {
                 address.names_no_snapshot()?;
+                origin.place = format!("repository {address}");
                 let store = self
                     .store
                     .open(&address, &self.aws, self.limits.timeout, false)
@@ -206,6 +221,7 @@ impl MountArgs {
             self.access.ownership(),
             readahead,
             self.limits.timeout,
+            origin,
         );
         let mounted = crate::fs::mount(tree, mountpoint, self.access.access())?;
         if let Some(client) = &client {
@@ -213,6 +229,19 @@ impl MountArgs {
         }
         Ok((mounted, client, cache))
     }
+}
+
+/// Asks STS who calls where the log shows it. Nothing waits for that.
+fn tell_caller(config: Aws, origin: &Origin) {
+    if !tracing::enabled!(tracing::Level::DEBUG) {
+        return;
+    }
+    let caller = Arc::clone(&origin.caller);
+    tokio::spawn(async move {
+        let identity = config.caller().await;
+        // What an opening logs from now on.
+        let _ = caller.set(identity.unwrap_or_else(|error| format!("unknown ({})", error.chain())));
+    });
 }
 
 /// One small listing of each named snapshot, so that a wrong id, Region, credential or permission is told at once.
@@ -265,49 +294,6 @@ impl AccessArgs {
     }
 }
 
-/// An existing, empty folder that nothing is mounted on.
-fn check_mountpoint(path: &Path) -> Result<()> {
-    let wrong = |what: &str| {
-        Err(Error::new(
-            Kind::Io,
-            format!("mountpoint {} {what}", path.display()),
-        ))
-    };
-    // Attributes may still be remembered of a mount whose program has died; its names cannot be read.
-    let looked = std::fs::metadata(path).and_then(|metadata| {
-        let first = if metadata.is_dir() {
-            std::fs::read_dir(path)?.next()
-        } else {
-            None
-        };
-        Ok((metadata, first))
-    });
-    let (metadata, first) = match looked {
-        Ok(looked) => looked,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return wrong("does not exist: make it with mkdir");
-        }
-        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
-            return wrong("is a mount whose program has died: unmount it with fusermount3 -u");
-        }
-        Err(error) => {
-            let what = format!("mountpoint {}", path.display());
-            return Err(Error::with_source(Kind::Io, what, error));
-        }
-    };
-    if !metadata.is_dir() {
-        return wrong("is not a folder");
-    }
-    let parent = std::fs::metadata(path.join(".."));
-    if parent.is_ok_and(|parent| parent.dev() != metadata.dev()) {
-        return wrong("has something mounted on it already");
-    }
-    if first.is_some() {
-        return wrong("is not empty");
-    }
-    Ok(())
-}
-
 /// The signals that end a mount.
 struct Signals {
     interrupt: Signal,
@@ -337,7 +323,7 @@ impl Signals {
     }
 }
 
-/// Serves until somebody unmounts, or a signal says to. The first signal lets a busy mount live on, the second detaches it.
+/// Serves until it is unmounted, or a signal says to. The first signal lets a busy mount live on, the second detaches it.
 async fn serve_until_end(mounted: &Mounted, signals: &mut Signals) -> Result<()> {
     tokio::select! {
         ended = mounted.ended() => return ended,
@@ -345,46 +331,52 @@ async fn serve_until_end(mounted: &Mounted, signals: &mut Signals) -> Result<()>
     }
     info!("unmounting {}", mounted.mountpoint().display());
     mounted.drain(true);
-    let busy = tokio::select! {
-        unmounted = unmount(mounted) => !unmounted?,
-        () = signals.next() => {
-            return detach(mounted).await;
-        }
+    let unmounted = tokio::select! {
+        unmounted = unmount(mounted) => unmounted?,
+        () = signals.next() => return detach(mounted).await,
     };
-    if busy {
-        mounted.drain(false);
-        let at = mounted.mountpoint().display();
-        warn!(
-            "{at} is busy and stays mounted (fuser -vm {at} names who uses it); \
-             a second signal detaches it from under them"
-        );
-        tokio::select! {
-            ended = mounted.ended() => return ended,
-            () = signals.next() => return detach(mounted).await,
+    let at = mounted.mountpoint().display();
+    let stays = match unmounted {
+        // The kernel has let go of it, unless another namespace holds it.
+        Unmounted::Done => {
+            let ended = tokio::time::timeout(Duration::from_secs(1), mounted.ended()).await;
+            match ended {
+                Ok(ended) => return ended,
+                Err(_) => format!("{at} is unmounted here and still mounted or open elsewhere"),
+            }
         }
+        Unmounted::Absent => format!("{at} was unmounted here and is still mounted or open elsewhere"),
+        Unmounted::Busy => format!(
+            "{at} is busy and stays mounted (fuser -vm {at} names who uses it)"
+        ),
+        Unmounted::Covered(path) => format!(
+            "{at} stays mounted: something else is mounted over it (umount {} first)",
+            path.display()
+        ),
+    };
+    mounted.drain(false);
+    warn!("{stays}; a second signal ends it under those who use it");
+    tokio::select! {
+        ended = mounted.ended() => ended,
+        () = signals.next() => detach(mounted).await,
     }
-    // The kernel has let go of it; the threads see that at once.
-    tokio::time::timeout(Duration::from_secs(1), mounted.ended())
-        .await
-        .unwrap_or(Ok(()))
 }
 
-/// Unmounts as soon as who reads has closed its files; `false` when that takes too long.
-async fn unmount(mounted: &Mounted) -> Result<bool> {
+/// Unmounts as soon as who reads has closed its files; `Busy` when that takes too long.
+async fn unmount(mounted: &Mounted) -> Result<Unmounted> {
     let until = Instant::now() + CLOSING;
     loop {
-        if tokio::task::block_in_place(|| mounted.unmount())? {
-            return Ok(true);
-        }
-        if Instant::now() >= until {
-            return Ok(false);
+        let unmounted = tokio::task::block_in_place(|| mounted.unmount())?;
+        if unmounted != Unmounted::Busy || Instant::now() >= until {
+            return Ok(unmounted);
         }
         sleep(Duration::from_millis(50)).await;
     }
 }
 
+/// The end of the process ends the connection for all who still hold it.
 async fn detach(mounted: &Mounted) -> Result<()> {
     warn!("detaching {}", mounted.mountpoint().display());
     mounted.drain(true);
-    tokio::task::block_in_place(|| mounted.detach())
+    tokio::task::block_in_place(|| mounted.detach()).map(drop)
 }

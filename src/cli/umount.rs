@@ -1,17 +1,19 @@
 //! `ebsfs umount`.
 
-use std::path::{Path, PathBuf};
+use std::io::Write as _;
+use std::path::PathBuf;
 
 use clap::Args;
 
 use crate::error::{Error, Kind, Result};
+use crate::fs::{Left, Unmounted};
 
 /// Unmount what `ebsfs mount` mounted
 #[derive(Args, Debug)]
 pub(super) struct UmountArgs {
     /// Where it is mounted
     mountpoint: PathBuf,
-    /// Take it out of sight even if it is in use
+    /// Detach it even while it is in use
     #[arg(long)]
     lazy: bool,
 }
@@ -19,71 +21,37 @@ pub(super) struct UmountArgs {
 impl UmountArgs {
     pub(super) fn run(&self) -> Result<()> {
         let at = self.mountpoint.display();
-        let path = absolute(&self.mountpoint)?;
-        if !is_ours(&path)? {
-            return Err(Error::new(
-                Kind::Io,
-                format!("{at} is not mounted by ebsfs"),
-            ));
-        }
-        if crate::fs::unmount(&path, self.lazy)? {
-            return Ok(());
-        }
+        let left = crate::fs::unmount_at(&self.mountpoint, self.lazy)?;
+        let reason = match &left.unmounted {
+            Unmounted::Done => {
+                if let Some(line) = lives_on(&left) {
+                    let _ = writeln!(std::io::stderr(), "{at} is unmounted, but {line}");
+                }
+                return Ok(());
+            }
+            Unmounted::Busy => {
+                format!("it is busy (fuser -vm {at} names who uses it); --lazy detaches it")
+            }
+            Unmounted::Covered(path) => format!(
+                "something else is mounted over it: unmount that first (umount {})",
+                path.display()
+            ),
+            Unmounted::Absent => "it was unmounted meanwhile".into(),
+        };
         Err(Error::new(
             Kind::Io,
-            format!(
-                "{at} is busy (fuser -vm {at} names who uses it); --lazy detaches it all the same"
-            ),
+            format!("cannot unmount {at}: {reason}"),
         ))
     }
 }
 
-/// The path as the mount table has it. What is mounted there is not touched: it may not answer.
-fn absolute(path: &Path) -> Result<PathBuf> {
-    let shown = path.display().to_string();
-    let failed = |error| Error::with_source(Kind::Io, shown.clone(), error);
-    let mut path = std::path::absolute(path).map_err(failed)?;
-    // As deep as the kernel follows links.
-    for _ in 0..40 {
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            break;
-        };
-        path = parent.canonicalize().map_err(failed)?.join(name);
-        match std::fs::read_link(&path) {
-            Ok(target) => {
-                path = path.parent().unwrap_or(Path::new("/")).join(target);
-                // `a/..` is not an end that has a name.
-                if path.file_name().is_none() {
-                    path = path.canonicalize().map_err(failed)?;
-                }
-            }
-            Err(_) => break,
-        }
-    }
-    Ok(path)
-}
-
-/// Whether the mount table says that ebsfs is mounted there.
-///
-/// <https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html>
-fn is_ours(path: &Path) -> Result<bool> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo")
-        .map_err(|error| Error::with_source(Kind::Io, "/proc/self/mountinfo", error))?;
-    Ok(table.lines().any(|line| {
-        let Some((mount, source)) = line.split_once(" - ") else {
-            return false;
-        };
-        let at = mount.split(' ').nth(4).unwrap_or_default();
-        // Mounted by root it is of type `fuse`, by fusermount3 of type `fuse.ebsfs`.
-        let ours = source.starts_with("fuse ebsfs ") || source.starts_with("fuse.ebsfs ebsfs ");
-        ours && Path::new(&unescape(at)) == path
-    }))
-}
-
-/// The table writes space, tab, newline and backslash as three octal digits.
-fn unescape(text: &str) -> String {
-    text.replace("\\040", " ")
-        .replace("\\011", "\t")
-        .replace("\\012", "\n")
-        .replace("\\134", "\\")
+/// Why the process that serves the mount does not end.
+fn lives_on(left: &Left) -> Option<String> {
+    let pid = left.server?;
+    let why = if left.holders.is_empty() {
+        "another mount namespace or an open file holds it".to_owned()
+    } else {
+        left.holders.join(", ")
+    };
+    Some(format!("process {pid} serves it until that ends: {why}"))
 }

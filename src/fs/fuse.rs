@@ -16,8 +16,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenAccMode, OpenFlags,
-    ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
+    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr,
+    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
     ReplyXattr, Request, Session, SessionACL,
 };
 use parking_lot::Mutex;
@@ -25,8 +25,13 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::log::FailureLog;
-use super::mounted::{Mounted, cannot_mount, raise_readahead};
-use super::tree::{Attributes, Contents, FileKind, Line, Tree};
+use super::mounted::{Mounted, raise_readahead};
+use super::mounting::mount_at;
+use super::opened::{OpenFile, Reader};
+use super::server::PID_ATTRIBUTE;
+use super::mount_table::MountIdentity;
+use super::tree::{Attributes, FileKind, Line, Tree};
+use super::unmount::unmount;
 use crate::block::BLOCK_SIZE;
 use crate::error::{Error, Kind, Result};
 
@@ -35,6 +40,10 @@ const THREADS: usize = 2;
 /// How long the kernel may keep names and attributes. Snapshots never change; what is listed and described does.
 const FOREVER: Duration = Duration::from_secs(3600);
 const BRIEFLY: Duration = Duration::from_secs(1);
+/// Unit of what `df` counts: the usual block of a filesystem.
+const STATFS_UNIT: u32 = 4096;
+/// Most bytes of a name.
+const NAME_MAX: u32 = 255;
 /// How much later than its deadline a request is given up here.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -75,8 +84,7 @@ struct Ebsfs {
     /// How long a request may wait, whatever it waits for.
     patience: Duration,
     folders: Arc<Mutex<HashMap<u64, Arc<[Line]>>>>,
-    /// What open files read as, whatever is dropped elsewhere meanwhile.
-    files: Arc<Mutex<HashMap<u64, Arc<Contents>>>>,
+    files: Arc<Mutex<HashMap<u64, Arc<OpenFile>>>>,
     next_handle: AtomicU64,
     log: Arc<FailureLog>,
 }
@@ -155,8 +163,13 @@ fn file_attr(tree: &Tree, attributes: &Attributes) -> (Duration, FileAttr) {
 
 impl Filesystem for Ebsfs {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Without it one lookup that waits holds up all others in its folder. Kernels before 4.7 lack it.
-        let _ = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS);
+        // Each where the kernel has it. ASYNC_DIO: io_uring, libaio and loop devices that read past the page cache have all their
+        // reads under way at once; without it the kernel waits for each. PARALLEL_DIROPS: a lookup that waits does not hold up
+        // others in its folder. EXPORT_SUPPORT: a handle of NFS is looked up again after the kernel has dropped its inode.
+        let wanted = InitFlags::FUSE_ASYNC_DIO
+            | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_EXPORT_SUPPORT;
+        let _ = config.add_capabilities(wanted & config.capabilities());
         // Background requests are the kernel's readahead: enough for many readers at once. Both are within bounds.
         let _ = config.set_max_background(128);
         let _ = config.set_congestion_threshold(96);
@@ -177,6 +190,10 @@ impl Filesystem for Ebsfs {
             Ok(None) => reply.error(Errno::ENOENT),
             Err(errno) => reply.error(errno),
         });
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, lookups: u64) {
+        self.tree.forget(ino.0, lookups);
     }
 
     fn getattr(
@@ -204,24 +221,44 @@ impl Filesystem for Ebsfs {
         }
     }
 
-    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let tree = Arc::clone(&self.tree);
+        let work = async move { Ok(tree.totals().await) };
+        self.answer(work, |totals| match totals {
+            Ok(totals) => {
+                let blocks = totals.bytes / u64::from(STATFS_UNIT);
+                let files = totals.snapshots;
+                reply.statfs(blocks, 0, 0, files, 0, BLOCK_SIZE, NAME_MAX, STATFS_UNIT);
+            }
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
         let tree = Arc::clone(&self.tree);
         let files = Arc::clone(&self.files);
         let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        let work = async move { tree.contents(ino.0).await };
+        let reader = Reader {
+            uid: request.uid(),
+            pid: request.pid(),
+        };
+        let work = async move {
+            let contents = tree.contents(ino.0).await?;
+            Ok(OpenFile::new(contents, reader, || tree.provenance(ino.0)))
+        };
         self.answer(work, move |opened| match opened {
-            Ok(contents) => {
-                let flags = if contents.is_fixed() {
+            Ok(file) => {
+                let flags = if file.contents.is_fixed() {
                     // The pages that the kernel has are good for every later open.
                     FopenFlags::FOPEN_KEEP_CACHE
                 } else {
                     // It can grow while its old size is still believed: read it as it is.
                     FopenFlags::FOPEN_DIRECT_IO
                 };
-                files.lock().insert(handle, Arc::new(contents));
+                files.lock().insert(handle, Arc::new(file));
                 reply.opened(FileHandle(handle), flags);
             }
             Err(errno) => reply.error(errno),
@@ -253,8 +290,8 @@ impl Filesystem for Ebsfs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let contents = self.open_file(handle);
-        let work = async move { contents?.read_at(offset, size as usize).await };
+        let file = self.open_file(handle);
+        let work = async move { file?.read_at(offset, size as usize).await };
         self.answer(work, |read| match read {
             Ok(bytes) => reply.data(&bytes),
             Err(errno) => reply.error(errno),
@@ -273,8 +310,9 @@ impl Filesystem for Ebsfs {
         let Ok(offset) = u64::try_from(offset) else {
             return reply.error(Errno::ENXIO);
         };
-        let contents = self.open_file(handle);
-        let work = async move { contents?.seek(offset, whence == libc::SEEK_DATA).await };
+        let file = self.open_file(handle);
+        let to_data = whence == libc::SEEK_DATA;
+        let work = async move { file?.contents.seek(offset, to_data).await };
         if whence != libc::SEEK_DATA && whence != libc::SEEK_HOLE {
             return reply.error(Errno::EINVAL);
         }
@@ -323,11 +361,7 @@ impl Filesystem for Ebsfs {
                 return Ok(lines);
             }
             let mut lines = tree.lines(ino.0).await?;
-            let dot = |name: &str| Line {
-                ino: ino.0,
-                kind: FileKind::Folder,
-                name: name.to_owned(),
-            };
+            let dot = |name| Line::new(ino.0, FileKind::Folder, name);
             lines.splice(0..0, [dot("."), dot("..")]);
             Ok(folder(lines.into()))
         };
@@ -365,35 +399,38 @@ impl Filesystem for Ebsfs {
         size: u32,
         reply: ReplyXattr,
     ) {
-        let _context = self.runtime.enter();
-        let value = self.tree.xattrs(ino.0).map(|all| {
-            all.into_iter()
-                .find(|(known, _)| name == OsStr::new(known))
-                .map(|(_, value)| value)
-        });
-        match value {
-            Ok(Some(value)) => reply_xattr(reply, size, value.as_bytes()),
-            Ok(None) => reply.error(Errno::NO_XATTR),
-            Err(error) => reply.error(errno(error.kind())),
+        let found = self.xattrs(ino).into_iter();
+        let mut named = found.filter(|(known, _)| name == OsStr::new(known));
+        match named.next() {
+            Some((_, value)) => reply_xattr(reply, size, value.as_bytes()),
+            None => reply.error(Errno::NO_XATTR),
         }
     }
 
     fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let _context = self.runtime.enter();
-        match self.tree.xattrs(ino.0) {
-            Ok(all) => {
-                let names: String = all.iter().map(|(name, _)| format!("{name}\0")).collect();
-                reply_xattr(reply, size, names.as_bytes());
-            }
-            Err(error) => reply.error(errno(error.kind())),
-        }
+        let all = self.xattrs(ino);
+        let names: String = all.iter().map(|(name, _)| format!("{name}\0")).collect();
+        reply_xattr(reply, size, names.as_bytes());
+    }
+
+    fn destroy(&mut self) {
+        self.files.lock().clear();
     }
 }
 
 impl Ebsfs {
-    fn open_file(&self, handle: FileHandle) -> Result<Arc<Contents>> {
-        let contents = self.files.lock().get(&handle.0).cloned();
-        contents.ok_or_else(|| Error::new(Kind::Invalid, "not an open file"))
+    fn open_file(&self, handle: FileHandle) -> Result<Arc<OpenFile>> {
+        let file = self.files.lock().get(&handle.0).cloned();
+        file.ok_or_else(|| Error::new(Kind::Invalid, "not an open file"))
+    }
+
+    /// A snapshot's attributes; the mountpoint's tells which process serves it.
+    fn xattrs(&self, ino: INodeNo) -> Vec<(&'static str, String)> {
+        let _context = self.runtime.enter();
+        if ino == INodeNo::ROOT {
+            return vec![(PID_ATTRIBUTE, std::process::id().to_string())];
+        }
+        self.tree.xattrs(ino.0)
     }
 
     /// Keeps the lines of an open folder and gives them back.
@@ -423,14 +460,11 @@ fn reply_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
 /// longer than the tree's timeout and a little, in which those below give up by themselves and say why.
 ///
 /// # Errors
-/// `Io` or `Denied` when the machine does not allow it.
+/// `Io` when the machine does not allow it.
 pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
     let mountpoint = mountpoint.canonicalize().map_err(|error| {
-        Error::with_source(
-            Kind::Io,
-            format!("mountpoint {}", mountpoint.display()),
-            error,
-        )
+        let what = format!("cannot mount at {}", mountpoint.display());
+        Error::with_source(Kind::Io, what, error)
     })?;
     let (draining, drain) = watch::channel(false);
     let filesystem = Ebsfs {
@@ -444,17 +478,6 @@ pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
         log: Arc::default(),
     };
     let mut config = Config::default();
-    config.mount_options = vec![
-        MountOption::RO,
-        MountOption::FSName("ebsfs".into()),
-        MountOption::Subtype("ebsfs".into()),
-        // Without it neither fuser nor the kernel checks a mode.
-        MountOption::DefaultPermissions,
-        MountOption::NoDev,
-        MountOption::NoSuid,
-        MountOption::NoExec,
-        MountOption::NoAtime,
-    ];
     config.acl = match access {
         Access::Owner => SessionACL::Owner,
         Access::Root => SessionACL::RootAndOwner,
@@ -462,22 +485,36 @@ pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
     };
     config.n_threads = Some(THREADS);
     config.clone_fd = true;
-    let session = Session::new(filesystem, &mountpoint, &config)
-        .and_then(Session::spawn)
-        .map_err(|error| cannot_mount(&mountpoint, error))?;
-    raise_readahead(&mountpoint);
+    let (connection, identity) = mount_at(&mountpoint, access != Access::Owner)?;
+    let acl = config.acl;
+    let session = Session::from_fd(filesystem, connection, acl, config).and_then(Session::spawn);
+    let session = session.map_err(|error| {
+        // Nothing serves it: the descriptor is closed by now, and the mount answers ENOTCONN.
+        let _ = unmount(&identity, true);
+        let what = format!("cannot serve {}", mountpoint.display());
+        Error::with_source(Kind::Io, what, error)
+    })?;
+    raise_readahead(&identity);
     let (end, ended) = watch::channel(None);
-    std::thread::spawn(move || await_end(session, &end));
+    let of = identity.clone();
+    std::thread::spawn(move || await_end(session, &of, &end));
     Ok(Mounted {
         mountpoint,
+        identity,
         draining,
         ended,
     })
 }
 
-fn await_end(session: BackgroundSession, end: &watch::Sender<Option<Result<()>>>) {
-    let ended = session
-        .join()
-        .map_err(|error| Error::with_source(Kind::Io, "the FUSE session broke", error));
+fn await_end(
+    session: BackgroundSession,
+    identity: &MountIdentity,
+    end: &watch::Sender<Option<Result<()>>>,
+) {
+    let ended = session.join().map_err(|error| {
+        // A mount that nothing serves answers no one.
+        let _ = unmount(identity, true);
+        Error::with_source(Kind::Io, "the FUSE session broke", error)
+    });
     end.send_replace(Some(ended));
 }

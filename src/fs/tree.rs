@@ -1,5 +1,5 @@
-//! What a mount shows: names, sizes, times, contents. It knows no fuser. Inodes are in [`nodes`], maps and what is drawn of
-//! them in [`drawn`].
+//! What a mount shows: names, sizes, times, contents. It knows no fuser. Names and inode numbers are in [`names`], nodes that the
+//! kernel knows in [`nodes`], maps and what is drawn of them in [`drawn`].
 //!
 //! ```text
 //! snapshots/snap-A/disk.raw                     the volume at that instant
@@ -8,83 +8,44 @@
 //! changes/snap-A..snap-B/delta.raw              B's bytes where it differs from A
 //! changes/snap-A..snap-B/changes.*, heatmap.svg where that is
 //! changes/snap-A..snap-B/summary.json           how much that is
-//! volumes/vol-1/2026-06-30T12:00:00Z -> ../../snapshots/snap-A
+//! volumes/vol-1/2026-06-30T120000Z -> ../../snapshots/snap-A
+//! volumes/vol-1/latest -> ../../snapshots/snap-A
 //! ```
 
+mod attributes;
 mod contents;
 mod drawn;
+mod listing;
+mod names;
 mod nodes;
+mod totals;
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
+use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
-use crate::block::BLOCK_SIZE;
 use crate::error::{Error, Kind, Result};
 use crate::image::{Image, ReadaheadBudget};
 use crate::maps::Map;
 use crate::snapshot::{Snapshot, SnapshotId};
 use crate::source::{Catalog, DeltaSource, held};
 
+pub use attributes::Ownership;
+pub(super) use attributes::{Attributes, FileKind, Line};
 pub(super) use contents::Contents;
 use contents::Rendered;
 use drawn::{Drawings, Drawn};
-use nodes::{CHANGES, Entry, File, Node, Nodes, SNAPSHOTS, Subject, VOLUMES};
+use listing::{Listing, ShownListing};
+use names::{CHANGES, File, SNAPSHOTS, VOLUMES};
+use nodes::{Entry, Node, Nodes, Subject};
+pub use totals::Origin;
 
-/// How long a listing of the account's snapshots is shown before it is asked for again.
-const LISTING_LIFE: Duration = Duration::from_secs(60);
-
-/// Who owns what a mount shows, and who may read it.
-#[derive(Clone, Copy, Debug)]
-pub struct Ownership {
-    /// The owner's user id.
-    pub uid: u32,
-    /// The owner's group id.
-    pub gid: u32,
-    /// Permissions of files, without any write bit; a folder may be searched by whoever may read its files.
-    pub mode: u16,
-}
-
-/// What kind of file an inode is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FileKind {
-    Folder,
-    Regular,
-    Link,
-}
-
-/// What `stat` shows.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Attributes {
-    pub(super) ino: u64,
-    pub(super) kind: FileKind,
-    pub(super) size: u64,
-    /// Units of 512 bytes that are held.
-    pub(super) blocks: u64,
-    pub(super) mode: u16,
-    pub(super) time: SystemTime,
-    /// Whether all of this stays as it is.
-    pub(super) fixed: bool,
-}
-
-/// One line of a folder.
-#[derive(Clone, Debug)]
-pub(super) struct Line {
-    pub(super) ino: u64,
-    pub(super) kind: FileKind,
-    pub(super) name: String,
-}
-
-/// The listing of the account's snapshots that is shown, and when it was asked for.
-#[derive(Default)]
-struct ShownListing {
-    /// With the time after which it is asked for again.
-    shown: Option<(Instant, Arc<[Arc<Snapshot>]>)>,
-    /// Since when the next one is waited for.
-    waits: Option<Instant>,
-}
+/// Sizes that took a listing to be known, for so many files.
+const MOST_SIZES: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
 
 /// The tree of a mount.
 pub struct Tree {
@@ -92,10 +53,12 @@ pub struct Tree {
     ownership: Ownership,
     readahead: Arc<ReadaheadBudget>,
     timeout: Duration,
+    origin: Origin,
     mounted: SystemTime,
     nodes: Mutex<Nodes>,
     drawings: Drawings,
-    listing: tokio::sync::Mutex<ShownListing>,
+    sizes: Mutex<LruCache<u64, u64>>,
+    listing: ShownListing,
 }
 
 impl std::fmt::Debug for Tree {
@@ -105,23 +68,26 @@ impl std::fmt::Debug for Tree {
 }
 
 impl Tree {
-    /// The tree of a catalog. It makes no call before it is looked at. Who waits for a long listing is told to ask again
-    /// after `timeout`, in which all else has given up by itself.
+    /// The tree of a catalog. It makes no call before it is looked at. A reader that waits for a long listing gets an error after
+    /// `timeout`, in which all other calls give up by themselves.
     pub fn new(
         catalog: Arc<dyn Catalog>,
         ownership: Ownership,
         readahead: Arc<ReadaheadBudget>,
         timeout: Duration,
+        origin: Origin,
     ) -> Self {
         Self {
             catalog,
             ownership,
             readahead,
             timeout,
+            origin,
             mounted: SystemTime::now(),
-            nodes: Mutex::new(Nodes::new()),
+            nodes: Mutex::default(),
             drawings: Drawings::new(),
-            listing: tokio::sync::Mutex::default(),
+            sizes: Mutex::new(LruCache::new(MOST_SIZES)),
+            listing: ShownListing::default(),
         }
     }
 
@@ -135,108 +101,126 @@ impl Tree {
         self.timeout
     }
 
-    fn node(&self, ino: u64) -> Result<Node> {
-        let node = self.nodes.lock().get(ino);
+    /// The node of an inode number. The kernel can ask for one that it has forgotten, by a handle of NFS: a snapshot's is found
+    /// in the listing again.
+    async fn node(&self, ino: u64) -> Result<Node> {
+        let known = self.nodes.lock().get(ino);
+        if let Some(node) = known {
+            return Ok(node);
+        }
+        let listing = self.listing().await?;
+        let node = listing.by_inode(names::folder_inode(ino)).and_then(|of| {
+            let head = self.nodes.lock().use_entry(of);
+            Subject { base: None, head }.node(ino)
+        });
         node.ok_or_else(|| Error::new(Kind::NotFound, format!("no inode {ino}")))
     }
 
     /// What a name in a folder is; `None` for a name that means nothing there. A snapshot id always means something: one
-    /// that does not exist is an error with its reason.
+    /// that does not exist is an error with its reason. The answer counts as a lookup until [`Tree::forget`].
     pub(super) async fn lookup(&self, parent: u64, name: &str) -> Result<Option<Attributes>> {
-        let parent_node = self.node(parent)?;
-        let ino = match &parent_node {
-            Node::Root if name == "snapshots" => SNAPSHOTS,
-            Node::Root if name == "changes" => CHANGES,
-            Node::Root if name == "volumes" => VOLUMES,
-            Node::Snapshots => {
-                let Ok(id) = name.parse::<SnapshotId>() else {
-                    return Ok(None);
-                };
-                self.snapshot(&id).await?.ino
-            }
-            Node::Changes => {
-                let Some((base, head)) = nodes::pair_of(name) else {
-                    return Ok(None);
-                };
-                let (base, head) = (self.snapshot(&base).await?, self.snapshot(&head).await?);
-                self.nodes.lock().pair(&base.head, &head.head).ino
-            }
-            Node::Folder(subject) => match subject.files().find(|(_, known, _)| *known == name) {
-                Some((ino, ..)) => ino,
-                None => return Ok(None),
-            },
-            Node::Volumes => {
-                // Without the lines: an account has thousands of volumes, and each is looked up.
-                let listing = self.listing().await?;
-                let is_it = |of: &Arc<Snapshot>| of.volume_id.as_deref() == Some(name);
-                if !listing.iter().any(is_it) {
-                    return Ok(None);
-                }
-                self.nodes.lock().volume(name)
-            }
-            Node::Volume(_) => {
-                let lines = self.lines(parent).await?;
-                match lines.into_iter().find(|line| line.name == name) {
-                    Some(line) => line.ino,
-                    None => return Ok(None),
-                }
-            }
-            _ => return Ok(None),
+        let folder = self.node(parent).await?;
+        let found = match name {
+            "." => Some(folder),
+            ".." => Some(self.node(folder.parent()).await?),
+            name => self.child(&folder, name).await?,
         };
-        self.attributes(ino).await.map(Some)
+        let Some(node) = found else {
+            return Ok(None);
+        };
+        let attributes = self.attributes_of(&node).await?;
+        self.nodes.lock().count(&node)?;
+        Ok(Some(attributes))
+    }
+
+    async fn child(&self, folder: &Node, name: &str) -> Result<Option<Node>> {
+        Ok(match folder {
+            Node::Root => match name {
+                "snapshots" => Some(Node::Snapshots),
+                "changes" => Some(Node::Changes),
+                "volumes" => Some(Node::Volumes),
+                _ => None,
+            },
+            Node::Snapshots => match name.parse::<SnapshotId>() {
+                Ok(id) => {
+                    let head = self.entry(&id).await?;
+                    Some(Node::Folder(Subject { base: None, head }))
+                }
+                Err(_) => None,
+            },
+            Node::Changes => match names::pair_of(name) {
+                Some((base, head)) => {
+                    let (base, head) = (self.entry(&base).await?, self.entry(&head).await?);
+                    let base = Some(base);
+                    Some(Node::Folder(Subject { base, head }))
+                }
+                None => None,
+            },
+            Node::Folder(subject) => {
+                let file = subject.files().find(|(_, known, _)| *known == name);
+                file.map(|(_, _, file)| Node::File(subject.clone(), file))
+            }
+            Node::Volumes => {
+                let listing = self.listing().await?;
+                let volumes = names::volumes(&listing.snapshots);
+                let found = volumes.binary_search(&name).is_ok();
+                found.then(|| Node::Volume(name.into()))
+            }
+            Node::Volume(volume) => {
+                let listing = self.listing().await?;
+                let mut links = names::links(volume, &listing.snapshots).into_iter();
+                let link = links.find(|link| link.name == name);
+                link.map(|link| Node::Link(Arc::new(link)))
+            }
+            Node::File(..) | Node::Link(_) => None,
+        })
+    }
+
+    /// The kernel forgets so many lookups of an inode.
+    pub(super) fn forget(&self, ino: u64, lookups: u64) {
+        self.nodes.lock().forget(ino, lookups);
     }
 
     /// What `stat` shows of an inode.
     pub(super) async fn attributes(&self, ino: u64) -> Result<Attributes> {
-        let shape = |kind, size, held: u64, time, fixed| {
-            let read = self.ownership.mode & 0o444;
-            Attributes {
-                ino,
-                kind,
-                size,
-                blocks: held.div_ceil(512),
-                mode: match kind {
-                    FileKind::Folder => read | read >> 2,
-                    FileKind::Regular => read,
-                    FileKind::Link => 0o777,
-                },
-                time,
-                fixed,
-            }
+        let node = self.node(ino).await?;
+        self.attributes_of(&node).await
+    }
+
+    async fn attributes_of(&self, node: &Node) -> Result<Attributes> {
+        let ino = node.ino();
+        let regular = |sizes, time, fixed| {
+            Attributes::regular(ino, self.ownership, sizes, time, fixed)
         };
-        let folder = |time| shape(FileKind::Folder, 0, 0, time, false);
-        let regular = |size, held, time, fixed| shape(FileKind::Regular, size, held, time, fixed);
-        Ok(match self.node(ino)? {
+        Ok(match node {
             Node::Root | Node::Snapshots | Node::Changes | Node::Volumes | Node::Volume(_) => {
-                folder(self.mounted)
+                Attributes::folder(ino, self.ownership, self.mounted)
             }
-            Node::Folder(subject) => folder(self.time_of(&subject.head)),
+            Node::Folder(subject) => {
+                Attributes::folder(ino, self.ownership, self.time_of(&subject.head))
+            }
             Node::File(subject, File::Description) => {
                 let size = description(&self.known(&subject.head)).len() as u64;
-                regular(size, size, self.time_of(&subject.head), false)
+                regular((size, size), self.time_of(&subject.head), false)
             }
             Node::File(subject, file) => {
-                let (size, held) = match file {
-                    File::Disk => self.disk_size(&subject).await?,
+                let sizes = match file {
+                    File::Disk => self.disk_size(subject, ino).await?,
                     file => {
-                        let size = self.listed_size(&subject, file).await?;
+                        let size = self.listed_size(subject, *file, ino).await?;
                         (size, size)
                     }
                 };
                 // Its time is known later where EC2 could not be asked.
-                let known = self.known(&subject.head);
-                let fixed = known.start_time.is_some();
-                let time = known.start_time.unwrap_or(self.mounted);
-                regular(size, held, time, fixed)
+                let start = self.known(&subject.head).start_time;
+                regular(sizes, start.unwrap_or(self.mounted), start.is_some())
             }
-            Node::Link { target, time } => {
-                shape(FileKind::Link, target.len() as u64, 0, time, false)
-            }
+            Node::Link(link) => Attributes::link(ino, &link.target(), link.time),
         })
     }
 
     /// Bytes of an image, and how many of them are held.
-    async fn disk_size(&self, subject: &Subject) -> Result<(u64, u64)> {
+    async fn disk_size(&self, subject: &Subject, ino: u64) -> Result<(u64, u64)> {
         let entry = &subject.head;
         let known = self.known(entry);
         let size = match known.volume_size {
@@ -244,14 +228,14 @@ impl Tree {
             None => self.image_of(entry).await?.size(),
         };
         if subject.base.is_none() {
-            return Ok((size, held_bytes(size, known.full_size)));
+            return Ok((size, attributes::held_bytes(size, known.full_size)));
         }
-        Ok((size, self.listed_size(subject, File::Disk).await?))
+        Ok((size, self.listed_size(subject, File::Disk, ino).await?))
     }
 
     /// Bytes that only a listing tells: all of a file that is drawn, what a delta's image holds.
-    async fn listed_size(&self, subject: &Subject, file: File) -> Result<u64> {
-        let known = subject.sizes.lock().get(&file).copied();
+    async fn listed_size(&self, subject: &Subject, file: File, ino: u64) -> Result<u64> {
+        let known = self.sizes.lock().get(&ino).copied();
         if let Some(size) = known {
             return Ok(size);
         }
@@ -259,7 +243,7 @@ impl Tree {
             File::Disk => self.drawn(subject).await?.held(),
             file => self.rendered(subject, file).await?.size(),
         };
-        subject.sizes.lock().insert(file, size);
+        self.sizes.lock().put(ino, size);
         Ok(size)
     }
 
@@ -269,84 +253,63 @@ impl Tree {
 
     /// The names in a folder, without `.` and `..`.
     pub(super) async fn lines(&self, ino: u64) -> Result<Vec<Line>> {
-        let line = |ino, kind, name: &str| Line {
-            ino,
-            kind,
-            name: name.to_owned(),
-        };
-        Ok(match self.node(ino)? {
+        let folder = |ino, name: &str| Line::new(ino, FileKind::Folder, name);
+        Ok(match self.node(ino).await? {
             Node::Root => vec![
-                line(SNAPSHOTS, FileKind::Folder, "snapshots"),
-                line(CHANGES, FileKind::Folder, "changes"),
-                line(VOLUMES, FileKind::Folder, "volumes"),
+                folder(SNAPSHOTS, "snapshots"),
+                folder(CHANGES, "changes"),
+                folder(VOLUMES, "volumes"),
             ],
             Node::Snapshots => {
                 let listing = self.listing().await?;
-                let mut nodes = self.nodes.lock();
-                listing
-                    .iter()
-                    .map(|snapshot| {
-                        let subject = nodes.see(snapshot);
-                        line(subject.ino, FileKind::Folder, snapshot.id.as_str())
-                    })
+                let ids = listing.snapshots.iter().map(|snapshot| &snapshot.id);
+                ids.map(|id| folder(names::snapshot_inode(id), id.as_str()))
                     .collect()
             }
             Node::Changes => {
                 let listing = self.listing().await?;
-                let mut nodes = self.nodes.lock();
-                nodes::neighbours(&listing)
-                    .into_iter()
-                    .map(|(base, head)| {
-                        let (base, head) = (nodes.see(base), nodes.see(head));
-                        let pair = nodes.pair(&base.head, &head.head);
-                        line(pair.ino, FileKind::Folder, &pair.to_string())
-                    })
-                    .collect()
+                let pairs = names::neighbours(&listing.snapshots).into_iter();
+                let ids = pairs.map(|(base, head)| (&base.id, &head.id));
+                ids.map(|(base, head)| {
+                    folder(names::pair_inode(base, head), &format!("{base}..{head}"))
+                })
+                .collect()
             }
             Node::Volumes => {
                 let listing = self.listing().await?;
-                let mut volumes: Vec<&str> = listing
-                    .iter()
-                    .filter_map(|snapshot| snapshot.volume_id.as_deref())
-                    .collect();
-                volumes.sort_unstable();
-                volumes.dedup();
-                let mut nodes = self.nodes.lock();
+                let volumes = names::volumes(&listing.snapshots).into_iter();
                 volumes
-                    .into_iter()
-                    .map(|volume| line(nodes.volume(volume), FileKind::Folder, volume))
+                    .map(|volume| folder(names::volume_inode(volume), volume))
                     .collect()
             }
             Node::Volume(volume) => {
                 let listing = self.listing().await?;
-                let mut nodes = self.nodes.lock();
-                nodes::links(&volume, &listing)
-                    .into_iter()
-                    .map(|(name, target, time)| {
-                        let ino = nodes.link(&volume, &name, target, time);
-                        line(ino, FileKind::Link, &name)
-                    })
+                let links = names::links(&volume, &listing.snapshots).into_iter();
+                links
+                    .map(|link| Line::new(link.ino, FileKind::Link, &link.name))
                     .collect()
             }
             Node::Folder(subject) => subject
                 .files()
-                .map(|(ino, name, _)| line(ino, FileKind::Regular, name))
+                .map(|(ino, name, _)| Line::new(ino, FileKind::Regular, name))
                 .collect(),
-            _ => return Err(Error::new(Kind::Invalid, "not a folder")),
+            Node::File(..) | Node::Link(_) => {
+                return Err(Error::new(Kind::Invalid, "not a folder"));
+            }
         })
     }
 
     /// Where a link leads.
     pub(super) fn link(&self, ino: u64) -> Result<String> {
-        match self.node(ino)? {
-            Node::Link { target, .. } => Ok(target),
+        match self.nodes.lock().get(ino) {
+            Some(Node::Link(link)) => Ok(link.target()),
             _ => Err(Error::new(Kind::Invalid, "not a link")),
         }
     }
 
     /// What a file reads as: no waiting once it is open.
     pub(super) async fn contents(&self, ino: u64) -> Result<Contents> {
-        let Node::File(subject, file) = self.node(ino)? else {
+        let Node::File(subject, file) = self.node(ino).await? else {
             return Err(Error::new(Kind::Invalid, "not a file"));
         };
         Ok(match (file, &subject.base) {
@@ -364,52 +327,67 @@ impl Tree {
     }
 
     /// The extended attributes of a snapshot's image and folder: `user.ebs.*`, those that are known.
-    pub(super) fn xattrs(&self, ino: u64) -> Result<Vec<(&'static str, String)>> {
-        let subject = match self.node(ino)? {
-            Node::Folder(subject) | Node::File(subject, File::Disk) if subject.base.is_none() => {
+    pub(super) fn xattrs(&self, ino: u64) -> Vec<(&'static str, String)> {
+        let subject = match self.nodes.lock().get(ino) {
+            Some(Node::Folder(subject) | Node::File(subject, File::Disk))
+                if subject.base.is_none() =>
+            {
                 subject
             }
-            _ => return Ok(Vec::new()),
+            _ => return Vec::new(),
         };
         let all = self.known(&subject.head).attributes();
-        Ok(all
-            .into_iter()
+        all.into_iter()
             .filter_map(|(name, value)| Some((name, value?)))
-            .collect())
+            .collect()
     }
 
-    /// The folder of a snapshot that has been seen, or is now looked up: any id can be, listed or not.
-    async fn snapshot(&self, id: &SnapshotId) -> Result<Arc<Subject>> {
-        if let Some(subject) = self.nodes.lock().snapshot(id) {
-            return Ok(subject);
+    /// A snapshot in use, listed, or opened now: any id can be, listed or not.
+    async fn entry(&self, id: &SnapshotId) -> Result<Arc<Entry>> {
+        let in_use = self.nodes.lock().entry(id);
+        if let Some(entry) = in_use {
+            return Ok(entry);
         }
-        // Opening tells whether it exists, and what EC2 knows of it.
-        let (snapshot, _) = self.catalog.open(id).await?;
-        Ok(self.nodes.lock().see(&Arc::new(snapshot)))
+        let listing = self.listing.last();
+        let listed = listing.and_then(|listing| {
+            let found = listing.by_inode(names::snapshot_inode(id));
+            found.filter(|of| of.id == *id).cloned()
+        });
+        let snapshot = match listed {
+            Some(snapshot) => snapshot,
+            // Opening tells whether it exists, and what EC2 knows of it.
+            None => Arc::new(self.catalog.open(id).await?.0),
+        };
+        Ok(self.nodes.lock().use_entry(&snapshot))
     }
 
+    /// The image of a snapshot: one for all who have it open.
     async fn image_of(&self, entry: &Entry) -> Result<Arc<Image>> {
-        let image = entry.image.get_or_try_init(|| async {
-            let (snapshot, source) = self.catalog.open(&entry.id).await?;
+        let mut image = entry.image.lock().await;
+        if let Some(image) = image.upgrade() {
+            return Ok(image);
+        }
+        let (snapshot, source) = self.catalog.open(&entry.id).await?;
+        {
             // A description is never replaced by none.
-            let mut told = entry.told.lock();
-            if snapshot.state.is_some() || told.state.is_none() {
-                *told = Arc::new(snapshot);
+            let mut description = entry.description.lock();
+            if snapshot.state.is_some() || description.state.is_none() {
+                *description = Arc::new(snapshot);
             }
-            drop(told);
-            Ok(Arc::new(Image::new(source, Arc::clone(&self.readahead))))
-        });
-        image.await.cloned()
+        }
+        let opened = Arc::new(Image::new(source, Arc::clone(&self.readahead)));
+        *image = Arc::downgrade(&opened);
+        Ok(opened)
     }
 
     /// The map of a folder, by the one listing that all its files share.
     async fn drawn(&self, subject: &Subject) -> Result<Arc<Drawn>> {
-        let drawn = self.drawings.of(subject.ino, self.list(subject));
+        let drawn = self.drawings.of(subject.ino(), self.list(subject));
         self.in_time(subject, drawn).await
     }
 
     async fn rendered(&self, subject: &Subject, file: File) -> Result<Rendered> {
-        let drawn = self.drawings.of(subject.ino, self.list(subject));
+        let drawn = self.drawings.of(subject.ino(), self.list(subject));
         let rendered = async { self.drawings.render(&*drawn.await?, file).await };
         self.in_time(subject, rendered).await
     }
@@ -425,7 +403,7 @@ impl Tree {
             Ok(done) => done,
             Err(_) => Err(Error::new(
                 Kind::Pending,
-                format!("{subject} is still being listed: whoever asks again goes on with it"),
+                format!("{subject} is still being listed: try again, the listing continues"),
             )),
         }
     }
@@ -451,35 +429,19 @@ impl Tree {
 
     /// The account's snapshots. A reader waits no longer than for anything else: the listing continues, and the next reader
     /// joins it.
-    async fn listing(&self) -> Result<Arc<[Arc<Snapshot>]>> {
-        let listed = timeout(self.timeout + Duration::from_secs(1), self.listed()).await;
+    async fn listing(&self) -> Result<Arc<Listing>> {
+        let listed = self.listing.get(&*self.catalog);
+        let listed = timeout(self.timeout + Duration::from_secs(1), listed).await;
         listed.unwrap_or_else(|_| {
             let what = "the snapshots are still being listed: try again, the listing continues";
             Err(Error::new(Kind::Pending, what))
         })
     }
 
-    async fn listed(&self) -> Result<Arc<[Arc<Snapshot>]>> {
-        let mut listing = self.listing.lock().await;
-        if let Some((until, snapshots)) = &listing.shown
-            && Instant::now() < *until
-        {
-            return Ok(Arc::clone(snapshots));
-        }
-        let since = *listing.waits.get_or_insert_with(Instant::now);
-        let listed = self.catalog.list().await;
-        listing.waits = None;
-        let snapshots: Arc<[Arc<Snapshot>]> = listed?.into();
-        // One that takes minutes is not made again every minute.
-        let until = Instant::now() + LISTING_LIFE.max(since.elapsed());
-        listing.shown = Some((until, Arc::clone(&snapshots)));
-        Ok(snapshots)
-    }
-
     /// The newest that is known of a snapshot.
     fn known(&self, entry: &Entry) -> Arc<Snapshot> {
         let known = self.catalog.known(&entry.id);
-        known.unwrap_or_else(|| Arc::clone(&entry.told.lock()))
+        known.unwrap_or_else(|| Arc::clone(&entry.description.lock()))
     }
 }
 
@@ -490,25 +452,5 @@ fn description(snapshot: &Snapshot) -> String {
     text
 }
 
-/// Bytes held. Where it is not known how many, all but one block: programs that compare this with the size then look for
-/// holes, and none takes the file for empty, as GNU tar does when it is 0.
-fn held_bytes(size: u64, full_size: Option<u64>) -> u64 {
-    let held = full_size.unwrap_or_else(|| {
-        size.saturating_sub(u64::from(BLOCK_SIZE))
-            .max(u64::from(BLOCK_SIZE))
-    });
-    held.min(size)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_held_are_never_0_when_unknown() {
-        assert_eq!(held_bytes(1 << 30, Some(1 << 20)), 1 << 20);
-        assert_eq!(held_bytes(1 << 30, Some(0)), 0);
-        let unknown = held_bytes(1 << 30, None);
-        assert!(unknown > 0 && unknown < 1 << 30);
-    }
-}
+mod tests;

@@ -1,17 +1,48 @@
-//! Unmounting: as root by the system call, as anyone else by `fusermount3`.
+//! Unmounting: as root by the system call, as anyone else by `fusermount3`. Only what ebsfs mounted, and only where the mount
+//! table says that it is.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::mount::{MntFlags, umount2};
 
+use super::mount_table::{MountIdentity, MountPlace, MountTable};
 use crate::error::{Error, Kind, Result};
 
-/// Unmounts a path as root does, or as `fusermount3` does for who mounted it. `false`: it is busy.
-///
-/// # Errors
-/// `Io` when it cannot be unmounted for another reason.
-pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<bool> {
+/// What mounts and unmounts for a user who is not root (package fuse3).
+pub(super) const FUSERMOUNT: &str = "fusermount3";
+
+/// What became of an attempt to unmount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unmounted {
+    /// It is no longer at its path.
+    Done,
+    /// Something still uses it, and it stays mounted.
+    Busy,
+    /// Something else is mounted over it: that stays, and so does this.
+    Covered(PathBuf),
+    /// It was not in this mount namespace any more: it lives on in another one, or in open files.
+    Absent,
+}
+
+/// Unmounts one mount, wherever it is by now, and never another one.
+pub(super) fn unmount(identity: &MountIdentity, lazy: bool) -> Result<Unmounted> {
+    match MountTable::read()?.place(identity) {
+        MountPlace::Reachable(path) => {
+            let done = unmount_path(&path, lazy)?;
+            Ok(if done {
+                Unmounted::Done
+            } else {
+                Unmounted::Busy
+            })
+        }
+        MountPlace::Covered(path) => Ok(Unmounted::Covered(path)),
+        MountPlace::Absent => Ok(Unmounted::Absent),
+    }
+}
+
+/// `false`: it is busy.
+fn unmount_path(mountpoint: &Path, lazy: bool) -> Result<bool> {
     let flags = if lazy {
         MntFlags::MNT_DETACH
     } else {
@@ -31,7 +62,7 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<bool> {
 
 fn fusermount(mountpoint: &Path, lazy: bool) -> Result<bool> {
     let what = format!("cannot unmount {}", mountpoint.display());
-    let output = Command::new("fusermount3")
+    let output = Command::new(FUSERMOUNT)
         .arg(if lazy { "-uz" } else { "-u" })
         .arg("--")
         .arg(mountpoint)
@@ -39,16 +70,16 @@ fn fusermount(mountpoint: &Path, lazy: bool) -> Result<bool> {
         .map_err(|error| {
             Error::with_source(
                 Kind::Io,
-                format!("{what}: fusermount3 (package fuse3)"),
+                format!("{what}: {FUSERMOUNT} (package fuse3)"),
                 error,
             )
         })?;
-    let said = String::from_utf8_lossy(&output.stderr);
+    let message = String::from_utf8_lossy(&output.stderr);
     if output.status.success() {
         Ok(true)
-    } else if said.contains("busy") {
+    } else if message.contains("busy") {
         Ok(false)
     } else {
-        Err(Error::new(Kind::Io, format!("{what}: {}", said.trim())))
+        Err(Error::new(Kind::Io, format!("{what}: {}", message.trim())))
     }
 }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use super::contents::Rendered;
-use super::nodes::File;
+use super::names::File;
 use crate::error::{Error, Kind, Result};
 use crate::image::Image;
 use crate::maps::{Map, Text, Totals, title};

@@ -1,0 +1,30 @@
+//! Who calls: the ARN that STS tells of the credentials, for the log.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::Aws;
+use super::endpoints::Service;
+use crate::error::{Error, Kind, Result};
+
+/// STS may be out of reach, behind no endpoint of its own, and nothing waits for the answer.
+const LIMIT: Duration = Duration::from_secs(10);
+
+impl Aws {
+    /// The caller's ARN, by one request to STS. No policy can deny it:
+    /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetCallerIdentity.html>.
+    ///
+    /// # Errors
+    /// `Unavailable` when STS does not tell it.
+    pub async fn caller(&self) -> Result<String> {
+        let config = self.service(Service::Sts)?;
+        let sts = aws_sdk_sts::Client::new(&config.sdk);
+        let failed = |why| Error::new(Kind::Unavailable, format!("STS does not tell who calls: {why}"));
+        let asked = timeout(LIMIT, sts.get_caller_identity().send()).await;
+        let identity = asked
+            .map_err(|_| failed("no answer".into()))?
+            .map_err(|error| failed(error.into_service_error().to_string()))?;
+        identity.arn.ok_or_else(|| failed("an empty reply".into()))
+    }
+}

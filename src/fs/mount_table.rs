@@ -1,0 +1,240 @@
+//! The kernel's mount table, and which mount a path leads to. Reading it touches no mounted filesystem, which may not answer.
+//!
+//! <https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html>. `statx` tells a mount's id since Linux 5.8 only.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Kind, Result};
+
+/// One mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct MountLine {
+    /// Unique among the mounts of now; a later one can have it again.
+    pub(super) id: u64,
+    /// The mount that it is mounted on.
+    parent: u64,
+    /// Device number of the filesystem, as it is written: `0:52`. No other filesystem has it while this one lives.
+    pub(super) device: String,
+    /// Where it is mounted, as this process sees it.
+    pub(super) mountpoint: PathBuf,
+    /// Whether ebsfs mounted it.
+    pub(super) is_ours: bool,
+}
+
+/// The mounts of a namespace, as a process of it sees them.
+#[derive(Debug)]
+pub(super) struct MountTable(Vec<MountLine>);
+
+/// What tells a mount from every other one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct MountIdentity {
+    pub(super) id: u64,
+    pub(super) device: String,
+}
+
+/// Where a mount is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum MountPlace {
+    /// This path leads to it.
+    Reachable(PathBuf),
+    /// Something else is mounted over this path.
+    Covered(PathBuf),
+    /// It is not in this mount namespace.
+    Absent,
+}
+
+impl MountTable {
+    /// The table of this process.
+    ///
+    /// # Errors
+    /// `Io` without /proc.
+    pub(super) fn read() -> Result<Self> {
+        let path = "/proc/self/mountinfo";
+        let text = std::fs::read(path)
+            .map_err(|error| Error::with_source(Kind::Io, format!("cannot read {path}"), error))?;
+        Ok(Self::parse(&text))
+    }
+
+    /// Lines that are none are left out.
+    pub(super) fn parse(text: &[u8]) -> Self {
+        Self(text.split(|byte| *byte == b'\n').filter_map(line).collect())
+    }
+
+    /// The mount that a path is in: absolute, without links and dots. Like the kernel this goes from the root down, at each
+    /// name onto the last mount there.
+    pub(super) fn at(&self, path: &Path) -> Option<&MountLine> {
+        let is_known = |id| self.0.iter().any(|line| line.id == id);
+        let root = |line: &&MountLine| {
+            line.mountpoint == Path::new("/") && (line.parent == line.id || !is_known(line.parent))
+        };
+        let mut mount = self.0.iter().find(root)?;
+        let mut names: Vec<&Path> = path.ancestors().collect();
+        names.reverse();
+        for name in names {
+            while let Some(upper) = self.mounted_on(mount, name) {
+                mount = upper;
+            }
+        }
+        Some(mount)
+    }
+
+    fn mounted_on(&self, lower: &MountLine, at: &Path) -> Option<&MountLine> {
+        let mut lines = self.0.iter();
+        lines.find(|line| line.parent == lower.id && line.id != lower.id && line.mountpoint == at)
+    }
+
+    /// The mount whose root a path is.
+    pub(super) fn mounted_at(&self, path: &Path) -> Option<&MountLine> {
+        self.at(path).filter(|mount| mount.mountpoint == path)
+    }
+
+    /// Where a mount is.
+    pub(super) fn place(&self, identity: &MountIdentity) -> MountPlace {
+        let ours = |line: &&MountLine| line.id == identity.id && line.device == identity.device;
+        let Some(line) = self.0.iter().find(ours) else {
+            return MountPlace::Absent;
+        };
+        let path = line.mountpoint.clone();
+        match self.at(&path) {
+            Some(top) if top.id == line.id => MountPlace::Reachable(path),
+            _ => MountPlace::Covered(path),
+        }
+    }
+
+    /// Whether a filesystem is mounted anywhere in the namespace.
+    pub(super) fn has_device(&self, device: &str) -> bool {
+        self.0.iter().any(|line| line.device == device)
+    }
+}
+
+fn line(text: &[u8]) -> Option<MountLine> {
+    let fields: Vec<&[u8]> = text.split(|byte| *byte == b' ').collect();
+    let number = |field: &[u8]| std::str::from_utf8(field).ok()?.parse().ok();
+    // Optional fields end at a lone dash; type and source follow.
+    let dash = fields.iter().skip(6).position(|field| *field == b"-")? + 6;
+    let (kind, source) = (*fields.get(dash + 1)?, *fields.get(dash + 2)?);
+    Some(MountLine {
+        id: number(fields.first()?)?,
+        parent: number(fields.get(1)?)?,
+        device: String::from_utf8(fields.get(2)?.to_vec()).ok()?,
+        mountpoint: unescape(fields.get(4)?),
+        is_ours: matches!(kind, b"fuse" | b"fuse.ebsfs") && source == b"ebsfs",
+    })
+}
+
+/// The table writes space, tab, newline and backslash as three octal digits.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, after)) = rest.split_first() {
+        let escaped = match (first, after) {
+            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..]) => {
+                Some((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'))
+            }
+            _ => None,
+        };
+        bytes.push(escaped.unwrap_or(*first));
+        rest = match escaped {
+            Some(_) => after.get(3..).unwrap_or_default(),
+            None => after,
+        };
+    }
+    OsString::from_vec(bytes).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each line: id, parent, device, mountpoint, type.
+    fn table(lines: &[(u64, u64, &str, &str, &str)]) -> MountTable {
+        let text: String = lines
+            .iter()
+            .map(|(id, parent, device, at, kind)| {
+                let source = if kind.starts_with("fuse") {
+                    "ebsfs"
+                } else {
+                    "none"
+                };
+                format!("{id} {parent} {device} / {at} rw,nosuid shared:1 - {kind} {source} rw\n")
+            })
+            .collect();
+        MountTable::parse(text.as_bytes())
+    }
+
+    fn identity(id: u64, device: &str) -> MountIdentity {
+        MountIdentity {
+            id,
+            device: device.into(),
+        }
+    }
+
+    const BASE: [(u64, u64, &str, &str, &str); 2] = [
+        (20, 1, "8:1", "/", "ext4"),
+        (30, 20, "0:5", "/mnt", "tmpfs"),
+    ];
+
+    #[test]
+    fn a_mount_is_found_by_its_id_and_its_device() {
+        let mut lines = BASE.to_vec();
+        lines.push((40, 30, "0:52", "/mnt/a\\040b", "fuse.ebsfs"));
+        let table = table(&lines);
+        let path = PathBuf::from("/mnt/a b");
+        assert!(table.mounted_at(&path).unwrap().is_ours);
+        assert_eq!(
+            table.place(&identity(40, "0:52")),
+            MountPlace::Reachable(path)
+        );
+        assert_eq!(table.place(&identity(40, "0:53")), MountPlace::Absent);
+        assert_eq!(table.place(&identity(41, "0:52")), MountPlace::Absent);
+        assert_eq!(table.mounted_at(Path::new("/mnt/a")), None);
+        assert_eq!(table.at(Path::new("/mnt/c/d")).unwrap().id, 30);
+    }
+
+    #[test]
+    fn a_mount_that_another_one_covers_is_not_reachable() {
+        let path = PathBuf::from("/mnt/e");
+        for (what, cover) in [
+            ("over it", (50, 40, "0:60", "/mnt/e", "tmpfs")),
+            ("over the folder above", (50, 30, "0:60", "/mnt", "tmpfs")),
+            ("over the root", (50, 20, "0:60", "/", "tmpfs")),
+        ] {
+            let mut lines = BASE.to_vec();
+            lines.push((40, 30, "0:52", "/mnt/e", "fuse"));
+            let place = |lines: &[_]| table(lines).place(&identity(40, "0:52"));
+            assert_eq!(place(&lines), MountPlace::Reachable(path.clone()), "{what}");
+            lines.push(cover);
+            assert_eq!(place(&lines), MountPlace::Covered(path.clone()), "{what}");
+        }
+        // Below it, nothing is covered.
+        let mut lines = BASE.to_vec();
+        lines.push((40, 30, "0:52", "/mnt/e", "fuse"));
+        lines.push((50, 40, "0:60", "/mnt/e/snapshots", "tmpfs"));
+        let table = table(&lines);
+        assert_eq!(
+            table.place(&identity(40, "0:52")),
+            MountPlace::Reachable(path)
+        );
+    }
+
+    #[test]
+    fn lines_that_are_none_are_left_out() {
+        for text in [
+            "",
+            "x",
+            "1 2 0:1 / /",
+            "1 2 0:1 / / rw",
+            "a b 0:1 / / rw - ext4 x rw",
+            "\u{0}\n\n",
+        ] {
+            assert_eq!(
+                MountTable::parse(text.as_bytes()).at(Path::new("/")),
+                None,
+                "{text:?}"
+            );
+        }
+        assert_eq!(unescape(b"a\\134b\\9\\"), Path::new("a\\b\\9\\"));
+    }
+}

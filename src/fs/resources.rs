@@ -1,0 +1,157 @@
+//! Looks for what a mount needs of its process's limits before anything is mounted: a mount that lacks threads or descriptors
+//! later is there and answers nothing.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+
+use bytesize::ByteSize;
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+use crate::error::{Error, Kind, Result};
+
+/// What a mount needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Needs {
+    /// Threads, besides those that run already.
+    pub threads: usize,
+    /// File descriptors, besides those that are open already.
+    pub descriptors: u64,
+    /// Memory for blocks, in bytes.
+    pub memory: u64,
+}
+
+/// Raises the soft limit of descriptors where that helps.
+///
+/// # Errors
+/// `Io` with the limit that does not suffice.
+pub fn reserve(needs: Needs) -> Result<()> {
+    reserve_descriptors(needs.descriptors)?;
+    reserve_threads(needs.threads)?;
+    reserve_memory(needs.memory)
+}
+
+fn lacking(what: String) -> Error {
+    Error::new(Kind::Io, what)
+}
+
+fn reserve_descriptors(more: u64) -> Result<()> {
+    // Reading the folder opens one of them.
+    let open = std::fs::read_dir("/proc/self/fd").map_or(8, |open| open.count() as u64);
+    let needed = open.saturating_add(more);
+    let limit = getrlimit(Resource::Nofile);
+    let allows = |limit: Option<u64>| limit.is_none_or(|limit| limit >= needed);
+    if allows(limit.current) {
+        return Ok(());
+    }
+    let mut raised = limit.clone();
+    raised.current = Some(needed);
+    if allows(limit.maximum) && setrlimit(Resource::Nofile, raised).is_ok() {
+        return Ok(());
+    }
+    let limit = limit.maximum.or(limit.current).unwrap_or_default();
+    Err(lacking(format!(
+        "cannot mount: {needed} file descriptors are needed, the limit is {limit} (ulimit -Hn, LimitNOFILE)"
+    )))
+}
+
+fn reserve_threads(count: usize) -> Result<()> {
+    // All of them at once: each waits until the last one runs.
+    let mut waiting = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (release, released) = mpsc::channel::<()>();
+        let spawned = thread::Builder::new().spawn(move || {
+            let _ = released.recv();
+        });
+        match spawned {
+            Ok(thread) => waiting.push((release, thread)),
+            Err(error) => {
+                let what = format!(
+                    "cannot mount: {count} threads cannot be started (ulimit -u, pids.max of the cgroup)"
+                );
+                return Err(Error::with_source(Kind::Io, what, error));
+            }
+        }
+    }
+    for (release, thread) in waiting {
+        drop(release);
+        let _ = thread.join();
+    }
+    Ok(())
+}
+
+fn reserve_memory(bytes: u64) -> Result<()> {
+    let size = ByteSize(bytes);
+    let mut probe: Vec<u8> = Vec::new();
+    let fits = usize::try_from(bytes).is_ok_and(|bytes| probe.try_reserve_exact(bytes).is_ok());
+    if !fits {
+        return Err(lacking(format!(
+            "cannot mount: {size} of memory cannot be had (ulimit -v, the machine's memory)"
+        )));
+    }
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    for limit in cgroups(&groups).map(|group| group.join("memory.max")) {
+        let text = std::fs::read_to_string(&limit).unwrap_or_default();
+        if let Ok(most) = text.trim().parse::<u64>()
+            && most < bytes
+        {
+            return Err(lacking(format!(
+                "cannot mount: {size} of memory for blocks, but {} allows {}",
+                limit.display(),
+                ByteSize(most)
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The folders of the process's cgroup (version 2) and of all above it.
+fn cgroups(text: &str) -> impl Iterator<Item = PathBuf> {
+    let own = text.lines().find_map(|line| line.strip_prefix("0::/"));
+    let root = Path::new("/sys/fs/cgroup");
+    let folder = own.map(|own| root.join(own));
+    folder.into_iter().flat_map(move |folder| {
+        let above = folder.ancestors().take_while(|at| at.starts_with(root));
+        above.map(Path::to_path_buf).collect::<Vec<_>>()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limits_of_all_cgroups_above_count() {
+        let folders = |text| cgroups(text).collect::<Vec<_>>();
+        let expected = ["a/b", "a", ""].map(|part| Path::new("/sys/fs/cgroup").join(part));
+        assert_eq!(folders("1:x:/y\n0::/a/b\n"), expected);
+        assert!(folders("1:memory:/a\n").is_empty());
+        assert!(folders("").is_empty());
+    }
+
+    #[test]
+    fn needs_that_no_process_has_are_refused_and_small_ones_are_met() {
+        let needs = Needs {
+            threads: 4,
+            descriptors: 16,
+            memory: 1 << 20,
+        };
+        reserve(needs).unwrap();
+        let descriptors = u64::MAX;
+        let memory = u64::MAX;
+        for (needs, named) in [
+            (
+                Needs {
+                    descriptors,
+                    ..needs
+                },
+                "descriptors",
+            ),
+            (Needs { memory, ..needs }, "memory"),
+        ] {
+            let error = reserve(needs).unwrap_err();
+            assert_eq!(error.kind(), Kind::Io);
+            assert!(error.to_string().contains(named), "{error}");
+        }
+    }
+}

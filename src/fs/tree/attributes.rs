@@ -1,0 +1,125 @@
+//! What `stat` and a directory's lines show.
+
+use std::time::SystemTime;
+
+use crate::block::BLOCK_SIZE;
+
+/// Who owns what a mount shows, and who may read it.
+#[derive(Clone, Copy, Debug)]
+pub struct Ownership {
+    /// The owner's user id.
+    pub uid: u32,
+    /// The owner's group id.
+    pub gid: u32,
+    /// Permissions of files, without any write bit; who may read the files may search the folders.
+    pub mode: u16,
+}
+
+/// What kind of file an inode is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::fs) enum FileKind {
+    Folder,
+    Regular,
+    Link,
+}
+
+/// What `stat` shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::fs) struct Attributes {
+    pub(in crate::fs) ino: u64,
+    pub(in crate::fs) kind: FileKind,
+    pub(in crate::fs) size: u64,
+    /// Units of 512 bytes that are held.
+    pub(in crate::fs) blocks: u64,
+    pub(in crate::fs) mode: u16,
+    pub(in crate::fs) time: SystemTime,
+    /// Whether all of this stays as it is.
+    pub(in crate::fs) fixed: bool,
+}
+
+impl Attributes {
+    pub(super) fn folder(ino: u64, ownership: Ownership, time: SystemTime) -> Self {
+        let read = ownership.mode & 0o444;
+        Self {
+            ino,
+            kind: FileKind::Folder,
+            size: 0,
+            blocks: 0,
+            mode: read | read >> 2,
+            time,
+            fixed: false,
+        }
+    }
+
+    /// A file of `size` bytes, `held` of which are not holes.
+    pub(super) fn regular(
+        ino: u64,
+        ownership: Ownership,
+        (size, held): (u64, u64),
+        time: SystemTime,
+        fixed: bool,
+    ) -> Self {
+        Self {
+            ino,
+            kind: FileKind::Regular,
+            size,
+            blocks: held.div_ceil(512),
+            mode: ownership.mode & 0o444,
+            time,
+            fixed,
+        }
+    }
+
+    pub(super) fn link(ino: u64, target: &str, time: SystemTime) -> Self {
+        Self {
+            ino,
+            kind: FileKind::Link,
+            size: target.len() as u64,
+            blocks: 0,
+            mode: 0o777,
+            time,
+            fixed: false,
+        }
+    }
+}
+
+/// One line of a folder.
+#[derive(Clone, Debug)]
+pub(in crate::fs) struct Line {
+    pub(in crate::fs) ino: u64,
+    pub(in crate::fs) kind: FileKind,
+    pub(in crate::fs) name: String,
+}
+
+impl Line {
+    pub(in crate::fs) fn new(ino: u64, kind: FileKind, name: &str) -> Self {
+        Self {
+            ino,
+            kind,
+            name: name.to_owned(),
+        }
+    }
+}
+
+/// Bytes held. Where it is not known how many, all but one block: programs that compare this with the size then look for
+/// holes, and none takes the file for empty, as GNU tar does when it is 0.
+pub(super) fn held_bytes(size: u64, full_size: Option<u64>) -> u64 {
+    let held = full_size.unwrap_or_else(|| {
+        size.saturating_sub(u64::from(BLOCK_SIZE))
+            .max(u64::from(BLOCK_SIZE))
+    });
+    held.min(size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_held_are_never_0_when_unknown() {
+        assert_eq!(held_bytes(1 << 30, Some(1 << 20)), 1 << 20);
+        assert_eq!(held_bytes(1 << 30, Some(0)), 0);
+        let unknown = held_bytes(1 << 30, None);
+        assert!(unknown > 0 && unknown < 1 << 30);
+    }
+}

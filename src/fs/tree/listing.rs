@@ -1,0 +1,87 @@
+//! The listing of the account's snapshots that a mount shows, and when it is asked for again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::names;
+use crate::error::Result;
+use crate::snapshot::Snapshot;
+use crate::source::Catalog;
+
+/// How long a listing is shown before it is asked for again.
+const LISTING_LIFE: Duration = Duration::from_secs(60);
+
+/// The snapshots of one listing.
+pub(super) struct Listing {
+    /// Oldest first.
+    pub(super) snapshots: Vec<Arc<Snapshot>>,
+    /// Places in `snapshots` by inode number.
+    by_inode: HashMap<u64, u32>,
+}
+
+impl Listing {
+    fn new(snapshots: Vec<Arc<Snapshot>>) -> Self {
+        let numbered = snapshots.iter().zip(0..);
+        let by_inode = numbered
+            .map(|(snapshot, place)| (names::snapshot_inode(&snapshot.id), place))
+            .collect();
+        Self {
+            snapshots,
+            by_inode,
+        }
+    }
+
+    /// The snapshot whose folder has this inode number.
+    pub(super) fn by_inode(&self, ino: u64) -> Option<&Arc<Snapshot>> {
+        let place = *self.by_inode.get(&ino)?;
+        self.snapshots.get(place as usize)
+    }
+}
+
+/// The listing that is shown.
+#[derive(Default)]
+pub(super) struct ShownListing {
+    /// With the time after which it is asked for again.
+    shown: Mutex<Option<(Instant, Arc<Listing>)>>,
+    /// Held by the one caller who asks; since when the next one is waited for.
+    asking: tokio::sync::Mutex<Option<Instant>>,
+}
+
+impl ShownListing {
+    /// The listing that was shown last, however old.
+    pub(super) fn last(&self) -> Option<Arc<Listing>> {
+        let shown = self.shown.lock();
+        shown.as_ref().map(|(_, listing)| Arc::clone(listing))
+    }
+
+    fn fresh(&self) -> Option<Arc<Listing>> {
+        let shown = self.shown.lock();
+        let (until, listing) = shown.as_ref()?;
+        (Instant::now() < *until).then(|| Arc::clone(listing))
+    }
+
+    /// The listing, asked for where the last one is too old.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(super) async fn get(&self, catalog: &dyn Catalog) -> Result<Arc<Listing>> {
+        if let Some(listing) = self.fresh() {
+            return Ok(listing);
+        }
+        let mut asking = self.asking.lock().await;
+        if let Some(listing) = self.fresh() {
+            return Ok(listing);
+        }
+        let since = *asking.get_or_insert_with(Instant::now);
+        let listed = catalog.list().await;
+        *asking = None;
+        let listing = Arc::new(Listing::new(listed?));
+        // A listing that takes minutes is not made again every minute.
+        let until = Instant::now() + LISTING_LIFE.max(since.elapsed());
+        *self.shown.lock() = Some((until, Arc::clone(&listing)));
+        Ok(listing)
+    }
+}

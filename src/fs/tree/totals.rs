@@ -1,0 +1,77 @@
+//! What a mount tells of itself as a whole: `df`, and the origin of an image in the log.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::Tree;
+use super::names::File;
+use super::nodes::Node;
+use crate::snapshot::SnapshotId;
+
+/// How long `df` waits for a listing.
+const TOTALS_WAIT: Duration = Duration::from_secs(1);
+
+/// Where a mount's snapshots come from, for its log.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// Region and endpoint, or a repository's URL.
+    pub place: String,
+    /// The identity of the caller, once STS has told.
+    pub caller: Arc<OnceLock<String>>,
+}
+
+/// What `df` shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::fs) struct Totals {
+    /// Bytes of all volumes together, holes included.
+    pub(in crate::fs) bytes: u64,
+    /// Snapshots.
+    pub(in crate::fs) snapshots: u64,
+}
+
+impl Tree {
+    /// What an image is and where it comes from; `None` for any other file.
+    pub(in crate::fs) fn provenance(&self, ino: u64) -> Option<String> {
+        let node = self.nodes.lock().get(ino);
+        let Some(Node::File(subject, File::Disk)) = node else {
+            return None;
+        };
+        let known = self.known(&subject.head);
+        let or_unknown = |value: &Option<String>| value.clone().unwrap_or("unknown".into());
+        let caller = self.origin.caller.get().map_or("unknown", String::as_str);
+        Some(format!(
+            "{subject} (volume {}, account {}, {}, caller {caller})",
+            or_unknown(&known.volume_id),
+            or_unknown(&known.owner_id),
+            self.origin.place
+        ))
+    }
+
+    /// The listed snapshots, or those in use where no listing comes soon.
+    pub(in crate::fs) async fn totals(&self) -> Totals {
+        let listed = timeout(TOTALS_WAIT, self.listing.get(&*self.catalog)).await;
+        let listing = listed.ok().and_then(Result::ok);
+        let in_use: Vec<_> = self.nodes.lock().entries().collect();
+        let Some(listing) = listing.or_else(|| self.listing.last()) else {
+            let sizes = in_use.iter().map(|entry| self.known(entry).volume_size);
+            return Totals {
+                bytes: sizes.flatten().fold(0, u64::saturating_add),
+                snapshots: in_use.len() as u64,
+            };
+        };
+        let opened_size = |id: &SnapshotId| {
+            let entry = in_use.iter().find(|entry| entry.id == *id)?;
+            self.known(entry).volume_size
+        };
+        let sizes = listing
+            .snapshots
+            .iter()
+            .filter_map(|snapshot| snapshot.volume_size.or_else(|| opened_size(&snapshot.id)));
+        Totals {
+            bytes: sizes.fold(0, u64::saturating_add),
+            snapshots: listing.snapshots.len() as u64,
+        }
+    }
+}
