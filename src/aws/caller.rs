@@ -20,7 +20,12 @@ impl Aws {
     pub async fn caller(&self) -> Result<String> {
         let config = self.service(Service::Sts)?;
         let sts = aws_sdk_sts::Client::new(&config.sdk);
-        let failed = |why| Error::new(Kind::Unavailable, format!("STS does not tell who calls: {why}"));
+        let failed = |why| {
+            Error::new(
+                Kind::Unavailable,
+                format!("STS does not tell who calls: {why}"),
+            )
+        };
         let asked = timeout(LIMIT, sts.get_caller_identity().send()).await;
         let identity = asked
             .map_err(|_| failed("no answer".into()))?

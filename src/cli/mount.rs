@@ -345,10 +345,12 @@ async fn serve_until_end(mounted: &Mounted, signals: &mut Signals) -> Result<()>
                 Err(_) => format!("{at} is unmounted here and still mounted or open elsewhere"),
             }
         }
-        Unmounted::Absent => format!("{at} was unmounted here and is still mounted or open elsewhere"),
-        Unmounted::Busy => format!(
-            "{at} is busy and stays mounted (fuser -vm {at} names who uses it)"
-        ),
+        Unmounted::Absent => {
+            format!("{at} was unmounted here and is still mounted or open elsewhere")
+        }
+        Unmounted::Busy => {
+            format!("{at} is busy and stays mounted (fuser -vm {at} names who uses it)")
+        }
         Unmounted::Covered(path) => format!(
             "{at} stays mounted: something else is mounted over it (umount {} first)",
             path.display()

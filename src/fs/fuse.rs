@@ -25,11 +25,11 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::log::FailureLog;
+use super::mount_table::MountIdentity;
 use super::mounted::{Mounted, raise_readahead};
 use super::mounting::mount_at;
 use super::opened::{OpenFile, Reader};
 use super::server::PID_ATTRIBUTE;
-use super::mount_table::MountIdentity;
 use super::tree::{Attributes, FileKind, Line, Tree};
 use super::unmount::unmount;
 use crate::block::BLOCK_SIZE;

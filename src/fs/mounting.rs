@@ -26,10 +26,7 @@ const NAME: &str = "ebsfs";
 ///
 /// # Errors
 /// `Io` with what to do about it.
-pub(super) fn mount_at(
-    mountpoint: &Path,
-    allows_others: bool,
-) -> Result<(OwnedFd, MountIdentity)> {
+pub(super) fn mount_at(mountpoint: &Path, allows_others: bool) -> Result<(OwnedFd, MountIdentity)> {
     let connection = mount_as_root(mountpoint, allows_others)
         .and_then(|mounted| match mounted {
             Some(connection) => Ok(connection),
@@ -53,7 +50,10 @@ pub(super) fn mount_at(
 
 /// `None` where only root may mount.
 fn mount_as_root(mountpoint: &Path, allows_others: bool) -> io::Result<Option<OwnedFd>> {
-    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse")?;
+    let device = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")?;
     // Without default_permissions neither fuser nor the kernel checks a mode.
     let options = format!(
         "fd={},rootmode=40000,user_id={},group_id={},default_permissions{}",
@@ -84,9 +84,8 @@ fn mount_as_root(mountpoint: &Path, allows_others: bool) -> io::Result<Option<Ow
 /// `fusermount3` mounts, and sends the descriptor through the socket that `_FUSE_COMMFD` names: its stdin.
 fn mount_as_user(mountpoint: &Path, allows_others: bool) -> io::Result<OwnedFd> {
     let (ours, theirs) = UnixStream::pair()?;
-    let mut options = format!(
-        "fsname={NAME},subtype={NAME},default_permissions,ro,nodev,nosuid,noexec,noatime"
-    );
+    let mut options =
+        format!("fsname={NAME},subtype={NAME},default_permissions,ro,nodev,nosuid,noexec,noatime");
     if allows_others {
         options.push_str(",allow_other");
     }

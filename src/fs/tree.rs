@@ -189,9 +189,8 @@ impl Tree {
 
     async fn attributes_of(&self, node: &Node) -> Result<Attributes> {
         let ino = node.ino();
-        let regular = |sizes, time, fixed| {
-            Attributes::regular(ino, self.ownership, sizes, time, fixed)
-        };
+        let regular =
+            |sizes, time, fixed| Attributes::regular(ino, self.ownership, sizes, time, fixed);
         Ok(match node {
             Node::Root | Node::Snapshots | Node::Changes | Node::Volumes | Node::Volume(_) => {
                 Attributes::folder(ino, self.ownership, self.mounted)

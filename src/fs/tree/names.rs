@@ -262,15 +262,7 @@ mod tests {
     fn volumes_whose_names_no_directory_holds_are_left_out() {
         let long = "v".repeat(256);
         let names = [
-            "vol-2",
-            "vol-1",
-            "/dev/sda",
-            "",
-            ".",
-            "..",
-            "a\0b",
-            &long,
-            "vol-1",
+            "vol-2", "vol-1", "/dev/sda", "", ".", "..", "a\0b", &long, "vol-1",
         ];
         let listing = names.map(|name| snapshot("snap-a", name, 7));
         assert_eq!(volumes(&listing), ["vol-1", "vol-2"]);
@@ -314,10 +306,10 @@ mod tests {
     fn inode_numbers_follow_from_the_path_and_never_change() {
         let id: SnapshotId = "snap-0123456789abcdef0".parse().unwrap();
         // These numbers are in the archives of backup programs: another hash would make every file new to them.
-        assert_eq!(snapshot_inode(&id), 0x0);
-        assert_eq!(pair_inode(&id, &id), 0x0);
-        assert_eq!(volume_inode("vol-1"), 0x0);
-        assert_eq!(link_inode("vol-1", LATEST), 0x0);
+        assert_eq!(snapshot_inode(&id), 0x0779_5ed0_f1d6_4700);
+        assert_eq!(pair_inode(&id, &id), 0x0249_8f9e_2328_f840);
+        assert_eq!(volume_inode("vol-1"), 0x00b1_fc1a_8a4e_b0f0);
+        assert_eq!(link_inode("vol-1", LATEST), 0x0c19_41cd_f106_62a0);
         let folder = snapshot_inode(&id);
         for number in 0..SNAPSHOT_FILES.len() {
             let ino = file_inode(folder, number);
