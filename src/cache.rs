@@ -6,12 +6,14 @@
 mod flight;
 mod memory;
 
-use std::sync::Arc;
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use bytesize::ByteSize;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
+use lru::LruCache;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::block::{BLOCK_SIZE, Block, BlockIndex, Extent, Geometry};
@@ -27,6 +29,9 @@ pub const MIN_MEMORY: ByteSize = ByteSize::mib(8);
 
 /// The most blocks read ahead: at 1,000 blocks a second and 100 ms each, twice of what is on its way.
 const MOST_AHEAD: u64 = 256;
+
+/// Snapshots whose blocks are found again when they are opened again.
+const MOST_NUMBERS: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
 
 /// Which source, and which of its blocks.
 type Key = (u32, BlockIndex);
@@ -105,9 +110,13 @@ impl Cache {
     pub fn wrap(self: &Arc<Self>, inner: Arc<dyn BlockSource>) -> CachedSource {
         CachedSource {
             cache: Arc::clone(self),
-            number: self.sources.fetch_add(1, Ordering::Relaxed),
+            number: self.new_number(),
             inner,
         }
+    }
+
+    fn new_number(&self) -> u32 {
+        self.sources.fetch_add(1, Ordering::Relaxed)
     }
 }
 
@@ -229,7 +238,8 @@ impl BlockSource for CachedSource {
 pub struct CachedCatalog {
     cache: Arc<Cache>,
     inner: Arc<dyn Catalog>,
-    open: parking_lot::Mutex<std::collections::HashMap<SnapshotId, Arc<CachedSource>>>,
+    /// The number of each snapshot that was opened lately, and its source while it is in use.
+    open: parking_lot::Mutex<LruCache<SnapshotId, (u32, Weak<CachedSource>)>>,
 }
 
 impl std::fmt::Debug for CachedCatalog {
@@ -244,15 +254,26 @@ impl CachedCatalog {
         Self {
             cache,
             inner,
-            open: parking_lot::Mutex::default(),
+            open: parking_lot::Mutex::new(LruCache::new(MOST_NUMBERS)),
         }
     }
 
     /// The one cached source of a snapshot.
     fn cached(&self, id: &SnapshotId, source: Arc<dyn BlockSource>) -> Arc<CachedSource> {
         let mut open = self.open.lock();
-        let cached = open.entry(id.clone());
-        Arc::clone(cached.or_insert_with(|| Arc::new(self.cache.wrap(source))))
+        let new = || (self.cache.new_number(), Weak::new());
+        let (number, in_use) = open.get_or_insert_mut(id.clone(), new);
+        if let Some(cached) = in_use.upgrade() {
+            return cached;
+        }
+        // Under the same number it finds the blocks that are kept from before.
+        let cached = Arc::new(CachedSource {
+            cache: Arc::clone(&self.cache),
+            number: *number,
+            inner: source,
+        });
+        *in_use = Arc::downgrade(&cached);
+        cached
     }
 }
 

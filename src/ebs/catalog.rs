@@ -2,7 +2,6 @@
 
 mod known;
 
-use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -20,6 +19,7 @@ use super::listing::token_index::TokenIndex;
 use super::listing::token_pages::TokenPages;
 use super::snapshot::SnapshotSource;
 use super::snapshot::block_map::BlockMap;
+use super::snapshot::map_memory::MapMemory;
 use super::snapshot::presence::StatedFacts;
 use crate::block::{BLOCK_SIZE, Delta, Geometry};
 use crate::error::{Error, Kind, Result};
@@ -28,15 +28,18 @@ use crate::source::{BlockSource, Catalog, Changes};
 
 use known::{Description, KnownSnapshots};
 
-/// Deltas listed in part that are kept to go on from, up to 32 MiB each.
-const MOST_PENDING: NonZeroUsize = NonZeroUsize::new(8).unwrap();
+/// Deltas listed in part that are kept to go on from, up to 32 MiB each where blocks everywhere changed in 64 TiB.
+const MOST_PENDING: NonZeroUsize = NonZeroUsize::new(2).unwrap();
+/// Opened snapshots that are kept while nothing uses them: each with an index of up to 4,096 pages.
+const MOST_UNUSED: usize = 256;
 
 /// The snapshots of one account and Region.
 pub struct EbsCatalog {
     client: Arc<Client>,
     known: KnownSnapshots,
     pages: Arc<TokenPages>,
-    open: Mutex<HashMap<SnapshotId, OpenCell>>,
+    maps: Arc<MapMemory>,
+    open: Mutex<LruCache<SnapshotId, OpenCell>>,
     deltas: Mutex<LruCache<(SnapshotId, SnapshotId), Arc<Pending>>>,
 }
 
@@ -67,7 +70,8 @@ impl EbsCatalog {
             client,
             known: KnownSnapshots::new(descriptions, select),
             pages: Arc::new(TokenPages::new()),
-            open: Mutex::default(),
+            maps: Arc::new(MapMemory::new()),
+            open: Mutex::new(LruCache::unbounded()),
             deltas: Mutex::new(LruCache::new(MOST_PENDING)),
         }
     }
@@ -102,6 +106,7 @@ impl EbsCatalog {
             TokenIndex::new(&self.pages),
             Arc::new(SystemTime::now),
             stated,
+            &self.maps,
         );
         let geometry = map.geometry(self.client.deadline()).await;
         let geometry = geometry.map_err(|error| match &not_asked {
@@ -133,16 +138,21 @@ impl EbsCatalog {
 
     /// A snapshot, opened once.
     async fn opened(&self, id: &SnapshotId) -> Result<Arc<SnapshotSource>> {
-        let opening = Arc::clone(self.open.lock().entry(id.clone()).or_default());
+        let opening = {
+            let mut open = self.open.lock();
+            let opening = Arc::clone(open.get_or_insert(id.clone(), OpenCell::default));
+            drop_unused(&mut open);
+            opening
+        };
         let opened = opening.get_or_try_init(|| self.open_once(id)).await;
         if opened.is_err() && opening.get().is_none() {
             // An id that cannot be opened is not remembered: anyone may look up any number of them.
             let mut open = self.open.lock();
             if open
-                .get(id)
+                .peek(id)
                 .is_some_and(|entry| Arc::strong_count(entry) == 2)
             {
-                open.remove(id);
+                open.pop(id);
             }
         }
         opened.cloned()
@@ -205,6 +215,24 @@ impl EbsCatalog {
             deltas.pop(&key);
         }
         listed
+    }
+}
+
+/// Drops opened snapshots that nothing uses beyond [`MOST_UNUSED`]. One whose listings contradicted themselves stays: it is an
+/// error for as long as the catalog lives.
+fn drop_unused(open: &mut LruCache<SnapshotId, OpenCell>) {
+    if open.len() <= MOST_UNUSED {
+        return;
+    }
+    let is_unused = |cell: &OpenCell| {
+        let source = cell.get().filter(|source| !source.is_corrupt());
+        Arc::strong_count(cell) == 1 && source.is_some_and(|source| Arc::strong_count(source) == 1)
+    };
+    let unused = open.iter().filter(|(_, cell)| is_unused(cell));
+    // From the one used last to the one not used for longest.
+    let old: Vec<SnapshotId> = unused.skip(MOST_UNUSED).map(|(id, _)| id.clone()).collect();
+    for id in old {
+        open.pop(&id);
     }
 }
 

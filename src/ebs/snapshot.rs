@@ -1,6 +1,7 @@
 //! [`SnapshotSource`]: the blocks of one snapshot, by its map's tokens and the client.
 
 pub(super) mod block_map;
+pub(super) mod map_memory;
 pub(super) mod presence;
 
 use std::future::Future;
@@ -40,6 +41,11 @@ impl SnapshotSource {
             client,
             map,
         }
+    }
+
+    /// Whether its listings have contradicted themselves.
+    pub(super) fn is_corrupt(&self) -> bool {
+        self.map.is_corrupt()
     }
 
     /// Whether a block is held, if that is known.

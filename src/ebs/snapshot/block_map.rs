@@ -3,7 +3,8 @@
 //! Absence is a claim (see [`crate::ebs::listing`]): a block counts as a hole only where a page covers it. Whatever contradicts
 //! what was listed before makes the map corrupt for good.
 //!
-//! Presence is in [`Presence`], at most two bitmaps of 16 MiB for 64 TiB. Tokens are bounded for all snapshots together.
+//! Presence is in [`Presence`], at most two bitmaps of 16 MiB for 64 TiB. Presence ([`MapMemory`]) and tokens are bounded for all
+//! snapshots together.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,6 +15,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::warn;
 
 use super::Tokens;
+use super::map_memory::{Forget, MapMemory};
 use super::presence::{CountNotice, NextExtent, Presence, StatedFacts};
 use crate::block::{BlockIndex, Extent, Geometry};
 use crate::ebs::client::{Client, Failure};
@@ -51,7 +53,10 @@ pub(in crate::ebs) struct BlockMap {
     in_flight: ListingsInFlight,
     /// Held by the one caller that counts again.
     recounting: AsyncMutex<()>,
-    state: Mutex<MapState>,
+    state: Arc<Mutex<MapState>>,
+    memory: Arc<MapMemory>,
+    /// This map in `memory`.
+    number: u32,
 }
 
 struct MapState {
@@ -63,6 +68,23 @@ struct MapState {
     unproven_end: Option<BlockIndex>,
     /// The contradiction found, for good.
     corrupt: Option<Error>,
+}
+
+impl Forget for Mutex<MapState> {
+    fn forget(&self) {
+        let mut state = self.lock();
+        // A second count compares with the first one.
+        if state.presence.recount().is_none() {
+            state.presence.forget();
+            (state.again, state.unproven_end) = (None, None);
+        }
+    }
+}
+
+impl Drop for BlockMap {
+    fn drop(&mut self) {
+        self.memory.remove(self.number);
+    }
 }
 
 /// What the map says of a block.
@@ -81,6 +103,7 @@ impl BlockMap {
         index: TokenIndex,
         clock: Clock,
         stated: StatedFacts,
+        memory: &Arc<MapMemory>,
     ) -> Self {
         Self {
             snapshot,
@@ -90,12 +113,14 @@ impl BlockMap {
             exists: stated.exists,
             in_flight: ListingsInFlight::default(),
             recounting: AsyncMutex::default(),
-            state: Mutex::new(MapState {
+            state: Arc::new(Mutex::new(MapState {
                 presence: Presence::new(&stated),
                 again: None,
                 unproven_end: None,
                 corrupt: None,
-            }),
+            })),
+            memory: Arc::clone(memory),
+            number: memory.new_number(),
         }
     }
 
@@ -152,7 +177,13 @@ impl BlockMap {
         }
     }
 
+    /// Whether its listings have contradicted themselves.
+    pub(in crate::ebs) fn is_corrupt(&self) -> bool {
+        self.state.lock().corrupt.is_some()
+    }
+
     fn lookup(&self, index: BlockIndex) -> Result<Lookup> {
+        self.memory.touch(self.number);
         let mut state = self.state.lock();
         if let Some(error) = &state.corrupt {
             return Err(error.clone());
@@ -349,7 +380,13 @@ impl BlockMap {
             return Ok(());
         };
         let blocks = page.blocks.iter().map(|(index, _)| *index);
-        let added = self.state.lock().presence.add(span, blocks);
+        let (added, bytes) = {
+            let mut state = self.state.lock();
+            let added = state.presence.add(span, blocks);
+            (added, state.presence.memory())
+        };
+        let state = Arc::downgrade(&self.state);
+        self.memory.charge(self.number, bytes, state);
         match added {
             Ok(None) => Ok(()),
             Ok(Some(CountNotice::Unusable(what))) => {
@@ -375,7 +412,10 @@ impl BlockMap {
             &format!("the listing contradicts itself: {what}"),
         );
         tracing::error!("{error}");
-        self.state.lock().corrupt.get_or_insert(error).clone()
+        let mut state = self.state.lock();
+        // What was listed is of no use any more.
+        state.presence.forget();
+        state.corrupt.get_or_insert(error).clone()
     }
 }
 

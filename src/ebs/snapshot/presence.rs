@@ -64,6 +64,20 @@ impl Presence {
         }
     }
 
+    /// Forgets what is listed; what EC2 states stays.
+    pub(super) fn forget(&mut self) {
+        *self = Self {
+            geometry: self.geometry,
+            expected: self.expected,
+            ..Self::default()
+        };
+    }
+
+    /// Bytes of memory of what is listed.
+    pub(super) fn memory(&self) -> usize {
+        self.known.memory() + self.held.memory()
+    }
+
     /// The volume's geometry, once it is known.
     pub(super) fn geometry(&self) -> Option<Geometry> {
         self.geometry

@@ -20,7 +20,7 @@ use crate::maps::{Map, Text, Totals, title};
 
 /// Bytes of maps and of what is drawn of them that are kept: a map of 64 TiB with changes everywhere takes up to 32 MiB, one
 /// of 1 TiB at most 512 KiB.
-const MAX_BYTES: usize = 64 << 20;
+const MAX_BYTES: usize = 48 << 20;
 
 /// A map, and what has been drawn of it.
 pub(super) struct Drawn {
