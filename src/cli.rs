@@ -7,6 +7,7 @@ mod changes;
 mod digest;
 mod emulator;
 mod limits;
+mod log;
 mod ls;
 mod mount;
 mod output;
@@ -23,20 +24,14 @@ mod target;
 mod umount;
 mod verify;
 
-use std::fs::OpenOptions;
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use tracing::Level;
-use tracing_subscriber::Layer;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::error::{EXIT_CODES, Error, Kind, Result};
+use log::LogFormat;
 
 /// Use Amazon EBS snapshots as files
 #[derive(Debug, Parser)]
@@ -70,14 +65,6 @@ enum Verb {
     Emulator(emulator::EmulatorArgs),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum LogFormat {
-    /// Lines for people
-    Text,
-    /// One JSON object a line
-    Json,
-}
-
 /// The table of exit codes for people.
 fn exit_codes() -> String {
     let codes = EXIT_CODES
@@ -89,16 +76,19 @@ fn exit_codes() -> String {
 /// Runs the program: parses the command line, does what it says, prints one line if that fails.
 pub fn main() -> ExitCode {
     let args = Args::parse();
-    match run(args) {
+    let code = match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "ebsfs: {}", remedy::in_words(&error));
+            log::say_last(&format!("ebsfs: {}", remedy::in_words(&error)));
             ExitCode::from(error.kind().exit_code())
         }
-    }
+    };
+    log::flush();
+    code
 }
 
 fn run(args: Args) -> Result<()> {
+    log::start_stderr(args.log_format)?;
     if let Verb::Mount(mount) = &args.verb
         && mount.background
         && !background::is_child()
@@ -114,9 +104,9 @@ fn run(args: Args) -> Result<()> {
         1 => Level::DEBUG,
         _ => Level::TRACE,
     };
-    start_log(level, args.log_format, file)?;
+    log::start(level, args.log_format, file)?;
     match args.verb {
-        Verb::Mount(mount) => mount.run(args.log_file.as_deref()),
+        Verb::Mount(mount) => mount.run(),
         Verb::Umount(umount) => umount.run(),
         Verb::Ls(ls) => ls.run(),
         Verb::Changes(changes) => changes.run(),
@@ -128,49 +118,6 @@ fn run(args: Args) -> Result<()> {
         Verb::Repository(repository) => repository.run(),
         Verb::Emulator(emulator) => emulator.run(),
     }
-}
-
-/// The log shows this crate only: the SDK's own lines can hold tokens.
-fn start_log(level: Level, format: LogFormat, file: Option<&Path>) -> Result<()> {
-    let (colour, writer) = match file {
-        None => {
-            use io::IsTerminal;
-            let writer = tracing_subscriber::fmt::writer::BoxMakeWriter::new(io::stderr);
-            (io::stderr().is_terminal(), writer)
-        }
-        Some(path) => {
-            let file = open_log(path)?;
-            (
-                false,
-                tracing_subscriber::fmt::writer::BoxMakeWriter::new(file),
-            )
-        }
-    };
-    let layer = tracing_subscriber::fmt::layer()
-        .with_writer(writer)
-        .with_ansi(colour)
-        .with_target(false);
-    let layer = match format {
-        LogFormat::Text => layer.boxed(),
-        LogFormat::Json => layer.json().boxed(),
-    };
-    let filter = Targets::new().with_target("ebsfs", level);
-    tracing_subscriber::registry()
-        .with(layer.with_filter(filter))
-        .init();
-    Ok(())
-}
-
-fn open_log(path: &Path) -> Result<std::fs::File> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(|error| {
-            let what = format!("cannot open the log file {}", path.display());
-            Error::with_source(Kind::Io, what, error)
-        })
 }
 
 /// A runtime of two threads: verification is what it computes, and a sync proxy has two processors.

@@ -3,9 +3,9 @@
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
-use std::path::Path;
 use std::process::{Command, Stdio};
 
+use super::log;
 use crate::error::{Error, Kind, Result};
 
 /// Set in the child. Its stdout is the pipe to say [`READY`] on.
@@ -48,23 +48,17 @@ pub(super) fn leave_session() -> Result<()> {
 
 /// Says that the mount answers and lets go of the caller's terminal and folder. Lines written to stderr from now on are
 /// lost, unless there is a log file.
-pub(super) fn ready(log_file: Option<&Path>) -> Result<()> {
+pub(super) fn ready() -> Result<()> {
     let failed = |error: std::io::Error| {
         Error::with_source(Kind::Io, "cannot go into the background", error)
     };
+    // The caller sees them before its command returns.
+    log::flush();
     std::io::stdout().write_all(READY).map_err(failed)?;
     std::io::stdout().flush().map_err(failed)?;
-    let null = OpenOptions::new()
-        .write(true)
-        .open("/dev/null")
-        .map_err(failed)?;
+    let null = OpenOptions::new().write(true).open("/dev/null");
+    let null = null.map_err(failed)?;
     nix::unistd::dup2_stdout(&null).map_err(|error| failed(error.into()))?;
-    if let Some(path) = log_file {
-        // A panic's message goes where the log goes.
-        let log = super::open_log(path)?;
-        nix::unistd::dup2_stderr(&log).map_err(|error| failed(error.into()))?;
-    } else {
-        nix::unistd::dup2_stderr(&null).map_err(|error| failed(error.into()))?;
-    }
+    log::leave_stderr()?;
     std::env::set_current_dir("/").map_err(failed)
 }

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 
+use super::signals::take;
 use crate::emulator::{Emulator, PROFILE, REGION, REPETITIVE};
 use crate::error::{Error, Kind, Result};
 
@@ -144,10 +145,11 @@ impl EmulatorArgs {
                 .write_all(environment.as_bytes())
                 .map_err(failed)?;
             let stop = async {
-                let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+                let mut interrupt = take(SignalKind::interrupt())?;
+                let mut terminate = take(SignalKind::terminate())?;
                 tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = tokio::signal::ctrl_c() => {}
+                    () = interrupt.received() => {}
+                    () = terminate.received() => {}
                 }
                 Ok(())
             };

@@ -7,13 +7,15 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::Args;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use super::aws::{self, AwsArgs};
 use super::background;
 use super::limits::LimitArgs;
+use super::log;
+use super::signals::{TakenSignal, take};
 use super::store::StoreArgs;
 use crate::aws::{Aws, Service};
 use crate::block::BlockIndex;
@@ -43,7 +45,8 @@ const CLOSING: Duration = Duration::from_secs(3);
     long_about = "Show EBS snapshots as read-only raw disk images, whose blocks are fetched when they are read.\n\n\
     MOUNTPOINT/snapshots/ID/disk.raw is the volume at that instant. Any snapshot id can be opened there, selected or not.\n\
     MOUNTPOINT/changes/ID..ID/ is what differs between two: delta.raw, and maps of it for other tools.\n\
-    Stays in the foreground until it is unmounted (ebsfs umount, fusermount3 -u) or gets SIGINT or SIGTERM."
+    Stays in the foreground until it is unmounted (ebsfs umount, fusermount3 -u) or gets SIGINT, SIGTERM or SIGHUP.\n\
+    In the background SIGHUP opens --log-file again, for logrotate. Signals that it was started to ignore (nohup) stay ignored."
 )]
 pub(super) struct MountArgs {
     /// An empty folder; for a repository its URL (s3://BUCKET/PREFIX, az://, gs://, file:///FOLDER), and then the folder
@@ -134,7 +137,7 @@ impl MountArgs {
         }
     }
 
-    pub(super) fn run(self, log_file: Option<&Path>) -> Result<()> {
+    pub(super) fn run(self) -> Result<()> {
         self.check()?;
         if background::is_child() {
             background::leave_session()?;
@@ -145,13 +148,13 @@ impl MountArgs {
             memory: self.memory.as_u64(),
         })?;
         let runtime = super::runtime()?;
-        let done = runtime.block_on(self.serve(log_file));
+        let done = runtime.block_on(self.serve());
         // Whoever still waits is answered EIO by its reply being dropped.
         runtime.shutdown_timeout(Duration::from_millis(200));
         done
     }
 
-    async fn serve(self, log_file: Option<&Path>) -> Result<()> {
+    async fn serve(self) -> Result<()> {
         // From here on a signal is an orderly end, even before the mount is there.
         let mut signals = Signals::new()?;
         tokio::select! {
@@ -159,7 +162,7 @@ impl MountArgs {
                 let (mounted, client, cache) = mounted?;
                 if background::is_child() {
                     // Whoever waited for it may have gone: then nobody wants the mount.
-                    background::ready(log_file).inspect_err(|_| {
+                    background::ready().inspect_err(|_| {
                         let _ = mounted.detach();
                     })?;
                 }
@@ -296,29 +299,32 @@ impl AccessArgs {
 
 /// The signals that end a mount.
 struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    /// The terminal has gone.
-    hang_up: Signal,
+    interrupt: TakenSignal,
+    terminate: TakenSignal,
+    /// The terminal has gone. In the background, which has none: open the log file again.
+    hang_up: TakenSignal,
 }
 
 impl Signals {
     fn new() -> Result<Self> {
-        let listen = |kind| {
-            signal(kind).map_err(|error| Error::with_source(Kind::Io, "cannot take signals", error))
-        };
         Ok(Self {
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
-            hang_up: listen(SignalKind::hangup())?,
+            interrupt: take(SignalKind::interrupt())?,
+            terminate: take(SignalKind::terminate())?,
+            hang_up: take(SignalKind::hangup())?,
         })
     }
 
+    /// Waits for a signal that ends the mount.
     async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hang_up.recv() => {}
+        loop {
+            tokio::select! {
+                () = self.interrupt.received() => return,
+                () = self.terminate.received() => return,
+                () = self.hang_up.received() => match background::is_child() {
+                    true => log::reopen(),
+                    false => return,
+                },
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! How far a run is: a bar, lines of text or of JSON on stderr.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,9 +9,11 @@ use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 use tokio::task::JoinHandle;
 
+use super::log::{self, say};
+use super::signals::take;
 use crate::ebs::Client;
 use crate::sync::{Progress, REPORT_VERSION};
 
@@ -61,13 +63,13 @@ impl Shown {
                 (None, ProgressForm::Json) => JSON_EVERY,
                 (None, _) => TEXT_EVERY,
             };
-            let mut asked = signal(SignalKind::user_defined1()).ok();
+            let mut asked = take(SignalKind::user_defined1()).ok();
             let mut tick = tokio::time::interval(every);
             tick.tick().await;
             loop {
                 let asked = async {
                     match &mut asked {
-                        Some(asked) => asked.recv().await,
+                        Some(asked) => asked.received().await,
                         None => std::future::pending().await,
                     }
                 };
@@ -78,7 +80,7 @@ impl Shown {
                         (None, ProgressForm::None) => {}
                         (None, _) => say(&line.text()),
                     },
-                    _ = asked => say(&line.text()),
+                    () = asked => say(&line.text()),
                 }
             }
         });
@@ -93,7 +95,12 @@ impl Shown {
     /// Does something while no bar is drawn.
     pub(super) fn hidden<T>(&self, work: impl FnOnce() -> T) -> T {
         match &self.bar {
-            Some(bar) => bar.suspend(work),
+            Some(bar) => bar.suspend(|| {
+                let done = work();
+                // The bar is drawn again below the lines.
+                log::flush();
+                done
+            }),
             None => work(),
         }
     }
@@ -106,11 +113,6 @@ impl Drop for Shown {
             bar.finish_and_clear();
         }
     }
-}
-
-/// Writes a line to stderr; a closed stderr or a full disk does not stop the run.
-pub(super) fn say(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
 }
 
 fn bar() -> ProgressBar {

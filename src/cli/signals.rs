@@ -1,8 +1,11 @@
-//! Signals of verbs that take long.
+//! Signals of verbs that take long. A signal that was ignored when the program started (`nohup`, `trap '' INT`) stays ignored.
 
-use tokio::signal::unix::{SignalKind, signal};
+use std::sync::OnceLock;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use super::log;
 use crate::error::{Error, Kind, Result};
 use crate::target::Stop;
 
@@ -17,23 +20,102 @@ pub(super) fn only_read(error: Error) -> Error {
 /// The first SIGINT or SIGTERM stops the verb (a sync at a checkpoint); the second ends the program.
 pub(super) fn listen() -> Result<Stop> {
     let (stop, stopped) = watch::channel(false);
-    let failed = |error| Error::with_source(Kind::Io, "cannot take signals", error);
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = take(SignalKind::interrupt())?;
+    let mut terminate = take(SignalKind::terminate())?;
     // Asked how far it is before that can be shown: no reason to end.
-    let asked = signal(SignalKind::user_defined1()).map_err(failed)?;
+    let asked = take(SignalKind::user_defined1())?;
     tokio::spawn(async move {
         let _asked = asked;
         loop {
             tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
+                () = interrupt.received() => {}
+                () = terminate.received() => {}
             }
             if stop.send_replace(true) {
+                log::flush();
                 std::process::exit(Kind::Stopped.exit_code().into());
             }
             tracing::info!("stopping; a second signal ends the program at once");
         }
     });
     Ok(Stop::new(stopped))
+}
+
+/// A signal that the program handles, unless it was started to ignore it.
+#[derive(Debug)]
+pub(super) struct TakenSignal(Option<Signal>);
+
+impl TakenSignal {
+    /// Waits for the next one; for ever where it is ignored.
+    pub(super) async fn received(&mut self) {
+        match &mut self.0 {
+            // The stream ends with the runtime.
+            Some(signal) => drop(signal.recv().await),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Handles a signal from now on, unless the program was started to ignore it.
+///
+/// # Errors
+/// `Io` where the system refuses it.
+pub(super) fn take(kind: SignalKind) -> Result<TakenSignal> {
+    // Read once, before the first handler replaces what was inherited.
+    static IGNORED: OnceLock<u64> = OnceLock::new();
+    let ignored = *IGNORED.get_or_init(|| {
+        let status = std::fs::read_to_string("/proc/self/status");
+        status.map_or(0, |status| ignored_signals(&status))
+    });
+    if is_ignored(ignored, kind.as_raw_value()) {
+        return Ok(TakenSignal(None));
+    }
+    let taken =
+        signal(kind).map_err(|error| Error::with_source(Kind::Io, "cannot take signals", error))?;
+    Ok(TakenSignal(Some(taken)))
+}
+
+/// The mask of ignored signals in the text of `/proc/PID/status`; none where it does not say.
+fn ignored_signals(status: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0)
+}
+
+/// Bit 0 of the mask is signal 1.
+fn is_ignored(mask: u64, signal: i32) -> bool {
+    let bit = u32::try_from(signal).ok().and_then(|n| n.checked_sub(1));
+    bit.and_then(|bit| mask.checked_shr(bit))
+        .is_some_and(|mask| mask & 1 == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_read_from_the_status_of_the_process() {
+        let (hang_up, interrupt, pipe) = (1, 2, 13);
+        for (status, ignored) in [
+            ("", &[][..]),
+            ("Name:\tebsfs\nSigIgn:\t0000000000000000\n", &[]),
+            (
+                "SigBlk:\t0000000000000003\nSigIgn:\t0000000000001000\n",
+                &[pipe],
+            ),
+            ("SigIgn:\t0000000000001001\n", &[hang_up, pipe]),
+            (
+                "SigIgn:\t0000000000001003\nSigCgt:\t0000000000000000\n",
+                &[hang_up, interrupt, pipe],
+            ),
+            ("SigIgn:\tnonsense\n", &[]),
+        ] {
+            let mask = ignored_signals(status);
+            for signal in 1..=64 {
+                let expected = ignored.contains(&signal);
+                assert_eq!(is_ignored(mask, signal), expected, "{status:?} {signal}");
+            }
+        }
+        assert!(!is_ignored(u64::MAX, 0) && !is_ignored(u64::MAX, 65));
+    }
 }

@@ -8,7 +8,8 @@ use serde_json::json;
 
 use super::words;
 use crate::block::BLOCK_SIZE;
-use crate::cli::progress::{ProgressForm, Shown, say};
+use crate::cli::log::{self, say};
+use crate::cli::progress::{ProgressForm, Shown};
 use crate::cost;
 use crate::error::{Error, Kind, Result};
 use crate::sync::{Decision, PlanReport, REPORT_VERSION, Ui};
@@ -52,7 +53,7 @@ impl Ui for Terminal<'_> {
             return Ok(());
         }
         let answer = self.shown.hidden(|| {
-            let _ = write!(io::stderr(), "overwrite {target} [y/N]? ");
+            log::ask(&format!("overwrite {target} [y/N]? "));
             let mut answer = String::new();
             let _ = io::stdin().read_line(&mut answer);
             answer

@@ -1,10 +1,8 @@
 //! Outcomes and decisions in words.
 
-use std::io::Write as _;
-
 use serde_json::{Value, json};
 
-use crate::cli::remedy;
+use crate::cli::{log, remedy};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::repository::Address;
 use crate::sync::{Decision, Ended, REPORT_VERSION, TargetOutcome};
@@ -139,7 +137,7 @@ pub(super) fn result(outcomes: &[TargetOutcome]) -> Result<()> {
     let mut errors = errors.into_iter();
     let first = errors.next();
     for error in errors {
-        let _ = writeln!(std::io::stderr(), "ebsfs: {}", remedy::in_words(&error));
+        log::say_error(&format!("ebsfs: {}", remedy::in_words(&error)));
     }
     first.map_or(Ok(()), Err)
 }

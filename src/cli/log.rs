@@ -1,0 +1,280 @@
+//! The log: lines go through a bounded queue to one thread for each place, so that a pipe that is not drained or a disk that
+//! is full can stop neither a mount nor a copy.
+//!
+//! Everything that a verb writes to stderr takes this way: log lines, progress, errors. Lines that do not fit into the queue
+//! are dropped and counted ([`queue`]). At its end the program waits a short time for the queue, then leaves it behind.
+
+mod queue;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use clap::ValueEnum;
+use serde_json::json;
+use tracing::{Level, info, warn};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::error::{Error, Kind, Result};
+use crate::time::rfc3339_millis;
+use queue::{LineQueue, LineWriter};
+
+/// A place that takes no line for so long is left behind at the end.
+const STALLED: Duration = Duration::from_millis(500);
+/// The longest wait at the end for a place that takes lines slowly.
+const MOST_FLUSH: Duration = Duration::from_secs(3);
+
+/// The queue to stderr, from the start of the program on.
+static STDERR: OnceLock<Arc<LineQueue>> = OnceLock::new();
+/// The queue to `--log-file`.
+static FILE: OnceLock<LogFile> = OnceLock::new();
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogFormat {
+    /// Lines for people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+struct LogFile {
+    queue: Arc<LineQueue>,
+    path: PathBuf,
+    /// The program runs in the background: its stderr is the log file.
+    is_stderr: Arc<AtomicBool>,
+}
+
+/// Starts the thread that writes to stderr.
+///
+/// # Errors
+/// `Io` where no thread can be started.
+pub(super) fn start_stderr(format: LogFormat) -> Result<()> {
+    let queue = start_thread("stderr", Stderr, format)?;
+    let _ = STDERR.set(queue);
+    Ok(())
+}
+
+/// Starts the log, which goes to stderr or to a file. It shows this crate only: the SDK's own lines can hold tokens.
+///
+/// # Errors
+/// `Io` where the file cannot be opened or no thread can be started.
+pub(super) fn start(level: Level, format: LogFormat, file: Option<&Path>) -> Result<()> {
+    let (colour, queue) = match file {
+        None => (io::stderr().is_terminal(), STDERR.get().cloned()),
+        Some(path) => (false, Some(start_file(path, format)?)),
+    };
+    let writer = match queue {
+        Some(queue) => BoxMakeWriter::new(move || QueuedLine(Arc::clone(&queue))),
+        None => BoxMakeWriter::new(io::stderr),
+    };
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(writer)
+        .with_ansi(colour)
+        .with_target(false);
+    let layer = match format {
+        LogFormat::Text => layer.boxed(),
+        LogFormat::Json => layer.json().boxed(),
+    };
+    let filter = Targets::new().with_target("ebsfs", level);
+    tracing_subscriber::registry()
+        .with(layer.with_filter(filter))
+        .init();
+    Ok(())
+}
+
+fn start_file(path: &Path, format: LogFormat) -> Result<Arc<LineQueue>> {
+    // The background changes to the folder `/`, and the file may be opened again there.
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let is_stderr = Arc::new(AtomicBool::new(false));
+    let writer = FileWriter {
+        file: open(&path)?,
+        path: path.clone(),
+        is_stderr: Arc::clone(&is_stderr),
+    };
+    let queue = start_thread("log", writer, format)?;
+    let _ = FILE.set(LogFile {
+        queue: Arc::clone(&queue),
+        path,
+        is_stderr,
+    });
+    Ok(queue)
+}
+
+fn start_thread(name: &str, writer: impl LineWriter, format: LogFormat) -> Result<Arc<LineQueue>> {
+    let queue = Arc::new(LineQueue::default());
+    let lines = Arc::clone(&queue);
+    let spawned = std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || lines.write_to(writer, |dropped| notice(format, dropped)));
+    match spawned {
+        Ok(_) => Ok(queue),
+        Err(error) => Err(Error::with_source(
+            Kind::Io,
+            "cannot start the thread that writes the log",
+            error,
+        )),
+    }
+}
+
+fn open(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| {
+            let what = format!("cannot open the log file {}", path.display());
+            Error::with_source(Kind::Io, what, error)
+        })
+}
+
+/// The line that says how many are missing before it.
+fn notice(format: LogFormat, dropped: u64) -> String {
+    let time = rfc3339_millis(SystemTime::now());
+    let what = format!("{dropped} lines were dropped here: they could not be written in time");
+    match format {
+        LogFormat::Text => format!("{time}  WARN {what}\n"),
+        LogFormat::Json => {
+            let line = json!({"timestamp": time, "level": "WARN", "fields": {"message": what}});
+            format!("{line}\n")
+        }
+    }
+}
+
+/// Writes a line to stderr, which may be dropped where stderr is not drained.
+pub(super) fn say(line: &str) {
+    match STDERR.get() {
+        Some(queue) => queue.push(format!("{line}\n").into_bytes()),
+        None => write_at_once(&format!("{line}\n")),
+    }
+}
+
+/// Writes a line to stderr that is never dropped while the program runs: an error, which there are few of.
+pub(super) fn say_error(line: &str) {
+    write_always(&format!("{line}\n"));
+}
+
+/// Shows a question on stderr, after all that was written before.
+pub(super) fn ask(question: &str) {
+    write_always(question);
+    flush();
+}
+
+fn write_always(text: &str) {
+    match STDERR.get() {
+        Some(queue) => queue.push_always(text.to_owned().into_bytes()),
+        None => write_at_once(text),
+    }
+}
+
+/// Before there is a queue.
+fn write_at_once(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// Writes the error that ends the program, after the log lines. Where stderr is too slow for those, they make room for it.
+pub(super) fn say_last(line: &str) {
+    if let Some(queue) = STDERR.get()
+        && !queue.flush(STALLED, MOST_FLUSH)
+    {
+        queue.drop_all();
+    }
+    say_error(line);
+}
+
+/// Waits a short time until all lines are written.
+pub(super) fn flush() {
+    let queues = [FILE.get().map(|file| &file.queue), STDERR.get()];
+    for queue in queues.into_iter().flatten() {
+        queue.flush(STALLED, MOST_FLUSH);
+    }
+}
+
+/// Opens the log file by its name again, which something like logrotate has moved away.
+pub(super) fn reopen() {
+    if let Some(file) = FILE.get() {
+        file.queue.reopen();
+    }
+}
+
+/// Lets go of the caller's stderr. What is written there from now on goes to the log file, or is lost.
+///
+/// # Errors
+/// `Io` where the log file or /dev/null cannot be opened.
+pub(super) fn leave_stderr() -> Result<()> {
+    let failed = |error| Error::with_source(Kind::Io, "cannot leave stderr", error);
+    let file = match FILE.get() {
+        Some(log) => {
+            log.is_stderr.store(true, Ordering::Relaxed);
+            // A panic's message goes where the log goes.
+            open(&log.path)?
+        }
+        None => {
+            let null = OpenOptions::new().write(true).open("/dev/null");
+            null.map_err(failed)?
+        }
+    };
+    nix::unistd::dup2_stderr(&file).map_err(|error| failed(error.into()))
+}
+
+/// What the log's formatter writes a line into.
+struct QueuedLine(Arc<LineQueue>);
+
+impl Write for QueuedLine {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.push(line.to_owned());
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Stderr without the lock of the standard library: a writer that is stuck must not hold it.
+struct Stderr;
+
+impl LineWriter for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(nix::unistd::write(io::stderr(), bytes)?)
+    }
+
+    fn reopen(&mut self) {}
+}
+
+struct FileWriter {
+    file: File,
+    path: PathBuf,
+    is_stderr: Arc<AtomicBool>,
+}
+
+impl LineWriter for FileWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn reopen(&mut self) {
+        let file = match open(&self.path) {
+            Ok(file) => file,
+            Err(error) => {
+                warn!("{}; the log stays in the old file", error.chain());
+                return;
+            }
+        };
+        if self.is_stderr.load(Ordering::Relaxed)
+            && let Err(error) = nix::unistd::dup2_stderr(&file)
+        {
+            warn!("cannot move stderr to the new log file: {error}");
+        }
+        self.file = file;
+        info!("opened the log file {} again", self.path.display());
+    }
+}
