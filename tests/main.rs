@@ -27,6 +27,7 @@ mod ec2;
 mod emulator;
 mod ends;
 mod faults;
+mod filesystems;
 mod hostile_api;
 mod large;
 mod layers;
