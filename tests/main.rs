@@ -38,6 +38,7 @@ mod repository;
 mod slow_line;
 mod soak;
 mod stress;
+mod stress_reads;
 mod style;
 mod sync;
 mod tls;
