@@ -32,6 +32,7 @@ mod hostile_api;
 mod large;
 mod layers;
 mod pairs;
+mod read_only;
 mod readme;
 mod refusals;
 mod repository;
