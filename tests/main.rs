@@ -31,6 +31,7 @@ mod filesystems;
 mod hostile_api;
 mod large;
 mod layers;
+mod mountpoints;
 mod pairs;
 mod read_only;
 mod readme;
