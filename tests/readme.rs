@@ -14,19 +14,21 @@ const SNAPSHOT: &str = "snap-0123456789abcdef0";
 const LATER: &str = "snap-0fedcba9876543210";
 const VOLUME: &str = "vol-0123456789abcdef0";
 
-fn page(name: &str) -> String {
+/// The text of a page of the project.
+pub fn page(name: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
 }
 
-fn blocks(page: &str) -> Vec<&str> {
+/// The commands of a page, a block each.
+pub fn blocks(page: &str) -> Vec<&str> {
     page.split("\n```sh\n")
         .skip(1)
         .map(|rest| rest.split("\n```").next().unwrap())
         .collect()
 }
 
-/// A bash that runs the commands of a page in `folder`, with these snapshots of vol-0a.
-fn commands(emulator: &Emulator, page: &str, ids: [&str; 2], folder: &Path) -> Command {
+/// A bash that runs the commands of a page in `folder`, with these snapshots of vol-0a, for ten minutes at most.
+pub fn commands(emulator: &Emulator, page: &str, ids: [&str; 2], folder: &Path) -> Command {
     let at = |name: &str| folder.join(name).to_str().unwrap().to_owned();
     let script = blocks(page)
         .join("\n")
@@ -41,8 +43,9 @@ fn commands(emulator: &Emulator, page: &str, ids: [&str; 2], folder: &Path) -> C
         Path::new(EBSFS).parent().unwrap().display(),
         std::env::var("PATH").unwrap()
     );
-    let mut command = emulator.command("bash");
+    let mut command = emulator.command("timeout");
     command
+        .args(["--kill-after=10", "600", "bash"])
         .args(["-euo", "pipefail", "-c", &script])
         .env("PATH", path)
         .env("EBSFS_STATE_DIR", at("state"))

@@ -68,10 +68,11 @@ fn same_seek(raw: impl AsFd, image: impl AsFd, at: u64, whence: Whence) {
     );
 }
 
-struct Random(u64);
+/// Numbers that a seed repeats.
+pub struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)

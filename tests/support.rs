@@ -1,6 +1,9 @@
 //! What tests stand on: an emulator in a folder of its own, the mounted program, commands that must succeed.
 
+mod holders;
 pub mod line;
+
+pub use holders::Holders;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -238,8 +241,12 @@ pub struct Mount {
 
 impl Mount {
     /// Runs `command MOUNTPOINT ARGS` and waits until it says that it has mounted.
-    pub fn start(mut command: Command, args: &[&str]) -> Self {
-        let point = tempfile::tempdir().unwrap();
+    pub fn start(command: Command, args: &[&str]) -> Self {
+        Self::start_at(tempfile::tempdir().unwrap(), command, args)
+    }
+
+    /// As `start`, at this mountpoint.
+    pub fn start_at(point: TempDir, mut command: Command, args: &[&str]) -> Self {
         let mut process = command
             .arg(point.path())
             .args(args)
@@ -256,12 +263,20 @@ impl Mount {
                 line.clear();
             }
         });
-        let mount = Self {
+        let mut mount = Self {
             point,
             process,
             log,
         };
-        wait_for("the mount", || mount.log().contains("mounted at"));
+        wait_for("the mount", || {
+            let ended = mount.process.try_wait().unwrap();
+            ended.is_some() || mount.log().contains("mounted at")
+        });
+        // The last lines of one that has ended are still on their way.
+        if mount.process.try_wait().unwrap().is_some() {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        assert!(mount.log().contains("mounted at"), "{}", mount.log());
         mount
     }
 
