@@ -18,6 +18,6 @@ pub use fuse::{Access, mount};
 pub use mounted::Mounted;
 pub use mountpoint::check_mountpoint;
 pub use resources::{Needs, reserve};
-pub use server::{Left, unmount_at};
+pub use server::{UnmountReport, unmount_at};
 pub use tree::{Origin, Ownership, Tree};
 pub use unmount::Unmounted;

@@ -32,6 +32,7 @@ mod hostile_api;
 mod large;
 mod layers;
 mod log;
+mod mount_limits;
 mod mountpoints;
 mod pairs;
 mod read_only;

@@ -42,7 +42,12 @@ fn the_tree_shows_the_snapshots_that_the_arguments_select_with_their_size_time_a
     assert_eq!(names("volumes"), ["vol-0a"]);
 
     let by_time = names("volumes/vol-0a");
-    assert_eq!(by_time.len(), 2);
+    assert_eq!((by_time.len(), by_time[2].as_str()), (3, "latest"));
+    assert!(!by_time[0].contains(':'), "{by_time:?}");
+    let latest = fs::read_link(mount.point.path().join("volumes/vol-0a/latest")).unwrap();
+    let newest =
+        fs::read_link(mount.point.path().join("volumes/vol-0a").join(&by_time[1])).unwrap();
+    assert_eq!(latest, newest, "snapshots follow each other in time");
     let linked =
         fs::canonicalize(mount.point.path().join("volumes/vol-0a").join(&by_time[0])).unwrap();
     assert!(
@@ -87,6 +92,109 @@ fn the_tree_shows_the_snapshots_that_the_arguments_select_with_their_size_time_a
             "{attribute} in {attributes}"
         );
     }
+}
+
+#[test]
+fn inode_numbers_are_the_same_in_every_mount_and_df_shows_the_volumes_sizes() {
+    let emulator = Emulator::start();
+    emulator.make_volume("vol-0a", 2048, [0]);
+    let ids = [emulator.snapshot("vol-0a"), emulator.snapshot("vol-0a")];
+    let numbers = |mount: &Mount| {
+        let at = mount.point.path().display();
+        // Neither the link nor what it leads to is left out.
+        let found = sh(&format!("cd {at} && find . -printf '%i %p\\n' | sort -k2"));
+        let df = sh(&format!("df --output=size,avail,itotal -B1 {at} | tail -1"));
+        (
+            found,
+            df.split_whitespace()
+                .map(|n| n.parse().unwrap())
+                .collect::<Vec<u64>>(),
+        )
+    };
+    let mut first = emulator.mount(&["vol-0a"]);
+    let (found, df) = numbers(&first);
+    assert!(
+        found.contains(&format!("./changes/{}..{}/delta.raw", ids[0], ids[1])),
+        "{found}"
+    );
+    assert_eq!(df, [2 << 30, 0, 2]);
+    first.signal("TERM");
+    first.wait(std::time::Duration::from_secs(10));
+    // Looked up in another order, beside other snapshots.
+    emulator.make_volume("vol-0b", 2048, [0]);
+    let other = emulator.snapshot("vol-0b");
+    let second = emulator.mount(&["vol-0a"]);
+    fs::metadata(second.disk(&other)).unwrap();
+    fs::metadata(second.disk(&ids[1])).unwrap();
+    assert_eq!(numbers(&second).0, found);
+}
+
+#[test]
+fn a_handle_of_a_snapshot_is_opened_after_the_kernel_has_dropped_its_inode() {
+    let emulator = Emulator::start();
+    emulator.make_volume("vol-0a", 2048, [3]);
+    let snapshot = emulator.snapshot("vol-0a");
+    let mount = emulator.mount(&["vol-0a"]);
+    // As an NFS server does: a handle instead of a path.
+    let script = r#"
+import ctypes, os, sys
+class Handle(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_uint), ("type", ctypes.c_int), ("bytes", ctypes.c_ubyte * 128)]
+libc = ctypes.CDLL(None, use_errno=True)
+mount, disk = os.open(sys.argv[1], os.O_RDONLY), sys.argv[2]
+handle, number = Handle(128), ctypes.c_int()
+assert libc.name_to_handle_at(-100, disk.encode(), ctypes.byref(handle), ctypes.byref(number), 0) == 0
+open("/proc/sys/vm/drop_caches", "w").write("2")
+file = libc.open_by_handle_at(mount, ctypes.byref(handle), os.O_RDONLY)
+assert file >= 0, os.strerror(ctypes.get_errno())
+sys.stdout.write(os.pread(file, 8, 3 * 512 * 1024).hex())
+"#;
+    let mut python = Command::new("python3");
+    python.args(["-c", script]).arg(mount.point.path());
+    let read = run(python.arg(mount.disk(&snapshot)));
+    let hex: String = content("vol-0a", 3)[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    assert_eq!(read, hex);
+}
+
+#[test]
+fn the_log_records_who_opened_which_image_and_how_much_was_read() {
+    let emulator = Emulator::start();
+    emulator.make_volume("vol-0a", 2048, 0..8);
+    let snapshot = emulator.snapshot("vol-0a");
+    let mount = emulator.mount(&["-v", "vol-0a"]);
+    let disk = mount.disk(&snapshot);
+    run(Command::new("dd")
+        .arg(format!("if={}", disk.display()))
+        .args(["of=/dev/null", "bs=512K", "count=4", "iflag=direct"]));
+    wait_for("the closing", || mount.log().contains("closed"));
+    let log = mount.log();
+    let line = |word: &str| {
+        log.lines()
+            .find(|line| line.contains(word))
+            .unwrap()
+            .to_owned()
+    };
+    let (opened, closed) = (line("opened"), line("closed"));
+    for part in [
+        snapshot.as_str(),
+        "volume vol-0a",
+        "account ",
+        "Region us-east-1",
+        &emulator.url(),
+        "caller ",
+        "uid 0",
+        "(dd)",
+    ] {
+        assert!(opened.contains(part), "{part} in {opened}");
+        assert!(closed.contains(part), "{part} in {closed}");
+    }
+    assert!(
+        closed.contains(&format!("{} bytes in", 4 * BLOCK)),
+        "{closed}"
+    );
 }
 
 #[test]

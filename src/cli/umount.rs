@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::error::{Error, Kind, Result};
-use crate::fs::{Left, Unmounted};
+use crate::fs::{UnmountReport, Unmounted};
 
 /// Unmount what `ebsfs mount` mounted
 #[derive(Args, Debug)]
@@ -21,10 +21,10 @@ pub(super) struct UmountArgs {
 impl UmountArgs {
     pub(super) fn run(&self) -> Result<()> {
         let at = self.mountpoint.display();
-        let left = crate::fs::unmount_at(&self.mountpoint, self.lazy)?;
-        let reason = match &left.unmounted {
+        let report = crate::fs::unmount_at(&self.mountpoint, self.lazy)?;
+        let reason = match &report.unmounted {
             Unmounted::Done => {
-                if let Some(line) = lives_on(&left) {
+                if let Some(line) = lives_on(&report) {
                     let _ = writeln!(std::io::stderr(), "{at} is unmounted, but {line}");
                 }
                 return Ok(());
@@ -46,12 +46,12 @@ impl UmountArgs {
 }
 
 /// Why the process that serves the mount does not end.
-fn lives_on(left: &Left) -> Option<String> {
-    let pid = left.server?;
-    let why = if left.holders.is_empty() {
+fn lives_on(report: &UnmountReport) -> Option<String> {
+    let pid = report.server?;
+    let why = if report.holders.is_empty() {
         "another mount namespace or an open file holds it".to_owned()
     } else {
-        left.holders.join(", ")
+        report.holders.join(", ")
     };
     Some(format!("process {pid} serves it until that ends: {why}"))
 }

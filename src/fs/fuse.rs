@@ -1,42 +1,37 @@
-//! The kernel's side: requests to the [`Tree`] and back, [`Kind`] to errno, mounting.
-//! The only file with fuser in it.
+//! The kernel's side: requests to the [`Tree`] and back, [`Kind`] to errno. Only this file and [`session`] name fuser.
 //!
 //! A request that can be answered at once is answered on the thread that took it; any other becomes a task, so that a
 //! few threads (each holds a 16 MiB buffer) serve any number of waiting readers. A reply that is dropped answers EIO.
+
+mod session;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::future::Future;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
-    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr,
-    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyXattr, Request, Session, SessionACL,
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::log::FailureLog;
-use super::mount_table::MountIdentity;
-use super::mounted::{Mounted, raise_readahead};
-use super::mounting::mount_at;
 use super::opened::{OpenFile, Reader};
 use super::server::PID_ATTRIBUTE;
 use super::tree::{Attributes, FileKind, Line, Tree};
-use super::unmount::unmount;
 use crate::block::BLOCK_SIZE;
 use crate::error::{Error, Kind, Result};
 
-/// Event-loop threads. More cost 16 MiB each and serve nobody: who waits, waits in a task.
-const THREADS: usize = 2;
+pub use session::{Access, mount};
+
 /// How long the kernel may keep names and attributes. Snapshots never change; what is listed and described does.
 const FOREVER: Duration = Duration::from_secs(3600);
 const BRIEFLY: Duration = Duration::from_secs(1);
@@ -44,9 +39,6 @@ const BRIEFLY: Duration = Duration::from_secs(1);
 const STATFS_UNIT: u32 = 4096;
 /// Most bytes of a name.
 const NAME_MAX: u32 = 255;
-/// How much later than its deadline a request is given up here.
-const GRACE: Duration = Duration::from_secs(2);
-
 /// Kinds to errnos: the one table of this border.
 fn errno(kind: Kind) -> Errno {
     match kind {
@@ -64,17 +56,6 @@ fn errno(kind: Kind) -> Errno {
         | Kind::Undecided
         | Kind::Marked => Errno::EIO,
     }
-}
-
-/// Who may reach the mount at all; modes say what they may read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Who mounted it.
-    Owner,
-    /// Who mounted it, and root.
-    Root,
-    /// Everybody. Others than root need `user_allow_other` in /etc/fuse.conf to grant it.
-    Everybody,
 }
 
 struct Ebsfs {
@@ -147,11 +128,8 @@ fn file_attr(tree: &Tree, attributes: &Attributes) -> (Duration, FileAttr) {
         crtime: UNIX_EPOCH,
         kind: file_type(attributes.kind),
         perm: attributes.mode,
-        nlink: if attributes.kind == FileKind::Folder {
-            2
-        } else {
-            1
-        },
+        // A folder's subfolders are not counted, which 1 says: find then looks into each.
+        nlink: 1,
         uid: owner.uid,
         gid: owner.gid,
         rdev: 0,
@@ -177,6 +155,9 @@ impl Filesystem for Ebsfs {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if name.len() > NAME_MAX as usize {
+            return reply.error(Errno::ENAMETOOLONG);
+        }
         let Some(name) = name.to_str().map(str::to_owned) else {
             return reply.error(Errno::ENOENT);
         };
@@ -361,8 +342,9 @@ impl Filesystem for Ebsfs {
                 return Ok(lines);
             }
             let mut lines = tree.lines(ino.0).await?;
-            let dot = |name| Line::new(ino.0, FileKind::Folder, name);
-            lines.splice(0..0, [dot("."), dot("..")]);
+            let parent = tree.parent(ino.0).await?;
+            let dot = |ino, name| Line::new(ino, FileKind::Folder, name);
+            lines.splice(0..0, [dot(ino.0, "."), dot(parent, "..")]);
             Ok(folder(lines.into()))
         };
         self.answer(work, move |lines| match lines {
@@ -454,67 +436,4 @@ fn reply_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
     } else {
         reply.error(Errno::ERANGE);
     }
-}
-
-/// Mounts `tree` at `mountpoint`, which answers when this returns. Requests run on the current tokio runtime; none waits
-/// longer than the tree's timeout and a little, in which those below give up by themselves and say why.
-///
-/// # Errors
-/// `Io` when the machine does not allow it.
-pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
-    let mountpoint = mountpoint.canonicalize().map_err(|error| {
-        let what = format!("cannot mount at {}", mountpoint.display());
-        Error::with_source(Kind::Io, what, error)
-    })?;
-    let (draining, drain) = watch::channel(false);
-    let filesystem = Ebsfs {
-        patience: tree.timeout() + GRACE,
-        tree: Arc::new(tree),
-        runtime: Handle::current(),
-        draining: drain,
-        folders: Arc::default(),
-        files: Arc::default(),
-        next_handle: AtomicU64::new(1),
-        log: Arc::default(),
-    };
-    let mut config = Config::default();
-    config.acl = match access {
-        Access::Owner => SessionACL::Owner,
-        Access::Root => SessionACL::RootAndOwner,
-        Access::Everybody => SessionACL::All,
-    };
-    config.n_threads = Some(THREADS);
-    config.clone_fd = true;
-    let (connection, identity) = mount_at(&mountpoint, access != Access::Owner)?;
-    let acl = config.acl;
-    let session = Session::from_fd(filesystem, connection, acl, config).and_then(Session::spawn);
-    let session = session.map_err(|error| {
-        // Nothing serves it: the descriptor is closed by now, and the mount answers ENOTCONN.
-        let _ = unmount(&identity, true);
-        let what = format!("cannot serve {}", mountpoint.display());
-        Error::with_source(Kind::Io, what, error)
-    })?;
-    raise_readahead(&identity);
-    let (end, ended) = watch::channel(None);
-    let of = identity.clone();
-    std::thread::spawn(move || await_end(session, &of, &end));
-    Ok(Mounted {
-        mountpoint,
-        identity,
-        draining,
-        ended,
-    })
-}
-
-fn await_end(
-    session: BackgroundSession,
-    identity: &MountIdentity,
-    end: &watch::Sender<Option<Result<()>>>,
-) {
-    let ended = session.join().map_err(|error| {
-        // A mount that nothing serves answers no one.
-        let _ = unmount(identity, true);
-        Error::with_source(Kind::Io, "the FUSE session broke", error)
-    });
-    end.send_replace(Some(ended));
 }

@@ -7,7 +7,7 @@ use crate::error::{Error, Kind, Result};
 
 /// What is found at a mountpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Found {
+enum FoundThere {
     Missing,
     NoFolder,
     Dead,
@@ -39,34 +39,34 @@ pub fn check_mountpoint(path: &Path) -> Result<()> {
     }
 }
 
-fn look(path: &Path) -> std::io::Result<Found> {
+fn look(path: &Path) -> std::io::Result<FoundThere> {
     // Attributes may still be cached of a mount whose program has died; its names cannot be read.
     let looked = std::fs::metadata(path).and_then(|metadata| {
         if !metadata.is_dir() {
-            return Ok(Found::NoFolder);
+            return Ok(FoundThere::NoFolder);
         }
         match std::fs::read_dir(path)?.next() {
-            None => Ok(Found::Empty),
-            Some(first) => first.map(|_| Found::NotEmpty),
+            None => Ok(FoundThere::Empty),
+            Some(first) => first.map(|_| FoundThere::NotEmpty),
         }
     });
     match looked {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Found::Missing),
-        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => Ok(Found::Dead),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(FoundThere::Missing),
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => Ok(FoundThere::Dead),
         looked => looked,
     }
 }
 
-fn wrong(found: Found, is_ours: bool) -> Option<&'static str> {
+fn wrong(found: FoundThere, is_ours: bool) -> Option<&'static str> {
     match (found, is_ours) {
-        (Found::Missing, _) => Some("it does not exist: make it with mkdir"),
-        (Found::NoFolder, _) => Some("it is not a folder"),
-        (Found::Dead, _) => {
+        (FoundThere::Missing, _) => Some("it does not exist: make it with mkdir"),
+        (FoundThere::NoFolder, _) => Some("it is not a folder"),
+        (FoundThere::Dead, _) => {
             Some("it is a mount whose program has died: unmount it with fusermount3 -u")
         }
         (_, true) => Some("ebsfs has mounted there already: unmount it with ebsfs umount"),
-        (Found::NotEmpty, _) => Some("it is not empty"),
-        (Found::Empty, false) => None,
+        (FoundThere::NotEmpty, _) => Some("it is not empty"),
+        (FoundThere::Empty, false) => None,
     }
 }
 
@@ -124,15 +124,15 @@ mod tests {
     #[test]
     fn only_an_empty_folder_without_a_mount_of_ours_will_do() {
         let all = [
-            Found::Missing,
-            Found::NoFolder,
-            Found::Dead,
-            Found::Empty,
-            Found::NotEmpty,
+            FoundThere::Missing,
+            FoundThere::NoFolder,
+            FoundThere::Dead,
+            FoundThere::Empty,
+            FoundThere::NotEmpty,
         ];
         for found in all {
             for is_ours in [false, true] {
-                let good = found == Found::Empty && !is_ours;
+                let good = found == FoundThere::Empty && !is_ours;
                 assert_eq!(wrong(found, is_ours).is_none(), good, "{found:?} {is_ours}");
             }
         }

@@ -44,7 +44,7 @@ fn reserve_descriptors(more: u64) -> Result<()> {
     if allows(limit.current) {
         return Ok(());
     }
-    let mut raised = limit.clone();
+    let mut raised = limit;
     raised.current = Some(needed);
     if allows(limit.maximum) && setrlimit(Resource::Nofile, raised).is_ok() {
         return Ok(());

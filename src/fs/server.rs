@@ -23,7 +23,7 @@ const MOST_HOLDERS: usize = 5;
 
 /// How `ebsfs umount` left a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Left {
+pub struct UnmountReport {
     /// What became of the mount.
     pub unmounted: Unmounted,
     /// The process that still serves it elsewhere, if it is known.
@@ -36,30 +36,30 @@ pub struct Left {
 ///
 /// # Errors
 /// `Io` when there is none, or the system does not allow it.
-pub fn unmount_at(path: &Path, lazy: bool) -> Result<Left> {
+pub fn unmount_at(path: &Path, lazy: bool) -> Result<UnmountReport> {
     let identity = ours_at(path)?;
     let server = server_of(path);
     let unmounted = unmount(&identity, lazy)?;
-    let mut left = Left {
+    let mut report = UnmountReport {
         unmounted,
         server: None,
         holders: Vec::new(),
     };
-    let Some(server) = server.filter(|_| left.unmounted == Unmounted::Done) else {
-        return Ok(left);
+    let Some(server) = server.filter(|_| report.unmounted == Unmounted::Done) else {
+        return Ok(report);
     };
     let until = Instant::now() + END;
     while server.lives() {
         let held = holders(&identity, server.pid);
         // Its last requests end within moments where nothing holds it.
         if !held.is_empty() || Instant::now() > until {
-            left.server = Some(server.pid);
-            left.holders = held;
+            report.server = Some(server.pid);
+            report.holders = held;
             break;
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    Ok(left)
+    Ok(report)
 }
 
 /// A process that no other one can be taken for.

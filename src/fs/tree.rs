@@ -116,6 +116,11 @@ impl Tree {
         node.ok_or_else(|| Error::new(Kind::NotFound, format!("no inode {ino}")))
     }
 
+    /// The inode number of the folder that an inode is in.
+    pub(super) async fn parent(&self, ino: u64) -> Result<u64> {
+        Ok(self.node(ino).await?.parent())
+    }
+
     /// What a name in a folder is; `None` for a name that means nothing there. A snapshot id always means something: one
     /// that does not exist is an error with its reason. The answer counts as a lookup until [`Tree::forget`].
     pub(super) async fn lookup(&self, parent: u64, name: &str) -> Result<Option<Attributes>> {

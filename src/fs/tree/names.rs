@@ -202,9 +202,9 @@ pub(super) fn links(volume: &str, listing: &[Arc<Snapshot>]) -> Vec<VolumeLink> 
             link(name, (snapshot, time))
         })
         .collect();
-    let readable = of_volume().filter(|(of, _)| of.state == Some(State::Completed));
+    let mut readable = of_volume().filter(|(of, _)| of.state == Some(State::Completed));
     if volume != NO_VOLUME
-        && let Some(newest) = readable.last()
+        && let Some(newest) = readable.next_back()
     {
         links.push(link(LATEST.to_owned(), newest));
     }

@@ -1,0 +1,97 @@
+//! The session of a mount: from the tree to what serves it, and its end.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use fuser::{BackgroundSession, Config, Session, SessionACL};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use super::Ebsfs;
+use crate::error::{Error, Kind, Result};
+use crate::fs::mount_table::MountIdentity;
+use crate::fs::mounted::{Mounted, raise_readahead};
+use crate::fs::mounting::mount_at;
+use crate::fs::tree::Tree;
+use crate::fs::unmount::unmount;
+
+/// Event-loop threads. More cost 16 MiB each and serve nobody: who waits, waits in a task.
+const THREADS: usize = 2;
+/// How much later than its deadline a request is given up here.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Who may reach the mount at all; modes say what they may read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Who mounted it.
+    Owner,
+    /// Who mounted it, and root.
+    Root,
+    /// Everybody. Others than root need `user_allow_other` in /etc/fuse.conf to grant it.
+    Everybody,
+}
+
+/// Mounts `tree` at `mountpoint`, which answers when this returns. Requests run on the current tokio runtime; none waits
+/// longer than the tree's timeout and a little, in which those below give up by themselves and say why.
+///
+/// # Errors
+/// `Io` when the machine does not allow it.
+pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
+    let mountpoint = mountpoint.canonicalize().map_err(|error| {
+        let what = format!("cannot mount at {}", mountpoint.display());
+        Error::with_source(Kind::Io, what, error)
+    })?;
+    let (draining, drain) = watch::channel(false);
+    let filesystem = Ebsfs {
+        patience: tree.timeout() + GRACE,
+        tree: Arc::new(tree),
+        runtime: Handle::current(),
+        draining: drain,
+        folders: Arc::default(),
+        files: Arc::default(),
+        next_handle: AtomicU64::new(1),
+        log: Arc::default(),
+    };
+    let mut config = Config::default();
+    config.acl = match access {
+        Access::Owner => SessionACL::Owner,
+        Access::Root => SessionACL::RootAndOwner,
+        Access::Everybody => SessionACL::All,
+    };
+    config.n_threads = Some(THREADS);
+    config.clone_fd = true;
+    let (connection, identity) = mount_at(&mountpoint, access != Access::Owner)?;
+    let acl = config.acl;
+    let session = Session::from_fd(filesystem, connection, acl, config).and_then(Session::spawn);
+    let session = session.map_err(|error| {
+        // Nothing serves it: the descriptor is closed by now, and the mount answers ENOTCONN.
+        let _ = unmount(&identity, true);
+        let what = format!("cannot serve {}", mountpoint.display());
+        Error::with_source(Kind::Io, what, error)
+    })?;
+    raise_readahead(&identity);
+    let (end, ended) = watch::channel(None);
+    let of = identity.clone();
+    std::thread::spawn(move || await_end(session, &of, &end));
+    Ok(Mounted {
+        mountpoint,
+        identity,
+        draining,
+        ended,
+    })
+}
+
+fn await_end(
+    session: BackgroundSession,
+    identity: &MountIdentity,
+    end: &watch::Sender<Option<Result<()>>>,
+) {
+    let ended = session.join().map_err(|error| {
+        // A mount that nothing serves answers no one.
+        let _ = unmount(identity, true);
+        Error::with_source(Kind::Io, "the FUSE session broke", error)
+    });
+    end.send_replace(Some(ended));
+}
