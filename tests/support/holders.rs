@@ -40,10 +40,12 @@ impl Drop for Holders {
                 .args(args)
                 .status();
         };
+        // A file that is a mount has no path any more after that.
+        let loops = self.loops();
         for point in self.mounts() {
             quietly("umount", &["--lazy", &point]);
         }
-        for device in self.loops() {
+        for device in loops {
             quietly("losetup", &["--detach", &device]);
         }
         if let Ok(pid) = fs::read_to_string(self.0.join("overlay.pid")) {
