@@ -128,7 +128,9 @@ fn the_maps_of_many_snapshots_have_one_bound() {
             lseek(&file, i64::try_from(at).unwrap(), Whence::SeekData).unwrap();
         }
         let mut tail = [0; 8];
-        let data = lseek(&file, 1 << 40, Whence::SeekData).unwrap() as u64;
+        let data = lseek(&file, 1 << 40, Whence::SeekData)
+            .unwrap()
+            .cast_unsigned();
         file.read_exact_at(&mut tail, data + BLOCK - 8).unwrap();
         assert_eq!(tail, (data / BLOCK).to_le_bytes(), "{id}");
     };

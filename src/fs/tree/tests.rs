@@ -46,7 +46,11 @@ const SNAPSHOTS_OF_ACCOUNT: u64 = 8;
 
 fn snapshot(number: u64) -> Arc<Snapshot> {
     let mut snapshot = Snapshot::unknown(format!("snap-{number:x}").parse().unwrap());
-    snapshot.volume_id = VOLUMES_OF_ACCOUNT.iter().cycle().nth(number.try_into().unwrap()).map(|&name| name.to_owned());
+    snapshot.volume_id = VOLUMES_OF_ACCOUNT
+        .iter()
+        .cycle()
+        .nth(number.try_into().unwrap())
+        .map(|&name| name.to_owned());
     snapshot.state = Some(State::Completed);
     // Two of a volume can have the same second.
     snapshot.start_time = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(number / 4));
