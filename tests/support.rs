@@ -261,11 +261,17 @@ impl Mount {
             process,
             log,
         };
-        wait_for("the mount", || mount.log().contains("mounted at"));
+        wait_for("the mount", || mount.log_so_far().contains("mounted at"));
         mount
     }
 
+    /// The log so far. Lines come by a thread of the program and one of this test: those of what just happened get a moment.
     pub fn log(&self) -> String {
+        std::thread::sleep(Duration::from_millis(100));
+        self.log_so_far()
+    }
+
+    fn log_so_far(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
