@@ -1,8 +1,10 @@
 //! [`CachedSource`]: a [`BlockSource`] over a [`BlockSource`] that fetches each block once.
 //!
-//! A block is absent, present in [`memory`], or in flight ([`flight`]); nothing else. Snapshots never change, so there
-//! is no dirty state, no expiry and no invalidation. All sources of a process share one [`Cache`] and its budget.
+//! A block is absent, present in [`memory`], or in flight ([`flight`]); an absent one may have [`failed`] a moment ago. Snapshots
+//! never change, so there is no dirty state, no expiry and no invalidation. All sources of a process share one [`Cache`] and
+//! its budget.
 
+mod failed;
 mod flight;
 mod memory;
 
@@ -14,13 +16,16 @@ use bytesize::ByteSize;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use lru::LruCache;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use crate::block::{BLOCK_SIZE, Block, BlockIndex, Extent, Geometry};
 use crate::error::{Error, Kind, Result};
 use crate::snapshot::{Snapshot, SnapshotId};
 use crate::source::{BlockSource, Catalog, Changes, Wanted};
 
+use failed::FailedBlocks;
 use flight::{Asks, Flights};
 use memory::Memory;
 
@@ -41,6 +46,7 @@ type Key = (u32, BlockIndex);
 pub struct Cache {
     memory: Memory,
     flights: Flights,
+    failed: Mutex<FailedBlocks>,
     /// One permit a block being fetched. Flights and [`Memory`] split the budget, so that their sum keeps it.
     in_flight: Semaphore,
     /// The smaller budget of blocks without a reader yet: readers always find some of `in_flight` free.
@@ -78,6 +84,7 @@ impl Cache {
         Ok(Arc::new(Self {
             memory: Memory::new(cached - ahead, ahead),
             flights: Flights::default(),
+            failed: Mutex::default(),
             in_flight: Semaphore::new(in_flight),
             prefetching: Arc::new(Semaphore::new(prefetching)),
             unread: Arc::new(Semaphore::new(unread)),
@@ -104,6 +111,21 @@ impl Cache {
     /// Whether the block is kept, or on its way.
     fn is_near(&self, key: Key) -> bool {
         self.memory.contains(key) || self.flights.contains(key)
+    }
+
+    /// The failure that a block is answered with for now.
+    fn failure(&self, key: Key) -> Option<Error> {
+        self.failed.lock().get(key, Instant::now())
+    }
+
+    /// Keeps how the fetch of a block ended.
+    fn remember(&self, key: Key, is_ahead: bool, fetched: &Result<Block>) {
+        match fetched {
+            Ok(_) => self.failed.lock().forget(key),
+            // A reader to come has all of its own time.
+            Err(error) if is_ahead && is_worth_another(error) => {}
+            Err(error) => self.failed.lock().insert(key, error, Instant::now()),
+        }
     }
 
     /// A source whose blocks are kept in this cache.
@@ -147,13 +169,16 @@ impl CachedSource {
         let key = (self.number, index);
         Box::pin(async move {
             let _permit = cache.in_flight.acquire().await.map_err(|_| closed())?;
-            let (block, unread) = match ahead {
+            let is_ahead = ahead.is_some();
+            let (fetched, unread) = match ahead {
                 Some(ahead) => {
-                    let block = inner.read_ahead(index, ahead.wanted).await?;
-                    (block, Some(ahead.unread))
+                    let fetched = inner.read_ahead(index, ahead.wanted).await;
+                    (fetched, Some(ahead.unread))
                 }
-                None => (inner.read_block(index).await?, None),
+                None => (inner.read_block(index).await, None),
             };
+            cache.remember(key, is_ahead, &fetched);
+            let block = fetched?;
             cache.fetched.fetch_add(1, Ordering::Relaxed);
             cache.memory.insert(key, block.clone(), unread);
             Ok(block)
@@ -174,6 +199,9 @@ impl BlockSource for CachedSource {
         }
         if self.inner.is_known_zero(index) {
             return ready(Ok(Block::Zero)).boxed();
+        }
+        if let Some(error) = self.cache.failure(key) {
+            return ready(Err(error)).boxed();
         }
         let join = move || {
             let cached = || self.cache.memory.get(key);
@@ -206,7 +234,10 @@ impl BlockSource for CachedSource {
     fn prefetch(&self, blocks: &[BlockIndex]) -> usize {
         for (taken, index) in blocks.iter().copied().enumerate() {
             let key = (self.number, index);
-            if self.inner.is_known_zero(index) || self.cache.is_near(key) {
+            let is_needless = self.inner.is_known_zero(index)
+                || self.cache.is_near(key)
+                || self.cache.failure(key).is_some();
+            if is_needless {
                 continue;
             }
             if self.cache.unread.available_permits() == 0 {
@@ -239,7 +270,7 @@ pub struct CachedCatalog {
     cache: Arc<Cache>,
     inner: Arc<dyn Catalog>,
     /// The number of each snapshot that was opened lately, and its source while it is in use.
-    open: parking_lot::Mutex<LruCache<SnapshotId, (u32, Weak<CachedSource>)>>,
+    open: Mutex<LruCache<SnapshotId, (u32, Weak<CachedSource>)>>,
 }
 
 impl std::fmt::Debug for CachedCatalog {
@@ -254,7 +285,7 @@ impl CachedCatalog {
         Self {
             cache,
             inner,
-            open: parking_lot::Mutex::new(LruCache::new(MOST_NUMBERS)),
+            open: Mutex::new(LruCache::new(MOST_NUMBERS)),
         }
     }
 

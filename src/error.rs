@@ -121,6 +121,8 @@ pub enum Remedy {
     Fetch(Option<String>),
     /// Replace the record that is there.
     ReplaceRecord,
+    /// Compare two snapshots without a common history block by block.
+    CompareUnrelated,
     /// Run the same command later.
     TryLater,
     /// Anything else: a sentence that names no option of the command line.
@@ -167,6 +169,13 @@ impl Error {
     #[must_use]
     pub fn with_remedy(mut self, remedy: Remedy) -> Self {
         self.remedy = Some(Arc::new(remedy));
+        self
+    }
+
+    /// The same error of another kind.
+    #[must_use]
+    pub fn with_kind(mut self, kind: Kind) -> Self {
+        self.kind = kind;
         self
     }
 

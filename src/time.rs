@@ -1,4 +1,4 @@
-//! Times as text: ISO 8601 in UTC, for any [`SystemTime`].
+//! Times as text, ISO 8601 in UTC for any [`SystemTime`]; pauses between attempts.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,6 +15,11 @@ pub(crate) fn rfc3339_millis(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(writable(time)).to_string()
 }
 
+/// A random pause of a quarter of `step` to all of it: callers that failed together do not come again together, nor at once.
+pub(crate) fn jittered(step: Duration) -> Duration {
+    step.mul_f64(0.25 + 0.75 * fastrand::f64())
+}
+
 /// The formatter of `humantime` panics outside these years, and servers and filesystems can answer with any time.
 fn writable(time: SystemTime) -> SystemTime {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
@@ -24,6 +29,16 @@ fn writable(time: SystemTime) -> SystemTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pause_is_a_quarter_of_its_step_at_least_and_all_of_it_at_most() {
+        let step = Duration::from_secs(4);
+        let pauses: Vec<_> = (0..1000).map(|_| jittered(step)).collect();
+        let (least, most) = (pauses.iter().min().unwrap(), pauses.iter().max().unwrap());
+        assert!(*least >= step / 4 && *most <= step, "{least:?} {most:?}");
+        assert!(*most - *least > step / 2, "{least:?} {most:?}");
+        assert_eq!(jittered(Duration::ZERO), Duration::ZERO);
+    }
 
     #[test]
     fn a_time_that_has_no_four_digit_year_is_written_as_the_nearest_that_has() {

@@ -257,3 +257,29 @@ fn volumes_whose_last_blocks_are_holes_and_volumes_of_one_block_are_read_whole()
     );
     assert_eq!(emulator.gets(), 2);
 }
+
+#[test]
+fn a_rescue_of_a_damaged_block_costs_few_requests() {
+    let emulator = Emulator::with(&["--set", "rotten_block=5"]);
+    let volume = emulator.make_volume("vol-0a", 16, 0..16);
+    let snapshot = emulator.snapshot("vol-0a");
+    let mount = emulator.mount(&[&snapshot]);
+    emulator.reset();
+    let folder = tempfile::tempdir().unwrap();
+    let rescued = folder.path().join("rescued.raw");
+    // Each of its sectors is tried by itself.
+    run(Command::new("ddrescue")
+        .args(["--quiet", "--sector-size=4096", "--size=8388608"])
+        .arg(mount.disk(&snapshot))
+        .arg(&rescued)
+        .arg(folder.path().join("map")));
+    let damaged = emulator.gets() - 15;
+    assert!(damaged <= 4, "{damaged} requests for one block");
+    let (expected, mut rescued) = (
+        std::fs::read(&volume).unwrap(),
+        std::fs::read(&rescued).unwrap(),
+    );
+    let block = BLOCK as usize;
+    rescued[5 * block..6 * block].copy_from_slice(&expected[5 * block..6 * block]);
+    assert!(rescued == expected[..16 * block], "the others are whole");
+}

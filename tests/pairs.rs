@@ -440,7 +440,9 @@ fn unrelated_snapshots_have_a_folder_whose_files_say_why_not() {
     );
     let error = fs::metadata(mount.pair(&a, &b).join("delta.raw")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
-    wait_for("the reason", || mount.log().contains("--unrelated compare"));
+    wait_for("the reason", || {
+        mount.log().contains("compare all blocks of both")
+    });
 }
 
 #[test]

@@ -270,7 +270,7 @@ impl Mount {
         };
         wait_for("the mount", || {
             let ended = mount.process.try_wait().unwrap();
-            ended.is_some() || mount.log().contains("mounted at")
+            ended.is_some() || mount.log_so_far().contains("mounted at")
         });
         // The last lines of one that has ended are still on their way.
         if mount.process.try_wait().unwrap().is_some() {
@@ -280,7 +280,13 @@ impl Mount {
         mount
     }
 
+    /// The log so far. Lines come by a thread of the program and one of this test: those of what just happened get a moment.
     pub fn log(&self) -> String {
+        std::thread::sleep(Duration::from_millis(100));
+        self.log_so_far()
+    }
+
+    fn log_so_far(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 

@@ -38,6 +38,14 @@ pub enum ErrorClass {
 }
 
 impl ErrorClass {
+    /// Credentials cannot be had now: [`Kind::Unavailable`] where the next load may bring some.
+    pub fn without_credentials(error: Error) -> Self {
+        match error.kind() {
+            Kind::Unavailable => Self::Retry(error),
+            _ => Self::Permanent(error),
+        }
+    }
+
     /// Whether there were too many requests.
     pub fn is_throttle(&self) -> bool {
         matches!(self, Self::Retry(error) if error.kind() == Kind::Throttled)
@@ -254,7 +262,7 @@ fn known_cause(error: &(dyn StdError + 'static), failed: &str) -> Option<ErrorCl
             return Some(ErrorClass::Permanent(Error::new(unreachable.kind, what)));
         }
         if let Some(ours) = current.downcast_ref::<Error>() {
-            return Some(ErrorClass::Permanent(ours.clone()));
+            return Some(ErrorClass::without_credentials(ours.clone()));
         }
         if let Some(found) = current.downcast_ref::<CredentialsError>()
             && found.source().is_none_or(|source| !source.is::<Error>())

@@ -169,7 +169,8 @@ impl Credentials {
     /// Credentials to sign a request with now. Where they must be loaded, callers wait for the one load.
     ///
     /// # Errors
-    /// `Denied` when there are none, at once for some seconds after a failed load.
+    /// `Denied` when there are none, `Unavailable` when there were some and the next load may bring others; at once for some
+    /// seconds after a failed load.
     pub async fn current(&self) -> Result<Usable> {
         let load = {
             let mut cached = self.shared.cached.lock();
@@ -225,7 +226,7 @@ impl Credentials {
             let loaded = tokio::time::timeout(LOAD_TIMEOUT, (shared.load)()).await;
             let loaded = loaded.unwrap_or_else(|_| {
                 let what = format!("no AWS credentials within {LOAD_TIMEOUT:?}");
-                Err(Error::new(Kind::Denied, what))
+                Err(Error::new(Kind::Unavailable, what))
             });
             shared.cached.lock().take(loaded)
         });
@@ -271,6 +272,16 @@ impl Cached {
         held.map(|held| held.usable.clone()).ok_or_else(none_held)
     }
 
+    /// A failed load as its callers see it. In the middle of a run a program or a service that fails may do better the next
+    /// time, and they try until their deadline; before there were any credentials it is a mistake of the set-up.
+    fn of_caller(&self, error: Error) -> Error {
+        match (error.kind(), self.held.is_some()) {
+            (Kind::Unavailable, true) => error.context("cannot renew the AWS credentials"),
+            (Kind::Unavailable, false) => error.with_kind(Kind::Denied),
+            _ => error,
+        }
+    }
+
     /// Puts what a load brought into the cache.
     fn take(&mut self, loaded: Result<Keys>) -> Result<Usable> {
         self.running = None;
@@ -284,6 +295,7 @@ impl Cached {
                         error.chain()
                     );
                 }
+                let error = self.of_caller(error);
                 self.failure = Some((error.clone(), Instant::now()));
                 return Err(error);
             }

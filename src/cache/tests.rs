@@ -1,4 +1,5 @@
 use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -94,7 +95,7 @@ async fn sixty_four_readers_of_one_block_are_one_fetch() {
             tokio::spawn(async move { source.read_block(BlockIndex(7)).await })
         })
         .collect();
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
     gate.send_replace(true);
     for answer in join_all(readers).await {
         assert_eq!(
@@ -116,8 +117,42 @@ async fn a_failed_flight_answers_all_its_waiters_alike_and_leaves_nothing_behind
         assert_eq!(answer.unwrap_err().kind(), Kind::Throttled);
     }
     assert_eq!(inner.reads(), 1);
+    tokio::time::advance(Duration::from_secs(1)).await;
     assert!(source.read_block(BlockIndex(3)).await.is_ok());
-    assert_eq!(inner.reads(), 2, "the failure was not kept");
+    assert_eq!(inner.reads(), 2, "the flight was not kept");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_answered_again_without_a_request_until_it_has_rested() {
+    let (inner, _gate) = Counting::new(true);
+    let source = cached(ByteSize::mib(64), &inner);
+    for (rest, reads) in [(1, 1), (2, 3)] {
+        inner.failing.store(1, Ordering::SeqCst);
+        for _ in 0..128 {
+            let failed = source.read_block(BlockIndex(3)).await;
+            assert_eq!(failed.unwrap_err().kind(), Kind::Throttled);
+            assert_eq!(source.prefetch(&[BlockIndex(3)]), 1, "it is left out");
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(inner.reads(), reads);
+        assert!(source.read_block(BlockIndex(4)).await.is_ok());
+        tokio::time::advance(Duration::from_secs(rest)).await;
+    }
+    assert!(source.read_block(BlockIndex(3)).await.is_ok());
+    assert_eq!(inner.reads(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_after_a_prefetch_that_got_no_answer_has_an_attempt_of_its_own() {
+    let (inner, _gate) = Counting::new(true);
+    inner.failing.store(1, Ordering::SeqCst);
+    let source = cached(ByteSize::mib(64), &inner);
+    source.prefetch(&[BlockIndex(3)]);
+    while inner.reads() == 0 || source.cache.is_near((0, BlockIndex(3))) {
+        tokio::task::yield_now().await;
+    }
+    assert!(source.read_block(BlockIndex(3)).await.is_ok());
+    assert_eq!(inner.reads(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -126,7 +161,7 @@ async fn a_reader_that_joins_late_has_all_of_its_own_time() {
     inner.failing.store(1, Ordering::SeqCst);
     let source = cached(ByteSize::mib(64), &inner);
     let first = source.read_block(BlockIndex(3));
-    tokio::time::advance(std::time::Duration::from_secs(2)).await;
+    tokio::time::advance(Duration::from_secs(2)).await;
     let late = source.read_block(BlockIndex(3));
     gate.send_replace(true);
     assert_eq!(first.await.unwrap_err().kind(), Kind::Throttled);

@@ -36,6 +36,9 @@ fn option(remedy: &Remedy) -> String {
             "ebsfs verify TARGET SNAPSHOT --fetch compares it with a snapshot that you name".into()
         }
         Remedy::ReplaceRecord => "--replace replaces it".into(),
+        Remedy::CompareUnrelated => {
+            "ebsfs changes --unrelated compare reads and compares all blocks".into()
+        }
         Remedy::TryLater => "run the same command later".into(),
         Remedy::Do(what) => what.clone(),
     }

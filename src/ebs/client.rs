@@ -33,6 +33,7 @@ use crate::digest::Digester;
 use crate::error::{Error, Kind};
 use crate::snapshot::SnapshotId;
 use crate::source::Wanted;
+use crate::time::jittered;
 
 pub use limiter::Limits;
 pub use put::{NewSnapshot, Started};
@@ -375,7 +376,7 @@ impl Waits {
             .saturating_mul(1 << self.attempts.min(10))
             .min(LONGEST_PAUSE);
         self.attempts += 1;
-        step.mul_f64(0.25 + 0.75 * fastrand::f64())
+        jittered(step)
     }
 }
 

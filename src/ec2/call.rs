@@ -21,6 +21,7 @@ use tracing::{debug, warn};
 
 use crate::aws::{Credentials, ErrorClass, Http, classify};
 use crate::error::{Error, Kind};
+use crate::time::jittered;
 
 /// The most bytes of a reply. 1,000 snapshots with 50 tags of the longest ASCII keys and values each are some 24 MiB.
 const MAX_REPLY: usize = 32 << 20;
@@ -228,7 +229,7 @@ impl CallAttempts {
             _ => (PAUSES, SILENCE),
         };
         let step = first.saturating_mul(1 << self.in_row.min(10)).min(longest);
-        let pause = step.mul_f64(0.25 + 0.75 * fastrand::f64());
+        let pause = jittered(step);
         // Kinds that alternate do not make it endless.
         let until = (since + limit).min(self.since + THROTTLED);
         (now + pause < until).then_some(pause)

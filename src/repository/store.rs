@@ -27,6 +27,7 @@ pub use reach::{BucketStyle, Connection};
 use crate::block::hexadecimal;
 use crate::error::{Error, Kind, Result};
 use crate::files::blocking;
+use crate::time::jittered;
 pub(super) use reach::REQUEST_TIMEOUT;
 use reach::reach;
 use said::is_unknown_condition;
@@ -353,7 +354,7 @@ impl Store {
                 self.log_wait(&error, deadline);
             }
             debug!("again in {pause:.1?}: {}", error.chain());
-            sleep(pause.mul_f64(0.25 + 0.75 * fastrand::f64())).await;
+            sleep(jittered(pause)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }

@@ -9,6 +9,7 @@ use tracing::{info, warn};
 use super::checkpoint::Checkpoint;
 use super::copy::{CopyTarget, Rules, copy};
 use super::digests::Digests;
+use super::finish::half_way;
 use super::job::SyncJob;
 use super::observe::Candidate;
 use super::plan::Decision;
@@ -486,14 +487,8 @@ async fn new_digests(
 /// Adds a remedy to the error of a target that stays between two snapshots because its source cannot be read.
 fn explain(opened: &OpenTarget, error: Error) -> Error {
     let target = &opened.candidate.target;
-    let is_lost = matches!(error.kind(), Kind::NotFound | Kind::Denied);
-    if !target.kind().is_in_place() || !is_lost {
-        return error;
+    match target.kind().is_in_place() {
+        true => half_way(target.name(), error),
+        false => error,
     }
-    let name = target.name();
-    error
-        .context(format!(
-            "cannot finish {name}: its source cannot be read; copy another snapshot to it"
-        ))
-        .with_remedy(crate::error::Remedy::BaseAuto)
 }

@@ -250,3 +250,43 @@ fn differs(name: &str, differing: &BlockSet, geometry: crate::block::Geometry) -
     );
     Err(Error::new(Kind::Corrupt, what).with_remedy(Remedy::Restart))
 }
+
+/// The error of a target in place that stays between two snapshots. Only a source that does not exist is replaced by another
+/// one: a permission can be granted and credentials renewed, and then the same command resumes.
+pub(super) fn half_way(name: &str, error: Error) -> Error {
+    match error.kind() {
+        Kind::NotFound => error
+            .context(format!(
+                "cannot finish {name}: its source cannot be read; copy another snapshot to it"
+            ))
+            .with_remedy(Remedy::BaseAuto),
+        Kind::Denied => error.context(format!(
+            "cannot finish {name}, which the same command resumes"
+        )),
+        _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_source_that_does_not_exist_is_replaced_by_another() {
+        for (kind, advises_another, names_target) in [
+            (Kind::NotFound, true, true),
+            (Kind::Denied, false, true),
+            (Kind::Unavailable, false, false),
+            (Kind::Corrupt, false, false),
+        ] {
+            let remedy = Remedy::Do("aws sso login".into());
+            let error = Error::new(kind, "why").with_remedy(remedy.clone());
+            let error = half_way("/dev/x", error);
+            assert_eq!(error.kind(), kind);
+            let said = error.chain();
+            assert_eq!(said.contains("another snapshot"), advises_another, "{said}");
+            assert_eq!(said.contains("/dev/x"), names_target, "{said}");
+            assert_eq!(error.remedy() == Some(&remedy), !advises_another, "{said}");
+        }
+    }
+}

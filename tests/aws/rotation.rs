@@ -112,3 +112,40 @@ fn a_program_that_renews_a_short_session_is_run_before_it_expires() {
     let runs: u32 = runs.trim().parse().unwrap();
     assert!((3..=6).contains(&runs), "{runs} sessions in 20 seconds");
 }
+
+#[test]
+fn a_program_that_fails_once_does_not_end_a_copy_whose_session_has_expired() {
+    let person = Person::new();
+    let volume = person.emulator.make_volume("vol-0b", 64, 0..64);
+    let snapshot = person.emulator.snapshot("vol-0b");
+    let (id, secret) = person.emulator.keys();
+    let home = person.home.path().display();
+    let script = format!(
+        "n=$(($(cat {home}/n 2>/dev/null || echo 0) + 1)); echo $n > {home}/n\n\
+         if [ $n = 2 ]; then exit 7; fi\n\
+         echo '{{\"Version\":1,\"AccessKeyId\":\"{id}\",\"SecretAccessKey\":\"{secret}\",\"SessionToken\":\"'$n'\",\
+         \"Expiration\":\"'$(date -u -d '+4 seconds' +%FT%TZ)'\"}}'\n"
+    );
+    let script = person.write("program.sh", &script);
+    person.write(
+        ".aws/config",
+        &format!(
+            "[profile failing]\ncredential_process = sh {}\n",
+            script.display()
+        ),
+    );
+    person.emulator.set("latency_ms=400");
+    let image = person.home.path().join("image.raw");
+    let mut command = person.ebsfs(&["sync", &snapshot, image.to_str().unwrap()]);
+    command
+        .args(["--max-in-flight", "2"])
+        .env("AWS_PROFILE", "failing");
+    let (code, said) = ends_within(Duration::from_secs(60), &mut command);
+    let runs = std::fs::read_to_string(person.home.path().join("n")).unwrap();
+    assert!(runs.trim().parse::<u32>().unwrap() > 2, "{runs} {said}");
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("cannot renew the AWS credentials"), "{said}");
+    assert!(
+        std::fs::read(&image).unwrap()[..64 * BLOCK as usize] == std::fs::read(&volume).unwrap()
+    );
+}

@@ -1,7 +1,7 @@
 //! The table: HTTP status, AWS code, reason and message to a class.
 
 use super::{Action, ErrorClass};
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Remedy};
 
 /// A refusal by AWS.
 pub(super) struct ServiceRefusal<'a> {
@@ -70,11 +70,12 @@ impl ServiceRefusal<'_> {
                 Kind::Undecided,
                 "another request with the same client token and other parameters was made before",
             )),
-            (_, "UNRELATED_SNAPSHOTS") => ErrorClass::Permanent(needs(
-                Kind::Unrelated,
-                "they have no history in common (a copy to another Region, a rebuilt volume): copy the second one whole, \
-                 or have all blocks of both read and compared (ebsfs changes --unrelated compare)",
-            )),
+            (_, "UNRELATED_SNAPSHOTS") => {
+                let need = "they have no history in common (a copy to another Region, a rebuilt volume): copy the second one whole, \
+                            or compare all blocks of both";
+                let error = needs(Kind::Unrelated, need).with_remedy(Remedy::CompareUnrelated);
+                ErrorClass::Permanent(error)
+            }
             (_, "INVALID_SNAPSHOT_ID") => ErrorClass::Permanent(self.bad_snapshot(&said)),
             (_, "SNAPSHOT_NOT_FOUND")
             | ("InvalidSnapshot.NotFound" | "InvalidSnapshotID.Malformed", _) => {

@@ -7,6 +7,8 @@ use std::error::Error as StdError;
 const MAX_MESSAGE: usize = 4000;
 /// Longer words can be block or page tokens: those of EBS have 80 and more, ids, names and digests at most 64.
 const LONGEST_WORD: usize = 64;
+/// Behind a label shorter words can be tokens too; none of a message's own words has as many letters.
+const LONGEST_AFTER_LABEL: usize = 20;
 /// What stands before a word that is no token, however long.
 const ENCODED: &str = "ncoded authorization failure message:";
 
@@ -42,14 +44,30 @@ fn redact(message: &str) -> String {
         let end = word.find(|c| !is_token(c)).unwrap_or(word.len());
         let (word, after) = word.split_at(end);
         text.push_str(before);
-        // The parts of an ARN stand behind colons: a role's path and session name.
-        let is_known = text.ends_with(':') && word.contains('/') && !word.contains(['%', '+', '='])
-            || text.trim_end().ends_with(ENCODED);
-        let is_secret = word.len() > LONGEST_WORD && !is_known;
+        let is_secret = match word.len() {
+            ..=LONGEST_WORD => word.len() > LONGEST_AFTER_LABEL && is_token_label(&text),
+            _ => !is_arn_part(&text, word) && !text.trim_end().ends_with(ENCODED),
+        };
         text.push_str(if is_secret { "***" } else { word });
         rest = after;
     }
     text + rest
+}
+
+/// Whether `text` announces a token as the next word: `token: `, `"blockToken":"`.
+fn is_token_label(text: &str) -> bool {
+    let text = text.trim_end_matches([' ', '"', '\'']);
+    let label = text
+        .strip_suffix(':')
+        .map(|label| label.trim_end_matches(['"', '\'']));
+    label.is_some_and(|label| label.to_ascii_lowercase().ends_with("token"))
+}
+
+/// Whether a word is a part of an ARN, which stand behind colons: a role's path and session name.
+fn is_arn_part(text: &str, word: &str) -> bool {
+    let before = text.rsplit(char::is_whitespace).next().unwrap_or_default();
+    let is_in_arn = before.ends_with(':') && before.contains("arn:");
+    is_in_arn && word.contains('/') && !word.contains(['%', '+', '='])
 }
 
 /// An error and its causes on one line.
@@ -86,6 +104,29 @@ mod tests {
         assert_eq!(redact(&escaped), "***");
         let slashed = format!("token: {}", "AlMB/Ha+".repeat(12));
         assert_eq!(redact(&slashed), "token: ***");
+    }
+
+    #[test]
+    fn a_token_behind_a_colon_is_not_repeated() {
+        let long = "AlMB/Ha-".repeat(12);
+        let short = "AlMB/Ha-".repeat(3);
+        for (before, after) in [
+            ("Token:", ""),
+            ("token: ", ""),
+            ("the blockToken:", " is bad"),
+            ("{\"pageToken\":\"", "\"}"),
+            ("{\"pageToken\": \"", "\"}"),
+            ("X-Amz-Security-Token: ", ""),
+        ] {
+            for token in [&long, &short] {
+                let message = format!("{before}{token}{after}");
+                assert_eq!(redact(&message), format!("{before}***{after}"), "{message}");
+            }
+        }
+        let anything = format!("value:{long}");
+        assert_eq!(redact(&anything), "value:***");
+        let plain = "Invalid token: expired at 2026-06-30T12:00:00Z";
+        assert_eq!(redact(plain), plain);
     }
 
     #[test]

@@ -10,18 +10,21 @@ use aws_config::provider_config::ProviderConfig;
 use aws_config::sso::SsoTokenProvider;
 use aws_config::{Region, SdkConfig};
 use aws_credential_types::Credentials as Keys;
+use aws_credential_types::provider::error::{CredentialsError, TokenError};
 use aws_credential_types::provider::token::ProvideToken;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 
 use super::plan::{self, CredentialPlan, KeySet, Origin, RoleStep, SsoRole};
 use super::program;
+use crate::aws::ErrorClass;
 use crate::aws::classify::{causes_of, classify, no_credentials};
 use crate::aws::config::Settled;
 use crate::aws::endpoints::Service;
 use crate::aws::environment::Environment;
 use crate::error::{Error, Kind, Remedy, Result};
 
-/// Loads credentials from their beginning each time: files are read and programs run again.
+/// Loads credentials from their beginning each time: files are read and programs run again. A load that fails with
+/// [`Kind::Unavailable`] may succeed the next time.
 #[derive(Debug)]
 pub(in crate::aws) struct Loader {
     pub(in crate::aws) settled: Arc<Settled>,
@@ -54,7 +57,7 @@ impl Loader {
             Origin::Container => {
                 let provider = EcsCredentialsProvider::builder().configure(&self.of_host());
                 let provided = provider.build().provide_credentials().await;
-                provided.map_err(|error| self.none(&causes_of(&error)))
+                provided.map_err(|error| self.none(&error))
             }
             Origin::Instance => {
                 let client = self.settled.imds(&self.of_host())?;
@@ -62,7 +65,7 @@ impl Loader {
                     .configure(&self.of_host())
                     .imds_client(client);
                 let provided = provider.build().provide_credentials().await;
-                provided.map_err(|error| self.none(&causes_of(&error)))
+                provided.map_err(|error| self.none(&error))
             }
         }
     }
@@ -72,8 +75,14 @@ impl Loader {
         self.settled.of_host()
     }
 
-    fn none(&self, why: &str) -> Error {
-        no_credentials(&self.settled.profile_option, why)
+    /// The error of a metadata service.
+    fn none(&self, why: &CredentialsError) -> Error {
+        let is_lasting = matches!(why, CredentialsError::InvalidConfiguration(_));
+        let error = no_credentials(&self.settled.profile_option, &causes_of(why));
+        match is_lasting {
+            true => error,
+            false => error.with_kind(Kind::Unavailable),
+        }
     }
 
     async fn assume(&self, role: &RoleStep, with: Keys) -> Result<Keys> {
@@ -115,13 +124,17 @@ impl Loader {
     }
 
     async fn sso(&self, sso: &SsoRole) -> Result<Keys> {
-        let sign_in = |why: &str| {
+        let sign_in = |is_lasting: bool, why: &str| {
             let what = format!(
                 "no AWS credentials: the profile {:?} is not signed in: {why}",
                 sso.profile
             );
             let remedy = format!("aws sso login --profile {}", sso.profile);
-            Error::new(Kind::Denied, what).with_remedy(Remedy::Do(remedy))
+            let kind = match is_lasting {
+                true => Kind::Denied,
+                false => Kind::Unavailable,
+            };
+            Error::new(kind, what).with_remedy(Remedy::Do(remedy))
         };
         let region = Region::new(sso.region.clone());
         let tokens = self.settled.sdk(Service::SsoOidc, Some(&region))?;
@@ -135,7 +148,10 @@ impl Loader {
             .build()
             .await;
         let token = tokens.provide_token().await;
-        let token = token.map_err(|error| sign_in(&causes_of(&error)))?;
+        let token = token.map_err(|error| {
+            let is_lasting = !matches!(error, TokenError::ProviderTimedOut(_));
+            sign_in(is_lasting, &causes_of(&error))
+        })?;
         let config = self.settled.sdk(Service::Sso, Some(&region))?;
         let reply = aws_sdk_sso::Client::new(&config)
             .get_role_credentials()
@@ -145,14 +161,15 @@ impl Loader {
             .send()
             .await;
         let reply = reply.map_err(|error| {
-            let error = classify(error, "sso:GetRoleCredentials", &sso.profile).into_error();
-            sign_in(&error.chain())
+            let class = classify(error, "sso:GetRoleCredentials", &sso.profile);
+            let is_lasting = !matches!(class, ErrorClass::Retry(_));
+            sign_in(is_lasting, &class.into_error().chain())
         })?;
         let given = reply.role_credentials();
         let parts = given
             .and_then(|given| Some((given, given.access_key_id()?, given.secret_access_key()?)));
         let Some((given, id, secret)) = parts else {
-            return Err(sign_in("the reply holds no credentials"));
+            return Err(sign_in(true, "the reply holds no credentials"));
         };
         let expiry = u64::try_from(given.expiration()).ok().filter(|at| *at > 0);
         let expiry =
@@ -167,9 +184,12 @@ fn sts(config: &SdkConfig) -> aws_sdk_sts::Client {
 }
 
 /// The error of STS, as one of credentials.
-fn refused(class: crate::aws::ErrorClass) -> Error {
-    let error = class.into_error();
-    Error::with_source(Kind::Denied, "no AWS credentials", error)
+fn refused(class: ErrorClass) -> Error {
+    let kind = match class {
+        ErrorClass::Retry(_) => Kind::Unavailable,
+        _ => Kind::Denied,
+    };
+    Error::with_source(kind, "no AWS credentials", class.into_error())
 }
 
 fn session_name(role: &RoleStep) -> String {

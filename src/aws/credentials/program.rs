@@ -33,14 +33,16 @@ struct Printed {
 /// Runs a line of a profile in the shell. The program has the terminal, if there is one, and its stderr is shown.
 ///
 /// # Errors
-/// `Denied` when it fails, takes longer than 60 s or prints no credentials. The line is never printed: it can hold secrets.
+/// `Unavailable` when it fails or takes longer than 60 s: it may do better the next time. `Denied` when it prints no
+/// credentials. The line is never printed: it can hold secrets.
 pub(super) async fn run(command: &str, profile: &str) -> Result<Keys> {
-    let failed = |why: String| {
+    let error = |kind, why: &str| {
         let what = format!(
             "no AWS credentials: the program of the profile {profile:?} (credential_process) {why}"
         );
-        Error::new(Kind::Denied, what)
+        Error::new(kind, what)
     };
+    let failed = |why: String| error(Kind::Unavailable, &why);
     // A pipe is this program's own input.
     let input = match std::io::stdin().is_terminal() {
         true => Stdio::inherit(),
@@ -69,7 +71,7 @@ pub(super) async fn run(command: &str, profile: &str) -> Result<Keys> {
     if !status.success() {
         return Err(failed(format!("failed ({status})")));
     }
-    parse(&printed).map_err(|why| failed(why.to_owned()))
+    parse(&printed).map_err(|why| error(Kind::Denied, why))
 }
 
 fn parse(printed: &[u8]) -> std::result::Result<Keys, &'static str> {
@@ -132,13 +134,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_fails_is_named_by_its_profile_alone() {
-        for (command, why) in [
-            ("exit 3 # hush", "exit status: 3"),
-            ("echo hush", "no JSON"),
-            ("true", "no JSON"),
+        for (command, kind, why) in [
+            ("exit 3 # hush", Kind::Unavailable, "exit status: 3"),
+            ("echo hush", Kind::Denied, "no JSON"),
+            ("true", Kind::Denied, "no JSON"),
         ] {
             let error = run(command, "p").await.unwrap_err();
-            assert_eq!(error.kind(), Kind::Denied);
+            assert_eq!(error.kind(), kind);
             let said = error.chain();
             assert!(said.contains(why) && said.contains("\"p\""), "{said}");
             assert!(!said.contains("hush"), "{said}");

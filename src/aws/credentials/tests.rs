@@ -158,6 +158,43 @@ async fn the_same_credentials_are_loaded_again_once_and_then_rest() {
 }
 
 #[tokio::test]
+async fn a_program_that_fails_once_in_the_middle_of_a_run_is_tried_again() {
+    let failure = |kind| move || Err(Error::new(kind, "it failed"));
+    for (kind, is_held, expected) in [
+        (Kind::Unavailable, true, Kind::Unavailable),
+        (Kind::Unavailable, false, Kind::Denied),
+        (Kind::Denied, true, Kind::Denied),
+        (Kind::Denied, false, Kind::Denied),
+    ] {
+        let loads = Arc::new(AtomicUsize::new(usize::from(!is_held)));
+        let failed = failure(kind);
+        let credentials = Credentials::new(move || {
+            let number = loads.fetch_add(1, Ordering::Relaxed);
+            let keys = |token: &str| Keys::new("id", "secret", Some(token.into()), None, "test");
+            let loaded = match number {
+                0 => Ok(keys("first")),
+                1 => failed(),
+                _ => Ok(keys("second")),
+            };
+            async move { loaded }.boxed()
+        });
+        if is_held {
+            let first = credentials.current().await.unwrap();
+            assert!(credentials.refused(first.generation));
+        }
+        let error = credentials.current().await.unwrap_err();
+        assert_eq!(error.kind(), expected, "{kind:?}, held: {is_held}");
+        let is_retried = matches!(
+            crate::aws::ErrorClass::without_credentials(error),
+            crate::aws::ErrorClass::Retry(_)
+        );
+        assert_eq!(is_retried, expected == Kind::Unavailable);
+        tokio::time::sleep(PAUSE).await;
+        assert_eq!(token(&credentials.current().await.unwrap()), "second");
+    }
+}
+
+#[tokio::test]
 async fn credentials_that_cannot_be_had_are_an_error_at_once_for_some_seconds() {
     let (credentials, loads) = counted(|number| (number > 0).then_some("late"));
     for _ in 0..50 {

@@ -8,7 +8,9 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::{CertificateError, ClientConfig, Error as TlsError, RootCertStore};
+use tokio_rustls::rustls::{
+    AlertDescription, CertificateError, ClientConfig, Error as TlsError, RootCertStore,
+};
 
 use super::Unreachable;
 use crate::error::{Error, Kind, Result};
@@ -48,7 +50,9 @@ impl Trust {
         let reason = match cause.downcast_ref::<TlsError>()? {
             TlsError::InvalidCertificate(wrong) => self.wrong_certificate(wrong),
             TlsError::InvalidMessage(_) => "it does not speak TLS at this port".into(),
-            TlsError::AlertReceived(alert) => format!("it refused the TLS handshake ({alert:?})"),
+            TlsError::AlertReceived(alert) if is_final(*alert) => {
+                format!("it refused the TLS handshake ({alert:?})")
+            }
             TlsError::PeerIncompatible(why) => {
                 format!("it has no TLS version or cipher in common ({why:?})")
             }
@@ -97,6 +101,47 @@ impl Trust {
             other => format!("its certificate is not accepted ({other:?})"),
         }
     }
+}
+
+/// Whether an alert says something of certificates, names or versions, which no waiting mends. The others can come of a server
+/// that restarts or is overloaded, or of a line that damages bytes.
+///
+/// <https://www.rfc-editor.org/rfc/rfc8446#section-6>
+fn is_final(alert: AlertDescription) -> bool {
+    use AlertDescription::{
+        AccessDenied, BadCertificate, BadCertificateHashValue, BadCertificateStatusResponse,
+        CertificateExpired, CertificateRequired, CertificateRevoked, CertificateUnknown,
+        CertificateUnobtainable, EncryptedClientHelloRequired, ExportRestriction, HandshakeFailure,
+        InappropriateFallback, InsufficientSecurity, MissingExtension, NoApplicationProtocol,
+        NoCertificate, ProtocolVersion, UnknownCA, UnknownPSKIdentity, UnrecognisedName,
+        UnsupportedCertificate, UnsupportedExtension,
+    };
+    matches!(
+        alert,
+        AccessDenied
+            | BadCertificate
+            | BadCertificateHashValue
+            | BadCertificateStatusResponse
+            | CertificateExpired
+            | CertificateRequired
+            | CertificateRevoked
+            | CertificateUnknown
+            | CertificateUnobtainable
+            | EncryptedClientHelloRequired
+            | ExportRestriction
+            | HandshakeFailure
+            | InappropriateFallback
+            | InsufficientSecurity
+            | MissingExtension
+            | NoApplicationProtocol
+            | NoCertificate
+            | ProtocolVersion
+            | UnknownCA
+            | UnknownPSKIdentity
+            | UnrecognisedName
+            | UnsupportedCertificate
+            | UnsupportedExtension
+    )
 }
 
 fn date(secs: u64) -> String {

@@ -23,6 +23,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(60);
 /// How long the listing that a mount started with serves its first reader.
 const BEGUN_LIFE: Duration = Duration::from_secs(60);
 
+/// What an error says when the caller lacks the permission.
+const MISSING: &str = "the permission ec2:DescribeSnapshots";
+
 /// What EC2 says of one snapshot.
 #[derive(Debug)]
 pub(super) enum Description {
@@ -402,12 +405,14 @@ fn silences(kind: Kind) -> bool {
 
 /// Why EC2 could not be asked, in some words.
 fn reason(error: &Error) -> String {
-    match error.kind() {
-        Kind::Denied => "EC2 could not be asked: needs ec2:DescribeSnapshots".into(),
-        Kind::Throttled => "EC2 could not be asked: it is throttled".into(),
-        Kind::Unavailable => "EC2 could not be asked: it does not answer".into(),
-        _ => "EC2 could not be asked".into(),
-    }
+    let why = error.chain();
+    let why = match error.kind() {
+        Kind::Denied if why.contains(MISSING) => "needs ec2:DescribeSnapshots",
+        Kind::Throttled => "it is throttled",
+        Kind::Unavailable => "it does not answer",
+        _ => &why,
+    };
+    format!("EC2 could not be asked: {why}")
 }
 
 fn silent(limit: Duration) -> Error {

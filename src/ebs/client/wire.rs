@@ -150,7 +150,7 @@ impl Route {
     /// The request, signed with this time.
     async fn signed(&self, call: &Request<'_>, now: SystemTime) -> Result<HttpRequest, ErrorClass> {
         let usable = self.credentials.current().await;
-        let identity = Identity::from(usable.map_err(ErrorClass::Permanent)?.keys);
+        let identity = Identity::from(usable.map_err(ErrorClass::without_credentials)?.keys);
         let unsigned = |error: BoxError| {
             let what = format!("{}: the request could not be signed: {error}", call.action);
             ErrorClass::Permanent(Error::new(Kind::Invalid, what))

@@ -165,6 +165,7 @@ fn follow(job: &SyncJob, remedy: &Remedy) -> Option<SyncJob> {
         Remedy::BaseAuto => job.base = Base::Auto,
         Remedy::AllowPlaintext => job.allow_plaintext = true,
         Remedy::MarkDamage
+        | Remedy::CompareUnrelated
         | Remedy::TryLater
         | Remedy::Fetch(_)
         | Remedy::ReplaceRecord

@@ -115,3 +115,41 @@ async fn a_system_without_authorities_is_said_to_be_one() {
     let said = verdict(&trust, known.sign(&["ebs.example"], |_| {})).await;
     assert!(said.contains("no CA certificates are installed"), "{said}");
 }
+
+#[test]
+fn only_alerts_about_certificates_names_and_versions_are_final() {
+    use AlertDescription as Alert;
+    let trust = Trust::new(None).unwrap();
+    let is_refusal = |alert| {
+        let error = std::io::Error::other(TlsError::AlertReceived(alert));
+        trust.refusal("ebs.example:443", &error).is_some()
+    };
+    for (alert, expected) in [
+        (Alert::AccessDenied, true),
+        (Alert::BadCertificate, true),
+        (Alert::CertificateExpired, true),
+        (Alert::CertificateRequired, true),
+        (Alert::CertificateRevoked, true),
+        (Alert::CertificateUnknown, true),
+        (Alert::HandshakeFailure, true),
+        (Alert::InsufficientSecurity, true),
+        (Alert::NoApplicationProtocol, true),
+        (Alert::ProtocolVersion, true),
+        (Alert::UnknownCA, true),
+        (Alert::UnrecognisedName, true),
+        (Alert::UnsupportedCertificate, true),
+        (Alert::BadRecordMac, false),
+        (Alert::CloseNotify, false),
+        (Alert::DecodeError, false),
+        (Alert::DecryptError, false),
+        (Alert::IllegalParameter, false),
+        (Alert::InternalError, false),
+        (Alert::NoRenegotiation, false),
+        (Alert::RecordOverflow, false),
+        (Alert::UnexpectedMessage, false),
+        (Alert::Unknown(200), false),
+        (Alert::UserCanceled, false),
+    ] {
+        assert_eq!(is_refusal(alert), expected, "{alert:?}");
+    }
+}

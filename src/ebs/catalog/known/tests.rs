@@ -259,3 +259,22 @@ async fn named_snapshots_are_listed_without_ec2_and_soon() {
     assert_eq!(listed[0].state, Some(State::Completed));
     assert_eq!(ec2.calls(), 1);
 }
+
+#[test]
+fn only_a_missing_permission_is_named_as_the_reason() {
+    let missing = "ec2:DescribeSnapshots snap-1: UnauthorizedOperation (HTTP 403); \
+                   the caller needs the permission ec2:DescribeSnapshots";
+    let expired = "ec2:DescribeSnapshots snap-1: RequestExpired (HTTP 400); the credentials have expired: renew them";
+    let none = "no AWS credentials: the program failed";
+    for (kind, what, expected) in [
+        (Kind::Denied, missing, "needs ec2:DescribeSnapshots"),
+        (Kind::Denied, expired, expired),
+        (Kind::Denied, none, none),
+        (Kind::Throttled, "slow down", "it is throttled"),
+        (Kind::Unavailable, "no answer", "it does not answer"),
+        (Kind::Invalid, "no URL", "no URL"),
+    ] {
+        let said = reason(&Error::new(kind, what));
+        assert_eq!(said, format!("EC2 could not be asked: {expected}"));
+    }
+}
