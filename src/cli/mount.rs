@@ -22,7 +22,7 @@ use crate::block::BlockIndex;
 use crate::cache::{Cache, CachedCatalog};
 use crate::ebs::{Client, EbsCatalog};
 use crate::error::{Error, Kind, Result};
-use crate::fs::{Access, Mounted, Needs, Origin, Ownership, Tree, Unmounted};
+use crate::fs::{Access, Mounted, Needs, Ownership, Provenance, Tree, Unmounted};
 use crate::image::ReadaheadBudget;
 use crate::repository::{Address, RepositoryCatalog};
 use crate::snapshot::{Selector, SnapshotId};
@@ -189,7 +189,7 @@ impl MountArgs {
 
     async fn mount(&self) -> Result<(Mounted, Option<Arc<Client>>, Arc<Cache>)> {
         let (what, mountpoint) = self.what()?;
-        let mut origin = Origin::default();
+        let mut origin = Provenance::default();
         let (client, catalog): (_, Arc<dyn Catalog>) = match what {
             What::Ebs(select) => {
                 let config = self.aws.load().await?;
@@ -235,7 +235,7 @@ impl MountArgs {
 }
 
 /// Asks STS who calls where the log shows it. Nothing waits for that.
-fn tell_caller(config: Aws, origin: &Origin) {
+fn tell_caller(config: Aws, origin: &Provenance) {
     if !tracing::enabled!(tracing::Level::DEBUG) {
         return;
     }

@@ -42,7 +42,7 @@ use drawn::{Drawings, Drawn};
 use listing::{Listing, ShownListing};
 use names::{CHANGES, File, SNAPSHOTS, VOLUMES};
 use nodes::{Entry, Node, Nodes, Subject};
-pub use totals::Origin;
+pub use totals::Provenance;
 
 /// Sizes that took a listing to be known, for so many files.
 const MOST_SIZES: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
@@ -53,7 +53,7 @@ pub struct Tree {
     ownership: Ownership,
     readahead: Arc<ReadaheadBudget>,
     timeout: Duration,
-    origin: Origin,
+    origin: Provenance,
     mounted: SystemTime,
     nodes: Mutex<Nodes>,
     drawings: Drawings,
@@ -75,7 +75,7 @@ impl Tree {
         ownership: Ownership,
         readahead: Arc<ReadaheadBudget>,
         timeout: Duration,
-        origin: Origin,
+        origin: Provenance,
     ) -> Self {
         Self {
             catalog,

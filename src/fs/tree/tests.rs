@@ -101,7 +101,7 @@ fn tree(listed: Vec<u64>) -> Tree {
         ownership,
         budget,
         timeout,
-        Origin::default(),
+        Provenance::default(),
     )
 }
 

@@ -15,7 +15,7 @@ const TOTALS_WAIT: Duration = Duration::from_secs(1);
 
 /// Where a mount's snapshots come from, for its log.
 #[derive(Clone, Debug, Default)]
-pub struct Origin {
+pub struct Provenance {
     /// Region and endpoint, or a repository's URL.
     pub place: String,
     /// The identity of the caller, once STS has told.
