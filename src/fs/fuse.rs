@@ -144,9 +144,11 @@ impl Filesystem for Ebsfs {
         // Each where the kernel has it. ASYNC_DIO: io_uring, libaio and loop devices that read past the page cache have all their
         // reads under way at once; without it the kernel waits for each. PARALLEL_DIROPS: a lookup that waits does not hold up
         // others in its folder. EXPORT_SUPPORT: a handle of NFS is looked up again after the kernel has dropped its inode.
+        // DIRECT_IO_ALLOW_MMAP: `snapshot.json`, which is not cached, can be mapped.
         let wanted = InitFlags::FUSE_ASYNC_DIO
             | InitFlags::FUSE_PARALLEL_DIROPS
-            | InitFlags::FUSE_EXPORT_SUPPORT;
+            | InitFlags::FUSE_EXPORT_SUPPORT
+            | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
         let _ = config.add_capabilities(wanted & config.capabilities());
         // Background requests are the kernel's readahead: enough for many readers at once. Both are within bounds.
         let _ = config.set_max_background(128);

@@ -79,11 +79,12 @@ fn server_of(path: &Path) -> Option<Server> {
     let (tell, told) = mpsc::channel();
     let path = path.to_path_buf();
     // A mount that hangs holds this thread until it is unmounted.
-    std::thread::spawn(move || {
+    let asking = std::thread::Builder::new().spawn(move || {
         let mut value = [0_u8; 16];
         let read = rustix::fs::getxattr(&path, PID_ATTRIBUTE, &mut value[..]);
         let _ = tell.send(read.map(|len| value.iter().take(len).copied().collect::<Vec<u8>>()));
     });
+    asking.ok()?;
     let value = told.recv_timeout(TELL).ok()?.ok()?;
     let pid = String::from_utf8(value).ok()?.parse().ok()?;
     let started = start_time(pid)?;

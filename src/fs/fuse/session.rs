@@ -1,8 +1,8 @@
 //! The session of a mount: from the tree to what serves it, and its end.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use fuser::{BackgroundSession, Config, Session, SessionACL};
@@ -62,6 +62,15 @@ pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
     };
     config.n_threads = Some(THREADS);
     config.clone_fd = true;
+    let (end, ended) = watch::channel(None);
+    // Before the mount is there: a thread that cannot start is no mount.
+    let (hand, handed) = mpsc::channel();
+    let waiting = std::thread::Builder::new().spawn(move || {
+        if let Ok((session, identity)) = handed.recv() {
+            await_end(session, &identity, &end);
+        }
+    });
+    waiting.map_err(|error| Error::with_source(Kind::Io, "cannot start a thread", error))?;
     let (connection, identity) = mount_at(&mountpoint, access != Access::Owner)?;
     let acl = config.acl;
     let session = Session::from_fd(filesystem, connection, acl, config).and_then(Session::spawn);
@@ -72,9 +81,8 @@ pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
         Error::with_source(Kind::Io, what, error)
     })?;
     raise_readahead(&identity);
-    let (end, ended) = watch::channel(None);
-    let of = identity.clone();
-    std::thread::spawn(move || await_end(session, &of, &end));
+    // The thread waits for just this.
+    let _ = hand.send((session, identity.clone()));
     Ok(Mounted {
         mountpoint,
         identity,
