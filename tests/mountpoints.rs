@@ -376,6 +376,10 @@ fn a_mount_that_hangs_is_detached_and_an_umount_without_that_says_that_it_hangs(
     let mut mount = place.mount();
     let point = mount.point.path().to_owned();
     mount.signal("STOP");
+    let mut another = place.emulator.ebsfs(&["mount"]);
+    let (code, said) = ends(another.arg(&point).arg(&place.snapshot));
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("mounted there already"), "{said}");
     let (code, said) = place.umount(&point, &[]);
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("does not answer"), "{said}");
