@@ -19,5 +19,5 @@ pub use mounted::Mounted;
 pub use mountpoint::check_mountpoint;
 pub use resources::{Needs, reserve};
 pub use server::{UnmountReport, unmount_at};
-pub use tree::{Origin, Ownership, Tree};
+pub use tree::{Ownership, Provenance, Tree};
 pub use unmount::Unmounted;
