@@ -130,9 +130,11 @@ impl Cache {
 
     /// A source whose blocks are kept in this cache.
     pub fn wrap(self: &Arc<Self>, inner: Arc<dyn BlockSource>) -> CachedSource {
+        let number = self.new_number();
         CachedSource {
             cache: Arc::clone(self),
-            number: self.new_number(),
+            number,
+            failures: number,
             inner,
         }
     }
@@ -153,6 +155,8 @@ struct Ahead {
 pub struct CachedSource {
     cache: Arc<Cache>,
     number: u32,
+    /// Whose failures it is answered with: a delta reads the head's blocks by tokens of its own, which can fail by themselves.
+    failures: u32,
     inner: Arc<dyn BlockSource>,
 }
 
@@ -167,6 +171,7 @@ impl CachedSource {
     fn fetch(&self, index: BlockIndex, ahead: Option<Ahead>) -> BoxFuture<'static, Result<Block>> {
         let (cache, inner) = (Arc::clone(&self.cache), Arc::clone(&self.inner));
         let key = (self.number, index);
+        let failure = (self.failures, index);
         Box::pin(async move {
             let _permit = cache.in_flight.acquire().await.map_err(|_| closed())?;
             let is_ahead = ahead.is_some();
@@ -177,7 +182,7 @@ impl CachedSource {
                 }
                 None => (inner.read_block(index).await, None),
             };
-            cache.remember(key, is_ahead, &fetched);
+            cache.remember(failure, is_ahead, &fetched);
             let block = fetched?;
             cache.fetched.fetch_add(1, Ordering::Relaxed);
             cache.memory.insert(key, block.clone(), unread);
@@ -200,7 +205,7 @@ impl BlockSource for CachedSource {
         if self.inner.is_known_zero(index) {
             return ready(Ok(Block::Zero)).boxed();
         }
-        if let Some(error) = self.cache.failure(key) {
+        if let Some(error) = self.cache.failure((self.failures, index)) {
             return ready(Err(error)).boxed();
         }
         let join = move || {
@@ -301,6 +306,7 @@ impl CachedCatalog {
         let cached = Arc::new(CachedSource {
             cache: Arc::clone(&self.cache),
             number: *number,
+            failures: *number,
             inner: source,
         });
         *in_use = Arc::downgrade(&cached);
@@ -340,6 +346,7 @@ impl Catalog for CachedCatalog {
             let source = CachedSource {
                 cache: Arc::clone(&self.cache),
                 number: self.cached(head, plain).number,
+                failures: self.cache.new_number(),
                 inner,
             };
             Ok((delta, Arc::new(source) as Arc<dyn BlockSource>))

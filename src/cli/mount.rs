@@ -338,26 +338,28 @@ async fn serve_until_end(mounted: &Mounted, signals: &mut Signals) -> Result<()>
     info!("unmounting {}", mounted.mountpoint().display());
     mounted.drain(true);
     let unmounted = tokio::select! {
-        unmounted = unmount(mounted) => unmounted?,
+        unmounted = unmount(mounted) => unmounted,
         () = signals.next() => return detach(mounted).await,
     };
     let at = mounted.mountpoint().display();
     let stays = match unmounted {
+        // Without fusermount3, say: an end of the process would leave a mount that nothing serves.
+        Err(error) => format!("{at} stays mounted: {}", error.chain()),
         // The kernel has let go of it, unless another namespace holds it.
-        Unmounted::Done => {
+        Ok(Unmounted::Done) => {
             let ended = tokio::time::timeout(Duration::from_secs(1), mounted.ended()).await;
             match ended {
                 Ok(ended) => return ended,
                 Err(_) => format!("{at} is unmounted here and still mounted or open elsewhere"),
             }
         }
-        Unmounted::Absent => {
+        Ok(Unmounted::Absent) => {
             format!("{at} was unmounted here and is still mounted or open elsewhere")
         }
-        Unmounted::Busy => {
+        Ok(Unmounted::Busy) => {
             format!("{at} is busy and stays mounted (fuser -vm {at} names who uses it)")
         }
-        Unmounted::Covered(path) => format!(
+        Ok(Unmounted::Covered(path)) => format!(
             "{at} stays mounted: something else is mounted over it (umount {} first)",
             path.display()
         ),

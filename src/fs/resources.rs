@@ -67,7 +67,7 @@ fn reserve_threads(count: usize) -> Result<()> {
             Ok(thread) => waiting.push((release, thread)),
             Err(error) => {
                 let what = format!(
-                    "cannot mount: {count} threads cannot be started (ulimit -u, pids.max of the cgroup)"
+                    "cannot mount: {count} threads cannot be started (ulimit -u, ulimit -v, pids.max of the cgroup)"
                 );
                 return Err(Error::with_source(Kind::Io, what, error));
             }

@@ -61,6 +61,8 @@ pub(in crate::ebs) struct BlockMap {
 
 struct MapState {
     presence: Presence,
+    /// Whether a page was listed ever.
+    was_listed: bool,
     /// Where a token was last refused or expired, and how many blocks that page had asked for: the next listing there asks for
     /// as many.
     again: Option<(BlockIndex, u16)>,
@@ -71,13 +73,15 @@ struct MapState {
 }
 
 impl Forget for Mutex<MapState> {
-    fn forget(&self) {
+    fn forget(&self) -> bool {
         let mut state = self.lock();
         // A second count compares with the first one.
-        if state.presence.recount().is_none() {
-            state.presence.forget();
-            (state.again, state.unproven_end) = (None, None);
+        if state.presence.recount().is_some() {
+            return false;
         }
+        state.presence.forget();
+        (state.again, state.unproven_end) = (None, None);
+        true
     }
 }
 
@@ -115,6 +119,7 @@ impl BlockMap {
             recounting: AsyncMutex::default(),
             state: Arc::new(Mutex::new(MapState {
                 presence: Presence::new(&stated),
+                was_listed: false,
                 again: None,
                 unproven_end: None,
                 corrupt: None,
@@ -382,6 +387,7 @@ impl BlockMap {
         let blocks = page.blocks.iter().map(|(index, _)| *index);
         let (added, bytes) = {
             let mut state = self.state.lock();
+            state.was_listed = true;
             let added = state.presence.add(span, blocks);
             (added, state.presence.memory())
         };
@@ -475,7 +481,7 @@ impl ListCall for SnapshotListCall<'_> {
                 Err(Failure::Final(error))
                     if error.kind() == Kind::NotFound
                         && map.exists
-                        && map.state.lock().presence.is_unknown()
+                        && !map.state.lock().was_listed
                         && Instant::now() + VISIBLE_AGAIN < self.deadline =>
                 {
                     warn!("waiting until it can be listed: {error}");

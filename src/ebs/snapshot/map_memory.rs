@@ -1,5 +1,6 @@
 //! [`MapMemory`]: bounds the memory that the block maps of all snapshots take together. The map that was not used for longest
-//! forgets what it knows, whether its snapshot is open or not: it is listed again where it is read.
+//! forgets what it knows, whether its snapshot is open or not: it is listed again where it is read. What it forgets is not counted
+//! against the number that EC2 states.
 
 use std::sync::Weak;
 
@@ -11,8 +12,8 @@ const MAX_BYTES: usize = 48 << 20;
 
 /// A map that can forget.
 pub(super) trait Forget: Send + Sync {
-    /// Forgets what can be listed again. A map that cannot now is charged again soon.
-    fn forget(&self);
+    /// Forgets what can be listed again. `false`: it cannot now, and keeps its memory.
+    fn forget(&self) -> bool;
 }
 
 /// The maps of all snapshots.
@@ -33,10 +34,11 @@ struct ChargedMap {
 }
 
 impl ChargedMaps {
-    fn take(&mut self, charged: Option<ChargedMap>) -> Option<Weak<dyn Forget>> {
-        let charged = charged?;
-        self.bytes -= charged.bytes;
-        Some(charged.map)
+    fn put(&mut self, number: u32, charged: ChargedMap) {
+        self.bytes += charged.bytes;
+        if let Some((_, before)) = self.by_use.push(number, charged) {
+            self.bytes -= before.bytes;
+        }
     }
 }
 
@@ -73,24 +75,31 @@ impl MapMemory {
         let mut victims = Vec::new();
         {
             let mut maps = self.maps.lock();
-            let before = maps.by_use.push(number, ChargedMap { bytes, map });
-            maps.take(before.map(|(_, charged)| charged));
-            maps.bytes += bytes;
-            while maps.bytes > self.max_bytes && maps.by_use.len() > 1 {
-                let oldest = maps.by_use.pop_lru();
-                victims.extend(maps.take(oldest.map(|(_, charged)| charged)));
+            maps.put(number, ChargedMap { bytes, map });
+            while maps.bytes > self.max_bytes
+                && maps.by_use.len() > 1
+                && let Some((number, oldest)) = maps.by_use.pop_lru()
+            {
+                maps.bytes -= oldest.bytes;
+                victims.push((number, oldest));
             }
         }
-        for map in victims.iter().filter_map(Weak::upgrade) {
-            map.forget();
+        for (number, victim) in victims {
+            let keeps = victim.map.upgrade().is_some_and(|map| !map.forget());
+            let mut maps = self.maps.lock();
+            // Unless it was charged meanwhile.
+            if keeps && !maps.by_use.contains(&number) {
+                maps.put(number, victim);
+            }
         }
     }
 
     /// The map is dropped.
     pub(super) fn remove(&self, number: u32) {
         let mut maps = self.maps.lock();
-        let charged = maps.by_use.pop(&number);
-        maps.take(charged);
+        if let Some(charged) = maps.by_use.pop(&number) {
+            maps.bytes -= charged.bytes;
+        }
     }
 }
 
@@ -99,24 +108,27 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    struct Map(Mutex<bool>);
+    /// Whether it has forgotten; one that cannot has `None`.
+    struct Map(Mutex<Option<bool>>);
 
     impl Forget for Map {
-        fn forget(&self) {
-            *self.0.lock() = true;
+        fn forget(&self) -> bool {
+            let mut forgotten = self.0.lock();
+            *forgotten = forgotten.map(|_| true);
+            forgotten.is_some()
         }
     }
 
     #[test]
     fn the_map_not_used_for_longest_forgets_and_never_the_last_one() {
         let memory = MapMemory::with_limit(100);
-        let maps = [(); 3].map(|()| Arc::new(Map(Mutex::new(false))));
+        let maps = [(); 3].map(|()| Arc::new(Map(Mutex::new(Some(false)))));
         let numbers = [(); 3].map(|()| memory.new_number());
         let charge = |map: usize, bytes| {
             let weak = Arc::downgrade(&maps[map]);
             memory.charge(numbers[map], bytes, weak);
         };
-        let forgotten = || maps.each_ref().map(|map| *map.0.lock());
+        let forgotten = || maps.each_ref().map(|map| *map.0.lock() == Some(true));
         charge(0, 40);
         charge(1, 40);
         charge(0, 50);
@@ -131,5 +143,11 @@ mod tests {
         memory.remove(numbers[2]);
         memory.remove(numbers[2]);
         assert_eq!(memory.maps.lock().bytes, 0);
+
+        // One that cannot forget still counts.
+        *maps[0].0.lock() = None;
+        charge(0, 80);
+        charge(1, 80);
+        assert_eq!(memory.maps.lock().bytes, 160);
     }
 }

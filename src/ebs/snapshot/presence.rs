@@ -95,11 +95,6 @@ impl Presence {
         ))
     }
 
-    /// Whether nothing is listed yet.
-    pub(super) fn is_unknown(&self) -> bool {
-        self.known.is_empty()
-    }
-
     /// Whether a block is held, if that is known.
     pub(super) fn is_held(&self, index: BlockIndex) -> Option<bool> {
         let is_known = self.known.contains(index);
