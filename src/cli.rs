@@ -3,6 +3,7 @@
 mod aws;
 mod background;
 mod blocks;
+mod cache;
 mod changes;
 mod digest;
 mod emulator;
