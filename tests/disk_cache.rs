@@ -119,6 +119,7 @@ fn a_reader_whose_credentials_are_denied_after_a_restart_gets_eacces() {
     emulator.set("deny=");
     // The failures of blocks are remembered for a second or more.
     wait_for("the first block", || disk.read_at(&mut [0; 512], 0).is_ok());
+    drop(disk);
     end(second);
 }
 
@@ -169,6 +170,51 @@ fn mounts_killed_at_any_moment_leave_no_wrong_byte() {
 
 fn run_quietly(command: &mut Command) {
     let _ = command.status();
+}
+
+#[test]
+fn what_is_warmed_is_read_without_aws_but_for_one_block() {
+    let (emulator, volume, snapshot) = one_snapshot();
+    let folder = tempfile::tempdir().unwrap();
+    let warm = || {
+        run(emulator
+            .ebsfs(&["warm"])
+            .args(args(&snapshot, folder.path())))
+    };
+    let said = warm();
+    assert!(
+        said.contains(&format!("{HELD} blocks, 0 of them")),
+        "{said}"
+    );
+    assert_eq!(cached(folder.path()), HELD);
+    let said = warm();
+    assert!(
+        said.contains(&format!("{HELD} blocks, {} of them", HELD - 1)),
+        "{said}"
+    );
+    emulator.reset();
+    let mount = mount(&emulator, &snapshot, folder.path());
+    read_held(&volume, &mount.disk(&snapshot));
+    assert_eq!(emulator.gets(), 1);
+    end(mount);
+    // Without a folder, and with one that has no room.
+    let (code, said) = ends(
+        emulator
+            .ebsfs(&["warm", &snapshot])
+            .args(&args(&snapshot, folder.path())[3..]),
+    );
+    assert_eq!(code, 2, "{said}");
+    sh(&format!(
+        "mount -t tmpfs -o mode=700,size=20m none {}",
+        folder.path().display()
+    ));
+    let _tmpfs = Tmpfs(folder.path());
+    let (code, said) = ends(
+        emulator
+            .ebsfs(&["warm"])
+            .args(args(&snapshot, folder.path())),
+    );
+    assert_eq!(code, 9, "{said}");
 }
 
 #[test]

@@ -13,8 +13,8 @@ mod writer;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -99,30 +99,39 @@ struct Shared {
     folder: CacheFolder,
     digester: Digester,
     reads: Arc<Semaphore>,
-    is_off: AtomicBool,
+    /// Why the cache is off for the rest of the process.
+    off: OnceLock<Error>,
     hits: AtomicU64,
 }
 
 impl Shared {
     fn is_off(&self) -> bool {
-        self.is_off.load(Ordering::Relaxed)
+        self.off.get().is_some()
     }
 
     /// Turns the cache off for the rest of the process, with one warning.
-    fn turn_off(&self, why: &str) {
-        if !self.is_off.swap(true, Ordering::Relaxed) {
-            let folder = self.folder.path().display();
-            warn!("the block cache in {folder} is off until the next start: {why}");
+    fn turn_off(&self, why: Error) {
+        let chain = why.chain();
+        if self.off.set(why).is_ok() {
+            warn!("the block cache on disk is off until the next start: {chain}");
         }
     }
 
     /// Acts on what the system says of a cache file.
-    fn failed(&self, error: &std::io::Error) {
-        if decide::turns_off(error) {
-            self.turn_off(&error.to_string());
+    fn failed(&self, error: std::io::Error) {
+        if decide::turns_off(&error) {
+            let what = "cannot keep blocks in";
+            self.turn_off(Error::of_file(self.folder.path(), what, error));
         } else {
             debug!("a block is not cached on disk: {error}");
         }
+    }
+
+    /// A disk that answers too late to be of use.
+    fn hangs(&self) {
+        let folder = self.folder.path().display();
+        let what = format!("cannot read blocks in {folder}: the disk does not answer");
+        self.turn_off(Error::new(Kind::Io, what));
     }
 }
 
@@ -134,18 +143,27 @@ impl DiskCache {
     /// `Busy` when another process uses it; what the system says.
     pub fn open(config: DiskCacheConfig) -> Result<Arc<Self>> {
         config.check()?;
-        Self::open_any_size(config)
+        Self::open_with(config, false)
     }
 
-    fn open_any_size(config: DiskCacheConfig) -> Result<Arc<Self>> {
+    /// The same for who fills the cache: a source's answer waits for its place in the queue.
+    ///
+    /// # Errors
+    /// As for [`DiskCache::open`].
+    pub fn open_patient(config: DiskCacheConfig) -> Result<Arc<Self>> {
+        config.check()?;
+        Self::open_with(config, true)
+    }
+
+    fn open_with(config: DiskCacheConfig, is_patient: bool) -> Result<Arc<Self>> {
         let shared = Arc::new(Shared {
             folder: CacheFolder::open(&config.folder)?,
             digester: Digester::new(),
             reads: Arc::new(Semaphore::new(READS)),
-            is_off: AtomicBool::new(false),
+            off: OnceLock::new(),
             hits: AtomicU64::new(0),
         });
-        let queue = SlotQueue::start(Arc::clone(&shared), config.size)?;
+        let queue = SlotQueue::start(Arc::clone(&shared), config.size, is_patient)?;
         Ok(Arc::new(Self {
             shared,
             keep_encrypted: config.keep_encrypted,
@@ -193,10 +211,26 @@ impl DiskCache {
         Arc::clone(tier)
     }
 
-    /// Waits until the queue is written.
-    #[cfg(test)]
-    fn flush(&self) {
+    /// Whether blocks of a snapshot are kept, of which EC2 says that it is encrypted or not, or nothing.
+    pub fn keeps(&self, encrypted: Option<bool>) -> bool {
+        may_keep(encrypted, self.keep_encrypted)
+    }
+
+    /// Whether the cache still works.
+    ///
+    /// # Errors
+    /// Why it is off.
+    pub fn check_on(&self) -> Result<()> {
+        self.shared.off.get().cloned().map_or(Ok(()), Err)
+    }
+
+    /// Waits until all blocks are written. It blocks its thread.
+    ///
+    /// # Errors
+    /// Why the cache is off.
+    pub fn finish(&self) -> Result<()> {
         self.queue.flush();
+        self.check_on()
     }
 }
 
@@ -261,7 +295,7 @@ impl SnapshotTier {
             Ok(Recorded::Zero) => return miss,
             Ok(Recorded::Data(_)) => {}
             Err(_) => {
-                self.shared.turn_off("the disk does not answer");
+                self.shared.hangs();
                 return miss;
             }
         }
@@ -282,7 +316,7 @@ impl SnapshotTier {
             Ok(Some(block)) => self.hit(index, block),
             Ok(None) => miss,
             Err(_) => {
-                self.shared.turn_off("the disk does not answer");
+                self.shared.hangs();
                 miss
             }
         }
@@ -319,9 +353,7 @@ impl SnapshotTier {
                 Ok(Some(files)) => work(&files),
                 Err(error) => Err(error),
             };
-            Ok(done
-                .inspect_err(|error| shared.failed(error))
-                .map_or(None, Some))
+            Ok(done.map_err(|error| shared.failed(error)).ok())
         });
         done.await.ok().flatten()
     }

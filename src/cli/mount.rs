@@ -18,7 +18,7 @@ use super::limits::LimitArgs;
 use super::log;
 use super::signals::{TakenSignal, take};
 use super::store::StoreArgs;
-use crate::aws::{Aws, Service};
+use crate::aws::Aws;
 use crate::block::BlockIndex;
 use crate::cache::{Cache, CachedCatalog, DISK_DESCRIPTORS, DISK_THREADS, DiskCache};
 use crate::ebs::{Client, EbsCatalog};
@@ -221,9 +221,7 @@ impl MountArgs {
                     config.check_credentials().await?;
                     check_selection(&select, &catalog).await?;
                 }
-                let endpoint = config.service(Service::Ebs)?.endpoint("EBS");
-                let region = config.region().unwrap_or("none");
-                origin.place = format!("Region {region}, endpoint {endpoint}");
+                origin.place = aws::place(&config)?;
                 tell_caller(config, &origin);
                 (Some(client), catalog)
             }

@@ -91,7 +91,7 @@ fn config(folder: &Path, size: u64) -> DiskCacheConfig {
 /// Opens a cache; the writer of the one before may still be ending.
 fn open(config: &DiskCacheConfig) -> Arc<DiskCache> {
     for _ in 0..500 {
-        match DiskCache::open_any_size(config.clone()) {
+        match DiskCache::open_with(config.clone(), false) {
             Err(error) if error.kind() == Kind::Busy => {
                 std::thread::sleep(Duration::from_millis(10));
             }
@@ -117,7 +117,7 @@ fn source_of(disk: &DiskCache, volume: &Arc<Volume>, encrypted: Option<bool>) ->
 async fn fill(disk: &DiskCache, source: &CachedSource, blocks: impl IntoIterator<Item = u32>) {
     for index in blocks.into_iter().map(BlockIndex) {
         assert_eq!(source.read_block(index).await.unwrap(), content(index));
-        disk.flush();
+        disk.finish().unwrap();
     }
 }
 
@@ -258,7 +258,7 @@ async fn the_files_keep_the_size_and_what_was_used_last() {
     drop((source, disk));
     // What an earlier run left is evicted by a smaller one.
     let disk = open(&config(folder.path(), SIZE / 2));
-    disk.flush();
+    disk.finish().unwrap();
     assert!(allocated(folder.path()) <= SIZE / 2);
     fill(
         &disk,

@@ -21,20 +21,20 @@ const WAITING: usize = 32;
 #[derive(Debug)]
 enum Order {
     Keep(u32, Geometry, BlockIndex, Block),
-    #[cfg(test)]
     Flush(SyncSender<()>),
 }
 
-/// The way to the writer. It never waits.
+/// The way to the writer. It never waits, unless it is patient.
 #[derive(Clone, Debug)]
 pub(super) struct SlotQueue {
+    is_patient: bool,
     orders: SyncSender<Order>,
     recency: Arc<Mutex<Recency>>,
 }
 
 impl SlotQueue {
     /// Starts the thread; it ends with the last queue.
-    pub(super) fn start(shared: Arc<Shared>, size: u64) -> Result<Self> {
+    pub(super) fn start(shared: Arc<Shared>, size: u64, is_patient: bool) -> Result<Self> {
         let (orders, taken) = sync_channel(WAITING);
         let recency = Arc::new(Mutex::new(Recency::new()));
         let writer = SlotWriter {
@@ -49,13 +49,19 @@ impl SlotQueue {
             .name("disk-cache".into())
             .spawn(move || writer.run(&taken))
             .map_err(|error| Error::with_source(Kind::Io, "cannot start a thread", error))?;
-        Ok(Self { orders, recency })
+        Ok(Self {
+            is_patient,
+            orders,
+            recency,
+        })
     }
 
     /// Keeps a block, unless too many wait already.
     pub(super) fn keep(&self, file: u32, geometry: Geometry, index: BlockIndex, block: &Block) {
         let order = Order::Keep(file, geometry, index, block.clone());
-        if self.orders.try_send(order).is_err() {
+        if self.is_patient {
+            let _ = tokio::task::block_in_place(|| self.orders.send(order));
+        } else if self.orders.try_send(order).is_err() {
             trace!("the disk cache is behind: block {index} is not kept");
         }
     }
@@ -65,11 +71,12 @@ impl SlotQueue {
         self.recency.lock().touch((file, segment_of(index)));
     }
 
-    #[cfg(test)]
+    /// Waits until everything is written.
     pub(super) fn flush(&self) {
         let (done, is_done) = sync_channel(1);
-        self.orders.send(Order::Flush(done)).unwrap();
-        is_done.recv().unwrap();
+        if self.orders.send(Order::Flush(done)).is_ok() {
+            let _ = is_done.recv();
+        }
     }
 }
 
@@ -87,7 +94,7 @@ struct SlotWriter {
 impl SlotWriter {
     fn run(mut self, orders: &Receiver<Order>) {
         if let Err(error) = self.measure_all() {
-            self.shared.failed(&error);
+            self.shared.failed(error);
         }
         for order in orders {
             match order {
@@ -96,11 +103,12 @@ impl SlotWriter {
                         continue;
                     }
                     if let Err(error) = self.keep(file, geometry, index, &block) {
-                        self.shared.failed(&error);
+                        self.shared.failed(error);
                     }
                 }
-                #[cfg(test)]
-                Order::Flush(done) => done.send(()).unwrap(),
+                Order::Flush(done) => {
+                    let _ = done.send(());
+                }
             }
         }
     }
