@@ -68,9 +68,9 @@ impl SlotFiles {
 
     /// What the digests say of a block.
     pub(super) fn recorded(&self, index: BlockIndex) -> io::Result<Recorded> {
-        let mut stored = [0; DIGEST as usize];
+        let mut stored = Digest::default();
         read_padded(&self.digests, &mut stored, u64::from(index.0) * DIGEST)?;
-        if stored == [0; DIGEST as usize] {
+        if stored == Digest::default() {
             return Ok(Recorded::Nothing);
         }
         Ok(match self.masked(index, stored) {
@@ -108,7 +108,7 @@ impl SlotFiles {
 
     /// Drops a block. Its bytes stay allocated until it is written again or evicted.
     pub(super) fn forget(&self, index: BlockIndex) -> io::Result<()> {
-        self.store(index, &[0; DIGEST as usize])
+        self.store(index, &Digest::default())
     }
 
     fn store(&self, index: BlockIndex, stored: &Digest) -> io::Result<()> {

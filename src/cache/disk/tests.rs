@@ -219,7 +219,7 @@ async fn flipped_bits_anywhere_are_never_wrong_bytes() {
     }
     assert_eq!(cases, refetched);
     // A slot, digest and all, that a fault shows at another place.
-    let (mut bytes, mut digest) = (vec![0; BLOCK as usize], [0; 32]);
+    let (mut bytes, mut digest) = (vec![0; BLOCK_SIZE as usize], [0; 32]);
     blocks.read_exact_at(&mut bytes, 7 * BLOCK).unwrap();
     blocks.write_all_at(&bytes, 8 * BLOCK).unwrap();
     digests.read_exact_at(&mut digest, 7 * 32).unwrap();
