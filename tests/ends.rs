@@ -133,6 +133,8 @@ fn a_read_that_cannot_succeed_ends_at_its_deadline_and_the_next_one_works_again(
         "it says what it waited for: {log}"
     );
     emulator.set("error_5xx=0");
+    // The failure is answered again for a second.
+    std::thread::sleep(Duration::from_secs(1));
     file.read_exact_at(&mut bytes, 0).unwrap();
     assert_eq!(bytes, content("vol-0a", 0)[..16]);
 }

@@ -288,3 +288,104 @@ fn a_mount_that_something_is_mounted_over_leaves_it_there() {
     }
     assert_eq!(mount.wait(Duration::from_secs(10)), Some(0));
 }
+
+#[test]
+fn of_two_mounts_that_start_at_once_at_one_folder_the_second_one_is_refused() {
+    let place = Place::new();
+    let point = place.empty();
+    // Both have looked at the folder before one of them mounts.
+    place.emulator.set("latency_ms=300");
+    let start = || {
+        let mut command = place.emulator.ebsfs(&["mount", "--background"]);
+        command.arg(point.path()).arg(&place.snapshot);
+        command.stderr(std::process::Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let both = [start(), start()].map(|child| child.wait_with_output().unwrap());
+    let refused: Vec<String> = both
+        .iter()
+        .filter(|output| !output.status.success())
+        .map(|output| String::from_utf8_lossy(&output.stderr).into_owned())
+        .collect();
+    assert_eq!(refused.len(), 1, "{both:?}");
+    assert!(refused[0].contains("mounted there already"), "{refused:?}");
+    assert_eq!(place.layers(point.path()), 1);
+    place.reads(point.path());
+    let (code, said) = place.umount(point.path(), &[]);
+    assert_eq!(code, 0, "{said}");
+}
+
+#[test]
+fn a_process_whose_root_is_a_folder_that_is_no_mount_mounts_there_and_unmounts() {
+    let place = Place::new();
+    let root = place.empty();
+    // Its programs are those outside.
+    let script = r#"
+        cd "$1"; mkdir -p m proc dev usr etc lib lib64 ebsfs
+        for at in dev usr etc lib lib64; do mount --rbind "/$at" "$at"; done
+        mount -t proc none proc
+        mount --bind "$(dirname "$2")" ebsfs
+        exec chroot . /ebsfs/ebsfs mount --lazy /m "$3"
+    "#;
+    let mut command = place.emulator.command("unshare");
+    command.args(["--mount", "bash", "-euc", script, "bash"]);
+    command.arg(root.path()).args([EBSFS, &place.snapshot]);
+    let credentials = root.path().join("credentials");
+    std::fs::copy(
+        place.emulator.folder.path().join("credentials"),
+        credentials,
+    )
+    .unwrap();
+    command.env("AWS_SHARED_CREDENTIALS_FILE", "/credentials");
+    let process = command
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let at = format!("/proc/{}/root/m/snapshots", process.id());
+    let mut process = Killed(process);
+    wait_for("the mount, or an end", || {
+        process.0.try_wait().unwrap().is_some() || Path::new(&at).exists()
+    });
+    run(Command::new("kill").arg(process.0.id().to_string()));
+    wait_for("the end", || process.0.try_wait().unwrap().is_some());
+    let mut said = String::new();
+    let mut stderr = process.0.stderr.take().unwrap();
+    std::io::Read::read_to_string(&mut stderr, &mut said).unwrap();
+    assert!(process.0.wait().unwrap().success(), "{said}");
+}
+
+#[test]
+fn a_mount_that_another_user_namespace_has_locked_is_not_called_unmounted() {
+    let place = Place::new();
+    let mut mount = place.mount();
+    let point = mount.point.path().to_owned();
+    let mut command = place.emulator.command("unshare");
+    command.args(["--user", "--map-root-user", "--mount", EBSFS, "umount"]);
+    let (code, said) = ends(command.arg(&point));
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("locked"), "{said}");
+    place.reads(&point);
+    let (code, said) = place.umount(&point, &[]);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(mount.wait(Duration::from_secs(10)), Some(0));
+}
+
+#[test]
+fn a_mount_that_hangs_is_detached_and_an_umount_without_that_says_that_it_hangs() {
+    let place = Place::new();
+    let mut mount = place.mount();
+    let point = mount.point.path().to_owned();
+    mount.signal("STOP");
+    let mut another = place.emulator.ebsfs(&["mount"]);
+    let (code, said) = ends(another.arg(&point).arg(&place.snapshot));
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("mounted there already"), "{said}");
+    let (code, said) = place.umount(&point, &[]);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("does not answer"), "{said}");
+    let (code, said) = place.umount(&point, &["--lazy"]);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(place.layers(&point), 0);
+    mount.signal("CONT");
+    assert_eq!(mount.wait(Duration::from_secs(10)), Some(0));
+}

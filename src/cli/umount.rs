@@ -29,6 +29,9 @@ impl UmountArgs {
                 }
                 return Ok(());
             }
+            Unmounted::Busy if report.hangs => {
+                "it does not answer; --lazy detaches it all the same".into()
+            }
             Unmounted::Busy => {
                 format!("it is busy (fuser -vm {at} names who uses it); --lazy detaches it")
             }

@@ -65,24 +65,27 @@ impl MountTable {
     /// The mount that a path is in: absolute, without links and dots. Like the kernel this goes from the root down, at each
     /// name onto the last mount there.
     pub(super) fn at(&self, path: &Path) -> Option<&MountLine> {
-        let is_known = |id| self.0.iter().any(|line| line.id == id);
-        let root = |line: &&MountLine| {
-            line.mountpoint == Path::new("/") && (line.parent == line.id || !is_known(line.parent))
-        };
-        let mut mount = self.0.iter().find(root)?;
         let mut names: Vec<&Path> = path.ancestors().collect();
         names.reverse();
+        let mut mount = None;
         for name in names {
             while let Some(upper) = self.mounted_on(mount, name) {
-                mount = upper;
+                mount = Some(upper);
             }
         }
-        Some(mount)
+        mount
     }
 
-    fn mounted_on(&self, lower: &MountLine, at: &Path) -> Option<&MountLine> {
+    /// What is mounted on a mount, or on the one that the table leaves out: `/` is on one, and is itself in one where a process
+    /// has another root (chroot) that is no mount.
+    fn mounted_on(&self, lower: Option<&MountLine>, at: &Path) -> Option<&MountLine> {
+        let is_known = |id| self.0.iter().any(|line| line.id == id);
+        let is_on_it = |line: &MountLine| match lower {
+            Some(lower) => line.parent == lower.id && line.id != lower.id,
+            None => line.parent == line.id || !is_known(line.parent),
+        };
         let mut lines = self.0.iter();
-        lines.find(|line| line.parent == lower.id && line.id != lower.id && line.mountpoint == at)
+        lines.find(|line| line.mountpoint == at && is_on_it(line))
     }
 
     /// The mount whose root a path is.
@@ -213,6 +216,23 @@ mod tests {
         lines.push((40, 30, "0:52", "/mnt/e", "fuse"));
         lines.push((50, 40, "0:60", "/mnt/e/snapshots", "tmpfs"));
         let table = table(&lines);
+        assert_eq!(
+            table.place(&identity(40, "0:52")),
+            MountPlace::Reachable(path)
+        );
+    }
+
+    #[test]
+    fn a_root_that_is_no_mount_holds_mounts() {
+        let lines = [
+            (40, 20, "0:52", "/mnt", "fuse.ebsfs"),
+            (50, 40, "0:60", "/mnt/e", "tmpfs"),
+        ];
+        let table = table(&lines);
+        assert_eq!(table.at(Path::new("/")), None);
+        assert_eq!(table.at(Path::new("/mnt/e/f")).unwrap().id, 50);
+        let path = PathBuf::from("/mnt");
+        assert!(table.mounted_at(&path).unwrap().is_ours);
         assert_eq!(
             table.place(&identity(40, "0:52")),
             MountPlace::Reachable(path)

@@ -2,13 +2,14 @@
 //!
 //! fuser mounts too, but then it also unmounts the path when the session ends, whatever is mounted there by then.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
@@ -16,23 +17,29 @@ use nix::unistd::{getegid, geteuid};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use super::mount_table::{MountIdentity, MountTable};
+use super::mountpoint::check_mountpoint;
 use super::unmount;
 use crate::error::{Error, Kind, Result};
 
 /// Source of the mount, and subtype of its filesystem: the mount table tells ours by them.
 const NAME: &str = "ebsfs";
+/// How long another process may take to mount at the same folder; who locks it for longer does not mean that.
+const OTHERS: Duration = Duration::from_secs(2);
 
 /// Mounts at an absolute path without links. The descriptor is the connection to the kernel; nothing answers before it is served.
 ///
 /// # Errors
 /// `Io` with what to do about it.
 pub(super) fn mount_at(mountpoint: &Path, allows_others: bool) -> Result<(OwnedFd, MountIdentity)> {
+    // Of two that start at once the second one finds the mount of the first, and none takes the other's for its own.
+    let _alone = lock(mountpoint);
+    check_mountpoint(mountpoint)?;
     let connection = mount_as_root(mountpoint, allows_others)
         .and_then(|mounted| match mounted {
             Some(connection) => Ok(connection),
             None => mount_as_user(mountpoint, allows_others),
         })
-        .map_err(|error| cannot_mount(mountpoint, error))?;
+        .map_err(|error| cannot_mount(mountpoint, allows_others, error))?;
     let table = MountTable::read()?;
     let Some(line) = table.mounted_at(mountpoint).filter(|line| line.is_ours) else {
         let what = format!(
@@ -46,6 +53,18 @@ pub(super) fn mount_at(mountpoint: &Path, allows_others: bool) -> Result<(OwnedF
         device: line.device.clone(),
     };
     Ok((connection, identity))
+}
+
+/// The folder, locked where that can be done.
+fn lock(mountpoint: &Path) -> Option<File> {
+    let folder = File::open(mountpoint).ok()?;
+    let until = Instant::now() + OTHERS;
+    while let Err(TryLockError::WouldBlock) = folder.try_lock()
+        && Instant::now() < until
+    {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Some(folder)
 }
 
 /// `None` where only root may mount.
@@ -136,7 +155,7 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
 }
 
 /// Why it cannot be mounted, with what to do about it.
-fn cannot_mount(mountpoint: &Path, error: io::Error) -> Error {
+fn cannot_mount(mountpoint: &Path, allows_others: bool, error: io::Error) -> Error {
     let what = format!("cannot mount at {}", mountpoint.display());
     let hint = if !Path::new("/dev/fuse").exists() {
         "; there is no /dev/fuse: load the module (modprobe fuse), or give the container the device"
@@ -144,7 +163,7 @@ fn cannot_mount(mountpoint: &Path, error: io::Error) -> Error {
         && device.kind() == io::ErrorKind::PermissionDenied
     {
         "; this user may not open /dev/fuse: the package fuse3 gives it to all users"
-    } else if error.kind() == io::ErrorKind::PermissionDenied {
+    } else if allows_others && error.kind() == io::ErrorKind::PermissionDenied {
         "; --allow-other and --allow-root need user_allow_other in /etc/fuse.conf"
     } else if error.kind() == io::ErrorKind::NotFound {
         "; mounting without being root needs fusermount3 (package fuse3)"

@@ -1,9 +1,14 @@
 //! Where `ebsfs mount` may mount, and what `ebsfs umount` may unmount.
 
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use super::mount_table::{MountIdentity, MountTable};
 use crate::error::{Error, Kind, Result};
+
+/// How long a mount may take to show whether it is dead.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// What is found at a mountpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +34,11 @@ pub fn check_mountpoint(path: &Path) -> Result<()> {
         let mount = table.mounted_at(&path);
         mount.is_some_and(|mount| mount.is_ours)
     });
-    let found = look(path).map_err(failed)?;
+    let found = match is_ours {
+        true => look_in_time(path),
+        false => look(path),
+    };
+    let found = found.map_err(failed)?;
     match wrong(found, is_ours) {
         None => Ok(()),
         Some(what) => {
@@ -37,6 +46,15 @@ pub fn check_mountpoint(path: &Path) -> Result<()> {
             Err(Error::new(Kind::Io, what))
         }
     }
+}
+
+/// A mount of ebsfs that hangs is one that is there.
+fn look_in_time(path: &Path) -> std::io::Result<FoundThere> {
+    let (tell, told) = mpsc::channel();
+    let path = path.to_path_buf();
+    std::thread::Builder::new().spawn(move || tell.send(look(&path)))?;
+    told.recv_timeout(ANSWER)
+        .unwrap_or(Ok(FoundThere::NotEmpty))
 }
 
 fn look(path: &Path) -> std::io::Result<FoundThere> {

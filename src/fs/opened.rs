@@ -30,7 +30,7 @@ impl std::fmt::Display for Reader {
 
 /// The line of an image in the log, written when it is closed too.
 #[derive(Debug)]
-struct Record {
+struct OpenRecord {
     image: String,
     reader: String,
     opened: Instant,
@@ -41,7 +41,7 @@ struct Record {
 /// What an open file reads as, whatever is dropped elsewhere meanwhile.
 pub(super) struct OpenFile {
     pub(super) contents: Contents,
-    record: Option<Record>,
+    record: Option<OpenRecord>,
 }
 
 impl OpenFile {
@@ -55,7 +55,7 @@ impl OpenFile {
         let record = shown.then(provenance).flatten().map(|image| {
             let reader = reader.to_string();
             debug!("opened {image} by {reader}");
-            Record {
+            OpenRecord {
                 image,
                 reader,
                 opened: Instant::now(),

@@ -30,6 +30,8 @@ pub struct UnmountReport {
     pub server: Option<u32>,
     /// What holds it, each in words: a mount namespace, an open file.
     pub holders: Vec<String>,
+    /// It did not answer, and a request to it keeps it busy for as long.
+    pub hangs: bool,
 }
 
 /// Unmounts the mount of ebsfs at a path, and looks whether its process ends.
@@ -38,12 +40,15 @@ pub struct UnmountReport {
 /// `Io` when there is none, or the system does not allow it.
 pub fn unmount_at(path: &Path, lazy: bool) -> Result<UnmountReport> {
     let identity = ours_at(path)?;
-    let server = server_of(path);
+    let asked = server_of(path);
+    let hangs = asked.is_none();
+    let server = asked.flatten();
     let unmounted = unmount(&identity, lazy)?;
     let mut report = UnmountReport {
         unmounted,
         server: None,
         holders: Vec::new(),
+        hangs,
     };
     let Some(server) = server.filter(|_| report.unmounted == Unmounted::Done) else {
         return Ok(report);
@@ -74,8 +79,8 @@ impl Server {
     }
 }
 
-/// `None` where the mount does not answer, or its process is in another process namespace.
-fn server_of(path: &Path) -> Option<Server> {
+/// `None` where the mount does not answer; no server where its process is in another process namespace, or has died.
+fn server_of(path: &Path) -> Option<Option<Server>> {
     let (tell, told) = mpsc::channel();
     let path = path.to_path_buf();
     // A mount that hangs holds this thread until it is unmounted.
@@ -84,9 +89,16 @@ fn server_of(path: &Path) -> Option<Server> {
         let read = rustix::fs::getxattr(&path, PID_ATTRIBUTE, &mut value[..]);
         let _ = tell.send(read.map(|len| value.iter().take(len).copied().collect::<Vec<u8>>()));
     });
-    asking.ok()?;
-    let value = told.recv_timeout(TELL).ok()?.ok()?;
-    let pid = String::from_utf8(value).ok()?.parse().ok()?;
+    if asking.is_err() {
+        return Some(None);
+    }
+    let value = told.recv_timeout(TELL).ok()?;
+    let named = value.ok().and_then(|value| server_named(&value));
+    Some(named)
+}
+
+fn server_named(value: &[u8]) -> Option<Server> {
+    let pid = std::str::from_utf8(value).ok()?.parse().ok()?;
     let started = start_time(pid)?;
     Some(Server { pid, started })
 }

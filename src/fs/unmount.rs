@@ -29,12 +29,17 @@ pub enum Unmounted {
 pub(super) fn unmount(identity: &MountIdentity, lazy: bool) -> Result<Unmounted> {
     match MountTable::read()?.place(identity) {
         MountPlace::Reachable(path) => {
-            let done = unmount_path(&path, lazy)?;
-            Ok(if done {
-                Unmounted::Done
-            } else {
-                Unmounted::Busy
-            })
+            if !unmount_path(&path, lazy)? {
+                return Ok(Unmounted::Busy);
+            }
+            // A mount that a user namespace has inherited is locked: the kernel calls it no mountpoint.
+            match MountTable::read()?.place(identity) {
+                MountPlace::Reachable(path) => Err(Error::new(
+                    Kind::Io,
+                    format!("cannot unmount {}: it is locked here", path.display()),
+                )),
+                _ => Ok(Unmounted::Done),
+            }
         }
         MountPlace::Covered(path) => Ok(Unmounted::Covered(path)),
         MountPlace::Absent => Ok(Unmounted::Absent),

@@ -188,6 +188,8 @@ impl Nodes {
             let what = "two names have the same inode number: unmount and mount again";
             return Err(Error::new(Kind::Io, what));
         }
+        // `latest` leads elsewhere after a new snapshot, under the same number.
+        counted.node = folder;
         counted.lookups += 1;
         Ok(())
     }

@@ -259,3 +259,22 @@ fn df_counts_the_volumes_of_listed_snapshots() {
     let totals = wait(tree.totals());
     assert_eq!((totals.bytes, totals.snapshots), (5 << 30, 2));
 }
+
+#[test]
+fn a_link_that_the_kernel_still_knows_leads_where_it_was_last_looked_up() {
+    let mut nodes = Nodes::default();
+    let latest = |number| {
+        let links = names::links("vol-1", &[snapshot(number)]);
+        let link = links.into_iter().find(|link| link.name == names::LATEST);
+        Node::Link(Arc::new(link.unwrap()))
+    };
+    let (old, new) = (latest(0), latest(3));
+    assert_eq!(old.ino(), new.ino());
+    for (node, target) in [(old, "snap-0"), (new, "snap-3")] {
+        nodes.count(&node).unwrap();
+        let Some(Node::Link(link)) = nodes.get(node.ino()) else {
+            panic!("not a link");
+        };
+        assert_eq!(link.snapshot.as_str(), target);
+    }
+}

@@ -24,7 +24,7 @@ pub struct Provenance {
 
 /// What `df` shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in crate::fs) struct Totals {
+pub(in crate::fs) struct MountTotals {
     /// Bytes of all volumes together, holes included.
     pub(in crate::fs) bytes: u64,
     /// Snapshots.
@@ -50,13 +50,13 @@ impl Tree {
     }
 
     /// The listed snapshots, or those in use where no listing comes soon.
-    pub(in crate::fs) async fn totals(&self) -> Totals {
+    pub(in crate::fs) async fn totals(&self) -> MountTotals {
         let listed = timeout(TOTALS_WAIT, self.listing.get(&*self.catalog)).await;
         let listing = listed.ok().and_then(Result::ok);
         let in_use: Vec<_> = self.nodes.lock().entries().collect();
         let Some(listing) = listing.or_else(|| self.listing.last()) else {
             let sizes = in_use.iter().map(|entry| self.known(entry).volume_size);
-            return Totals {
+            return MountTotals {
                 bytes: sizes.flatten().fold(0, u64::saturating_add),
                 snapshots: in_use.len() as u64,
             };
@@ -69,7 +69,7 @@ impl Tree {
             .snapshots
             .iter()
             .filter_map(|snapshot| snapshot.volume_size.or_else(|| opened_size(&snapshot.id)));
-        Totals {
+        MountTotals {
             bytes: sizes.fold(0, u64::saturating_add),
             snapshots: listing.snapshots.len() as u64,
         }
