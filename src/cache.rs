@@ -2,8 +2,9 @@
 //!
 //! A block is absent, present in [`memory`], or in flight ([`flight`]); an absent one may have [`failed`] a moment ago. Snapshots
 //! never change, so there is no dirty state, no expiry and no invalidation. All sources of a process share one [`Cache`] and
-//! its budget.
+//! its budget. A [`DiskCache`] may lie between memory and the sources.
 
+mod disk;
 mod failed;
 mod flight;
 mod memory;
@@ -25,6 +26,9 @@ use crate::error::{Error, Kind, Result};
 use crate::snapshot::{Snapshot, SnapshotId};
 use crate::source::{BlockSource, Catalog, Changes, Wanted};
 
+pub use disk::{DISK_DESCRIPTORS, DISK_THREADS, DiskCache, DiskCacheConfig, MIN_DISK};
+
+use disk::{Asker, OnDisk, SnapshotTier};
 use failed::FailedBlocks;
 use flight::{Asks, Flights};
 use memory::Memory;
@@ -135,6 +139,7 @@ impl Cache {
             cache: Arc::clone(self),
             number,
             failures: number,
+            disk: None,
             inner,
         }
     }
@@ -157,6 +162,7 @@ pub struct CachedSource {
     number: u32,
     /// Whose failures it is answered with: a delta reads the head's blocks by tokens of its own, which can fail by themselves.
     failures: u32,
+    disk: Option<Arc<SnapshotTier>>,
     inner: Arc<dyn BlockSource>,
 }
 
@@ -167,24 +173,38 @@ impl std::fmt::Debug for CachedSource {
 }
 
 impl CachedSource {
-    /// The one fetch of a block: a permit, the source, then memory.
+    /// The one fetch of a block: a permit, the disk or the source, then memory.
     fn fetch(&self, index: BlockIndex, ahead: Option<Ahead>) -> BoxFuture<'static, Result<Block>> {
         let (cache, inner) = (Arc::clone(&self.cache), Arc::clone(&self.inner));
+        let disk = self.disk.clone();
         let key = (self.number, index);
         let failure = (self.failures, index);
         Box::pin(async move {
             let _permit = cache.in_flight.acquire().await.map_err(|_| closed())?;
             let is_ahead = ahead.is_some();
-            let (fetched, unread) = match ahead {
-                Some(ahead) => {
-                    let fetched = inner.read_ahead(index, ahead.wanted).await;
-                    (fetched, Some(ahead.unread))
-                }
-                None => (inner.read_block(index).await, None),
+            let (wanted, unread) = ahead.map(|ahead| (ahead.wanted, ahead.unread)).unzip();
+            let on_disk = match &disk {
+                Some(disk) => disk.find(index, !is_ahead).await,
+                None => OnDisk::Miss(Asker::default()),
             };
-            cache.remember(failure, is_ahead, &fetched);
-            let block = fetched?;
-            cache.fetched.fetch_add(1, Ordering::Relaxed);
+            let block = match on_disk {
+                OnDisk::Hit(block) => block,
+                OnDisk::Miss(asker) => {
+                    let fetched = match wanted {
+                        Some(wanted) if !asker.is_awaited() => {
+                            inner.read_ahead(index, wanted).await
+                        }
+                        _ => inner.read_block(index).await,
+                    };
+                    if let Some(disk) = &disk {
+                        disk.learn(index, &fetched, asker);
+                    }
+                    cache.remember(failure, is_ahead, &fetched);
+                    let block = fetched?;
+                    cache.fetched.fetch_add(1, Ordering::Relaxed);
+                    block
+                }
+            };
             cache.memory.insert(key, block.clone(), unread);
             Ok(block)
         })
@@ -273,6 +293,7 @@ impl BlockSource for CachedSource {
 /// A catalog whose sources are all kept in one cache.
 pub struct CachedCatalog {
     cache: Arc<Cache>,
+    disk: Option<Arc<DiskCache>>,
     inner: Arc<dyn Catalog>,
     /// The number of each snapshot that was opened lately, and its source while it is in use.
     open: Mutex<LruCache<SnapshotId, (u32, Weak<CachedSource>)>>,
@@ -289,13 +310,25 @@ impl CachedCatalog {
     pub fn new(cache: Arc<Cache>, inner: Arc<dyn Catalog>) -> Self {
         Self {
             cache,
+            disk: None,
             inner,
             open: Mutex::new(LruCache::new(MOST_NUMBERS)),
         }
     }
 
+    /// The same with blocks kept on disk too.
+    #[must_use]
+    pub fn with_disk(mut self, disk: Option<Arc<DiskCache>>) -> Self {
+        self.disk = disk;
+        self
+    }
+
     /// The one cached source of a snapshot.
-    fn cached(&self, id: &SnapshotId, source: Arc<dyn BlockSource>) -> Arc<CachedSource> {
+    fn cached(&self, snapshot: &Snapshot, source: Arc<dyn BlockSource>) -> Arc<CachedSource> {
+        let id = &snapshot.id;
+        // Also for a source in use: what is known of the snapshot may have changed.
+        let disk = self.disk.as_ref();
+        let disk = disk.map(|disk| disk.tier(id, source.geometry(), snapshot.encrypted));
         let mut open = self.open.lock();
         let new = || (self.cache.new_number(), Weak::new());
         let (number, in_use) = open.get_or_insert_mut(id.clone(), new);
@@ -307,6 +340,7 @@ impl CachedCatalog {
             cache: Arc::clone(&self.cache),
             number: *number,
             failures: *number,
+            disk,
             inner: source,
         });
         *in_use = Arc::downgrade(&cached);
@@ -329,7 +363,8 @@ impl Catalog for CachedCatalog {
     ) -> BoxFuture<'a, Result<(Snapshot, Arc<dyn BlockSource>)>> {
         async move {
             let (snapshot, source) = self.inner.open(id).await?;
-            Ok((snapshot, self.cached(id, source) as Arc<dyn BlockSource>))
+            let cached = self.cached(&snapshot, source);
+            Ok((snapshot, cached as Arc<dyn BlockSource>))
         }
         .boxed()
     }
@@ -341,12 +376,14 @@ impl Catalog for CachedCatalog {
     ) -> BoxFuture<'a, Result<Changes>> {
         async move {
             let (delta, inner) = self.inner.delta(base, head).await?;
-            let (_, plain) = self.inner.open(head).await?;
+            let (snapshot, plain) = self.inner.open(head).await?;
+            let plain = self.cached(&snapshot, plain);
             // The same bytes, got by other tokens: blocks are kept and fetched together with the head's own.
             let source = CachedSource {
                 cache: Arc::clone(&self.cache),
-                number: self.cached(head, plain).number,
+                number: plain.number,
                 failures: self.cache.new_number(),
+                disk: plain.disk.clone(),
                 inner,
             };
             Ok((delta, Arc::new(source) as Arc<dyn BlockSource>))

@@ -3,6 +3,7 @@
 mod aws;
 mod background;
 mod blocks;
+mod cache;
 mod changes;
 mod digest;
 mod emulator;
@@ -23,6 +24,7 @@ mod sync;
 mod target;
 mod umount;
 mod verify;
+mod warm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -54,6 +56,7 @@ struct Args {
 enum Verb {
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
+    Warm(warm::WarmArgs),
     Ls(ls::LsArgs),
     Changes(changes::ChangesArgs),
     Blocks(blocks::BlocksArgs),
@@ -108,6 +111,7 @@ fn run(args: Args) -> Result<()> {
     match args.verb {
         Verb::Mount(mount) => mount.run(),
         Verb::Umount(umount) => umount.run(),
+        Verb::Warm(warm) => warm.run(),
         Verb::Ls(ls) => ls.run(),
         Verb::Changes(changes) => changes.run(),
         Verb::Blocks(blocks) => blocks.run(),

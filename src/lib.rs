@@ -43,6 +43,7 @@
 //!  image.rs       read_at     geometry.split -> parts, all blocks asked for at once; one block: a slice, no copy
 //!                             readahead.observe -> a wish, made after the reader's own blocks
 //!  cache          read_block  memory; a known hole; else join or start the one flight
+//!  cache/disk     find        with --cache-dir: the block there, if it has its digest and EBS still allows the snapshot
 //!  ebs/snapshot   read_block  map.token(index): none -> Block::Zero; else client.get; a stale token: list again, once
 //!  ebs/snapshot/block_map     token: listed? else list a page around it (ebs/listing: what a page proves)
 //!  ebs/client     get         retry with backoff around one attempt:
@@ -52,7 +53,7 @@
 //! ```
 //! Readahead goes the same way by [`source::BlockSource::prefetch`], with a smaller budget of its own, gives way to readers
 //! in the queue of `ebs/client/limiter`, and waits some milliseconds for company in `digest`. A reader that joins such a flight
-//! makes it [`source::Wanted`]. Bytes are verified where they enter the process (`ebs/client`) and nowhere else.
+//! makes it [`source::Wanted`]. Bytes are verified where they enter the process (`ebs/client`, `cache/disk`) and nowhere else.
 //!
 //! # The path of a delta
 //! ```text

@@ -20,6 +20,7 @@ mod commands;
 #[cfg(feature = "ec2")]
 mod contract;
 mod counts;
+mod disk_cache;
 #[cfg(feature = "ec2")]
 mod ebs_target;
 #[cfg(feature = "ec2")]

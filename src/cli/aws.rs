@@ -156,6 +156,13 @@ pub(super) fn catalog(
     Ok((client, Arc::new(catalog)))
 }
 
+/// Where the snapshots are: Region and endpoint.
+pub(super) fn place(aws: &Aws) -> Result<String> {
+    let endpoint = aws.service(Service::Ebs)?.endpoint("EBS");
+    let region = aws.region().unwrap_or("none");
+    Ok(format!("Region {region}, endpoint {endpoint}"))
+}
+
 /// What EC2 tells, where that is built in.
 #[cfg(feature = "ec2")]
 pub(super) fn descriptions(aws: &Aws) -> Result<Option<Arc<dyn Descriptions>>> {

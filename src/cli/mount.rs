@@ -13,13 +13,14 @@ use tracing::{info, warn};
 
 use super::aws::{self, AwsArgs};
 use super::background;
+use super::cache::DiskCacheArgs;
 use super::limits::LimitArgs;
 use super::log;
 use super::signals::{TakenSignal, take};
 use super::store::StoreArgs;
-use crate::aws::{Aws, Service};
+use crate::aws::Aws;
 use crate::block::BlockIndex;
-use crate::cache::{Cache, CachedCatalog};
+use crate::cache::{Cache, CachedCatalog, DISK_DESCRIPTORS, DISK_THREADS, DiskCache};
 use crate::ebs::{Client, EbsCatalog};
 use crate::error::{Error, Kind, Result};
 use crate::fs::{Access, Mounted, Needs, Ownership, Provenance, Tree, Unmounted};
@@ -65,6 +66,8 @@ pub(super) struct MountArgs {
     #[arg(long, value_name = "SIZE", default_value = "256MiB")]
     memory: ByteSize,
     #[command(flatten)]
+    disk: DiskCacheArgs,
+    #[command(flatten)]
     limits: LimitArgs,
     #[command(flatten)]
     access: AccessArgs,
@@ -73,6 +76,14 @@ pub(super) struct MountArgs {
     #[command(flatten)]
     aws: AwsArgs,
 }
+
+/// A mount, and what counts its requests, its hits in memory and on disk.
+type Served = (
+    Mounted,
+    Option<Arc<Client>>,
+    Arc<Cache>,
+    Option<Arc<DiskCache>>,
+);
 
 /// What is mounted.
 enum What {
@@ -114,6 +125,9 @@ impl MountArgs {
     pub(super) fn check(&self) -> Result<()> {
         let (_, mountpoint) = self.what()?;
         crate::fs::check_mountpoint(mountpoint)?;
+        if let Some(disk) = self.disk.config("") {
+            disk.check()?;
+        }
         Cache::new(self.memory, self.limits.max_in_flight).map(drop)
     }
 
@@ -142,9 +156,13 @@ impl MountArgs {
         if background::is_child() {
             background::leave_session()?;
         }
+        let (threads, descriptors) = match self.disk.config("") {
+            Some(_) => (DISK_THREADS, DISK_DESCRIPTORS),
+            None => (0, 0),
+        };
         crate::fs::reserve(Needs {
-            threads: THREADS,
-            descriptors: u64::from(self.limits.max_in_flight) + DESCRIPTORS,
+            threads: THREADS + threads,
+            descriptors: u64::from(self.limits.max_in_flight) + DESCRIPTORS + descriptors,
             memory: self.memory.as_u64(),
         })?;
         let runtime = super::runtime()?;
@@ -159,7 +177,7 @@ impl MountArgs {
         let mut signals = Signals::new()?;
         tokio::select! {
             mounted = self.mount() => {
-                let (mounted, client, cache) = mounted?;
+                let (mounted, client, cache, disk) = mounted?;
                 if background::is_child() {
                     // Whoever waited for it may have gone: then nobody wants the mount.
                     background::ready().inspect_err(|_| {
@@ -170,6 +188,9 @@ impl MountArgs {
                 let done = serve_until_end(&mounted, &mut signals).await;
                 let (hits, fetched) = cache.counts();
                 info!("unmounted: {fetched} blocks fetched, {hits} reads answered from memory");
+                if let Some(disk) = disk {
+                    info!("{} blocks read from the cache on disk", disk.hits());
+                }
                 let Some(requests) = client.map(|client| client.counts()) else {
                     return done;
                 };
@@ -187,7 +208,7 @@ impl MountArgs {
         }
     }
 
-    async fn mount(&self) -> Result<(Mounted, Option<Arc<Client>>, Arc<Cache>)> {
+    async fn mount(&self) -> Result<Served> {
         let (what, mountpoint) = self.what()?;
         let mut origin = Provenance::default();
         let (client, catalog): (_, Arc<dyn Catalog>) = match what {
@@ -200,9 +221,7 @@ impl MountArgs {
                     config.check_credentials().await?;
                     check_selection(&select, &catalog).await?;
                 }
-                let endpoint = config.service(Service::Ebs)?.endpoint("EBS");
-                let region = config.region().unwrap_or("none");
-                origin.place = format!("Region {region}, endpoint {endpoint}");
+                origin.place = aws::place(&config)?;
                 tell_caller(config, &origin);
                 (Some(client), catalog)
             }
@@ -218,7 +237,9 @@ impl MountArgs {
         };
         let cache = Cache::new(self.memory, self.limits.max_in_flight)?;
         let readahead = ReadaheadBudget::new(cache.max_readahead());
-        let cached = CachedCatalog::new(Arc::clone(&cache), catalog);
+        let disk = self.disk.config(&origin.place);
+        let disk = disk.map(DiskCache::open).transpose()?;
+        let cached = CachedCatalog::new(Arc::clone(&cache), catalog).with_disk(disk.clone());
         let tree = Tree::new(
             Arc::new(cached),
             self.access.ownership(),
@@ -230,7 +251,7 @@ impl MountArgs {
         if let Some(client) = &client {
             client.set_timeout(self.limits.timeout);
         }
-        Ok((mounted, client, cache))
+        Ok((mounted, client, cache, disk))
     }
 }
 

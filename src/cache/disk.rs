@@ -1,0 +1,397 @@
+//! [`DiskCache`]: blocks kept on local disk between memory and the source, shared by the runs of a program one after another.
+//!
+//! Each snapshot has two sparse files in one folder: block n lies at n x 512 KiB of the one, its digest at n x 32 bytes of the
+//! other ([`slots`]). A block is written before its digest and compared with it when it comes back, so that a torn write or a
+//! flipped bit is a miss. One thread writes and evicts ([`writer`]), behind a queue that drops what it cannot hold: no reader
+//! waits for it. The cache answers only for what the caller may read: see [`decide`].
+
+mod decide;
+mod folder;
+mod recency;
+mod slots;
+mod writer;
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use lru::LruCache;
+use parking_lot::Mutex;
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore};
+use tokio::time::{Instant, timeout};
+use tracing::{debug, info, warn};
+
+use crate::block::{Block, BlockIndex, Geometry, ZERO_BLOCK};
+use crate::digest::{Checked, Digester};
+use crate::error::{Error, Kind, Result};
+use crate::files::blocking;
+use crate::snapshot::SnapshotId;
+
+use decide::{Permission, may_keep};
+use folder::CacheFolder;
+use slots::{Recorded, SlotFiles};
+use writer::SlotQueue;
+
+/// The least size of a cache: with less, one eviction could take all of it.
+pub const MIN_DISK: u64 = 256 << 20;
+
+/// Snapshots of which it is remembered whether they may be read.
+const MOST_TIERS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+/// Threads that read the disk at once.
+const READS: usize = 8;
+/// A disk that takes longer for one block than any source is given up.
+const SLOW: Duration = Duration::from_secs(5);
+/// How long a block waits for the request that shows whether its snapshot may be read.
+const ASKING: Duration = Duration::from_secs(5);
+
+/// Threads and descriptors of a disk cache, besides those of the memory cache.
+pub const DISK_THREADS: usize = READS + 1;
+/// The open files of snapshots, and those of reads under way.
+pub const DISK_DESCRIPTORS: u64 = 2 * (folder::MOST_OPEN as u64 + READS as u64) + 2;
+
+/// What a disk cache is made of.
+#[derive(Clone, Debug)]
+pub struct DiskCacheConfig {
+    /// The folder, made if it is absent.
+    pub folder: PathBuf,
+    /// The most bytes that its files may take.
+    pub size: u64,
+    /// Whether blocks of encrypted snapshots are kept too, as plain bytes.
+    pub keep_encrypted: bool,
+    /// The account's service or the repository: the same snapshot id elsewhere may be another snapshot.
+    pub origin: String,
+}
+
+impl DiskCacheConfig {
+    /// What needs no look at the disk.
+    ///
+    /// # Errors
+    /// `Invalid` for a size below [`MIN_DISK`].
+    pub fn check(&self) -> Result<()> {
+        if self.size < MIN_DISK {
+            let what = format!(
+                "cannot use a block cache of {} bytes on disk: the least is {} MiB",
+                self.size,
+                MIN_DISK >> 20
+            );
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        Ok(())
+    }
+}
+
+/// The blocks on disk.
+#[derive(Debug)]
+pub struct DiskCache {
+    shared: Arc<Shared>,
+    keep_encrypted: bool,
+    origin: String,
+    queue: SlotQueue,
+    tiers: Mutex<LruCache<SnapshotId, Arc<SnapshotTier>>>,
+}
+
+/// What readers and the writer have in common.
+#[derive(Debug)]
+struct Shared {
+    folder: CacheFolder,
+    digester: Digester,
+    reads: Arc<Semaphore>,
+    /// Why the cache is off for the rest of the process.
+    off: OnceLock<Error>,
+    hits: AtomicU64,
+}
+
+impl Shared {
+    fn is_off(&self) -> bool {
+        self.off.get().is_some()
+    }
+
+    /// Turns the cache off for the rest of the process, with one warning.
+    fn turn_off(&self, why: Error) {
+        let chain = why.chain();
+        if self.off.set(why).is_ok() {
+            warn!("the block cache on disk is off until the next start: {chain}");
+        }
+    }
+
+    /// Acts on what the system says of a cache file.
+    fn failed(&self, error: std::io::Error) {
+        if decide::turns_off(&error) {
+            let what = "cannot keep blocks in";
+            self.turn_off(Error::of_file(self.folder.path(), what, error));
+        } else {
+            debug!("a block is not cached on disk: {error}");
+        }
+    }
+
+    /// A disk that answers too late to be of use.
+    fn hangs(&self) {
+        let folder = self.folder.path().display();
+        let what = format!("cannot read blocks in {folder}: the disk does not answer");
+        self.turn_off(Error::new(Kind::Io, what));
+    }
+}
+
+impl DiskCache {
+    /// Opens the folder and locks it against other processes.
+    ///
+    /// # Errors
+    /// `Invalid` when the folder is another user's, others can write it, or its filesystem cannot free a part of a file;
+    /// `Busy` when another process uses it; what the system says.
+    pub fn open(config: DiskCacheConfig) -> Result<Arc<Self>> {
+        config.check()?;
+        Self::open_with(config, false)
+    }
+
+    /// The same for who fills the cache: a source's answer waits for its place in the queue.
+    ///
+    /// # Errors
+    /// As for [`DiskCache::open`].
+    pub fn open_patient(config: DiskCacheConfig) -> Result<Arc<Self>> {
+        config.check()?;
+        Self::open_with(config, true)
+    }
+
+    fn open_with(config: DiskCacheConfig, is_patient: bool) -> Result<Arc<Self>> {
+        let shared = Arc::new(Shared {
+            folder: CacheFolder::open(&config.folder)?,
+            digester: Digester::new(),
+            reads: Arc::new(Semaphore::new(READS)),
+            off: OnceLock::new(),
+            hits: AtomicU64::new(0),
+        });
+        let queue = SlotQueue::start(Arc::clone(&shared), config.size, is_patient)?;
+        Ok(Arc::new(Self {
+            shared,
+            keep_encrypted: config.keep_encrypted,
+            origin: config.origin,
+            queue,
+            tiers: Mutex::new(LruCache::new(MOST_TIERS)),
+        }))
+    }
+
+    /// Blocks answered from disk since the start.
+    pub fn hits(&self) -> u64 {
+        self.shared.hits.load(Ordering::Relaxed)
+    }
+
+    /// The blocks of one snapshot, of which EC2 says that it is encrypted or not, or nothing.
+    pub(super) fn tier(
+        &self,
+        id: &SnapshotId,
+        geometry: Geometry,
+        encrypted: Option<bool>,
+    ) -> Arc<SnapshotTier> {
+        let mut tiers = self.tiers.lock();
+        let tier = tiers.get_or_insert(id.clone(), || {
+            Arc::new(SnapshotTier {
+                shared: Arc::clone(&self.shared),
+                queue: self.queue.clone(),
+                file: self.shared.folder.number(id, &self.origin),
+                id: id.clone(),
+                geometry,
+                is_kept: AtomicBool::new(true),
+                permission: Mutex::default(),
+                asking: Arc::default(),
+                is_damage_logged: AtomicBool::new(false),
+            })
+        });
+        // A description can come after the first opening.
+        let is_kept = may_keep(encrypted, self.keep_encrypted);
+        if tier.is_kept.swap(is_kept, Ordering::Relaxed) && !is_kept {
+            let why = match encrypted {
+                Some(_) => "it is encrypted",
+                None => "EC2 does not tell whether it is encrypted",
+            };
+            info!("blocks of {id} are not cached on disk: {why}");
+        }
+        Arc::clone(tier)
+    }
+
+    /// Whether blocks of a snapshot are kept, of which EC2 says that it is encrypted or not, or nothing.
+    pub fn keeps(&self, encrypted: Option<bool>) -> bool {
+        may_keep(encrypted, self.keep_encrypted)
+    }
+
+    /// Whether the cache still works.
+    ///
+    /// # Errors
+    /// Why it is off.
+    pub fn check_on(&self) -> Result<()> {
+        self.shared.off.get().cloned().map_or(Ok(()), Err)
+    }
+
+    /// Waits until all blocks are written. It blocks its thread.
+    ///
+    /// # Errors
+    /// Why the cache is off.
+    pub fn finish(&self) -> Result<()> {
+        self.queue.flush();
+        self.check_on()
+    }
+}
+
+/// The blocks on disk of one snapshot.
+#[derive(Debug)]
+pub(super) struct SnapshotTier {
+    shared: Arc<Shared>,
+    queue: SlotQueue,
+    file: u32,
+    id: SnapshotId,
+    geometry: Geometry,
+    is_kept: AtomicBool,
+    permission: Mutex<Permission>,
+    /// Held by the one request that asks whether the snapshot may be read; its other blocks wait for it.
+    asking: Arc<AsyncMutex<()>>,
+    is_damage_logged: AtomicBool,
+}
+
+/// What the disk holds of a block.
+#[derive(Debug)]
+pub(super) enum OnDisk {
+    /// The block, compared with its digest.
+    Hit(Block),
+    /// The source is to be asked.
+    Miss(Asker),
+}
+
+/// A request to the source; [`SnapshotTier::learn`] takes its answer.
+#[derive(Debug, Default)]
+pub(super) struct Asker {
+    /// Held by the request that the snapshot's other blocks wait for.
+    turn: Option<OwnedMutexGuard<()>>,
+}
+
+impl Asker {
+    /// Whether other blocks wait for the answer.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.turn.is_some()
+    }
+}
+
+impl SnapshotTier {
+    fn is_on(&self) -> bool {
+        self.is_kept.load(Ordering::Relaxed) && !self.shared.is_off()
+    }
+
+    fn may_serve(&self) -> bool {
+        self.permission.lock().may_serve(Instant::now())
+    }
+
+    /// Looks for a block. Every failure is a miss.
+    pub(super) async fn find(&self, index: BlockIndex, is_wanted: bool) -> OnDisk {
+        let miss = OnDisk::Miss(Asker::default());
+        if !self.is_on() || !self.shared.folder.has(self.file) {
+            return miss;
+        }
+        // Not beyond what a source takes: a disk can hang.
+        match timeout(SLOW, self.recorded(index)).await {
+            Ok(Recorded::Nothing) => return miss,
+            Ok(Recorded::Zero) if self.may_serve() => return self.hit(index, Block::Zero),
+            // It shows nothing of whether blocks may be read.
+            Ok(Recorded::Zero) => return miss,
+            Ok(Recorded::Data(_)) => {}
+            Err(_) => {
+                self.shared.hangs();
+                return miss;
+            }
+        }
+        if !self.may_serve() {
+            if let Ok(turn) = Arc::clone(&self.asking).try_lock_owned() {
+                if !self.may_serve() {
+                    return OnDisk::Miss(Asker { turn: Some(turn) });
+                }
+            } else {
+                // Its end, whichever it is, and no request of ours behind a slow one.
+                let _ = timeout(ASKING, self.asking.lock()).await;
+            }
+            if !self.may_serve() {
+                return miss;
+            }
+        }
+        match timeout(SLOW, self.read(index, is_wanted)).await {
+            Ok(Some(block)) => self.hit(index, block),
+            Ok(None) => miss,
+            Err(_) => {
+                self.shared.hangs();
+                miss
+            }
+        }
+    }
+
+    fn hit(&self, index: BlockIndex, block: Block) -> OnDisk {
+        self.shared.hits.fetch_add(1, Ordering::Relaxed);
+        self.queue.touch(self.file, index);
+        OnDisk::Hit(block)
+    }
+
+    /// Takes the source's answer for a block that was not found: whether the snapshot may be read, and the block to keep.
+    pub(super) fn learn(&self, index: BlockIndex, fetched: &Result<Block>, asker: Asker) {
+        self.permission.lock().learn(fetched, Instant::now());
+        drop(asker);
+        if let Ok(block) = fetched
+            && self.is_on()
+        {
+            self.queue.keep(self.file, self.geometry, index, block);
+        }
+    }
+
+    /// Runs `work` with the files of the snapshot, on one of a few threads.
+    async fn with_files<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&SlotFiles) -> std::io::Result<T> + Send + 'static,
+    ) -> Option<T> {
+        let permit = Arc::clone(&self.shared.reads).acquire_owned().await.ok()?;
+        let (shared, file) = (Arc::clone(&self.shared), self.file);
+        let done = blocking(move || {
+            let _permit = permit;
+            let done = match shared.folder.existing(file) {
+                Ok(None) => return Ok(None),
+                Ok(Some(files)) => work(&files),
+                Err(error) => Err(error),
+            };
+            Ok(done.map_err(|error| shared.failed(error)).ok())
+        });
+        done.await.ok().flatten()
+    }
+
+    async fn recorded(&self, index: BlockIndex) -> Recorded {
+        let found = self.with_files(move |files| files.recorded(index)).await;
+        found.unwrap_or(Recorded::Nothing)
+    }
+
+    /// The block, if its bytes have the digest beside them; else its slot is dropped.
+    async fn read(&self, index: BlockIndex, is_wanted: bool) -> Option<Block> {
+        let len = self.geometry.block_len(index);
+        // Twice: an eviction or a write may come between digest and bytes.
+        for _ in 0..2 {
+            let read = move |files: &SlotFiles| files.read(index, len);
+            let (promised, bytes) = match self.with_files(read).await?? {
+                (promised, _) if promised == ZERO_BLOCK => return Some(Block::Zero),
+                (promised, bytes) => (promised, Bytes::from(bytes)),
+            };
+            let checked = self.shared.digester.check(&bytes, &promised, is_wanted);
+            match checked.await {
+                Checked::Good => return Some(Block::Data(bytes, promised)),
+                Checked::Zero => return Some(Block::Zero),
+                Checked::Wrong(_) => {}
+            }
+        }
+        self.with_files(move |files| files.forget(index)).await;
+        let what = format!(
+            "block {index} of {} is damaged in the block cache, and fetched again",
+            self.id
+        );
+        match self.is_damage_logged.swap(true, Ordering::Relaxed) {
+            false => warn!("{what}"),
+            true => debug!("{what}"),
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,73 @@
+//! [`Recency`]: which segments of the disk cache were used last.
+
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+
+/// A file of the cache and one of its segments.
+pub(super) type SegmentKey = (u32, u32);
+
+/// Segments whose use is remembered, 4 TiB of them where all their blocks are kept; some 8 MB.
+const MOST_SEGMENTS: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
+
+/// The segments used last. One that is not here was used longer ago than all that are.
+#[derive(Debug)]
+pub(super) struct Recency {
+    used: LruCache<SegmentKey, ()>,
+    /// Whether some were dropped from here that are still on disk.
+    has_overflown: bool,
+}
+
+impl Recency {
+    pub(super) fn new() -> Self {
+        Self::with_most(MOST_SEGMENTS)
+    }
+
+    fn with_most(most: NonZeroUsize) -> Self {
+        Self {
+            used: LruCache::new(most),
+            has_overflown: false,
+        }
+    }
+
+    /// A segment is used.
+    pub(super) fn touch(&mut self, key: SegmentKey) {
+        let dropped = self.used.push(key, ());
+        self.has_overflown |= dropped.is_some_and(|(dropped, ())| dropped != key);
+    }
+
+    pub(super) fn contains(&self, key: SegmentKey) -> bool {
+        self.used.contains(&key)
+    }
+
+    /// Takes out the segment that was not used for longest.
+    pub(super) fn pop_oldest(&mut self) -> Option<SegmentKey> {
+        self.used.pop_lru().map(|(key, ())| key)
+    }
+
+    /// Whether there are segments on disk again that are not here, since the last call.
+    pub(super) fn take_overflow(&mut self) -> bool {
+        std::mem::take(&mut self.has_overflown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_comes_first_and_what_is_dropped_for_room_is_an_overflow() {
+        let mut recency = Recency::with_most(NonZeroUsize::new(2).unwrap());
+        recency.touch((0, 0));
+        recency.touch((0, 1));
+        recency.touch((0, 0));
+        assert!(!recency.take_overflow());
+        recency.touch((0, 2));
+        assert!(recency.take_overflow());
+        assert!(!recency.take_overflow());
+        assert!(!recency.contains((0, 1)));
+        assert_eq!(recency.pop_oldest(), Some((0, 0)));
+        assert_eq!(recency.pop_oldest(), Some((0, 2)));
+        assert_eq!(recency.pop_oldest(), None);
+    }
+}

@@ -1,0 +1,96 @@
+//! `ebsfs warm`: every block of snapshots into a block cache on disk, before a mount uses it.
+
+use std::sync::Arc;
+
+use clap::Args;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+
+use super::aws::{self, AwsArgs};
+use super::cache::DiskCacheArgs;
+use super::limits::LimitArgs;
+use super::output;
+use crate::block::BlockIndex;
+use crate::cache::{Cache, CachedCatalog, DiskCache, MIN_MEMORY};
+use crate::error::{Error, Kind, Remedy, Result};
+use crate::snapshot::{Selector, SnapshotId};
+use crate::source::Catalog;
+
+/// Read all blocks of snapshots into a cache on disk, for mounts that use it later
+#[derive(Args, Debug)]
+pub(super) struct WarmArgs {
+    /// Snapshots
+    #[arg(required = true)]
+    snapshots: Vec<SnapshotId>,
+    #[command(flatten)]
+    disk: DiskCacheArgs,
+    #[command(flatten)]
+    limits: LimitArgs,
+    #[command(flatten)]
+    aws: AwsArgs,
+}
+
+impl WarmArgs {
+    pub(super) fn run(self) -> Result<()> {
+        super::runtime()?.block_on(self.warm())
+    }
+
+    async fn warm(&self) -> Result<()> {
+        let config = self.aws.load_with_credentials().await?;
+        let Some(disk) = self.disk.config(&aws::place(&config)?) else {
+            let what = "cannot warm a cache: --cache-dir is not given";
+            return Err(Error::new(Kind::Invalid, what));
+        };
+        let disk = DiskCache::open_patient(disk)?;
+        let select = self.snapshots.iter().cloned().map(Selector::Snapshot);
+        let limits = self.limits.limits();
+        let (_, catalog) = aws::catalog(&config, &limits, select.collect())?;
+        // Nothing is read twice: memory holds what is in flight.
+        let memory = MIN_MEMORY.max(bytesize::ByteSize::mib(
+            4 * u64::from(self.limits.max_in_flight),
+        ));
+        let cache = Cache::new(memory, self.limits.max_in_flight)?;
+        let catalog = CachedCatalog::new(cache, catalog).with_disk(Some(Arc::clone(&disk)));
+        for id in &self.snapshots {
+            let before = disk.hits();
+            let read = self.read_all(&catalog, &disk, id).await?;
+            let found = disk.hits() - before;
+            output::write(None, |out| {
+                writeln!(
+                    out,
+                    "{id}: {read} blocks, {found} of them in the cache already"
+                )
+            })?;
+        }
+        tokio::task::block_in_place(|| disk.finish())
+    }
+
+    /// Reads what a snapshot holds; how many blocks that is.
+    async fn read_all(
+        &self,
+        catalog: &CachedCatalog,
+        disk: &DiskCache,
+        id: &SnapshotId,
+    ) -> Result<u64> {
+        let (snapshot, source) = catalog.open(id).await?;
+        if !disk.keeps(snapshot.encrypted) {
+            let why = match snapshot.encrypted {
+                Some(_) => "it is encrypted",
+                None => "EC2 does not tell whether it is encrypted",
+            };
+            let remedy = Remedy::Do("allow that with --cache-encrypted".into());
+            let error = Error::new(Kind::Invalid, format!("cannot cache {id} on disk: {why}"));
+            return Err(error.with_remedy(remedy));
+        }
+        let (mut from, mut read) = (BlockIndex(0), 0);
+        while let Some(extent) = source.next_extent(from).await? {
+            let blocks = stream::iter(extent.blocks().map(|index| source.read_block(index)));
+            blocks
+                .buffer_unordered(self.limits.max_in_flight as usize)
+                .try_for_each(|_| async { disk.check_on() })
+                .await?;
+            read += u64::from(extent.count());
+            from = extent.end();
+        }
+        Ok(read)
+    }
+}
