@@ -278,6 +278,9 @@ struct Tmpfs<'a>(&'a Path);
 
 impl Drop for Tmpfs<'_> {
     fn drop(&mut self) {
-        run_quietly(Command::new("umount").args(["-l"]).arg(self.0));
+        // A bind mount may lie over it.
+        for _ in 0..2 {
+            run_quietly(Command::new("umount").args(["-lq"]).arg(self.0));
+        }
     }
 }

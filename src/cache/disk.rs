@@ -86,7 +86,7 @@ impl DiskCacheConfig {
 /// The blocks on disk.
 #[derive(Debug)]
 pub struct DiskCache {
-    shared: Arc<Shared>,
+    shared: Arc<DiskShared>,
     keep_encrypted: bool,
     origin: String,
     queue: SlotQueue,
@@ -95,7 +95,7 @@ pub struct DiskCache {
 
 /// What readers and the writer have in common.
 #[derive(Debug)]
-struct Shared {
+struct DiskShared {
     folder: CacheFolder,
     digester: Digester,
     reads: Arc<Semaphore>,
@@ -104,7 +104,7 @@ struct Shared {
     hits: AtomicU64,
 }
 
-impl Shared {
+impl DiskShared {
     fn is_off(&self) -> bool {
         self.off.get().is_some()
     }
@@ -156,7 +156,7 @@ impl DiskCache {
     }
 
     fn open_with(config: DiskCacheConfig, is_patient: bool) -> Result<Arc<Self>> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(DiskShared {
             folder: CacheFolder::open(&config.folder)?,
             digester: Digester::new(),
             reads: Arc::new(Semaphore::new(READS)),
@@ -237,7 +237,7 @@ impl DiskCache {
 /// The blocks on disk of one snapshot.
 #[derive(Debug)]
 pub(super) struct SnapshotTier {
-    shared: Arc<Shared>,
+    shared: Arc<DiskShared>,
     queue: SlotQueue,
     file: u32,
     id: SnapshotId,

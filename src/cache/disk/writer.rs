@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use parking_lot::Mutex;
 use tracing::trace;
 
-use super::Shared;
+use super::DiskShared;
 use super::recency::{Recency, SegmentKey};
 use super::slots::{Recorded, SLOT_BYTES, SlotFiles, segment_of};
 use crate::block::{Block, BlockIndex, Geometry, ZERO_BLOCK};
@@ -34,7 +34,7 @@ pub(super) struct SlotQueue {
 
 impl SlotQueue {
     /// Starts the thread; it ends with the last queue.
-    pub(super) fn start(shared: Arc<Shared>, size: u64, is_patient: bool) -> Result<Self> {
+    pub(super) fn start(shared: Arc<DiskShared>, size: u64, is_patient: bool) -> Result<Self> {
         let (orders, taken) = sync_channel(WAITING);
         let recency = Arc::new(Mutex::new(Recency::new()));
         let writer = SlotWriter {
@@ -81,7 +81,7 @@ impl SlotQueue {
 }
 
 struct SlotWriter {
-    shared: Arc<Shared>,
+    shared: Arc<DiskShared>,
     recency: Arc<Mutex<Recency>>,
     size: u64,
     /// What the files take, as far as they were looked at, and their sum.
