@@ -266,6 +266,22 @@ fn not_ours(metadata: &Metadata) -> Option<&'static str> {
     (metadata.mode() & 0o022 != 0).then_some("other users can write it")
 }
 
+/// Opens a file to lock, made if it is absent.
+///
+/// # Errors
+/// What the system says: also of a link, which another user may have put there.
+pub fn open_lock(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        // A FIFO that another user put there would hang.
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)
+}
+
 /// Reads a whole state file of ours; none where [`open_ours`] opens none.
 ///
 /// # Errors

@@ -1,10 +1,13 @@
-//! Block devices as the kernel shows them in sysfs (kernel.org, `Documentation/ABI/stable/sysfs-block`).
+//! Block devices as the kernel shows them in sysfs (kernel.org, `Documentation/ABI/stable/sysfs-block`), and paths as it writes
+//! them in `/proc`.
 //!
 //! The root is a parameter, so that tests read a tree of their own.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{major, makedev, minor};
@@ -176,6 +179,26 @@ fn nodes_in(folder: &Path) -> Vec<BlockDevice> {
         .collect();
     nodes.sort();
     nodes
+}
+
+/// A path of `/proc`, where blanks and backslashes are written as three octal digits.
+pub(crate) fn unescaped(text: &[u8]) -> PathBuf {
+    let mut path = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let [first, tail @ ..] = rest {
+        let code = match (first, tail.get(..3)) {
+            (b'\\', Some(digits)) => std::str::from_utf8(digits)
+                .ok()
+                .and_then(|digits| u8::from_str_radix(digits, 8).ok()),
+            _ => None,
+        };
+        path.push(code.unwrap_or(*first));
+        rest = match code {
+            Some(_) => tail.get(3..).unwrap_or_default(),
+            None => tail,
+        };
+    }
+    OsString::from_vec(path).into()
 }
 
 #[cfg(test)]

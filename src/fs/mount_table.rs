@@ -2,11 +2,10 @@
 //!
 //! <https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html>. `statx` tells a mount's id since Linux 5.8 only.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
+use crate::sysfs::unescaped;
 
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,29 +121,9 @@ fn line(text: &[u8]) -> Option<MountLine> {
         id: number(fields.first()?)?,
         parent: number(fields.get(1)?)?,
         device: String::from_utf8(fields.get(2)?.to_vec()).ok()?,
-        mountpoint: unescape(fields.get(4)?),
+        mountpoint: unescaped(fields.get(4)?),
         is_ours: matches!(kind, b"fuse" | b"fuse.ebsfs") && source == b"ebsfs",
     })
-}
-
-/// The table writes space, tab, newline and backslash as three octal digits.
-fn unescape(field: &[u8]) -> PathBuf {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, after)) = rest.split_first() {
-        let escaped = match (first, after) {
-            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..]) => {
-                Some((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'))
-            }
-            _ => None,
-        };
-        bytes.push(escaped.unwrap_or(*first));
-        rest = match escaped {
-            Some(_) => after.get(3..).unwrap_or_default(),
-            None => after,
-        };
-    }
-    OsString::from_vec(bytes).into()
 }
 
 #[cfg(test)]
@@ -255,6 +234,6 @@ mod tests {
                 "{text:?}"
             );
         }
-        assert_eq!(unescape(b"a\\134b\\9\\"), Path::new("a\\b\\9\\"));
+        assert_eq!(unescaped(b"a\\134b\\9\\"), Path::new("a\\b\\9\\"));
     }
 }

@@ -15,7 +15,7 @@ use nix::sys::stat::{major, minor};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Kind, Remedy, Result};
-use crate::files::{folder_of, make_folder_of};
+use crate::files::{folder_of, make_folder_of, open_lock};
 use crate::sysfs::{BlockDevice, Sysfs};
 use crate::target::{LockPath, Stop};
 
@@ -96,16 +96,7 @@ impl NameLock {
     fn take(path: &Path) -> Result<Self> {
         let failed = |error| Error::of_file(path, "cannot lock", error);
         for _ in 0..NAME_ATTEMPTS {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                // A FIFO that another user put there would hang.
-                .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-                .open(path)
-                .map_err(failed)?;
+            let file = open_lock(path).map_err(failed)?;
             if !try_lock(&file).map_err(failed)? {
                 return Err(busy(path, &file));
             }

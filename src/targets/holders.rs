@@ -5,16 +5,14 @@
 
 mod twins;
 
-use std::ffi::OsString;
 use std::fs::{File, Metadata, OpenOptions};
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::stat::makedev;
 
-use crate::sysfs::{BlockDevice, Sysfs};
+use crate::sysfs::{BlockDevice, Sysfs, unescaped};
 
 pub use twins::mounted_twins;
 
@@ -213,26 +211,6 @@ fn swaps_in(text: &[u8]) -> Vec<PathBuf> {
         .filter(|path| path.starts_with(b"/"))
         .map(unescaped)
         .collect()
-}
-
-/// A path of `/proc`, where blanks and backslashes are written as three octal digits.
-fn unescaped(text: &[u8]) -> PathBuf {
-    let mut path = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let [first, tail @ ..] = rest {
-        let code = match (first, tail.get(..3)) {
-            (b'\\', Some(digits)) => std::str::from_utf8(digits)
-                .ok()
-                .and_then(|digits| u8::from_str_radix(digits, 8).ok()),
-            _ => None,
-        };
-        path.push(code.unwrap_or(*first));
-        rest = match code {
-            Some(_) => tail.get(3..).unwrap_or_default(),
-            None => tail,
-        };
-    }
-    OsString::from_vec(path).into()
 }
 
 /// Whether qemu, or what locks as it does, has the file or device open.

@@ -1,10 +1,10 @@
 //! [`CacheFolder`]: the folder of a disk cache, locked for this process, and its files by number.
 
 use std::collections::HashMap;
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, TryLockError};
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 use super::slots::SlotFiles;
 use crate::block::{Geometry, hexadecimal};
 use crate::error::{Error, Kind, Remedy, Result};
-use crate::files::{create_ours, open_ours, punch, remove_if_there};
+use crate::files::{create_ours, open_lock, open_ours, punch, remove_if_there};
 use crate::snapshot::SnapshotId;
 
 /// Snapshots whose files stay open.
@@ -197,15 +197,7 @@ fn refuse_foreign(path: &Path) -> Result<()> {
 fn lock(folder: &Path) -> Result<File> {
     let path = folder.join("lock");
     let failed = |error| Error::of_file(&path, "cannot lock", error);
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(&path)
-        .map_err(failed)?;
+    let file = open_lock(&path).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
