@@ -1,8 +1,8 @@
 //! [`CachedSource`]: a [`BlockSource`] over a [`BlockSource`] that fetches each block once.
 //!
-//! A block is absent, present in [`memory`], or in flight ([`flight`]); an absent one may have [`failed`] a moment ago. Snapshots
-//! never change, so there is no dirty state, no expiry and no invalidation. All sources of a process share one [`Cache`] and
-//! its budget. A [`DiskCache`] may lie between memory and the sources.
+//! A block is absent, present in [`memory`], or in flight ([`flight`]); an absent one may have [`failed`] lately. Snapshots never
+//! change, so there is no dirty state, no expiry and no invalidation. All sources of a process share one [`Cache`] and its
+//! budget. A [`DiskCache`] may lie between memory and the sources.
 
 mod disk;
 mod failed;
@@ -117,16 +117,16 @@ impl Cache {
         self.memory.contains(key) || self.flights.contains(key)
     }
 
-    /// The failure that a block is answered with for now.
+    /// The remembered failure of a block, which answers its reads for now.
     fn failure(&self, key: Key) -> Option<Error> {
         self.failed.lock().get(key, Instant::now())
     }
 
-    /// Keeps how the fetch of a block ended.
+    /// Remembers the failure of a fetch, or forgets those before a success.
     fn remember(&self, key: Key, is_ahead: bool, fetched: &Result<Block>) {
         match fetched {
             Ok(_) => self.failed.lock().forget(key),
-            // A reader to come has all of its own time.
+            // A later reader gets its whole own timeout.
             Err(error) if is_ahead && is_worth_another(error) => {}
             Err(error) => self.failed.lock().insert(key, error, Instant::now()),
         }
@@ -160,7 +160,7 @@ struct Ahead {
 pub struct CachedSource {
     cache: Arc<Cache>,
     number: u32,
-    /// Whose failures it is answered with: a delta reads the head's blocks by tokens of its own, which can fail by themselves.
+    /// The number under which failures are remembered. A delta reads the head's blocks by its own tokens, which can fail alone.
     failures: u32,
     disk: Option<Arc<SnapshotTier>>,
     inner: Arc<dyn BlockSource>,
@@ -316,7 +316,7 @@ impl CachedCatalog {
         }
     }
 
-    /// The same with blocks kept on disk too.
+    /// Keeps blocks on disk too, if `disk` is there.
     #[must_use]
     pub fn with_disk(mut self, disk: Option<Arc<DiskCache>>) -> Self {
         self.disk = disk;
@@ -326,7 +326,7 @@ impl CachedCatalog {
     /// The one cached source of a snapshot.
     fn cached(&self, snapshot: &Snapshot, source: Arc<dyn BlockSource>) -> Arc<CachedSource> {
         let id = &snapshot.id;
-        // Also for a source in use: what is known of the snapshot may have changed.
+        // Also for a source in use: the description of the snapshot may be newer.
         let disk = self.disk.as_ref();
         let disk = disk.map(|disk| disk.tier(id, source.geometry(), snapshot.encrypted));
         let mut open = self.open.lock();
@@ -378,7 +378,7 @@ impl Catalog for CachedCatalog {
             let (delta, inner) = self.inner.delta(base, head).await?;
             let (snapshot, plain) = self.inner.open(head).await?;
             let plain = self.cached(&snapshot, plain);
-            // The same bytes, got by other tokens: blocks are kept and fetched together with the head's own.
+            // Other tokens return the same bytes: cache and fetches are shared with the head's own.
             let source = CachedSource {
                 cache: Arc::clone(&self.cache),
                 number: plain.number,

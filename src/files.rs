@@ -269,7 +269,7 @@ fn not_ours(metadata: &Metadata) -> Option<&'static str> {
 /// Opens a file to lock, made if it is absent.
 ///
 /// # Errors
-/// What the system says: also of a link, which another user may have put there.
+/// The system's error; `ELOOP` for a symbolic link, which another user may have put there.
 pub fn open_lock(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)

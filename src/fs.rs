@@ -1,6 +1,6 @@
-//! A catalog as a filesystem: [`tree`] decides (inodes, names, sizes), [`fuse`] translates (the kernel's requests, errnos). A mount
-//! is made by [`mounting`], found again in the [`mount_table`] and undone by [`unmount`]; [`resources`] looks first whether the
-//! process can serve one. [`log`] and [`opened`] write what a reader met and read.
+//! A catalog as a filesystem: [`tree`] decides (inodes, names, sizes), [`fuse`] translates (the kernel's requests, errnos).
+//! [`resources`] checks the limits of the process, [`mounting`] mounts, [`mount_table`] finds the mount, and [`unmount`] ends it.
+//! [`log`] writes the failures that readers met, [`opened`] who read which image.
 
 mod fuse;
 mod log;

@@ -124,9 +124,10 @@
 //! Blocks, cached and in flight together, keep the budget of `--memory` (a hedge holds a second body for a moment). Tokens
 //! are bounded for all snapshots together (32 MiB), and so is presence (48 MiB): two bitmaps in chunks for each snapshot that is
 //! read, at most 16 MiB each for 64 TiB and next to nothing where all blocks of a chunk are alike. Maps that are shown are bitmaps
-//! too, 48 MiB of them kept. A node of the tree is kept while the kernel knows it. A repository's segments are read and made one by one, eight of them kept (3 MB each); blocks in
-//! packs that are filled or on their way take at most 72 MiB. The index of `--dedup` is on disk; of the run's own blocks it
-//! remembers 2^17, in some 13 MB. Nothing else grows with how much is read.
+//! too, 48 MiB of them kept. A node of the tree is kept while the kernel knows it. A repository's segments are read and made one
+//! by one, eight of them kept (3 MB each); blocks in packs that are filled or on their way take at most 72 MiB. The index of
+//! `--dedup` is on disk; of the run's own blocks it remembers 2^17, in some 13 MB. A disk cache adds 16 MiB of blocks that wait
+//! to be written and up to 8 MiB for the order of use. Nothing else grows with how much is read.
 //!
 //! # Errors
 //! [`error::Kind`]s exist where a caller acts differently; an [`error::Remedy`] says what a person can do, as a value. Each border

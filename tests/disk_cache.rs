@@ -1,6 +1,6 @@
-//! A mount whose blocks lie on disk too: runs that follow each other, runs that are killed, disks that fail.
+//! A mount with a block cache on disk: runs one after another, killed runs, failing disks.
 //!
-//! `EBSFS_KILLS` (3) is how many runs are killed, `EBSFS_KILL_SEED` repeats their moments.
+//! `EBSFS_KILLS` (3) is the number of runs to kill; `EBSFS_KILL_SEED` repeats the moments of the kills.
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ fn mount(emulator: &Emulator, snapshot: &str, folder: &Path) -> Mount {
 fn args<'a>(snapshot: &'a str, folder: &'a Path) -> Vec<&'a str> {
     let mut args = vec![snapshot, "--cache-dir", folder.to_str().unwrap()];
     if !cfg!(feature = "ec2") {
-        // Without EC2 nothing tells that it is not.
+        // Without EC2 it is unknown whether the snapshot is encrypted.
         args.push("--cache-encrypted");
     }
     args
@@ -50,7 +50,7 @@ fn read_held(volume: &Path, disk: &Path) {
     }
 }
 
-/// How many blocks a folder has digests of.
+/// The number of blocks that have a digest in a folder.
 fn cached(folder: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(folder) else {
         return 0;

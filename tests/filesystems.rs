@@ -1,4 +1,4 @@
-//! Filesystems that were in use when the snapshot was taken: what a mount without replay misses, and the commands of
+//! Filesystems that were in use when the snapshot was taken: the files that a mount without replay misses, and the commands of
 //! docs/filesystems.md, which replay the journal in an overlay.
 
 use std::fs;
@@ -15,7 +15,7 @@ const FILESYSTEMS: [(u32, &str, &str); 3] = [
     (3, "btrfs", "ro,rescue=nologreplay"),
 ];
 
-/// What the synced file of each filesystem of a disk has in it without replay.
+/// The content of the synced file of each filesystem of a disk, without replay.
 fn without_replay(disk: &Path, folder: &Path) -> [String; 3] {
     let files = folder.join("files");
     fs::create_dir_all(&files).unwrap();

@@ -1,4 +1,4 @@
-//! Limits of a mount's process: what does not suffice is said before anything is mounted; and that memory has a bound.
+//! Limits of a mount's process: a limit that is too low is an error before the mount; and the memory has a bound.
 
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};

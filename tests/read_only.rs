@@ -280,7 +280,7 @@ fn folders_count_their_links_or_say_that_they_do_not() {
             folders.count() as u64,
             fs::metadata(&folder).unwrap().nlink(),
         );
-        // 1 says that links are not counted. Of any other number programs subtract 2, and look for no more folders.
+        // 1 means that subfolders are not counted. From any other number programs subtract 2 to get the number of subfolders.
         assert!(
             [1, 2 + folders].contains(&links),
             "{}: {links} links, {folders} folders",

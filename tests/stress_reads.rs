@@ -1,7 +1,7 @@
 //! Random reads in every way that the kernel has, at once: each byte is compared with the raw file, or by fio with the
 //! checksum that fio wrote into the volume.
 //!
-//! `EBSFS_STRESS_SECONDS` (4) is how long, `EBSFS_STRESS_SEED` repeats a run.
+//! `EBSFS_STRESS_SECONDS` (4) is the time to read; `EBSFS_STRESS_SEED` repeats a run.
 
 use std::fs::File;
 use std::io::Read;

@@ -1,4 +1,4 @@
-//! Who calls: the ARN that STS tells of the credentials, for the log.
+//! The ARN of the caller, from STS, for the log.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::Aws;
 use super::endpoints::Service;
 use crate::error::{Error, Kind, Result};
 
-/// STS may be out of reach, behind no endpoint of its own, and nothing waits for the answer.
+/// Time limit for STS, which a VPC without its endpoint cannot reach; nothing waits for the answer.
 const LIMIT: Duration = Duration::from_secs(10);
 
 impl Aws {
@@ -16,7 +16,7 @@ impl Aws {
     /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetCallerIdentity.html>.
     ///
     /// # Errors
-    /// `Unavailable` when STS does not tell it.
+    /// `Unavailable` when STS returns an error or does not answer within 10 s; errors of the endpoint's settings.
     pub async fn caller(&self) -> Result<String> {
         let config = self.service(Service::Sts)?;
         let sts = aws_sdk_sts::Client::new(&config.sdk);

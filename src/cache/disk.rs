@@ -1,9 +1,9 @@
-//! [`DiskCache`]: blocks kept on local disk between memory and the source, shared by the runs of a program one after another.
+//! [`DiskCache`]: blocks on local disk, between memory and the source, which later runs use again.
 //!
-//! Each snapshot has two sparse files in one folder: block n lies at n x 512 KiB of the one, its digest at n x 32 bytes of the
-//! other ([`slots`]). A block is written before its digest and compared with it when it comes back, so that a torn write or a
-//! flipped bit is a miss. One thread writes and evicts ([`writer`]), behind a queue that drops what it cannot hold: no reader
-//! waits for it. The cache answers only for what the caller may read: see [`decide`].
+//! Each snapshot has two sparse files in one folder: block n lies at n x 512 KiB of the first, its digest at n x 32 bytes of the
+//! second ([`slots`]). A block is written before its digest and compared with it when it is read, so a torn write or a flipped
+//! bit is a miss. One thread writes and evicts ([`writer`]), behind a queue that drops blocks when it is full: no reader waits
+//! for it. The cache answers only for snapshots that the caller may read: see [`decide`].
 
 mod decide;
 mod folder;
@@ -35,38 +35,38 @@ use folder::CacheFolder;
 use slots::{Recorded, SlotFiles};
 use writer::SlotQueue;
 
-/// The least size of a cache: with less, one eviction could take all of it.
+/// The least size of a cache in bytes: an eviction takes up to 64 MiB.
 pub const MIN_DISK: u64 = 256 << 20;
 
-/// Snapshots of which it is remembered whether they may be read.
+/// Most snapshots whose permission is remembered.
 const MOST_TIERS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
-/// Threads that read the disk at once.
+/// Most threads that read the disk at once.
 const READS: usize = 8;
-/// A disk that takes longer for one block than any source is given up.
+/// Time limit for one block from disk; a slower disk turns the cache off.
 const SLOW: Duration = Duration::from_secs(5);
-/// How long a block waits for the request that shows whether its snapshot may be read.
+/// How long a block waits for the request that proves that its snapshot may be read.
 const ASKING: Duration = Duration::from_secs(5);
 
-/// Threads and descriptors of a disk cache, besides those of the memory cache.
+/// Threads of a disk cache, besides those of the memory cache.
 pub const DISK_THREADS: usize = READS + 1;
-/// The open files of snapshots, and those of reads under way.
+/// Descriptors of a disk cache: the open files of snapshots, those of reads under way, the lock.
 pub const DISK_DESCRIPTORS: u64 = 2 * (folder::MOST_OPEN as u64 + READS as u64) + 2;
 
-/// What a disk cache is made of.
+/// Settings of a disk cache.
 #[derive(Clone, Debug)]
 pub struct DiskCacheConfig {
     /// The folder, made if it is absent.
     pub folder: PathBuf,
-    /// The most bytes that its files may take.
+    /// The most bytes that its files may take on disk; at least [`MIN_DISK`].
     pub size: u64,
     /// Whether blocks of encrypted snapshots are kept too, as plain bytes.
     pub keep_encrypted: bool,
-    /// The account's service or the repository: the same snapshot id elsewhere may be another snapshot.
+    /// Region and endpoint, or the repository: the same snapshot id elsewhere may be another snapshot.
     pub origin: String,
 }
 
 impl DiskCacheConfig {
-    /// What needs no look at the disk.
+    /// Checks the settings without access to the disk.
     ///
     /// # Errors
     /// `Invalid` for a size below [`MIN_DISK`].
@@ -117,7 +117,7 @@ impl DiskShared {
         }
     }
 
-    /// Acts on what the system says of a cache file.
+    /// Handles an I/O error of a cache file.
     fn failed(&self, error: std::io::Error) {
         if decide::turns_off(&error) {
             let what = "cannot keep blocks in";
@@ -127,7 +127,7 @@ impl DiskShared {
         }
     }
 
-    /// A disk that answers too late to be of use.
+    /// Turns the cache off: the disk did not answer within [`SLOW`].
     fn hangs(&self) {
         let folder = self.folder.path().display();
         let what = format!("cannot read blocks in {folder}: the disk does not answer");
@@ -139,14 +139,14 @@ impl DiskCache {
     /// Opens the folder and locks it against other processes.
     ///
     /// # Errors
-    /// `Invalid` when the folder is another user's, others can write it, or its filesystem cannot free a part of a file;
-    /// `Busy` when another process uses it; what the system says.
+    /// `Invalid` when the size is below [`MIN_DISK`], the folder belongs to another user, others can write it, or its filesystem
+    /// cannot free a part of a file; `Busy` when another process uses it; `Io` or `NoSpace` for a failure of the system.
     pub fn open(config: DiskCacheConfig) -> Result<Arc<Self>> {
         config.check()?;
         Self::open_with(config, false)
     }
 
-    /// The same for who fills the cache: a source's answer waits for its place in the queue.
+    /// Like [`DiskCache::open`], for a caller that fills the cache: a fetched block waits for room in the queue.
     ///
     /// # Errors
     /// As for [`DiskCache::open`].
@@ -178,7 +178,7 @@ impl DiskCache {
         self.shared.hits.load(Ordering::Relaxed)
     }
 
-    /// The blocks of one snapshot, of which EC2 says that it is encrypted or not, or nothing.
+    /// The blocks of one snapshot. `encrypted` is what EC2 states; `None` if it is unknown.
     pub(super) fn tier(
         &self,
         id: &SnapshotId,
@@ -199,7 +199,7 @@ impl DiskCache {
                 is_damage_logged: AtomicBool::new(false),
             })
         });
-        // A description can come after the first opening.
+        // The description can arrive after the first opening.
         let is_kept = may_keep(encrypted, self.keep_encrypted);
         if tier.is_kept.swap(is_kept, Ordering::Relaxed) && !is_kept {
             let why = match encrypted {
@@ -211,12 +211,12 @@ impl DiskCache {
         Arc::clone(tier)
     }
 
-    /// Whether blocks of a snapshot are kept, of which EC2 says that it is encrypted or not, or nothing.
+    /// Whether blocks of a snapshot are kept. `encrypted` is what EC2 states; `None` if it is unknown.
     pub fn keeps(&self, encrypted: Option<bool>) -> bool {
         may_keep(encrypted, self.keep_encrypted)
     }
 
-    /// Whether the cache still works.
+    /// Checks that the cache is still on.
     ///
     /// # Errors
     /// Why it is off.
@@ -224,7 +224,7 @@ impl DiskCache {
         self.shared.off.get().cloned().map_or(Ok(()), Err)
     }
 
-    /// Waits until all blocks are written. It blocks its thread.
+    /// Waits until the queued blocks are written. It blocks the calling thread.
     ///
     /// # Errors
     /// Why the cache is off.
@@ -254,7 +254,7 @@ pub(super) struct SnapshotTier {
 pub(super) enum OnDisk {
     /// The block, compared with its digest.
     Hit(Block),
-    /// The source is to be asked.
+    /// The caller fetches the block from the source.
     Miss(Asker),
 }
 
@@ -287,11 +287,11 @@ impl SnapshotTier {
         if !self.is_on() || !self.shared.folder.has(self.file) {
             return miss;
         }
-        // Not beyond what a source takes: a disk can hang.
+        // With a time limit: a disk can hang.
         match timeout(SLOW, self.recorded(index)).await {
             Ok(Recorded::Nothing) => return miss,
             Ok(Recorded::Zero) if self.may_serve() => return self.hit(index, Block::Zero),
-            // It shows nothing of whether blocks may be read.
+            // Its fetch proves no permission, since it may be a hole: no other block waits for it.
             Ok(Recorded::Zero) => return miss,
             Ok(Recorded::Data(_)) => {}
             Err(_) => {
@@ -305,7 +305,7 @@ impl SnapshotTier {
                     return OnDisk::Miss(Asker { turn: Some(turn) });
                 }
             } else {
-                // Its end, whichever it is, and no request of ours behind a slow one.
+                // Waits for the end of that request, also a failure, but not for a slow one.
                 let _ = timeout(ASKING, self.asking.lock()).await;
             }
             if !self.may_serve() {
@@ -328,7 +328,7 @@ impl SnapshotTier {
         OnDisk::Hit(block)
     }
 
-    /// Takes the source's answer for a block that was not found: whether the snapshot may be read, and the block to keep.
+    /// Takes the source's answer after a miss: it updates the permission, and queues the block to be written.
     pub(super) fn learn(&self, index: BlockIndex, fetched: &Result<Block>, asker: Asker) {
         self.permission.lock().learn(fetched, Instant::now());
         drop(asker);
@@ -363,10 +363,10 @@ impl SnapshotTier {
         found.unwrap_or(Recorded::Nothing)
     }
 
-    /// The block, if its bytes have the digest beside them; else its slot is dropped.
+    /// The block, if its bytes match their digest; else its slot is dropped.
     async fn read(&self, index: BlockIndex, is_wanted: bool) -> Option<Block> {
         let len = self.geometry.block_len(index);
-        // Twice: an eviction or a write may come between digest and bytes.
+        // Two attempts: an eviction or a write can happen between digest and bytes.
         for _ in 0..2 {
             let read = move |files: &SlotFiles| files.read(index, len);
             let (promised, bytes) = match self.with_files(read).await?? {

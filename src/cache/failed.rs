@@ -1,7 +1,7 @@
-//! [`FailedBlocks`]: failures of blocks, answered again for a time without a request.
+//! [`FailedBlocks`]: failures of blocks, which answer further reads for a time without a request.
 //!
-//! Programs that rescue data ask for each sector of a damaged block by itself: without a memory of the failure each of the 128
-//! reads of a block would cost the requests of a new fetch.
+//! Programs that rescue data read each page of a damaged block by itself: without a remembered failure each of the 128 reads of
+//! a block (4 KiB each) would cost the requests of a new fetch.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use tokio::time::Instant;
 use super::Key;
 use crate::error::{Error, Kind};
 
-/// Failures kept; with their texts about 2 MB.
+/// Most failures remembered; with their texts about 2 MB.
 const MAX_FAILURES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
-/// Damage stays: the first and the longest rest of such a block.
+/// First and longest rest of a damaged block: damage stays.
 const DAMAGED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
-/// Everything else can end at any time, by a permission that is granted or a service that answers again.
+/// First and longest rest after any other failure: it can end at any time, by a new permission or a service that answers again.
 const OTHER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
 
-/// The first and the longest time that a failure is answered again; none for one that says nothing of the next attempt.
+/// The first and the longest rest after a failure; `None` if it does not predict the next attempt.
 fn rests(kind: Kind) -> Option<(Duration, Duration)> {
     match kind {
         Kind::Corrupt => Some(DAMAGED),
@@ -28,7 +28,7 @@ fn rests(kind: Kind) -> Option<(Duration, Duration)> {
     }
 }
 
-/// The blocks that failed lately, the least recently used given up first.
+/// The blocks that failed lately; the least recently used is dropped first.
 #[derive(Debug)]
 pub(super) struct FailedBlocks(LruCache<Key, FailedBlock>);
 
@@ -46,13 +46,13 @@ impl Default for FailedBlocks {
 }
 
 impl FailedBlocks {
-    /// The failure of a block that rests now.
+    /// The failure of a block, if it still rests.
     pub(super) fn get(&mut self, key: Key, now: Instant) -> Option<Error> {
         let failed = self.0.get(&key)?;
         (now < failed.until).then(|| failed.error.clone())
     }
 
-    /// Remembers a failure: twice as long as the one before, which was of the same sort and not long ago.
+    /// Remembers a failure. It rests twice as long as the one before, if that was of the same sort and lately.
     pub(super) fn insert(&mut self, key: Key, error: &Error, now: Instant) {
         let Some((first, longest)) = rests(error.kind()) else {
             return;
@@ -69,7 +69,7 @@ impl FailedBlocks {
         self.0.put(key, failed);
     }
 
-    /// Forgets the failures of a block that was fetched.
+    /// Forgets the failure of a block that was fetched.
     pub(super) fn forget(&mut self, key: Key) {
         self.0.pop(&key);
     }

@@ -10,10 +10,10 @@ use crate::cache::DiskCacheConfig;
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Cache on disk")]
 pub(super) struct DiskCacheArgs {
-    /// Keep blocks in this folder too, for later runs; one process at a time [default: off]
+    /// Keep blocks in this directory too, for later runs; only one process can use it at a time [default: off]
     #[arg(long, value_name = "DIRECTORY")]
     cache_dir: Option<PathBuf>,
-    /// Most bytes that --cache-dir may take; the blocks that were not used for longest make room
+    /// Most disk space of --cache-dir, at least 256MiB; the least recently used blocks are evicted
     #[arg(
         long,
         value_name = "SIZE",
@@ -21,13 +21,13 @@ pub(super) struct DiskCacheArgs {
         requires = "cache_dir"
     )]
     cache_size: ByteSize,
-    /// Keep blocks of encrypted snapshots too, decrypted, and of those of which EC2 does not tell
+    /// Keep blocks of encrypted snapshots too, decrypted, and of snapshots whose encryption is unknown
     #[arg(long, requires = "cache_dir")]
     cache_encrypted: bool,
 }
 
 impl DiskCacheArgs {
-    /// The cache that is asked for, for the blocks of this account's service or repository.
+    /// The settings of the cache, if --cache-dir is given. `origin` is the Region and endpoint, or the repository.
     pub(super) fn config(&self, origin: &str) -> Option<DiskCacheConfig> {
         self.cache_dir.as_ref().map(|folder| DiskCacheConfig {
             folder: folder.clone(),

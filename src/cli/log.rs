@@ -1,8 +1,8 @@
-//! The log: lines go through a bounded queue to one thread for each place, so that a pipe that is not drained or a disk that
-//! is full can stop neither a mount nor a copy.
+//! The log: lines go through a bounded queue to one thread for each output, so an undrained pipe or a full disk stops neither a
+//! mount nor a copy.
 //!
-//! Everything that a verb writes to stderr takes this way: log lines, progress, errors. Lines that do not fit into the queue
-//! are dropped and counted ([`queue`]). At its end the program waits a short time for the queue, then leaves it behind.
+//! All log lines, progress and errors on stderr take this way. Lines that do not fit into the queue are dropped and counted
+//! ([`queue`]). At its end the program waits a short time for the queue, then exits without the rest.
 
 mod queue;
 
@@ -27,9 +27,9 @@ use crate::error::{Error, Kind, Result};
 use crate::time::rfc3339_millis;
 use queue::{LineQueue, LineWriter};
 
-/// A place that takes no line for so long is left behind at the end.
+/// At its end the program stops waiting for an output that takes no line for this long.
 const STALLED: Duration = Duration::from_millis(500);
-/// The longest wait at the end for a place that takes lines slowly.
+/// The longest wait at the end for an output that takes lines slowly.
 const MOST_FLUSH: Duration = Duration::from_secs(3);
 
 /// The queue to stderr, from the start of the program on.
@@ -91,7 +91,7 @@ pub(super) fn start(level: Level, format: LogFormat, file: Option<&Path>) -> Res
 }
 
 fn start_file(path: &Path, format: LogFormat) -> Result<Arc<LineQueue>> {
-    // The background changes to the folder `/`, and the file may be opened again there.
+    // The background process changes to the folder `/`, and opens the file again there.
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let is_stderr = Arc::new(AtomicBool::new(false));
     let writer = FileWriter {
@@ -136,7 +136,7 @@ fn open(path: &Path) -> Result<File> {
         })
 }
 
-/// The line that says how many are missing before it.
+/// The line that reports how many lines are missing before it.
 fn notice(format: LogFormat, dropped: u64) -> String {
     let time = rfc3339_millis(SystemTime::now());
     let what = format!("{dropped} lines were dropped here: they could not be written in time");
@@ -149,7 +149,7 @@ fn notice(format: LogFormat, dropped: u64) -> String {
     }
 }
 
-/// Writes a line to stderr, which may be dropped where stderr is not drained.
+/// Writes a line to stderr; it may be dropped if stderr is not drained.
 pub(super) fn say(line: &str) {
     match STDERR.get() {
         Some(queue) => queue.push(format!("{line}\n").into_bytes()),
@@ -157,7 +157,7 @@ pub(super) fn say(line: &str) {
     }
 }
 
-/// Writes a line to stderr that is never dropped while the program runs: an error, which there are few of.
+/// Writes an error to stderr. It is never dropped while the program runs: there are few errors.
 pub(super) fn say_error(line: &str) {
     write_always(&format!("{line}\n"));
 }
@@ -175,12 +175,12 @@ fn write_always(text: &str) {
     }
 }
 
-/// Before there is a queue.
+/// Writes to stderr while there is no queue yet.
 fn write_at_once(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// Writes the error that ends the program, after the log lines. Where stderr is too slow for those, they make room for it.
+/// Writes the error that ends the program, after the log lines. If stderr is too slow for the log lines, they are dropped.
 pub(super) fn say_last(line: &str) {
     if let Some(queue) = STDERR.get()
         && !queue.flush(STALLED, MOST_FLUSH)
@@ -198,14 +198,14 @@ pub(super) fn flush() {
     }
 }
 
-/// Opens the log file by its name again, which something like logrotate has moved away.
+/// Opens the log file by its name again, after a program like logrotate moved it.
 pub(super) fn reopen() {
     if let Some(file) = FILE.get() {
         file.queue.reopen();
     }
 }
 
-/// Lets go of the caller's stderr. What is written there from now on goes to the log file, or is lost.
+/// Releases the caller's stderr. Later output to stderr goes to the log file, or is lost without one.
 ///
 /// # Errors
 /// `Io` where the log file or /dev/null cannot be opened.
@@ -214,7 +214,7 @@ pub(super) fn leave_stderr() -> Result<()> {
     let file = match FILE.get() {
         Some(log) => {
             log.is_stderr.store(true, Ordering::Relaxed);
-            // A panic's message goes where the log goes.
+            // The message of a panic goes to the log file too.
             open(&log.path)?
         }
         None => {
@@ -225,7 +225,7 @@ pub(super) fn leave_stderr() -> Result<()> {
     nix::unistd::dup2_stderr(&file).map_err(|error| failed(error.into()))
 }
 
-/// What the log's formatter writes a line into.
+/// The writer of the log's formatter: it queues each line.
 struct QueuedLine(Arc<LineQueue>);
 
 impl Write for QueuedLine {

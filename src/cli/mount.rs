@@ -1,4 +1,4 @@
-//! `ebsfs mount`: snapshots as files, until it is unmounted or told to stop.
+//! `ebsfs mount`: shows snapshots as files until it is unmounted or a signal ends it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,7 +37,7 @@ const CHECKS: usize = 16;
 const THREADS: usize = 12;
 /// Descriptors of a mount besides one for each request in flight: the FUSE session, EC2, STS, credentials, the log.
 const DESCRIPTORS: u64 = 24;
-/// How long programs that read get to close their files after their reads were answered with EIO.
+/// How long readers may take to close their files after EIO.
 const CLOSING: Duration = Duration::from_secs(3);
 
 /// Show EBS snapshots as read-only raw disk images
@@ -56,13 +56,13 @@ pub(super) struct MountArgs {
     /// What to list: snapshot ids, volume ids, tag:KEY=VALUE; nothing: all snapshots of the account
     #[arg(value_name = "SNAPSHOT | VOLUME | tag:KEY=VALUE")]
     select: Vec<String>,
-    /// Return when the mount answers, and go on in the background; what is logged then goes to --log-file or is lost
+    /// Return when the mount answers, and serve it in the background; the log then goes to --log-file or is lost
     #[arg(long)]
     pub(super) background: bool,
-    /// Make no call before something is read; without it each named snapshot is checked
+    /// Send no request to EBS or EC2 before the mount is used; without it each named snapshot is checked
     #[arg(long)]
     lazy: bool,
-    /// Memory for blocks, cached and on their way together
+    /// Memory for blocks, cached and in flight together; at least 8MiB
     #[arg(long, value_name = "SIZE", default_value = "256MiB")]
     memory: ByteSize,
     #[command(flatten)]
@@ -77,7 +77,7 @@ pub(super) struct MountArgs {
     aws: AwsArgs,
 }
 
-/// A mount, and what counts its requests, its hits in memory and on disk.
+/// A mount, and the client and caches that count its requests and hits.
 type Served = (
     Mounted,
     Option<Arc<Client>>,
@@ -96,19 +96,19 @@ enum What {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Access")]
 struct AccessArgs {
-    /// Let other users reach the mount; modes say what they may read
+    /// Let all users reach the mount; --mode decides what they may read
     #[arg(long, conflicts_with = "allow_root")]
     allow_other: bool,
     /// Let root reach the mount
     #[arg(long)]
     allow_root: bool,
-    /// The owner of all files [default: who mounts]
+    /// User id of the owner of all files [default: the user that mounts]
     #[arg(long, value_name = "ID")]
     uid: Option<u32>,
-    /// The group of all files [default: that of who mounts]
+    /// Group id of all files [default: the group of the user that mounts]
     #[arg(long, value_name = "ID")]
     gid: Option<u32>,
-    /// Who may read the files, in octal; write and execute bits are refused
+    /// Permissions of all files, in octal, read bits only; for example 0444
     #[arg(long, value_name = "MODE", default_value = "0400", value_parser = read_mode)]
     mode: u16,
 }
@@ -121,7 +121,7 @@ fn read_mode(text: &str) -> std::result::Result<u16, String> {
 }
 
 impl MountArgs {
-    /// What can be told without any call: the mountpoint, the memory.
+    /// Checks that need no request: the mountpoint, the sizes of the caches.
     pub(super) fn check(&self) -> Result<()> {
         let (_, mountpoint) = self.what()?;
         crate::fs::check_mountpoint(mountpoint)?;
@@ -131,7 +131,7 @@ impl MountArgs {
         Cache::new(self.memory, self.limits.max_in_flight).map(drop)
     }
 
-    /// What is mounted where.
+    /// The source and the mountpoint.
     fn what(&self) -> Result<(What, &Path)> {
         let first = self
             .mountpoint
@@ -167,19 +167,19 @@ impl MountArgs {
         })?;
         let runtime = super::runtime()?;
         let done = runtime.block_on(self.serve());
-        // Whoever still waits is answered EIO by its reply being dropped.
+        // A dropped reply answers EIO to a request that still waits.
         runtime.shutdown_timeout(Duration::from_millis(200));
         done
     }
 
     async fn serve(self) -> Result<()> {
-        // From here on a signal is an orderly end, even before the mount is there.
+        // From here on a signal ends the program in order, even before the mount exists.
         let mut signals = Signals::new()?;
         tokio::select! {
             mounted = self.mount() => {
                 let (mounted, client, cache, disk) = mounted?;
                 if background::is_child() {
-                    // Whoever waited for it may have gone: then nobody wants the mount.
+                    // If the parent process has ended, the mount has no user.
                     background::ready().inspect_err(|_| {
                         let _ = mounted.detach();
                     })?;
@@ -255,7 +255,7 @@ impl MountArgs {
     }
 }
 
-/// Asks STS who calls where the log shows it. Nothing waits for that.
+/// Gets the caller's ARN from STS if the log shows it (`-v`). Nothing waits for the answer.
 fn tell_caller(config: Aws, origin: &Provenance) {
     if !tracing::enabled!(tracing::Level::DEBUG) {
         return;
@@ -263,12 +263,12 @@ fn tell_caller(config: Aws, origin: &Provenance) {
     let caller = Arc::clone(&origin.caller);
     tokio::spawn(async move {
         let identity = config.caller().await;
-        // What an opening logs from now on.
+        // Later openings log it.
         let _ = caller.set(identity.unwrap_or_else(|error| format!("unknown ({})", error.chain())));
     });
 }
 
-/// One small listing of each named snapshot, so that a wrong id, Region, credential or permission is told at once.
+/// Makes one small listing of each named snapshot, so a wrong id, Region, credential or permission fails at once.
 async fn check_selection(select: &[Selector], catalog: &EbsCatalog) -> Result<()> {
     let named: Vec<&SnapshotId> = select
         .iter()
@@ -280,7 +280,7 @@ async fn check_selection(select: &[Selector], catalog: &EbsCatalog) -> Result<()
     if named.len() < select.len() {
         catalog.begin_listing(CHECK_TIMEOUT).await?;
     } else if named.len() > 1 {
-        // One call describes them all; without it each is asked for alone, or not at all.
+        // One request describes them all; without it each needs its own.
         if let Err(error) = catalog.list().await {
             warn!("{}", error.chain());
         }
@@ -322,7 +322,7 @@ impl AccessArgs {
 struct Signals {
     interrupt: TakenSignal,
     terminate: TakenSignal,
-    /// The terminal has gone. In the background, which has none: open the log file again.
+    /// The terminal was closed. In the background: open the log file again.
     hang_up: TakenSignal,
 }
 
@@ -350,7 +350,7 @@ impl Signals {
     }
 }
 
-/// Serves until it is unmounted, or a signal says to. The first signal lets a busy mount live on, the second detaches it.
+/// Serves until the mount is unmounted or a signal ends it. After the first signal a busy mount stays, the second detaches it.
 async fn serve_until_end(mounted: &Mounted, signals: &mut Signals) -> Result<()> {
     tokio::select! {
         ended = mounted.ended() => return ended,
@@ -364,9 +364,9 @@ async fn serve_until_end(mounted: &Mounted, signals: &mut Signals) -> Result<()>
     };
     let at = mounted.mountpoint().display();
     let stays = match unmounted {
-        // Without fusermount3, say: an end of the process would leave a mount that nothing serves.
+        // For example without fusermount3: the end of the process would leave a mount without a server.
         Err(error) => format!("{at} stays mounted: {}", error.chain()),
-        // The kernel has let go of it, unless another namespace holds it.
+        // The connection ends soon, unless another namespace or an open file holds it.
         Ok(Unmounted::Done) => {
             let ended = tokio::time::timeout(Duration::from_secs(1), mounted.ended()).await;
             match ended {
@@ -393,7 +393,7 @@ async fn serve_until_end(mounted: &Mounted, signals: &mut Signals) -> Result<()>
     }
 }
 
-/// Unmounts as soon as who reads has closed its files; `Busy` when that takes too long.
+/// Unmounts as soon as readers have closed their files; `Busy` if that takes longer than [`CLOSING`].
 async fn unmount(mounted: &Mounted) -> Result<Unmounted> {
     let until = Instant::now() + CLOSING;
     loop {
@@ -405,7 +405,7 @@ async fn unmount(mounted: &Mounted) -> Result<Unmounted> {
     }
 }
 
-/// The end of the process ends the connection for all who still hold it.
+/// Detaches the mount. The end of the process then ends the connection for all remaining holders.
 async fn detach(mounted: &Mounted) -> Result<()> {
     warn!("detaching {}", mounted.mountpoint().display());
     mounted.drain(true);

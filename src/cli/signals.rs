@@ -1,4 +1,4 @@
-//! Signals of verbs that take long. A signal that was ignored when the program started (`nohup`, `trap '' INT`) stays ignored.
+//! Signals of long-running verbs. A signal that was ignored when the program started (`nohup`, `trap '' INT`) stays ignored.
 
 use std::sync::OnceLock;
 
@@ -22,7 +22,7 @@ pub(super) fn listen() -> Result<Stop> {
     let (stop, stopped) = watch::channel(false);
     let mut interrupt = take(SignalKind::interrupt())?;
     let mut terminate = take(SignalKind::terminate())?;
-    // Asked how far it is before that can be shown: no reason to end.
+    // A request for progress before there is any must not end the program.
     let asked = take(SignalKind::user_defined1())?;
     tokio::spawn(async move {
         let _asked = asked;
@@ -46,7 +46,7 @@ pub(super) fn listen() -> Result<Stop> {
 pub(super) struct TakenSignal(Option<Signal>);
 
 impl TakenSignal {
-    /// Waits for the next one; for ever where it is ignored.
+    /// Waits for the next one; for ever if it is ignored.
     pub(super) async fn received(&mut self) {
         match &mut self.0 {
             // The stream ends with the runtime.
@@ -59,7 +59,7 @@ impl TakenSignal {
 /// Handles a signal from now on, unless the program was started to ignore it.
 ///
 /// # Errors
-/// `Io` where the system refuses it.
+/// `Io` when the system refuses it.
 pub(super) fn take(kind: SignalKind) -> Result<TakenSignal> {
     // Read once, before the first handler replaces what was inherited.
     static IGNORED: OnceLock<u64> = OnceLock::new();
@@ -75,7 +75,7 @@ pub(super) fn take(kind: SignalKind) -> Result<TakenSignal> {
     Ok(TakenSignal(Some(taken)))
 }
 
-/// The mask of ignored signals in the text of `/proc/PID/status`; none where it does not say.
+/// The mask of ignored signals in the text of `/proc/PID/status`; 0 without that line.
 fn ignored_signals(status: &str) -> u64 {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())

@@ -8,12 +8,12 @@ use clap::Args;
 use crate::error::{Error, Kind, Result};
 use crate::fs::{UnmountReport, Unmounted};
 
-/// Unmount what `ebsfs mount` mounted
+/// Unmount a mount of `ebsfs mount`
 #[derive(Args, Debug)]
 pub(super) struct UmountArgs {
-    /// Where it is mounted
+    /// Mountpoint of the mount
     mountpoint: PathBuf,
-    /// Detach it even while it is in use
+    /// Detach it even while files are open; open files can be read until they are closed
     #[arg(long)]
     lazy: bool,
 }
@@ -48,7 +48,7 @@ impl UmountArgs {
     }
 }
 
-/// Why the process that serves the mount does not end.
+/// The reason why the process that serves the mount has not ended.
 fn lives_on(report: &UnmountReport) -> Option<String> {
     let pid = report.server?;
     let why = if report.holders.is_empty() {

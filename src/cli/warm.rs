@@ -1,4 +1,4 @@
-//! `ebsfs warm`: every block of snapshots into a block cache on disk, before a mount uses it.
+//! `ebsfs warm`: reads every block of snapshots into a block cache on disk, before a mount uses it.
 
 use std::sync::Arc;
 
@@ -15,10 +15,10 @@ use crate::error::{Error, Kind, Remedy, Result};
 use crate::snapshot::{Selector, SnapshotId};
 use crate::source::Catalog;
 
-/// Read all blocks of snapshots into a cache on disk, for mounts that use it later
+/// Read all blocks of snapshots into the cache in --cache-dir, for mounts that use it later
 #[derive(Args, Debug)]
 pub(super) struct WarmArgs {
-    /// Snapshots
+    /// Ids of EBS snapshots, for example snap-0123456789abcdef0
     #[arg(required = true)]
     snapshots: Vec<SnapshotId>,
     #[command(flatten)]
@@ -44,7 +44,7 @@ impl WarmArgs {
         let select = self.snapshots.iter().cloned().map(Selector::Snapshot);
         let limits = self.limits.limits();
         let (_, catalog) = aws::catalog(&config, &limits, select.collect())?;
-        // Nothing is read twice: memory holds what is in flight.
+        // No block is read twice: memory holds only blocks in flight.
         let memory = MIN_MEMORY.max(bytesize::ByteSize::mib(
             4 * u64::from(self.limits.max_in_flight),
         ));
@@ -64,7 +64,7 @@ impl WarmArgs {
         tokio::task::block_in_place(|| disk.finish())
     }
 
-    /// Reads what a snapshot holds; how many blocks that is.
+    /// Reads all blocks that a snapshot holds, and returns their number.
     async fn read_all(
         &self,
         catalog: &CachedCatalog,

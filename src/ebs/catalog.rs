@@ -28,9 +28,9 @@ use crate::source::{BlockSource, Catalog, Changes};
 
 use known::{Description, KnownSnapshots};
 
-/// Deltas listed in part that are kept to go on from, up to 32 MiB each where blocks everywhere changed in 64 TiB.
+/// Most partly listed deltas kept to be continued, up to 32 MiB each if blocks everywhere changed in 64 TiB.
 const MOST_PENDING: NonZeroUsize = NonZeroUsize::new(2).unwrap();
-/// Opened snapshots that are kept while nothing uses them: each with an index of up to 4,096 pages.
+/// Most opened snapshots kept while unused: each with an index of up to 4,096 pages.
 const MOST_UNUSED: usize = 256;
 
 /// The snapshots of one account and Region.
@@ -218,8 +218,8 @@ impl EbsCatalog {
     }
 }
 
-/// Drops opened snapshots that nothing uses beyond [`MOST_UNUSED`]. One whose listings contradicted themselves stays: it is an
-/// error for as long as the catalog lives.
+/// Drops unused opened snapshots beyond [`MOST_UNUSED`]. One whose listings contradicted themselves stays: its error lasts as
+/// long as the catalog.
 fn drop_unused(open: &mut LruCache<SnapshotId, OpenCell>) {
     if open.len() <= MOST_UNUSED {
         return;

@@ -128,7 +128,7 @@ fn file_attr(tree: &Tree, attributes: &Attributes) -> (Duration, FileAttr) {
         crtime: UNIX_EPOCH,
         kind: file_type(attributes.kind),
         perm: attributes.mode,
-        // A folder's subfolders are not counted, which 1 says: find then looks into each.
+        // 1 means that subfolders are not counted: find then looks into each entry.
         nlink: 1,
         uid: owner.uid,
         gid: owner.gid,
@@ -141,16 +141,16 @@ fn file_attr(tree: &Tree, attributes: &Attributes) -> (Duration, FileAttr) {
 
 impl Filesystem for Ebsfs {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Each where the kernel has it. ASYNC_DIO: io_uring, libaio and loop devices that read past the page cache have all their
-        // reads under way at once; without it the kernel waits for each. PARALLEL_DIROPS: a lookup that waits does not hold up
-        // others in its folder. EXPORT_SUPPORT: a handle of NFS is looked up again after the kernel has dropped its inode.
-        // DIRECT_IO_ALLOW_MMAP: `snapshot.json`, which is not cached, can be mapped.
+        // Each where the kernel has it. ASYNC_DIO: direct reads of io_uring, libaio and loop devices are all in flight at once;
+        // without it the kernel waits for each. PARALLEL_DIROPS: a lookup that waits does not block others in its folder.
+        // EXPORT_SUPPORT: the kernel looks up an NFS handle again after it dropped the inode. DIRECT_IO_ALLOW_MMAP:
+        // `snapshot.json`, which is not cached, can be mapped.
         let wanted = InitFlags::FUSE_ASYNC_DIO
             | InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_EXPORT_SUPPORT
             | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
         let _ = config.add_capabilities(wanted & config.capabilities());
-        // Background requests are the kernel's readahead: enough for many readers at once. Both are within bounds.
+        // Background requests are readahead and asynchronous direct reads: enough for many readers at once.
         let _ = config.set_max_background(128);
         let _ = config.set_congestion_threshold(96);
         Ok(())
@@ -308,11 +308,11 @@ impl Filesystem for Ebsfs {
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        // A listing stays as it was when the folder was opened, however slowly it is read.
+        // readdir takes the listing at offset 0 and keeps it for this handle, however slowly the folder is read.
         let tree = Arc::clone(&self.tree);
         let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
         let work = async move {
-            // A folder can be opened before it is known whether its names can be had: readdir tells.
+            // Opening does not list: readdir returns the error of a listing that fails.
             let attributes = tree.attributes(ino.0).await?;
             Ok(attributes.kind)
         };
@@ -408,7 +408,7 @@ impl Ebsfs {
         file.ok_or_else(|| Error::new(Kind::Invalid, "not an open file"))
     }
 
-    /// A snapshot's attributes; the mountpoint's tells which process serves it.
+    /// Extended attributes: those of a snapshot, and at the mountpoint the id of the process that serves it.
     fn xattrs(&self, ino: INodeNo) -> Vec<(&'static str, String)> {
         let _context = self.runtime.enter();
         if ino == INodeNo::ROOT {

@@ -1,6 +1,6 @@
 //! The kernel's mount table, and which mount a path leads to. Reading it touches no mounted filesystem, which may not answer.
 //!
-//! <https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html>. `statx` tells a mount's id since Linux 5.8 only.
+//! <https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html>. `statx` returns a mount's id only since Linux 5.8.
 
 use std::path::{Path, PathBuf};
 
@@ -10,11 +10,11 @@ use crate::sysfs::unescaped;
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MountLine {
-    /// Unique among the mounts of now; a later one can have it again.
+    /// Unique among the present mounts; the kernel gives it to a later mount again.
     pub(super) id: u64,
     /// The mount that it is mounted on.
     parent: u64,
-    /// Device number of the filesystem, as it is written: `0:52`. No other filesystem has it while this one lives.
+    /// Device number of the filesystem, as text: `0:52`. No other filesystem has it while this one exists.
     pub(super) device: String,
     /// Where it is mounted, as this process sees it.
     pub(super) mountpoint: PathBuf,
@@ -26,7 +26,7 @@ pub(super) struct MountLine {
 #[derive(Debug)]
 pub(super) struct MountTable(Vec<MountLine>);
 
-/// What tells a mount from every other one.
+/// Identifies a mount: the id is unique among the present mounts, the device while the filesystem exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MountIdentity {
     pub(super) id: u64,
@@ -56,13 +56,13 @@ impl MountTable {
         Ok(Self::parse(&text))
     }
 
-    /// Lines that are none are left out.
+    /// Parses a table; malformed lines are left out.
     pub(super) fn parse(text: &[u8]) -> Self {
         Self(text.split(|byte| *byte == b'\n').filter_map(line).collect())
     }
 
-    /// The mount that a path is in: absolute, without links and dots. Like the kernel this goes from the root down, at each
-    /// name onto the last mount there.
+    /// The mount that contains an absolute path without links and dots. Like the kernel it goes down from the root, and at each
+    /// name takes the topmost mount.
     pub(super) fn at(&self, path: &Path) -> Option<&MountLine> {
         let mut names: Vec<&Path> = path.ancestors().collect();
         names.reverse();
@@ -75,8 +75,8 @@ impl MountTable {
         mount
     }
 
-    /// What is mounted on a mount, or on the one that the table leaves out: `/` is on one, and is itself in one where a process
-    /// has another root (chroot) that is no mount.
+    /// The mount at a path directly on `lower`. `None` is the mount that the table leaves out: the parent of `/`, or the one
+    /// that contains the root of a process whose root (chroot) is not a mount.
     fn mounted_on(&self, lower: Option<&MountLine>, at: &Path) -> Option<&MountLine> {
         let is_known = |id| self.0.iter().any(|line| line.id == id);
         let is_on_it = |line: &MountLine| match lower {
@@ -92,7 +92,7 @@ impl MountTable {
         self.at(path).filter(|mount| mount.mountpoint == path)
     }
 
-    /// Where a mount is.
+    /// The present place of a mount.
     pub(super) fn place(&self, identity: &MountIdentity) -> MountPlace {
         let ours = |line: &&MountLine| line.id == identity.id && line.device == identity.device;
         let Some(line) = self.0.iter().find(ours) else {

@@ -50,10 +50,10 @@ impl Mounted {
         unmount(&self.identity, false)
     }
 
-    /// Takes the mount out of sight while files of it are open.
+    /// Detaches the mount from its path, also while its files are open.
     ///
     /// # Errors
-    /// `Io` when that cannot be done.
+    /// `Io` when the system refuses it.
     pub fn detach(&self) -> Result<Unmounted> {
         unmount(&self.identity, true)
     }
@@ -67,8 +67,8 @@ impl Mounted {
     }
 }
 
-/// Lets the kernel ask for a whole block at once where we may (root): its default of 128 KiB makes four requests of it. Not
-/// more than a block: a lone read of 1 MiB would bring up to 1 MiB more with it, each block of which is a request to EBS.
+/// Sets the kernel's readahead to one block, if this user may (root): its default of 128 KiB makes four requests of a block.
+/// Not more: a lone read of 1 MiB would read up to 1 MiB ahead, and each block of that is a request to EBS.
 ///
 /// <https://docs.kernel.org/admin-guide/abi-testing.html#abi-sys-class-bdi-bdi-read-ahead-kb>
 pub(super) fn raise_readahead(identity: &MountIdentity) {

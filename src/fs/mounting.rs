@@ -1,6 +1,6 @@
 //! Mounting: as root by the system call, as anyone else by `fusermount3`, which hands the descriptor over.
 //!
-//! fuser mounts too, but then it also unmounts the path when the session ends, whatever is mounted there by then.
+//! fuser's own mount is not used: at the end of the session it unmounts the path, also where another mount is there by then.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, IoSliceMut};
@@ -21,17 +21,17 @@ use super::mountpoint::check_mountpoint;
 use super::unmount;
 use crate::error::{Error, Kind, Result};
 
-/// Source of the mount, and subtype of its filesystem: the mount table tells ours by them.
+/// Source of the mount, and subtype of its filesystem: they identify mounts of ebsfs in the mount table.
 const NAME: &str = "ebsfs";
-/// How long another process may take to mount at the same folder; who locks it for longer does not mean that.
+/// How long to wait while another process mounts at the same folder. A lock held for longer has another purpose.
 const OTHERS: Duration = Duration::from_secs(2);
 
-/// Mounts at an absolute path without links. The descriptor is the connection to the kernel; nothing answers before it is served.
+/// Mounts at an absolute path without links. Returns the connection to the kernel; the mount answers once a session serves it.
 ///
 /// # Errors
-/// `Io` with what to do about it.
+/// `Io` with the reason and the remedy.
 pub(super) fn mount_at(mountpoint: &Path, allows_others: bool) -> Result<(OwnedFd, MountIdentity)> {
-    // Of two that start at once the second one finds the mount of the first, and none takes the other's for its own.
+    // Of two processes that start at once, the second one finds the mount of the first and refuses.
     let _alone = lock(mountpoint);
     check_mountpoint(mountpoint)?;
     let connection = mount_as_root(mountpoint, allows_others)
@@ -55,7 +55,7 @@ pub(super) fn mount_at(mountpoint: &Path, allows_others: bool) -> Result<(OwnedF
     Ok((connection, identity))
 }
 
-/// The folder, locked where that can be done.
+/// The folder, locked if possible within [`OTHERS`].
 fn lock(mountpoint: &Path) -> Option<File> {
     let folder = File::open(mountpoint).ok()?;
     let until = Instant::now() + OTHERS;
@@ -154,7 +154,7 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
     Ok(None)
 }
 
-/// Why it cannot be mounted, with what to do about it.
+/// The error of a failed mount, with its remedy.
 fn cannot_mount(mountpoint: &Path, allows_others: bool, error: io::Error) -> Error {
     let what = format!("cannot mount at {}", mountpoint.display());
     let hint = if !Path::new("/dev/fuse").exists() {

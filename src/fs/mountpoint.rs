@@ -1,4 +1,4 @@
-//! Where `ebsfs mount` may mount, and what `ebsfs umount` may unmount.
+//! Checks of a mountpoint: where `ebsfs mount` may mount, and which mount `ebsfs umount` may unmount.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::mount_table::{MountIdentity, MountTable};
 use crate::error::{Error, Kind, Result};
 
-/// How long a mount may take to show whether it is dead.
+/// Time limit for looking into a mount of ebsfs; one that takes longer hangs.
 const ANSWER: Duration = Duration::from_secs(2);
 
 /// What is found at a mountpoint.
@@ -23,7 +23,7 @@ enum FoundThere {
 /// Checks that a path is an empty folder. Something may be mounted there, a tmpfs or a subvolume, but no mount of ebsfs.
 ///
 /// # Errors
-/// `Io` with what is wrong with it.
+/// `Io` when it is missing, not a folder, not empty, a mount of ebsfs, or a mount whose process died.
 pub fn check_mountpoint(path: &Path) -> Result<()> {
     let failed = |error| {
         let what = format!("cannot mount at {}", path.display());
@@ -48,7 +48,7 @@ pub fn check_mountpoint(path: &Path) -> Result<()> {
     }
 }
 
-/// A mount of ebsfs that hangs is one that is there.
+/// Like [`look`], with a time limit: a mount of ebsfs that hangs counts as not empty.
 fn look_in_time(path: &Path) -> std::io::Result<FoundThere> {
     let (tell, told) = mpsc::channel();
     let path = path.to_path_buf();
@@ -58,7 +58,7 @@ fn look_in_time(path: &Path) -> std::io::Result<FoundThere> {
 }
 
 fn look(path: &Path) -> std::io::Result<FoundThere> {
-    // Attributes may still be cached of a mount whose program has died; its names cannot be read.
+    // The kernel may still cache attributes of a mount whose process died; reading its names fails.
     let looked = std::fs::metadata(path).and_then(|metadata| {
         if !metadata.is_dir() {
             return Ok(FoundThere::NoFolder);
@@ -88,7 +88,7 @@ fn wrong(found: FoundThere, is_ours: bool) -> Option<&'static str> {
     }
 }
 
-/// A mount of ebsfs at a path, whichever process serves it.
+/// The mount of ebsfs at a path, of any process.
 ///
 /// # Errors
 /// `Io` when ebsfs has mounted nothing there.
@@ -110,12 +110,12 @@ pub(super) fn ours_at(path: &Path) -> Result<MountIdentity> {
     }
 }
 
-/// The path as the mount table has it. What is mounted there is not touched: it may not answer.
+/// The path as the mount table has it. It does not access the mount itself, which may hang.
 fn absolute(path: &Path) -> Result<PathBuf> {
     let shown = path.display().to_string();
     let failed = |error| Error::with_source(Kind::Io, shown.clone(), error);
     let mut path = std::path::absolute(path).map_err(failed)?;
-    // As deep as the kernel follows links.
+    // The kernel follows at most 40 links.
     for _ in 0..40 {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             break;
@@ -124,7 +124,7 @@ fn absolute(path: &Path) -> Result<PathBuf> {
         match std::fs::read_link(&path) {
             Ok(target) => {
                 path = path.parent().unwrap_or(Path::new("/")).join(target);
-                // `a/..` is not an end that has a name.
+                // A path that ends in `..` has no name.
                 if path.file_name().is_none() {
                     path = path.canonicalize().map_err(failed)?;
                 }

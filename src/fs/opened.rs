@@ -1,4 +1,4 @@
-//! An open file: what it reads as, and for an image the two lines of the log that record who read what.
+//! [`OpenFile`]: the contents of an open file, and for an image the two log lines that record its reader and the bytes read.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -13,7 +13,7 @@ use crate::error::Result;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reader {
     pub(super) uid: u32,
-    /// 0 for a process of a namespace that this one does not see.
+    /// Process id; 0 for a process in a PID namespace that this process does not see.
     pub(super) pid: u32,
 }
 
@@ -28,7 +28,7 @@ impl std::fmt::Display for Reader {
     }
 }
 
-/// The line of an image in the log, written when it is closed too.
+/// Data for the line that the log gets when an image is closed.
 #[derive(Debug)]
 struct OpenRecord {
     image: String,
@@ -38,14 +38,14 @@ struct OpenRecord {
     reads: AtomicU64,
 }
 
-/// What an open file reads as, whatever is dropped elsewhere meanwhile.
+/// An open file. It keeps its contents while caches drop theirs.
 pub(super) struct OpenFile {
     pub(super) contents: Contents,
     record: Option<OpenRecord>,
 }
 
 impl OpenFile {
-    /// Logs the opening of an image: `provenance` is asked where the log shows it.
+    /// Logs the opening of an image at debug level; `provenance` is called only if the log shows that level.
     pub(super) fn new(
         contents: Contents,
         reader: Reader,

@@ -1,5 +1,4 @@
-//! Looks for what a mount needs of its process's limits before anything is mounted: a mount that lacks threads or descriptors
-//! later is there and answers nothing.
+//! Checks the limits of the process before a mount: without threads or descriptors a mount exists and does not answer.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -10,7 +9,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::error::{Error, Kind, Result};
 
-/// What a mount needs.
+/// Resources that a mount needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Needs {
     /// Threads, besides those that run already.
@@ -21,10 +20,11 @@ pub struct Needs {
     pub memory: u64,
 }
 
-/// Raises the soft limit of descriptors where that helps.
+/// Checks that the process can get the resources. It raises the soft limit of descriptors if needed, starts and ends the threads,
+/// and reserves and frees the memory.
 ///
 /// # Errors
-/// `Io` with the limit that does not suffice.
+/// `Io` with the limit that is too low.
 pub fn reserve(needs: Needs) -> Result<()> {
     reserve_descriptors(needs.descriptors)?;
     reserve_threads(needs.threads)?;
@@ -56,7 +56,7 @@ fn reserve_descriptors(more: u64) -> Result<()> {
 }
 
 fn reserve_threads(count: usize) -> Result<()> {
-    // All of them at once: each waits until the last one runs.
+    // All at once: each thread waits until the last one has started.
     let mut waiting = Vec::with_capacity(count);
     for _ in 0..count {
         let (release, released) = mpsc::channel::<()>();

@@ -1,5 +1,5 @@
-//! Unmounting from another process than the one that serves the mount, and why that process lives on: a FUSE connection ends only
-//! when the last mount of it in any namespace is unmounted and its last file is closed.
+//! `ebsfs umount`: it unmounts a mount that another process serves, and finds out why that process does not end. A FUSE
+//! connection ends when its last mount in any namespace is unmounted and its last file is closed.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -11,33 +11,33 @@ use super::mountpoint::ours_at;
 use super::unmount::{Unmounted, unmount};
 use crate::error::Result;
 
-/// Extended attribute of a mountpoint: the process that serves it.
+/// Extended attribute of a mountpoint: the id of the process that serves it, in decimal digits.
 pub(super) const PID_ATTRIBUTE: &str = "user.ebsfs.pid";
 
-/// How long a mount may take to tell its process: one that hangs is unmounted all the same.
+/// Time limit for reading [`PID_ATTRIBUTE`]; a mount that does not answer is unmounted all the same.
 const TELL: Duration = Duration::from_secs(2);
-/// How long the process of an unmounted connection takes to end at most.
+/// How long to wait for the end of the process after the unmount.
 const END: Duration = Duration::from_secs(3);
-/// Holders that are named.
+/// Most holders that a report names.
 const MOST_HOLDERS: usize = 5;
 
-/// How `ebsfs umount` left a mount.
+/// The result of [`unmount_at`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnmountReport {
-    /// What became of the mount.
+    /// The result of the unmount.
     pub unmounted: Unmounted,
-    /// The process that still serves it elsewhere, if it is known.
+    /// The id of the process that still serves it, if known; only for [`Unmounted::Done`].
     pub server: Option<u32>,
-    /// What holds it, each in words: a mount namespace, an open file.
+    /// Holders of the connection in words: mount namespaces, open files. At most five are named, and only visible processes.
     pub holders: Vec<String>,
-    /// It did not answer, and a request to it keeps it busy for as long.
+    /// The mount did not answer within 2 s. The request for its process id stays pending and keeps it busy.
     pub hangs: bool,
 }
 
-/// Unmounts the mount of ebsfs at a path, and looks whether its process ends.
+/// Unmounts the mount of ebsfs at a path, and waits up to 3 s for the end of its process. `lazy` detaches a busy mount.
 ///
 /// # Errors
-/// `Io` when there is none, or the system does not allow it.
+/// `Io` when there is no mount of ebsfs, it is locked, or the system refuses the unmount.
 pub fn unmount_at(path: &Path, lazy: bool) -> Result<UnmountReport> {
     let identity = ours_at(path)?;
     let asked = server_of(path);
@@ -56,7 +56,7 @@ pub fn unmount_at(path: &Path, lazy: bool) -> Result<UnmountReport> {
     let until = Instant::now() + END;
     while server.lives() {
         let held = holders(&identity, server.pid);
-        // Its last requests end within moments where nothing holds it.
+        // Without a holder its last requests end soon.
         if !held.is_empty() || Instant::now() > until {
             report.server = Some(server.pid);
             report.holders = held;
@@ -67,7 +67,7 @@ pub fn unmount_at(path: &Path, lazy: bool) -> Result<UnmountReport> {
     Ok(report)
 }
 
-/// A process that no other one can be taken for.
+/// A process, identified by its id and start time.
 struct Server {
     pid: u32,
     started: String,
@@ -79,7 +79,7 @@ impl Server {
     }
 }
 
-/// `None` where the mount does not answer; no server where its process is in another process namespace, or has died.
+/// `None`: the mount does not answer. `Some(None)`: its process is in another PID namespace or has died.
 fn server_of(path: &Path) -> Option<Option<Server>> {
     let (tell, told) = mpsc::channel();
     let path = path.to_path_buf();
@@ -103,7 +103,7 @@ fn server_named(value: &[u8]) -> Option<Server> {
     Some(Server { pid, started })
 }
 
-/// When a process started, in clock ticks since the boot; none of a zombie.
+/// When a process started, in clock ticks since the boot; `None` for a zombie.
 ///
 /// <https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html>
 fn start_time(pid: u32) -> Option<String> {
@@ -115,7 +115,7 @@ fn start_time(pid: u32) -> Option<String> {
     (state != "Z").then(|| fields.nth(18).map(str::to_owned))?
 }
 
-/// What holds a connection, as far as this user may look.
+/// The holders of a connection, in words, among the processes that this user may inspect.
 fn holders(identity: &MountIdentity, server: u32) -> Vec<String> {
     let mut found = Vec::new();
     let mut namespaces = HashSet::new();
@@ -153,7 +153,7 @@ fn is_mounted_for(process: &Path, identity: &MountIdentity) -> bool {
     MountTable::parse(&table).has_device(&identity.device)
 }
 
-/// By the descriptors and the mappings of a process.
+/// Whether a descriptor or a mapping of a process belongs to the mount.
 fn has_open_file(process: &Path, identity: &MountIdentity) -> bool {
     let descriptors = std::fs::read_dir(process.join("fdinfo"));
     let mut descriptors = descriptors.into_iter().flatten().flatten();
@@ -167,7 +167,7 @@ fn has_open_file(process: &Path, identity: &MountIdentity) -> bool {
     }
 }
 
-/// The mount that an open file belongs to.
+/// The id of the mount that an open file belongs to.
 fn mount_of(fdinfo: &str) -> Option<u64> {
     let mut lines = fdinfo.lines();
     let id = lines.find_map(|line| line.strip_prefix("mnt_id:"))?;

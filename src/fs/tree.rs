@@ -44,7 +44,7 @@ use names::{CHANGES, File, SNAPSHOTS, VOLUMES};
 use nodes::{Entry, Node, Nodes, Subject};
 pub use totals::Provenance;
 
-/// Sizes that took a listing to be known, for so many files.
+/// Most files whose size is remembered after a listing.
 const MOST_SIZES: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
 
 /// The tree of a mount.
@@ -68,8 +68,8 @@ impl std::fmt::Debug for Tree {
 }
 
 impl Tree {
-    /// The tree of a catalog. It makes no call before it is looked at. A reader that waits for a long listing gets an error after
-    /// `timeout`, in which all other calls give up by themselves.
+    /// The tree of a catalog. It makes no request before its first lookup. A reader that waits for a listing gets an error one
+    /// second after `timeout`; every other request fails by itself within `timeout`.
     pub fn new(
         catalog: Arc<dyn Catalog>,
         ownership: Ownership,
@@ -101,8 +101,8 @@ impl Tree {
         self.timeout
     }
 
-    /// The node of an inode number. The kernel can ask for one that it has forgotten, by a handle of NFS: a snapshot's is found
-    /// in the listing again.
+    /// The node of an inode number. By an NFS handle the kernel can ask for a number that it has forgotten: that of a listed
+    /// snapshot is found in the listing.
     async fn node(&self, ino: u64) -> Result<Node> {
         let known = self.nodes.lock().get(ino);
         if let Some(node) = known {
@@ -181,7 +181,7 @@ impl Tree {
         })
     }
 
-    /// The kernel forgets so many lookups of an inode.
+    /// Subtracts the lookups of an inode that the kernel forgets.
     pub(super) fn forget(&self, ino: u64, lookups: u64) {
         self.nodes.lock().forget(ino, lookups);
     }
@@ -215,7 +215,7 @@ impl Tree {
                         (size, size)
                     }
                 };
-                // Its time is known later where EC2 could not be asked.
+                // Without EC2 the time is not known yet, and may be known later.
                 let start = self.known(&subject.head).start_time;
                 regular(sizes, start.unwrap_or(self.mounted), start.is_some())
             }
@@ -237,7 +237,7 @@ impl Tree {
         Ok((size, self.listed_size(subject, File::Disk, ino).await?))
     }
 
-    /// Bytes that only a listing tells: all of a file that is drawn, what a delta's image holds.
+    /// Bytes that need a listing: the size of a drawn file, or the bytes that a delta's image holds.
     async fn listed_size(&self, subject: &Subject, file: File, ino: u64) -> Result<u64> {
         let known = self.sizes.lock().get(&ino).copied();
         if let Some(size) = known {
@@ -311,7 +311,7 @@ impl Tree {
         }
     }
 
-    /// What a file reads as: no waiting once it is open.
+    /// The contents of a file. It waits for the listing that they need; reads then wait for blocks only.
     pub(super) async fn contents(&self, ino: u64) -> Result<Contents> {
         let Node::File(subject, file) = self.node(ino).await? else {
             return Err(Error::new(Kind::Invalid, "not a file"));
@@ -330,7 +330,7 @@ impl Tree {
         })
     }
 
-    /// The extended attributes of a snapshot's image and folder: `user.ebs.*`, those that are known.
+    /// The known extended attributes `user.ebs.*` of a snapshot's image and folder.
     pub(super) fn xattrs(&self, ino: u64) -> Vec<(&'static str, String)> {
         let subject = match self.nodes.lock().get(ino) {
             Some(Node::Folder(subject) | Node::File(subject, File::Disk))
@@ -346,7 +346,7 @@ impl Tree {
             .collect()
     }
 
-    /// A snapshot in use, listed, or opened now: any id can be, listed or not.
+    /// A snapshot that is in use, listed, or opened now; any id can be opened, listed or not.
     async fn entry(&self, id: &SnapshotId) -> Result<Arc<Entry>> {
         let in_use = self.nodes.lock().entry(id);
         if let Some(entry) = in_use {
@@ -359,13 +359,13 @@ impl Tree {
         });
         let snapshot = match listed {
             Some(snapshot) => snapshot,
-            // Opening tells whether it exists, and what EC2 knows of it.
+            // Opening proves that it exists, and gets its description from EC2.
             None => Arc::new(self.catalog.open(id).await?.0),
         };
         Ok(self.nodes.lock().use_entry(&snapshot))
     }
 
-    /// The image of a snapshot: one for all who have it open.
+    /// The image of a snapshot: one for all its open files.
     async fn image_of(&self, entry: &Entry) -> Result<Arc<Image>> {
         let mut image = entry.image.lock().await;
         if let Some(image) = image.upgrade() {
@@ -373,7 +373,7 @@ impl Tree {
         }
         let (snapshot, source) = self.catalog.open(&entry.id).await?;
         {
-            // A description is never replaced by none.
+            // A description never gives way to an empty one.
             let mut description = entry.description.lock();
             if snapshot.state.is_some() || description.state.is_none() {
                 *description = Arc::new(snapshot);
@@ -396,7 +396,7 @@ impl Tree {
         self.in_time(subject, rendered).await
     }
 
-    /// Waits for what is done once for all, no longer than a reader may wait.
+    /// Waits for work that several readers share, no longer than one reader may wait.
     async fn in_time<T>(
         &self,
         subject: &Subject,
@@ -431,7 +431,7 @@ impl Tree {
         ))
     }
 
-    /// The account's snapshots. A reader waits no longer than for anything else: the listing continues, and the next reader
+    /// The account's snapshots. A reader waits no longer than for any other request; the listing continues, and the next reader
     /// joins it.
     async fn listing(&self) -> Result<Arc<Listing>> {
         let listed = self.listing.get(&*self.catalog);
@@ -442,7 +442,7 @@ impl Tree {
         })
     }
 
-    /// The newest that is known of a snapshot.
+    /// The newest known description of a snapshot.
     fn known(&self, entry: &Entry) -> Arc<Snapshot> {
         let known = self.catalog.known(&entry.id);
         known.unwrap_or_else(|| Arc::clone(&entry.description.lock()))

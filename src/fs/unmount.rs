@@ -1,5 +1,5 @@
-//! Unmounting: as root by the system call, as anyone else by `fusermount3`. Only what ebsfs mounted, and only where the mount
-//! table says that it is.
+//! Unmounting: as root by the system call, as any other user by `fusermount3`. It unmounts only mounts of ebsfs, at the path that
+//! the mount table has for them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,23 +9,23 @@ use nix::mount::{MntFlags, umount2};
 use super::mount_table::{MountIdentity, MountPlace, MountTable};
 use crate::error::{Error, Kind, Result};
 
-/// What mounts and unmounts for a user who is not root (package fuse3).
+/// The program that mounts and unmounts for a user other than root (package fuse3).
 pub(super) const FUSERMOUNT: &str = "fusermount3";
 
-/// What became of an attempt to unmount.
+/// The result of an attempt to unmount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unmounted {
-    /// It is no longer at its path.
+    /// The mount is no longer at its path.
     Done,
     /// Something still uses it, and it stays mounted.
     Busy,
-    /// Something else is mounted over it: that stays, and so does this.
+    /// Another mount lies over this path; both stay.
     Covered(PathBuf),
-    /// It was not in this mount namespace any more: it lives on in another one, or in open files.
+    /// The mount is not in this mount namespace any more; another namespace or open files may hold it.
     Absent,
 }
 
-/// Unmounts one mount, wherever it is by now, and never another one.
+/// Unmounts this mount at its present path, and never another mount. `lazy` detaches a busy one.
 pub(super) fn unmount(identity: &MountIdentity, lazy: bool) -> Result<Unmounted> {
     match MountTable::read()?.place(identity) {
         MountPlace::Reachable(path) => {

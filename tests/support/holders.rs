@@ -1,4 +1,4 @@
-//! What holds on to a test's folder after a step has failed.
+//! Mounts, loop devices and daemons that still use a test's folder after a failed step.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -8,11 +8,11 @@ use tokio::time::Instant;
 use crate::block::Block;
 use crate::error::{Kind, Result};
 
-/// How long a snapshot is served after a request for one of its blocks was allowed: the cache is no way around a permission
-/// that was taken away.
+/// How long the cache answers for a snapshot after an allowed request for one of its blocks: a revoked permission ends reads
+/// within this time.
 pub(super) const SERVED: Duration = Duration::from_secs(3600);
 
-/// Whether blocks of a snapshot may lie on disk as plain bytes. What EC2 does not tell counts as encrypted.
+/// Whether blocks of a snapshot may lie on disk as plain bytes. An unknown state counts as encrypted.
 pub(super) fn may_keep(encrypted: Option<bool>, keep_encrypted: bool) -> bool {
     keep_encrypted || encrypted == Some(false)
 }
@@ -30,7 +30,7 @@ impl Permission {
             .is_some_and(|allowed| now.saturating_duration_since(allowed) < SERVED)
     }
 
-    /// Takes the answer to a request. A block of zeroes may be a hole, for which no request was made.
+    /// Takes the answer of the source. A block of zeroes proves nothing: it may be a hole, which needs no request.
     pub(super) fn learn(&mut self, fetched: &Result<Block>, now: Instant) {
         match fetched {
             Ok(Block::Data(..)) if !self.may_serve(now) => self.allowed = Some(now),
@@ -42,7 +42,7 @@ impl Permission {
     }
 }
 
-/// Whether a failure is the disk's and ends the cache, or that of one block: one beyond the largest file.
+/// Whether an error turns the cache off. EFBIG concerns one block beyond the largest file, EINTR one call.
 pub(super) fn turns_off(error: &io::Error) -> bool {
     ![Some(libc::EFBIG), Some(libc::EINTR)].contains(&error.raw_os_error())
 }
@@ -82,7 +82,7 @@ mod tests {
                 true,
                 false,
             ),
-            // An allowed request within the hour does not lengthen it: each hour has one at its begin.
+            // An allowed request within the hour does not extend it: each hour starts with a request.
             (
                 &[
                     (0, || Ok(Block::Data(Bytes::new(), [1; 32]))),

@@ -18,14 +18,14 @@ use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::{create_ours, open_lock, open_ours, punch, remove_if_there};
 use crate::snapshot::SnapshotId;
 
-/// Snapshots whose files stay open.
+/// Most snapshots whose files stay open.
 pub(super) const MOST_OPEN: usize = 32;
 const MOST_OPEN_FILES: NonZeroUsize = NonZeroUsize::new(MOST_OPEN).unwrap();
 
 const BLOCKS: &str = "blocks";
 const DIGESTS: &str = "digests";
 
-/// The folder and what is in it.
+/// The folder and its files.
 #[derive(Debug)]
 pub(super) struct CacheFolder {
     path: PathBuf,
@@ -69,7 +69,7 @@ impl KnownFiles {
 }
 
 impl CacheFolder {
-    /// Makes the folder if it is absent, checks whose it is, and locks it.
+    /// Makes the folder if it is absent, checks its owner and mode, and locks it.
     ///
     /// # Errors
     /// See [`super::DiskCache::open`].
@@ -95,25 +95,25 @@ impl CacheFolder {
         &self.path
     }
 
-    /// The number of a snapshot's files, which may not be there yet.
+    /// The number of a snapshot's files, which may not exist yet.
     pub(super) fn number(&self, id: &SnapshotId, origin: &str) -> u32 {
         let origin = hexadecimal(&Sha256::digest(origin));
         let origin = origin.get(..16).unwrap_or_default();
         self.known.lock().number(&format!("{id}-{origin}"), false)
     }
 
-    /// Numbers are below this.
+    /// How many numbers are in use: all are below this.
     pub(super) fn count(&self) -> u32 {
         u32::try_from(self.known.lock().files.len()).unwrap_or(u32::MAX)
     }
 
-    /// Whether the files are there, without looking at the disk.
+    /// Whether the files exist, without access to the disk.
     pub(super) fn has(&self, number: u32) -> bool {
         let known = self.known.lock();
         known.get(number).is_some_and(|file| file.is_there)
     }
 
-    /// The files, if they are there.
+    /// The files, if they exist.
     pub(super) fn existing(&self, number: u32) -> io::Result<Option<Arc<SlotFiles>>> {
         let name = match self.known.lock().get(number) {
             Some(file) if file.is_there => Arc::clone(&file.name),
@@ -132,7 +132,7 @@ impl CacheFolder {
         Ok(Some(files))
     }
 
-    /// The files, made if they are not there.
+    /// The files, made if they do not exist.
     pub(super) fn make(&self, number: u32, geometry: Geometry) -> io::Result<Arc<SlotFiles>> {
         if let Some(files) = self.existing(number)? {
             return Ok(files);
@@ -142,7 +142,7 @@ impl CacheFolder {
             None => return Err(io::ErrorKind::NotFound.into()),
         };
         let create = |ending| create_ours(&file_of(&self.path, &name, ending)).map_err(cause);
-        // The digests first: blocks of an older file must not meet them.
+        // The digests first: old digests must never meet new blocks.
         let digests = create(DIGESTS)?;
         let blocks = create(BLOCKS)?;
         // XFS allocates ahead of a file that grows. Some filesystems have no file of this size: then it grows.
@@ -165,7 +165,7 @@ fn file_of(folder: &Path, name: &str, ending: &str) -> PathBuf {
     folder.join(format!("{name}.{ending}"))
 }
 
-/// What the system said, as it said it.
+/// The system's error that a crate error holds.
 fn cause(error: Error) -> io::Error {
     let source = std::error::Error::source(&error);
     let system = source.and_then(|source| source.downcast_ref::<io::Error>());
@@ -193,7 +193,7 @@ fn refuse_foreign(path: &Path) -> Result<()> {
     Err(Error::new(Kind::Invalid, what))
 }
 
-/// Locks the folder for this process, and finds out whether its filesystem can free a part of a file.
+/// Locks the folder for this process, and checks that its filesystem can free a part of a file.
 fn lock(folder: &Path) -> Result<File> {
     let path = folder.join("lock");
     let failed = |error| Error::of_file(&path, "cannot lock", error);
@@ -250,7 +250,7 @@ fn scan(folder: &Path) -> Result<KnownFiles> {
     Ok(known)
 }
 
-/// The common part of the names of a snapshot's files, if that is what a file is called.
+/// `ID-ORIGIN`, the common part of the names of a snapshot's files; `None` for any other file.
 fn stem(name: &str) -> Option<&str> {
     let stem = name
         .strip_suffix(".blocks")

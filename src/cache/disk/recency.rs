@@ -7,14 +7,14 @@ use lru::LruCache;
 /// A file of the cache and one of its segments.
 pub(super) type SegmentKey = (u32, u32);
 
-/// Segments whose use is remembered, 4 TiB of them where all their blocks are kept; some 8 MB.
+/// Most segments whose use is remembered: 4 TiB of blocks if the segments are full; some 8 MB of memory.
 const MOST_SEGMENTS: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
 
-/// The segments used last. One that is not here was used longer ago than all that are.
+/// The segments used last. Any other segment was used longer ago.
 #[derive(Debug)]
 pub(super) struct Recency {
     used: LruCache<SegmentKey, ()>,
-    /// Whether some were dropped from here that are still on disk.
+    /// Whether `touch` dropped a segment, which may still be on disk.
     has_overflown: bool,
 }
 
@@ -30,7 +30,7 @@ impl Recency {
         }
     }
 
-    /// A segment is used.
+    /// Marks a segment as used now.
     pub(super) fn touch(&mut self, key: SegmentKey) {
         let dropped = self.used.push(key, ());
         self.has_overflown |= dropped.is_some_and(|(dropped, ())| dropped != key);
@@ -40,12 +40,12 @@ impl Recency {
         self.used.contains(&key)
     }
 
-    /// Takes out the segment that was not used for longest.
+    /// Removes the least recently used segment.
     pub(super) fn pop_oldest(&mut self) -> Option<SegmentKey> {
         self.used.pop_lru().map(|(key, ())| key)
     }
 
-    /// Whether there are segments on disk again that are not here, since the last call.
+    /// Whether `touch` dropped a segment since the last call.
     pub(super) fn take_overflow(&mut self) -> bool {
         std::mem::take(&mut self.has_overflown)
     }

@@ -1,7 +1,7 @@
 //! [`SlotFiles`]: the two files of a snapshot, one slot a block.
 //!
-//! A digest is stored with a mask of its file's name and its block's number: bytes that a fault of the disk shows at another
-//! place, digest and all, do not agree with each other there.
+//! A digest is stored under a mask of its file's name and its block's number: if a faulty disk returns a slot at another place,
+//! block and digest together, they do not match there.
 
 use std::fs::File;
 use std::io;
@@ -18,7 +18,7 @@ const DIGEST: u64 = 32;
 const SEGMENT: u32 = 128;
 /// Bytes of a block.
 const BLOCK: u64 = BLOCK_SIZE as u64;
-/// What one block takes at most: its bytes, and the page that its digest is the first of.
+/// The most disk bytes of one block: its data, and a new page of 4 KiB for its digest.
 pub(super) const SLOT_BYTES: u64 = BLOCK + DIGEST * SEGMENT as u64;
 
 /// The segment of a block.
@@ -26,7 +26,7 @@ pub(super) fn segment_of(index: BlockIndex) -> u32 {
     index.0 / SEGMENT
 }
 
-/// What the digests say of a block.
+/// The record of a block in the file of digests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Recorded {
     /// It is not kept.
@@ -56,7 +56,7 @@ impl SlotFiles {
         }
     }
 
-    /// The digest as it is stored; done twice it is the digest again.
+    /// The digest as it is stored; a second application restores it.
     fn masked(&self, index: BlockIndex, digest: Digest) -> Digest {
         let mask = Sha256::new().chain_update(self.key);
         let mask: Digest = mask.chain_update(index.0.to_le_bytes()).finalize().into();
@@ -66,7 +66,7 @@ impl SlotFiles {
         })
     }
 
-    /// What the digests say of a block.
+    /// The record of a block.
     pub(super) fn recorded(&self, index: BlockIndex) -> io::Result<Recorded> {
         let mut stored = Digest::default();
         read_padded(&self.digests, &mut stored, u64::from(index.0) * DIGEST)?;
@@ -79,7 +79,7 @@ impl SlotFiles {
         })
     }
 
-    /// The bytes of a block as they are on disk, and the digest that they must have; no bytes for a block of zeroes.
+    /// The unchecked bytes of a block, and the digest that they must have; no bytes for a block of zeroes.
     pub(super) fn read(
         &self,
         index: BlockIndex,

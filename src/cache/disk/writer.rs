@@ -1,4 +1,4 @@
-//! The one thread that writes blocks to disk and evicts others for them, and the queue before it.
+//! The one thread that writes blocks to disk and evicts others for them, and its queue.
 
 use std::collections::HashMap;
 use std::io;
@@ -14,17 +14,17 @@ use super::slots::{Recorded, SLOT_BYTES, SlotFiles, segment_of};
 use crate::block::{Block, BlockIndex, Geometry, ZERO_BLOCK};
 use crate::error::{Error, Kind, Result};
 
-/// Blocks that wait to be written: 16 MiB beyond the budget of memory.
+/// Most blocks that wait to be written: 16 MiB beyond the budget of memory.
 const WAITING: usize = 32;
 
-/// What the writer is asked for.
+/// An order to the writer.
 #[derive(Debug)]
 enum Order {
     Keep(u32, Geometry, BlockIndex, Block),
     Flush(SyncSender<()>),
 }
 
-/// The way to the writer. It never waits, unless it is patient.
+/// Sends orders to the writer. `keep` blocks its thread only if the queue is patient.
 #[derive(Clone, Debug)]
 pub(super) struct SlotQueue {
     is_patient: bool,
@@ -56,7 +56,7 @@ impl SlotQueue {
         })
     }
 
-    /// Keeps a block, unless too many wait already.
+    /// Queues a block. If the queue is full it drops the block, or waits if it is patient.
     pub(super) fn keep(&self, file: u32, geometry: Geometry, index: BlockIndex, block: &Block) {
         let order = Order::Keep(file, geometry, index, block.clone());
         if self.is_patient {
@@ -66,7 +66,7 @@ impl SlotQueue {
         }
     }
 
-    /// A block is used.
+    /// Marks a block as used now.
     pub(super) fn touch(&self, file: u32, index: BlockIndex) {
         self.recency.lock().touch((file, segment_of(index)));
     }
@@ -84,10 +84,11 @@ struct SlotWriter {
     shared: Arc<DiskShared>,
     recency: Arc<Mutex<Recency>>,
     size: u64,
-    /// What the files take, as far as they were looked at, and their sum.
+    /// Disk bytes of each measured file pair.
     allocated: HashMap<u32, u64>,
+    /// The sum of `allocated`.
     used: u64,
-    /// The file and segment where the search goes on for segments whose use is not known; none when there are none.
+    /// Where the search for segments of unknown use continues; `None` when there are none.
     sweep: Option<SegmentKey>,
 }
 
@@ -113,7 +114,7 @@ impl SlotWriter {
         }
     }
 
-    /// What earlier runs left, cut to the size of this one.
+    /// Measures the files of earlier runs, and evicts down to the size of this run.
     fn measure_all(&mut self) -> io::Result<()> {
         for file in 0..self.shared.folder.count() {
             if let Some(files) = self.shared.folder.existing(file)? {
@@ -157,7 +158,7 @@ impl SlotWriter {
         }
         let files = self.shared.folder.make(file, geometry)?;
         let written = files.write(index, digest, bytes);
-        // Also what was written in part takes space.
+        // A partial write takes space too.
         self.measure(file, &files)?;
         written?;
         self.recency.lock().touch((file, segment_of(index)));
@@ -178,7 +179,7 @@ impl SlotWriter {
         Ok(true)
     }
 
-    /// First what earlier runs left and this one has not used, the oldest files first; then what was not used for longest.
+    /// First segments of earlier runs that this run has not used, the oldest files first; then the least recently used.
     fn next_victim(&mut self) -> io::Result<Option<SegmentKey>> {
         if self.recency.lock().take_overflow() && self.sweep.is_none() {
             self.sweep = Some((0, 0));

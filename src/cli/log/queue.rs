@@ -8,16 +8,16 @@ use parking_lot::{Condvar, Mutex};
 
 /// About a second of `-vv` at 1,000 requests a second, some four lines each: a disk or a terminal may pause that long.
 const MAX_LINES: usize = 4096;
-/// The memory that a place that takes nothing costs: [`MAX_LINES`] of a usual 256 bytes.
+/// The most memory of lines that wait: [`MAX_LINES`] of a usual 256 bytes.
 const MAX_BYTES: usize = 1 << 20;
-/// How long the thread waits before it tries a place again that is set to never block, and is full.
+/// Pause before the next attempt at a full output that never blocks (O_NONBLOCK).
 const FULL_PAUSE: Duration = Duration::from_millis(10);
 
-/// Where lines end.
+/// An output of lines.
 pub(super) trait LineWriter: Send + 'static {
     /// Writes some of the bytes; it may block.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
-    /// Opens the place again, by its name.
+    /// Opens the output again, by its name.
     fn reopen(&mut self);
 }
 
@@ -34,20 +34,20 @@ pub(super) struct LineQueue {
 #[derive(Debug, Default)]
 struct QueueState {
     items: VecDeque<Item>,
-    /// In the lines of `items`.
+    /// Bytes of all lines in `items`.
     bytes: usize,
     /// Lines dropped since the last item.
     dropped: u64,
     reopen: bool,
     is_writing: bool,
-    /// Counts what the thread has taken: a thread that is stuck takes nothing.
+    /// Items that the thread has taken: a stuck thread takes none.
     taken: u64,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 enum Item {
     Line(Vec<u8>),
-    /// So many lines are missing here.
+    /// The number of lines that are missing here.
     Gap(u64),
     Reopen,
 }
@@ -86,10 +86,10 @@ impl QueueState {
 }
 
 impl LineQueue {
-    /// Appends a line, or drops it where there is no room. It never waits.
+    /// Appends a line, or drops it if there is no room. It never waits.
     pub(super) fn push(&self, line: Vec<u8>) {
         let mut state = self.state.lock();
-        // After a gap there is room only when half of the queue is written, so that there is one notice for many lines.
+        // After a gap lines are taken again once half of the queue is written: one notice for many lines.
         let part = if state.dropped > 0 { 2 } else { 1 };
         if state.has_room(line.len(), part) {
             state.append(line);
@@ -99,13 +99,13 @@ impl LineQueue {
         }
     }
 
-    /// Appends a line whatever there is.
+    /// Appends a line even if the queue is full.
     pub(super) fn push_always(&self, line: Vec<u8>) {
         self.state.lock().append(line);
         self.work.notify_one();
     }
 
-    /// Drops, and counts, all lines that wait.
+    /// Drops and counts all lines that wait.
     pub(super) fn drop_all(&self) {
         let mut state = self.state.lock();
         let gaps = std::mem::take(&mut state.items).into_iter();
@@ -118,13 +118,13 @@ impl LineQueue {
         state.bytes = 0;
     }
 
-    /// Opens the place again before the next line.
+    /// Opens the output again before the next line.
     pub(super) fn reopen(&self) {
         self.state.lock().reopen = true;
         self.work.notify_one();
     }
 
-    /// Waits until all is written; `false` when the thread has taken nothing for `stalled`, or not all of it within `most`.
+    /// Waits until all is written. `false`: the thread took nothing for `stalled`, or not everything within `most`.
     pub(super) fn flush(&self, stalled: Duration, most: Duration) -> bool {
         let end = Instant::now() + most;
         let mut state = self.state.lock();
@@ -189,7 +189,7 @@ impl LineQueue {
     }
 }
 
-/// Writes a whole line, on a line of its own where the one before it was cut off.
+/// Writes a whole line; it first ends a line that was cut off.
 fn write_whole(to: &mut impl LineWriter, line: &[u8], is_torn: &mut bool) -> io::Result<()> {
     if *is_torn {
         write_all(to, b"\n").map_err(|(_, error)| error)?;
@@ -201,7 +201,7 @@ fn write_whole(to: &mut impl LineWriter, line: &[u8], is_torn: &mut bool) -> io:
     })
 }
 
-/// How much was written, where it fails.
+/// Writes all bytes; an error has the number of bytes written before it.
 fn write_all(
     to: &mut impl LineWriter,
     bytes: &[u8],

@@ -55,13 +55,13 @@ pub(in crate::ebs) struct BlockMap {
     recounting: AsyncMutex<()>,
     state: Arc<Mutex<MapState>>,
     memory: Arc<MapMemory>,
-    /// This map in `memory`.
+    /// The number of this map in `memory`.
     number: u32,
 }
 
 struct MapState {
     presence: Presence,
-    /// Whether a page was listed ever.
+    /// Whether any page was ever listed; `forget` does not reset it.
     was_listed: bool,
     /// Where a token was last refused or expired, and how many blocks that page had asked for: the next listing there asks for
     /// as many.

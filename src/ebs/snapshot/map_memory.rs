@@ -1,6 +1,6 @@
-//! [`MapMemory`]: bounds the memory that the block maps of all snapshots take together. The map that was not used for longest
-//! forgets what it knows, whether its snapshot is open or not: it is listed again where it is read. What it forgets is not counted
-//! against the number that EC2 states.
+//! [`MapMemory`]: bounds the memory that the block maps of all snapshots take together. The least recently used map forgets its
+//! content, even if its snapshot is open; the next read lists it again. Forgotten blocks do not count when a map is compared with
+//! the size that EC2 states.
 
 use std::sync::Weak;
 
@@ -12,7 +12,7 @@ const MAX_BYTES: usize = 48 << 20;
 
 /// A map that can forget.
 pub(super) trait Forget: Send + Sync {
-    /// Forgets what can be listed again. `false`: it cannot now, and keeps its memory.
+    /// Forgets what can be listed again. `false`: it cannot forget now, and keeps its memory.
     fn forget(&self) -> bool;
 }
 
@@ -58,7 +58,7 @@ impl MapMemory {
         }
     }
 
-    /// What tells a new map from the others.
+    /// A unique number for a new map.
     pub(super) fn new_number(&self) -> u32 {
         let mut maps = self.maps.lock();
         maps.next += 1;
@@ -70,7 +70,7 @@ impl MapMemory {
         self.maps.lock().by_use.promote(&number);
     }
 
-    /// The map takes so many bytes now. Others forget where that is too much, never this one. The caller holds no map's lock.
+    /// Sets the bytes of a map. Above the limit, the least recently used other maps forget. The caller holds no map's lock.
     pub(super) fn charge(&self, number: u32, bytes: usize, map: Weak<dyn Forget>) {
         let mut victims = Vec::new();
         {

@@ -1,4 +1,4 @@
-//! The session of a mount: from the tree to what serves it, and its end.
+//! The FUSE session of a mount: it starts the threads that serve the tree, and waits for the end of the connection.
 
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
@@ -17,27 +17,27 @@ use crate::fs::mounting::mount_at;
 use crate::fs::tree::Tree;
 use crate::fs::unmount::unmount;
 
-/// Event-loop threads. More cost 16 MiB each and serve nobody: who waits, waits in a task.
+/// Event-loop threads. More threads cost 16 MiB each and gain nothing: a request that waits is a task.
 const THREADS: usize = 2;
-/// How much later than its deadline a request is given up here.
+/// How long after the tree's timeout the session ends a request with EIO.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Who may reach the mount at all; modes say what they may read.
+/// Which users may reach the mount; file modes then decide what they may read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Who mounted it.
+    /// The user that mounted it.
     Owner,
-    /// Who mounted it, and root.
+    /// The user that mounted it, and root. A user other than root needs `user_allow_other` in /etc/fuse.conf to grant it.
     Root,
-    /// Everybody. Others than root need `user_allow_other` in /etc/fuse.conf to grant it.
+    /// All users. A user other than root needs `user_allow_other` in /etc/fuse.conf to grant it.
     Everybody,
 }
 
-/// Mounts `tree` at `mountpoint`, which answers when this returns. Requests run on the current tokio runtime; none waits
-/// longer than the tree's timeout and a little, in which those below give up by themselves and say why.
+/// Mounts `tree` at `mountpoint`; the mount answers when this returns. Requests run on the current tokio runtime. None waits
+/// longer than the tree's timeout and 2 s, in which the lower layers fail with their own reason.
 ///
 /// # Errors
-/// `Io` when the machine does not allow it.
+/// `Io` when `mountpoint` is not an empty folder, or the system refuses the mount or a thread.
 pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
     let mountpoint = mountpoint.canonicalize().map_err(|error| {
         let what = format!("cannot mount at {}", mountpoint.display());
@@ -63,7 +63,7 @@ pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
     config.n_threads = Some(THREADS);
     config.clone_fd = true;
     let (end, ended) = watch::channel(None);
-    // Before the mount is there: a thread that cannot start is no mount.
+    // Before the mount: if the thread cannot start, nothing is mounted.
     let (hand, handed) = mpsc::channel();
     let waiting = std::thread::Builder::new().spawn(move || {
         if let Ok((session, identity)) = handed.recv() {
@@ -75,13 +75,13 @@ pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
     let acl = config.acl;
     let session = Session::from_fd(filesystem, connection, acl, config).and_then(Session::spawn);
     let session = session.map_err(|error| {
-        // Nothing serves it: the descriptor is closed by now, and the mount answers ENOTCONN.
+        // The descriptor is closed by now, and the mount answers ENOTCONN.
         let _ = unmount(&identity, true);
         let what = format!("cannot serve {}", mountpoint.display());
         Error::with_source(Kind::Io, what, error)
     })?;
     raise_readahead(&identity);
-    // The thread waits for just this.
+    // The thread waits for this message.
     let _ = hand.send((session, identity.clone()));
     Ok(Mounted {
         mountpoint,
@@ -97,7 +97,7 @@ fn await_end(
     end: &watch::Sender<Option<Result<()>>>,
 ) {
     let ended = session.join().map_err(|error| {
-        // A mount that nothing serves answers no one.
+        // No thread serves the mount any more.
         let _ = unmount(identity, true);
         Error::with_source(Kind::Io, "the FUSE session broke", error)
     });

@@ -1,17 +1,17 @@
-//! What `stat` and a directory's lines show.
+//! The values that `stat` shows, and the entries of a folder.
 
 use std::time::SystemTime;
 
 use crate::block::BLOCK_SIZE;
 
-/// Who owns what a mount shows, and who may read it.
+/// Owner and permissions of all files of a mount.
 #[derive(Clone, Copy, Debug)]
 pub struct Ownership {
     /// The owner's user id.
     pub uid: u32,
     /// The owner's group id.
     pub gid: u32,
-    /// Permissions of files, without any write bit; who may read the files may search the folders.
+    /// Permissions of files, read bits only (at most 0o444). Each read bit also permits to search folders.
     pub mode: u16,
 }
 
@@ -29,11 +29,11 @@ pub(in crate::fs) struct Attributes {
     pub(in crate::fs) ino: u64,
     pub(in crate::fs) kind: FileKind,
     pub(in crate::fs) size: u64,
-    /// Units of 512 bytes that are held.
+    /// Allocated space in units of 512 bytes.
     pub(in crate::fs) blocks: u64,
     pub(in crate::fs) mode: u16,
     pub(in crate::fs) time: SystemTime,
-    /// Whether all of this stays as it is.
+    /// Whether no value can change.
     pub(in crate::fs) fixed: bool,
 }
 
@@ -101,8 +101,8 @@ impl Line {
     }
 }
 
-/// Bytes held. Where it is not known how many, all but one block: programs that compare this with the size then look for
-/// holes, and none takes the file for empty, as GNU tar does when it is 0.
+/// Bytes held; if unknown, all but one block. Programs that compare this with the size then look for holes, and none takes the
+/// file for empty, as GNU tar does at 0.
 pub(super) fn held_bytes(size: u64, full_size: Option<u64>) -> u64 {
     let held = full_size.unwrap_or_else(|| {
         size.saturating_sub(u64::from(BLOCK_SIZE))

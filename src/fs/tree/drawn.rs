@@ -32,7 +32,7 @@ pub(super) struct Drawn {
     texts: Mutex<HashMap<File, Drawing>>,
 }
 
-/// A file being drawn, or drawn: by a thread of its own, which ends its work whoever still waits for it.
+/// A file being drawn, or drawn. Its own thread finishes the work even if no caller waits for it.
 type Drawing = Shared<BoxFuture<'static, Result<Rendered>>>;
 
 impl Drawn {
@@ -116,8 +116,8 @@ impl Drawings {
         Self(Mutex::new(LruCache::unbounded()))
     }
 
-    /// What is drawn of a folder's map; `list` makes it, once for all that wait. When who lists stops waiting, the next one
-    /// goes on.
+    /// What is drawn of a folder's map; `list` makes it, once for all callers. If the caller that lists stops waiting, the next
+    /// caller continues.
     pub(super) async fn of(
         &self,
         folder: u64,
@@ -139,7 +139,7 @@ impl Drawings {
         Ok(rendered)
     }
 
-    /// Drops what was not used for longest, but never the last one.
+    /// Drops the least recently used, but never the last one.
     fn make_room(&self) {
         let mut kept = self.0.lock();
         let memory =

@@ -1,4 +1,4 @@
-//! The listing of the account's snapshots that a mount shows, and when it is asked for again.
+//! [`ShownListing`]: the listing of the account's snapshots that a mount shows, and when it is renewed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,14 +11,14 @@ use crate::error::Result;
 use crate::snapshot::Snapshot;
 use crate::source::Catalog;
 
-/// How long a listing is shown before it is asked for again.
+/// How long a listing is shown before it is renewed.
 const LISTING_LIFE: Duration = Duration::from_secs(60);
 
 /// The snapshots of one listing.
 pub(super) struct Listing {
     /// Oldest first.
     pub(super) snapshots: Vec<Arc<Snapshot>>,
-    /// Places in `snapshots` by inode number.
+    /// Positions in `snapshots` by inode number of the folder.
     by_inode: HashMap<u64, u32>,
 }
 
@@ -44,9 +44,9 @@ impl Listing {
 /// The listing that is shown.
 #[derive(Default)]
 pub(super) struct ShownListing {
-    /// With the time after which it is asked for again.
+    /// With the time after which it is renewed.
     shown: Mutex<Option<(Instant, Arc<Listing>)>>,
-    /// Held by the one caller who asks; since when the next one is waited for.
+    /// Held by the one caller that lists; holds the start of the listing under way, also across callers that stop waiting.
     asking: tokio::sync::Mutex<Option<Instant>>,
 }
 
@@ -63,10 +63,10 @@ impl ShownListing {
         (Instant::now() < *until).then(|| Arc::clone(listing))
     }
 
-    /// The listing, asked for where the last one is too old.
+    /// The listing, renewed if the last one is too old.
     ///
     /// # Errors
-    /// Why there is none.
+    /// Those of [`Catalog::list`].
     pub(super) async fn get(&self, catalog: &dyn Catalog) -> Result<Arc<Listing>> {
         if let Some(listing) = self.fresh() {
             return Ok(listing);
@@ -79,7 +79,7 @@ impl ShownListing {
         let listed = catalog.list().await;
         *asking = None;
         let listing = Arc::new(Listing::new(listed?));
-        // A listing that takes minutes is not made again every minute.
+        // A listing that takes minutes is not renewed every minute.
         let until = Instant::now() + LISTING_LIFE.max(since.elapsed());
         *self.shown.lock() = Some((until, Arc::clone(&listing)));
         Ok(listing)

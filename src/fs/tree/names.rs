@@ -1,9 +1,9 @@
 //! Names of a mount's tree, and the inode numbers that follow from them. Pure functions.
 //!
 //! # Inode numbers
-//! An inode number is a hash of the path, so that it is the same in every mount: restic and `tar -g` see unchanged files, and an
-//! NFS handle can be looked up again after the node was forgotten. The low [`FILE_BITS`] number the files of a folder, and the top
-//! four bits stay clear (overlayfs puts its own there).
+//! An inode number is a hash of the path, so it is the same in every mount: restic and `tar -g` see unchanged files, and an NFS
+//! handle finds its node after the kernel forgot it. The low [`FILE_BITS`] number the files of a folder, and the top four bits
+//! stay clear (overlayfs uses them).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -38,13 +38,13 @@ const NO_VOLUME: &str = "vol-ffffffff";
 /// A file in the folder of a snapshot or of a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum File {
-    /// The volume, or what of it differs.
+    /// The bytes of the volume, or of the blocks that differ.
     Disk,
-    /// What EC2 knows of a snapshot.
+    /// The snapshot's description from EC2.
     Description,
     /// Which blocks are held, or differ.
     Map(Format),
-    /// What a delta comes to.
+    /// Totals of a delta.
     Summary,
     /// A picture of the map.
     Heatmap,
@@ -78,7 +78,7 @@ fn hashed(path: &str) -> u64 {
     let digest = Sha256::digest(path);
     let first = digest.first_chunk::<8>().copied().unwrap_or_default();
     let number = (u64::from_be_bytes(first) >> FILE_BITS) & !FILE_MASK;
-    // The numbers below are the fixed folders.
+    // The fixed folders have the numbers below.
     number.max(1 << FILE_BITS)
 }
 
@@ -107,7 +107,7 @@ pub(super) fn folder_inode(ino: u64) -> u64 {
     ino & !FILE_MASK
 }
 
-/// Which file of its folder a number is; `None` for the folder.
+/// The position of a file in its folder's table; `None` for the folder.
 pub(super) fn file_number(ino: u64) -> Option<usize> {
     usize::try_from(ino & FILE_MASK).ok()?.checked_sub(1)
 }
@@ -117,13 +117,13 @@ pub(super) fn file_inode(folder: u64, number: usize) -> u64 {
     folder | (number as u64 + 1)
 }
 
-/// The two snapshots that a name in `changes/` names.
+/// Base and head of a name in `changes/`.
 pub(super) fn pair_of(name: &str) -> Option<(SnapshotId, SnapshotId)> {
     let (base, head) = name.split_once("..")?;
     Some((base.parse().ok()?, head.parse().ok()?))
 }
 
-/// The snapshots of each volume that follow each other in time, those that can be read; the listing is oldest first.
+/// Pairs of completed snapshots of one volume that follow each other in time; the listing is oldest first.
 pub(super) fn neighbours(listing: &[Arc<Snapshot>]) -> Vec<(&Arc<Snapshot>, &Arc<Snapshot>)> {
     let mut last: HashMap<&str, &Arc<Snapshot>> = HashMap::new();
     let mut found = Vec::new();
@@ -146,7 +146,7 @@ fn is_name(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && name.len() <= MAX_NAME && !name.contains(['/', '\0'])
 }
 
-/// The volumes of a listing that have names, in their order.
+/// The volumes of a listing whose names a directory can hold, sorted.
 pub(super) fn volumes(listing: &[Arc<Snapshot>]) -> Vec<&str> {
     let named = listing.iter().filter_map(|of| of.volume_id.as_deref());
     let mut volumes: Vec<&str> = named.filter(|name| is_name(name)).collect();
@@ -165,14 +165,15 @@ pub(super) struct VolumeLink {
 }
 
 impl VolumeLink {
-    /// Where it leads, from the volume's folder.
+    /// The target, relative to the volume's folder.
     pub(super) fn target(&self) -> String {
         format!("../../snapshots/{}", self.snapshot)
     }
 }
 
-/// Links to the snapshots of a volume: by their start times, and `latest` to the newest that can be read. Two of one second get
-/// their ids behind the time. A time has no colons: `qemu-img` takes what is before a colon for a protocol, `rsync` for a host.
+/// Links to the snapshots of a volume: one by the start time of each, and `latest` to the newest completed one. Two of one
+/// second get their ids after the time. A time has no colons: `qemu-img` takes text before a colon for a protocol, `rsync` for
+/// a host.
 pub(super) fn links(volume: &str, listing: &[Arc<Snapshot>]) -> Vec<VolumeLink> {
     let of_volume = || {
         let ours = |snapshot: &&Arc<Snapshot>| snapshot.volume_id.as_deref() == Some(volume);

@@ -1,5 +1,5 @@
-//! What the kernel knows of the tree: nodes by inode number, each with the number of lookups that the kernel has not forgotten.
-//! A node that the kernel forgets is dropped; its number stays the same, so that it can be made again from its name.
+//! [`Nodes`]: the nodes that the kernel knows, by inode number, each with the count of lookups that it has not forgotten.
+//! A node that the kernel forgets is dropped; its name gives it the same number again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -33,18 +33,18 @@ pub(super) enum Node {
 /// A snapshot in use.
 pub(super) struct Entry {
     pub(super) id: SnapshotId,
-    /// The description of the listing or opening that showed it.
+    /// The newest description, from a listing or an opening.
     pub(super) description: Mutex<Arc<Snapshot>>,
     /// Its image while a file is open.
     pub(super) image: tokio::sync::Mutex<Weak<Image>>,
 }
 
-/// What a folder is about.
+/// The snapshot or pair that a folder shows.
 #[derive(Clone)]
 pub(super) struct Subject {
-    /// What the changes start from; none for the folder of a snapshot.
+    /// The base of the changes; `None` for the folder of a snapshot.
     pub(super) base: Option<Arc<Entry>>,
-    /// The snapshot, or what the changes lead to.
+    /// The snapshot, or the head of the changes.
     pub(super) head: Arc<Entry>,
 }
 
@@ -137,7 +137,7 @@ impl Node {
     }
 }
 
-/// A folder, with its files, or a link, and how many lookups of them the kernel has not forgotten.
+/// A folder with its files, or a link, and the number of its lookups that the kernel has not forgotten.
 struct CountedNode {
     node: Node,
     lookups: u64,
@@ -170,10 +170,10 @@ impl Nodes {
         }
     }
 
-    /// Counts a lookup that the kernel is going to be answered.
+    /// Counts a lookup before its answer goes to the kernel.
     ///
     /// # Errors
-    /// `Io` when the kernel knows another node by this number: one chance in 10^5 with a million of them.
+    /// `Io` when the kernel knows another node by this number: a chance of 1 in 10^5 with a million nodes.
     pub(super) fn count(&mut self, node: &Node) -> Result<()> {
         let folder = match node {
             Node::Root | Node::Snapshots | Node::Changes | Node::Volumes => return Ok(()),
@@ -188,13 +188,13 @@ impl Nodes {
             let what = "two names have the same inode number: unmount and mount again";
             return Err(Error::new(Kind::Io, what));
         }
-        // `latest` leads elsewhere after a new snapshot, under the same number.
+        // After a new snapshot `latest` has another target under the same number.
         counted.node = folder;
         counted.lookups += 1;
         Ok(())
     }
 
-    /// Forgets lookups, as the kernel says, and the node with the last one.
+    /// Subtracts lookups that the kernel forgets, and drops the node with its last one.
     pub(super) fn forget(&mut self, ino: u64, lookups: u64) {
         let folder = names::folder_inode(ino);
         let Some(counted) = self.by_ino.get_mut(&folder) else {
@@ -217,7 +217,7 @@ impl Nodes {
         self.entries.get(id)?.upgrade()
     }
 
-    /// A snapshot, in use from now on; a description newer than the one before counts.
+    /// Marks a snapshot as in use. A description with a state replaces the one before.
     pub(super) fn use_entry(&mut self, snapshot: &Arc<Snapshot>) -> Arc<Entry> {
         if let Some(entry) = self.entry(&snapshot.id) {
             if snapshot.state.is_some() {

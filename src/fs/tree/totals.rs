@@ -1,4 +1,4 @@
-//! What a mount tells of itself as a whole: `df`, and the origin of an image in the log.
+//! Facts about a whole mount: the sizes that `df` shows, and the origin of an image in the log.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -16,23 +16,23 @@ const TOTALS_WAIT: Duration = Duration::from_secs(1);
 /// Where a mount's snapshots come from, for its log.
 #[derive(Clone, Debug, Default)]
 pub struct Provenance {
-    /// Region and endpoint, or a repository's URL.
+    /// Region and endpoint, or `repository URL`.
     pub place: String,
-    /// The identity of the caller, once STS has told.
+    /// ARN of the caller, or `unknown (REASON)`; empty until STS has answered.
     pub caller: Arc<OnceLock<String>>,
 }
 
 /// What `df` shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::fs) struct MountTotals {
-    /// Bytes of all volumes together, holes included.
+    /// Sum of the volume sizes of all snapshots in bytes, holes included; a volume counts once for each of its snapshots.
     pub(in crate::fs) bytes: u64,
-    /// Snapshots.
+    /// Number of snapshots.
     pub(in crate::fs) snapshots: u64,
 }
 
 impl Tree {
-    /// What an image is and where it comes from; `None` for any other file.
+    /// The ids and the origin of an image for the log; `None` for any other file.
     pub(in crate::fs) fn provenance(&self, ino: u64) -> Option<String> {
         let node = self.nodes.lock().get(ino);
         let Some(Node::File(subject, File::Disk)) = node else {
@@ -49,7 +49,7 @@ impl Tree {
         ))
     }
 
-    /// The listed snapshots, or those in use where no listing comes soon.
+    /// Totals of the listed snapshots, or of those in use if there is no listing within a second.
     pub(in crate::fs) async fn totals(&self) -> MountTotals {
         let listed = timeout(TOTALS_WAIT, self.listing.get(&*self.catalog)).await;
         let listing = listed.ok().and_then(Result::ok);
