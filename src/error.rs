@@ -36,7 +36,7 @@ pub enum Kind {
     NoSpace,
     /// Stopped by a signal; the same command resumes.
     Stopped,
-    /// Another run works on the same target: asking again later can succeed.
+    /// Another run works on the same target or uses the same cache folder: asking again later can succeed.
     Busy,
     /// The evidence contradicts the request, or is not enough for it: a person must decide.
     Undecided,
