@@ -261,7 +261,7 @@ impl BlockSource for CachedSource {
             let key = (self.number, index);
             let is_needless = self.inner.is_known_zero(index)
                 || self.cache.is_near(key)
-                || self.cache.failure(key).is_some();
+                || self.cache.failure((self.failures, index)).is_some();
             if is_needless {
                 continue;
             }

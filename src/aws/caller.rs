@@ -23,7 +23,7 @@ impl Aws {
         let failed = |why| {
             Error::new(
                 Kind::Unavailable,
-                format!("STS does not tell who calls: {why}"),
+                format!("cannot get the caller's identity from STS: {why}"),
             )
         };
         let asked = timeout(LIMIT, sts.get_caller_identity().send()).await;

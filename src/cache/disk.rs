@@ -204,7 +204,7 @@ impl DiskCache {
         if tier.is_kept.swap(is_kept, Ordering::Relaxed) && !is_kept {
             let why = match encrypted {
                 Some(_) => "it is encrypted",
-                None => "EC2 does not tell whether it is encrypted",
+                None => "its encryption is unknown (ec2:DescribeSnapshots tells it)",
             };
             info!("blocks of {id} are not cached on disk: {why}");
         }

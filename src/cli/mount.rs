@@ -309,7 +309,7 @@ impl AccessArgs {
 
     fn access(&self) -> Access {
         if self.allow_other {
-            Access::Everybody
+            Access::AllUsers
         } else if self.allow_root {
             Access::Root
         } else {
@@ -378,7 +378,7 @@ async fn serve_until_end(mounted: &Mounted, signals: &mut Signals) -> Result<()>
             format!("{at} was unmounted here and is still mounted or open elsewhere")
         }
         Ok(Unmounted::Busy) => {
-            format!("{at} is busy and stays mounted (fuser -vm {at} names who uses it)")
+            format!("{at} is busy and stays mounted (fuser -vm {at} lists its users)")
         }
         Ok(Unmounted::Covered(path)) => format!(
             "{at} stays mounted: something else is mounted over it (umount {} first)",
@@ -386,7 +386,7 @@ async fn serve_until_end(mounted: &Mounted, signals: &mut Signals) -> Result<()>
         ),
     };
     mounted.drain(false);
-    warn!("{stays}; a second signal ends it under those who use it");
+    warn!("{stays}; a second signal detaches it and ends the process");
     tokio::select! {
         ended = mounted.ended() => ended,
         () = signals.next() => detach(mounted).await,

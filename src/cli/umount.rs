@@ -1,10 +1,10 @@
 //! `ebsfs umount`.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
 
+use super::log;
 use crate::error::{Error, Kind, Result};
 use crate::fs::{UnmountReport, Unmounted};
 
@@ -25,7 +25,7 @@ impl UmountArgs {
         let reason = match &report.unmounted {
             Unmounted::Done => {
                 if let Some(line) = lives_on(&report) {
-                    let _ = writeln!(std::io::stderr(), "{at} is unmounted, but {line}");
+                    log::say(&format!("{at} is unmounted, but {line}"));
                 }
                 return Ok(());
             }
@@ -33,7 +33,7 @@ impl UmountArgs {
                 "it does not answer; --lazy detaches it all the same".into()
             }
             Unmounted::Busy => {
-                format!("it is busy (fuser -vm {at} names who uses it); --lazy detaches it")
+                format!("it is busy (fuser -vm {at} lists its users); --lazy detaches it")
             }
             Unmounted::Covered(path) => format!(
                 "something else is mounted over it: unmount that first (umount {})",
@@ -56,5 +56,5 @@ fn lives_on(report: &UnmountReport) -> Option<String> {
     } else {
         report.holders.join(", ")
     };
-    Some(format!("process {pid} serves it until that ends: {why}"))
+    Some(format!("process {pid} still serves it, held by: {why}"))
 }

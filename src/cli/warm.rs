@@ -37,8 +37,8 @@ impl WarmArgs {
     async fn warm(&self) -> Result<()> {
         let config = self.aws.load_with_credentials().await?;
         let Some(disk) = self.disk.config(&aws::place(&config)?) else {
-            let what = "cannot warm a cache: --cache-dir is not given";
-            return Err(Error::new(Kind::Invalid, what));
+            let error = Error::new(Kind::Invalid, "cannot warm a cache: no directory is given");
+            return Err(error.with_remedy(Remedy::Do("name it with --cache-dir".into())));
         };
         let disk = DiskCache::open_patient(disk)?;
         let select = self.snapshots.iter().cloned().map(Selector::Snapshot);
@@ -75,7 +75,7 @@ impl WarmArgs {
         if !disk.keeps(snapshot.encrypted) {
             let why = match snapshot.encrypted {
                 Some(_) => "it is encrypted",
-                None => "EC2 does not tell whether it is encrypted",
+                None => "its encryption is unknown (ec2:DescribeSnapshots tells it)",
             };
             let remedy = Remedy::Do("allow that with --cache-encrypted".into());
             let error = Error::new(Kind::Invalid, format!("cannot cache {id} on disk: {why}"));

@@ -63,7 +63,7 @@ struct Ebsfs {
     runtime: Handle,
     draining: watch::Receiver<bool>,
     /// How long a request may wait, whatever it waits for.
-    patience: Duration,
+    request_timeout: Duration,
     folders: Arc<Mutex<HashMap<u64, Arc<[Line]>>>>,
     files: Arc<Mutex<HashMap<u64, Arc<OpenFile>>>>,
     next_handle: AtomicU64,
@@ -80,23 +80,23 @@ impl Ebsfs {
         let _context = self.runtime.enter();
         let mut work = Box::pin(work);
         let log = Arc::clone(&self.log);
-        let told = move |error: Error| {
-            log.tell(&error);
+        let log_and_map = move |error: Error| {
+            log.write(&error);
             errno(error.kind())
         };
         match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(done) => reply(done.map_err(told)),
+            Poll::Ready(done) => reply(done.map_err(log_and_map)),
             Poll::Pending => {
                 let mut draining = self.draining.clone();
-                let patience = self.patience;
+                let request_timeout = self.request_timeout;
                 self.runtime.spawn(async move {
                     let done = tokio::select! {
                         biased;
-                        done = work => done.map_err(told),
+                        done = work => done.map_err(log_and_map),
                         _ = draining.wait_for(|draining| *draining) => Err(Errno::EIO),
-                        () = tokio::time::sleep(patience) => Err(told(Error::new(
+                        () = tokio::time::sleep(request_timeout) => Err(log_and_map(Error::new(
                             Kind::Unavailable,
-                            format!("a request waited for {patience:?} behind others"),
+                            format!("cannot answer a request: no result within {request_timeout:?}"),
                         ))),
                     };
                     reply(done);

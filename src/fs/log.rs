@@ -8,20 +8,20 @@ use tracing::warn;
 
 use crate::error::Error;
 
-/// A failure is told again after this time.
+/// A failure is logged again after this time.
 const AGAIN: Duration = Duration::from_secs(10);
-/// Different failures told in that time.
+/// Different failures logged in that time.
 const MOST: usize = 20;
 
-/// The failures told lately.
+/// The failures logged lately.
 #[derive(Debug, Default)]
 pub(super) struct FailureLog {
-    told: Mutex<VecDeque<(Instant, String)>>,
+    recent: Mutex<VecDeque<(Instant, String)>>,
 }
 
 impl FailureLog {
     /// Logs the failure, unless it or too many others were logged lately.
-    pub(super) fn tell(&self, error: &Error) {
+    pub(super) fn write(&self, error: &Error) {
         let line = error.chain();
         if self.is_news(&line, Instant::now()) {
             warn!("{line}");
@@ -29,13 +29,13 @@ impl FailureLog {
     }
 
     fn is_news(&self, line: &str, now: Instant) -> bool {
-        let mut told = self.told.lock();
-        while told.front().is_some_and(|(at, _)| now >= *at + AGAIN) {
-            told.pop_front();
+        let mut recent = self.recent.lock();
+        while recent.front().is_some_and(|(at, _)| now >= *at + AGAIN) {
+            recent.pop_front();
         }
-        let news = told.len() < MOST && told.iter().all(|(_, other)| other != line);
+        let news = recent.len() < MOST && recent.iter().all(|(_, other)| other != line);
         if news {
-            told.push_back((now, line.to_owned()));
+            recent.push_back((now, line.to_owned()));
         }
         news
     }
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_failure_is_told_once_and_many_are_cut_off() {
+    fn the_same_failure_is_logged_once_and_many_are_cut_off() {
         let log = FailureLog::default();
         let now = Instant::now();
         assert!(log.is_news("a", now));

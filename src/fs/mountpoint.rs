@@ -50,10 +50,11 @@ pub fn check_mountpoint(path: &Path) -> Result<()> {
 
 /// Like [`look`], with a time limit: a mount of ebsfs that hangs counts as not empty.
 fn look_in_time(path: &Path) -> std::io::Result<FoundThere> {
-    let (tell, told) = mpsc::channel();
+    let (send, received) = mpsc::channel();
     let path = path.to_path_buf();
-    std::thread::Builder::new().spawn(move || tell.send(look(&path)))?;
-    told.recv_timeout(ANSWER)
+    std::thread::Builder::new().spawn(move || send.send(look(&path)))?;
+    received
+        .recv_timeout(ANSWER)
         .unwrap_or(Ok(FoundThere::NotEmpty))
 }
 

@@ -51,7 +51,7 @@ fn reserve_descriptors(more: u64) -> Result<()> {
     }
     let limit = limit.maximum.or(limit.current).unwrap_or_default();
     Err(lacking(format!(
-        "cannot mount: {needed} file descriptors are needed, the limit is {limit} (ulimit -Hn, LimitNOFILE)"
+        "cannot mount: the process needs {needed} file descriptors, the limit is {limit} (ulimit -Hn, LimitNOFILE)"
     )))
 }
 
@@ -67,7 +67,7 @@ fn reserve_threads(count: usize) -> Result<()> {
             Ok(thread) => waiting.push((release, thread)),
             Err(error) => {
                 let what = format!(
-                    "cannot mount: {count} threads cannot be started (ulimit -u, ulimit -v, pids.max of the cgroup)"
+                    "cannot mount: cannot start {count} threads (ulimit -u, ulimit -v, pids.max of the cgroup)"
                 );
                 return Err(Error::with_source(Kind::Io, what, error));
             }
@@ -86,7 +86,7 @@ fn reserve_memory(bytes: u64) -> Result<()> {
     let fits = usize::try_from(bytes).is_ok_and(|bytes| probe.try_reserve_exact(bytes).is_ok());
     if !fits {
         return Err(lacking(format!(
-            "cannot mount: {size} of memory cannot be had (ulimit -v, the machine's memory)"
+            "cannot mount: cannot reserve {size} of memory (ulimit -v, the machine's memory)"
         )));
     }
     let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -96,7 +96,7 @@ fn reserve_memory(bytes: u64) -> Result<()> {
             && most < bytes
         {
             return Err(lacking(format!(
-                "cannot mount: {size} of memory for blocks, but {} allows {}",
+                "cannot mount: blocks need {size} of memory, {} allows {}",
                 limit.display(),
                 ByteSize(most)
             )));

@@ -81,18 +81,18 @@ impl Server {
 
 /// `None`: the mount does not answer. `Some(None)`: its process is in another PID namespace or has died.
 fn server_of(path: &Path) -> Option<Option<Server>> {
-    let (tell, told) = mpsc::channel();
+    let (send, received) = mpsc::channel();
     let path = path.to_path_buf();
     // A mount that hangs holds this thread until it is unmounted.
     let asking = std::thread::Builder::new().spawn(move || {
         let mut value = [0_u8; 16];
         let read = rustix::fs::getxattr(&path, PID_ATTRIBUTE, &mut value[..]);
-        let _ = tell.send(read.map(|len| value.iter().take(len).copied().collect::<Vec<u8>>()));
+        let _ = send.send(read.map(|len| value.iter().take(len).copied().collect::<Vec<u8>>()));
     });
     if asking.is_err() {
         return Some(None);
     }
-    let value = told.recv_timeout(TELL).ok()?;
+    let value = received.recv_timeout(TELL).ok()?;
     let named = value.ok().and_then(|value| server_named(&value));
     Some(named)
 }
@@ -138,7 +138,7 @@ fn holders(identity: &MountIdentity, server: u32) -> Vec<String> {
             continue;
         };
         if found.len() == MOST_HOLDERS {
-            found.push("and by others".into());
+            found.push("others".into());
             break;
         }
         let comm = std::fs::read_to_string(folder.join("comm")).unwrap_or_default();
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_told_by_its_start() {
+    fn a_process_is_identified_by_its_start() {
         let server = Server {
             pid: std::process::id(),
             started: start_time(std::process::id()).unwrap(),

@@ -30,7 +30,7 @@ pub enum Access {
     /// The user that mounted it, and root. A user other than root needs `user_allow_other` in /etc/fuse.conf to grant it.
     Root,
     /// All users. A user other than root needs `user_allow_other` in /etc/fuse.conf to grant it.
-    Everybody,
+    AllUsers,
 }
 
 /// Mounts `tree` at `mountpoint`; the mount answers when this returns. Requests run on the current tokio runtime. None waits
@@ -45,7 +45,7 @@ pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
     })?;
     let (draining, drain) = watch::channel(false);
     let filesystem = Ebsfs {
-        patience: tree.timeout() + GRACE,
+        request_timeout: tree.timeout() + GRACE,
         tree: Arc::new(tree),
         runtime: Handle::current(),
         draining: drain,
@@ -58,7 +58,7 @@ pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
     config.acl = match access {
         Access::Owner => SessionACL::Owner,
         Access::Root => SessionACL::RootAndOwner,
-        Access::Everybody => SessionACL::All,
+        Access::AllUsers => SessionACL::All,
     };
     config.n_threads = Some(THREADS);
     config.clone_fd = true;

@@ -159,6 +159,8 @@ pub(super) fn volumes(listing: &[Arc<Snapshot>]) -> Vec<&str> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct VolumeLink {
     pub(super) ino: u64,
+    /// The inode number of the volume's folder.
+    pub(super) folder: u64,
     pub(super) name: String,
     pub(super) snapshot: SnapshotId,
     pub(super) time: SystemTime,
@@ -189,6 +191,7 @@ pub(super) fn links(volume: &str, listing: &[Arc<Snapshot>]) -> Vec<VolumeLink> 
     }
     let link = |name: String, (snapshot, time): (&Arc<Snapshot>, SystemTime)| VolumeLink {
         ino: link_inode(volume, &name),
+        folder: volume_inode(volume),
         name,
         snapshot: snapshot.id.clone(),
         time,

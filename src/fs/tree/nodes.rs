@@ -119,7 +119,8 @@ impl Node {
             Self::Folder(subject) if subject.base.is_some() => CHANGES,
             Self::Folder(_) => SNAPSHOTS,
             Self::File(subject, _) => subject.ino(),
-            Self::Volume(_) | Self::Link(_) => VOLUMES,
+            Self::Volume(_) => VOLUMES,
+            Self::Link(link) => link.folder,
         }
     }
 
@@ -131,7 +132,9 @@ impl Node {
                 one.head.id == other.head.id && base(one) == base(other)
             }
             (Self::Volume(one), Self::Volume(other)) => one == other,
-            (Self::Link(one), Self::Link(other)) => one.name == other.name,
+            (Self::Link(one), Self::Link(other)) => {
+                (one.folder, &one.name) == (other.folder, &other.name)
+            }
             _ => false,
         }
     }
