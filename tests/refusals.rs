@@ -317,12 +317,12 @@ fn a_mountpoint_that_cannot_be_used_is_said_so_before_any_call() {
     std::fs::write(&file, "x").unwrap();
     refused(&mut mount(file.to_str().unwrap()), 1, &["is not a folder"]);
     refused(&mut mount(case.at()), 1, &["is not empty"]);
-    refused(&mut mount("/proc"), 1, &["mounted on it already"]);
+    refused(&mut mount("/proc"), 1, &["is not empty"]);
     let mounted = case.emulator.mount(&[id]);
     refused(
         &mut mount(mounted.point.path().to_str().unwrap()),
         1,
-        &["mounted on it already"],
+        &["has mounted there already"],
     );
     assert_eq!(case.emulator.lists(), 1, "only the one that was mounted");
 }
