@@ -182,7 +182,7 @@ fn a_run_that_has_not_ended_keeps_what_it_counts_on_until_it_is_forgotten() {
     let objects = Objects::folder();
     let emulator = crate::sync::large_pair();
     run(&mut objects.bring(&emulator, &["snap-0a"]));
-    emulator.set("latency_ms=200");
+    emulator.set("latency_ms=600");
     let mut child = objects
         .bring(
             &emulator,

@@ -93,11 +93,11 @@ fn a_store_that_keeps_nothing_or_something_else_is_told_and_no_snapshot_is_there
     let (objects, proxy) = behind();
     let (emulator, id) = three_blocks();
     for fate in [Fate::Lie, Fate::Spoil] {
-        // The header is put, and what comes after is not kept.
-        proxy.set(puts(move |number| match number {
-            ..=2 => Fate::Pass,
-            _ => fate,
-        }));
+        // A root that is spoiled is damage, which `check` reports.
+        proxy.set(move |request| match request.starts_with("PUT ") {
+            true if request.contains("/packs/") => fate,
+            _ => Fate::Pass,
+        });
         let (code, said) = ends(&mut objects.bring(&emulator, &[&id, "--timeout", "2s"]));
         assert_eq!(code, 8, "{said}");
         assert!(said.contains("the store has taken it, and it "), "{said}");
