@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 /// Banned words and phrases, and how often they may still occur.
 /// Lower a number when occurrences are removed; never raise one.
 const DIALECT: &[(&str, usize)] = &[
-    ("told", 79),
+    ("told", 48),
     ("anew", 6),
-    ("nobody", 22),
-    ("somebody", 8),
-    ("whoever", 15),
+    ("nobody", 20),
+    ("somebody", 7),
+    ("whoever", 5),
     ("bringing", 0),
     ("vault", 0),
     ("as kept", 0),
