@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use super::log::FailureLog;
 use super::opened::{OpenFile, Reader};
 use super::server::PID_ATTRIBUTE;
-use super::tree::{Attributes, FileKind, Line, Tree};
+use super::tree::{Attributes, FileKind, Line, NAME_MAX, Tree};
 use crate::block::BLOCK_SIZE;
 use crate::error::{Error, Kind, Result};
 
@@ -37,8 +37,6 @@ const FOREVER: Duration = Duration::from_secs(3600);
 const BRIEFLY: Duration = Duration::from_secs(1);
 /// Unit of what `df` counts: the usual block of a filesystem.
 const STATFS_UNIT: u32 = 4096;
-/// Most bytes of a name.
-const NAME_MAX: u32 = 255;
 /// Kinds to errnos: the one table of this border.
 fn errno(kind: Kind) -> Errno {
     match kind {

@@ -22,6 +22,16 @@ pub(super) struct MountLine {
     pub(super) is_ours: bool,
 }
 
+impl MountLine {
+    /// What identifies the mount from now on.
+    pub(super) fn identity(&self) -> MountIdentity {
+        MountIdentity {
+            id: self.id,
+            device: self.device.clone(),
+        }
+    }
+}
+
 /// The mounts of a namespace, as a process of it sees them.
 #[derive(Debug)]
 pub(super) struct MountTable(Vec<MountLine>);

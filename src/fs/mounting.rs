@@ -48,10 +48,7 @@ pub(super) fn mount_at(mountpoint: &Path, allows_others: bool) -> Result<(OwnedF
         );
         return Err(Error::new(Kind::Io, what));
     };
-    let identity = MountIdentity {
-        id: line.id,
-        device: line.device.clone(),
-    };
+    let identity = line.identity();
     Ok((connection, identity))
 }
 

@@ -50,12 +50,21 @@ pub fn check_mountpoint(path: &Path) -> Result<()> {
 
 /// Like [`look`], with a time limit: a mount of ebsfs that hangs counts as not empty.
 fn look_in_time(path: &Path) -> std::io::Result<FoundThere> {
-    let (send, received) = mpsc::channel();
     let path = path.to_path_buf();
-    std::thread::Builder::new().spawn(move || send.send(look(&path)))?;
-    received
-        .recv_timeout(ANSWER)
-        .unwrap_or(Ok(FoundThere::NotEmpty))
+    let looked = ask_mount(move || look(&path))?;
+    looked.unwrap_or(Ok(FoundThere::NotEmpty))
+}
+
+/// Runs work that a mount of ebsfs may never answer; `None` after [`ANSWER`]. Its thread then waits until the mount is unmounted.
+///
+/// # Errors
+/// When the thread cannot start.
+pub(super) fn ask_mount<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<Option<T>> {
+    let (send, received) = mpsc::channel();
+    std::thread::Builder::new().spawn(move || send.send(work()))?;
+    Ok(received.recv_timeout(ANSWER).ok())
 }
 
 fn look(path: &Path) -> std::io::Result<FoundThere> {
@@ -97,10 +106,7 @@ pub(super) fn ours_at(path: &Path) -> Result<MountIdentity> {
     let at = absolute(path)?;
     let table = MountTable::read()?;
     match table.mounted_at(&at).filter(|mount| mount.is_ours) {
-        Some(mount) => Ok(MountIdentity {
-            id: mount.id,
-            device: mount.device.clone(),
-        }),
+        Some(mount) => Ok(mount.identity()),
         None => {
             let what = format!(
                 "cannot unmount {}: it is not a mount of ebsfs",

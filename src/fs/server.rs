@@ -3,19 +3,16 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use super::mount_table::{MountIdentity, MountTable};
-use super::mountpoint::ours_at;
+use super::mountpoint::{ask_mount, ours_at};
 use super::unmount::{Unmounted, unmount};
 use crate::error::Result;
 
 /// Extended attribute of a mountpoint: the id of the process that serves it, in decimal digits.
 pub(super) const PID_ATTRIBUTE: &str = "user.ebsfs.pid";
 
-/// Time limit for reading [`PID_ATTRIBUTE`]; a mount that does not answer is unmounted all the same.
-const TELL: Duration = Duration::from_secs(2);
 /// How long to wait for the end of the process after the unmount.
 const END: Duration = Duration::from_secs(3);
 /// Most holders that a report names.
@@ -81,18 +78,16 @@ impl Server {
 
 /// `None`: the mount does not answer. `Some(None)`: its process is in another PID namespace or has died.
 fn server_of(path: &Path) -> Option<Option<Server>> {
-    let (send, received) = mpsc::channel();
     let path = path.to_path_buf();
-    // A mount that hangs holds this thread until it is unmounted.
-    let asking = std::thread::Builder::new().spawn(move || {
+    let asked = ask_mount(move || {
         let mut value = [0_u8; 16];
         let read = rustix::fs::getxattr(&path, PID_ATTRIBUTE, &mut value[..]);
-        let _ = send.send(read.map(|len| value.iter().take(len).copied().collect::<Vec<u8>>()));
+        read.map(|len| value.iter().take(len).copied().collect::<Vec<u8>>())
     });
-    if asking.is_err() {
+    let Ok(answer) = asked else {
         return Some(None);
-    }
-    let value = received.recv_timeout(TELL).ok()?;
+    };
+    let value = answer?;
     let named = value.ok().and_then(|value| server_named(&value));
     Some(named)
 }

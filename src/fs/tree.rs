@@ -40,6 +40,7 @@ pub(super) use contents::Contents;
 use contents::Rendered;
 use drawn::{Drawings, Drawn};
 use listing::{Listing, ShownListing};
+pub(super) use names::NAME_MAX;
 use names::{CHANGES, File, SNAPSHOTS, VOLUMES};
 use nodes::{Entry, Node, Nodes, Subject};
 pub use totals::Provenance;

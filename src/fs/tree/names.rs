@@ -28,7 +28,7 @@ const FILE_MASK: u64 = (1 << FILE_BITS) - 1;
 pub(super) const LATEST: &str = "latest";
 
 /// Most bytes of a name that Linux takes (NAME_MAX).
-const MAX_NAME: usize = 255;
+pub(in crate::fs) const NAME_MAX: u32 = 255;
 
 /// The volume id of snapshots that are copies or were made by the direct APIs: it is no volume.
 ///
@@ -143,7 +143,9 @@ pub(super) fn neighbours(listing: &[Arc<Snapshot>]) -> Vec<(&Arc<Snapshot>, &Arc
 
 /// Whether a directory can hold the name: a repository of images has volumes whose names are paths.
 fn is_name(name: &str) -> bool {
-    !matches!(name, "" | "." | "..") && name.len() <= MAX_NAME && !name.contains(['/', '\0'])
+    !matches!(name, "" | "." | "..")
+        && name.len() <= NAME_MAX as usize
+        && !name.contains(['/', '\0'])
 }
 
 /// The volumes of a listing whose names a directory can hold, sorted.
