@@ -12,7 +12,7 @@ use super::store::StoreArgs;
 use crate::block::BLOCK_SIZE;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{
-    Address, RepositoryCatalog, Root, RootName, check, forget_run, prune, remove,
+    Address, Manifest, ManifestName, RepositoryCatalog, check, forget_run, prune, remove,
 };
 
 /// List, check and prune snapshots in a repository
@@ -136,11 +136,11 @@ impl Where {
 impl LsArgs {
     async fn run(self) -> Result<()> {
         let catalog = self.place.open().await?;
-        let (mut roots, mut damaged) = (Vec::new(), Ok(()));
-        let read = catalog.roots(catalog.names().await?, |root| root);
-        for (_, root) in read.await? {
-            match root {
-                Ok(root) => roots.push(root),
+        let (mut manifests, mut damaged) = (Vec::new(), Ok(()));
+        let read = catalog.manifests(catalog.names().await?, |manifest| manifest);
+        for (_, manifest) in read.await? {
+            match manifest {
+                Ok(manifest) => manifests.push(manifest),
                 // The others are told all the same.
                 Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::NotFound) => {
                     damaged = Err(error);
@@ -149,13 +149,13 @@ impl LsArgs {
             }
         }
         if self.json {
-            print_json(&roots.iter().map(told).collect::<Vec<_>>())?;
+            print_json(&manifests.iter().map(told).collect::<Vec<_>>())?;
             return damaged;
         }
         let head = [
             "SNAPSHOT", "VOLUME", "TIME", "SIZE", "HELD", "SENT", "STORED",
         ];
-        let rows = std::iter::once(head.map(str::to_owned)).chain(roots.iter().map(row));
+        let rows = std::iter::once(head.map(str::to_owned)).chain(manifests.iter().map(row));
         let table = super::table(&rows.collect::<Vec<_>>());
         output::write(None, |out| out.write_all(table.as_bytes()))?;
         damaged
@@ -164,7 +164,7 @@ impl LsArgs {
 
 impl Where {
     /// The one snapshot that stands behind `#`.
-    async fn one(&self) -> Result<(RepositoryCatalog, RootName)> {
+    async fn one(&self) -> Result<(RepositoryCatalog, ManifestName)> {
         let address: Address = self.address.parse()?;
         let catalog = self.reach(&address).await?;
         let select = address.select.clone().ok_or_else(|| {
@@ -179,8 +179,8 @@ impl Where {
 impl ShowArgs {
     async fn run(self) -> Result<()> {
         let (catalog, name) = self.place.one().await?;
-        let root = catalog.root(&name).await?;
-        print_json(&told(&root))
+        let manifest = catalog.manifest(&name).await?;
+        print_json(&told(&manifest))
     }
 }
 
@@ -281,36 +281,36 @@ fn print_json(told: &impl serde::Serialize) -> Result<()> {
     output::write(None, |out| writeln!(out, "{text}"))
 }
 
-fn time(root: &Root) -> String {
-    crate::time::rfc3339_seconds(root.time)
+fn time(manifest: &Manifest) -> String {
+    crate::time::rfc3339_seconds(manifest.time)
 }
 
-fn row(root: &Root) -> [String; 7] {
+fn row(manifest: &Manifest) -> [String; 7] {
     let size = |bytes: u64| ByteSize::b(bytes).to_string();
     [
-        root.snapshot.to_string(),
-        root.volume.clone().unwrap_or("-".into()),
-        time(root),
-        size(root.volume_bytes),
-        size(root.blocks * u64::from(BLOCK_SIZE)),
-        size(root.sent_bytes),
-        size(root.stored_bytes),
+        manifest.snapshot.to_string(),
+        manifest.volume.clone().unwrap_or("-".into()),
+        time(manifest),
+        size(manifest.volume_bytes),
+        size(manifest.blocks * u64::from(BLOCK_SIZE)),
+        size(manifest.sent_bytes),
+        size(manifest.stored_bytes),
     ]
 }
 
-fn told(root: &Root) -> serde_json::Value {
+fn told(manifest: &Manifest) -> serde_json::Value {
     json!({
-        "snapshot": root.snapshot,
-        "volume": root.volume,
-        "time": time(root),
-        "volume_bytes": root.volume_bytes,
-        "blocks": root.blocks,
-        "base": root.base,
-        "sent_blocks": root.sent_blocks,
-        "sent_bytes": root.sent_bytes,
-        "stored_bytes": root.stored_bytes,
-        "encrypted": root.encrypted,
-        "description": root.description,
-        "tags": root.tags,
+        "snapshot": manifest.snapshot,
+        "volume": manifest.volume,
+        "time": time(manifest),
+        "volume_bytes": manifest.volume_bytes,
+        "blocks": manifest.blocks,
+        "base": manifest.base,
+        "sent_blocks": manifest.sent_blocks,
+        "sent_bytes": manifest.sent_bytes,
+        "stored_bytes": manifest.stored_bytes,
+        "encrypted": manifest.encrypted,
+        "description": manifest.description,
+        "tags": manifest.tags,
     })
 }

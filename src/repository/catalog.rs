@@ -1,4 +1,4 @@
-//! [`RepositoryCatalog`]: the snapshots of a repository, found by the names of their roots.
+//! [`RepositoryCatalog`]: the snapshots of a repository, found by the names of their manifests.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tracing::error;
 
 use super::SEGMENT_BLOCKS;
 use super::check::is_damage;
-use super::root::{FORMAT, Root, RootName};
+use super::manifest::{FORMAT, Manifest, ManifestName};
 use super::segments::Segments;
 use super::source::RepositorySource;
 use super::store::{Object, Store};
@@ -22,7 +22,7 @@ use crate::error::{Error, Kind, Result};
 use crate::snapshot::{Snapshot, SnapshotId, sort_by_time};
 use crate::source::{BlockSource, Catalog, Changes};
 
-/// Roots read at once.
+/// Manifests read at once.
 const READS: usize = 16;
 const REPOSITORY: &str = "ebsfs-repository.json";
 
@@ -39,7 +39,7 @@ struct Header {
 pub struct RepositoryCatalog {
     segments: Arc<Segments>,
     id: String,
-    known: Mutex<HashMap<RootName, Arc<Snapshot>>>,
+    known: Mutex<HashMap<ManifestName, Arc<Snapshot>>>,
     open: Mutex<HashMap<SnapshotId, Arc<RepositorySource>>>,
 }
 
@@ -49,10 +49,10 @@ impl std::fmt::Debug for RepositoryCatalog {
     }
 }
 
-/// Reads a root.
-pub(super) async fn read_root(store: &Store, object: &str) -> Result<Root> {
+/// Reads a manifest.
+pub(super) async fn read_manifest(store: &Store, object: &str) -> Result<Manifest> {
     let bytes = store.get(object).await?;
-    Root::decode(&bytes).map_err(|error| error.context(format!("{}/{object}", store.address())))
+    Manifest::decode(&bytes).map_err(|error| error.context(format!("{}/{object}", store.address())))
 }
 
 impl RepositoryCatalog {
@@ -128,8 +128,8 @@ impl RepositoryCatalog {
         self.segments.store()
     }
 
-    /// The names of all roots, oldest first, and the objects beside them that are none.
-    async fn listed(&self) -> Result<(Vec<RootName>, Vec<Object>)> {
+    /// The names of all manifests, oldest first, and the objects beside them that are none.
+    async fn listed(&self) -> Result<(Vec<ManifestName>, Vec<Object>)> {
         let (mut names, mut others) = (Vec::new(), Vec::new());
         for object in self.store().list("snapshots").await? {
             match object.name.rsplit('/').next().unwrap_or_default().parse() {
@@ -141,68 +141,70 @@ impl RepositoryCatalog {
         Ok((names, others))
     }
 
-    /// The names of all roots, oldest first.
+    /// The names of all manifests, oldest first.
     ///
     /// # Errors
     /// Why they cannot be listed.
-    pub async fn names(&self) -> Result<Vec<RootName>> {
+    pub async fn names(&self) -> Result<Vec<ManifestName>> {
         Ok(self.listed().await?.0)
     }
 
-    /// The same, and nothing else may be among them: who removes what no root leads to must know all roots.
+    /// The same, and nothing else may be among them: who removes what no manifest leads to must know all manifests.
     ///
     /// # Errors
-    /// `Corrupt` when something there is no root's name; else as for [`RepositoryCatalog::names`].
-    pub async fn all_names(&self) -> Result<Vec<RootName>> {
+    /// `Corrupt` when something there is no manifest's name; else as for [`RepositoryCatalog::names`].
+    pub async fn all_names(&self) -> Result<Vec<ManifestName>> {
         let (names, others) = self.listed().await?;
         if let Some(other) = others.first() {
             let (address, name) = (self.store().address(), &other.name);
-            let what = format!("{address}/{name} is no root that is known here");
+            let what = format!("{address}/{name} is no manifest that is known here");
             return Err(Error::new(Kind::Corrupt, what));
         }
         Ok(names)
     }
 
-    /// The root of a name.
+    /// The manifest of a name.
     ///
     /// # Errors
     /// `NotFound`, or `Corrupt` when it is damaged.
-    pub async fn root(&self, name: &RootName) -> Result<Root> {
+    pub async fn manifest(&self, name: &ManifestName) -> Result<Manifest> {
         let object = format!("snapshots/{name}");
-        let root = read_root(self.store(), &object).await?;
-        if root.name().to_string() != name.to_string() {
+        let manifest = read_manifest(self.store(), &object).await?;
+        if manifest.name().to_string() != name.to_string() {
             let what = format!(
-                "{}/{object} is the root of {}",
+                "{}/{object} is the manifest of {}",
                 self.store().address(),
-                root.name()
+                manifest.name()
             );
             return Err(Error::new(Kind::Corrupt, what));
         }
-        Ok(root)
+        Ok(manifest)
     }
 
-    /// What `take` makes of the roots of these names, in their order. Those that somebody has removed since they were listed
+    /// What `take` makes of the manifests of these names, in their order. Those that somebody has removed since they were listed
     /// are left out; one that is listed still and not there is `NotFound`.
     ///
     /// # Errors
-    /// Why they cannot be listed again; what is wrong with each root is told with it.
-    pub async fn roots<T>(
+    /// Why they cannot be listed again; what is wrong with each manifest is told with it.
+    pub async fn manifests<T>(
         &self,
-        names: Vec<RootName>,
-        take: impl Fn(Root) -> T,
-    ) -> Result<Vec<(RootName, Result<T>)>> {
+        names: Vec<ManifestName>,
+        take: impl Fn(Manifest) -> T,
+    ) -> Result<Vec<(ManifestName, Result<T>)>> {
         let (take, is_gone) = (
             &take,
             |read: &Result<T>| matches!(read, Err(error) if error.kind() == Kind::NotFound),
         );
         let read = stream::iter(names).map(|name| async move {
-            let root = self.root(&name).await.map(take);
-            (name, root)
+            let manifest = self.manifest(&name).await.map(take);
+            (name, manifest)
         });
         let mut read: Vec<_> = read.buffered(READS).collect().await;
-        if read.iter().any(|(_, root)| is_gone(root)) {
+        if read.iter().any(|(_, manifest)| is_gone(manifest)) {
             let listed = self.names().await?;
-            read.retain(|(name, root)| !is_gone(root) || listed.binary_search(name).is_ok());
+            read.retain(|(name, manifest)| {
+                !is_gone(manifest) || listed.binary_search(name).is_ok()
+            });
         }
         Ok(read)
     }
@@ -211,19 +213,19 @@ impl RepositoryCatalog {
     ///
     /// # Errors
     /// `NotFound` when none does, `Invalid` when it names nothing.
-    pub async fn find(&self, select: &str) -> Result<RootName> {
+    pub async fn find(&self, select: &str) -> Result<ManifestName> {
         let names = self.names().await?;
         let (volume, until) = match select.split_once('@') {
             Some((volume, time)) => (volume, Some(instant(time)?)),
             None => (select, None),
         };
-        let is_meant = |name: &&RootName| {
+        let is_meant = |name: &&ManifestName| {
             let is_before = until.is_none_or(|until| name.time <= until);
             let is_its = match volume {
                 "latest" => true,
                 volume if name.snapshot.as_str() == volume => true,
                 volume => {
-                    name.volume == volume || name.volume == RootName::volume_key(Some(volume))
+                    name.volume == volume || name.volume == ManifestName::volume_key(Some(volume))
                 }
             };
             is_before && is_its
@@ -250,8 +252,8 @@ impl RepositoryCatalog {
                 let what = format!("{} has no {id}", self.store().address());
                 Error::new(Kind::NotFound, what)
             })?;
-        let root = self.root(name).await?;
-        let source = RepositorySource::new(root, Arc::clone(&self.segments))?;
+        let manifest = self.manifest(name).await?;
+        let source = RepositorySource::new(manifest, Arc::clone(&self.segments))?;
         let mut open = self.open.lock();
         Ok(Arc::clone(
             open.entry(id.clone()).or_insert_with(|| Arc::new(source)),
@@ -266,7 +268,10 @@ impl RepositoryCatalog {
                 None => new.push(name),
             }
         }
-        for (name, shown) in self.roots(new, |root| Arc::new(root.shown())).await? {
+        for (name, shown) in self
+            .manifests(new, |manifest| Arc::new(manifest.shown()))
+            .await?
+        {
             match shown {
                 Ok(shown) => {
                     self.known.lock().insert(name, Arc::clone(&shown));
@@ -286,15 +291,15 @@ impl RepositoryCatalog {
     async fn difference(&self, base: &SnapshotId, head: &SnapshotId) -> Result<Changes> {
         let (old, new) = (self.source(base).await?, self.source(head).await?);
         let mut delta = Delta::new(Some(old.geometry()), new.geometry());
-        let both = [old.root(), new.root()];
+        let both = [old.manifest(), new.manifest()];
         let mut numbers: Vec<u32> = both
             .iter()
-            .flat_map(|root| root.segments.iter().map(|of| of.number))
+            .flat_map(|manifest| manifest.segments.iter().map(|of| of.number))
             .collect();
         numbers.sort_unstable();
         numbers.dedup();
         for number in numbers {
-            let of = both.map(|root| root.segment(number).map(|of| of.name));
+            let of = both.map(|manifest| manifest.segment(number).map(|of| of.name));
             if let [Some(old), Some(new)] = of
                 && old == new
             {
@@ -352,7 +357,7 @@ impl Catalog for RepositoryCatalog {
     ) -> BoxFuture<'a, Result<(Snapshot, Arc<dyn BlockSource>)>> {
         async move {
             let source = self.source(id).await?;
-            Ok((source.root().shown(), source as Arc<dyn BlockSource>))
+            Ok((source.manifest().shown(), source as Arc<dyn BlockSource>))
         }
         .boxed()
     }

@@ -1,4 +1,4 @@
-//! `check`: whether everything that the roots lead to is there and is what its name says, and which snapshots suffer if not.
+//! `check`: whether everything that the manifests lead to is there and is what its name says, and which snapshots suffer if not.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::pin::pin;
@@ -9,8 +9,8 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use super::catalog::RepositoryCatalog;
+use super::manifest::{Manifest, from_hex};
 use super::pack::{self, MOST_BLOCKS, Name, Spot, Stored};
-use super::root::{Root, from_hex};
 use super::segments::{self, object};
 use super::store::{Object, Store};
 use crate::block::Digest;
@@ -45,7 +45,7 @@ pub struct Damage {
     pub object: String,
     /// What is wrong with it.
     pub what: String,
-    /// The snapshots that cannot be read whole, by the names of their roots.
+    /// The snapshots that cannot be read whole, by the names of their manifests.
     pub snapshots: Vec<String>,
 }
 
@@ -103,11 +103,11 @@ pub(super) fn objects<'a>(
     parts.try_flatten_stream().map_ok(named)
 }
 
-/// The segments that roots lead to, and which of the roots.
-pub(super) fn segments_of(roots: &[Root]) -> BTreeMap<Name, BTreeSet<usize>> {
+/// The segments that manifests lead to, and which of the manifests.
+pub(super) fn segments_of(manifests: &[Manifest]) -> BTreeMap<Name, BTreeSet<usize>> {
     let mut segments: BTreeMap<Name, BTreeSet<usize>> = BTreeMap::new();
-    for (number, root) in roots.iter().enumerate() {
-        for of in &root.segments {
+    for (number, manifest) in manifests.iter().enumerate() {
+        for of in &manifest.segments {
             segments.entry(of.name).or_default().insert(number);
         }
     }
@@ -117,12 +117,12 @@ pub(super) fn segments_of(roots: &[Root]) -> BTreeMap<Name, BTreeSet<usize>> {
 /// A check on its way.
 struct Check<'a> {
     store: &'a Store,
-    roots: Vec<Root>,
+    manifests: Vec<Manifest>,
     segments: BTreeMap<Name, BTreeSet<usize>>,
     damages: BTreeMap<String, (String, BTreeSet<String>)>,
 }
 
-/// Looks at every root, every segment, and that every pack is there and long enough; with `read_data` at every byte, and that
+/// Looks at every manifest, every segment, and that every pack is there and long enough; with `read_data` at every byte, and that
 /// each block of each snapshot is where its segment says.
 ///
 /// # Errors
@@ -130,11 +130,11 @@ struct Check<'a> {
 pub async fn check(catalog: &RepositoryCatalog, read_data: bool) -> Result<Checked> {
     let store = &**catalog.store();
     let mut damages = BTreeMap::new();
-    let mut roots = Vec::new();
-    let read = catalog.roots(catalog.all_names().await?, |root| root);
-    for (name, root) in read.await? {
-        match root {
-            Ok(root) => roots.push(root),
+    let mut manifests = Vec::new();
+    let read = catalog.manifests(catalog.all_names().await?, |manifest| manifest);
+    for (name, manifest) in read.await? {
+        match manifest {
+            Ok(manifest) => manifests.push(manifest),
             Err(error) if is_damage(&error) => {
                 let suffers = BTreeSet::from([name.to_string()]);
                 damages.insert(format!("snapshots/{name}"), (error.chain(), suffers));
@@ -144,14 +144,14 @@ pub async fn check(catalog: &RepositoryCatalog, read_data: bool) -> Result<Check
     }
     let mut check = Check {
         store,
-        segments: segments_of(&roots),
-        roots,
+        segments: segments_of(&manifests),
+        manifests,
         damages,
     };
     let sizes = check.sizes().await?;
     let used = check.segments(&sizes).await?;
     let mut checked = Checked {
-        snapshots: check.roots.len() as u64,
+        snapshots: check.manifests.len() as u64,
         segments: check.segments.len() as u64,
         packs: used.len() as u64,
         runs: store.list("runs").await?.len() as u64,
@@ -194,9 +194,11 @@ pub(super) fn is_damage(error: &Error) -> bool {
 }
 
 impl Check<'_> {
-    fn note(&mut self, object: String, what: &str, roots: &BTreeSet<usize>) {
-        let names = roots.iter().filter_map(|root| self.roots.get(*root));
-        let names: Vec<String> = names.map(|root| root.name().to_string()).collect();
+    fn note(&mut self, object: String, what: &str, manifests: &BTreeSet<usize>) {
+        let names = manifests
+            .iter()
+            .filter_map(|manifest| self.manifests.get(*manifest));
+        let names: Vec<String> = names.map(|manifest| manifest.name().to_string()).collect();
         let damage = self.damages.entry(object);
         let (_, suffers) = damage.or_insert_with(|| (what.to_owned(), BTreeSet::new()));
         suffers.extend(names);
@@ -220,11 +222,11 @@ impl Check<'_> {
         let names: Vec<Name> = self.segments.keys().copied().collect();
         let mut read = pin!(segments::read_all(store, names));
         while let Some((name, segment)) = read.next().await {
-            let roots = self.segments.get(&name).cloned().unwrap_or_default();
+            let manifests = self.segments.get(&name).cloned().unwrap_or_default();
             let segment = match segment {
                 Ok(segment) => segment,
                 Err(error) if is_damage(&error) => {
-                    self.note(object("segments", &name), &error.chain(), &roots);
+                    self.note(object("segments", &name), &error.chain(), &manifests);
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -237,9 +239,9 @@ impl Check<'_> {
             for (pack, end) in ends {
                 used.insert(short(&pack));
                 match sizes.get(&short(&pack)) {
-                    None => self.note(object("packs", &pack), "it is missing", &roots),
+                    None => self.note(object("packs", &pack), "it is missing", &manifests),
                     Some(size) if *size < end => {
-                        self.note(object("packs", &pack), "it is cut short", &roots);
+                        self.note(object("packs", &pack), "it is cut short", &manifests);
                     }
                     Some(_) => {}
                 }
@@ -271,18 +273,20 @@ impl Check<'_> {
             return Ok(());
         }
         // Who suffers is looked for only now: that is rare.
-        for (name, roots) in self.segments.clone() {
+        for (name, manifests) in self.segments.clone() {
             let Ok(segment) = segments::read(store, &name).await else {
                 continue;
             };
             for pack in segment.packs() {
                 match wrong.get(pack) {
-                    Some(Wrong::Damaged(what)) => self.note(object("packs", pack), what, &roots),
+                    Some(Wrong::Damaged(what)) => {
+                        self.note(object("packs", pack), what, &manifests)
+                    }
                     Some(Wrong::Lacks(rows)) => {
                         let mut its = segment.entries().filter(|(_, entry)| entry.pack == *pack);
                         if its.any(|(_, entry)| rows.contains(&row(&entry.digest, entry.spot))) {
                             let what = "a block that it speaks of is not where it says";
-                            self.note(object("segments", &name), what, &roots);
+                            self.note(object("segments", &name), what, &manifests);
                         }
                     }
                     None => {}
@@ -358,8 +362,8 @@ mod tests {
 
     use super::*;
     use crate::block::BlockIndex;
+    use crate::repository::manifest::{FORMAT, SegmentOf};
     use crate::repository::pack::{Filling, Packer};
-    use crate::repository::root::{FORMAT, SegmentOf};
     use crate::repository::segment::{Entry, Segment};
     use crate::repository::store::Connection;
 
@@ -378,14 +382,14 @@ mod tests {
         RepositoryCatalog::open(store, true).await.unwrap()
     }
 
-    async fn put_root(store: &Store, snapshot: &str, segment: &Segment) {
-        let stored = segment.encode([0; 16]).unwrap();
+    async fn put_manifest(store: &Store, snapshot: &str, segment: &Segment) {
+        let stored = segment.encode(&[0; 16]).unwrap();
         let of = SegmentOf {
             number: 0,
             name: Sha256::digest(&stored).into(),
             blocks: 2,
         };
-        let root = Root {
+        let manifest = Manifest {
             format: FORMAT,
             run: "run".into(),
             snapshot: snapshot.parse().unwrap(),
@@ -406,8 +410,8 @@ mod tests {
         };
         let name = object("segments", &of.name);
         store.put(&name, &[stored]).await.unwrap();
-        let name = format!("snapshots/{}", root.name());
-        store.put(&name, &[root.encode().into()]).await.unwrap();
+        let name = format!("snapshots/{}", manifest.name());
+        store.put(&name, &[manifest.encode().into()]).await.unwrap();
     }
 
     #[tokio::test]
@@ -424,7 +428,7 @@ mod tests {
             let stored = packer.pack(block);
             filling.push(BlockIndex(number.into()), digest, stored, place);
         }
-        let packed = filling.pack([7; 16]);
+        let packed = filling.pack(&[7; 16]);
         let name = object("packs", &packed.name);
         store.put(&name, &packed.pieces).await.unwrap();
         let [(_, one, at_one), (_, two, at_two)] = packed.spots[..] else {
@@ -438,9 +442,9 @@ mod tests {
             });
             Segment::of((0..).zip(entries))
         };
-        put_root(store, "snap-0a", &segment([(one, at_one), (two, at_two)])).await;
+        put_manifest(store, "snap-0a", &segment([(one, at_one), (two, at_two)])).await;
         // All is there, and one block is said to be where the other one is.
-        put_root(store, "snap-0b", &segment([(one, at_one), (one, at_two)])).await;
+        put_manifest(store, "snap-0b", &segment([(one, at_one), (one, at_two)])).await;
         let checked = check(&catalog, false).await.unwrap();
         assert_eq!((checked.snapshots, checked.damages.len()), (2, 0));
         let checked = check(&catalog, true).await.unwrap();

@@ -168,11 +168,11 @@ fn lock_file(path: &Path) -> Result<File> {
 
 /// The segments of all snapshots except those whose removal has begun.
 async fn live_segments(catalog: &RepositoryCatalog) -> Result<BTreeSet<Name>> {
-    let read = catalog.roots(catalog.names().await?, |root| root);
-    let mut roots = Vec::new();
-    for (_, root) in read.await? {
-        match root {
-            Ok(root) => roots.push(root),
+    let read = catalog.manifests(catalog.names().await?, |manifest| manifest);
+    let mut manifests = Vec::new();
+    for (_, manifest) in read.await? {
+        match manifest {
+            Ok(manifest) => manifests.push(manifest),
             Err(error) if is_damage(&error) => warn!("left out of the index: {}", error.chain()),
             Err(error) => return Err(error),
         }
@@ -180,7 +180,8 @@ async fn live_segments(catalog: &RepositoryCatalog) -> Result<BTreeSet<Name>> {
     // After they were read: one that is removed from now on stays as long as the run that is on record.
     let aside = catalog.store().list("removed").await?;
     let aside: BTreeSet<String> = aside.into_iter().map(|object| object.name).collect();
-    roots.retain(|root| !aside.contains(&removed(&root.name().to_string(), &root.run)));
-    let segments = roots.iter().flat_map(|root| &root.segments);
+    manifests
+        .retain(|manifest| !aside.contains(&removed(&manifest.name().to_string(), &manifest.run)));
+    let segments = manifests.iter().flat_map(|manifest| &manifest.segments);
     Ok(segments.map(|of| of.name).collect())
 }

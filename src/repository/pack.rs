@@ -5,6 +5,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::OwnedSemaphorePermit;
 use zstd::bulk::Compressor;
 
+use super::header::{self, HEADER, Magic, Salt};
 use crate::block::{BLOCK_SIZE, BlockIndex, Digest};
 
 /// The most blocks in a pack; one fewer where nothing of them can be saved, for the table has to fit too.
@@ -13,11 +14,8 @@ pub(super) const MOST_BLOCKS: usize = 64;
 pub(super) const MOST_BYTES: u64 = 32 << 20;
 /// zstd's own default: faster ones save a third of its time and lose a tenth of what it saves, on demo disks.
 const LEVEL: i32 = 3;
-const MAGIC: &[u8; 8] = b"ebsfpak1";
-/// Bytes behind the magic that are a run's own: no other run writes an object of the same name.
-pub(super) type Salt = [u8; SALT];
-const SALT: usize = 16;
-const END: &[u8; 8] = b"ebsfend1";
+const MAGIC: &Magic = b"ebsfpak2";
+const END: &[u8; 8] = b"ebsfend2";
 /// The bit of a length that says that the block is stored as zstd.
 const ZSTD: u32 = 1 << 31;
 /// Bytes of the table for each block: SHA-256, offset, length.
@@ -44,7 +42,7 @@ impl Spot {
     /// Whether a block can be there.
     pub(super) fn is_sound(self) -> bool {
         let is_block = (1..=BLOCK_SIZE).contains(&self.len());
-        is_block && self.offset as usize >= MAGIC.len() + SALT && self.end() <= MOST_BYTES
+        is_block && self.offset as usize >= HEADER && self.end() <= MOST_BYTES
     }
 
     /// The first byte behind it.
@@ -156,12 +154,12 @@ impl Filling {
 
     /// Neighbours of the volume are neighbours in the pack, in whatever order they came. With the salt of a run no other run
     /// makes a pack of the same name.
-    pub(super) fn pack(mut self, salt: Salt) -> Packed {
+    pub(super) fn pack(mut self, run: &Salt) -> Packed {
         self.blocks.sort_by_key(|(index, _, _)| *index);
-        let mut pieces = vec![[&MAGIC[..], &salt].concat().into()];
+        let mut pieces = vec![Bytes::new()];
         let mut spots = Vec::with_capacity(self.blocks.len());
         let mut table = Vec::with_capacity(self.blocks.len() * ENTRY + 12);
-        let mut offset = MAGIC.len() + SALT;
+        let mut offset = HEADER;
         for (index, digest, block) in self.blocks {
             let len = block.bytes.len();
             // A pack is shorter than 32 MiB.
@@ -180,7 +178,11 @@ impl Filling {
         }
         table.extend_from_slice(&u32::try_from(spots.len()).unwrap_or(0).to_le_bytes());
         table.extend_from_slice(END);
-        let name = named(&salt, &table);
+        let head = header::encode(MAGIC, run, &table);
+        let name = named(&head, &table);
+        if let Some(first) = pieces.first_mut() {
+            *first = Bytes::copy_from_slice(&head);
+        }
         pieces.push(table.into());
         Packed {
             name,
@@ -191,23 +193,23 @@ impl Filling {
     }
 }
 
-/// The name of a pack: what its table says of each block, and the salt. Its blocks prove themselves by their SHA-256, so that
+/// The name of a pack: its header, and what its table says of each block. Its blocks prove themselves by their SHA-256, so that
 /// not every byte is hashed twice.
-fn named(salt: &[u8], table: &[u8]) -> Name {
-    let hasher = Sha256::new().chain_update(salt).chain_update(table);
+fn named(head: &[u8], table: &[u8]) -> Name {
+    let hasher = Sha256::new().chain_update(head).chain_update(table);
     hasher.finalize().into()
 }
 
 /// The name that a whole pack should have, and its blocks: each one's SHA-256 and where it is; none when it is no pack.
 pub(super) fn table(pack: &[u8]) -> Option<(Name, Vec<(Digest, Spot)>)> {
-    let (salt, rest) = pack.strip_prefix(MAGIC)?.split_at_checked(SALT)?;
+    let (head, rest) = header::split(MAGIC, pack)?;
     let (rest, count) = rest.strip_suffix(END)?.split_last_chunk::<4>()?;
     let count = u32::from_le_bytes(*count) as usize;
     let table = rest.len().checked_sub(count.checked_mul(ENTRY)?)?;
     let (blocks, table) = rest.split_at(table);
-    let start = (MAGIC.len() + SALT) as u64;
+    let start = HEADER as u64;
     let end = start + blocks.len() as u64;
-    let name = named(salt, pack.get(usize::try_from(end).ok()?..)?);
+    let name = named(head, pack.get(usize::try_from(end).ok()?..)?);
     let entries = table.chunks_exact(ENTRY).map(|entry| {
         let (digest, spot) = entry.split_first_chunk::<32>()?;
         let (offset, length) = spot.split_first_chunk::<4>()?;
@@ -245,7 +247,7 @@ mod tests {
             let stored = packer.pack(bytes);
             filling.push(BlockIndex(number.into()), digest, stored, place);
         }
-        let packed = filling.pack([7; SALT]);
+        let packed = filling.pack(&[7; 16]);
         let whole = packed.pieces.concat();
         let (name, entries) = table(&whole).unwrap();
         assert_eq!(packed.name, name);
@@ -288,7 +290,7 @@ mod tests {
             filling.push(BlockIndex(0), [0; 32], stored, place());
         }
         assert_eq!(filling.blocks.len(), MOST_BLOCKS - 1);
-        let packed: usize = filling.pack([0; SALT]).pieces.iter().map(Bytes::len).sum();
+        let packed: usize = filling.pack(&[0; 16]).pieces.iter().map(Bytes::len).sum();
         assert!(packed as u64 <= MOST_BYTES);
     }
 }

@@ -1,10 +1,10 @@
-//! `prune` and `rm`: snapshots go by their roots; what no root leads to is swept once it is old enough.
+//! `prune` and `rm`: snapshots go by their manifests; what no manifest leads to is swept once it is old enough.
 //!
 //! Nothing written or removed since the *cutoff* is garbage: the beginning of the grace, or of the oldest run that has not
-//! ended, whichever is earlier; a run may have begun as much later than its object's time says as a request can take. A root
-//! that was removed stays aside until then, and as long as it can still be read where it was. All times are the store's own. Runs are listed before roots: a run that ends meanwhile is found
-//! by the one or the other. A run counts on the root of its parent, read after the run was on record: whoever removes that
-//! root does so after the cutoff. Packs and segments have the salt of their run, so that nobody writes anew what is being
+//! ended, whichever is earlier; a run may have begun as much later than its object's time says as a request can take. A manifest
+//! that was removed stays aside until then, and as long as it can still be read where it was. All times are the store's own. Runs are listed before manifests: a run that ends meanwhile is found
+//! by the one or the other. A run counts on the manifest of its parent, read after the run was on record: whoever removes that
+//! manifest does so after the cutoff. Packs and segments have the salt of their run, so that nobody writes anew what is being
 //! swept.
 
 use std::collections::{BTreeMap, HashSet};
@@ -15,10 +15,10 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde::Serialize;
 use tracing::{info, warn};
 
-use super::catalog::{RepositoryCatalog, read_root};
+use super::catalog::{RepositoryCatalog, read_manifest};
 use super::check::{objects, segments_of, short};
+use super::manifest::{Manifest, ManifestName};
 use super::pack::Name;
-use super::root::{Root, RootName};
 use super::run::{removed, run_object};
 use super::segments;
 use super::store::{Object, REQUEST_TIMEOUT, Store};
@@ -34,7 +34,7 @@ const CLOCK: &str = "clock";
 /// What a prune did, or would do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Pruned {
-    /// Snapshots removed, by the names of their roots.
+    /// Snapshots removed, by the names of their manifests.
     pub removed: Vec<String>,
     /// Objects swept.
     pub swept: u64,
@@ -48,17 +48,17 @@ pub struct Pruned {
     pub runs: BTreeMap<String, String>,
 }
 
-/// Removes a snapshot: its root goes aside until the grace is over.
+/// Removes a snapshot: its manifest goes aside until the grace is over.
 ///
 /// # Errors
 /// Why it could not be removed; it is there or it is not.
-pub async fn remove(store: &Store, name: &RootName) -> Result<()> {
+pub async fn remove(store: &Store, name: &ManifestName) -> Result<()> {
     let object = format!("snapshots/{name}");
-    match read_root(store, &object).await {
-        Ok(root) => {
+    match read_manifest(store, &object).await {
+        Ok(manifest) => {
             // Written anew if it is there: from now on nobody counts on it who did not before.
-            let aside = removed(&name.to_string(), &root.run);
-            store.put(&aside, &[root.encode().into()]).await?;
+            let aside = removed(&name.to_string(), &manifest.run);
+            store.put(&aside, &[manifest.encode().into()]).await?;
         }
         // Nobody can count on it.
         Err(error) if error.kind() == Kind::Corrupt => warn!("{}", error.chain()),
@@ -71,7 +71,7 @@ pub async fn remove(store: &Store, name: &RootName) -> Result<()> {
 /// do with `dry_run`.
 ///
 /// # Errors
-/// Why the repository could not be looked at: when a root or a segment cannot be read, nothing is swept.
+/// Why the repository could not be looked at: when a manifest or a segment cannot be read, nothing is swept.
 pub async fn prune(
     catalog: &RepositoryCatalog,
     keep: Option<usize>,
@@ -100,7 +100,7 @@ pub async fn prune(
         let id = run.name.rsplit('/').next().unwrap_or_default();
         pruned.runs.insert(id.to_owned(), since);
     }
-    // Whoever ended before the runs were listed has its root there.
+    // Whoever ended before the runs were listed has its manifest there.
     let mut names = catalog.all_names().await?;
     for name in too_old(&names, keep) {
         if !dry_run {
@@ -111,24 +111,27 @@ pub async fn prune(
         names.retain(|kept| dry_run || *kept != name);
         pruned.removed.push(name.to_string());
     }
-    let mut roots = Vec::new();
-    // Of those that somebody removes meanwhile the root is aside.
-    for (_, root) in catalog.roots(names.clone(), |root| root).await? {
-        roots.push(root?);
+    let mut manifests = Vec::new();
+    // Of those that somebody removes meanwhile the manifest is aside.
+    for (_, manifest) in catalog
+        .manifests(names.clone(), |manifest| manifest)
+        .await?
+    {
+        manifests.push(manifest?);
     }
     for aside in store.list("removed").await? {
-        // Whoever has put it there has not come to remove the root: as long as one can be read the other says not to.
-        let is_seen = |name: &RootName| aside.name.starts_with(&format!("removed/{name}."));
+        // Whoever has put it there has not come to remove the manifest: as long as one can be read the other says not to.
+        let is_seen = |name: &ManifestName| aside.name.starts_with(&format!("removed/{name}."));
         if aside.modified >= cutoff {
-            match read_root(store, &aside.name).await {
+            match read_manifest(store, &aside.name).await {
                 Err(error) if error.kind() == Kind::NotFound => {}
-                root => roots.push(root?),
+                manifest => manifests.push(manifest?),
             }
         } else if !dry_run && !names.iter().any(is_seen) {
             store.delete(&aside.name).await?;
         }
     }
-    let (segments, packs) = used(store, &roots).await?;
+    let (segments, packs) = used(store, &manifests).await?;
     for (folder, used) in [("segments", segments), ("packs", packs)] {
         let mut parts = pin!(objects(store, folder));
         while let Some(found) = parts.try_next().await? {
@@ -143,7 +146,7 @@ pub async fn prune(
 }
 
 /// All but the newest snapshots of each volume.
-fn too_old(names: &[RootName], keep: Option<usize>) -> Vec<RootName> {
+fn too_old(names: &[ManifestName], keep: Option<usize>) -> Vec<ManifestName> {
     let Some(keep) = keep else {
         return Vec::new();
     };
@@ -152,16 +155,16 @@ fn too_old(names: &[RootName], keep: Option<usize>) -> Vec<RootName> {
     for name in names.iter().rev() {
         let count = seen.entry(&name.volume).or_default();
         *count += 1;
-        if *count > keep && name.volume != RootName::volume_key(None) {
+        if *count > keep && name.volume != ManifestName::volume_key(None) {
             old.push(name.clone());
         }
     }
     old
 }
 
-/// The segments and packs that roots lead to.
-async fn used(store: &Store, roots: &[Root]) -> Result<(HashSet<u64>, HashSet<u64>)> {
-    let names = segments_of(roots);
+/// The segments and packs that manifests lead to.
+async fn used(store: &Store, manifests: &[Manifest]) -> Result<(HashSet<u64>, HashSet<u64>)> {
+    let names = segments_of(manifests);
     let segments = names.keys().map(short).collect();
     let mut packs = HashSet::new();
     let mut read = pin!(segments::read_all(store, names.into_keys()));
@@ -225,8 +228,8 @@ mod tests {
 
     #[test]
     fn the_newest_of_each_volume_stay_and_of_unknown_ones_all() {
-        let name = |text: &str| text.parse::<RootName>().unwrap();
-        let mut names: Vec<RootName> = [
+        let name = |text: &str| text.parse::<ManifestName>().unwrap();
+        let mut names: Vec<ManifestName> = [
             "20260101T000000000Z.vol-0a.snap-01",
             "20260102T000000000Z.vol-0a.snap-02",
             "20260103T000000000Z.vol-0a.snap-03",

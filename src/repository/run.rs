@@ -1,12 +1,12 @@
-//! [`RunState`]: what a run writes, which root it relies on, and its record in the store.
+//! [`RunState`]: what a run writes, which manifest it relies on, and its record in the store.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::catalog::read_root;
-use super::root::{Root, RootName};
+use super::catalog::read_manifest;
+use super::manifest::{Manifest, ManifestName};
 use super::store::Store;
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::snapshot::SnapshotId;
@@ -19,35 +19,35 @@ pub struct RunState {
     pub run: String,
     /// Where the repository is, for people.
     pub address: String,
-    /// See [`Root`].
+    /// See [`Manifest`].
     pub snapshot: SnapshotId,
-    /// See [`Root`].
+    /// See [`Manifest`].
     pub volume: Option<String>,
-    /// See [`Root`].
+    /// See [`Manifest`].
     pub time: SystemTime,
-    /// See [`Root`].
+    /// See [`Manifest`].
     pub volume_bytes: u64,
-    /// The snapshot that the plan is a delta of; then `parent` is its root. None for a full copy.
+    /// The snapshot that the plan is a delta of; then `parent` is its manifest. None for a full copy.
     pub base: Option<SnapshotId>,
-    /// The root whose blocks are not sent again where they are the same.
+    /// The manifest whose blocks are not sent again where they are the same.
     pub parent: Option<Parent>,
-    /// See [`Root`].
+    /// See [`Manifest`].
     pub encrypted: Option<bool>,
-    /// See [`Root`].
+    /// See [`Manifest`].
     pub description: Option<String>,
-    /// See [`Root`].
+    /// See [`Manifest`].
     pub tags: BTreeMap<String, String>,
     /// Packs named so far.
     pub packs: u32,
-    /// See [`Root`].
+    /// See [`Manifest`].
     pub sent_blocks: u64,
-    /// See [`Root`].
+    /// See [`Manifest`].
     pub sent_bytes: u64,
-    /// See [`Root`].
+    /// See [`Manifest`].
     pub stored_bytes: u64,
 }
 
-/// A root that a run counts on.
+/// A manifest that a run counts on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parent {
     name: String,
@@ -56,11 +56,11 @@ pub struct Parent {
 }
 
 impl Parent {
-    /// This root.
-    pub fn of(root: &Root) -> Self {
+    /// This manifest.
+    pub fn of(manifest: &Manifest) -> Self {
         Self {
-            name: root.name().to_string(),
-            run: root.run.clone(),
+            name: manifest.name().to_string(),
+            run: manifest.run.clone(),
         }
     }
 
@@ -73,18 +73,20 @@ impl Parent {
     }
 
     /// Reads it, after the run was put on record: from then on `prune` keeps everything that it leads to, removed or not. A
-    /// run that begins (`is_new`) does not count on a root that was removed before that.
-    pub(super) async fn read(&self, store: &Store, is_new: bool) -> Result<Root> {
-        let there = read_root(store, &format!("snapshots/{}", self.name)).await;
+    /// run that begins (`is_new`) does not count on a manifest that was removed before that.
+    pub(super) async fn read(&self, store: &Store, is_new: bool) -> Result<Manifest> {
+        let there = read_manifest(store, &format!("snapshots/{}", self.name)).await;
         match there {
-            Ok(root) if root.run == self.run && !(is_new && self.is_removed(store).await?) => {
-                return Ok(root);
+            Ok(manifest)
+                if manifest.run == self.run && !(is_new && self.is_removed(store).await?) =>
+            {
+                return Ok(manifest);
             }
             Err(error) if error.kind() != Kind::NotFound => return Err(error),
             _ if is_new => return Err(removed_meanwhile(&self.name)),
             _ => {}
         }
-        read_root(store, &removed(&self.name, &self.run)).await
+        read_manifest(store, &removed(&self.name, &self.run)).await
     }
 }
 
@@ -94,22 +96,22 @@ pub(super) fn removed_meanwhile(name: &str) -> Error {
     Error::new(Kind::NotFound, what).with_remedy(Remedy::TryLater)
 }
 
-/// The name of a removed root's tombstone.
+/// The name of a removed manifest's tombstone.
 pub(super) fn removed(name: &str, run: &str) -> String {
     format!("removed/{name}.{run}")
 }
 
 impl RunState {
-    /// The root, if it was published already.
-    pub(super) async fn published(&self, store: &Store) -> Result<Option<Root>> {
-        let name = RootName {
+    /// The manifest, if it was published already.
+    pub(super) async fn published(&self, store: &Store) -> Result<Option<Manifest>> {
+        let name = ManifestName {
             time: self.time,
-            volume: RootName::volume_key(self.volume.as_deref()),
+            volume: ManifestName::volume_key(self.volume.as_deref()),
             snapshot: self.snapshot.clone(),
         };
-        match read_root(store, &format!("snapshots/{name}")).await {
+        match read_manifest(store, &format!("snapshots/{name}")).await {
             Err(error) if error.kind() == Kind::NotFound => Ok(None),
-            root => root.map(|root| (root.run == self.run).then_some(root)),
+            manifest => manifest.map(|manifest| (manifest.run == self.run).then_some(manifest)),
         }
     }
 }

@@ -3,10 +3,11 @@
 use bytes::Bytes;
 
 use super::SEGMENT_BLOCKS;
-use super::pack::{Name, Salt, Spot};
+use super::header::{self, Magic, Salt};
+use super::pack::{Name, Spot};
 use crate::block::{BlockIndex, Digest};
 
-const MAGIC: &[u8; 8] = b"ebsfseg1";
+const MAGIC: &Magic = b"ebsfseg2";
 /// Digests cannot be compressed, and the rest is small: a quick level does.
 const LEVEL: i32 = 3;
 /// Bytes of a block in a segment, and of a pack.
@@ -111,11 +112,9 @@ impl Segment {
     }
 
     /// As it is stored.
-    pub(super) fn encode(&self, salt: Salt) -> std::io::Result<Bytes> {
+    pub(super) fn encode(&self, run: &Salt) -> std::io::Result<Bytes> {
         let mut out = Vec::with_capacity(16 + self.packs.len() * PACK + self.blocks.len() * BLOCK);
         let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes();
-        out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&salt);
         out.extend_from_slice(&number(self.packs.len()));
         out.extend(self.packs.iter().flatten());
         out.extend_from_slice(&number(self.blocks.len()));
@@ -124,13 +123,15 @@ impl Segment {
         out.extend(self.blocks.iter().flat_map(|b| b.spot.offset.to_le_bytes()));
         out.extend(self.blocks.iter().flat_map(|b| b.spot.length.to_le_bytes()));
         out.extend(self.blocks.iter().flat_map(|b| b.digest));
-        zstd::bulk::compress(&out, LEVEL).map(Bytes::from)
+        let mut object = header::encode(MAGIC, run, &out).to_vec();
+        object.extend(zstd::bulk::compress(&out, LEVEL)?);
+        Ok(object.into())
     }
 
     /// What was stored; none when it is no segment.
     pub(super) fn decode(stored: &[u8]) -> Option<Self> {
-        let bytes = zstd::bulk::decompress(stored, MOST).ok()?;
-        let rest = bytes.strip_prefix(MAGIC)?.get(size_of::<Salt>()..)?;
+        let (_, compressed) = header::split(MAGIC, stored)?;
+        let rest = zstd::bulk::decompress(compressed, MOST).ok()?;
         let (count, rest) = rest.split_first_chunk::<4>()?;
         let packs = u32::from_le_bytes(*count) as usize;
         let (names, rest) = rest.split_at_checked(packs.checked_mul(PACK)?)?;
@@ -178,12 +179,13 @@ impl Segment {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repository::header::HEADER;
 
     fn entry(number: u32) -> Entry {
         Entry {
             pack: [u8::try_from(number / 64 % 251).unwrap(); 32],
             spot: Spot {
-                offset: 24 + number % 64 * 1000,
+                offset: u32::try_from(HEADER).unwrap() + number % 64 * 1000,
                 length: 1000,
             },
             digest: [u8::try_from(number % 256).unwrap(); 32],
@@ -194,7 +196,7 @@ mod tests {
     fn what_was_stored_is_what_is_read_and_nothing_else_is_believed() {
         let indexes = [0u16, 1, 2, 700, 701, 65_535];
         let segment = Segment::of(indexes.iter().map(|i| (*i, entry(u32::from(*i)))));
-        let stored = segment.encode([1; 16]).unwrap();
+        let stored = segment.encode(&[1; 16]).unwrap();
         let read = Segment::decode(&stored).unwrap();
         assert_eq!(read, segment);
         assert_eq!(read.get(700), Some(entry(700)));
@@ -208,7 +210,7 @@ mod tests {
             assert!(Segment::decode(&stored[..cut]).is_none());
         }
         let unsorted = Segment::of([(5, entry(5)), (4, entry(4))]);
-        assert!(Segment::decode(&unsorted.encode([1; 16]).unwrap()).is_none());
+        assert!(Segment::decode(&unsorted.encode(&[1; 16]).unwrap()).is_none());
     }
 
     #[test]
@@ -218,7 +220,7 @@ mod tests {
         assert_eq!(segment.packs().len(), 251);
         assert!(segment.len() * size_of::<Place>() <= 3 << 20);
         assert_eq!(
-            Segment::decode(&segment.encode([1; 16]).unwrap()),
+            Segment::decode(&segment.encode(&[1; 16]).unwrap()),
             Some(segment)
         );
     }

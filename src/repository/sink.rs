@@ -17,12 +17,13 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use super::SEGMENT_BLOCKS;
-use super::catalog::read_root;
+use super::catalog::read_manifest;
+use super::header::{Salt, salt_of_run};
 use super::index::Index;
 use super::known::Known;
 use super::locations::{Location, Locations};
-use super::pack::{Filling, MOST_BLOCKS, Packer, Salt};
-use super::root::{FORMAT, Root, SegmentOf};
+use super::manifest::{FORMAT, Manifest, SegmentOf};
+use super::pack::{Filling, MOST_BLOCKS, Packer};
 use super::run::{RunState, forgotten, run_object};
 use super::segment::{Entry, Segment, place_of};
 use super::segments::{Segments, object};
@@ -41,7 +42,7 @@ const HELD: usize = 2 * MOST_BLOCKS + 16;
 pub struct RepositorySink {
     state: RunState,
     geometry: Geometry,
-    parent: Option<Root>,
+    parent: Option<Manifest>,
     segments: Arc<Segments>,
     locations: Arc<Locations>,
     known: Option<Arc<Known>>,
@@ -104,7 +105,7 @@ impl RepositorySink {
         let counts = [state.sent_blocks, state.sent_bytes, state.stored_bytes];
         let segments = Arc::new(Segments::new(store));
         let published = published
-            .map(|root| RepositorySource::new(root, Arc::clone(&segments)))
+            .map(|manifest| RepositorySource::new(manifest, Arc::clone(&segments)))
             .transpose()?
             .map(|source| Arc::new(source.into_stored()));
         Ok(Self {
@@ -223,7 +224,7 @@ impl RepositorySink {
         let (store, locations) = (Arc::clone(self.store()), Arc::clone(&self.locations));
         let (salt, known) = (self.salt(), self.known.clone());
         let upload = async move {
-            let packed = blocking(move || Ok(filling.pack(salt))).await?;
+            let packed = blocking(move || Ok(filling.pack(&salt))).await?;
             let name = object("packs", &packed.name);
             store.put(&name, &packed.pieces).await?;
             blocking(move || {
@@ -241,10 +242,8 @@ impl RepositorySink {
         self.sent.lock().push(tokio::spawn(upload));
     }
 
-    /// Bytes that no other run puts into its packs and segments.
     fn salt(&self) -> Salt {
-        let digest = Sha256::digest(&self.state.run);
-        digest.first_chunk().copied().unwrap_or_default()
+        salt_of_run(&self.state.run)
     }
 
     async fn flush_all(&self) -> Result<RunState> {
@@ -337,7 +336,7 @@ impl RepositorySink {
             if let Some(same) = same.filter(|_| old.as_deref() == Some(&segment)) {
                 return Ok(Some((None, same)));
             }
-            let stored = segment.encode(salt);
+            let stored = segment.encode(&salt);
             let stored = stored
                 .map_err(|error| Error::with_source(Kind::Io, "cannot make a segment", error))?;
             let name: Digest = Sha256::digest(&stored).into();
@@ -396,7 +395,7 @@ impl RepositorySink {
         let all = BlockIndex(self.geometry.block_count());
         let damaged = damaged.runs_in(BlockIndex(0), all);
         let damaged = damaged.map(|run| (run.start().0, run.end().0)).collect();
-        let root = Root {
+        let manifest = Manifest {
             format: FORMAT,
             run: state.run.clone(),
             snapshot: state.snapshot,
@@ -415,26 +414,26 @@ impl RepositorySink {
             damaged,
             segments,
         };
-        let name = format!("snapshots/{}", root.name());
-        if let Err(error) = self.store().look(&run_object(&root.run)).await {
+        let name = format!("snapshots/{}", manifest.name());
+        if let Err(error) = self.store().look(&run_object(&manifest.run)).await {
             return Err(match error.kind() {
                 Kind::NotFound => forgotten(self.store()),
                 _ => error,
             });
         }
-        // A root of a newer format is not ours to replace.
-        let is_sound = |bytes: &[u8]| !matches!(Root::decode(bytes), Err(error) if error.kind() == Kind::Corrupt);
-        let encoded = root.encode();
-        let root = if self.store().put_new(&name, &encoded, is_sound).await? {
-            root
+        // A manifest of a newer format is not ours to replace.
+        let is_sound = |bytes: &[u8]| !matches!(Manifest::decode(bytes), Err(error) if error.kind() == Kind::Corrupt);
+        let encoded = manifest.encode();
+        let manifest = if self.store().put_new(&name, &encoded, is_sound).await? {
+            manifest
         } else {
-            let there = read_root(self.store(), &name).await?;
-            if there.run != root.run {
-                info!("another run has published {} meanwhile", root.snapshot);
+            let there = read_manifest(self.store(), &name).await?;
+            if there.run != manifest.run {
+                info!("another run has published {} meanwhile", manifest.snapshot);
             }
             there
         };
-        let source = RepositorySource::new(root, Arc::clone(&self.segments))?;
+        let source = RepositorySource::new(manifest, Arc::clone(&self.segments))?;
         let source = Arc::new(source.into_stored());
         *self.published.lock() = Some(Arc::clone(&source));
         Self::forget(self.store(), &self.state.run, &self.files).await?;
@@ -473,7 +472,7 @@ impl Sink for RepositorySink {
     ) -> BoxFuture<'a, Result<Published>> {
         async {
             let source = self.publish_all(written, damaged).await?;
-            let snapshot = source.root().snapshot.clone();
+            let snapshot = source.manifest().snapshot.clone();
             Ok(Published {
                 mark: None,
                 snapshot: Some(format!("{}#{snapshot}", self.store().address())),

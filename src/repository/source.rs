@@ -13,8 +13,8 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::sleep;
 
 use super::SEGMENT_BLOCKS;
+use super::manifest::Manifest;
 use super::pack::{Name, Spot, Stored};
-use super::root::Root;
 use super::segment::{Entry, place_of};
 use super::segments::{Segments, object};
 use super::store::Store;
@@ -33,7 +33,7 @@ const COMPANY: Duration = Duration::from_millis(1);
 
 /// A snapshot of a repository.
 pub struct RepositorySource {
-    root: Root,
+    manifest: Manifest,
     geometry: Geometry,
     /// Blocks that are zero here because their source was damaged: they are held, and cannot be read.
     damaged: BlockSet,
@@ -44,18 +44,18 @@ pub struct RepositorySource {
 
 impl std::fmt::Debug for RepositorySource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "RepositorySource({})", self.root.snapshot)
+        write!(f, "RepositorySource({})", self.manifest.snapshot)
     }
 }
 
 impl RepositorySource {
-    pub(super) fn new(root: Root, segments: Arc<Segments>) -> Result<Self> {
+    pub(super) fn new(manifest: Manifest, segments: Arc<Segments>) -> Result<Self> {
         let store = Arc::clone(segments.store());
-        let geometry = root.geometry()?;
+        let geometry = manifest.geometry()?;
         Ok(Self {
             geometry,
-            damaged: BlockSet::of_pairs(&root.damaged, BlockIndex(geometry.block_count())),
-            root,
+            damaged: BlockSet::of_pairs(&manifest.damaged, BlockIndex(geometry.block_count())),
+            manifest,
             segments,
             digester: Digester::new(),
             packs: Arc::new(Packs {
@@ -78,13 +78,13 @@ impl RepositorySource {
     }
 
     /// What the snapshot is.
-    pub fn root(&self) -> &Root {
-        &self.root
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
     }
 
     pub(super) async fn entry(&self, index: BlockIndex) -> Result<Option<Entry>> {
         let (number, within) = place_of(index);
-        match self.root.segment(number) {
+        match self.manifest.segment(number) {
             None => Ok(None),
             Some(of) => Ok(self.segments.load(&of.name).await?.get(within)),
         }
@@ -92,12 +92,12 @@ impl RepositorySource {
 
     async fn fetch(&self, index: BlockIndex, wanted: Wanted) -> Result<Block> {
         if index.0 >= self.geometry.block_count() {
-            let what = format!("{} has no block {index}", self.root.snapshot);
+            let what = format!("{} has no block {index}", self.manifest.snapshot);
             return Err(Error::new(Kind::Invalid, what));
         }
         if self.damaged.contains(index) {
             let to = format!("to {}", self.segments.store().address());
-            return Err(damaged_before(index, self.root.snapshot.as_str(), &to));
+            return Err(damaged_before(index, self.manifest.snapshot.as_str(), &to));
         }
         let Some(entry) = self.entry(index).await? else {
             return Ok(Block::Zero);
@@ -117,7 +117,7 @@ impl RepositorySource {
         let (store, pack) = (self.segments.store(), object("packs", &entry.pack));
         let what = format!(
             "{} block {index}: {}/{pack} is damaged (ebsfs repository check)",
-            self.root.snapshot,
+            self.manifest.snapshot,
             store.address()
         );
         Err(Error::new(Kind::Corrupt, what).with_remedy(Remedy::MarkDamage))
@@ -125,7 +125,11 @@ impl RepositorySource {
 
     async fn run_from(&self, from: BlockIndex) -> Result<Option<Extent>> {
         let (first, within) = place_of(from);
-        let segments = self.root.segments.iter().filter(|of| of.number >= first);
+        let segments = self
+            .manifest
+            .segments
+            .iter()
+            .filter(|of| of.number >= first);
         for of in segments {
             let within = if of.number == first { within } else { 0 };
             let segment = self.segments.load(&of.name).await?;
@@ -165,7 +169,7 @@ impl BlockSource for RepositorySource {
     fn is_known_zero(&self, index: BlockIndex) -> bool {
         let (number, within) = place_of(index);
         let is_beyond = index.0 >= self.geometry().block_count();
-        match self.root.segment(number) {
+        match self.manifest.segment(number) {
             _ if is_beyond || self.damaged.contains(index) => false,
             None => true,
             Some(of) => {

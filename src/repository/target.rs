@@ -1,7 +1,7 @@
 //! [`RepositoryTarget`]: a new snapshot in a repository. It observes what the repository holds of the source and of its
 //! volume, chooses the parent whose blocks are not sent again, and opens the sink.
 //!
-//! A base or parent is proven by its root and all of its segments, each read once: 40 bytes for each block of 512 KiB. A
+//! A base or parent is proven by its manifest and all of its segments, each read once: 40 bytes for each block of 512 KiB. A
 //! damaged one is skipped and the next older one is used.
 
 mod observe;
@@ -20,8 +20,8 @@ use super::catalog::RepositoryCatalog;
 use super::check::is_damage;
 use super::index::Index;
 use super::locations::Locations;
+use super::manifest::Manifest;
 use super::pack::Name;
-use super::root::Root;
 use super::run::{Parent, RunState, removed_meanwhile, run_object};
 use super::segments::Segments;
 use super::sink::RepositorySink;
@@ -95,55 +95,62 @@ impl RepositoryTarget {
             return Ok(fitted);
         };
         let end = BlockIndex(plan.head().block_count());
-        let damaged = BlockSet::of_pairs(&self.root_of(&base.id).await?.damaged, end);
+        let damaged = BlockSet::of_pairs(&self.manifest_of(&base.id).await?.damaged, end);
         if !damaged.is_empty() {
             fitted.overtake(&Delta::full(plan.head(), &damaged, false));
         }
         Ok(fitted)
     }
 
-    /// The newest root of a snapshot.
-    async fn root_of(&self, id: &SnapshotId) -> Result<Root> {
+    /// The newest manifest of a snapshot.
+    async fn manifest_of(&self, id: &SnapshotId) -> Result<Manifest> {
         let names = self.catalog.names().await?;
         let name = names.iter().rfind(|name| name.snapshot == *id);
         let name = name.ok_or_else(|| {
             let what = format!("{} does not hold {id}", self.name);
             Error::new(Kind::NotFound, what)
         })?;
-        self.catalog.root(name).await
+        self.catalog.manifest(name).await
     }
 
-    /// The root that a run relies on: its base's, else the newest sound one of the volume.
-    async fn parent(&self, base: Option<&Replica>, source: &SourceInfo) -> Result<Option<Root>> {
+    /// The manifest that a run relies on: its base's, else the newest sound one of the volume.
+    async fn parent(
+        &self,
+        base: Option<&Replica>,
+        source: &SourceInfo,
+    ) -> Result<Option<Manifest>> {
         if let Some(base) = base {
-            let root = self.root_of(&base.id).await?;
-            let found = self.prove(&root).await;
+            let manifest = self.manifest_of(&base.id).await?;
+            let found = self.prove(&manifest).await;
             found.map_err(|error| match is_damage(&error) {
                 true => error
                     .context(format!("cannot use {} as a base", base.id))
                     .with_remedy(Remedy::CopyAll),
                 false => error,
             })?;
-            if Parent::of(&root).is_removed(self.store()).await? {
-                return Err(removed_meanwhile(&root.name().to_string()));
+            if Parent::of(&manifest).is_removed(self.store()).await? {
+                return Err(removed_meanwhile(&manifest.name().to_string()));
             }
-            return Ok(Some(root));
+            return Ok(Some(manifest));
         }
         let names = self.catalog.names().await?;
         let mut warnings = Vec::new();
         let mut found = None;
-        for root in self
-            .usable_roots(of_volume(&names, source), &mut warnings)
+        for manifest in self
+            .usable_manifests(of_volume(&names, source), &mut warnings)
             .await?
         {
-            if self.is_sound(&root, &mut warnings).await? {
-                found = Some(root);
+            if self.is_sound(&manifest, &mut warnings).await? {
+                found = Some(manifest);
                 break;
             }
         }
         warnings.iter().for_each(|warning| warn!("{warning}"));
-        if let Some(root) = &found {
-            info!("not sending blocks that {} has unchanged", root.snapshot);
+        if let Some(manifest) = &found {
+            info!(
+                "not sending blocks that {} has unchanged",
+                manifest.snapshot
+            );
         }
         Ok(found)
     }
@@ -218,9 +225,9 @@ impl RepositoryTarget {
             let what = format!("cannot read {}: no snapshot of it is known", self.name);
             Error::new(Kind::NotFound, what)
         })?;
-        let root = self.root_of(&replica.parse()?).await?;
+        let manifest = self.manifest_of(&replica.parse()?).await?;
         let segments = Arc::new(Segments::new(Arc::clone(self.store())));
-        Ok(Arc::new(RepositorySource::new(root, segments)?))
+        Ok(Arc::new(RepositorySource::new(manifest, segments)?))
     }
 
     async fn forget(&self, left: &SinkState) -> Result<()> {

@@ -11,6 +11,12 @@ fn three(objects: &Objects) -> Chain {
     chain
 }
 
+/// What is in a manifest: JSON between a header of 32 bytes and a SHA-256.
+fn manifest_at(path: &Path) -> Value {
+    let bytes = fs::read(path).unwrap();
+    serde_json::from_slice(&bytes[32..bytes.len() - 32]).unwrap()
+}
+
 fn damaged(objects: &Objects, emulator: &Emulator, args: &[&str]) -> Vec<Value> {
     let mut command = objects.look(emulator, &[&["check"], args, &["--json"]].concat());
     let output = command.output().unwrap();
@@ -38,15 +44,8 @@ fn damage_is_found_and_the_snapshots_that_suffer_are_named_and_no_wrong_byte_is_
     let names = |damage: &Value| damage["snapshots"].to_string();
 
     // A flipped byte in the oldest pack: the blocks of all three are in it, the second one's new ones are not.
-    let root: Value = serde_json::from_str(
-        fs::read_to_string(&objects.objects("snapshots")[0])
-            .unwrap()
-            .lines()
-            .next()
-            .unwrap(),
-    )
-    .unwrap();
-    assert_eq!(root["snapshot"], *ids[0]);
+    let manifest = manifest_at(&objects.objects("snapshots")[0]);
+    assert_eq!(manifest["snapshot"], *ids[0]);
     let sizes = |path: &PathBuf| fs::metadata(path).unwrap().len();
     let pack = objects
         .objects("packs")
@@ -101,24 +100,24 @@ fn damage_is_found_and_the_snapshots_that_suffer_are_named_and_no_wrong_byte_is_
     );
     restore();
 
-    // A root that is damaged: the others are there.
-    let root = objects.objects("snapshots")[1].clone();
-    let mut bytes = fs::read(&root).unwrap();
+    // A manifest that is damaged: the others are there.
+    let manifest = objects.objects("snapshots")[1].clone();
+    let mut bytes = fs::read(&manifest).unwrap();
     bytes[30] ^= 1;
-    fs::write(&root, &bytes).unwrap();
+    fs::write(&manifest, &bytes).unwrap();
     let found = damaged(&objects, emulator, &[]);
     assert!(
         found[0]["object"].to_string().contains("snapshots/"),
         "{found:?}"
     );
     let (code, _) = ends(&mut objects.look(emulator, &["prune"]));
-    assert_eq!(code, 8, "nothing is swept while a root cannot be read");
+    assert_eq!(code, 8, "nothing is swept while a manifest cannot be read");
     let (code, said) = ends(&mut objects.take(emulator, &ids[1], &[text(&image)]));
     assert!(code == 8 && said.contains("damaged"), "{said}");
     restore();
 
-    // A root that is gone is a snapshot that is not there; what it alone needs is unused.
-    fs::remove_file(&root).unwrap();
+    // A manifest that is gone is a snapshot that is not there; what it alone needs is unused.
+    fs::remove_file(&manifest).unwrap();
     let checked = objects.look_json(emulator, &["check", "--read-data"]);
     assert_eq!(checked["snapshots"], 2);
     assert!(checked["unused"].as_u64().unwrap() > 0);
@@ -191,7 +190,7 @@ fn a_run_that_has_not_ended_keeps_what_it_counts_on_until_it_is_forgotten() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    wait_for("packs that no root leads to", || {
+    wait_for("packs that no manifest leads to", || {
         objects.look_json(&emulator, &["check"])["unused"].as_u64() > Some(0)
     });
     child.kill().unwrap();
@@ -281,19 +280,19 @@ fn what_prune_does_not_know_it_leaves_alone_and_what_is_being_removed_is_not_cou
     let (emulator, ids) = (&chain.emulator, &chain.snapshots);
     let files = objects.files();
     let prune = ["prune", "--grace", "0s"];
-    // A root of another name than ebsfs gives: nothing is swept. A foreign file in the folder: it stays.
+    // A manifest of another name than ebsfs gives: nothing is swept. A foreign file in the folder: it stays.
     let odd = files.join("snapshots/20270101-vol-0a");
     fs::copy(&objects.objects("snapshots")[0], &odd).unwrap();
     let (code, said) = ends(&mut objects.look(emulator, &prune));
     assert!(
-        code == 8 && said.contains("no root that is known here"),
+        code == 8 && said.contains("no manifest that is known here"),
         "{said}"
     );
-    // Under another root's name it is damaged, and can be removed.
+    // Under another manifest's name it is damaged, and can be removed.
     let name = objects.objects("snapshots")[0].with_file_name("20270101T000000000Z.vol-0a.snap-0f");
     fs::rename(&odd, &name).unwrap();
     let (code, said) = ends(&mut objects.look(emulator, &prune));
-    assert!(code == 8 && said.contains("is the root of"), "{said}");
+    assert!(code == 8 && said.contains("is the manifest of"), "{said}");
     fs::write(&name, "damaged").unwrap();
     objects.remove(emulator, "snap-0f");
     let (kept, left) = (files.join("packs/notes#1.txt"), files.join("packs/abc#1"));
@@ -312,12 +311,11 @@ fn what_prune_does_not_know_it_leaves_alone_and_what_is_being_removed_is_not_cou
     assert!(code == 2 && said.contains("leave out #snap-0f"), "{said}");
     // Killed between the two steps of a removal: the next snapshot is brought without it.
     let last = objects.objects("snapshots")[2].clone();
-    let root = fs::read_to_string(&last).unwrap();
-    let root: Value = serde_json::from_str(root.lines().next().unwrap()).unwrap();
+    let manifest = manifest_at(&last);
     let aside = format!(
         "{}.{}",
         last.file_name().unwrap().to_str().unwrap(),
-        root["run"].as_str().unwrap()
+        manifest["run"].as_str().unwrap()
     );
     fs::create_dir_all(files.join("removed")).unwrap();
     fs::copy(&last, files.join("removed").join(aside)).unwrap();

@@ -69,7 +69,7 @@ fn a_store_that_refuses_lies_cuts_and_loses_at_times_ends_up_with_every_byte() {
 fn whatever_object_a_store_spoils_the_first_time_is_put_again() {
     let (emulator, id) = three_blocks();
     let (mount, disk) = mounted(&emulator, &id);
-    // The header, the run, a pack, a segment, the root.
+    // The header, the run, a pack, a segment, the manifest.
     for which in 1..=5 {
         let (objects, proxy) = behind();
         proxy.set(puts(move |number| match number == which {
@@ -79,7 +79,7 @@ fn whatever_object_a_store_spoils_the_first_time_is_put_again() {
         run(&mut objects.bring(&emulator, &[&id]));
         let checked = objects.look_json(&emulator, &["check", "--read-data"]);
         assert_eq!(checked["snapshots"], 1, "{which}");
-        // A root that is damaged later is made whole by bringing the snapshot once more.
+        // A manifest that is damaged later is made whole by bringing the snapshot once more.
         fs::write(&objects.objects("snapshots")[0], "damaged").unwrap();
         run(&mut objects.bring(&emulator, &[&id]));
         let replica = objects.mount(&emulator);
@@ -93,7 +93,7 @@ fn a_store_that_keeps_nothing_or_something_else_is_told_and_no_snapshot_is_there
     let (objects, proxy) = behind();
     let (emulator, id) = three_blocks();
     for fate in [Fate::Lie, Fate::Spoil] {
-        // A root that is spoiled is damage, which `check` reports.
+        // A manifest that is spoiled is damage, which `check` reports.
         proxy.set(move |request| match request.starts_with("PUT ") {
             true if request.contains("/packs/") => fate,
             _ => Fate::Pass,

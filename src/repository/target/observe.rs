@@ -8,8 +8,8 @@ use futures_util::StreamExt;
 use super::{RepositoryTarget, bytes_of, made_id, volume_of};
 use crate::error::{Error, Kind, Result};
 use crate::repository::check::is_damage;
+use crate::repository::manifest::{Manifest, ManifestName};
 use crate::repository::pack::Name;
-use crate::repository::root::{Root, RootName};
 use crate::repository::run::{RunState, removed, run_object};
 use crate::repository::segments;
 use crate::snapshot::SnapshotId;
@@ -23,9 +23,9 @@ impl RepositoryTarget {
         let mut facts = Facts::of(&*self.name, Existence::Absent);
         let names = self.catalog.names().await?;
         if let Some(id) = ask.source.id()
-            && let Some(root) = self.held(&names, &id, &mut facts.warnings).await?
+            && let Some(manifest) = self.held(&names, &id, &mut facts.warnings).await?
         {
-            let damaged = root.damaged.iter();
+            let damaged = manifest.damaged.iter();
             let damaged = damaged.map(|(first, end)| u64::from(end.saturating_sub(*first)));
             facts.held_damaged = damaged.sum();
             if facts.held_damaged > 0 {
@@ -64,88 +64,94 @@ impl RepositoryTarget {
         Ok(facts)
     }
 
-    /// The root of a snapshot, if it is there and can be read. A damaged one is written again by the next run.
+    /// The manifest of a snapshot, if it is there and can be read. A damaged one is written again by the next run.
     async fn held(
         &self,
-        names: &[RootName],
+        names: &[ManifestName],
         id: &SnapshotId,
         warnings: &mut Vec<String>,
-    ) -> Result<Option<Root>> {
+    ) -> Result<Option<Manifest>> {
         for name in names.iter().rev().filter(|name| name.snapshot == *id) {
-            match self.catalog.root(name).await {
+            match self.catalog.manifest(name).await {
                 Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::NotFound) => {
                     warnings.push(format!("copying {id} again: {}", error.chain()));
                 }
-                root => return root.map(Some),
+                manifest => return manifest.map(Some),
             }
         }
         Ok(None)
     }
 
     /// The snapshots that a delta can start from, in the order of `names`: the first is proven to its last segment, older
-    /// ones by their roots.
+    /// ones by their manifests.
     async fn replicas(
         &self,
-        names: Vec<&RootName>,
+        names: Vec<&ManifestName>,
         warnings: &mut Vec<String>,
     ) -> Result<Vec<Replica>> {
         let mut replicas = Vec::new();
-        for root in self.usable_roots(names, warnings).await? {
-            if replicas.is_empty() && !self.is_sound(&root, warnings).await? {
+        for manifest in self.usable_manifests(names, warnings).await? {
+            if replicas.is_empty() && !self.is_sound(&manifest, warnings).await? {
                 continue;
             }
             replicas.push(Replica {
-                source: root.snapshot.clone(),
-                id: root.snapshot,
-                volume_bytes: Some(root.volume_bytes),
+                source: manifest.snapshot.clone(),
+                id: manifest.snapshot,
+                volume_bytes: Some(manifest.volume_bytes),
                 encrypted: Some(false),
             });
         }
         Ok(replicas)
     }
 
-    /// The roots of these names that can be read and are not being removed.
-    pub(super) async fn usable_roots(
+    /// The manifests of these names that can be read and are not being removed.
+    pub(super) async fn usable_manifests(
         &self,
-        names: Vec<&RootName>,
+        names: Vec<&ManifestName>,
         warnings: &mut Vec<String>,
-    ) -> Result<Vec<Root>> {
+    ) -> Result<Vec<Manifest>> {
         if names.is_empty() {
             return Ok(Vec::new());
         }
         let names = names.into_iter().take(MOST_REPLICAS).cloned().collect();
-        let mut roots = Vec::new();
-        for (name, root) in self.catalog.roots(names, |root| root).await? {
-            match root {
-                Ok(root) => roots.push(root),
+        let mut manifests = Vec::new();
+        for (name, manifest) in self.catalog.manifests(names, |manifest| manifest).await? {
+            match manifest {
+                Ok(manifest) => manifests.push(manifest),
                 Err(error) if is_damage(&error) => warnings.push(skipped(&name, &error)),
                 Err(error) => return Err(error),
             }
         }
-        // Listed after the roots were read: `prune` keeps a root that is removed later for every run on record by then.
+        // Listed after the manifests were read: `prune` keeps a manifest that is removed later for every run on record by then.
         let tombstones = self.store().list("removed").await?;
         let tombstones: HashSet<String> =
             tombstones.into_iter().map(|object| object.name).collect();
-        roots.retain(|root| !tombstones.contains(&removed(&root.name().to_string(), &root.run)));
-        Ok(roots)
+        manifests.retain(|manifest| {
+            !tombstones.contains(&removed(&manifest.name().to_string(), &manifest.run))
+        });
+        Ok(manifests)
     }
 
-    /// Whether all segments of a root are there and sound.
-    pub(super) async fn is_sound(&self, root: &Root, warnings: &mut Vec<String>) -> Result<bool> {
-        match self.prove(root).await {
+    /// Whether all segments of a manifest are there and sound.
+    pub(super) async fn is_sound(
+        &self,
+        manifest: &Manifest,
+        warnings: &mut Vec<String>,
+    ) -> Result<bool> {
+        match self.prove(manifest).await {
             Err(error) if is_damage(&error) => {
-                warnings.push(skipped(&root.name(), &error));
+                warnings.push(skipped(&manifest.name(), &error));
                 Ok(false)
             }
             proven => proven.map(|()| true),
         }
     }
 
-    /// Reads the segments of a root that were not read before.
-    pub(super) async fn prove(&self, root: &Root) -> Result<()> {
+    /// Reads the segments of a manifest that were not read before.
+    pub(super) async fn prove(&self, manifest: &Manifest) -> Result<()> {
         let names: Vec<Name> = {
             let proven = self.proven.lock();
-            let names = root.segments.iter().map(|of| of.name);
+            let names = manifest.segments.iter().map(|of| of.name);
             names.filter(|name| !proven.contains(name)).collect()
         };
         let mut read = pin!(segments::read_all(self.store(), names));
@@ -186,7 +192,7 @@ impl RepositoryTarget {
             return Ok(Left::Proven);
         };
         let is_sound = match parent.read(store, false).await {
-            Ok(root) => self.is_sound(&root, warnings).await?,
+            Ok(manifest) => self.is_sound(&manifest, warnings).await?,
             Err(error) if is_damage(&error) => {
                 warnings.push(format!("cannot resume the run: {}", error.chain()));
                 false
@@ -198,11 +204,14 @@ impl RepositoryTarget {
 }
 
 /// The names of the volume's other snapshots, newest first.
-pub(super) fn of_volume<'a>(names: &'a [RootName], source: &SourceInfo) -> Vec<&'a RootName> {
+pub(super) fn of_volume<'a>(
+    names: &'a [ManifestName],
+    source: &SourceInfo,
+) -> Vec<&'a ManifestName> {
     let Some(volume) = volume_of(source) else {
         return Vec::new();
     };
-    let (key, itself) = (RootName::volume_key(Some(volume)), source.id());
+    let (key, itself) = (ManifestName::volume_key(Some(volume)), source.id());
     let others = names.iter().rev().filter(|name| name.volume == key);
     others
         .filter(|name| itself.as_ref() != Some(&name.snapshot))
@@ -221,6 +230,6 @@ fn is_of(state: &RunState, source: &SourceInfo) -> bool {
     is_same && state.volume_bytes == bytes_of(source)
 }
 
-fn skipped(name: &RootName, error: &Error) -> String {
+fn skipped(name: &ManifestName, error: &Error) -> String {
     format!("cannot use {} as a base: {}", name.snapshot, error.chain())
 }

@@ -84,9 +84,9 @@ impl Place {
         found
     }
 
-    fn root(&self, snapshot: &str) -> PathBuf {
-        let mut roots = self.objects("snapshots").into_iter();
-        roots
+    fn manifest(&self, snapshot: &str) -> PathBuf {
+        let mut manifests = self.objects("snapshots").into_iter();
+        manifests
             .find(|path| path.to_str().unwrap().ends_with(snapshot))
             .unwrap()
     }
@@ -263,7 +263,7 @@ async fn replicas_of_the_volume_are_offered_newest_first_and_damaged_ones_are_sk
             .is_empty()
     );
 
-    flip(&place.root("snap-03"));
+    flip(&place.manifest("snap-03"));
     let facts = place.facts(&next, &Base::Auto, None).await;
     assert_eq!(ids(&facts), ["snap-02", "snap-01"]);
     assert!(facts.warnings[0].contains("snap-03"), "{facts:?}");

@@ -1,4 +1,4 @@
-//! Roots: what a snapshot is, and which segments say where its blocks are.
+//! Manifests: what a snapshot is, and which segments say where its blocks are.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::SEGMENT_BLOCKS;
+use super::header::{self, Magic};
 use super::pack::Name;
 use crate::block::{BLOCK_SIZE, Geometry, hexadecimal};
 use crate::error::{Error, Kind, Result};
@@ -18,17 +19,18 @@ use crate::snapshot::{Snapshot, SnapshotId, State};
 const LAST: Duration = Duration::from_secs(253_000_000_000);
 
 /// What this program writes and reads.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
+const MAGIC: &Magic = b"ebsfman2";
 
-/// The root of a snapshot.
+/// The manifest of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Root {
+pub struct Manifest {
     pub(super) format: u32,
     /// The run that brought it.
     pub run: String,
     /// The snapshot's id; of an image one that is made of the run's.
     pub snapshot: SnapshotId,
-    /// The volume that it is of, or the image's path; none where nobody knew.
+    /// The volume that it is of, or the path of the image or device; none where it is unknown.
     pub volume: Option<String>,
     /// The instant whose bytes it holds; of an image when the run began.
     pub time: SystemTime,
@@ -59,7 +61,7 @@ pub struct Root {
     pub(super) segments: Vec<SegmentOf>,
 }
 
-/// A segment of a root.
+/// A segment of a manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SegmentOf {
     /// Which [`super::SEGMENT_BLOCKS`] of the volume.
@@ -70,14 +72,14 @@ pub(super) struct SegmentOf {
     pub(super) blocks: u32,
 }
 
-impl Root {
+impl Manifest {
     /// The volume's size.
     ///
     /// # Errors
     /// `Corrupt` when it is none.
     pub fn geometry(&self) -> Result<Geometry> {
         let geometry = Geometry::new(self.volume_bytes);
-        geometry.map_err(|error| Error::with_source(Kind::Corrupt, "the root's volume", error))
+        geometry.map_err(|error| Error::with_source(Kind::Corrupt, "the manifest's volume", error))
     }
 
     /// The segment of a number.
@@ -87,10 +89,10 @@ impl Root {
     }
 
     /// The object's name within `snapshots/`.
-    pub fn name(&self) -> RootName {
-        RootName {
+    pub fn name(&self) -> ManifestName {
+        ManifestName {
             time: self.time,
-            volume: RootName::volume_key(self.volume.as_deref()),
+            volume: ManifestName::volume_key(self.volume.as_deref()),
             snapshot: self.snapshot.clone(),
         }
     }
@@ -112,25 +114,29 @@ impl Root {
 
     pub(super) fn encode(&self) -> Vec<u8> {
         // Nothing in it can fail to serialise.
-        let mut bytes = serde_json::to_vec(self).unwrap_or_default();
-        bytes.push(b'\n');
-        let digest = hexadecimal(&Sha256::digest(&bytes));
-        bytes.extend_from_slice(digest.as_bytes());
-        bytes.push(b'\n');
+        let json = serde_json::to_vec(self).unwrap_or_default();
+        let run = header::salt_of_run(&self.run);
+        let mut bytes = header::encode(MAGIC, &run, &json).to_vec();
+        bytes.extend(json);
+        let digest = Sha256::digest(&bytes);
+        bytes.extend_from_slice(&digest);
         bytes
     }
 
     /// What was stored.
     ///
     /// # Errors
-    /// `Corrupt` when it is damaged, `Invalid` when it is of a version that nobody here knows.
+    /// `Corrupt` when it is damaged, `Invalid` when this version of ebsfs does not know its format.
     pub(super) fn decode(bytes: &[u8]) -> Result<Self> {
         let damaged = || Error::new(Kind::Corrupt, "it is damaged");
-        let end = bytes.iter().position(|byte| *byte == b'\n');
-        let (json, digest) = bytes.split_at(end.ok_or_else(damaged)? + 1);
-        if digest.trim_ascii() != hexadecimal(&Sha256::digest(json)).as_bytes() {
+        let (proven, digest) = bytes.split_last_chunk::<32>().ok_or_else(damaged)?;
+        if *Sha256::digest(proven) != *digest {
             return Err(damaged());
         }
+        let (_, json) = header::split(MAGIC, proven).ok_or_else(|| {
+            let what = "it is sealed, or of another format than this ebsfs knows";
+            Error::new(Kind::Invalid, what)
+        })?;
         #[derive(Deserialize)]
         struct Version {
             format: u32,
@@ -143,21 +149,25 @@ impl Root {
             );
             return Err(Error::new(Kind::Invalid, what));
         }
-        let root: Self = serde_json::from_slice(json).map_err(|_| damaged())?;
-        let end = root.geometry()?.block_count();
-        let is_sorted = root.segments.is_sorted_by(|a, b| a.number < b.number);
-        let last = root.segments.last().map_or(0, |of| of.number);
-        let is_within = last <= end / SEGMENT_BLOCKS && root.blocks <= end.into();
+        let manifest: Self = serde_json::from_slice(json).map_err(|_| damaged())?;
+        let end = manifest.geometry()?.block_count();
+        let is_sorted = manifest.segments.is_sorted_by(|a, b| a.number < b.number);
+        let last = manifest.segments.last().map_or(0, |of| of.number);
+        let is_within = last <= end / SEGMENT_BLOCKS && manifest.blocks <= end.into();
         // Times are written with four digits of a year.
         let is_time = |time: SystemTime| time < SystemTime::UNIX_EPOCH + LAST;
-        let is_good = is_sorted && is_within && is_time(root.time) && is_time(root.written);
-        if is_good { Ok(root) } else { Err(damaged()) }
+        let is_good = is_sorted && is_within && is_time(manifest.time) && is_time(manifest.written);
+        if is_good {
+            Ok(manifest)
+        } else {
+            Err(damaged())
+        }
     }
 }
 
-/// What the name of a root tells: so much is known of all snapshots by one listing.
+/// What the name of a manifest tells: so much is known of all snapshots by one listing.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RootName {
+pub struct ManifestName {
     /// The instant whose bytes it holds, in whole milliseconds.
     pub time: SystemTime,
     /// `vol-...`, `disk-` and digits of an image's path, or `unknown`.
@@ -166,7 +176,7 @@ pub struct RootName {
     pub snapshot: SnapshotId,
 }
 
-impl RootName {
+impl ManifestName {
     /// What a volume is called in a name.
     pub fn volume_key(volume: Option<&str>) -> String {
         match volume {
@@ -182,7 +192,7 @@ impl RootName {
     }
 }
 
-impl fmt::Display for RootName {
+impl fmt::Display for ManifestName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let time = crate::time::rfc3339_millis(self.time);
         let time = time.replace(['-', ':', '.'], "");
@@ -190,7 +200,7 @@ impl fmt::Display for RootName {
     }
 }
 
-impl FromStr for RootName {
+impl FromStr for ManifestName {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -207,7 +217,7 @@ impl FromStr for RootName {
                 snapshot: snapshot.parse().ok()?,
             })
         };
-        read().ok_or_else(|| Error::new(Kind::Invalid, format!("{text:?} is no root's name")))
+        read().ok_or_else(|| Error::new(Kind::Invalid, format!("{text:?} is no manifest's name")))
     }
 }
 
@@ -246,8 +256,8 @@ pub(super) fn from_hex(text: &str) -> Option<Name> {
 mod tests {
     use super::*;
 
-    fn root() -> Root {
-        Root {
+    fn manifest() -> Manifest {
+        Manifest {
             format: FORMAT,
             run: "1".into(),
             snapshot: "snap-0b".parse().unwrap(),
@@ -274,31 +284,34 @@ mod tests {
 
     #[test]
     fn a_root_is_read_as_it_was_written_and_damage_is_told() {
-        let root = root();
-        let bytes = root.encode();
-        assert_eq!(Root::decode(&bytes).unwrap(), root);
-        for at in 0..bytes.len() - 1 {
+        let manifest = manifest();
+        let bytes = manifest.encode();
+        assert_eq!(Manifest::decode(&bytes).unwrap(), manifest);
+        for at in 0..bytes.len() {
             let mut bad = bytes.clone();
             bad[at] ^= 1;
             assert_eq!(
-                Root::decode(&bad).unwrap_err().kind(),
+                Manifest::decode(&bad).unwrap_err().kind(),
                 Kind::Corrupt,
                 "{at}"
             );
-            assert!(Root::decode(&bytes[..at]).is_err());
+            assert!(Manifest::decode(&bytes[..at]).is_err());
         }
-        let newer = Root { format: 2, ..root };
+        let newer = Manifest {
+            format: 3,
+            ..manifest
+        };
         assert_eq!(
-            Root::decode(&newer.encode()).unwrap_err().kind(),
+            Manifest::decode(&newer.encode()).unwrap_err().kind(),
             Kind::Invalid
         );
     }
 
     #[test]
     fn a_name_tells_time_volume_and_snapshot() {
-        let name = root().name();
+        let name = manifest().name();
         assert_eq!(name.to_string(), "20270115T080000000Z.vol-0a.snap-0b");
-        assert_eq!(name.to_string().parse::<RootName>().unwrap(), name);
+        assert_eq!(name.to_string().parse::<ManifestName>().unwrap(), name);
         for wrong in [
             "",
             "x",
@@ -306,10 +319,10 @@ mod tests {
             "20270115T080000000Z.vol-0a.image",
             "2.vol-0a.snap-0b",
         ] {
-            assert!(wrong.parse::<RootName>().is_err(), "{wrong}");
+            assert!(wrong.parse::<ManifestName>().is_err(), "{wrong}");
         }
-        assert_eq!(RootName::volume_key(None), "unknown");
-        assert!(RootName::volume_key(Some("/dev/vol-1.raw")).starts_with("disk-"));
-        assert_eq!(RootName::volume_key(Some("vol-a.b/c")).len(), 21);
+        assert_eq!(ManifestName::volume_key(None), "unknown");
+        assert!(ManifestName::volume_key(Some("/dev/vol-1.raw")).starts_with("disk-"));
+        assert_eq!(ManifestName::volume_key(Some("vol-a.b/c")).len(), 21);
     }
 }
