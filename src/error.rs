@@ -125,6 +125,12 @@ pub enum Remedy {
     CompareUnrelated,
     /// Run the same command later.
     TryLater,
+    /// Make a repository at this address.
+    InitRepository(String),
+    /// Go on without this manifest, which a store does not show any more.
+    AcceptMissing(String),
+    /// Forget this run of a repository, which no one goes on with.
+    ForgetRun(String),
     /// Anything else: a sentence that names no option of the command line.
     Do(String),
 }

@@ -40,6 +40,13 @@ fn option(remedy: &Remedy) -> String {
             "ebsfs changes --unrelated compare reads and compares all blocks".into()
         }
         Remedy::TryLater => "run the same command later".into(),
+        Remedy::InitRepository(address) => format!("ebsfs repository init {address} makes one"),
+        Remedy::AcceptMissing(name) => {
+            format!("ebsfs repository prune --accept-missing {name} goes on without it")
+        }
+        Remedy::ForgetRun(run) => {
+            format!("ebsfs repository prune --forget-run {run} goes on without it, if it has ended")
+        }
         Remedy::Do(what) => what.clone(),
     }
 }

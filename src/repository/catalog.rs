@@ -2,23 +2,27 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tracing::error;
+use tracing::{error, info, warn};
 
 use super::SEGMENT_BLOCKS;
 use super::check::is_damage;
+use super::latest;
+use super::lease::{LEASE, Lease, LeaseKind};
+use super::listing::{self, FENCED, Fence, Foreign};
 use super::manifest::{FORMAT, Manifest, ManifestName};
 use super::segments::Segments;
 use super::source::RepositorySource;
 use super::store::{Object, Store};
 use crate::block::{BlockIndex, Change, Delta, Extent};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Remedy, Result};
 use crate::snapshot::{Snapshot, SnapshotId, sort_by_time};
 use crate::source::{BlockSource, Catalog, Changes};
 
@@ -39,8 +43,11 @@ struct Header {
 pub struct RepositoryCatalog {
     segments: Arc<Segments>,
     id: String,
+    lease: Duration,
     known: Mutex<HashMap<ManifestName, Arc<Snapshot>>>,
     open: Mutex<HashMap<SnapshotId, Arc<RepositorySource>>>,
+    /// Whether foreign objects were reported.
+    has_warned: AtomicBool,
 }
 
 impl std::fmt::Debug for RepositoryCatalog {
@@ -56,14 +63,34 @@ pub(super) async fn read_manifest(store: &Store, object: &str) -> Result<Manifes
 }
 
 impl RepositoryCatalog {
-    /// The catalog of what is to be a repository, or is one: nothing is made.
+    /// Makes a repository: the fences of its folders, then its header. Nothing else makes one.
     ///
     /// # Errors
-    /// As for [`RepositoryCatalog::open`].
-    pub async fn look(store: Arc<Store>) -> Result<Self> {
-        match Self::open(Arc::clone(&store), false).await {
-            Err(error) if error.kind() == Kind::NotFound => Ok(Self::of(store, String::new())),
-            opened => opened,
+    /// `Invalid` when there is one already; else why it cannot be made.
+    pub async fn init(store: Arc<Store>) -> Result<Self> {
+        let already = || {
+            let what = format!("cannot make a repository: {} is one", store.address());
+            Err(Error::new(Kind::Invalid, what))
+        };
+        match store.get(REPOSITORY).await {
+            Err(error) if error.kind() == Kind::NotFound => {}
+            Err(error) => return Err(error),
+            Ok(_) => return already(),
+        }
+        let fence = Fence::new();
+        for folder in FENCED {
+            fence.put(&store, folder).await?;
+        }
+        let header = Header {
+            format: FORMAT,
+            id: format!("{:032x}", fastrand::u128(..)),
+            encryption: "none".into(),
+        };
+        let json = serde_json::to_vec(&header).unwrap_or_default();
+        let is_sound = |bytes: &[u8]| serde_json::from_slice::<Header>(bytes).is_ok();
+        match store.put_new(REPOSITORY, &json, is_sound).await? {
+            true => Ok(Self::of(store, header.id)),
+            false => already(),
         }
     }
 
@@ -71,51 +98,74 @@ impl RepositoryCatalog {
         Self {
             segments: Arc::new(Segments::new(store)),
             id,
+            lease: LEASE,
             known: Mutex::default(),
             open: Mutex::default(),
+            has_warned: AtomicBool::new(false),
         }
     }
 
-    /// The catalog of a repository; with `make` there is one from now on.
+    /// The catalog of a repository.
     ///
     /// # Errors
-    /// `NotFound` when there is none; `Invalid` when it is of a kind that nobody here knows.
-    pub async fn open(store: Arc<Store>, make: bool) -> Result<Self> {
+    /// `NotFound` when there is none; `Invalid` when it is of a format that this ebsfs does not know.
+    pub async fn open(store: Arc<Store>) -> Result<Self> {
         let header = match store.get(REPOSITORY).await {
-            Err(error) if error.kind() == Kind::NotFound && make => {
-                let new = Header {
-                    format: FORMAT,
-                    id: format!("{:032x}", fastrand::u128(..)),
-                    encryption: "none".into(),
-                };
-                let json = serde_json::to_vec(&new).unwrap_or_default();
-                let is_sound =
-                    |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).is_ok();
-                match store.put_new(REPOSITORY, &json, is_sound).await? {
-                    true => Bytes::from(json),
-                    false => store.get(REPOSITORY).await?,
-                }
-            }
             Err(error) if error.kind() == Kind::NotFound => {
-                let what = format!("{} is no repository: ebsfs sync makes one", store.address());
-                return Err(Error::with_source(Kind::NotFound, what, error));
+                let what = format!("{} is no repository", store.address());
+                let remedy = Remedy::InitRepository(store.address().to_string());
+                return Err(Error::with_source(Kind::NotFound, what, error).with_remedy(remedy));
             }
             header => header?,
         };
-        let wrong = |what: &str| {
-            Error::new(
-                Kind::Invalid,
-                format!("{}/{REPOSITORY} {what}", store.address()),
-            )
+        let wrong = |what: String| {
+            let what = format!("cannot use {}/{REPOSITORY}: {what}", store.address());
+            Err(Error::new(Kind::Invalid, what))
         };
-        let header: Header =
-            serde_json::from_slice(&header).map_err(|_| wrong("is not what ebsfs writes"))?;
-        if header.format != FORMAT || header.encryption != "none" {
-            return Err(wrong(
-                "is of a newer ebsfs: its format or encryption is not known here",
-            ));
+        let Ok(header) = serde_json::from_slice::<Header>(&header) else {
+            return wrong("it is not what ebsfs writes".into());
+        };
+        match (header.format, &*header.encryption) {
+            (FORMAT, "none") => Ok(Self::of(store, header.id)),
+            (1, _) => wrong(
+                "it has format 1, of versions before the first release: make a repository elsewhere and copy again".into(),
+            ),
+            (format, encryption) => wrong(format!(
+                "this ebsfs does not know its format {format} with encryption {encryption:?}: a newer one is needed"
+            )),
         }
-        Ok(Self::of(store, header.id))
+    }
+
+    /// The same with leases of another length than [`LEASE`].
+    #[must_use]
+    pub fn with_lease(mut self, lease: Duration) -> Self {
+        self.lease = lease;
+        self
+    }
+
+    /// How long a lease of this process holds without being renewed.
+    pub(super) fn lease(&self) -> Duration {
+        self.lease
+    }
+
+    /// Puts a reader on record, so that `prune` keeps what it may read. None where this user may not write to the repository:
+    /// then it reads without a lease.
+    ///
+    /// # Errors
+    /// Why the store cannot be reached.
+    pub async fn begin_reading(&self, what: &str) -> Result<Option<Lease>> {
+        let id = format!("{:032x}", fastrand::u128(..));
+        let store = Arc::clone(self.store());
+        match Lease::begin(store, LeaseKind::Read, &id, what, self.lease).await {
+            Err(error) if matches!(error.kind(), Kind::Denied | Kind::Io | Kind::NoSpace) => {
+                info!(
+                    "reading without a lease, a prune does not wait for it: {}",
+                    error.chain()
+                );
+                Ok(None)
+            }
+            lease => lease.map(Some),
+        }
     }
 
     /// What tells it from every other repository.
@@ -128,57 +178,119 @@ impl RepositoryCatalog {
         self.segments.store()
     }
 
-    /// The names of all manifests, oldest first, and the objects beside them that are none.
-    async fn listed(&self) -> Result<(Vec<ManifestName>, Vec<Object>)> {
-        let (mut names, mut others) = (Vec::new(), Vec::new());
-        for object in self.store().list("snapshots").await? {
-            match object.name.rsplit('/').next().unwrap_or_default().parse() {
-                Ok(name) => names.push(name),
-                Err(_) => others.push(object),
-            }
+    /// Lists the manifests completely, oldest first; with `fence` by a listing that is newer than that pair.
+    pub(super) async fn list_manifests(
+        &self,
+        fence: Option<&Fence>,
+    ) -> Result<(Vec<(ManifestName, Object)>, listing::Ends)> {
+        let listed = listing::list(self.store(), "snapshots", fence).await?;
+        self.warn_of(&listed.ends.foreign);
+        let named = listed.objects.into_iter().filter_map(|object| {
+            let name = object.name.rsplit('/').next()?.parse().ok()?;
+            Some((name, object))
+        });
+        let mut named: Vec<(ManifestName, Object)> = named.collect();
+        named.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Ok((named, listed.ends))
+    }
+
+    /// One warning in the life of this catalog.
+    pub(super) fn warn_of(&self, foreign: &Foreign) {
+        if foreign.count > 0 && !self.has_warned.swap(true, Ordering::Relaxed) {
+            let named = foreign.named.join(", ");
+            let address = self.store().address();
+            warn!(
+                "ignoring {} objects of {address} that ebsfs did not write: {named}",
+                foreign.count
+            );
         }
-        names.sort();
-        Ok((names, others))
     }
 
     /// The names of all manifests, oldest first.
     ///
     /// # Errors
-    /// Why they cannot be listed.
+    /// `Corrupt` when the listing is not complete; else why they cannot be listed.
     pub async fn names(&self) -> Result<Vec<ManifestName>> {
-        Ok(self.listed().await?.0)
+        let (named, _) = self.list_manifests(None).await?;
+        Ok(named.into_iter().map(|(name, _)| name).collect())
     }
 
-    /// The same, and nothing else may be among them: who removes what no manifest leads to must know all manifests.
+    /// The same, and none is missing that must be there: of one volume, or of all. Who decides by what is not there asks this.
     ///
     /// # Errors
-    /// `Corrupt` when something there is no manifest's name; else as for [`RepositoryCatalog::names`].
-    pub async fn all_names(&self) -> Result<Vec<ManifestName>> {
-        let (names, others) = self.listed().await?;
-        if let Some(other) = others.first() {
-            let (address, name) = (self.store().address(), &other.name);
-            let what = format!("{address}/{name} is no manifest that is known here");
-            return Err(Error::new(Kind::Corrupt, what));
+    /// `Undecided` when one is missing; else as for [`RepositoryCatalog::names`].
+    pub async fn proven_names(&self, volume: Option<&str>) -> Result<Vec<ManifestName>> {
+        let proven = self.list_proven(volume, None, &[]).await?;
+        Ok(proven.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// Lists the manifests, and proves that none is missing but those of `accept`.
+    pub(super) async fn list_proven(
+        &self,
+        volume: Option<&str>,
+        fence: Option<&Fence>,
+        accept: &[String],
+    ) -> Result<Vec<(ManifestName, Object)>> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            // Before the listing: what is published meanwhile may be in the one and not in the other.
+            let expected = latest::expected(self.store(), volume).await?;
+            let (named, _) = self.list_manifests(fence).await?;
+            let is_listed = |name: &ManifestName| {
+                named
+                    .binary_search_by(|(listed, _)| listed.cmp(name))
+                    .is_ok()
+            };
+            let absent = expected
+                .into_iter()
+                .filter(|name| !is_listed(name) && !accept.contains(&name.to_string()));
+            let absent: Vec<ManifestName> = absent.collect();
+            if absent.is_empty() {
+                return Ok(named);
+            }
+            let removed = listing::list(self.store(), "removed", None).await?.objects;
+            let is_removed = |name: &ManifestName| {
+                let start = format!("removed/{name}.");
+                removed.iter().any(|object| object.name.starts_with(&start))
+            };
+            match absent.iter().find(|name| !is_removed(name)) {
+                None => return Ok(named),
+                // Once more: a removal may have been undone between the two listings.
+                Some(_) if attempt == 1 => {}
+                Some(name) => return Err(latest::lacks(self.store(), name)),
+            }
         }
-        Ok(names)
     }
 
     /// The manifest of a name.
     ///
     /// # Errors
-    /// `NotFound`, or `Corrupt` when it is damaged.
+    /// `NotFound` when there is none or its run withdrew it; `Corrupt` when it is damaged.
     pub async fn manifest(&self, name: &ManifestName) -> Result<Manifest> {
+        let manifest = self.unless_withdrawn(name).await?;
+        manifest.ok_or_else(|| {
+            let address = self.store().address();
+            let what = format!("{address} has no {name}: its run withdrew it");
+            Error::new(Kind::NotFound, what)
+        })
+    }
+
+    /// The manifest of a name; none when its run withdrew it.
+    async fn unless_withdrawn(&self, name: &ManifestName) -> Result<Option<Manifest>> {
         let object = format!("snapshots/{name}");
-        let manifest = read_manifest(self.store(), &object).await?;
-        if manifest.name().to_string() != name.to_string() {
-            let what = format!(
-                "{}/{object} is the manifest of {}",
-                self.store().address(),
-                manifest.name()
-            );
+        let address = self.store().address();
+        let bytes = self.store().get(&object).await?;
+        let read = Manifest::read(&bytes);
+        let Some(manifest) = read.map_err(|error| error.context(format!("{address}/{object}")))?
+        else {
+            return Ok(None);
+        };
+        if manifest.name() != *name {
+            let what = format!("{address}/{object} is the manifest of {}", manifest.name());
             return Err(Error::new(Kind::Corrupt, what));
         }
-        Ok(manifest)
+        Ok(Some(manifest))
     }
 
     /// What `take` makes of the manifests of these names, in their order. Those that somebody has removed since they were listed
@@ -191,15 +303,18 @@ impl RepositoryCatalog {
         names: Vec<ManifestName>,
         take: impl Fn(Manifest) -> T,
     ) -> Result<Vec<(ManifestName, Result<T>)>> {
-        let (take, is_gone) = (
-            &take,
-            |read: &Result<T>| matches!(read, Err(error) if error.kind() == Kind::NotFound),
-        );
+        let take = &take;
+        let is_gone =
+            |read: &Result<T>| matches!(read, Err(error) if error.kind() == Kind::NotFound);
         let read = stream::iter(names).map(|name| async move {
-            let manifest = self.manifest(&name).await.map(take);
-            (name, manifest)
+            let manifest = self.unless_withdrawn(&name).await;
+            manifest
+                .map(|manifest| manifest.map(take))
+                .transpose()
+                .map(|read| (name, read))
         });
-        let mut read: Vec<_> = read.buffered(READS).collect().await;
+        let read = read.buffered(READS).filter_map(std::future::ready);
+        let mut read: Vec<_> = read.collect().await;
         if read.iter().any(|(_, manifest)| is_gone(manifest)) {
             let listed = self.names().await?;
             read.retain(|(name, manifest)| {
@@ -214,7 +329,7 @@ impl RepositoryCatalog {
     /// # Errors
     /// `NotFound` when none does, `Invalid` when it names nothing.
     pub async fn find(&self, select: &str) -> Result<ManifestName> {
-        let names = self.names().await?;
+        let names = self.proven_names(None).await?;
         let (volume, until) = match select.split_once('@') {
             Some((volume, time)) => (volume, Some(instant(time)?)),
             None => (select, None),

@@ -9,7 +9,8 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use super::catalog::RepositoryCatalog;
-use super::manifest::{Manifest, from_hex};
+use super::header::from_hex;
+use super::manifest::Manifest;
 use super::pack::{self, MOST_BLOCKS, Name, Spot, Stored};
 use super::segments::{self, object};
 use super::store::{Object, Store};
@@ -131,7 +132,7 @@ pub async fn check(catalog: &RepositoryCatalog, read_data: bool) -> Result<Check
     let store = &**catalog.store();
     let mut damages = BTreeMap::new();
     let mut manifests = Vec::new();
-    let read = catalog.manifests(catalog.all_names().await?, |manifest| manifest);
+    let read = catalog.manifests(catalog.names().await?, |manifest| manifest);
     for (name, manifest) in read.await? {
         match manifest {
             Ok(manifest) => manifests.push(manifest),

@@ -5,6 +5,8 @@
 
 use sha2::{Digest as _, Sha256};
 
+use super::pack::Name;
+
 /// Bytes of a header: magic (8), how it is sealed (1), zeroes (7), salt (16).
 pub(super) const HEADER: usize = 32;
 /// How an object is sealed that is not.
@@ -38,6 +40,21 @@ pub(super) fn split<'a>(magic: &Magic, object: &'a [u8]) -> Option<(&'a [u8], &'
     let (header, rest) = object.split_at_checked(HEADER)?;
     let is_known = header.strip_prefix(magic)?.starts_with(&NOT_SEALED);
     is_known.then_some((header, rest))
+}
+
+/// A name as objects have it.
+pub(super) fn from_hex(text: &str) -> Option<Name> {
+    let mut name = [0; 32];
+    let digits = text.as_bytes();
+    if digits.len() != 64 {
+        return None;
+    }
+    for (byte, digits) in name.iter_mut().zip(digits.chunks_exact(2)) {
+        let digit = |digit: &u8| char::from(*digit).to_digit(16);
+        let (high, low) = (digit(digits.first()?)?, digit(digits.last()?)?);
+        *byte = u8::try_from(high * 16 + low).ok()?;
+    }
+    Some(name)
 }
 
 fn first_half(digest: &[u8]) -> Salt {

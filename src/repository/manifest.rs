@@ -21,6 +21,8 @@ const LAST: Duration = Duration::from_secs(253_000_000_000);
 /// What this program writes and reads.
 pub(super) const FORMAT: u32 = 2;
 const MAGIC: &Magic = b"ebsfman2";
+/// In place of a manifest that its own run has taken back, where it may not delete it.
+const WITHDRAWN: &Magic = b"ebsfwdr2";
 
 /// The manifest of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,10 +115,19 @@ impl Manifest {
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {
+        self.encode_as(MAGIC)
+    }
+
+    /// What its run puts in its place when the data may be incomplete.
+    pub(super) fn encode_withdrawn(&self) -> Vec<u8> {
+        self.encode_as(WITHDRAWN)
+    }
+
+    fn encode_as(&self, magic: &Magic) -> Vec<u8> {
         // Nothing in it can fail to serialise.
         let json = serde_json::to_vec(self).unwrap_or_default();
         let run = header::salt_of_run(&self.run);
-        let mut bytes = header::encode(MAGIC, &run, &json).to_vec();
+        let mut bytes = header::encode(magic, &run, &json).to_vec();
         bytes.extend(json);
         let digest = Sha256::digest(&bytes);
         bytes.extend_from_slice(&digest);
@@ -126,12 +137,26 @@ impl Manifest {
     /// What was stored.
     ///
     /// # Errors
-    /// `Corrupt` when it is damaged, `Invalid` when this version of ebsfs does not know its format.
+    /// `NotFound` when its run withdrew it; else as for [`Manifest::read`].
     pub(super) fn decode(bytes: &[u8]) -> Result<Self> {
+        Self::read(bytes)?.ok_or_else(|| {
+            let what = "its run withdrew it, because a prune may have removed some of its data";
+            Error::new(Kind::NotFound, what)
+        })
+    }
+
+    /// What was stored; none when its run withdrew it.
+    ///
+    /// # Errors
+    /// `Corrupt` when it is damaged, `Invalid` when this version of ebsfs does not know its format.
+    pub(super) fn read(bytes: &[u8]) -> Result<Option<Self>> {
         let damaged = || Error::new(Kind::Corrupt, "it is damaged");
         let (proven, digest) = bytes.split_last_chunk::<32>().ok_or_else(damaged)?;
         if *Sha256::digest(proven) != *digest {
             return Err(damaged());
+        }
+        if header::split(WITHDRAWN, proven).is_some() {
+            return Ok(None);
         }
         let (_, json) = header::split(MAGIC, proven).ok_or_else(|| {
             let what = "it is sealed, or of another format than this ebsfs knows";
@@ -158,7 +183,7 @@ impl Manifest {
         let is_time = |time: SystemTime| time < SystemTime::UNIX_EPOCH + LAST;
         let is_good = is_sorted && is_within && is_time(manifest.time) && is_time(manifest.written);
         if is_good {
-            Ok(manifest)
+            Ok(Some(manifest))
         } else {
             Err(damaged())
         }
@@ -233,23 +258,8 @@ mod hex {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Name, D::Error> {
         let text = String::deserialize(from)?;
-        super::from_hex(&text).ok_or_else(|| D::Error::custom("no SHA-256"))
+        crate::repository::header::from_hex(&text).ok_or_else(|| D::Error::custom("no SHA-256"))
     }
-}
-
-/// A name as objects have it.
-pub(super) fn from_hex(text: &str) -> Option<Name> {
-    let mut name = [0; 32];
-    let digits = text.as_bytes();
-    if digits.len() != 64 {
-        return None;
-    }
-    for (byte, digits) in name.iter_mut().zip(digits.chunks_exact(2)) {
-        let digit = |digit: &u8| char::from(*digit).to_digit(16);
-        let (high, low) = (digit(digits.first()?)?, digit(digits.last()?)?);
-        *byte = u8::try_from(high * 16 + low).ok()?;
-    }
-    Some(name)
 }
 
 #[cfg(test)]
@@ -297,6 +307,8 @@ mod tests {
             );
             assert!(Manifest::decode(&bytes[..at]).is_err());
         }
+        let withdrawn = Manifest::decode(&manifest.encode_withdrawn());
+        assert_eq!(withdrawn.unwrap_err().kind(), Kind::NotFound);
         let newer = Manifest {
             format: 3,
             ..manifest

@@ -1,148 +1,179 @@
-//! `prune` and `rm`: snapshots go by their manifests; what no manifest leads to is swept once it is old enough.
+//! `prune` and `rm`: snapshots go by their manifests; what no manifest needs is deleted in two steps.
 //!
-//! Nothing written or removed since the *cutoff* is garbage: the beginning of the grace, or of the oldest run that has not
-//! ended, whichever is earlier; a run may have begun as much later than its object's time says as a request can take. A manifest
-//! that was removed stays aside until then, and as long as it can still be read where it was. All times are the store's own. Runs are listed before manifests: a run that ends meanwhile is found
-//! by the one or the other. A run counts on the manifest of its parent, read after the run was on record: whoever removes that
-//! manifest does so after the cutoff. Packs and segments have the salt of their run, so that nobody writes anew what is being
-//! swept.
+//! ```text
+//! fences    a new pair in each folder; the store's time of them is now
+//! runs      who writes and reads, and whether their leases hold
+//! manifests a complete listing, in which none is missing that the last prune or `latest/` names
+//! retain    a tombstone, `latest/`, then the manifest goes
+//! mark      `garbage/`: what no manifest and no tombstone within the grace needs
+//! sweep     of that, what an earlier prune marked at least a grace ago: named in `garbage/`, then the manifests are listed again,
+//!           then what still none of them needs is deleted
+//! ```
+//! A writer publishes its manifest and then looks for sweeps; a prune writes its sweep and then looks for manifests. So one of the two
+//! sees the other, whatever either's clock says. A lease only saves a run the work of finding that out: nothing that was written
+//! since the oldest living run began is swept.
 
-use std::collections::{BTreeMap, HashSet};
+mod marks;
+mod sweep;
+
+use std::collections::HashSet;
 use std::pin::pin;
 use std::time::{Duration, SystemTime};
 
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::stream::StreamExt;
 use serde::Serialize;
 use tracing::{info, warn};
 
 use super::catalog::{RepositoryCatalog, read_manifest};
-use super::check::{objects, segments_of, short};
+use super::check::{segments_of, short};
+use super::header::from_hex;
+use super::latest;
+use super::lease::{self, RunOnRecord};
+use super::listing::{self, FENCED, Fence};
 use super::manifest::{Manifest, ManifestName};
-use super::pack::Name;
-use super::run::{removed, run_object};
+use super::run::removed;
 use super::segments;
 use super::store::{Object, REQUEST_TIMEOUT, Store};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Remedy, Result};
+pub(super) use marks::sweeps_since;
+use sweep::Sweep;
 
-/// Objects removed at once.
-const DELETES: usize = 16;
-/// An object is seen so much later than its time says, at most.
-const SLACK: Duration = REQUEST_TIMEOUT;
-/// An object that tells the store's time.
-const CLOCK: &str = "clock";
+/// An object is seen so much later than its time says, at most: it is the time at which its request began.
+pub(super) const SLACK: Duration = REQUEST_TIMEOUT;
+/// A shorter grace than this marks and sweeps in one run, where nothing else is on record.
+const SHORT_GRACE: Duration = Duration::from_hours(1);
+/// Fences and records of dead runs that are older go: no prune takes so long.
+const OLD: Duration = Duration::from_hours(24);
+
+/// What a prune is asked to do.
+#[derive(Clone, Debug)]
+pub struct PruneRequest {
+    /// The newest snapshots of each volume that stay; none: all.
+    pub keep: Option<usize>,
+    /// How long ago something must have been marked to be deleted.
+    pub grace: Duration,
+    /// Only says what it would do.
+    pub dry_run: bool,
+    /// Manifests that may be missing.
+    pub accept_missing: Vec<String>,
+}
 
 /// What a prune did, or would do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Pruned {
     /// Snapshots removed, by the names of their manifests.
     pub removed: Vec<String>,
-    /// Objects swept.
+    /// Objects deleted.
     pub swept: u64,
     /// Their bytes.
     pub swept_bytes: u64,
-    /// Objects that no snapshot leads to and that are kept, for they are not old enough.
+    /// Objects that no snapshot needs and that stay until the grace is over.
     pub waiting: u64,
     /// Their bytes.
     pub waiting_bytes: u64,
-    /// Runs that have not ended, and since when: nothing written or removed since is swept.
-    pub runs: BTreeMap<String, String>,
+    /// Objects that the store does not let go: retention or a legal hold.
+    pub locked: u64,
+    /// The first cause for that, as the store says it.
+    pub locked_why: Option<String>,
+    /// Runs and readers on record.
+    pub runs: Vec<PrunedRun>,
+    /// Objects that would have been deleted if none of these were on record.
+    pub held: u64,
+    /// Whether one that holds something back is alive.
+    pub is_held_by_living: bool,
+    /// Why nothing was deleted, where this user may not.
+    #[serde(skip)]
+    pub denied: Option<Denied>,
 }
 
-/// Removes a snapshot: its manifest goes aside until the grace is over.
+/// The refusal of a store to delete anything; two of them are alike.
+#[derive(Clone, Debug)]
+pub struct Denied(pub Error);
+
+impl PartialEq for Denied {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.chain() == other.0.chain()
+    }
+}
+
+impl Eq for Denied {}
+
+/// A run or reader that is on record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PrunedRun {
+    /// Its id.
+    pub run: String,
+    /// User, machine and process.
+    pub holder: String,
+    /// When it began.
+    pub begun: String,
+    /// When it was last renewed.
+    pub renewed: String,
+    /// Whether its lease holds.
+    pub is_alive: bool,
+}
+
+impl PrunedRun {
+    fn of(run: &RunOnRecord, now: SystemTime) -> Self {
+        Self {
+            run: run.id.clone(),
+            holder: run.holder.clone(),
+            begun: crate::time::rfc3339_seconds(run.begun),
+            renewed: crate::time::rfc3339_seconds(run.renewed),
+            is_alive: run.is_alive(now),
+        }
+    }
+}
+
+impl Pruned {
+    /// How it ended: an error when something was held back that a person, or another time, must settle.
+    ///
+    /// # Errors
+    /// `Denied` when nothing could be deleted; `Busy` when a living run or reader holds something back; `Undecided` when a dead
+    /// one does.
+    pub fn ended(&self) -> Result<()> {
+        if let Some(Denied(error)) = &self.denied {
+            return Err(error.clone());
+        }
+        if self.held == 0 {
+            return Ok(());
+        }
+        let wanted = |run: &&PrunedRun| run.is_alive == self.is_held_by_living;
+        let Some(run) = self.runs.iter().find(wanted) else {
+            return Ok(());
+        };
+        let (kind, remedy) = match run.is_alive {
+            true => (Kind::Busy, Remedy::TryLater),
+            false => (Kind::Undecided, Remedy::ForgetRun(run.run.clone())),
+        };
+        let what = format!(
+            "{} objects stay: the run {} of {} is on record since {}, last renewed {}",
+            self.held, run.run, run.holder, run.begun, run.renewed
+        );
+        Err(Error::new(kind, what).with_remedy(remedy))
+    }
+}
+
+/// Removes a snapshot: a tombstone keeps its data until the grace is over. `all` are the names of all manifests.
 ///
 /// # Errors
 /// Why it could not be removed; it is there or it is not.
-pub async fn remove(store: &Store, name: &ManifestName) -> Result<()> {
+pub async fn remove(store: &Store, name: &ManifestName, all: &[ManifestName]) -> Result<()> {
     let object = format!("snapshots/{name}");
     match read_manifest(store, &object).await {
         Ok(manifest) => {
-            // Written anew if it is there: from now on nobody counts on it who did not before.
-            let aside = removed(&name.to_string(), &manifest.run);
-            store.put(&aside, &[manifest.encode().into()]).await?;
+            // Written again if it is there: its time is that of this removal.
+            let tombstone = removed(&name.to_string(), &manifest.run);
+            store.put(&tombstone, &[manifest.encode().into()]).await?;
         }
-        // Nobody can count on it.
-        Err(error) if error.kind() == Kind::Corrupt => warn!("{}", error.chain()),
+        // No run uses it.
+        Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Invalid) => {
+            warn!("{}", error.chain());
+        }
         Err(error) => return Err(error),
     }
+    latest::retreat(store, name, all).await?;
     store.delete(&object).await
-}
-
-/// Keeps the newest `keep` snapshots of each volume (all of them where it is none), then sweeps; only tells what it would
-/// do with `dry_run`.
-///
-/// # Errors
-/// Why the repository could not be looked at: when a manifest or a segment cannot be read, nothing is swept.
-pub async fn prune(
-    catalog: &RepositoryCatalog,
-    keep: Option<usize>,
-    grace: Duration,
-    dry_run: bool,
-) -> Result<Pruned> {
-    let store = &**catalog.store();
-    let mut pruned = Pruned::default();
-    let time = [
-        std::process::id().to_le_bytes(),
-        fastrand::u32(..).to_le_bytes(),
-    ]
-    .concat();
-    let now = match dry_run {
-        true => SystemTime::now(),
-        false => {
-            store.put(CLOCK, &[time.into()]).await?;
-            store.look(CLOCK).await?.modified
-        }
-    };
-    let mut cutoff = now.checked_sub(grace).unwrap_or(SystemTime::UNIX_EPOCH);
-    for run in store.list("runs").await? {
-        let begun = run.modified.checked_sub(SLACK);
-        cutoff = cutoff.min(begun.unwrap_or(SystemTime::UNIX_EPOCH));
-        let since = crate::time::rfc3339_seconds(run.modified);
-        let id = run.name.rsplit('/').next().unwrap_or_default();
-        pruned.runs.insert(id.to_owned(), since);
-    }
-    // Whoever ended before the runs were listed has its manifest there.
-    let mut names = catalog.all_names().await?;
-    for name in too_old(&names, keep) {
-        if !dry_run {
-            remove(store, &name).await?;
-            info!("removed {name}");
-        }
-        // What a dry run only would remove is needed until the grace is over, as what was removed is.
-        names.retain(|kept| dry_run || *kept != name);
-        pruned.removed.push(name.to_string());
-    }
-    let mut manifests = Vec::new();
-    // Of those that somebody removes meanwhile the manifest is aside.
-    for (_, manifest) in catalog
-        .manifests(names.clone(), |manifest| manifest)
-        .await?
-    {
-        manifests.push(manifest?);
-    }
-    for aside in store.list("removed").await? {
-        // Whoever has put it there has not come to remove the manifest: as long as one can be read the other says not to.
-        let is_seen = |name: &ManifestName| aside.name.starts_with(&format!("removed/{name}."));
-        if aside.modified >= cutoff {
-            match read_manifest(store, &aside.name).await {
-                Err(error) if error.kind() == Kind::NotFound => {}
-                manifest => manifests.push(manifest?),
-            }
-        } else if !dry_run && !names.iter().any(is_seen) {
-            store.delete(&aside.name).await?;
-        }
-    }
-    let (segments, packs) = used(store, &manifests).await?;
-    for (folder, used) in [("segments", segments), ("packs", packs)] {
-        let mut parts = pin!(objects(store, folder));
-        while let Some(found) = parts.try_next().await? {
-            sweep(store, found, &used, cutoff, dry_run, &mut pruned).await?;
-        }
-    }
-    if !dry_run {
-        let slack = now.checked_sub(SLACK).unwrap_or(SystemTime::UNIX_EPOCH);
-        store.sweep_unfinished(cutoff.min(slack))?;
-    }
-    Ok(pruned)
 }
 
 /// All but the newest snapshots of each volume.
@@ -150,7 +181,7 @@ fn too_old(names: &[ManifestName], keep: Option<usize>) -> Vec<ManifestName> {
     let Some(keep) = keep else {
         return Vec::new();
     };
-    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut seen: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
     let mut old = Vec::new();
     for name in names.iter().rev() {
         let count = seen.entry(&name.volume).or_default();
@@ -162,66 +193,327 @@ fn too_old(names: &[ManifestName], keep: Option<usize>) -> Vec<ManifestName> {
     old
 }
 
-/// The segments and packs that manifests lead to.
-async fn used(store: &Store, manifests: &[Manifest]) -> Result<(HashSet<u64>, HashSet<u64>)> {
-    let names = segments_of(manifests);
-    let segments = names.keys().map(short).collect();
-    let mut packs = HashSet::new();
-    let mut read = pin!(segments::read_all(store, names.into_keys()));
-    while let Some((_, segment)) = read.next().await {
-        packs.extend(segment?.packs().iter().map(short));
-    }
-    Ok((segments, packs))
+/// Applies the retention, marks what no snapshot needs, and deletes what was marked long enough ago.
+///
+/// # Errors
+/// Why the repository could not be looked at: when a listing is not complete, or a manifest or a segment cannot be read, nothing
+/// is deleted.
+pub async fn prune(catalog: &RepositoryCatalog, request: &PruneRequest) -> Result<Pruned> {
+    Prune::begin(catalog, request).await?.run().await
 }
 
-async fn sweep(
-    store: &Store,
-    found: Vec<(Name, Object)>,
-    used: &HashSet<u64>,
-    cutoff: SystemTime,
-    dry_run: bool,
-    pruned: &mut Pruned,
-) -> Result<()> {
-    let mut garbage = Vec::new();
-    for (name, object) in found {
-        if used.contains(&short(&name)) {
-            continue;
-        }
-        if object.modified >= cutoff {
-            pruned.waiting += 1;
-            pruned.waiting_bytes += object.size;
-            continue;
-        }
-        pruned.swept += 1;
-        pruned.swept_bytes += object.size;
-        garbage.push(object.name);
-    }
-    if dry_run {
-        return Ok(());
-    }
-    stream::iter(garbage)
-        .map(|name| async move { store.delete(&name).await })
-        .buffer_unordered(DELETES)
-        .try_collect::<()>()
-        .await
+/// A prune that is under way.
+struct Prune<'a> {
+    catalog: &'a RepositoryCatalog,
+    store: &'a Store,
+    request: &'a PruneRequest,
+    /// None in a dry run, which writes nothing.
+    fence: Option<Fence>,
+    now: SystemTime,
+    runs: Vec<RunOnRecord>,
+    pruned: Pruned,
 }
 
-/// Forgets a run that nobody goes on with: what it wrote is garbage.
+/// A tombstone: an object in `removed/`, and the name that it is of.
+struct Tombstone {
+    object: Object,
+    name: String,
+}
+
+impl<'a> Prune<'a> {
+    async fn begin(catalog: &'a RepositoryCatalog, request: &'a PruneRequest) -> Result<Self> {
+        let store = &**catalog.store();
+        let mut prune = Self {
+            catalog,
+            store,
+            request,
+            fence: None,
+            now: SystemTime::now(),
+            runs: Vec::new(),
+            pruned: Pruned::default(),
+        };
+        if !request.dry_run {
+            let fence = Fence::new();
+            for folder in FENCED {
+                fence.put(store, folder).await?;
+            }
+            prune.now = fence.time(store, "snapshots").await?;
+            prune.fence = Some(fence);
+        }
+        Ok(prune)
+    }
+
+    async fn run(mut self) -> Result<Pruned> {
+        let (runs, ends) = lease::all(self.store, self.fence.as_ref()).await?;
+        self.catalog.warn_of(&ends.foreign);
+        let on_record = runs.iter().filter(|run| !run.has_ended);
+        self.pruned.runs = on_record.map(|run| PrunedRun::of(run, self.now)).collect();
+        self.runs = runs;
+        let (manifests, names) = self.retain().await?;
+        let (needed, tombstones) = self.needed(&manifests).await?;
+        let mut sweep = Sweep::new(self.ripe_before(), self.kept_since());
+        sweep
+            .find(
+                self.catalog,
+                self.fence.as_ref(),
+                &needed,
+                self.request.grace,
+                self.now,
+            )
+            .await?;
+        let (is_immediate, is_short) = (self.is_immediate(), self.request.grace < SHORT_GRACE);
+        sweep.report(&mut self.pruned, is_immediate, is_short);
+        if self.fence.is_none() {
+            return Ok(self.pruned);
+        }
+        sweep.mark(self.store).await?;
+        let doomed = sweep.doomed(self.is_immediate());
+        if !doomed.is_empty() {
+            let spared = self.published_meanwhile(&manifests, &doomed).await?;
+            sweep::delete(self.store, doomed, &spared, &mut self.pruned).await?;
+        }
+        latest::note_pruned(self.store, &names).await?;
+        self.clean_up(&tombstones, &names, ends).await?;
+        Ok(self.pruned)
+    }
+
+    /// When something must have been marked to be deleted now.
+    fn ripe_before(&self) -> SystemTime {
+        before(self.now, self.request.grace)
+    }
+
+    /// Nothing written or removed since then is deleted: the oldest living run or reader began.
+    fn kept_since(&self) -> Option<SystemTime> {
+        let living = self.runs.iter().filter(|run| run.is_alive(self.now));
+        living.map(|run| before(run.begun, SLACK)).min()
+    }
+
+    /// Tombstones that are older keep nothing.
+    fn buried_before(&self) -> SystemTime {
+        let ripe = self.ripe_before();
+        self.kept_since().map_or(ripe, |since| since.min(ripe))
+    }
+
+    /// Whether what is found now is deleted now: a short grace, and nothing else is on record.
+    fn is_immediate(&self) -> bool {
+        self.request.grace < SHORT_GRACE && self.runs.iter().all(|run| run.has_ended)
+    }
+
+    /// Lists and reads the manifests, and removes those that the retention does not keep. The manifests of what a dry run would
+    /// remove are among those that it returns: what they need is needed until the grace is over.
+    async fn retain(&mut self) -> Result<(Vec<Manifest>, Vec<ManifestName>)> {
+        let accept = &self.request.accept_missing;
+        let listed = self
+            .catalog
+            .list_proven(None, self.fence.as_ref(), accept)
+            .await?;
+        let listed: Vec<ManifestName> = listed.into_iter().map(|(name, _)| name).collect();
+        let mut manifests = Vec::new();
+        for (_, manifest) in self
+            .catalog
+            .manifests(listed.clone(), |manifest| manifest)
+            .await?
+        {
+            manifests.push(manifest?);
+        }
+        let mut names: Vec<ManifestName> = manifests.iter().map(Manifest::name).collect();
+        names.sort();
+        if self.fence.is_some() {
+            for withdrawn in listed
+                .iter()
+                .filter(|name| names.binary_search(name).is_err())
+            {
+                self.store.delete(&format!("snapshots/{withdrawn}")).await?;
+            }
+        }
+        for name in too_old(&names, self.request.keep) {
+            if self.fence.is_some() {
+                remove(self.store, &name, &names).await?;
+                info!("removed {name}");
+                names.retain(|kept| *kept != name);
+                manifests.retain(|manifest| manifest.name() != name);
+            }
+            self.pruned.removed.push(name.to_string());
+        }
+        Ok((manifests, names))
+    }
+
+    /// What the manifests need, and the tombstones that are within the grace or that a living run or reader may use; and all
+    /// tombstones that are not.
+    async fn needed(&self, manifests: &[Manifest]) -> Result<(Needed, Vec<Tombstone>)> {
+        let listed = listing::list(self.store, "removed", self.fence.as_ref()).await?;
+        let since = self.buried_before();
+        let mut buried = Vec::new();
+        let mut old = Vec::new();
+        for object in listed.objects {
+            if object.modified < since {
+                let name = object.name.strip_prefix("removed/");
+                let name = name.and_then(|name| Some(name.rsplit_once('.')?.0.to_owned()));
+                old.extend(name.map(|name| Tombstone { object, name }));
+                continue;
+            }
+            match read_manifest(self.store, &object.name).await {
+                Err(error) if error.kind() == Kind::NotFound => {}
+                manifest => buried.push(manifest?),
+            }
+        }
+        // A tombstone whose manifest is still there: its removal has not come to an end, or it was brought back.
+        let mut needed = Needed::of(self.store, manifests).await?;
+        needed.add(Needed::of(self.store, &buried).await?);
+        Ok((needed, old))
+    }
+
+    /// What manifests need that were published since those of `before` were listed. `doomed` is named in `garbage/` by now.
+    async fn published_meanwhile(
+        &self,
+        before: &[Manifest],
+        doomed: &[sweep::Doomed],
+    ) -> Result<Needed> {
+        marks::put_sweep(self.store, doomed).await?;
+        let fence = Fence::new();
+        fence.put(self.store, "snapshots").await?;
+        let (named, _) = self.catalog.list_manifests(Some(&fence)).await?;
+        let of = |manifest: &Manifest| (manifest.name().to_string(), manifest.run.clone());
+        let known: HashSet<(String, String)> = before.iter().map(of).collect();
+        let names: HashSet<&String> = known.iter().map(|(name, _)| name).collect();
+        let new = named.into_iter().filter(|(name, object)| {
+            let is_known = names.contains(&name.to_string());
+            // The same name can be written again by another run.
+            !is_known || object.modified >= self::before(self.now, SLACK)
+        });
+        let new: Vec<ManifestName> = new.map(|(name, _)| name).collect();
+        let mut manifests = Vec::new();
+        for (_, manifest) in self.catalog.manifests(new, |manifest| manifest).await? {
+            manifests.push(manifest?);
+        }
+        manifests.retain(|manifest| !known.contains(&of(manifest)));
+        Needed::of(self.store, &manifests).await
+    }
+
+    /// Removes what later prunes have no use for. Without the permission it stays.
+    async fn clean_up(
+        &mut self,
+        tombstones: &[Tombstone],
+        names: &[ManifestName],
+        runs: listing::Ends,
+    ) -> Result<()> {
+        let store = self.store;
+        let mut names_of: Vec<String> = Vec::new();
+        // As long as a manifest can be read where it was, its removal has not come to an end.
+        let is_there =
+            |tombstone: &&Tombstone| names.iter().any(|name| name.to_string() == tombstone.name);
+        let old = tombstones.iter().filter(|tombstone| !is_there(tombstone));
+        names_of.extend(old.map(|tombstone| tombstone.object.name.clone()));
+        let dead = self
+            .runs
+            .iter()
+            .filter(|run| run.has_ended || run.expired(self.now) > self.request.grace.max(OLD));
+        names_of.extend(dead.map(|run| lease::run_object(&run.id)));
+        names_of.extend(marks::old(store, self.now, self.request.grace).await?);
+        for folder in FENCED {
+            let old = match folder {
+                "runs" => runs.old_fences.clone(),
+                "packs" | "segments" => Vec::new(),
+                _ => {
+                    listing::list(store, folder, self.fence.as_ref())
+                        .await?
+                        .ends
+                        .old_fences
+                }
+            };
+            for fence in old {
+                if fence
+                    .time(store, folder)
+                    .await
+                    .is_ok_and(|time| time < before(self.now, OLD))
+                {
+                    names_of.extend(fence.names(folder));
+                }
+            }
+        }
+        sweep::delete_all(store, names_of, &mut self.pruned).await?;
+        let slack = before(self.now, SLACK);
+        store.sweep_unfinished(self.buried_before().min(slack))
+    }
+}
+
+/// The segments and packs that manifests need, by the first bytes of their names.
+#[derive(Debug, Default)]
+pub(super) struct Needed {
+    segments: HashSet<u64>,
+    packs: HashSet<u64>,
+}
+
+impl Needed {
+    pub(super) async fn of(store: &Store, manifests: &[Manifest]) -> Result<Self> {
+        let names = segments_of(manifests);
+        let segments = names.keys().map(short).collect();
+        let mut packs = HashSet::new();
+        let mut read = pin!(segments::read_all(store, names.into_keys()));
+        while let Some((_, segment)) = read.next().await {
+            packs.extend(segment?.packs().iter().map(short));
+        }
+        Ok(Self { segments, packs })
+    }
+
+    fn add(&mut self, other: Self) {
+        self.segments.extend(other.segments);
+        self.packs.extend(other.packs);
+    }
+
+    /// Whether one of these names is among them.
+    pub(super) fn any_of(&self, names: &HashSet<u64>) -> bool {
+        let is_needed = |name: &u64| self.segments.contains(name) || self.packs.contains(name);
+        names.iter().any(is_needed)
+    }
+
+    /// Whether a complete listing lacks one of them.
+    pub(super) async fn any_missing(&self, store: &Store) -> Result<bool> {
+        for folder in ["segments", "packs"] {
+            let mut missing = self.within(folder).clone();
+            listing::walk(store, folder, None, |page| {
+                for object in page {
+                    let name = object.name.rsplit('/').next().and_then(from_hex);
+                    name.map(|name| missing.remove(&short(&name)));
+                }
+                Ok(())
+            })
+            .await?;
+            if !missing.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Those of a folder, `packs` or `segments`.
+    pub(super) fn within(&self, folder: &str) -> &HashSet<u64> {
+        match folder {
+            "segments" => &self.segments,
+            _ => &self.packs,
+        }
+    }
+}
+
+fn before(time: SystemTime, by: Duration) -> SystemTime {
+    time.checked_sub(by).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// Forgets a run that no one resumes: what it wrote can be swept.
 ///
 /// # Errors
 /// `NotFound` when there is none; else why it cannot be forgotten.
 pub async fn forget_run(store: &Store, run: &str) -> Result<()> {
-    let object = run_object(run);
-    store.get(&object).await.map_err(|error| {
-        Error::with_source(
-            error.kind(),
-            format!("{} has no unfinished run {run}", store.address()),
-            error,
-        )
+    let object = lease::run_object(run);
+    store.look(&object).await.map_err(|error| {
+        let what = format!(
+            "cannot forget the run {run}: {} has no record of it",
+            store.address()
+        );
+        Error::with_source(error.kind(), what, error)
     })?;
     store.delete(&object).await
 }
-
 #[cfg(test)]
 mod tests {
     use super::*;

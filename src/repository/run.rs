@@ -125,11 +125,6 @@ pub(super) fn forgotten(store: &Store) -> Error {
     Error::new(Kind::Invalid, what).with_remedy(Remedy::Restart)
 }
 
-/// The name of a run's record.
-pub(super) fn run_object(run: &str) -> String {
-    format!("runs/{run}")
-}
-
 impl SinkBody for RunState {
     const KIND: &'static str = "repository";
     const VERSION: u32 = 1;

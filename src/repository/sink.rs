@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -21,10 +21,13 @@ use super::catalog::read_manifest;
 use super::header::{Salt, salt_of_run};
 use super::index::Index;
 use super::known::Known;
+use super::latest;
+use super::lease::{self, Lease, LeaseKind};
 use super::locations::{Location, Locations};
 use super::manifest::{FORMAT, Manifest, SegmentOf};
 use super::pack::{Filling, MOST_BLOCKS, Packer};
-use super::run::{RunState, forgotten, run_object};
+use super::prune::{self, Needed};
+use super::run::{RunState, forgotten};
 use super::segment::{Entry, Segment, place_of};
 use super::segments::{Segments, object};
 use super::source::RepositorySource;
@@ -58,6 +61,8 @@ pub struct RepositorySink {
     /// Whether a segment of the parent could not be read.
     is_parent_damaged: AtomicBool,
     published: Mutex<Option<Arc<RepositorySource>>>,
+    /// None once it has ended.
+    lease: Mutex<Option<Lease>>,
 }
 
 impl std::fmt::Debug for RepositorySink {
@@ -79,23 +84,25 @@ impl RepositorySink {
         state: RunState,
         files: &Path,
         done: Option<u64>,
+        lease: Duration,
     ) -> Result<Self> {
-        let run = run_object(&state.run);
+        let (of, run, what) = (Arc::clone(&store), &state.run, state.snapshot.as_str());
+        let held = match done {
+            None => Lease::begin(of, LeaseKind::Sync, run, what, lease).await,
+            Some(_) => Lease::resume(of, run, lease).await,
+        };
         let mut published = None;
-        if done.is_none() {
-            store
-                .put_new(&run, state.snapshot.as_str().as_bytes(), |_| false)
-                .await?;
-        } else if let Err(error) = store.get(&run).await {
-            if error.kind() != Kind::NotFound {
-                return Err(error);
+        let lease = match held {
+            Err(error) if error.kind() == Kind::NotFound => {
+                // The last execution was killed between publishing and the record on this machine.
+                published = state.published(&store).await?;
+                if published.is_none() {
+                    return Err(forgotten(&store));
+                }
+                None
             }
-            // The last execution was killed between publishing and the record on this machine.
-            published = state.published(&store).await?;
-            if published.is_none() {
-                return Err(forgotten(&store));
-            }
-        }
+            held => Some(held?),
+        };
         let parent = match state.parent.as_ref().filter(|_| published.is_none()) {
             None => None,
             Some(parent) => Some(parent.read(&store, done.is_none()).await?),
@@ -124,6 +131,7 @@ impl RepositorySink {
             counts: counts.map(AtomicU64::new),
             is_parent_damaged: AtomicBool::new(false),
             published: Mutex::new(published),
+            lease: Mutex::new(lease),
             state,
         })
     }
@@ -135,13 +143,14 @@ impl RepositorySink {
         self
     }
 
-    /// Removes a run's files on this machine and its record in the repository.
-    ///
-    /// # Errors
-    /// Why the repository cannot be reached, or a file not removed.
-    pub async fn forget(store: &Store, run: &str, files: &Path) -> Result<()> {
-        Locations::remove(files)?;
-        store.delete(&run_object(run)).await
+    /// Removes the run's files on this machine and its record in the repository.
+    async fn end(&self) -> Result<()> {
+        Locations::remove(&self.files)?;
+        let lease = self.lease.lock().take();
+        match lease {
+            Some(lease) => lease.end().await,
+            None => Ok(()),
+        }
     }
 
     fn store(&self) -> &Arc<Store> {
@@ -365,7 +374,7 @@ impl RepositorySink {
     ) -> Result<Arc<RepositorySource>> {
         let published = self.published.lock().clone();
         if let Some(published) = published {
-            Self::forget(self.store(), &self.state.run, &self.files).await?;
+            self.end().await?;
             return Ok(published);
         }
         let state = self.flush_all().await?;
@@ -414,30 +423,83 @@ impl RepositorySink {
             damaged,
             segments,
         };
-        let name = format!("snapshots/{}", manifest.name());
-        if let Err(error) = self.store().look(&run_object(&manifest.run)).await {
-            return Err(match error.kind() {
-                Kind::NotFound => forgotten(self.store()),
-                _ => error,
-            });
-        }
-        // A manifest of a newer format is not ours to replace.
-        let is_sound = |bytes: &[u8]| !matches!(Manifest::decode(bytes), Err(error) if error.kind() == Kind::Corrupt);
-        let encoded = manifest.encode();
-        let manifest = if self.store().put_new(&name, &encoded, is_sound).await? {
-            manifest
-        } else {
-            let there = read_manifest(self.store(), &name).await?;
-            if there.run != manifest.run {
-                info!("another run has published {} meanwhile", manifest.snapshot);
-            }
-            there
-        };
+        let manifest = self.publish_manifest(manifest).await?;
         let source = RepositorySource::new(manifest, Arc::clone(&self.segments))?;
         let source = Arc::new(source.into_stored());
         *self.published.lock() = Some(Arc::clone(&source));
-        Self::forget(self.store(), &self.state.run, &self.files).await?;
+        self.end().await?;
         Ok(source)
+    }
+
+    /// Publishes a manifest, and then looks whether a prune may have deleted what it needs; the manifest that is there now.
+    async fn publish_manifest(&self, manifest: Manifest) -> Result<Manifest> {
+        let (store, name) = (self.store(), manifest.name());
+        match lease::read(store, &manifest.run).await {
+            Err(error) if error.kind() == Kind::NotFound => return Err(forgotten(store)),
+            record => drop(record?),
+        }
+        // What is gone before is not published at all.
+        self.check_data(&manifest).await?;
+        let object = format!("snapshots/{name}");
+        // A manifest of a newer format is not ours to replace.
+        let is_sound = |bytes: &[u8]| match Manifest::read(bytes) {
+            Ok(read) => read.is_some(),
+            Err(error) => error.kind() != Kind::Corrupt,
+        };
+        if !store.put_new(&object, &manifest.encode(), is_sound).await? {
+            let there = read_manifest(store, &object).await?;
+            if there.run != manifest.run {
+                info!("another run has published {} meanwhile", manifest.snapshot);
+                return Ok(there);
+            }
+        }
+        if let Err(error) = self.check_data(&manifest).await {
+            self.withdraw(&manifest).await?;
+            return Err(error);
+        }
+        latest::advance(store, &name).await?;
+        Ok(manifest)
+    }
+
+    /// Fails when a prune may have deleted what a manifest needs: where a sweep since the run began names some of it, or where the
+    /// run was paused for so long that it may have been taken for dead and something is missing.
+    async fn check_data(&self, manifest: &Manifest) -> Result<()> {
+        let (begun, was_paused) = match &*self.lease.lock() {
+            Some(lease) => (lease.begun(), lease.was_paused()),
+            None => return Ok(()),
+        };
+        let store = self.store();
+        let swept = prune::sweeps_since(store, begun).await?;
+        if swept.is_empty() && !was_paused {
+            return Ok(());
+        }
+        let needed = Needed::of(store, std::slice::from_ref(manifest)).await;
+        let is_swept = match &needed {
+            Ok(needed) => needed.any_of(&swept) || was_paused && needed.any_missing(store).await?,
+            Err(error) => error.kind() == Kind::Corrupt,
+        };
+        if !is_swept {
+            return needed.map(drop);
+        }
+        // The next execution begins from the start: it finds no record.
+        self.end().await?;
+        let what = format!(
+            "cannot publish {}: the run was paused, and a prune has removed some of what it wrote",
+            manifest.snapshot
+        );
+        Err(Error::new(Kind::Busy, what).with_remedy(Remedy::TryLater))
+    }
+
+    /// Takes a manifest back that was published.
+    async fn withdraw(&self, manifest: &Manifest) -> Result<()> {
+        let object = format!("snapshots/{}", manifest.name());
+        self.store()
+            .put(&object, &[manifest.encode_withdrawn().into()])
+            .await?;
+        match self.store().delete(&object).await {
+            Err(error) if error.kind() == Kind::Denied => Ok(()),
+            done => done,
+        }
     }
 }
 

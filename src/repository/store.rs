@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use futures_util::stream::{self, Stream};
 use futures_util::{StreamExt, TryStreamExt};
 use md5::{Digest as _, Md5};
 use object_store::path::Path;
@@ -266,6 +267,12 @@ impl Store {
     /// Why they cannot be listed.
     pub async fn list(&self, folder: &str) -> Result<Vec<Object>> {
         self.list_some(folder, usize::MAX).await
+    }
+
+    /// The same page by page.
+    pub fn pages(&self, folder: &str) -> impl Stream<Item = Result<Vec<Object>>> + '_ {
+        let folder = folder.to_owned();
+        stream::once(async move { self.list(&folder).await })
     }
 
     /// So many objects of them, whichever, or all if they are fewer.

@@ -19,10 +19,11 @@ use tracing::{info, warn};
 use super::catalog::RepositoryCatalog;
 use super::check::is_damage;
 use super::index::Index;
+use super::lease;
 use super::locations::Locations;
 use super::manifest::Manifest;
 use super::pack::Name;
-use super::run::{Parent, RunState, removed_meanwhile, run_object};
+use super::run::{Parent, RunState, removed_meanwhile};
 use super::segments::Segments;
 use super::sink::RepositorySink;
 use super::source::RepositorySource;
@@ -201,7 +202,7 @@ impl RepositoryTarget {
             (opening.name)(&named)?;
         }
         let store = Arc::clone(self.store());
-        let sink = RepositorySink::open(store, state, &opening.files, done);
+        let sink = RepositorySink::open(store, state, &opening.files, done, self.catalog.lease());
         let mut sink = stop.unless(sink).await?;
         if let Some(path) = &self.index {
             match Index::update(&self.catalog, path, stop).await {
@@ -234,7 +235,7 @@ impl RepositoryTarget {
         let stem = self.stem.clone();
         blocking(move || Locations::remove_all(&stem)).await?;
         match left.open::<RunState>() {
-            Ok(state) => self.store().delete(&run_object(&state.run)).await,
+            Ok(state) => lease::end_run(self.store(), &state.run).await,
             // It names no run.
             Err(_) => Ok(()),
         }

@@ -8,9 +8,11 @@ use futures_util::StreamExt;
 use super::{RepositoryTarget, bytes_of, made_id, volume_of};
 use crate::error::{Error, Kind, Result};
 use crate::repository::check::is_damage;
+use crate::repository::lease;
+use crate::repository::listing;
 use crate::repository::manifest::{Manifest, ManifestName};
 use crate::repository::pack::Name;
-use crate::repository::run::{RunState, removed, run_object};
+use crate::repository::run::{RunState, removed};
 use crate::repository::segments;
 use crate::snapshot::SnapshotId;
 use crate::target::{Ask, Base, Existence, Facts, Left, Replica, SinkState, SourceInfo};
@@ -21,7 +23,7 @@ const MOST_REPLICAS: usize = 64;
 impl RepositoryTarget {
     pub(super) async fn facts(&self, ask: &Ask<'_>) -> Result<Facts> {
         let mut facts = Facts::of(&*self.name, Existence::Absent);
-        let names = self.catalog.names().await?;
+        let names = self.proven_names(ask).await?;
         if let Some(id) = ask.source.id()
             && let Some(manifest) = self.held(&names, &id, &mut facts.warnings).await?
         {
@@ -62,6 +64,17 @@ impl RepositoryTarget {
             facts.left = self.left(left, ask.source, &mut facts.warnings).await?;
         }
         Ok(facts)
+    }
+
+    /// The names of all manifests. Where a delta starts from what is found, none of the volume may be missing.
+    async fn proven_names(&self, ask: &Ask<'_>) -> Result<Vec<ManifestName>> {
+        match ask.base {
+            Base::None => self.catalog.names().await,
+            _ => {
+                let key = ManifestName::volume_key(volume_of(ask.source));
+                self.catalog.proven_names(Some(&key)).await
+            }
+        }
     }
 
     /// The manifest of a snapshot, if it is there and can be read. A damaged one is written again by the next run.
@@ -123,7 +136,7 @@ impl RepositoryTarget {
             }
         }
         // Listed after the manifests were read: `prune` keeps a manifest that is removed later for every run on record by then.
-        let tombstones = self.store().list("removed").await?;
+        let tombstones = listing::list(self.store(), "removed", None).await?.objects;
         let tombstones: HashSet<String> =
             tombstones.into_iter().map(|object| object.name).collect();
         manifests.retain(|manifest| {
@@ -176,7 +189,7 @@ impl RepositoryTarget {
             return Ok(Left::Gone);
         }
         let store = self.store();
-        match store.look(&run_object(&state.run)).await {
+        match lease::read(store, &state.run).await {
             Ok(_) => {}
             Err(error) if error.kind() == Kind::NotFound => {
                 return match state.published(store).await {

@@ -1,0 +1,147 @@
+//! Which manifests a listing must show: `latest/VOLUME` names the newest one of each volume, `prune/manifests` those that the last
+//! prune kept. A store that leaves a page out in the middle of a listing is found by them.
+//!
+//! Both are text: names of manifests, one a line, then the SHA-256 of these lines in hexadecimal.
+
+use std::collections::BTreeSet;
+
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use sha2::{Digest as _, Sha256};
+
+use super::manifest::ManifestName;
+use super::store::Store;
+use crate::block::hexadecimal;
+use crate::error::{Error, Kind, Remedy, Result};
+
+/// The names that the last prune kept.
+const PRUNED: &str = "prune/manifests";
+/// Objects read at once.
+const READS: usize = 16;
+/// A writer that lost a race against another one looks so often whether the newer name stands.
+const TRIES: usize = 3;
+
+fn object(volume: &str) -> String {
+    format!("latest/{volume}")
+}
+
+fn encode<'a>(names: impl IntoIterator<Item = &'a ManifestName>) -> Vec<u8> {
+    let lines = names.into_iter().map(|name| format!("{name}\n"));
+    let lines: String = lines.collect();
+    let digest = hexadecimal(&Sha256::digest(&lines));
+    format!("{lines}{digest}\n").into_bytes()
+}
+
+/// The names; none when it is damaged.
+fn decode(bytes: &[u8]) -> Option<Vec<ManifestName>> {
+    let text = str::from_utf8(bytes).ok()?.strip_suffix('\n')?;
+    let start = text.rfind('\n').map_or(0, |end| end + 1);
+    let (lines, digest) = text.split_at_checked(start)?;
+    if hexadecimal(&Sha256::digest(lines)) != digest {
+        return None;
+    }
+    lines.lines().map(|line| line.parse().ok()).collect()
+}
+
+async fn read(store: &Store, object: &str) -> Result<Vec<ManifestName>> {
+    let bytes = match store.get(object).await {
+        Err(error) if error.kind() == Kind::NotFound => return Ok(Vec::new()),
+        bytes => bytes?,
+    };
+    decode(&bytes).ok_or_else(|| {
+        let what = format!("{}/{object} is damaged", store.address());
+        let remedy = "remove that object if `ebsfs repository ls` shows all snapshots";
+        Error::new(Kind::Corrupt, what).with_remedy(Remedy::Do(remedy.into()))
+    })
+}
+
+/// The names that a listing must show that begins after this: of one volume, or of all.
+pub(super) async fn expected(
+    store: &Store,
+    volume: Option<&str>,
+) -> Result<BTreeSet<ManifestName>> {
+    let objects = match volume {
+        Some(volume) => vec![object(volume)],
+        None => {
+            let found = store.list("latest").await?.into_iter();
+            found.map(|object| object.name).collect()
+        }
+    };
+    let mut names: BTreeSet<ManifestName> = stream::iter(objects)
+        .map(|object| async move { read(store, &object).await })
+        .buffer_unordered(READS)
+        .try_concat()
+        .await?
+        .into_iter()
+        .collect();
+    let pruned = read(store, PRUNED).await?.into_iter();
+    names.extend(pruned.filter(|name| volume.is_none_or(|volume| name.volume == volume)));
+    Ok(names)
+}
+
+/// The error of a listing that lacks a manifest which must be there.
+pub(super) fn lacks(store: &Store, name: &ManifestName) -> Error {
+    let what = format!(
+        "cannot use the listing of {}/snapshots: {name} is neither in it nor removed",
+        store.address()
+    );
+    Error::new(Kind::Undecided, what).with_remedy(Remedy::AcceptMissing(name.to_string()))
+}
+
+/// A snapshot was published: `latest/` names it unless it names a newer one.
+pub(super) async fn advance(store: &Store, name: &ManifestName) -> Result<()> {
+    let object = object(&name.volume);
+    for _ in 0..TRIES {
+        let there = match read(store, &object).await {
+            // Written again: the snapshot that it named is at most older than this one, or a prune finds it.
+            Err(error) if error.kind() == Kind::Corrupt => Vec::new(),
+            there => there?,
+        };
+        if there.iter().any(|there| there.time >= name.time) {
+            return Ok(());
+        }
+        store.put(&object, &[encode([name]).into()]).await?;
+    }
+    Ok(())
+}
+
+/// A snapshot is about to be removed: `latest/` names the newest of those that remain, if it names this one.
+pub(super) async fn retreat(
+    store: &Store,
+    removed: &ManifestName,
+    all: &[ManifestName],
+) -> Result<()> {
+    let object = object(&removed.volume);
+    if !read(store, &object).await?.contains(removed) {
+        return Ok(());
+    }
+    let mut others = all.iter().rev();
+    let newest = others.find(|name| name.volume == removed.volume && *name != removed);
+    store.put(&object, &[encode(newest).into()]).await
+}
+
+/// Notes what a prune has kept.
+pub(super) async fn note_pruned(store: &Store, names: &[ManifestName]) -> Result<()> {
+    store.put(PRUNED, &[encode(names).into()]).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_written_and_no_part_of_them_is_believed() {
+        let name = |text: &str| text.parse::<ManifestName>().unwrap();
+        let names = [
+            name("20270115T080000000Z.vol-0a.snap-0b"),
+            name("20270116T080000000Z.vol-0a.snap-0c"),
+        ];
+        for count in 0..=2 {
+            let bytes = encode(&names[..count]);
+            assert_eq!(decode(&bytes).unwrap(), names[..count]);
+            for cut in 0..bytes.len() {
+                assert_eq!(decode(&bytes[..cut]), None, "{cut}");
+            }
+        }
+        assert_eq!(decode(b"<html></html>\n"), None);
+    }
+}

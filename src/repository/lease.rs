@@ -1,0 +1,425 @@
+//! Leases: `runs/ID` says who writes or reads a repository, and is written again while they live. `prune` removes nothing that a
+//! living one may need. That saves work; safety does not rest on it: a run that was paused for longer than its lease finds out
+//! by its own clock, and looks whether all that it wrote is still there.
+//!
+//! Ages are the store's own times. How long this process was paused is CLOCK_BOOTTIME's answer, which goes on while a laptop
+//! sleeps or a virtual machine is suspended.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{debug, warn};
+
+use super::listing::{self, Fence};
+use super::store::{Object, Store};
+use crate::error::{Error, Kind, Result};
+
+/// How long a lease holds that is not renewed.
+pub const LEASE: Duration = Duration::from_hours(1);
+/// It is renewed so often within that time: three times before the half that a run may miss.
+const RENEWALS: u32 = 6;
+/// Bytes of a record that are read.
+const MOST_BYTES: usize = 64 << 10;
+
+/// What its holder does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LeaseKind {
+    /// Writes a snapshot.
+    Sync,
+    /// Reads snapshots: a mount, a restore, a comparison.
+    Read,
+}
+
+/// The record of a run or reader.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LeaseRecord {
+    kind: LeaseKind,
+    /// The snapshot that is written, or what is read.
+    what: String,
+    host: String,
+    user: String,
+    pid: u32,
+    /// Seconds that it holds without being renewed.
+    lease_seconds: u64,
+    /// When the store first wrote it, in seconds since 1970; none in the first record.
+    begun: Option<u64>,
+    /// Whether it was once not renewed for half of its lease.
+    was_paused: bool,
+    /// Whether it has ended, where its holder may not delete it.
+    has_ended: bool,
+}
+
+impl LeaseRecord {
+    fn new(kind: LeaseKind, what: &str, lease: Duration) -> Self {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let uid = nix::unistd::Uid::effective();
+        let user = nix::unistd::User::from_uid(uid).ok().flatten();
+        Self {
+            kind,
+            what: what.into(),
+            host: host.trim().into(),
+            user: user.map_or_else(|| uid.to_string(), |user| user.name),
+            pid: std::process::id(),
+            lease_seconds: lease.as_secs().max(1),
+            begun: None,
+            was_paused: false,
+            has_ended: false,
+        }
+    }
+
+    async fn put(&self, store: &Store, object: &str) -> Result<()> {
+        // Nothing in it can fail to serialise.
+        let json = serde_json::to_vec(self).unwrap_or_default();
+        store.put(object, &[json.into()]).await
+    }
+
+    fn lease(&self) -> Duration {
+        Duration::from_secs(self.lease_seconds)
+    }
+}
+
+/// The name of a run's record.
+pub(super) fn run_object(run: &str) -> String {
+    format!("runs/{run}")
+}
+
+/// Reads the record of a run.
+///
+/// # Errors
+/// `NotFound` when there is none, or it has ended; `Corrupt` when it is no record.
+pub(super) async fn read(store: &Store, run: &str) -> Result<LeaseRecord> {
+    let object = run_object(run);
+    let bytes = store.get(&object).await?;
+    let record = serde_json::from_slice(bytes.get(..MOST_BYTES).unwrap_or(&bytes));
+    let record: LeaseRecord = record.map_err(|error| {
+        let what = format!("{}/{object} is no record of a run", store.address());
+        Error::with_source(Kind::Corrupt, what, error)
+    })?;
+    match record.has_ended {
+        true => {
+            let what = format!("the run {run} has ended");
+            Err(Error::new(Kind::NotFound, what))
+        }
+        false => Ok(record),
+    }
+}
+
+/// A lease that is held.
+#[derive(Debug)]
+pub struct Lease {
+    store: Arc<Store>,
+    object: String,
+    state: Arc<Held>,
+    renewing: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Held {
+    record: Mutex<LeaseRecord>,
+    /// When it was last renewed, by CLOCK_BOOTTIME.
+    renewed: Mutex<Duration>,
+    was_paused: AtomicBool,
+}
+
+impl Held {
+    fn note_pause(&self) {
+        let lease = self.record.lock().lease();
+        if boot_time().saturating_sub(*self.renewed.lock()) > lease / 2 {
+            self.was_paused.store(true, Ordering::Relaxed);
+        }
+    }
+
+    async fn renew(&self, store: &Store, object: &str) -> Result<()> {
+        self.note_pause();
+        let now = boot_time();
+        let record = {
+            let mut record = self.record.lock();
+            record.was_paused = self.was_paused.load(Ordering::Relaxed);
+            record.clone()
+        };
+        record.put(store, object).await?;
+        *self.renewed.lock() = now;
+        Ok(())
+    }
+}
+
+impl Lease {
+    /// Puts a new run or reader on record, and keeps it there.
+    ///
+    /// # Errors
+    /// Why it cannot be put; `Denied` without permission.
+    pub(super) async fn begin(
+        store: Arc<Store>,
+        kind: LeaseKind,
+        run: &str,
+        what: &str,
+        lease: Duration,
+    ) -> Result<Self> {
+        let (object, began) = (run_object(run), boot_time());
+        let mut record = LeaseRecord::new(kind, what, lease);
+        record.put(&store, &object).await?;
+        let begun = store.look(&object).await?.modified;
+        record.begun = Some(seconds(begun));
+        Ok(Self::hold(store, object, record, began))
+    }
+
+    /// Goes on with the run of a record.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no record, or it was ended or forgotten.
+    pub(super) async fn resume(store: Arc<Store>, run: &str, lease: Duration) -> Result<Self> {
+        let object = run_object(run);
+        let began = boot_time();
+        let before = read(&store, run).await?;
+        let last = store.look(&object).await?.modified;
+        let mut record = LeaseRecord {
+            begun: Some(before.begun.unwrap_or(seconds(last))),
+            ..LeaseRecord::new(before.kind, &before.what, lease)
+        };
+        record.put(&store, &object).await?;
+        let now = store.look(&object).await?.modified;
+        let pause = now.duration_since(last).unwrap_or_default();
+        record.was_paused = before.was_paused || pause > before.lease() / 2;
+        if record.was_paused {
+            record.put(&store, &object).await?;
+        }
+        Ok(Self::hold(store, object, record, began))
+    }
+
+    fn hold(store: Arc<Store>, object: String, record: LeaseRecord, renewed: Duration) -> Self {
+        let every = record.lease() / RENEWALS;
+        let state = Arc::new(Held {
+            was_paused: AtomicBool::new(record.was_paused),
+            record: Mutex::new(record),
+            renewed: Mutex::new(renewed),
+        });
+        let renewing = tokio::spawn({
+            let (store, object, state) = (Arc::clone(&store), object.clone(), Arc::clone(&state));
+            async move {
+                let mut times = interval(every);
+                times.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                times.tick().await;
+                loop {
+                    times.tick().await;
+                    match state.renew(&store, &object).await {
+                        Ok(()) => debug!("renewed {object}"),
+                        Err(error) => warn!("cannot renew a lease: {}", error.chain()),
+                    }
+                }
+            }
+        });
+        Self {
+            store,
+            object,
+            state,
+            renewing,
+        }
+    }
+
+    /// When the run began, by the store's clock.
+    pub(super) fn begun(&self) -> SystemTime {
+        let begun = self.state.record.lock().begun.unwrap_or_default();
+        SystemTime::UNIX_EPOCH + Duration::from_secs(begun.min(1 << 40))
+    }
+
+    /// Whether half of the lease went by once without a renewal: then a prune may have taken the run for dead.
+    pub(super) fn was_paused(&self) -> bool {
+        self.state.note_pause();
+        self.state.was_paused.load(Ordering::Relaxed)
+    }
+
+    /// Ends it: its record goes, or says so where this user may not delete.
+    ///
+    /// # Errors
+    /// Why the store could not be reached.
+    pub async fn end(self) -> Result<()> {
+        self.renewing.abort();
+        let record = self.state.record.lock().clone();
+        end_record(&self.store, &self.object, Some(record)).await
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.renewing.abort();
+    }
+}
+
+/// Removes the record of a run, if there is one.
+pub(super) async fn end_run(store: &Store, run: &str) -> Result<()> {
+    let record = match read(store, run).await {
+        Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+        Err(error) if error.kind() == Kind::Corrupt => None,
+        record => Some(record?),
+    };
+    end_record(store, &run_object(run), record).await
+}
+
+async fn end_record(store: &Store, object: &str, record: Option<LeaseRecord>) -> Result<()> {
+    match (store.delete(object).await, record) {
+        (Err(error), Some(record)) if error.kind() == Kind::Denied => {
+            let ended = LeaseRecord {
+                has_ended: true,
+                ..record
+            };
+            ended.put(store, object).await
+        }
+        (done, _) => done,
+    }
+}
+
+/// A run or reader on record, as a prune sees it.
+#[derive(Clone, Debug)]
+pub struct RunOnRecord {
+    /// Its id, the name of its record.
+    pub id: String,
+    /// What it does; none where the record cannot be read.
+    pub kind: Option<LeaseKind>,
+    /// The snapshot that is written, or what is read.
+    pub what: String,
+    /// The machine, user and process.
+    pub holder: String,
+    /// When it began.
+    pub begun: SystemTime,
+    /// When it was last renewed.
+    pub renewed: SystemTime,
+    /// How long it holds after that.
+    pub lease: Duration,
+    /// Whether it has ended, and only its record could not be deleted.
+    pub has_ended: bool,
+}
+
+impl RunOnRecord {
+    /// Whether it may be alive at a time of the store's clock.
+    pub fn is_alive(&self, now: SystemTime) -> bool {
+        !self.has_ended && now < self.renewed + self.lease
+    }
+
+    /// How long its lease has been over at a time of the store's clock.
+    pub(super) fn expired(&self, now: SystemTime) -> Duration {
+        let since = now.duration_since(self.renewed + self.lease);
+        since.unwrap_or_default()
+    }
+
+    fn of(object: &Object, record: Option<LeaseRecord>) -> Self {
+        let id = object
+            .name
+            .rsplit('/')
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        let renewed = object.modified;
+        match record {
+            Some(record) => {
+                // A record says at most so long: nothing holds for ever.
+                let lease = record.lease().min(24 * LEASE);
+                let begun = record
+                    .begun
+                    .map(|begun| SystemTime::UNIX_EPOCH + Duration::from_secs(begun.min(1 << 40)));
+                Self {
+                    id,
+                    kind: Some(record.kind),
+                    what: record.what,
+                    holder: format!("{}@{}, process {}", record.user, record.host, record.pid),
+                    begun: begun.map_or(renewed, |begun| begun.min(renewed)),
+                    renewed,
+                    lease,
+                    has_ended: record.has_ended,
+                }
+            }
+            None => Self {
+                id,
+                kind: None,
+                what: String::new(),
+                holder: "unknown".into(),
+                begun: renewed,
+                renewed,
+                lease: LEASE,
+                has_ended: false,
+            },
+        }
+    }
+}
+
+/// All runs and readers on record.
+pub(super) async fn all(
+    store: &Store,
+    fence: Option<&Fence>,
+) -> Result<(Vec<RunOnRecord>, listing::Ends)> {
+    let listed = listing::list(store, "runs", fence).await?;
+    let mut runs = Vec::new();
+    for object in listed.objects {
+        let id = object.name.rsplit('/').next().unwrap_or_default();
+        let bytes = match store.get(&run_object(id)).await {
+            // It has ended meanwhile.
+            Err(error) if error.kind() == Kind::NotFound => continue,
+            bytes => bytes?,
+        };
+        let record = serde_json::from_slice(bytes.get(..MOST_BYTES).unwrap_or(&bytes)).ok();
+        runs.push(RunOnRecord::of(&object, record));
+    }
+    Ok((runs, listed.ends))
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
+}
+
+/// Time since this machine booted, suspended or not, to 10 ms: the first number of /proc/uptime.
+fn boot_time() -> Duration {
+    let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let seconds = text.split_ascii_whitespace().next();
+    let seconds = seconds.and_then(|seconds| seconds.parse().ok());
+    Duration::try_from_secs_f64(seconds.unwrap_or(0.0)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_holds_for_its_lease_and_never_for_ever() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let object = Object {
+            name: "runs/0a".into(),
+            size: 1,
+            modified: at(1_000_000),
+        };
+        let record = |lease_seconds| LeaseRecord {
+            begun: Some(999_000),
+            lease_seconds,
+            ..LeaseRecord::new(LeaseKind::Sync, "snap-0a", LEASE)
+        };
+        for (record, lease, begun) in [
+            (Some(record(60)), 60, 999_000),
+            (Some(record(u64::MAX)), 86_400, 999_000),
+            (None, 3600, 1_000_000),
+        ] {
+            let run = RunOnRecord::of(&object, record);
+            assert_eq!(run.begun, at(begun));
+            assert!(run.is_alive(at(1_000_000 + lease - 1)));
+            assert!(!run.is_alive(at(1_000_000 + lease)));
+            assert_eq!(
+                run.expired(at(1_000_000 + lease + 9)),
+                Duration::from_secs(9)
+            );
+        }
+        let ended = LeaseRecord {
+            has_ended: true,
+            ..record(60)
+        };
+        assert!(!RunOnRecord::of(&object, Some(ended)).is_alive(at(0)));
+    }
+
+    #[test]
+    fn the_machine_has_been_up_for_some_time() {
+        assert!(boot_time() > Duration::ZERO);
+    }
+}

@@ -1,0 +1,279 @@
+//! Listings that prove that they are complete. Each folder holds a pair of *fences*, objects that sort before and after all others:
+//! a listing without both is cut short, of another place, or no listing at all. Each prune puts a new pair of a random id first, so
+//! that a listing with that pair is newer than it.
+//!
+//! Objects that are not of a repository (folder markers, `.DS_Store`, `.nfs*`) are passed over.
+
+use std::pin::pin;
+
+use futures_util::stream::TryStreamExt;
+
+use super::header::from_hex;
+use super::manifest::ManifestName;
+use super::store::{Object, Store};
+use crate::error::{Error, Kind, Result};
+
+/// The folders that hold fences.
+pub(super) const FENCED: [&str; 6] = [
+    "snapshots",
+    "removed",
+    "runs",
+    "garbage",
+    "packs",
+    "segments",
+];
+/// Digits, hexadecimal ones too, and letters sort between the two.
+const FIRST: &str = "0-fence-";
+const LAST: &str = "zz-fence-";
+/// What is in a fence: a store need not keep empty objects.
+const CONTENT: &[u8] = b"A complete listing of this folder has this object.\n";
+/// Names of foreign objects that a warning gives.
+const NAMED: usize = 3;
+
+/// A pair of fences.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Fence(String);
+
+impl Fence {
+    /// A pair that no listing has yet.
+    pub(super) fn new() -> Self {
+        Self(format!("{:016x}", fastrand::u64(..)))
+    }
+
+    pub(super) fn names(&self, folder: &str) -> [String; 2] {
+        [FIRST, LAST].map(|end| format!("{folder}/{end}{}", self.0))
+    }
+
+    /// Puts the pair into a folder.
+    pub(super) async fn put(&self, store: &Store, folder: &str) -> Result<()> {
+        for name in self.names(folder) {
+            store.put(&name, &[CONTENT.into()]).await?;
+        }
+        Ok(())
+    }
+
+    /// When the store wrote the pair of a folder, by its own clock.
+    pub(super) async fn time(&self, store: &Store, folder: &str) -> Result<std::time::SystemTime> {
+        let [_, last] = self.names(folder);
+        Ok(store.look(&last).await?.modified)
+    }
+}
+
+/// What an object of a folder is.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    First(String),
+    Last(String),
+    Ours,
+    Foreign,
+}
+
+/// What an object is by its name within the repository.
+fn found(folder: &str, name: &str) -> Found {
+    let within = name
+        .strip_prefix(folder)
+        .and_then(|name| name.strip_prefix('/'));
+    let Some(within) = within else {
+        return Found::Foreign;
+    };
+    if let Some(id) = within.strip_prefix(FIRST) {
+        return Found::First(id.to_owned());
+    }
+    if let Some(id) = within.strip_prefix(LAST) {
+        return Found::Last(id.to_owned());
+    }
+    let is_word = |text: &str| {
+        let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        !text.is_empty() && text.bytes().all(is_letter)
+    };
+    let is_ours = match folder {
+        "snapshots" => within.parse::<ManifestName>().is_ok(),
+        "removed" => within
+            .rsplit_once('.')
+            .is_some_and(|(name, run)| name.parse::<ManifestName>().is_ok() && is_word(run)),
+        "packs" | "segments" => within.split_once('/').is_some_and(|(first, name)| {
+            from_hex(name).is_some() && name.starts_with(first) && first.len() == 2
+        }),
+        _ => is_word(within),
+    };
+    if is_ours { Found::Ours } else { Found::Foreign }
+}
+
+/// Sorts the objects of a listing, page by page, and knows at its end whether it was complete.
+#[derive(Debug)]
+struct Proof<'a> {
+    folder: &'a str,
+    fence: Option<&'a Fence>,
+    firsts: Vec<String>,
+    lasts: Vec<String>,
+    foreign: u64,
+    named: Vec<String>,
+}
+
+impl<'a> Proof<'a> {
+    fn new(folder: &'a str, fence: Option<&'a Fence>) -> Self {
+        Self {
+            folder,
+            fence,
+            firsts: Vec::new(),
+            lasts: Vec::new(),
+            foreign: 0,
+            named: Vec::new(),
+        }
+    }
+
+    /// The objects of a page that are the repository's, without fences.
+    fn page(&mut self, page: Vec<Object>) -> Vec<Object> {
+        let mut page = page;
+        page.retain(|object| match found(self.folder, &object.name) {
+            Found::Ours => true,
+            Found::First(id) => {
+                self.firsts.push(id);
+                false
+            }
+            Found::Last(id) => {
+                self.lasts.push(id);
+                false
+            }
+            Found::Foreign => {
+                self.foreign += 1;
+                if self.named.len() < NAMED {
+                    self.named.push(object.name.clone());
+                }
+                false
+            }
+        });
+        page
+    }
+
+    fn end(self, store: &Store) -> Result<Ends> {
+        let missing = [("first", &self.firsts), ("last", &self.lasts)]
+            .into_iter()
+            .find(|(_, ids)| match self.fence {
+                Some(fence) => !ids.contains(&fence.0),
+                None => ids.is_empty(),
+            });
+        if let Some((which, ids)) = missing {
+            let why = match ids.is_empty() {
+                true => "it is cut short, or of another place",
+                false => "it is older than the fence",
+            };
+            let what = format!(
+                "cannot use the listing of {}/{}: the {which} fence is not in it, so that {why}",
+                store.address(),
+                self.folder
+            );
+            return Err(Error::new(Kind::Corrupt, what));
+        }
+        let others = |id: &&String| self.fence.is_some_and(|fence| fence.0 != **id);
+        let old = self.firsts.iter().filter(others);
+        Ok(Ends {
+            old_fences: old.map(|id| Fence(id.clone())).collect(),
+            foreign: Foreign {
+                count: self.foreign,
+                named: self.named,
+            },
+        })
+    }
+}
+
+/// Objects that are not of a repository.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Foreign {
+    pub(super) count: u64,
+    pub(super) named: Vec<String>,
+}
+
+/// What a complete listing had besides the repository's objects.
+#[derive(Debug)]
+pub(super) struct Ends {
+    /// Pairs of earlier prunes, where a pair of this one was asked for.
+    pub(super) old_fences: Vec<Fence>,
+    pub(super) foreign: Foreign,
+}
+
+/// A complete listing.
+#[derive(Debug)]
+pub(super) struct Listing {
+    /// The repository's own objects, in the store's order.
+    pub(super) objects: Vec<Object>,
+    pub(super) ends: Ends,
+}
+
+/// Lists a folder, all at once; with `fence` the listing must have that very pair.
+///
+/// # Errors
+/// `Corrupt` when the listing is not complete; else why it cannot be had.
+pub(super) async fn list(store: &Store, folder: &str, fence: Option<&Fence>) -> Result<Listing> {
+    let mut objects = Vec::new();
+    let ends = walk(store, folder, fence, |page| {
+        objects.extend(page);
+        Ok(())
+    })
+    .await?;
+    Ok(Listing { objects, ends })
+}
+
+/// Lists a folder of any size page by page. What `take` was given is a complete listing only when this ends without an error.
+///
+/// # Errors
+/// As for [`list`]; what `take` says.
+pub(super) async fn walk(
+    store: &Store,
+    folder: &str,
+    fence: Option<&Fence>,
+    mut take: impl FnMut(Vec<Object>) -> Result<()>,
+) -> Result<Ends> {
+    let mut proof = Proof::new(folder, fence);
+    let mut pages = pin!(store.pages(folder));
+    while let Some(page) = pages.try_next().await? {
+        take(proof.page(page))?;
+    }
+    proof.end(store)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_is_a_fence_or_of_the_repository_or_foreign() {
+        let name = "20270115T080000000Z.vol-0a.snap-0b";
+        let hex = "ab".repeat(32);
+        for (folder, within, ours) in [
+            ("snapshots", name.to_owned(), true),
+            ("snapshots", String::new(), false),
+            ("snapshots", ".DS_Store".into(), false),
+            ("snapshots", format!("/{name}"), false),
+            ("snapshots", format!("@eaDir/{name}"), false),
+            ("removed", format!("{name}.0123"), true),
+            ("removed", name.to_owned(), false),
+            ("runs", "0123abcd".into(), true),
+            ("runs", ".nfs0001".into(), false),
+            ("packs", format!("ab/{hex}"), true),
+            ("packs", format!("aa/{hex}"), false),
+            ("packs", format!("ab/{hex}#1"), false),
+        ] {
+            let is_ours = found(folder, &format!("{folder}/{within}")) == Found::Ours;
+            assert_eq!(is_ours, ours, "{folder} {within}");
+        }
+        assert_eq!(found("runs", "removed/0123"), Found::Foreign);
+        let id = "00000000000000aa";
+        assert_eq!(
+            found("runs", &format!("runs/0-fence-{id}")),
+            Found::First(id.into())
+        );
+    }
+
+    #[test]
+    fn fences_sort_before_and_after_all_that_a_folder_holds() {
+        let fence = Fence::new();
+        for folder in FENCED {
+            let [first, last] = fence.names(folder);
+            for byte in (b'0'..=b'9').chain(b'a'..=b'f') {
+                let name = format!("{folder}/{}", char::from(byte));
+                assert!(first < name && name < last, "{name}");
+            }
+        }
+    }
+}

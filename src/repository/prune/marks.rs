@@ -1,0 +1,130 @@
+//! Marks: what a prune found that no manifest needs (`garbage/ID`), and what it is about to delete (`garbage/ID-sweep`). Their
+//! ages are the store's times of these objects.
+//!
+//! Both are text: names of objects, one a line, then the SHA-256 of these lines in hexadecimal.
+
+use std::collections::HashSet;
+use std::time::{Duration, SystemTime};
+
+use sha2::{Digest as _, Sha256};
+
+use super::sweep::Doomed;
+use super::{SLACK, before};
+use crate::block::hexadecimal;
+use crate::error::Result;
+use crate::repository::check::short;
+use crate::repository::header::from_hex;
+use crate::repository::listing::{self, Fence};
+use crate::repository::store::{Object, Store};
+
+/// Names in an object, of 81 bytes at most: some 8 MB.
+const MOST_NAMES: usize = 100_000;
+const SWEEP: &str = "-sweep";
+/// Marks stay so much longer than a grace that no run can still meet them.
+const AFTER_GRACE: Duration = Duration::from_hours(7 * 24);
+
+fn encode(names: &[String]) -> Vec<u8> {
+    let lines: String = names.iter().map(|name| format!("{name}\n")).collect();
+    let digest = hexadecimal(&Sha256::digest(&lines));
+    format!("{lines}{digest}\n").into_bytes()
+}
+
+/// The names; none when it is damaged: then nothing in it was marked.
+fn decode(bytes: &[u8]) -> Option<Vec<u64>> {
+    let text = str::from_utf8(bytes).ok()?.strip_suffix('\n')?;
+    let start = text.rfind('\n').map_or(0, |end| end + 1);
+    let (lines, digest) = text.split_at_checked(start)?;
+    if hexadecimal(&Sha256::digest(lines)) != digest {
+        return None;
+    }
+    let short_of = |line: &str| Some(short(&from_hex(line.rsplit('/').next()?)?));
+    lines.lines().map(short_of).collect()
+}
+
+async fn put(store: &Store, names: &[String], ending: &str) -> Result<()> {
+    for part in names.chunks(MOST_NAMES) {
+        let object = format!("garbage/{:032x}{ending}", fastrand::u128(..));
+        store.put(&object, &[encode(part).into()]).await?;
+    }
+    Ok(())
+}
+
+/// Marks these objects.
+pub(super) async fn put_marks(store: &Store, names: &[String]) -> Result<()> {
+    put(store, names, "").await
+}
+
+/// Says that these objects are about to be deleted.
+pub(super) async fn put_sweep(store: &Store, doomed: &[Doomed]) -> Result<()> {
+    let names: Vec<String> = doomed.iter().map(|doomed| doomed.name.clone()).collect();
+    put(store, &names, SWEEP).await
+}
+
+fn is_sweep(object: &Object) -> bool {
+    object.name.ends_with(SWEEP)
+}
+
+async fn read(store: &Store, objects: impl Iterator<Item = Object>) -> Result<HashSet<u64>> {
+    let mut names = HashSet::new();
+    for object in objects {
+        match store.get(&object.name).await {
+            // Another prune has removed it meanwhile.
+            Err(error) if error.kind() == crate::error::Kind::NotFound => {}
+            bytes => names.extend(decode(&bytes?).unwrap_or_default()),
+        }
+    }
+    Ok(names)
+}
+
+/// What was marked before a time.
+pub(super) async fn marked_before(
+    store: &Store,
+    fence: Option<&Fence>,
+    time: SystemTime,
+) -> Result<HashSet<u64>> {
+    let listed = listing::list(store, "garbage", fence).await?.objects;
+    let marks = listed.into_iter();
+    let marks = marks.filter(|object| !is_sweep(object) && object.modified <= time);
+    read(store, marks).await
+}
+
+/// What was about to be deleted by prunes since a time.
+pub(in crate::repository) async fn sweeps_since(
+    store: &Store,
+    time: SystemTime,
+) -> Result<HashSet<u64>> {
+    let listed = listing::list(store, "garbage", None).await?.objects;
+    let time = before(time, SLACK);
+    let sweeps = listed.into_iter();
+    let sweeps = sweeps.filter(|object| is_sweep(object) && object.modified >= time);
+    read(store, sweeps).await
+}
+
+/// Marks that no prune and no run needs any more: each is much older than the grace, and a newer one says the same.
+pub(super) async fn old(store: &Store, now: SystemTime, grace: Duration) -> Result<Vec<String>> {
+    let listed = listing::list(store, "garbage", None).await?.objects;
+    let until = before(before(now, grace), AFTER_GRACE);
+    let old = listed.into_iter().filter(|object| object.modified < until);
+    Ok(old.map(|object| object.name).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_are_read_as_written_and_damaged_ones_mark_nothing() {
+        let hex = |byte: u8| hexadecimal(&[byte; 32]);
+        let names = [
+            format!("packs/07/{}", hex(7)),
+            format!("segments/09/{}", hex(9)),
+        ];
+        let bytes = encode(&names);
+        assert_eq!(decode(&bytes).unwrap(), [short(&[7; 32]), short(&[9; 32])]);
+        for cut in 0..bytes.len() {
+            assert_eq!(decode(&bytes[..cut]), None);
+        }
+        assert_eq!(decode(&encode(&[])), Some(Vec::new()));
+        assert_eq!(decode(&encode(&["packs/x".into()])), None);
+    }
+}

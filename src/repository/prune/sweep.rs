@@ -1,0 +1,210 @@
+//! The packs and segments that no manifest needs: found, marked, deleted.
+
+use std::collections::HashSet;
+use std::time::{Duration, SystemTime};
+
+use futures_util::future::join_all;
+
+use super::{Denied, Needed, Pruned, before, marks};
+use crate::error::{Kind, Result};
+use crate::repository::catalog::RepositoryCatalog;
+use crate::repository::check::short;
+use crate::repository::header::from_hex;
+use crate::repository::listing::{self, Fence};
+use crate::repository::store::{Object, Store};
+
+/// Objects deleted at once.
+const DELETES: usize = 16;
+
+/// An object that is about to be deleted.
+#[derive(Clone, Debug)]
+pub(super) struct Doomed {
+    pub(super) name: String,
+    folder: &'static str,
+    short: u64,
+    bytes: u64,
+}
+
+/// An object that no manifest needs.
+#[derive(Clone, Debug)]
+struct Unneeded {
+    object: Doomed,
+    /// Whether an earlier prune marked it a grace ago.
+    is_ripe: bool,
+    /// Whether it was written a grace ago.
+    is_old: bool,
+    /// Whether a living run may have written it.
+    is_kept: bool,
+}
+
+/// What a prune found.
+#[derive(Debug)]
+pub(super) struct Sweep {
+    ripe_before: SystemTime,
+    kept_since: Option<SystemTime>,
+    unneeded: Vec<Unneeded>,
+}
+
+impl Sweep {
+    pub(super) fn new(ripe_before: SystemTime, kept_since: Option<SystemTime>) -> Self {
+        Self {
+            ripe_before,
+            kept_since,
+            unneeded: Vec::new(),
+        }
+    }
+
+    /// Lists packs and segments, and keeps those that are not needed.
+    pub(super) async fn find(
+        &mut self,
+        catalog: &RepositoryCatalog,
+        fence: Option<&Fence>,
+        needed: &Needed,
+        grace: Duration,
+        now: SystemTime,
+    ) -> Result<()> {
+        let store = catalog.store();
+        let marked = marks::marked_before(store, fence, self.ripe_before).await?;
+        for folder in ["segments", "packs"] {
+            let used = needed.within(folder);
+            let ends = listing::walk(store, folder, fence, |page| {
+                for object in page {
+                    self.see(folder, object, used, &marked, before(now, grace));
+                }
+                Ok(())
+            })
+            .await?;
+            catalog.warn_of(&ends.foreign);
+        }
+        Ok(())
+    }
+
+    fn see(
+        &mut self,
+        folder: &'static str,
+        object: Object,
+        used: &HashSet<u64>,
+        marked: &HashSet<u64>,
+        old: SystemTime,
+    ) {
+        let name = object.name.rsplit('/').next().and_then(from_hex);
+        let Some(short) = name
+            .as_ref()
+            .map(short)
+            .filter(|short| !used.contains(short))
+        else {
+            return;
+        };
+        self.unneeded.push(Unneeded {
+            is_ripe: marked.contains(&short),
+            is_old: object.modified < old,
+            is_kept: self
+                .kept_since
+                .is_some_and(|since| object.modified >= since),
+            object: Doomed {
+                name: object.name,
+                folder,
+                short,
+                bytes: object.size,
+            },
+        });
+    }
+
+    /// Whether an object would be deleted if no run were alive.
+    fn is_due(unneeded: &Unneeded, is_immediate: bool) -> bool {
+        unneeded.is_ripe || (is_immediate && unneeded.is_old)
+    }
+
+    /// What is deleted now.
+    pub(super) fn doomed(&self, is_immediate: bool) -> Vec<Doomed> {
+        let due = self.unneeded.iter();
+        let due = due.filter(|one| Self::is_due(one, is_immediate) && !one.is_kept);
+        due.map(|one| one.object.clone()).collect()
+    }
+
+    /// Counts what is due and what waits.
+    pub(super) fn report(&self, pruned: &mut Pruned, is_immediate: bool, is_short: bool) {
+        let living = pruned.runs.iter().any(|run| run.is_alive);
+        for one in &self.unneeded {
+            if Self::is_due(one, is_immediate) && !one.is_kept {
+                pruned.swept += 1;
+                pruned.swept_bytes += one.object.bytes;
+                continue;
+            }
+            pruned.waiting += 1;
+            pruned.waiting_bytes += one.object.bytes;
+            // Nothing but a run or reader on record keeps it.
+            if one.is_ripe || (is_short && one.is_old) {
+                pruned.held += 1;
+                pruned.is_held_by_living = living;
+            }
+        }
+    }
+
+    /// Marks all that was found.
+    pub(super) async fn mark(&self, store: &Store) -> Result<()> {
+        let names = self.unneeded.iter().map(|one| one.object.name.clone());
+        marks::put_marks(store, &names.collect::<Vec<_>>()).await
+    }
+}
+
+/// Deletes what is not spared, and corrects the counts by what was not deleted.
+pub(super) async fn delete(
+    store: &Store,
+    doomed: Vec<Doomed>,
+    spared: &Needed,
+    pruned: &mut Pruned,
+) -> Result<()> {
+    let mut names = Vec::new();
+    for one in doomed {
+        if spared.within(one.folder).contains(&one.short) {
+            pruned.swept -= 1;
+            pruned.swept_bytes -= one.bytes;
+        } else {
+            names.push((one.name, one.bytes));
+        }
+    }
+    let kept = delete_named(store, names, pruned).await?;
+    pruned.swept -= kept.0;
+    pruned.swept_bytes -= kept.1;
+    Ok(())
+}
+
+/// Deletes objects that are not counted.
+pub(super) async fn delete_all(
+    store: &Store,
+    names: Vec<String>,
+    pruned: &mut Pruned,
+) -> Result<()> {
+    let names = names.into_iter().map(|name| (name, 0));
+    delete_named(store, names.collect(), pruned).await.map(drop)
+}
+
+/// Deletes objects; how many, of how many bytes, were not. Without the permission the first refusal ends it.
+async fn delete_named(
+    store: &Store,
+    names: Vec<(String, u64)>,
+    pruned: &mut Pruned,
+) -> Result<(u64, u64)> {
+    let mut kept = (0, 0);
+    for (number, some) in names.chunks(DELETES).enumerate() {
+        let done = join_all(some.iter().map(|(name, _)| store.delete(name))).await;
+        for (done, (_, bytes)) in done.into_iter().zip(some) {
+            match done {
+                Ok(()) => continue,
+                Err(error) if error.kind() == Kind::Denied => {
+                    pruned.denied.get_or_insert(Denied(error));
+                }
+                Err(error) => return Err(error),
+            }
+            kept.0 += 1;
+            kept.1 += bytes;
+        }
+        if pruned.denied.is_some() {
+            let rest = names.iter().skip((number + 1) * DELETES);
+            kept = rest.fold(kept, |(count, sum), (_, bytes)| (count + 1, sum + bytes));
+            break;
+        }
+    }
+    Ok(kept)
+}
