@@ -22,6 +22,7 @@ mod prune;
 mod run;
 mod segment;
 mod segments;
+mod select;
 mod sink;
 mod source;
 mod store;

@@ -150,12 +150,12 @@ fn too_old(names: &[ManifestName], keep: Option<usize>) -> Vec<ManifestName> {
     let Some(keep) = keep else {
         return Vec::new();
     };
-    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut seen: BTreeMap<&crate::target::VolumeKey, usize> = BTreeMap::new();
     let mut old = Vec::new();
     for name in names.iter().rev() {
         let count = seen.entry(&name.volume).or_default();
         *count += 1;
-        if *count > keep && name.volume != ManifestName::volume_key(None) {
+        if *count > keep && !name.volume.is_unknown() {
             old.push(name.clone());
         }
     }

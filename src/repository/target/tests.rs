@@ -11,7 +11,7 @@ use crate::block::{BLOCK_SIZE, Block, Change, Digest, Extent};
 use crate::files::folder_of;
 use crate::repository::{Address, Connection, prune};
 use crate::snapshot::Snapshot;
-use crate::target::{Base, Left, Published, Stop, Task};
+use crate::target::{Base, Left, Published, Stop, Task, VolumeKey};
 use sha2::{Digest as _, Sha256};
 
 const BLOCKS: u32 = 12;
@@ -110,6 +110,7 @@ fn source(number: u32) -> SourceInfo {
         size: None,
         mark: None,
         volume: Some("vol-0a".into()),
+        volume_key: VolumeKey::of_volume("vol-0a"),
         encrypted: Some(false),
         snapshot: Some(Snapshot {
             start_time: Some(time),
@@ -246,6 +247,7 @@ async fn replicas_of_the_volume_are_offered_newest_first_and_damaged_ones_are_sk
     assert_eq!((&facts.holds, facts.warnings.len()), (&None, 0));
     let other = SourceInfo {
         volume: Some("vol-0b".into()),
+        volume_key: VolumeKey::of_volume("vol-0b"),
         ..source(4)
     };
     assert!(
@@ -513,6 +515,7 @@ async fn the_dedup_index_stops_at_the_first_signal_though_another_run_holds_its_
     // One index for all volumes of the repository.
     let other = SourceInfo {
         volume: Some("vol-0b".into()),
+        volume_key: VolumeKey::of_volume("vol-0b"),
         ..source(2)
     };
     let other = RepositoryTarget::new(place.catalog().await, true, &other, &place.state_dir());
