@@ -125,6 +125,10 @@ pub enum Remedy {
     CompareUnrelated,
     /// Run the same command later.
     TryLater,
+    /// Allow a retention to remove all snapshots of a volume.
+    RemoveAll,
+    /// Remove the pin of this snapshot of a repository.
+    Unpin(String),
     /// Anything else: a sentence that names no option of the command line.
     Do(String),
 }

@@ -40,6 +40,10 @@ fn option(remedy: &Remedy) -> String {
             "ebsfs changes --unrelated compare reads and compares all blocks".into()
         }
         Remedy::TryLater => "run the same command later".into(),
+        Remedy::RemoveAll => "--remove-all removes them".into(),
+        Remedy::Unpin(snapshot) => {
+            format!("ebsfs repository unpin {} allows it", quoted(snapshot))
+        }
         Remedy::Do(what) => what.clone(),
     }
 }

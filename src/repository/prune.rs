@@ -19,6 +19,8 @@ use super::catalog::{RepositoryCatalog, read_manifest};
 use super::check::{objects, segments_of, short};
 use super::manifest::{Manifest, ManifestName};
 use super::pack::Name;
+use super::pins::{pinned, refuse_pinned};
+use super::retention::{Candidate, Decisions, Retention};
 use super::run::{removed, run_object};
 use super::segments;
 use super::store::{Object, REQUEST_TIMEOUT, Store};
@@ -34,6 +36,9 @@ const CLOCK: &str = "clock";
 /// What a prune did, or would do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Pruned {
+    /// Which snapshots stay, and why.
+    #[serde(flatten)]
+    pub decisions: Decisions,
     /// Snapshots removed, by the names of their manifests.
     pub removed: Vec<String>,
     /// Objects swept.
@@ -51,8 +56,9 @@ pub struct Pruned {
 /// Removes a snapshot: its manifest goes aside until the grace is over.
 ///
 /// # Errors
-/// Why it could not be removed; it is there or it is not.
+/// `Undecided` when it is pinned; else why it could not be removed; it is there or it is not.
 pub async fn remove(store: &Store, name: &ManifestName) -> Result<()> {
+    refuse_pinned(store, name).await?;
     let object = format!("snapshots/{name}");
     match read_manifest(store, &object).await {
         Ok(manifest) => {
@@ -67,14 +73,13 @@ pub async fn remove(store: &Store, name: &ManifestName) -> Result<()> {
     store.delete(&object).await
 }
 
-/// Keeps the newest `keep` snapshots of each volume (all of them where it is none), then sweeps; only tells what it would
-/// do with `dry_run`.
+/// Removes the snapshots that the retention does not keep, then sweeps; only tells what it would do with `dry_run`.
 ///
 /// # Errors
-/// Why the repository could not be looked at: when a manifest or a segment cannot be read, nothing is swept.
+/// `Undecided` when the retention would keep none of a volume and does not allow that: nothing is removed. Else why the repository could not be looked at: when a manifest or a segment cannot be read, nothing is swept.
 pub async fn prune(
     catalog: &RepositoryCatalog,
-    keep: Option<usize>,
+    retention: &Retention,
     grace: Duration,
     dry_run: bool,
 ) -> Result<Pruned> {
@@ -102,13 +107,24 @@ pub async fn prune(
     }
     // Whoever ended before the runs were listed has its manifest there.
     let mut names = catalog.all_names().await?;
-    for name in too_old(&names, keep) {
+    pruned.decisions = decide(catalog, &names, retention).await?;
+    if !dry_run {
+        pruned.decisions.check(retention)?;
+    }
+    for name in pruned.decisions.removed() {
         if !dry_run {
-            remove(store, &name).await?;
+            match remove(store, name).await {
+                // It was pinned since the pins were listed.
+                Err(error) if error.kind() == Kind::Undecided => {
+                    warn!("{}", error.chain());
+                    continue;
+                }
+                removed => removed?,
+            }
             info!("removed {name}");
         }
         // What a dry run only would remove is needed until the grace is over, as what was removed is.
-        names.retain(|kept| dry_run || *kept != name);
+        names.retain(|kept| dry_run || kept != name);
         pruned.removed.push(name.to_string());
     }
     let mut manifests = Vec::new();
@@ -145,21 +161,29 @@ pub async fn prune(
     Ok(pruned)
 }
 
-/// All but the newest snapshots of each volume.
-fn too_old(names: &[ManifestName], keep: Option<usize>) -> Vec<ManifestName> {
-    let Some(keep) = keep else {
-        return Vec::new();
+/// What the retention makes of the snapshots of these names.
+async fn decide(
+    catalog: &RepositoryCatalog,
+    names: &[ManifestName],
+    retention: &Retention,
+) -> Result<Decisions> {
+    let pinned = pinned(catalog.store()).await?;
+    let candidate = |name: ManifestName, tags| Candidate {
+        is_pinned: pinned.contains(&name.to_string()),
+        name,
+        tags,
     };
-    let mut seen: BTreeMap<&crate::target::VolumeKey, usize> = BTreeMap::new();
-    let mut old = Vec::new();
-    for name in names.iter().rev() {
-        let count = seen.entry(&name.volume).or_default();
-        *count += 1;
-        if *count > keep && !name.volume.is_unknown() {
-            old.push(name.clone());
+    let mut candidates = Vec::new();
+    if retention.tags.is_empty() {
+        let names = names.iter().cloned();
+        candidates.extend(names.map(|name| candidate(name, BTreeMap::new())));
+    } else {
+        let read = catalog.manifests(names.to_vec(), |manifest| manifest.tags);
+        for (name, tags) in read.await? {
+            candidates.push(candidate(name, tags?));
         }
     }
-    old
+    Ok(retention.decide(&candidates))
 }
 
 /// The segments and packs that manifests lead to.
@@ -220,32 +244,4 @@ pub async fn forget_run(store: &Store, run: &str) -> Result<()> {
         )
     })?;
     store.delete(&object).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_newest_of_each_volume_stay_and_of_unknown_ones_all() {
-        let name = |text: &str| text.parse::<ManifestName>().unwrap();
-        let mut names: Vec<ManifestName> = [
-            "20260101T000000000Z.vol-0a.snap-01",
-            "20260102T000000000Z.vol-0a.snap-02",
-            "20260103T000000000Z.vol-0a.snap-03",
-            "20260101T000000000Z.vol-0b.snap-04",
-            "20260101T000000000Z.unknown.snap-05",
-            "20260102T000000000Z.unknown.snap-06",
-        ]
-        .map(name)
-        .to_vec();
-        names.sort();
-        let old: Vec<String> = too_old(&names, Some(1))
-            .iter()
-            .map(|name| name.snapshot.to_string())
-            .collect();
-        assert_eq!(old, ["snap-02", "snap-01"]);
-        assert!(too_old(&names, None).is_empty());
-        assert_eq!(too_old(&names, Some(0)).len(), 4);
-    }
 }

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::block::{BLOCK_SIZE, Block, Change, Digest, Extent};
 use crate::files::folder_of;
-use crate::repository::{Address, Connection, prune};
+use crate::repository::{Address, Connection, Retention, prune};
 use crate::snapshot::Snapshot;
 use crate::target::{Base, Left, Published, Stop, Task, VolumeKey};
 use sha2::{Digest as _, Sha256};
@@ -397,7 +397,9 @@ async fn a_discarded_run_leaves_nothing_and_holds_no_prune_back() {
         assert_eq!((place.objects("runs").len(), files()), (0, 0));
     }
     let catalog = place.catalog().await;
-    let pruned = prune(&catalog, None, Duration::ZERO, true).await.unwrap();
+    let pruned = prune(&catalog, &Retention::default(), Duration::ZERO, true)
+        .await
+        .unwrap();
     assert!(pruned.runs.is_empty());
 }
 
