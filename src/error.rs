@@ -131,6 +131,10 @@ pub enum Remedy {
     AcceptMissing(String),
     /// Forget this run of a repository, which no one goes on with.
     ForgetRun(String),
+    /// Allow a retention to remove all snapshots of a volume.
+    RemoveAll,
+    /// Remove the pin of this snapshot of a repository.
+    Unpin(String),
     /// Anything else: a sentence that names no option of the command line.
     Do(String),
 }

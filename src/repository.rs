@@ -21,26 +21,35 @@ mod listing;
 mod locations;
 mod manifest;
 mod pack;
+mod pins;
 mod prune;
+mod retention;
 mod run;
 mod segment;
 mod segments;
+mod select;
 mod sink;
 mod source;
+mod stats;
 mod store;
 mod target;
+mod undelete;
 
 pub use catalog::RepositoryCatalog;
 pub use check::{Checked, Damage, check};
 pub use index::Index;
-pub use lease::{LEASE, Lease, LeaseKind, RunOnRecord};
+pub use lease::{LEASE, Lease, LeaseKind, RunOnRecord, runs};
 pub use manifest::{Manifest, ManifestName};
+pub use pins::{Pin, pin, pinned, unpin};
 pub use prune::{Denied, PruneRequest, Pruned, PrunedRun, forget_run, prune, remove};
+pub use retention::{Candidate, Decision, Decisions, Period, Reason, Retention};
 pub use run::{Parent, RunState};
 pub use sink::RepositorySink;
 pub use source::RepositorySource;
+pub use stats::{Growth, Stats, Usage, stats};
 pub use store::{Address, BucketStyle, Connection, Store};
 pub use target::RepositoryTarget;
+pub use undelete::undelete;
 
 /// Blocks of a segment: 32 GiB of a volume.
 pub const SEGMENT_BLOCKS: u32 = 1 << 16;

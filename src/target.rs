@@ -16,6 +16,7 @@ mod mark;
 mod record;
 mod state;
 mod stop;
+mod volume;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,6 +30,7 @@ pub use mark::{DeviceMark, Mark};
 pub use record::{Content, TargetRecord, Task};
 pub use state::{SinkBody, SinkState};
 pub use stop::Stop;
+pub use volume::VolumeKey;
 
 use crate::block::{BlockIndex, BlockSet, Delta, Digest, Extent, Geometry, hexadecimal};
 use crate::error::Result;

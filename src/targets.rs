@@ -7,6 +7,7 @@ mod holders;
 mod identity;
 mod image;
 mod raw;
+mod volume;
 
 use std::fs::File;
 use std::os::unix::fs::FileTypeExt;
@@ -23,6 +24,7 @@ pub use device::DeviceTarget;
 pub use ebs::{EbsJob, EbsPlace, EbsTarget};
 pub use holders::mounted_twins;
 pub use image::ImageTarget;
+pub use volume::volume_key_of;
 
 /// Two ticks of the coarsest kernel clock that stamps files (100 Hz): writes so far apart have different change times.
 const TWO_TICKS: Duration = Duration::from_millis(20);

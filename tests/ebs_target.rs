@@ -136,6 +136,7 @@ fn source(name: &str) -> SourceInfo {
         size: None,
         mark: None,
         volume: Some("vol-0a".into()),
+        volume_key: ebsfs::target::VolumeKey::default(),
         encrypted: Some(false),
         snapshot: Some(Snapshot::unknown(name.parse().unwrap())),
         has_changes: true,

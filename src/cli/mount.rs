@@ -232,7 +232,7 @@ impl MountArgs {
                     .store
                     .open(&address, &self.aws, self.limits.timeout, false)
                     .await?;
-                (None, Arc::new(RepositoryCatalog::open(store, false).await?))
+                (None, Arc::new(RepositoryCatalog::open(store).await?))
             }
         };
         let cache = Cache::new(self.memory, self.limits.max_in_flight)?;

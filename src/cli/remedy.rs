@@ -47,6 +47,10 @@ fn option(remedy: &Remedy) -> String {
         Remedy::ForgetRun(run) => {
             format!("ebsfs repository prune --forget-run {run} goes on without it, if it has ended")
         }
+        Remedy::RemoveAll => "--remove-all removes them".into(),
+        Remedy::Unpin(snapshot) => {
+            format!("ebsfs repository unpin {} allows it", quoted(snapshot))
+        }
         Remedy::Do(what) => what.clone(),
     }
 }

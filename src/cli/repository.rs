@@ -1,4 +1,10 @@
-//! `ebsfs repository`: which snapshots a repository holds, whether they are whole, and how they go.
+//! `ebsfs repository`: which snapshots a repository holds, whether they are whole, and which of them stay.
+
+mod init;
+mod ls;
+mod pins;
+mod prune;
+mod stats;
 
 use std::time::Duration;
 
@@ -9,13 +15,18 @@ use serde_json::json;
 use super::aws::AwsArgs;
 use super::output;
 use super::store::StoreArgs;
-use crate::block::BLOCK_SIZE;
 use crate::error::{Error, Kind, Result};
-use crate::repository::{
-    Address, Manifest, ManifestName, RepositoryCatalog, check, forget_run, prune, remove,
-};
+use crate::repository::{Address, Manifest, ManifestName, RepositoryCatalog, check, pinned};
+use init::InitArgs;
+use ls::RepositoryLsArgs;
+use pins::{OneArgs, PinArgs};
+use prune::PruneArgs;
+use stats::StatsArgs;
 
-/// List, check and prune snapshots in a repository
+/// Names the repository where the command line does not.
+const VARIABLE: &str = "EBSFS_REPOSITORY";
+
+/// List, check, pin and prune snapshots in a repository
 #[derive(Args, Debug)]
 pub(super) struct RepositoryArgs {
     #[command(subcommand)]
@@ -24,22 +35,33 @@ pub(super) struct RepositoryArgs {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// List its snapshots
-    Ls(LsArgs),
-    /// Tell all that is known of one of its snapshots, as JSON
+    /// Make a repository in an empty bucket, prefix or folder; nothing else makes one
+    Init(InitArgs),
+    /// List its snapshots, or the runs on record there
+    Ls(RepositoryLsArgs),
+    /// Print all that is known of one of its snapshots, as JSON
     Show(ShowArgs),
+    /// Print what the snapshots of each volume take
+    Stats(StatsArgs),
     /// Look whether all that its snapshots need is there and whole
     Check(CheckArgs),
-    /// Remove old snapshots, and sweep what no snapshot needs
-    Prune(PruneArgs),
+    /// Remove snapshots that a retention does not keep, and sweep what no snapshot needs
+    Prune(Box<PruneArgs>),
+    /// Keep a snapshot, REPOSITORY#SNAPSHOT, whatever the retention
+    Pin(PinArgs),
+    /// Remove the pin of a snapshot
+    Unpin(OneArgs),
     /// Remove a snapshot; what it alone needs is swept by prune when the grace is over
-    Rm(RmArgs),
+    Rm(OneArgs),
+    /// Make a removed snapshot, REPOSITORY#SNAPSHOT by its id, visible again, while its data is not swept
+    Undelete(OneArgs),
 }
 
 #[derive(Args, Debug)]
 struct Where {
-    /// s3://BUCKET/PREFIX, az://CONTAINER/PREFIX, gs://BUCKET/PREFIX or file:///FOLDER
-    #[arg(value_name = "REPOSITORY")]
+    /// s3://BUCKET/PREFIX, az://CONTAINER/PREFIX, gs://BUCKET/PREFIX or file:///FOLDER, with #SNAPSHOT behind it where one is
+    /// meant; #SNAPSHOT alone is one of $EBSFS_REPOSITORY
+    #[arg(value_name = "REPOSITORY", env = VARIABLE)]
     address: String,
     /// How long an object may take, all attempts together, before it is given up
     #[arg(long, value_name = "TIME", default_value = "90s", value_parser = humantime::parse_duration)]
@@ -48,15 +70,6 @@ struct Where {
     store: StoreArgs,
     #[command(flatten)]
     aws: AwsArgs,
-}
-
-#[derive(Args, Debug)]
-struct LsArgs {
-    /// One JSON array instead of a table
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    place: Where,
 }
 
 #[derive(Args, Debug)]
@@ -77,49 +90,43 @@ struct CheckArgs {
     place: Where,
 }
 
-#[derive(Args, Debug)]
-struct PruneArgs {
-    /// Keep so many snapshots of each volume, the newest; without it all are kept, and only garbage is swept
-    #[arg(long, value_name = "N")]
-    keep: Option<usize>,
-    /// Sweep nothing that was written or removed since then; nor since the oldest unfinished run began
-    #[arg(long, value_name = "TIME", default_value = "1day", value_parser = humantime::parse_duration)]
-    grace: Duration,
-    /// An unfinished run that nobody goes on with: what it brought is garbage
-    #[arg(long, value_name = "RUN")]
-    forget_run: Vec<String>,
-    /// Tell what would be done, and do nothing
-    #[arg(long, conflicts_with = "forget_run")]
-    dry_run: bool,
-    /// One JSON object instead of lines
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    place: Where,
-}
-
-#[derive(Args, Debug)]
-struct RmArgs {
-    #[command(flatten)]
-    place: Where,
-}
-
 impl RepositoryArgs {
     pub(super) fn run(self) -> Result<()> {
         let runtime = super::runtime()?;
         match self.verb {
+            Verb::Init(args) => runtime.block_on(args.run()),
             Verb::Ls(args) => runtime.block_on(args.run()),
             Verb::Show(args) => runtime.block_on(args.run()),
             Verb::Check(args) => runtime.block_on(args.run()),
             Verb::Prune(args) => runtime.block_on(args.run()),
-            Verb::Rm(args) => runtime.block_on(args.run()),
+            Verb::Stats(args) => runtime.block_on(args.run()),
+            Verb::Pin(args) => runtime.block_on(args.run()),
+            Verb::Unpin(args) => runtime.block_on(args.unpin()),
+            Verb::Rm(args) => runtime.block_on(args.remove()),
+            Verb::Undelete(args) => runtime.block_on(args.undelete()),
         }
     }
 }
 
 impl Where {
+    /// Where the repository is, and which snapshot of it is meant, if one is.
+    fn address(&self) -> Result<Address> {
+        if !self.address.starts_with('#') {
+            return self.address.parse();
+        }
+        let repository = std::env::var(VARIABLE).unwrap_or_default();
+        if repository.is_empty() || repository.contains('#') {
+            let what = format!(
+                "cannot use {}: {VARIABLE} names no repository",
+                self.address
+            );
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        format!("{repository}{}", self.address).parse()
+    }
+
     async fn open(&self) -> Result<RepositoryCatalog> {
-        let address: Address = self.address.parse()?;
+        let address = self.address()?;
         address.names_no_snapshot()?;
         self.reach(&address).await
     }
@@ -129,48 +136,22 @@ impl Where {
             .store
             .open(address, &self.aws, self.timeout, false)
             .await?;
-        RepositoryCatalog::open(store, false).await
+        RepositoryCatalog::open(store).await
     }
-}
 
-impl LsArgs {
-    async fn run(self) -> Result<()> {
-        let catalog = self.place.open().await?;
-        let (mut manifests, mut damaged) = (Vec::new(), Ok(()));
-        let read = catalog.manifests(catalog.names().await?, |manifest| manifest);
-        for (_, manifest) in read.await? {
-            match manifest {
-                Ok(manifest) => manifests.push(manifest),
-                // The others are told all the same.
-                Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::NotFound) => {
-                    damaged = Err(error);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        if self.json {
-            print_json(&manifests.iter().map(told).collect::<Vec<_>>())?;
-            return damaged;
-        }
-        let head = [
-            "SNAPSHOT", "VOLUME", "TIME", "SIZE", "HELD", "SENT", "STORED",
-        ];
-        let rows = std::iter::once(head.map(str::to_owned)).chain(manifests.iter().map(row));
-        let table = super::table(&rows.collect::<Vec<_>>());
-        output::write(None, |out| out.write_all(table.as_bytes()))?;
-        damaged
-    }
-}
-
-impl Where {
-    /// The one snapshot that stands behind `#`.
-    async fn one(&self) -> Result<(RepositoryCatalog, ManifestName)> {
-        let address: Address = self.address.parse()?;
-        let catalog = self.reach(&address).await?;
+    /// What stands behind `#`.
+    async fn selected(&self) -> Result<(RepositoryCatalog, String)> {
+        let address = self.address()?;
         let select = address.select.clone().ok_or_else(|| {
-            let what = format!("which snapshot: say {}#SNAPSHOT or #latest", self.address);
+            let what = format!("which snapshot: say {address}#SNAPSHOT");
             Error::new(Kind::Invalid, what)
         })?;
+        Ok((self.reach(&address).await?, select))
+    }
+
+    /// The one snapshot that stands behind `#`.
+    async fn one(&self) -> Result<(RepositoryCatalog, ManifestName)> {
+        let (catalog, select) = self.selected().await?;
         let name = catalog.find(&select).await?;
         Ok((catalog, name))
     }
@@ -180,15 +161,8 @@ impl ShowArgs {
     async fn run(self) -> Result<()> {
         let (catalog, name) = self.place.one().await?;
         let manifest = catalog.manifest(&name).await?;
-        print_json(&told(&manifest))
-    }
-}
-
-impl RmArgs {
-    async fn run(self) -> Result<()> {
-        let (catalog, name) = self.place.one().await?;
-        remove(catalog.store(), &name).await?;
-        output::write(None, |out| writeln!(out, "removed {name}"))
+        let is_pinned = pinned(catalog.store()).await?.contains(&name.to_string());
+        print_json(&described(&manifest, is_pinned))
     }
 }
 
@@ -236,47 +210,8 @@ impl CheckArgs {
     }
 }
 
-impl PruneArgs {
-    async fn run(self) -> Result<()> {
-        let catalog = self.place.open().await?;
-        for run in &self.forget_run {
-            forget_run(catalog.store(), run).await?;
-        }
-        let pruned = prune(&catalog, self.keep, self.grace, self.dry_run).await?;
-        if self.json {
-            return print_json(&pruned);
-        }
-        let (removes, sweeps) = match self.dry_run {
-            true => ("would remove", "would sweep"),
-            false => ("removed", "swept"),
-        };
-        output::write(None, |out| {
-            for name in &pruned.removed {
-                writeln!(out, "{removes} {name}")?;
-            }
-            let bytes = ByteSize::b(pruned.swept_bytes);
-            writeln!(out, "{sweeps} {} objects of {bytes}", pruned.swept)?;
-            if pruned.waiting > 0 {
-                let bytes = ByteSize::b(pruned.waiting_bytes);
-                writeln!(
-                    out,
-                    "{} objects of {bytes} are not old enough yet",
-                    pruned.waiting
-                )?;
-            }
-            for (run, since) in &pruned.runs {
-                writeln!(
-                    out,
-                    "run {run} is unfinished since {since}: finish it, or --forget-run {run}"
-                )?;
-            }
-            Ok(())
-        })
-    }
-}
-
-fn print_json(told: &impl serde::Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(told);
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value);
     let text = text.map_err(|error| Error::with_source(Kind::Io, "JSON", error))?;
     output::write(None, |out| writeln!(out, "{text}"))
 }
@@ -285,23 +220,13 @@ fn time(manifest: &Manifest) -> String {
     crate::time::rfc3339_seconds(manifest.time)
 }
 
-fn row(manifest: &Manifest) -> [String; 7] {
-    let size = |bytes: u64| ByteSize::b(bytes).to_string();
-    [
-        manifest.snapshot.to_string(),
-        manifest.volume.clone().unwrap_or("-".into()),
-        time(manifest),
-        size(manifest.volume_bytes),
-        size(manifest.blocks * u64::from(BLOCK_SIZE)),
-        size(manifest.sent_bytes),
-        size(manifest.stored_bytes),
-    ]
-}
-
-fn told(manifest: &Manifest) -> serde_json::Value {
+/// A snapshot, as JSON.
+fn described(manifest: &Manifest, is_pinned: bool) -> serde_json::Value {
     json!({
         "snapshot": manifest.snapshot,
         "volume": manifest.volume,
+        "volume_key": manifest.volume_key,
+        "pinned": is_pinned,
         "time": time(manifest),
         "volume_bytes": manifest.volume_bytes,
         "blocks": manifest.blocks,

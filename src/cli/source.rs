@@ -17,8 +17,8 @@ use crate::repository::{Address, RepositoryCatalog};
 use crate::snapshot::{Selector, Snapshot, SnapshotId, State};
 use crate::source::{BlockSource, Catalog, DamagedSource, DiskSource};
 use crate::sync::{self, Source};
-use crate::target::{Content, SourceInfo};
-use crate::targets::mark_of;
+use crate::target::{Content, SourceInfo, VolumeKey};
+use crate::targets::{mark_of, volume_key_of};
 
 /// Between two looks at a snapshot that is pending, at first and at most.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
@@ -101,6 +101,9 @@ async fn snapshot(request: &SourceRequest<'_>, selector: Selector) -> Result<Ope
         geometry: blocks.geometry(),
         size: None,
         mark: None,
+        volume_key: volume
+            .as_deref()
+            .map_or_else(VolumeKey::unknown, VolumeKey::of_volume),
         volume: volume.filter(|volume| volume != "vol-ffffffff"),
         encrypted: snapshot.encrypted,
         snapshot: Some(snapshot),
@@ -176,7 +179,7 @@ async fn repository(request: &SourceRequest<'_>, address: &Address) -> Result<Op
     let timeout = request.limits.timeout;
     let store = request.store.open(address, request.aws, timeout, false);
     let store = store.await?;
-    let catalog = RepositoryCatalog::open(store, false).await?;
+    let catalog = RepositoryCatalog::open(store).await?;
     let name = catalog.find(select).await?;
     let (snapshot, blocks) = catalog.open(&name.snapshot).await?;
     let geometry = blocks.geometry();
@@ -198,6 +201,7 @@ async fn repository(request: &SourceRequest<'_>, address: &Address) -> Result<Op
             .volume_id
             .clone()
             .filter(|volume| volume != "vol-ffffffff"),
+        volume_key: name.volume,
         encrypted: snapshot.encrypted,
         snapshot: Some(snapshot),
         has_changes: true,
@@ -261,6 +265,7 @@ fn disk(request: &SourceRequest<'_>) -> Result<OpenedSource> {
         size: Some(size),
         mark: mark_of(&path),
         volume: None,
+        volume_key: volume_key_of(&path),
         encrypted: Some(false),
         snapshot: None,
         has_changes: false,

@@ -29,7 +29,7 @@ use crate::snapshot::SnapshotId;
 use crate::sync::{
     self, Context, Ended, OnDamage, Progress, ReportFile, Source, SyncJob, TargetOutcome,
 };
-use crate::target::{Base, Stop};
+use crate::target::{Base, SourceInfo, Stop, VolumeKey};
 
 use plans::Terminal;
 
@@ -77,6 +77,10 @@ pub(super) struct SyncArgs {
     /// Send a repository only blocks that none of its snapshots holds; keeps an index in the state directory
     #[arg(long)]
     dedup: bool,
+    /// Name of the source's volume in repositories [default: the volume's id; of a disk a name made of its WWN or NVMe id, else of
+    /// this machine's id and the path]
+    #[arg(long, value_name = "NAME", value_parser = VolumeKey::named)]
+    volume: Option<VolumeKey>,
     /// Write an existing image in place; the default writes a new image that replaces it at the end
     #[arg(long)]
     in_place: bool,
@@ -243,6 +247,10 @@ impl SyncArgs {
     }
 
     async fn sync(&self) -> Result<()> {
+        if self.volume.is_some() && !self.has_repository() {
+            let what = "cannot use --volume: none of the targets is a repository";
+            return Err(Error::new(Kind::Invalid, what));
+        }
         let stop = listen()?;
         let name = self.source.as_deref().unwrap_or_default();
         let mut report = match &self.report {
@@ -306,6 +314,19 @@ impl SyncArgs {
         Ok(staged)
     }
 
+    /// Gives the source's volume the name of the command line; warns where a repository gets a snapshot of an unknown one.
+    fn name_volume(&self, source: &mut SourceInfo) {
+        if let Some(key) = &self.volume {
+            source.volume_key = key.clone();
+        }
+        if source.volume_key.is_unknown() && self.has_repository() {
+            tracing::warn!(
+                "the volume of {} is unknown: copying all blocks, and no retention will remove the copy; --volume NAME names it",
+                source.name
+            );
+        }
+    }
+
     /// Opens source and targets, and copies.
     async fn outcomes(
         &self,
@@ -326,7 +347,7 @@ impl SyncArgs {
             to_ebs: self.to_ebs(),
         };
         let OpenedSource {
-            source,
+            mut source,
             client,
             about,
         } = match self.staged(&state_dir)? {
@@ -342,6 +363,7 @@ impl SyncArgs {
             );
             return Err(Error::new(Kind::Invalid, what));
         }
+        self.name_volume(&mut source.info);
         clients.extend(client.clone());
         let mut outcomes = Vec::new();
         let mut targets = Vec::new();
@@ -354,7 +376,6 @@ impl SyncArgs {
             in_place: self.in_place,
             is_shared: self.shared,
             dedup: self.dedup,
-            dry_run: self.dry_run,
         };
         for name in &self.targets {
             let connected = async {

@@ -117,10 +117,9 @@ pub(super) struct TargetRequest<'a> {
     /// Whether other hosts can write the devices.
     pub(super) is_shared: bool,
     pub(super) dedup: bool,
-    pub(super) dry_run: bool,
 }
 
-/// Opens the target of a name. It makes nothing but a missing repository, and not even that in a dry run.
+/// Opens the target of a name. It makes nothing.
 pub(super) async fn connect(
     args: &TargetRequest<'_>,
     name: &str,
@@ -144,13 +143,9 @@ pub(super) async fn connect(
     let address: Address = name.parse()?;
     address.names_no_snapshot()?;
     let aws = args.to.account(args.aws);
-    let makes = !args.dry_run;
     let timeout = args.limits.timeout;
-    let store = args.store.open(&address, &aws, timeout, makes).await?;
-    let catalog = match makes {
-        true => RepositoryCatalog::open(store, true).await?,
-        false => RepositoryCatalog::look(store).await?,
-    };
+    let store = args.store.open(&address, &aws, timeout, false).await?;
+    let catalog = RepositoryCatalog::open(store).await?;
     Ok(Arc::new(RepositoryTarget::new(
         catalog, args.dedup, source, state_dir,
     )))

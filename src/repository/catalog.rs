@@ -25,6 +25,7 @@ use crate::block::{BlockIndex, Change, Delta, Extent};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::snapshot::{Snapshot, SnapshotId, sort_by_time};
 use crate::source::{BlockSource, Catalog, Changes};
+use crate::target::VolumeKey;
 
 /// Manifests read at once.
 const READS: usize = 16;
@@ -219,7 +220,7 @@ impl RepositoryCatalog {
     ///
     /// # Errors
     /// `Undecided` when one is missing; else as for [`RepositoryCatalog::names`].
-    pub async fn proven_names(&self, volume: Option<&str>) -> Result<Vec<ManifestName>> {
+    pub async fn proven_names(&self, volume: Option<&VolumeKey>) -> Result<Vec<ManifestName>> {
         let proven = self.list_proven(volume, None, &[]).await?;
         Ok(proven.into_iter().map(|(name, _)| name).collect())
     }
@@ -227,7 +228,7 @@ impl RepositoryCatalog {
     /// Lists the manifests, and proves that none is missing but those of `accept`.
     pub(super) async fn list_proven(
         &self,
-        volume: Option<&str>,
+        volume: Option<&VolumeKey>,
         fence: Option<&Fence>,
         accept: &[String],
     ) -> Result<Vec<(ManifestName, Object)>> {
@@ -322,37 +323,6 @@ impl RepositoryCatalog {
             });
         }
         Ok(read)
-    }
-
-    /// The snapshot that `latest`, an id, a volume, or `VOLUME@TIME` (the last one until then) names.
-    ///
-    /// # Errors
-    /// `NotFound` when none does, `Invalid` when it names nothing.
-    pub async fn find(&self, select: &str) -> Result<ManifestName> {
-        let names = self.proven_names(None).await?;
-        let (volume, until) = match select.split_once('@') {
-            Some((volume, time)) => (volume, Some(instant(time)?)),
-            None => (select, None),
-        };
-        let is_meant = |name: &&ManifestName| {
-            let is_before = until.is_none_or(|until| name.time <= until);
-            let is_its = match volume {
-                "latest" => true,
-                volume if name.snapshot.as_str() == volume => true,
-                volume => {
-                    name.volume == volume || name.volume == ManifestName::volume_key(Some(volume))
-                }
-            };
-            is_before && is_its
-        };
-        let found = names.iter().rfind(is_meant).cloned();
-        found.ok_or_else(|| {
-            let what = format!(
-                "{} has no snapshot {select:?}: latest, an id, VOLUME and VOLUME@TIME name one (ebsfs repository ls)",
-                self.store().address()
-            );
-            Error::new(Kind::NotFound, what)
-        })
     }
 
     async fn source(&self, id: &SnapshotId) -> Result<Arc<RepositorySource>> {
@@ -483,35 +453,5 @@ impl Catalog for RepositoryCatalog {
         head: &'a SnapshotId,
     ) -> BoxFuture<'a, Result<Changes>> {
         self.difference(base, head).boxed()
-    }
-}
-
-/// A time as people write it: `2026-06-30T12:00:00Z`, `2026-06-30T12:00Z` or `2026-06-30`, which is its end.
-fn instant(text: &str) -> Result<std::time::SystemTime> {
-    let forms = [
-        text.to_owned(),
-        text.replace('Z', ":59.999Z"),
-        format!("{text}T23:59:59.999Z"),
-    ];
-    let read = forms
-        .iter()
-        .find_map(|form| humantime::parse_rfc3339(form).ok());
-    read.ok_or_else(|| {
-        let what = format!("{text:?} is no time: write 2026-06-30T12:00Z or 2026-06-30");
-        Error::new(Kind::Invalid, what)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_time_may_leave_out_what_is_small() {
-        let at = |text| crate::time::rfc3339_seconds(instant(text).unwrap());
-        assert_eq!(at("2026-06-30T12:00:07Z"), "2026-06-30T12:00:07Z");
-        assert_eq!(at("2026-06-30T12:00Z"), "2026-06-30T12:00:59Z");
-        assert_eq!(at("2026-06-30"), "2026-06-30T23:59:59Z");
-        assert!(instant("yesterday").is_err());
     }
 }

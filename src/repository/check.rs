@@ -395,6 +395,7 @@ mod tests {
             run: "run".into(),
             snapshot: snapshot.parse().unwrap(),
             volume: Some("vol-0a".into()),
+            volume_key: crate::target::VolumeKey::of_volume("vol-0a"),
             time: SystemTime::UNIX_EPOCH,
             volume_bytes: 1 << 30,
             base: None,

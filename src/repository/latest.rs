@@ -8,10 +8,12 @@ use std::collections::BTreeSet;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use sha2::{Digest as _, Sha256};
 
+use super::listing;
 use super::manifest::ManifestName;
 use super::store::Store;
 use crate::block::hexadecimal;
 use crate::error::{Error, Kind, Remedy, Result};
+use crate::target::VolumeKey;
 
 /// The names that the last prune kept.
 const PRUNED: &str = "prune/manifests";
@@ -20,7 +22,7 @@ const READS: usize = 16;
 /// A writer that lost a race against another one looks so often whether the newer name stands.
 const TRIES: usize = 3;
 
-fn object(volume: &str) -> String {
+fn object(volume: &VolumeKey) -> String {
     format!("latest/{volume}")
 }
 
@@ -57,13 +59,16 @@ async fn read(store: &Store, object: &str) -> Result<Vec<ManifestName>> {
 /// The names that a listing must show that begins after this: of one volume, or of all.
 pub(super) async fn expected(
     store: &Store,
-    volume: Option<&str>,
+    volume: Option<&VolumeKey>,
 ) -> Result<BTreeSet<ManifestName>> {
     let objects = match volume {
         Some(volume) => vec![object(volume)],
         None => {
-            let found = store.list("latest").await?.into_iter();
-            found.map(|object| object.name).collect()
+            let listed = listing::list(store, "latest", None)
+                .await?
+                .objects
+                .into_iter();
+            listed.map(|object| object.name).collect()
         }
     };
     let mut names: BTreeSet<ManifestName> = stream::iter(objects)
@@ -74,7 +79,7 @@ pub(super) async fn expected(
         .into_iter()
         .collect();
     let pruned = read(store, PRUNED).await?.into_iter();
-    names.extend(pruned.filter(|name| volume.is_none_or(|volume| name.volume == volume)));
+    names.extend(pruned.filter(|name| volume.is_none_or(|volume| name.volume == *volume)));
     Ok(names)
 }
 

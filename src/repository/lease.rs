@@ -36,6 +36,16 @@ pub enum LeaseKind {
     Read,
 }
 
+impl LeaseKind {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sync => "sync",
+            Self::Read => "read",
+        }
+    }
+}
+
 /// The record of a run or reader.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LeaseRecord {
@@ -345,6 +355,16 @@ impl RunOnRecord {
             },
         }
     }
+}
+
+/// The runs and readers on record that have not ended.
+///
+/// # Errors
+/// `Corrupt` when the listing of them is not complete; else why they cannot be read.
+pub async fn runs(store: &Store) -> Result<Vec<RunOnRecord>> {
+    let (mut runs, _) = all(store, None).await?;
+    runs.retain(|run| !run.has_ended);
+    Ok(runs)
 }
 
 /// All runs and readers on record.

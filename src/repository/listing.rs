@@ -14,9 +14,11 @@ use super::store::{Object, Store};
 use crate::error::{Error, Kind, Result};
 
 /// The folders that hold fences.
-pub(super) const FENCED: [&str; 6] = [
+pub(super) const FENCED: [&str; 8] = [
     "snapshots",
+    "latest",
     "removed",
+    "pins",
     "runs",
     "garbage",
     "packs",
@@ -83,11 +85,11 @@ fn found(folder: &str, name: &str) -> Found {
         return Found::Last(id.to_owned());
     }
     let is_word = |text: &str| {
-        let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
         !text.is_empty() && text.bytes().all(is_letter)
     };
     let is_ours = match folder {
-        "snapshots" => within.parse::<ManifestName>().is_ok(),
+        "snapshots" | "pins" => within.parse::<ManifestName>().is_ok(),
         "removed" => within
             .rsplit_once('.')
             .is_some_and(|(name, run)| name.parse::<ManifestName>().is_ok() && is_word(run)),

@@ -11,9 +11,10 @@ use sha2::{Digest as _, Sha256};
 use super::SEGMENT_BLOCKS;
 use super::header::{self, Magic};
 use super::pack::Name;
-use crate::block::{BLOCK_SIZE, Geometry, hexadecimal};
+use crate::block::{BLOCK_SIZE, Geometry};
 use crate::error::{Error, Kind, Result};
 use crate::snapshot::{Snapshot, SnapshotId, State};
+use crate::target::VolumeKey;
 
 /// The year 9999 since 1970, nearly.
 const LAST: Duration = Duration::from_secs(253_000_000_000);
@@ -34,6 +35,8 @@ pub struct Manifest {
     pub snapshot: SnapshotId,
     /// The volume that it is of, or the path of the image or device; none where it is unknown.
     pub volume: Option<String>,
+    /// Which volume it is a version of.
+    pub volume_key: VolumeKey,
     /// The instant whose bytes it holds; of an image when the run began.
     pub time: SystemTime,
     /// Bytes of the volume.
@@ -94,7 +97,7 @@ impl Manifest {
     pub fn name(&self) -> ManifestName {
         ManifestName {
             time: self.time,
-            volume: ManifestName::volume_key(self.volume.as_deref()),
+            volume: self.volume_key.clone(),
             snapshot: self.snapshot.clone(),
         }
     }
@@ -195,26 +198,10 @@ impl Manifest {
 pub struct ManifestName {
     /// The instant whose bytes it holds, in whole milliseconds.
     pub time: SystemTime,
-    /// `vol-...`, `disk-` and digits of an image's path, or `unknown`.
-    pub volume: String,
+    /// Which volume it is a version of.
+    pub volume: VolumeKey,
     /// The snapshot's id.
     pub snapshot: SnapshotId,
-}
-
-impl ManifestName {
-    /// What a volume is called in a name.
-    pub fn volume_key(volume: Option<&str>) -> String {
-        match volume {
-            None => "unknown".into(),
-            Some(volume) if volume.starts_with("vol-") && !volume.contains(['/', '.']) => {
-                volume.into()
-            }
-            Some(path) => {
-                let digest = hexadecimal(&Sha256::digest(path));
-                format!("disk-{}", digest.get(..16).unwrap_or_default())
-            }
-        }
-    }
 }
 
 impl fmt::Display for ManifestName {
@@ -238,7 +225,7 @@ impl FromStr for ManifestName {
             let time = format!("{y}-{m}-{d}T{hour}:{minute}:{second}.{}Z", clock.get(6..)?);
             Some(Self {
                 time: humantime::parse_rfc3339(&time).ok()?,
-                volume: volume.to_owned(),
+                volume: volume.parse().ok()?,
                 snapshot: snapshot.parse().ok()?,
             })
         };
@@ -272,6 +259,7 @@ mod tests {
             run: "1".into(),
             snapshot: "snap-0b".parse().unwrap(),
             volume: Some("vol-0a".into()),
+            volume_key: VolumeKey::of_volume("vol-0a"),
             time: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
             volume_bytes: 1 << 30,
             base: None,
@@ -329,12 +317,10 @@ mod tests {
             "x",
             "20270115T080000000Z.vol-0a",
             "20270115T080000000Z.vol-0a.image",
+            "20270115T080000000Z.vol 0a.snap-0b",
             "2.vol-0a.snap-0b",
         ] {
             assert!(wrong.parse::<ManifestName>().is_err(), "{wrong}");
         }
-        assert_eq!(ManifestName::volume_key(None), "unknown");
-        assert!(ManifestName::volume_key(Some("/dev/vol-1.raw")).starts_with("disk-"));
-        assert_eq!(ManifestName::volume_key(Some("vol-a.b/c")).len(), 21);
     }
 }

@@ -31,6 +31,8 @@ use super::latest;
 use super::lease::{self, RunOnRecord};
 use super::listing::{self, FENCED, Fence};
 use super::manifest::{Manifest, ManifestName};
+use super::pins::{pinned, refuse_pinned};
+use super::retention::{Candidate, Decisions, Retention};
 use super::run::removed;
 use super::segments;
 use super::store::{Object, REQUEST_TIMEOUT, Store};
@@ -48,8 +50,8 @@ const OLD: Duration = Duration::from_hours(24);
 /// What a prune is asked to do.
 #[derive(Clone, Debug)]
 pub struct PruneRequest {
-    /// The newest snapshots of each volume that stay; none: all.
-    pub keep: Option<usize>,
+    /// Which snapshots stay.
+    pub retention: Retention,
     /// How long ago something must have been marked to be deleted.
     pub grace: Duration,
     /// Only says what it would do.
@@ -61,6 +63,9 @@ pub struct PruneRequest {
 /// What a prune did, or would do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Pruned {
+    /// Which snapshots stay, and why.
+    #[serde(flatten)]
+    pub decisions: Decisions,
     /// Snapshots removed, by the names of their manifests.
     pub removed: Vec<String>,
     /// Objects deleted.
@@ -157,8 +162,9 @@ impl Pruned {
 /// Removes a snapshot: a tombstone keeps its data until the grace is over. `all` are the names of all manifests.
 ///
 /// # Errors
-/// Why it could not be removed; it is there or it is not.
+/// `Undecided` when it is pinned; else why it could not be removed; it is there or it is not.
 pub async fn remove(store: &Store, name: &ManifestName, all: &[ManifestName]) -> Result<()> {
+    refuse_pinned(store, name).await?;
     let object = format!("snapshots/{name}");
     match read_manifest(store, &object).await {
         Ok(manifest) => {
@@ -176,21 +182,15 @@ pub async fn remove(store: &Store, name: &ManifestName, all: &[ManifestName]) ->
     store.delete(&object).await
 }
 
-/// All but the newest snapshots of each volume.
-fn too_old(names: &[ManifestName], keep: Option<usize>) -> Vec<ManifestName> {
-    let Some(keep) = keep else {
-        return Vec::new();
-    };
-    let mut seen: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
-    let mut old = Vec::new();
-    for name in names.iter().rev() {
-        let count = seen.entry(&name.volume).or_default();
-        *count += 1;
-        if *count > keep && name.volume != ManifestName::volume_key(None) {
-            old.push(name.clone());
-        }
-    }
-    old
+/// What the retention makes of these snapshots.
+async fn decide(store: &Store, manifests: &[Manifest], retention: &Retention) -> Result<Decisions> {
+    let pinned = pinned(store).await?;
+    let candidates = manifests.iter().map(|manifest| Candidate {
+        name: manifest.name(),
+        tags: manifest.tags.clone(),
+        is_pinned: pinned.contains(&manifest.name().to_string()),
+    });
+    Ok(retention.decide(&candidates.collect::<Vec<_>>()))
 }
 
 /// Applies the retention, marks what no snapshot needs, and deletes what was marked long enough ago.
@@ -326,15 +326,32 @@ impl<'a> Prune<'a> {
                 self.store.delete(&format!("snapshots/{withdrawn}")).await?;
             }
         }
-        for name in too_old(&names, self.request.keep) {
+        let retention = &self.request.retention;
+        let decisions = decide(self.store, &manifests, retention).await?;
+        if self.fence.is_some() {
+            decisions.check(retention)?;
+        }
+        for name in decisions.removed() {
             if self.fence.is_some() {
-                remove(self.store, &name, &names).await?;
+                match remove(self.store, name, &names).await {
+                    // It was pinned since the pins were listed.
+                    Err(error) if error.kind() == Kind::Undecided => {
+                        warn!("{}", error.chain());
+                        continue;
+                    }
+                    Err(error) if error.kind() == Kind::Denied => {
+                        self.pruned.denied.get_or_insert(Denied(error));
+                        continue;
+                    }
+                    removed => removed?,
+                }
                 info!("removed {name}");
-                names.retain(|kept| *kept != name);
-                manifests.retain(|manifest| manifest.name() != name);
+                names.retain(|kept| kept != name);
+                manifests.retain(|manifest| manifest.name() != *name);
             }
             self.pruned.removed.push(name.to_string());
         }
+        self.pruned.decisions = decisions;
         Ok((manifests, names))
     }
 
@@ -513,31 +530,4 @@ pub async fn forget_run(store: &Store, run: &str) -> Result<()> {
         Error::with_source(error.kind(), what, error)
     })?;
     store.delete(&object).await
-}
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_newest_of_each_volume_stay_and_of_unknown_ones_all() {
-        let name = |text: &str| text.parse::<ManifestName>().unwrap();
-        let mut names: Vec<ManifestName> = [
-            "20260101T000000000Z.vol-0a.snap-01",
-            "20260102T000000000Z.vol-0a.snap-02",
-            "20260103T000000000Z.vol-0a.snap-03",
-            "20260101T000000000Z.vol-0b.snap-04",
-            "20260101T000000000Z.unknown.snap-05",
-            "20260102T000000000Z.unknown.snap-06",
-        ]
-        .map(name)
-        .to_vec();
-        names.sort();
-        let old: Vec<String> = too_old(&names, Some(1))
-            .iter()
-            .map(|name| name.snapshot.to_string())
-            .collect();
-        assert_eq!(old, ["snap-02", "snap-01"]);
-        assert!(too_old(&names, None).is_empty());
-        assert_eq!(too_old(&names, Some(0)).len(), 4);
-    }
 }

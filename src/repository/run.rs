@@ -10,7 +10,7 @@ use super::manifest::{Manifest, ManifestName};
 use super::store::Store;
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::snapshot::SnapshotId;
-use crate::target::SinkBody;
+use crate::target::{SinkBody, VolumeKey};
 
 /// What a run writes, and how far it is: the body of the sink's state in the checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +23,8 @@ pub struct RunState {
     pub snapshot: SnapshotId,
     /// See [`Manifest`].
     pub volume: Option<String>,
+    /// See [`Manifest`].
+    pub volume_key: VolumeKey,
     /// See [`Manifest`].
     pub time: SystemTime,
     /// See [`Manifest`].
@@ -106,7 +108,7 @@ impl RunState {
     pub(super) async fn published(&self, store: &Store) -> Result<Option<Manifest>> {
         let name = ManifestName {
             time: self.time,
-            volume: ManifestName::volume_key(self.volume.as_deref()),
+            volume: self.volume_key.clone(),
             snapshot: self.snapshot.clone(),
         };
         match read_manifest(store, &format!("snapshots/{name}")).await {

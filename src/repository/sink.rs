@@ -409,6 +409,7 @@ impl RepositorySink {
             run: state.run.clone(),
             snapshot: state.snapshot,
             volume: state.volume,
+            volume_key: state.volume_key,
             time: state.time,
             volume_bytes: state.volume_bytes,
             base: state.base,

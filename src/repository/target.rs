@@ -72,7 +72,10 @@ impl RepositoryTarget {
             "" => format!("repository at {name}"),
             id => format!("repository {id}"),
         };
-        let of = volume_of(source).unwrap_or(&source.name);
+        let of = match source.volume_key.is_unknown() {
+            true => &*source.name,
+            false => source.volume_key.as_str(),
+        };
         let id = format!("{repository} of {of}");
         let index = || with_ending(&stem_in(state_dir, &repository), "-index");
         Self {
@@ -168,6 +171,7 @@ impl RepositoryTarget {
                 None => made_id(&task.run)?,
             },
             volume: volume_of(source).map(str::to_owned),
+            volume_key: source.volume_key.clone(),
             time: source.time().unwrap_or_else(SystemTime::now),
             volume_bytes: bytes_of(source),
             base: opening.base.map(|base| base.id.clone()),

@@ -279,6 +279,7 @@ pub fn staged_source(
         size: None,
         mark: None,
         volume: staged.volume,
+        volume_key: crate::target::VolumeKey::default(),
         encrypted: staged.encrypted,
         snapshot: Some(snapshot),
         has_changes: true,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use super::{Mark, SinkState};
+use super::{Mark, SinkState, VolumeKey};
 use crate::block::Geometry;
 use crate::snapshot::{Snapshot, SnapshotId};
 
@@ -20,6 +20,8 @@ pub struct SourceInfo {
     pub mark: Option<Mark>,
     /// The volume that it is of, if that is known and one.
     pub volume: Option<String>,
+    /// Which volume repositories keep it as.
+    pub volume_key: VolumeKey,
     /// Whether it is encrypted where it is, if that is known.
     pub encrypted: Option<bool>,
     /// Its description by EC2 or the repository, if it is a snapshot.

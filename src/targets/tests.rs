@@ -25,6 +25,7 @@ fn source() -> SourceInfo {
         size: None,
         mark: None,
         volume: None,
+        volume_key: crate::target::VolumeKey::default(),
         encrypted: None,
         snapshot: None,
         has_changes: false,

@@ -81,6 +81,7 @@ impl ContractPlace for Account {
             size: None,
             mark: None,
             volume: Some("vol-0a".into()),
+            volume_key: crate::target::VolumeKey::default(),
             encrypted: Some(false),
             snapshot: Some(Snapshot::unknown(name.parse().unwrap())),
             has_changes: true,

@@ -71,8 +71,9 @@ impl RepositoryTarget {
         match ask.base {
             Base::None => self.catalog.names().await,
             _ => {
-                let key = ManifestName::volume_key(volume_of(ask.source));
-                self.catalog.proven_names(Some(&key)).await
+                self.catalog
+                    .proven_names(Some(&ask.source.volume_key))
+                    .await
             }
         }
     }
@@ -221,11 +222,12 @@ pub(super) fn of_volume<'a>(
     names: &'a [ManifestName],
     source: &SourceInfo,
 ) -> Vec<&'a ManifestName> {
-    let Some(volume) = volume_of(source) else {
+    let (key, itself) = (&source.volume_key, source.id());
+    // Two snapshots of unknown volumes may be of different volumes.
+    if key.is_unknown() {
         return Vec::new();
-    };
-    let (key, itself) = (ManifestName::volume_key(Some(volume)), source.id());
-    let others = names.iter().rev().filter(|name| name.volume == key);
+    }
+    let others = names.iter().rev().filter(|name| name.volume == *key);
     others
         .filter(|name| itself.as_ref() != Some(&name.snapshot))
         .collect()
@@ -236,11 +238,13 @@ fn is_of(state: &RunState, source: &SourceInfo) -> bool {
     let is_same = match source.id() {
         Some(id) => id == state.snapshot,
         None => {
-            state.volume.as_deref() == volume_of(source)
-                && made_id(&state.run).is_ok_and(|id| id == state.snapshot)
+            // A disk that is known can be at another path now.
+            let is_its =
+                !source.volume_key.is_unknown() || state.volume.as_deref() == volume_of(source);
+            is_its && made_id(&state.run).is_ok_and(|id| id == state.snapshot)
         }
     };
-    is_same && state.volume_bytes == bytes_of(source)
+    is_same && state.volume_key == source.volume_key && state.volume_bytes == bytes_of(source)
 }
 
 fn skipped(name: &ManifestName, error: &Error) -> String {

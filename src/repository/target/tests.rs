@@ -9,9 +9,9 @@ use tokio::sync::watch;
 use super::*;
 use crate::block::{BLOCK_SIZE, Block, Change, Digest, Extent};
 use crate::files::folder_of;
-use crate::repository::{Address, Connection, prune};
+use crate::repository::{Address, Connection, Retention, prune};
 use crate::snapshot::Snapshot;
-use crate::target::{Base, Left, Published, Stop, Task};
+use crate::target::{Base, Left, Published, Stop, Task, VolumeKey};
 use sha2::{Digest as _, Sha256};
 
 const BLOCKS: u32 = 12;
@@ -110,6 +110,7 @@ fn source(number: u32) -> SourceInfo {
         size: None,
         mark: None,
         volume: Some("vol-0a".into()),
+        volume_key: VolumeKey::of_volume("vol-0a"),
         encrypted: Some(false),
         snapshot: Some(Snapshot {
             start_time: Some(time),
@@ -246,6 +247,7 @@ async fn replicas_of_the_volume_are_offered_newest_first_and_damaged_ones_are_sk
     assert_eq!((&facts.holds, facts.warnings.len()), (&None, 0));
     let other = SourceInfo {
         volume: Some("vol-0b".into()),
+        volume_key: VolumeKey::of_volume("vol-0b"),
         ..source(4)
     };
     assert!(
@@ -395,7 +397,9 @@ async fn a_discarded_run_leaves_nothing_and_holds_no_prune_back() {
         assert_eq!((place.objects("runs").len(), files()), (0, 0));
     }
     let catalog = place.catalog().await;
-    let pruned = prune(&catalog, None, Duration::ZERO, true).await.unwrap();
+    let pruned = prune(&catalog, &Retention::default(), Duration::ZERO, true)
+        .await
+        .unwrap();
     assert!(pruned.runs.is_empty());
 }
 
@@ -513,6 +517,7 @@ async fn the_dedup_index_stops_at_the_first_signal_though_another_run_holds_its_
     // One index for all volumes of the repository.
     let other = SourceInfo {
         volume: Some("vol-0b".into()),
+        volume_key: VolumeKey::of_volume("vol-0b"),
         ..source(2)
     };
     let other = RepositoryTarget::new(place.catalog().await, true, &other, &place.state_dir());

@@ -55,6 +55,7 @@ fn snapshot(encrypted: Option<bool>) -> SourceInfo {
         size: None,
         mark: None,
         volume: Some(VOLUME.into()),
+        volume_key: crate::target::VolumeKey::default(),
         encrypted,
         snapshot: None,
         has_changes: true,

@@ -21,6 +21,7 @@ fn source(geometry: Geometry) -> SourceInfo {
         size: None,
         mark: None,
         volume: None,
+        volume_key: crate::target::VolumeKey::default(),
         encrypted: None,
         snapshot: None,
         has_changes: false,

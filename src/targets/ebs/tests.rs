@@ -46,6 +46,7 @@ fn source() -> SourceInfo {
         size: None,
         mark: None,
         volume: Some("vol-0a".to_owned()),
+        volume_key: crate::target::VolumeKey::default(),
         encrypted: Some(false),
         snapshot: Some(Snapshot::unknown(id(TWO))),
         has_changes: true,

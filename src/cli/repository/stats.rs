@@ -1,0 +1,95 @@
+//! `ebsfs repository stats`: what the snapshots of each volume take.
+
+use std::sync::Arc;
+
+use bytesize::ByteSize;
+use clap::Args;
+
+use super::{Where, print_json};
+use crate::cli::progress::{ProgressForm, Shown};
+use crate::cli::{output, table};
+use crate::error::Result;
+use crate::repository::{Growth, Usage, stats};
+use crate::sync::Progress;
+
+/// Segments between two updates of the progress.
+const SEGMENTS: u64 = 16;
+
+#[derive(Args, Debug)]
+pub(super) struct StatsArgs {
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+    /// How to show progress, on stderr
+    #[arg(long, value_enum, default_value_t = ProgressForm::Auto)]
+    progress: ProgressForm,
+    #[command(flatten)]
+    place: Where,
+}
+
+impl StatsArgs {
+    pub(super) async fn run(self) -> Result<()> {
+        let catalog = self.place.open().await?;
+        let progress = Arc::new(Progress::default());
+        progress.begin("reading manifests", 0);
+        let shown = Shown::start(self.progress, Arc::clone(&progress));
+        let found = stats(&catalog, |read| {
+            if read % SEGMENTS == 1 {
+                progress.begin(format!("reading segments: {read}"), 0);
+            }
+        });
+        let found = found.await;
+        drop(shown);
+        let found = found?;
+        if self.json {
+            return print_json(&found);
+        }
+        let head = [
+            "VOLUME",
+            "SNAPSHOTS",
+            "SIZE",
+            "HELD",
+            "UNIQUE",
+            "DEDUP",
+            "COMPRESSION",
+            "GROWTH",
+        ];
+        let mut rows = vec![head.map(str::to_owned)];
+        let volumes = found.volumes.iter();
+        rows.extend(volumes.map(|(key, usage)| row(key.as_str(), usage)));
+        if found.volumes.len() > 1 {
+            rows.push(row("all", &found.total));
+        }
+        output::write(None, |out| {
+            out.write_all(table(&rows).as_bytes())?;
+            match found.unreadable {
+                0 => Ok(()),
+                count => writeln!(
+                    out,
+                    "{count} manifests and segments cannot be read: ebsfs repository check names them"
+                ),
+            }
+        })
+    }
+}
+
+fn row(volume: &str, usage: &Usage) -> [String; 8] {
+    let size = |bytes: u64| ByteSize::b(bytes).to_string();
+    [
+        volume.to_owned(),
+        usage.snapshots.to_string(),
+        size(usage.volume_bytes),
+        size(usage.held_bytes),
+        size(usage.stored_bytes),
+        format!("{:.2}", usage.dedup_ratio),
+        format!("{:.2}", usage.compression_ratio),
+        growth(&usage.growth).map_or("-".to_owned(), size),
+    ]
+}
+
+/// Bytes stored for each snapshot after the first one, on average.
+fn growth(all: &[Growth]) -> Option<u64> {
+    let (_, later) = all.split_first()?;
+    let sum: u64 = later.iter().map(|one| one.stored_bytes).sum();
+    sum.checked_div(later.len() as u64)
+}

@@ -1,0 +1,135 @@
+//! [`undelete`]: makes a removed snapshot visible again, while all of its data is there.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::time::SystemTime;
+
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+
+use super::catalog::{RepositoryCatalog, read_manifest};
+use super::check::objects;
+use super::latest;
+use super::listing;
+use super::manifest::{Manifest, ManifestName};
+use super::pack::Name;
+use super::prune::{Needed, sweeps_since};
+use super::segments::{self, object};
+use super::store::Store;
+use crate::error::{Error, Kind, Result};
+
+/// Packs that are looked for one by one; of more than that the folder is listed.
+const FEW: usize = 1000;
+const LOOKS: usize = 16;
+
+/// Puts the manifest of a removed snapshot back: the last one of this snapshot's id that was removed. The tombstone goes last,
+/// so that a killed undelete can be run again.
+///
+/// # Errors
+/// `NotFound` when there is no tombstone, or data of it was swept; `Invalid` when the snapshot was copied again since.
+pub async fn undelete(catalog: &RepositoryCatalog, snapshot: &str) -> Result<ManifestName> {
+    let store = &**catalog.store();
+    let (name, tombstone) = tombstone_of(store, snapshot).await?;
+    let manifest = read_manifest(store, &tombstone).await?;
+    if manifest.name() != name || !tombstone.ends_with(&format!(".{}", manifest.run)) {
+        let what = format!("{}/{tombstone} is of another snapshot", store.address());
+        return Err(Error::new(Kind::Corrupt, what));
+    }
+    let cannot = |error: Error| error.context(format!("cannot undelete {name}"));
+    let buried = store.look(&tombstone).await?.modified;
+    is_whole(store, &manifest).await.map_err(cannot)?;
+    let published = format!("snapshots/{name}");
+    // What is damaged there is replaced.
+    let is_sound = |bytes: &[u8]| Manifest::decode(bytes).is_ok();
+    let is_new = store
+        .put_new(&published, &manifest.encode(), is_sound)
+        .await?;
+    if !is_new && read_manifest(store, &published).await?.run != manifest.run {
+        let what = format!("cannot undelete {name}: it was copied again since");
+        return Err(Error::new(Kind::Invalid, what));
+    }
+    // A sweep that listed the manifests before this one was there may be removing its data.
+    if let Err(error) = is_not_swept(store, &manifest, buried).await {
+        if is_new {
+            store.delete(&published).await?;
+        }
+        return Err(cannot(error));
+    }
+    latest::advance(store, &name).await?;
+    store.delete(&tombstone).await?;
+    Ok(name)
+}
+
+/// Whether no prune has named data of a manifest for a sweep since its removal.
+async fn is_not_swept(store: &Store, manifest: &Manifest, since: SystemTime) -> Result<()> {
+    is_whole(store, manifest).await?;
+    let swept = sweeps_since(store, since).await?;
+    let needed = Needed::of(store, std::slice::from_ref(manifest)).await?;
+    match needed.any_of(&swept) {
+        true => Err(Error::new(
+            Kind::NotFound,
+            "a prune has begun to sweep its data",
+        )),
+        false => Ok(()),
+    }
+}
+
+/// The tombstone of a snapshot that was written last.
+async fn tombstone_of(store: &Store, snapshot: &str) -> Result<(ManifestName, String)> {
+    let tombstones = listing::list(store, "removed", None)
+        .await?
+        .objects
+        .into_iter();
+    let its = tombstones.filter_map(|tombstone| {
+        let text = tombstone.name.rsplit('/').next()?;
+        let (name, _run) = text.rsplit_once('.')?;
+        let name: ManifestName = name.parse().ok()?;
+        (name.snapshot.as_str() == snapshot).then_some((name, tombstone))
+    });
+    let newest = its.max_by_key(|(_, tombstone)| tombstone.modified);
+    let (name, tombstone) = newest.ok_or_else(|| {
+        let what = format!(
+            "cannot undelete {snapshot}: {} has no removed snapshot of this id, or it was swept",
+            store.address()
+        );
+        Error::new(Kind::NotFound, what)
+    })?;
+    Ok((name, tombstone.name))
+}
+
+/// Whether all segments and packs of a manifest are there; every segment is read.
+async fn is_whole(store: &Store, manifest: &Manifest) -> Result<()> {
+    let mut ends: HashMap<Name, u64> = HashMap::new();
+    let names = manifest.segments.iter().map(|of| of.name);
+    let mut read = pin!(segments::read_all(store, names));
+    while let Some((_, segment)) = read.next().await {
+        for (_, entry) in segment?.entries() {
+            let end = ends.entry(entry.pack).or_default();
+            *end = entry.spot.end().max(*end);
+        }
+    }
+    if ends.len() > FEW {
+        let mut parts = pin!(objects(store, "packs"));
+        while let Some(found) = parts.try_next().await? {
+            for (name, object) in found {
+                if ends.get(&name).is_some_and(|end| object.size >= *end) {
+                    ends.remove(&name);
+                }
+            }
+        }
+    }
+    // A listing can lack objects: what it lacks is asked for.
+    let looks = stream::iter(ends).map(|(name, end)| async move {
+        match store.look(&object("packs", &name)).await {
+            Ok(object) => Ok::<_, Error>(object.size >= end),
+            Err(error) if error.kind() == Kind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    });
+    let mut looks = pin!(looks.buffer_unordered(LOOKS));
+    while let Some(is_there) = looks.try_next().await? {
+        if !is_there {
+            return Err(Error::new(Kind::NotFound, "a pack of it was swept"));
+        }
+    }
+    Ok(())
+}
