@@ -65,7 +65,7 @@ pub use root::{Root, RootName};
 pub use run::{Parent, RunState};
 pub use sink::RepositorySink;
 pub use source::RepositorySource;
-pub use store::{Address, BucketStyle, Connection, Store};
+pub use store::{Address, BucketStyle, Connection, Deleted, S3Options, Store};
 pub use target::RepositoryTarget;
 
 /// Blocks of a segment: 32 GiB of a volume.

@@ -85,14 +85,7 @@ impl Place {
 
     async fn repository(&self) -> Arc<RepositoryCatalog> {
         let address = format!("file://{}", self.repository.path().display());
-        let connection = Connection {
-            credentials: None,
-            region: None,
-            endpoint: None,
-            ca_bundle: None,
-            style: None,
-            timeout: Duration::from_secs(10),
-        };
+        let connection = Connection::new(Duration::from_secs(10));
         let store = Store::open(&address.parse().unwrap(), &connection).unwrap();
         Arc::new(
             RepositoryCatalog::open(Arc::new(store), false)

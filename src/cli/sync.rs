@@ -319,7 +319,7 @@ impl SyncArgs {
         let request = SourceRequest {
             name: self.source.as_deref().unwrap_or_default(),
             aws: &self.aws,
-            store: self.store,
+            store: self.store.clone(),
             limits: self.limits(),
             wait: self.wait,
             state_dir: &state_dir,
@@ -348,7 +348,7 @@ impl SyncArgs {
         let request = TargetRequest {
             to: &self.to,
             aws: &self.aws,
-            store: self.store,
+            store: self.store.clone(),
             limits: self.limits(),
             state_dir: &state_dir,
             in_place: self.in_place,

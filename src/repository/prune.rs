@@ -64,7 +64,7 @@ pub async fn remove(store: &Store, name: &RootName) -> Result<()> {
         Err(error) if error.kind() == Kind::Corrupt => warn!("{}", error.chain()),
         Err(error) => return Err(error),
     }
-    store.delete(&object).await
+    store.delete(&object).await.map(drop)
 }
 
 /// Keeps the newest `keep` snapshots of each volume (all of them where it is none), then sweeps; only tells what it would
@@ -89,7 +89,7 @@ pub async fn prune(
         true => SystemTime::now(),
         false => {
             store.put(CLOCK, &[time.into()]).await?;
-            store.look(CLOCK).await?.modified
+            store.head(CLOCK).await?.modified
         }
     };
     let mut cutoff = now.checked_sub(grace).unwrap_or(SystemTime::UNIX_EPOCH);
@@ -197,7 +197,7 @@ async fn sweep(
         return Ok(());
     }
     stream::iter(garbage)
-        .map(|name| async move { store.delete(&name).await })
+        .map(|name| async move { store.delete(&name).await.map(drop) })
         .buffer_unordered(DELETES)
         .try_collect::<()>()
         .await
@@ -216,7 +216,7 @@ pub async fn forget_run(store: &Store, run: &str) -> Result<()> {
             error,
         )
     })?;
-    store.delete(&object).await
+    store.delete(&object).await.map(drop)
 }
 
 #[cfg(test)]

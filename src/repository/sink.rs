@@ -140,7 +140,7 @@ impl RepositorySink {
     /// Why the repository cannot be reached, or a file not removed.
     pub async fn forget(store: &Store, run: &str, files: &Path) -> Result<()> {
         Locations::remove(files)?;
-        store.delete(&run_object(run)).await
+        store.delete(&run_object(run)).await.map(drop)
     }
 
     fn store(&self) -> &Arc<Store> {
@@ -416,7 +416,7 @@ impl RepositorySink {
             segments,
         };
         let name = format!("snapshots/{}", root.name());
-        if let Err(error) = self.store().look(&run_object(&root.run)).await {
+        if let Err(error) = self.store().head(&run_object(&root.run)).await {
             return Err(match error.kind() {
                 Kind::NotFound => forgotten(self.store()),
                 _ => error,

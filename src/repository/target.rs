@@ -227,7 +227,7 @@ impl RepositoryTarget {
         let stem = self.stem.clone();
         blocking(move || Locations::remove_all(&stem)).await?;
         match left.open::<RunState>() {
-            Ok(state) => self.store().delete(&run_object(&state.run)).await,
+            Ok(state) => self.store().delete(&run_object(&state.run)).await.map(drop),
             // It names no run.
             Err(_) => Ok(()),
         }

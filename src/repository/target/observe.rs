@@ -170,7 +170,7 @@ impl RepositoryTarget {
             return Ok(Left::Gone);
         }
         let store = self.store();
-        match store.look(&run_object(&state.run)).await {
+        match store.head(&run_object(&state.run)).await {
             Ok(_) => {}
             Err(error) if error.kind() == Kind::NotFound => {
                 return match state.published(store).await {

@@ -42,14 +42,7 @@ impl Place {
         let address: Address = format!("file://{}", self.path("").display())
             .parse()
             .unwrap();
-        let connection = Connection {
-            credentials: None,
-            region: None,
-            endpoint: None,
-            ca_bundle: None,
-            style: None,
-            timeout: Duration::from_secs(5),
-        };
+        let connection = Connection::new(Duration::from_secs(5));
         let store = Arc::new(Store::open(&address, &connection).unwrap());
         RepositoryCatalog::open(store, true).await.unwrap()
     }
