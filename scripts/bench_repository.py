@@ -48,6 +48,8 @@ def s3():
     point = tempfile.mkdtemp(prefix="ebsfs-bench-")
     try:
         url = "s3://bucket/replicas"
+        subprocess.check_call([EBSFS, "repository", "init", url, "--endpoint-url", f"http://{server.near}"], env=emulator.env,
+                              stdout=subprocess.DEVNULL)
         seconds, cpu, peak = run(sync(folder, "snap-0a", url, "--to-endpoint-url", f"http://{server.far}"), emulator.env)
         shown = json.loads(subprocess.check_output([EBSFS, "repository", "show", f"{url}#latest", "--endpoint-url",
                                                     f"http://{server.near}"], env=emulator.env))
@@ -116,6 +118,7 @@ def huge(url=None, *reach):
     url = url or f"file://{folder}/replicas"
     point = tempfile.mkdtemp(prefix="ebsfs-bench-")
     try:
+        subprocess.check_call([EBSFS, "repository", "init", url, *reach], env=emulator.env, stdout=subprocess.DEVNULL)
         for snapshot, more in (("snap-1a", ("--dedup",)), ("snap-1b", ("--base", "snap-1a", "--dedup"))):
             seconds, cpu, peak = run(sync(folder, snapshot, url, *more, *to), emulator.env)
             shown = json.loads(subprocess.check_output([EBSFS, "repository", "show", f"{url}#{snapshot}", *reach], env=emulator.env))

@@ -10,6 +10,7 @@ mod endpoints;
 mod environment;
 mod http;
 
+pub(crate) use classify::presentable;
 pub use classify::{Action, ErrorClass, classify, classify_reply, classify_sending, skew};
 pub use config::{Aws, ServiceConfig, Settings};
 pub use credentials::{Credentials, Generation, Usable};

@@ -47,7 +47,7 @@ pub use run::{Parent, RunState};
 pub use sink::RepositorySink;
 pub use source::RepositorySource;
 pub use stats::{Growth, Stats, Usage, stats};
-pub use store::{Address, BucketStyle, Connection, Store};
+pub use store::{Address, BucketStyle, Connection, Deleted, S3Options, Store};
 pub use target::RepositoryTarget;
 pub use undelete::undelete;
 

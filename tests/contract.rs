@@ -52,6 +52,7 @@ impl Place {
         let second = emulator.snapshot("vol-0a");
         let repository = tempfile::tempdir().unwrap();
         let address = format!("file://{}", repository.path().display());
+        init_repository(&address);
         let state = emulator.folder.path().join("state");
         for id in [&first, &second] {
             let mut sync = emulator.ebsfs(&["sync", "--progress", "none", id, &address]);
@@ -85,20 +86,9 @@ impl Place {
 
     async fn repository(&self) -> Arc<RepositoryCatalog> {
         let address = format!("file://{}", self.repository.path().display());
-        let connection = Connection {
-            credentials: None,
-            region: None,
-            endpoint: None,
-            ca_bundle: None,
-            style: None,
-            timeout: Duration::from_secs(10),
-        };
+        let connection = Connection::new(Duration::from_secs(10));
         let store = Store::open(&address.parse().unwrap(), &connection).unwrap();
-        Arc::new(
-            RepositoryCatalog::open(Arc::new(store), false)
-                .await
-                .unwrap(),
-        )
+        Arc::new(RepositoryCatalog::open(Arc::new(store)).await.unwrap())
     }
 
     /// Every catalog, with its name.

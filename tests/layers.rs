@@ -71,6 +71,7 @@ const ONLY: &[(&str, &str)] = &[
     // It panics beyond the year 9999. The emulator has its own times.
     ("humantime::format_rfc3339", "time"),
     ("object_store::", "repository/store"),
+    ("aws_sdk_s3::", "repository/store"),
 ];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {

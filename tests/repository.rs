@@ -150,8 +150,16 @@ impl Objects {
         command
     }
 
-    /// Brings a snapshot into it.
+    /// Makes it a repository, if it is none.
+    fn init(&self, emulator: &Emulator) {
+        if !self.files().join("ebsfs-repository.json").exists() {
+            run(&mut self.look(emulator, &["init"]));
+        }
+    }
+
+    /// Brings a snapshot into it; it is made a repository first.
     fn bring(&self, emulator: &Emulator, args: &[&str]) -> Command {
+        self.init(emulator);
         let mut command = self.sync(emulator, args);
         command.arg(self.url()).args(self.to());
         command
@@ -185,7 +193,8 @@ impl Objects {
 
     /// Removes all snapshots and sweeps: nothing is left.
     fn empty(&self, emulator: &Emulator) {
-        run(&mut self.look(emulator, &["prune", "--keep", "0", "--grace", "0s"]));
+        let all = ["prune", "--keep", "0", "--remove-all", "--grace", "0s"];
+        run(&mut self.look(emulator, &all));
         // The times of a store are whole seconds.
         std::thread::sleep(std::time::Duration::from_millis(2100));
         run(&mut self.look(emulator, &["prune", "--grace", "0s"]));
@@ -207,7 +216,7 @@ impl Objects {
         let mut found = Vec::new();
         walk(&self.files().join(folder), &mut found);
         // What is on its way into a folder.
-        found.retain(|path| !text(path).contains('#'));
+        found.retain(|path| !text(path).contains('#') && !text(path).contains("-fence-"));
         found.sort();
         found
     }

@@ -375,7 +375,12 @@ pub fn assert_same(a: &Path, b: &Path) {
     run(Command::new("cmp").arg(a).arg(b));
 }
 
-/// Runs a command that must succeed, and gives what it wrote to stdout.
+/// Makes a repository in a folder.
+pub fn init_repository(url: &str) {
+    run(Command::new(EBSFS).args(["repository", "init", url]));
+}
+
+/// Runs a command that must succeed; its standard output.
 pub fn run(command: &mut Command) -> String {
     let output = command
         .output()

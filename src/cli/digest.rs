@@ -11,6 +11,7 @@ use serde_json::json;
 use super::output;
 use super::reading::ReadArgs;
 use super::signals::{listen, only_read};
+use super::store::end_reading;
 use crate::block::hexadecimal;
 use crate::error::{Error, Result};
 use crate::files::OutputFile;
@@ -92,7 +93,9 @@ impl DigestArgs {
             in_flight: self.reading.in_flight(),
             on_block: Some(&mut on_block),
         };
-        let digests = source_digest(source, asked, &progress, &stop).await?;
+        let digests = source_digest(source, asked, &progress, &stop).await;
+        end_reading(opened.lease).await;
+        let digests = digests?;
         lines.map_or(Ok(()), BlockLines::end)?;
         let id = source.info.id();
         let name = match id.filter(|_| !Path::new(&self.source).exists()) {

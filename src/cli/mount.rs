@@ -17,7 +17,7 @@ use super::cache::DiskCacheArgs;
 use super::limits::LimitArgs;
 use super::log;
 use super::signals::{TakenSignal, take};
-use super::store::StoreArgs;
+use super::store::{StoreArgs, end_reading};
 use crate::aws::Aws;
 use crate::block::BlockIndex;
 use crate::cache::{Cache, CachedCatalog, DISK_DESCRIPTORS, DISK_THREADS, DiskCache};
@@ -25,7 +25,7 @@ use crate::ebs::{Client, EbsCatalog};
 use crate::error::{Error, Kind, Result};
 use crate::fs::{Access, Mounted, Needs, Ownership, Provenance, Tree, Unmounted};
 use crate::image::ReadaheadBudget;
-use crate::repository::{Address, RepositoryCatalog};
+use crate::repository::{Address, Lease};
 use crate::snapshot::{Selector, SnapshotId};
 use crate::source::Catalog;
 
@@ -83,6 +83,7 @@ type Served = (
     Option<Arc<Client>>,
     Arc<Cache>,
     Option<Arc<DiskCache>>,
+    Option<Lease>,
 );
 
 /// What is mounted.
@@ -177,7 +178,7 @@ impl MountArgs {
         let mut signals = Signals::new()?;
         tokio::select! {
             mounted = self.mount() => {
-                let (mounted, client, cache, disk) = mounted?;
+                let (mounted, client, cache, disk, lease) = mounted?;
                 if background::is_child() {
                     // If the parent process has ended, the mount has no user.
                     background::ready().inspect_err(|_| {
@@ -186,6 +187,7 @@ impl MountArgs {
                 }
                 info!("mounted at {}", mounted.mountpoint().display());
                 let done = serve_until_end(&mounted, &mut signals).await;
+                end_reading(lease).await;
                 let (hits, fetched) = cache.counts();
                 info!("unmounted: {fetched} blocks fetched, {hits} reads answered from memory");
                 if let Some(disk) = disk {
@@ -211,6 +213,7 @@ impl MountArgs {
     async fn mount(&self) -> Result<Served> {
         let (what, mountpoint) = self.what()?;
         let mut origin = Provenance::default();
+        let mut lease = None;
         let (client, catalog): (_, Arc<dyn Catalog>) = match what {
             What::Ebs(select) => {
                 let config = self.aws.load().await?;
@@ -228,11 +231,11 @@ impl MountArgs {
             What::Repository(address) => {
                 address.names_no_snapshot()?;
                 origin.place = format!("repository {address}");
-                let store = self
-                    .store
-                    .open(&address, &self.aws, self.limits.timeout, false)
-                    .await?;
-                (None, Arc::new(RepositoryCatalog::open(store).await?))
+                let timeout = self.limits.timeout;
+                let store = self.store.repository(&address, &self.aws, timeout);
+                let catalog = store.await?;
+                lease = catalog.begin_reading("a mount").await?;
+                (None, Arc::new(catalog))
             }
         };
         let cache = Cache::new(self.memory, self.limits.max_in_flight)?;
@@ -251,7 +254,7 @@ impl MountArgs {
         if let Some(client) = &client {
             client.set_timeout(self.limits.timeout);
         }
-        Ok((mounted, client, cache, disk))
+        Ok((mounted, client, cache, disk, lease))
     }
 }
 

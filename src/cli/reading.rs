@@ -64,7 +64,7 @@ impl ReadArgs {
         let request = SourceRequest {
             name,
             aws: &self.aws,
-            store: self.store,
+            store: self.store.clone(),
             limits: self.limits.limits(),
             wait: None,
             state_dir: &state_dir,

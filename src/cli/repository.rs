@@ -132,11 +132,9 @@ impl Where {
     }
 
     async fn reach(&self, address: &Address) -> Result<RepositoryCatalog> {
-        let store = self
-            .store
-            .open(address, &self.aws, self.timeout, false)
-            .await?;
-        RepositoryCatalog::open(store).await
+        self.store
+            .repository(address, &self.aws, self.timeout)
+            .await
     }
 
     /// What stands behind `#`.

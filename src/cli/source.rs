@@ -8,12 +8,12 @@ use serde_json::{Value, json};
 use tracing::info;
 
 use super::aws::{self, AwsArgs};
-use super::store::StoreArgs;
+use super::store::{StoreArgs, end_reading};
 use super::target::local_target;
 use crate::block::{BLOCK_SIZE, BlockIndex, BlockSet};
 use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::error::{Error, Kind, Remedy, Result};
-use crate::repository::{Address, RepositoryCatalog};
+use crate::repository::{Address, Lease, RepositoryCatalog};
 use crate::snapshot::{Selector, Snapshot, SnapshotId, State};
 use crate::source::{BlockSource, Catalog, DamagedSource, DiskSource};
 use crate::sync::{self, Source};
@@ -54,6 +54,8 @@ pub(super) struct OpenedSource {
     pub(super) client: Option<Arc<Client>>,
     /// Members of the report.
     pub(super) about: Value,
+    /// Keeps what is read of a repository from being swept.
+    pub(super) lease: Option<Lease>,
 }
 
 impl OpenedSource {
@@ -63,6 +65,7 @@ impl OpenedSource {
             source,
             client: None,
             about: json!({"staged": true}),
+            lease: None,
         }
     }
 }
@@ -121,6 +124,7 @@ async fn snapshot(request: &SourceRequest<'_>, selector: Selector) -> Result<Ope
         source,
         client: Some(client),
         about,
+        lease: None,
     })
 }
 
@@ -177,9 +181,24 @@ async fn repository(request: &SourceRequest<'_>, address: &Address) -> Result<Op
         Error::new(Kind::Invalid, what)
     })?;
     let timeout = request.limits.timeout;
-    let store = request.store.open(address, request.aws, timeout, false);
-    let store = store.await?;
-    let catalog = RepositoryCatalog::open(store).await?;
+    let store = request.store.repository(address, request.aws, timeout);
+    let catalog = store.await?;
+    let lease = catalog.begin_reading(select).await?;
+    match repository_snapshot(request, address, select, catalog).await {
+        Ok(opened) => Ok(OpenedSource { lease, ..opened }),
+        Err(error) => {
+            end_reading(lease).await;
+            Err(error)
+        }
+    }
+}
+
+async fn repository_snapshot(
+    request: &SourceRequest<'_>,
+    address: &Address,
+    select: &str,
+    catalog: RepositoryCatalog,
+) -> Result<OpenedSource> {
     let name = catalog.find(select).await?;
     let (snapshot, blocks) = catalog.open(&name.snapshot).await?;
     let geometry = blocks.geometry();
@@ -218,6 +237,7 @@ async fn repository(request: &SourceRequest<'_>, address: &Address) -> Result<Op
         source,
         client: None,
         about,
+        lease: None,
     })
 }
 
@@ -282,6 +302,7 @@ fn disk(request: &SourceRequest<'_>) -> Result<OpenedSource> {
         source,
         client: None,
         about: json!({}),
+        lease: None,
     })
 }
 

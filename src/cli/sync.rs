@@ -18,13 +18,13 @@ use super::limits::LimitArgs;
 use super::progress::{ProgressForm, Shown};
 use super::signals::listen;
 use super::source::{OpenedSource, SourceRequest, ToEbs, open};
-use super::store::StoreArgs;
+use super::store::{StoreArgs, end_reading};
 use super::target::{self, TargetRequest, ToArgs};
 use crate::block::BLOCK_SIZE;
 use crate::ebs::{Client, Limits};
 use crate::error::{Error, Kind, Result};
 use crate::files::default_state_dir;
-use crate::repository::Address;
+use crate::repository::{Address, Lease};
 use crate::snapshot::SnapshotId;
 use crate::sync::{
     self, Context, Ended, OnDamage, Progress, ReportFile, Source, SyncJob, TargetOutcome,
@@ -269,10 +269,18 @@ impl SyncArgs {
             self.progress
         };
         let shown = Shown::start(form, Arc::clone(&progress));
-        let mut clients = Vec::new();
+        let (mut clients, mut lease) = (Vec::new(), None);
         let outcomes = self
-            .outcomes(&stop, &progress, &shown, &mut report, &mut clients)
+            .outcomes(
+                &stop,
+                &progress,
+                &shown,
+                &mut report,
+                &mut clients,
+                &mut lease,
+            )
             .await;
+        end_reading(lease).await;
         drop(shown);
         let (about, outcomes) = match outcomes {
             Ok((about, outcomes)) => (about, outcomes),
@@ -335,12 +343,13 @@ impl SyncArgs {
         shown: &Shown,
         report: &mut Option<ReportFile>,
         clients: &mut Vec<Arc<Client>>,
+        lease: &mut Option<Lease>,
     ) -> Result<(Value, Vec<TargetOutcome>)> {
         let state_dir = self.state_dir();
         let request = SourceRequest {
             name: self.source.as_deref().unwrap_or_default(),
             aws: &self.aws,
-            store: self.store,
+            store: self.store.clone(),
             limits: self.limits(),
             wait: self.wait,
             state_dir: &state_dir,
@@ -350,10 +359,12 @@ impl SyncArgs {
             mut source,
             client,
             about,
+            lease: begun,
         } = match self.staged(&state_dir)? {
             Some(source) => OpenedSource::staged(source),
             None => stop.unless(open(&request)).await?,
         };
+        *lease = begun;
         let needs_snapshot =
             matches!(&self.base, Some(Base::Snapshot(_))) || self.bandwidth.is_some();
         if source.info.snapshot.is_none() && needs_snapshot {
@@ -370,7 +381,7 @@ impl SyncArgs {
         let request = TargetRequest {
             to: &self.to,
             aws: &self.aws,
-            store: self.store,
+            store: self.store.clone(),
             limits: self.limits(),
             state_dir: &state_dir,
             in_place: self.in_place,

@@ -12,7 +12,7 @@ use crate::aws::Given;
 use crate::ebs::{Client, Limits};
 use crate::error::{Error, Kind, Result};
 use crate::files::folder_of;
-use crate::repository::{Address, RepositoryCatalog, RepositoryTarget};
+use crate::repository::{Address, RepositoryTarget};
 use crate::snapshot::SnapshotId;
 use crate::sync::overlaps;
 use crate::target::{SourceInfo, Target, TargetKind};
@@ -144,8 +144,7 @@ pub(super) async fn connect(
     address.names_no_snapshot()?;
     let aws = args.to.account(args.aws);
     let timeout = args.limits.timeout;
-    let store = args.store.open(&address, &aws, timeout, false).await?;
-    let catalog = RepositoryCatalog::open(store).await?;
+    let catalog = args.store.repository(&address, &aws, timeout).await?;
     Ok(Arc::new(RepositoryTarget::new(
         catalog, args.dedup, source, state_dir,
     )))

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::output;
 use super::reading::ReadArgs;
 use super::signals::{listen, only_read};
+use super::store::end_reading;
 use super::target::{existing_target, recorded_name};
 use crate::error::Result;
 use crate::sync::{CheckBasis, CheckReport, Progress, REPORT_VERSION, TargetCheck};
@@ -62,7 +63,9 @@ impl VerifyArgs {
         };
         let name = asked.unwrap_or(&name);
         let opened = self.reading.open(name, &shown, &stop).await?;
-        check.with_source(&opened.source).await
+        let report = check.with_source(&opened.source).await;
+        end_reading(opened.lease).await;
+        report
     }
 }
 

@@ -370,17 +370,10 @@ mod tests {
 
     /// A repository in a folder, and the store that it is in.
     async fn repository(folder: &std::path::Path) -> RepositoryCatalog {
-        let connection = Connection {
-            credentials: None,
-            region: None,
-            endpoint: None,
-            ca_bundle: None,
-            style: None,
-            timeout: std::time::Duration::from_secs(5),
-        };
+        let connection = Connection::new(std::time::Duration::from_secs(5));
         let address = format!("file://{}", folder.display()).parse().unwrap();
         let store = Arc::new(Store::open(&address, &connection).unwrap());
-        RepositoryCatalog::open(store, true).await.unwrap()
+        RepositoryCatalog::init(store).await.unwrap()
     }
 
     async fn put_manifest(store: &Store, snapshot: &str, segment: &Segment) {

@@ -79,7 +79,7 @@ impl Known {
 /// Whether a store has kept a pack: what is at hand can be sent instead.
 async fn is_there(store: &Store, pack: &Name, spot: Spot) -> Result<bool> {
     let name = object("packs", pack);
-    match store.look(&name).await {
+    match store.head(&name).await {
         Ok(object) if object.size >= spot.end() => Ok(true),
         Err(error) if error.kind() != Kind::NotFound => Err(error),
         _ => {

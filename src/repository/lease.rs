@@ -174,7 +174,7 @@ impl Lease {
         let (object, began) = (run_object(run), boot_time());
         let mut record = LeaseRecord::new(kind, what, lease);
         record.put(&store, &object).await?;
-        let begun = store.look(&object).await?.modified;
+        let begun = store.head(&object).await?.modified;
         record.begun = Some(seconds(begun));
         Ok(Self::hold(store, object, record, began))
     }
@@ -187,13 +187,13 @@ impl Lease {
         let object = run_object(run);
         let began = boot_time();
         let before = read(&store, run).await?;
-        let last = store.look(&object).await?.modified;
+        let last = store.head(&object).await?.modified;
         let mut record = LeaseRecord {
             begun: Some(before.begun.unwrap_or(seconds(last))),
             ..LeaseRecord::new(before.kind, &before.what, lease)
         };
         record.put(&store, &object).await?;
-        let now = store.look(&object).await?.modified;
+        let now = store.head(&object).await?.modified;
         let pause = now.duration_since(last).unwrap_or_default();
         record.was_paused = before.was_paused || pause > before.lease() / 2;
         if record.was_paused {
@@ -280,7 +280,7 @@ async fn end_record(store: &Store, object: &str, record: Option<LeaseRecord>) ->
             };
             ended.put(store, object).await
         }
-        (done, _) => done,
+        (done, _) => done.map(drop),
     }
 }
 

@@ -57,7 +57,7 @@ impl Fence {
     /// When the store wrote the pair of a folder, by its own clock.
     pub(super) async fn time(&self, store: &Store, folder: &str) -> Result<std::time::SystemTime> {
         let [_, last] = self.names(folder);
-        Ok(store.look(&last).await?.modified)
+        Ok(store.head(&last).await?.modified)
     }
 }
 

@@ -42,7 +42,7 @@ pub async fn pin(
     let json = serde_json::to_vec(&pin).unwrap_or_default();
     store.put(&object(name), &[json.into()]).await?;
     // A prune that did not see the pin has removed the manifest by now, or sees the pin before it does.
-    if let Err(error) = store.look(&format!("snapshots/{name}")).await {
+    if let Err(error) = store.head(&format!("snapshots/{name}")).await {
         if error.kind() == Kind::NotFound {
             store.delete(&object(name)).await?;
             let what = format!("cannot pin {name}: it was removed meanwhile");
@@ -63,7 +63,7 @@ pub async fn unpin(catalog: &RepositoryCatalog, name: &ManifestName) -> Result<(
         let what = format!("cannot unpin {name}: it is not pinned");
         return Err(Error::new(Kind::NotFound, what));
     }
-    store.delete(&object(name)).await
+    store.delete(&object(name)).await.map(drop)
 }
 
 /// The names of the manifests of all pinned snapshots.
@@ -81,7 +81,7 @@ pub async fn pinned(store: &Store) -> Result<HashSet<String>> {
 
 /// Whether a snapshot is pinned.
 pub(super) async fn is_pinned(store: &Store, name: &ManifestName) -> Result<bool> {
-    match store.look(&object(name)).await {
+    match store.head(&object(name)).await {
         Err(error) if error.kind() == Kind::NotFound => Ok(false),
         found => found.map(|_| true),
     }

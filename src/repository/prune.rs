@@ -179,7 +179,7 @@ pub async fn remove(store: &Store, name: &ManifestName, all: &[ManifestName]) ->
         Err(error) => return Err(error),
     }
     latest::retreat(store, name, all).await?;
-    store.delete(&object).await
+    store.delete(&object).await.map(drop)
 }
 
 /// What the retention makes of these snapshots.
@@ -522,12 +522,12 @@ fn before(time: SystemTime, by: Duration) -> SystemTime {
 /// `NotFound` when there is none; else why it cannot be forgotten.
 pub async fn forget_run(store: &Store, run: &str) -> Result<()> {
     let object = lease::run_object(run);
-    store.look(&object).await.map_err(|error| {
+    store.head(&object).await.map_err(|error| {
         let what = format!(
             "cannot forget the run {run}: {} has no record of it",
             store.address()
         );
         Error::with_source(error.kind(), what, error)
     })?;
-    store.delete(&object).await
+    store.delete(&object).await.map(drop)
 }

@@ -68,7 +68,7 @@ impl Parent {
 
     /// Whether its removal has begun.
     pub(super) async fn is_removed(&self, store: &Store) -> Result<bool> {
-        match store.look(&removed(&self.name, &self.run)).await {
+        match store.head(&removed(&self.name, &self.run)).await {
             Err(error) if error.kind() == Kind::NotFound => Ok(false),
             found => found.map(|_| true),
         }

@@ -499,7 +499,7 @@ impl RepositorySink {
             .await?;
         match self.store().delete(&object).await {
             Err(error) if error.kind() == Kind::Denied => Ok(()),
-            done => done,
+            done => done.map(drop),
         }
     }
 }

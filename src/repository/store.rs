@@ -1,45 +1,58 @@
-//! [`Store`]: whole objects by name in a bucket or a folder. What is put is read back, what fails is tried again until its
-//! deadline, and what fails for good is told in one line. This file and its own modules are the only ones with object_store
-//! in them.
+//! [`Store`]: whole objects by name in a bucket or a folder.
+//!
+//! # Terms
+//! *backend*: one kind of store ([`s3`], [`objects`] for Azure and Google, [`folder`]); it sends one request. *proof*: what a
+//! store says of an object after it was put ([`proof`]). *silence*: no byte of a request or reply moves ([`transfer`]).
+//!
+//! # How the parts fit
+//! This file has the operations and their one loop: each is tried again until it succeeds, fails for good, or makes no progress
+//! until its deadline. [`refusal`] is the one table of what an error of a store means; [`listing`] refuses pages that make no
+//! listing. These files alone use aws-sdk-s3 and object_store.
 
 mod address;
+mod backend;
+mod folder;
+mod foreign_text;
+mod listing;
+mod objects;
+mod proof;
 mod reach;
-mod said;
+mod refusal;
+mod s3;
+mod transfer;
 
 use std::fmt;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use futures_util::stream::{self, Stream};
-use futures_util::{StreamExt, TryStreamExt};
-use md5::{Digest as _, Md5};
-use object_store::path::Path;
-use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+use futures_util::stream::{Stream, TryStreamExt, try_unfold};
 use parking_lot::Mutex;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
 pub use address::Address;
-pub use reach::{BucketStyle, Connection};
+pub use reach::{BucketStyle, Connection, S3Options};
 
-use crate::block::hexadecimal;
+use self::backend::{Backend, ListCursor, Next, ObjectHead, StoreAnswer, StoreFault, Upload};
+use self::listing::ListingCheck;
+use self::transfer::{Transfer, UploadRate};
+use crate::aws::Credentials;
 use crate::error::{Error, Kind, Result};
-use crate::files::blocking;
 use crate::time::jittered;
-pub(super) use reach::REQUEST_TIMEOUT;
-use reach::reach;
-use said::is_unknown_condition;
 
-/// The most bytes of an object: a root of 64 TiB has less than 1 MB, a segment 5 MB, a pack 32 MiB.
-const MOST_BYTES: u64 = 64 << 20;
+/// So much later than its time says can an object appear: a store that has a whole request lets it wait no longer.
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(130);
 /// Pauses between tries: doubled from the first to the longest, less a random part.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// One line in this time says what is waited for, however many objects wait.
 const WAIT_LOG_EVERY: Duration = Duration::from_secs(5);
+/// An attempt that gets so much further than all before it restarts the clock.
+const PROGRESS: u64 = 64 << 10;
 
 /// An object that a listing tells of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,15 +65,23 @@ pub struct Object {
     pub modified: SystemTime,
 }
 
-/// The folders that objects are in.
-const FOLDERS: [&str; 5] = ["packs", "segments", "snapshots", "runs", "removed"];
+/// What became of an object that was to be deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Deleted {
+    /// It does not exist any more.
+    Done,
+    /// Retention or a legal hold keeps it; with what the store says.
+    Locked(String),
+}
 
 /// The objects of one repository.
 pub struct Store {
     address: Address,
-    inner: Arc<dyn ObjectStore>,
-    prefix: Path,
+    backend: Box<dyn Backend>,
     timeout: Duration,
+    rate: Arc<UploadRate>,
+    /// Whether the store's ETags are no MD5, so that its checksums are asked for.
+    needs_checksums: AtomicBool,
     last_wait_log: Mutex<Option<Instant>>,
 }
 
@@ -70,35 +91,18 @@ impl fmt::Debug for Store {
     }
 }
 
-/// Why an attempt did not succeed.
-enum Trouble {
-    Store(StoreError),
-    /// The store has said yes and not kept it.
-    Lost(String),
-    /// What is there is nothing of a repository's.
-    Wrong(String),
-}
-
-impl From<StoreError> for Trouble {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
-}
-
 impl Store {
-    /// Reaches a repository's bucket or folder; nothing is asked yet.
+    /// Reaches a repository's bucket or folder; no request is sent.
     ///
     /// # Errors
-    /// `Invalid` when what is configured makes no sense; for a folder what the system says.
+    /// `Invalid` when the configuration makes no sense.
     pub fn open(address: &Address, connection: &Connection) -> Result<Self> {
-        let inner = reach(address, connection)?;
-        let prefix = Path::parse(&address.prefix)
-            .map_err(|error| Error::with_source(Kind::Invalid, format!("{address}"), error))?;
         Ok(Self {
             address: address.clone(),
-            inner,
-            prefix,
+            backend: reach::reach(address, connection)?,
             timeout: connection.timeout,
+            rate: Arc::default(),
+            needs_checksums: AtomicBool::new(false),
             last_wait_log: Mutex::new(None),
         })
     }
@@ -108,112 +112,108 @@ impl Store {
         &self.address
     }
 
-    fn path(&self, name: &str) -> Path {
-        name.split('/').fold(self.prefix.clone(), Path::join)
+    /// How fast one upload goes, in bytes a second, by the latest ones; none before the first of some size.
+    pub fn upload_rate(&self) -> Option<u64> {
+        self.rate.get()
+    }
+
+    fn key(&self, name: &str) -> String {
+        match &*self.address.prefix {
+            "" => name.to_owned(),
+            prefix => format!("{prefix}/{name}"),
+        }
     }
 
     /// A whole object.
     ///
     /// # Errors
-    /// `NotFound` when there is none; else why it cannot be had.
+    /// `NotFound` when there is none; else why it cannot be read.
     pub async fn get(&self, name: &str) -> Result<Bytes> {
-        let path = &self.path(name);
-        let get = || async { self.whole(path).await };
-        self.until("get", name, get).await
-    }
-
-    /// A whole object, unless it is larger than any of a repository's.
-    async fn whole(&self, path: &Path) -> std::result::Result<Bytes, Trouble> {
-        let got = self.inner.get(path).await?;
-        if got.meta.size > MOST_BYTES {
-            let what = format!(
-                "it has {} bytes, more than any object of a repository",
-                got.meta.size
-            );
-            return Err(Trouble::Wrong(what));
-        }
-        Ok(got.bytes().await?)
+        let key = &self.key(name);
+        self.until("get", key, |transfer| async move {
+            self.backend.get(key, None, &transfer).await
+        })
+        .await
     }
 
     /// Part of an object.
     ///
     /// # Errors
-    /// As for [`Store::get`]; `Corrupt` when it is shorter.
+    /// As for [`Store::get`]; `Corrupt` when the object is shorter.
     pub async fn get_range(&self, name: &str, range: Range<u64>) -> Result<Bytes> {
-        let path = &self.path(name);
+        let key = &self.key(name);
         let len = range.end - range.start;
-        let get = || async { Ok(self.inner.get_range(path, range.clone()).await?) };
-        let bytes = self.until("get", name, get).await?;
+        let get = |transfer| {
+            let range = range.clone();
+            async move { self.backend.get(key, Some(range), &transfer).await }
+        };
+        let bytes = self.until("get", key, get).await?;
         if bytes.len() as u64 != len {
-            let what = format!("{}/{name} is shorter than it was", self.address);
-            return Err(Error::new(Kind::Corrupt, what));
+            let what = format!("it has {} bytes there, not {len}", bytes.len());
+            return Err(self.backend.error(Kind::Corrupt, "get", key, &what));
         }
         Ok(bytes)
     }
 
-    /// Puts an object, and reads back that it is there.
+    /// Puts an object, and checks that the store holds its bytes.
     ///
     /// # Errors
     /// `Corrupt` when the store says yes and does not keep it; else why it cannot be put.
     pub async fn put(&self, name: &str, pieces: &[Bytes]) -> Result<()> {
-        let path = &self.path(name);
-        let tag = &self.probable_tag(pieces).await?;
-        let put = || async {
-            let payload = PutPayload::from_iter(pieces.iter().cloned());
-            self.inner.put(path, payload).await?;
-            self.prove(path, pieces, tag.as_deref()).await
-        };
-        self.until("put", name, put).await
+        let key = &self.key(name);
+        let upload = &Upload::new(pieces, self.backend.is_remote()).await?;
+        self.until("put", key, |transfer| async move {
+            self.backend.put(key, upload, false, &transfer).await?;
+            self.prove(key, upload, &transfer).await
+        })
+        .await
     }
 
-    /// The ETag that most stores give what is put in one piece: its MD5. None for a folder of this machine.
-    async fn probable_tag(&self, pieces: &[Bytes]) -> Result<Option<String>> {
-        if self.address.is_folder() {
-            return Ok(None);
-        }
-        let pieces = pieces.to_vec();
-        let md5 = blocking(move || {
-            let mut md5 = Md5::new();
-            pieces.iter().for_each(|piece| md5.update(piece));
-            Ok(md5.finalize())
-        });
-        Ok(Some(hexadecimal(&md5.await?)))
-    }
-
-    /// That an object is there with these bytes: by its ETag where that is their MD5, else by reading it.
-    async fn prove(
-        &self,
-        path: &Path,
-        pieces: &[Bytes],
-        tag: Option<&str>,
-    ) -> std::result::Result<(), Trouble> {
-        let told = match self.inner.head(path).await {
-            Err(StoreError::NotFound { .. }) => {
-                return Err(Trouble::Lost("it is not there".into()));
+    /// That an object exists with these bytes: by its ETag or a checksum, else by reading it.
+    async fn prove(&self, key: &str, upload: &Upload, transfer: &Arc<Transfer>) -> StoreAnswer<()> {
+        let head = |checksums| async move {
+            match self.backend.head(key, checksums, transfer).await {
+                Err(fault) if fault.is_absent() => Err(self.lost(key, "it is not there")),
+                head => head,
             }
-            told => told?,
         };
-        let size = pieces.iter().map(Bytes::len).sum::<usize>() as u64;
-        if told.size != size {
-            let what = format!("it has {} bytes, not {size}", told.size);
-            return Err(Trouble::Lost(what));
+        let asks = self.needs_checksums.load(Ordering::Relaxed);
+        let mut found = head(asks).await?;
+        if let Some(size) = found.size.filter(|size| *size != upload.len) {
+            let what = format!("it has {size} bytes, not {}", upload.len);
+            return Err(self.lost(key, &what));
         }
-        if tag.is_some() && told.e_tag.as_deref().map(|tag| tag.trim_matches('"')) == tag {
+        if proof::is_tagged(&found, upload) {
             return Ok(());
         }
-        let mut kept = self.whole(path).await?;
-        let is_same = |piece: &Bytes| {
-            let is_same = kept.starts_with(piece);
-            kept = kept.split_off(piece.len().min(kept.len()));
-            is_same
-        };
-        if !pieces.iter().all(is_same) {
-            return Err(Trouble::Lost("it holds other bytes".into()));
+        if !asks && self.address.is_s3() {
+            found = head(true).await?;
         }
-        Ok(())
+        match proof::checksum_says(&found, upload) {
+            Some(true) => {
+                self.needs_checksums.store(true, Ordering::Relaxed);
+                return Ok(());
+            }
+            Some(false) => return Err(self.lost(key, "it holds other bytes")),
+            None => {}
+        }
+        let kept = self.backend.get(key, None, transfer).await?;
+        match upload.is(&kept) {
+            true => Ok(()),
+            false => Err(self.lost(key, "it holds other bytes")),
+        }
     }
 
-    /// Puts a small object unless there is one of this name that is sound; whether this one is there now.
+    /// The store said yes and did not keep the object.
+    fn lost(&self, key: &str, what: &str) -> StoreFault {
+        let what = format!("the store has taken it, and {what}");
+        StoreFault::new(
+            Next::Retry,
+            self.backend.error(Kind::Corrupt, "put", key, &what),
+        )
+    }
+
+    /// Puts a small object unless there is a sound one of this name; whether this one is there now.
     ///
     /// # Errors
     /// As for [`Store::put`].
@@ -223,138 +223,193 @@ impl Store {
         bytes: &[u8],
         is_sound: impl Fn(&[u8]) -> bool,
     ) -> Result<bool> {
-        let path = &self.path(name);
+        let key = &self.key(name);
         let bytes = Bytes::copy_from_slice(bytes);
-        let put = || async {
-            // For stores that do not know the condition, and pass over it. What is not sound is nobody's: perhaps what
-            // became of this very object.
-            let mode = match self.there(path).await? {
+        let upload = &Upload::new(std::slice::from_ref(&bytes), self.backend.is_remote()).await?;
+        let (bytes, is_sound) = (&bytes, &is_sound);
+        self.until("put", key, |transfer| async move {
+            // For stores that do not know the condition and ignore it. What is not sound is perhaps what became of this
+            // very object, and is replaced.
+            let create = match self.existing(key, &transfer).await? {
                 Some(there) if there == bytes || is_sound(&there) => return Ok(there == bytes),
-                Some(_) => PutMode::Overwrite,
-                None => PutMode::Create,
+                there => there.is_none(),
             };
-            let payload = PutPayload::from(bytes.clone());
-            let made = self.inner.put_opts(path, payload, mode.into());
-            match made.await {
-                Err(error) if is_unknown_condition(&error) => {
-                    let payload = PutPayload::from(bytes.clone());
-                    self.inner.put(path, payload).await?;
+            match self.backend.put(key, upload, create, &transfer).await {
+                Err(fault) if fault.next == Next::NoCondition => {
+                    self.backend.put(key, upload, false, &transfer).await?;
                 }
-                // Perhaps by this very request, whose answer was lost.
-                Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {}
-                made => drop(made?),
+                // Perhaps by this very request, whose reply was lost.
+                Err(fault) if fault.next == Next::Exists => {}
+                put => put?,
             }
-            match self.there(path).await? {
+            match self.existing(key, &transfer).await? {
                 Some(there) if there == bytes || is_sound(&there) => Ok(there == bytes),
-                Some(_) => Err(Trouble::Lost("it holds other bytes".into())),
-                None => Err(Trouble::Lost("it is not there".into())),
+                Some(_) => Err(self.lost(key, "it holds other bytes")),
+                None => Err(self.lost(key, "it is not there")),
             }
-        };
-        self.until("put", name, put).await
+        })
+        .await
     }
 
-    async fn there(&self, path: &Path) -> std::result::Result<Option<Bytes>, Trouble> {
-        match self.inner.head(path).await {
-            Err(StoreError::NotFound { .. }) => Ok(None),
-            Err(error) => Err(error.into()),
-            Ok(_) => self.whole(path).await.map(Some),
+    async fn existing(&self, key: &str, transfer: &Arc<Transfer>) -> StoreAnswer<Option<Bytes>> {
+        match self.backend.head(key, false, transfer).await {
+            Err(fault) if fault.is_absent() => Ok(None),
+            Err(fault) => Err(fault),
+            Ok(_) => self.backend.get(key, None, transfer).await.map(Some),
         }
     }
 
-    /// All objects whose names begin with a folder's.
+    /// All objects of a folder, sorted by name.
     ///
     /// # Errors
-    /// Why they cannot be listed.
+    /// Why they cannot be listed; `Corrupt` when the replies make no listing.
     pub async fn list(&self, folder: &str) -> Result<Vec<Object>> {
         self.list_some(folder, usize::MAX).await
     }
 
-    /// The same page by page.
-    pub fn pages(&self, folder: &str) -> impl Stream<Item = Result<Vec<Object>>> + '_ {
-        let folder = folder.to_owned();
-        stream::once(async move { self.list(&folder).await })
-    }
-
-    /// So many objects of them, whichever, or all if they are fewer.
+    /// The first objects of a folder, `most` at most.
     ///
     /// # Errors
     /// As for [`Store::list`].
     pub async fn list_some(&self, folder: &str, most: usize) -> Result<Vec<Object>> {
-        let path = &self.path(folder);
-        let strip = self.prefix.as_ref().len() + usize::from(!self.prefix.as_ref().is_empty());
-        let list = || async {
-            let found = self.inner.list(Some(path)).map_ok(|meta| Object {
-                name: meta
-                    .location
-                    .as_ref()
-                    .get(strip..)
-                    .unwrap_or_default()
-                    .to_owned(),
-                size: meta.size,
-                modified: meta.last_modified.into(),
-            });
-            Ok(found.take(most).try_collect().await?)
-        };
-        self.until("list", folder, list).await
+        let mut pages = std::pin::pin!(self.pages(folder));
+        let mut objects = Vec::new();
+        while let Some(page) = pages.try_next().await? {
+            objects.extend(page);
+            if objects.len() >= most {
+                break;
+            }
+        }
+        objects.truncate(most);
+        Ok(objects)
     }
 
-    /// What is known of an object without its bytes.
+    /// The objects of a folder page by page, sorted by name, in a bounded part of memory.
     ///
     /// # Errors
-    /// `NotFound` when there is none; else why nobody tells.
-    pub async fn look(&self, name: &str) -> Result<Object> {
-        let path = &self.path(name);
-        let head = || async { Ok(self.inner.head(path).await?) };
-        let told = self.until("look at", name, head).await?;
-        Ok(Object {
-            name: name.to_owned(),
-            size: told.size,
-            modified: told.last_modified.into(),
+    /// The stream ends with the first error, as for [`Store::list`].
+    pub fn pages<'a>(&'a self, folder: &str) -> impl Stream<Item = Result<Vec<Object>>> + use<'a> {
+        let prefix = format!("{}/", self.key(folder));
+        let strip = self.key("").len();
+        let start = (ListingCheck::new(prefix.clone()), Some(ListCursor::Start));
+        try_unfold(start, move |(mut check, from)| {
+            let prefix = prefix.clone();
+            async move {
+                let Some(from) = from else {
+                    return Ok(None);
+                };
+                let (key, cursor) = (&prefix, &from);
+                let page = self.until("list", key, |transfer| async move {
+                    self.backend.page(key, cursor, &transfer).await
+                });
+                let page = page.await?;
+                check.take(&from, &page).map_err(|what| {
+                    let what = format!("the reply is not a listing: {what}");
+                    self.backend.error(Kind::Corrupt, "list", key, &what)
+                })?;
+                let objects = page.keys.into_iter().map(|listed| Object {
+                    name: listed.key.get(strip..).unwrap_or_default().to_owned(),
+                    size: listed.size,
+                    modified: listed.modified,
+                });
+                Ok(Some((objects.collect(), (check, page.next))))
+            }
         })
     }
 
-    /// Removes an object, if it is there.
+    /// What the store knows of an object without its bytes.
     ///
     /// # Errors
-    /// Why it cannot be removed.
-    pub async fn delete(&self, name: &str) -> Result<()> {
-        let path = &self.path(name);
-        let delete = || async {
-            match self.inner.delete(path).await {
-                Err(StoreError::NotFound { .. }) => Ok(()),
-                done => Ok(done?),
-            }
+    /// `NotFound` when there is none; else why the store does not say.
+    pub async fn head(&self, name: &str) -> Result<Object> {
+        let key = &self.key(name);
+        let head = self.until("look at", key, |transfer| async move {
+            self.backend.head(key, false, &transfer).await
+        });
+        let ObjectHead { size, modified, .. } = head.await?;
+        let (Some(size), Some(modified)) = (size, modified) else {
+            let what = "the reply has no size or no time";
+            return Err(self.backend.error(Kind::Corrupt, "look at", key, what));
         };
-        self.until("delete", name, delete).await
+        Ok(Object {
+            name: name.to_owned(),
+            size,
+            modified,
+        })
     }
 
-    /// Tries until it succeeds, fails for good, or the deadline passes.
-    async fn until<T, F>(&self, verb: &str, name: &str, once: impl Fn() -> F) -> Result<T>
-    where
-        F: Future<Output = std::result::Result<T, Trouble>>,
-    {
-        let (since, mut pause, mut tries) = (Instant::now(), FIRST_PAUSE, 0);
-        let deadline = since + self.timeout;
-        loop {
-            // A pack on a slow line takes its time; whether it is begun again is another thing.
-            let until = match verb {
-                "put" => deadline.max(Instant::now() + REQUEST_TIMEOUT),
-                _ => deadline,
-            };
-            let error = match timeout_at(until, once()).await {
-                Ok(Ok(done)) => return Ok(done),
-                Ok(Err(trouble)) => {
-                    let (error, is_final) = self.judge(trouble, verb, name);
-                    if is_final {
-                        return Err(error);
-                    }
-                    error
+    /// Deletes an object, if it exists.
+    ///
+    /// # Errors
+    /// `Denied` at once where a permission is missing; else why it cannot be deleted.
+    pub async fn delete(&self, name: &str) -> Result<Deleted> {
+        let key = &self.key(name);
+        self.until("delete", key, |transfer| async move {
+            match self.backend.delete(key, &transfer).await {
+                Err(fault) if fault.next == Next::Locked => {
+                    Ok(Deleted::Locked(fault.error.to_string()))
                 }
-                Err(_) => self.error(Kind::Unavailable, verb, name, "no answer"),
+                done => done.map(|()| Deleted::Done),
+            }
+        })
+        .await
+    }
+
+    /// Tries until it succeeds, fails for good, or made no progress for the time-out.
+    async fn until<T, F>(
+        &self,
+        verb: &str,
+        key: &str,
+        once: impl Fn(Arc<Transfer>) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = StoreAnswer<T>>,
+    {
+        let begun = Instant::now();
+        let (mut since, mut furthest) = (begun, 0);
+        let (mut pause, mut tries, mut refusals, mut was_skewed) = (FIRST_PAUSE, 0, 0, false);
+        loop {
+            let ready = self.backend.ready().await;
+            let used = self.backend.generation();
+            let transfer = Transfer::new(&self.rate);
+            let done = match ready {
+                Err(fault) => Err(fault),
+                Ok(()) => {
+                    let silence = self.backend.silence(self.timeout);
+                    let done = transfer.unless_silent(silence, once(Arc::clone(&transfer)));
+                    done.await.unwrap_or_else(|| {
+                        self.backend.forget_idle();
+                        let what = format!("no byte moved for {silence:?}");
+                        let error = self.backend.error(Kind::Unavailable, verb, key, &what);
+                        Err(StoreFault::new(Next::Retry, error))
+                    })
+                }
             };
+            let StoreFault { error, next } = match done {
+                Ok(done) => return Ok(done),
+                Err(fault) => fault,
+            };
+            let is_worth = match next {
+                Next::Retry => true,
+                Next::Skewed => !std::mem::replace(&mut was_skewed, true),
+                Next::Refused => {
+                    refusals += 1;
+                    refusals <= Credentials::MAX_REFUSALS && self.backend.refused(used)
+                }
+                Next::Final | Next::Absent | Next::Exists | Next::NoCondition | Next::Locked => {
+                    false
+                }
+            };
+            if !is_worth {
+                return Err(error);
+            }
             tries += 1;
+            if transfer.total() >= furthest + PROGRESS {
+                (since, furthest) = (Instant::now(), transfer.total());
+            }
+            let deadline = since + self.timeout;
             if Instant::now() + pause >= deadline {
-                let took = since.elapsed();
+                let took = begun.elapsed();
                 return Err(error.context(format!("gave up after {tries} attempts in {took:.1?}")));
             }
             if tries > 1 {
@@ -366,7 +421,7 @@ impl Store {
         }
     }
 
-    /// Tells what is waited for.
+    /// Says what is waited for.
     fn log_wait(&self, error: &Error, deadline: Instant) {
         let now = Instant::now();
         let mut last = self.last_wait_log.lock();
@@ -380,40 +435,14 @@ impl Store {
         }
     }
 
-    /// Removes what writers that were killed have left in a folder of this machine: files that are no objects yet.
+    /// Removes what killed writers have left in a folder of this machine: files that are no objects yet.
     ///
     /// # Errors
     /// What the system says.
     pub fn sweep_unfinished(&self, until: SystemTime) -> Result<()> {
-        let Some(root) = self.address.folder() else {
-            return Ok(());
-        };
-        let failed = |path: &std::path::Path, error| Error::of_file(path, "cannot sweep", error);
-        let mut folders: Vec<_> = FOLDERS.iter().map(|folder| root.join(folder)).collect();
-        while let Some(folder) = folders.pop() {
-            let entries = match std::fs::read_dir(&folder) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                entries => entries.map_err(|error| failed(&folder, error))?,
-            };
-            for entry in entries {
-                let entry = entry.map_err(|error| failed(&folder, error))?;
-                let (path, name) = (entry.path(), entry.file_name());
-                let is_unfinished = name.to_str().and_then(|name| name.rsplit_once('#'));
-                let is_unfinished = is_unfinished
-                    .is_some_and(|(_, number)| number.bytes().all(|digit| digit.is_ascii_digit()));
-                // They go and come while others write.
-                let Ok(metadata) = entry.metadata() else {
-                    continue;
-                };
-                if metadata.is_dir() {
-                    folders.push(path);
-                } else if is_unfinished
-                    && metadata.modified().is_ok_and(|modified| modified < until)
-                {
-                    let _ = std::fs::remove_file(&path);
-                }
-            }
+        match self.address.folder() {
+            Some(root) => folder::sweep_unfinished(root, until),
+            None => Ok(()),
         }
-        Ok(())
     }
 }

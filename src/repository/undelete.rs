@@ -35,7 +35,7 @@ pub async fn undelete(catalog: &RepositoryCatalog, snapshot: &str) -> Result<Man
         return Err(Error::new(Kind::Corrupt, what));
     }
     let cannot = |error: Error| error.context(format!("cannot undelete {name}"));
-    let buried = store.look(&tombstone).await?.modified;
+    let buried = store.head(&tombstone).await?.modified;
     is_whole(store, &manifest).await.map_err(cannot)?;
     let published = format!("snapshots/{name}");
     // What is damaged there is replaced.
@@ -119,7 +119,7 @@ async fn is_whole(store: &Store, manifest: &Manifest) -> Result<()> {
     }
     // A listing can lack objects: what it lacks is asked for.
     let looks = stream::iter(ends).map(|(name, end)| async move {
-        match store.look(&object("packs", &name)).await {
+        match store.head(&object("packs", &name)).await {
             Ok(object) => Ok::<_, Error>(object.size >= end),
             Err(error) if error.kind() == Kind::NotFound => Ok(false),
             Err(error) => Err(error),

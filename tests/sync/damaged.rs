@@ -87,6 +87,7 @@ fn a_damaged_block_of_a_repository_is_never_zeroes_and_is_told_until_it_is_copie
     let path = folder.path().join("repository");
     fs::create_dir(&path).unwrap();
     let url = format!("file://{}", path.display());
+    init_repository(&url);
     let named = format!("{url}#{}", ids[0]);
     code(emulator, &[&[&ids[0], &*url], &MARK[..]].concat(), 12);
     repair(&chain);
@@ -136,6 +137,7 @@ fn a_delta_of_a_repository_names_the_blocks_that_are_damaged_on_either_side() {
     let path = folder.path().join("repository");
     fs::create_dir(&path).unwrap();
     let url = format!("file://{}", path.display());
+    init_repository(&url);
     let image = folder.path().join("image.raw");
     // The third and the fourth differ elsewhere.
     code(emulator, &[&[&ids[2], &*url], &MARK[..]].concat(), 12);

@@ -401,6 +401,7 @@ fn a_killed_copy_of_an_older_snapshot_does_not_hold_up_the_next_night() {
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image.raw");
     let repository = format!("file://{}/replicas", folder.path().display());
+    init_repository(&repository);
     let url = other.url();
     let mount = emulator.mount(&["snap-0b"]);
     let disk = mount.disk("snap-0b");

@@ -28,6 +28,7 @@ fn the_first_signal_ends_every_phase_within_a_second() {
     emulator.make_volume("vol-0a", 2048, 0..101);
     let next = emulator.snapshot("vol-0a");
     let repository = format!("file://{}/replicas", folder.path().display());
+    init_repository(&repository);
     let new = folder.path().join("new.raw");
     // What is under way, once so much time has passed; the phase of the last two lasts for seconds.
     for (what, switches, args, after) in [

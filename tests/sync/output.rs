@@ -220,6 +220,8 @@ fn a_user_who_is_not_root_keeps_state_in_a_folder_of_their_own() {
         folder.path().display()
     ));
     let repository = format!("file://{}/replicas", place("work").display());
+    init_repository(&repository);
+    sh(&format!("chown -R 65534:65534 {}", place("work").display()));
     let as_other = |home: &str, state: Option<&Path>, args: &[&str]| {
         let mut command = chain.emulator.command("setpriv");
         command
@@ -267,6 +269,7 @@ fn an_encrypted_snapshot_becomes_plaintext_only_with_a_word_or_a_warning() {
         folder.path().join("report.json"),
     );
     let repository = format!("file://{}/replicas", folder.path().display());
+    init_repository(&repository);
     let url = other.url();
     let ebs = ["ebs:", "--to-endpoint-url", &url];
     for target in [&[repository.as_str()][..], &ebs] {

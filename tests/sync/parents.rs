@@ -103,6 +103,7 @@ fn a_base_that_is_deleted_at_aws_is_passed_over_for_the_newest_that_both_sides_h
     sparse(&backing, 1);
     let device = Loop::over(&backing);
     let repository = format!("file://{}/replicas", folder.path().display());
+    init_repository(&repository);
     for id in &ids[..2] {
         run(&mut to_ebs(emulator, &other, &[id, "--base", "auto"]));
         run(&mut sync(emulator, &[id, &repository, "--base", "auto"]));

@@ -171,6 +171,7 @@ fn a_target_is_verified_only_against_what_its_record_or_a_person_names() {
     ends_with(&mut verify(&[text(folder.path())]), 2, "is a folder");
 
     let repository = format!("file://{}/repository", folder.path().display());
+    init_repository(&repository);
     run(&mut sync(&emulator, &[&id, &repository]));
     let in_repository = format!("{repository}#{id}");
     emulator.reset();
@@ -369,6 +370,7 @@ fn a_digest_is_that_of_the_image_and_fetches_each_block_once() {
     }
     drop(device);
     let repository = format!("file://{}/repository", folder.path().display());
+    init_repository(&repository);
     run(&mut sync(&emulator, &[&id, &repository]));
     let list = folder.path().join("sums");
     fs::write(&list, run(&mut digest(&[text(&small)]))).unwrap();

@@ -13,7 +13,7 @@ const LONGEST_AFTER_LABEL: usize = 20;
 const ENCODED: &str = "ncoded authorization failure message:";
 
 /// A server's message without what could be a token, safe to print.
-pub(super) fn presentable(message: &str) -> String {
+pub(crate) fn presentable(message: &str) -> String {
     printable(&redact(message), MAX_MESSAGE)
 }
 

@@ -11,7 +11,7 @@ use crate::repository::catalog::RepositoryCatalog;
 use crate::repository::check::short;
 use crate::repository::header::from_hex;
 use crate::repository::listing::{self, Fence};
-use crate::repository::store::{Object, Store};
+use crate::repository::store::{Deleted, Object, Store};
 
 /// Objects deleted at once.
 const DELETES: usize = 16;
@@ -191,7 +191,11 @@ async fn delete_named(
         let done = join_all(some.iter().map(|(name, _)| store.delete(name))).await;
         for (done, (_, bytes)) in done.into_iter().zip(some) {
             match done {
-                Ok(()) => continue,
+                Ok(Deleted::Done) => continue,
+                Ok(Deleted::Locked(why)) => {
+                    pruned.locked += 1;
+                    pruned.locked_why.get_or_insert(why);
+                }
                 Err(error) if error.kind() == Kind::Denied => {
                     pruned.denied.get_or_insert(Denied(error));
                 }

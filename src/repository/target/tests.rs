@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::block::{BLOCK_SIZE, Block, Change, Digest, Extent};
 use crate::files::folder_of;
-use crate::repository::{Address, Connection, Retention, prune};
+use crate::repository::{Address, Connection, PruneRequest, Retention, prune};
 use crate::snapshot::Snapshot;
 use crate::target::{Base, Left, Published, Stop, Task, VolumeKey};
 use sha2::{Digest as _, Sha256};
@@ -42,16 +42,14 @@ impl Place {
         let address: Address = format!("file://{}", self.path("").display())
             .parse()
             .unwrap();
-        let connection = Connection {
-            credentials: None,
-            region: None,
-            endpoint: None,
-            ca_bundle: None,
-            style: None,
-            timeout: Duration::from_secs(5),
-        };
+        let connection = Connection::new(Duration::from_secs(5));
         let store = Arc::new(Store::open(&address, &connection).unwrap());
-        RepositoryCatalog::open(store, true).await.unwrap()
+        match RepositoryCatalog::open(Arc::clone(&store)).await {
+            Err(error) if error.kind() == Kind::NotFound => {
+                RepositoryCatalog::init(store).await.unwrap()
+            }
+            catalog => catalog.unwrap(),
+        }
     }
 
     async fn target(&self, source: &SourceInfo) -> RepositoryTarget {
@@ -397,9 +395,13 @@ async fn a_discarded_run_leaves_nothing_and_holds_no_prune_back() {
         assert_eq!((place.objects("runs").len(), files()), (0, 0));
     }
     let catalog = place.catalog().await;
-    let pruned = prune(&catalog, &Retention::default(), Duration::ZERO, true)
-        .await
-        .unwrap();
+    let request = PruneRequest {
+        retention: Retention::default(),
+        grace: Duration::ZERO,
+        dry_run: true,
+        accept_missing: Vec::new(),
+    };
+    let pruned = prune(&catalog, &request).await.unwrap();
     assert!(pruned.runs.is_empty());
 }
 

@@ -170,6 +170,11 @@ fn follow(job: &SyncJob, remedy: &Remedy) -> Option<SyncJob> {
         | Remedy::TryLater
         | Remedy::Fetch(_)
         | Remedy::ReplaceRecord
+        | Remedy::InitRepository(_)
+        | Remedy::AcceptMissing(_)
+        | Remedy::ForgetRun(_)
+        | Remedy::RemoveAll
+        | Remedy::Unpin(_)
         | Remedy::Do(_) => return None,
     }
     Some(job)

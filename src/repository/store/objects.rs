@@ -1,0 +1,225 @@
+//! [`ForeignBackend`]: Azure and Google, by object_store.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt, TryStreamExt};
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::path::Path;
+use object_store::{
+    Certificate, ClientOptions, Error as LibraryError, GetOptions, GetRange, ObjectStore,
+    ObjectStoreExt, PutMode, PutPayload, RetryConfig,
+};
+
+use super::address::{Address, Scheme};
+use super::backend::{
+    Backend, ListCursor, ListedKey, ListedPage, MOST_BYTES, Next, ObjectHead, StoreAnswer,
+    StoreFault, Upload,
+};
+use super::foreign_text::refusal;
+use super::reach::{CONNECT_TIMEOUT, Connection};
+use super::transfer::Transfer;
+use crate::error::{Error, Kind, Result};
+
+/// Keys of a page.
+const PAGE: usize = 10_000;
+
+/// One bucket or container.
+pub(super) struct ForeignBackend {
+    inner: Box<dyn ObjectStore>,
+    /// Scheme and bucket, for people.
+    place: String,
+}
+
+impl ForeignBackend {
+    pub(super) fn new(address: &Address, connection: &Connection) -> Result<Self> {
+        let client = client_options(connection)?;
+        // The loop of the store covers retries, and asks for fresh credentials each time.
+        let retry = RetryConfig {
+            max_retries: 0,
+            ..RetryConfig::default()
+        };
+        let bucket = &address.bucket;
+        let (inner, scheme): (object_store::Result<Box<dyn ObjectStore>>, _) = match address.scheme
+        {
+            Scheme::Azure => {
+                let builder = MicrosoftAzureBuilder::from_env()
+                    .with_container_name(bucket)
+                    .with_client_options(client)
+                    .with_retry(retry);
+                (builder.build().map(|built| Box::new(built) as _), "az")
+            }
+            _ => {
+                let builder = GoogleCloudStorageBuilder::from_env()
+                    .with_bucket_name(bucket)
+                    .with_client_options(client)
+                    .with_retry(retry);
+                (builder.build().map(|built| Box::new(built) as _), "gs")
+            }
+        };
+        let inner = inner.map_err(|error| {
+            Error::with_source(Kind::Invalid, format!("cannot reach {address}"), error)
+        })?;
+        let place = format!("{scheme}://{bucket}");
+        Ok(Self { inner, place })
+    }
+
+    fn fault(
+        &self,
+        verb: &str,
+        key: &str,
+        error: &LibraryError,
+        is_conditional: bool,
+    ) -> StoreFault {
+        let (refusal, next) = refusal(error);
+        let mut judgement = refusal.judge(is_conditional);
+        if let Some((kind, next)) = next.filter(|_| refusal.status.is_none()) {
+            (judgement.kind, judgement.next) = (kind, next);
+        }
+        let mut line = refusal.line();
+        if !judgement.need.is_empty() {
+            line = format!("{line}; {}", judgement.need);
+        }
+        StoreFault::new(judgement.next, self.error(judgement.kind, verb, key, &line))
+    }
+}
+
+#[async_trait::async_trait]
+impl Backend for ForeignBackend {
+    async fn get(
+        &self,
+        key: &str,
+        range: Option<Range<u64>>,
+        transfer: &Arc<Transfer>,
+    ) -> StoreAnswer<Bytes> {
+        let failed = |error: LibraryError| self.fault("get", key, &error, false);
+        let options = GetOptions {
+            range: range.map(GetRange::Bounded),
+            ..GetOptions::default()
+        };
+        let got = self
+            .inner
+            .get_opts(&Path::from(key), options)
+            .await
+            .map_err(failed)?;
+        let size = got.range.end.saturating_sub(got.range.start);
+        if size > MOST_BYTES {
+            let what = format!("it has {size} bytes, more than any object of a repository");
+            return Err(StoreFault::new(
+                Next::Final,
+                self.error(Kind::Corrupt, "get", key, &what),
+            ));
+        }
+        let mut stream = got.into_stream();
+        let mut bytes = BytesMut::new();
+        while let Some(part) = stream.try_next().await.map_err(failed)? {
+            transfer.received(part.len());
+            bytes.extend_from_slice(&part);
+            if bytes.len() as u64 > MOST_BYTES {
+                let error = self.error(Kind::Corrupt, "get", key, "the reply does not end");
+                return Err(StoreFault::new(Next::Final, error));
+            }
+        }
+        Ok(bytes.freeze())
+    }
+
+    async fn put(
+        &self,
+        key: &str,
+        upload: &Upload,
+        create: bool,
+        transfer: &Arc<Transfer>,
+    ) -> StoreAnswer<()> {
+        transfer.opaque(upload.len);
+        let payload = PutPayload::from_iter(upload.pieces.iter().cloned());
+        let mode = if create {
+            PutMode::Create
+        } else {
+            PutMode::Overwrite
+        };
+        let put = self
+            .inner
+            .put_opts(&Path::from(key), payload, mode.into())
+            .await;
+        transfer.answered(put.is_ok());
+        put.map(drop)
+            .map_err(|error| self.fault("put", key, &error, create))
+    }
+
+    async fn head(&self, key: &str, _: bool, transfer: &Arc<Transfer>) -> StoreAnswer<ObjectHead> {
+        let found = self.inner.head(&Path::from(key)).await;
+        let found = found.map_err(|error| self.fault("look at", key, &error, false))?;
+        transfer.received(0);
+        Ok(ObjectHead {
+            size: Some(found.size),
+            modified: Some(found.last_modified.into()),
+            etag: found.e_tag,
+            checksums: Vec::new(),
+        })
+    }
+
+    async fn page(
+        &self,
+        prefix: &str,
+        from: &ListCursor,
+        transfer: &Arc<Transfer>,
+    ) -> StoreAnswer<ListedPage> {
+        let folder = Path::from(prefix);
+        let mut found = match from {
+            ListCursor::Start => self.inner.list(Some(&folder)),
+            ListCursor::After(key) | ListCursor::Token(key) => self
+                .inner
+                .list_with_offset(Some(&folder), &Path::from(key.as_str())),
+        };
+        let mut keys = Vec::new();
+        while keys.len() < PAGE {
+            let Some(meta) = found.next().await else {
+                return Ok(ListedPage { keys, next: None });
+            };
+            let meta = meta.map_err(|error| self.fault("list", prefix, &error, false))?;
+            transfer.received(1);
+            keys.push(ListedKey {
+                key: meta.location.as_ref().to_owned(),
+                size: meta.size,
+                modified: meta.last_modified.into(),
+            });
+        }
+        let next = keys.last().map(|last| ListCursor::After(last.key.clone()));
+        Ok(ListedPage { keys, next })
+    }
+
+    async fn delete(&self, key: &str, _: &Arc<Transfer>) -> StoreAnswer<()> {
+        let deleted = self.inner.delete(&Path::from(key)).await;
+        match deleted.map_err(|error| self.fault("delete", key, &error, false)) {
+            Err(fault) if !fault.is_absent() => Err(fault),
+            _ => Ok(()),
+        }
+    }
+
+    fn error(&self, kind: Kind, verb: &str, key: &str, what: &str) -> Error {
+        Error::new(kind, format!("cannot {verb} {}/{key}: {what}", self.place))
+    }
+}
+
+/// The library's own time-outs are off: they run while a body is sent.
+fn client_options(connection: &Connection) -> Result<ClientOptions> {
+    let mut options = ClientOptions::new()
+        .with_allow_http(true)
+        .with_connect_timeout(CONNECT_TIMEOUT)
+        .with_timeout_disabled();
+    if let Some(file) = &connection.ca_bundle {
+        let pem = std::fs::read(file)
+            .map_err(|error| Error::of_file(file, "cannot read the certificates in", error))?;
+        let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| {
+            let what = format!("{} holds no certificates", file.display());
+            Error::with_source(Kind::Invalid, what, error)
+        })?;
+        options = options.with_no_system_certificates(true);
+        for certificate in certificates {
+            options = options.with_root_certificate(certificate);
+        }
+    }
+    Ok(options)
+}

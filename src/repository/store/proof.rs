@@ -1,0 +1,76 @@
+//! Whether a store holds the bytes that were put, by what it says of them: its ETag where that is their MD5, else a checksum
+//! that it computed (AWS computes CRC-64/NVME of every object, also of those whose ETag is no MD5 because of SSE-KMS).
+
+use aws_smithy_checksums::ChecksumAlgorithm;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+
+use super::backend::{ObjectHead, Upload};
+use crate::block::hexadecimal;
+
+/// Whether the ETag is the MD5 of the bytes; servers write it in either case and with or without quotes.
+pub(super) fn is_tagged(head: &ObjectHead, upload: &Upload) -> bool {
+    let (Some(md5), Some(tag)) = (&upload.md5, &head.etag) else {
+        return false;
+    };
+    let tag = tag.trim().trim_matches('"');
+    tag.eq_ignore_ascii_case(&hexadecimal(md5))
+}
+
+/// What a checksum of the store says of the bytes; none where it has none that is known here.
+pub(super) fn checksum_says(head: &ObjectHead, upload: &Upload) -> Option<bool> {
+    let (name, value) = head.checksums.first()?;
+    let mut sum = name.parse::<ChecksumAlgorithm>().ok()?.into_impl();
+    upload.pieces.iter().for_each(|piece| sum.update(piece));
+    Some(BASE64_STANDARD.encode(sum.finalize()) == *value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(etag: Option<&str>, checksums: Vec<(&'static str, String)>) -> ObjectHead {
+        ObjectHead {
+            size: None,
+            modified: None,
+            etag: etag.map(str::to_owned),
+            checksums,
+        }
+    }
+
+    #[tokio::test]
+    async fn an_etag_is_compared_without_case_and_quotes() {
+        let pieces = ["1234", "56789"].map(bytes::Bytes::from);
+        let upload = Upload::new(&pieces, true).await.unwrap();
+        let md5 = "25f9e794323b453885f5181f1b624d0b";
+        for (tag, is_right) in [
+            (Some(md5.to_owned()), true),
+            (Some(format!("\"{}\"", md5.to_ascii_uppercase())), true),
+            (Some(format!("\"{md5}-1\"")), false),
+            (Some(String::new()), false),
+            (None, false),
+        ] {
+            let head = head(tag.as_deref(), Vec::new());
+            assert_eq!(is_tagged(&head, &upload), is_right, "{tag:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_checksum_of_the_store_proves_or_refutes() {
+        let upload = Upload::new(&[bytes::Bytes::from("123456789")], true)
+            .await
+            .unwrap();
+        // The check values of the CRC catalogue.
+        for (name, value) in [
+            ("crc64nvme", &0xae8b_1486_0a79_9888_u64.to_be_bytes()[..]),
+            ("crc32c", &0xe306_9283_u32.to_be_bytes()[..]),
+            ("crc32", &0xcbf4_3926_u32.to_be_bytes()[..]),
+        ] {
+            let right = head(None, vec![(name, BASE64_STANDARD.encode(value))]);
+            assert_eq!(checksum_says(&right, &upload), Some(true), "{name}");
+            let wrong = head(None, vec![(name, "AAAA".into())]);
+            assert_eq!(checksum_says(&wrong, &upload), Some(false), "{name}");
+        }
+        assert_eq!(checksum_says(&head(None, Vec::new()), &upload), None);
+    }
+}

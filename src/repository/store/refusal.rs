@@ -1,0 +1,254 @@
+//! What the refusal of a store means: one table from status, code and message to a kind, a remedy and what the caller does.
+
+use super::backend::Next;
+use crate::aws::presentable;
+use crate::error::Kind;
+
+/// A reply that is no success, in the terms of S3; other stores' errors are brought into them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct StoreRefusal {
+    pub(super) status: Option<u16>,
+    pub(super) code: String,
+    pub(super) message: String,
+    pub(super) request_id: Option<String>,
+    /// The Region that the reply names as the bucket's.
+    pub(super) region: Option<String>,
+    /// Whether the store's clock is so far from ours that it refuses signatures.
+    pub(super) is_skewed: bool,
+}
+
+/// What a refusal means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Judgement {
+    pub(super) kind: Kind,
+    pub(super) next: Next,
+    /// What to do about it; can be empty.
+    pub(super) need: String,
+}
+
+const DENIED: &str = "the credentials lack the permission, have expired, or are not the store's";
+const ELSEWHERE: &str = "the bucket is in another Region, or behind another endpoint";
+
+impl StoreRefusal {
+    /// Code, status, request id and message on one line.
+    pub(super) fn line(&self) -> String {
+        let status = self.status.map(|status| match &self.request_id {
+            Some(id) => format!("HTTP {status}, request {id}"),
+            None => format!("HTTP {status}"),
+        });
+        let parts = [
+            Some(self.code.clone()),
+            status,
+            Some(presentable(&self.message)),
+        ];
+        let parts = parts.into_iter().flatten().filter(|part| !part.is_empty());
+        parts.collect::<Vec<_>>().join(", ")
+    }
+
+    /// What it means. `is_conditional`: the request was a conditional write.
+    pub(super) fn judge(&self, is_conditional: bool) -> Judgement {
+        let says = |kind, next, need: &str| Judgement {
+            kind,
+            next,
+            need: need.to_owned(),
+        };
+        let status = self.status.unwrap_or_default();
+        match (status, &*self.code) {
+            _ if self.is_locked() => says(Kind::Denied, Next::Locked, ""),
+            (_, "InvalidObjectState") => says(
+                Kind::Denied,
+                Next::Final,
+                "the object is archived: restore it first (aws s3api restore-object), and keep lifecycle rules from archiving a repository",
+            ),
+            (_, "NoSuchBucket" | "ContainerNotFound") => {
+                says(Kind::NotFound, Next::Final, "make the bucket first")
+            }
+            (_, "BadDigest" | "XAmzContentSHA256Mismatch" | "IncompleteBody") => {
+                says(Kind::Corrupt, Next::Retry, "")
+            }
+            (_, "RequestTimeTooSkewed") => says(Kind::Denied, Next::Skewed, "the clock is wrong"),
+            _ if self.is_skewed
+                && matches!(status, 400 | 401 | 403)
+                && self.code != "AccessDenied" =>
+            {
+                says(Kind::Denied, Next::Skewed, "the clock is wrong")
+            }
+            (
+                _,
+                "SlowDown"
+                | "RequestTimeout"
+                | "InternalError"
+                | "Throttling"
+                | "RequestLimitExceeded",
+            ) => says(Kind::Unavailable, Next::Retry, ""),
+            (
+                _,
+                "PermanentRedirect"
+                | "TemporaryRedirect"
+                | "AuthorizationHeaderMalformed"
+                | "IllegalLocationConstraintException"
+                | "BucketRegionError",
+            )
+            | (300..=399, _) => {
+                let region = self.region.as_deref();
+                let region = region.map(|region| format!(" (it names the Region {region})"));
+                says(
+                    Kind::Invalid,
+                    Next::Final,
+                    &format!("{ELSEWHERE}{}", region.unwrap_or_default()),
+                )
+            }
+            (412, _) | (409, "ConditionalRequestConflict" | "PreconditionFailed")
+                if is_conditional =>
+            {
+                says(Kind::Io, Next::Exists, "")
+            }
+            (409, _) if is_conditional => says(Kind::Unavailable, Next::Exists, ""),
+            (_, "NotImplemented") | (400 | 405 | 501, _) if is_conditional => {
+                says(Kind::Invalid, Next::NoCondition, "")
+            }
+            (409, "OperationAborted" | "ConditionalRequestConflict") => {
+                says(Kind::Unavailable, Next::Retry, "")
+            }
+            (501, _) | (_, "NotImplemented") => says(
+                Kind::Invalid,
+                Next::Final,
+                "the store does not know this request",
+            ),
+            (408 | 429 | 500.., _) => says(Kind::Unavailable, Next::Retry, ""),
+            (
+                _,
+                "ExpiredToken"
+                | "ExpiredTokenException"
+                | "RequestExpired"
+                | "TokenRefreshRequired",
+            ) => says(
+                Kind::Denied,
+                Next::Refused,
+                "the credentials have expired: renew them and do it again",
+            ),
+            (_, "SignatureDoesNotMatch" | "InvalidAccessKeyId" | "InvalidToken") => says(
+                Kind::Denied,
+                Next::Refused,
+                "the credentials are not the store's, or the Region is another",
+            ),
+            (401 | 403, "") => says(Kind::Denied, Next::Refused, DENIED),
+            (401 | 403, _) => says(Kind::Denied, Next::Final, DENIED),
+            // The reply to a HEAD has no body: AWS says so of an expired token and of a wrong Region.
+            (400, "") => says(
+                Kind::Denied,
+                Next::Refused,
+                "the credentials have expired, or the Region is another",
+            ),
+            (404, _) | (_, "NoSuchKey" | "BlobNotFound") => says(Kind::NotFound, Next::Absent, ""),
+            (400..=499, _) => says(Kind::Invalid, Next::Final, ""),
+            _ => says(Kind::Unavailable, Next::Retry, ""),
+        }
+    }
+
+    /// Whether retention or a legal hold is the reason. Stores have no common code for it, only words.
+    fn is_locked(&self) -> bool {
+        if !matches!(self.status, Some(400 | 403 | 405 | 409)) {
+            return false;
+        }
+        let said = format!("{} {}", self.code, self.message).to_ascii_lowercase();
+        let words = [
+            "object lock",
+            "objectlock",
+            "worm",
+            "retention",
+            "legal hold",
+            "legalhold",
+            "immutab",
+        ];
+        words.iter().any(|word| said.contains(word)) && !said.contains("content-md5")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judged(status: u16, code: &str, message: &str, is_conditional: bool) -> (Kind, Next) {
+        let refusal = StoreRefusal {
+            status: Some(status),
+            code: code.to_owned(),
+            message: message.to_owned(),
+            ..StoreRefusal::default()
+        };
+        let judgement = refusal.judge(is_conditional);
+        (judgement.kind, judgement.next)
+    }
+
+    #[test]
+    fn each_refusal_of_a_store_has_its_meaning() {
+        use Kind::{Corrupt, Denied, Invalid, NotFound, Unavailable};
+        use Next::{Absent, Final, Locked, Refused, Retry, Skewed};
+        let lock = "Access Denied because object protected by object lock.";
+        let needs_md5 = "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests with Object Lock parameters";
+        for (status, code, message, expected) in [
+            (403, "AccessDenied", "Access Denied", (Denied, Final)),
+            (403, "AccessDenied", lock, (Denied, Locked)),
+            (
+                400,
+                "InvalidRequest",
+                "Object is WORM protected and cannot be overwritten",
+                (Denied, Locked),
+            ),
+            (409, "ObjectLocked", "", (Denied, Locked)),
+            (400, "InvalidRequest", needs_md5, (Invalid, Final)),
+            (403, "InvalidObjectState", "", (Denied, Final)),
+            (403, "RequestTimeTooSkewed", "", (Denied, Skewed)),
+            (403, "", "", (Denied, Refused)),
+            (400, "", "", (Denied, Refused)),
+            (400, "ExpiredToken", "", (Denied, Refused)),
+            (301, "", "", (Invalid, Final)),
+            (307, "TemporaryRedirect", "", (Invalid, Final)),
+            (400, "AuthorizationHeaderMalformed", "", (Invalid, Final)),
+            (404, "", "", (NotFound, Absent)),
+            (404, "NoSuchKey", "", (NotFound, Absent)),
+            (404, "NoSuchBucket", "", (NotFound, Final)),
+            (400, "BadDigest", "", (Corrupt, Retry)),
+            (400, "RequestTimeout", "", (Unavailable, Retry)),
+            (409, "OperationAborted", "", (Unavailable, Retry)),
+            (429, "", "", (Unavailable, Retry)),
+            (501, "NotImplemented", "", (Invalid, Final)),
+            (503, "SlowDown", "", (Unavailable, Retry)),
+            (400, "InvalidRequest", "", (Invalid, Final)),
+        ] {
+            assert_eq!(
+                judged(status, code, message, false),
+                expected,
+                "{status} {code}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_conditional_write_tells_a_taken_name_from_an_unknown_condition() {
+        for (status, code, next) in [
+            (412, "PreconditionFailed", Next::Exists),
+            (409, "ConditionalRequestConflict", Next::Exists),
+            (501, "NotImplemented", Next::NoCondition),
+            (400, "NotImplemented", Next::NoCondition),
+            (400, "InvalidArgument", Next::NoCondition),
+            (400, "BadDigest", Next::Retry),
+            (503, "SlowDown", Next::Retry),
+            (403, "AccessDenied", Next::Final),
+        ] {
+            assert_eq!(judged(status, code, "", true).1, next, "{status} {code}");
+        }
+    }
+
+    #[test]
+    fn a_redirect_names_the_region_that_the_store_names() {
+        let refusal = StoreRefusal {
+            status: Some(301),
+            region: Some("eu-central-1".into()),
+            request_id: Some("0A1B".into()),
+            ..StoreRefusal::default()
+        };
+        assert!(refusal.judge(false).need.contains("eu-central-1"));
+        assert_eq!(refusal.line(), "HTTP 301, request 0A1B");
+    }
+}
