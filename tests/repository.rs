@@ -8,6 +8,7 @@ mod faults;
 mod killed;
 mod proxy;
 mod reach;
+mod trust;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -150,16 +151,16 @@ impl Objects {
         command
     }
 
-    /// Makes it a repository, if it is none.
-    fn init(&self, emulator: &Emulator) {
+    /// Makes it a repository, if it is none: in its folder, whatever serves that.
+    fn init(&self) {
         if !self.files().join("ebsfs-repository.json").exists() {
-            run(&mut self.look(emulator, &["init"]));
+            init_repository(&format!("file://{}", self.files().display()));
         }
     }
 
     /// Brings a snapshot into it; it is made a repository first.
     fn bring(&self, emulator: &Emulator, args: &[&str]) -> Command {
-        self.init(emulator);
+        self.init();
         let mut command = self.sync(emulator, args);
         command.arg(self.url()).args(self.to());
         command

@@ -10,6 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::catalog::RepositoryCatalog;
 use super::header::from_hex;
+use super::lease;
 use super::manifest::Manifest;
 use super::pack::{self, MOST_BLOCKS, Name, Spot, Stored};
 use super::segments::{self, object};
@@ -155,7 +156,7 @@ pub async fn check(catalog: &RepositoryCatalog, read_data: bool) -> Result<Check
         snapshots: check.manifests.len() as u64,
         segments: check.segments.len() as u64,
         packs: used.len() as u64,
-        runs: store.list("runs").await?.len() as u64,
+        runs: lease::runs(store).await?.len() as u64,
         ..Checked::default()
     };
     let segments: HashSet<u64> = check.segments.keys().map(short).collect();

@@ -273,7 +273,8 @@ mod tests {
         for folder in FENCED {
             let [first, last] = fence.names(folder);
             for byte in (b'0'..=b'9').chain(b'a'..=b'f') {
-                let name = format!("{folder}/{}", char::from(byte));
+                let digit = char::from(byte);
+                let name = format!("{folder}/{digit}{digit}");
                 assert!(first < name && name < last, "{name}");
             }
         }

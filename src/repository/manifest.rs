@@ -96,7 +96,7 @@ impl Manifest {
     /// The object's name within `snapshots/`.
     pub fn name(&self) -> ManifestName {
         ManifestName {
-            time: self.time,
+            time: whole_millis(self.time),
             volume: self.volume_key.clone(),
             snapshot: self.snapshot.clone(),
         }
@@ -191,6 +191,13 @@ impl Manifest {
             Err(damaged())
         }
     }
+}
+
+/// Names have milliseconds.
+pub(super) fn whole_millis(time: SystemTime) -> SystemTime {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+    SystemTime::UNIX_EPOCH + Duration::from_millis(millis)
 }
 
 /// What the name of a manifest tells: so much is known of all snapshots by one listing.

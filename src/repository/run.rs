@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::catalog::read_manifest;
-use super::manifest::{Manifest, ManifestName};
+use super::manifest::{Manifest, ManifestName, whole_millis};
 use super::store::Store;
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::snapshot::SnapshotId;
@@ -107,7 +107,7 @@ impl RunState {
     /// The manifest, if it was published already.
     pub(super) async fn published(&self, store: &Store) -> Result<Option<Manifest>> {
         let name = ManifestName {
-            time: self.time,
+            time: whole_millis(self.time),
             volume: self.volume_key.clone(),
             snapshot: self.snapshot.clone(),
         };

@@ -120,7 +120,7 @@ fn a_root_that_is_listed_and_not_there_is_damage_and_nothing_is_swept() {
     let (emulator, id) = three_blocks();
     run(&mut objects.bring(&emulator, &[&id]));
     let kept = [objects.objects("packs"), objects.objects("segments")];
-    proxy.set(|request| match request.contains("/snapshots/") {
+    proxy.set(|request| match request.contains("/snapshots/2") {
         true => Fate::Say(404, "NoSuchKey"),
         false => Fate::Pass,
     });

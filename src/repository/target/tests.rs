@@ -78,6 +78,7 @@ impl Place {
                 }
             }
         }
+        found.retain(|path| !path.to_string_lossy().contains("-fence-"));
         found.sort();
         found
     }
