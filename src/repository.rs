@@ -39,7 +39,7 @@ pub use index::Index;
 pub use manifest::{Manifest, ManifestName};
 pub use pins::{Pin, pin, pinned, unpin};
 pub use prune::{Pruned, forget_run, prune, remove};
-pub use retention::{Candidate, Decision, Decisions, Period, Reason, Retention};
+pub use retention::{Decisions, Period, Reason, Retention, RetentionCandidate, RetentionDecision};
 pub use run::{Parent, RunState};
 pub use runs::{RunOnRecord, runs};
 pub use sink::RepositorySink;

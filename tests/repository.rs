@@ -8,6 +8,7 @@ mod faults;
 mod killed;
 mod proxy;
 mod reach;
+mod retention;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -185,7 +186,8 @@ impl Objects {
 
     /// Removes all snapshots and sweeps: nothing is left.
     fn empty(&self, emulator: &Emulator) {
-        run(&mut self.look(emulator, &["prune", "--keep", "0", "--grace", "0s"]));
+        let all = ["prune", "--keep", "0", "--remove-all", "--grace", "0s"];
+        run(&mut self.look(emulator, &all));
         // The times of a store are whole seconds.
         std::thread::sleep(std::time::Duration::from_millis(2100));
         run(&mut self.look(emulator, &["prune", "--grace", "0s"]));

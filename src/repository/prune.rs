@@ -20,7 +20,7 @@ use super::check::{objects, segments_of, short};
 use super::manifest::{Manifest, ManifestName};
 use super::pack::Name;
 use super::pins::{pinned, refuse_pinned};
-use super::retention::{Candidate, Decisions, Retention};
+use super::retention::{Decisions, Retention, RetentionCandidate};
 use super::run::{removed, run_object};
 use super::segments;
 use super::store::{Object, REQUEST_TIMEOUT, Store};
@@ -168,7 +168,7 @@ async fn decide(
     retention: &Retention,
 ) -> Result<Decisions> {
     let pinned = pinned(catalog.store()).await?;
-    let candidate = |name: ManifestName, tags| Candidate {
+    let candidate = |name: ManifestName, tags| RetentionCandidate {
         is_pinned: pinned.contains(&name.to_string()),
         name,
         tags,

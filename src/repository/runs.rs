@@ -37,6 +37,7 @@ pub async fn runs(store: &Store) -> Result<Vec<RunOnRecord>> {
             about: about(&bytes),
         });
     }
+    runs.sort_by(|a, b| a.id.cmp(&b.id));
     Ok(runs)
 }
 

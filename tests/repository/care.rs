@@ -198,7 +198,10 @@ fn a_run_that_has_not_ended_keeps_what_it_counts_on_until_it_is_forgotten() {
     emulator.set("latency_ms=0");
     // Its parent goes, and garbage is swept without any grace: it goes on all the same.
     std::thread::sleep(std::time::Duration::from_millis(2100));
-    let told = objects.look_json(&emulator, &["prune", "--keep", "0", "--grace", "0s"]);
+    let told = objects.look_json(
+        &emulator,
+        &["prune", "--keep", "0", "--remove-all", "--grace", "0s"],
+    );
     assert_eq!(
         (&told["swept"], told["runs"].as_object().unwrap().len()),
         (&0.into(), 1)
@@ -216,7 +219,10 @@ fn a_run_that_has_not_ended_keeps_what_it_counts_on_until_it_is_forgotten() {
     // A run that is forgotten is not resumed: all of it is copied, without a question.
     emulator.set("latency_ms=20");
     run(&mut objects.bring(&emulator, &["snap-0a"]));
-    let mut rm = objects.look(&emulator, &["prune", "--keep", "0", "--grace", "0s"]);
+    let mut rm = objects.look(
+        &emulator,
+        &["prune", "--keep", "0", "--remove-all", "--grace", "0s"],
+    );
     run(&mut rm);
     emulator.reset();
     let mut child = objects

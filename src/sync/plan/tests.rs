@@ -170,6 +170,8 @@ fn follow(job: &SyncJob, remedy: &Remedy) -> Option<SyncJob> {
         | Remedy::TryLater
         | Remedy::Fetch(_)
         | Remedy::ReplaceRecord
+        | Remedy::RemoveAll
+        | Remedy::Unpin(_)
         | Remedy::Do(_) => return None,
     }
     Some(job)
