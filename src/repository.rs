@@ -42,7 +42,7 @@ pub use lease::{LEASE, Lease, LeaseKind, RunOnRecord, runs};
 pub use manifest::{Manifest, ManifestName};
 pub use pins::{Pin, pin, pinned, unpin};
 pub use prune::{Denied, PruneRequest, Pruned, PrunedRun, forget_run, prune, remove};
-pub use retention::{Candidate, Decision, Decisions, Period, Reason, Retention};
+pub use retention::{Decisions, Period, Reason, Retention, RetentionCandidate, RetentionDecision};
 pub use run::{Parent, RunState};
 pub use sink::RepositorySink;
 pub use source::RepositorySource;

@@ -165,6 +165,30 @@ fn every_command_of_the_sync_page_works_as_it_stands_there() {
     }
 }
 
+#[test]
+fn every_command_of_the_retention_page_works_as_it_stands_there() {
+    let emulator = Emulator::start();
+    let volume = emulator.make_volume("vol-0a", 2048, [0, 3, 2047]);
+    let snapshot = emulator.snapshot("vol-0a");
+    writable(&volume)
+        .write_all_at(&content("later", 3), 3 * BLOCK)
+        .unwrap();
+    let later = emulator.snapshot("vol-0a");
+    let folder = tempfile::tempdir().unwrap();
+    let text = page("docs/retention.md");
+    assert_eq!(blocks(&text).len(), 4);
+    let output = commands(&emulator, &text, [&snapshot, &later], folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}\n{errors}");
+    for words in ["keep    last, daily 20", "undeleted 20", "\nweb-root "] {
+        assert!(said.contains(words), "{words}: {said}\n{errors}");
+    }
+    assert_same(&folder.path().join("replica.raw"), &volume);
+}
+
 /// The names of all members of an object and of the objects in it.
 fn members(value: &Value, found: &mut BTreeSet<String>) {
     match value {

@@ -8,6 +8,7 @@ mod faults;
 mod killed;
 mod proxy;
 mod reach;
+mod retention;
 mod trust;
 
 use std::fs;

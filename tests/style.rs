@@ -30,7 +30,6 @@ const DUPLICATES: &[(&str, usize)] = &[
     ("Header", 2),
     ("Kind", 2),
     ("Line", 2),
-    ("LsArgs", 2),
     ("Place", 3),
     ("Record", 2),
     ("Refusal", 2),

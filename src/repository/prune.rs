@@ -32,7 +32,7 @@ use super::lease::{self, RunOnRecord};
 use super::listing::{self, FENCED, Fence};
 use super::manifest::{Manifest, ManifestName};
 use super::pins::{pinned, refuse_pinned};
-use super::retention::{Candidate, Decisions, Retention};
+use super::retention::{Decisions, Retention, RetentionCandidate};
 use super::run::removed;
 use super::segments;
 use super::store::{Object, REQUEST_TIMEOUT, Store};
@@ -185,7 +185,7 @@ pub async fn remove(store: &Store, name: &ManifestName, all: &[ManifestName]) ->
 /// What the retention makes of these snapshots.
 async fn decide(store: &Store, manifests: &[Manifest], retention: &Retention) -> Result<Decisions> {
     let pinned = pinned(store).await?;
-    let candidates = manifests.iter().map(|manifest| Candidate {
+    let candidates = manifests.iter().map(|manifest| RetentionCandidate {
         name: manifest.name(),
         tags: manifest.tags.clone(),
         is_pinned: pinned.contains(&manifest.name().to_string()),

@@ -37,7 +37,7 @@ pub struct Retention {
 
 /// A snapshot that a retention decides on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Candidate {
+pub struct RetentionCandidate {
     /// Its manifest's name.
     pub name: ManifestName,
     /// Its tags; only a retention with tags looks at them.
@@ -87,16 +87,16 @@ impl Serialize for Reason {
 
 /// What becomes of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Decision {
+pub struct RetentionDecision {
     /// Its manifest's name.
     pub name: ManifestName,
     /// Why it stays; empty: it is removed.
     pub reasons: Vec<Reason>,
 }
 
-impl Serialize for Decision {
+impl Serialize for RetentionDecision {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let mut shown = serializer.serialize_struct("Decision", 6)?;
+        let mut shown = serializer.serialize_struct("RetentionDecision", 6)?;
         shown.serialize_field("name", &self.name.to_string())?;
         shown.serialize_field("snapshot", &self.name.snapshot)?;
         shown.serialize_field("volume", &self.name.volume)?;
@@ -107,7 +107,7 @@ impl Serialize for Decision {
     }
 }
 
-impl Decision {
+impl RetentionDecision {
     /// Whether the snapshot stays.
     pub fn is_kept(&self) -> bool {
         !self.reasons.is_empty()
@@ -118,7 +118,7 @@ impl Decision {
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Decisions {
     /// Each snapshot, by volume, the newest first.
-    pub snapshots: Vec<Decision>,
+    pub snapshots: Vec<RetentionDecision>,
     /// Volumes that would lose all of their snapshots.
     pub emptied: Vec<VolumeKey>,
     /// Pinned snapshots.
@@ -160,8 +160,8 @@ impl Retention {
     }
 
     /// Decides which of the snapshots stay. They come in any order.
-    pub fn decide(&self, candidates: &[Candidate]) -> Decisions {
-        let mut volumes: BTreeMap<&VolumeKey, Vec<&Candidate>> = BTreeMap::new();
+    pub fn decide(&self, candidates: &[RetentionCandidate]) -> Decisions {
+        let mut volumes: BTreeMap<&VolumeKey, Vec<&RetentionCandidate>> = BTreeMap::new();
         for candidate in candidates {
             let its = volumes.entry(&candidate.name.volume).or_default();
             its.push(candidate);
@@ -170,7 +170,7 @@ impl Retention {
         for (volume, mut its) in volumes {
             its.sort_by(|a, b| b.name.cmp(&a.name));
             let decided = self.decide_volume(volume, &its);
-            if !decided.iter().any(Decision::is_kept) {
+            if !decided.iter().any(RetentionDecision::is_kept) {
                 decisions.emptied.push(volume.clone());
             }
             let count = |reason| {
@@ -186,9 +186,13 @@ impl Retention {
     }
 
     /// Decides on the snapshots of one volume, the newest first.
-    fn decide_volume(&self, volume: &VolumeKey, its: &[&Candidate]) -> Vec<Decision> {
-        let mut rules = Rules::of(self, its.first().map(|newest| &newest.name));
-        let decide = |candidate: &&Candidate| {
+    fn decide_volume(
+        &self,
+        volume: &VolumeKey,
+        its: &[&RetentionCandidate],
+    ) -> Vec<RetentionDecision> {
+        let mut rules = RuleProgress::of(self, its.first().map(|newest| &newest.name));
+        let decide = |candidate: &&RetentionCandidate| {
             let mut reasons = Vec::new();
             if candidate.is_pinned {
                 reasons.push(Reason::Pinned);
@@ -202,7 +206,7 @@ impl Retention {
             } else {
                 reasons.extend(rules.next(&candidate.name));
             }
-            Decision {
+            RetentionDecision {
                 name: candidate.name.clone(),
                 reasons,
             }
@@ -210,7 +214,7 @@ impl Retention {
         its.iter().map(decide).collect()
     }
 
-    fn covers(&self, candidate: &Candidate) -> bool {
+    fn covers(&self, candidate: &RetentionCandidate) -> bool {
         let has_volume = self.volumes.is_empty() || self.volumes.contains(&candidate.name.volume);
         let has = |(key, value): (&String, &String)| candidate.tags.get(key) == Some(value);
         has_volume && self.tags.iter().all(has)
@@ -218,14 +222,14 @@ impl Retention {
 }
 
 /// The rules on their way through the covered snapshots of a volume.
-struct Rules<'a> {
+struct RuleProgress<'a> {
     last: usize,
     within: Option<(Duration, &'a ManifestName)>,
     /// Periods still to keep, and the one that was kept last.
     periods: Vec<(Period, usize, Option<String>)>,
 }
 
-impl<'a> Rules<'a> {
+impl<'a> RuleProgress<'a> {
     fn of(retention: &Retention, newest: Option<&'a ManifestName>) -> Self {
         let periods = retention.periods.iter();
         Self {

@@ -97,7 +97,7 @@ pub async fn stats(
             Err(error) => return Err(error),
         }
     }
-    let mut reader = Reader {
+    let mut reader = UsageReader {
         store: catalog.store(),
         read: 0,
         damaged: BTreeSet::new(),
@@ -173,7 +173,7 @@ impl Usage {
     }
 }
 
-struct Reader<'a, P> {
+struct UsageReader<'a, P> {
     store: &'a Store,
     /// Segments read.
     read: u64,
@@ -181,7 +181,7 @@ struct Reader<'a, P> {
     progress: P,
 }
 
-impl<P: Fn(u64)> Reader<'_, P> {
+impl<P: Fn(u64)> UsageReader<'_, P> {
     /// The distinct blocks of segments, and their stored bytes.
     async fn distinct(&mut self, segments: &BTreeSet<Name>) -> Result<(u64, u64)> {
         let mut distinct = Distinct::new(ROWS);

@@ -199,7 +199,9 @@ fn a_run_that_has_not_ended_keeps_what_it_counts_on_until_it_is_forgotten() {
     // Its parent goes, and garbage is swept without any grace: it goes on all the same.
     std::thread::sleep(std::time::Duration::from_millis(2100));
     let all = ["prune", "--keep", "0", "--remove-all", "--grace", "0s"];
-    let output = objects.look(&emulator, &[&all[..], &["--json"]].concat()).output();
+    let output = objects
+        .look(&emulator, &[&all[..], &["--json"]].concat())
+        .output();
     let output = output.unwrap();
     assert_eq!(output.status.code(), Some(10), "it may be alive");
     let told: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -281,10 +283,7 @@ fn what_prune_does_not_know_it_leaves_alone_and_what_is_being_removed_is_not_cou
     let odd = files.join("snapshots/20270101-vol-0a");
     fs::copy(&objects.objects("snapshots")[0], &odd).unwrap();
     let (code, said) = ends(&mut objects.look(emulator, &prune));
-    assert!(
-        code == 0 && said.contains("ignoring 1 objects"),
-        "{said}"
-    );
+    assert!(code == 0 && said.contains("ignoring 1 objects"), "{said}");
     // Under another manifest's name it is damaged, and can be removed.
     let name = objects.objects("snapshots")[0].with_file_name("20270101T000000000Z.vol-0a.snap-0f");
     fs::rename(&odd, &name).unwrap();

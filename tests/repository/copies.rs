@@ -104,14 +104,14 @@ fn a_snapshot_is_found_by_what_people_call_it_and_an_image_is_one_too() {
     assert_eq!(sent(&objects, emulator)[2..], [6, 1]);
     // The image is a replica of another volume.
     let latest = [text(&image)];
-    let (code, said) = ends(&mut objects.take(emulator, "latest", &latest));
+    let (code, said) = ends(&mut objects.take(emulator, text(&source), &latest));
     assert!(
         code == 11 && said.contains("it is a replica of vol-0a"),
         "{code} {said}"
     );
     assert_same(&image, &chain.image(0));
     let named = [text(&image), "--overwrite", text(&image)];
-    run(&mut objects.take(emulator, "latest", &named));
+    run(&mut objects.take(emulator, text(&source), &named));
     assert_same(&image, &source);
     let (code, said) = ends(&mut objects.take(emulator, first, &["ebs:", "--allow-plaintext"]));
     assert!(code == 2 && said.contains("512 KiB"), "{code} {said}");

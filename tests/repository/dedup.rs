@@ -115,7 +115,7 @@ fn what_was_removed_is_sent_again_and_a_damaged_index_is_made_anew() {
         let more = (0..=u64::from(damage)).map(|n| Some(5000 + n));
         let other = image(folder.path(), "other.raw", (0..200).map(Some).chain(more));
         bring(&other);
-        comes_out(&objects, &emulator, &other, "latest");
+        comes_out(&objects, &emulator, &other, text(&other));
     }
     objects.look_json(&emulator, &["check", "--read-data"]);
     // What the store has lost is not counted on: it is sent, once more.
@@ -124,7 +124,7 @@ fn what_was_removed_is_sent_again_and_a_damaged_index_is_made_anew() {
     }
     let again = image(folder.path(), "again.raw", (0..200).rev().map(Some));
     bring(&again);
-    comes_out(&objects, &emulator, &again, "latest");
+    comes_out(&objects, &emulator, &again, text(&again));
     assert_eq!(sent(&objects, &emulator).last(), Some(&200));
     let (code, said) = ends(&mut objects.sync(&emulator, &[text(&first), "/dev/shm/x", "--dedup"]));
     assert!(code == 2 && said.contains("--dedup"), "{said}");

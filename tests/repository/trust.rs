@@ -38,7 +38,10 @@ fn only_init_makes_a_repository_and_only_once() {
     let (emulator, id) = three_blocks();
     fs::create_dir_all(objects.files()).unwrap();
     let (code, said) = ends(&mut objects.sync(&emulator, &[&id, &objects.url()]));
-    assert!(code == 3 && said.contains("ebsfs repository init file://"), "{said}");
+    assert!(
+        code == 3 && said.contains("ebsfs repository init file://"),
+        "{said}"
+    );
     assert_eq!(fs::read_dir(objects.files()).unwrap().count(), 0);
     objects.init();
     let (code, said) = ends(&mut objects.look(&emulator, &["init"]));
@@ -84,7 +87,10 @@ fn a_listing_without_its_fences_is_no_listing() {
             ends(&mut objects.bring(emulator, &[&ids[2], "--base", "auto"])),
             ends(&mut objects.take(emulator, "latest", &[text(&image)])),
         ] {
-            assert!(code == 8 && said.contains("fence is not in it"), "{code} {said}");
+            assert!(
+                code == 8 && said.contains("fence is not in it"),
+                "{code} {said}"
+            );
         }
         fs::rename(aside, fence).unwrap();
     }
@@ -164,7 +170,10 @@ fn garbage_is_marked_and_deleted_by_a_later_prune_after_the_grace() {
     assert_eq!(data(&objects), left, "a dry run changes nothing");
     assert_eq!(swept(&[]), dry);
     let checked = objects.look_json(emulator, &["check", "--read-data"]);
-    assert_eq!((&checked["snapshots"], &checked["unused"]), (&1.into(), &0.into()));
+    assert_eq!(
+        (&checked["snapshots"], &checked["unused"]),
+        (&1.into(), &0.into())
+    );
     let mount = objects.mount(emulator);
     assert_same(&mount.disk(&ids[1]), &chain.image(1));
 }
@@ -176,7 +185,11 @@ fn a_run_that_was_paused_for_longer_than_its_lease_never_publishes_what_was_swep
     objects.init();
     emulator.set("latency_ms=300");
     let bring = ["snap-0a", "--max-in-flight", "8", "--lease", "1s"];
-    let mut child = objects.bring(&emulator, &bring).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = objects
+        .bring(&emulator, &bring)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     wait_for("packs", || objects.objects("packs").len() > 1);
     let process = child.id();
     sh(&format!("kill -STOP {process}"));
@@ -188,7 +201,10 @@ fn a_run_that_was_paused_for_longer_than_its_lease_never_publishes_what_was_swep
     let packs = objects.objects("packs").len();
     age(&objects, "garbage", "8 days");
     run(&mut objects.look(&emulator, &["prune"]));
-    assert!(objects.objects("packs").len() < packs, "a dead run holds nothing for ever");
+    assert!(
+        objects.objects("packs").len() < packs,
+        "a dead run holds nothing for ever"
+    );
     emulator.set("latency_ms=0");
     sh(&format!("kill -CONT {process}"));
     let output = child.wait_with_output().unwrap();
@@ -229,13 +245,20 @@ fn without_permission_to_delete_all_else_is_done_and_without_permission_to_put_a
         run(&mut objects.bring(emulator, &[id, "--base", "auto"]));
     }
     let runs = objects.look_json(emulator, &["ls", "--runs"]);
-    assert_eq!(runs, Value::Array(Vec::new()), "their records say that they have ended");
+    assert_eq!(
+        runs,
+        Value::Array(Vec::new()),
+        "their records say that they have ended"
+    );
     pause();
     let begun = std::time::Instant::now();
     let prune = ["prune", "--keep-last", "1", "--grace", "0s"];
     let (code, said) = ends(&mut objects.look(emulator, &prune));
     assert_eq!(code, 4, "{said}");
-    assert!(begun.elapsed() < Duration::from_secs(30), "it is not tried again");
+    assert!(
+        begun.elapsed() < Duration::from_secs(30),
+        "it is not tried again"
+    );
     drop(proxy);
     let proxy = without(&mut objects, "PUT ");
     let image = objects.folder.path().join("image.raw");

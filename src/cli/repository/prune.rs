@@ -11,12 +11,13 @@ use super::{Where, print_json};
 use crate::cli::progress::{ProgressForm, Shown};
 use crate::cli::{output, table};
 use crate::error::{Error, Kind, Result};
-use crate::repository::{Decision, Period, PruneRequest, Pruned, Retention, forget_run, prune};
+use crate::repository::{
+    Period, PruneRequest, Pruned, Retention, RetentionDecision, forget_run, prune,
+};
 use crate::sync::Progress;
 use crate::target::VolumeKey;
 
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Retention")]
 struct RetentionArgs {
     /// Keep the newest N snapshots of each volume; without any --keep option all are kept, and only garbage is swept
     #[arg(long = "keep-last", visible_alias = "keep", value_name = "N")]
@@ -220,7 +221,7 @@ impl PruneArgs {
     }
 }
 
-fn row(decision: &Decision) -> [String; 5] {
+fn row(decision: &RetentionDecision) -> [String; 5] {
     let name = &decision.name;
     let reasons: Vec<String> = decision.reasons.iter().map(ToString::to_string).collect();
     [

@@ -6,13 +6,13 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn candidate(volume: &str, time: &str, id: &str) -> Candidate {
+fn candidate(volume: &str, time: &str, id: &str) -> RetentionCandidate {
     let time = humantime::parse_rfc3339(&format!("{time}:00Z")).unwrap();
     of(volume, time, id)
 }
 
-fn of(volume: &str, time: SystemTime, id: &str) -> Candidate {
-    Candidate {
+fn of(volume: &str, time: SystemTime, id: &str) -> RetentionCandidate {
+    RetentionCandidate {
         name: ManifestName {
             time,
             volume: volume.parse().unwrap(),
@@ -24,7 +24,7 @@ fn of(volume: &str, time: SystemTime, id: &str) -> Candidate {
 }
 
 /// One volume, the ids from the newest to the oldest.
-fn series() -> Vec<Candidate> {
+fn series() -> Vec<RetentionCandidate> {
     [
         ("2026-06-30T12:50", "01"),
         ("2026-06-30T12:10", "02"),
@@ -41,7 +41,7 @@ fn series() -> Vec<Candidate> {
     .to_vec()
 }
 
-fn kept(retention: &Retention, candidates: &[Candidate]) -> Vec<String> {
+fn kept(retention: &Retention, candidates: &[RetentionCandidate]) -> Vec<String> {
     let decisions = retention.decide(candidates);
     let kept = decisions.snapshots.iter().filter(|one| one.is_kept());
     kept.map(|one| one.name.snapshot.as_str()[5..].to_owned())
@@ -188,7 +188,7 @@ proptest! {
         let period = [Period::Hour, Period::Day, Period::Week, Period::Month, Period::Year][which];
         let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
         let time = |hour: u64| start + Duration::from_secs(hour * 3600);
-        let candidates: Vec<Candidate> = hours
+        let candidates: Vec<RetentionCandidate> = hours
             .iter()
             .map(|hour| of("vol-0a", time(*hour), &format!("{hour:08x}")))
             .collect();
@@ -212,9 +212,9 @@ proptest! {
             let expected = at < keep || (is_first && is_of_the_newest) || is_near;
             prop_assert_eq!(decision.is_kept(), expected);
         }
-        prop_assert_eq!(decisions.emptied.is_empty(), decisions.snapshots.iter().any(Decision::is_kept));
+        prop_assert_eq!(decisions.emptied.is_empty(), decisions.snapshots.iter().any(RetentionDecision::is_kept));
         // A second prune by the same rules removes nothing more.
-        let left: Vec<Candidate> = candidates
+        let left: Vec<RetentionCandidate> = candidates
             .iter()
             .filter(|one| !decisions.removed().any(|name| *name == one.name))
             .cloned()
