@@ -8,6 +8,7 @@ mod faults;
 mod killed;
 mod proxy;
 mod reach;
+mod stores;
 
 use std::fs;
 use std::io::{BufRead, BufReader};

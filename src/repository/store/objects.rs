@@ -15,8 +15,8 @@ use object_store::{
 
 use super::address::{Address, Scheme};
 use super::backend::{
-    Backend, ListCursor, ListedKey, ListedPage, MOST_BYTES, Next, ObjectHead, StoreAnswer,
-    StoreFault, Upload,
+    Backend, ListCursor, ListedKey, MOST_BYTES, Next, ObjectHead, StoreAnswer, StoreFault,
+    StorePage, Upload,
 };
 use super::foreign_text::refusal;
 use super::reach::{CONNECT_TIMEOUT, Connection};
@@ -165,7 +165,7 @@ impl Backend for ForeignBackend {
         prefix: &str,
         from: &ListCursor,
         transfer: &Arc<Transfer>,
-    ) -> StoreAnswer<ListedPage> {
+    ) -> StoreAnswer<StorePage> {
         let folder = Path::from(prefix);
         let mut found = match from {
             ListCursor::Start => self.inner.list(Some(&folder)),
@@ -176,7 +176,7 @@ impl Backend for ForeignBackend {
         let mut keys = Vec::new();
         while keys.len() < PAGE {
             let Some(meta) = found.next().await else {
-                return Ok(ListedPage { keys, next: None });
+                return Ok(StorePage { keys, next: None });
             };
             let meta = meta.map_err(|error| self.fault("list", prefix, &error, false))?;
             transfer.received(1);
@@ -187,7 +187,7 @@ impl Backend for ForeignBackend {
             });
         }
         let next = keys.last().map(|last| ListCursor::After(last.key.clone()));
-        Ok(ListedPage { keys, next })
+        Ok(StorePage { keys, next })
     }
 
     async fn delete(&self, key: &str, _: &Arc<Transfer>) -> StoreAnswer<()> {
