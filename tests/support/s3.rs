@@ -153,8 +153,10 @@ impl Shared {
             return Ok(());
         }
         client.write_all(&reply.body)?;
-        while reply.is_endless {
-            client.write_all(&reply.body)?;
+        if reply.is_endless {
+            loop {
+                client.write_all(&reply.body)?;
+            }
         }
         Ok(())
     }
@@ -228,7 +230,7 @@ fn answer(objects: &mut Objects, request: &S3Request) -> S3Reply {
                 let reply = S3Reply::new(status, bytes).with("Last-Modified", now.clone());
                 let length = bytes.len().to_string();
                 reply
-                    .with("ETag", etag(&bytes))
+                    .with("ETag", etag(bytes))
                     .with("Content-Length", length)
             };
             let Some(range) = request.header("range") else {
