@@ -183,6 +183,7 @@ fn everything_is_ascii() {
         root.join("README.md"),
         root.join("CHANGELOG.md"),
         root.join("docs/aws.md"),
+        root.join("docs/stores.md"),
         root.join("docs/sync.md"),
         root.join("docs/aws-assumptions.md"),
         root.join("Cargo.toml"),

@@ -9,6 +9,7 @@ mod killed;
 mod proxy;
 mod reach;
 mod retention;
+mod stores;
 mod trust;
 
 use std::fs;

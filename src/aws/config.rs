@@ -66,8 +66,6 @@ pub(super) struct Settled {
     region: Option<String>,
     fips: Option<String>,
     is_dual_stack: bool,
-    /// The PEM file of the authorities to trust.
-    bundle: Option<PathBuf>,
     settings: Settings,
     environment: Environment,
     http: Http,
@@ -189,7 +187,6 @@ impl Settings {
             region: region.map(|given| given.value),
             fips,
             is_dual_stack: dual.is_some(),
-            bundle: bundle.map(|given| given.value),
             settings: self,
             environment,
             http,
@@ -355,25 +352,6 @@ impl Aws {
             credentials: self.credentials.clone(),
             http: self.settled.http.clone(),
         })
-    }
-
-    /// The URL of S3, and whether a person chose it; none is the usual one of the Region.
-    ///
-    /// # Errors
-    /// `Invalid` for an endpoint that cannot be used.
-    pub fn s3_url(&self) -> Result<Option<(String, bool)>> {
-        if let Some(url) = self.settled.url(Service::S3)? {
-            return Ok(Some((url, true)));
-        }
-        let region = self.region().unwrap_or("us-east-1");
-        let is_fips = self.settled.fips.is_some();
-        let url = endpoints::special_s3(region, is_fips, self.settled.is_dual_stack);
-        Ok(url.map(|url| (url, false)))
-    }
-
-    /// The PEM file of the authorities to trust, if not the system's.
-    pub fn ca_bundle(&self) -> Option<PathBuf> {
-        self.settled.bundle.clone()
     }
 }
 

@@ -163,29 +163,27 @@ pub fn without_password(url: &str) -> String {
     format!("{scheme}{separator}***@{host}{path}")
 }
 
-/// A set of Regions with names, hosts and ARNs of its own.
+/// A set of Regions with names and ARNs of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Partition {
     /// The second part of its ARNs.
     pub(crate) id: &'static str,
-    /// The end of its hosts.
-    suffix: &'static str,
 }
 
 /// By the beginning of a Region's name (`partitions.json` of the AWS SDKs).
 const PARTITIONS: &[(&str, Partition)] = &[
-    ("cn-", partition("aws-cn", "amazonaws.com.cn")),
-    ("us-gov-", partition("aws-us-gov", "amazonaws.com")),
-    ("us-iso-", partition("aws-iso", "c2s.ic.gov")),
-    ("us-isob-", partition("aws-iso-b", "sc2s.sgov.gov")),
-    ("eu-isoe-", partition("aws-iso-e", "cloud.adc-e.uk")),
-    ("us-isof-", partition("aws-iso-f", "csp.hci.ic.gov")),
-    ("eusc-", partition("aws-eusc", "amazonaws.eu")),
-    ("", partition("aws", "amazonaws.com")),
+    ("cn-", partition("aws-cn")),
+    ("us-gov-", partition("aws-us-gov")),
+    ("us-iso-", partition("aws-iso")),
+    ("us-isob-", partition("aws-iso-b")),
+    ("eu-isoe-", partition("aws-iso-e")),
+    ("us-isof-", partition("aws-iso-f")),
+    ("eusc-", partition("aws-eusc")),
+    ("", partition("aws")),
 ];
 
-const fn partition(id: &'static str, suffix: &'static str) -> Partition {
-    Partition { id, suffix }
+const fn partition(id: &'static str) -> Partition {
+    Partition { id }
 }
 
 /// The partition of a Region.
@@ -193,22 +191,7 @@ pub(crate) fn partition_of(region: &str) -> Partition {
     let found = PARTITIONS
         .iter()
         .find(|(start, _)| region.starts_with(start));
-    found.map_or(partition("aws", "amazonaws.com"), |found| found.1)
-}
-
-/// The URL of S3 in a Region, where it is not the usual `https://s3.REGION.amazonaws.com`: other partitions, FIPS,
-/// dual-stack (<https://docs.aws.amazon.com/general/latest/gr/s3.html>).
-pub(super) fn special_s3(region: &str, is_fips: bool, is_dual_stack: bool) -> Option<String> {
-    let partition = partition_of(region);
-    if partition.suffix == "amazonaws.com" && !is_fips && !is_dual_stack {
-        return None;
-    }
-    let name = if is_fips { "s3-fips" } else { "s3" };
-    let dual = if is_dual_stack { "dualstack." } else { "" };
-    Some(format!(
-        "https://{name}.{dual}{region}.{}",
-        partition.suffix
-    ))
+    found.map_or(partition("aws"), |found| found.1)
 }
 
 #[cfg(test)]
@@ -279,47 +262,17 @@ mod tests {
     }
 
     #[test]
-    fn partitions_have_hosts_and_arns_of_their_own() {
-        for (region, id, s3) in [
-            ("eu-west-1", "aws", None),
-            ("us-gov-west-1", "aws-us-gov", None),
-            (
-                "cn-north-1",
-                "aws-cn",
-                Some("https://s3.cn-north-1.amazonaws.com.cn"),
-            ),
-            (
-                "us-iso-east-1",
-                "aws-iso",
-                Some("https://s3.us-iso-east-1.c2s.ic.gov"),
-            ),
-            (
-                "us-isob-east-1",
-                "aws-iso-b",
-                Some("https://s3.us-isob-east-1.sc2s.sgov.gov"),
-            ),
-            (
-                "eusc-de-east-1",
-                "aws-eusc",
-                Some("https://s3.eusc-de-east-1.amazonaws.eu"),
-            ),
+    fn partitions_have_arns_of_their_own() {
+        for (region, id) in [
+            ("eu-west-1", "aws"),
+            ("us-gov-west-1", "aws-us-gov"),
+            ("cn-north-1", "aws-cn"),
+            ("us-iso-east-1", "aws-iso"),
+            ("us-isob-east-1", "aws-iso-b"),
+            ("eusc-de-east-1", "aws-eusc"),
         ] {
             assert_eq!(partition_of(region).id, id);
-            assert_eq!(special_s3(region, false, false).as_deref(), s3);
         }
-        let special = |fips, dual| special_s3("us-west-2", fips, dual).unwrap();
-        assert_eq!(
-            special(true, false),
-            "https://s3-fips.us-west-2.amazonaws.com"
-        );
-        assert_eq!(
-            special(false, true),
-            "https://s3.dualstack.us-west-2.amazonaws.com"
-        );
-        assert_eq!(
-            special(true, true),
-            "https://s3-fips.dualstack.us-west-2.amazonaws.com"
-        );
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! Which certificate authorities are trusted, and what is wrong with a certificate, in words.
 
+mod named;
+
 use std::error::Error as StdError;
 use std::path::Path;
 use std::sync::Arc;
 
 use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::client::WebPkiServerVerifier;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -12,6 +15,7 @@ use tokio_rustls::rustls::{
     AlertDescription, CertificateError, ClientConfig, Error as TlsError, RootCertStore,
 };
 
+use self::named::{NamedVerifier, is_authority};
 use super::Unreachable;
 use crate::error::{Error, Kind, Result};
 
@@ -27,15 +31,27 @@ pub(super) struct Trust {
 impl Trust {
     /// The authorities in `bundle`, a PEM file, and no others; without it the system's.
     pub(super) fn new(bundle: Option<&Path>) -> Result<Self> {
-        let (roots, source) = match bundle {
+        let ((roots, named), source) = match bundle {
             Some(file) => (bundled(file)?, file.display().to_string()),
-            None => (installed(), "this system".to_owned()),
+            None => ((installed(), Vec::new()), "this system".to_owned()),
         };
         let is_empty = roots.is_empty();
-        let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(|error| Error::with_source(Kind::Invalid, "cannot set up TLS", error))?;
-        let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+        let builder = if named.is_empty() {
+            builder.with_root_certificates(roots)
+        } else {
+            let usual = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+                .build()
+                .map_err(|error| Error::with_source(Kind::Invalid, "cannot set up TLS", error))?;
+            let verifier = Arc::new(NamedVerifier { usual, named });
+            builder
+                .dangerous()
+                .with_custom_certificate_verifier(verifier)
+        };
+        let mut config = builder.with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self {
             connector: TlsConnector::from(Arc::new(config)),
@@ -95,8 +111,8 @@ impl Trust {
                 format!("its certificate is for other names ({})", names.join(", "))
             }
             CertificateError::BadSignature => "the signature of its certificate is wrong".into(),
-            CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
-                "its certificate is that of an authority (CA:TRUE), which cannot be a server's: issue one with CA:FALSE for the server".into()
+            authority if is_authority(authority) => {
+                "its certificate is that of an authority (CA:TRUE): issue one with CA:FALSE for the server, or name the server's own certificate as the CA bundle".into()
             }
             other => format!("its certificate is not accepted ({other:?})"),
         }
@@ -160,17 +176,20 @@ fn installed() -> RootCertStore {
     roots
 }
 
-/// The authorities in a PEM file.
-fn bundled(file: &Path) -> Result<RootCertStore> {
+/// The authorities in a PEM file, as roots and as certificates.
+fn bundled(file: &Path) -> Result<(RootCertStore, Vec<CertificateDer<'static>>)> {
     let unusable = |why: &dyn StdError| {
         let what = format!("cannot use the CA bundle {}: {why}", file.display());
         Error::new(Kind::Invalid, what)
     };
     let pem = std::fs::read(file).map_err(|error| unusable(&error))?;
-    let mut roots = RootCertStore::empty();
+    let (mut roots, mut named) = (RootCertStore::empty(), Vec::new());
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate = certificate.map_err(|error| unusable(&error))?;
-        roots.add(certificate).map_err(|error| unusable(&error))?;
+        roots
+            .add(certificate.clone())
+            .map_err(|error| unusable(&error))?;
+        named.push(certificate);
     }
     if roots.is_empty() {
         let what = format!(
@@ -179,7 +198,7 @@ fn bundled(file: &Path) -> Result<RootCertStore> {
         );
         return Err(Error::new(Kind::Invalid, what));
     }
-    Ok(roots)
+    Ok((roots, named))
 }
 
 #[cfg(test)]

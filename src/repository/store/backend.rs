@@ -86,7 +86,7 @@ pub(super) enum ListCursor {
 
 /// One page of a listing.
 #[derive(Clone, Debug)]
-pub(super) struct ListedPage {
+pub(super) struct StorePage {
     pub(super) keys: Vec<ListedKey>,
     /// None where the listing ends.
     pub(super) next: Option<ListCursor>,
@@ -166,7 +166,7 @@ pub(super) trait Backend: Send + Sync {
         prefix: &str,
         from: &ListCursor,
         transfer: &Arc<Transfer>,
-    ) -> StoreAnswer<ListedPage>;
+    ) -> StoreAnswer<StorePage>;
 
     /// Deletes an object; one that does not exist counts as deleted.
     async fn delete(&self, key: &str, transfer: &Arc<Transfer>) -> StoreAnswer<()>;

@@ -13,8 +13,8 @@ use bytes::Bytes;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::backend::{
-    Backend, ListCursor, ListedKey, ListedPage, MOST_BYTES, Next, ObjectHead, StoreAnswer,
-    StoreFault, Upload,
+    Backend, ListCursor, ListedKey, MOST_BYTES, Next, ObjectHead, StoreAnswer, StoreFault,
+    StorePage, Upload,
 };
 use super::transfer::Transfer;
 use crate::error::{Error, Kind, Result};
@@ -147,7 +147,7 @@ impl Backend for FolderBackend {
         prefix: &str,
         from: &ListCursor,
         _: &Arc<Transfer>,
-    ) -> StoreAnswer<ListedPage> {
+    ) -> StoreAnswer<StorePage> {
         let after = match from {
             ListCursor::After(key) | ListCursor::Token(key) => key.clone(),
             ListCursor::Start => String::new(),
@@ -162,7 +162,7 @@ impl Backend for FolderBackend {
         let next = keys
             .get(PAGE - 1)
             .map(|last: &ListedKey| ListCursor::After(last.key.clone()));
-        Ok(ListedPage { keys, next })
+        Ok(StorePage { keys, next })
     }
 
     async fn delete(&self, key: &str, _: &Arc<Transfer>) -> StoreAnswer<()> {

@@ -1,7 +1,7 @@
 //! Whether the pages of a listing make one: keys of the prefix, in the order of their bytes, none twice, until an end. A listing
 //! that is cut or repeats would make a prune delete what snapshots need.
 
-use super::backend::{ListCursor, ListedPage};
+use super::backend::{ListCursor, StorePage};
 
 /// Pages in a row that hold no key; servers that skip what was deleted send some.
 const MOST_EMPTY: usize = 1000;
@@ -24,7 +24,7 @@ impl ListingCheck {
     }
 
     /// Takes the page that `from` led to; what is wrong with it.
-    pub(super) fn take(&mut self, from: &ListCursor, page: &ListedPage) -> Result<(), String> {
+    pub(super) fn take(&mut self, from: &ListCursor, page: &StorePage) -> Result<(), String> {
         for listed in &page.keys {
             let key = &listed.key;
             if !key.starts_with(&self.prefix) {
@@ -61,13 +61,13 @@ mod tests {
     use super::*;
     use crate::repository::store::backend::ListedKey;
 
-    fn page(keys: &[&str], next: Option<&str>) -> ListedPage {
+    fn page(keys: &[&str], next: Option<&str>) -> StorePage {
         let keys = keys.iter().map(|key| ListedKey {
             key: (*key).to_owned(),
             size: 0,
             modified: SystemTime::UNIX_EPOCH,
         });
-        ListedPage {
+        StorePage {
             keys: keys.collect(),
             next: next.map(|token| ListCursor::Token(token.to_owned())),
         }

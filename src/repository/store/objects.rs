@@ -15,8 +15,8 @@ use object_store::{
 
 use super::address::{Address, Scheme};
 use super::backend::{
-    Backend, ListCursor, ListedKey, ListedPage, MOST_BYTES, Next, ObjectHead, StoreAnswer,
-    StoreFault, Upload,
+    Backend, ListCursor, ListedKey, MOST_BYTES, Next, ObjectHead, StoreAnswer, StoreFault,
+    StorePage, Upload,
 };
 use super::foreign_text::refusal;
 use super::reach::{CONNECT_TIMEOUT, Connection};
@@ -165,7 +165,7 @@ impl Backend for ForeignBackend {
         prefix: &str,
         from: &ListCursor,
         transfer: &Arc<Transfer>,
-    ) -> StoreAnswer<ListedPage> {
+    ) -> StoreAnswer<StorePage> {
         let folder = Path::from(prefix);
         let mut found = match from {
             ListCursor::Start => self.inner.list(Some(&folder)),
@@ -176,7 +176,7 @@ impl Backend for ForeignBackend {
         let mut keys = Vec::new();
         while keys.len() < PAGE {
             let Some(meta) = found.next().await else {
-                return Ok(ListedPage { keys, next: None });
+                return Ok(StorePage { keys, next: None });
             };
             let meta = meta.map_err(|error| self.fault("list", prefix, &error, false))?;
             transfer.received(1);
@@ -187,7 +187,7 @@ impl Backend for ForeignBackend {
             });
         }
         let next = keys.last().map(|last| ListCursor::After(last.key.clone()));
-        Ok(ListedPage { keys, next })
+        Ok(StorePage { keys, next })
     }
 
     async fn delete(&self, key: &str, _: &Arc<Transfer>) -> StoreAnswer<()> {
@@ -222,4 +222,55 @@ fn client_options(connection: &Connection) -> Result<ClientOptions> {
         }
     }
     Ok(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::memory::InMemory;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_library_is_asked_for_what_a_store_needs() {
+        let backend = ForeignBackend {
+            inner: Box::new(InMemory::new()),
+            place: "gs://bucket".into(),
+        };
+        let transfer = &Transfer::new(&Arc::default());
+        let put = async |key: &str, create| {
+            let upload = Upload::new(&[Bytes::from("by"), Bytes::from("tes")], true).await;
+            backend.put(key, &upload.unwrap(), create, transfer).await
+        };
+        for key in ["p/packs/b", "p/packs/a", "p/packs2/c"] {
+            put(key, true).await.unwrap();
+        }
+        assert_eq!(put("p/packs/a", true).await.unwrap_err().next, Next::Exists);
+        put("p/packs/a", false).await.unwrap();
+        let part = backend.get("p/packs/a", Some(1..3), transfer).await;
+        assert_eq!(part.unwrap(), "yt");
+        let head = backend.head("p/packs/a", false, transfer).await.unwrap();
+        assert_eq!(head.size, Some(5));
+        let keys = async |from| {
+            let page = backend.page("p/packs/", &from, transfer).await.unwrap();
+            assert!(page.next.is_none());
+            page.keys
+                .into_iter()
+                .map(|listed| listed.key)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(keys(ListCursor::Start).await, ["p/packs/a", "p/packs/b"]);
+        let after = ListCursor::After("p/packs/a".into());
+        assert_eq!(keys(after).await, ["p/packs/b"]);
+        for _ in 0..2 {
+            backend.delete("p/packs/a", transfer).await.unwrap();
+        }
+        let absent = backend.get("p/packs/a", None, transfer).await.unwrap_err();
+        assert!(absent.is_absent());
+        assert!(
+            absent
+                .error
+                .chain()
+                .contains("cannot get gs://bucket/p/packs/a")
+        );
+    }
 }

@@ -43,7 +43,7 @@ pub struct Connection {
     pub s3: Option<ServiceConfig>,
     /// What S3 alone knows.
     pub s3_options: S3Options,
-    /// PEM certificates that Azure and Google must have instead of those of the system's.
+    /// PEM certificates to trust with Azure and Google instead of the system's.
     pub ca_bundle: Option<PathBuf>,
     /// None: before the host for AWS itself, in the path elsewhere.
     pub style: Option<BucketStyle>,

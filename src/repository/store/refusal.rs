@@ -13,6 +13,8 @@ pub(super) struct StoreRefusal {
     pub(super) request_id: Option<String>,
     /// The Region that the reply names as the bucket's.
     pub(super) region: Option<String>,
+    /// Whether the reply says nothing: that to a HEAD, for one.
+    pub(super) is_silent: bool,
     /// Whether the store's clock is so far from ours that it refuses signatures.
     pub(super) is_skewed: bool,
 }
@@ -134,8 +136,8 @@ impl StoreRefusal {
             ),
             (401 | 403, "") => says(Kind::Denied, Next::Refused, DENIED),
             (401 | 403, _) => says(Kind::Denied, Next::Final, DENIED),
-            // The reply to a HEAD has no body: AWS says so of an expired token and of a wrong Region.
-            (400, "") => says(
+            // AWS says no more than this to a HEAD with an expired token or for a wrong Region.
+            (400, "") if self.is_silent => says(
                 Kind::Denied,
                 Next::Refused,
                 "the credentials have expired, or the Region is another",
@@ -174,6 +176,7 @@ mod tests {
             status: Some(status),
             code: code.to_owned(),
             message: message.to_owned(),
+            is_silent: code.is_empty(),
             ..StoreRefusal::default()
         };
         let judgement = refusal.judge(is_conditional);

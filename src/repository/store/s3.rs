@@ -34,8 +34,8 @@ use tracing::info;
 use self::reply::BREAKS_OFF;
 use self::watch::Watch;
 use super::backend::{
-    Backend, ListCursor, ListedKey, ListedPage, MOST_BYTES, Next, ObjectHead, StoreAnswer,
-    StoreFault, Upload,
+    Backend, ListCursor, ListedKey, MOST_BYTES, Next, ObjectHead, StoreAnswer, StoreFault,
+    StorePage, Upload,
 };
 use super::reach::{BucketStyle, S3Options};
 use super::refusal::StoreRefusal;
@@ -163,18 +163,22 @@ impl S3Backend {
         let ahead = skew(raw.headers(), SystemTime::now());
         let is_skewed = skew(raw.headers(), self.clock.now())
             .is_some_and(|millis| millis.unsigned_abs() > SKEWED_MS);
-        // The SDK makes this code of a reply to HEAD that has none.
-        let code = code.filter(|code| *code != "NotFound").unwrap_or_default();
+        let text = String::from_utf8_lossy(raw.body().bytes().unwrap_or_default());
+        // The SDK makes this code of a reply to HEAD, and reads none where a message holds what XML does not allow.
+        let code = code.filter(|code| *code != "NotFound");
+        let code = code.or_else(|| element(&text, "Code")).unwrap_or_default();
+        let message = message.or_else(|| element(&text, "Message"));
         let refusal = StoreRefusal {
             status: Some(status),
             code: code
                 .chars()
-                .take(100)
                 .filter(char::is_ascii_graphic)
+                .take(100)
                 .collect(),
             message: message.unwrap_or_default().to_owned(),
             request_id: request_id(raw.headers()),
             region: header(raw.headers(), "x-amz-bucket-region"),
+            is_silent: text.is_empty(),
             is_skewed,
         };
         let judgement = refusal.judge(is_conditional);
@@ -247,7 +251,7 @@ impl S3Backend {
         prefix: &str,
         marker: Option<String>,
         transfer: &Arc<Transfer>,
-    ) -> StoreAnswer<ListedPage> {
+    ) -> StoreAnswer<StorePage> {
         let watch = Watch::listing(transfer);
         let call = self.sdk.list_objects().bucket(&self.bucket).prefix(prefix);
         let call = call
@@ -257,13 +261,13 @@ impl S3Backend {
         let reply = self.checked(prefix, &watch, call.send().await)?;
         let keys = self.listed(prefix, reply.contents())?;
         if self.is_last(prefix, reply.is_truncated())? {
-            return Ok(ListedPage { keys, next: None });
+            return Ok(StorePage { keys, next: None });
         }
         let last = keys.last().map(|last| last.key.clone());
         let marker = last.or_else(|| reply.next_marker().map(str::to_owned));
         let next = marker.filter(|marker| !marker.is_empty());
         let next = next.ok_or_else(|| self.no_way_on(prefix))?;
-        Ok(ListedPage {
+        Ok(StorePage {
             keys,
             next: Some(ListCursor::After(next)),
         })
@@ -404,7 +408,7 @@ impl Backend for S3Backend {
         prefix: &str,
         from: &ListCursor,
         transfer: &Arc<Transfer>,
-    ) -> StoreAnswer<ListedPage> {
+    ) -> StoreAnswer<StorePage> {
         let token = match from {
             ListCursor::After(marker) => {
                 return self
@@ -430,7 +434,7 @@ impl Backend for S3Backend {
         let reply = self.checked(prefix, &watch, call.send().await)?;
         let keys = self.listed(prefix, reply.contents())?;
         if self.is_last(prefix, reply.is_truncated())? {
-            return Ok(ListedPage { keys, next: None });
+            return Ok(StorePage { keys, next: None });
         }
         let token = reply
             .next_continuation_token()
@@ -445,7 +449,7 @@ impl Backend for S3Backend {
             }
             (None, None) => return Err(self.no_way_on(prefix)),
         };
-        Ok(ListedPage {
+        Ok(StorePage {
             keys,
             next: Some(next),
         })
@@ -515,6 +519,12 @@ fn header(headers: &Headers, name: &str) -> Option<String> {
     let value = headers.get(name)?;
     let is_plain = !value.is_empty() && value.len() <= 200 && value.chars().all(is_plain);
     is_plain.then(|| value.to_owned())
+}
+
+/// The text of an element.
+fn element<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let rest = text.split_once(&format!("<{name}>"))?.1;
+    Some(rest.split_once(&format!("</{name}>"))?.0)
 }
 
 /// What the store's operator finds a request by.

@@ -107,6 +107,45 @@ async fn what_is_wrong_with_a_certificate_is_said_and_final() {
 }
 
 #[tokio::test]
+async fn a_self_signed_certificate_is_trusted_where_it_is_in_the_bundle_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("own.pem");
+    let own = |name: &str, change: fn(&mut CertificateParams)| {
+        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        (certificate.der().to_vec(), key)
+    };
+    let past = |params: &mut CertificateParams| params.not_after = date_time_ymd(2020, 2, 3);
+    for (certificate, words) in [
+        (own("ebs.example", |_| {}), ""),
+        (own("s3.example", |_| {}), "other names"),
+        (own("ebs.example", past), "expired"),
+    ] {
+        std::fs::write(&file, pem(&certificate.0)).unwrap();
+        let trust = Trust::new(Some(&file)).unwrap();
+        let said = verdict(&trust, certificate).await;
+        assert!(
+            said.contains(words) && said.is_empty() == words.is_empty(),
+            "{words}: {said}"
+        );
+    }
+    // That of another server does not do.
+    let trust = Trust::new(Some(&file)).unwrap();
+    let said = verdict(&trust, own("ebs.example", |_| {})).await;
+    assert!(said.contains("CA:TRUE"), "{said}");
+}
+
+/// A certificate in PEM.
+fn pem(der: &[u8]) -> String {
+    use base64::Engine as _;
+    let text = base64::prelude::BASE64_STANDARD.encode(der);
+    format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
+}
+
+#[tokio::test]
 async fn a_system_without_authorities_is_said_to_be_one() {
     let folder = tempfile::tempdir().unwrap();
     let known = Authority::new("known");

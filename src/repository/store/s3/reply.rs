@@ -1,5 +1,5 @@
-//! Whether the reply to a list request is a listing. The SDK accepts an empty body and a document without its end; either
-//! would count as a complete listing of nothing.
+//! Whether the reply to a list request is a listing. The SDK accepts a document without its end, which would count as a whole
+//! listing; what it does refuse, it does not show.
 
 /// The fault of a listing whose end is missing: the connection can be the reason.
 pub(super) const BREAKS_OFF: &str = "it breaks off";
