@@ -183,11 +183,7 @@ fn every_command_of_the_retention_page_works_as_it_stands_there() {
     let said = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}\n{errors}");
-    for words in [
-        "keep    last, daily 20",
-        "undeleted 20",
-        "\nweb-root ",
-    ] {
+    for words in ["keep    last, daily 20", "undeleted 20", "\nweb-root "] {
         assert!(said.contains(words), "{words}: {said}\n{errors}");
     }
     assert_same(&folder.path().join("replica.raw"), &volume);
