@@ -1,18 +1,22 @@
 //! `ebsfs repository`: which snapshots a repository holds, whether they are whole, and how they go.
 
+mod check;
+
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 use serde_json::json;
+use tracing::warn;
 
+use self::check::CheckArgs;
 use super::aws::AwsArgs;
 use super::output;
 use super::store::StoreArgs;
 use crate::block::BLOCK_SIZE;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{
-    Address, Manifest, ManifestName, RepositoryCatalog, check, forget_run, prune, remove,
+    Address, LastCheck, Manifest, ManifestName, RepositoryCatalog, forget_run, prune, remove,
 };
 
 /// List, check and prune snapshots in a repository
@@ -28,7 +32,7 @@ enum Verb {
     Ls(LsArgs),
     /// Tell all that is known of one of its snapshots, as JSON
     Show(ShowArgs),
-    /// Look whether all that its snapshots need is there and whole
+    /// Check that everything its snapshots need is there and whole; --repair restores what can be found
     Check(CheckArgs),
     /// Remove old snapshots, and sweep what no snapshot needs
     Prune(PruneArgs),
@@ -61,18 +65,6 @@ struct LsArgs {
 
 #[derive(Args, Debug)]
 struct ShowArgs {
-    #[command(flatten)]
-    place: Where,
-}
-
-#[derive(Args, Debug)]
-struct CheckArgs {
-    /// Read every byte, not only whether it is there
-    #[arg(long)]
-    read_data: bool,
-    /// One JSON object instead of lines
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
     place: Where,
 }
@@ -148,8 +140,21 @@ impl LsArgs {
                 Err(error) => return Err(error),
             }
         }
+        let last = LastCheck::read(catalog.store()).await?;
+        for manifest in manifests
+            .iter()
+            .filter(|manifest| last.is_damaged(manifest))
+        {
+            let (id, when) = (&manifest.snapshot, &last.when);
+            warn!("{id} is damaged by the check of {when}: ebsfs repository check --repair");
+        }
         if self.json {
-            print_json(&manifests.iter().map(told).collect::<Vec<_>>())?;
+            let listed = manifests.iter().map(|manifest| {
+                let mut listed = told(manifest);
+                listed["is_damaged"] = last.is_damaged(manifest).into();
+                listed
+            });
+            print_json(&listed.collect::<Vec<_>>())?;
             return damaged;
         }
         let head = [
@@ -189,50 +194,6 @@ impl RmArgs {
         let (catalog, name) = self.place.one().await?;
         remove(catalog.store(), &name).await?;
         output::write(None, |out| writeln!(out, "removed {name}"))
-    }
-}
-
-impl CheckArgs {
-    async fn run(self) -> Result<()> {
-        let catalog = self.place.open().await?;
-        let checked = check(&catalog, self.read_data).await?;
-        if self.json {
-            print_json(&checked)?;
-        } else {
-            output::write(None, |out| {
-                for damage in &checked.damages {
-                    writeln!(out, "damaged  {}: {}", damage.object, damage.what)?;
-                    for snapshot in &damage.snapshots {
-                        writeln!(out, "         {snapshot} cannot be read whole")?;
-                    }
-                }
-                writeln!(
-                    out,
-                    "{} snapshots, {} segments, {} packs of {}",
-                    checked.snapshots,
-                    checked.segments,
-                    checked.packs,
-                    ByteSize::b(checked.packed_bytes)
-                )?;
-                writeln!(
-                    out,
-                    "{} objects of {} that no snapshot needs, {} unfinished runs",
-                    checked.unused,
-                    ByteSize::b(checked.unused_bytes),
-                    checked.runs
-                )
-            })?;
-        }
-        match checked.damages.len() {
-            0 => Ok(()),
-            count => {
-                let what = format!(
-                    "{count} objects of {} are damaged or missing",
-                    self.place.address
-                );
-                Err(Error::new(Kind::Corrupt, what))
-            }
-        }
     }
 }
 

@@ -18,13 +18,14 @@ use tracing::{info, warn};
 
 use super::SEGMENT_BLOCKS;
 use super::catalog::read_manifest;
+use super::check::LastCheck;
 use super::header::{Salt, salt_of_run};
 use super::index::Index;
 use super::known::Known;
 use super::locations::{Location, Locations};
 use super::manifest::{FORMAT, Manifest, SegmentOf};
 use super::pack::{Filling, MOST_BLOCKS, Packer};
-use super::run::{RunState, forgotten, run_object};
+use super::run::{RunState, forgotten, replace_manifest, run_object};
 use super::segment::{Entry, Segment, place_of};
 use super::segments::{Segments, object};
 use super::source::RepositorySource;
@@ -128,10 +129,11 @@ impl RepositorySink {
         })
     }
 
-    /// The same sink, which sends no block that is in the index. The index must be updated after the sink was opened.
+    /// The same sink, which sends no block that is in the index and in a pack that `last` does not call damaged. The index must be
+    /// updated after the sink was opened.
     #[must_use]
-    pub fn with_index(mut self, index: Index) -> Self {
-        self.known = Some(Arc::new(Known::new(index)));
+    pub fn with_index(mut self, index: Index, last: LastCheck) -> Self {
+        self.known = Some(Arc::new(Known::new(index, last)));
         self
     }
 
@@ -424,7 +426,11 @@ impl RepositorySink {
         // A manifest of a newer format is not ours to replace.
         let is_sound = |bytes: &[u8]| !matches!(Manifest::decode(bytes), Err(error) if error.kind() == Kind::Corrupt);
         let encoded = manifest.encode();
-        let manifest = if self.store().put_new(&name, &encoded, is_sound).await? {
+        let is_replaced = match &state.replaces {
+            Some(old) => replace_manifest(self.store(), old, &manifest).await?,
+            None => false,
+        };
+        let manifest = if is_replaced || self.store().put_new(&name, &encoded, is_sound).await? {
             manifest
         } else {
             let there = read_manifest(self.store(), &name).await?;
