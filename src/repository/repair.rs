@@ -253,9 +253,10 @@ impl Repair<'_> {
                 lost.digests.insert(entry.digest);
                 let said = lost.said.entry(entry.pack).or_default();
                 said.push((entry.digest, entry.spot));
-                let indexes = numbers
-                    .clone()
-                    .map(|n| n * SEGMENT_BLOCKS + u32::from(within));
+                let indexes = numbers.clone().map(|number| {
+                    let index = number * SEGMENT_BLOCKS + u32::from(within);
+                    (index, entry.digest)
+                });
                 lost.indexes.extend(indexes);
             }
         }

@@ -2,12 +2,14 @@
 //! ranged GET.
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, sleep};
@@ -30,6 +32,10 @@ const GETS: usize = 64;
 const MOST_AT_ONCE: u64 = 2 << 20;
 /// How long a block that nobody waits for waits for its neighbours.
 const COMPANY: Duration = Duration::from_millis(1);
+/// After this time without an answer a pack is asked for its size.
+const SLOW: Duration = Duration::from_secs(1);
+/// Packs whose sizes are remembered because they were cut short.
+const SHORT: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// How long a segment that cannot be read is not asked for again.
 const BROKEN_FOR: Duration = Duration::from_secs(60);
 
@@ -66,6 +72,7 @@ impl RepositorySource {
             packs: Arc::new(Packs {
                 store,
                 wants: Mutex::default(),
+                short: Mutex::new(LruCache::new(SHORT)),
                 gets: Semaphore::new(GETS),
             }),
         })
@@ -221,6 +228,8 @@ struct Packs {
     store: Arc<Store>,
     /// Of each pack what is wanted and not asked for yet.
     wants: Mutex<HashMap<Name, Vec<Want>>>,
+    /// Packs that were found cut short, and their bytes.
+    short: Mutex<LruCache<Name, u64>>,
     gets: Semaphore,
 }
 
@@ -298,22 +307,34 @@ impl Packs {
         // Closed never.
         let _place = self.gets.acquire().await.ok();
         let name = object("packs", pack);
-        let error = match self.store.get_range(&name, start..end).await {
-            Ok(bytes) => return Ok(bytes),
-            Err(error) => error,
+        let short = || {
+            let what = format!("{}/{name} is cut short", self.store.address());
+            Error::new(Kind::Corrupt, what).with_remedy(Remedy::MarkDamage)
         };
-        let damaged = |what: &str, error| {
-            Error::with_source(Kind::Corrupt, what, error).with_remedy(Remedy::MarkDamage)
+        if self.short.lock().get(pack).is_some_and(|size| *size < end) {
+            return Err(short());
+        }
+        // Stores refuse a range behind the end each in its own words, and some are asked again until the deadline.
+        let is_short = async {
+            sleep(SLOW).await;
+            match self.store.look(&name).await {
+                Ok(found) if found.size < end => {
+                    self.short.lock().put(*pack, found.size);
+                }
+                _ => std::future::pending().await,
+            }
         };
-        Err(match error.kind() {
+        let got = tokio::select! {
+            biased;
+            got = self.store.get_range(&name, start..end) => got,
+            () = is_short => return Err(short()),
+        };
+        got.map_err(|error| match error.kind() {
             // It is named: it must be there.
-            Kind::NotFound => damaged("a pack is missing", error),
-            Kind::Corrupt => damaged("a pack is cut short", error),
-            // Stores refuse a range that begins behind the end, each in its own words.
-            _ => match self.store.look(&name).await {
-                Ok(found) if found.size < end => damaged("a pack is cut short", error),
-                _ => error,
-            },
+            Kind::NotFound => Error::with_source(Kind::Corrupt, "a pack is missing", error)
+                .with_remedy(Remedy::MarkDamage),
+            Kind::Corrupt => error.with_remedy(Remedy::MarkDamage),
+            _ => error,
         })
     }
 }

