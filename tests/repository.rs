@@ -5,6 +5,7 @@ mod copies;
 mod dedup;
 mod failing;
 mod faults;
+mod healing;
 mod killed;
 mod proxy;
 mod reach;

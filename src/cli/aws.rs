@@ -53,6 +53,8 @@ pub(super) struct AwsArgs {
 pub(super) struct TargetAws {
     /// Whether settings are those of a target.
     pub(super) is_target: bool,
+    /// What its options begin with; `to` where it is empty.
+    pub(super) role: &'static str,
     pub(super) profile: Option<String>,
     /// The Region, and what named it.
     pub(super) region: Option<Given<String>>,
@@ -92,27 +94,33 @@ impl AwsArgs {
             let path = path.clone();
             path.map(|path| Given::new(path, option))
         };
+        let role = if target.role.is_empty() {
+            "to"
+        } else {
+            target.role
+        };
+        let its = |option: &str| format!("--{role}-{option}");
         let (profile_option, region_option) = match target.is_target {
-            true => ("--to-profile", "--to-region"),
-            false => ("--profile", "--region"),
+            true => (its("profile"), its("region")),
+            false => ("--profile".to_owned(), "--region".to_owned()),
         };
         let target_region = target.region.clone();
         Settings {
             region: target_region.or_else(|| given(&self.region, "--region")),
-            profile: given(&target.profile, "--to-profile")
+            profile: given(&target.profile, &its("profile"))
                 .or_else(|| given(&self.profile, "--profile")),
-            endpoint_url: given(&target.endpoint_url, "--to-endpoint-url")
+            endpoint_url: given(&target.endpoint_url, &its("endpoint-url"))
                 .or_else(|| given(&self.endpoint_url, "--endpoint-url")),
             ebs_endpoint: given(&self.ebs_endpoint, "--ebs-endpoint"),
             ec2_endpoint: given(&self.ec2_endpoint, "--ec2-endpoint"),
             s3_endpoint: given(&self.s3_endpoint, "--s3-endpoint"),
             sts_endpoint: given(&self.sts_endpoint, "--sts-endpoint"),
-            ca_bundle: path(&target.ca_bundle, "--to-ca-bundle")
+            ca_bundle: path(&target.ca_bundle, &its("ca-bundle"))
                 .or_else(|| path(&self.ca_bundle, "--ca-bundle")),
             use_fips: flag(self.use_fips, "--use-fips"),
             use_dual_stack: flag(self.use_dualstack, "--use-dualstack"),
-            profile_option: profile_option.to_owned(),
-            region_option: region_option.to_owned(),
+            profile_option,
+            region_option,
         }
     }
 

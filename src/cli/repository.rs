@@ -6,17 +6,21 @@ mod pins;
 mod prune;
 mod stats;
 
+mod check;
+
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 use serde_json::json;
+use tracing::warn;
 
 use super::aws::AwsArgs;
 use super::output;
 use super::store::StoreArgs;
 use crate::error::{Error, Kind, Result};
-use crate::repository::{Address, Manifest, ManifestName, RepositoryCatalog, check, pinned};
+use crate::repository::{Address, Manifest, ManifestName, RepositoryCatalog, pinned};
+use check::CheckArgs;
 use init::InitArgs;
 use ls::RepositoryLsArgs;
 use pins::{OneArgs, PinArgs};
@@ -43,7 +47,7 @@ enum Verb {
     Show(ShowArgs),
     /// Print what the snapshots of each volume take
     Stats(StatsArgs),
-    /// Look whether all that its snapshots need is there and whole
+    /// Check that everything its snapshots need is there and whole; --repair restores what can be found
     Check(CheckArgs),
     /// Remove snapshots that a retention does not keep, and sweep what no snapshot needs
     Prune(Box<PruneArgs>),
@@ -74,18 +78,6 @@ struct Where {
 
 #[derive(Args, Debug)]
 struct ShowArgs {
-    #[command(flatten)]
-    place: Where,
-}
-
-#[derive(Args, Debug)]
-struct CheckArgs {
-    /// Read every byte, not only whether it is there
-    #[arg(long)]
-    read_data: bool,
-    /// One JSON object instead of lines
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
     place: Where,
 }
@@ -161,50 +153,6 @@ impl ShowArgs {
         let manifest = catalog.manifest(&name).await?;
         let is_pinned = pinned(catalog.store()).await?.contains(&name.to_string());
         print_json(&described(&manifest, is_pinned))
-    }
-}
-
-impl CheckArgs {
-    async fn run(self) -> Result<()> {
-        let catalog = self.place.open().await?;
-        let checked = check(&catalog, self.read_data).await?;
-        if self.json {
-            print_json(&checked)?;
-        } else {
-            output::write(None, |out| {
-                for damage in &checked.damages {
-                    writeln!(out, "damaged  {}: {}", damage.object, damage.what)?;
-                    for snapshot in &damage.snapshots {
-                        writeln!(out, "         {snapshot} cannot be read whole")?;
-                    }
-                }
-                writeln!(
-                    out,
-                    "{} snapshots, {} segments, {} packs of {}",
-                    checked.snapshots,
-                    checked.segments,
-                    checked.packs,
-                    ByteSize::b(checked.packed_bytes)
-                )?;
-                writeln!(
-                    out,
-                    "{} objects of {} that no snapshot needs, {} unfinished runs",
-                    checked.unused,
-                    ByteSize::b(checked.unused_bytes),
-                    checked.runs
-                )
-            })?;
-        }
-        match checked.damages.len() {
-            0 => Ok(()),
-            count => {
-                let what = format!(
-                    "{count} objects of {} are damaged or missing",
-                    self.place.address
-                );
-                Err(Error::new(Kind::Corrupt, what))
-            }
-        }
     }
 }
 

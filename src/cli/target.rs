@@ -249,6 +249,7 @@ impl ToArgs {
 
     fn options(&self, region: Option<Given<String>>) -> TargetAws {
         TargetAws {
+            role: "to",
             is_target: true,
             profile: self.to_profile.clone(),
             region,

@@ -18,6 +18,8 @@ use super::latest;
 use super::lease::{LEASE, Lease, LeaseKind};
 use super::listing::{self, FENCED, Fence, Foreign};
 use super::manifest::{FORMAT, Manifest, ManifestName};
+use super::pack::Name;
+use super::segment::{Segment, place_of};
 use super::segments::Segments;
 use super::source::RepositorySource;
 use super::store::{Object, Store};
@@ -373,6 +375,17 @@ impl RepositoryCatalog {
         Ok(snapshots)
     }
 
+    /// A segment of a snapshot; none when it is damaged.
+    async fn segment_if_sound(&self, name: &Name, id: &SnapshotId) -> Result<Option<Arc<Segment>>> {
+        match self.segments.load(name).await {
+            Err(error) if error.kind() == Kind::Corrupt => {
+                warn!("all blocks there count as changed: {id}: {}", error.chain());
+                Ok(None)
+            }
+            segment => segment.map(Some),
+        }
+    }
+
     async fn difference(&self, base: &SnapshotId, head: &SnapshotId) -> Result<Changes> {
         let (old, new) = (self.source(base).await?, self.source(head).await?);
         let mut delta = Delta::new(Some(old.geometry()), new.geometry());
@@ -391,13 +404,22 @@ impl RepositoryCatalog {
                 continue;
             }
             let mut segments = Vec::new();
-            for name in of {
+            for (name, id) in of.into_iter().zip([base, head]) {
                 segments.push(match name {
-                    Some(name) => self.segments.load(&name).await?,
-                    None => Arc::default(),
+                    Some(name) => self.segment_if_sound(&name, id).await?,
+                    None => Some(Arc::default()),
                 });
             }
             let [old, new] = &segments[..] else { continue };
+            // Of a damaged segment nothing is known: all that the other one may differ in is written or zeroed.
+            let (old, new) = match (old, new) {
+                (Some(old), Some(new)) => (old, new),
+                (_, new) => {
+                    let new = new.as_deref();
+                    delta_of_damage(&mut delta, number, new);
+                    continue;
+                }
+            };
             let index = |within: u16| BlockIndex(number * SEGMENT_BLOCKS + u32::from(within));
             for (within, entry) in new.entries() {
                 if old.get(within).is_none_or(|old| old.digest != entry.digest) {
@@ -428,6 +450,21 @@ impl RepositoryCatalog {
         delta.write_too(new.damaged());
         delta.zero_what_grew();
         Ok((Arc::new(delta), new))
+    }
+}
+
+/// What differs where the segment of a base, or of both, cannot be read: a head that cannot be read either is written, so that its
+/// damage is found where its blocks are read.
+fn delta_of_damage(delta: &mut Delta, number: u32, new: Option<&Segment>) {
+    let end = delta.head().block_count();
+    let first = number.saturating_mul(SEGMENT_BLOCKS);
+    for index in first..first.saturating_add(SEGMENT_BLOCKS).min(end) {
+        let within = place_of(BlockIndex(index)).1;
+        let change = match new {
+            Some(new) if new.get(within).is_none() => Change::Zero,
+            _ => Change::Write,
+        };
+        delta.insert(BlockIndex(index), change);
     }
 }
 

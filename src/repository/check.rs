@@ -1,52 +1,69 @@
 //! `check`: whether everything that the manifests lead to is there and is what its name says, and which snapshots suffer if not.
+//!
+//! Manifests and segments are read whole. Of packs a check without data asks whether they are there and long enough; a check with
+//! data reads all of them, or a part of them by their names. What it found is kept in the repository as [`LastCheck`]: damage
+//! in the bytes of a pack stays on record until that pack is read again or no snapshot needs it.
+
+mod data;
+mod last;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::pin::pin;
 
 use futures_util::future::TryFutureExt;
 use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
-use serde::Serialize;
-use sha2::{Digest as _, Sha256};
+use serde::{Deserialize, Serialize};
 
 use super::catalog::RepositoryCatalog;
-use super::header::from_hex;
 use super::lease;
 use super::manifest::Manifest;
-use super::pack::{self, MOST_BLOCKS, Name, Spot, Stored};
+use super::pack::Name;
+use super::presence::{self, Lack, MOST_HEADS};
 use super::segments::{self, object};
 use super::store::{Object, Store};
-use crate::block::Digest;
 use crate::error::{Error, Kind, Result};
-use crate::files::blocking;
+pub(super) use data::{Row, row};
+pub use last::LastCheck;
 
 /// So many objects of a folder are listed at once: a page, of S3.
 const FEW: usize = 1000;
 /// Listings of a part at once; of the 2^21 packs of 64 TiB each part has 8,192.
 const LISTS: usize = 4;
-/// Packs read at once, of at most 32 MiB each.
-const PACKS: usize = 3;
-/// Blocks of packs that are looked at together, each remembered as a [`Row`]: some 40 MB. The segments are read once for each
-/// so many blocks, 2 % of what is read of the packs themselves.
-const ROWS: usize = 1 << 20;
 
-/// What a segment says of a block, and a pack's table too: the first bytes of its SHA-256, and where it is.
-type Row = (u64, Spot);
+/// Says of damage which check has found it.
+const KNOWN: &str = "found by the check of";
 
-/// What is wrong with a pack.
-enum Wrong {
-    /// The pack itself.
-    Damaged(String),
-    /// Segments say of it what its table does not say: they are wrong.
-    Lacks(HashSet<Row>),
+/// Which packs a check reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadData {
+    /// None: whether they are there and long enough.
+    None,
+    /// Part N of M, counted from 1: which packs these are depends on their names alone.
+    Part(u32, u32),
+    /// All of them.
+    All,
+}
+
+impl std::fmt::Display for ReadData {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Part(part, of) => write!(f, "{part}/{of}"),
+            Self::All => f.write_str("all"),
+        }
+    }
 }
 
 /// What is damaged, and what suffers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Damage {
     /// The object.
     pub object: String,
     /// What is wrong with it.
     pub what: String,
+    /// Whether only reading its bytes shows it.
+    #[serde(default)]
+    pub in_data: bool,
     /// The snapshots that cannot be read whole, by the names of their manifests.
     pub snapshots: Vec<String>,
 }
@@ -62,6 +79,12 @@ pub struct Checked {
     pub packs: u64,
     /// Bytes of these packs.
     pub packed_bytes: u64,
+    /// Which of these packs were read: `none`, `all`, or a part such as `3/30`.
+    pub read: String,
+    /// How many that were.
+    pub read_packs: u64,
+    /// Their bytes.
+    pub read_bytes: u64,
     /// Segments and packs that no snapshot leads to: of unfinished runs, or garbage.
     pub unused: u64,
     /// Bytes of those.
@@ -70,6 +93,18 @@ pub struct Checked {
     pub runs: u64,
     /// What is damaged.
     pub damages: Vec<Damage>,
+    /// Where a repair looks.
+    #[serde(skip)]
+    pub(super) suspects: Suspects,
+}
+
+/// What a repair must not believe.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Suspects {
+    /// Packs that are missing, cut short or damaged.
+    pub(super) packs: HashSet<Name>,
+    /// Sound packs, and what segments wrongly say of them.
+    pub(super) lacks: HashMap<Name, HashSet<Row>>,
 }
 
 /// So much of a name, or of a block's digest, tells it from others: two of 2^21 packs are taken for one once in eight million repositories, and what
@@ -116,30 +151,59 @@ pub(super) fn segments_of(manifests: &[Manifest]) -> BTreeMap<Name, BTreeSet<usi
     segments
 }
 
+pub(super) fn is_damage(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Corrupt | Kind::NotFound | Kind::Invalid)
+}
+
+/// What is damaged by the name of its object: what is wrong, whether only its bytes show it, and who suffers.
+type Damages = BTreeMap<String, (String, bool, BTreeSet<String>)>;
+
 /// A check on its way.
 struct Check<'a> {
     store: &'a Store,
     manifests: Vec<Manifest>,
     segments: BTreeMap<Name, BTreeSet<usize>>,
-    damages: BTreeMap<String, (String, BTreeSet<String>)>,
+    damages: Damages,
+    /// Which of the manifests lead to damage.
+    suffering: BTreeSet<usize>,
+    suspects: Suspects,
 }
 
-/// Looks at every manifest, every segment, and that every pack is there and long enough; with `read_data` at every byte, and that
-/// each block of each snapshot is where its segment says.
+/// A pack that the listing lacks.
+struct Doubt {
+    end: u64,
+    manifests: BTreeSet<usize>,
+    lack: Lack,
+}
+
+/// Reads every manifest and every segment, asks whether every pack is there and long enough, and reads the wanted packs: every
+/// byte, and that each block of each snapshot is where its segment says. Keeps what it found in the repository if it may.
 ///
 /// # Errors
-/// Why the repository cannot be looked at. Damage is no error here.
-pub async fn check(catalog: &RepositoryCatalog, read_data: bool) -> Result<Checked> {
+/// Why the repository cannot be looked at; `Corrupt` when the listing of packs lacks some that are there. Damage is no error.
+pub async fn check(catalog: &RepositoryCatalog, read: ReadData) -> Result<Checked> {
+    let before = LastCheck::read(catalog.store()).await?;
+    let (checked, last) = inspect(catalog, read, &before).await?;
+    last.write(catalog.store()).await;
+    Ok(checked)
+}
+
+/// The same without keeping the result; `before` is that of the last check.
+pub(super) async fn inspect(
+    catalog: &RepositoryCatalog,
+    read: ReadData,
+    before: &LastCheck,
+) -> Result<(Checked, LastCheck)> {
     let store = &**catalog.store();
-    let mut damages = BTreeMap::new();
+    let mut damages = Damages::new();
     let mut manifests = Vec::new();
-    let read = catalog.manifests(catalog.names().await?, |manifest| manifest);
-    for (name, manifest) in read.await? {
+    let found = catalog.manifests(catalog.names().await?, |manifest| manifest);
+    for (name, manifest) in found.await? {
         match manifest {
             Ok(manifest) => manifests.push(manifest),
             Err(error) if is_damage(&error) => {
                 let suffers = BTreeSet::from([name.to_string()]);
-                damages.insert(format!("snapshots/{name}"), (error.chain(), suffers));
+                damages.insert(format!("snapshots/{name}"), (error.chain(), false, suffers));
             }
             Err(error) => return Err(error),
         }
@@ -149,14 +213,18 @@ pub async fn check(catalog: &RepositoryCatalog, read_data: bool) -> Result<Check
         segments: segments_of(&manifests),
         manifests,
         damages,
+        suffering: BTreeSet::new(),
+        suspects: Suspects::default(),
     };
     let sizes = check.sizes().await?;
-    let used = check.segments(&sizes).await?;
+    let (used, doubts) = check.segments(&sizes, before, read).await?;
+    check.settle(doubts).await?;
     let mut checked = Checked {
         snapshots: check.manifests.len() as u64,
         segments: check.segments.len() as u64,
         packs: used.len() as u64,
         runs: lease::runs(store).await?.len() as u64,
+        read: read.to_string(),
         ..Checked::default()
     };
     let segments: HashSet<u64> = check.segments.keys().map(short).collect();
@@ -177,36 +245,50 @@ pub async fn check(catalog: &RepositoryCatalog, read_data: bool) -> Result<Check
             checked.unused_bytes += size;
         }
     }
-    if read_data {
-        check.read(used.len()).await?;
+    if read != ReadData::None {
+        (checked.read_packs, checked.read_bytes) = check.read(used.len(), read).await?;
     }
-    let damages = check.damages.into_iter();
+    let damages = std::mem::take(&mut check.damages).into_iter();
     checked.damages = damages
-        .map(|(object, (what, snapshots))| Damage {
+        .map(|(object, (what, in_data, snapshots))| Damage {
             object,
             what,
+            in_data,
             snapshots: snapshots.into_iter().collect(),
         })
         .collect();
-    Ok(checked)
-}
-
-pub(super) fn is_damage(error: &Error) -> bool {
-    matches!(error.kind(), Kind::Corrupt | Kind::NotFound | Kind::Invalid)
+    checked.suspects = check.suspects;
+    let suffering = check.suffering.iter();
+    let suffering = suffering.filter_map(|number| check.manifests.get(*number));
+    let last = LastCheck::of(&checked, suffering);
+    Ok((checked, last))
 }
 
 impl Check<'_> {
     fn note(&mut self, object: String, what: &str, manifests: &BTreeSet<usize>) {
+        self.note_as(object, what, false, manifests);
+    }
+
+    fn note_data(&mut self, object: String, what: &str, manifests: &BTreeSet<usize>) {
+        self.note_as(object, what, true, manifests);
+    }
+
+    fn note_as(&mut self, object: String, what: &str, in_data: bool, manifests: &BTreeSet<usize>) {
         let names = manifests
             .iter()
             .filter_map(|manifest| self.manifests.get(*manifest));
         let names: Vec<String> = names.map(|manifest| manifest.name().to_string()).collect();
         let damage = self.damages.entry(object);
-        let (_, suffers) = damage.or_insert_with(|| (what.to_owned(), BTreeSet::new()));
-        suffers.extend(names);
+        let damage = damage.or_insert_with(|| (what.to_owned(), in_data, BTreeSet::new()));
+        // That an object is not there at all says more than what was found in it before.
+        if damage.1 && !in_data {
+            (damage.0, damage.1) = (what.to_owned(), false);
+        }
+        damage.2.extend(names);
+        self.suffering.extend(manifests);
     }
 
-    /// The bytes of each pack that is there.
+    /// The bytes of each pack that is listed.
     async fn sizes(&self) -> Result<BTreeMap<u64, u64>> {
         let mut sizes = BTreeMap::new();
         let mut parts = pin!(objects(self.store, "packs"));
@@ -217,13 +299,28 @@ impl Check<'_> {
         Ok(sizes)
     }
 
-    /// Reads every segment; the packs that they lead to.
-    async fn segments(&mut self, sizes: &BTreeMap<u64, u64>) -> Result<HashSet<u64>> {
-        let mut used = HashSet::new();
+    /// Reads every segment; the packs that they lead to, and those of them that are in doubt by their listed sizes. Damage that
+    /// the last check has found in data is taken over where this one does not read it.
+    async fn segments(
+        &mut self,
+        sizes: &BTreeMap<u64, u64>,
+        before: &LastCheck,
+        read: ReadData,
+    ) -> Result<(HashSet<u64>, BTreeMap<Name, Doubt>)> {
+        let (mut used, mut doubts) = (HashSet::new(), BTreeMap::<Name, Doubt>::new());
+        let mut counts: HashMap<Name, u64> = HashMap::new();
         let store = self.store;
         let names: Vec<Name> = self.segments.keys().copied().collect();
-        let mut read = pin!(segments::read_all(store, names));
-        while let Some((name, segment)) = read.next().await {
+        let known = |kind: &str, name: &Name| {
+            let damage = before.has_damage_in_data().then(|| object(kind, name));
+            let damage = before.in_data(&damage?)?;
+            Some(match damage.what.contains(KNOWN) {
+                true => damage.what.clone(),
+                false => format!("{} ({KNOWN} {})", damage.what, before.when),
+            })
+        };
+        let mut segments = pin!(segments::read_all(store, names));
+        while let Some((name, segment)) = segments.next().await {
             let manifests = self.segments.get(&name).cloned().unwrap_or_default();
             let segment = match segment {
                 Ok(segment) => segment,
@@ -233,221 +330,78 @@ impl Check<'_> {
                 }
                 Err(error) => return Err(error),
             };
-            let mut ends: BTreeMap<Name, u64> = BTreeMap::new();
-            for (_, entry) in segment.entries() {
-                let end = ends.entry(entry.pack).or_default();
-                *end = entry.spot.end().max(*end);
+            counts.insert(name, segment.len() as u64);
+            if read != ReadData::All
+                && let Some(what) = known("segments", &name)
+            {
+                self.note_data(object("segments", &name), &what, &manifests);
             }
-            for (pack, end) in ends {
+            for (pack, end) in presence::ends(&segment) {
                 used.insert(short(&pack));
-                match sizes.get(&short(&pack)) {
-                    None => self.note(object("packs", &pack), "it is missing", &manifests),
-                    Some(size) if *size < end => {
-                        self.note(object("packs", &pack), "it is cut short", &manifests);
-                    }
-                    Some(_) => {}
+                if !read.is_wanted(&pack)
+                    && let Some(what) = known("packs", &pack)
+                {
+                    self.suspects.packs.insert(pack);
+                    self.note_data(object("packs", &pack), &what, &manifests);
                 }
+                let lack = match sizes.get(&short(&pack)) {
+                    None => Lack::Missing,
+                    Some(size) if *size < end => Lack::Short,
+                    Some(_) => continue,
+                };
+                let doubt = doubts.entry(pack).or_insert_with(|| Doubt {
+                    end,
+                    manifests: BTreeSet::new(),
+                    lack,
+                });
+                doubt.end = end.max(doubt.end);
+                doubt.manifests.extend(&manifests);
             }
         }
-        Ok(used)
+        self.counts(&counts);
+        Ok((used, doubts))
     }
 
-    /// Reads so many packs, and whether each has the blocks that segments say are in it.
-    async fn read(&mut self, packs: usize) -> Result<()> {
-        let parts = (packs * MOST_BLOCKS).div_ceil(ROWS).max(1) as u64;
-        let mut wrong: BTreeMap<Name, Wrong> = BTreeMap::new();
-        let store = self.store;
-        for part in 0..parts {
-            let said = self.said(|pack| short(pack) % parts == part).await?;
-            let looks = stream::iter(said)
-                .map(|(name, rows)| async move {
-                    let found = look_at(store, &name, rows).await?;
-                    Ok::<_, Error>(found.map(|wrong| (name, wrong)))
-                })
-                .buffer_unordered(PACKS);
-            let found: Vec<_> = looks
-                .try_filter_map(|found| std::future::ready(Ok(found)))
-                .try_collect()
-                .await?;
-            wrong.extend(found);
-        }
-        if wrong.is_empty() {
-            return Ok(());
-        }
-        // Who suffers is looked for only now: that is rare.
-        for (name, manifests) in self.segments.clone() {
-            let Ok(segment) = segments::read(store, &name).await else {
+    /// Compares what manifests say of their blocks with what their segments hold.
+    fn counts(&mut self, counts: &HashMap<Name, u64>) {
+        let mut wrong = Vec::new();
+        for (number, manifest) in self.manifests.iter().enumerate() {
+            let held = manifest.segments.iter().map(|of| counts.get(&of.name));
+            let Some(held) = held.collect::<Option<Vec<_>>>() else {
                 continue;
             };
-            for pack in segment.packs() {
-                match wrong.get(pack) {
-                    Some(Wrong::Damaged(what)) => {
-                        self.note(object("packs", pack), what, &manifests)
-                    }
-                    Some(Wrong::Lacks(rows)) => {
-                        let mut its = segment.entries().filter(|(_, entry)| entry.pack == *pack);
-                        if its.any(|(_, entry)| rows.contains(&row(&entry.digest, entry.spot))) {
-                            let what = "a block that it speaks of is not where it says";
-                            self.note(object("segments", &name), what, &manifests);
-                        }
-                    }
-                    None => {}
-                }
+            let said = manifest.segments.iter().map(|of| u64::from(of.blocks));
+            let is_right = said.eq(held.iter().copied().copied());
+            let sum: u64 = held.into_iter().sum();
+            if !is_right || sum != manifest.blocks {
+                let said = manifest.blocks;
+                let what = format!("it says that it holds {said} blocks, its segments hold {sum}");
+                wrong.push((format!("snapshots/{}", manifest.name()), what, number));
             }
+        }
+        for (object, what, number) in wrong {
+            self.note(object, &what, &BTreeSet::from([number]));
+        }
+    }
+
+    /// Asks for the packs that the listing lacks by their names: a listing that lacks what is there is no proof of damage.
+    async fn settle(&mut self, doubts: BTreeMap<Name, Doubt>) -> Result<()> {
+        let asked = doubts.iter().take(MOST_HEADS);
+        let asked: Vec<_> = asked.map(|(name, doubt)| (*name, doubt.end)).collect();
+        let count = asked.len();
+        let lacking = presence::lacking(self.store, asked).await?;
+        if lacking.len() < count {
+            return Err(presence::incomplete(self.store));
+        }
+        let known: HashMap<Name, Lack> = lacking.into_iter().collect();
+        for (name, doubt) in doubts {
+            let lack = known.get(&name).copied().unwrap_or(doubt.lack);
+            self.suspects.packs.insert(name);
+            self.note(object("packs", &name), lack.what(), &doubt.manifests);
         }
         Ok(())
     }
-
-    /// What all segments say of some packs. Those that are damaged were found before.
-    async fn said(&self, is_wanted: impl Fn(&Name) -> bool) -> Result<HashMap<Name, HashSet<Row>>> {
-        let mut said: HashMap<Name, HashSet<Row>> = HashMap::new();
-        let names = self.segments.keys().copied();
-        let mut read = pin!(segments::read_all(self.store, names));
-        while let Some((_, segment)) = read.next().await {
-            let segment = match segment {
-                Err(error) if is_damage(&error) => continue,
-                segment => segment?,
-            };
-            for (_, entry) in segment.entries() {
-                if is_wanted(&entry.pack) {
-                    let rows = said.entry(entry.pack).or_default();
-                    rows.insert(row(&entry.digest, entry.spot));
-                }
-            }
-        }
-        Ok(said)
-    }
-}
-
-fn row(digest: &Digest, spot: Spot) -> Row {
-    (short(digest), spot)
-}
-
-/// What is wrong with a pack, every byte of it, of which segments say so much.
-async fn look_at(store: &Store, name: &Name, mut said: HashSet<Row>) -> Result<Option<Wrong>> {
-    let damaged = |what: &str| Ok(Some(Wrong::Damaged(what.to_owned())));
-    let bytes = match store.get(&object("packs", name)).await {
-        Err(error) if is_damage(&error) => return damaged(&error.chain()),
-        bytes => bytes?,
-    };
-    let name = *name;
-    blocking(move || {
-        let Some((found, table)) = pack::table(&bytes) else {
-            return damaged("it is no pack");
-        };
-        if found != name {
-            return damaged("it is not the pack that was written");
-        }
-        for (digest, spot) in table {
-            let start = spot.offset as usize;
-            let end = usize::try_from(spot.end()).unwrap_or(usize::MAX);
-            let opened = (start <= end && end <= bytes.len())
-                .then(|| Stored::read(bytes.slice(start..end), spot).open())
-                .flatten();
-            if opened.is_none_or(|block| *Sha256::digest(&block) != digest) {
-                return damaged("a block in it is not what it should be");
-            }
-            said.remove(&row(&digest, spot));
-        }
-        Ok((!said.is_empty()).then_some(Wrong::Lacks(said)))
-    })
-    .await
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-    use std::time::SystemTime;
-
-    use bytes::Bytes;
-    use tokio::sync::Semaphore;
-
-    use super::*;
-    use crate::block::BlockIndex;
-    use crate::repository::manifest::{FORMAT, SegmentOf};
-    use crate::repository::pack::{Filling, Packer};
-    use crate::repository::segment::{Entry, Segment};
-    use crate::repository::store::Connection;
-
-    /// A repository in a folder, and the store that it is in.
-    async fn repository(folder: &std::path::Path) -> RepositoryCatalog {
-        let connection = Connection::new(std::time::Duration::from_secs(5));
-        let address = format!("file://{}", folder.display()).parse().unwrap();
-        let store = Arc::new(Store::open(&address, &connection).unwrap());
-        RepositoryCatalog::init(store).await.unwrap()
-    }
-
-    async fn put_manifest(store: &Store, snapshot: &str, segment: &Segment) {
-        let stored = segment.encode(&[0; 16]).unwrap();
-        let of = SegmentOf {
-            number: 0,
-            name: Sha256::digest(&stored).into(),
-            blocks: 2,
-        };
-        let manifest = Manifest {
-            format: FORMAT,
-            run: "run".into(),
-            snapshot: snapshot.parse().unwrap(),
-            volume: Some("vol-0a".into()),
-            volume_key: crate::target::VolumeKey::of_volume("vol-0a"),
-            time: SystemTime::UNIX_EPOCH,
-            volume_bytes: 1 << 30,
-            base: None,
-            description: None,
-            tags: BTreeMap::new(),
-            written: SystemTime::UNIX_EPOCH,
-            encrypted: None,
-            blocks: 2,
-            sent_blocks: 2,
-            sent_bytes: 2 << 19,
-            stored_bytes: 2 << 19,
-            damaged: Vec::new(),
-            segments: vec![of],
-        };
-        let name = object("segments", &of.name);
-        store.put(&name, &[stored]).await.unwrap();
-        let name = format!("snapshots/{}", manifest.name());
-        store.put(&name, &[manifest.encode().into()]).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_segment_that_speaks_of_what_no_pack_holds_is_damage_of_its_snapshots_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let catalog = repository(folder.path()).await;
-        let store = catalog.store();
-        let places = Arc::new(Semaphore::new(2));
-        let (mut filling, mut packer) = (Filling::default(), Packer::new().unwrap());
-        for number in 1..=2u8 {
-            let block = Bytes::from(vec![number; 1 << 19]);
-            let digest = Sha256::digest(&block).into();
-            let place = Arc::clone(&places).try_acquire_owned().unwrap();
-            let stored = packer.pack(block);
-            filling.push(BlockIndex(number.into()), digest, stored, place);
-        }
-        let packed = filling.pack(&[7; 16]);
-        let name = object("packs", &packed.name);
-        store.put(&name, &packed.pieces).await.unwrap();
-        let [(_, one, at_one), (_, two, at_two)] = packed.spots[..] else {
-            panic!("two blocks");
-        };
-        let segment = |blocks: [(Digest, Spot); 2]| {
-            let entries = blocks.map(|(digest, spot)| Entry {
-                pack: packed.name,
-                spot,
-                digest,
-            });
-            Segment::of((0..).zip(entries))
-        };
-        put_manifest(store, "snap-0a", &segment([(one, at_one), (two, at_two)])).await;
-        // All is there, and one block is said to be where the other one is.
-        put_manifest(store, "snap-0b", &segment([(one, at_one), (one, at_two)])).await;
-        let checked = check(&catalog, false).await.unwrap();
-        assert_eq!((checked.snapshots, checked.damages.len()), (2, 0));
-        let checked = check(&catalog, true).await.unwrap();
-        let [damage] = &checked.damages[..] else {
-            panic!("{checked:?}");
-        };
-        assert!(damage.object.starts_with("segments/"), "{damage:?}");
-        assert_eq!(damage.snapshots, ["19700101T000000000Z.vol-0a.snap-0b"]);
-    }
-}
+mod tests;

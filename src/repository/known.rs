@@ -8,6 +8,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use tracing::warn;
 
+use super::check::LastCheck;
 use super::index::Index;
 use super::locations::{Location, Locations};
 use super::pack::{Name, Spot};
@@ -26,14 +27,16 @@ const NUMBERED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 #[derive(Debug)]
 pub(super) struct Known {
     index: Arc<Index>,
+    last: LastCheck,
     recent: Mutex<LruCache<Digest, BlockIndex>>,
     numbers: Mutex<LruCache<Name, u32>>,
 }
 
 impl Known {
-    pub(super) fn new(index: Index) -> Self {
+    pub(super) fn new(index: Index, last: LastCheck) -> Self {
         Self {
             index: Arc::new(index),
+            last,
             recent: Mutex::new(LruCache::new(RECENT)),
             numbers: Mutex::new(LruCache::new(NUMBERED)),
         }
@@ -64,6 +67,7 @@ impl Known {
         let numbered = self.numbers.lock().get(&pack).copied();
         let number = match numbered {
             Some(number) => number,
+            None if self.last.in_data(&object("packs", &pack)).is_some() => return Ok(None),
             None if !is_there(store, &pack, spot).await? => return Ok(None),
             None => {
                 let number = number();

@@ -63,7 +63,7 @@ impl Fence {
 
 /// What an object of a folder is.
 #[derive(Debug, PartialEq, Eq)]
-enum Found {
+enum Role {
     First(String),
     Last(String),
     Ours,
@@ -71,18 +71,18 @@ enum Found {
 }
 
 /// What an object is by its name within the repository.
-fn found(folder: &str, name: &str) -> Found {
+fn found(folder: &str, name: &str) -> Role {
     let within = name
         .strip_prefix(folder)
         .and_then(|name| name.strip_prefix('/'));
     let Some(within) = within else {
-        return Found::Foreign;
+        return Role::Foreign;
     };
     if let Some(id) = within.strip_prefix(FIRST) {
-        return Found::First(id.to_owned());
+        return Role::First(id.to_owned());
     }
     if let Some(id) = within.strip_prefix(LAST) {
-        return Found::Last(id.to_owned());
+        return Role::Last(id.to_owned());
     }
     let is_word = |text: &str| {
         let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
@@ -98,7 +98,7 @@ fn found(folder: &str, name: &str) -> Found {
         }),
         _ => is_word(within),
     };
-    if is_ours { Found::Ours } else { Found::Foreign }
+    if is_ours { Role::Ours } else { Role::Foreign }
 }
 
 /// Sorts the objects of a listing, page by page, and knows at its end whether it was complete.
@@ -128,16 +128,16 @@ impl<'a> Proof<'a> {
     fn page(&mut self, page: Vec<Object>) -> Vec<Object> {
         let mut page = page;
         page.retain(|object| match found(self.folder, &object.name) {
-            Found::Ours => true,
-            Found::First(id) => {
+            Role::Ours => true,
+            Role::First(id) => {
                 self.firsts.push(id);
                 false
             }
-            Found::Last(id) => {
+            Role::Last(id) => {
                 self.lasts.push(id);
                 false
             }
-            Found::Foreign => {
+            Role::Foreign => {
                 self.foreign += 1;
                 if self.named.len() < NAMED {
                     self.named.push(object.name.clone());
@@ -256,14 +256,14 @@ mod tests {
             ("packs", format!("aa/{hex}"), false),
             ("packs", format!("ab/{hex}#1"), false),
         ] {
-            let is_ours = found(folder, &format!("{folder}/{within}")) == Found::Ours;
+            let is_ours = found(folder, &format!("{folder}/{within}")) == Role::Ours;
             assert_eq!(is_ours, ours, "{folder} {within}");
         }
-        assert_eq!(found("runs", "removed/0123"), Found::Foreign);
+        assert_eq!(found("runs", "removed/0123"), Role::Foreign);
         let id = "00000000000000aa";
         assert_eq!(
             found("runs", &format!("runs/0-fence-{id}")),
-            Found::First(id.into())
+            Role::First(id.into())
         );
     }
 

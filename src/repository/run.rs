@@ -33,6 +33,9 @@ pub struct RunState {
     pub base: Option<SnapshotId>,
     /// The manifest whose blocks are not sent again where they are the same.
     pub parent: Option<Parent>,
+    /// The run of the damaged manifest of the same snapshot, which this run replaces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<String>,
     /// See [`Manifest`].
     pub encrypted: Option<bool>,
     /// See [`Manifest`].
@@ -96,6 +99,24 @@ impl Parent {
 pub(super) fn removed_meanwhile(name: &str) -> Error {
     let what = format!("cannot use {name} as a base: it was removed meanwhile");
     Error::new(Kind::NotFound, what).with_remedy(Remedy::TryLater)
+}
+
+/// Replaces the manifest that the run `old` has written. That one stays as a tombstone, which is written first. False when
+/// another one is there by now, or none.
+pub(super) async fn replace_manifest(store: &Store, old: &str, new: &Manifest) -> Result<bool> {
+    let name = new.name().to_string();
+    let object = format!("snapshots/{name}");
+    let there = match read_manifest(store, &object).await {
+        Err(error) if error.kind() == Kind::NotFound => return Ok(false),
+        there => there?,
+    };
+    if there.run != old {
+        return Ok(false);
+    }
+    let tombstone = removed(&name, old);
+    store.put(&tombstone, &[there.encode().into()]).await?;
+    store.put(&object, &[new.encode().into()]).await?;
+    Ok(true)
 }
 
 /// The name of a removed manifest's tombstone.

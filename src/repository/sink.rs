@@ -18,6 +18,7 @@ use tracing::{info, warn};
 
 use super::SEGMENT_BLOCKS;
 use super::catalog::read_manifest;
+use super::check::LastCheck;
 use super::header::{Salt, salt_of_run};
 use super::index::Index;
 use super::known::Known;
@@ -27,7 +28,7 @@ use super::locations::{Location, Locations};
 use super::manifest::{FORMAT, Manifest, SegmentOf};
 use super::pack::{Filling, MOST_BLOCKS, Packer};
 use super::prune::{self, Needed};
-use super::run::{RunState, forgotten};
+use super::run::{RunState, forgotten, replace_manifest};
 use super::segment::{Entry, Segment, place_of};
 use super::segments::{Segments, object};
 use super::source::RepositorySource;
@@ -136,10 +137,11 @@ impl RepositorySink {
         })
     }
 
-    /// The same sink, which sends no block that is in the index. The index must be updated after the sink was opened.
+    /// The same sink, which sends no block that is in the index and in a pack that `last` does not call damaged. The index must be
+    /// updated after the sink was opened.
     #[must_use]
-    pub fn with_index(mut self, index: Index) -> Self {
-        self.known = Some(Arc::new(Known::new(index)));
+    pub fn with_index(mut self, index: Index, last: LastCheck) -> Self {
+        self.known = Some(Arc::new(Known::new(index, last)));
         self
     }
 
@@ -447,7 +449,12 @@ impl RepositorySink {
             Ok(read) => read.is_some(),
             Err(error) => error.kind() != Kind::Corrupt,
         };
-        if !store.put_new(&object, &manifest.encode(), is_sound).await? {
+        let is_replaced = match &self.state.replaces {
+            Some(old) => replace_manifest(store, old, &manifest).await?,
+            None => false,
+        };
+        let encoded = manifest.encode();
+        if !is_replaced && !store.put_new(&object, &encoded, is_sound).await? {
             let there = read_manifest(store, &object).await?;
             if there.run != manifest.run {
                 info!("another run has published {} meanwhile", manifest.snapshot);

@@ -2,20 +2,22 @@
 //! ranged GET.
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::SEGMENT_BLOCKS;
-use super::manifest::Manifest;
+use super::manifest::{Manifest, SegmentOf};
 use super::pack::{Name, Spot, Stored};
-use super::segment::{Entry, place_of};
+use super::segment::{Entry, Segment, place_of};
 use super::segments::{Segments, object};
 use super::store::Store;
 use crate::block::{Block, BlockIndex, BlockSet, Extent, Geometry};
@@ -30,6 +32,12 @@ const GETS: usize = 64;
 const MOST_AT_ONCE: u64 = 2 << 20;
 /// How long a block that nobody waits for waits for its neighbours.
 const COMPANY: Duration = Duration::from_millis(1);
+/// After this time without an answer a pack is asked for its size.
+const SLOW: Duration = Duration::from_secs(1);
+/// Packs whose sizes are remembered because they were cut short.
+const SHORT: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+/// How long a segment that cannot be read is not asked for again.
+const BROKEN_FOR: Duration = Duration::from_secs(60);
 
 /// A snapshot of a repository.
 pub struct RepositorySource {
@@ -38,6 +46,8 @@ pub struct RepositorySource {
     /// Blocks that are zero here because their source was damaged: they are held, and cannot be read.
     damaged: BlockSet,
     segments: Arc<Segments>,
+    /// Segments that cannot be read, and until when they are not asked for again: each of their 65,536 blocks asks.
+    broken: Mutex<HashMap<u32, (Instant, Error)>>,
     digester: Digester,
     packs: Arc<Packs>,
 }
@@ -57,10 +67,12 @@ impl RepositorySource {
             damaged: BlockSet::of_pairs(&manifest.damaged, BlockIndex(geometry.block_count())),
             manifest,
             segments,
+            broken: Mutex::default(),
             digester: Digester::new(),
             packs: Arc::new(Packs {
                 store,
                 wants: Mutex::default(),
+                short: Mutex::new(LruCache::new(SHORT)),
                 gets: Semaphore::new(GETS),
             }),
         })
@@ -86,8 +98,26 @@ impl RepositorySource {
         let (number, within) = place_of(index);
         match self.manifest.segment(number) {
             None => Ok(None),
-            Some(of) => Ok(self.segments.load(&of.name).await?.get(within)),
+            Some(of) => Ok(self.segment(of).await?.get(within)),
         }
+    }
+
+    /// A segment. Damage is remembered for a while.
+    async fn segment(&self, of: &SegmentOf) -> Result<Arc<Segment>> {
+        let remembered = self.broken.lock().get(&of.number).cloned();
+        if let Some((until, error)) = remembered
+            && Instant::now() < until
+        {
+            return Err(error);
+        }
+        let segment = self.segments.load(&of.name).await;
+        if let Err(error) = &segment
+            && error.kind() == Kind::Corrupt
+        {
+            let until = Instant::now() + BROKEN_FOR;
+            self.broken.lock().insert(of.number, (until, error.clone()));
+        }
+        segment
     }
 
     async fn fetch(&self, index: BlockIndex, wanted: Wanted) -> Result<Block> {
@@ -132,9 +162,17 @@ impl RepositorySource {
             .filter(|of| of.number >= first);
         for of in segments {
             let within = if of.number == first { within } else { 0 };
-            let segment = self.segments.load(&of.name).await?;
-            if let Some((start, end)) = segment.next_run(within) {
-                let base = of.number.saturating_mul(SEGMENT_BLOCKS);
+            let base = of.number.saturating_mul(SEGMENT_BLOCKS);
+            let run = match self.segment(of).await {
+                // Each of its blocks may be held, and is damaged.
+                Err(error) if error.kind() == Kind::Corrupt => {
+                    let rest = self.geometry.block_count().saturating_sub(base);
+                    let end = rest.min(SEGMENT_BLOCKS);
+                    (u32::from(within) < end).then_some((u32::from(within), end))
+                }
+                segment => segment?.next_run(within),
+            };
+            if let Some((start, end)) = run {
                 return Ok(Extent::new(
                     BlockIndex(base.saturating_add(start)),
                     BlockIndex(base.saturating_add(end)),
@@ -190,6 +228,8 @@ struct Packs {
     store: Arc<Store>,
     /// Of each pack what is wanted and not asked for yet.
     wants: Mutex<HashMap<Name, Vec<Want>>>,
+    /// Packs that were found cut short, and their bytes.
+    short: Mutex<LruCache<Name, u64>>,
     gets: Semaphore,
 }
 
@@ -233,18 +273,21 @@ impl Packs {
     }
 
     async fn get_group(&self, pack: &Name, group: Vec<Want>) {
-        // Closed never.
-        let _place = self.gets.acquire().await.ok();
         let start = group.first().map_or(0, |want| want.spot.offset.into());
         let end = group.iter().map(|want| want.spot.end()).max().unwrap_or(0);
-        let name = object("packs", pack);
-        let got = self.store.get_range(&name, start..end).await;
-        let got = got.map_err(|error| match error.kind() {
-            // It is named: it must be there.
-            Kind::NotFound => Error::with_source(Kind::Corrupt, "a pack is missing", error)
-                .with_remedy(Remedy::MarkDamage),
-            _ => error,
-        });
+        let got = self.get_range(pack, start, end).await;
+        if let Err(error) = &got
+            && error.kind() == Kind::Corrupt
+            && group.len() > 1
+        {
+            // Of a pack that is cut short the blocks before the cut are good.
+            for want in group {
+                let start = want.spot.offset.into();
+                let bytes = self.get_range(pack, start, want.spot.end()).await;
+                let _ = want.answer.send(bytes);
+            }
+            return;
+        }
         for want in group {
             let from = u64::from(want.spot.offset) - start;
             let range = usize::try_from(from)..usize::try_from(want.spot.end() - start);
@@ -258,6 +301,51 @@ impl Packs {
             // Who asked may have gone.
             let _ = want.answer.send(bytes);
         }
+    }
+
+    async fn get_range(&self, pack: &Name, start: u64, end: u64) -> Result<Bytes> {
+        // Closed never.
+        let _place = self.gets.acquire().await.ok();
+        let name = object("packs", pack);
+        let short = || {
+            let what = format!("{}/{name} is cut short", self.store.address());
+            Error::new(Kind::Corrupt, what).with_remedy(Remedy::MarkDamage)
+        };
+        if self.short.lock().get(pack).is_some_and(|size| *size < end) {
+            return Err(short());
+        }
+        // Stores refuse a range behind the end each in its own words, some of which mean another attempt until the deadline.
+        let is_short = async {
+            sleep(SLOW).await;
+            match self.store.head(&name).await {
+                Ok(found) if found.size < end => {
+                    self.short.lock().put(*pack, found.size);
+                }
+                _ => std::future::pending().await,
+            }
+        };
+        let got = tokio::select! {
+            biased;
+            got = self.store.get_range(&name, start..end) => got,
+            () = is_short => return Err(short()),
+        };
+        let error = match got {
+            Ok(bytes) => return Ok(bytes),
+            Err(error) => error,
+        };
+        Err(match error.kind() {
+            // It is named: it must be there.
+            Kind::NotFound => Error::with_source(Kind::Corrupt, "a pack is missing", error)
+                .with_remedy(Remedy::MarkDamage),
+            Kind::Corrupt => error.with_remedy(Remedy::MarkDamage),
+            _ => match self.store.head(&name).await {
+                Ok(found) if found.size < end => {
+                    self.short.lock().put(*pack, found.size);
+                    short()
+                }
+                _ => error,
+            },
+        })
     }
 }
 

@@ -1,8 +1,9 @@
 //! [`RepositoryTarget`]: a new snapshot in a repository. It observes what the repository holds of the source and of its
 //! volume, chooses the parent whose blocks are not sent again, and opens the sink.
 //!
-//! A base or parent is proven by its manifest and all of its segments, each read once: 40 bytes for each block of 512 KiB. A
-//! damaged one is skipped and the next older one is used.
+//! A base or parent is proven by its manifest and all of its segments, each read once: 40 bytes for each block of 512 KiB; and by
+//! its packs, which must be there, long enough, and not known as damaged by the last check. One that is not proven is skipped
+//! and the next older one is used. A snapshot that the repository holds is proven in the same way: a damaged one is copied again.
 
 mod observe;
 
@@ -14,15 +15,15 @@ use std::time::SystemTime;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
+use tokio::sync::OnceCell;
 use tracing::{info, warn};
 
 use super::catalog::RepositoryCatalog;
-use super::check::is_damage;
+use super::check::{LastCheck, is_damage};
 use super::index::Index;
 use super::lease;
 use super::locations::Locations;
 use super::manifest::Manifest;
-use super::pack::Name;
 use super::run::{Parent, RunState, removed_meanwhile};
 use super::segments::Segments;
 use super::sink::RepositorySink;
@@ -47,8 +48,12 @@ pub struct RepositoryTarget {
     stem: PathBuf,
     /// Where the dedup index is, if one is used.
     index: Option<PathBuf>,
-    /// Segments that were read and are sound.
-    proven: Mutex<HashSet<Name>>,
+    /// Manifests whose segments were read and whose packs are there, by name and run.
+    proven: Mutex<HashSet<String>>,
+    /// The result of the last check.
+    last: OnceCell<LastCheck>,
+    /// The run of the damaged manifest of the source, which the next run replaces.
+    replaces: Mutex<Option<String>>,
 }
 
 impl std::fmt::Debug for RepositoryTarget {
@@ -85,11 +90,19 @@ impl RepositoryTarget {
             index: dedup.then(index),
             catalog,
             proven: Mutex::default(),
+            last: OnceCell::new(),
+            replaces: Mutex::default(),
         }
     }
 
     fn store(&self) -> &Arc<Store> {
         self.catalog.store()
+    }
+
+    /// What the last check of the repository has found.
+    async fn last_check(&self) -> Result<&LastCheck> {
+        let read = || LastCheck::read(self.store());
+        self.last.get_or_try_init(read).await
     }
 
     async fn fit(&self, plan: &Delta, base: Option<&Replica>) -> Result<Delta> {
@@ -176,6 +189,7 @@ impl RepositoryTarget {
             volume_bytes: bytes_of(source),
             base: opening.base.map(|base| base.id.clone()),
             parent: parent.as_ref().map(Parent::of),
+            replaces: self.replaces.lock().clone(),
             encrypted: source.encrypted,
             description: source
                 .snapshot
@@ -210,7 +224,7 @@ impl RepositoryTarget {
         let mut sink = stop.unless(sink).await?;
         if let Some(path) = &self.index {
             match Index::update(&self.catalog, path, stop).await {
-                Ok(index) => sink = sink.with_index(index),
+                Ok(index) => sink = sink.with_index(index, self.last_check().await?.clone()),
                 // The index only saves transfers: the run is right without it.
                 Err(error) if matches!(error.kind(), Kind::Io | Kind::NoSpace | Kind::Corrupt) => {
                     warn!("not using the dedup index: {}", error.chain());

@@ -3,7 +3,7 @@
 use super::*;
 
 /// A repository of three snapshots of one volume.
-fn three(objects: &Objects) -> Chain {
+pub(super) fn three(objects: &Objects) -> Chain {
     let chain = Chain::new();
     for id in &chain.snapshots[..3] {
         run(&mut objects.bring(&chain.emulator, &[id, "--base", "auto"]));
@@ -12,12 +12,12 @@ fn three(objects: &Objects) -> Chain {
 }
 
 /// What is in a manifest: JSON between a header of 32 bytes and a SHA-256.
-fn manifest_at(path: &Path) -> Value {
+pub(super) fn manifest_at(path: &Path) -> Value {
     let bytes = fs::read(path).unwrap();
     serde_json::from_slice(&bytes[32..bytes.len() - 32]).unwrap()
 }
 
-fn damaged(objects: &Objects, emulator: &Emulator, args: &[&str]) -> Vec<Value> {
+pub(super) fn damaged(objects: &Objects, emulator: &Emulator, args: &[&str]) -> Vec<Value> {
     let mut command = objects.look(emulator, &[&["check"], args, &["--json"]].concat());
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(8));

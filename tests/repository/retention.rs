@@ -336,15 +336,18 @@ fn stats_count_each_block_once_and_runs_on_record_are_listed() {
     assert!(code == 2 && said.contains("names no repository"), "{said}");
     let runs = objects.files().join("runs");
     fs::create_dir_all(&runs).unwrap();
-    fs::write(
-        runs.join("0a"),
-        r#"{"kind":"sync","host":"proxy-1","user":"root"}"#,
-    )
-    .unwrap();
-    fs::write(runs.join("0b"), "snap-0c").unwrap();
+    let record = |what: &str, has_ended: bool| {
+        format!(
+            r#"{{"kind":"sync","what":"{what}","host":"proxy-1","user":"root","pid":7,"lease_seconds":60,
+                "begun":1782820800,"was_paused":false,"has_ended":{has_ended}}}"#
+        )
+    };
+    fs::write(runs.join("0a"), record("snap-0c", false)).unwrap();
+    fs::write(runs.join("0b"), "no record").unwrap();
+    fs::write(runs.join("0c"), record("snap-0d", true)).unwrap();
     let table = run(&mut objects.look(emulator, &["ls", "--runs"]));
     assert!(
-        table.contains("proxy-1") && table.contains("snap-0c"),
+        table.contains("root@proxy-1, process 7") && table.contains("snap-0c") && table.lines().count() == 3,
         "{table}"
     );
     let told: Value = serde_json::from_str(&run(

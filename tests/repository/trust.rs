@@ -185,7 +185,7 @@ fn a_run_that_was_paused_for_longer_than_its_lease_never_publishes_what_was_swep
     objects.init();
     emulator.set("latency_ms=300");
     let bring = ["snap-0a", "--max-in-flight", "8", "--lease", "1s"];
-    let mut child = objects
+    let child = objects
         .bring(&emulator, &bring)
         .stderr(Stdio::piped())
         .spawn()
@@ -269,4 +269,32 @@ fn without_permission_to_delete_all_else_is_done_and_without_permission_to_put_a
     let mount = objects.mount(emulator);
     assert_same(&mount.disk(&ids[1]), &chain.image(1));
     drop((mount, proxy));
+}
+
+#[test]
+fn a_program_written_from_the_format_page_reads_every_byte() {
+    let objects = Objects::folder();
+    let chain = Chain::new();
+    let emulator = &chain.emulator;
+    for id in &chain.snapshots[..3] {
+        run(&mut objects.bring(emulator, &[id, "--base", "auto"]));
+    }
+    let python = rclone().with_file_name("python");
+    let python = if python.exists() {
+        python
+    } else {
+        "python3".into()
+    };
+    let reader = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/read-repository.py");
+    let read = |args: &[&str]| {
+        let mut command = Command::new(&python);
+        run(command.arg(&reader).arg(objects.files()).args(args))
+    };
+    let names = read(&[]);
+    let image = objects.folder.path().join("image.raw");
+    for (number, name) in names.lines().enumerate() {
+        read(&[name, text(&image)]);
+        assert_same(&image, &chain.image(number));
+    }
+    assert_eq!(names.lines().count(), 3);
 }

@@ -3,12 +3,13 @@
 use bytesize::ByteSize;
 use clap::Args;
 use serde_json::{Value, json};
+use tracing::warn;
 
 use super::{Where, described, print_json, time};
 use crate::block::BLOCK_SIZE;
 use crate::cli::{output, table};
 use crate::error::{Kind, Result};
-use crate::repository::{LeaseKind, Manifest, RunOnRecord, pinned, runs};
+use crate::repository::{LastCheck, LeaseKind, Manifest, RunOnRecord, pinned, runs};
 use crate::time::rfc3339_seconds;
 
 #[derive(Args, Debug)]
@@ -45,11 +46,22 @@ impl RepositoryLsArgs {
                 Err(error) => return Err(error),
             }
         }
+        let last = LastCheck::read(catalog.store()).await?;
+        for manifest in &manifests {
+            if last.is_damaged(manifest) {
+                let (id, when) = (&manifest.snapshot, &last.when);
+                warn!("{id} is damaged by the check of {when}: ebsfs repository check --repair");
+            }
+        }
         let pins = pinned(catalog.store()).await?;
         let is_pinned = |manifest: &Manifest| pins.contains(&manifest.name().to_string());
         if self.json {
             let all = manifests.iter();
-            let all = all.map(|manifest| described(manifest, is_pinned(manifest)));
+            let all = all.map(|manifest| {
+                let mut shown = described(manifest, is_pinned(manifest));
+                shown["is_damaged"] = last.is_damaged(manifest).into();
+                shown
+            });
             print_json(&all.collect::<Vec<_>>())?;
             return damaged;
         }

@@ -12,8 +12,9 @@ use crate::repository::lease;
 use crate::repository::listing;
 use crate::repository::manifest::{Manifest, ManifestName};
 use crate::repository::pack::Name;
+use crate::repository::presence::PackNeeds;
 use crate::repository::run::{RunState, removed};
-use crate::repository::segments;
+use crate::repository::segments::{self, object};
 use crate::snapshot::SnapshotId;
 use crate::target::{Ask, Base, Existence, Facts, Left, Replica, SinkState, SourceInfo};
 
@@ -78,7 +79,7 @@ impl RepositoryTarget {
         }
     }
 
-    /// The manifest of a snapshot, if it is there and can be read. A damaged one is written again by the next run.
+    /// The manifest of a snapshot, if it is there and sound. A damaged one is replaced by the next run.
     async fn held(
         &self,
         names: &[ManifestName],
@@ -90,7 +91,14 @@ impl RepositoryTarget {
                 Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::NotFound) => {
                     warnings.push(format!("copying {id} again: {}", error.chain()));
                 }
-                manifest => return manifest.map(Some),
+                Err(error) => return Err(error),
+                Ok(manifest) => match self.prove(&manifest).await {
+                    Err(error) if is_damage(&error) => {
+                        warnings.push(format!("copying {id} again: {}", error.chain()));
+                        *self.replaces.lock() = Some(manifest.run);
+                    }
+                    proven => return proven.map(|()| Some(manifest)),
+                },
             }
         }
         Ok(None)
@@ -161,18 +169,36 @@ impl RepositoryTarget {
         }
     }
 
-    /// Reads the segments of a manifest that were not read before.
+    /// Reads the segments of a manifest that was not proven before, and checks that their packs are there.
     pub(super) async fn prove(&self, manifest: &Manifest) -> Result<()> {
-        let names: Vec<Name> = {
-            let proven = self.proven.lock();
-            let names = manifest.segments.iter().map(|of| of.name);
-            names.filter(|name| !proven.contains(name)).collect()
-        };
-        let mut read = pin!(segments::read_all(self.store(), names));
-        while let Some((name, segment)) = read.next().await {
-            segment?;
-            self.proven.lock().insert(name);
+        let id = removed(&manifest.name().to_string(), &manifest.run);
+        if self.proven.lock().contains(&id) {
+            return Ok(());
         }
+        let (store, last) = (self.store(), self.last_check().await?);
+        let known = |kind: &str, name: &Name| {
+            let damage = last.has_damage_in_data().then(|| object(kind, name));
+            let damage = last.in_data(&damage?)?;
+            let (address, when) = (store.address(), &last.when);
+            let what = format!(
+                "the check of {when} found {address}/{} damaged",
+                damage.object
+            );
+            Some(Error::new(Kind::Corrupt, what))
+        };
+        let names: Vec<Name> = manifest.segments.iter().map(|of| of.name).collect();
+        let mut needs = PackNeeds::default();
+        let mut read = pin!(segments::read_all(store, names.clone()));
+        while let Some((name, segment)) = read.next().await {
+            let segment = segment?;
+            let packs = segment.packs().iter().map(|pack| known("packs", pack));
+            if let Some(error) = packs.chain([known("segments", &name)]).flatten().next() {
+                return Err(error);
+            }
+            needs.add(&segment);
+        }
+        needs.prove(store, names).await?;
+        self.proven.lock().insert(id);
         Ok(())
     }
 

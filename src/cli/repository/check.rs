@@ -1,0 +1,197 @@
+//! `ebsfs repository check`: finds damage, and with `--repair` restores what can be found.
+
+use bytesize::ByteSize;
+use clap::Args;
+use serde_json::json;
+
+use super::{Where, print_json};
+use crate::aws::Given;
+use crate::cli::aws::TargetAws;
+use crate::cli::output;
+use crate::cli::source::{self, SourceRequest, ToEbs};
+use crate::ebs::Limits;
+use crate::error::{Error, Kind, Result};
+use crate::files::default_state_dir;
+use crate::repository::{Checked, Damage, ReadData, RepairOrigin, Repaired, check, repair};
+
+#[derive(Args, Debug)]
+pub(super) struct CheckArgs {
+    /// Read every byte of every pack; without it a check asks whether the packs are there and long enough
+    #[arg(long, conflicts_with = "read_data_subset")]
+    read_data: bool,
+    /// Read part N of M of the packs, for example 1/30: which packs these are depends on their names, so that M checks read all
+    #[arg(long, value_name = "N/M", value_parser = subset)]
+    read_data_subset: Option<ReadData>,
+    /// Restore what is damaged: find lost blocks in other snapshots, in the rest of damaged packs and in --from; mark those that are
+    /// not found, and end with exit code 12
+    #[arg(long)]
+    repair: bool,
+    /// Where else to find lost blocks: a snapshot id, an image or device, or REPOSITORY#SNAPSHOT. The snapshot itself restores
+    /// segments, marked blocks and its manifest too
+    #[arg(long, value_name = "SOURCE", requires = "repair")]
+    from: Option<String>,
+    /// AWS profile for --from [default: the repository's]
+    #[arg(long, value_name = "PROFILE", requires = "from")]
+    from_profile: Option<String>,
+    /// Region of --from [default: the repository's]
+    #[arg(long, value_name = "REGION", requires = "from")]
+    from_region: Option<String>,
+    /// Endpoint of --from [default: the repository's]
+    #[arg(long, value_name = "URL", requires = "from")]
+    from_endpoint_url: Option<String>,
+    /// Print one JSON object instead of lines
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    place: Where,
+}
+
+fn subset(text: &str) -> std::result::Result<ReadData, String> {
+    let numbers = text.split_once('/').and_then(|(part, of)| {
+        let (part, of) = (part.parse::<u32>().ok()?, of.parse::<u32>().ok()?);
+        (1..=of).contains(&part).then_some(ReadData::Part(part, of))
+    });
+    numbers.ok_or_else(|| "must be N/M with N from 1 to M, for example 1/30".to_owned())
+}
+
+impl CheckArgs {
+    pub(super) async fn run(self) -> Result<()> {
+        let catalog = self.place.open().await?;
+        let read = match self.read_data_subset {
+            Some(part) => part,
+            None if self.read_data => ReadData::All,
+            None => ReadData::None,
+        };
+        // A source that cannot be opened must not cost a check first.
+        let origin = match &self.from {
+            Some(name) => Some(self.origin(name).await?),
+            None => None,
+        };
+        let checked = check(&catalog, read).await?;
+        let repaired = match self.repair && (!checked.damages.is_empty() || origin.is_some()) {
+            true => Some(repair(&catalog, &checked, origin.as_ref()).await?),
+            false => None,
+        };
+        self.print(&checked, repaired.as_ref())?;
+        self.verdict(&checked, repaired.as_ref())
+    }
+
+    async fn origin(&self, name: &str) -> Result<RepairOrigin> {
+        let from = TargetAws {
+            role: "from",
+            profile: self.from_profile.clone(),
+            region: self
+                .from_region
+                .clone()
+                .map(|region| Given::new(region, "--from-region")),
+            endpoint_url: self.from_endpoint_url.clone(),
+            ..TargetAws::default()
+        };
+        let aws = self.place.aws.for_target(from, self.from_region.is_none());
+        let request = SourceRequest {
+            name,
+            aws: &aws,
+            store: self.place.store,
+            limits: Limits {
+                timeout: self.place.timeout,
+                ..Limits::default()
+            },
+            wait: None,
+            state_dir: &default_state_dir(),
+            to_ebs: ToEbs::None,
+        };
+        let opened = source::open(&request).await?.source;
+        Ok(RepairOrigin {
+            name: opened.info.name.clone(),
+            blocks: opened.blocks,
+            snapshot: opened.info.snapshot,
+            volume: opened.info.volume,
+        })
+    }
+
+    fn print(&self, checked: &Checked, repaired: Option<&Repaired>) -> Result<()> {
+        if self.json {
+            let mut text = json!(checked);
+            if let Some(repaired) = repaired {
+                text["repaired"] = json!(repaired);
+            }
+            return print_json(&text);
+        }
+        let size = |bytes: u64| ByteSize::b(bytes);
+        output::write(None, |out| {
+            for Damage {
+                object,
+                what,
+                snapshots,
+                ..
+            } in &checked.damages
+            {
+                writeln!(out, "damaged  {object}: {what}")?;
+                for snapshot in snapshots {
+                    writeln!(out, "         {snapshot} cannot be read whole")?;
+                }
+            }
+            writeln!(
+                out,
+                "{} snapshots, {} segments, {} packs of {}",
+                checked.snapshots,
+                checked.segments,
+                checked.packs,
+                size(checked.packed_bytes)
+            )?;
+            writeln!(
+                out,
+                "{} objects of {} that no snapshot needs, {} unfinished runs",
+                checked.unused,
+                size(checked.unused_bytes),
+                checked.runs
+            )?;
+            let bytes = size(checked.read_bytes);
+            match &*checked.read {
+                "none" => writeln!(out, "read no pack: --read-data reads them")?,
+                "all" => writeln!(out, "read all {} packs, {bytes}", checked.read_packs)?,
+                part => writeln!(
+                    out,
+                    "read {} of {} packs, {bytes}: part {part}",
+                    checked.read_packs, checked.packs
+                )?,
+            }
+            let Some(repaired) = repaired else {
+                return Ok(());
+            };
+            for name in &repaired.replaced {
+                writeln!(out, "repaired {name}")?;
+            }
+            writeln!(out, "{} blocks in new packs", repaired.written_blocks)?;
+            for lost in &repaired.lost {
+                let (name, blocks) = (&lost.snapshot, lost.blocks);
+                writeln!(
+                    out,
+                    "lost     {name}: {blocks} blocks were not found: they are zero and marked"
+                )?;
+            }
+            for damage in &repaired.left {
+                writeln!(out, "left     {}: {}", damage.object, damage.what)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn verdict(&self, checked: &Checked, repaired: Option<&Repaired>) -> Result<()> {
+        let address = &self.place.address;
+        let (damaged, lost) = match repaired {
+            None => (checked.damages.len(), 0),
+            Some(repaired) => (repaired.left.len(), repaired.lost.len()),
+        };
+        if damaged > 0 {
+            let still = if repaired.is_some() { "still " } else { "" };
+            let what = format!("{damaged} objects of {address} are {still}damaged or missing");
+            return Err(Error::new(Kind::Corrupt, what));
+        }
+        if lost > 0 {
+            let what = format!("{lost} snapshots of {address} have blocks that were not found");
+            return Err(Error::new(Kind::Marked, what));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,321 @@
+//! `check --repair`: finds the blocks of damaged packs, and writes replacements of the snapshots that suffer.
+//!
+//! A lost block is found by its digest: in the packs of other snapshots, in what is left of its damaged pack, in a source that a
+//! person names. Found blocks go into new packs, and new segments lead to them. A replacement manifest of the same name and of a
+//! new run leads to those; the old one is kept as a tombstone first. Blocks that are not found are marked in the replacement:
+//! they are zero, and the next delta writes them.
+//!
+//! The repair is a run on record, so that `prune` keeps what it writes and what it relies on. Nothing leads to its packs and
+//! segments before they are whole: killed at any step, it leaves each snapshot as it was or replaced, and garbage.
+
+mod replace;
+mod search;
+mod writer;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::pin::pin;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use super::SEGMENT_BLOCKS;
+use super::catalog::RepositoryCatalog;
+use super::check::{Checked, LastCheck, ReadData, Suspects, inspect, is_damage, row};
+use super::header::{Salt, salt_of_run};
+use super::manifest::{Manifest, ManifestName};
+use super::pack::Name;
+use super::run::{removed, run_object};
+use super::segment::{Entry, Segment};
+use super::segments::{self, object};
+use super::store::Store;
+use crate::block::{BlockIndex, BlockSet, Extent};
+use crate::error::{Error, Kind, Result};
+use crate::files::blocking;
+use crate::snapshot::Snapshot;
+use crate::source::BlockSource;
+use search::Lost;
+use writer::Finds;
+
+/// Blocks that are searched for together, each some 100 bytes in memory. The segments of all snapshots are read once for each
+/// so many.
+const ROUND: usize = 1 << 18;
+
+/// A source that a person names for lost blocks.
+pub struct RepairOrigin {
+    /// What people call it.
+    pub name: String,
+    /// Its blocks.
+    pub blocks: Arc<dyn BlockSource>,
+    /// The snapshot that it is; none of an image or device, which may have changed since.
+    pub snapshot: Option<Snapshot>,
+    /// The snapshot's volume.
+    pub volume: Option<String>,
+}
+
+impl std::fmt::Debug for RepairOrigin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RepairOrigin({})", self.name)
+    }
+}
+
+/// Blocks of a snapshot that were not found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LostBlocks {
+    /// The name of its manifest.
+    pub snapshot: String,
+    /// How many are lost.
+    pub blocks: u64,
+}
+
+/// What a repair did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Repaired {
+    /// The manifests that were replaced, by name.
+    pub replaced: Vec<String>,
+    /// Blocks written into new packs.
+    pub written_blocks: u64,
+    /// Snapshots with blocks that were not found: these are zero and marked.
+    pub lost: Vec<LostBlocks>,
+    /// What is still damaged.
+    pub left: Vec<super::Damage>,
+}
+
+/// A segment that is replaced.
+#[derive(Clone, Debug, Default)]
+struct Fixed {
+    /// The new one and its blocks; none when it holds nothing.
+    new: Option<(Name, u32)>,
+    /// Runs of blocks (first, end) within it that were not found.
+    lost: Vec<(u32, u32)>,
+}
+
+/// A repair on its way.
+struct Repair<'a> {
+    store: &'a Store,
+    origin: Option<&'a RepairOrigin>,
+    run: String,
+    salt: Salt,
+    manifests: Vec<Manifest>,
+    /// All segments of the manifests, and which segments of volumes they are.
+    numbers: BTreeMap<Name, BTreeSet<u32>>,
+    /// Those of manifests that are not being removed: what these lead to stays.
+    lasting: BTreeSet<Name>,
+    /// Blocks of each segment that can be read.
+    counts: HashMap<Name, u32>,
+    suspects: Suspects,
+    /// Packs that were found damaged by this repair.
+    also: BTreeSet<String>,
+    finds: Finds,
+    fixed: HashMap<Name, Fixed>,
+    done: Repaired,
+}
+
+/// Repairs what a check has found, with the help of `origin`.
+///
+/// # Errors
+/// Why the repository cannot be read or written. Blocks that are not found are no error here.
+pub async fn repair(
+    catalog: &RepositoryCatalog,
+    checked: &Checked,
+    origin: Option<&RepairOrigin>,
+) -> Result<Repaired> {
+    let store = &**catalog.store();
+    let run = format!("{:032x}", fastrand::u128(..));
+    let record = run_object(&run);
+    // Before it reads anything that it relies on: from now on `prune` keeps that.
+    store.put_new(&record, b"repair", |_| false).await?;
+    let salt = salt_of_run(&run);
+    let mut repair = Repair {
+        store,
+        origin,
+        salt,
+        run,
+        manifests: Vec::new(),
+        numbers: BTreeMap::new(),
+        lasting: BTreeSet::new(),
+        counts: HashMap::new(),
+        suspects: checked.suspects.clone(),
+        also: BTreeSet::new(),
+        finds: Finds::new(salt),
+        fixed: HashMap::new(),
+        done: Repaired::default(),
+    };
+    let done = repair.all(catalog).await;
+    // Nothing of it can be resumed: what no manifest leads to is garbage.
+    let forgotten = store.delete(&record).await;
+    done?;
+    forgotten?;
+    repair.done.written_blocks = repair.finds.written;
+    let mut before = LastCheck::read(store).await?;
+    before.add(repair.also);
+    let (after, last) = inspect(catalog, ReadData::None, &before).await?;
+    last.after(checked).write(store).await;
+    repair.done.left = after.damages;
+    Ok(repair.done)
+}
+
+impl Repair<'_> {
+    async fn all(&mut self, catalog: &RepositoryCatalog) -> Result<()> {
+        let unreadable = self.read_manifests(catalog).await?;
+        let affected = self.read_segments().await?;
+        let mut affected = affected.into_iter().peekable();
+        while affected.peek().is_some() {
+            let (mut round, mut blocks) = (Vec::new(), 0);
+            while let Some((name, bad)) = affected.next_if(|_| blocks < ROUND) {
+                blocks += bad;
+                round.push(name);
+            }
+            self.heal(&round).await?;
+        }
+        self.replace_all().await?;
+        for name in unreadable {
+            self.make_again(&name).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads all manifests; the names of those that cannot be read.
+    async fn read_manifests(&mut self, catalog: &RepositoryCatalog) -> Result<Vec<ManifestName>> {
+        let mut unreadable = Vec::new();
+        let read = catalog.manifests(catalog.all_names().await?, |manifest| manifest);
+        for (name, manifest) in read.await? {
+            match manifest {
+                Ok(manifest) => self.manifests.push(manifest),
+                Err(error) if is_damage(&error) => unreadable.push(name),
+                Err(error) => return Err(error),
+            }
+        }
+        // After they were read: one that is removed from now on stays as long as this run is on record. One with a tombstone
+        // is being removed, or a repair was killed before it could replace it.
+        let tombstones = self.store.list("removed").await?;
+        let tombstones: BTreeSet<String> =
+            tombstones.into_iter().map(|object| object.name).collect();
+        for manifest in &self.manifests {
+            let tombstone = removed(&manifest.name().to_string(), &manifest.run);
+            let is_lasting = !tombstones.contains(&tombstone);
+            for of in &manifest.segments {
+                self.numbers.entry(of.name).or_default().insert(of.number);
+                if is_lasting {
+                    self.lasting.insert(of.name);
+                }
+            }
+        }
+        Ok(unreadable)
+    }
+
+    /// Whether an entry leads to damage.
+    fn is_bad(&self, entry: &Entry) -> bool {
+        let Suspects { packs, lacks } = &self.suspects;
+        let lacks = lacks.get(&entry.pack);
+        packs.contains(&entry.pack)
+            || lacks.is_some_and(|rows| rows.contains(&row(&entry.digest, entry.spot)))
+    }
+
+    /// Reads all segments: those that lead to damage, with the number of blocks that do. Segments that cannot be read are lost as
+    /// a whole until a source says otherwise.
+    async fn read_segments(&mut self) -> Result<Vec<(Name, usize)>> {
+        let mut affected = Vec::new();
+        let names: Vec<Name> = self.numbers.keys().copied().collect();
+        let mut read = pin!(segments::read_all(self.store, names));
+        while let Some((name, segment)) = read.next().await {
+            let segment = match segment {
+                Err(error) if is_damage(&error) => {
+                    let lost = vec![(0, SEGMENT_BLOCKS)];
+                    self.fixed.insert(name, Fixed { new: None, lost });
+                    continue;
+                }
+                segment => segment?,
+            };
+            let count = u32::try_from(segment.len()).unwrap_or(SEGMENT_BLOCKS);
+            self.counts.insert(name, count);
+            let bad = segment.entries().filter(|(_, entry)| self.is_bad(entry));
+            match bad.count() {
+                0 => {}
+                bad => affected.push((name, bad)),
+            }
+        }
+        Ok(affected)
+    }
+
+    /// Finds the lost blocks of some segments, and writes the segments again.
+    async fn heal(&mut self, names: &[Name]) -> Result<()> {
+        self.finds.forget_many();
+        let mut lost = Lost::default();
+        for name in names {
+            let segment = segments::read(self.store, name).await?;
+            let numbers = self.numbers.get(name).into_iter().flatten();
+            for (within, entry) in segment.entries() {
+                if !self.is_bad(&entry) {
+                    continue;
+                }
+                lost.digests.insert(entry.digest);
+                let said = lost.said.entry(entry.pack).or_default();
+                said.push((entry.digest, entry.spot));
+                let indexes = numbers.clone().map(|number| {
+                    let index = number * SEGMENT_BLOCKS + u32::from(within);
+                    (index, entry.digest)
+                });
+                lost.indexes.extend(indexes);
+            }
+        }
+        for said in lost.said.values_mut() {
+            said.sort_unstable_by_key(|(digest, spot)| (spot.offset, *digest));
+            said.dedup();
+        }
+        self.search(&lost).await?;
+        for name in names {
+            let segment = segments::read(self.store, name).await?;
+            let (mut blocks, mut missing) = (Vec::new(), Vec::new());
+            for (within, mut entry) in segment.entries() {
+                // A pack that the search itself has found damaged is left for the next repair.
+                let is_bad = lost.digests.contains(&entry.digest) && self.is_bad(&entry);
+                if is_bad {
+                    let Some((pack, spot)) = self.finds.place(&entry.digest) else {
+                        missing.push(BlockIndex(within.into()));
+                        continue;
+                    };
+                    (entry.pack, entry.spot) = (pack, spot);
+                }
+                blocks.push((within, entry));
+            }
+            let new = self.put_segment(blocks).await?;
+            let lost = runs(missing);
+            self.fixed.insert(*name, Fixed { new, lost });
+        }
+        Ok(())
+    }
+
+    /// Writes a segment of these blocks, unless there are none.
+    async fn put_segment(&self, blocks: Vec<(u16, Entry)>) -> Result<Option<(Name, u32)>> {
+        if blocks.is_empty() {
+            return Ok(None);
+        }
+        let salt = self.salt;
+        let count = u32::try_from(blocks.len()).unwrap_or(SEGMENT_BLOCKS);
+        let made = blocking(move || {
+            let stored = Segment::of(blocks).encode(&salt);
+            let stored = stored
+                .map_err(|error| Error::with_source(Kind::Io, "cannot make a segment", error))?;
+            let name: Name = Sha256::digest(&stored).into();
+            Ok((name, stored))
+        });
+        let (name, stored) = made.await?;
+        self.store
+            .put(&object("segments", &name), &[stored])
+            .await?;
+        Ok(Some((name, count)))
+    }
+}
+
+/// Runs of blocks (first, end), ascending.
+fn runs(blocks: impl IntoIterator<Item = BlockIndex>) -> Vec<(u32, u32)> {
+    let mut set = BlockSet::new();
+    blocks.into_iter().for_each(|index| set.insert(index));
+    set.runs().map(pair).collect()
+}
+
+fn pair(run: Extent) -> (u32, u32) {
+    (run.start().0, run.end().0)
+}
