@@ -24,6 +24,7 @@ mod pack;
 mod pins;
 mod presence;
 mod prune;
+mod publish;
 mod repair;
 mod retention;
 mod run;

@@ -10,10 +10,8 @@ mod check;
 
 use std::time::Duration;
 
-use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 use serde_json::json;
-use tracing::warn;
 
 use super::aws::AwsArgs;
 use super::output;

@@ -10,25 +10,20 @@ mod last;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::pin::pin;
 
-use futures_util::future::TryFutureExt;
-use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
+use futures_util::stream::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
 use super::catalog::RepositoryCatalog;
 use super::lease;
+use super::listing::objects;
 use super::manifest::Manifest;
 use super::pack::Name;
 use super::presence::{self, Lack, MOST_HEADS};
 use super::segments::{self, object};
-use super::store::{Object, Store};
+use super::store::Store;
 use crate::error::{Error, Kind, Result};
 pub(super) use data::{Row, row};
 pub use last::LastCheck;
-
-/// So many objects of a folder are listed at once: a page, of S3.
-const FEW: usize = 1000;
-/// Listings of a part at once; of the 2^21 packs of 64 TiB each part has 8,192.
-const LISTS: usize = 4;
 
 /// Says of damage which check has found it.
 const KNOWN: &str = "found by the check of";
@@ -112,32 +107,6 @@ pub(super) struct Suspects {
 pub(super) fn short(name: &Name) -> u64 {
     name.first_chunk()
         .map_or(0, |first| u64::from_le_bytes(*first))
-}
-
-/// The objects of `packs/` or `segments/`, all at once where they are few, else those together whose names begin with the same
-/// byte: in a bounded part of memory, and in few requests either way.
-pub(super) fn objects<'a>(
-    store: &'a Store,
-    folder: &'a str,
-) -> impl Stream<Item = Result<Vec<(Name, Object)>>> + 'a {
-    let parts = async move {
-        let all = store.list_some(folder, FEW).await?;
-        Ok::<_, Error>(match all.len() {
-            FEW => stream::iter(0..=u8::MAX)
-                .map(move |byte| async move { store.list(&format!("{folder}/{byte:02x}")).await })
-                .buffered(LISTS)
-                .left_stream(),
-            _ => stream::once(std::future::ready(Ok(all))).right_stream(),
-        })
-    };
-    let named = |objects: Vec<Object>| {
-        let named = objects.into_iter().filter_map(|object| {
-            let name = from_hex(object.name.rsplit('/').next()?)?;
-            Some((name, object))
-        });
-        named.collect()
-    };
-    parts.try_flatten_stream().map_ok(named)
 }
 
 /// The segments that manifests lead to, and which of the manifests.

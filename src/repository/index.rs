@@ -22,6 +22,7 @@ use tracing::{info, warn};
 
 use super::catalog::RepositoryCatalog;
 use super::check::is_damage;
+use super::listing;
 use super::pack::{Name, Spot};
 use super::run::removed;
 use super::segments;
@@ -178,7 +179,9 @@ async fn live_segments(catalog: &RepositoryCatalog) -> Result<BTreeSet<Name>> {
         }
     }
     // After they were read: one that is removed from now on stays as long as the run that is on record.
-    let aside = catalog.store().list("removed").await?;
+    let aside = listing::list(catalog.store(), "removed", None)
+        .await?
+        .objects;
     let aside: BTreeSet<String> = aside.into_iter().map(|object| object.name).collect();
     manifests
         .retain(|manifest| !aside.contains(&removed(&manifest.name().to_string(), &manifest.run)));

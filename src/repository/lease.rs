@@ -32,6 +32,8 @@ const MOST_BYTES: usize = 64 << 10;
 pub enum LeaseKind {
     /// Writes a snapshot.
     Sync,
+    /// Repairs snapshots.
+    Repair,
     /// Reads snapshots: a mount, a restore, a comparison.
     Read,
 }
@@ -41,6 +43,7 @@ impl LeaseKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Sync => "sync",
+            Self::Repair => "repair",
             Self::Read => "read",
         }
     }
@@ -230,6 +233,11 @@ impl Lease {
             state,
             renewing,
         }
+    }
+
+    /// The run's id.
+    pub(super) fn run(&self) -> &str {
+        self.object.rsplit('/').next().unwrap_or_default()
     }
 
     /// When the run began, by the store's clock.

@@ -5,11 +5,14 @@
 //! Objects that are not of a repository (folder markers, `.DS_Store`, `.nfs*`) are passed over.
 
 use std::pin::pin;
+use std::sync::Arc;
 
-use futures_util::stream::TryStreamExt;
+use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
+use parking_lot::Mutex;
 
 use super::header::from_hex;
 use super::manifest::ManifestName;
+use super::pack::Name;
 use super::store::{Object, Store};
 use crate::error::{Error, Kind, Result};
 
@@ -232,6 +235,29 @@ pub(super) async fn walk(
         take(proof.page(page))?;
     }
     proof.end(store)
+}
+
+/// The objects of `packs/` or `segments/` by name, page by page. They are a complete listing only when the stream ends without an
+/// error.
+pub(super) fn objects<'a>(
+    store: &'a Store,
+    folder: &'a str,
+) -> impl Stream<Item = Result<Vec<(Name, Object)>>> + 'a {
+    let proof = Arc::new(Mutex::new(Proof::new(folder, None)));
+    let last = Arc::clone(&proof);
+    let pages = store.pages(folder).map_ok(move |page| {
+        let named = proof.lock().page(page).into_iter();
+        let named = named.filter_map(|object| {
+            let name = from_hex(object.name.rsplit('/').next()?)?;
+            Some((name, object))
+        });
+        named.collect()
+    });
+    let end = async move {
+        let proof = std::mem::replace(&mut *last.lock(), Proof::new(folder, None));
+        proof.end(store).map(|_| Vec::new())
+    };
+    pages.chain(stream::once(end))
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use std::pin::pin;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tracing::warn;
 
-use super::check::{objects, short};
+use super::check::short;
+use super::listing::objects;
 use super::pack::Name;
 use super::segment::Segment;
 use super::segments::{self, object};

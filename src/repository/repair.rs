@@ -24,9 +24,11 @@ use super::SEGMENT_BLOCKS;
 use super::catalog::RepositoryCatalog;
 use super::check::{Checked, LastCheck, ReadData, Suspects, inspect, is_damage, row};
 use super::header::{Salt, salt_of_run};
+use super::lease::{Lease, LeaseKind};
+use super::listing;
 use super::manifest::{Manifest, ManifestName};
 use super::pack::Name;
-use super::run::{removed, run_object};
+use super::run::removed;
 use super::segment::{Entry, Segment};
 use super::segments::{self, object};
 use super::store::Store;
@@ -96,6 +98,7 @@ struct Repair<'a> {
     store: &'a Store,
     origin: Option<&'a RepairOrigin>,
     run: String,
+    lease: Lease,
     salt: Salt,
     manifests: Vec<Manifest>,
     /// All segments of the manifests, and which segments of volumes they are.
@@ -123,15 +126,16 @@ pub async fn repair(
 ) -> Result<Repaired> {
     let store = &**catalog.store();
     let run = format!("{:032x}", fastrand::u128(..));
-    let record = run_object(&run);
     // Before it reads anything that it relies on: from now on `prune` keeps that.
-    store.put_new(&record, b"repair", |_| false).await?;
+    let of = Arc::clone(catalog.store());
+    let lease = Lease::begin(of, LeaseKind::Repair, &run, "", catalog.lease()).await?;
     let salt = salt_of_run(&run);
     let mut repair = Repair {
         store,
         origin,
         salt,
         run,
+        lease,
         manifests: Vec::new(),
         numbers: BTreeMap::new(),
         lasting: BTreeSet::new(),
@@ -144,16 +148,23 @@ pub async fn repair(
     };
     let done = repair.all(catalog).await;
     // Nothing of it can be resumed: what no manifest leads to is garbage.
-    let forgotten = store.delete(&record).await;
+    let Repair {
+        lease,
+        also,
+        finds,
+        done: mut repaired,
+        ..
+    } = repair;
+    let ended = lease.end().await;
     done?;
-    forgotten?;
-    repair.done.written_blocks = repair.finds.written;
+    ended?;
+    repaired.written_blocks = finds.written;
     let mut before = LastCheck::read(store).await?;
-    before.add(repair.also);
+    before.add(also);
     let (after, last) = inspect(catalog, ReadData::None, &before).await?;
     last.after(checked).write(store).await;
-    repair.done.left = after.damages;
-    Ok(repair.done)
+    repaired.left = after.damages;
+    Ok(repaired)
 }
 
 impl Repair<'_> {
@@ -179,7 +190,7 @@ impl Repair<'_> {
     /// Reads all manifests; the names of those that cannot be read.
     async fn read_manifests(&mut self, catalog: &RepositoryCatalog) -> Result<Vec<ManifestName>> {
         let mut unreadable = Vec::new();
-        let read = catalog.manifests(catalog.all_names().await?, |manifest| manifest);
+        let read = catalog.manifests(catalog.names().await?, |manifest| manifest);
         for (name, manifest) in read.await? {
             match manifest {
                 Ok(manifest) => self.manifests.push(manifest),
@@ -189,7 +200,7 @@ impl Repair<'_> {
         }
         // After they were read: one that is removed from now on stays as long as this run is on record. One with a tombstone
         // is being removed, or a repair was killed before it could replace it.
-        let tombstones = self.store.list("removed").await?;
+        let tombstones = listing::list(self.store, "removed", None).await?.objects;
         let tombstones: BTreeSet<String> =
             tombstones.into_iter().map(|object| object.name).collect();
         for manifest in &self.manifests {

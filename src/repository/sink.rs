@@ -14,21 +14,19 @@ use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::SEGMENT_BLOCKS;
-use super::catalog::read_manifest;
 use super::check::LastCheck;
 use super::header::{Salt, salt_of_run};
 use super::index::Index;
 use super::known::Known;
-use super::latest;
-use super::lease::{self, Lease, LeaseKind};
+use super::lease::{Lease, LeaseKind};
 use super::locations::{Location, Locations};
 use super::manifest::{FORMAT, Manifest, SegmentOf};
 use super::pack::{Filling, MOST_BLOCKS, Packer};
-use super::prune::{self, Needed};
-use super::run::{RunState, forgotten, replace_manifest};
+use super::publish::publish;
+use super::run::{RunState, forgotten};
 use super::segment::{Entry, Segment, place_of};
 use super::segments::{Segments, object};
 use super::source::RepositorySource;
@@ -434,80 +432,21 @@ impl RepositorySink {
         Ok(source)
     }
 
-    /// Publishes a manifest, and then looks whether a prune may have deleted what it needs; the manifest that is there now.
+    /// Publishes a manifest; the one that is there now.
     async fn publish_manifest(&self, manifest: Manifest) -> Result<Manifest> {
-        let (store, name) = (self.store(), manifest.name());
-        match lease::read(store, &manifest.run).await {
-            Err(error) if error.kind() == Kind::NotFound => return Err(forgotten(store)),
-            record => drop(record?),
-        }
-        // What is gone before is not published at all.
-        self.check_data(&manifest).await?;
-        let object = format!("snapshots/{name}");
-        // A manifest of a newer format is not ours to replace.
-        let is_sound = |bytes: &[u8]| match Manifest::read(bytes) {
-            Ok(read) => read.is_some(),
-            Err(error) => error.kind() != Kind::Corrupt,
+        let lease = self.lease.lock().take();
+        let Some(lease) = lease else {
+            return Err(forgotten(self.store()));
         };
-        let is_replaced = match &self.state.replaces {
-            Some(old) => replace_manifest(store, old, &manifest).await?,
-            None => false,
-        };
-        let encoded = manifest.encode();
-        if !is_replaced && !store.put_new(&object, &encoded, is_sound).await? {
-            let there = read_manifest(store, &object).await?;
-            if there.run != manifest.run {
-                info!("another run has published {} meanwhile", manifest.snapshot);
-                return Ok(there);
-            }
+        let replaces = self.state.replaces.as_deref();
+        let published = publish(self.store(), &lease, manifest, replaces).await;
+        let is_swept = matches!(&published, Err(error) if error.kind() == Kind::Busy);
+        *self.lease.lock() = Some(lease);
+        if is_swept {
+            // The next execution begins from the start: it finds no record.
+            self.end().await?;
         }
-        if let Err(error) = self.check_data(&manifest).await {
-            self.withdraw(&manifest).await?;
-            return Err(error);
-        }
-        latest::advance(store, &name).await?;
-        Ok(manifest)
-    }
-
-    /// Fails when a prune may have deleted what a manifest needs: where a sweep since the run began names some of it, or where the
-    /// run was paused for so long that it may have been taken for dead and something is missing.
-    async fn check_data(&self, manifest: &Manifest) -> Result<()> {
-        let (begun, was_paused) = match &*self.lease.lock() {
-            Some(lease) => (lease.begun(), lease.was_paused()),
-            None => return Ok(()),
-        };
-        let store = self.store();
-        let swept = prune::sweeps_since(store, begun).await?;
-        if swept.is_empty() && !was_paused {
-            return Ok(());
-        }
-        let needed = Needed::of(store, std::slice::from_ref(manifest)).await;
-        let is_swept = match &needed {
-            Ok(needed) => needed.any_of(&swept) || was_paused && needed.any_missing(store).await?,
-            Err(error) => error.kind() == Kind::Corrupt,
-        };
-        if !is_swept {
-            return needed.map(drop);
-        }
-        // The next execution begins from the start: it finds no record.
-        self.end().await?;
-        let what = format!(
-            "cannot publish {}: the run was paused, and a prune has removed some of what it wrote",
-            manifest.snapshot
-        );
-        Err(Error::new(Kind::Busy, what).with_remedy(Remedy::TryLater))
-    }
-
-    /// Takes a manifest back that was published.
-    async fn withdraw(&self, manifest: &Manifest) -> Result<()> {
-        let object = format!("snapshots/{}", manifest.name());
-        self.store()
-            .put(&object, &[manifest.encode_withdrawn().into()])
-            .await?;
-        match self.store().delete(&object).await {
-            Err(error) if error.kind() == Kind::Denied => Ok(()),
-            done => done.map(drop),
-        }
+        published
     }
 }
 

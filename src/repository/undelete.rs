@@ -7,9 +7,8 @@ use std::time::SystemTime;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::catalog::{RepositoryCatalog, read_manifest};
-use super::check::objects;
 use super::latest;
-use super::listing;
+use super::listing::{self, objects};
 use super::manifest::{Manifest, ManifestName};
 use super::pack::Name;
 use super::prune::{Needed, sweeps_since};

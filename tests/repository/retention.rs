@@ -347,7 +347,9 @@ fn stats_count_each_block_once_and_runs_on_record_are_listed() {
     fs::write(runs.join("0c"), record("snap-0d", true)).unwrap();
     let table = run(&mut objects.look(emulator, &["ls", "--runs"]));
     assert!(
-        table.contains("root@proxy-1, process 7") && table.contains("snap-0c") && table.lines().count() == 3,
+        table.contains("root@proxy-1, process 7")
+            && table.contains("snap-0c")
+            && table.lines().count() == 3,
         "{table}"
     );
     let told: Value = serde_json::from_str(&run(

@@ -91,7 +91,7 @@ impl CheckArgs {
         let request = SourceRequest {
             name,
             aws: &aws,
-            store: self.place.store,
+            store: self.place.store.clone(),
             limits: Limits {
                 timeout: self.place.timeout,
                 ..Limits::default()
@@ -112,8 +112,8 @@ impl CheckArgs {
     fn print(&self, checked: &Checked, repaired: Option<&Repaired>) -> Result<()> {
         if self.json {
             let mut text = json!(checked);
-            if let Some(repaired) = repaired {
-                text["repaired"] = json!(repaired);
+            if let (Some(text), Some(repaired)) = (text.as_object_mut(), repaired) {
+                text.insert("repaired".into(), json!(repaired));
             }
             return print_json(&text);
         }

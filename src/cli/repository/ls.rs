@@ -59,7 +59,9 @@ impl RepositoryLsArgs {
             let all = manifests.iter();
             let all = all.map(|manifest| {
                 let mut shown = described(manifest, is_pinned(manifest));
-                shown["is_damaged"] = last.is_damaged(manifest).into();
+                if let Some(shown) = shown.as_object_mut() {
+                    shown.insert("is_damaged".into(), last.is_damaged(manifest).into());
+                }
                 shown
             });
             print_json(&all.collect::<Vec<_>>())?;

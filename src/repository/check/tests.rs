@@ -14,17 +14,10 @@ use crate::repository::store::Connection;
 
 /// A repository in a folder, and the store that it is in.
 async fn repository(folder: &std::path::Path) -> RepositoryCatalog {
-    let connection = Connection {
-        credentials: None,
-        region: None,
-        endpoint: None,
-        ca_bundle: None,
-        style: None,
-        timeout: std::time::Duration::from_secs(5),
-    };
+    let connection = Connection::new(std::time::Duration::from_secs(5));
     let address = format!("file://{}", folder.display()).parse().unwrap();
     let store = Arc::new(Store::open(&address, &connection).unwrap());
-    RepositoryCatalog::open(store, true).await.unwrap()
+    RepositoryCatalog::init(store).await.unwrap()
 }
 
 async fn put_manifest(store: &Store, snapshot: &str, segment: &Segment) {
@@ -39,6 +32,7 @@ async fn put_manifest(store: &Store, snapshot: &str, segment: &Segment) {
         run: "run".into(),
         snapshot: snapshot.parse().unwrap(),
         volume: Some("vol-0a".into()),
+        volume_key: crate::target::VolumeKey::of_volume("vol-0a"),
         time: SystemTime::UNIX_EPOCH,
         volume_bytes: 1 << 30,
         base: None,

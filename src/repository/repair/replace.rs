@@ -9,12 +9,13 @@ use tracing::{info, warn};
 
 use super::{Fixed, LostBlocks, Repair, RepairOrigin, pair};
 use crate::block::{BlockIndex, BlockSet, Digest, Extent};
-use crate::error::{Kind, Result};
+use crate::error::Result;
 use crate::repository::SEGMENT_BLOCKS;
 use crate::repository::check::is_damage;
 use crate::repository::manifest::{FORMAT, Manifest, ManifestName, SegmentOf};
 use crate::repository::pack::{Name, Spot};
-use crate::repository::run::{forgotten, replace_manifest, run_object};
+use crate::repository::publish::{check_data, publish};
+use crate::repository::run::replace_manifest;
 use crate::repository::segment::{Entry, place_of};
 use crate::repository::segments;
 use crate::source::held;
@@ -214,6 +215,7 @@ impl Repair<'_> {
             run: self.run.clone(),
             snapshot: snapshot.id.clone(),
             volume: origin.volume.clone(),
+            volume_key: name.volume.clone(),
             time,
             volume_bytes: origin.blocks.geometry().size(),
             base: None,
@@ -243,34 +245,29 @@ impl Repair<'_> {
             segments,
             ..empty
         };
-        self.check_record().await?;
-        let is_sound = |bytes: &[u8]| !matches!(Manifest::decode(bytes), Err(error) if error.kind() == Kind::Corrupt);
-        let object = format!("snapshots/{name}");
-        if self.store.put_new(&object, &new.encode(), is_sound).await? {
+        let published = publish(self.store, &self.lease, new, None).await?;
+        if published.run == self.run {
             self.done.replaced.push(name.to_string());
         }
         Ok(())
     }
 
-    /// That `prune` still knows of this run.
-    async fn check_record(&self) -> Result<()> {
-        match self.store.head(&run_object(&self.run)).await {
-            Err(error) if error.kind() == Kind::NotFound => Err(forgotten(self.store)),
-            found => found.map(|_| ()),
-        }
-    }
-
+    /// Replaces a manifest, unless it was replaced or removed meanwhile. When a prune may have deleted something that the new one
+    /// needs, the old one comes back.
     async fn publish(&mut self, old: &Manifest, new: &Manifest) -> Result<()> {
-        self.check_record().await?;
         let name = old.name();
-        match replace_manifest(self.store, &old.run, new).await? {
-            true => self.done.replaced.push(name.to_string()),
-            false => {
-                warn!("not replacing {name}: it was replaced or removed meanwhile");
-                let text = name.to_string();
-                self.done.lost.retain(|lost| lost.snapshot != text);
-            }
+        check_data(self.store, &self.lease, new).await?;
+        if !replace_manifest(self.store, &old.run, new).await? {
+            warn!("not replacing {name}: it was replaced or removed meanwhile");
+            let text = name.to_string();
+            self.done.lost.retain(|lost| lost.snapshot != text);
+            return Ok(());
         }
+        if let Err(error) = check_data(self.store, &self.lease, new).await {
+            replace_manifest(self.store, &new.run, old).await?;
+            return Err(error);
+        }
+        self.done.replaced.push(name.to_string());
         Ok(())
     }
 }

@@ -1,0 +1,93 @@
+//! Publishes a manifest, and then looks whether a prune may have deleted what it needs: then it is withdrawn. See
+//! [`super::prune`] for the other half of this rule.
+
+use tracing::info;
+
+use super::catalog::read_manifest;
+use super::latest;
+use super::lease::{self, Lease};
+use super::manifest::Manifest;
+use super::prune::{Needed, sweeps_since};
+use super::run::{forgotten, replace_manifest};
+use super::store::Store;
+use crate::error::{Error, Kind, Remedy, Result};
+
+/// Publishes the manifest of the run that holds a lease, in the place of the one that the run `replaces` wrote, if there is one.
+/// The manifest that is there now: another run may have been first.
+///
+/// # Errors
+/// `Busy` when a prune has removed some of the data: nothing is published, and a new run must copy again; `Invalid` when the run is
+/// not on record any more.
+pub(super) async fn publish(
+    store: &Store,
+    lease: &Lease,
+    manifest: Manifest,
+    replaces: Option<&str>,
+) -> Result<Manifest> {
+    let (object, name) = (format!("snapshots/{}", manifest.name()), manifest.name());
+    if let Err(error) = lease::read(store, lease.run()).await {
+        return Err(match error.kind() {
+            Kind::NotFound => forgotten(store),
+            _ => error,
+        });
+    }
+    check_data(store, lease, &manifest).await?;
+    let is_replaced = match replaces {
+        Some(old) => replace_manifest(store, old, &manifest).await?,
+        None => false,
+    };
+    // A manifest of a newer format is not ours to replace.
+    let is_sound = |bytes: &[u8]| match Manifest::read(bytes) {
+        Ok(read) => read.is_some(),
+        Err(error) => error.kind() != Kind::Corrupt,
+    };
+    if !is_replaced && !store.put_new(&object, &manifest.encode(), is_sound).await? {
+        let there = read_manifest(store, &object).await?;
+        if there.run != manifest.run {
+            info!("another run has published {} meanwhile", manifest.snapshot);
+            return Ok(there);
+        }
+    }
+    if let Err(error) = check_data(store, lease, &manifest).await {
+        withdraw(store, &manifest).await?;
+        return Err(error);
+    }
+    latest::advance(store, &name).await?;
+    Ok(manifest)
+}
+
+/// Fails when a prune may have deleted what a manifest needs: where a sweep since the run began names some of it, or where the run
+/// was paused for so long that it may have been taken for dead and something is missing.
+pub(super) async fn check_data(store: &Store, lease: &Lease, manifest: &Manifest) -> Result<()> {
+    let was_paused = lease.was_paused();
+    let swept = sweeps_since(store, lease.begun()).await?;
+    if swept.is_empty() && !was_paused {
+        return Ok(());
+    }
+    let is_swept = match Needed::of(store, std::slice::from_ref(manifest)).await {
+        Ok(needed) => needed.any_of(&swept) || was_paused && needed.any_missing(store).await?,
+        // A segment of it is missing.
+        Err(error) if error.kind() == Kind::Corrupt => true,
+        Err(error) => return Err(error),
+    };
+    if !is_swept {
+        return Ok(());
+    }
+    let what = format!(
+        "cannot publish {}: the run was paused, and a prune has removed some of what it needs",
+        manifest.snapshot
+    );
+    Err(Error::new(Kind::Busy, what).with_remedy(Remedy::TryLater))
+}
+
+/// Takes a manifest back that was published. Without the permission to delete it stays, and says that it is none.
+async fn withdraw(store: &Store, manifest: &Manifest) -> Result<()> {
+    let object = format!("snapshots/{}", manifest.name());
+    store
+        .put(&object, &[manifest.encode_withdrawn().into()])
+        .await?;
+    match store.delete(&object).await {
+        Err(error) if error.kind() == Kind::Denied => Ok(()),
+        done => done.map(drop),
+    }
+}
