@@ -20,6 +20,7 @@ mod lease;
 mod listing;
 mod locations;
 mod manifest;
+mod pace;
 mod pack;
 mod pins;
 mod presence;

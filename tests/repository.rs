@@ -137,7 +137,13 @@ impl Objects {
             "[default]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n\
              [store]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n"
         );
-        fs::write(&path, text).unwrap();
+        // Another command may be reading it.
+        let new = self
+            .folder
+            .path()
+            .join(format!("credentials-{}", fastrand::u64(..)));
+        fs::write(&new, text).unwrap();
+        fs::rename(new, &path).unwrap();
         path
     }
 

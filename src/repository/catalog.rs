@@ -16,7 +16,7 @@ use super::SEGMENT_BLOCKS;
 use super::check::is_damage;
 use super::latest;
 use super::lease::{LEASE, Lease, LeaseKind};
-use super::listing::{self, FENCED, Fence, Foreign};
+use super::listing::{self, Fence, Foreign};
 use super::manifest::{FORMAT, Manifest, ManifestName};
 use super::pack::Name;
 use super::segment::{Segment, place_of};
@@ -80,10 +80,7 @@ impl RepositoryCatalog {
             Err(error) => return Err(error),
             Ok(_) => return already(),
         }
-        let fence = Fence::new();
-        for folder in FENCED {
-            fence.put(&store, folder).await?;
-        }
+        Fence::new().put_all(&store).await?;
         let header = Header {
             format: FORMAT,
             id: format!("{:032x}", fastrand::u128(..)),

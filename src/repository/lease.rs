@@ -128,19 +128,19 @@ pub(super) async fn read(store: &Store, run: &str) -> Result<LeaseRecord> {
 pub struct Lease {
     store: Arc<Store>,
     object: String,
-    state: Arc<Held>,
+    state: Arc<LeaseState>,
     renewing: JoinHandle<()>,
 }
 
 #[derive(Debug)]
-struct Held {
+struct LeaseState {
     record: Mutex<LeaseRecord>,
     /// When it was last renewed, by CLOCK_BOOTTIME.
     renewed: Mutex<Duration>,
     was_paused: AtomicBool,
 }
 
-impl Held {
+impl LeaseState {
     fn note_pause(&self) {
         let lease = self.record.lock().lease();
         if boot_time().saturating_sub(*self.renewed.lock()) > lease / 2 {
@@ -207,7 +207,7 @@ impl Lease {
 
     fn hold(store: Arc<Store>, object: String, record: LeaseRecord, renewed: Duration) -> Self {
         let every = record.lease() / RENEWALS;
-        let state = Arc::new(Held {
+        let state = Arc::new(LeaseState {
             was_paused: AtomicBool::new(record.was_paused),
             record: Mutex::new(record),
             renewed: Mutex::new(renewed),

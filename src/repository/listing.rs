@@ -7,6 +7,7 @@
 use std::pin::pin;
 use std::sync::Arc;
 
+use futures_util::future::try_join_all;
 use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 
@@ -17,7 +18,7 @@ use super::store::{Object, Store};
 use crate::error::{Error, Kind, Result};
 
 /// The folders that hold fences.
-pub(super) const FENCED: [&str; 8] = [
+const FENCED: [&str; 8] = [
     "snapshots",
     "latest",
     "removed",
@@ -55,6 +56,12 @@ impl Fence {
             store.put(&name, &[CONTENT.into()]).await?;
         }
         Ok(())
+    }
+
+    /// Puts the pair into all folders.
+    pub(super) async fn put_all(&self, store: &Store) -> Result<()> {
+        let puts = FENCED.map(|folder| self.put(store, folder));
+        try_join_all(puts).await.map(drop)
     }
 
     /// When the store wrote the pair of a folder, by its own clock.

@@ -130,10 +130,10 @@ pub(super) struct Packed {
 }
 
 impl Filling {
-    /// Whether one more block may not fit.
-    pub(super) fn is_full(&self) -> bool {
+    /// Whether one more block may not fit into a pack of so many bytes.
+    pub(super) fn is_full(&self, most_bytes: u64) -> bool {
         let table = (MOST_BLOCKS * ENTRY + 64) as u64;
-        self.blocks.len() >= MOST_BLOCKS || self.bytes + table + u64::from(BLOCK_SIZE) > MOST_BYTES
+        self.blocks.len() >= MOST_BLOCKS || self.bytes + table + u64::from(BLOCK_SIZE) > most_bytes
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -282,7 +282,7 @@ mod tests {
     fn a_full_pack_is_not_larger_than_one_put_may_be() {
         let mut filling = Filling::default();
         let bytes = Bytes::from(vec![7; BLOCK_SIZE as usize]);
-        while !filling.is_full() {
+        while !filling.is_full(MOST_BYTES) {
             let stored = Stored {
                 bytes: bytes.clone(),
                 is_zstd: false,

@@ -29,7 +29,7 @@ use super::check::{segments_of, short};
 use super::header::from_hex;
 use super::latest;
 use super::lease::{self, RunOnRecord};
-use super::listing::{self, FENCED, Fence};
+use super::listing::{self, Fence};
 use super::manifest::{Manifest, ManifestName};
 use super::pins::{pinned, refuse_pinned};
 use super::retention::{Decisions, Retention, RetentionCandidate};
@@ -214,12 +214,6 @@ struct Prune<'a> {
     pruned: Pruned,
 }
 
-/// A tombstone: an object in `removed/`, and the name that it is of.
-struct Tombstone {
-    object: Object,
-    name: String,
-}
-
 impl<'a> Prune<'a> {
     async fn begin(catalog: &'a RepositoryCatalog, request: &'a PruneRequest) -> Result<Self> {
         let store = &**catalog.store();
@@ -234,9 +228,7 @@ impl<'a> Prune<'a> {
         };
         if !request.dry_run {
             let fence = Fence::new();
-            for folder in FENCED {
-                fence.put(store, folder).await?;
-            }
+            fence.put_all(store).await?;
             prune.now = fence.time(store, "snapshots").await?;
             prune.fence = Some(fence);
         }
@@ -266,6 +258,8 @@ impl<'a> Prune<'a> {
         if self.fence.is_none() {
             return Ok(self.pruned);
         }
+        let mut old_fences = std::mem::take(&mut sweep.old_fences);
+        old_fences.extend(ends.old_fences.into_iter().map(|fence| ("runs", fence)));
         sweep.mark(self.store).await?;
         let doomed = sweep.doomed(self.is_immediate());
         if !doomed.is_empty() {
@@ -273,7 +267,7 @@ impl<'a> Prune<'a> {
             sweep::delete(self.store, doomed, &spared, &mut self.pruned).await?;
         }
         latest::note_pruned(self.store, &names).await?;
-        self.clean_up(&tombstones, &names, ends).await?;
+        self.clean_up(&tombstones, &manifests, old_fences).await?;
         Ok(self.pruned)
     }
 
@@ -357,16 +351,14 @@ impl<'a> Prune<'a> {
 
     /// What the manifests need, and the tombstones that are within the grace or that a living run or reader may use; and all
     /// tombstones that are not.
-    async fn needed(&self, manifests: &[Manifest]) -> Result<(Needed, Vec<Tombstone>)> {
+    async fn needed(&self, manifests: &[Manifest]) -> Result<(Needed, Vec<Object>)> {
         let listed = listing::list(self.store, "removed", self.fence.as_ref()).await?;
         let since = self.buried_before();
         let mut buried = Vec::new();
         let mut old = Vec::new();
         for object in listed.objects {
             if object.modified < since {
-                let name = object.name.strip_prefix("removed/");
-                let name = name.and_then(|name| Some(name.rsplit_once('.')?.0.to_owned()));
-                old.extend(name.map(|name| Tombstone { object, name }));
+                old.push(object);
                 continue;
             }
             match read_manifest(self.store, &object.name).await {
@@ -410,42 +402,37 @@ impl<'a> Prune<'a> {
     /// Removes what later prunes have no use for. Without the permission it stays.
     async fn clean_up(
         &mut self,
-        tombstones: &[Tombstone],
-        names: &[ManifestName],
-        runs: listing::Ends,
+        tombstones: &[Object],
+        manifests: &[Manifest],
+        mut old_fences: Vec<(&'static str, Fence)>,
     ) -> Result<()> {
         let store = self.store;
         let mut names_of: Vec<String> = Vec::new();
         // As long as a manifest can be read where it was, its removal has not come to an end.
-        let is_there =
-            |tombstone: &&Tombstone| names.iter().any(|name| name.to_string() == tombstone.name);
-        let old = tombstones.iter().filter(|tombstone| !is_there(tombstone));
-        names_of.extend(old.map(|tombstone| tombstone.object.name.clone()));
+        let there = manifests.iter();
+        let there: HashSet<String> = there
+            .map(|manifest| removed(&manifest.name().to_string(), &manifest.run))
+            .collect();
+        let old = tombstones
+            .iter()
+            .filter(|tombstone| !there.contains(&tombstone.name));
+        names_of.extend(old.map(|tombstone| tombstone.name.clone()));
         let dead = self
             .runs
             .iter()
             .filter(|run| run.has_ended || run.expired(self.now) > self.request.grace.max(OLD));
         names_of.extend(dead.map(|run| lease::run_object(&run.id)));
         names_of.extend(marks::old(store, self.now, self.request.grace).await?);
-        for folder in FENCED {
-            let old = match folder {
-                "runs" => runs.old_fences.clone(),
-                "packs" | "segments" => Vec::new(),
-                _ => {
-                    listing::list(store, folder, self.fence.as_ref())
-                        .await?
-                        .ends
-                        .old_fences
-                }
-            };
-            for fence in old {
-                if fence
-                    .time(store, folder)
-                    .await
-                    .is_ok_and(|time| time < before(self.now, OLD))
-                {
-                    names_of.extend(fence.names(folder));
-                }
+        for folder in ["snapshots", "latest", "removed", "pins", "garbage"] {
+            let ends = listing::list(store, folder, self.fence.as_ref())
+                .await?
+                .ends;
+            old_fences.extend(ends.old_fences.into_iter().map(|fence| (folder, fence)));
+        }
+        for (folder, fence) in old_fences {
+            let time = fence.time(store, folder).await;
+            if time.is_ok_and(|time| time < before(self.now, OLD)) {
+                names_of.extend(fence.names(folder));
             }
         }
         sweep::delete_all(store, names_of, &mut self.pruned).await?;

@@ -24,6 +24,7 @@ use super::known::Known;
 use super::lease::{Lease, LeaseKind};
 use super::locations::{Location, Locations};
 use super::manifest::{FORMAT, Manifest, SegmentOf};
+use super::pace::{LANES, is_slow, most_bytes};
 use super::pack::{Filling, MOST_BLOCKS, Packer};
 use super::publish::publish;
 use super::run::{RunState, forgotten};
@@ -55,6 +56,8 @@ pub struct RepositorySink {
     packers: Mutex<Vec<Packer>>,
     held: Arc<Semaphore>,
     sent: Mutex<Vec<JoinHandle<Result<()>>>>,
+    /// One permit an upload; all of them where the line is slow.
+    uploads: Arc<Semaphore>,
     packs: AtomicU32,
     counts: [AtomicU64; 3],
     /// Whether a segment of the parent could not be read.
@@ -126,6 +129,7 @@ impl RepositorySink {
             packers: Mutex::default(),
             held: Arc::new(Semaphore::new(HELD)),
             sent: Mutex::default(),
+            uploads: Arc::new(Semaphore::new(LANES as usize)),
             packs: AtomicU32::new(state.packs),
             counts: counts.map(AtomicU64::new),
             is_parent_damaged: AtomicBool::new(false),
@@ -196,7 +200,7 @@ impl RepositorySink {
         // Sent before a flush can see that it is no longer being filled.
         let mut filling = self.filling.lock();
         filling.push(index, digest, stored, place);
-        if filling.is_full() {
+        if filling.is_full(most_bytes(self.store().upload_rate())) {
             self.send(std::mem::take(&mut *filling));
         }
         Ok(())
@@ -232,7 +236,15 @@ impl RepositorySink {
         let number = self.packs.fetch_add(1, Ordering::Relaxed) + 1;
         let (store, locations) = (Arc::clone(self.store()), Arc::clone(&self.locations));
         let (salt, known) = (self.salt(), self.known.clone());
+        let uploads = Arc::clone(&self.uploads);
         let upload = async move {
+            let lanes = if is_slow(store.upload_rate()) {
+                LANES
+            } else {
+                1
+            };
+            let stopped = |error| Error::with_source(Kind::Io, "stopped", error);
+            let _lanes = uploads.acquire_many_owned(lanes).await.map_err(stopped)?;
             let packed = blocking(move || Ok(filling.pack(&salt))).await?;
             let name = object("packs", &packed.name);
             store.put(&name, &packed.pieces).await?;

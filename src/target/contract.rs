@@ -396,7 +396,7 @@ pub(crate) async fn resumes_after_a_drop_at_any_await(place: &dyn ContractPlace)
         }
         drop((opened, target));
         // A thread that was at it comes to its end: in a process that is killed there is none.
-        tokio::time::sleep(Duration::from_millis(40)).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
         run.finish(place).await;
         run.check(place, &text).await;
         place_is_clean(place, &run).await;

@@ -43,6 +43,8 @@ pub(super) struct Sweep {
     ripe_before: SystemTime,
     kept_since: Option<SystemTime>,
     unneeded: Vec<Unneeded>,
+    /// Fences of earlier prunes, with their folders.
+    pub(super) old_fences: Vec<(&'static str, Fence)>,
 }
 
 impl Sweep {
@@ -51,6 +53,7 @@ impl Sweep {
             ripe_before,
             kept_since,
             unneeded: Vec::new(),
+            old_fences: Vec::new(),
         }
     }
 
@@ -75,6 +78,8 @@ impl Sweep {
             })
             .await?;
             catalog.warn_of(&ends.foreign);
+            self.old_fences
+                .extend(ends.old_fences.into_iter().map(|fence| (folder, fence)));
         }
         Ok(())
     }

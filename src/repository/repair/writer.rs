@@ -10,7 +10,7 @@ use crate::block::{BlockIndex, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::files::blocking;
 use crate::repository::header::Salt;
-use crate::repository::pack::{Filling, MOST_BLOCKS, Name, Packer, Spot, Stored};
+use crate::repository::pack::{Filling, MOST_BLOCKS, MOST_BYTES, Name, Packer, Spot, Stored};
 use crate::repository::segments::object;
 use crate::repository::store::Store;
 
@@ -98,7 +98,7 @@ impl Finds {
             .push(BlockIndex(self.next), digest, stored, place);
         self.next += 1;
         self.places.insert(digest, None);
-        match self.filling.is_full() {
+        match self.filling.is_full(MOST_BYTES) {
             true => self.flush(store).await,
             false => Ok(()),
         }
