@@ -6,6 +6,7 @@ mod dedup;
 mod failing;
 mod faults;
 mod healing;
+mod histories;
 mod killed;
 mod proxy;
 mod reach;

@@ -206,7 +206,7 @@ pub(super) struct Ends {
 
 /// A complete listing.
 #[derive(Debug)]
-pub(super) struct Listing {
+pub(super) struct FencedListing {
     /// The repository's own objects, in the store's order.
     pub(super) objects: Vec<Object>,
     pub(super) ends: Ends,
@@ -216,14 +216,18 @@ pub(super) struct Listing {
 ///
 /// # Errors
 /// `Corrupt` when the listing is not complete; else why it cannot be had.
-pub(super) async fn list(store: &Store, folder: &str, fence: Option<&Fence>) -> Result<Listing> {
+pub(super) async fn list(
+    store: &Store,
+    folder: &str,
+    fence: Option<&Fence>,
+) -> Result<FencedListing> {
     let mut objects = Vec::new();
     let ends = walk(store, folder, fence, |page| {
         objects.extend(page);
         Ok(())
     })
     .await?;
-    Ok(Listing { objects, ends })
+    Ok(FencedListing { objects, ends })
 }
 
 /// Lists a folder of any size page by page. What `take` was given is a complete listing only when this ends without an error.

@@ -59,7 +59,8 @@ impl Drop for Running {
 
 /// A CONNECT proxy with user and password that prints each request's first line.
 const PROXY: &str = r#"
-import base64, socket, threading
+# print() writes a line and its end apart, and threads come between.
+import base64, socket, sys, threading
 want = b"proxy-authorization: basic " + base64.b64encode(b"user:pass word").lower()
 def pump(a, b):
     try:
@@ -76,16 +77,16 @@ def serve(client):
         head += byte
     line = head.split(b"\r\n")[0].decode()
     if want not in head.lower():
-        print("refused", line, flush=True)
+        sys.stdout.write("refused " + line + "\n"); sys.stdout.flush()
         client.sendall(b"HTTP/1.1 407 Who\r\ncontent-length: 0\r\n\r\n"); client.close(); return
-    print(line, flush=True)
+    sys.stdout.write(line + "\n"); sys.stdout.flush()
     host, port = line.split(" ")[1].rsplit(":", 1)
     server = socket.create_connection(("127.0.0.1", int(port)))
     client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
     threading.Thread(target=pump, args=(client, server), daemon=True).start()
     pump(server, client)
 listener = socket.create_server(("0.0.0.0", 3128), backlog=256)
-print("ready", flush=True)
+sys.stdout.write("ready" + "\n"); sys.stdout.flush()
 while True:
     threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
 "#;
