@@ -17,6 +17,7 @@ mod index;
 mod known;
 mod latest;
 mod lease;
+mod lines;
 mod listing;
 mod locations;
 mod manifest;

@@ -1,17 +1,16 @@
 //! Which manifests a listing must show: `latest/VOLUME` names the newest one of each volume, `prune/manifests` those that the last
 //! prune kept. A store that leaves a page out in the middle of a listing is found by them.
 //!
-//! Both are text: names of manifests, one a line, then the SHA-256 of these lines in hexadecimal.
+//! Both are lists of names ([`lines`]).
 
 use std::collections::BTreeSet;
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use sha2::{Digest as _, Sha256};
 
+use super::lines;
 use super::listing;
 use super::manifest::ManifestName;
 use super::store::Store;
-use crate::block::hexadecimal;
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::target::VolumeKey;
 
@@ -26,22 +25,11 @@ fn object(volume: &VolumeKey) -> String {
     format!("latest/{volume}")
 }
 
-fn encode<'a>(names: impl IntoIterator<Item = &'a ManifestName>) -> Vec<u8> {
-    let lines = names.into_iter().map(|name| format!("{name}\n"));
-    let lines: String = lines.collect();
-    let digest = hexadecimal(&Sha256::digest(&lines));
-    format!("{lines}{digest}\n").into_bytes()
-}
-
-/// The names; none when it is damaged.
+/// The names; none when the list is damaged.
 fn decode(bytes: &[u8]) -> Option<Vec<ManifestName>> {
-    let text = str::from_utf8(bytes).ok()?.strip_suffix('\n')?;
-    let start = text.rfind('\n').map_or(0, |end| end + 1);
-    let (lines, digest) = text.split_at_checked(start)?;
-    if hexadecimal(&Sha256::digest(lines)) != digest {
-        return None;
-    }
-    lines.lines().map(|line| line.parse().ok()).collect()
+    lines::decode(bytes)?
+        .map(|line| line.parse().ok())
+        .collect()
 }
 
 async fn read(store: &Store, object: &str) -> Result<Vec<ManifestName>> {
@@ -104,7 +92,7 @@ pub(super) async fn advance(store: &Store, name: &ManifestName) -> Result<()> {
         if there.iter().any(|there| there.time >= name.time) {
             return Ok(());
         }
-        store.put(&object, &[encode([name]).into()]).await?;
+        store.put(&object, &[lines::encode([name]).into()]).await?;
     }
     Ok(())
 }
@@ -121,32 +109,10 @@ pub(super) async fn retreat(
     }
     let mut others = all.iter().rev();
     let newest = others.find(|name| name.volume == removed.volume && *name != removed);
-    store.put(&object, &[encode(newest).into()]).await
+    store.put(&object, &[lines::encode(newest).into()]).await
 }
 
 /// Notes what a prune has kept.
 pub(super) async fn note_pruned(store: &Store, names: &[ManifestName]) -> Result<()> {
-    store.put(PRUNED, &[encode(names).into()]).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_read_as_written_and_no_part_of_them_is_believed() {
-        let name = |text: &str| text.parse::<ManifestName>().unwrap();
-        let names = [
-            name("20270115T080000000Z.vol-0a.snap-0b"),
-            name("20270116T080000000Z.vol-0a.snap-0c"),
-        ];
-        for count in 0..=2 {
-            let bytes = encode(&names[..count]);
-            assert_eq!(decode(&bytes).unwrap(), names[..count]);
-            for cut in 0..bytes.len() {
-                assert_eq!(decode(&bytes[..cut]), None, "{cut}");
-            }
-        }
-        assert_eq!(decode(b"<html></html>\n"), None);
-    }
+    store.put(PRUNED, &[lines::encode(names).into()]).await
 }

@@ -1,19 +1,17 @@
 //! Marks: what a prune found that no manifest needs (`garbage/ID`), and what it is about to delete (`garbage/ID-sweep`). Their
 //! ages are the store's times of these objects.
 //!
-//! Both are text: names of objects, one a line, then the SHA-256 of these lines in hexadecimal.
+//! Both are lists of names ([`lines`]).
 
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
-use sha2::{Digest as _, Sha256};
-
 use super::sweep::Doomed;
 use super::{SLACK, before};
-use crate::block::hexadecimal;
 use crate::error::Result;
 use crate::repository::check::short;
 use crate::repository::header::from_hex;
+use crate::repository::lines;
 use crate::repository::listing::{self, Fence};
 use crate::repository::store::{Object, Store};
 
@@ -23,28 +21,16 @@ const SWEEP: &str = "-sweep";
 /// Marks stay so much longer than a grace that no run can still meet them.
 const AFTER_GRACE: Duration = Duration::from_hours(7 * 24);
 
-fn encode(names: &[String]) -> Vec<u8> {
-    let lines: String = names.iter().map(|name| format!("{name}\n")).collect();
-    let digest = hexadecimal(&Sha256::digest(&lines));
-    format!("{lines}{digest}\n").into_bytes()
-}
-
-/// The names; none when it is damaged: then nothing in it was marked.
+/// The first bytes of the names; none when the list is damaged: then nothing in it was marked.
 fn decode(bytes: &[u8]) -> Option<Vec<u64>> {
-    let text = str::from_utf8(bytes).ok()?.strip_suffix('\n')?;
-    let start = text.rfind('\n').map_or(0, |end| end + 1);
-    let (lines, digest) = text.split_at_checked(start)?;
-    if hexadecimal(&Sha256::digest(lines)) != digest {
-        return None;
-    }
     let short_of = |line: &str| Some(short(&from_hex(line.rsplit('/').next()?)?));
-    lines.lines().map(short_of).collect()
+    lines::decode(bytes)?.map(short_of).collect()
 }
 
 async fn put(store: &Store, names: &[String], ending: &str) -> Result<()> {
     for part in names.chunks(MOST_NAMES) {
         let object = format!("garbage/{:032x}{ending}", fastrand::u128(..));
-        store.put(&object, &[encode(part).into()]).await?;
+        store.put(&object, &[lines::encode(part).into()]).await?;
     }
     Ok(())
 }
@@ -111,6 +97,7 @@ pub(super) async fn old(store: &Store, now: SystemTime, grace: Duration) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::block::hexadecimal;
 
     #[test]
     fn marks_are_read_as_written_and_damaged_ones_mark_nothing() {
@@ -119,12 +106,9 @@ mod tests {
             format!("packs/07/{}", hex(7)),
             format!("segments/09/{}", hex(9)),
         ];
-        let bytes = encode(&names);
+        let bytes = lines::encode(&names);
         assert_eq!(decode(&bytes).unwrap(), [short(&[7; 32]), short(&[9; 32])]);
-        for cut in 0..bytes.len() {
-            assert_eq!(decode(&bytes[..cut]), None);
-        }
-        assert_eq!(decode(&encode(&[])), Some(Vec::new()));
-        assert_eq!(decode(&encode(&["packs/x".into()])), None);
+        assert_eq!(decode(&bytes[1..]), None);
+        assert_eq!(decode(&lines::encode(["packs/x"])), None);
     }
 }
