@@ -1,4 +1,4 @@
-//! Which manifests a listing must show: `latest/VOLUME` names the newest one of each volume, `prune/manifests` those that the last
+//! Which manifests a listing must show: `latest/VOLUME` names the newest ones of each volume, `prune/manifests` those that the last
 //! prune kept. A store that leaves a page out in the middle of a listing is found by them.
 //!
 //! Both are lists of names ([`lines`]).
@@ -18,8 +18,10 @@ use crate::target::VolumeKey;
 const PRUNED: &str = "prune/manifests";
 /// Objects read at once.
 const READS: usize = 16;
-/// A writer that lost a race against another one looks so often whether the newer name stands.
+/// A writer that lost a race against another one looks so often whether its name stands.
 const TRIES: usize = 3;
+/// The newest names of a volume that are kept: the last prune has noted the others.
+const MOST_NAMES: usize = 256;
 
 fn object(volume: &VolumeKey) -> String {
     format!("latest/{volume}")
@@ -80,36 +82,37 @@ pub(super) fn lacks(store: &Store, name: &ManifestName) -> Error {
     Error::new(Kind::Undecided, what).with_remedy(Remedy::AcceptMissing(name.to_string()))
 }
 
-/// A snapshot was published: `latest/` names it unless it names a newer one.
+/// A snapshot was published: from now on every listing must show it.
 pub(super) async fn advance(store: &Store, name: &ManifestName) -> Result<()> {
     let object = object(&name.volume);
     for _ in 0..TRIES {
-        let there = match read(store, &object).await {
-            // Written again: the snapshot that it named is at most older than this one, or a prune finds it.
+        let mut names = match read(store, &object).await {
+            // Written again: a prune finds what it named, if that is missing.
             Err(error) if error.kind() == Kind::Corrupt => Vec::new(),
-            there => there?,
+            names => names?,
         };
-        if there.iter().any(|there| there.time >= name.time) {
-            return Ok(());
+        if names.contains(name) {
+            break;
         }
-        store.put(&object, &[lines::encode([name]).into()]).await?;
+        names.push(name.clone());
+        names.sort();
+        let old = names.len().saturating_sub(MOST_NAMES);
+        names.drain(..old);
+        store.put(&object, &[lines::encode(names).into()]).await?;
     }
     Ok(())
 }
 
-/// A snapshot is about to be removed: `latest/` names the newest of those that remain, if it names this one.
-pub(super) async fn retreat(
-    store: &Store,
-    removed: &ManifestName,
-    all: &[ManifestName],
-) -> Result<()> {
-    let object = object(&removed.volume);
-    if !read(store, &object).await?.contains(removed) {
-        return Ok(());
+/// No listing need show a snapshot any more: it is removed, or a person knows that it is lost.
+pub(super) async fn retreat(store: &Store, removed: &ManifestName) -> Result<()> {
+    for object in [object(&removed.volume), PRUNED.to_owned()] {
+        let mut names = read(store, &object).await?;
+        if names.contains(removed) {
+            names.retain(|name| name != removed);
+            store.put(&object, &[lines::encode(names).into()]).await?;
+        }
     }
-    let mut others = all.iter().rev();
-    let newest = others.find(|name| name.volume == removed.volume && *name != removed);
-    store.put(&object, &[lines::encode(newest).into()]).await
+    Ok(())
 }
 
 /// Notes what a prune has kept.

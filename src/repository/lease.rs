@@ -16,6 +16,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, warn};
 
 use super::listing::{self, Fence};
+use super::prune;
 use super::store::{Object, Store};
 use crate::error::{Error, Kind, Result};
 
@@ -25,6 +26,8 @@ pub const LEASE: Duration = Duration::from_hours(1);
 const RENEWALS: u32 = 6;
 /// Bytes of a record that are read.
 const MOST_BYTES: usize = 64 << 10;
+/// Sweeps that a record names, of 50 bytes each.
+const MOST_SWEEPS: usize = 1000;
 
 /// What its holder does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +65,9 @@ pub(super) struct LeaseRecord {
     lease_seconds: u64,
     /// When the store first wrote it, in seconds since 1970; none in the first record.
     begun: Option<u64>,
+    /// The sweeps that were on record when it began.
+    #[serde(default)]
+    sweeps: Vec<String>,
     /// Whether it was once not renewed for half of its lease.
     was_paused: bool,
     /// Whether it has ended, where its holder may not delete it.
@@ -81,6 +87,7 @@ impl LeaseRecord {
             pid: std::process::id(),
             lease_seconds: lease.as_secs().max(1),
             begun: None,
+            sweeps: Vec::new(),
             was_paused: false,
             has_ended: false,
         }
@@ -179,6 +186,11 @@ impl Lease {
         record.put(&store, &object).await?;
         let begun = store.head(&object).await?.modified;
         record.begun = Some(seconds(begun));
+        if kind != LeaseKind::Read {
+            record.sweeps = prune::sweeps(&store).await?;
+            // Without the list each sweep counts as a new one.
+            record.sweeps.truncate(MOST_SWEEPS);
+        }
         Ok(Self::hold(store, object, record, began))
     }
 
@@ -193,6 +205,7 @@ impl Lease {
         let last = store.head(&object).await?.modified;
         let mut record = LeaseRecord {
             begun: Some(before.begun.unwrap_or(seconds(last))),
+            sweeps: before.sweeps.clone(),
             ..LeaseRecord::new(before.kind, &before.what, lease)
         };
         record.put(&store, &object).await?;
@@ -240,10 +253,9 @@ impl Lease {
         self.object.rsplit('/').next().unwrap_or_default()
     }
 
-    /// When the run began, by the store's clock.
-    pub(super) fn begun(&self) -> SystemTime {
-        let begun = self.state.record.lock().begun.unwrap_or_default();
-        SystemTime::UNIX_EPOCH + Duration::from_secs(begun.min(1 << 40))
+    /// The sweeps that were on record when the run began.
+    pub(super) fn known_sweeps(&self) -> Vec<String> {
+        self.state.record.lock().sweeps.clone()
     }
 
     /// Whether half of the lease went by once without a renewal: then a prune may have taken the run for dead.

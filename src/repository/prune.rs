@@ -25,7 +25,7 @@ use serde::Serialize;
 use tracing::{info, warn};
 
 use super::catalog::{RepositoryCatalog, read_manifest};
-use super::check::{segments_of, short};
+use super::check::{is_damage, segments_of, short};
 use super::header::from_hex;
 use super::latest;
 use super::lease::{self, RunOnRecord};
@@ -35,9 +35,9 @@ use super::pins::{pinned, refuse_pinned};
 use super::retention::{Decisions, Retention, RetentionCandidate};
 use super::run::removed;
 use super::segments;
-use super::store::{Object, REQUEST_TIMEOUT, Store};
+use super::store::{Deleted, Object, REQUEST_TIMEOUT, Store};
 use crate::error::{Error, Kind, Remedy, Result};
-pub(super) use marks::sweeps_since;
+pub(super) use marks::{new_sweeps, sweeps};
 use sweep::Sweep;
 
 /// An object is seen so much later than its time says, at most: it is the time at which its request began.
@@ -159,11 +159,11 @@ impl Pruned {
     }
 }
 
-/// Removes a snapshot: a tombstone keeps its data until the grace is over. `all` are the names of all manifests.
+/// Removes a snapshot: a tombstone keeps its data until the grace is over. A snapshot that the store has locked stays.
 ///
 /// # Errors
 /// `Undecided` when it is pinned; else why it could not be removed; it is there or it is not.
-pub async fn remove(store: &Store, name: &ManifestName, all: &[ManifestName]) -> Result<()> {
+pub async fn remove(store: &Store, name: &ManifestName) -> Result<Deleted> {
     refuse_pinned(store, name).await?;
     let object = format!("snapshots/{name}");
     match read_manifest(store, &object).await {
@@ -172,14 +172,14 @@ pub async fn remove(store: &Store, name: &ManifestName, all: &[ManifestName]) ->
             let tombstone = removed(&name.to_string(), &manifest.run);
             store.put(&tombstone, &[manifest.encode().into()]).await?;
         }
-        // No run uses it.
+        // No run uses it, and no tombstone says that it was removed.
         Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Invalid) => {
             warn!("{}", error.chain());
+            latest::retreat(store, name).await?;
         }
         Err(error) => return Err(error),
     }
-    latest::retreat(store, name, all).await?;
-    store.delete(&object).await.map(drop)
+    store.delete(&object).await
 }
 
 /// What the retention makes of these snapshots.
@@ -211,6 +211,8 @@ struct Prune<'a> {
     fence: Option<Fence>,
     now: SystemTime,
     runs: Vec<RunOnRecord>,
+    /// Manifests that were withdrawn long ago, and are deleted at the end.
+    withdrawn: HashSet<ManifestName>,
     pruned: Pruned,
 }
 
@@ -224,6 +226,7 @@ impl<'a> Prune<'a> {
             fence: None,
             now: SystemTime::now(),
             runs: Vec::new(),
+            withdrawn: HashSet::new(),
             pruned: Pruned::default(),
         };
         if !request.dry_run {
@@ -301,23 +304,25 @@ impl<'a> Prune<'a> {
             .catalog
             .list_proven(None, self.fence.as_ref(), accept)
             .await?;
-        let listed: Vec<ManifestName> = listed.into_iter().map(|(name, _)| name).collect();
+        let old = listed
+            .iter()
+            .filter(|(_, object)| object.modified < before(self.now, OLD));
+        let old: HashSet<ManifestName> = old.map(|(name, _)| name.clone()).collect();
+        let listed = listed.into_iter().map(|(name, _)| name).collect();
         let mut manifests = Vec::new();
-        for (_, manifest) in self
-            .catalog
-            .manifests(listed.clone(), |manifest| manifest)
-            .await?
-        {
+        for (_, manifest) in self.catalog.manifests(listed, |manifest| manifest).await? {
             manifests.push(manifest?);
         }
+        self.withdrawn = old;
         let mut names: Vec<ManifestName> = manifests.iter().map(Manifest::name).collect();
         names.sort();
+        self.withdrawn
+            .retain(|name| names.binary_search(name).is_err());
         if self.fence.is_some() {
-            for withdrawn in listed
-                .iter()
-                .filter(|name| names.binary_search(name).is_err())
-            {
-                self.store.delete(&format!("snapshots/{withdrawn}")).await?;
+            for accepted in accept.iter().filter_map(|name| name.parse().ok()) {
+                if names.binary_search(&accepted).is_err() {
+                    latest::retreat(self.store, &accepted).await?;
+                }
             }
         }
         let retention = &self.request.retention;
@@ -327,7 +332,15 @@ impl<'a> Prune<'a> {
         }
         for name in decisions.removed() {
             if self.fence.is_some() {
-                match remove(self.store, name, &names).await {
+                match remove(self.store, name).await {
+                    Ok(Deleted::Locked(why)) => {
+                        self.pruned.locked += 1;
+                        self.pruned.locked_why.get_or_insert(why);
+                        continue;
+                    }
+                    Ok(Deleted::Done) => {}
+                    // Another prune was faster.
+                    Err(error) if error.kind() == Kind::NotFound => {}
                     // It was pinned since the pins were listed.
                     Err(error) if error.kind() == Kind::Undecided => {
                         warn!("{}", error.chain());
@@ -337,7 +350,7 @@ impl<'a> Prune<'a> {
                         self.pruned.denied.get_or_insert(Denied(error));
                         continue;
                     }
-                    removed => removed?,
+                    Err(error) => return Err(error),
                 }
                 info!("removed {name}");
                 names.retain(|kept| kept != name);
@@ -351,7 +364,7 @@ impl<'a> Prune<'a> {
 
     /// What the manifests need, and the tombstones that are within the grace or that a living run or reader may use; and all
     /// tombstones that are not.
-    async fn needed(&self, manifests: &[Manifest]) -> Result<(Needed, Vec<Object>)> {
+    async fn needed(&mut self, manifests: &[Manifest]) -> Result<(Needed, Vec<Object>)> {
         let listed = listing::list(self.store, "removed", self.fence.as_ref()).await?;
         let since = self.buried_before();
         let mut buried = Vec::new();
@@ -361,14 +374,18 @@ impl<'a> Prune<'a> {
                 old.push(object);
                 continue;
             }
+            if object.modified < self.ripe_before() {
+                // Only a living run or reader keeps it.
+                self.pruned.held += 1;
+                self.pruned.is_held_by_living = true;
+            }
             match read_manifest(self.store, &object.name).await {
                 Err(error) if error.kind() == Kind::NotFound => {}
                 manifest => buried.push(manifest?),
             }
         }
-        // A tombstone whose manifest is still there: its removal has not come to an end, or it was brought back.
         let mut needed = Needed::of(self.store, manifests).await?;
-        needed.add(Needed::of(self.store, &buried).await?);
+        needed.add(Needed::of_buried(self.store, &buried).await?);
         Ok((needed, old))
     }
 
@@ -381,7 +398,8 @@ impl<'a> Prune<'a> {
         marks::put_sweep(self.store, doomed).await?;
         let fence = Fence::new();
         fence.put(self.store, "snapshots").await?;
-        let (named, _) = self.catalog.list_manifests(Some(&fence)).await?;
+        let accept = &self.request.accept_missing;
+        let named = self.catalog.list_proven(None, Some(&fence), accept).await?;
         let of = |manifest: &Manifest| (manifest.name().to_string(), manifest.run.clone());
         let known: HashSet<(String, String)> = before.iter().map(of).collect();
         let names: HashSet<&String> = known.iter().map(|(name, _)| name).collect();
@@ -413,10 +431,28 @@ impl<'a> Prune<'a> {
         let there: HashSet<String> = there
             .map(|manifest| removed(&manifest.name().to_string(), &manifest.run))
             .collect();
+        let is_there = |name: &ManifestName| manifests.iter().any(|one| one.name() == *name);
         let old = tombstones
             .iter()
             .filter(|tombstone| !there.contains(&tombstone.name));
-        names_of.extend(old.map(|tombstone| tombstone.name.clone()));
+        for tombstone in old {
+            let name = tombstone.name.strip_prefix("removed/");
+            let name = name.and_then(|name| name.rsplit_once('.')?.0.parse().ok());
+            if let Some(name) = name.filter(|name| !is_there(name)) {
+                latest::retreat(store, &name).await?;
+            }
+            names_of.push(tombstone.name.clone());
+        }
+        for name in &self.withdrawn {
+            let object = format!("snapshots/{name}");
+            // Another run may have published it again meanwhile.
+            if read_manifest(store, &object)
+                .await
+                .is_err_and(|error| error.kind() == Kind::NotFound)
+            {
+                names_of.push(object);
+            }
+        }
         let dead = self
             .runs
             .iter()
@@ -460,6 +496,24 @@ impl Needed {
         Ok(Self { segments, packs })
     }
 
+    /// What removed snapshots need; what is lost of them keeps nothing.
+    async fn of_buried(store: &Store, buried: &[Manifest]) -> Result<Self> {
+        let names = segments_of(buried);
+        let segments = names.keys().map(short).collect();
+        let mut packs = HashSet::new();
+        let mut read = pin!(segments::read_all(store, names.into_keys()));
+        while let Some((_, segment)) = read.next().await {
+            match segment {
+                Ok(segment) => packs.extend(segment.packs().iter().map(short)),
+                Err(error) if is_damage(&error) => {
+                    warn!("a removed snapshot is damaged: {}", error.chain());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Self { segments, packs })
+    }
+
     fn add(&mut self, other: Self) {
         self.segments.extend(other.segments);
         self.packs.extend(other.packs);
@@ -475,7 +529,9 @@ impl Needed {
     pub(super) async fn any_missing(&self, store: &Store) -> Result<bool> {
         for folder in ["segments", "packs"] {
             let mut missing = self.within(folder).clone();
-            listing::walk(store, folder, None, |page| {
+            let fence = Fence::new();
+            fence.put(store, folder).await?;
+            listing::walk(store, folder, Some(&fence), |page| {
                 for object in page {
                     let name = object.name.rsplit('/').next().and_then(from_hex);
                     name.map(|name| missing.remove(&short(&name)));

@@ -7,8 +7,8 @@ use super::catalog::read_manifest;
 use super::latest;
 use super::lease::{self, Lease};
 use super::manifest::Manifest;
-use super::prune::{Needed, sweeps_since};
-use super::run::{forgotten, replace_manifest};
+use super::prune::{Needed, new_sweeps};
+use super::run::{forgotten, removed, replace_manifest};
 use super::store::Store;
 use crate::error::{Error, Kind, Remedy, Result};
 
@@ -49,7 +49,10 @@ pub(super) async fn publish(
         }
     }
     if let Err(error) = check_data(store, lease, &manifest).await {
-        withdraw(store, &manifest).await?;
+        match replaces.filter(|_| is_replaced) {
+            Some(old) => bring_back(store, &manifest, old).await?,
+            None => withdraw(store, &manifest).await?,
+        }
         return Err(error);
     }
     latest::advance(store, &name).await?;
@@ -60,7 +63,7 @@ pub(super) async fn publish(
 /// was paused for so long that it may have been taken for dead and something is missing.
 pub(super) async fn check_data(store: &Store, lease: &Lease, manifest: &Manifest) -> Result<()> {
     let was_paused = lease.was_paused();
-    let swept = sweeps_since(store, lease.begun()).await?;
+    let swept = new_sweeps(store, &lease.known_sweeps()).await?;
     if swept.is_empty() && !was_paused {
         return Ok(());
     }
@@ -80,14 +83,20 @@ pub(super) async fn check_data(store: &Store, lease: &Lease, manifest: &Manifest
     Err(Error::new(Kind::Busy, what).with_remedy(Remedy::TryLater))
 }
 
-/// Takes a manifest back that was published. Without the permission to delete it stays, and says that it is none.
+/// Puts something in the place of a manifest that says that it is none. A later prune deletes it: another run can have published the
+/// same snapshot by now.
 async fn withdraw(store: &Store, manifest: &Manifest) -> Result<()> {
     let object = format!("snapshots/{}", manifest.name());
-    store
-        .put(&object, &[manifest.encode_withdrawn().into()])
-        .await?;
-    match store.delete(&object).await {
-        Err(error) if error.kind() == Kind::Denied => Ok(()),
-        done => done.map(drop),
-    }
+    let withdrawn = manifest.encode_withdrawn();
+    store.put(&object, &[withdrawn.into()]).await
+}
+
+/// Puts the manifest back that the run `old` wrote and `new` has replaced.
+pub(super) async fn bring_back(store: &Store, new: &Manifest, old: &str) -> Result<()> {
+    let name = new.name().to_string();
+    let tombstone = removed(&name, old);
+    let before = read_manifest(store, &tombstone).await?;
+    let object = format!("snapshots/{name}");
+    store.put(&object, &[before.encode().into()]).await?;
+    store.delete(&tombstone).await.map(drop)
 }

@@ -72,8 +72,19 @@ impl RepositoryCatalog {
     /// # Errors
     /// `NotFound` when none does, `Invalid` when it names nothing or snapshots of several volumes.
     pub async fn find(&self, select: &str) -> Result<ManifestName> {
-        let names = self.proven_names(None).await?;
         let selection = Selection::read(select)?;
+        let names = match selection.what {
+            "latest" => self.proven_names(None).await?,
+            what => {
+                let names = self.names().await?;
+                // An id is there or it is not; of a volume none may be missing.
+                let of_id = names.iter().any(|name| name.snapshot.as_str() == what);
+                match names.iter().find(|name| name.volume.as_str() == what) {
+                    Some(name) if !of_id => self.proven_names(Some(&name.volume)).await?,
+                    _ => names,
+                }
+            }
+        };
         let within = |error: Error| error.context(self.store().address().to_string());
         if let Some(name) = selection.choose(&names).map_err(within)? {
             return Ok(name.clone());

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::pin::pin;
-use std::time::SystemTime;
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
@@ -11,17 +10,19 @@ use super::latest;
 use super::listing::{self, objects};
 use super::manifest::{Manifest, ManifestName};
 use super::pack::Name;
-use super::prune::{Needed, sweeps_since};
+use super::prune::{Needed, new_sweeps};
+use super::run::replace_manifest;
 use super::segments::{self, object};
 use super::store::Store;
 use crate::error::{Error, Kind, Result};
+use tracing::info;
 
 /// Packs that are looked for one by one; of more than that the folder is listed.
 const FEW: usize = 1000;
 const LOOKS: usize = 16;
 
-/// Puts the manifest of a removed snapshot back: the last one of this snapshot's id that was removed. The tombstone goes last,
-/// so that a killed undelete can be run again.
+/// Puts the manifest of a removed snapshot back: the last one of this snapshot's id that was removed. Its tombstone
+/// stays until the grace is over.
 ///
 /// # Errors
 /// `NotFound` when there is no tombstone, or data of it was swept; `Invalid` when the snapshot was copied again since.
@@ -34,34 +35,38 @@ pub async fn undelete(catalog: &RepositoryCatalog, snapshot: &str) -> Result<Man
         return Err(Error::new(Kind::Corrupt, what));
     }
     let cannot = |error: Error| error.context(format!("cannot undelete {name}"));
-    let buried = store.head(&tombstone).await?.modified;
     is_whole(store, &manifest).await.map_err(cannot)?;
+    // By another run than the one of the tombstone: that stays, and keeps the data even if a removal is still under way.
+    let back = Manifest {
+        run: format!("{:032x}", fastrand::u128(..)),
+        ..manifest.clone()
+    };
     let published = format!("snapshots/{name}");
-    // What is damaged there is replaced.
-    let is_sound = |bytes: &[u8]| Manifest::decode(bytes).is_ok();
-    let is_new = store
-        .put_new(&published, &manifest.encode(), is_sound)
-        .await?;
-    if !is_new && read_manifest(store, &published).await?.run != manifest.run {
-        let what = format!("cannot undelete {name}: it was copied again since");
-        return Err(Error::new(Kind::Invalid, what));
+    if !replace_manifest(store, &manifest.run, &back).await? {
+        // What is damaged there is replaced.
+        let is_sound = |bytes: &[u8]| matches!(Manifest::read(bytes), Ok(Some(_)));
+        let is_new = store.put_new(&published, &back.encode(), is_sound).await?;
+        if !is_new && read_manifest(store, &published).await?.run != back.run {
+            let what = format!("cannot undelete {name}: it was copied again since, or undeleted");
+            return Err(Error::new(Kind::Invalid, what));
+        }
     }
     // A sweep that listed the manifests before this one was there may be removing its data.
-    if let Err(error) = is_not_swept(store, &manifest, buried).await {
-        if is_new {
-            store.delete(&published).await?;
-        }
+    if let Err(error) = is_not_swept(store, &manifest).await {
+        store.delete(&published).await?;
         return Err(cannot(error));
     }
     latest::advance(store, &name).await?;
-    store.delete(&tombstone).await?;
+    // A removal that was still under way has taken it again.
+    let there = read_manifest(store, &published).await.map_err(cannot)?;
+    info!("{name} is back, as of run {}", there.run);
     Ok(name)
 }
 
-/// Whether no prune has named data of a manifest for a sweep since its removal.
-async fn is_not_swept(store: &Store, manifest: &Manifest, since: SystemTime) -> Result<()> {
+/// Fails when data of a manifest is missing or named in a sweep.
+async fn is_not_swept(store: &Store, manifest: &Manifest) -> Result<()> {
     is_whole(store, manifest).await?;
-    let swept = sweeps_since(store, since).await?;
+    let swept = new_sweeps(store, &[]).await?;
     let needed = Needed::of(store, std::slice::from_ref(manifest)).await?;
     match needed.any_of(&swept) {
         true => Err(Error::new(

@@ -298,3 +298,73 @@ fn a_program_written_from_the_format_page_reads_every_byte() {
     }
     assert_eq!(names.lines().count(), 3);
 }
+
+/// An object of `garbage/` of these names.
+fn put_sweep(objects: &Objects, names: &[String]) {
+    let lines: String = names.iter().map(|name| format!("{name}\n")).collect();
+    let path = objects.files().join("garbage/00aa-sweep");
+    fs::write(&path, &lines).unwrap();
+    let digest = run(Command::new("sha256sum").arg(&path));
+    fs::write(
+        &path,
+        format!("{lines}{}\n", digest.split(' ').next().unwrap()),
+    )
+    .unwrap();
+}
+
+#[test]
+fn a_sweep_that_names_data_of_a_run_ends_it_and_the_clock_of_the_sweep_does_not_count() {
+    let objects = Objects::folder();
+    let emulator = crate::sync::large_pair();
+    objects.init();
+    emulator.set("latency_ms=300");
+    let bring = ["snap-0a", "--max-in-flight", "8"];
+    let mut command = objects.bring(&emulator, &bring);
+    let child = command.stderr(Stdio::piped()).spawn().unwrap();
+    wait_for("packs", || objects.objects("packs").len() > 1);
+    let pack = objects.objects("packs")[0].clone();
+    let name = pack.strip_prefix(objects.files()).unwrap();
+    put_sweep(&objects, &[text(name).to_owned()]);
+    age(&objects, "garbage", "8 days");
+    emulator.set("latency_ms=0");
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(10), "{said}");
+    assert!(objects.objects("snapshots").is_empty());
+    // A sweep that was there before a run began names nothing that it relies on.
+    run(&mut objects.bring(&emulator, &bring));
+    let checked = objects.look_json(&emulator, &["check", "--read-data"]);
+    assert_eq!(checked["snapshots"], 1);
+}
+
+#[test]
+fn a_lost_snapshot_stops_its_volume_alone_until_it_is_accepted() {
+    let objects = Objects::folder();
+    let chain = two(&objects);
+    let (emulator, ids) = (&chain.emulator, &chain.snapshots);
+    let image = objects.folder.path().join("image.raw");
+    run(&mut objects.take(emulator, "latest", &[text(&image)]));
+    run(&mut objects.bring(emulator, &[text(&image), "--volume", "other"]));
+    // Not the newest one: what was published since the last prune is expected too.
+    let oldest = objects.objects("snapshots")[0].clone();
+    let name = oldest.file_name().unwrap().to_str().unwrap().to_owned();
+    assert!(name.contains(&*ids[0]));
+    fs::remove_file(&oldest).unwrap();
+    for (select, code) in [("vol-0a", 11), ("other", 0), (&*ids[1], 0), (&*ids[0], 3)] {
+        let restored = objects
+            .folder
+            .path()
+            .join(format!("restored-{code}-{select}"));
+        let (ended, said) = ends(&mut objects.take(emulator, select, &[text(&restored)]));
+        assert_eq!(ended, code, "{select}: {said}");
+    }
+    let (code, said) = ends(&mut objects.look(emulator, &["prune"]));
+    assert!(code == 11 && said.contains(&name), "{said}");
+    run(&mut objects.look(emulator, &["prune", "--accept-missing", &name]));
+    run(&mut objects.look(emulator, &["prune"]));
+    run(&mut objects.take(
+        emulator,
+        "vol-0a",
+        &[text(&image), "--overwrite", text(&image)],
+    ));
+}

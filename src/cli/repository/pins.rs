@@ -4,8 +4,8 @@ use clap::Args;
 
 use super::Where;
 use crate::cli::output;
-use crate::error::Result;
-use crate::repository::{pin, remove, undelete, unpin};
+use crate::error::{Error, Kind, Result};
+use crate::repository::{Deleted, pin, remove, undelete, unpin};
 
 #[derive(Args, Debug)]
 pub(super) struct PinArgs {
@@ -40,8 +40,10 @@ impl OneArgs {
 
     pub(super) async fn remove(self) -> Result<()> {
         let (catalog, name) = self.place.one().await?;
-        let names = catalog.proven_names(Some(&name.volume)).await?;
-        remove(catalog.store(), &name, &names).await?;
+        if let Deleted::Locked(why) = remove(catalog.store(), &name).await? {
+            let what = format!("cannot remove {name}: the store has locked it: {why}");
+            return Err(Error::new(Kind::Denied, what));
+        }
         output::write(None, |out| writeln!(out, "removed {name}"))
     }
 

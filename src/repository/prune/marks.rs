@@ -6,9 +6,9 @@
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
+use super::before;
 use super::sweep::Doomed;
-use super::{SLACK, before};
-use crate::error::Result;
+use crate::error::{Error, Kind, Remedy, Result};
 use crate::repository::check::short;
 use crate::repository::header::from_hex;
 use crate::repository::lines;
@@ -21,7 +21,7 @@ const SWEEP: &str = "-sweep";
 /// Marks stay so much longer than a grace that no run can still meet them.
 const AFTER_GRACE: Duration = Duration::from_hours(7 * 24);
 
-/// The first bytes of the names; none when the list is damaged: then nothing in it was marked.
+/// The first bytes of the names; none when the list is damaged.
 fn decode(bytes: &[u8]) -> Option<Vec<u64>> {
     let short_of = |line: &str| Some(short(&from_hex(line.rsplit('/').next()?)?));
     lines::decode(bytes)?.map(short_of).collect()
@@ -46,6 +46,13 @@ pub(super) async fn put_sweep(store: &Store, doomed: &[Doomed]) -> Result<()> {
     put(store, &names, SWEEP).await
 }
 
+/// The error of a sweep that cannot be read: it may name anything.
+fn damaged(store: &Store, object: &Object) -> Error {
+    let what = format!("{}/{} is damaged", store.address(), object.name);
+    let remedy = "remove that object when no prune is running";
+    Error::new(Kind::Corrupt, what).with_remedy(Remedy::Do(remedy.into()))
+}
+
 fn is_sweep(object: &Object) -> bool {
     object.name.ends_with(SWEEP)
 }
@@ -55,8 +62,13 @@ async fn read(store: &Store, objects: impl Iterator<Item = Object>) -> Result<Ha
     for object in objects {
         match store.get(&object.name).await {
             // Another prune has removed it meanwhile.
-            Err(error) if error.kind() == crate::error::Kind::NotFound => {}
-            bytes => names.extend(decode(&bytes?).unwrap_or_default()),
+            Err(error) if error.kind() == Kind::NotFound => {}
+            bytes => match decode(&bytes?) {
+                Some(some) => names.extend(some),
+                None if is_sweep(&object) => return Err(damaged(store, &object)),
+                // Nothing in it was marked.
+                None => {}
+            },
         }
     }
     Ok(names)
@@ -74,15 +86,23 @@ pub(super) async fn marked_before(
     read(store, marks).await
 }
 
-/// What was about to be deleted by prunes since a time.
-pub(in crate::repository) async fn sweeps_since(
-    store: &Store,
-    time: SystemTime,
-) -> Result<HashSet<u64>> {
+/// The sweeps that are on record: who begins now knows that what they name is not needed by anything that it relies on.
+pub(in crate::repository) async fn sweeps(store: &Store) -> Result<Vec<String>> {
     let listed = listing::list(store, "garbage", None).await?.objects;
-    let time = before(time, SLACK);
+    let sweeps = listed.into_iter().filter(is_sweep);
+    Ok(sweeps.map(|object| object.name).collect())
+}
+
+/// What is about to be deleted by sweeps other than those of `known`, by a listing that is newer than this call.
+pub(in crate::repository) async fn new_sweeps(
+    store: &Store,
+    known: &[String],
+) -> Result<HashSet<u64>> {
+    let fence = Fence::new();
+    fence.put(store, "garbage").await?;
+    let listed = listing::list(store, "garbage", Some(&fence)).await?.objects;
     let sweeps = listed.into_iter();
-    let sweeps = sweeps.filter(|object| is_sweep(object) && object.modified >= time);
+    let sweeps = sweeps.filter(|object| is_sweep(object) && !known.contains(&object.name));
     read(store, sweeps).await
 }
 

@@ -14,7 +14,7 @@ use crate::repository::SEGMENT_BLOCKS;
 use crate::repository::check::is_damage;
 use crate::repository::manifest::{FORMAT, Manifest, ManifestName, SegmentOf};
 use crate::repository::pack::{Name, Spot};
-use crate::repository::publish::{check_data, publish};
+use crate::repository::publish::{bring_back, check_data, publish};
 use crate::repository::run::replace_manifest;
 use crate::repository::segment::{Entry, place_of};
 use crate::repository::segments;
@@ -264,7 +264,7 @@ impl Repair<'_> {
             return Ok(());
         }
         if let Err(error) = check_data(self.store, &self.lease, new).await {
-            replace_manifest(self.store, &new.run, old).await?;
+            bring_back(self.store, new, &old.run).await?;
             return Err(error);
         }
         self.done.replaced.push(name.to_string());

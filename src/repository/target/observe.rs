@@ -149,7 +149,13 @@ impl RepositoryTarget {
         let tombstones: HashSet<String> =
             tombstones.into_iter().map(|object| object.name).collect();
         manifests.retain(|manifest| {
-            !tombstones.contains(&removed(&manifest.name().to_string(), &manifest.run))
+            let is_removed =
+                tombstones.contains(&removed(&manifest.name().to_string(), &manifest.run));
+            if is_removed {
+                let id = &manifest.snapshot;
+                warnings.push(format!("cannot use {id} as a base: its removal has begun"));
+            }
+            !is_removed
         });
         Ok(manifests)
     }
