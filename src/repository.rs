@@ -7,8 +7,8 @@
 //!
 //! The format is on a page of its own, docs/format.md: layout, every byte of a pack, a segment and a manifest, what makes a
 //! snapshot visible, what a crash can leave, and versions. In short: packs hold blocks, segments say which block is in which
-//! pack, a manifest says which segments a snapshot has. All of them are written once and read back before something names
-//! them; the manifest is last.
+//! pack, a manifest says which segments a snapshot has. All of them are verified before something names them; the
+//! manifest is last.
 
 mod catalog;
 mod check;

@@ -41,9 +41,9 @@ enum Verb {
     Init(InitArgs),
     /// List its snapshots, or the runs on record there
     Ls(RepositoryLsArgs),
-    /// Print all that is known of one of its snapshots, as JSON
+    /// Print the metadata of a snapshot, REPOSITORY#SNAPSHOT, as JSON
     Show(ShowArgs),
-    /// Print what the snapshots of each volume take
+    /// Print the space that the snapshots of each volume use
     Stats(StatsArgs),
     /// Check that everything its snapshots need is there and whole; --repair restores what can be found
     Check(CheckArgs),
@@ -53,9 +53,9 @@ enum Verb {
     Pin(PinArgs),
     /// Remove the pin of a snapshot
     Unpin(OneArgs),
-    /// Remove a snapshot; what it alone needs is swept by prune when the grace is over
+    /// Remove a snapshot; later prunes mark and then delete the data that only it needs, each step after --grace
     Rm(OneArgs),
-    /// Make a removed snapshot, REPOSITORY#SNAPSHOT by its id, visible again, while its data is not swept
+    /// Restore a removed snapshot, REPOSITORY#SNAPSHOT by its id, until a prune removes its tombstone (older than --grace)
     Undelete(OneArgs),
 }
 
@@ -65,7 +65,7 @@ struct Where {
     /// meant; #SNAPSHOT alone is one of $EBSFS_REPOSITORY
     #[arg(value_name = "REPOSITORY", env = VARIABLE)]
     address: String,
-    /// How long an object may take, all attempts together, before it is given up
+    /// Time without progress after which a request, with its retries, fails
     #[arg(long, value_name = "TIME", default_value = "90s", value_parser = humantime::parse_duration)]
     timeout: Duration,
     #[command(flatten)]
@@ -131,7 +131,7 @@ impl Where {
     async fn selected(&self) -> Result<(RepositoryCatalog, String)> {
         let address = self.address()?;
         let select = address.select.clone().ok_or_else(|| {
-            let what = format!("which snapshot: say {address}#SNAPSHOT");
+            let what = format!("cannot select a snapshot: none is named; use {address}#SNAPSHOT");
             Error::new(Kind::Invalid, what)
         })?;
         Ok((self.reach(&address).await?, select))

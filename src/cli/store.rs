@@ -12,7 +12,7 @@ use crate::repository::{
     Address, BucketStyle, Connection, LEASE, Lease, RepositoryCatalog, S3Options, Store,
 };
 
-/// Ends the lease of what a verb has read. One that cannot be ended is over by itself.
+/// Ends the lease of what a verb has read. A lease that cannot be ended expires.
 pub(super) async fn end_reading(lease: Option<Lease>) {
     if let Some(lease) = lease
         && let Err(error) = lease.end().await
@@ -36,7 +36,7 @@ pub(super) struct StoreArgs {
     /// Storage class of new objects in s3://, e.g. STANDARD_IA [default: the bucket's]
     #[arg(long, value_name = "CLASS", value_parser = storage_class)]
     storage_class: Option<String>,
-    /// Time that a run or reader stays on record without renewing its lease; prune waits so long for one that was killed
+    /// Time after its last renewal for which prune takes a run or reader for alive, from 1s to 1day
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = lease)]
     lease: Lasting,
 }

@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::pack::Name;
 
-/// Bytes of a header: magic (8), how it is sealed (1), zeroes (7), salt (16).
+/// Bytes of a header: magic (8), sealing (8, zeroes: not sealed), salt (16).
 pub(super) const HEADER: usize = 32;
 /// How an object is sealed that is not.
 const NOT_SEALED: [u8; 8] = [0; 8];

@@ -1,6 +1,6 @@
 //! Leases: `runs/ID` says who writes or reads a repository, and is written again while they live. `prune` removes nothing that a
-//! living one may need. That saves work; safety does not rest on it: a run that was paused for longer than its lease finds out
-//! by its own clock, and looks whether all that it wrote is still there.
+//! living one may need. That saves work; safety does not rest on it: a run that missed its renewals for half of the lease notices
+//! that by CLOCK_BOOTTIME, and checks that all data of its manifest is there.
 //!
 //! Ages are the store's own times. How long this process was paused is CLOCK_BOOTTIME's answer, which goes on while a laptop
 //! sleeps or a virtual machine is suspended.

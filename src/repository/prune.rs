@@ -4,7 +4,7 @@
 //! fences    a new pair in each folder; the store's time of them is now
 //! runs      who writes and reads, and whether their leases hold
 //! manifests a complete listing, in which none is missing that the last prune or `latest/` names
-//! retain    a tombstone, `latest/`, then the manifest goes
+//! retain    writes a tombstone, then deletes the manifest; `latest/` forgets it when the tombstone goes
 //! mark      `garbage/`: what no manifest and no tombstone within the grace needs
 //! sweep     of that, what an earlier prune marked at least a grace ago: named in `garbage/`, then the manifests are listed again,
 //!           then what still none of them needs is deleted
@@ -72,7 +72,7 @@ pub struct Pruned {
     pub swept: u64,
     /// Their bytes.
     pub swept_bytes: u64,
-    /// Objects that no snapshot needs and that stay until the grace is over.
+    /// Unneeded objects that stay for now: not marked for a grace, or held by a run or reader.
     pub waiting: u64,
     /// Their bytes.
     pub waiting_bytes: u64,
@@ -152,7 +152,7 @@ impl Pruned {
             false => (Kind::Undecided, Remedy::ForgetRun(run.run.clone())),
         };
         let what = format!(
-            "{} objects stay: the run {} of {} is on record since {}, last renewed {}",
+            "cannot delete {} objects: the run {} of {} may need them (began {}, last renewed {})",
             self.held, run.run, run.holder, run.begun, run.renewed
         );
         Err(Error::new(kind, what).with_remedy(remedy))
@@ -172,7 +172,7 @@ pub async fn remove(store: &Store, name: &ManifestName) -> Result<Deleted> {
             let tombstone = removed(&name.to_string(), &manifest.run);
             store.put(&tombstone, &[manifest.encode().into()]).await?;
         }
-        // No run uses it, and no tombstone says that it was removed.
+        // An unreadable manifest gets no tombstone: `latest/` must forget it here.
         Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Invalid) => {
             warn!("{}", error.chain());
             latest::retreat(store, name).await?;
@@ -279,13 +279,13 @@ impl<'a> Prune<'a> {
         before(self.now, self.request.grace)
     }
 
-    /// Nothing written or removed since then is deleted: the oldest living run or reader began.
+    /// Start of the oldest living run or reader: the prune keeps all objects and tombstones written since.
     fn kept_since(&self) -> Option<SystemTime> {
         let living = self.runs.iter().filter(|run| run.is_alive(self.now));
         living.map(|run| before(run.begun, SLACK)).min()
     }
 
-    /// Tombstones that are older keep nothing.
+    /// Tombstones written before this time no longer keep data.
     fn buried_before(&self) -> SystemTime {
         let ripe = self.ripe_before();
         self.kept_since().map_or(ripe, |since| since.min(ripe))
@@ -559,7 +559,7 @@ fn before(time: SystemTime, by: Duration) -> SystemTime {
     time.checked_sub(by).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-/// Forgets a run that no one resumes: what it wrote can be swept.
+/// Deletes the record of a run that will not be resumed: what it wrote can be swept.
 ///
 /// # Errors
 /// `NotFound` when there is none; else why it cannot be forgotten.

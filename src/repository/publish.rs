@@ -1,5 +1,5 @@
-//! Publishes a manifest, and then looks whether a prune may have deleted what it needs: then it is withdrawn. See
-//! [`super::prune`] for the other half of this rule.
+//! Checks the data of a manifest, publishes it, checks again, and withdraws it when a prune may have deleted what it needs. See
+//! [`mod@super::prune`] for the other half of this rule.
 
 use tracing::info;
 
@@ -77,7 +77,7 @@ pub(super) async fn check_data(store: &Store, lease: &Lease, manifest: &Manifest
         return Ok(());
     }
     let what = format!(
-        "cannot publish {}: the run was paused, and a prune has removed some of what it needs",
+        "cannot publish {}: a prune may have deleted data that it needs",
         manifest.snapshot
     );
     Err(Error::new(Kind::Busy, what).with_remedy(Remedy::TryLater))

@@ -72,11 +72,7 @@ impl RepositoryTarget {
         state_dir: &Path,
     ) -> Self {
         let name = catalog.store().address().to_string();
-        // None yet where a dry run looks at a place that has no repository.
-        let repository = match catalog.id() {
-            "" => format!("repository at {name}"),
-            id => format!("repository {id}"),
-        };
+        let repository = format!("repository {}", catalog.id());
         let of = match source.volume_key.is_unknown() {
             true => &*source.name,
             false => source.volume_key.as_str(),

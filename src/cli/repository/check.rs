@@ -141,7 +141,7 @@ impl CheckArgs {
             )?;
             writeln!(
                 out,
-                "{} objects of {} that no snapshot needs, {} unfinished runs",
+                "{} objects of {} that no snapshot needs, {} runs and readers on record",
                 checked.unused,
                 size(checked.unused_bytes),
                 checked.runs

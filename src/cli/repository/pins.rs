@@ -9,7 +9,7 @@ use crate::repository::{Deleted, pin, remove, undelete, unpin};
 
 #[derive(Args, Debug)]
 pub(super) struct PinArgs {
-    /// Why, for people
+    /// Reason for the pin, stored with it
     #[arg(long, value_name = "TEXT")]
     note: Option<String>,
     #[command(flatten)]

@@ -65,7 +65,7 @@ pub(super) struct PruneArgs {
     /// deleted in one run, if no other run or reader is on record
     #[arg(long, value_name = "TIME", default_value = "7days", value_parser = humantime::parse_duration)]
     grace: Duration,
-    /// Go on although this manifest, which was there, is missing in the store's listing; repeat for several
+    /// Continue although the store's listing lacks this manifest; repeat for several
     #[arg(long, value_name = "MANIFEST")]
     accept_missing: Vec<String>,
     /// Drop an unfinished run that will not be resumed: what it sent is garbage
@@ -193,7 +193,7 @@ impl PruneArgs {
                 let bytes = ByteSize::b(pruned.waiting_bytes);
                 writeln!(
                     out,
-                    "{} objects of {bytes} are not old enough yet",
+                    "{} objects of {bytes} wait: marked less than --grace ago, or needed by a run or reader",
                     pruned.waiting
                 )?;
             }

@@ -25,7 +25,7 @@ const PAGE: usize = 1000;
 /// Folders within folders that are walked; a repository has two, and links can make circles.
 const DEPTH: usize = 8;
 /// The folders that objects are in.
-const FOLDERS: [&str; 9] = [
+const FOLDERS: [&str; 10] = [
     "packs",
     "segments",
     "snapshots",
@@ -35,6 +35,7 @@ const FOLDERS: [&str; 9] = [
     "garbage",
     "pins",
     "checks",
+    "prune",
 ];
 
 /// One folder.
