@@ -206,7 +206,7 @@ impl History<'_> {
 fn half_of_the_histories() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().unwrap());
     let emulator = Emulator::start();
-    for _ in 0..number("EBSFS_HISTORIES").unwrap_or(50u64).div_ceil(2) {
+    for _ in 0..number("EBSFS_HISTORIES").unwrap_or(24u64).div_ceil(2) {
         let seed = number("EBSFS_SEED").unwrap_or_else(|| fastrand::u64(..));
         println!("EBSFS_SEED={seed}");
         let mut history = History {
