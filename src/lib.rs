@@ -106,15 +106,17 @@
 //!
 //! # The path of a snapshot through a repository
 //! ```text
-//!  repository/target observe    is it there already; the newest root of the volume is the parent, proven to its last segment
+//!  repository/target observe    is it there already; the newest manifest of the volume is the parent, proven to its last segment and
+//!                               pack
 //!  sync/planner     plan        with a base only what changed since it is read
 //!  repository/target open       the run is on record in the store before anything there is counted on
 //!  repository/sink  write_block as the parent has it: noted; so is what the dedup index or this run has; else zstd, into a
-//!                               pack; a full one is put and read back
+//!                               pack; a full one is put and verified
 //!  repository/sink  flush       the open pack is put; where blocks are survives a crash of this machine
-//!  repository/sink  publish     each segment that changed, then the root: now the snapshot is there
+//!  repository/sink  publish     each segment that changed
+//!  repository/publish           the manifest: now the snapshot is there, unless a prune has begun to delete what it needs
 //!
-//!  repository/catalog find      latest, an id, VOLUME@TIME -> a root
+//!  repository/catalog find      latest, an id, VOLUME@TIME -> a manifest, by a complete listing
 //!  repository/source  read_block segment -> pack, offset, length; neighbours that are wanted together are one ranged GET
 //!  digest             check      SHA-256 of the block, as the segment says
 //! ```

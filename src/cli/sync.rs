@@ -359,12 +359,12 @@ impl SyncArgs {
             mut source,
             client,
             about,
-            lease: begun,
+            lease: started,
         } = match self.staged(&state_dir)? {
             Some(source) => OpenedSource::staged(source),
             None => stop.unless(open(&request)).await?,
         };
-        *lease = begun;
+        *lease = started;
         let needs_snapshot =
             matches!(&self.base, Some(Base::Snapshot(_))) || self.bandwidth.is_some();
         if source.info.snapshot.is_none() && needs_snapshot {

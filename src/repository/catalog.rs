@@ -293,11 +293,11 @@ impl RepositoryCatalog {
         Ok(Some(manifest))
     }
 
-    /// What `take` makes of the manifests of these names, in their order. Those that somebody has removed since they were listed
-    /// are left out; one that is listed still and not there is `NotFound`.
+    /// What `take` makes of the manifests of these names, in their order. Manifests that were removed
+    /// after the listing are left out; one that is still listed but absent is `NotFound`.
     ///
     /// # Errors
-    /// Why they cannot be listed again; what is wrong with each manifest is told with it.
+    /// Why they cannot be listed again; each result carries its own error.
     pub async fn manifests<T>(
         &self,
         names: Vec<ManifestName>,

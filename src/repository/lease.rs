@@ -64,7 +64,7 @@ pub(super) struct LeaseRecord {
     /// Seconds that it holds without being renewed.
     lease_seconds: u64,
     /// When the store first wrote it, in seconds since 1970; none in the first record.
-    begun: Option<u64>,
+    started: Option<u64>,
     /// The sweeps that were on record when it began.
     #[serde(default)]
     sweeps: Vec<String>,
@@ -86,7 +86,7 @@ impl LeaseRecord {
             user: user.map_or_else(|| uid.to_string(), |user| user.name),
             pid: std::process::id(),
             lease_seconds: lease.as_secs().max(1),
-            begun: None,
+            started: None,
             sweeps: Vec::new(),
             was_paused: false,
             has_ended: false,
@@ -184,8 +184,8 @@ impl Lease {
         let (object, began) = (run_object(run), boot_time());
         let mut record = LeaseRecord::new(kind, what, lease);
         record.put(&store, &object).await?;
-        let begun = store.head(&object).await?.modified;
-        record.begun = Some(seconds(begun));
+        let started = store.head(&object).await?.modified;
+        record.started = Some(seconds(started));
         if kind != LeaseKind::Read {
             record.sweeps = prune::sweeps(&store).await?;
             // Without the list each sweep counts as a new one.
@@ -204,7 +204,7 @@ impl Lease {
         let before = read(&store, run).await?;
         let last = store.head(&object).await?.modified;
         let mut record = LeaseRecord {
-            begun: Some(before.begun.unwrap_or(seconds(last))),
+            started: Some(before.started.unwrap_or(seconds(last))),
             sweeps: before.sweeps.clone(),
             ..LeaseRecord::new(before.kind, &before.what, lease)
         };
@@ -316,7 +316,7 @@ pub struct RunOnRecord {
     /// The machine, user and process.
     pub holder: String,
     /// When it began.
-    pub begun: SystemTime,
+    pub started: SystemTime,
     /// When it was last renewed.
     pub renewed: SystemTime,
     /// How long it holds after that.
@@ -349,15 +349,15 @@ impl RunOnRecord {
             Some(record) => {
                 // A record says at most so long: nothing holds for ever.
                 let lease = record.lease().min(24 * LEASE);
-                let begun = record
-                    .begun
-                    .map(|begun| SystemTime::UNIX_EPOCH + Duration::from_secs(begun.min(1 << 40)));
+                let started = record.started.map(|started| {
+                    SystemTime::UNIX_EPOCH + Duration::from_secs(started.min(1 << 40))
+                });
                 Self {
                     id,
                     kind: Some(record.kind),
                     what: record.what,
                     holder: format!("{}@{}, process {}", record.user, record.host, record.pid),
-                    begun: begun.map_or(renewed, |begun| begun.min(renewed)),
+                    started: started.map_or(renewed, |started| started.min(renewed)),
                     renewed,
                     lease,
                     has_ended: record.has_ended,
@@ -368,7 +368,7 @@ impl RunOnRecord {
                 kind: None,
                 what: String::new(),
                 holder: "unknown".into(),
-                begun: renewed,
+                started: renewed,
                 renewed,
                 lease: LEASE,
                 has_ended: false,
@@ -433,17 +433,17 @@ mod tests {
             modified: at(1_000_000),
         };
         let record = |lease_seconds| LeaseRecord {
-            begun: Some(999_000),
+            started: Some(999_000),
             lease_seconds,
             ..LeaseRecord::new(LeaseKind::Sync, "snap-0a", LEASE)
         };
-        for (record, lease, begun) in [
+        for (record, lease, started) in [
             (Some(record(60)), 60, 999_000),
             (Some(record(u64::MAX)), 86_400, 999_000),
             (None, 3600, 1_000_000),
         ] {
             let run = RunOnRecord::of(&object, record);
-            assert_eq!(run.begun, at(begun));
+            assert_eq!(run.started, at(started));
             assert!(run.is_alive(at(1_000_000 + lease - 1)));
             assert!(!run.is_alive(at(1_000_000 + lease)));
             assert_eq!(

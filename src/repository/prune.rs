@@ -35,13 +35,13 @@ use super::pins::{pinned, refuse_pinned};
 use super::retention::{Decisions, Retention, RetentionCandidate};
 use super::run::removed;
 use super::segments;
-use super::store::{Deleted, Object, REQUEST_TIMEOUT, Store};
+use super::store::{Deleted, Object, Store};
 use crate::error::{Error, Kind, Remedy, Result};
 pub(super) use marks::{new_sweeps, sweeps};
 use sweep::Sweep;
 
-/// An object is seen so much later than its time says, at most: it is the time at which its request began.
-pub(super) const SLACK: Duration = REQUEST_TIMEOUT;
+/// An object can appear so much later than its Last-Modified says: a store may take the start of the PUT for that.
+const SLACK: Duration = Duration::from_secs(130);
 /// A shorter grace than this marks and sweeps in one run, where nothing else is on record.
 const SHORT_GRACE: Duration = Duration::from_hours(1);
 /// Fences and records of dead runs that are older go: no prune takes so long.
@@ -111,7 +111,7 @@ pub struct PrunedRun {
     /// User, machine and process.
     pub holder: String,
     /// When it began.
-    pub begun: String,
+    pub started: String,
     /// When it was last renewed.
     pub renewed: String,
     /// Whether its lease holds.
@@ -123,7 +123,7 @@ impl PrunedRun {
         Self {
             run: run.id.clone(),
             holder: run.holder.clone(),
-            begun: crate::time::rfc3339_seconds(run.begun),
+            started: crate::time::rfc3339_seconds(run.started),
             renewed: crate::time::rfc3339_seconds(run.renewed),
             is_alive: run.is_alive(now),
         }
@@ -153,7 +153,7 @@ impl Pruned {
         };
         let what = format!(
             "cannot delete {} objects: the run {} of {} may need them (began {}, last renewed {})",
-            self.held, run.run, run.holder, run.begun, run.renewed
+            self.held, run.run, run.holder, run.started, run.renewed
         );
         Err(Error::new(kind, what).with_remedy(remedy))
     }
@@ -282,7 +282,7 @@ impl<'a> Prune<'a> {
     /// Start of the oldest living run or reader: the prune keeps all objects and tombstones written since.
     fn kept_since(&self) -> Option<SystemTime> {
         let living = self.runs.iter().filter(|run| run.is_alive(self.now));
-        living.map(|run| before(run.begun, SLACK)).min()
+        living.map(|run| before(run.started, SLACK)).min()
     }
 
     /// Tombstones written before this time no longer keep data.
@@ -485,30 +485,39 @@ pub(super) struct Needed {
 }
 
 impl Needed {
+    /// What these manifests need.
+    ///
+    /// # Errors
+    /// Why a segment cannot be read.
     pub(super) async fn of(store: &Store, manifests: &[Manifest]) -> Result<Self> {
-        let names = segments_of(manifests);
-        let segments = names.keys().map(short).collect();
-        let mut packs = HashSet::new();
-        let mut read = pin!(segments::read_all(store, names.into_keys()));
-        while let Some((_, segment)) = read.next().await {
-            packs.extend(segment?.packs().iter().map(short));
-        }
-        Ok(Self { segments, packs })
+        Self::collect(store, manifests, Err).await
     }
 
     /// What removed snapshots need; what is lost of them keeps nothing.
     async fn of_buried(store: &Store, buried: &[Manifest]) -> Result<Self> {
-        let names = segments_of(buried);
+        Self::collect(store, buried, |error| {
+            if !is_damage(&error) {
+                return Err(error);
+            }
+            warn!("a removed snapshot is damaged: {}", error.chain());
+            Ok(())
+        })
+        .await
+    }
+
+    async fn collect(
+        store: &Store,
+        manifests: &[Manifest],
+        on_error: impl Fn(Error) -> Result<()>,
+    ) -> Result<Self> {
+        let names = segments_of(manifests);
         let segments = names.keys().map(short).collect();
         let mut packs = HashSet::new();
         let mut read = pin!(segments::read_all(store, names.into_keys()));
         while let Some((_, segment)) = read.next().await {
             match segment {
                 Ok(segment) => packs.extend(segment.packs().iter().map(short)),
-                Err(error) if is_damage(&error) => {
-                    warn!("a removed snapshot is damaged: {}", error.chain());
-                }
-                Err(error) => return Err(error),
+                Err(error) => on_error(error)?,
             }
         }
         Ok(Self { segments, packs })

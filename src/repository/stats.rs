@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 use tracing::warn;
 
 use super::catalog::RepositoryCatalog;
-use super::check::{is_damage, short};
+use super::check::{is_damage, segments_of, short};
 use super::manifest::Manifest;
 use super::pack::{Name, Spot};
 use super::segments;
@@ -105,7 +105,7 @@ pub async fn stats(
     };
     let mut all = BTreeSet::new();
     for (key, manifests) in &volumes {
-        let segments: BTreeSet<Name> = segments_of(manifests);
+        let segments: BTreeSet<Name> = segments_of(manifests).into_keys().collect();
         let mut usage = of_manifests(manifests);
         usage.count(reader.distinct(&segments).await?);
         all.extend(segments);
@@ -123,11 +123,6 @@ pub async fn stats(
     }
     stats.unreadable += reader.damaged.len() as u64;
     Ok(stats)
-}
-
-fn segments_of(manifests: &[Manifest]) -> BTreeSet<Name> {
-    let segments = manifests.iter().flat_map(|manifest| &manifest.segments);
-    segments.map(|of| of.name).collect()
 }
 
 /// What the manifests of a volume say, the oldest first.

@@ -44,8 +44,6 @@ use crate::aws::Credentials;
 use crate::error::{Error, Kind, Result};
 use crate::time::jittered;
 
-/// So much later than its time says can an object appear: a store that has a whole request lets it wait no longer.
-pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(130);
 /// Pauses between tries: doubled from the first to the longest, less a random part.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);

@@ -1,31 +1,31 @@
-//! [`undelete`]: makes a removed snapshot visible again, while all of its data is there.
+//! [`undelete`]: restores a removed snapshot while its tombstone and all of its data are there.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::pin::pin;
 
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::stream::{StreamExt, TryStreamExt};
+use tracing::info;
 
 use super::catalog::{RepositoryCatalog, read_manifest};
 use super::latest;
 use super::listing::{self, objects};
 use super::manifest::{Manifest, ManifestName};
 use super::pack::Name;
+use super::presence::{ends, lacking};
 use super::prune::{Needed, new_sweeps};
 use super::run::replace_manifest;
-use super::segments::{self, object};
+use super::segments;
 use super::store::Store;
 use crate::error::{Error, Kind, Result};
-use tracing::info;
 
 /// Packs that are looked for one by one; of more than that the folder is listed.
 const FEW: usize = 1000;
-const LOOKS: usize = 16;
 
 /// Puts the manifest of a removed snapshot back: the last one of this snapshot's id that was removed. Its tombstone
 /// stays until the grace is over.
 ///
 /// # Errors
-/// `NotFound` when there is no tombstone, or data of it was swept; `Invalid` when the snapshot was copied again since.
+/// `NotFound` when there is no tombstone or a pack is missing; `Corrupt` when a segment is; `Invalid` when the snapshot was copied again since.
 pub async fn undelete(catalog: &RepositoryCatalog, snapshot: &str) -> Result<ManifestName> {
     let store = &**catalog.store();
     let (name, tombstone) = tombstone_of(store, snapshot).await?;
@@ -102,38 +102,28 @@ async fn tombstone_of(store: &Store, snapshot: &str) -> Result<(ManifestName, St
 
 /// Whether all segments and packs of a manifest are there; every segment is read.
 async fn is_whole(store: &Store, manifest: &Manifest) -> Result<()> {
-    let mut ends: HashMap<Name, u64> = HashMap::new();
+    let mut needed: BTreeMap<Name, u64> = BTreeMap::new();
     let names = manifest.segments.iter().map(|of| of.name);
     let mut read = pin!(segments::read_all(store, names));
     while let Some((_, segment)) = read.next().await {
-        for (_, entry) in segment?.entries() {
-            let end = ends.entry(entry.pack).or_default();
-            *end = entry.spot.end().max(*end);
+        for (pack, end) in ends(&*segment?) {
+            let before = needed.entry(pack).or_default();
+            *before = end.max(*before);
         }
     }
-    if ends.len() > FEW {
+    if needed.len() > FEW {
         let mut parts = pin!(objects(store, "packs"));
         while let Some(found) = parts.try_next().await? {
             for (name, object) in found {
-                if ends.get(&name).is_some_and(|end| object.size >= *end) {
-                    ends.remove(&name);
+                if needed.get(&name).is_some_and(|end| object.size >= *end) {
+                    needed.remove(&name);
                 }
             }
         }
     }
     // A listing can lack objects: what it lacks is asked for.
-    let looks = stream::iter(ends).map(|(name, end)| async move {
-        match store.head(&object("packs", &name)).await {
-            Ok(object) => Ok::<_, Error>(object.size >= end),
-            Err(error) if error.kind() == Kind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
-    });
-    let mut looks = pin!(looks.buffer_unordered(LOOKS));
-    while let Some(is_there) = looks.try_next().await? {
-        if !is_there {
-            return Err(Error::new(Kind::NotFound, "a pack of it was swept"));
-        }
+    match lacking(store, needed).await?.is_empty() {
+        true => Ok(()),
+        false => Err(Error::new(Kind::NotFound, "a pack of it was swept")),
     }
-    Ok(())
 }

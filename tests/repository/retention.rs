@@ -336,7 +336,7 @@ fn stats_count_each_block_once_and_runs_on_record_are_listed() {
     let record = |what: &str, has_ended: bool| {
         format!(
             r#"{{"kind":"sync","what":"{what}","host":"proxy-1","user":"root","pid":7,"lease_seconds":60,
-                "begun":1782820800,"was_paused":false,"has_ended":{has_ended}}}"#
+                "started":1782820800,"was_paused":false,"has_ended":{has_ended}}}"#
         )
     };
     fs::write(runs.join("0a"), record("snap-0c", false)).unwrap();

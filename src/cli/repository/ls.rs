@@ -85,7 +85,7 @@ impl RepositoryLsArgs {
         if self.json {
             return print_json(&runs.iter().map(run_described).collect::<Vec<_>>());
         }
-        let head = ["RUN", "KIND", "HOLDER", "BEGUN", "RENEWED", "SNAPSHOT"];
+        let head = ["RUN", "KIND", "HOLDER", "STARTED", "RENEWED", "SNAPSHOT"];
         let rows = std::iter::once(head.map(str::to_owned)).chain(runs.iter().map(run_row));
         let table = table(&rows.collect::<Vec<_>>());
         output::write(None, |out| out.write_all(table.as_bytes()))
@@ -125,7 +125,7 @@ fn run_described(run: &RunOnRecord) -> Value {
         "kind": run.kind,
         "snapshot": run.what,
         "holder": run.holder,
-        "begun": rfc3339_seconds(run.begun),
+        "started": rfc3339_seconds(run.started),
         "renewed": rfc3339_seconds(run.renewed),
         "lease_seconds": run.lease.as_secs(),
     })
@@ -136,7 +136,7 @@ fn run_row(run: &RunOnRecord) -> [String; 6] {
         run.id.clone(),
         run.kind.map_or("unknown", LeaseKind::name).to_owned(),
         run.holder.clone(),
-        rfc3339_seconds(run.begun),
+        rfc3339_seconds(run.started),
         rfc3339_seconds(run.renewed),
         run.what.clone(),
     ]

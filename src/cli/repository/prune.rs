@@ -213,7 +213,7 @@ impl PruneArgs {
                 writeln!(
                     out,
                     "run {} of {} is on record since {}, renewed {}: {lease}",
-                    run.run, run.holder, run.begun, run.renewed
+                    run.run, run.holder, run.started, run.renewed
                 )?;
             }
             Ok(())
