@@ -40,6 +40,9 @@ mod store;
 mod target;
 mod undelete;
 
+#[cfg(test)]
+mod tests;
+
 pub use catalog::RepositoryCatalog;
 pub use check::{Checked, Damage, LastCheck, ReadData, check};
 pub use index::Index;

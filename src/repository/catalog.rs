@@ -254,7 +254,14 @@ impl RepositoryCatalog {
                 let start = format!("removed/{name}.");
                 removed.iter().any(|object| object.name.starts_with(&start))
             };
-            match absent.iter().find(|name| !is_removed(name)) {
+            let mut missing = None;
+            for name in absent.iter().filter(|name| !is_removed(name)) {
+                if !latest::is_swept(self.store(), name).await? {
+                    missing = Some(name);
+                    break;
+                }
+            }
+            match missing {
                 None => return Ok(named),
                 // Once more: a removal may have been undone between the two listings.
                 Some(_) if attempt == 1 => {}

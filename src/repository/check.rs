@@ -217,6 +217,7 @@ pub(super) async fn inspect(
     if read != ReadData::None {
         (checked.read_packs, checked.read_bytes) = check.read(used.len(), read).await?;
     }
+    check.without_removed(catalog).await?;
     let damages = std::mem::take(&mut check.damages).into_iter();
     checked.damages = damages
         .map(|(object, (what, in_data, snapshots))| Damage {
@@ -255,6 +256,38 @@ impl Check<'_> {
         }
         damage.2.extend(names);
         self.suffering.extend(manifests);
+    }
+
+    /// Drops the damage of manifests that were removed or replaced while this check was on its way: a prune may delete what they
+    /// lead to.
+    async fn without_removed(&mut self, catalog: &RepositoryCatalog) -> Result<()> {
+        let mut removed = BTreeSet::new();
+        for number in &self.suffering {
+            let Some(manifest) = self.manifests.get(*number) else {
+                continue;
+            };
+            let is_removed = match catalog.manifest(&manifest.name()).await {
+                Err(error) if error.kind() == Kind::NotFound => true,
+                Err(error) if is_damage(&error) => false,
+                there => there?.run != manifest.run,
+            };
+            if is_removed {
+                removed.insert(*number);
+            }
+        }
+        if removed.is_empty() {
+            return Ok(());
+        }
+        self.suffering.retain(|number| !removed.contains(number));
+        let manifests = removed
+            .iter()
+            .filter_map(|number| self.manifests.get(*number));
+        let names: BTreeSet<String> = manifests.map(|one| one.name().to_string()).collect();
+        self.damages.retain(|_, (_, _, suffering)| {
+            suffering.retain(|name| !names.contains(name));
+            !suffering.is_empty()
+        });
+        Ok(())
     }
 
     /// The bytes of each pack that is listed.

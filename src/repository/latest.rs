@@ -1,16 +1,19 @@
 //! Which manifests a listing must show: `latest/VOLUME` names the newest ones of each volume, `prune/manifests` those that the last
 //! prune kept. A store that leaves a page out in the middle of a listing is found by them.
 //!
-//! Both are lists of names ([`lines`]).
+//! Both are lists of names ([`lines`]). A writer that was paused can bring a name back that was taken out meanwhile. So `swept/NAME`
+//! says for [`SWEPT`] that a snapshot is gone for good: a list that names it is an old one.
 
 use std::collections::BTreeSet;
+use std::pin::pin;
+use std::time::{Duration, SystemTime};
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::lines;
 use super::listing;
 use super::manifest::ManifestName;
-use super::store::Store;
+use super::store::{Object, Store};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::target::VolumeKey;
 
@@ -22,9 +25,26 @@ const READS: usize = 16;
 const TRIES: usize = 3;
 /// The newest names of a volume that are kept: the last prune has noted the others.
 const MOST_NAMES: usize = 256;
+/// How long it stays on record that a snapshot was swept. After a writer that is paused for longer a person must decide.
+const SWEPT: Duration = Duration::from_hours(90 * 24);
+/// The content of `swept/NAME`, and what takes its place when the snapshot is copied again.
+const IS_SWEPT: &[u8] = b"swept\n";
+const IS_BACK: &[u8] = b"published again\n";
 
 fn object(volume: &VolumeKey) -> String {
     format!("latest/{volume}")
+}
+
+fn swept(name: &ManifestName) -> String {
+    format!("swept/{name}")
+}
+
+/// Whether a snapshot is gone for good, its tombstone too.
+pub(super) async fn is_swept(store: &Store, name: &ManifestName) -> Result<bool> {
+    match store.get(&swept(name)).await {
+        Err(error) if error.kind() == Kind::NotFound => Ok(false),
+        bytes => Ok(bytes? == IS_SWEPT),
+    }
 }
 
 /// The names; none when the list is damaged.
@@ -84,6 +104,9 @@ pub(super) fn lacks(store: &Store, name: &ManifestName) -> Error {
 
 /// A snapshot was published: from now on every listing must show it.
 pub(super) async fn advance(store: &Store, name: &ManifestName) -> Result<()> {
+    if is_swept(store, name).await? {
+        store.put(&swept(name), &[IS_BACK.into()]).await?;
+    }
     let object = object(&name.volume);
     for _ in 0..TRIES {
         let mut names = match read(store, &object).await {
@@ -103,8 +126,31 @@ pub(super) async fn advance(store: &Store, name: &ManifestName) -> Result<()> {
     Ok(())
 }
 
-/// No listing need show a snapshot any more: it is removed, or a person knows that it is lost.
+/// No listing need show a snapshot any more: it is removed and its tombstone goes, or a person knows that it is lost.
 pub(super) async fn retreat(store: &Store, removed: &ManifestName) -> Result<()> {
+    store.put(&swept(removed), &[IS_SWEPT.into()]).await?;
+    take_out(store, removed).await
+}
+
+/// Records of swept snapshots that are older than any writer. Their names leave the lists once more.
+pub(super) async fn old_swept(store: &Store, now: SystemTime) -> Result<Vec<String>> {
+    let mut old = Vec::new();
+    let mut pages = pin!(store.pages("swept"));
+    while let Some(page) = pages.try_next().await? {
+        let is_old = |object: &Object| object.modified + SWEPT < now;
+        for object in page.into_iter().filter(is_old) {
+            if let Some(name) = object.name.rsplit('/').next()
+                && let Ok(name) = name.parse()
+            {
+                take_out(store, &name).await?;
+                old.push(object.name);
+            }
+        }
+    }
+    Ok(old)
+}
+
+async fn take_out(store: &Store, removed: &ManifestName) -> Result<()> {
     for object in [object(&removed.volume), PRUNED.to_owned()] {
         let mut names = read(store, &object).await?;
         if names.contains(removed) {

@@ -458,6 +458,7 @@ impl<'a> Prune<'a> {
             .iter()
             .filter(|run| run.has_ended || run.expired(self.now) > self.request.grace.max(OLD));
         names_of.extend(dead.map(|run| lease::run_object(&run.id)));
+        names_of.extend(latest::old_swept(store, self.now).await?);
         names_of.extend(marks::old(store, self.now, self.request.grace).await?);
         for folder in ["snapshots", "latest", "removed", "pins", "garbage"] {
             let ends = listing::list(store, folder, self.fence.as_ref())

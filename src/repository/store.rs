@@ -13,6 +13,8 @@ mod address;
 mod backend;
 mod folder;
 mod foreign_text;
+#[cfg(test)]
+pub(super) mod hostile;
 mod listing;
 mod objects;
 mod proof;
@@ -95,14 +97,19 @@ impl Store {
     /// # Errors
     /// `Invalid` when the configuration makes no sense.
     pub fn open(address: &Address, connection: &Connection) -> Result<Self> {
-        Ok(Self {
-            address: address.clone(),
-            backend: reach::reach(address, connection)?,
-            timeout: connection.timeout,
+        let backend = reach::reach(address, connection)?;
+        Ok(Self::of(address.clone(), backend, connection.timeout))
+    }
+
+    fn of(address: Address, backend: Box<dyn Backend>, timeout: Duration) -> Self {
+        Self {
+            address,
+            backend,
+            timeout,
             rate: Arc::default(),
             needs_checksums: AtomicBool::new(false),
             last_wait_log: Mutex::new(None),
-        })
+        }
     }
 
     /// Where it is.

@@ -103,7 +103,7 @@ async fn tombstone_of(store: &Store, snapshot: &str) -> Result<(ManifestName, St
 /// Whether all segments and packs of a manifest are there; every segment is read.
 async fn is_whole(store: &Store, manifest: &Manifest) -> Result<()> {
     let mut needed: BTreeMap<Name, u64> = BTreeMap::new();
-    let names = manifest.segments.iter().map(|of| of.name);
+    let names: Vec<Name> = manifest.segments.iter().map(|of| of.name).collect();
     let mut read = pin!(segments::read_all(store, names));
     while let Some((_, segment)) = read.next().await {
         for (pack, end) in ends(&*segment?) {

@@ -25,7 +25,7 @@ const PAGE: usize = 1000;
 /// Folders within folders that are walked; a repository has two, and links can make circles.
 const DEPTH: usize = 8;
 /// The folders that objects are in.
-const FOLDERS: [&str; 10] = [
+const FOLDERS: [&str; 11] = [
     "packs",
     "segments",
     "snapshots",
@@ -36,6 +36,7 @@ const FOLDERS: [&str; 10] = [
     "pins",
     "checks",
     "prune",
+    "swept",
 ];
 
 /// One folder.
