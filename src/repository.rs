@@ -33,6 +33,7 @@ mod run;
 mod segment;
 mod segments;
 mod select;
+mod settled;
 mod sink;
 mod source;
 mod stats;

@@ -22,10 +22,9 @@ use tracing::{info, warn};
 
 use super::catalog::RepositoryCatalog;
 use super::check::is_damage;
-use super::listing;
 use super::pack::{Name, Spot};
-use super::run::removed;
 use super::segments;
+use super::settled::Unsettled;
 use crate::block::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::files::{blocking, make_folder_of, open_ours, remove_if_there, with_ending};
@@ -167,7 +166,7 @@ fn lock_file(path: &Path) -> Result<File> {
     }
 }
 
-/// The segments of all snapshots except those whose removal has begun.
+/// The segments of all snapshots that a run may rely on.
 async fn live_segments(catalog: &RepositoryCatalog) -> Result<BTreeSet<Name>> {
     let read = catalog.manifests(catalog.names().await?, |manifest| manifest);
     let mut manifests = Vec::new();
@@ -178,13 +177,8 @@ async fn live_segments(catalog: &RepositoryCatalog) -> Result<BTreeSet<Name>> {
             Err(error) => return Err(error),
         }
     }
-    // After they were read: one that is removed from now on stays as long as the run that is on record.
-    let aside = listing::list(catalog.store(), "removed", None)
-        .await?
-        .objects;
-    let aside: BTreeSet<String> = aside.into_iter().map(|object| object.name).collect();
-    manifests
-        .retain(|manifest| !aside.contains(&removed(&manifest.name().to_string(), &manifest.run)));
+    let unsettled = Unsettled::among(catalog.store(), &manifests).await?;
+    manifests.retain(|manifest| unsettled.why(manifest).is_none());
     let segments = manifests.iter().flat_map(|manifest| &manifest.segments);
     Ok(segments.map(|of| of.name).collect())
 }

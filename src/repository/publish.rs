@@ -9,6 +9,7 @@ use super::lease::{self, Lease};
 use super::manifest::Manifest;
 use super::prune::{Needed, new_sweeps};
 use super::run::{forgotten, removed, replace_manifest};
+use super::settled::is_on_record;
 use super::store::Store;
 use crate::error::{Error, Kind, Remedy, Result};
 
@@ -43,7 +44,10 @@ pub(super) async fn publish(
     };
     if !is_replaced && !store.put_new(&object, &manifest.encode(), is_sound).await? {
         let there = read_manifest(store, &object).await?;
-        if there.run != manifest.run {
+        let is_unsettled = there.run != manifest.run && is_on_record(store, &there.run).await?;
+        if is_unsettled && replace_manifest(store, &there.run, &manifest).await? {
+            info!("replacing {}: its run has not ended", manifest.snapshot);
+        } else if there.run != manifest.run {
             info!("another run has published {} meanwhile", manifest.snapshot);
             return Ok(there);
         }
@@ -83,20 +87,27 @@ pub(super) async fn check_data(store: &Store, lease: &Lease, manifest: &Manifest
     Err(Error::new(Kind::Busy, what).with_remedy(Remedy::TryLater))
 }
 
-/// Puts something in the place of a manifest that says that it is none. A later prune deletes it: another run can have published the
-/// same snapshot by now.
+/// Puts something in the place of a manifest that says that it is none, unless another run has replaced it. A later prune deletes it:
+/// another run can have published the same snapshot by now.
 async fn withdraw(store: &Store, manifest: &Manifest) -> Result<()> {
     let object = format!("snapshots/{}", manifest.name());
+    let there = read_manifest(store, &object).await;
+    if there.is_ok_and(|there| there.run != manifest.run) {
+        return Ok(());
+    }
     let withdrawn = manifest.encode_withdrawn();
     store.put(&object, &[withdrawn.into()]).await
 }
 
-/// Puts the manifest back that the run `old` wrote and `new` has replaced.
+/// Puts the manifest back that the run `old` wrote and `new` has replaced, unless another run has replaced that.
 pub(super) async fn bring_back(store: &Store, new: &Manifest, old: &str) -> Result<()> {
     let name = new.name().to_string();
-    let tombstone = removed(&name, old);
+    let (tombstone, object) = (removed(&name, old), format!("snapshots/{name}"));
+    let there = read_manifest(store, &object).await;
+    if there.is_ok_and(|there| there.run != new.run) {
+        return Ok(());
+    }
     let before = read_manifest(store, &tombstone).await?;
-    let object = format!("snapshots/{name}");
     store.put(&object, &[before.encode().into()]).await?;
     store.delete(&tombstone).await.map(drop)
 }

@@ -25,12 +25,11 @@ use super::catalog::RepositoryCatalog;
 use super::check::{Checked, LastCheck, ReadData, Suspects, inspect, is_damage, row};
 use super::header::{Salt, salt_of_run};
 use super::lease::{Lease, LeaseKind};
-use super::listing;
 use super::manifest::{Manifest, ManifestName};
 use super::pack::Name;
-use super::run::removed;
 use super::segment::{Entry, Segment};
 use super::segments::{self, object};
+use super::settled::Unsettled;
 use super::store::Store;
 use crate::block::{BlockIndex, BlockSet, Extent};
 use crate::error::{Error, Kind, Result};
@@ -198,14 +197,10 @@ impl Repair<'_> {
                 Err(error) => return Err(error),
             }
         }
-        // After they were read: one that is removed from now on stays as long as this run is on record. One with a tombstone
-        // is being removed, or a repair was killed before it could replace it.
-        let tombstones = listing::list(self.store, "removed", None).await?.objects;
-        let tombstones: BTreeSet<String> =
-            tombstones.into_iter().map(|object| object.name).collect();
+        // One with a tombstone is being removed, or a repair was killed before it could replace it.
+        let unsettled = Unsettled::among(self.store, &self.manifests).await?;
         for manifest in &self.manifests {
-            let tombstone = removed(&manifest.name().to_string(), &manifest.run);
-            let is_lasting = !tombstones.contains(&tombstone);
+            let is_lasting = unsettled.why(manifest).is_none();
             for of in &manifest.segments {
                 self.numbers.entry(of.name).or_default().insert(of.number);
                 if is_lasting {

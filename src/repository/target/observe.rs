@@ -1,6 +1,5 @@
 //! Observes a repository: whether it holds the source, what a delta can start from, what an unfinished run left.
 
-use std::collections::HashSet;
 use std::pin::pin;
 
 use futures_util::StreamExt;
@@ -9,12 +8,12 @@ use super::{RepositoryTarget, bytes_of, made_id, volume_of};
 use crate::error::{Error, Kind, Result};
 use crate::repository::check::is_damage;
 use crate::repository::lease;
-use crate::repository::listing;
 use crate::repository::manifest::{Manifest, ManifestName};
 use crate::repository::pack::Name;
 use crate::repository::presence::PackNeeds;
 use crate::repository::run::{RunState, removed};
 use crate::repository::segments::{self, object};
+use crate::repository::settled::{Unsettled, is_on_record};
 use crate::snapshot::SnapshotId;
 use crate::target::{Ask, Base, Existence, Facts, Left, Replica, SinkState, SourceInfo};
 
@@ -26,7 +25,9 @@ impl RepositoryTarget {
         let mut facts = Facts::of(&*self.name, Existence::Absent);
         let names = self.proven_names(ask).await?;
         if let Some(id) = ask.source.id()
-            && let Some(manifest) = self.held(&names, &id, &mut facts.warnings).await?
+            && let Some(manifest) = self
+                .held(&names, &id, ask.left, &mut facts.warnings)
+                .await?
         {
             let damaged = manifest.damaged.iter();
             let damaged = damaged.map(|(first, end)| u64::from(end.saturating_sub(*first)));
@@ -79,19 +80,28 @@ impl RepositoryTarget {
         }
     }
 
-    /// The manifest of a snapshot, if it is there and sound. A damaged one is replaced by the next run.
+    /// The manifest of a snapshot, if it is there, sound, and of a run that has ended. Another one is replaced by the next run.
     async fn held(
         &self,
         names: &[ManifestName],
         id: &SnapshotId,
+        left: Option<&SinkState>,
         warnings: &mut Vec<String>,
     ) -> Result<Option<Manifest>> {
+        let left = left.and_then(|left| left.open::<RunState>().ok());
         for name in names.iter().rev().filter(|name| name.snapshot == *id) {
             match self.catalog.manifest(name).await {
                 Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::NotFound) => {
                     warnings.push(format!("copying {id} again: {}", error.chain()));
                 }
                 Err(error) => return Err(error),
+                // It may be withdrawn.
+                Ok(manifest) if is_on_record(self.store(), &manifest.run).await? => {
+                    if left.as_ref().is_none_or(|left| left.run != manifest.run) {
+                        warnings.push(format!("copying {id} again: its run has not ended"));
+                        *self.replaces.lock() = Some(manifest.run);
+                    }
+                }
                 Ok(manifest) => match self.prove(&manifest).await {
                     Err(error) if is_damage(&error) => {
                         warnings.push(format!("copying {id} again: {}", error.chain()));
@@ -126,7 +136,7 @@ impl RepositoryTarget {
         Ok(replicas)
     }
 
-    /// The manifests of these names that can be read and are not being removed.
+    /// The manifests of these names that can be read and relied on.
     pub(super) async fn usable_manifests(
         &self,
         names: Vec<&ManifestName>,
@@ -144,18 +154,12 @@ impl RepositoryTarget {
                 Err(error) => return Err(error),
             }
         }
-        // Listed after the manifests were read: `prune` keeps a manifest that is removed later for every run on record by then.
-        let tombstones = listing::list(self.store(), "removed", None).await?.objects;
-        let tombstones: HashSet<String> =
-            tombstones.into_iter().map(|object| object.name).collect();
+        let unsettled = Unsettled::among(self.store(), &manifests).await?;
         manifests.retain(|manifest| {
-            let is_removed =
-                tombstones.contains(&removed(&manifest.name().to_string(), &manifest.run));
-            if is_removed {
-                let id = &manifest.snapshot;
-                warnings.push(format!("cannot use {id} as a base: its removal has begun"));
-            }
-            !is_removed
+            let why = unsettled.why(manifest);
+            let id = &manifest.snapshot;
+            warnings.extend(why.map(|why| format!("cannot use {id} as a base: {why}")));
+            why.is_none()
         });
         Ok(manifests)
     }

@@ -76,6 +76,8 @@ struct History {
     rng: fastrand::Rng,
     snapshots: BTreeMap<SnapshotId, (Made, Fate)>,
     number: u32,
+    /// Prunes under way that keep the newest ones alone.
+    keeping: usize,
     log: Vec<String>,
 }
 
@@ -95,6 +97,7 @@ impl History {
             rng,
             snapshots: BTreeMap::new(),
             number: 0,
+            keeping: 0,
             log: Vec::new(),
         }
     }
@@ -179,13 +182,17 @@ impl History {
                 }
             }
             Act::Remove(made) => self.set(made, Fate::Unknown),
-            Act::Prune { last: Some(_), .. } => self.may_lose(),
+            Act::Prune { last: Some(_), .. } => self.keeping += 1,
             _ => {}
         }
+        self.may_lose();
     }
 
-    /// A prune that keeps the newest ones may remove the others.
+    /// A prune under way that keeps the newest ones may remove the others.
     fn may_lose(&mut self) {
+        if self.keeping == 0 {
+            return;
+        }
         for volume in 0..VOLUMES {
             let of = self
                 .snapshots
@@ -225,6 +232,10 @@ impl History {
             }
             _ => {}
         }
+        self.may_lose();
+        if let Act::Prune { last: Some(_), .. } = act {
+            self.keeping -= 1;
+        }
     }
 
     fn process(&self) -> Process {
@@ -248,9 +259,6 @@ impl History {
         let (one, other) = (self.next_act(), self.next_act());
         self.start(&one);
         self.start(&other);
-        if let (Act::Prune { .. }, _) | (_, Act::Prune { .. }) = (&one, &other) {
-            self.start(&one);
-        }
         let (of_one, of_other) = (
             act(self.process(), one.clone(), self.known()),
             act(self.process(), other.clone(), self.known()),

@@ -117,7 +117,7 @@ async fn is_right(process: &Process, all: &[Made], must: &[&Made]) -> Checked {
 }
 
 /// What other processes do while one is stopped.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Others {
     /// The base is removed; two prunes without a grace, one of them when the lease is over.
     PruneAtOnce,
@@ -125,24 +125,41 @@ enum Others {
     PruneWithGrace,
     /// The same, so late that the marks and the record of the sweep are gone too.
     PruneLate,
+    /// Another process copies the same snapshot.
+    SameSync,
+    /// The same, after prunes have swept what the run had written.
+    SameSyncLate,
 }
 
 impl Others {
-    const ALL: [Self; 3] = [Self::PruneAtOnce, Self::PruneWithGrace, Self::PruneLate];
+    const ALL: [Self; 5] = [
+        Self::PruneAtOnce,
+        Self::PruneWithGrace,
+        Self::PruneLate,
+        Self::SameSync,
+        Self::SameSyncLate,
+    ];
 
     async fn run(self, store: &Arc<HostileStore>) {
         let process = Process::honest(store);
-        // Perhaps the run that is stopped has replaced it.
-        let _ = process.remove(&B).await;
+        if self != Self::SameSync {
+            // A repair that is stopped can be replacing it.
+            let _ = process.remove(&B).await;
+        }
         let (pauses, grace): (&[u32], _) = match self {
             Self::PruneAtOnce => (&[0, 1, 0], Duration::ZERO),
             Self::PruneWithGrace => (&[0, 8, 8], GRACE),
             Self::PruneLate => (&[0, 8, 8, 20, 8], GRACE),
+            Self::SameSync => (&[], GRACE),
+            Self::SameSyncLate => (&[0, 8, 8], GRACE),
         };
         for days in pauses {
             tokio::time::sleep(*days * DAY).await;
             // Damage that a killed run left can stop a prune: it deletes nothing then.
             let _ = process.prune(grace, None).await;
+        }
+        if matches!(self, Self::SameSync | Self::SameSyncLate) {
+            process.sync(&C, false, &[A, B]).await.unwrap();
         }
     }
 }
@@ -164,7 +181,8 @@ fn a_stopped_sync_publishes_what_is_whole_or_nothing_and_a_killed_one_is_named()
                 };
                 let done = halted(&process, halt, work, others.run(&store)).await;
                 let honest = Process::honest(&store);
-                let must: &[&Made] = if matches!(done, Some(Ok(()))) {
+                let is_copied = matches!(others, Others::SameSync | Others::SameSyncLate);
+                let must: &[&Made] = if is_copied || matches!(done, Some(Ok(()))) {
                     &[&A, &C]
                 } else {
                     &[&A]
@@ -194,8 +212,6 @@ fn a_stopped_prune_deletes_nothing_that_was_published_meanwhile() {
         let ready = repository().await;
         let process = Process::honest(&ready);
         process.remove(&B).await.unwrap();
-        process.prune(GRACE, None).await.unwrap();
-        tokio::time::sleep(4 * DAY).await;
         process.prune(GRACE, None).await.unwrap();
         tokio::time::sleep(8 * DAY).await;
         let process = Process::honest(&ready.copy());
@@ -234,6 +250,55 @@ fn a_stopped_prune_deletes_nothing_that_was_published_meanwhile() {
                 assert!(checked.damages.is_empty(), "{halt:?} {late:?} {checked:?}");
                 honest.prune(Duration::ZERO, None).await.unwrap();
             }
+        }
+    });
+}
+
+#[test]
+fn a_sync_that_wakes_up_beside_a_stopped_prune_publishes_what_is_whole_or_nothing() {
+    with_seed(5, async {
+        let ready = repository().await;
+        let process = Process::honest(&ready.copy());
+        process.sync(&C, false, &[A, B]).await.unwrap();
+        let of_sync = process.client.requests();
+        // Enough for the listing of manifests, the sweep and the second listing of any prune here.
+        let of_prune = 150;
+        // From its last packs on.
+        let wakings: Vec<u64> = (of_sync.saturating_sub(24)..of_sync).collect();
+        for (halt, waking) in some_halts(of_prune, &wakings) {
+            let store = ready.copy();
+            let sync = Process::honest(&store);
+            sync.client.stop_at(waking, Moment::Before);
+            let task = {
+                let sync = sync.clone();
+                tokio::spawn(async move { sync.sync(&C, false, &[A, B]).await })
+            };
+            sync.client.stopped().await;
+            let honest = Process::honest(&store);
+            tokio::time::sleep(DAY / 2).await;
+            honest.prune(GRACE, None).await.unwrap();
+            tokio::time::sleep(8 * DAY).await;
+            let process = Process::honest(&store);
+            let work = {
+                let process = process.clone();
+                async move { process.prune(GRACE, None).await }
+            };
+            let mut done = None;
+            let others = async {
+                sync.client.resume();
+                done = Some(task.await.unwrap());
+            };
+            halted(&process, halt, work, others).await;
+            let must: &[&Made] = if matches!(done, Some(Ok(()))) {
+                &[&A, &B, &C]
+            } else {
+                &[&A, &B]
+            };
+            let checked = is_right(&honest, &[A, B, C], must).await;
+            assert!(
+                checked.damages.is_empty(),
+                "{halt:?} {waking} {done:?} {checked:?}"
+            );
         }
     });
 }
