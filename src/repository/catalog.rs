@@ -78,6 +78,8 @@ impl RepositoryCatalog {
         match store.get(REPOSITORY).await {
             Err(error) if error.kind() == Kind::NotFound => {}
             Err(error) => return Err(error),
+            // A folder without renames to free names has such a file when an init was killed there.
+            Ok(header) if header.is_empty() => {}
             Ok(_) => return already(),
         }
         Fence::new().put_all(&store).await?;
@@ -111,6 +113,10 @@ impl RepositoryCatalog {
     /// `NotFound` when there is none; `Invalid` when it is of a format that this ebsfs does not know.
     pub async fn open(store: Arc<Store>) -> Result<Self> {
         let header = match store.get(REPOSITORY).await {
+            Ok(header) if header.is_empty() => Err(Error::new(Kind::NotFound, "it is empty")),
+            header => header,
+        };
+        let header = match header {
             Err(error) if error.kind() == Kind::NotFound => {
                 let what = format!("{} is no repository", store.address());
                 let remedy = Remedy::InitRepository(store.address().to_string());
