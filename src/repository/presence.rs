@@ -112,6 +112,11 @@ impl PackNeeds {
                 }
             }
         }
+        self.prove_unlisted(store, segments).await
+    }
+
+    /// Asks for the packs by name that a listing lacked.
+    async fn prove_unlisted(self, store: &Store, segments: Vec<Name>) -> Result<()> {
         if self.all.is_empty() {
             return Ok(());
         }
@@ -153,3 +158,6 @@ fn verdict(store: &Store, lacking: &[(Name, Lack)]) -> Result<()> {
         count => error.context(format!("{count} packs are missing or cut short")),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -40,9 +40,19 @@ use crate::source::BlockSource;
 use search::Lost;
 use writer::Finds;
 
-/// Blocks that are searched for together, each some 100 bytes in memory. The segments of all snapshots are read once for each
-/// so many.
-const ROUND: usize = 1 << 18;
+/// What a repair keeps in memory.
+#[derive(Clone, Copy, Debug)]
+struct RepairLimits {
+    /// Blocks that are searched for together, each some 100 bytes. The segments of all snapshots are read once for each so many.
+    round: usize,
+    /// Blocks whose places are remembered from one round to the next, each some 100 bytes.
+    places: usize,
+}
+
+const LIMITS: RepairLimits = RepairLimits {
+    round: 1 << 18,
+    places: 1 << 19,
+};
 
 /// A source that a person names for lost blocks.
 pub struct RepairOrigin {
@@ -124,6 +134,15 @@ pub async fn repair(
     checked: &Checked,
     origin: Option<&RepairOrigin>,
 ) -> Result<Repaired> {
+    repair_within(catalog, checked, origin, LIMITS).await
+}
+
+async fn repair_within(
+    catalog: &RepositoryCatalog,
+    checked: &Checked,
+    origin: Option<&RepairOrigin>,
+    limits: RepairLimits,
+) -> Result<Repaired> {
     let store = &**catalog.store();
     let run = format!("{:032x}", fastrand::u128(..));
     // Before it reads anything that it relies on: from now on `prune` keeps that.
@@ -142,11 +161,11 @@ pub async fn repair(
         counts: HashMap::new(),
         suspects: checked.suspects.clone(),
         also: BTreeSet::new(),
-        finds: Finds::new(salt),
+        finds: Finds::new(salt, limits.places),
         fixed: HashMap::new(),
         done: Repaired::default(),
     };
-    let done = repair.all(catalog).await;
+    let done = repair.all(catalog, limits.round).await;
     // Nothing of it can be resumed: what no manifest leads to is garbage.
     let Repair {
         lease,
@@ -168,13 +187,14 @@ pub async fn repair(
 }
 
 impl Repair<'_> {
-    async fn all(&mut self, catalog: &RepositoryCatalog) -> Result<()> {
+    /// Repairs everything, `most` blocks at a time.
+    async fn all(&mut self, catalog: &RepositoryCatalog, most: usize) -> Result<()> {
         let unreadable = self.read_manifests(catalog).await?;
         let affected = self.read_segments().await?;
         let mut affected = affected.into_iter().peekable();
         while affected.peek().is_some() {
             let (mut round, mut blocks) = (Vec::new(), 0);
-            while let Some((name, bad)) = affected.next_if(|_| blocks < ROUND) {
+            while let Some((name, bad)) = affected.next_if(|_| blocks < most) {
                 blocks += bad;
                 round.push(name);
             }
@@ -330,3 +350,6 @@ fn runs(blocks: impl IntoIterator<Item = BlockIndex>) -> Vec<(u32, u32)> {
 fn pair(run: Extent) -> (u32, u32) {
     (run.start().0, run.end().0)
 }
+
+#[cfg(test)]
+mod tests;
