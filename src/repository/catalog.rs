@@ -17,13 +17,13 @@ use super::check::is_damage;
 use super::latest;
 use super::lease::{LEASE, Lease, LeaseKind};
 use super::listing::{self, Fence, Foreign};
-use super::manifest::{FORMAT, Manifest, ManifestName};
+use super::manifest::{FORMAT, Manifest, ManifestName, manifest_object};
 use super::pack::Name;
 use super::segment::{Segment, place_of};
 use super::segments::Segments;
 use super::source::RepositorySource;
 use super::store::{Object, Store};
-use crate::block::{BlockIndex, Change, Delta, Extent};
+use crate::block::{BlockIndex, Change, Delta, Extent, random_id};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::snapshot::{Snapshot, SnapshotId, sort_by_time};
 use crate::source::{BlockSource, Catalog, Changes};
@@ -85,7 +85,7 @@ impl RepositoryCatalog {
         Fence::new().put_all(&store).await?;
         let header = Header {
             format: FORMAT,
-            id: format!("{:032x}", fastrand::u128(..)),
+            id: random_id(),
             encryption: "none".into(),
         };
         let json = serde_json::to_vec(&header).unwrap_or_default();
@@ -160,7 +160,7 @@ impl RepositoryCatalog {
     /// # Errors
     /// Why the store cannot be reached.
     pub async fn begin_reading(&self, what: &str) -> Result<Option<Lease>> {
-        let id = format!("{:032x}", fastrand::u128(..));
+        let id = random_id();
         let store = Arc::clone(self.store());
         match Lease::begin(store, LeaseKind::Read, &id, what, self.lease).await {
             Err(error) if matches!(error.kind(), Kind::Denied | Kind::Io | Kind::NoSpace) => {
@@ -284,7 +284,7 @@ impl RepositoryCatalog {
 
     /// The manifest of a name; none when its run withdrew it.
     async fn unless_withdrawn(&self, name: &ManifestName) -> Result<Option<Manifest>> {
-        let object = format!("snapshots/{name}");
+        let object = manifest_object(name);
         let address = self.store().address();
         let bytes = self.store().get(&object).await?;
         let read = Manifest::read(&bytes);

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::catalog::RepositoryCatalog;
 use super::lease;
 use super::listing::objects;
-use super::manifest::Manifest;
+use super::manifest::{Manifest, manifest_object};
 use super::pack::Name;
 use super::presence::{self, Lack, MOST_HEADS};
 use super::segments::{self, object};
@@ -172,7 +172,7 @@ pub(super) async fn inspect(
             Ok(manifest) => manifests.push(manifest),
             Err(error) if is_damage(&error) => {
                 let suffers = BTreeSet::from([name.to_string()]);
-                damages.insert(format!("snapshots/{name}"), (error.chain(), false, suffers));
+                damages.insert(manifest_object(&name), (error.chain(), false, suffers));
             }
             Err(error) => return Err(error),
         }
@@ -345,7 +345,7 @@ impl Check<'_> {
             if !is_right || sum != manifest.blocks {
                 let said = manifest.blocks;
                 let what = format!("it says that it holds {said} blocks, its segments hold {sum}");
-                wrong.push((format!("snapshots/{}", manifest.name()), what, number));
+                wrong.push((manifest_object(&manifest.name()), what, number));
             }
         }
         for (object, what, number) in wrong {

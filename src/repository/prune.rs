@@ -28,7 +28,7 @@ use super::catalog::{RepositoryCatalog, read_manifest};
 use super::latest;
 use super::lease::{self, RunOnRecord};
 use super::listing::{self, Fence};
-use super::manifest::{Manifest, ManifestName};
+use super::manifest::{Manifest, ManifestName, manifest_object};
 use super::pins::{pinned, refuse_pinned};
 use super::retention::{Decisions, Retention, RetentionCandidate};
 use super::run::removed;
@@ -163,7 +163,7 @@ impl Pruned {
 /// `Undecided` when it is pinned; else why it could not be removed; it is there or it is not.
 pub async fn remove(store: &Store, name: &ManifestName) -> Result<Deleted> {
     refuse_pinned(store, name).await?;
-    let object = format!("snapshots/{name}");
+    let object = manifest_object(name);
     match read_manifest(store, &object).await {
         Ok(manifest) => {
             // Written again if it is there: its time is that of this removal.

@@ -6,7 +6,7 @@ use tracing::info;
 use super::catalog::read_manifest;
 use super::latest;
 use super::lease::{self, Lease};
-use super::manifest::Manifest;
+use super::manifest::{Manifest, manifest_object};
 use super::prune::{Needed, new_sweeps};
 use super::run::{forgotten, removed, replace_manifest};
 use super::store::Store;
@@ -24,7 +24,7 @@ pub(super) async fn publish(
     manifest: Manifest,
     replaces: Option<&str>,
 ) -> Result<Manifest> {
-    let (object, name) = (format!("snapshots/{}", manifest.name()), manifest.name());
+    let (object, name) = (manifest_object(&manifest.name()), manifest.name());
     if let Err(error) = lease::read(store, lease.run()).await {
         return Err(match error.kind() {
             Kind::NotFound => forgotten(store),
@@ -86,7 +86,7 @@ pub(super) async fn check_data(store: &Store, lease: &Lease, manifest: &Manifest
 /// Puts something in the place of a manifest that says that it is none. A later prune deletes it: another run can have published the
 /// same snapshot by now.
 async fn withdraw(store: &Store, manifest: &Manifest) -> Result<()> {
-    let object = format!("snapshots/{}", manifest.name());
+    let object = manifest_object(&manifest.name());
     let withdrawn = manifest.encode_withdrawn();
     store.put(&object, &[withdrawn.into()]).await
 }
@@ -96,7 +96,7 @@ pub(super) async fn bring_back(store: &Store, new: &Manifest, old: &str) -> Resu
     let name = new.name().to_string();
     let tombstone = removed(&name, old);
     let before = read_manifest(store, &tombstone).await?;
-    let object = format!("snapshots/{name}");
+    let object = manifest_object(&name);
     store.put(&object, &[before.encode().into()]).await?;
     store.delete(&tombstone).await.map(drop)
 }

@@ -32,7 +32,7 @@ use super::run::removed;
 use super::segment::{Entry, Segment};
 use super::segments::{self, object};
 use super::store::Store;
-use crate::block::{BlockIndex, BlockSet, Extent};
+use crate::block::{BlockIndex, BlockSet, Extent, random_id};
 use crate::error::{Error, Kind, Result};
 use crate::files::blocking;
 use crate::snapshot::Snapshot;
@@ -144,7 +144,7 @@ async fn repair_within(
     limits: RepairLimits,
 ) -> Result<Repaired> {
     let store = &**catalog.store();
-    let run = format!("{:032x}", fastrand::u128(..));
+    let run = random_id();
     // Before it reads anything that it relies on: from now on `prune` keeps that.
     let of = Arc::clone(catalog.store());
     let lease = Lease::begin(of, LeaseKind::Repair, &run, "", catalog.lease()).await?;

@@ -8,7 +8,7 @@ use crate::repository::catalog::read_manifest;
 use crate::repository::latest;
 use crate::repository::lease;
 use crate::repository::listing::{self, Fence};
-use crate::repository::manifest::{Manifest, ManifestName};
+use crate::repository::manifest::{Manifest, ManifestName, manifest_object};
 use crate::repository::run::removed;
 use crate::repository::store::Object;
 
@@ -40,7 +40,7 @@ impl Prune<'_> {
             names_of.push(tombstone.name.clone());
         }
         for name in &self.withdrawn {
-            let object = format!("snapshots/{name}");
+            let object = manifest_object(name);
             // Another run may have published it again meanwhile.
             if read_manifest(store, &object)
                 .await

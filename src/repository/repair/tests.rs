@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use super::*;
 use crate::block::{BLOCK_SIZE, Block, Geometry};
 use crate::repository::check::check;
-use crate::repository::manifest::{FORMAT, SegmentOf};
+use crate::repository::manifest::{FORMAT, SegmentOf, manifest_object};
 use crate::repository::pack::{Filling, Packer, Spot};
 use crate::repository::store::Connection;
 use crate::source::Catalog;
@@ -124,7 +124,7 @@ async fn put_manifest(store: &Store, snapshot: &str, segments: Vec<SegmentOf>) {
         damaged: Vec::new(),
         segments,
     };
-    let name = format!("snapshots/{}", manifest.name());
+    let name = manifest_object(&manifest.name());
     store.put(&name, &[manifest.encode().into()]).await.unwrap();
 }
 

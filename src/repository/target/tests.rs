@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 
 use super::*;
-use crate::block::{BLOCK_SIZE, Block, Change, Digest, Extent};
+use crate::block::{BLOCK_SIZE, Block, Change, Digest, Extent, random_id};
 use crate::files::folder_of;
 use crate::repository::{Address, Connection, PruneRequest, Retention, prune};
 use crate::snapshot::Snapshot;
@@ -129,7 +129,7 @@ fn bytes(content: u8) -> (Bytes, Digest) {
 
 fn task(target: &RepositoryTarget, source: &SourceInfo) -> Task {
     Task {
-        run: format!("{:032x}", fastrand::u128(..)),
+        run: random_id(),
         after: None,
         in_place: false,
         source: source.name.clone(),
