@@ -282,8 +282,8 @@ impl Repair<'_> {
                     continue;
                 }
                 lost.digests.insert(entry.digest);
-                let said = lost.said.entry(entry.pack).or_default();
-                said.push((entry.digest, entry.spot));
+                let claims = lost.claims.entry(entry.pack).or_default();
+                claims.push((entry.digest, entry.spot));
                 let indexes = numbers.clone().map(|number| {
                     let index = number * SEGMENT_BLOCKS + u32::from(within);
                     (index, entry.digest)
@@ -291,9 +291,9 @@ impl Repair<'_> {
                 lost.indexes.extend(indexes);
             }
         }
-        for said in lost.said.values_mut() {
-            said.sort_unstable_by_key(|(digest, spot)| (spot.offset, *digest));
-            said.dedup();
+        for claims in lost.claims.values_mut() {
+            claims.sort_unstable_by_key(|(digest, spot)| (spot.offset, *digest));
+            claims.dedup();
         }
         self.search(&lost).await?;
         for name in names {

@@ -77,7 +77,7 @@ impl Needed {
             let mut missing = self.within(folder).clone();
             let fence = Fence::new();
             fence.put(store, folder).await?;
-            listing::walk(store, folder, Some(&fence), |page| {
+            listing::for_each_page(store, folder, Some(&fence), |page| {
                 for object in page {
                     let name = object.name.rsplit('/').next().and_then(from_hex);
                     name.map(|name| missing.remove(&short(&name)));

@@ -26,7 +26,9 @@ impl RepositoryTarget {
         let mut facts = Facts::of(&*self.name, Existence::Absent);
         let names = self.proven_names(ask).await?;
         if let Some(id) = ask.source.id()
-            && let Some(manifest) = self.held(&names, &id, &mut facts.warnings).await?
+            && let Some(manifest) = self
+                .sound_manifest(&names, &id, &mut facts.warnings)
+                .await?
         {
             let damaged = manifest.damaged.iter();
             let damaged = damaged.map(|(first, end)| u64::from(end.saturating_sub(*first)));
@@ -80,7 +82,7 @@ impl RepositoryTarget {
     }
 
     /// The manifest of a snapshot, if it is there and sound. A damaged one is replaced by the next run.
-    async fn held(
+    async fn sound_manifest(
         &self,
         names: &[ManifestName],
         id: &SnapshotId,

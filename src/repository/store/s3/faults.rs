@@ -80,16 +80,16 @@ impl S3Backend {
             is_silent: text.is_empty(),
             is_skewed,
         };
-        let judgement = refusal.judge(is_conditional);
-        if let (Next::Skewed, Some(ahead)) = (judgement.next, ahead) {
+        let class = refusal.classify(is_conditional);
+        if let (Next::Skewed, Some(ahead)) = (class.next, ahead) {
             self.clock.ahead.store(ahead, Ordering::Relaxed);
         }
         let mut line = refusal.line();
-        if !judgement.need.is_empty() {
-            line = format!("{line}; {}", judgement.need);
+        if !class.need.is_empty() {
+            line = format!("{line}; {}", class.need);
         }
-        let error = self.error(judgement.kind, verb, key, &line);
-        StoreFault::new(judgement.next, error)
+        let error = self.error(class.kind, verb, key, &line);
+        StoreFault::new(class.next, error)
     }
 
     /// A list request that failed, or whose reply is no listing.
