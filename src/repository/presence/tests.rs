@@ -1,7 +1,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
 use super::*;
@@ -44,8 +43,10 @@ impl Packs {
         let segment = Segment::of((0..count).map(|number| (number, entry(number))));
         let stored = segment.encode(&[0; 16]).unwrap();
         let name: Name = Sha256::digest(&stored).into();
-        let put = [Bytes::from(stored)];
-        store.put(&object("segments", &name), &put).await.unwrap();
+        store
+            .put(&object("segments", &name), &[stored])
+            .await
+            .unwrap();
         let packs = Self {
             folder,
             store,
@@ -91,7 +92,8 @@ impl Packs {
 
 #[tokio::test]
 async fn packs_are_proven_alike_one_by_one_and_by_a_listing() {
-    for count in [FEW as u16, FEW as u16 + 1, 100] {
+    let few = u16::try_from(FEW).unwrap();
+    for count in [few, few + 1, 100] {
         let packs = Packs::new(count).await;
         assert_eq!(packs.prove().await, "");
         // Others do not stand for those that are needed.
@@ -112,7 +114,7 @@ async fn packs_are_proven_alike_one_by_one_and_by_a_listing() {
 
 #[tokio::test]
 async fn a_listing_without_its_fences_proves_no_pack() {
-    let packs = Packs::new(FEW as u16 + 1).await;
+    let packs = Packs::new(u16::try_from(FEW).unwrap() + 1).await;
     for entry in std::fs::read_dir(packs.folder.path().join("packs")).unwrap() {
         let path = entry.unwrap().path();
         if path.to_string_lossy().contains("zz-fence-") {
@@ -131,7 +133,7 @@ async fn packs_that_a_listing_lacks_are_asked_for_by_name_but_not_without_end() 
     packs.write(99, LEN - 1);
     let why = packs.prove_unlisted().await;
     assert!(why.contains("it is cut short"), "{why}");
-    let packs = Packs::new(MOST_HEADS as u16 + 1).await;
+    let packs = Packs::new(u16::try_from(MOST_HEADS).unwrap() + 1).await;
     let why = packs.prove_unlisted().await;
     assert!(why.contains("the listing of packs is incomplete"), "{why}");
 }

@@ -80,7 +80,11 @@ fn a_repair_that_was_taken_for_dead_replaces_no_manifest_by_one_that_leads_to_no
     let chain = three(&objects);
     let (_folder, restore) = keep(&objects);
     let mut codes = Vec::new();
-    for step in [0, 1, 3] {
+    // A busy machine pauses a repair too late.
+    for step in [0, 1, 3].into_iter().cycle().take(15) {
+        if codes.len() >= 3 && codes.contains(&10) {
+            break;
+        }
         restore();
         let pack = largest_pack(&objects);
         let pack = text(pack.strip_prefix(objects.files()).unwrap()).to_owned();

@@ -61,7 +61,7 @@ fn an_init_is_killed(mut objects: Objects) {
     let (mut kills, mut inits) = (0, 0);
     while kills < enough() {
         remove_all(&mut objects);
-        let mut id = None;
+        let (mut id, mut patience) = (None, 1.2);
         loop {
             let mut child = objects
                 .look(&emulator, &init)
@@ -69,7 +69,9 @@ fn an_init_is_killed(mut objects: Objects) {
                 .stderr(Stdio::null())
                 .spawn()
                 .unwrap();
-            std::thread::sleep(whole.mul_f64(fastrand::f64() * 1.2));
+            std::thread::sleep(whole.mul_f64(fastrand::f64() * patience));
+            // The machine may have become slower.
+            patience *= 1.1;
             let ended = child.try_wait().unwrap();
             let _ = child.kill();
             child.wait().unwrap();
