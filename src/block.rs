@@ -192,6 +192,11 @@ pub fn hexadecimal(digest: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// A random id: of a run, a reader, a repository.
+pub(crate) fn random_id() -> String {
+    format!("{:032x}", fastrand::u128(..))
+}
+
 /// What a block holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Block {

@@ -5,6 +5,7 @@ mod copies;
 mod dedup;
 mod failing;
 mod faults;
+mod filesystems;
 mod healing;
 mod histories;
 mod killed;

@@ -18,7 +18,7 @@ mod targets;
 mod verify;
 mod whole;
 
-pub use killed::kill_until_done;
+pub use killed::{kill_until_done, kill_until_ended};
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,10 +31,10 @@ use crate::changes::Chain;
 use crate::support::*;
 
 /// A loop device over a file; detached when dropped.
-struct Loop(String);
+pub struct Loop(pub String);
 
 impl Loop {
-    fn over(file: &Path) -> Self {
+    pub fn over(file: &Path) -> Self {
         Self::with(&file.display().to_string())
     }
 

@@ -17,13 +17,13 @@ use super::check::is_damage;
 use super::latest;
 use super::lease::{LEASE, Lease, LeaseKind};
 use super::listing::{self, Fence, Foreign};
-use super::manifest::{FORMAT, Manifest, ManifestName};
+use super::manifest::{FORMAT, Manifest, ManifestName, manifest_object};
 use super::pack::Name;
 use super::segment::{Segment, place_of};
 use super::segments::Segments;
 use super::source::RepositorySource;
 use super::store::{Object, Store};
-use crate::block::{BlockIndex, Change, Delta, Extent};
+use crate::block::{BlockIndex, Change, Delta, Extent, random_id};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::snapshot::{Snapshot, SnapshotId, sort_by_time};
 use crate::source::{BlockSource, Catalog, Changes};
@@ -78,12 +78,14 @@ impl RepositoryCatalog {
         match store.get(REPOSITORY).await {
             Err(error) if error.kind() == Kind::NotFound => {}
             Err(error) => return Err(error),
+            // A folder without renames to free names has such a file when an init was killed there.
+            Ok(header) if header.is_empty() => {}
             Ok(_) => return already(),
         }
         Fence::new().put_all(&store).await?;
         let header = Header {
             format: FORMAT,
-            id: format!("{:032x}", fastrand::u128(..)),
+            id: random_id(),
             encryption: "none".into(),
         };
         let json = serde_json::to_vec(&header).unwrap_or_default();
@@ -111,6 +113,10 @@ impl RepositoryCatalog {
     /// `NotFound` when there is none; `Invalid` when it is of a format that this ebsfs does not know.
     pub async fn open(store: Arc<Store>) -> Result<Self> {
         let header = match store.get(REPOSITORY).await {
+            Ok(header) if header.is_empty() => Err(Error::new(Kind::NotFound, "it is empty")),
+            header => header,
+        };
+        let header = match header {
             Err(error) if error.kind() == Kind::NotFound => {
                 let what = format!("{} is no repository", store.address());
                 let remedy = Remedy::InitRepository(store.address().to_string());
@@ -154,7 +160,7 @@ impl RepositoryCatalog {
     /// # Errors
     /// Why the store cannot be reached.
     pub async fn begin_reading(&self, what: &str) -> Result<Option<Lease>> {
-        let id = format!("{:032x}", fastrand::u128(..));
+        let id = random_id();
         let store = Arc::clone(self.store());
         match Lease::begin(store, LeaseKind::Read, &id, what, self.lease).await {
             Err(error) if matches!(error.kind(), Kind::Denied | Kind::Io | Kind::NoSpace) => {
@@ -285,7 +291,7 @@ impl RepositoryCatalog {
 
     /// The manifest of a name; none when its run withdrew it.
     async fn unless_withdrawn(&self, name: &ManifestName) -> Result<Option<Manifest>> {
-        let object = format!("snapshots/{name}");
+        let object = manifest_object(name);
         let address = self.store().address();
         let bytes = self.store().get(&object).await?;
         let read = Manifest::read(&bytes);

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::catalog::RepositoryCatalog;
 use super::lease;
 use super::listing::objects;
-use super::manifest::Manifest;
+use super::manifest::{Manifest, manifest_object};
 use super::pack::Name;
 use super::presence::{self, Lack, MOST_HEADS};
 use super::segments::{self, object};
@@ -172,7 +172,7 @@ pub(super) async fn inspect(
             Ok(manifest) => manifests.push(manifest),
             Err(error) if is_damage(&error) => {
                 let suffers = BTreeSet::from([name.to_string()]);
-                damages.insert(format!("snapshots/{name}"), (error.chain(), false, suffers));
+                damages.insert(manifest_object(&name), (error.chain(), false, suffers));
             }
             Err(error) => return Err(error),
         }
@@ -368,17 +368,18 @@ impl Check<'_> {
     fn counts(&mut self, counts: &HashMap<Name, u64>) {
         let mut wrong = Vec::new();
         for (number, manifest) in self.manifests.iter().enumerate() {
-            let held = manifest.segments.iter().map(|of| counts.get(&of.name));
-            let Some(held) = held.collect::<Option<Vec<_>>>() else {
+            let actual = manifest.segments.iter().map(|of| counts.get(&of.name));
+            let Some(actual) = actual.collect::<Option<Vec<_>>>() else {
                 continue;
             };
-            let said = manifest.segments.iter().map(|of| u64::from(of.blocks));
-            let is_right = said.eq(held.iter().copied().copied());
-            let sum: u64 = held.into_iter().sum();
+            let stated = manifest.segments.iter().map(|of| u64::from(of.blocks));
+            let is_right = stated.eq(actual.iter().copied().copied());
+            let sum: u64 = actual.into_iter().sum();
             if !is_right || sum != manifest.blocks {
-                let said = manifest.blocks;
-                let what = format!("it says that it holds {said} blocks, its segments hold {sum}");
-                wrong.push((format!("snapshots/{}", manifest.name()), what, number));
+                let stated = manifest.blocks;
+                let what =
+                    format!("it says that it holds {stated} blocks, its segments hold {sum}");
+                wrong.push((manifest_object(&manifest.name()), what, number));
             }
         }
         for (object, what, number) in wrong {

@@ -222,7 +222,7 @@ pub(super) async fn list(
     fence: Option<&Fence>,
 ) -> Result<FencedListing> {
     let mut objects = Vec::new();
-    let ends = walk(store, folder, fence, |page| {
+    let ends = for_each_page(store, folder, fence, |page| {
         objects.extend(page);
         Ok(())
     })
@@ -234,7 +234,7 @@ pub(super) async fn list(
 ///
 /// # Errors
 /// As for [`list`]; what `take` says.
-pub(super) async fn walk(
+pub(super) async fn for_each_page(
     store: &Store,
     folder: &str,
     fence: Option<&Fence>,

@@ -77,6 +77,11 @@ pub(super) struct SegmentOf {
     pub(super) blocks: u32,
 }
 
+/// The object that the manifest of a name is.
+pub(super) fn manifest_object(name: &(impl std::fmt::Display + ?Sized)) -> String {
+    format!("snapshots/{name}")
+}
+
 impl Manifest {
     /// The volume's size.
     ///

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::catalog::RepositoryCatalog;
 use super::listing;
-use super::manifest::ManifestName;
+use super::manifest::{ManifestName, manifest_object};
 use super::store::Store;
 use crate::error::{Error, Kind, Remedy, Result};
 
@@ -42,7 +42,7 @@ pub async fn pin(
     let json = serde_json::to_vec(&pin).unwrap_or_default();
     store.put(&object(name), &[json.into()]).await?;
     // A prune that did not see the pin has removed the manifest by now, or sees the pin before it does.
-    if let Err(error) = store.head(&format!("snapshots/{name}")).await {
+    if let Err(error) = store.head(&manifest_object(name)).await {
         if error.kind() == Kind::NotFound {
             store.delete(&object(name)).await?;
             let what = format!("cannot pin {name}: it was removed meanwhile");

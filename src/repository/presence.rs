@@ -101,7 +101,7 @@ impl PackNeeds {
     /// `Corrupt` when a pack is missing or cut short; why the repository cannot be listed.
     pub(super) async fn prove(mut self, store: &Store, segments: Vec<Name>) -> Result<()> {
         if self.all.len() <= FEW {
-            return verdict(store, &lacking(store, self.few).await?);
+            return refuse_lacking(store, &lacking(store, self.few).await?);
         }
         let mut parts = pin!(objects(store, "packs"));
         while let Some(found) = parts.try_next().await? {
@@ -112,6 +112,11 @@ impl PackNeeds {
                 }
             }
         }
+        self.prove_unlisted(store, segments).await
+    }
+
+    /// Asks for the packs by name that a listing lacked.
+    async fn prove_unlisted(self, store: &Store, segments: Vec<Name>) -> Result<()> {
         if self.all.is_empty() {
             return Ok(());
         }
@@ -128,7 +133,7 @@ impl PackNeeds {
             }
         }
         let count = asked.len();
-        verdict(store, &lacking(store, asked).await?)?;
+        refuse_lacking(store, &lacking(store, asked).await?)?;
         if count < self.all.len() {
             return Err(incomplete(store));
         }
@@ -137,7 +142,7 @@ impl PackNeeds {
     }
 }
 
-fn verdict(store: &Store, lacking: &[(Name, Lack)]) -> Result<()> {
+fn refuse_lacking(store: &Store, lacking: &[(Name, Lack)]) -> Result<()> {
     let Some((name, lack)) = lacking.first() else {
         return Ok(());
     };
@@ -153,3 +158,6 @@ fn verdict(store: &Store, lacking: &[(Name, Lack)]) -> Result<()> {
         count => error.context(format!("{count} packs are missing or cut short")),
     })
 }
+
+#[cfg(test)]
+mod tests;

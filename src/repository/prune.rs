@@ -13,31 +13,29 @@
 //! sees the other, whatever either's clock says. A lease only saves a run the work of finding that out: nothing that was written
 //! since the oldest living run began is swept.
 
+mod clean_up;
 mod marks;
+mod needed;
 mod sweep;
 
 use std::collections::HashSet;
-use std::pin::pin;
 use std::time::{Duration, SystemTime};
 
-use futures_util::stream::StreamExt;
 use serde::Serialize;
 use tracing::{info, warn};
 
 use super::catalog::{RepositoryCatalog, read_manifest};
-use super::check::{is_damage, segments_of, short};
-use super::header::from_hex;
 use super::latest;
 use super::lease::{self, RunOnRecord};
 use super::listing::{self, Fence};
-use super::manifest::{Manifest, ManifestName};
+use super::manifest::{Manifest, ManifestName, manifest_object};
 use super::pins::{pinned, refuse_pinned};
 use super::retention::{Decisions, Retention, RetentionCandidate};
 use super::run::removed;
-use super::segments;
 use super::store::{Deleted, Object, Store};
 use crate::error::{Error, Kind, Remedy, Result};
 pub(super) use marks::{new_sweeps, sweeps};
+pub(super) use needed::Needed;
 use sweep::Sweep;
 
 /// An object can appear so much later than its Last-Modified says: a store may take the start of the PUT for that.
@@ -165,7 +163,7 @@ impl Pruned {
 /// `Undecided` when it is pinned; else why it could not be removed; it is there or it is not.
 pub async fn remove(store: &Store, name: &ManifestName) -> Result<Deleted> {
     refuse_pinned(store, name).await?;
-    let object = format!("snapshots/{name}");
+    let object = manifest_object(name);
     match read_manifest(store, &object).await {
         Ok(manifest) => {
             // Written again if it is there: its time is that of this removal.
@@ -415,153 +413,6 @@ impl<'a> Prune<'a> {
         }
         manifests.retain(|manifest| !known.contains(&of(manifest)));
         Needed::of(self.store, &manifests).await
-    }
-
-    /// Removes what later prunes have no use for. Without the permission it stays.
-    async fn clean_up(
-        &mut self,
-        tombstones: &[Object],
-        manifests: &[Manifest],
-        mut old_fences: Vec<(&'static str, Fence)>,
-    ) -> Result<()> {
-        let store = self.store;
-        let mut names_of: Vec<String> = Vec::new();
-        // As long as a manifest can be read where it was, its removal has not come to an end.
-        let there = manifests.iter();
-        let there: HashSet<String> = there
-            .map(|manifest| removed(&manifest.name().to_string(), &manifest.run))
-            .collect();
-        let is_there = |name: &ManifestName| manifests.iter().any(|one| one.name() == *name);
-        let old = tombstones
-            .iter()
-            .filter(|tombstone| !there.contains(&tombstone.name));
-        for tombstone in old {
-            let name = tombstone.name.strip_prefix("removed/");
-            let name = name.and_then(|name| name.rsplit_once('.')?.0.parse().ok());
-            if let Some(name) = name.filter(|name| !is_there(name)) {
-                latest::retreat(store, &name).await?;
-            }
-            names_of.push(tombstone.name.clone());
-        }
-        for name in &self.withdrawn {
-            let object = format!("snapshots/{name}");
-            // Another run may have published it again meanwhile.
-            if read_manifest(store, &object)
-                .await
-                .is_err_and(|error| error.kind() == Kind::NotFound)
-            {
-                names_of.push(object);
-            }
-        }
-        let dead = self
-            .runs
-            .iter()
-            .filter(|run| run.has_ended || run.expired(self.now) > self.request.grace.max(OLD));
-        names_of.extend(dead.map(|run| lease::run_object(&run.id)));
-        names_of.extend(latest::old_swept(store, self.now).await?);
-        names_of.extend(marks::old(store, self.now, self.request.grace).await?);
-        for folder in ["snapshots", "latest", "removed", "pins", "garbage"] {
-            let ends = listing::list(store, folder, self.fence.as_ref())
-                .await?
-                .ends;
-            old_fences.extend(ends.old_fences.into_iter().map(|fence| (folder, fence)));
-        }
-        for (folder, fence) in old_fences {
-            let time = fence.time(store, folder).await;
-            if time.is_ok_and(|time| time < before(self.now, OLD)) {
-                names_of.extend(fence.names(folder));
-            }
-        }
-        sweep::delete_all(store, names_of, &mut self.pruned).await?;
-        let slack = before(self.now, SLACK);
-        store.sweep_unfinished(self.buried_before().min(slack))
-    }
-}
-
-/// The segments and packs that manifests need, by the first bytes of their names.
-#[derive(Debug, Default)]
-pub(super) struct Needed {
-    segments: HashSet<u64>,
-    packs: HashSet<u64>,
-}
-
-impl Needed {
-    /// What these manifests need.
-    ///
-    /// # Errors
-    /// Why a segment cannot be read.
-    pub(super) async fn of(store: &Store, manifests: &[Manifest]) -> Result<Self> {
-        Self::collect(store, manifests, Err).await
-    }
-
-    /// What removed snapshots need; what is lost of them keeps nothing.
-    async fn of_buried(store: &Store, buried: &[Manifest]) -> Result<Self> {
-        Self::collect(store, buried, |error| {
-            if !is_damage(&error) {
-                return Err(error);
-            }
-            warn!("a removed snapshot is damaged: {}", error.chain());
-            Ok(())
-        })
-        .await
-    }
-
-    async fn collect(
-        store: &Store,
-        manifests: &[Manifest],
-        on_error: impl Fn(Error) -> Result<()>,
-    ) -> Result<Self> {
-        let names = segments_of(manifests);
-        let segments = names.keys().map(short).collect();
-        let mut packs = HashSet::new();
-        let mut read = pin!(segments::read_all(store, names.into_keys()));
-        while let Some((_, segment)) = read.next().await {
-            match segment {
-                Ok(segment) => packs.extend(segment.packs().iter().map(short)),
-                Err(error) => on_error(error)?,
-            }
-        }
-        Ok(Self { segments, packs })
-    }
-
-    fn add(&mut self, other: Self) {
-        self.segments.extend(other.segments);
-        self.packs.extend(other.packs);
-    }
-
-    /// Whether one of these names is among them.
-    pub(super) fn any_of(&self, names: &HashSet<u64>) -> bool {
-        let is_needed = |name: &u64| self.segments.contains(name) || self.packs.contains(name);
-        names.iter().any(is_needed)
-    }
-
-    /// Whether a complete listing lacks one of them.
-    pub(super) async fn any_missing(&self, store: &Store) -> Result<bool> {
-        for folder in ["segments", "packs"] {
-            let mut missing = self.within(folder).clone();
-            let fence = Fence::new();
-            fence.put(store, folder).await?;
-            listing::walk(store, folder, Some(&fence), |page| {
-                for object in page {
-                    let name = object.name.rsplit('/').next().and_then(from_hex);
-                    name.map(|name| missing.remove(&short(&name)));
-                }
-                Ok(())
-            })
-            .await?;
-            if !missing.is_empty() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// Those of a folder, `packs` or `segments`.
-    pub(super) fn within(&self, folder: &str) -> &HashSet<u64> {
-        match folder {
-            "segments" => &self.segments,
-            _ => &self.packs,
-        }
     }
 }
 

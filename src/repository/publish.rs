@@ -6,7 +6,7 @@ use tracing::info;
 use super::catalog::read_manifest;
 use super::latest;
 use super::lease::{self, Lease};
-use super::manifest::Manifest;
+use super::manifest::{Manifest, manifest_object};
 use super::prune::{Needed, new_sweeps};
 use super::run::{forgotten, removed, replace_manifest};
 use super::settled::is_on_record;
@@ -25,7 +25,7 @@ pub(super) async fn publish(
     manifest: Manifest,
     replaces: Option<&str>,
 ) -> Result<Manifest> {
-    let (object, name) = (format!("snapshots/{}", manifest.name()), manifest.name());
+    let (object, name) = (manifest_object(&manifest.name()), manifest.name());
     if let Err(error) = lease::read(store, lease.run()).await {
         return Err(match error.kind() {
             Kind::NotFound => forgotten(store),
@@ -90,7 +90,7 @@ pub(super) async fn check_data(store: &Store, lease: &Lease, manifest: &Manifest
 /// Puts something in the place of a manifest that says that it is none, unless another run has replaced it. A later prune deletes it:
 /// another run can have published the same snapshot by now.
 async fn withdraw(store: &Store, manifest: &Manifest) -> Result<()> {
-    let object = format!("snapshots/{}", manifest.name());
+    let object = manifest_object(&manifest.name());
     let there = read_manifest(store, &object).await;
     if there.is_ok_and(|there| there.run != manifest.run) {
         return Ok(());
@@ -102,7 +102,7 @@ async fn withdraw(store: &Store, manifest: &Manifest) -> Result<()> {
 /// Puts the manifest back that the run `old` wrote and `new` has replaced, unless another run has replaced that.
 pub(super) async fn bring_back(store: &Store, new: &Manifest, old: &str) -> Result<()> {
     let name = new.name().to_string();
-    let (tombstone, object) = (removed(&name, old), format!("snapshots/{name}"));
+    let (tombstone, object) = (removed(&name, old), manifest_object(&name));
     let there = read_manifest(store, &object).await;
     if there.is_ok_and(|there| there.run != new.run) {
         return Ok(());

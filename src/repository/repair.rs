@@ -31,7 +31,7 @@ use super::segment::{Entry, Segment};
 use super::segments::{self, object};
 use super::settled::Unsettled;
 use super::store::Store;
-use crate::block::{BlockIndex, BlockSet, Extent};
+use crate::block::{BlockIndex, BlockSet, Extent, random_id};
 use crate::error::{Error, Kind, Result};
 use crate::files::blocking;
 use crate::snapshot::Snapshot;
@@ -39,9 +39,19 @@ use crate::source::BlockSource;
 use search::Lost;
 use writer::Finds;
 
-/// Blocks that are searched for together, each some 100 bytes in memory. The segments of all snapshots are read once for each
-/// so many.
-const ROUND: usize = 1 << 18;
+/// What a repair keeps in memory.
+#[derive(Clone, Copy, Debug)]
+struct RepairLimits {
+    /// Blocks that are searched for together, each some 100 bytes. The segments of all snapshots are read once for each so many.
+    round: usize,
+    /// Blocks whose places are remembered from one round to the next, each some 100 bytes.
+    places: usize,
+}
+
+const LIMITS: RepairLimits = RepairLimits {
+    round: 1 << 18,
+    places: 1 << 19,
+};
 
 /// A source that a person names for lost blocks.
 pub struct RepairOrigin {
@@ -123,8 +133,17 @@ pub async fn repair(
     checked: &Checked,
     origin: Option<&RepairOrigin>,
 ) -> Result<Repaired> {
+    repair_within(catalog, checked, origin, LIMITS).await
+}
+
+async fn repair_within(
+    catalog: &RepositoryCatalog,
+    checked: &Checked,
+    origin: Option<&RepairOrigin>,
+    limits: RepairLimits,
+) -> Result<Repaired> {
     let store = &**catalog.store();
-    let run = format!("{:032x}", fastrand::u128(..));
+    let run = random_id();
     // Before it reads anything that it relies on: from now on `prune` keeps that.
     let of = Arc::clone(catalog.store());
     let lease = Lease::begin(of, LeaseKind::Repair, &run, "", catalog.lease()).await?;
@@ -141,11 +160,11 @@ pub async fn repair(
         counts: HashMap::new(),
         suspects: checked.suspects.clone(),
         also: BTreeSet::new(),
-        finds: Finds::new(salt),
+        finds: Finds::new(salt, limits.places),
         fixed: HashMap::new(),
         done: Repaired::default(),
     };
-    let done = repair.all(catalog).await;
+    let done = repair.all(catalog, limits.round).await;
     // Nothing of it can be resumed: what no manifest leads to is garbage.
     let Repair {
         lease,
@@ -167,13 +186,14 @@ pub async fn repair(
 }
 
 impl Repair<'_> {
-    async fn all(&mut self, catalog: &RepositoryCatalog) -> Result<()> {
+    /// Repairs everything, `most` blocks at a time.
+    async fn all(&mut self, catalog: &RepositoryCatalog, most: usize) -> Result<()> {
         let unreadable = self.read_manifests(catalog).await?;
         let affected = self.read_segments().await?;
         let mut affected = affected.into_iter().peekable();
         while affected.peek().is_some() {
             let (mut round, mut blocks) = (Vec::new(), 0);
-            while let Some((name, bad)) = affected.next_if(|_| blocks < ROUND) {
+            while let Some((name, bad)) = affected.next_if(|_| blocks < most) {
                 blocks += bad;
                 round.push(name);
             }
@@ -257,8 +277,8 @@ impl Repair<'_> {
                     continue;
                 }
                 lost.digests.insert(entry.digest);
-                let said = lost.said.entry(entry.pack).or_default();
-                said.push((entry.digest, entry.spot));
+                let claims = lost.claims.entry(entry.pack).or_default();
+                claims.push((entry.digest, entry.spot));
                 let indexes = numbers.clone().map(|number| {
                     let index = number * SEGMENT_BLOCKS + u32::from(within);
                     (index, entry.digest)
@@ -266,9 +286,9 @@ impl Repair<'_> {
                 lost.indexes.extend(indexes);
             }
         }
-        for said in lost.said.values_mut() {
-            said.sort_unstable_by_key(|(digest, spot)| (spot.offset, *digest));
-            said.dedup();
+        for claims in lost.claims.values_mut() {
+            claims.sort_unstable_by_key(|(digest, spot)| (spot.offset, *digest));
+            claims.dedup();
         }
         self.search(&lost).await?;
         for name in names {
@@ -325,3 +345,6 @@ fn runs(blocks: impl IntoIterator<Item = BlockIndex>) -> Vec<(u32, u32)> {
 fn pair(run: Extent) -> (u32, u32) {
     (run.start().0, run.end().0)
 }
+
+#[cfg(test)]
+mod tests;

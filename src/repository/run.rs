@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::catalog::read_manifest;
-use super::manifest::{Manifest, ManifestName, whole_millis};
+use super::manifest::{Manifest, ManifestName, manifest_object, whole_millis};
 use super::store::Store;
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::snapshot::SnapshotId;
@@ -80,7 +80,7 @@ impl Parent {
     /// Reads it, after the run was put on record: from then on `prune` keeps everything that it leads to, removed or not. A
     /// run that begins (`is_new`) does not count on a manifest that was removed before that.
     pub(super) async fn read(&self, store: &Store, is_new: bool) -> Result<Manifest> {
-        let there = read_manifest(store, &format!("snapshots/{}", self.name)).await;
+        let there = read_manifest(store, &manifest_object(&self.name)).await;
         match there {
             Ok(manifest)
                 if manifest.run == self.run && !(is_new && self.is_removed(store).await?) =>
@@ -105,7 +105,7 @@ pub(super) fn removed_meanwhile(name: &str) -> Error {
 /// another one is there by now, or none.
 pub(super) async fn replace_manifest(store: &Store, old: &str, new: &Manifest) -> Result<bool> {
     let name = new.name().to_string();
-    let object = format!("snapshots/{name}");
+    let object = manifest_object(&name);
     let there = match read_manifest(store, &object).await {
         Err(error) if error.kind() == Kind::NotFound => return Ok(false),
         there => there?,
@@ -132,7 +132,7 @@ impl RunState {
             volume: self.volume_key.clone(),
             snapshot: self.snapshot.clone(),
         };
-        match read_manifest(store, &format!("snapshots/{name}")).await {
+        match read_manifest(store, &manifest_object(&name)).await {
             Err(error) if error.kind() == Kind::NotFound => Ok(None),
             manifest => manifest.map(|manifest| (manifest.run == self.run).then_some(manifest)),
         }

@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use futures_util::stream::{Stream, TryStreamExt, try_unfold};
+use futures_util::stream::{Stream, try_unfold};
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
@@ -264,35 +264,10 @@ impl Store {
         }
     }
 
-    /// All objects of a folder, sorted by name.
-    ///
-    /// # Errors
-    /// Why they cannot be listed; `Corrupt` when the replies make no listing.
-    pub async fn list(&self, folder: &str) -> Result<Vec<Object>> {
-        self.list_some(folder, usize::MAX).await
-    }
-
-    /// The first objects of a folder, `most` at most.
-    ///
-    /// # Errors
-    /// As for [`Store::list`].
-    pub async fn list_some(&self, folder: &str, most: usize) -> Result<Vec<Object>> {
-        let mut pages = std::pin::pin!(self.pages(folder));
-        let mut objects = Vec::new();
-        while let Some(page) = pages.try_next().await? {
-            objects.extend(page);
-            if objects.len() >= most {
-                break;
-            }
-        }
-        objects.truncate(most);
-        Ok(objects)
-    }
-
     /// The objects of a folder page by page, sorted by name, in a bounded part of memory.
     ///
     /// # Errors
-    /// The stream ends with the first error, as for [`Store::list`].
+    /// The stream ends with the first error: why they cannot be listed; `Corrupt` when the replies make no listing.
     pub fn pages<'a>(&'a self, folder: &str) -> impl Stream<Item = Result<Vec<Object>>> + use<'a> {
         let prefix = format!("{}/", self.key(folder));
         let strip = self.key("").len();

@@ -207,7 +207,7 @@ impl Process {
         let plan = target.adapt(Arc::new(plan), replica).await?;
         let opening = Opening {
             task: &Task {
-                run: format!("{:032x}", fastrand::u128(..)),
+                run: random_id(),
                 after: None,
                 in_place: false,
                 source: info.name.clone(),

@@ -9,13 +9,14 @@ use tracing::info;
 use super::catalog::{RepositoryCatalog, read_manifest};
 use super::latest;
 use super::listing::{self, objects};
-use super::manifest::{Manifest, ManifestName};
+use super::manifest::{Manifest, ManifestName, manifest_object};
 use super::pack::Name;
 use super::presence::{ends, lacking};
 use super::prune::{Needed, new_sweeps};
 use super::run::replace_manifest;
 use super::segments;
 use super::store::Store;
+use crate::block::random_id;
 use crate::error::{Error, Kind, Result};
 
 /// Packs that are looked for one by one; of more than that the folder is listed.
@@ -38,10 +39,10 @@ pub async fn undelete(catalog: &RepositoryCatalog, snapshot: &str) -> Result<Man
     is_whole(store, &manifest).await.map_err(cannot)?;
     // By another run than the one of the tombstone: that stays, and keeps the data even if a removal is still under way.
     let back = Manifest {
-        run: format!("{:032x}", fastrand::u128(..)),
+        run: random_id(),
         ..manifest.clone()
     };
-    let published = format!("snapshots/{name}");
+    let published = manifest_object(&name);
     if !replace_manifest(store, &manifest.run, &back).await? {
         // What is damaged there is replaced.
         let is_sound = |bytes: &[u8]| matches!(Manifest::read(bytes), Ok(Some(_)));

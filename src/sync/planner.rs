@@ -12,7 +12,7 @@ use super::observe::Candidate;
 use super::plan::{Decision, decide, usable_replicas};
 use super::source::{Listings, Source};
 use super::{Context, PlanReport};
-use crate::block::Delta;
+use crate::block::{Delta, random_id};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::blocking;
 use crate::snapshot::{DAMAGED_TAG, SnapshotId};
@@ -309,7 +309,7 @@ impl<'a> Planner<'a> {
         let base = base.filter(|_| plan.base().is_some());
         let source = &self.source.info;
         let task = Task {
-            run: format!("{:032x}", fastrand::u128(..)),
+            run: random_id(),
             // The run that the record says has begun to write in place: a kill before the next record loses nothing.
             after: candidate
                 .seen

@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use std::task::Poll;
 
 use super::*;
-use crate::block::{Block, Change, ZEROES};
+use crate::block::{Block, Change, ZEROES, random_id};
 use crate::error::Kind;
 
 /// Where a target is, for the suite.
@@ -77,7 +77,7 @@ impl ContractRun {
         let plan = Arc::new(Delta::full(source.geometry, &held, false));
         let plan = target.adapt(plan, None).await.unwrap();
         let task = Task {
-            run: format!("{:032x}", fastrand::u128(..)),
+            run: random_id(),
             after: None,
             in_place: target.kind().is_in_place(),
             source: source.name.clone(),

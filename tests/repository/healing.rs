@@ -1,24 +1,27 @@
 //! Damage heals: runs do not rely on it, check remembers it, --repair restores what is to be found.
 
+mod paused;
+mod sources;
+
 use super::care::{damaged, manifest_at, three};
 use super::*;
 use nix::unistd::{Whence, lseek};
 
 /// The largest pack: it holds the first blocks of the chain, which all of its snapshots share.
-fn largest_pack(objects: &Objects) -> PathBuf {
+pub(super) fn largest_pack(objects: &Objects) -> PathBuf {
     let packs = objects.objects("packs").into_iter();
     packs
         .max_by_key(|path| fs::metadata(path).unwrap().len())
         .unwrap()
 }
 
-fn flip(path: &Path, at: usize) {
+pub(super) fn flip(path: &Path, at: usize) {
     let mut bytes = fs::read(path).unwrap();
     bytes[at] ^= 1;
     fs::write(path, bytes).unwrap();
 }
 
-fn cut(path: &Path, len: u64) {
+pub(super) fn cut(path: &Path, len: u64) {
     let file = fs::OpenOptions::new().write(true).open(path).unwrap();
     file.set_len(len).unwrap();
 }
@@ -26,7 +29,7 @@ fn cut(path: &Path, len: u64) {
 /// The ways in which a pack can be lost; the first two show without reading it.
 const WAYS: [&str; 3] = ["missing", "short", "flipped"];
 
-fn harm(way: &str, pack: &Path) {
+pub(super) fn harm(way: &str, pack: &Path) {
     let len = fs::metadata(pack).unwrap().len();
     match way {
         "missing" => fs::remove_file(pack).unwrap(),
@@ -36,7 +39,7 @@ fn harm(way: &str, pack: &Path) {
 }
 
 /// Saves the files of a repository; the answer puts them back.
-fn keep(objects: &Objects) -> (TempDir, impl Fn() + use<>) {
+pub(super) fn keep(objects: &Objects) -> (TempDir, impl Fn() + use<>) {
     let folder = tempfile::tempdir().unwrap();
     let (files, kept) = (objects.files(), folder.path().join("kept"));
     sh(&format!("cp -a {} {}", files.display(), kept.display()));
@@ -48,7 +51,7 @@ fn keep(objects: &Objects) -> (TempDir, impl Fn() + use<>) {
 }
 
 /// Every snapshot is restored as it was, every byte.
-fn assert_whole(objects: &Objects, chain: &Chain, numbers: std::ops::Range<usize>) {
+pub(super) fn assert_whole(objects: &Objects, chain: &Chain, numbers: std::ops::Range<usize>) {
     let out = tempfile::tempdir().unwrap();
     for number in numbers {
         let image = out.path().join(format!("{number}.raw"));
@@ -59,33 +62,36 @@ fn assert_whole(objects: &Objects, chain: &Chain, numbers: std::ops::Range<usize
 }
 
 /// Every byte of two images is the same; holes, which are most of them, need not be read.
-fn assert_same_sparse(one: &Path, other: &Path) {
+pub(super) fn assert_same_sparse(one: &Path, other: &Path) {
     use std::os::unix::fs::FileExt;
-    let files = [one, other].map(|path| fs::File::open(path).unwrap());
+    let files = [one, other].map(open);
     let len = files[0].metadata().unwrap().len();
     assert_eq!(len, files[1].metadata().unwrap().len());
-    for file in &files {
-        let mut at = 0;
-        while let Ok(start) = lseek(file, at, Whence::SeekData) {
-            let end = lseek(file, start, Whence::SeekHole).unwrap();
-            let mut from = u64::try_from(start).unwrap();
-            while from < u64::try_from(end).unwrap() {
-                let len = (u64::try_from(end).unwrap() - from).min(BLOCK);
-                let [mine, its] = [0, 1].map(|number| {
-                    let mut bytes = vec![0; usize::try_from(len).unwrap()];
-                    files[number].read_exact_at(&mut bytes, from).unwrap();
-                    bytes
-                });
-                assert!(mine == its, "{} differs at {from}", one.display());
-                from += len;
-            }
-            at = end;
+    for run in files.iter().flat_map(stored_runs) {
+        for from in run.clone().step_by(BLOCK as usize) {
+            let len = (run.end - from).min(BLOCK);
+            let [mine, its] = [0, 1].map(|number: usize| {
+                let mut bytes = vec![0; usize::try_from(len).unwrap()];
+                files[number].read_exact_at(&mut bytes, from).unwrap();
+                bytes
+            });
+            assert!(mine == its, "{} differs at {from}", one.display());
         }
     }
 }
 
+/// The parts of a file that are no holes.
+pub(super) fn stored_runs(file: &fs::File) -> Vec<std::ops::Range<u64>> {
+    let (mut runs, mut at) = (Vec::new(), 0);
+    while let Ok(start) = lseek(file, at, Whence::SeekData) {
+        at = lseek(file, start, Whence::SeekHole).unwrap();
+        runs.push(u64::try_from(start).unwrap()..u64::try_from(at).unwrap());
+    }
+    runs
+}
+
 /// The exit code of a check, and all that it printed.
-fn check_exit(objects: &Objects, emulator: &Emulator, args: &[&str]) -> (i32, String) {
+pub(super) fn check_exit(objects: &Objects, emulator: &Emulator, args: &[&str]) -> (i32, String) {
     let output = objects
         .look(emulator, &[&["check"], args].concat())
         .output();

@@ -1,12 +1,25 @@
-//! Syncs and prunes killed at any moment. `EBSFS_KILLS` says how often, where once is not enough.
+//! Syncs, prunes, repairs and inits killed at any moment. `EBSFS_KILLS` says how often, where once is not enough.
 
-use std::time::Instant;
+mod init;
+mod repair;
+
+use std::time::{Duration, Instant};
 
 use super::*;
-use crate::sync::{kill_until_done, large_pair, mounted};
+use crate::sync::{kill_until_done, kill_until_ended, large_pair, mounted};
 
 fn enough() -> u64 {
     std::env::var("EBSFS_KILLS").map_or(1, |kills| kills.parse().unwrap())
+}
+
+/// Waits for requests of a killed client that the server has whole.
+fn settle() {
+    std::thread::sleep(Duration::from_millis(30));
+}
+
+/// Exit code and stderr of a command, however long a busy machine takes.
+fn finishes(command: &mut Command) -> (i32, String) {
+    ends_within(Duration::from_mins(10), command)
 }
 
 /// A repository that holds nothing but these snapshots, every byte of them right, and no unfinished run.

@@ -31,8 +31,20 @@ impl Kills {
     }
 }
 
-/// Kills a command again and again until it ends by itself; how often. Patience grows by a tenth with each kill.
-pub fn kill_until_done(command: impl Fn() -> Command, most_ms: u64, mut look: impl FnMut()) -> u64 {
+/// Kills a command again and again until it ends by itself, which must succeed; how often.
+pub fn kill_until_done(command: impl Fn() -> Command, most_ms: u64, look: impl FnMut()) -> u64 {
+    let (kills, code, said) = kill_until_ended(command, most_ms, look);
+    assert_eq!(code, Some(0), "{said}");
+    kills
+}
+
+/// Kills a command again and again until it ends by itself: how often, its exit code and what it printed. The time that it has
+/// grows by a tenth with each kill.
+pub fn kill_until_ended(
+    command: impl Fn() -> Command,
+    most_ms: u64,
+    mut look: impl FnMut(),
+) -> (u64, Option<i32>, String) {
     let mut kills = 0;
     loop {
         let mut said = tempfile::tempfile().unwrap();
@@ -48,8 +60,7 @@ pub fn kill_until_done(command: impl Fn() -> Command, most_ms: u64, mut look: im
                 let mut text = String::new();
                 std::io::Seek::rewind(&mut said).unwrap();
                 std::io::Read::read_to_string(&mut said, &mut text).unwrap();
-                assert!(status.success(), "{status}: {text}");
-                return kills;
+                return (kills, status.code(), text);
             }
             std::thread::sleep(Duration::from_millis(3));
         }

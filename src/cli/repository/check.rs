@@ -73,7 +73,7 @@ impl CheckArgs {
             false => None,
         };
         self.print(&checked, repaired.as_ref())?;
-        self.verdict(&checked, repaired.as_ref())
+        self.ended(&checked, repaired.as_ref())
     }
 
     async fn origin(&self, name: &str) -> Result<RepairOrigin> {
@@ -177,7 +177,7 @@ impl CheckArgs {
         })
     }
 
-    fn verdict(&self, checked: &Checked, repaired: Option<&Repaired>) -> Result<()> {
+    fn ended(&self, checked: &Checked, repaired: Option<&Repaired>) -> Result<()> {
         let address = &self.place.address;
         let (damaged, lost) = match repaired {
             None => (checked.damages.len(), 0),

@@ -59,8 +59,8 @@ impl Check<'_> {
         let store = self.store;
         for part in 0..parts {
             let is_its = |pack: &Name| wanted.is_wanted(pack) && short(pack) % parts == part;
-            let said = self.said(is_its).await?;
-            let looks = stream::iter(said)
+            let claims = self.claims(is_its).await?;
+            let looks = stream::iter(claims)
                 .map(|(name, rows)| async move {
                     let (found, len) = look_at(store, &name, rows).await?;
                     Ok::<_, Error>((name, found, len))
@@ -111,8 +111,11 @@ impl Check<'_> {
     }
 
     /// What all segments say of some packs. Those that are damaged were found before.
-    async fn said(&self, is_wanted: impl Fn(&Name) -> bool) -> Result<HashMap<Name, HashSet<Row>>> {
-        let mut said: HashMap<Name, HashSet<Row>> = HashMap::new();
+    async fn claims(
+        &self,
+        is_wanted: impl Fn(&Name) -> bool,
+    ) -> Result<HashMap<Name, HashSet<Row>>> {
+        let mut claims: HashMap<Name, HashSet<Row>> = HashMap::new();
         let names = self.segments.keys().copied();
         let mut read = pin!(segments::read_all(self.store, names));
         while let Some((_, segment)) = read.next().await {
@@ -122,12 +125,12 @@ impl Check<'_> {
             };
             for (_, entry) in segment.entries() {
                 if is_wanted(&entry.pack) {
-                    let rows = said.entry(entry.pack).or_default();
+                    let rows = claims.entry(entry.pack).or_default();
                     rows.insert(row(&entry.digest, entry.spot));
                 }
             }
         }
-        Ok(said)
+        Ok(claims)
     }
 }
 
@@ -135,7 +138,7 @@ impl Check<'_> {
 async fn look_at(
     store: &Store,
     name: &Name,
-    mut said: HashSet<Row>,
+    mut claims: HashSet<Row>,
 ) -> Result<(Option<Wrong>, u64)> {
     let bytes = match store.get(&object("packs", name)).await {
         Err(error) if is_damage(&error) => return Ok((Some(Wrong::Damaged(error.chain())), 0)),
@@ -159,9 +162,9 @@ async fn look_at(
             if opened.is_none_or(|block| *Sha256::digest(&block) != digest) {
                 return damaged("a block in it is not what it should be");
             }
-            said.remove(&row(&digest, spot));
+            claims.remove(&row(&digest, spot));
         }
-        Ok((!said.is_empty()).then_some(Wrong::Lacks(said)))
+        Ok((!claims.is_empty()).then_some(Wrong::Lacks(claims)))
     });
     Ok((wrong.await?, len))
 }

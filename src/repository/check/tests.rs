@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 
 use super::*;
 use crate::block::{BlockIndex, Digest};
-use crate::repository::manifest::{FORMAT, SegmentOf};
+use crate::repository::manifest::{FORMAT, SegmentOf, manifest_object};
 use crate::repository::pack::{Filling, Packer, Spot};
 use crate::repository::segment::{Entry, Segment};
 use crate::repository::store::Connection;
@@ -49,7 +49,7 @@ async fn put_manifest(store: &Store, snapshot: &str, segment: &Segment) {
     };
     let name = object("segments", &of.name);
     store.put(&name, &[stored]).await.unwrap();
-    let name = format!("snapshots/{}", manifest.name());
+    let name = manifest_object(&manifest.name());
     store.put(&name, &[manifest.encode().into()]).await.unwrap();
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use super::before;
 use super::sweep::Doomed;
+use crate::block::random_id;
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::repository::check::short;
 use crate::repository::header::from_hex;
@@ -29,7 +30,7 @@ fn decode(bytes: &[u8]) -> Option<Vec<u64>> {
 
 async fn put(store: &Store, names: &[String], ending: &str) -> Result<()> {
     for part in names.chunks(MOST_NAMES) {
-        let object = format!("garbage/{:032x}{ending}", fastrand::u128(..));
+        let object = format!("garbage/{}{ending}", random_id());
         store.put(&object, &[lines::encode(part).into()]).await?;
     }
     Ok(())

@@ -70,7 +70,7 @@ impl Sweep {
         let marked = marks::marked_before(store, fence, self.ripe_before).await?;
         for folder in ["segments", "packs"] {
             let used = needed.within(folder);
-            let ends = listing::walk(store, folder, fence, |page| {
+            let ends = listing::for_each_page(store, folder, fence, |page| {
                 for object in page {
                     self.see(folder, object, used, &marked, before(now, grace));
                 }

@@ -27,7 +27,7 @@ const SCANS: usize = 3;
 pub(super) struct Lost {
     pub(super) digests: HashSet<Digest>,
     /// What segments say of damaged packs.
-    pub(super) said: HashMap<Name, Vec<(Digest, Spot)>>,
+    pub(super) claims: HashMap<Name, Vec<(Digest, Spot)>>,
     /// Where in volumes they belong.
     pub(super) indexes: BTreeSet<(u32, Digest)>,
 }
@@ -54,7 +54,7 @@ impl Repair<'_> {
     /// Finds as many of these blocks as there are.
     pub(super) async fn search(&mut self, lost: &Lost) -> Result<()> {
         self.search_packs(&lost.digests).await?;
-        self.salvage(&lost.said).await?;
+        self.salvage(&lost.claims).await?;
         self.finds.flush(self.store).await?;
         if let Some(origin) = self.origin
             && !self.has_all(lost)
@@ -120,8 +120,8 @@ impl Repair<'_> {
     }
 
     /// Moves the blocks of damaged packs that are still good.
-    async fn salvage(&mut self, said: &HashMap<Name, Vec<(Digest, Spot)>>) -> Result<()> {
-        for (pack, spots) in said {
+    async fn salvage(&mut self, claims: &HashMap<Name, Vec<(Digest, Spot)>>) -> Result<()> {
+        for (pack, spots) in claims {
             if spots.iter().all(|(digest, _)| self.finds.has(digest)) {
                 continue;
             }

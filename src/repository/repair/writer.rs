@@ -14,12 +14,11 @@ use crate::repository::pack::{Filling, MOST_BLOCKS, MOST_BYTES, Name, Packer, Sp
 use crate::repository::segments::object;
 use crate::repository::store::Store;
 
-/// Blocks whose places are remembered: some 50 MB.
-const MOST_PLACES: usize = 1 << 19;
-
 /// Where blocks are by their digests.
 pub(super) struct Finds {
     salt: Salt,
+    /// Places that are remembered from one round to the next.
+    most_places: usize,
     places: HashMap<Digest, Option<(Name, Spot)>>,
     filling: Filling,
     /// Blocks in the pack that is being filled, in the order in which they came.
@@ -31,9 +30,10 @@ pub(super) struct Finds {
 }
 
 impl Finds {
-    pub(super) fn new(salt: Salt) -> Self {
+    pub(super) fn new(salt: Salt, most_places: usize) -> Self {
         Self {
             salt,
+            most_places,
             places: HashMap::new(),
             filling: Filling::default(),
             next: 0,
@@ -55,7 +55,7 @@ impl Finds {
 
     /// Forgets all places when they are many; a block that is needed again is found in its new pack or written twice.
     pub(super) fn forget_many(&mut self) {
-        if self.places.len() > MOST_PLACES {
+        if self.places.len() > self.most_places {
             self.places.clear();
         }
     }

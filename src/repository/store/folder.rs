@@ -22,7 +22,7 @@ use crate::files::{self, blocking, folder_of};
 
 /// Keys of a page.
 const PAGE: usize = 1000;
-/// Folders within folders that are walked; a repository has two, and links can make circles.
+/// Folders within folders that are listed; a repository has two, and links can make circles.
 const DEPTH: usize = 8;
 /// The folders that objects are in.
 const FOLDERS: [&str; 11] = [
@@ -157,7 +157,7 @@ impl Backend for FolderBackend {
         let prefix_owned = prefix.to_owned();
         let keys = self.on("list", prefix, move |folder| {
             let mut keys = Vec::new();
-            walk(folder, &prefix_owned, &after, DEPTH, &mut keys)?;
+            list_files(folder, &prefix_owned, &after, DEPTH, &mut keys)?;
             Ok(keys)
         });
         let keys = keys.await?;
@@ -286,7 +286,7 @@ fn is_unfinished(name: &str) -> bool {
 
 /// The keys behind `after` in the order of their bytes, until a page is full. A link that leads nowhere is listed: what it
 /// stands for must not be taken for absent.
-fn walk(
+fn list_files(
     folder: &Path,
     prefix: &str,
     after: &str,
@@ -321,7 +321,7 @@ fn walk(
         let is_before = key.as_str() <= after;
         if metadata.is_dir() {
             if depth > 0 && (!is_before || after.starts_with(&key)) {
-                walk(&path, &key, after, depth - 1, keys)?;
+                list_files(&path, &key, after, depth - 1, keys)?;
             }
         } else if !is_before {
             keys.push(ListedKey {
@@ -402,7 +402,7 @@ mod tests {
         std::os::unix::fs::symlink("/nowhere", folder.join("link")).unwrap();
         let page = |after: &str| {
             let mut keys = Vec::new();
-            walk(&folder, "packs/", after, DEPTH, &mut keys).unwrap();
+            list_files(&folder, "packs/", after, DEPTH, &mut keys).unwrap();
             keys.into_iter().map(|key| key.key).collect::<Vec<_>>()
         };
         let all = page("");

@@ -74,15 +74,15 @@ impl ForeignBackend {
         is_conditional: bool,
     ) -> StoreFault {
         let (refusal, next) = refusal(error);
-        let mut judgement = refusal.judge(is_conditional);
+        let mut class = refusal.classify(is_conditional);
         if let Some((kind, next)) = next.filter(|_| refusal.status.is_none()) {
-            (judgement.kind, judgement.next) = (kind, next);
+            (class.kind, class.next) = (kind, next);
         }
         let mut line = refusal.line();
-        if !judgement.need.is_empty() {
-            line = format!("{line}; {}", judgement.need);
+        if !class.need.is_empty() {
+            line = format!("{line}; {}", class.need);
         }
-        StoreFault::new(judgement.next, self.error(judgement.kind, verb, key, &line))
+        StoreFault::new(class.next, self.error(class.kind, verb, key, &line))
     }
 }
 

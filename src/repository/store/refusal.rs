@@ -21,7 +21,7 @@ pub(super) struct StoreRefusal {
 
 /// What a refusal means.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Judgement {
+pub(super) struct RefusalClass {
     pub(super) kind: Kind,
     pub(super) next: Next,
     /// What to do about it; can be empty.
@@ -48,32 +48,32 @@ impl StoreRefusal {
     }
 
     /// What it means. `is_conditional`: the request was a conditional write.
-    pub(super) fn judge(&self, is_conditional: bool) -> Judgement {
-        let says = |kind, next, need: &str| Judgement {
+    pub(super) fn classify(&self, is_conditional: bool) -> RefusalClass {
+        let class = |kind, next, need: &str| RefusalClass {
             kind,
             next,
             need: need.to_owned(),
         };
         let status = self.status.unwrap_or_default();
         match (status, &*self.code) {
-            _ if self.is_locked() => says(Kind::Denied, Next::Locked, ""),
-            (_, "InvalidObjectState") => says(
+            _ if self.is_locked() => class(Kind::Denied, Next::Locked, ""),
+            (_, "InvalidObjectState") => class(
                 Kind::Denied,
                 Next::Final,
                 "the object is archived: restore it first (aws s3api restore-object), and keep lifecycle rules from archiving a repository",
             ),
             (_, "NoSuchBucket" | "ContainerNotFound") => {
-                says(Kind::NotFound, Next::Final, "make the bucket first")
+                class(Kind::NotFound, Next::Final, "make the bucket first")
             }
             (_, "BadDigest" | "XAmzContentSHA256Mismatch" | "IncompleteBody") => {
-                says(Kind::Corrupt, Next::Retry, "")
+                class(Kind::Corrupt, Next::Retry, "")
             }
-            (_, "RequestTimeTooSkewed") => says(Kind::Denied, Next::Skewed, "the clock is wrong"),
+            (_, "RequestTimeTooSkewed") => class(Kind::Denied, Next::Skewed, "the clock is wrong"),
             _ if self.is_skewed
                 && matches!(status, 400 | 401 | 403)
                 && self.code != "AccessDenied" =>
             {
-                says(Kind::Denied, Next::Skewed, "the clock is wrong")
+                class(Kind::Denied, Next::Skewed, "the clock is wrong")
             }
             (
                 _,
@@ -82,7 +82,7 @@ impl StoreRefusal {
                 | "InternalError"
                 | "Throttling"
                 | "RequestLimitExceeded",
-            ) => says(Kind::Unavailable, Next::Retry, ""),
+            ) => class(Kind::Unavailable, Next::Retry, ""),
             (
                 _,
                 "PermanentRedirect"
@@ -94,7 +94,7 @@ impl StoreRefusal {
             | (300..=399, _) => {
                 let region = self.region.as_deref();
                 let region = region.map(|region| format!(" (it names the Region {region})"));
-                says(
+                class(
                     Kind::Invalid,
                     Next::Final,
                     &format!("{ELSEWHERE}{}", region.unwrap_or_default()),
@@ -103,48 +103,48 @@ impl StoreRefusal {
             (412, _) | (409, "ConditionalRequestConflict" | "PreconditionFailed")
                 if is_conditional =>
             {
-                says(Kind::Io, Next::Exists, "")
+                class(Kind::Io, Next::Exists, "")
             }
-            (409, _) if is_conditional => says(Kind::Unavailable, Next::Exists, ""),
+            (409, _) if is_conditional => class(Kind::Unavailable, Next::Exists, ""),
             (_, "NotImplemented") | (400 | 405 | 501, _) if is_conditional => {
-                says(Kind::Invalid, Next::NoCondition, "")
+                class(Kind::Invalid, Next::NoCondition, "")
             }
             (409, "OperationAborted" | "ConditionalRequestConflict") => {
-                says(Kind::Unavailable, Next::Retry, "")
+                class(Kind::Unavailable, Next::Retry, "")
             }
-            (501, _) | (_, "NotImplemented") => says(
+            (501, _) | (_, "NotImplemented") => class(
                 Kind::Invalid,
                 Next::Final,
                 "the store does not know this request",
             ),
-            (408 | 429 | 500.., _) => says(Kind::Unavailable, Next::Retry, ""),
+            (408 | 429 | 500.., _) => class(Kind::Unavailable, Next::Retry, ""),
             (
                 _,
                 "ExpiredToken"
                 | "ExpiredTokenException"
                 | "RequestExpired"
                 | "TokenRefreshRequired",
-            ) => says(
+            ) => class(
                 Kind::Denied,
                 Next::Refused,
                 "the credentials have expired: renew them and do it again",
             ),
-            (_, "SignatureDoesNotMatch" | "InvalidAccessKeyId" | "InvalidToken") => says(
+            (_, "SignatureDoesNotMatch" | "InvalidAccessKeyId" | "InvalidToken") => class(
                 Kind::Denied,
                 Next::Refused,
                 "the credentials are not the store's, or the Region is another",
             ),
-            (401 | 403, "") => says(Kind::Denied, Next::Refused, DENIED),
-            (401 | 403, _) => says(Kind::Denied, Next::Final, DENIED),
+            (401 | 403, "") => class(Kind::Denied, Next::Refused, DENIED),
+            (401 | 403, _) => class(Kind::Denied, Next::Final, DENIED),
             // AWS says no more than this to a HEAD with an expired token or for a wrong Region.
-            (400, "") if self.is_silent => says(
+            (400, "") if self.is_silent => class(
                 Kind::Denied,
                 Next::Refused,
                 "the credentials have expired, or the Region is another",
             ),
-            (404, _) | (_, "NoSuchKey" | "BlobNotFound") => says(Kind::NotFound, Next::Absent, ""),
-            (400..=499, _) => says(Kind::Invalid, Next::Final, ""),
-            _ => says(Kind::Unavailable, Next::Retry, ""),
+            (404, _) | (_, "NoSuchKey" | "BlobNotFound") => class(Kind::NotFound, Next::Absent, ""),
+            (400..=499, _) => class(Kind::Invalid, Next::Final, ""),
+            _ => class(Kind::Unavailable, Next::Retry, ""),
         }
     }
 
@@ -153,7 +153,7 @@ impl StoreRefusal {
         if !matches!(self.status, Some(400 | 403 | 405 | 409)) {
             return false;
         }
-        let said = format!("{} {}", self.code, self.message).to_ascii_lowercase();
+        let text = format!("{} {}", self.code, self.message).to_ascii_lowercase();
         let words = [
             "object lock",
             "objectlock",
@@ -163,7 +163,7 @@ impl StoreRefusal {
             "legalhold",
             "immutab",
         ];
-        words.iter().any(|word| said.contains(word)) && !said.contains("content-md5")
+        words.iter().any(|word| text.contains(word)) && !text.contains("content-md5")
     }
 }
 
@@ -171,7 +171,7 @@ impl StoreRefusal {
 mod tests {
     use super::*;
 
-    fn judged(status: u16, code: &str, message: &str, is_conditional: bool) -> (Kind, Next) {
+    fn classified(status: u16, code: &str, message: &str, is_conditional: bool) -> (Kind, Next) {
         let refusal = StoreRefusal {
             status: Some(status),
             code: code.to_owned(),
@@ -179,8 +179,8 @@ mod tests {
             is_silent: code.is_empty(),
             ..StoreRefusal::default()
         };
-        let judgement = refusal.judge(is_conditional);
-        (judgement.kind, judgement.next)
+        let class = refusal.classify(is_conditional);
+        (class.kind, class.next)
     }
 
     #[test]
@@ -220,7 +220,7 @@ mod tests {
             (400, "InvalidRequest", "", (Invalid, Final)),
         ] {
             assert_eq!(
-                judged(status, code, message, false),
+                classified(status, code, message, false),
                 expected,
                 "{status} {code}"
             );
@@ -239,7 +239,11 @@ mod tests {
             (503, "SlowDown", Next::Retry),
             (403, "AccessDenied", Next::Final),
         ] {
-            assert_eq!(judged(status, code, "", true).1, next, "{status} {code}");
+            assert_eq!(
+                classified(status, code, "", true).1,
+                next,
+                "{status} {code}"
+            );
         }
     }
 
@@ -251,7 +255,7 @@ mod tests {
             request_id: Some("0A1B".into()),
             ..StoreRefusal::default()
         };
-        assert!(refusal.judge(false).need.contains("eu-central-1"));
+        assert!(refusal.classify(false).need.contains("eu-central-1"));
         assert_eq!(refusal.line(), "HTTP 301, request 0A1B");
     }
 }

@@ -3,10 +3,10 @@
 //! The SDK's retries, time-outs, checksums and clock correction are off: the loop of [`super::Store`] covers sending, the reply
 //! and its body; each PUT carries Content-MD5, which every server of S3 accepts; the clock is corrected only after a refusal.
 
+mod faults;
 mod reply;
 mod watch;
 
-use std::error::Error as StdError;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -16,35 +16,28 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{
     Builder, RequestChecksumCalculation, ResponseChecksumValidation, StalledStreamProtectionConfig,
 };
-use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::{ByteStream, DateTime, SdkBody};
 use aws_sdk_s3::types::{ChecksumMode, ChecksumType, ServerSideEncryption, StorageClass};
 use aws_smithy_async::time::TimeSource;
-use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
-use aws_smithy_runtime_api::http::Headers;
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http_body_util::LengthLimitError;
 use tracing::info;
 
-use self::reply::BREAKS_OFF;
+use self::faults::{causes, is_endless};
 use self::watch::Watch;
 use super::backend::{
     Backend, ListCursor, ListedKey, MOST_BYTES, Next, ObjectHead, StoreAnswer, StoreFault,
     StorePage, Upload,
 };
 use super::reach::{BucketStyle, S3Options};
-use super::refusal::StoreRefusal;
 use super::transfer::{Transfer, UploadBody};
-use crate::aws::{Credentials, ErrorClass, Generation, Http, ServiceConfig, classify, skew};
+use crate::aws::{Credentials, ErrorClass, Generation, Http, ServiceConfig};
 use crate::error::{Error, Kind};
 
-/// A clock this far off has its signatures refused (15 minutes at AWS, 5 elsewhere).
-const SKEWED_MS: u64 = 240_000;
 /// A body up to this size is hashed for the signature; larger ones are signed by their Content-MD5 alone.
 const SIGNED_WHOLE: u64 = 64 << 10;
 
@@ -122,77 +115,6 @@ impl S3Backend {
         format!("s3://{}/{key} at {}", self.bucket, self.endpoint)
     }
 
-    fn wrong(&self, next: Next, verb: &str, key: &str, what: &str) -> StoreFault {
-        StoreFault::new(next, self.error(Kind::Corrupt, verb, key, what))
-    }
-
-    /// What a failed request means.
-    fn fault<E>(
-        &self,
-        verb: &str,
-        key: &str,
-        error: SdkError<E, HttpResponse>,
-        is_conditional: bool,
-    ) -> StoreFault
-    where
-        E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
-    {
-        if is_endless(&error) {
-            return self.wrong(Next::Final, verb, key, "the reply does not end");
-        }
-        let (raw, code, message) = match &error {
-            SdkError::ServiceError(service) => {
-                let meta = service.err();
-                (service.raw(), meta.code(), meta.message())
-            }
-            SdkError::ResponseError(reply) => (reply.raw(), None, None),
-            _ => {
-                let class = classify(error, &*format!("cannot {verb}"), &self.target(key));
-                let next = match class {
-                    ErrorClass::Permanent(_) => Next::Final,
-                    _ => Next::Retry,
-                };
-                return StoreFault::new(next, class.into_error());
-            }
-        };
-        let status = raw.status().as_u16();
-        if raw.status().is_success() {
-            let what = format!("broken reply: {}", causes(&error));
-            return self.wrong(Next::Retry, verb, key, &what);
-        }
-        let ahead = skew(raw.headers(), SystemTime::now());
-        let is_skewed = skew(raw.headers(), self.clock.now())
-            .is_some_and(|millis| millis.unsigned_abs() > SKEWED_MS);
-        let text = String::from_utf8_lossy(raw.body().bytes().unwrap_or_default());
-        // The SDK makes this code of a reply to HEAD, and reads none where a message holds what XML does not allow.
-        let code = code.filter(|code| *code != "NotFound");
-        let code = code.or_else(|| element(&text, "Code")).unwrap_or_default();
-        let message = message.or_else(|| element(&text, "Message"));
-        let refusal = StoreRefusal {
-            status: Some(status),
-            code: code
-                .chars()
-                .filter(char::is_ascii_graphic)
-                .take(100)
-                .collect(),
-            message: message.unwrap_or_default().to_owned(),
-            request_id: request_id(raw.headers()),
-            region: header(raw.headers(), "x-amz-bucket-region"),
-            is_silent: text.is_empty(),
-            is_skewed,
-        };
-        let judgement = refusal.judge(is_conditional);
-        if let (Next::Skewed, Some(ahead)) = (judgement.next, ahead) {
-            self.clock.ahead.store(ahead, Ordering::Relaxed);
-        }
-        let mut line = refusal.line();
-        if !judgement.need.is_empty() {
-            line = format!("{line}; {}", judgement.need);
-        }
-        let error = self.error(judgement.kind, verb, key, &line);
-        StoreFault::new(judgement.next, error)
-    }
-
     /// The parts of a page that both versions of the call have.
     fn listed(
         &self,
@@ -211,27 +133,6 @@ impl S3Backend {
             let what = "the reply is not a listing: an entry has no key, size or time";
             self.wrong(Next::Final, "list", prefix, what)
         })
-    }
-
-    /// A list request that failed, or whose reply is no listing.
-    fn checked<T, E>(
-        &self,
-        prefix: &str,
-        watch: &Watch,
-        sent: Result<T, SdkError<E, HttpResponse>>,
-    ) -> StoreAnswer<T>
-    where
-        E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
-    {
-        if let Some(fault) = watch.fault() {
-            let next = match fault.starts_with(BREAKS_OFF) {
-                true => Next::Retry,
-                false => Next::Final,
-            };
-            let what = format!("the reply is not a listing: {fault}");
-            return Err(self.wrong(next, "list", prefix, &what));
-        }
-        sent.map_err(|error| self.fault("list", prefix, error, false))
     }
 
     /// Whether a page is the last one.
@@ -512,50 +413,6 @@ fn wants_path(style: Option<BucketStyle>, url: Option<&str>) -> bool {
 
 fn time_of(time: &DateTime) -> Option<SystemTime> {
     SystemTime::try_from(*time).ok()
-}
-
-fn header(headers: &Headers, name: &str) -> Option<String> {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.+/=:".contains(c);
-    let value = headers.get(name)?;
-    let is_plain = !value.is_empty() && value.len() <= 200 && value.chars().all(is_plain);
-    is_plain.then(|| value.to_owned())
-}
-
-/// The text of an element.
-fn element<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    let rest = text.split_once(&format!("<{name}>"))?.1;
-    Some(rest.split_once(&format!("</{name}>"))?.0)
-}
-
-/// What the store's operator finds a request by.
-fn request_id(headers: &Headers) -> Option<String> {
-    let names = [
-        "x-amz-request-id",
-        "x-oss-request-id",
-        "x-obs-request-id",
-        "x-amz-id-2",
-    ];
-    names.iter().find_map(|name| header(headers, name))
-}
-
-fn is_endless(error: &(dyn StdError + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(current) = cause {
-        if current.is::<LengthLimitError>() {
-            return true;
-        }
-        cause = current.source();
-    }
-    false
-}
-
-/// The innermost cause, which says what it is.
-fn causes(error: &(dyn StdError + 'static)) -> String {
-    let mut last = error;
-    while let Some(cause) = last.source() {
-        last = cause;
-    }
-    crate::aws::presentable(&last.to_string())
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ impl RepositoryTarget {
         let names = self.proven_names(ask).await?;
         if let Some(id) = ask.source.id()
             && let Some(manifest) = self
-                .held(&names, &id, ask.left, &mut facts.warnings)
+                .sound_manifest(&names, &id, ask.left, &mut facts.warnings)
                 .await?
         {
             let damaged = manifest.damaged.iter();
@@ -81,7 +81,7 @@ impl RepositoryTarget {
     }
 
     /// The manifest of a snapshot, if it is there, sound, and of a run that has ended. Another one is replaced by the next run.
-    async fn held(
+    async fn sound_manifest(
         &self,
         names: &[ManifestName],
         id: &SnapshotId,

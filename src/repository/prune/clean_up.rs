@@ -1,0 +1,75 @@
+//! The end of a prune: tombstones, withdrawn manifests, records of runs, marks and fences that no later prune uses.
+
+use std::collections::HashSet;
+
+use super::{OLD, Prune, SLACK, before, marks, sweep};
+use crate::error::{Kind, Result};
+use crate::repository::catalog::read_manifest;
+use crate::repository::latest;
+use crate::repository::lease;
+use crate::repository::listing::{self, Fence};
+use crate::repository::manifest::{Manifest, ManifestName, manifest_object};
+use crate::repository::run::removed;
+use crate::repository::store::Object;
+
+impl Prune<'_> {
+    /// Removes what later prunes have no use for. Without the permission it stays.
+    pub(super) async fn clean_up(
+        &mut self,
+        tombstones: &[Object],
+        manifests: &[Manifest],
+        mut old_fences: Vec<(&'static str, Fence)>,
+    ) -> Result<()> {
+        let store = self.store;
+        let mut names_of: Vec<String> = Vec::new();
+        // As long as a manifest can be read where it was, its removal has not come to an end.
+        let there = manifests.iter();
+        let there: HashSet<String> = there
+            .map(|manifest| removed(&manifest.name().to_string(), &manifest.run))
+            .collect();
+        let is_there = |name: &ManifestName| manifests.iter().any(|one| one.name() == *name);
+        let old = tombstones
+            .iter()
+            .filter(|tombstone| !there.contains(&tombstone.name));
+        for tombstone in old {
+            let name = tombstone.name.strip_prefix("removed/");
+            let name = name.and_then(|name| name.rsplit_once('.')?.0.parse().ok());
+            if let Some(name) = name.filter(|name| !is_there(name)) {
+                latest::retreat(store, &name).await?;
+            }
+            names_of.push(tombstone.name.clone());
+        }
+        for name in &self.withdrawn {
+            let object = manifest_object(name);
+            // Another run may have published it again meanwhile.
+            if read_manifest(store, &object)
+                .await
+                .is_err_and(|error| error.kind() == Kind::NotFound)
+            {
+                names_of.push(object);
+            }
+        }
+        let dead = self
+            .runs
+            .iter()
+            .filter(|run| run.has_ended || run.expired(self.now) > self.request.grace.max(OLD));
+        names_of.extend(dead.map(|run| lease::run_object(&run.id)));
+        names_of.extend(latest::old_swept(store, self.now).await?);
+        names_of.extend(marks::old(store, self.now, self.request.grace).await?);
+        for folder in ["snapshots", "latest", "removed", "pins", "garbage"] {
+            let ends = listing::list(store, folder, self.fence.as_ref())
+                .await?
+                .ends;
+            old_fences.extend(ends.old_fences.into_iter().map(|fence| (folder, fence)));
+        }
+        for (folder, fence) in old_fences {
+            let time = fence.time(store, folder).await;
+            if time.is_ok_and(|time| time < before(self.now, OLD)) {
+                names_of.extend(fence.names(folder));
+            }
+        }
+        sweep::delete_all(store, names_of, &mut self.pruned).await?;
+        let slack = before(self.now, SLACK);
+        store.sweep_unfinished(self.buried_before().min(slack))
+    }
+}
