@@ -8,6 +8,7 @@ mod faults;
 mod healing;
 mod histories;
 mod killed;
+mod limits;
 mod proxy;
 mod reach;
 mod retention;

@@ -14,19 +14,16 @@
 //! since the oldest living run began is swept.
 
 mod marks;
+mod needed;
 mod sweep;
 
 use std::collections::HashSet;
-use std::pin::pin;
 use std::time::{Duration, SystemTime};
 
-use futures_util::stream::StreamExt;
 use serde::Serialize;
 use tracing::{info, warn};
 
 use super::catalog::{RepositoryCatalog, read_manifest};
-use super::check::{is_damage, segments_of, short};
-use super::header::from_hex;
 use super::latest;
 use super::lease::{self, RunOnRecord};
 use super::listing::{self, Fence};
@@ -34,10 +31,11 @@ use super::manifest::{Manifest, ManifestName};
 use super::pins::{pinned, refuse_pinned};
 use super::retention::{Decisions, Retention, RetentionCandidate};
 use super::run::removed;
-use super::segments;
 use super::store::{Deleted, Object, Store};
 use crate::error::{Error, Kind, Remedy, Result};
+use crate::progress::Progress;
 pub(super) use marks::{new_sweeps, sweeps};
+pub(super) use needed::Needed;
 use sweep::Sweep;
 
 /// An object can appear so much later than its Last-Modified says: a store may take the start of the PUT for that.
@@ -86,6 +84,9 @@ pub struct Pruned {
     pub held: u64,
     /// Whether one that holds something back is alive.
     pub is_held_by_living: bool,
+    /// Where the repository is.
+    #[serde(skip)]
+    pub repository: String,
     /// Why nothing was deleted, where this user may not.
     #[serde(skip)]
     pub denied: Option<Denied>,
@@ -149,7 +150,10 @@ impl Pruned {
         };
         let (kind, remedy) = match run.is_alive {
             true => (Kind::Busy, Remedy::TryLater),
-            false => (Kind::Undecided, Remedy::ForgetRun(run.run.clone())),
+            false => {
+                let (repository, run) = (self.repository.clone(), run.run.clone());
+                (Kind::Undecided, Remedy::ForgetRun { repository, run })
+            }
         };
         let what = format!(
             "cannot delete {} objects: the run {} of {} may need them (began {}, last renewed {})",
@@ -193,13 +197,18 @@ async fn decide(store: &Store, manifests: &[Manifest], retention: &Retention) ->
     Ok(retention.decide(&candidates.collect::<Vec<_>>()))
 }
 
-/// Applies the retention, marks what no snapshot needs, and deletes what was marked long enough ago.
+/// Applies the retention, marks what no snapshot needs, and deletes what was marked long enough ago. `progress` shows the phases.
 ///
 /// # Errors
 /// Why the repository could not be looked at: when a listing is not complete, or a manifest or a segment cannot be read, nothing
 /// is deleted.
-pub async fn prune(catalog: &RepositoryCatalog, request: &PruneRequest) -> Result<Pruned> {
-    Prune::begin(catalog, request).await?.run().await
+pub async fn prune(
+    catalog: &RepositoryCatalog,
+    request: &PruneRequest,
+    progress: &Progress,
+) -> Result<Pruned> {
+    progress.begin("listing snapshots", 0);
+    Prune::begin(catalog, request, progress).await?.run().await
 }
 
 /// A prune that is under way.
@@ -207,6 +216,7 @@ struct Prune<'a> {
     catalog: &'a RepositoryCatalog,
     store: &'a Store,
     request: &'a PruneRequest,
+    progress: &'a Progress,
     /// None in a dry run, which writes nothing.
     fence: Option<Fence>,
     now: SystemTime,
@@ -217,17 +227,25 @@ struct Prune<'a> {
 }
 
 impl<'a> Prune<'a> {
-    async fn begin(catalog: &'a RepositoryCatalog, request: &'a PruneRequest) -> Result<Self> {
+    async fn begin(
+        catalog: &'a RepositoryCatalog,
+        request: &'a PruneRequest,
+        progress: &'a Progress,
+    ) -> Result<Self> {
         let store = &**catalog.store();
         let mut prune = Self {
             catalog,
             store,
             request,
+            progress,
             fence: None,
             now: SystemTime::now(),
             runs: Vec::new(),
             withdrawn: HashSet::new(),
-            pruned: Pruned::default(),
+            pruned: Pruned {
+                repository: store.address().to_string(),
+                ..Pruned::default()
+            },
         };
         if !request.dry_run {
             let fence = Fence::new();
@@ -246,6 +264,8 @@ impl<'a> Prune<'a> {
         self.runs = runs;
         let (manifests, names) = self.retain().await?;
         let (needed, tombstones) = self.needed(&manifests).await?;
+        self.progress
+            .begin_units("listing segments and packs", "objects", 0);
         let mut sweep = Sweep::new(self.ripe_before(), self.kept_since());
         sweep
             .find(
@@ -254,6 +274,7 @@ impl<'a> Prune<'a> {
                 &needed,
                 self.request.grace,
                 self.now,
+                self.progress,
             )
             .await?;
         let (is_immediate, is_short) = (self.is_immediate(), self.request.grace < SHORT_GRACE);
@@ -263,12 +284,18 @@ impl<'a> Prune<'a> {
         }
         let mut old_fences = std::mem::take(&mut sweep.old_fences);
         old_fences.extend(ends.old_fences.into_iter().map(|fence| ("runs", fence)));
+        self.progress.begin("marking what no snapshot needs", 0);
         sweep.mark(self.store).await?;
         let doomed = sweep.doomed(self.is_immediate());
         if !doomed.is_empty() {
             let spared = self.published_meanwhile(&manifests, &doomed).await?;
-            sweep::delete(self.store, doomed, &spared, &mut self.pruned).await?;
+            let of = doomed.len() as u64;
+            self.progress
+                .begin_units("deleting packs and segments", "objects", of);
+            let (store, progress) = (self.store, self.progress);
+            sweep::delete(store, doomed, &spared, &mut self.pruned, progress).await?;
         }
+        self.progress.begin("removing old marks and records", 0);
         latest::note_pruned(self.store, &names).await?;
         self.clean_up(&tombstones, &manifests, old_fences).await?;
         Ok(self.pruned)
@@ -330,7 +357,13 @@ impl<'a> Prune<'a> {
         if self.fence.is_some() {
             decisions.check(retention)?;
         }
+        let removed = decisions.removed().count() as u64;
+        if self.fence.is_some() && removed > 0 {
+            self.progress
+                .begin_units("removing snapshots", "snapshots", removed);
+        }
         for name in decisions.removed() {
+            self.progress.step(1);
             if self.fence.is_some() {
                 match remove(self.store, name).await {
                     Ok(Deleted::Locked(why)) => {
@@ -384,8 +417,9 @@ impl<'a> Prune<'a> {
                 manifest => buried.push(manifest?),
             }
         }
-        let mut needed = Needed::of(self.store, manifests).await?;
-        needed.add(Needed::of_buried(self.store, &buried).await?);
+        let progress = self.progress;
+        let mut needed = Needed::of_shown(self.store, manifests, progress).await?;
+        needed.add(Needed::of_buried(self.store, &buried, progress).await?);
         Ok((needed, old))
     }
 
@@ -471,96 +505,9 @@ impl<'a> Prune<'a> {
                 names_of.extend(fence.names(folder));
             }
         }
-        sweep::delete_all(store, names_of, &mut self.pruned).await?;
+        sweep::delete_all(store, names_of, &mut self.pruned, self.progress).await?;
         let slack = before(self.now, SLACK);
         store.sweep_unfinished(self.buried_before().min(slack))
-    }
-}
-
-/// The segments and packs that manifests need, by the first bytes of their names.
-#[derive(Debug, Default)]
-pub(super) struct Needed {
-    segments: HashSet<u64>,
-    packs: HashSet<u64>,
-}
-
-impl Needed {
-    /// What these manifests need.
-    ///
-    /// # Errors
-    /// Why a segment cannot be read.
-    pub(super) async fn of(store: &Store, manifests: &[Manifest]) -> Result<Self> {
-        Self::collect(store, manifests, Err).await
-    }
-
-    /// What removed snapshots need; what is lost of them keeps nothing.
-    async fn of_buried(store: &Store, buried: &[Manifest]) -> Result<Self> {
-        Self::collect(store, buried, |error| {
-            if !is_damage(&error) {
-                return Err(error);
-            }
-            warn!("a removed snapshot is damaged: {}", error.chain());
-            Ok(())
-        })
-        .await
-    }
-
-    async fn collect(
-        store: &Store,
-        manifests: &[Manifest],
-        on_error: impl Fn(Error) -> Result<()>,
-    ) -> Result<Self> {
-        let names = segments_of(manifests);
-        let segments = names.keys().map(short).collect();
-        let mut packs = HashSet::new();
-        let mut read = pin!(segments::read_all(store, names.into_keys()));
-        while let Some((_, segment)) = read.next().await {
-            match segment {
-                Ok(segment) => packs.extend(segment.packs().iter().map(short)),
-                Err(error) => on_error(error)?,
-            }
-        }
-        Ok(Self { segments, packs })
-    }
-
-    fn add(&mut self, other: Self) {
-        self.segments.extend(other.segments);
-        self.packs.extend(other.packs);
-    }
-
-    /// Whether one of these names is among them.
-    pub(super) fn any_of(&self, names: &HashSet<u64>) -> bool {
-        let is_needed = |name: &u64| self.segments.contains(name) || self.packs.contains(name);
-        names.iter().any(is_needed)
-    }
-
-    /// Whether a complete listing lacks one of them.
-    pub(super) async fn any_missing(&self, store: &Store) -> Result<bool> {
-        for folder in ["segments", "packs"] {
-            let mut missing = self.within(folder).clone();
-            let fence = Fence::new();
-            fence.put(store, folder).await?;
-            listing::walk(store, folder, Some(&fence), |page| {
-                for object in page {
-                    let name = object.name.rsplit('/').next().and_then(from_hex);
-                    name.map(|name| missing.remove(&short(&name)));
-                }
-                Ok(())
-            })
-            .await?;
-            if !missing.is_empty() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// Those of a folder, `packs` or `segments`.
-    pub(super) fn within(&self, folder: &str) -> &HashSet<u64> {
-        match folder {
-            "segments" => &self.segments,
-            _ => &self.packs,
-        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Checks the data of a manifest, publishes it, checks again, and withdraws it when a prune may have deleted what it needs. See
 //! [`mod@super::prune`] for the other half of this rule.
 
+use futures_util::future::join;
 use tracing::info;
 
 use super::catalog::read_manifest;
@@ -25,13 +26,14 @@ pub(super) async fn publish(
     replaces: Option<&str>,
 ) -> Result<Manifest> {
     let (object, name) = (format!("snapshots/{}", manifest.name()), manifest.name());
-    if let Err(error) = lease::read(store, lease.run()).await {
-        return Err(match error.kind() {
-            Kind::NotFound => forgotten(store),
-            _ => error,
-        });
-    }
-    check_data(store, lease, &manifest).await?;
+    let on_record = async {
+        match lease::read(store, lease.run()).await {
+            Err(error) if error.kind() == Kind::NotFound => Err(forgotten(store)),
+            record => record.map(drop),
+        }
+    };
+    let (on_record, checked) = join(on_record, check_data(store, lease, &manifest)).await;
+    on_record.and(checked)?;
     let is_replaced = match replaces {
         Some(old) => replace_manifest(store, old, &manifest).await?,
         None => false,

@@ -24,8 +24,8 @@ use super::known::Known;
 use super::lease::{Lease, LeaseKind};
 use super::locations::{Location, Locations};
 use super::manifest::{FORMAT, Manifest, SegmentOf};
-use super::pace::{LANES, is_slow, most_bytes};
-use super::pack::{Filling, MOST_BLOCKS, Packer};
+use super::pace::{HELD, PackPace, SHARES};
+use super::pack::{Filling, Packer};
 use super::publish::publish;
 use super::run::{RunState, forgotten};
 use super::segment::{Entry, Segment, place_of};
@@ -37,9 +37,6 @@ use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::blocking;
 use crate::source::BlockSource;
 use crate::target::{Published, Sink, SinkState, Written};
-
-/// Blocks in packs at once, one pack being filled and others in flight: 72 MiB. A block waits for room before a pack takes it.
-const HELD: usize = 2 * MOST_BLOCKS + 16;
 
 /// A snapshot being written.
 pub struct RepositorySink {
@@ -56,7 +53,7 @@ pub struct RepositorySink {
     packers: Mutex<Vec<Packer>>,
     held: Arc<Semaphore>,
     sent: Mutex<Vec<JoinHandle<Result<()>>>>,
-    /// One permit an upload; all of them where the line is slow.
+    /// Shares of the line, of which each upload takes as many as [`PackPace`] says.
     uploads: Arc<Semaphore>,
     packs: AtomicU32,
     counts: [AtomicU64; 3],
@@ -129,7 +126,7 @@ impl RepositorySink {
             packers: Mutex::default(),
             held: Arc::new(Semaphore::new(HELD)),
             sent: Mutex::default(),
-            uploads: Arc::new(Semaphore::new(LANES as usize)),
+            uploads: Arc::new(Semaphore::new(SHARES as usize)),
             packs: AtomicU32::new(state.packs),
             counts: counts.map(AtomicU64::new),
             is_parent_damaged: AtomicBool::new(false),
@@ -200,7 +197,7 @@ impl RepositorySink {
         // Sent before a flush can see that it is no longer being filled.
         let mut filling = self.filling.lock();
         filling.push(index, digest, stored, place);
-        if filling.is_full(most_bytes(self.store().upload_rate())) {
+        if filling.is_full(PackPace::of(self.store().line()).most_bytes) {
             self.send(std::mem::take(&mut *filling));
         }
         Ok(())
@@ -238,13 +235,9 @@ impl RepositorySink {
         let (salt, known) = (self.salt(), self.known.clone());
         let uploads = Arc::clone(&self.uploads);
         let upload = async move {
-            let lanes = if is_slow(store.upload_rate()) {
-                LANES
-            } else {
-                1
-            };
+            let shares = PackPace::of(store.line()).shares();
             let stopped = |error| Error::with_source(Kind::Io, "stopped", error);
-            let _lanes = uploads.acquire_many_owned(lanes).await.map_err(stopped)?;
+            let _shares = uploads.acquire_many_owned(shares).await.map_err(stopped)?;
             let packed = blocking(move || Ok(filling.pack(&salt))).await?;
             let name = object("packs", &packed.name);
             store.put(&name, &packed.pieces).await?;
