@@ -8,10 +8,10 @@ use crate::block::BLOCK_SIZE;
 
 /// Uploads at once on a line without delay, and at most.
 const LANES: u32 = 4;
-const MOST_LANES: u32 = 16;
-/// One upload more for so much latency: a connection carries some 3 MB a round trip (the largest send buffer of Linux is 4 MiB), and
-/// nothing while the store answers and is asked for its proof. So all together carry a gigabit a second up to 400 ms.
-const LATENCY_OF_A_LANE: Duration = Duration::from_millis(25);
+const MOST_LANES: u32 = 24;
+/// One upload more for so much latency. A connection begins with 14 KB a round trip and doubles that, carries some 3 MB a round trip
+/// at best (the largest send buffer of Linux is 4 MiB), and nothing while the store answers and is asked for its proof.
+const LATENCY_OF_A_LANE: Duration = Duration::from_millis(15);
 /// Seconds in which one upload sends a pack: what a connection that breaks costs.
 const PACK_SECONDS: u64 = 10;
 /// Bytes a second that each of several uploads has at least.
@@ -75,9 +75,10 @@ mod tests {
         const MIB: u64 = 1 << 20;
         for (upload_rate, latency, lanes, most_bytes) in [
             (None, None, 4, MOST_BYTES),
-            (None, ms(100), 4, MOST_BYTES),
-            (None, ms(300), 12, 72 * MIB / 13),
-            (None, ms(100_000), 16, 72 * MIB / 17),
+            (None, ms(70), 4, MOST_BYTES),
+            (None, ms(150), 10, 72 * MIB / 11),
+            (None, ms(300), 20, 72 * MIB / 21),
+            (None, ms(100_000), 24, 72 * MIB / 25),
             (Some(1), None, 1, 512 << 10),
             // 256 kbit/s, 1.6 Mbit/s, 4 Mbit/s, 16 Mbit/s; a satellite's delay makes no slow line fast.
             (Some(32_000), ms(600), 1, 512 << 10),
@@ -86,9 +87,9 @@ mod tests {
             (Some(2_000_000), ms(20), 4, 5_000_000),
             (Some(2_000_000), ms(600), 7, 2_857_140),
             // 200 Mbit/s at 300 ms; a gigabit nearby, and far away.
-            (Some(25_000_000), ms(300), 12, 72 * MIB / 13),
+            (Some(25_000_000), ms(300), 20, 72 * MIB / 21),
             (Some(125_000_000), ms(1), 4, MOST_BYTES),
-            (Some(u64::MAX), ms(400), 16, 72 * MIB / 17),
+            (Some(u64::MAX), ms(400), 24, 72 * MIB / 25),
         ] {
             let pace = PackPace::of(KnownLine {
                 upload_rate,

@@ -1,7 +1,7 @@
 //! [`RepositorySink`]: a snapshot being written into a repository. Blocks go into packs as they come; the segments are made at
 //! the end, from the parent's segments and from the locations that were noted on disk.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, try_join};
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
@@ -26,6 +26,7 @@ use super::locations::{Location, Locations};
 use super::manifest::{FORMAT, Manifest, SegmentOf};
 use super::pace::{HELD, PackPace, SHARES};
 use super::pack::{Filling, Packer};
+use super::prune::new_sweeps;
 use super::publish::publish;
 use super::run::{RunState, forgotten};
 use super::segment::{Entry, Segment, place_of};
@@ -372,17 +373,8 @@ impl RepositorySink {
         Ok(Some(of))
     }
 
-    async fn publish_all(
-        &self,
-        written: Written,
-        damaged: &BlockSet,
-    ) -> Result<Arc<RepositorySource>> {
-        let published = self.published.lock().clone();
-        if let Some(published) = published {
-            self.end().await?;
-            return Ok(published);
-        }
-        let state = self.flush_all().await?;
+    /// Puts all segments that are not as the parent has them.
+    async fn put_segments(&self, written: Written, damaged: &BlockSet) -> Result<Vec<SegmentOf>> {
         let mut written = written.peekable();
         let mut segments = Vec::new();
         for number in 0..self.geometry.block_count().div_ceil(SEGMENT_BLOCKS) {
@@ -406,6 +398,28 @@ impl RepositorySink {
             let damaged = damaged.flat_map(Extent::blocks).collect();
             segments.extend(self.segment(number, blocks, damaged).await?);
         }
+        Ok(segments)
+    }
+
+    async fn publish_all(
+        &self,
+        written: Written,
+        damaged: &BlockSet,
+    ) -> Result<Arc<RepositorySource>> {
+        let published = self.published.lock().clone();
+        if let Some(published) = published {
+            self.end().await?;
+            return Ok(published);
+        }
+        // A first look for sweeps, while the last packs and the segments are on their way; another one follows when the manifest
+        // is there.
+        let known = self.lease.lock().as_ref().map(Lease::known_sweeps);
+        let known = known.ok_or_else(|| forgotten(self.store()))?;
+        let put = async {
+            let state = self.flush_all().await?;
+            Ok((state, self.put_segments(written, damaged).await?))
+        };
+        let ((state, segments), swept) = try_join(put, new_sweeps(self.store(), &known)).await?;
         let all = BlockIndex(self.geometry.block_count());
         let damaged = damaged.runs_in(BlockIndex(0), all);
         let damaged = damaged.map(|run| (run.start().0, run.end().0)).collect();
@@ -429,7 +443,7 @@ impl RepositorySink {
             damaged,
             segments,
         };
-        let manifest = self.publish_manifest(manifest).await?;
+        let manifest = self.publish_manifest(manifest, swept).await?;
         let source = RepositorySource::new(manifest, Arc::clone(&self.segments))?;
         let source = Arc::new(source.into_stored());
         *self.published.lock() = Some(Arc::clone(&source));
@@ -438,13 +452,13 @@ impl RepositorySink {
     }
 
     /// Publishes a manifest; the one that is there now.
-    async fn publish_manifest(&self, manifest: Manifest) -> Result<Manifest> {
+    async fn publish_manifest(&self, manifest: Manifest, swept: HashSet<u64>) -> Result<Manifest> {
         let lease = self.lease.lock().take();
         let Some(lease) = lease else {
             return Err(forgotten(self.store()));
         };
         let replaces = self.state.replaces.as_deref();
-        let published = publish(self.store(), &lease, manifest, replaces).await;
+        let published = publish(self.store(), &lease, manifest, replaces, Some(swept)).await;
         let is_swept = matches!(&published, Err(error) if error.kind() == Kind::Busy);
         *self.lease.lock() = Some(lease);
         if is_swept {

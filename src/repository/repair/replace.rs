@@ -248,7 +248,7 @@ impl Repair<'_> {
             segments,
             ..empty
         };
-        let published = publish(self.store, &self.lease, new, None).await?;
+        let published = publish(self.store, &self.lease, new, None, None).await?;
         if published.run == self.run {
             self.done.replaced.push(name.to_string());
         }
