@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """How much of a slow or long line a sync into a repository in S3, and out of it, reaches.
 
-A line is two TUN devices in network namespaces of their own, and a relay between them with a rate, a delay and a queue: the TCP
-stacks at both ends are the kernel's. The server is rclone's S3 server behind the line. It needs root.
+A line is two TUN devices in network namespaces of their own, and a relay between them with a rate, a delay and a queue:
+the TCP stacks at both ends are the kernel's. The server is rclone's S3 server behind the line. It needs root;
+`scripts/bench line` builds ebsfs and runs it.
 
-    scripts/bench_line.py [--ebsfs FILE] [--rclone FILE] [--mbit 200] [--rtt 300] [--mib 300] [--congestion cubic] [-- SYNC OPTIONS]
+    scripts/bench_line.py [--mbit 200] [--rtt 300] [--mib 300] [--congestion cubic] [--read] [--bare N] [-- SYNC OPTIONS]
 """
 
 import argparse
@@ -38,7 +39,7 @@ def tun(name):
 
 
 def carry(source, to, rate, delay, queue_time, counts, index):
-    """Carries packets one way: `rate` bytes a second, `delay` seconds, at most `queue_time` seconds of packets waiting."""
+    """Carries packets one way: `rate` bytes a second, `delay` seconds, `queue_time` seconds of packets waiting."""
     waiting, free = deque(), 0.0
     while True:
         now = time.monotonic()
@@ -105,6 +106,44 @@ class Line:
             call("ip", "netns", "del", name)
 
 
+RECEIVE = """
+import socket, threading
+server = socket.create_server(("%s", 9001))
+def drain(connection):
+    while connection.recv(1 << 20):
+        pass
+    connection.sendall(b"1")
+while True:
+    threading.Thread(target=drain, args=(server.accept()[0],), daemon=True).start()
+""" % FAR
+SEND = """
+import socket, sys, threading
+bytes_each = int(sys.argv[2])
+def send():
+    connection = socket.create_connection(("%s", 9001))
+    left = bytes_each
+    while left:
+        left -= connection.send(bytes(min(left, 1 << 18)))
+    connection.shutdown(socket.SHUT_WR)
+    connection.recv(1)
+threads = [threading.Thread(target=send) for _ in range(int(sys.argv[1]))]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+""" % FAR
+
+
+def bare(line, connections, mib):
+    """Seconds for the same bytes on bare connections: what the line and TCP allow."""
+    receiver = subprocess.Popen([*line.within(1), sys.executable, "-c", RECEIVE])
+    time.sleep(1)
+    began = time.monotonic()
+    call(*line.within(0), sys.executable, "-c", SEND, connections, (mib << 20) // connections)
+    took = time.monotonic() - began
+    receiver.kill()
+    receiver.wait()
+    return took
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ebsfs", default="target/release/ebsfs")
@@ -114,6 +153,7 @@ def main():
     parser.add_argument("--mib", type=int, default=300)
     parser.add_argument("--congestion", default="cubic")
     parser.add_argument("--read", action="store_true", help="read it back too")
+    parser.add_argument("--bare", type=int, metavar="N", help="first send the same bytes on N bare connections")
     parser.add_argument("options", nargs="*", help="further options of the sync")
     args = parser.parse_args()
     rate = args.mbit * 1e6 / 8
@@ -121,6 +161,11 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         server = None
         try:
+            if args.bare:
+                took = bare(line, args.bare, args.mib)
+                share = round((args.mib << 20) / took / rate, 3)
+                way = f"{args.bare} bare connections"
+                print(json.dumps({"way": way, "seconds": round(took, 1), "share_of_line": share}), flush=True)
             os.makedirs(f"{folder}/objects/bucket/replicas")
             server = subprocess.Popen(
                 [*line.within(1), args.rclone, "serve", "s3", "--config", "/dev/null", "--auth-key", f"{KEY},{SECRET}"]

@@ -87,7 +87,7 @@ fn no_more_requests_are_on_their_way_to_a_store_than_max_in_flight() {
     let few = ["--max-in-flight", "2"];
     let args = [&[text(&image), "--volume", "v"], &few[..]].concat();
     run(&mut objects.bring(&emulator, &args));
-    assert_eq!(proxy.traffic().most, 2);
+    assert!(proxy.traffic().most <= 2);
     let one = format!("{}#latest", objects.url());
     let digest = |few: &[&str]| {
         let mut command = objects.ebsfs(&emulator, &["digest", &one]);
@@ -96,14 +96,14 @@ fn no_more_requests_are_on_their_way_to_a_store_than_max_in_flight() {
     let whole = digest(&[]);
     assert!(proxy.traffic().most > 2);
     assert_eq!(digest(&few), whole);
-    assert_eq!(proxy.traffic().most, 2);
+    assert!(proxy.traffic().most <= 2);
     let back = emulator.folder.path().join("back.raw");
     let args = [&[text(&back)], &few[..]].concat();
     run(&mut objects.take(&emulator, "latest", &args));
-    assert_eq!(proxy.traffic().most, 2);
+    assert!(proxy.traffic().most <= 2);
     let mut verify = objects.ebsfs(&emulator, &["verify", text(&back), &one, "--fetch"]);
     run(verify.args(few).args(objects.from()));
-    assert_eq!(proxy.traffic().most, 2);
+    assert!(proxy.traffic().most <= 2);
     let check = ["check", "--read-data", "--max-in-flight", "1"];
     run(&mut objects.look(&emulator, &check));
     assert_eq!(proxy.traffic().most, 1);
@@ -113,7 +113,7 @@ fn no_more_requests_are_on_their_way_to_a_store_than_max_in_flight() {
     let snapshot = objects.look_json(&emulator, &["ls"])[0]["snapshot"].clone();
     proxy.traffic();
     assert_same(&mount.disk(snapshot.as_str().unwrap()), &image);
-    assert_eq!(proxy.traffic().most, 2);
+    assert!(proxy.traffic().most <= 2);
 }
 
 #[test]
