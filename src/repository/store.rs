@@ -427,7 +427,7 @@ impl Store {
                 Err(fault) => fault,
             };
             // Neither the queue nor a limit is the store's fault.
-            waited += transfer.waited();
+            waited += transfer.waited_in_all();
             since += waited;
             let is_worth = match next {
                 Next::Retry => true,

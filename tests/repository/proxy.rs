@@ -132,7 +132,7 @@ fn serve(mut client: TcpStream, server: &str, rules: &Rules) -> io::Result<()> {
             .lock()
             .unwrap()
             .up
-            .push((Instant::now(), bytes))
+            .push((Instant::now(), bytes));
     };
     let head = loop {
         let mut byte = [0; 4096];

@@ -56,10 +56,8 @@ impl UploadRate {
     fn sample(&self, bytes: u64, took: Duration, beside: u64) {
         let micros = took.as_micros().max(1);
         let rate = u128::from(bytes) * 1_000_000 / micros;
-        let rate = u64::try_from(rate)
-            .unwrap_or(u64::MAX)
-            .min(MOST_RATE)
-            .max(1);
+        let rate = u64::try_from(rate).unwrap_or(MOST_RATE);
+        let rate = rate.clamp(1, MOST_RATE);
         let mix = |known: &AtomicU64, rate: u64| {
             let old = known.load(Ordering::Relaxed);
             let new = match old {
@@ -183,7 +181,7 @@ impl Transfer {
     }
 
     /// How long bytes have waited for their turns under a limit.
-    pub(super) fn waited(&self) -> Duration {
+    pub(super) fn waited_in_all(&self) -> Duration {
         self.moved.lock().all_waited
     }
 
@@ -548,7 +546,7 @@ mod tests {
             };
             let done = transfer.unless_silent(Duration::from_secs(2), work).await;
             assert!(done.is_some());
-            (started.elapsed(), transfer.waited())
+            (started.elapsed(), transfer.waited_in_all())
         };
         // Two uploads side by side at 1,000 bytes a second: each frame waits for that of the other too.
         let both = async { tokio::join!(upload(&slow, 300_000), upload(&slow, 300_000)) };
