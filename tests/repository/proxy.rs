@@ -152,7 +152,7 @@ fn serve(mut client: TcpStream, server: &str, rules: &Rules) -> io::Result<()> {
         (name.eq_ignore_ascii_case("content-length")).then(|| value.trim().parse().ok())?
     });
     let whole = head + 4 + length.unwrap_or(0usize);
-    let _counted = Counted::new(rules);
+    let counted = Counted::new(rules);
     let mut piece = [0; 16 << 10];
     while request.len() < whole {
         let got = client.read(&mut piece)?;
@@ -200,5 +200,7 @@ fn serve(mut client: TcpStream, server: &str, rules: &Rules) -> io::Result<()> {
         answer.truncate(answer.len() / 2);
     }
     rules.traffic.lock().unwrap().down += answer.len();
+    // The client may ask again as soon as it has the answer.
+    drop(counted);
     client.write_all(&answer)
 }
