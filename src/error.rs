@@ -127,10 +127,20 @@ pub enum Remedy {
     TryLater,
     /// Make a repository at this address.
     InitRepository(String),
-    /// Go on without this manifest, which a store does not show any more.
-    AcceptMissing(String),
-    /// Forget this run of a repository, which no one goes on with.
-    ForgetRun(String),
+    /// Prune a repository without this manifest, which its store does not show any more.
+    AcceptMissing {
+        /// Where the repository is.
+        repository: String,
+        /// The manifest's name.
+        manifest: String,
+    },
+    /// Prune a repository and forget this run, which is not resumed.
+    ForgetRun {
+        /// Where the repository is.
+        repository: String,
+        /// The run's id.
+        run: String,
+    },
     /// Allow a retention to remove all snapshots of a volume.
     RemoveAll,
     /// Remove the pin of this snapshot of a repository.

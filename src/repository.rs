@@ -57,7 +57,9 @@ pub use run::{Parent, RunState};
 pub use sink::RepositorySink;
 pub use source::RepositorySource;
 pub use stats::{Growth, Stats, Usage, stats};
-pub use store::{Address, BucketStyle, Connection, Deleted, S3Options, Store};
+pub use store::{
+    Address, Bandwidth, BucketStyle, Connection, Deleted, KnownLine, S3Options, Store,
+};
 pub use target::RepositoryTarget;
 pub use undelete::undelete;
 

@@ -25,6 +25,11 @@ const RULES: &[(&str, u8, &str)] = &[
         1,
         "error block files sysfs snapshot source target readahead digest maps aws",
     ),
+    (
+        "progress",
+        1,
+        "error block files sysfs snapshot source target readahead digest maps cost aws",
+    ),
     ("target", 1, "readahead digest maps aws"),
     ("digest", 1, "files source target readahead maps aws"),
     ("readahead", 1, "files source target maps aws"),

@@ -9,6 +9,7 @@ mod filesystems;
 mod healing;
 mod histories;
 mod killed;
+mod limits;
 mod proxy;
 mod reach;
 mod retention;

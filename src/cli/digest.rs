@@ -77,6 +77,7 @@ impl DigestArgs {
     }
 
     async fn digest(&self) -> Result<DigestResult> {
+        self.reading.check(Some(&self.source))?;
         let stop = listen()?;
         let mut lines = self.blocks.as_deref().map(BlockLines::begin).transpose()?;
         let progress = Arc::new(Progress::default());

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use clap::Args;
 
 use crate::ebs::Limits;
@@ -12,7 +13,7 @@ pub(super) struct LimitArgs {
     /// How long a block or a listing may take, all attempts together, before it is given up
     #[arg(long, value_name = "TIME", default_value = "90s", value_parser = humantime::parse_duration)]
     pub(super) timeout: Duration,
-    /// Requests on their way at once
+    /// Requests on their way at once, to EBS and to each object store
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_in_flight, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(super) max_in_flight: u32,
     /// Blocks asked for in a second; AWS allows an account 1,000, and more when asked to
@@ -31,6 +32,18 @@ pub(super) struct LimitArgs {
 
 /// List requests per second of a mount: half of the account's 50, since it runs for weeks beside other programs.
 const MOUNT_LIST_RPS: u32 = 25;
+
+/// The least that `--bandwidth` can be: a piece of a body each second.
+const LEAST_BANDWIDTH: u64 = 1 << 10;
+
+/// Reads a bandwidth.
+pub(super) fn bandwidth(text: &str) -> std::result::Result<ByteSize, String> {
+    let size: ByteSize = text.parse()?;
+    if size.as_u64() < LEAST_BANDWIDTH {
+        return Err("must be at least 1KiB a second".into());
+    }
+    Ok(size)
+}
 
 impl LimitArgs {
     /// The limits of a mount.

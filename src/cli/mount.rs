@@ -17,7 +17,9 @@ use super::cache::DiskCacheArgs;
 use super::limits::LimitArgs;
 use super::log;
 use super::signals::{TakenSignal, take};
-use super::store::{StoreArgs, end_reading};
+use super::store::{
+    LeaseArgs, NewObjectArgs, StoreArgs, StoreLine, check_repositories, check_s3, end_reading,
+};
 use crate::aws::Aws;
 use crate::block::BlockIndex;
 use crate::cache::{Cache, CachedCatalog, DISK_DESCRIPTORS, DISK_THREADS, DiskCache};
@@ -25,7 +27,7 @@ use crate::ebs::{Client, EbsCatalog};
 use crate::error::{Error, Kind, Result};
 use crate::fs::{Access, Mounted, Needs, Ownership, Provenance, Tree, Unmounted};
 use crate::image::ReadaheadBudget;
-use crate::repository::{Address, Lease};
+use crate::repository::{Address, Bandwidth, Lease};
 use crate::snapshot::{Selector, SnapshotId};
 use crate::source::Catalog;
 
@@ -73,6 +75,10 @@ pub(super) struct MountArgs {
     access: AccessArgs,
     #[command(flatten)]
     store: StoreArgs,
+    #[command(flatten)]
+    new: NewObjectArgs,
+    #[command(flatten)]
+    lease: LeaseArgs,
     #[command(flatten)]
     aws: AwsArgs,
 }
@@ -124,7 +130,14 @@ fn read_mode(text: &str) -> std::result::Result<u16, String> {
 impl MountArgs {
     /// Checks that need no request: the mountpoint, the sizes of the caches.
     pub(super) fn check(&self) -> Result<()> {
-        let (_, mountpoint) = self.what()?;
+        let (what, mountpoint) = self.what()?;
+        let places = match what {
+            What::Ebs(_) => Vec::new(),
+            What::Repository(address) => vec![address],
+        };
+        check_s3(&self.store.given(), &places)?;
+        check_s3(&self.new.given(), &places)?;
+        check_repositories(&self.lease.given(), &places)?;
         crate::fs::check_mountpoint(mountpoint)?;
         if let Some(disk) = self.disk.config("") {
             disk.check()?;
@@ -231,9 +244,10 @@ impl MountArgs {
             What::Repository(address) => {
                 address.names_no_snapshot()?;
                 origin.place = format!("repository {address}");
-                let timeout = self.limits.timeout;
-                let store = self.store.repository(&address, &self.aws, timeout);
-                let catalog = store.await?;
+                let line = StoreLine::of(&self.limits.limits(), Bandwidth::default());
+                let store = self.store.options(line).writing(&self.new);
+                let store = store.with_lease(self.lease.lease());
+                let catalog = store.repository(&address, &self.aws).await?;
                 lease = catalog.begin_reading("a mount").await?;
                 (None, Arc::new(catalog))
             }

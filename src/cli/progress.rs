@@ -15,7 +15,8 @@ use tokio::task::JoinHandle;
 use super::log::{self, say};
 use super::signals::take;
 use crate::ebs::Client;
-use crate::sync::{Progress, REPORT_VERSION};
+use crate::progress::{Phase, Progress};
+use crate::sync::REPORT_VERSION;
 
 /// Between two lines of JSON.
 const JSON_EVERY: Duration = Duration::from_secs(5);
@@ -135,9 +136,9 @@ impl Line {
         self.progress.bytes() as f64 / self.since.elapsed().as_secs_f64().max(0.001)
     }
 
-    /// Estimates from the blocks that the phase has done so far; none before the first.
+    /// Estimates from what the phase has done so far; none before the first.
     fn seconds_left(&self) -> Option<u64> {
-        let (done, of) = self.progress.phase_blocks();
+        let (done, of) = self.progress.phase_counts();
         let each = self
             .progress
             .phase()
@@ -158,10 +159,13 @@ impl Line {
 
     fn text(&self) -> String {
         let (retries, throttled) = self.troubles();
-        let (done, of) = self.progress.phase_blocks();
-        let mut text = self.progress.phase().what;
-        if of > 0 {
-            text.push_str(&format!(": {done} of {of} blocks"));
+        let (done, of) = self.progress.phase_counts();
+        let Phase { what, unit, .. } = self.progress.phase();
+        let mut text = what;
+        match (done, of) {
+            (0, 0) => {}
+            (done, 0) => text.push_str(&format!(": {done} {unit}")),
+            (done, of) => text.push_str(&format!(": {done} of {of} {unit}")),
         }
         if self.progress.bytes() > 0 {
             let mebibytes = self.rate() / f64::from(1 << 20);
@@ -179,7 +183,7 @@ impl Line {
     }
 
     fn draw(&self, bar: &ProgressBar) {
-        let (done, of) = self.progress.phase_blocks();
+        let (done, of) = self.progress.phase_counts();
         bar.set_length(of);
         bar.set_position(done);
         bar.set_message(self.text());
@@ -187,11 +191,12 @@ impl Line {
 
     fn json(&self) -> serde_json::Value {
         let (retries, throttled) = self.troubles();
-        let (done, of) = self.progress.phase_blocks();
+        let (done, of) = self.progress.phase_counts();
+        let Phase { what, unit, .. } = self.progress.phase();
         json!({
             "version": REPORT_VERSION,
-            "phase": self.progress.phase().what,
-            "blocks": done,
+            "phase": what,
+            unit: done,
             "of": of,
             "bytes": self.progress.bytes(),
             "bytes_a_second": self.rate().round(),

@@ -9,9 +9,12 @@ use super::aws::AwsArgs;
 use super::limits::LimitArgs;
 use super::progress::{ProgressForm, Shown};
 use super::source::{OpenedSource, SourceRequest, ToEbs, open};
-use super::store::StoreArgs;
+use super::store::{
+    LeaseArgs, NewObjectArgs, StoreArgs, StoreLine, addresses, check_repositories, check_s3,
+};
 use crate::error::Result;
 use crate::files::default_state_dir;
+use crate::repository::Bandwidth;
 use crate::sync::Progress;
 use crate::target::Stop;
 
@@ -28,6 +31,10 @@ pub(super) struct ReadArgs {
     state_dir: Option<PathBuf>,
     #[command(flatten)]
     store: StoreArgs,
+    #[command(flatten)]
+    new: NewObjectArgs,
+    #[command(flatten)]
+    lease: LeaseArgs,
     #[command(flatten)]
     limits: LimitArgs,
     #[command(flatten)]
@@ -50,6 +57,14 @@ impl ReadArgs {
         self.limits.max_in_flight as usize
     }
 
+    /// Refuses options that would do nothing for a source of this name.
+    pub(super) fn check(&self, name: Option<&str>) -> Result<()> {
+        let places = addresses(name);
+        check_s3(&self.store.given(), &places)?;
+        check_s3(&self.new.given(), &places)?;
+        check_repositories(&self.lease.given(), &places)
+    }
+
     /// Opens a source, and counts its requests.
     ///
     /// # Errors
@@ -61,11 +76,14 @@ impl ReadArgs {
         stop: &Stop,
     ) -> Result<OpenedSource> {
         let state_dir = self.state_dir();
+        let limits = self.limits.limits();
+        let line = StoreLine::of(&limits, Bandwidth::default());
+        let store = self.store.options(line).writing(&self.new);
         let request = SourceRequest {
             name,
             aws: &self.aws,
-            store: self.store.clone(),
-            limits: self.limits.limits(),
+            store: store.with_lease(self.lease.lease()),
+            limits,
             wait: None,
             state_dir: &state_dir,
             to_ebs: ToEbs::None,

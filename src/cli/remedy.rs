@@ -41,11 +41,20 @@ fn option(remedy: &Remedy) -> String {
         }
         Remedy::TryLater => "run the same command later".into(),
         Remedy::InitRepository(address) => format!("ebsfs repository init {address} makes one"),
-        Remedy::AcceptMissing(name) => {
-            format!("ebsfs repository prune --accept-missing {name} goes on without it")
+        Remedy::AcceptMissing {
+            repository,
+            manifest,
+        } => {
+            let (repository, manifest) = (quoted(repository), quoted(manifest));
+            format!(
+                "ebsfs repository prune {repository} --accept-missing {manifest} continues without it"
+            )
         }
-        Remedy::ForgetRun(run) => {
-            format!("ebsfs repository prune --forget-run {run} goes on without it, if it has ended")
+        Remedy::ForgetRun { repository, run } => {
+            let (repository, run) = (quoted(repository), quoted(run));
+            format!(
+                "ebsfs repository prune {repository} --forget-run {run} continues without it, if it has ended"
+            )
         }
         Remedy::RemoveAll => "--remove-all removes them".into(),
         Remedy::Unpin(snapshot) => {
@@ -68,6 +77,21 @@ fn quoted(token: &str) -> String {
 mod tests {
     use super::*;
     use crate::error::Kind;
+
+    #[test]
+    fn a_remedy_of_a_repository_is_a_whole_command() {
+        let repository = "file:///srv/my replicas".to_owned();
+        let said = |remedy| in_words(&Error::new(Kind::Undecided, "it").with_remedy(remedy));
+        let missing = said(Remedy::AcceptMissing {
+            repository: repository.clone(),
+            manifest: "vol-0a/1.json".into(),
+        });
+        let command = "ebsfs repository prune 'file:///srv/my replicas'";
+        assert!(missing.contains(&format!("{command} --accept-missing vol-0a/1.json")));
+        let run = "0f".to_owned();
+        let forget = said(Remedy::ForgetRun { repository, run });
+        assert!(forget.contains(&format!("{command} --forget-run 0f")));
+    }
 
     #[test]
     fn a_token_is_quoted_for_the_shell() {

@@ -15,9 +15,9 @@ use serde_json::json;
 
 use super::aws::AwsArgs;
 use super::output;
-use super::store::StoreArgs;
+use super::store::{NewObjectArgs, StoreArgs, StoreLine, StoreOptions, check_s3};
 use crate::error::{Error, Kind, Result};
-use crate::repository::{Address, Manifest, ManifestName, RepositoryCatalog, pinned};
+use crate::repository::{Address, Bandwidth, Manifest, ManifestName, RepositoryCatalog, pinned};
 use check::CheckArgs;
 use init::InitArgs;
 use ls::RepositoryLsArgs;
@@ -74,6 +74,15 @@ struct Where {
     aws: AwsArgs,
 }
 
+/// The same for a verb that writes there.
+#[derive(Args, Debug)]
+struct WriteWhere {
+    #[command(flatten)]
+    place: Where,
+    #[command(flatten)]
+    new: NewObjectArgs,
+}
+
 #[derive(Args, Debug)]
 struct ShowArgs {
     #[command(flatten)]
@@ -115,39 +124,69 @@ impl Where {
         format!("{repository}{}", self.address).parse()
     }
 
-    async fn open(&self) -> Result<RepositoryCatalog> {
-        let address = self.address()?;
-        address.names_no_snapshot()?;
-        self.reach(&address).await
+    fn options(&self) -> StoreOptions {
+        self.store.options(StoreLine {
+            timeout: self.timeout,
+            in_flight: None,
+            bandwidth: Bandwidth::default(),
+        })
     }
 
-    async fn reach(&self, address: &Address) -> Result<RepositoryCatalog> {
-        self.store
-            .repository(address, &self.aws, self.timeout)
-            .await
+    async fn open(&self) -> Result<RepositoryCatalog> {
+        self.open_with(&self.options()).await
+    }
+
+    async fn open_with(&self, options: &StoreOptions) -> Result<RepositoryCatalog> {
+        let address = self.address()?;
+        address.names_no_snapshot()?;
+        self.reach(&address, options).await
+    }
+
+    async fn reach(&self, address: &Address, options: &StoreOptions) -> Result<RepositoryCatalog> {
+        check_s3(&self.store.given(), std::slice::from_ref(address))?;
+        options.repository(address, &self.aws).await
     }
 
     /// What stands behind `#`.
-    async fn selected(&self) -> Result<(RepositoryCatalog, String)> {
+    async fn selected(&self, options: &StoreOptions) -> Result<(RepositoryCatalog, String)> {
         let address = self.address()?;
         let select = address.select.clone().ok_or_else(|| {
             let what = format!("cannot select a snapshot: none is named; use {address}#SNAPSHOT");
             Error::new(Kind::Invalid, what)
         })?;
-        Ok((self.reach(&address).await?, select))
+        Ok((self.reach(&address, options).await?, select))
     }
 
     /// The one snapshot that stands behind `#`.
-    async fn one(&self) -> Result<(RepositoryCatalog, ManifestName)> {
-        let (catalog, select) = self.selected().await?;
+    async fn one(&self, options: &StoreOptions) -> Result<(RepositoryCatalog, ManifestName)> {
+        let (catalog, select) = self.selected(options).await?;
         let name = catalog.find(&select).await?;
         Ok((catalog, name))
     }
 }
 
+impl WriteWhere {
+    fn options(&self) -> Result<StoreOptions> {
+        check_s3(&self.new.given(), &[self.place.address()?])?;
+        Ok(self.place.options().writing(&self.new))
+    }
+
+    async fn open(&self) -> Result<RepositoryCatalog> {
+        self.place.open_with(&self.options()?).await
+    }
+
+    async fn selected(&self) -> Result<(RepositoryCatalog, String)> {
+        self.place.selected(&self.options()?).await
+    }
+
+    async fn one(&self) -> Result<(RepositoryCatalog, ManifestName)> {
+        self.place.one(&self.options()?).await
+    }
+}
+
 impl ShowArgs {
     async fn run(self) -> Result<()> {
-        let (catalog, name) = self.place.one().await?;
+        let (catalog, name) = self.place.one(&self.place.options()).await?;
         let manifest = catalog.manifest(&name).await?;
         let is_pinned = pinned(catalog.store()).await?.contains(&name.to_string());
         print_json(&described(&manifest, is_pinned))

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tracing::info;
 
 use super::aws::{self, AwsArgs};
-use super::store::{StoreArgs, end_reading};
+use super::store::{StoreOptions, end_reading};
 use super::target::local_target;
 use crate::block::{BLOCK_SIZE, BlockIndex, BlockSet};
 use crate::ebs::{Client, EbsCatalog, Limits};
@@ -29,7 +29,7 @@ pub(super) struct SourceRequest<'a> {
     /// A snapshot id, a volume id, `tag:KEY=VALUE`, a path, or a snapshot of a repository.
     pub(super) name: &'a str,
     pub(super) aws: &'a AwsArgs,
-    pub(super) store: StoreArgs,
+    pub(super) store: StoreOptions,
     pub(super) limits: Limits,
     /// How long a pending snapshot is waited for.
     pub(super) wait: Option<Duration>,
@@ -180,8 +180,7 @@ async fn repository(request: &SourceRequest<'_>, address: &Address) -> Result<Op
         );
         Error::new(Kind::Invalid, what)
     })?;
-    let timeout = request.limits.timeout;
-    let store = request.store.repository(address, request.aws, timeout);
+    let store = request.store.repository(address, request.aws);
     let catalog = store.await?;
     let lease = catalog.begin_reading(select).await?;
     match repository_snapshot(request, address, select, catalog).await {

@@ -1,4 +1,5 @@
-//! How a repository is reached: its bucket's account, endpoint and style, by the options of AWS.
+//! How a repository is reached and written: options of verbs become [`StoreOptions`]. One verb can have two stores, a source and
+//! a target, each with options of its own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,9 +8,10 @@ use clap::{Args, ValueEnum};
 
 use super::aws::AwsArgs;
 use crate::aws::Service;
+use crate::ebs::Limits;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{
-    Address, BucketStyle, Connection, LEASE, Lease, RepositoryCatalog, S3Options, Store,
+    Address, Bandwidth, BucketStyle, Connection, LEASE, Lease, RepositoryCatalog, S3Options, Store,
 };
 
 /// Ends the lease of what a verb has read. A lease that cannot be ended expires.
@@ -21,6 +23,7 @@ pub(super) async fn end_reading(lease: Option<Lease>) {
     }
 }
 
+/// How requests to a bucket look: options of every verb that reaches a repository.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Repositories")]
 pub(super) struct StoreArgs {
@@ -28,40 +31,77 @@ pub(super) struct StoreArgs {
     #[arg(long, value_enum, value_name = "STYLE")]
     bucket_style: Option<Style>,
     /// Version of ListObjects to ask s3:// for; else 2, and 1 where the store answers so
-    #[arg(long, value_name = "VERSION", value_parser = clap::value_parser!(u8).range(1..=2))]
+    #[arg(long, value_name = "VERSION", value_parser = list_version())]
     list_version: Option<u8>,
+}
+
+/// What new objects are: options of the verbs that write to a repository.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Repositories")]
+pub(super) struct NewObjectArgs {
     /// Encryption of new objects in s3:// by the store: AES256, aws:kms or aws:kms:KEY [default: the bucket's]
     #[arg(long, value_name = "ALGORITHM", value_parser = encryption)]
     sse: Option<Encryption>,
     /// Storage class of new objects in s3://, e.g. STANDARD_IA [default: the bucket's]
     #[arg(long, value_name = "CLASS", value_parser = storage_class)]
     storage_class: Option<String>,
-    /// Time after its last renewal for which prune takes a run or reader for alive, from 1s to 1day
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = lease)]
-    lease: Lasting,
 }
 
-/// How long a lease holds.
-#[derive(Clone, Copy, Debug)]
-struct Lasting(Duration);
+/// How long a record of a run or reader holds: an option of the verbs that write one.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Repositories")]
+pub(super) struct LeaseArgs {
+    /// Time after its last renewal for which prune takes a run or reader for alive, from 1s to 1day [default: 1h]
+    #[arg(long, value_name = "TIME", value_parser = lease)]
+    lease: Option<Duration>,
+}
 
-impl Default for Lasting {
-    fn default() -> Self {
-        Self(LEASE)
+/// The version of ListObjects.
+pub(super) fn list_version() -> clap::builder::RangedI64ValueParser<u8> {
+    clap::value_parser!(u8).range(1..=2)
+}
+
+/// Options that were given, and whether each was.
+type GivenOptions = [(&'static str, bool)];
+
+/// Refuses options of s3:// where none of these places is one.
+pub(super) fn check_s3(given: &GivenOptions, places: &[Address]) -> Result<()> {
+    refuse(given, places.iter().any(Address::is_s3), "s3://")
+}
+
+/// Refuses options of repositories where none of these places is one.
+pub(super) fn check_repositories(given: &GivenOptions, places: &[Address]) -> Result<()> {
+    refuse(given, !places.is_empty(), "repositories")
+}
+
+fn refuse(given: &GivenOptions, is_there: bool, what_for: &str) -> Result<()> {
+    match given.iter().find(|(_, is_given)| *is_given && !is_there) {
+        Some((option, _)) => {
+            let what = format!("cannot use {option}: it is for {what_for} alone");
+            Err(Error::new(Kind::Invalid, what))
+        }
+        None => Ok(()),
     }
 }
 
-fn lease(text: &str) -> std::result::Result<Lasting, String> {
+/// Those of some names that are addresses of repositories.
+pub(super) fn addresses<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<Address> {
+    let names = names.into_iter().filter(|name| Address::looks_like(name));
+    // What is wrong with one is reported when it is opened.
+    names.filter_map(|name| name.parse().ok()).collect()
+}
+
+pub(super) fn lease(text: &str) -> std::result::Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     let (least, most) = (Duration::from_secs(1), 24 * LEASE);
     match (least..=most).contains(&time) {
-        true => Ok(Lasting(time)),
+        true => Ok(time),
         false => Err("it must be from 1s to 1day".into()),
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Style {
+pub(super) enum Style {
     /// `HOST/BUCKET/...`
     Path,
     /// `BUCKET.HOST/...`, as OBS and OSS want it
@@ -104,65 +144,150 @@ fn storage_class(text: &str) -> std::result::Result<String, String> {
 }
 
 impl StoreArgs {
-    /// Opens the repository at an address; its leases last as long as these options say.
+    /// How a store is reached that only reads.
+    pub(super) fn options(&self, line: StoreLine) -> StoreOptions {
+        StoreOptions {
+            s3: S3Options {
+                is_list_version_1: self.list_version == Some(1),
+                ..S3Options::default()
+            },
+            style: self.bucket_style.map(BucketStyle::from),
+            lease: LEASE,
+            line,
+        }
+    }
+
+    /// Which options were given.
+    pub(super) fn given(&self) -> [(&'static str, bool); 2] {
+        [
+            ("--bucket-style", self.bucket_style.is_some()),
+            ("--list-version", self.list_version.is_some()),
+        ]
+    }
+
+    /// The same for a target, by its own options where these are given.
+    pub(super) fn for_target(&self, style: Option<Style>, list_version: Option<u8>) -> Self {
+        Self {
+            bucket_style: style.or(self.bucket_style),
+            list_version: list_version.or(self.list_version),
+        }
+    }
+}
+
+impl NewObjectArgs {
+    /// Which options were given.
+    pub(super) fn given(&self) -> [(&'static str, bool); 2] {
+        [
+            ("--sse", self.sse.is_some()),
+            ("--storage-class", self.storage_class.is_some()),
+        ]
+    }
+}
+
+impl LeaseArgs {
+    /// How long a record holds.
+    pub(super) fn lease(&self) -> Duration {
+        self.lease.unwrap_or(LEASE)
+    }
+
+    /// Whether the option was given.
+    pub(super) fn given(&self) -> [(&'static str, bool); 1] {
+        [("--lease", self.lease.is_some())]
+    }
+}
+
+impl From<Style> for BucketStyle {
+    fn from(style: Style) -> Self {
+        match style {
+            Style::Path => Self::Path,
+            Style::Host => Self::Host,
+        }
+    }
+}
+
+/// What the line to a store may carry.
+#[derive(Clone, Debug)]
+pub(super) struct StoreLine {
+    /// How long a request is tried again without progress.
+    pub(super) timeout: Duration,
+    /// Requests on their way at once; none: as many as the store takes by default.
+    pub(super) in_flight: Option<u32>,
+    pub(super) bandwidth: Bandwidth,
+}
+
+impl StoreLine {
+    /// Requests are limited as those to EBS are.
+    pub(super) fn of(limits: &Limits, bandwidth: Bandwidth) -> Self {
+        Self {
+            timeout: limits.timeout,
+            in_flight: Some(limits.max_in_flight),
+            bandwidth,
+        }
+    }
+}
+
+/// How the store of a repository is reached and written.
+#[derive(Clone, Debug)]
+pub(super) struct StoreOptions {
+    s3: S3Options,
+    style: Option<BucketStyle>,
+    lease: Duration,
+    line: StoreLine,
+}
+
+impl StoreOptions {
+    /// The same, with what new objects are.
+    pub(super) fn writing(mut self, new: &NewObjectArgs) -> Self {
+        let encryption = new.sse.as_ref();
+        self.s3.encryption = encryption.map(|sse| sse.algorithm.clone());
+        self.s3.kms_key = encryption.and_then(|sse| sse.key.clone());
+        self.s3.storage_class = new.storage_class.clone();
+        self
+    }
+
+    /// The same, with records that hold for this time.
+    pub(super) fn with_lease(mut self, lease: Duration) -> Self {
+        self.lease = lease;
+        self
+    }
+
+    /// The same, with this many requests at once and this bandwidth.
+    pub(super) fn with_line(mut self, in_flight: Option<u32>, bandwidth: Bandwidth) -> Self {
+        self.line.in_flight = in_flight;
+        self.line.bandwidth = bandwidth;
+        self
+    }
+
+    /// Opens the repository at an address.
     pub(super) async fn repository(
         &self,
         address: &Address,
         aws: &AwsArgs,
-        timeout: Duration,
     ) -> Result<RepositoryCatalog> {
-        let store = self.open(address, aws, timeout, false).await?;
+        let store = self.open(address, aws, false).await?;
         let catalog = RepositoryCatalog::open(store).await?;
-        Ok(catalog.with_lease(self.lease.0))
+        Ok(catalog.with_lease(self.lease))
     }
 
-    /// What only s3:// has.
-    fn s3_options(&self) -> S3Options {
-        let encryption = self.sse.as_ref();
-        S3Options {
-            encryption: encryption.map(|sse| sse.algorithm.clone()),
-            kms_key: encryption.and_then(|sse| sse.key.clone()),
-            storage_class: self.storage_class.clone(),
-            is_list_version_1: self.list_version == Some(1),
-        }
-    }
-
-    /// Fails when an option of s3:// is given for another kind of store.
-    fn check(&self, address: &Address) -> Result<()> {
-        let given = [
-            ("--list-version", self.list_version.is_some()),
-            ("--sse", self.sse.is_some()),
-            ("--storage-class", self.storage_class.is_some()),
-        ];
-        match given.iter().find(|(_, is_given)| *is_given) {
-            Some((option, _)) if !address.is_s3() => {
-                let what = format!("cannot use {option} with {address}: it is for s3:// alone");
-                Err(Error::new(Kind::Invalid, what))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Reaches a repository; its folder is made if `make` says so and it is one.
+    /// Reaches a repository; its folder is made if `make` says so and it is one. What only s3:// has is left out elsewhere.
     pub(super) async fn open(
         &self,
         address: &Address,
         aws: &AwsArgs,
-        timeout: Duration,
         make: bool,
     ) -> Result<Arc<Store>> {
-        self.check(address)?;
         let mut connection = Connection {
-            s3_options: self.s3_options(),
             ca_bundle: aws.ca_bundle(),
-            style: self.bucket_style.map(|style| match style {
-                Style::Path => BucketStyle::Path,
-                Style::Host => BucketStyle::Host,
-            }),
-            ..Connection::new(timeout)
+            bandwidth: self.line.bandwidth.clone(),
+            ..Connection::new(self.line.timeout)
         };
+        if let Some(in_flight) = self.line.in_flight {
+            connection.in_flight = usize::try_from(in_flight).unwrap_or(usize::MAX);
+        }
         if address.is_s3() {
             connection.s3 = Some(aws.load_for_store().await?.service(Service::S3)?);
+            connection.s3_options = self.s3.clone();
+            connection.style = self.style;
         }
         if let Some(folder) = address.folder().filter(|_| make) {
             // What is written there are disk images: no other user reads them.
@@ -199,13 +324,24 @@ mod tests {
     }
 
     #[test]
-    fn options_of_s3_are_refused_elsewhere() {
-        let args = StoreArgs {
-            list_version: Some(1),
-            ..StoreArgs::default()
-        };
-        assert!(args.check(&"s3://b/p".parse().unwrap()).is_ok());
-        let refused = args.check(&"file:///b".parse().unwrap()).unwrap_err();
-        assert!(refused.chain().contains("--list-version"));
+    fn options_are_refused_where_they_would_do_nothing() {
+        let given = [("--sse", false), ("--list-version", true)];
+        for (names, is_s3, is_repository) in [
+            (&["s3://b/p"][..], true, true),
+            (&["file:///b", "s3://b/p#latest"], true, true),
+            (&["file:///b", "disk.raw"], false, true),
+            (&["snap-0a", "disk.raw", "ebs:"], false, false),
+            (&[], false, false),
+        ] {
+            let places = addresses(names.iter().copied());
+            let of_s3 = check_s3(&given, &places);
+            assert_eq!(of_s3.is_ok(), is_s3, "{names:?}");
+            if let Err(refused) = of_s3 {
+                assert!(refused.chain().contains("--list-version"));
+            }
+            let of_repositories = check_repositories(&[("--lease", true)], &places);
+            assert_eq!(of_repositories.is_ok(), is_repository, "{names:?}");
+            assert!(check_s3(&[("--sse", false)], &places).is_ok());
+        }
     }
 }

@@ -14,18 +14,21 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use super::aws::AwsArgs;
-use super::limits::LimitArgs;
+use super::limits::{LimitArgs, bandwidth};
 use super::progress::{ProgressForm, Shown};
 use super::signals::listen;
 use super::source::{OpenedSource, SourceRequest, ToEbs, open};
-use super::store::{StoreArgs, end_reading};
+use super::store::{
+    LeaseArgs, NewObjectArgs, StoreArgs, StoreLine, StoreOptions, addresses, check_repositories,
+    check_s3, end_reading,
+};
 use super::target::{self, TargetRequest, ToArgs};
 use crate::block::BLOCK_SIZE;
 use crate::ebs::{Client, Limits};
 use crate::error::{Error, Kind, Result};
 use crate::files::default_state_dir;
-use crate::repository::{Address, Lease};
-use crate::snapshot::SnapshotId;
+use crate::repository::{Address, Bandwidth, Lease};
+use crate::snapshot::{Selector, SnapshotId};
 use crate::sync::{
     self, Context, Ended, OnDamage, Progress, ReportFile, Source, SyncJob, TargetOutcome,
 };
@@ -131,13 +134,18 @@ pub(super) struct SyncArgs {
     /// $XDG_STATE_HOME/ebsfs]
     #[arg(long, value_name = "DIRECTORY")]
     state_dir: Option<PathBuf>,
-    /// Maximum bytes to fetch per second, at least 512KiB, for example 100MiB [default: unlimited]
+    /// Maximum bytes per second to fetch, and to send: each direction has the whole rate, for example 100MiB or 32KB. Blocks of EBS
+    /// count whole (at least 512KiB), those of repositories as stored, after compression [default: unlimited]
     #[arg(long, value_name = "SIZE", value_parser = bandwidth)]
     bandwidth: Option<ByteSize>,
     #[command(flatten)]
     to: ToArgs,
     #[command(flatten)]
     store: StoreArgs,
+    #[command(flatten)]
+    new: NewObjectArgs,
+    #[command(flatten)]
+    lease: LeaseArgs,
     #[command(flatten)]
     limits: LimitArgs,
     #[command(flatten)]
@@ -162,14 +170,6 @@ fn base(text: &str) -> std::result::Result<Base, String> {
     }
 }
 
-fn bandwidth(text: &str) -> std::result::Result<ByteSize, String> {
-    let size: ByteSize = text.parse()?;
-    if size.as_u64() < BLOCK_SIZE.into() {
-        return Err("must be at least 512KiB, one block per second".into());
-    }
-    Ok(size)
-}
-
 impl SyncArgs {
     pub(super) fn run(self) -> Result<()> {
         if let Some(target) = &self.status {
@@ -190,7 +190,7 @@ impl SyncArgs {
         self.state_dir.clone().unwrap_or_else(default_state_dir)
     }
 
-    /// The limits of the command line, and of the bandwidth.
+    /// The limits of the command line, and of the bandwidth, which is one block a second at least.
     fn limits(&self) -> Limits {
         let mut limits = self.limits.limits();
         limits.max_rps = limits.max_rps.min(self.blocks_a_second());
@@ -199,8 +199,52 @@ impl SyncArgs {
 
     fn blocks_a_second(&self) -> u32 {
         self.bandwidth.map_or(u32::MAX, |bandwidth| {
-            u32::try_from(bandwidth.as_u64() / u64::from(BLOCK_SIZE)).unwrap_or(u32::MAX)
+            let blocks = bandwidth.as_u64() / u64::from(BLOCK_SIZE);
+            u32::try_from(blocks).unwrap_or(u32::MAX).max(1)
         })
+    }
+
+    /// How the store of the source is reached, and those of targets.
+    fn stores(&self) -> (StoreOptions, StoreOptions) {
+        let bandwidth = self.bandwidth.map(|bandwidth| bandwidth.as_u64());
+        let bandwidth = bandwidth.map_or_else(Bandwidth::default, Bandwidth::of);
+        let line = StoreLine::of(&self.limits.limits(), bandwidth);
+        let lease = self.lease.lease();
+        let source = self.store.options(line.clone()).with_lease(lease);
+        let target = self.to.store(&self.store).options(line).with_lease(lease);
+        (source, target.writing(&self.new))
+    }
+
+    /// Refuses options that would do nothing with this source and these targets.
+    fn check(&self) -> Result<()> {
+        let targets = self.targets.iter().map(String::as_str);
+        let written = addresses(targets.clone());
+        let all = addresses(targets.chain(self.source.as_deref()));
+        check_s3(&self.new.given(), &written)?;
+        check_s3(&self.to.given(), &written)?;
+        check_s3(&self.store.given(), &all)?;
+        check_repositories(&self.lease.given(), &all)?;
+        if self.volume.is_some() && written.is_empty() {
+            let what = "cannot use --volume: none of the targets is a repository";
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        let Some(bandwidth) = self.bandwidth else {
+            return Ok(());
+        };
+        let source = self.source.as_deref().unwrap_or_default();
+        let is_from_ebs = !Address::looks_like(source) && source.parse::<Selector>().is_ok();
+        let has_ebs = is_from_ebs || self.to_ebs() != ToEbs::None;
+        if has_ebs && bandwidth.as_u64() < u64::from(BLOCK_SIZE) {
+            let what = format!(
+                "cannot use --bandwidth {bandwidth}: EBS sends and takes whole blocks, at least 512KiB a second"
+            );
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        if !has_ebs && all.is_empty() {
+            let what = "cannot use --bandwidth: source and targets are files of this machine";
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        Ok(())
     }
 
     fn has_repository(&self) -> bool {
@@ -247,10 +291,7 @@ impl SyncArgs {
     }
 
     async fn sync(&self) -> Result<()> {
-        if self.volume.is_some() && !self.has_repository() {
-            let what = "cannot use --volume: none of the targets is a repository";
-            return Err(Error::new(Kind::Invalid, what));
-        }
+        self.check()?;
         let stop = listen()?;
         let name = self.source.as_deref().unwrap_or_default();
         let mut report = match &self.report {
@@ -346,10 +387,11 @@ impl SyncArgs {
         lease: &mut Option<Lease>,
     ) -> Result<(Value, Vec<TargetOutcome>)> {
         let state_dir = self.state_dir();
+        let (source_store, target_store) = self.stores();
         let request = SourceRequest {
             name: self.source.as_deref().unwrap_or_default(),
             aws: &self.aws,
-            store: self.store.clone(),
+            store: source_store,
             limits: self.limits(),
             wait: self.wait,
             state_dir: &state_dir,
@@ -365,11 +407,10 @@ impl SyncArgs {
             None => stop.unless(open(&request)).await?,
         };
         *lease = started;
-        let needs_snapshot =
-            matches!(&self.base, Some(Base::Snapshot(_))) || self.bandwidth.is_some();
+        let needs_snapshot = matches!(&self.base, Some(Base::Snapshot(_)));
         if source.info.snapshot.is_none() && needs_snapshot {
             let what = format!(
-                "cannot use --base SNAPSHOT or --bandwidth: {:?} is no snapshot",
+                "cannot use --base SNAPSHOT: {:?} is no snapshot",
                 request.name
             );
             return Err(Error::new(Kind::Invalid, what));
@@ -381,7 +422,7 @@ impl SyncArgs {
         let request = TargetRequest {
             to: &self.to,
             aws: &self.aws,
-            store: self.store.clone(),
+            store: target_store,
             limits: self.limits(),
             state_dir: &state_dir,
             in_place: self.in_place,

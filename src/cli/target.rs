@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::aws::{self, AwsArgs, TargetAws};
-use super::store::StoreArgs;
+use super::store::{StoreArgs, StoreOptions, Style, list_version};
 use crate::aws::Given;
 use crate::ebs::{Client, Limits};
 use crate::error::{Error, Kind, Result};
@@ -37,6 +37,12 @@ pub(super) struct ToArgs {
     /// Certificate authorities to trust for the target [default: the source's]
     #[arg(long, value_name = "FILE")]
     to_ca_bundle: Option<PathBuf>,
+    /// Where the target bucket's name goes in requests to s3:// [default: as --bucket-style]
+    #[arg(long, value_enum, value_name = "STYLE")]
+    to_bucket_style: Option<Style>,
+    /// Version of ListObjects to ask a target in s3:// for [default: as --list-version]
+    #[arg(long, value_name = "VERSION", value_parser = list_version())]
+    to_list_version: Option<u8>,
     /// Encrypt the new snapshot with the KMS key of this ARN; a child of another snapshot must have its parent's key
     #[arg(long, value_name = "ARN", conflicts_with = "parent")]
     kms_key: Option<String>,
@@ -109,7 +115,7 @@ pub(super) fn recorded_name(name: &str) -> Result<String> {
 pub(super) struct TargetRequest<'a> {
     pub(super) to: &'a ToArgs,
     pub(super) aws: &'a AwsArgs,
-    pub(super) store: StoreArgs,
+    pub(super) store: StoreOptions,
     pub(super) limits: Limits,
     pub(super) state_dir: &'a Path,
     /// Whether images are changed themselves.
@@ -143,8 +149,7 @@ pub(super) async fn connect(
     let address: Address = name.parse()?;
     address.names_no_snapshot()?;
     let aws = args.to.account(args.aws);
-    let timeout = args.limits.timeout;
-    let catalog = args.store.repository(&address, &aws, timeout).await?;
+    let catalog = args.store.repository(&address, &aws).await?;
     Ok(Arc::new(RepositoryTarget::new(
         catalog, args.dedup, source, state_dir,
     )))
@@ -237,6 +242,19 @@ pub(super) async fn warn_of_twins(targets: &[String]) {
 }
 
 impl ToArgs {
+    /// How a target's bucket is asked.
+    pub(super) fn store(&self, source: &StoreArgs) -> StoreArgs {
+        source.for_target(self.to_bucket_style, self.to_list_version)
+    }
+
+    /// Which options of s3:// were given.
+    pub(super) fn given(&self) -> [(&'static str, bool); 2] {
+        [
+            ("--to-bucket-style", self.to_bucket_style.is_some()),
+            ("--to-list-version", self.to_list_version.is_some()),
+        ]
+    }
+
     /// The account of an object store.
     fn account(&self, source: &AwsArgs) -> AwsArgs {
         source.for_target(self.options(self.region()), false)

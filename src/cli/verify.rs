@@ -50,6 +50,7 @@ impl VerifyArgs {
     }
 
     async fn verify(&self) -> Result<CheckReport> {
+        self.reading.check(self.snapshot.as_deref())?;
         let stop = listen()?;
         let target = existing_target(&self.target, &self.reading.state_dir())?;
         let asked = self.snapshot.as_deref();

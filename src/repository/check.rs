@@ -22,6 +22,7 @@ use super::presence::{self, Lack, MOST_HEADS};
 use super::segments::{self, object};
 use super::store::Store;
 use crate::error::{Error, Kind, Result};
+use crate::progress::Progress;
 pub(super) use data::{Row, row};
 pub use last::LastCheck;
 
@@ -130,6 +131,7 @@ type Damages = BTreeMap<String, (String, bool, BTreeSet<String>)>;
 /// A check on its way.
 struct Check<'a> {
     store: &'a Store,
+    progress: &'a Progress,
     manifests: Vec<Manifest>,
     segments: BTreeMap<Name, BTreeSet<usize>>,
     damages: Damages,
@@ -146,13 +148,18 @@ struct Doubt {
 }
 
 /// Reads every manifest and every segment, asks whether every pack is there and long enough, and reads the wanted packs: every
-/// byte, and that each block of each snapshot is where its segment says. Keeps what it found in the repository if it may.
+/// byte, and that each block of each snapshot is where its segment says. Keeps what it found in the repository if it may. `progress`
+/// shows the phases.
 ///
 /// # Errors
 /// Why the repository cannot be looked at; `Corrupt` when the listing of packs lacks some that are there. Damage is no error.
-pub async fn check(catalog: &RepositoryCatalog, read: ReadData) -> Result<Checked> {
+pub async fn check(
+    catalog: &RepositoryCatalog,
+    read: ReadData,
+    progress: &Progress,
+) -> Result<Checked> {
     let before = LastCheck::read(catalog.store()).await?;
-    let (checked, last) = inspect(catalog, read, &before).await?;
+    let (checked, last) = inspect(catalog, read, &before, progress).await?;
     last.write(catalog.store()).await;
     Ok(checked)
 }
@@ -162,11 +169,15 @@ pub(super) async fn inspect(
     catalog: &RepositoryCatalog,
     read: ReadData,
     before: &LastCheck,
+    progress: &Progress,
 ) -> Result<(Checked, LastCheck)> {
     let store = &**catalog.store();
     let mut damages = Damages::new();
     let mut manifests = Vec::new();
-    let found = catalog.manifests(catalog.names().await?, |manifest| manifest);
+    progress.begin("listing snapshots", 0);
+    let names = catalog.names().await?;
+    progress.begin(format!("reading {} manifests", names.len()), 0);
+    let found = catalog.manifests(names, |manifest| manifest);
     for (name, manifest) in found.await? {
         match manifest {
             Ok(manifest) => manifests.push(manifest),
@@ -179,6 +190,7 @@ pub(super) async fn inspect(
     }
     let mut check = Check {
         store,
+        progress,
         segments: segments_of(&manifests),
         manifests,
         damages,
@@ -293,8 +305,10 @@ impl Check<'_> {
     /// The bytes of each pack that is listed.
     async fn sizes(&self) -> Result<BTreeMap<u64, u64>> {
         let mut sizes = BTreeMap::new();
+        self.progress.begin_units("listing packs", "packs", 0);
         let mut parts = pin!(objects(self.store, "packs"));
         while let Some(packs) = parts.try_next().await? {
+            self.progress.step(packs.len() as u64);
             let packs = packs.iter();
             sizes.extend(packs.map(|(name, object)| (short(name), object.size)));
         }
@@ -321,8 +335,12 @@ impl Check<'_> {
                 false => format!("{} ({KNOWN} {})", damage.what, before.when),
             })
         };
+        let of = names.len() as u64;
+        self.progress
+            .begin_units("reading segments", "segments", of);
         let mut segments = pin!(segments::read_all(store, names));
         while let Some((name, segment)) = segments.next().await {
+            self.progress.step(1);
             let manifests = self.segments.get(&name).cloned().unwrap_or_default();
             let segment = match segment {
                 Ok(segment) => segment,
@@ -392,6 +410,10 @@ impl Check<'_> {
         let asked = doubts.iter().take(MOST_HEADS);
         let asked: Vec<_> = asked.map(|(name, doubt)| (*name, doubt.end)).collect();
         let count = asked.len();
+        if count > 0 {
+            let what = format!("asking for {count} packs that the listing lacks");
+            self.progress.begin(what, 0);
+        }
         let lacking = presence::lacking(self.store, asked).await?;
         if lacking.len() < count {
             return Err(presence::incomplete(self.store));

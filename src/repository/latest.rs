@@ -99,7 +99,10 @@ pub(super) fn lacks(store: &Store, name: &ManifestName) -> Error {
         "cannot use the listing of {}/snapshots: {name} is neither in it nor removed",
         store.address()
     );
-    Error::new(Kind::Undecided, what).with_remedy(Remedy::AcceptMissing(name.to_string()))
+    Error::new(Kind::Undecided, what).with_remedy(Remedy::AcceptMissing {
+        repository: store.address().to_string(),
+        manifest: name.to_string(),
+    })
 }
 
 /// A snapshot was published: from now on every listing must show it.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::try_join;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
@@ -184,13 +185,18 @@ impl Lease {
         let (object, began) = (run_object(run), boot_time());
         let mut record = LeaseRecord::new(kind, what, lease);
         record.put(&store, &object).await?;
-        let started = store.head(&object).await?.modified;
-        record.started = Some(seconds(started));
-        if kind != LeaseKind::Read {
-            record.sweeps = prune::sweeps(&store).await?;
-            // Without the list each sweep counts as a new one.
-            record.sweeps.truncate(MOST_SWEEPS);
-        }
+        let sweeps = async {
+            match kind {
+                LeaseKind::Read => Ok(Vec::new()),
+                _ => prune::sweeps(&store).await,
+            }
+        };
+        // Both of the time after the record is there.
+        let (there, sweeps) = try_join(store.head(&object), sweeps).await?;
+        record.started = Some(seconds(there.modified));
+        record.sweeps = sweeps;
+        // Without the list each sweep counts as a new one.
+        record.sweeps.truncate(MOST_SWEEPS);
         Ok(Self::hold(store, object, record, began))
     }
 

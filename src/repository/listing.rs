@@ -52,10 +52,12 @@ impl Fence {
 
     /// Puts the pair into a folder.
     pub(super) async fn put(&self, store: &Store, folder: &str) -> Result<()> {
-        for name in self.names(folder) {
-            store.put(&name, &[CONTENT.into()]).await?;
-        }
-        Ok(())
+        let names = self.names(folder);
+        let puts = names.iter().map(|name| async move {
+            let content = [CONTENT.into()];
+            store.put(name, &content).await
+        });
+        try_join_all(puts).await.map(drop)
     }
 
     /// Puts the pair into all folders.

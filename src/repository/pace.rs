@@ -1,26 +1,68 @@
-//! How large packs are, and how many are sent at once, by the rate of the line.
+//! How large packs are, and how many are sent at once, by what is known of the line.
 
-use super::pack::MOST_BYTES;
+use std::time::Duration;
+
+use super::pack::{MOST_BLOCKS, MOST_BYTES};
+use super::store::KnownLine;
 use crate::block::BLOCK_SIZE;
 
-/// Uploads at once, at most.
-pub(super) const LANES: u32 = 4;
+/// Uploads at once on a line without delay, and at most.
+const LANES: u32 = 4;
+const MOST_LANES: u32 = 24;
+/// One upload more for so much latency. A connection begins with 14 KB a round trip and doubles that, carries some 3 MB a round trip
+/// at best (the largest send buffer of Linux is 4 MiB), and nothing while the store answers and is asked for its proof.
+const LATENCY_OF_A_LANE: Duration = Duration::from_millis(15);
 /// Seconds in which one upload sends a pack: what a connection that breaks costs.
 const PACK_SECONDS: u64 = 10;
-/// Bytes per second of one upload below which packs go one at a time.
-const SLOW: u64 = 256 << 10;
+/// Bytes a second that each of several uploads has at least.
+const LEAST_RATE: u64 = 256 << 10;
+/// Blocks in packs at once, one pack being filled and others in flight: 72 MiB. A block waits for room before a pack takes it.
+pub(super) const HELD: usize = 2 * MOST_BLOCKS + 16;
+/// Bytes of those blocks.
+const HELD_BYTES: u64 = HELD as u64 * BLOCK_SIZE as u64;
 
-/// The most bytes of a pack at an upload rate in bytes per second: from about a block to what every store takes.
-pub(super) fn most_bytes(rate: Option<u64>) -> u64 {
-    let least = u64::from(BLOCK_SIZE);
-    rate.map_or(MOST_BYTES, |rate| {
-        rate.saturating_mul(PACK_SECONDS).clamp(least, MOST_BYTES)
-    })
+/// Shares of the line: each of so many uploads at once takes the same part of them.
+pub(super) const SHARES: u32 = 240;
+
+/// How packs go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PackPace {
+    /// Uploads at once.
+    pub(super) lanes: u32,
+    /// The most bytes of a pack: from about a block to what every store takes.
+    pub(super) most_bytes: u64,
 }
 
-/// Whether packs go one at a time.
-pub(super) fn is_slow(rate: Option<u64>) -> bool {
-    rate.is_some_and(|rate| rate < SLOW)
+impl PackPace {
+    /// How packs go on a line.
+    pub(super) fn of(line: KnownLine) -> Self {
+        let by_latency = line.latency.map_or(0, |latency| {
+            let lanes = latency.as_millis() / LATENCY_OF_A_LANE.as_millis();
+            u32::try_from(lanes).unwrap_or(MOST_LANES)
+        });
+        let by_latency = by_latency.clamp(LANES, MOST_LANES);
+        let lanes = line.upload_rate.map_or(by_latency, |rate| {
+            let lanes = u32::try_from(rate / LEAST_RATE).unwrap_or(MOST_LANES);
+            lanes.clamp(1, by_latency)
+        });
+        // More uploads than on a line without delay share the memory.
+        let room = match lanes > LANES {
+            true => HELD_BYTES / u64::from(lanes + 1),
+            false => MOST_BYTES,
+        };
+        let sent = line.upload_rate.map_or(MOST_BYTES, |rate| {
+            (rate / u64::from(lanes)).saturating_mul(PACK_SECONDS)
+        });
+        Self {
+            lanes,
+            most_bytes: sent.min(room).clamp(BLOCK_SIZE.into(), MOST_BYTES),
+        }
+    }
+
+    /// The shares of one upload.
+    pub(super) fn shares(self) -> u32 {
+        SHARES / self.lanes.max(1)
+    }
 }
 
 #[cfg(test)]
@@ -28,17 +70,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pack_is_what_a_line_sends_in_ten_seconds() {
-        for (rate, most, slow) in [
-            (None, MOST_BYTES, false),
-            (Some(1), 512 << 10, true),
-            // 256 kbit/s, 1.6 Mbit/s, 16 Mbit/s.
-            (Some(32 << 10), 512 << 10, true),
-            (Some(200_000), 2_000_000, true),
-            (Some(2_000_000), 20_000_000, false),
-            (Some(u64::MAX), MOST_BYTES, false),
+    fn packs_are_what_an_upload_sends_in_ten_seconds_and_more_go_at_once_where_answers_take_long() {
+        let ms = |latency| Some(Duration::from_millis(latency));
+        const MIB: u64 = 1 << 20;
+        for (upload_rate, latency, lanes, most_bytes) in [
+            (None, None, 4, MOST_BYTES),
+            (None, ms(70), 4, MOST_BYTES),
+            (None, ms(150), 10, 72 * MIB / 11),
+            (None, ms(300), 20, 72 * MIB / 21),
+            (None, ms(100_000), 24, 72 * MIB / 25),
+            (Some(1), None, 1, 512 << 10),
+            // 256 kbit/s, 1.6 Mbit/s, 4 Mbit/s, 16 Mbit/s; a satellite's delay makes no slow line fast.
+            (Some(32_000), ms(600), 1, 512 << 10),
+            (Some(200_000), ms(20), 1, 2_000_000),
+            (Some(500_000), ms(20), 1, 5_000_000),
+            (Some(2_000_000), ms(20), 4, 5_000_000),
+            (Some(2_000_000), ms(600), 7, 2_857_140),
+            // 200 Mbit/s at 300 ms; a gigabit nearby, and far away.
+            (Some(25_000_000), ms(300), 20, 72 * MIB / 21),
+            (Some(125_000_000), ms(1), 4, MOST_BYTES),
+            (Some(u64::MAX), ms(400), 24, 72 * MIB / 25),
         ] {
-            assert_eq!((most_bytes(rate), is_slow(rate)), (most, slow), "{rate:?}");
+            let pace = PackPace::of(KnownLine {
+                upload_rate,
+                latency,
+            });
+            let expected = PackPace { lanes, most_bytes };
+            assert_eq!(pace, expected, "{upload_rate:?} {latency:?}");
+            assert_eq!(SHARES / pace.shares(), lanes);
         }
     }
 }

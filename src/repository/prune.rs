@@ -34,6 +34,7 @@ use super::retention::{Decisions, Retention, RetentionCandidate};
 use super::run::removed;
 use super::store::{Deleted, Object, Store};
 use crate::error::{Error, Kind, Remedy, Result};
+use crate::progress::Progress;
 pub(super) use marks::{new_sweeps, sweeps};
 pub(super) use needed::Needed;
 use sweep::Sweep;
@@ -84,6 +85,9 @@ pub struct Pruned {
     pub held: u64,
     /// Whether one that holds something back is alive.
     pub is_held_by_living: bool,
+    /// Where the repository is.
+    #[serde(skip)]
+    pub repository: String,
     /// Why nothing was deleted, where this user may not.
     #[serde(skip)]
     pub denied: Option<Denied>,
@@ -147,7 +151,10 @@ impl Pruned {
         };
         let (kind, remedy) = match run.is_alive {
             true => (Kind::Busy, Remedy::TryLater),
-            false => (Kind::Undecided, Remedy::ForgetRun(run.run.clone())),
+            false => {
+                let (repository, run) = (self.repository.clone(), run.run.clone());
+                (Kind::Undecided, Remedy::ForgetRun { repository, run })
+            }
         };
         let what = format!(
             "cannot delete {} objects: the run {} of {} may need them (began {}, last renewed {})",
@@ -191,13 +198,18 @@ async fn decide(store: &Store, manifests: &[Manifest], retention: &Retention) ->
     Ok(retention.decide(&candidates.collect::<Vec<_>>()))
 }
 
-/// Applies the retention, marks what no snapshot needs, and deletes what was marked long enough ago.
+/// Applies the retention, marks what no snapshot needs, and deletes what was marked long enough ago. `progress` shows the phases.
 ///
 /// # Errors
 /// Why the repository could not be looked at: when a listing is not complete, or a manifest or a segment cannot be read, nothing
 /// is deleted.
-pub async fn prune(catalog: &RepositoryCatalog, request: &PruneRequest) -> Result<Pruned> {
-    Prune::begin(catalog, request).await?.run().await
+pub async fn prune(
+    catalog: &RepositoryCatalog,
+    request: &PruneRequest,
+    progress: &Progress,
+) -> Result<Pruned> {
+    progress.begin("listing snapshots", 0);
+    Prune::begin(catalog, request, progress).await?.run().await
 }
 
 /// A prune that is under way.
@@ -205,6 +217,7 @@ struct Prune<'a> {
     catalog: &'a RepositoryCatalog,
     store: &'a Store,
     request: &'a PruneRequest,
+    progress: &'a Progress,
     /// None in a dry run, which writes nothing.
     fence: Option<Fence>,
     now: SystemTime,
@@ -215,17 +228,25 @@ struct Prune<'a> {
 }
 
 impl<'a> Prune<'a> {
-    async fn begin(catalog: &'a RepositoryCatalog, request: &'a PruneRequest) -> Result<Self> {
+    async fn begin(
+        catalog: &'a RepositoryCatalog,
+        request: &'a PruneRequest,
+        progress: &'a Progress,
+    ) -> Result<Self> {
         let store = &**catalog.store();
         let mut prune = Self {
             catalog,
             store,
             request,
+            progress,
             fence: None,
             now: SystemTime::now(),
             runs: Vec::new(),
             withdrawn: HashSet::new(),
-            pruned: Pruned::default(),
+            pruned: Pruned {
+                repository: store.address().to_string(),
+                ..Pruned::default()
+            },
         };
         if !request.dry_run {
             let fence = Fence::new();
@@ -244,6 +265,8 @@ impl<'a> Prune<'a> {
         self.runs = runs;
         let (manifests, names) = self.retain().await?;
         let (needed, tombstones) = self.needed(&manifests).await?;
+        self.progress
+            .begin_units("listing segments and packs", "objects", 0);
         let mut sweep = Sweep::new(self.ripe_before(), self.kept_since());
         sweep
             .find(
@@ -252,6 +275,7 @@ impl<'a> Prune<'a> {
                 &needed,
                 self.request.grace,
                 self.now,
+                self.progress,
             )
             .await?;
         let (is_immediate, is_short) = (self.is_immediate(), self.request.grace < SHORT_GRACE);
@@ -261,12 +285,18 @@ impl<'a> Prune<'a> {
         }
         let mut old_fences = std::mem::take(&mut sweep.old_fences);
         old_fences.extend(ends.old_fences.into_iter().map(|fence| ("runs", fence)));
+        self.progress.begin("marking what no snapshot needs", 0);
         sweep.mark(self.store).await?;
         let doomed = sweep.doomed(self.is_immediate());
         if !doomed.is_empty() {
             let spared = self.published_meanwhile(&manifests, &doomed).await?;
-            sweep::delete(self.store, doomed, &spared, &mut self.pruned).await?;
+            let of = doomed.len() as u64;
+            self.progress
+                .begin_units("deleting packs and segments", "objects", of);
+            let (store, progress) = (self.store, self.progress);
+            sweep::delete(store, doomed, &spared, &mut self.pruned, progress).await?;
         }
+        self.progress.begin("removing old marks and records", 0);
         latest::note_pruned(self.store, &names).await?;
         self.clean_up(&tombstones, &manifests, old_fences).await?;
         Ok(self.pruned)
@@ -328,7 +358,13 @@ impl<'a> Prune<'a> {
         if self.fence.is_some() {
             decisions.check(retention)?;
         }
+        let removed = decisions.removed().count() as u64;
+        if self.fence.is_some() && removed > 0 {
+            self.progress
+                .begin_units("removing snapshots", "snapshots", removed);
+        }
         for name in decisions.removed() {
+            self.progress.step(1);
             if self.fence.is_some() {
                 match remove(self.store, name).await {
                     Ok(Deleted::Locked(why)) => {
@@ -382,8 +418,9 @@ impl<'a> Prune<'a> {
                 manifest => buried.push(manifest?),
             }
         }
-        let mut needed = Needed::of(self.store, manifests).await?;
-        needed.add(Needed::of_buried(self.store, &buried).await?);
+        let progress = self.progress;
+        let mut needed = Needed::of_shown(self.store, manifests, progress).await?;
+        needed.add(Needed::of_buried(self.store, &buried, progress).await?);
         Ok((needed, old))
     }
 

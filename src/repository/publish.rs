@@ -1,6 +1,9 @@
 //! Checks the data of a manifest, publishes it, checks again, and withdraws it when a prune may have deleted what it needs. See
 //! [`mod@super::prune`] for the other half of this rule.
 
+use std::collections::HashSet;
+
+use futures_util::future::join;
 use tracing::info;
 
 use super::catalog::read_manifest;
@@ -14,7 +17,8 @@ use super::store::Store;
 use crate::error::{Error, Kind, Remedy, Result};
 
 /// Publishes the manifest of the run that holds a lease, in the place of the one that the run `replaces` wrote, if there is one.
-/// The manifest that is there now: another run may have been first.
+/// The manifest that is there now: another run may have been first. `swept` is what a look for new sweeps has found since the run
+/// began, if there was one.
 ///
 /// # Errors
 /// `Busy` when a prune has removed some of the data: nothing is published, and a new run must copy again; `Invalid` when the run is
@@ -24,15 +28,23 @@ pub(super) async fn publish(
     lease: &Lease,
     manifest: Manifest,
     replaces: Option<&str>,
+    swept: Option<HashSet<u64>>,
 ) -> Result<Manifest> {
     let (object, name) = (manifest_object(&manifest.name()), manifest.name());
-    if let Err(error) = lease::read(store, lease.run()).await {
-        return Err(match error.kind() {
-            Kind::NotFound => forgotten(store),
-            _ => error,
-        });
-    }
-    check_data(store, lease, &manifest).await?;
+    let on_record = async {
+        match lease::read(store, lease.run()).await {
+            Err(error) if error.kind() == Kind::NotFound => Err(forgotten(store)),
+            record => record.map(drop),
+        }
+    };
+    let check = async {
+        match &swept {
+            Some(swept) => check_swept(store, lease, &manifest, swept).await,
+            None => check_data(store, lease, &manifest).await,
+        }
+    };
+    let (on_record, checked) = join(on_record, check).await;
+    on_record.and(checked)?;
     let is_replaced = match replaces {
         Some(old) => replace_manifest(store, old, &manifest).await?,
         None => false,
@@ -66,13 +78,22 @@ pub(super) async fn publish(
 /// Fails when a prune may have deleted what a manifest needs: where a sweep since the run began names some of it, or where the run
 /// was paused for so long that it may have been taken for dead and something is missing.
 pub(super) async fn check_data(store: &Store, lease: &Lease, manifest: &Manifest) -> Result<()> {
-    let was_paused = lease.was_paused();
     let swept = new_sweeps(store, &lease.known_sweeps()).await?;
+    check_swept(store, lease, manifest, &swept).await
+}
+
+async fn check_swept(
+    store: &Store,
+    lease: &Lease,
+    manifest: &Manifest,
+    swept: &HashSet<u64>,
+) -> Result<()> {
+    let was_paused = lease.was_paused();
     if swept.is_empty() && !was_paused {
         return Ok(());
     }
     let is_swept = match Needed::of(store, std::slice::from_ref(manifest)).await {
-        Ok(needed) => needed.any_of(&swept) || was_paused && needed.any_missing(store).await?,
+        Ok(needed) => needed.any_of(swept) || was_paused && needed.any_missing(store).await?,
         // A segment of it is missing.
         Err(error) if error.kind() == Kind::Corrupt => true,
         Err(error) => return Err(error),

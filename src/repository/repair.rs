@@ -34,6 +34,7 @@ use super::store::Store;
 use crate::block::{BlockIndex, BlockSet, Extent, random_id};
 use crate::error::{Error, Kind, Result};
 use crate::files::blocking;
+use crate::progress::Progress;
 use crate::snapshot::Snapshot;
 use crate::source::BlockSource;
 use search::Lost;
@@ -105,6 +106,7 @@ struct Fixed {
 /// A repair on its way.
 struct Repair<'a> {
     store: &'a Store,
+    progress: &'a Progress,
     origin: Option<&'a RepairOrigin>,
     run: String,
     lease: Lease,
@@ -124,7 +126,7 @@ struct Repair<'a> {
     done: Repaired,
 }
 
-/// Repairs what a check has found, with the help of `origin`.
+/// Repairs what a check has found, with the help of `origin`. `progress` shows the phases.
 ///
 /// # Errors
 /// Why the repository cannot be read or written. Blocks that are not found are no error here.
@@ -132,8 +134,9 @@ pub async fn repair(
     catalog: &RepositoryCatalog,
     checked: &Checked,
     origin: Option<&RepairOrigin>,
+    progress: &Progress,
 ) -> Result<Repaired> {
-    repair_within(catalog, checked, origin, LIMITS).await
+    repair_within(catalog, checked, origin, LIMITS, progress).await
 }
 
 async fn repair_within(
@@ -141,6 +144,7 @@ async fn repair_within(
     checked: &Checked,
     origin: Option<&RepairOrigin>,
     limits: RepairLimits,
+    progress: &Progress,
 ) -> Result<Repaired> {
     let store = &**catalog.store();
     let run = random_id();
@@ -150,6 +154,7 @@ async fn repair_within(
     let salt = salt_of_run(&run);
     let mut repair = Repair {
         store,
+        progress,
         origin,
         salt,
         run,
@@ -179,7 +184,7 @@ async fn repair_within(
     repaired.written_blocks = finds.written;
     let mut before = LastCheck::read(store).await?;
     before.add(also);
-    let (after, last) = inspect(catalog, ReadData::None, &before).await?;
+    let (after, last) = inspect(catalog, ReadData::None, &before, progress).await?;
     last.after(checked).write(store).await;
     repaired.left = after.damages;
     Ok(repaired)
@@ -209,6 +214,7 @@ impl Repair<'_> {
     /// Reads all manifests; the names of those that cannot be read.
     async fn read_manifests(&mut self, catalog: &RepositoryCatalog) -> Result<Vec<ManifestName>> {
         let mut unreadable = Vec::new();
+        self.progress.begin("repairing: reading manifests", 0);
         let read = catalog.manifests(catalog.names().await?, |manifest| manifest);
         for (name, manifest) in read.await? {
             match manifest {
@@ -244,8 +250,11 @@ impl Repair<'_> {
     async fn read_segments(&mut self) -> Result<Vec<(Name, usize)>> {
         let mut affected = Vec::new();
         let names: Vec<Name> = self.numbers.keys().copied().collect();
+        let (what, of) = ("repairing: reading segments", names.len() as u64);
+        self.progress.begin_units(what, "segments", of);
         let mut read = pin!(segments::read_all(self.store, names));
         while let Some((name, segment)) = read.next().await {
+            self.progress.step(1);
             let segment = match segment {
                 Err(error) if is_damage(&error) => {
                     let lost = vec![(0, SEGMENT_BLOCKS)];
@@ -290,6 +299,8 @@ impl Repair<'_> {
             claims.sort_unstable_by_key(|(digest, spot)| (spot.offset, *digest));
             claims.dedup();
         }
+        let of = lost.digests.len() as u64;
+        self.progress.begin("repairing: searching lost blocks", of);
         self.search(&lost).await?;
         for name in names {
             let segment = segments::read(self.store, name).await?;

@@ -3,6 +3,7 @@
 
 mod making;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -10,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, try_join};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -22,9 +23,10 @@ use super::index::Index;
 use super::known::Known;
 use super::lease::{Lease, LeaseKind};
 use super::locations::{Location, Locations};
-use super::manifest::{FORMAT, Manifest};
-use super::pace::{LANES, is_slow, most_bytes};
-use super::pack::{Filling, MOST_BLOCKS, Packer};
+use super::manifest::{FORMAT, Manifest, SegmentOf};
+use super::pace::{HELD, PackPace, SHARES};
+use super::pack::{Filling, Packer};
+use super::prune::new_sweeps;
 use super::publish::publish;
 use super::run::{RunState, forgotten};
 use super::segment::place_of;
@@ -36,9 +38,6 @@ use crate::error::{Error, Kind, Result};
 use crate::files::blocking;
 use crate::source::BlockSource;
 use crate::target::{Published, Sink, SinkState, Written};
-
-/// Blocks in packs at once, one pack being filled and others in flight: 72 MiB. A block waits for room before a pack takes it.
-const HELD: usize = 2 * MOST_BLOCKS + 16;
 
 /// A snapshot being written.
 pub struct RepositorySink {
@@ -55,7 +54,7 @@ pub struct RepositorySink {
     packers: Mutex<Vec<Packer>>,
     held: Arc<Semaphore>,
     sent: Mutex<Vec<JoinHandle<Result<()>>>>,
-    /// One permit an upload; all of them where the line is slow.
+    /// Shares of the line, of which each upload takes as many as [`PackPace`] says.
     uploads: Arc<Semaphore>,
     packs: AtomicU32,
     counts: [AtomicU64; 3],
@@ -128,7 +127,7 @@ impl RepositorySink {
             packers: Mutex::default(),
             held: Arc::new(Semaphore::new(HELD)),
             sent: Mutex::default(),
-            uploads: Arc::new(Semaphore::new(LANES as usize)),
+            uploads: Arc::new(Semaphore::new(SHARES as usize)),
             packs: AtomicU32::new(state.packs),
             counts: counts.map(AtomicU64::new),
             is_parent_damaged: AtomicBool::new(false),
@@ -199,7 +198,7 @@ impl RepositorySink {
         // Sent before a flush can see that it is no longer being filled.
         let mut filling = self.filling.lock();
         filling.push(index, digest, stored, place);
-        if filling.is_full(most_bytes(self.store().upload_rate())) {
+        if filling.is_full(PackPace::of(self.store().line()).most_bytes) {
             self.send(std::mem::take(&mut *filling));
         }
         Ok(())
@@ -212,13 +211,9 @@ impl RepositorySink {
         let (salt, known) = (self.salt(), self.known.clone());
         let uploads = Arc::clone(&self.uploads);
         let upload = async move {
-            let lanes = if is_slow(store.upload_rate()) {
-                LANES
-            } else {
-                1
-            };
+            let shares = PackPace::of(store.line()).shares();
             let stopped = |error| Error::with_source(Kind::Io, "stopped", error);
-            let _lanes = uploads.acquire_many_owned(lanes).await.map_err(stopped)?;
+            let _shares = uploads.acquire_many_owned(shares).await.map_err(stopped)?;
             let packed = blocking(move || Ok(filling.pack(&salt))).await?;
             let name = object("packs", &packed.name);
             store.put(&name, &packed.pieces).await?;
@@ -268,17 +263,8 @@ impl RepositorySink {
         })
     }
 
-    async fn publish_all(
-        &self,
-        written: Written,
-        damaged: &BlockSet,
-    ) -> Result<Arc<RepositorySource>> {
-        let published = self.published.lock().clone();
-        if let Some(published) = published {
-            self.end().await?;
-            return Ok(published);
-        }
-        let state = self.flush_all().await?;
+    /// Puts all segments that are not as the parent has them.
+    async fn put_segments(&self, written: Written, damaged: &BlockSet) -> Result<Vec<SegmentOf>> {
         let mut written = written.peekable();
         let mut segments = Vec::new();
         for number in 0..self.geometry.block_count().div_ceil(SEGMENT_BLOCKS) {
@@ -302,6 +288,28 @@ impl RepositorySink {
             let damaged = damaged.flat_map(Extent::blocks).collect();
             segments.extend(self.segment(number, blocks, damaged).await?);
         }
+        Ok(segments)
+    }
+
+    async fn publish_all(
+        &self,
+        written: Written,
+        damaged: &BlockSet,
+    ) -> Result<Arc<RepositorySource>> {
+        let published = self.published.lock().clone();
+        if let Some(published) = published {
+            self.end().await?;
+            return Ok(published);
+        }
+        // A first look for sweeps, while the last packs and the segments are on their way; another one follows when the manifest
+        // is there.
+        let known = self.lease.lock().as_ref().map(Lease::known_sweeps);
+        let known = known.ok_or_else(|| forgotten(self.store()))?;
+        let put = async {
+            let state = self.flush_all().await?;
+            Ok((state, self.put_segments(written, damaged).await?))
+        };
+        let ((state, segments), swept) = try_join(put, new_sweeps(self.store(), &known)).await?;
         let all = BlockIndex(self.geometry.block_count());
         let damaged = damaged.runs_in(BlockIndex(0), all);
         let damaged = damaged.map(|run| (run.start().0, run.end().0)).collect();
@@ -325,7 +333,7 @@ impl RepositorySink {
             damaged,
             segments,
         };
-        let manifest = self.publish_manifest(manifest).await?;
+        let manifest = self.publish_manifest(manifest, swept).await?;
         let source = RepositorySource::new(manifest, Arc::clone(&self.segments))?;
         let source = Arc::new(source.into_stored());
         *self.published.lock() = Some(Arc::clone(&source));
@@ -334,13 +342,13 @@ impl RepositorySink {
     }
 
     /// Publishes a manifest; the one that is there now.
-    async fn publish_manifest(&self, manifest: Manifest) -> Result<Manifest> {
+    async fn publish_manifest(&self, manifest: Manifest, swept: HashSet<u64>) -> Result<Manifest> {
         let lease = self.lease.lock().take();
         let Some(lease) = lease else {
             return Err(forgotten(self.store()));
         };
         let replaces = self.state.replaces.as_deref();
-        let published = publish(self.store(), &lease, manifest, replaces).await;
+        let published = publish(self.store(), &lease, manifest, replaces, Some(swept)).await;
         let is_swept = matches!(&published, Err(error) if error.kind() == Kind::Busy);
         *self.lease.lock() = Some(lease);
         if is_swept {

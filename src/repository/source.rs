@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use lru::LruCache;
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
 use super::SEGMENT_BLOCKS;
@@ -26,8 +26,6 @@ use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::blocking;
 use crate::source::{BlockSource, Wanted, damaged_before, with_damaged};
 
-/// GETs on their way at once.
-const GETS: usize = 64;
 /// The most bytes of one GET: several blocks, and still many GETs side by side.
 const MOST_AT_ONCE: u64 = 2 << 20;
 /// How long a block that nobody waits for waits for its neighbours.
@@ -73,7 +71,6 @@ impl RepositorySource {
                 store,
                 wants: Mutex::default(),
                 short: Mutex::new(LruCache::new(SHORT)),
-                gets: Semaphore::new(GETS),
             }),
         })
     }
@@ -230,7 +227,6 @@ struct Packs {
     wants: Mutex<HashMap<Name, Vec<Want>>>,
     /// Packs that were found cut short, and their bytes.
     short: Mutex<LruCache<Name, u64>>,
-    gets: Semaphore,
 }
 
 struct Want {
@@ -304,8 +300,7 @@ impl Packs {
     }
 
     async fn get_range(&self, pack: &Name, start: u64, end: u64) -> Result<Bytes> {
-        // Closed never.
-        let _place = self.gets.acquire().await.ok();
+        let _place = self.store.read_place().await;
         let name = object("packs", pack);
         let short = || {
             let what = format!("{}/{name} is cut short", self.store.address());

@@ -16,6 +16,7 @@ use super::segments;
 use super::store::Store;
 use crate::block::BLOCK_SIZE;
 use crate::error::Result;
+use crate::progress::Progress;
 use crate::target::VolumeKey;
 
 /// Distinct blocks that are counted together: some 40 MB. Of a volume with more, the segments are read several times.
@@ -76,17 +77,16 @@ pub struct Stats {
     pub unreadable: u64,
 }
 
-/// Counts what the snapshots of each volume take. `progress` gets the number of segments read so far.
+/// Counts what the snapshots of each volume take. `progress` shows the phases.
 ///
 /// # Errors
 /// Why the repository cannot be read.
-pub async fn stats(
-    catalog: &RepositoryCatalog,
-    progress: impl Fn(u64) + Send + Sync,
-) -> Result<Stats> {
+pub async fn stats(catalog: &RepositoryCatalog, progress: &Progress) -> Result<Stats> {
     let mut stats = Stats::default();
     let mut volumes: BTreeMap<VolumeKey, Vec<Manifest>> = BTreeMap::new();
+    progress.begin("listing snapshots", 0);
     let names = catalog.names().await?;
+    progress.begin(format!("reading {} manifests", names.len()), 0);
     for (name, manifest) in catalog.manifests(names, |manifest| manifest).await? {
         match manifest {
             Ok(manifest) => volumes.entry(name.volume).or_default().push(manifest),
@@ -99,7 +99,6 @@ pub async fn stats(
     }
     let mut reader = UsageReader {
         store: catalog.store(),
-        read: 0,
         damaged: BTreeSet::new(),
         progress,
     };
@@ -107,7 +106,7 @@ pub async fn stats(
     for (key, manifests) in &volumes {
         let segments: BTreeSet<Name> = segments_of(manifests).into_keys().collect();
         let mut usage = of_manifests(manifests);
-        usage.count(reader.distinct(&segments).await?);
+        usage.count(reader.distinct(&segments, key.as_str()).await?);
         all.extend(segments);
         stats.total.add(&usage);
         stats.volumes.insert(key.clone(), usage);
@@ -119,7 +118,10 @@ pub async fn stats(
             stats.total = one.cloned().unwrap_or_default();
             stats.total.growth.clear();
         }
-        _ => stats.total.count(reader.distinct(&all).await?),
+        _ => {
+            let counted = reader.distinct(&all, "all volumes").await?;
+            stats.total.count(counted);
+        }
     }
     stats.unreadable += reader.damaged.len() as u64;
     Ok(stats)
@@ -168,21 +170,25 @@ impl Usage {
     }
 }
 
-struct UsageReader<'a, P> {
+struct UsageReader<'a> {
     store: &'a Store,
-    /// Segments read.
-    read: u64,
     damaged: BTreeSet<Name>,
-    progress: P,
+    progress: &'a Progress,
 }
 
-impl<P: Fn(u64)> UsageReader<'_, P> {
-    /// The distinct blocks of segments, and their stored bytes.
-    async fn distinct(&mut self, segments: &BTreeSet<Name>) -> Result<(u64, u64)> {
+impl UsageReader<'_> {
+    /// The distinct blocks of the segments of what `whose` names, and their stored bytes.
+    async fn distinct(&mut self, segments: &BTreeSet<Name>, whose: &str) -> Result<(u64, u64)> {
         let mut distinct = Distinct::new(ROWS);
         loop {
+            let (what, of) = (
+                format!("reading segments of {whose}"),
+                segments.len() as u64,
+            );
+            self.progress.begin_units(what, "segments", of);
             let mut read = pin!(segments::read_all(self.store, segments.iter().copied()));
             while let Some((name, segment)) = read.next().await {
+                self.progress.step(1);
                 let segment = match segment {
                     Err(error) if is_damage(&error) => {
                         if self.damaged.insert(name) {
@@ -195,8 +201,6 @@ impl<P: Fn(u64)> UsageReader<'_, P> {
                 for (_, entry) in segment.entries() {
                     distinct.add(short(&entry.pack), entry.spot);
                 }
-                self.read += 1;
-                (self.progress)(self.read);
             }
             if !distinct.next() {
                 return Ok((distinct.blocks, distinct.bytes));

@@ -11,6 +11,7 @@
 
 mod address;
 mod backend;
+mod bandwidth;
 mod folder;
 mod foreign_text;
 #[cfg(test)]
@@ -33,15 +34,17 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use futures_util::stream::{Stream, try_unfold};
 use parking_lot::Mutex;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
 pub use address::Address;
+pub use bandwidth::Bandwidth;
 pub use reach::{BucketStyle, Connection, S3Options};
 
 use self::backend::{Backend, ListCursor, Next, ObjectHead, StoreAnswer, StoreFault, Upload};
 use self::listing::ListingCheck;
-use self::transfer::{Transfer, UploadRate};
+use self::transfer::{Latency, Transfer, UploadRate};
 use crate::aws::Credentials;
 use crate::error::{Error, Kind, Result};
 use crate::time::jittered;
@@ -74,12 +77,27 @@ pub enum Deleted {
     Locked(String),
 }
 
+/// What is known of the line to a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownLine {
+    /// Bytes a second that all uploads together send, by the latest ones and the limit; none before the first of some size.
+    pub upload_rate: Option<u64>,
+    /// How long the store takes for a small answer.
+    pub latency: Option<Duration>,
+}
+
 /// The objects of one repository.
 pub struct Store {
     address: Address,
     backend: Box<dyn Backend>,
     timeout: Duration,
     rate: Arc<UploadRate>,
+    latency: Latency,
+    bandwidth: Bandwidth,
+    /// One permit a request on its way.
+    requests: Semaphore,
+    /// One permit a read of blocks, from before it waits for a request: what is behind in the queue is not taken for slow.
+    reads: Semaphore,
     /// Whether the store's ETags are no MD5, so that its checksums are asked for.
     needs_checksums: AtomicBool,
     last_wait_log: Mutex<Option<Instant>>,
@@ -98,15 +116,19 @@ impl Store {
     /// `Invalid` when the configuration makes no sense.
     pub fn open(address: &Address, connection: &Connection) -> Result<Self> {
         let backend = reach::reach(address, connection)?;
-        Ok(Self::of(address.clone(), backend, connection.timeout))
+        Ok(Self::of(address, backend, connection))
     }
 
-    fn of(address: Address, backend: Box<dyn Backend>, timeout: Duration) -> Self {
+    fn of(address: &Address, backend: Box<dyn Backend>, connection: &Connection) -> Self {
         Self {
-            address,
+            address: address.clone(),
             backend,
-            timeout,
+            timeout: connection.timeout,
             rate: Arc::default(),
+            latency: Latency::default(),
+            bandwidth: connection.bandwidth.clone(),
+            requests: Semaphore::new(connection.in_flight.max(1)),
+            reads: Semaphore::new(connection.bandwidth.replies(connection.in_flight.max(1))),
             needs_checksums: AtomicBool::new(false),
             last_wait_log: Mutex::new(None),
         }
@@ -117,9 +139,19 @@ impl Store {
         &self.address
     }
 
-    /// How fast one upload goes, in bytes a second, by the latest ones; none before the first of some size.
-    pub fn upload_rate(&self) -> Option<u64> {
-        self.rate.get()
+    /// What is known of the line.
+    pub fn line(&self) -> KnownLine {
+        let rates = self.rate.of_all().into_iter();
+        KnownLine {
+            upload_rate: rates.chain(self.bandwidth.bytes_a_second()).min(),
+            latency: self.latency.get(),
+        }
+    }
+
+    /// A place among the reads of blocks.
+    pub(super) async fn read_place(&self) -> Option<SemaphorePermit<'_>> {
+        // Closed never.
+        self.reads.acquire().await.ok()
     }
 
     fn key(&self, name: &str) -> String {
@@ -257,10 +289,9 @@ impl Store {
     }
 
     async fn existing(&self, key: &str, transfer: &Arc<Transfer>) -> StoreAnswer<Option<Bytes>> {
-        match self.backend.head(key, false, transfer).await {
+        match self.backend.get(key, None, transfer).await {
             Err(fault) if fault.is_absent() => Ok(None),
-            Err(fault) => Err(fault),
-            Ok(_) => self.backend.get(key, None, transfer).await.map(Some),
+            there => there.map(Some),
         }
     }
 
@@ -350,8 +381,12 @@ impl Store {
         let (mut pause, mut tries, mut refusals, mut was_skewed) = (FIRST_PAUSE, 0, 0, false);
         loop {
             let ready = self.backend.ready().await;
+            let queued = Instant::now();
+            // Closed never.
+            let place = self.requests.acquire().await.ok();
+            let mut waited = queued.elapsed();
             let used = self.backend.generation();
-            let transfer = Transfer::new(&self.rate);
+            let transfer = Transfer::new(&self.rate, &self.bandwidth);
             let done = match ready {
                 Err(fault) => Err(fault),
                 Ok(()) => {
@@ -365,10 +400,17 @@ impl Store {
                     })
                 }
             };
+            drop(place);
             let StoreFault { error, next } = match done {
-                Ok(done) => return Ok(done),
+                Ok(done) => {
+                    self.latency.sample(&transfer);
+                    return Ok(done);
+                }
                 Err(fault) => fault,
             };
+            // Neither the queue nor a limit is the store's fault.
+            waited += transfer.waited_in_all();
+            since += waited;
             let is_worth = match next {
                 Next::Retry => true,
                 Next::Skewed => !std::mem::replace(&mut was_skewed, true),

@@ -15,9 +15,10 @@ use tempfile::TempDir;
 use super::store::hostile::{Client, HostileStore, Lies, Moment};
 use super::*;
 use crate::block::{
-    BLOCK_SIZE, Block, BlockIndex, BlockSet, Change, Delta, Digest, Extent, Geometry,
+    BLOCK_SIZE, Block, BlockIndex, BlockSet, Change, Delta, Digest, Extent, Geometry, random_id,
 };
 use crate::error::{Error, Kind, Result};
+use crate::progress::Progress;
 use crate::snapshot::{Snapshot, SnapshotId};
 use crate::source::BlockSource;
 use crate::target::{Ask, Base, Opening, SourceInfo, Stop, Target, Task, VolumeKey};
@@ -258,7 +259,7 @@ impl Process {
             dry_run: false,
             accept_missing: Vec::new(),
         };
-        prune(&self.catalog().await?, &request).await
+        prune(&self.catalog().await?, &request, &Progress::default()).await
     }
 
     /// The names of the manifests, without those that their runs have withdrawn.
@@ -299,20 +300,21 @@ impl Process {
 
     /// Reads and proves everything.
     async fn check(&self) -> Result<Checked> {
-        check(&self.catalog().await?, ReadData::All).await
+        check(&self.catalog().await?, ReadData::All, &Progress::default()).await
     }
 
     /// Repairs what is damaged, with the help of a snapshot's source.
     async fn repair(&self, origin: Option<&Made>) -> Result<Repaired> {
         let catalog = self.catalog().await?;
-        let checked = check(&catalog, ReadData::All).await?;
+        let progress = Progress::default();
+        let checked = check(&catalog, ReadData::All, &progress).await?;
         let origin = origin.map(|made| RepairOrigin {
             name: made.id().to_string(),
             blocks: Arc::new(made.clone()),
             snapshot: made.info().snapshot,
             volume: made.info().volume,
         });
-        repair(&catalog, &checked, origin.as_ref()).await
+        repair(&catalog, &checked, origin.as_ref(), &progress).await
     }
 }
 

@@ -7,13 +7,13 @@ use super::digests::Digests;
 use super::files::StateFiles;
 use super::lock::Locks;
 use super::observe::recorded_digests;
-use super::progress::Progress;
 use super::record;
 use super::source::Source;
 use super::verify::{self, DigestRequest, ImageDigests};
 use crate::block::{BlockSet, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::blocking;
+use crate::progress::Progress;
 use crate::target::{Content, Mark, Stop, Target, TargetRecord};
 
 /// What a target is compared with.

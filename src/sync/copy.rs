@@ -22,11 +22,11 @@ use tracing::warn;
 
 use super::checkpoint::Checkpoint;
 use super::job::OnDamage;
-use super::progress::Progress;
 use super::verify::{self, Compared};
 use crate::block::{Block, BlockIndex, BlockSet, Digest, Extent};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::blocking;
+use crate::progress::Progress;
 use crate::source::{BlockSource, Wanted};
 use crate::target::{Sink, SinkState, Stop};
 

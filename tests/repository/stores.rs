@@ -468,7 +468,7 @@ fn a_slow_upload_takes_longer_than_the_time_out() {
     let begun = Instant::now();
     wait(store.put("packs/a", &[bytes])).unwrap();
     assert!(begun.elapsed() > TIMEOUT, "{:?}", begun.elapsed());
-    let rate = store.upload_rate().unwrap();
+    let rate = store.line().upload_rate.unwrap();
     assert!((1 << 20..8 << 20).contains(&rate), "{rate}");
     assert_eq!(
         server
@@ -542,9 +542,9 @@ fn a_store_without_tls_needs_no_certificates_and_options_of_s3_are_for_s3() {
         ["--storage-class", "STANDARD_IA"],
         ["--list-version", "1"],
     ] {
-        let (code, said) = ends(folder.look(&emulator, &["ls"]).args(option));
+        let (code, said) = ends(folder.look(&emulator, &["prune"]).args(option));
         assert!(code == 2 && said.contains(option[0]), "{said}");
-        let (code, said) = ends(objects.look(&emulator, &["ls"]).args(option));
+        let (code, said) = ends(objects.look(&emulator, &["prune"]).args(option));
         assert!(code == 3, "{said}");
     }
 }

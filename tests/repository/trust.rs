@@ -120,7 +120,8 @@ fn what_latest_names_must_be_listed_and_is_accepted_as_missing_only_when_asked()
         ends(&mut objects.take(emulator, "latest", &[text(&image)])),
         ends(&mut objects.bring(emulator, &[&ids[2], "--base", "auto"])),
     ] {
-        let remedy = format!("--accept-missing {name}");
+        let prune = format!("ebsfs repository prune {}", objects.url());
+        let remedy = format!("{prune} --accept-missing {name}");
         assert!(code == 11 && said.contains(&remedy), "{code} {said}");
     }
     assert_eq!(data(&objects), before);
@@ -197,7 +198,8 @@ fn a_run_that_was_paused_for_longer_than_its_lease_never_publishes_what_was_swep
     pause();
     // It is taken for dead, and a person may forget it; what it wrote is swept a grace later.
     let (code, said) = ends(&mut objects.look(&emulator, &["prune", "--grace", "0s"]));
-    assert!(code == 11 && said.contains("--forget-run"), "{code} {said}");
+    let remedy = format!("ebsfs repository prune {} --forget-run ", objects.url());
+    assert!(code == 11 && said.contains(&remedy), "{code} {said}");
     let packs = objects.objects("packs").len();
     age(&objects, "garbage", "8 days");
     run(&mut objects.look(&emulator, &["prune"]));

@@ -1,18 +1,28 @@
 //! `ebsfs repository check`: finds damage, and with `--repair` restores what can be found.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use bytesize::ByteSize;
 use clap::Args;
 use serde_json::json;
 
-use super::{Where, print_json};
+use super::{WriteWhere, print_json};
 use crate::aws::Given;
 use crate::cli::aws::TargetAws;
+use crate::cli::limits::bandwidth;
 use crate::cli::output;
+use crate::cli::progress::{ProgressForm, Shown};
 use crate::cli::source::{self, SourceRequest, ToEbs};
+use crate::cli::store::{StoreOptions, lease};
 use crate::ebs::Limits;
 use crate::error::{Error, Kind, Result};
 use crate::files::default_state_dir;
-use crate::repository::{Checked, Damage, ReadData, RepairOrigin, Repaired, check, repair};
+use crate::progress::Progress;
+use crate::repository::{
+    Bandwidth, Checked, Damage, LEASE, ReadData, RepairOrigin, Repaired, RepositoryCatalog, check,
+    repair,
+};
 
 #[derive(Args, Debug)]
 pub(super) struct CheckArgs {
@@ -39,11 +49,24 @@ pub(super) struct CheckArgs {
     /// Endpoint of --from [default: the repository's]
     #[arg(long, value_name = "URL", requires = "from")]
     from_endpoint_url: Option<String>,
+    /// Time after its last renewal for which prune takes this repair, or its reading of --from, for alive, from 1s to 1day
+    /// [default: 1h]
+    #[arg(long, value_name = "TIME", requires = "repair", value_parser = lease)]
+    lease: Option<Duration>,
+    /// Maximum bytes per second to read from the store, and to write there, for example 4MiB [default: unlimited]
+    #[arg(long, value_name = "SIZE", value_parser = bandwidth)]
+    bandwidth: Option<ByteSize>,
+    /// Requests on their way at once
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    max_in_flight: Option<u32>,
     /// Print one JSON object instead of lines
     #[arg(long)]
     json: bool,
+    /// How to show progress, on stderr
+    #[arg(long, value_enum, default_value_t = ProgressForm::Auto)]
+    progress: ProgressForm,
     #[command(flatten)]
-    place: Where,
+    to: WriteWhere,
 }
 
 fn subset(text: &str) -> std::result::Result<ReadData, String> {
@@ -56,7 +79,10 @@ fn subset(text: &str) -> std::result::Result<ReadData, String> {
 
 impl CheckArgs {
     pub(super) async fn run(self) -> Result<()> {
-        let catalog = self.place.open().await?;
+        // The source of a repair shares the limits.
+        let options = self.options()?;
+        let catalog = self.to.place.open_with(&options).await?;
+        let progress = Arc::new(Progress::default());
         let read = match self.read_data_subset {
             Some(part) => part,
             None if self.read_data => ReadData::All,
@@ -64,19 +90,40 @@ impl CheckArgs {
         };
         // A source that cannot be opened must not cost a check first.
         let origin = match &self.from {
-            Some(name) => Some(self.origin(name).await?),
+            Some(name) => Some(self.origin(name, options).await?),
             None => None,
         };
-        let checked = check(&catalog, read).await?;
-        let repaired = match self.repair && (!checked.damages.is_empty() || origin.is_some()) {
-            true => Some(repair(&catalog, &checked, origin.as_ref()).await?),
-            false => None,
-        };
+        let shown = Shown::start(self.progress, Arc::clone(&progress));
+        let done = self.check(&catalog, read, origin.as_ref(), &progress).await;
+        drop(shown);
+        let (checked, repaired) = done?;
         self.print(&checked, repaired.as_ref())?;
         self.ended(&checked, repaired.as_ref())
     }
 
-    async fn origin(&self, name: &str) -> Result<RepairOrigin> {
+    async fn check(
+        &self,
+        catalog: &RepositoryCatalog,
+        read: ReadData,
+        origin: Option<&RepairOrigin>,
+        progress: &Progress,
+    ) -> Result<(Checked, Option<Repaired>)> {
+        let checked = check(catalog, read, progress).await?;
+        if !self.repair || (checked.damages.is_empty() && origin.is_none()) {
+            return Ok((checked, None));
+        }
+        let repaired = repair(catalog, &checked, origin, progress).await?;
+        Ok((checked, Some(repaired)))
+    }
+
+    fn options(&self) -> Result<StoreOptions> {
+        let options = self.to.options()?.with_lease(self.lease.unwrap_or(LEASE));
+        let bandwidth = self.bandwidth.map(|bandwidth| bandwidth.as_u64());
+        let bandwidth = bandwidth.map_or_else(Bandwidth::default, Bandwidth::of);
+        Ok(options.with_line(self.max_in_flight, bandwidth))
+    }
+
+    async fn origin(&self, name: &str, options: StoreOptions) -> Result<RepairOrigin> {
         let from = TargetAws {
             role: "from",
             profile: self.from_profile.clone(),
@@ -87,13 +134,20 @@ impl CheckArgs {
             endpoint_url: self.from_endpoint_url.clone(),
             ..TargetAws::default()
         };
-        let aws = self.place.aws.for_target(from, self.from_region.is_none());
+        let aws = self
+            .to
+            .place
+            .aws
+            .for_target(from, self.from_region.is_none());
         let request = SourceRequest {
             name,
             aws: &aws,
-            store: self.place.store.clone(),
+            store: options,
             limits: Limits {
-                timeout: self.place.timeout,
+                timeout: self.to.place.timeout,
+                max_in_flight: self
+                    .max_in_flight
+                    .unwrap_or(Limits::default().max_in_flight),
                 ..Limits::default()
             },
             wait: None,
@@ -178,7 +232,7 @@ impl CheckArgs {
     }
 
     fn ended(&self, checked: &Checked, repaired: Option<&Repaired>) -> Result<()> {
-        let address = &self.place.address;
+        let address = &self.to.place.address;
         let (damaged, lost) = match repaired {
             None => (checked.damages.len(), 0),
             Some(repaired) => (repaired.left.len(), repaired.lost.len()),

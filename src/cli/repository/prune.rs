@@ -7,14 +7,14 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::Args;
 
-use super::{Where, print_json};
+use super::{WriteWhere, print_json};
 use crate::cli::progress::{ProgressForm, Shown};
 use crate::cli::{output, table};
 use crate::error::{Error, Kind, Result};
+use crate::progress::Progress;
 use crate::repository::{
     Period, PruneRequest, Pruned, Retention, RetentionDecision, forget_run, prune,
 };
-use crate::sync::Progress;
 use crate::target::VolumeKey;
 
 #[derive(Args, Debug)]
@@ -81,7 +81,7 @@ pub(super) struct PruneArgs {
     #[arg(long, value_enum, default_value_t = ProgressForm::Auto)]
     progress: ProgressForm,
     #[command(flatten)]
-    place: Where,
+    place: WriteWhere,
 }
 
 impl RetentionArgs {
@@ -134,9 +134,8 @@ impl PruneArgs {
             accept_missing: self.accept_missing.clone(),
         };
         let progress = Arc::new(Progress::default());
-        progress.begin("pruning", 0);
-        let shown = Shown::start(self.progress, progress);
-        let pruned = prune(&catalog, &request).await;
+        let shown = Shown::start(self.progress, Arc::clone(&progress));
+        let pruned = prune(&catalog, &request, &progress).await;
         drop(shown);
         let pruned = pruned?;
         self.warn_of_absent(&retention, &pruned);

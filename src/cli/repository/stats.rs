@@ -9,11 +9,8 @@ use super::{Where, print_json};
 use crate::cli::progress::{ProgressForm, Shown};
 use crate::cli::{output, table};
 use crate::error::Result;
+use crate::progress::Progress;
 use crate::repository::{Growth, Usage, stats};
-use crate::sync::Progress;
-
-/// Segments between two updates of the progress.
-const SEGMENTS: u64 = 16;
 
 #[derive(Args, Debug)]
 pub(super) struct StatsArgs {
@@ -31,14 +28,8 @@ impl StatsArgs {
     pub(super) async fn run(self) -> Result<()> {
         let catalog = self.place.open().await?;
         let progress = Arc::new(Progress::default());
-        progress.begin("reading manifests", 0);
         let shown = Shown::start(self.progress, Arc::clone(&progress));
-        let found = stats(&catalog, |read| {
-            if read % SEGMENTS == 1 {
-                progress.begin(format!("reading segments: {read}"), 0);
-            }
-        });
-        let found = found.await;
+        let found = stats(&catalog, &progress).await;
         drop(shown);
         let found = found?;
         if self.json {

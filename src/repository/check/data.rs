@@ -56,10 +56,15 @@ impl Check<'_> {
         let parts = (packs * MOST_BLOCKS).div_ceil(ROWS).max(1) as u64;
         let mut wrong: BTreeMap<Name, Wrong> = BTreeMap::new();
         let (mut read, mut bytes) = (0, 0);
-        let store = self.store;
+        let (store, progress) = (self.store, self.progress);
+        let of = if wanted == ReadData::All { packs } else { 0 };
+        progress.begin_units("reading packs", "packs", of as u64);
         for part in 0..parts {
             let is_its = |pack: &Name| wanted.is_wanted(pack) && short(pack) % parts == part;
             let claims = self.claims(is_its).await?;
+            if wanted != ReadData::All {
+                progress.expect(claims.len() as u64);
+            }
             let looks = stream::iter(claims)
                 .map(|(name, rows)| async move {
                     let (found, len) = look_at(store, &name, rows).await?;
@@ -70,6 +75,8 @@ impl Check<'_> {
             while let Some((name, found, len)) = looks.try_next().await? {
                 read += 1;
                 bytes += len;
+                progress.step(1);
+                progress.read(len);
                 wrong.extend(found.map(|found| (name, found)));
             }
         }

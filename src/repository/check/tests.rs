@@ -7,6 +7,7 @@ use tokio::sync::Semaphore;
 
 use super::*;
 use crate::block::{BlockIndex, Digest};
+use crate::progress::Progress;
 use crate::repository::manifest::{FORMAT, SegmentOf, manifest_object};
 use crate::repository::pack::{Filling, Packer, Spot};
 use crate::repository::segment::{Entry, Segment};
@@ -84,9 +85,13 @@ async fn a_segment_that_speaks_of_what_no_pack_holds_is_damage_of_its_snapshots_
     put_manifest(store, "snap-0a", &segment([(one, at_one), (two, at_two)])).await;
     // All is there, and one block is said to be where the other one is.
     put_manifest(store, "snap-0b", &segment([(one, at_one), (one, at_two)])).await;
-    let checked = check(&catalog, ReadData::None).await.unwrap();
+    let checked = check(&catalog, ReadData::None, &Progress::default())
+        .await
+        .unwrap();
     assert_eq!((checked.snapshots, checked.damages.len()), (2, 0));
-    let checked = check(&catalog, ReadData::All).await.unwrap();
+    let checked = check(&catalog, ReadData::All, &Progress::default())
+        .await
+        .unwrap();
     let [damage] = &checked.damages[..] else {
         panic!("{checked:?}");
     };
@@ -107,6 +112,7 @@ async fn a_listing_that_lacks_a_pack_that_is_there_is_no_proof_of_damage() {
     let settle = async |doubted: &[(Name, u64)]| {
         let mut check = Check {
             store,
+            progress: &Progress::default(),
             manifests: Vec::new(),
             segments: BTreeMap::new(),
             damages: Damages::new(),

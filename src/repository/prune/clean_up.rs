@@ -68,7 +68,7 @@ impl Prune<'_> {
                 names_of.extend(fence.names(folder));
             }
         }
-        sweep::delete_all(store, names_of, &mut self.pruned).await?;
+        sweep::delete_all(store, names_of, &mut self.pruned, self.progress).await?;
         let slack = before(self.now, SLACK);
         store.sweep_unfinished(self.buried_before().min(slack))
     }

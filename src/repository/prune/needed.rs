@@ -7,6 +7,7 @@ use futures_util::stream::StreamExt;
 use tracing::warn;
 
 use crate::error::{Error, Result};
+use crate::progress::Progress;
 use crate::repository::check::{is_damage, segments_of, short};
 use crate::repository::header::from_hex;
 use crate::repository::listing::{self, Fence};
@@ -27,12 +28,25 @@ impl Needed {
     /// # Errors
     /// Why a segment cannot be read.
     pub(in crate::repository) async fn of(store: &Store, manifests: &[Manifest]) -> Result<Self> {
-        Self::collect(store, manifests, Err).await
+        Self::of_shown(store, manifests, &Progress::default()).await
+    }
+
+    /// The same, with the segments that are read counted.
+    pub(super) async fn of_shown(
+        store: &Store,
+        manifests: &[Manifest],
+        progress: &Progress,
+    ) -> Result<Self> {
+        Self::collect(store, manifests, progress, Err).await
     }
 
     /// What removed snapshots need; what is lost of them keeps nothing.
-    pub(super) async fn of_buried(store: &Store, buried: &[Manifest]) -> Result<Self> {
-        Self::collect(store, buried, |error| {
+    pub(super) async fn of_buried(
+        store: &Store,
+        buried: &[Manifest],
+        progress: &Progress,
+    ) -> Result<Self> {
+        Self::collect(store, buried, progress, |error| {
             if !is_damage(&error) {
                 return Err(error);
             }
@@ -45,13 +59,16 @@ impl Needed {
     async fn collect(
         store: &Store,
         manifests: &[Manifest],
+        progress: &Progress,
         on_error: impl Fn(Error) -> Result<()>,
     ) -> Result<Self> {
         let names = segments_of(manifests);
         let segments = names.keys().map(short).collect();
         let mut packs = HashSet::new();
+        progress.begin_units("reading segments", "segments", names.len() as u64);
         let mut read = pin!(segments::read_all(store, names.into_keys()));
         while let Some((_, segment)) = read.next().await {
+            progress.step(1);
             match segment {
                 Ok(segment) => packs.extend(segment.packs().iter().map(short)),
                 Err(error) => on_error(error)?,

@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 
 use super::{Denied, Needed, Pruned, before, marks};
 use crate::error::{Kind, Result};
+use crate::progress::Progress;
 use crate::repository::catalog::RepositoryCatalog;
 use crate::repository::check::short;
 use crate::repository::header::from_hex;
@@ -65,6 +66,7 @@ impl Sweep {
         needed: &Needed,
         grace: Duration,
         now: SystemTime,
+        progress: &Progress,
     ) -> Result<()> {
         let store = catalog.store();
         let marked = marks::marked_before(store, fence, self.ripe_before).await?;
@@ -72,6 +74,7 @@ impl Sweep {
             let used = needed.within(folder);
             let ends = listing::for_each_page(store, folder, fence, |page| {
                 for object in page {
+                    progress.step(1);
                     self.see(folder, object, used, &marked, before(now, grace));
                 }
                 Ok(())
@@ -159,6 +162,7 @@ pub(super) async fn delete(
     doomed: Vec<Doomed>,
     spared: &Needed,
     pruned: &mut Pruned,
+    progress: &Progress,
 ) -> Result<()> {
     let mut names = Vec::new();
     for one in doomed {
@@ -169,7 +173,7 @@ pub(super) async fn delete(
             names.push((one.name, one.bytes));
         }
     }
-    let kept = delete_named(store, names, pruned).await?;
+    let kept = delete_named(store, names, pruned, progress).await?;
     pruned.swept -= kept.0;
     pruned.swept_bytes -= kept.1;
     Ok(())
@@ -180,9 +184,12 @@ pub(super) async fn delete_all(
     store: &Store,
     names: Vec<String>,
     pruned: &mut Pruned,
+    progress: &Progress,
 ) -> Result<()> {
     let names = names.into_iter().map(|name| (name, 0));
-    delete_named(store, names.collect(), pruned).await.map(drop)
+    delete_named(store, names.collect(), pruned, progress)
+        .await
+        .map(drop)
 }
 
 /// Deletes objects; how many, of how many bytes, were not. Without the permission the first refusal ends it.
@@ -190,10 +197,12 @@ async fn delete_named(
     store: &Store,
     names: Vec<(String, u64)>,
     pruned: &mut Pruned,
+    progress: &Progress,
 ) -> Result<(u64, u64)> {
     let mut kept = (0, 0);
     for (number, some) in names.chunks(DELETES).enumerate() {
         let done = join_all(some.iter().map(|(name, _)| store.delete(name))).await;
+        progress.step(some.len() as u64);
         for (done, (_, bytes)) in done.into_iter().zip(some) {
             match done {
                 Ok(Deleted::Done) => continue,

@@ -34,7 +34,10 @@ impl Repair<'_> {
         let mut manifests = std::mem::take(&mut self.manifests);
         // The source's own snapshot first: what it says of a lost segment is right for all snapshots that share the segment.
         manifests.sort_by_key(|manifest| self.origin_of(manifest).is_none());
+        let (what, of) = ("repairing: replacing manifests", manifests.len() as u64);
+        self.progress.begin_units(what, "manifests", of);
         for manifest in &manifests {
+            self.progress.step(1);
             if let Some(new) = self.replacement(manifest).await? {
                 self.publish(manifest, &new).await?;
             }
@@ -245,7 +248,7 @@ impl Repair<'_> {
             segments,
             ..empty
         };
-        let published = publish(self.store, &self.lease, new, None).await?;
+        let published = publish(self.store, &self.lease, new, None, None).await?;
         if published.run == self.run {
             self.done.replaced.push(name.to_string());
         }

@@ -54,7 +54,9 @@ impl Repair<'_> {
     /// Finds as many of these blocks as there are.
     pub(super) async fn search(&mut self, lost: &Lost) -> Result<()> {
         self.search_packs(&lost.digests).await?;
+        self.count_found(lost);
         self.salvage(&lost.claims).await?;
+        self.count_found(lost);
         self.finds.flush(self.store).await?;
         if let Some(origin) = self.origin
             && !self.has_all(lost)
@@ -63,6 +65,12 @@ impl Repair<'_> {
             self.finds.flush(self.store).await?;
         }
         Ok(())
+    }
+
+    fn count_found(&self, lost: &Lost) {
+        let found = lost.digests.iter();
+        let found = found.filter(|digest| self.finds.has(digest)).count();
+        self.progress.reach(found as u64);
     }
 
     fn has_all(&self, lost: &Lost) -> bool {
@@ -199,6 +207,7 @@ impl Repair<'_> {
                         && !self.finds.has(&digest)
                     {
                         self.finds.write(self.store, digest, bytes).await?;
+                        self.progress.step(1);
                         missing -= 1;
                     }
                 }

@@ -185,7 +185,9 @@ async fn a_repair_of_many_rounds_finds_what_one_of_a_single_round_finds() {
     for (limits, written) in [(LIMITS, 8), (many, 11)] {
         let folder = tempfile::tempdir().unwrap();
         let catalog = damaged(folder.path()).await;
-        let checked = check(&catalog, ReadData::None).await.unwrap();
+        let checked = check(&catalog, ReadData::None, &Progress::default())
+            .await
+            .unwrap();
         assert_eq!(checked.damages.len(), SEGMENTS as usize);
         // Its blocks are not where they belong.
         let elsewhere = all().into_iter().filter(|(_, it)| *it != ELSEWHERE);
@@ -196,12 +198,21 @@ async fn a_repair_of_many_rounds_finds_what_one_of_a_single_round_finds() {
             snapshot: None,
             volume: None,
         };
-        let repaired = repair_within(&catalog, &checked, Some(&origin), limits).await;
+        let repaired = repair_within(
+            &catalog,
+            &checked,
+            Some(&origin),
+            limits,
+            &Progress::default(),
+        )
+        .await;
         let repaired = repaired.unwrap();
         assert_eq!(repaired.replaced, ["19700101T000000000Z.vol-0a.snap-0a"]);
         assert!(repaired.lost.is_empty() && repaired.left.is_empty());
         assert_eq!(repaired.written_blocks, written);
-        let checked = check(&catalog, ReadData::All).await.unwrap();
+        let checked = check(&catalog, ReadData::All, &Progress::default())
+            .await
+            .unwrap();
         assert!(checked.damages.is_empty(), "{checked:?}");
         let there = contents(&catalog).await.into_iter();
         let there: BTreeMap<u32, u8> = there.map(|(at, it)| (at, it.unwrap())).collect();
@@ -218,7 +229,9 @@ async fn a_repair_of_many_rounds_marks_what_no_round_finds() {
     for limits in [LIMITS, many] {
         let folder = tempfile::tempdir().unwrap();
         let catalog = damaged(folder.path()).await;
-        let checked = check(&catalog, ReadData::None).await.unwrap();
+        let checked = check(&catalog, ReadData::None, &Progress::default())
+            .await
+            .unwrap();
         // The source has the shared block and one of the last segment.
         let last = (SEGMENTS - 1) * SEGMENT_BLOCKS + 1;
         let mut blocks = BTreeMap::from([(9, SHARED)]);
@@ -229,12 +242,21 @@ async fn a_repair_of_many_rounds_marks_what_no_round_finds() {
             snapshot: None,
             volume: None,
         };
-        let repaired = repair_within(&catalog, &checked, Some(&origin), limits).await;
+        let repaired = repair_within(
+            &catalog,
+            &checked,
+            Some(&origin),
+            limits,
+            &Progress::default(),
+        )
+        .await;
         let repaired = repaired.unwrap();
         assert!(repaired.left.is_empty(), "{repaired:?}");
         // All but four shared ones, one of the source and one of the other snapshot.
         assert_eq!(repaired.lost[0].blocks, 6);
-        let checked = check(&catalog, ReadData::All).await.unwrap();
+        let checked = check(&catalog, ReadData::All, &Progress::default())
+            .await
+            .unwrap();
         assert!(checked.damages.is_empty(), "{checked:?}");
         for (index, content) in contents(&catalog).await {
             let right = all().get(&index).copied();

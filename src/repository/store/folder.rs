@@ -16,6 +16,7 @@ use super::backend::{
     Backend, ListCursor, ListedKey, MOST_BYTES, Next, ObjectHead, StoreAnswer, StoreFault,
     StorePage, Upload,
 };
+use super::bandwidth::Direction;
 use super::transfer::Transfer;
 use crate::error::{Error, Kind, Result};
 use crate::files::{self, blocking, folder_of};
@@ -80,9 +81,9 @@ impl Backend for FolderBackend {
         &self,
         key: &str,
         range: Option<Range<u64>>,
-        _: &Arc<Transfer>,
+        transfer: &Arc<Transfer>,
     ) -> StoreAnswer<Bytes> {
-        self.on("get", key, move |path| {
+        let got = self.on("get", key, move |path| {
             let mut file = OpenOptions::new()
                 .read(true)
                 // A FIFO would hang.
@@ -104,9 +105,11 @@ impl Backend for FolderBackend {
             let mut bytes = Vec::new();
             file.take(range.end.saturating_sub(range.start))
                 .read_to_end(&mut bytes)?;
-            Ok(bytes.into())
-        })
-        .await
+            Ok(Bytes::from(bytes))
+        });
+        let bytes = got.await?;
+        transfer.pay(Direction::Down, bytes.len() as u64).await;
+        Ok(bytes)
     }
 
     async fn put(
@@ -116,6 +119,7 @@ impl Backend for FolderBackend {
         create: bool,
         transfer: &Arc<Transfer>,
     ) -> StoreAnswer<()> {
+        transfer.pay(Direction::Up, upload.len).await;
         transfer.opaque(upload.len);
         let (root, upload) = (self.root.clone(), upload.clone());
         let put = self.on("put", key, move |path| {
@@ -364,6 +368,7 @@ pub(super) fn sweep_unfinished(root: &Path, until: SystemTime) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repository::store::bandwidth::Bandwidth;
 
     #[test]
     fn a_new_name_is_taken_once_and_files_are_private() {
@@ -421,7 +426,7 @@ mod tests {
             std::fs::File::create(root.path().join(format!("runs/{number:05}"))).unwrap();
         }
         let backend = FolderBackend::new(root.path());
-        let transfer = Transfer::new(&Arc::default());
+        let transfer = Transfer::new(&Arc::default(), &Bandwidth::default());
         let first = backend
             .page("runs/", &ListCursor::Start, &transfer)
             .await

@@ -21,7 +21,7 @@ use super::backend::{
     Backend, ListCursor, ListedKey, Next, ObjectHead, StoreAnswer, StoreFault, StorePage, Upload,
 };
 use super::transfer::Transfer;
-use super::{Address, Store};
+use super::{Address, Connection, Store};
 use crate::block::hexadecimal;
 use crate::error::{Error, Kind};
 
@@ -131,7 +131,8 @@ impl HostileStore {
         };
         // Anything in s3:// is asked for checksums as well.
         let address: Address = "s3://bucket/repository".parse().expect("an address");
-        let store = Store::of(address, Box::new(backend), Duration::from_secs(60));
+        let connection = Connection::new(Duration::from_secs(60));
+        let store = Store::of(&address, Box::new(backend), &connection);
         (client, Arc::new(store))
     }
 

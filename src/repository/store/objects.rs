@@ -18,6 +18,7 @@ use super::backend::{
     Backend, ListCursor, ListedKey, MOST_BYTES, Next, ObjectHead, StoreAnswer, StoreFault,
     StorePage, Upload,
 };
+use super::bandwidth::Direction;
 use super::foreign_text::refusal;
 use super::reach::{CONNECT_TIMEOUT, Connection};
 use super::transfer::Transfer;
@@ -116,6 +117,7 @@ impl Backend for ForeignBackend {
         let mut bytes = BytesMut::new();
         while let Some(part) = stream.try_next().await.map_err(failed)? {
             transfer.received(part.len());
+            transfer.pay(Direction::Down, part.len() as u64).await;
             bytes.extend_from_slice(&part);
             if bytes.len() as u64 > MOST_BYTES {
                 let error = self.error(Kind::Corrupt, "get", key, "the reply does not end");
@@ -132,6 +134,7 @@ impl Backend for ForeignBackend {
         create: bool,
         transfer: &Arc<Transfer>,
     ) -> StoreAnswer<()> {
+        transfer.pay(Direction::Up, upload.len).await;
         transfer.opaque(upload.len);
         let payload = PutPayload::from_iter(upload.pieces.iter().cloned());
         let mode = if create {
@@ -229,6 +232,7 @@ mod tests {
     use object_store::memory::InMemory;
 
     use super::*;
+    use crate::repository::store::bandwidth::Bandwidth;
 
     #[tokio::test]
     async fn the_library_is_asked_for_what_a_store_needs() {
@@ -236,7 +240,7 @@ mod tests {
             inner: Box::new(InMemory::new()),
             place: "gs://bucket".into(),
         };
-        let transfer = &Transfer::new(&Arc::default());
+        let transfer = &Transfer::new(&Arc::default(), &Bandwidth::default());
         let put = async |key: &str, create| {
             let upload = Upload::new(&[Bytes::from("by"), Bytes::from("tes")], true).await;
             backend.put(key, &upload.unwrap(), create, transfer).await

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::address::{Address, Scheme};
 use super::backend::Backend;
+use super::bandwidth::Bandwidth;
 use super::folder::FolderBackend;
 use super::objects::ForeignBackend;
 use super::s3::S3Backend;
@@ -13,6 +14,9 @@ use crate::error::{Error, Kind, Result};
 
 /// How long connecting to Azure or Google may take, TLS included.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Requests on their way at once where nothing says how many.
+const IN_FLIGHT: usize = 64;
 
 /// Where the bucket's name goes in a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +53,10 @@ pub struct Connection {
     pub style: Option<BucketStyle>,
     /// How long a request is tried again without progress.
     pub timeout: Duration,
+    /// Requests on their way at once, at most.
+    pub in_flight: usize,
+    /// Bytes a second, shared with the other stores of a run.
+    pub bandwidth: Bandwidth,
 }
 
 impl Connection {
@@ -60,6 +68,8 @@ impl Connection {
             ca_bundle: None,
             style: None,
             timeout,
+            in_flight: IN_FLIGHT,
+            bandwidth: Bandwidth::default(),
         }
     }
 }

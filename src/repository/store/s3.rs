@@ -33,6 +33,7 @@ use super::backend::{
     Backend, ListCursor, ListedKey, MOST_BYTES, Next, ObjectHead, StoreAnswer, StoreFault,
     StorePage, Upload,
 };
+use super::bandwidth::Direction;
 use super::reach::{BucketStyle, S3Options};
 use super::transfer::{Transfer, UploadBody};
 use crate::aws::{Credentials, ErrorClass, Generation, Http, ServiceConfig};
@@ -237,6 +238,7 @@ impl Backend for S3Backend {
     ) -> StoreAnswer<()> {
         let watch = Watch::short(transfer);
         let body = if upload.len <= SIGNED_WHOLE {
+            transfer.pay(Direction::Up, upload.len).await;
             SdkBody::from(Bytes::from(upload.pieces.concat()))
         } else {
             SdkBody::from_body_1_x(UploadBody::new(&upload.pieces, transfer))

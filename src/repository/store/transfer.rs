@@ -7,13 +7,15 @@ use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::bandwidth::{Bandwidth, Direction};
 
 /// An attempt is given up when no byte has moved for this time.
 pub(super) const SILENCE: Duration = Duration::from_secs(30);
@@ -24,38 +26,82 @@ const BUFFERED: u64 = (4 << 20) + (512 << 10);
 const SLOWEST: u64 = 32_000;
 /// Uploads below this size say nothing of the line.
 const LEAST_SAMPLE: u64 = 256 << 10;
-/// A frame of a request body: each one that the connection takes counts as progress.
-const FRAME: usize = 64 << 10;
+/// The fastest line that is told from others, in bytes a second.
+const MOST_RATE: u64 = 1 << 50;
+/// An attempt that moved more than this, or more than one request, is no small answer.
+const SMALL: u64 = 16 << 10;
 
-/// How fast one upload of this store goes, in bytes a second; 0 is unknown.
+/// How fast uploads of this store go, in bytes a second; 0 is unknown.
 #[derive(Debug, Default)]
-pub(super) struct UploadRate(AtomicU64);
+pub(super) struct UploadRate {
+    /// One of them.
+    one: AtomicU64,
+    /// All that are under way together.
+    all: AtomicU64,
+    under_way: AtomicU64,
+}
 
 impl UploadRate {
+    /// The rate of one upload.
     pub(super) fn get(&self) -> Option<u64> {
-        Some(self.0.load(Ordering::Relaxed)).filter(|rate| *rate > 0)
+        Some(self.one.load(Ordering::Relaxed)).filter(|rate| *rate > 0)
+    }
+
+    /// The rate of all uploads together.
+    pub(super) fn of_all(&self) -> Option<u64> {
+        Some(self.all.load(Ordering::Relaxed)).filter(|rate| *rate > 0)
     }
 
     /// Mixes a measured rate in; the last four samples have most of the weight.
-    fn sample(&self, bytes: u64, took: Duration) {
+    fn sample(&self, bytes: u64, took: Duration, beside: u64) {
         let micros = took.as_micros().max(1);
         let rate = u128::from(bytes) * 1_000_000 / micros;
-        let rate = u64::try_from(rate).unwrap_or(u64::MAX / 4).max(1);
-        let old = self.0.load(Ordering::Relaxed);
-        let new = if old == 0 {
-            rate
-        } else {
-            old - old / 4 + rate / 4
+        let rate = u64::try_from(rate).unwrap_or(MOST_RATE);
+        let rate = rate.clamp(1, MOST_RATE);
+        let mix = |known: &AtomicU64, rate: u64| {
+            let old = known.load(Ordering::Relaxed);
+            let new = match old {
+                0 => rate,
+                old => old - old / 4 + rate / 4,
+            };
+            known.store(new.max(1), Ordering::Relaxed);
         };
-        self.0.store(new.max(1), Ordering::Relaxed);
+        mix(&self.one, rate);
+        mix(&self.all, rate.saturating_mul(beside.max(1)).min(MOST_RATE));
     }
 
-    /// An upload fell silent: the line is slower than the rate says.
+    /// An upload fell silent: the line is slower than the rates say.
     fn lower(&self) {
-        let old = self.0.load(Ordering::Relaxed);
-        if old > 0 {
-            self.0.store((old / 8).max(1), Ordering::Relaxed);
+        for rate in [&self.one, &self.all] {
+            let old = rate.load(Ordering::Relaxed);
+            if old > 0 {
+                rate.store((old / 8).max(1), Ordering::Relaxed);
+            }
         }
+    }
+}
+
+/// The shortest time that a small answer took, in microseconds plus one; 0 is unknown. The shortest, since connecting, waiting in a
+/// queue and a busy store make it longer.
+#[derive(Debug, Default)]
+pub(super) struct Latency(AtomicU64);
+
+impl Latency {
+    pub(super) fn get(&self) -> Option<Duration> {
+        let micros = self.0.load(Ordering::Relaxed);
+        Some(Duration::from_micros(micros.checked_sub(1)?))
+    }
+
+    /// Learns from an attempt that was one request and moved few bytes.
+    pub(super) fn sample(&self, transfer: &Transfer) {
+        let Some(took) = transfer.small_answer() else {
+            return;
+        };
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX - 1) + 1;
+        let shorter = |known| (known == 0 || micros < known).then_some(micros);
+        let _ = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, shorter);
     }
 }
 
@@ -63,41 +109,90 @@ impl UploadRate {
 #[derive(Debug)]
 pub(super) struct Transfer {
     rate: Arc<UploadRate>,
+    bandwidth: Bandwidth,
+    started: Instant,
     moved: Mutex<Moved>,
 }
 
 #[derive(Debug)]
 struct Moved {
+    /// When the last byte moved; while one waits for its turn under a limit, the time of that turn.
     last: Instant,
     /// All bytes of the attempt.
     total: u64,
     /// The request under way: its first byte, and the bytes that the connection has taken.
     begun: Option<Instant>,
     sent: u64,
+    /// How long bytes have waited for their turns: since the request began, and in the whole attempt.
+    waited: Duration,
+    all_waited: Duration,
     /// Whether bytes cannot be counted while they move: `sent` is the whole body from the start.
     is_opaque: bool,
+    /// Heads of replies that arrived, and when the first of them did.
+    answers: u32,
+    answered: Option<Instant>,
 }
 
 impl Transfer {
-    pub(super) fn new(rate: &Arc<UploadRate>) -> Arc<Self> {
+    pub(super) fn new(rate: &Arc<UploadRate>, bandwidth: &Bandwidth) -> Arc<Self> {
         Arc::new(Self {
             rate: Arc::clone(rate),
+            bandwidth: bandwidth.clone(),
+            started: Instant::now(),
             moved: Mutex::new(Moved {
                 last: Instant::now(),
                 total: 0,
                 begun: None,
                 sent: 0,
+                waited: Duration::ZERO,
+                all_waited: Duration::ZERO,
                 is_opaque: false,
+                answers: 0,
+                answered: None,
             }),
         })
+    }
+
+    /// Takes a turn for bytes: when it ends. Until then they are not silent.
+    fn turn(&self, direction: Direction, bytes: u64) -> Option<Instant> {
+        let ends = self.bandwidth.turn(direction, bytes)?;
+        let mut moved = self.moved.lock();
+        let waits = ends.saturating_duration_since(Instant::now());
+        moved.last = moved.last.max(ends);
+        moved.all_waited += waits;
+        if moved.begun.is_some() {
+            moved.waited += waits;
+        }
+        Some(ends)
+    }
+
+    /// Waits until so many bytes may have moved: for bodies that cannot be held back while they move.
+    pub(super) async fn pay(&self, direction: Direction, bytes: u64) {
+        let piece = self.bandwidth.piece() as u64;
+        let mut left = bytes;
+        while left > 0 {
+            let part = left.min(piece);
+            let Some(ends) = self.turn(direction, part) else {
+                return;
+            };
+            sleep_until(ends).await;
+            left -= part;
+        }
+    }
+
+    /// How long bytes have waited for their turns under a limit.
+    pub(super) fn waited_in_all(&self) -> Duration {
+        self.moved.lock().all_waited
     }
 
     /// The connection took bytes of a request's body.
     fn sent(&self, bytes: usize) {
         let mut moved = self.moved.lock();
         moved.last = Instant::now();
-        let last = moved.last;
-        moved.begun.get_or_insert(last);
+        if moved.begun.is_none() {
+            moved.begun = Some(moved.last);
+            self.rate.under_way.fetch_add(1, Ordering::Relaxed);
+        }
         moved.sent += bytes as u64;
         moved.total += bytes as u64;
     }
@@ -105,8 +200,14 @@ impl Transfer {
     /// A body of so many bytes is under way, and nothing tells how far it is.
     pub(super) fn opaque(&self, bytes: u64) {
         let mut moved = self.moved.lock();
-        moved.last = Instant::now();
-        moved.begun = Some(moved.last);
+        let now = Instant::now();
+        moved.last = now;
+        if moved.begun.replace(now).is_none() {
+            self.rate.under_way.fetch_add(1, Ordering::Relaxed);
+        }
+        // Its answer is no small one.
+        moved.answers += 1;
+        moved.waited = Duration::ZERO;
         moved.sent = bytes;
         moved.is_opaque = true;
     }
@@ -121,13 +222,34 @@ impl Transfer {
     /// The head of a reply arrived; the next request of the attempt counts for itself.
     pub(super) fn answered(&self, is_success: bool) {
         let mut moved = self.moved.lock();
-        moved.last = Instant::now();
+        let now = Instant::now();
+        moved.last = now;
+        moved.answers += 1;
+        moved.answered.get_or_insert(now);
         let begun = moved.begun.take();
+        let beside = match begun {
+            Some(_) => self.rate.under_way.fetch_sub(1, Ordering::Relaxed),
+            None => 0,
+        };
+        let waited = std::mem::take(&mut moved.waited);
         if let Some(begun) = begun.filter(|_| is_success && moved.sent >= LEAST_SAMPLE) {
-            self.rate.sample(moved.sent, moved.last - begun);
+            let took = moved.last - begun;
+            // Where bytes waited for their turns, the limit was measured and not the line.
+            if waited < took / 4 || waited.is_zero() {
+                let took = took.saturating_sub(waited);
+                self.rate.sample(moved.sent, took, beside);
+            }
         }
         moved.sent = 0;
         moved.is_opaque = false;
+    }
+
+    /// How long the answer took, if the attempt was one request without a body to speak of, and the answer is small.
+    fn small_answer(&self) -> Option<Duration> {
+        let moved = self.moved.lock();
+        let is_small = moved.answers == 1 && moved.total <= SMALL && moved.all_waited.is_zero();
+        let took = moved.answered?.checked_duration_since(self.started)?;
+        is_small.then_some(took)
     }
 
     /// All bytes that moved.
@@ -180,19 +302,32 @@ impl Transfer {
     }
 }
 
-/// The body of an upload; the pieces are not copied.
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        if self.moved.get_mut().begun.is_some() {
+            self.rate.under_way.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The body of an upload; the pieces are not copied. Each frame that the connection takes counts as progress.
 pub(super) struct UploadBody {
     pieces: VecDeque<Bytes>,
     left: u64,
     transfer: Arc<Transfer>,
+    /// The turn of the next frame, once it is taken.
+    turn: Option<Option<Pin<Box<Sleep>>>>,
 }
 
 impl UploadBody {
     pub(super) fn new(pieces: &[Bytes], transfer: &Arc<Transfer>) -> Self {
+        let pieces = pieces.iter().filter(|piece| !piece.is_empty());
+        let pieces: VecDeque<Bytes> = pieces.cloned().collect();
         Self {
-            pieces: pieces.iter().cloned().collect(),
             left: pieces.iter().map(|piece| piece.len() as u64).sum(),
+            pieces,
             transfer: Arc::clone(transfer),
+            turn: None,
         }
     }
 }
@@ -203,21 +338,28 @@ impl Body for UploadBody {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        while let Some(piece) = self.pieces.front_mut() {
-            let frame = piece.split_to(piece.len().min(FRAME));
-            if piece.is_empty() {
-                self.pieces.pop_front();
-            }
-            if frame.is_empty() {
-                continue;
-            }
-            self.left -= frame.len() as u64;
-            self.transfer.sent(frame.len());
-            return Poll::Ready(Some(Ok(Frame::data(frame))));
+        let this = &mut *self;
+        let Some(piece) = this.pieces.front_mut() else {
+            return Poll::Ready(None);
+        };
+        let len = piece.len().min(this.transfer.bandwidth.piece());
+        let turn = this.turn.get_or_insert_with(|| {
+            let turn = this.transfer.turn(Direction::Up, len as u64);
+            turn.map(|ends| Box::pin(sleep_until(ends)))
+        });
+        if let Some(ends) = turn {
+            ready!(ends.as_mut().poll(context));
         }
-        Poll::Ready(None)
+        this.turn = None;
+        let frame = piece.split_to(len);
+        if piece.is_empty() {
+            this.pieces.pop_front();
+        }
+        this.left -= frame.len() as u64;
+        this.transfer.sent(frame.len());
+        Poll::Ready(Some(Ok(Frame::data(frame))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -229,13 +371,65 @@ impl Body for UploadBody {
     }
 }
 
+/// The body of a reply, whose bytes are counted. Under a limit each frame waits for its turn; meanwhile no more is read, so that
+/// the store stops sending.
+pub(super) struct ReplyBody<B> {
+    inner: Pin<Box<B>>,
+    transfer: Arc<Transfer>,
+    /// A frame, and when its turn ends.
+    held: Option<(Frame<Bytes>, Pin<Box<Sleep>>)>,
+}
+
+impl<B> ReplyBody<B> {
+    pub(super) fn new(inner: B, transfer: &Arc<Transfer>) -> Self {
+        Self {
+            inner: Box::pin(inner),
+            transfer: Arc::clone(transfer),
+            held: None,
+        }
+    }
+}
+
+impl<B: Body<Data = Bytes>> Body for ReplyBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = &mut *self;
+        if this.held.is_none() {
+            let frame = match ready!(this.inner.as_mut().poll_frame(context)) {
+                Some(Ok(frame)) => frame,
+                end => return Poll::Ready(end),
+            };
+            let len = frame.data_ref().map_or(0, Bytes::len);
+            this.transfer.received(len);
+            let Some(ends) = this.transfer.turn(Direction::Down, len as u64) else {
+                return Poll::Ready(Some(Ok(frame)));
+            };
+            this.held = Some((frame, Box::pin(sleep_until(ends))));
+        }
+        if let Some((_, ends)) = &mut this.held {
+            ready!(ends.as_mut().poll(context));
+        }
+        let frame = this.held.take().map(|(frame, _)| Ok(frame));
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.held.is_none() && self.inner.is_end_stream()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn transfer() -> (Arc<UploadRate>, Arc<Transfer>) {
         let rate = Arc::new(UploadRate::default());
-        let transfer = Transfer::new(&rate);
+        let transfer = Transfer::new(&rate, &Bandwidth::default());
         (rate, transfer)
     }
 
@@ -273,8 +467,8 @@ mod tests {
         let known = rate.get().unwrap();
         assert!((31_000..34_000).contains(&known), "{known}");
         // On a fast line a dead connection is seen soon.
-        rate.0.store(100 << 20, Ordering::Relaxed);
-        let second = Transfer::new(&rate);
+        rate.one.store(100 << 20, Ordering::Relaxed);
+        let second = Transfer::new(&rate, &Bandwidth::default());
         let begun = Instant::now();
         let done = second.unless_silent(SILENCE, upload(Arc::clone(&second)));
         assert!(done.await.is_none());
@@ -285,12 +479,104 @@ mod tests {
     #[test]
     fn a_rate_follows_the_line() {
         let rate = UploadRate::default();
-        assert_eq!(rate.get(), None);
-        rate.sample(1 << 20, Duration::from_secs(1));
-        assert_eq!(rate.get(), Some(1 << 20));
+        assert_eq!((rate.get(), rate.of_all()), (None, None));
+        rate.sample(1 << 20, Duration::from_secs(1), 4);
+        assert_eq!((rate.get(), rate.of_all()), (Some(1 << 20), Some(4 << 20)));
         for _ in 0..30 {
-            rate.sample(1 << 10, Duration::from_secs(1));
+            rate.sample(1 << 10, Duration::from_secs(1), 2);
         }
         assert!(rate.get().unwrap() < 2 << 10);
+        assert!(rate.of_all().unwrap() < 4 << 10);
+        rate.sample(u64::MAX, Duration::ZERO, u64::MAX);
+        assert!(rate.of_all().unwrap() <= MOST_RATE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn uploads_beside_each_other_are_measured_together() {
+        let rate = Arc::new(UploadRate::default());
+        let transfers: Vec<_> = (0..4)
+            .map(|_| Transfer::new(&rate, &Bandwidth::default()))
+            .collect();
+        transfers.iter().for_each(|transfer| transfer.sent(1 << 20));
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        transfers[0].answered(true);
+        assert_eq!((rate.get(), rate.of_all()), (Some(1 << 18), Some(1 << 20)));
+        // Given up or answered, an upload counts no more.
+        drop(transfers);
+        assert_eq!(rate.under_way.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_latency_is_that_of_the_shortest_small_answer() {
+        let latency = Latency::default();
+        assert_eq!(latency.get(), None);
+        for (millis, answers, bytes, shortest) in [
+            (900, 1, 100, 900),
+            (300, 1, 0, 300),
+            (10, 2, 0, 300),
+            (10, 1, 100_000, 300),
+            (400, 1, 0, 300),
+        ] {
+            let (_, transfer) = transfer();
+            tokio::time::sleep(Duration::from_millis(millis)).await;
+            (0..answers).for_each(|_| transfer.answered(true));
+            transfer.received(bytes);
+            latency.sample(&transfer);
+            let expected = Duration::from_millis(shortest);
+            assert_eq!(latency.get(), Some(expected), "{millis}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_is_neither_silence_nor_the_rate_of_the_line() {
+        let rate = Arc::default();
+        let slow = Bandwidth::of(1000);
+        let upload = async |bandwidth: &Bandwidth, bytes: usize| {
+            let transfer = Transfer::new(&rate, bandwidth);
+            let pieces = [
+                Bytes::from(vec![0; bytes / 2]),
+                Bytes::from(vec![1; bytes / 2]),
+            ];
+            let body = UploadBody::new(&pieces, &transfer);
+            let started = Instant::now();
+            let work = async {
+                let sent = http_body_util::BodyExt::collect(body).await.unwrap();
+                assert_eq!(sent.to_bytes(), pieces.concat());
+                transfer.answered(true);
+            };
+            let done = transfer.unless_silent(Duration::from_secs(2), work).await;
+            assert!(done.is_some());
+            (started.elapsed(), transfer.waited_in_all())
+        };
+        // Two uploads side by side at 1,000 bytes a second: each frame waits for that of the other too.
+        let both = async { tokio::join!(upload(&slow, 300_000), upload(&slow, 300_000)) };
+        let ((one, waited), (two, _)) = both.await;
+        for took in [one, two] {
+            assert!((590..=600).contains(&took.as_secs()), "{took:?}");
+        }
+        assert!(waited > Duration::from_secs(580), "{waited:?}");
+        assert_eq!(rate.get(), None);
+        upload(&Bandwidth::default(), 300_000).await;
+        assert!(rate.get().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reply_is_read_at_the_limit_and_its_waiting_is_no_silence() {
+        let transfer = Transfer::new(&Arc::default(), &Bandwidth::of(10_000));
+        let frames = (0..20u8).map(|number| Bytes::from(vec![number; 5000]));
+        let frames = frames.map(|bytes| Ok::<_, Infallible>(Frame::data(bytes)));
+        let inner = http_body_util::StreamBody::new(futures_util::stream::iter(frames));
+        let started = Instant::now();
+        let body = ReplyBody::new(inner, &transfer);
+        let read = http_body_util::BodyExt::collect(body);
+        let read = transfer.unless_silent(Duration::from_secs(1), read).await;
+        assert_eq!(read.unwrap().unwrap().to_bytes().len(), 100_000);
+        let took = started.elapsed().as_millis();
+        assert!((9_850..=10_000).contains(&took), "{took}");
+        // What cannot be held back pays first.
+        let started = Instant::now();
+        transfer.pay(Direction::Up, 50_000).await;
+        let took = started.elapsed().as_millis();
+        assert!((4_850..=5_000).contains(&took), "{took}");
     }
 }

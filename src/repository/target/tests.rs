@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::block::{BLOCK_SIZE, Block, Change, Digest, Extent, random_id};
 use crate::files::folder_of;
+use crate::progress::Progress;
 use crate::repository::{Address, Connection, PruneRequest, Retention, prune};
 use crate::snapshot::Snapshot;
 use crate::target::{Base, Left, Published, Stop, Task, VolumeKey};
@@ -353,7 +354,9 @@ async fn a_discarded_run_leaves_nothing_and_holds_no_prune_back() {
         dry_run: true,
         accept_missing: Vec::new(),
     };
-    let pruned = prune(&catalog, &request).await.unwrap();
+    let pruned = prune(&catalog, &request, &Progress::default())
+        .await
+        .unwrap();
     assert!(pruned.runs.is_empty());
 }
 

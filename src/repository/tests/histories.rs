@@ -60,7 +60,12 @@ async fn act(process: Process, act: Act, known: Vec<Made>) -> Result<Done> {
             undelete(&process.catalog().await?, made.id().as_str()).await?;
         }
         Act::Check => {
-            check(&process.catalog().await?, ReadData::None).await?;
+            check(
+                &process.catalog().await?,
+                ReadData::None,
+                &Progress::default(),
+            )
+            .await?;
         }
         Act::Repair(made) => {
             process.repair(made.as_ref()).await?;

@@ -171,8 +171,8 @@ fn follow(job: &SyncJob, remedy: &Remedy) -> Option<SyncJob> {
         | Remedy::Fetch(_)
         | Remedy::ReplaceRecord
         | Remedy::InitRepository(_)
-        | Remedy::AcceptMissing(_)
-        | Remedy::ForgetRun(_)
+        | Remedy::AcceptMissing { .. }
+        | Remedy::ForgetRun { .. }
         | Remedy::RemoveAll
         | Remedy::Unpin(_)
         | Remedy::Do(_) => return None,

@@ -11,12 +11,12 @@ use aws_smithy_runtime_api::client::interceptors::context::{
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::config_bag::ConfigBag;
-use http_body_util::{BodyExt, Limited};
+use http_body_util::Limited;
 use parking_lot::Mutex;
 use tracing::trace;
 
 use super::reply::listing_fault;
-use crate::repository::store::transfer::Transfer;
+use crate::repository::store::transfer::{ReplyBody, Transfer};
 
 /// The most bytes of a listing's page: 1,000 keys of 1,024 characters, escaped, and their metadata have 8 MB.
 const MOST_PAGE: usize = 16 << 20;
@@ -88,12 +88,8 @@ impl Intercept for Watch {
         let is_success = context.response().status().is_success();
         self.transfer.answered(is_success);
         let most = if is_success { self.most } else { MOST_REFUSAL };
-        let transfer = Arc::clone(&self.transfer);
-        let body = context.response_mut().take_body();
-        let counted = Limited::new(body, most).map_frame(move |frame| {
-            transfer.received(frame.data_ref().map_or(0, bytes::Bytes::len));
-            frame
-        });
+        let body = Limited::new(context.response_mut().take_body(), most);
+        let counted = ReplyBody::new(body, &self.transfer);
         *context.response_mut().body_mut() = SdkBody::from_body_1_x(counted);
         Ok(())
     }

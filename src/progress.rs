@@ -1,4 +1,4 @@
-//! [`Progress`]: counts of a run, read by the progress display.
+//! [`Progress`]: how far a run, or work on a repository, is: counts that the progress display reads.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -10,15 +10,20 @@ use parking_lot::Mutex;
 pub struct Phase {
     /// A verb and its object: `listing snap-1`, `comparing /dev/sdb`.
     pub what: String,
+    /// What is counted: `blocks`, `packs`, `segments`.
+    pub unit: &'static str,
     /// Since when.
     pub since: Instant,
 }
+
+/// What most phases count.
+const BLOCKS: &str = "blocks";
 
 /// Counts of one run.
 #[derive(Debug)]
 pub struct Progress {
     phase: Mutex<Phase>,
-    /// Blocks to be done in this phase, and done of them.
+    /// What is to be done in this phase, and done of it, in the phase's unit.
     expected: AtomicU64,
     done: AtomicU64,
     /// Of the whole run.
@@ -31,6 +36,7 @@ impl Default for Progress {
     fn default() -> Self {
         let phase = Phase {
             what: "starting".to_owned(),
+            unit: BLOCKS,
             since: Instant::now(),
         };
         Self {
@@ -47,37 +53,48 @@ impl Default for Progress {
 impl Progress {
     /// Starts a phase of `blocks` blocks; 0 where the number is unknown.
     pub fn begin(&self, what: impl Into<String>, blocks: u64) {
+        self.begin_units(what, BLOCKS, blocks);
+    }
+
+    /// Starts a phase that counts something else than blocks; `of` is 0 where their number is unknown.
+    pub fn begin_units(&self, what: impl Into<String>, unit: &'static str, of: u64) {
         let mut phase = self.phase.lock();
-        self.expected.store(blocks, Ordering::Relaxed);
+        self.expected.store(of, Ordering::Relaxed);
         self.done.store(0, Ordering::Relaxed);
         *phase = Phase {
             what: what.into(),
+            unit,
             since: Instant::now(),
         };
     }
 
-    /// Adds blocks to the total of the phase.
-    pub(super) fn expect(&self, blocks: u64) {
+    /// Adds to the total of the phase.
+    pub(crate) fn expect(&self, blocks: u64) {
         self.expected.fetch_add(blocks, Ordering::Relaxed);
     }
 
-    /// Adds blocks that are done.
-    pub(super) fn step(&self, blocks: u64) {
+    /// Adds what is done.
+    pub(crate) fn step(&self, blocks: u64) {
         self.done.fetch_add(blocks, Ordering::Relaxed);
     }
 
-    /// Sets the number of blocks that are done.
-    pub(super) fn reach(&self, blocks: u64) {
+    /// Sets how much is done.
+    pub(crate) fn reach(&self, blocks: u64) {
         self.done.store(blocks, Ordering::Relaxed);
     }
 
-    pub(super) fn copied(&self, bytes: u64) {
+    /// Adds bytes that were read, apart from the phase's unit.
+    pub(crate) fn read(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn copied(&self, bytes: u64) {
         self.step(1);
         self.blocks.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    pub(super) fn zeroed(&self, blocks: u64) {
+    pub(crate) fn zeroed(&self, blocks: u64) {
         self.step(blocks);
         self.zeroed.fetch_add(blocks, Ordering::Relaxed);
     }
@@ -87,8 +104,8 @@ impl Progress {
         self.phase.lock().clone()
     }
 
-    /// Blocks of the phase: done, and to be done in all (0 where that is not known).
-    pub fn phase_blocks(&self) -> (u64, u64) {
+    /// What is done of the phase, and what is to be done in all (0 where that is not known), in its unit.
+    pub fn phase_counts(&self) -> (u64, u64) {
         let done = self.done.load(Ordering::Relaxed);
         (done, self.expected.load(Ordering::Relaxed))
     }
@@ -98,7 +115,7 @@ impl Progress {
         self.blocks.load(Ordering::Relaxed)
     }
 
-    /// Bytes of the blocks fetched in this run, blocks of zeroes included.
+    /// Bytes fetched in this run: of blocks, blocks of zeroes included, or of what a check reads.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }

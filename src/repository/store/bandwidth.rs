@@ -1,0 +1,179 @@
+//! [`Bandwidth`]: how many bytes a second go to and come from stores. Each direction has the whole rate, and all stores of a run
+//! share it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// The time by which a turn may be late without a loss: timers are exact to a millisecond, and tasks wait for a processor.
+const CREDIT: Duration = Duration::from_millis(100);
+/// The most and the least bytes that take one turn.
+const MOST_PIECE: u64 = 64 << 10;
+const LEAST_PIECE: u64 = 1 << 10;
+/// Turns in a second, where pieces are neither the largest nor the smallest.
+const TURNS: u64 = 20;
+/// Bytes that a connection takes in before they are read: Linux begins with a receive buffer of 128 KiB, and lets it grow only
+/// for a reader that is fast.
+const RECEIVE_BUFFER: u64 = 128 << 10;
+
+/// The way that bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// To the store.
+    Up,
+    /// From the store.
+    Down,
+}
+
+/// Bytes a second to and from stores; clones share them. The default has no limit.
+#[derive(Clone, Debug, Default)]
+pub struct Bandwidth(Option<Arc<Directions>>);
+
+#[derive(Debug)]
+struct Directions {
+    bytes_a_second: u64,
+    /// When the next turn of each direction begins.
+    up: Mutex<Instant>,
+    down: Mutex<Instant>,
+}
+
+impl Bandwidth {
+    /// At most so many bytes a second in each direction.
+    pub fn of(bytes_a_second: u64) -> Self {
+        let now = Instant::now();
+        Self(Some(Arc::new(Directions {
+            bytes_a_second: bytes_a_second.max(1),
+            up: Mutex::new(now),
+            down: Mutex::new(now),
+        })))
+    }
+
+    /// The limit.
+    pub fn bytes_a_second(&self) -> Option<u64> {
+        Some(self.0.as_ref()?.bytes_a_second)
+    }
+
+    /// Bytes that take one turn: few enough that streams side by side get the same.
+    pub(super) fn piece(&self) -> usize {
+        let rate = self.bytes_a_second().unwrap_or(u64::MAX);
+        let piece = (rate / TURNS).clamp(LEAST_PIECE, MOST_PIECE);
+        usize::try_from(piece).unwrap_or(usize::MAX)
+    }
+
+    /// Takes the next turn, for so many bytes: when it ends, and they may have moved. None where there is no limit.
+    pub(super) fn turn(&self, direction: Direction, bytes: u64) -> Option<Instant> {
+        let both = self.0.as_ref()?;
+        let mut next = match direction {
+            Direction::Up => both.up.lock(),
+            Direction::Down => both.down.lock(),
+        };
+        *next = begin(*next, Instant::now()) + cost(bytes, both.bytes_a_second);
+        Some(*next)
+    }
+
+    /// How many replies may come in at once, of so many requests: what waits in their receive buffers is about a second's worth.
+    pub(super) fn replies(&self, in_flight: usize) -> usize {
+        match self.bytes_a_second() {
+            None => in_flight,
+            Some(rate) => {
+                let most = usize::try_from(rate / RECEIVE_BUFFER).unwrap_or(usize::MAX);
+                in_flight.min(most.max(1))
+            }
+        }
+    }
+}
+
+/// When a turn begins: after the one before it. What was not used is lost, but for the credit.
+fn begin(next: Instant, now: Instant) -> Instant {
+    now.checked_sub(CREDIT)
+        .map_or(next, |since| next.max(since))
+}
+
+fn cost(bytes: u64, bytes_a_second: u64) -> Duration {
+    let micros = u128::from(bytes) * 1_000_000 / u128::from(bytes_a_second);
+    Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_begins_after_the_one_before_and_time_that_was_not_used_is_lost() {
+        let now = Instant::now() + Duration::from_secs(100);
+        let ms = Duration::from_millis;
+        for (next, begins) in [
+            (now, now),
+            (now + ms(70), now + ms(70)),
+            (now - ms(70), now - ms(70)),
+            (now - ms(5000), now - CREDIT),
+        ] {
+            assert_eq!(begin(next, now), begins);
+        }
+    }
+
+    #[test]
+    fn a_turn_costs_its_bytes_at_the_rate() {
+        for (bytes, rate, micros) in [
+            (0, 1, 0),
+            (32_000, 32_000, 1_000_000),
+            (1600, 32_000, 50_000),
+            (64 << 10, 100 << 20, 625),
+            (u64::MAX, 1, u64::MAX),
+        ] {
+            assert_eq!(
+                cost(bytes, rate),
+                Duration::from_micros(micros),
+                "{bytes} {rate}"
+            );
+        }
+    }
+
+    #[test]
+    fn pieces_and_replies_follow_the_rate() {
+        for (rate, piece, replies) in [
+            (1, 1 << 10, 1),
+            (32_000, 1600, 1),
+            (1 << 20, 52_428, 8),
+            (100 << 20, 64 << 10, 64),
+        ] {
+            let bandwidth = Bandwidth::of(rate);
+            assert_eq!(
+                (bandwidth.piece(), bandwidth.replies(64)),
+                (piece, replies),
+                "{rate}"
+            );
+        }
+        let unlimited = Bandwidth::default();
+        assert_eq!((unlimited.piece(), unlimited.replies(64)), (64 << 10, 64));
+        assert_eq!(unlimited.turn(Direction::Up, 1), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn streams_side_by_side_share_the_rate_and_directions_do_not() {
+        let bandwidth = Bandwidth::of(100_000);
+        let started = Instant::now();
+        let stream = |direction, pieces: u32| {
+            let bandwidth = bandwidth.clone();
+            async move {
+                for _ in 0..pieces {
+                    let ends = bandwidth.turn(direction, 5000).unwrap();
+                    tokio::time::sleep_until(ends).await;
+                }
+                started.elapsed().as_millis()
+            }
+        };
+        let (one, two, down) = tokio::join!(
+            stream(Direction::Up, 20),
+            stream(Direction::Up, 20),
+            stream(Direction::Down, 20)
+        );
+        // Each of two has half: 200,000 bytes take two seconds, less the credit.
+        for took in [one, two] {
+            assert!((1850..=2000).contains(&took), "{took}");
+        }
+        assert!((900..=1000).contains(&down), "{down}");
+    }
+}
