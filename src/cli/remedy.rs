@@ -47,6 +47,9 @@ fn option(remedy: &Remedy) -> String {
         Remedy::ForgetRun(run) => {
             format!("ebsfs repository prune --forget-run {run} goes on without it, if it has ended")
         }
+        Remedy::AdoptCycle(cycle) => {
+            format!("the same command with --cycle {cycle} adopts what was made")
+        }
         Remedy::RemoveAll => "--remove-all removes them".into(),
         Remedy::Unpin(snapshot) => {
             format!("ebsfs repository unpin {} allows it", quoted(snapshot))
