@@ -18,6 +18,7 @@ mod record;
 mod remedy;
 mod repository;
 mod signals;
+mod snapshot;
 mod source;
 mod store;
 mod sync;
@@ -58,6 +59,7 @@ enum Verb {
     Umount(umount::UmountArgs),
     Warm(warm::WarmArgs),
     Ls(ls::LsArgs),
+    Snapshot(Box<snapshot::SnapshotArgs>),
     Changes(changes::ChangesArgs),
     Blocks(blocks::BlocksArgs),
     Sync(Box<sync::SyncArgs>),
@@ -113,6 +115,7 @@ fn run(args: Args) -> Result<()> {
         Verb::Umount(umount) => umount.run(),
         Verb::Warm(warm) => warm.run(),
         Verb::Ls(ls) => ls.run(),
+        Verb::Snapshot(snapshot) => snapshot.run(),
         Verb::Changes(changes) => changes.run(),
         Verb::Blocks(blocks) => blocks.run(),
         Verb::Sync(sync) => sync.run(),

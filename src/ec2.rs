@@ -1,10 +1,14 @@
-//! What EC2 knows of snapshots, and the tags that it keeps. The only module with aws-sdk-ec2 in it: [`mod@call`] makes one call,
-//! [`pages`] a listing of many, [`ids`] describes named snapshots.
+//! What EC2 knows of snapshots, the tags that it keeps, and the calls that make snapshots of volumes. The only module with
+//! aws-sdk-ec2 in it: [`mod@call`] makes one call, [`pages`] a listing of many, [`ids`] describes named snapshots, [`volumes`]
+//! volumes and instances, [`create`] makes snapshots.
 
 mod call;
+mod create;
 mod ids;
 mod pages;
+mod volumes;
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use aws_sdk_ec2::operation::describe_snapshots::DescribeSnapshotsOutput;
@@ -24,9 +28,9 @@ use crate::snapshot::{
     Descriptions, ListingProgress, ListingReport, Selector, Snapshot, SnapshotId, State,
 };
 
-use call::{CallName, CallRefusal, Ec2Access, call};
+use call::{CallName, CallRefusal, Ec2Access, Repeat, call};
 use ids::describe_known;
-use pages::{DescribedPage, PageFailure, list_pages};
+use pages::{DescribedPage, PageItem, list_pages};
 
 /// Snapshots a page: the most that DescribeSnapshots takes.
 ///
@@ -34,8 +38,6 @@ use pages::{DescribedPage, PageFailure, list_pages};
 const PAGE: i32 = 1000;
 /// Values a filter (<https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_Filter.html>).
 const VALUES: usize = 200;
-/// The IAM action of the calls that describe snapshots.
-const ACTION: &str = "ec2:DescribeSnapshots";
 
 /// A client of EC2 in one Region.
 #[derive(Debug)]
@@ -73,7 +75,7 @@ impl Ec2 {
         name: CallName<'_>,
         waiting: &(dyn Fn(&Error) + Send + Sync),
         fill: impl Fn(DescribeSnapshotsFluentBuilder) -> DescribeSnapshotsFluentBuilder,
-    ) -> std::result::Result<DescribedPage, CallRefusal> {
+    ) -> std::result::Result<DescribedPage<Snapshot>, CallRefusal> {
         let send = |watch| {
             let request = fill(self.sdk.describe_snapshots());
             request.customize().interceptor(watch).send()
@@ -81,7 +83,7 @@ impl Ec2 {
         let reply: DescribeSnapshotsOutput = call(&self.access, name, waiting, send).await?;
         let snapshots = reply.snapshots.unwrap_or_default();
         Ok(DescribedPage {
-            snapshots: snapshots.into_iter().filter_map(snapshot).collect(),
+            items: snapshots.into_iter().filter_map(snapshot).collect(),
             next: reply.next_token.filter(|token| !token.is_empty()),
         })
     }
@@ -95,9 +97,12 @@ impl Ec2 {
         let fetch = |token: Option<String>| {
             async move {
                 let name = CallName {
-                    action: ACTION,
+                    action: Snapshot::ACTION,
                     target: "in this Region",
-                    is_within: token.is_some(),
+                    repeat: match &token {
+                        Some(_) => Repeat::Listing,
+                        None => Repeat::Single,
+                    },
                 };
                 let fill = |request: DescribeSnapshotsFluentBuilder| {
                     request
@@ -108,12 +113,7 @@ impl Ec2 {
                 };
                 let waiting = |error: &Error| progress.waits(error);
                 let page = self.describe_once(name, &waiting, fill).await;
-                page.map_err(|refused| match refused.code.as_str() {
-                    code if code.contains("NextToken") || code.contains("PaginationToken") => {
-                        PageFailure::StaleToken(refused.error)
-                    }
-                    _ => PageFailure::Final(refused.error),
-                })
+                page.map_err(Into::into)
             }
             .boxed()
         };
@@ -134,9 +134,9 @@ impl Ec2 {
                     ids => format!("of {} snapshots", ids.len()),
                 };
                 let name = CallName {
-                    action: ACTION,
+                    action: Snapshot::ACTION,
                     target: &target,
-                    is_within: false,
+                    repeat: Repeat::Single,
                 };
                 let fill = |request: DescribeSnapshotsFluentBuilder| {
                     let ids = ids.iter().map(ToString::to_string).collect();
@@ -145,7 +145,7 @@ impl Ec2 {
                 };
                 let waiting = |error: &Error| progress.waits(error);
                 let page = self.describe_once(name, &waiting, fill).await?;
-                let mut snapshots = page.snapshots;
+                let mut snapshots = page.items;
                 snapshots.retain(|snapshot| ids.contains(&snapshot.id));
                 progress.listed(snapshots.len());
                 Ok(snapshots)
@@ -258,7 +258,7 @@ impl Descriptions for Ec2 {
             let name = CallName {
                 action: "ec2:GetEbsEncryptionByDefault",
                 target: "in this Region",
-                is_within: false,
+                repeat: Repeat::Single,
             };
             let send = |watch| {
                 let request = self.sdk.get_ebs_encryption_by_default();
@@ -279,10 +279,8 @@ impl Descriptions for Ec2 {
             let name = CallName {
                 action: "ec2:CreateTags",
                 target: id.as_str(),
-                is_within: false,
+                repeat: Repeat::Single,
             };
-            let tag =
-                |(key, value): &(String, String)| Tag::builder().key(key).value(value).build();
             let send = |watch| {
                 let request = self.sdk.create_tags().resources(id.as_str());
                 let request = request.set_tags(Some(tags.iter().map(tag).collect()));
@@ -298,6 +296,18 @@ impl Descriptions for Ec2 {
 fn filter(name: &str, values: &[String]) -> Filter {
     let values = Some(values.to_vec());
     Filter::builder().name(name).set_values(values).build()
+}
+
+/// A tag in EC2's terms.
+fn tag((key, value): &(String, String)) -> Tag {
+    Tag::builder().key(key).value(value).build()
+}
+
+/// Tags in our terms.
+fn tags(tags: Option<Vec<Tag>>) -> BTreeMap<String, String> {
+    let tags = tags.unwrap_or_default().into_iter();
+    tags.filter_map(|tag| Some((tag.key?, tag.value.unwrap_or_default())))
+        .collect()
 }
 
 /// EC2's description in our terms; none without a usable id.
@@ -323,9 +333,6 @@ fn snapshot(from: aws_sdk_ec2::types::Snapshot) -> Option<Snapshot> {
     snapshot.storage_tier = from.storage_tier.map(|tier| tier.as_str().to_owned());
     snapshot.owner_id = from.owner_id;
     snapshot.description = text(from.description);
-    let tags = from.tags.unwrap_or_default().into_iter();
-    snapshot.tags = tags
-        .filter_map(|tag| Some((tag.key?, tag.value.unwrap_or_default())))
-        .collect();
+    snapshot.tags = tags(from.tags);
     Some(snapshot)
 }

@@ -143,6 +143,8 @@ pub enum Remedy {
     },
     /// Allow a retention to remove all snapshots of a volume.
     RemoveAll,
+    /// Run this cycle again: it adopts the snapshots that were made.
+    AdoptCycle(String),
     /// Remove the pin of this snapshot of a repository.
     Unpin(String),
     /// Anything else: a sentence that names no option of the command line.

@@ -20,6 +20,9 @@
 //! found no difference. *identity*: what tells a device from others. *foreign write*: a write by something else. *compare*,
 //! *verify*: a target against its kept digests before a run, what was written after it. *publish*: make a finished target visible.
 //!
+//! *capture*: make snapshots of volumes. *cycle*: one capture of a job, however often it is run. *set*: the snapshots of one
+//! instance's volumes at one instant. *adopt*: take a snapshot of the cycle that an earlier run, or a call without an answer, has made.
+//!
 //! # Layers
 //! A row imports only rows above it; `tests/layers.rs` reads `src/` and fails on an import that climbs.
 //!
@@ -28,8 +31,8 @@
 //! | 0 | [`error`], [`block`], `time` | anything |
 //! | 1 | [`files`], `sysfs`, [`snapshot`], [`source`], [`target`], [`readahead`], [`digest`], [`maps`], [`cost`], [`progress`], [`aws`] | who implements or uses them |
 //! | 2 | [`ebs`], `ec2`, [`cache`], [`image`], [`compare`] | each other: they see only [`source::BlockSource`] |
-//! | 3 | [`targets`], [`repository`] | each other, cache, image; only [`targets`] sees [`ebs`] |
-//! | 4 | [`fs`], [`sync`] | each other, ebs, ec2, cache, targets, repository |
+//! | 3 | [`targets`], [`repository`], [`capture`] | each other, cache, image; only [`targets`] sees [`ebs`] |
+//! | 4 | [`fs`], [`sync`] | each other, ebs, ec2, cache, targets, repository, capture |
 //! | 5 | [`cli`] | nothing: the one place where concrete types are stacked |
 //! | - | [`emulator`] | everything but [`error`]: it plays the other side |
 //!
@@ -122,6 +125,20 @@
 //! ```
 //! [`repository`] has the format and what makes it safe.
 //!
+//! # The path of a capture
+//! ```text
+//!  cli/snapshot     job        arguments -> CaptureJob
+//!  capture/plan     observe    DescribeVolumes, DescribeInstances; then a pure function: volumes of one instance are one call
+//!  capture/take     look       the snapshots of the cycle, by their tag
+//!  capture/adopt    decide     a pure function: adopt them, look again, or make them
+//!  capture/hooks    before     ended, or failed: then nothing is made
+//!  ec2/create       create     one attempt: made, refused, limited, or unknown, and then looked for before it is made again
+//!  capture/hooks    after      whatever the calls did
+//!  snapshot/own     tag        ebsfs:self, its own id
+//!  capture/wait     completed  until EC2 has completed each, or says why not
+//! ```
+//! [`capture`] has the rule of creation, `docs/snapshot.md` is the page for operators.
+//!
 //! # Memory
 //! Blocks, cached and in flight together, keep the budget of `--memory` (a hedge holds a second body for a moment). Tokens
 //! are bounded for all snapshots together (32 MiB), and so is presence (48 MiB): two bitmaps in chunks for each snapshot that is
@@ -162,6 +179,7 @@ pub mod ec2;
 pub mod image;
 pub mod repository;
 
+pub mod capture;
 pub mod targets;
 
 pub mod fs;

@@ -1,5 +1,8 @@
 //! What a snapshot is to the other modules: [`SnapshotId`], [`Snapshot`] (what is known of one), [`Selector`] (an argument
-//! that selects some), and [`Descriptions`], the trait of what EC2 knows of them.
+//! that selects some), [`Descriptions`], the trait of what EC2 knows of them, and [`SnapshotMaker`], that of what makes them.
+
+mod creation;
+mod own;
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
@@ -12,6 +15,12 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::error::{Error, Kind, Result};
+
+pub use creation::{
+    Creation, InstanceInfo, NewSnapshots, SnapshotMaker, SnapshotsOf, VolumeInfo, VolumeSelector,
+    instance_id, volume_id,
+};
+pub(crate) use own::{SELF_TAG, YOUNG, carries_own_id, has_tag, tag_with_own_id};
 
 /// What EC2 knows of snapshots, and their tags. Absent where its API is not built in, not reachable or not permitted.
 pub trait Descriptions: Send + Sync {

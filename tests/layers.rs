@@ -45,24 +45,29 @@ const RULES: &[(&str, u8, &str)] = &[
         "ebs ec2 cache image target readahead maps aws",
     ),
     (
+        "capture",
+        3,
+        "targets repository ebs ec2 cache image compare readahead digest maps block files sysfs source cost",
+    ),
+    (
         "targets",
         3,
-        "repository ec2 cache image compare readahead maps aws",
+        "capture repository ec2 cache image compare readahead maps aws",
     ),
     (
         "repository",
         3,
-        "targets ebs ec2 cache image compare readahead maps",
+        "capture targets ebs ec2 cache image compare readahead maps",
     ),
     (
         "fs",
         4,
-        "repository targets ebs ec2 cache compare target sync aws readahead",
+        "capture repository targets ebs ec2 cache compare target sync aws readahead",
     ),
     (
         "sync",
         4,
-        "repository targets ebs ec2 cache image compare fs aws readahead",
+        "capture repository targets ebs ec2 cache image compare fs aws readahead",
     ),
     ("cli", 5, ""),
 ];
@@ -190,6 +195,7 @@ fn everything_is_ascii() {
         root.join("docs/aws.md"),
         root.join("docs/stores.md"),
         root.join("docs/sync.md"),
+        root.join("docs/snapshot.md"),
         root.join("docs/aws-assumptions.md"),
         root.join("Cargo.toml"),
     ];

@@ -42,6 +42,8 @@ mod refusals;
 mod repository;
 mod signals;
 mod slow_line;
+#[cfg(feature = "ec2")]
+mod snapshot;
 mod soak;
 mod stress;
 mod stress_reads;

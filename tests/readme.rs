@@ -189,6 +189,35 @@ fn every_command_of_the_retention_page_works_as_it_stands_there() {
     assert_same(&folder.path().join("replica.raw"), &volume);
 }
 
+#[cfg(feature = "ec2")]
+#[test]
+fn every_command_of_the_snapshot_page_works_as_it_stands_there() {
+    let emulator = Emulator::start();
+    for id in ["vol-0a", "vol-0b", "vol-0c"] {
+        emulator.make_volume(id, 8, 0..3);
+    }
+    emulator.post("volumes/vol-0b?tag=Backup%3Dyes");
+    let folder = tempfile::tempdir().unwrap();
+    let text = page("docs/snapshot.md");
+    assert_eq!(blocks(&text).len(), 1);
+    let output = commands(&emulator, &text, [SNAPSHOT, LATER], folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}\n{errors}");
+    assert!(errors.contains("\nfreeze\n") && errors.contains("\nthaw\n"));
+    // A set of three, one that was not left out, one volume, one with the tag, one with commands.
+    assert_eq!(emulator.made().len(), 7);
+    let mut found = BTreeSet::new();
+    let object =
+        run(&mut emulator.ebsfs(&["snapshot", "--volume", "vol-0a", "--json", "--pre", "true"]));
+    members(&serde_json::from_str(&object).unwrap(), &mut found);
+    for name in found {
+        assert!(text.contains(&format!("`{name}`")), "{name}");
+    }
+}
+
 /// The names of all members of an object and of the objects in it.
 fn members(value: &Value, found: &mut BTreeSet<String>) {
     match value {

@@ -8,7 +8,7 @@ use clap::Args;
 use crate::aws::{Aws, Given, Service, Settings};
 use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::error::{Error, Kind, Remedy, Result};
-use crate::snapshot::{Descriptions, Selector};
+use crate::snapshot::{Descriptions, Selector, SnapshotMaker};
 
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "AWS")]
@@ -182,6 +182,21 @@ pub(super) fn descriptions(aws: &Aws) -> Result<Option<Arc<dyn Descriptions>>> {
 #[cfg(not(feature = "ec2"))]
 pub(super) fn descriptions(_aws: &Aws) -> Result<Option<Arc<dyn Descriptions>>> {
     Ok(None)
+}
+
+/// What makes snapshots of volumes.
+#[cfg(feature = "ec2")]
+pub(super) fn snapshot_maker(aws: &Aws) -> Result<Arc<dyn SnapshotMaker>> {
+    let config = aws.service(Service::Ec2)?;
+    Ok(Arc::new(crate::ec2::Ec2::new(&config)))
+}
+
+/// An error: EC2 is not built in.
+#[cfg(not(feature = "ec2"))]
+pub(super) fn snapshot_maker(_aws: &Aws) -> Result<Arc<dyn SnapshotMaker>> {
+    let what = "cannot make snapshots: this build has no EC2 client";
+    let error = Error::new(Kind::Invalid, what);
+    Err(error.with_remedy(Remedy::Do("build ebsfs with its feature ec2".into())))
 }
 
 /// What EC2 tells, for a command that is nothing without it.

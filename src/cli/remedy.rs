@@ -56,6 +56,9 @@ fn option(remedy: &Remedy) -> String {
                 "ebsfs repository prune {repository} --forget-run {run} continues without it, if it has ended"
             )
         }
+        Remedy::AdoptCycle(cycle) => {
+            format!("the same command with --cycle {cycle} adopts what was made")
+        }
         Remedy::RemoveAll => "--remove-all removes them".into(),
         Remedy::Unpin(snapshot) => {
             format!("ebsfs repository unpin {} allows it", quoted(snapshot))

@@ -17,11 +17,12 @@ pub(super) fn only_read(error: Error) -> Error {
     }
 }
 
-/// The first SIGINT or SIGTERM stops the verb (a sync at a checkpoint); the second ends the program.
+/// The first SIGINT, SIGTERM or SIGHUP stops the verb (a sync at a checkpoint); the second ends the program.
 pub(super) fn listen() -> Result<Stop> {
     let (stop, stopped) = watch::channel(false);
     let mut interrupt = take(SignalKind::interrupt())?;
     let mut terminate = take(SignalKind::terminate())?;
+    let mut hang_up = take(SignalKind::hangup())?;
     // A request for progress before there is any must not end the program.
     let asked = take(SignalKind::user_defined1())?;
     tokio::spawn(async move {
@@ -30,6 +31,7 @@ pub(super) fn listen() -> Result<Stop> {
             tokio::select! {
                 () = interrupt.received() => {}
                 () = terminate.received() => {}
+                () = hang_up.received() => {}
             }
             if stop.send_replace(true) {
                 log::flush();

@@ -33,6 +33,8 @@ const ATTEMPTS: [Duration; 3] = [
 ];
 /// How long one reply may take although bytes arrive: the largest one at 110 kB/s.
 const LONGEST: Duration = Duration::from_secs(300);
+/// How long the service may be silent in a call that is not repeated: CreateSnapshots answers for all volumes of an instance.
+const ONLY_ATTEMPT: Duration = Duration::from_secs(30);
 /// How long a call is repeated that is not answered: a person waits for the first answer.
 const SILENCE: Duration = Duration::from_secs(15);
 /// How long it is repeated in the middle of a listing, whose earlier pages would be lost.
@@ -62,8 +64,20 @@ pub(super) struct CallName<'a> {
     pub(super) action: &'a str,
     /// What it is made on.
     pub(super) target: &'a str,
-    /// Whether it continues a listing.
-    pub(super) is_within: bool,
+    /// How long it is repeated.
+    pub(super) repeat: Repeat,
+}
+
+/// How long a call is repeated that fails or is not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Repeat {
+    /// A short time: a person waits for the first answer.
+    Single,
+    /// It continues a listing, whose earlier pages would be lost.
+    Listing,
+    /// Never, unless its credentials or its signature were refused: it makes something each time, and the one without an
+    /// answer may have done so.
+    Never,
 }
 
 /// A call that failed for good: with the code of EC2 and its message, if it answered.
@@ -91,7 +105,7 @@ where
     F: Future<Output = std::result::Result<T, SdkError<E, HttpResponse>>>,
     E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
 {
-    let mut waits = CallAttempts::new(name.is_within);
+    let mut waits = CallAttempts::new(name.repeat);
     loop {
         let watch = ReplyWatch::default();
         let limit = waits.silence();
@@ -112,6 +126,7 @@ where
             }
         };
         let pause = match (&class, &waits) {
+            (ErrorClass::Retry(_), _) if name.repeat == Repeat::Never => None,
             (ErrorClass::Retry(error), _) => waits.pause_after(error.kind(), Instant::now()),
             (ErrorClass::Refused(_), _) if waits.refusals < Credentials::MAX_REFUSALS => {
                 waits.refusals += 1;
@@ -169,7 +184,7 @@ async fn watched<T>(
 #[derive(Debug)]
 struct CallAttempts {
     since: Instant,
-    is_within: bool,
+    repeat: Repeat,
     attempts: u32,
     /// Failures of the present kind in a row, and since when.
     in_row: u32,
@@ -181,10 +196,10 @@ struct CallAttempts {
 }
 
 impl CallAttempts {
-    fn new(is_within: bool) -> Self {
+    fn new(repeat: Repeat) -> Self {
         Self {
             since: Instant::now(),
-            is_within,
+            repeat,
             attempts: 0,
             in_row: 0,
             kind: None,
@@ -199,9 +214,10 @@ impl CallAttempts {
         let at = usize::try_from(self.in_row).unwrap_or(usize::MAX);
         let limit = ATTEMPTS.get(at).or(ATTEMPTS.last());
         let limit = limit.copied().unwrap_or(SILENCE);
-        match (self.is_within, self.kind) {
+        match (self.repeat, self.kind) {
+            (Repeat::Never, _) => ONLY_ATTEMPT,
             // What is left of its time.
-            (false, Some((Kind::Unavailable, since))) => limit
+            (Repeat::Single, Some((Kind::Unavailable, since))) => limit
                 .min((since + SILENCE).saturating_duration_since(Instant::now()))
                 .max(Duration::from_millis(500)),
             _ => limit,
@@ -225,7 +241,7 @@ impl CallAttempts {
         self.kind = Some((kind, since));
         let ((first, longest), limit) = match kind {
             Kind::Throttled => (THROTTLE_PAUSES, THROTTLED),
-            _ if self.is_within => (PAUSES, SILENCE_WITHIN),
+            _ if self.repeat == Repeat::Listing => (PAUSES, SILENCE_WITHIN),
             _ => (PAUSES, SILENCE),
         };
         let step = first.saturating_mul(1 << self.in_row.min(10)).min(longest);

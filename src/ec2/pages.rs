@@ -5,20 +5,50 @@ use std::hash::{BuildHasher, RandomState};
 
 use futures_util::future::BoxFuture;
 
+use super::call::CallRefusal;
 use crate::error::{Error, Kind, Result};
-use crate::snapshot::{Snapshot, SnapshotId};
+use crate::snapshot::{Snapshot, VolumeInfo};
 
-/// The most snapshots of a listing. The quota is 100,000 a Region and can be raised
+/// The most snapshots or volumes of a listing. The quota of snapshots is 100,000 a Region and can be raised
 /// (<https://docs.aws.amazon.com/ebs/latest/userguide/ebs-resource-quotas.html>).
-const MAX_SNAPSHOTS: usize = 1_000_000;
-/// The most pages in a row without a snapshot that is not listed already: filters are applied after the account's snapshots
-/// are cut into pages, so that pages may be empty.
+const MAX_ITEMS: usize = 1_000_000;
+/// The most pages in a row without an item that is not listed already: filters are applied after what the account has is
+/// cut into pages, so that pages may be empty.
 const MAX_IDLE_PAGES: u32 = 1_100;
 
+/// What is listed in pages.
+pub(super) trait PageItem {
+    /// What several of them are called.
+    const MANY: &'static str;
+    /// The IAM action of the call that lists them.
+    const ACTION: &'static str;
+
+    /// Its id.
+    fn id(&self) -> &str;
+}
+
+impl PageItem for Snapshot {
+    const MANY: &'static str = "snapshots";
+    const ACTION: &'static str = "ec2:DescribeSnapshots";
+
+    fn id(&self) -> &str {
+        self.id.as_str()
+    }
+}
+
+impl PageItem for VolumeInfo {
+    const MANY: &'static str = "volumes";
+    const ACTION: &'static str = "ec2:DescribeVolumes";
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+}
+
 /// One reply.
-#[derive(Debug, Default)]
-pub(super) struct DescribedPage {
-    pub(super) snapshots: Vec<Snapshot>,
+#[derive(Debug)]
+pub(super) struct DescribedPage<T> {
+    pub(super) items: Vec<T>,
     /// The token of the next page; none at the end.
     pub(super) next: Option<String>,
 }
@@ -32,20 +62,33 @@ pub(super) enum PageFailure {
     Final(Error),
 }
 
-/// All pages, from the first to the end. `seen` learns how many snapshots there are so far.
+/// Why a page was not had, as a refusal tells it.
+impl From<CallRefusal> for PageFailure {
+    fn from(refused: CallRefusal) -> Self {
+        match refused.code.as_str() {
+            code if code.contains("NextToken") || code.contains("PaginationToken") => {
+                Self::StaleToken(refused.error)
+            }
+            _ => Self::Final(refused.error),
+        }
+    }
+}
+
+/// All pages, from the first to the end. `seen` learns how many items there are so far.
 ///
 /// # Errors
 /// `Unavailable` when the pages do not come to an end; else why one was not had.
-pub(super) async fn list_pages<'a>(
+pub(super) async fn list_pages<'a, T: PageItem>(
     seen: &(dyn Fn(usize) + Send + Sync),
-    fetch: impl Fn(Option<String>) -> BoxFuture<'a, std::result::Result<DescribedPage, PageFailure>>,
-) -> Result<Vec<Snapshot>> {
+    fetch: impl Fn(Option<String>) -> BoxFuture<'a, std::result::Result<DescribedPage<T>, PageFailure>>,
+) -> Result<Vec<T>> {
+    let many = T::MANY;
     let broken = |why: &str| {
-        let what = format!("cannot list snapshots: ec2:DescribeSnapshots {why}");
+        let what = format!("cannot list {many}: {} {why}", T::ACTION);
         Error::new(Kind::Unavailable, what)
     };
-    let mut snapshots = Vec::new();
-    let mut ids: HashSet<SnapshotId> = HashSet::new();
+    let mut items = Vec::new();
+    let mut ids: HashSet<String> = HashSet::new();
     let hasher = RandomState::new();
     let mut tokens = HashSet::new();
     let (mut next, mut idle, mut has_restarted) = (None::<String>, 0u32, false);
@@ -61,30 +104,22 @@ pub(super) async fn list_pages<'a>(
             }
             Err(PageFailure::StaleToken(error) | PageFailure::Final(error)) => return Err(error),
         };
-        let before = snapshots.len();
-        let new = page.snapshots.into_iter();
-        snapshots.extend(new.filter(|snapshot| ids.insert(snapshot.id.clone())));
-        seen(snapshots.len());
+        let before = items.len();
+        let new = page.items.into_iter();
+        items.extend(new.filter(|item| ids.insert(item.id().to_owned())));
+        seen(items.len());
         let Some(token) = page.next else {
-            return Ok(snapshots);
+            return Ok(items);
         };
         if !tokens.insert(hasher.hash_one(&token)) {
             return Err(broken("repeats a page token"));
         }
-        idle = if snapshots.len() > before {
-            0
-        } else {
-            idle + 1
-        };
+        idle = if items.len() > before { 0 } else { idle + 1 };
         if idle > MAX_IDLE_PAGES {
-            return Err(broken(&format!(
-                "sends {idle} pages without a new snapshot"
-            )));
+            return Err(broken(&format!("sends {idle} pages without new {many}")));
         }
-        if snapshots.len() > MAX_SNAPSHOTS {
-            return Err(broken(&format!(
-                "sends more than {MAX_SNAPSHOTS} snapshots"
-            )));
+        if items.len() > MAX_ITEMS {
+            return Err(broken(&format!("sends more than {MAX_ITEMS} {many}")));
         }
         next = Some(token);
     }
@@ -111,7 +146,7 @@ mod tests {
             let call = calls.replace(calls.get() + 1);
             let page = match answer(call, token.as_deref()) {
                 Some((numbers, next)) => Ok(DescribedPage {
-                    snapshots: numbers.into_iter().map(snapshot).collect(),
+                    items: numbers.into_iter().map(snapshot).collect(),
                     next,
                 }),
                 None => Err(PageFailure::StaleToken(Error::new(Kind::Invalid, "stale"))),
@@ -156,7 +191,7 @@ mod tests {
         let page = |call: usize| (call * 10_000..(call + 1) * 10_000).collect();
         let (listed, calls) = list(|call, _| Some((page(call), Some(call.to_string())))).await;
         assert_eq!(listed.unwrap_err().kind(), Kind::Unavailable);
-        assert_eq!(calls, MAX_SNAPSHOTS / 10_000 + 1);
+        assert_eq!(calls, MAX_ITEMS / 10_000 + 1);
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@
 //! POST /_emulator/connections/close             closes all idle connections
 //! POST /_emulator/connections/freeze            never answers again on the connections that there are now
 //! POST /_emulator/snapshots/snap-1?tier=archive&public=1&owner=444455556666&kms_denied=1&state=error&deleted=1
+//! POST /_emulator/volumes/vol-1?instance=i-1&tag=Name%3Dweb   attached to this instance (empty: to none), with this tag
 //! POST /_emulator/volumes/vol-1/snapshot        CreateSnapshot without a signature: {"snapshot_id": "snap-..."}
 //! POST /_emulator/volumes/vol-1/touch?block=7   counts as written, whatever its bytes
 //! POST /_emulator/reload                        reads the folder's snapshots again, as after a start
@@ -105,6 +106,13 @@ impl Emulator {
                 }
                 let record = snapshot.record.clone();
                 store.save(&record).map_err(|error| error.to_string())?;
+                Ok(json!({}))
+            }
+            ["volumes", id] if post => {
+                let store = self.store.lock();
+                for (name, value) in &pairs {
+                    store.set_volume(id, name, value)?;
+                }
                 Ok(json!({}))
             }
             ["volumes", id, "snapshot"] if post => {

@@ -1,23 +1,22 @@
 //! The EC2 query API, as far as snapshots need it. DescribeSnapshots is in [`snapshots`], an account with more of them
-//! than the folder has in [`account`].
+//! than the folder has in [`account`], volumes and instances are in [`volumes`], what makes snapshots in [`create`].
 //!
-//! One instance, `i-0123456789abcdef0`, has all volumes of the folder attached, the first of them as its root.
+//! One instance, `i-0123456789abcdef0`, has all volumes of the folder attached, the first of them as its root, unless the
+//! control endpoint says that they are another's or none's.
 
 mod account;
+mod create;
 mod snapshots;
+mod volumes;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::time::Duration;
 
-use super::record::{Record, millis};
+use super::record::millis;
 use super::reply::{Refusal, Reply, ec2_reply, request_id};
-use super::store::is_volume_id;
 use super::{ACCOUNT, Emulator, REGION};
 use snapshots::{snapshot_fields, unknown_snapshot};
 
 const INSTANCE: &str = "i-0123456789abcdef0";
-const GIB: u64 = 1 << 30;
 /// Tags of a resource (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Tags.html>).
 const MOST_TAGS: usize = 50;
 
@@ -76,7 +75,7 @@ impl Emulator {
         let inner = match action {
             "DescribeSnapshots" => self.describe_snapshots(&form, here)?,
             "DescribeVolumes" => self.describe_volumes(&form, here)?,
-            "DescribeInstances" => self.describe_instances(here)?,
+            "DescribeInstances" => self.describe_instances(&form, here)?,
             "DescribeRegions" => format!(
                 "<regionInfo><item><regionName>{REGION}</regionName><regionEndpoint>ec2.{REGION}.amazonaws.com\
                  </regionEndpoint><optInStatus>opt-in-not-required</optInStatus></item></regionInfo>"
@@ -87,7 +86,7 @@ impl Emulator {
                 let record = self.create_snapshot(volume, description, form.tags())?;
                 snapshot_fields(&record, None, millis(self.now()))
             }
-            "CreateSnapshots" => self.create_snapshots(&form)?,
+            "CreateSnapshots" => self.create_snapshots(&form, here)?,
             "CreateTags" => self.create_tags(&form, here)?,
             "DeleteSnapshot" => self.delete_snapshot(form.get("SnapshotId").unwrap_or_default())?,
             "GetEbsEncryptionByDefault" => format!(
@@ -107,120 +106,6 @@ impl Emulator {
         Ok(ec2_reply(200, &id, text))
     }
 
-    fn volumes_here(&self, here: bool) -> Result<Vec<(String, u64)>, Refusal> {
-        if !here {
-            return Ok(Vec::new());
-        }
-        self.store.lock().volumes().map_err(|_| Refusal::internal())
-    }
-
-    fn describe_volumes(&self, form: &Form, here: bool) -> Result<String, Refusal> {
-        let ids = form.list("VolumeId");
-        let volumes = self.volumes_here(here)?;
-        if let Some(id) = ids
-            .iter()
-            .find(|id| !volumes.iter().any(|(volume, _)| volume == *id))
-        {
-            let message = format!("The volume '{id}' does not exist.");
-            return Err(Refusal::new(400, "InvalidVolume.NotFound", None, message));
-        }
-        let mut text = String::from("<volumeSet>");
-        for (n, (id, bytes)) in volumes.iter().enumerate() {
-            if ids.is_empty() || ids.contains(&id.as_str()) {
-                let _ = write!(
-                    text,
-                    "<item><volumeId>{id}</volumeId><size>{}</size><availabilityZone>{REGION}a</availabilityZone>\
-                     <status>in-use</status><volumeType>gp3</volumeType><encrypted>false</encrypted><attachmentSet>\
-                     <item><volumeId>{id}</volumeId><instanceId>{INSTANCE}</instanceId><device>{}</device>\
-                     <status>attached</status></item></attachmentSet></item>",
-                    bytes.div_ceil(GIB).max(1),
-                    device(n)
-                );
-            }
-        }
-        text.push_str("</volumeSet>");
-        Ok(text)
-    }
-
-    fn describe_instances(&self, here: bool) -> Result<String, Refusal> {
-        let volumes = self.volumes_here(here)?;
-        if volumes.is_empty() {
-            return Ok("<reservationSet/>".into());
-        }
-        let mut disks = String::new();
-        for (n, (id, _)) in volumes.iter().enumerate() {
-            let _ = write!(
-                disks,
-                "<item><deviceName>{}</deviceName><ebs><volumeId>{id}</volumeId><status>attached</status></ebs></item>",
-                device(n)
-            );
-        }
-        Ok(format!(
-            "<reservationSet><item><reservationId>r-0123456789abcdef0</reservationId><ownerId>{ACCOUNT}</ownerId>\
-             <instancesSet><item><instanceId>{INSTANCE}</instanceId><instanceState><code>16</code><name>running</name>\
-             </instanceState><rootDeviceName>{}</rootDeviceName><blockDeviceMapping>{disks}</blockDeviceMapping>\
-             </item></instancesSet></item></reservationSet>",
-            device(0)
-        ))
-    }
-
-    pub(super) fn create_snapshot(
-        &self,
-        volume: &str,
-        description: &str,
-        tags: BTreeMap<String, String>,
-    ) -> Result<Record, Refusal> {
-        if !is_volume_id(volume) {
-            let message =
-                format!("Value ({volume}) for parameter volumeId is invalid. Expected: 'vol-...'.");
-            return Err(Refusal::new(400, "InvalidParameterValue", None, message));
-        }
-        let now = self.now();
-        let settles = now + Duration::from_millis(self.switches().pending_ms);
-        let created = self
-            .store
-            .lock()
-            .create(volume, description, tags, now, settles);
-        created.map_err(|_| Refusal::internal())?.ok_or_else(|| {
-            let message = format!("The volume '{volume}' does not exist.");
-            Refusal::new(400, "InvalidVolume.NotFound", None, message)
-        })
-    }
-
-    fn create_snapshots(&self, form: &Form) -> Result<String, Refusal> {
-        let instance = form
-            .get("InstanceSpecification.InstanceId")
-            .unwrap_or_default();
-        if instance != INSTANCE {
-            let message = format!("The instance ID '{instance}' does not exist");
-            return Err(Refusal::new(
-                400,
-                "InvalidInstanceID.NotFound",
-                None,
-                message,
-            ));
-        }
-        let no_boot = form.get("InstanceSpecification.ExcludeBootVolume") == Some("true");
-        let excluded = form.list("InstanceSpecification.ExcludeDataVolumeId");
-        let volumes = self.volumes_here(true)?;
-        let chosen = volumes.iter().enumerate().filter(|(n, (id, _))| {
-            if *n == 0 {
-                !no_boot
-            } else {
-                !excluded.contains(&id.as_str())
-            }
-        });
-        let description = form.get("Description").unwrap_or_default();
-        let mut text = String::from("<snapshotSet>");
-        for (_, (id, _)) in chosen {
-            let record = self.create_snapshot(id, description, form.tags())?;
-            let fields = snapshot_fields(&record, None, millis(self.now()));
-            let _ = write!(text, "<item>{fields}</item>");
-        }
-        text.push_str("</snapshotSet>");
-        Ok(text)
-    }
-
     /// Tags of all the resources or of none. A resource that is another account's is one that does not exist.
     fn create_tags(&self, form: &Form, here: bool) -> Result<String, Refusal> {
         let ids = form.list("ResourceId");
@@ -233,11 +118,13 @@ impl Emulator {
             let message = format!("Tag keys starting with 'aws:' are reserved: {key}");
             return Err(Refusal::new(400, "InvalidParameterValue", None, message));
         }
+        let now = millis(self.now());
         let mut store = self.store.lock();
         let mut tagged = Vec::new();
         for id in ids {
             let found = store.get(id).filter(|_| here);
-            let Some(snapshot) = found.filter(|found| found.record.owner == ACCOUNT) else {
+            let found = found.filter(|found| found.record.owner == ACCOUNT);
+            let Some(snapshot) = found.filter(|found| found.record.is_shown(now)) else {
                 return Err(unknown_snapshot(id));
             };
             let mut record = snapshot.record.clone();
@@ -271,7 +158,48 @@ impl Emulator {
     }
 }
 
-fn device(n: usize) -> String {
-    let letter = (b'a'..=b'z').nth(n).unwrap_or(b'z');
-    format!("/dev/xvd{}", char::from(letter))
+/// Whether a value of a filter matches: `*` is any text and `?` any character, unless a backslash is before it
+/// (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Filtering.html>).
+fn matches_pattern(pattern: &str, text: &str) -> bool {
+    let mut rest = pattern.chars();
+    let mut text_rest = text.chars();
+    match rest.next() {
+        None => text.is_empty(),
+        Some('*') => {
+            matches_pattern(rest.as_str(), text)
+                || text_rest.next().is_some() && matches_pattern(pattern, text_rest.as_str())
+        }
+        Some('?') => {
+            text_rest.next().is_some() && matches_pattern(rest.as_str(), text_rest.as_str())
+        }
+        Some(c) => {
+            let literal = match c {
+                '\\' => rest.next().unwrap_or(c),
+                c => c,
+            };
+            text_rest.next() == Some(literal) && matches_pattern(rest.as_str(), text_rest.as_str())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_takes_wildcards_unless_they_are_escaped() {
+        for (pattern, text, expected) in [
+            ("web", "web", true),
+            ("web", "web1", false),
+            ("web*", "web1", true),
+            ("*b?", "web1", true),
+            ("w\\*", "w*", true),
+            ("w\\*", "web", false),
+            ("", "", true),
+            ("*", "", true),
+            ("?", "", false),
+        ] {
+            assert_eq!(matches_pattern(pattern, text), expected, "{pattern} {text}");
+        }
+    }
 }

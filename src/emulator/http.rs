@@ -136,6 +136,9 @@ async fn answer(
             tokio::task::block_in_place(|| emulator.perform(&call, &parts, &body, &switches));
         done.unwrap_or_else(|refusal| call.refuse(&refusal))
     };
+    if call.makes_snapshots() && strikes(switches.lose_reply) {
+        return Err(io::Error::other("lost, as the switch says"));
+    }
     let mut reply = damage(reply, &call, &switches).await?;
     let ec2 = matches!(call, Call::Ec2(_));
     let closes = match reply.status().as_u16() {
@@ -266,6 +269,11 @@ impl Call {
             Self::Ec2(action) => action == "DescribeSnapshots",
             _ => false,
         }
+    }
+
+    /// Whether it makes snapshots of volumes.
+    fn makes_snapshots(&self) -> bool {
+        matches!(self, Self::Ec2(action) if action == "CreateSnapshot" || action == "CreateSnapshots")
     }
 
     /// What IAM knows the call's object by.

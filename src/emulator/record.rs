@@ -41,6 +41,9 @@ pub(super) struct Record {
     /// Set for what StartSnapshot makes.
     pub(super) started: Option<Started>,
     pub(super) synthetic: Option<Synthetic>,
+    /// When EC2 knows it.
+    #[serde(default)]
+    pub(super) shown_ms: u64,
 }
 
 /// What StartSnapshot was asked for.
@@ -81,6 +84,25 @@ impl Record {
             deleted: false,
             started: None,
             synthetic: None,
+            shown_ms: 0,
+        }
+    }
+
+    /// Whether EC2 knows it by now.
+    pub(super) fn is_shown(&self, now_ms: u64) -> bool {
+        now_ms >= self.shown_ms
+    }
+
+    /// How far it is: by the time that has passed.
+    pub(super) fn percent(&self, now_ms: u64) -> u64 {
+        match (self.state_at(now_ms).0, self.settles_ms) {
+            ("completed", _) => 100,
+            ("pending", Some(settles)) => {
+                let all = settles.saturating_sub(self.start_ms).max(1);
+                let past = now_ms.saturating_sub(self.start_ms);
+                (past.saturating_mul(100) / all).min(99)
+            }
+            _ => 0,
         }
     }
 
@@ -111,6 +133,7 @@ pub(super) fn set_attribute(record: &mut Record, name: &str, value: &str) -> Res
     match name {
         "tier" => record.tier = value.into(),
         "state" => record.state = value.into(),
+        "state_message" => record.state_message = value.into(),
         "owner" => record.owner = value.into(),
         "public" => record.public = yes,
         "kms_denied" => record.kms_denied = yes,

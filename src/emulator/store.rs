@@ -62,11 +62,31 @@ impl Snapshot {
     }
 }
 
+/// What the folder keeps of a volume.
 #[derive(Debug, Default, Deserialize, Serialize)]
-struct VolumeRecord {
+#[serde(default)]
+pub(super) struct VolumeRecord {
     last_snapshot: Option<String>,
     /// Blocks written since then even if their bytes are the same.
     touched: Vec<u32>,
+    /// The instance that it is attached to; empty for none, unset for the one that has all others.
+    pub(super) instance: Option<String>,
+    /// Its tags.
+    pub(super) tags: BTreeMap<String, String>,
+}
+
+/// A snapshot to be made of a volume.
+pub(super) struct Making<'a> {
+    pub(super) volume: &'a str,
+    pub(super) description: &'a str,
+    pub(super) tags: BTreeMap<String, String>,
+    pub(super) now: SystemTime,
+    /// When it is completed, or fails.
+    pub(super) settles: SystemTime,
+    /// When EC2 knows it.
+    pub(super) shown: SystemTime,
+    /// Why it fails; nothing when it does not.
+    pub(super) error: &'a str,
 }
 
 /// The folder.
@@ -139,26 +159,46 @@ impl Store {
         self.folder.join("volumes").join(format!("{id}.{ending}"))
     }
 
-    /// Takes a volume as it stands. `None`: there is no such volume.
-    pub(super) fn create(
-        &mut self,
-        volume: &str,
-        description: &str,
-        tags: BTreeMap<String, String>,
-        now: SystemTime,
-        settles: SystemTime,
-    ) -> io::Result<Option<Record>> {
-        if !self.volumes()?.iter().any(|(id, _)| id == volume) {
-            return Ok(None);
+    /// What is kept of a volume.
+    pub(super) fn volume_record(&self, volume: &str) -> VolumeRecord {
+        let kept = fs::read(self.volume_path(volume, "json")).ok();
+        kept.and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default()
+    }
+
+    fn save_volume(&self, volume: &str, record: &VolumeRecord) -> io::Result<()> {
+        fs::write(
+            self.volume_path(volume, "json"),
+            serde_json::to_vec(record)?,
+        )
+    }
+
+    /// Changes what EC2 tells of a volume: the instance that it is attached to, its tags.
+    pub(super) fn set_volume(&self, volume: &str, name: &str, value: &str) -> Result<(), String> {
+        let failed = |error: io::Error| error.to_string();
+        let volumes = self.volumes().map_err(failed)?;
+        if !volumes.iter().any(|(id, _)| id == volume) {
+            return Err(format!("there is no {volume}"));
         }
+        let mut record = self.volume_record(volume);
+        match (name, value.split_once('=')) {
+            ("instance", _) => record.instance = Some(value.to_owned()),
+            ("tag", Some((key, value))) => {
+                record.tags.insert(key.to_owned(), value.to_owned());
+            }
+            _ => return Err(format!("a volume has no attribute {name}={value}")),
+        }
+        self.save_volume(volume, &record).map_err(failed)
+    }
+
+    /// Takes a volume as it stands.
+    pub(super) fn create(&mut self, making: Making<'_>) -> io::Result<Record> {
+        let Making { volume, now, .. } = making;
         let file = File::open(self.volume_path(volume, "raw"))?;
-        let state_path = self.volume_path(volume, "json");
-        let state: VolumeRecord = fs::read(&state_path)
-            .ok()
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .unwrap_or_default();
+        let mut state = self.volume_record(volume);
         let parent = state
             .last_snapshot
+            .take()
             .filter(|id| self.snapshots.contains_key(id));
         let mut record = self.record(now);
         let before = parent.as_ref().and_then(|id| self.snapshots.get(id));
@@ -167,10 +207,15 @@ impl Store {
         record.parent = parent.clone();
         record.volume_gib =
             u32::try_from(file.metadata()?.len().div_ceil(GIB).max(1)).map_err(io::Error::other)?;
-        record.state = "completed".into();
-        record.settles_ms = Some(millis(settles));
-        record.description = description.to_owned();
-        record.tags = tags;
+        record.state = match making.error {
+            "" => "completed".into(),
+            _ => "error".into(),
+        };
+        record.state_message = making.error.to_owned();
+        record.settles_ms = Some(millis(making.settles));
+        record.shown_ms = millis(making.shown);
+        record.description = making.description.to_owned();
+        record.tags = making.tags;
         let own = private(true).open(self.path(&record.id, "raw"))?;
         let mut blocks = BTreeMap::new();
         for index in allocated(&file)? {
@@ -192,12 +237,10 @@ impl Store {
             blocks.insert(index, held);
         }
         self.add(record.clone(), blocks)?;
-        let state = VolumeRecord {
-            last_snapshot: Some(record.id.clone()),
-            touched: Vec::new(),
-        };
-        fs::write(state_path, serde_json::to_vec(&state)?)?;
-        Ok(Some(record))
+        state.last_snapshot = Some(record.id.clone());
+        state.touched.clear();
+        self.save_volume(volume, &state)?;
+        Ok(record)
     }
 
     /// Files in `volumes/` that look like volumes and are none, because of their names.
@@ -219,10 +262,12 @@ impl Store {
         if !is_volume_id(volume) {
             return Err(io::Error::other(format!("{volume:?} is no volume id")));
         }
-        let path = self.volume_path(volume, "json");
-        let mut state: VolumeRecord = serde_json::from_slice(&fs::read(&path)?)?;
+        if !self.volume_path(volume, "json").exists() {
+            return Err(io::Error::other(format!("{volume} has no snapshot")));
+        }
+        let mut state = self.volume_record(volume);
         state.touched.push(index);
-        fs::write(path, serde_json::to_vec(&state)?)
+        self.save_volume(volume, &state)
     }
 
     /// Adds a computed snapshot.

@@ -29,11 +29,18 @@ pub(super) struct Switches {
     pub(super) ec2_rps: u32,
     /// Snapshots that may be pending by StartSnapshot.
     pub(super) max_pending: usize,
+    /// Snapshots of volumes that may be pending, of the account and of one volume.
+    pub(super) max_pending_snapshots: usize,
+    pub(super) max_pending_volume: usize,
+    /// Milliseconds between two snapshots of a volume.
+    pub(super) volume_interval_ms: u64,
 
     /// An InternalServerException.
     pub(super) error_5xx: f64,
     /// The connection closed without a reply.
     pub(super) reset: f64,
+    /// CreateSnapshot and CreateSnapshots done, and the connection closed without a reply.
+    pub(super) lose_reply: f64,
     /// Half a reply, then nothing.
     pub(super) stall: f64,
     /// Half a reply, then the connection closed.
@@ -95,6 +102,10 @@ pub(super) struct Switches {
     pub(super) page_token_life_s: u64,
     /// Milliseconds from CreateSnapshot to completed.
     pub(super) pending_ms: u64,
+    /// Milliseconds from CreateSnapshot until EC2 knows the snapshot; each further one of a set as long after the one before.
+    pub(super) shown_ms: u64,
+    /// Snapshots of volumes end in error, for this reason; empty: they do not.
+    pub(super) snapshot_error: String,
     /// Milliseconds from completed until the direct APIs know the snapshot, and from StartSnapshot until Put does.
     pub(super) visible_ms: u64,
     /// Milliseconds from CompleteSnapshot to completed or error.
@@ -126,8 +137,13 @@ impl Default for Switches {
             list_rps: 50,
             ec2_rps: 1_000_000,
             max_pending: 100,
+            max_pending_snapshots: 10_000,
+            // https://repost.aws/knowledge-center/ebs-snapshot-stuck
+            max_pending_volume: 5,
+            volume_interval_ms: 0,
             error_5xx: 0.0,
             reset: 0.0,
+            lose_reply: 0.0,
             stall: 0.0,
             truncate: 0.0,
             endless_body: 0.0,
@@ -158,6 +174,8 @@ impl Default for Switches {
             token_life_s: None,
             page_token_life_s: 3600,
             pending_ms: 0,
+            shown_ms: 0,
+            snapshot_error: String::new(),
             visible_ms: 0,
             complete_ms: 0,
             encryption_by_default: false,
@@ -181,6 +199,7 @@ impl Switches {
         *slot = match (&*slot, value) {
             (Value::Array(_), "") => Value::Array(Vec::new()),
             (Value::Array(_), words) => words.split(',').map(Value::from).collect(),
+            (Value::String(_), text) => Value::from(text),
             (Value::Bool(_), "1") => Value::Bool(true),
             (Value::Bool(_), "0") => Value::Bool(false),
             (_, "") => Value::Null,

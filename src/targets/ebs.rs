@@ -25,7 +25,6 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -36,7 +35,7 @@ use tracing::info;
 use crate::block::{Delta, Geometry};
 use crate::ebs::Client;
 use crate::error::{Error, Kind, Remedy, Result};
-use crate::snapshot::{Descriptions, Selector, Snapshot, SnapshotId, State};
+use crate::snapshot::{Descriptions, Selector, Snapshot, SnapshotId, State, YOUNG};
 use crate::source::{BlockSource, Catalog, held};
 use crate::target::{
     Ask, Facts, LockPath, Opened, Opening, Replica, SinkState, SourceInfo, StatePaths, Target,
@@ -45,10 +44,6 @@ use crate::target::{
 
 use evidence::{NO_VOLUME, OWN_TAGS};
 use state::EbsState;
-
-/// How long a snapshot that was just started, or just completed, may be unknown to one part of EBS or EC2 or another
-/// (github.com/awslabs/coldsnap issues 43 and 141).
-const YOUNG: Duration = Duration::from_secs(120);
 
 /// The account and Region that a snapshot is made in.
 #[derive(Clone)]

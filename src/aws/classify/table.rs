@@ -50,6 +50,16 @@ impl ServiceRefusal<'_> {
                 Kind::Throttled,
                 "too many snapshots of this account are pending: complete or delete some",
             )),
+            // https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html
+            (
+                "SnapshotCreationPerVolumeRateExceeded"
+                | "ConcurrentSnapshotLimitExceeded"
+                | "PendingSnapshotLimitExceeded",
+                _,
+            ) => ErrorClass::Retry(error(Kind::Throttled)),
+            ("IncorrectState" | "IncorrectInstanceState", _) => {
+                ErrorClass::Permanent(error(Kind::Pending))
+            }
             (_, "INVALID_BLOCK_TOKEN" | "INVALID_PAGE_TOKEN") => {
                 ErrorClass::StaleToken(error(Kind::Invalid))
             }
@@ -62,10 +72,12 @@ impl ServiceRefusal<'_> {
                 | "INVALID_GRANT_TOKEN"
                 | "INVALID_CUSTOMER_KEY",
             ) => ErrorClass::Permanent(kms()),
-            ("ServiceQuotaExceededException", _) => ErrorClass::Permanent(needs(
-                Kind::Denied,
-                "a quota of this account is used up: delete snapshots or ask for more in Service Quotas",
-            )),
+            ("ServiceQuotaExceededException" | "SnapshotLimitExceeded", _) => {
+                ErrorClass::Permanent(needs(
+                    Kind::Denied,
+                    "a quota of this account is used up: delete snapshots or ask for more in Service Quotas",
+                ))
+            }
             ("ConflictException", _) => ErrorClass::Permanent(needs(
                 Kind::Undecided,
                 "another request with the same client token and other parameters was made before",
@@ -78,12 +90,17 @@ impl ServiceRefusal<'_> {
             }
             (_, "INVALID_SNAPSHOT_ID") => ErrorClass::Permanent(self.bad_snapshot(&said)),
             (_, "SNAPSHOT_NOT_FOUND")
-            | ("InvalidSnapshot.NotFound" | "InvalidSnapshotID.Malformed", _) => {
-                ErrorClass::Permanent(needs(
-                    Kind::NotFound,
-                    "check the id, the Region and the account",
-                ))
-            }
+            | (
+                "InvalidSnapshot.NotFound"
+                | "InvalidSnapshotID.Malformed"
+                | "InvalidVolume.NotFound"
+                | "InvalidInstanceID.NotFound"
+                | "InvalidInstanceID.Malformed",
+                _,
+            ) => ErrorClass::Permanent(needs(
+                Kind::NotFound,
+                "check the id, the Region and the account",
+            )),
             ("ResourceNotFoundException", _) => ErrorClass::Permanent(error(Kind::NotFound)),
             ("AccessDeniedException" | "UnauthorizedOperation" | "AccessDenied", _) => {
                 let need = format!(
@@ -245,6 +262,20 @@ mod tests {
             (503, "RequestLimitExceeded", "", "", throttled),
             (429, "", "", "", throttled),
             (400, "ConcurrentLimitExceededException", "", "", throttled),
+            (400, "ConcurrentSnapshotLimitExceeded", "", "", throttled),
+            (400, "PendingSnapshotLimitExceeded", "", "", throttled),
+            (
+                400,
+                "SnapshotCreationPerVolumeRateExceeded",
+                "",
+                "",
+                throttled,
+            ),
+            (400, "SnapshotLimitExceeded", "", "", denied),
+            (400, "InvalidVolume.NotFound", "", "", absent),
+            (400, "InvalidInstanceID.NotFound", "", "", absent),
+            (400, "InvalidInstanceID.Malformed", "", "", absent),
+            (400, "IncorrectState", "", "", ("permanent", Kind::Pending)),
             (408, "", "", "", unavailable),
             (500, "InternalServerException", "", "", unavailable),
             (502, "", "", "", unavailable),

@@ -1,9 +1,9 @@
 use super::*;
 
 /// What becomes of a call whose attempts fail so, each after `takes`: pauses until it is given up, and the time that took.
-fn fail(kinds: &[Kind], takes: Duration, is_within: bool) -> (usize, Duration) {
+fn fail(kinds: &[Kind], takes: Duration, repeat: Repeat) -> (usize, Duration) {
     let start = Instant::now();
-    let mut waits = CallAttempts::new(is_within);
+    let mut waits = CallAttempts::new(repeat);
     waits.since = start;
     let mut now = start;
     for (attempt, kind) in kinds.iter().cycle().enumerate() {
@@ -20,18 +20,23 @@ fn fail(kinds: &[Kind], takes: Duration, is_within: bool) -> (usize, Duration) {
 fn a_call_is_repeated_as_long_as_its_failures_are_worth() {
     use Kind::{Throttled, Unavailable};
     let quick = Duration::from_millis(10);
-    for (kinds, takes, is_within, limit) in [
-        (&[Unavailable][..], quick, false, SILENCE),
-        (&[Unavailable], Duration::from_secs(4), false, SILENCE),
-        (&[Unavailable], quick, true, SILENCE_WITHIN),
-        (&[Throttled], quick, false, THROTTLED),
-        (&[Throttled], quick, true, THROTTLED),
-        (&[Throttled, Unavailable], quick, true, THROTTLED),
+    for (kinds, takes, repeat, limit) in [
+        (&[Unavailable][..], quick, Repeat::Single, SILENCE),
+        (
+            &[Unavailable],
+            Duration::from_secs(4),
+            Repeat::Single,
+            SILENCE,
+        ),
+        (&[Unavailable], quick, Repeat::Listing, SILENCE_WITHIN),
+        (&[Throttled], quick, Repeat::Single, THROTTLED),
+        (&[Throttled], quick, Repeat::Listing, THROTTLED),
+        (&[Throttled, Unavailable], quick, Repeat::Listing, THROTTLED),
     ] {
         let seed = fastrand::u64(..);
         println!("seed {seed}");
         fastrand::seed(seed);
-        let (attempts, took) = fail(kinds, takes, is_within);
+        let (attempts, took) = fail(kinds, takes, repeat);
         assert!(attempts >= 3, "{attempts} attempts");
         let longest = THROTTLE_PAUSES.1 + takes;
         assert!(took <= limit + takes, "{took:?} of {limit:?}");

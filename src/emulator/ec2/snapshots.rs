@@ -9,7 +9,7 @@ use super::super::record::{Record, iso8601, millis};
 use super::super::reply::{Refusal, escape};
 use super::super::store::Snapshot;
 use super::super::{ACCOUNT, BLOCK, Emulator};
-use super::{Form, account};
+use super::{Form, account, matches_pattern};
 
 /// Results of a page when the call sets none.
 const PAGE: usize = 1000;
@@ -29,7 +29,8 @@ impl Emulator {
         let store = self.store.lock();
         for id in &ids {
             match store.snapshots.get(*id) {
-                Some(snapshot) if here && !snapshot.record.deleted => {}
+                Some(snapshot)
+                    if here && !snapshot.record.deleted && snapshot.record.is_shown(now) => {}
                 // EC2 knows the ids that it has given out once.
                 Some(_) => return Err(no_snapshot(id)),
                 None if account::position(id, more).is_some() => {}
@@ -38,6 +39,7 @@ impl Emulator {
         }
         let is_asked_for = |record: &Record| {
             !record.deleted
+                && record.is_shown(now)
                 && (ids.is_empty() || ids.contains(&record.id.as_str()))
                 && (owners.is_empty()
                     || owners.iter().any(|owner| {
@@ -107,7 +109,7 @@ impl Emulator {
 
 /// How many snapshots a reply may hold
 /// (<https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeSnapshots.html>).
-fn max_results(form: &Form, by_id: bool) -> Result<usize, Refusal> {
+pub(super) fn max_results(form: &Form, by_id: bool) -> Result<usize, Refusal> {
     let Some(text) = form.get("MaxResults") else {
         return Ok(PAGE);
     };
@@ -127,7 +129,7 @@ fn max_results(form: &Form, by_id: bool) -> Result<usize, Refusal> {
     })
 }
 
-fn page_start(token: &str) -> Result<u64, Refusal> {
+pub(super) fn page_start(token: &str) -> Result<u64, Refusal> {
     let text = STANDARD.decode(token).ok();
     let text = text.and_then(|text| String::from_utf8(text).ok());
     let start = text.and_then(|text| text.strip_prefix("page ")?.parse().ok());
@@ -175,7 +177,7 @@ fn no_snapshot(id: &str) -> Refusal {
 }
 
 fn matches(record: &Record, filter: &str, values: &[&str], now: u64) -> bool {
-    let is = |text: &str| values.contains(&text);
+    let is = |text: &str| values.iter().any(|value| matches_pattern(value, text));
     match filter {
         "snapshot-id" => is(&record.id),
         "volume-id" => is(&record.volume_id),
@@ -205,10 +207,10 @@ pub(super) fn snapshot_fields(record: &Record, held: Option<u64>, now: u64) -> S
     }
     let _ = write!(
         text,
-        "<startTime>{}</startTime><progress>{}</progress><ownerId>{}</ownerId><volumeSize>{}</volumeSize>\
+        "<startTime>{}</startTime><progress>{}%</progress><ownerId>{}</ownerId><volumeSize>{}</volumeSize>\
          <description>{}</description><encrypted>{}</encrypted>",
         iso8601(record.start_ms),
-        if state == "completed" { "100%" } else { "0%" },
+        record.percent(now),
         record.owner,
         record.volume_gib,
         escape(&record.description),

@@ -174,6 +174,7 @@ fn follow(job: &SyncJob, remedy: &Remedy) -> Option<SyncJob> {
         | Remedy::AcceptMissing { .. }
         | Remedy::ForgetRun { .. }
         | Remedy::RemoveAll
+        | Remedy::AdoptCycle(_)
         | Remedy::Unpin(_)
         | Remedy::Do(_) => return None,
     }

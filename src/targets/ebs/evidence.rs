@@ -1,6 +1,7 @@
 //! Which snapshots of an account are proven replicas, and which of them a delta can start from.
 
-pub(super) use crate::snapshot::DAMAGED_TAG;
+use crate::snapshot::carries_own_id;
+pub(super) use crate::snapshot::{DAMAGED_TAG, SELF_TAG, has_tag};
 use crate::snapshot::{Snapshot, SnapshotId};
 use crate::target::Replica;
 
@@ -14,8 +15,6 @@ pub(super) const VOLUME_TAG: &str = "ebsfs:volume";
 pub(super) const SIZE_TAG: &str = "ebsfs:size";
 /// The parent that the snapshot was started with: EC2 does not tell it.
 pub(super) const PARENT_TAG: &str = "ebsfs:parent";
-/// The snapshot's own id: a copied tag has another one's.
-pub(super) const SELF_TAG: &str = "ebsfs:self";
 /// The keys that ebsfs uses itself.
 pub(super) const OWN_TAGS: [&str; 6] = [
     SOURCE_TAG,
@@ -30,11 +29,6 @@ pub(super) const OWN_TAGS: [&str; 6] = [
 /// (<https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_Snapshot.html>).
 pub(super) const NO_VOLUME: &str = "vol-ffffffff";
 
-/// Whether a snapshot has a tag with exactly this value. (A filter of EC2 takes wildcards.)
-pub(super) fn has_tag(snapshot: &Snapshot, key: &str, value: &str) -> bool {
-    snapshot.tags.get(key).is_some_and(|found| found == value)
-}
-
 /// Whether a snapshot holds what its tags say: the record names it, or it carries its own id and was made of no volume. A
 /// snapshot with damaged blocks is proven only by the record, which lists them.
 pub(super) fn is_proven(snapshot: &Snapshot, recorded: Option<&str>) -> bool {
@@ -42,7 +36,7 @@ pub(super) fn is_proven(snapshot: &Snapshot, recorded: Option<&str>) -> bool {
         return true;
     }
     snapshot.volume_id.as_deref() == Some(NO_VOLUME)
-        && has_tag(snapshot, SELF_TAG, snapshot.id.as_str())
+        && carries_own_id(snapshot)
         && !snapshot.tags.contains_key(DAMAGED_TAG)
 }
 

@@ -8,10 +8,9 @@ use tracing::{info, warn};
 
 use crate::ebs::Started;
 use crate::error::{Error, Kind, Remedy, Result};
-use crate::snapshot::{SnapshotId, State};
+use crate::snapshot::{SELF_TAG, SnapshotId, State, tag_with_own_id};
 use crate::target::{Opened, Opening, SinkState};
 
-use super::evidence::SELF_TAG;
 use super::request::{Seed, body, seed, token};
 use super::sink::EbsSink;
 use super::state::EbsState;
@@ -158,24 +157,20 @@ impl EbsTarget {
 
     /// Gives a snapshot the tag that proves where it is from; false where that is not allowed.
     async fn tag_itself(&self, id: &SnapshotId, is_young: bool) -> Result<bool> {
-        let tags = [(SELF_TAG.to_owned(), id.to_string())];
-        let until = Instant::now() + if is_young { YOUNG } else { Duration::ZERO };
-        loop {
-            let error = match self.place.descriptions.add_tags(id, &tags).await {
-                Ok(()) => return Ok(true),
-                Err(error) => error,
-            };
-            match error.kind() {
-                Kind::NotFound if Instant::now() < until => sleep(LOOK_EVERY).await,
-                Kind::Denied | Kind::Invalid | Kind::NotFound => {
-                    warn!(
-                        "cannot tag {id} {SELF_TAG}: only the record of this machine will prove that it is a replica: {}",
-                        error.chain()
-                    );
-                    return Ok(false);
-                }
-                _ => return Err(error.context(format!("cannot tag {id} {SELF_TAG}"))),
+        let patience = if is_young { YOUNG } else { Duration::ZERO };
+        let descriptions = &*self.place.descriptions;
+        let Err(error) = tag_with_own_id(descriptions, id, &[], patience).await else {
+            return Ok(true);
+        };
+        match error.kind() {
+            Kind::Denied | Kind::Invalid | Kind::NotFound => {
+                warn!(
+                    "cannot tag {id} {SELF_TAG}: only the record of this machine will prove that it is a replica: {}",
+                    error.chain()
+                );
+                Ok(false)
             }
+            _ => Err(error.context(format!("cannot tag {id} {SELF_TAG}"))),
         }
     }
 }

@@ -1,0 +1,177 @@
+//! CreateSnapshot and CreateSnapshots: one attempt each, whose outcome is known or not.
+
+use aws_sdk_ec2::operation::create_snapshot::CreateSnapshotOutput;
+use aws_sdk_ec2::types::{
+    CopyTagsFromSource, InstanceSpecification, ResourceType, SnapshotInfo, TagSpecification,
+};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+
+use super::call::{CallName, CallRefusal, Repeat, call};
+use super::{Ec2, snapshot, tag};
+use crate::error::{Error, Kind, Result};
+use crate::snapshot::{
+    Creation, InstanceInfo, NewSnapshots, Snapshot, SnapshotMaker, SnapshotsOf, VolumeInfo,
+    VolumeSelector,
+};
+
+impl SnapshotMaker for Ec2 {
+    fn volumes<'a>(&'a self, select: &'a VolumeSelector) -> BoxFuture<'a, Result<Vec<VolumeInfo>>> {
+        self.describe_volumes(select).boxed()
+    }
+
+    fn instances<'a>(&'a self, ids: &'a [String]) -> BoxFuture<'a, Result<Vec<InstanceInfo>>> {
+        self.describe_instances(ids).boxed()
+    }
+
+    fn create<'a>(&'a self, request: &'a NewSnapshots) -> BoxFuture<'a, Result<Creation>> {
+        async move {
+            let name = |action, target| CallName {
+                action,
+                target,
+                repeat: Repeat::Never,
+            };
+            let description = request.description.clone();
+            let tagged = TagSpecification::builder()
+                .resource_type(ResourceType::Snapshot)
+                .set_tags(Some(request.tags.iter().map(tag).collect()))
+                .build();
+            match &request.of {
+                SnapshotsOf::Volume(id) => {
+                    let send = |watch| {
+                        let call = self.sdk.create_snapshot().volume_id(id);
+                        let call = call.set_description(description.clone());
+                        let call = call.tag_specifications(tagged.clone());
+                        call.customize().interceptor(watch).send()
+                    };
+                    let name = name("ec2:CreateSnapshot", id);
+                    let made = call(&self.access, name, &|_| {}, send).await;
+                    outcome(name, made.map(|reply| vec![of_volume(reply)]))
+                }
+                SnapshotsOf::Instance {
+                    id,
+                    without_boot,
+                    without,
+                    copies_tags,
+                } => {
+                    let instance = InstanceSpecification::builder()
+                        .instance_id(id)
+                        .exclude_boot_volume(*without_boot)
+                        .set_exclude_data_volume_ids((!without.is_empty()).then(|| without.clone()))
+                        .build();
+                    let send = |watch| {
+                        let call = self.sdk.create_snapshots();
+                        let call = call.instance_specification(instance.clone());
+                        let call = call.set_description(description.clone());
+                        let call = call.tag_specifications(tagged.clone());
+                        let copied = copies_tags.then_some(CopyTagsFromSource::Volume);
+                        let call = call.set_copy_tags_from_source(copied);
+                        call.customize().interceptor(watch).send()
+                    };
+                    let name = name("ec2:CreateSnapshots", id);
+                    let made = call(&self.access, name, &|_| {}, send).await;
+                    let each = |infos: Vec<SnapshotInfo>| infos.into_iter().map(of_set).collect();
+                    outcome(
+                        name,
+                        made.map(|reply| each(reply.snapshots.unwrap_or_default())),
+                    )
+                }
+            }
+        }
+        .boxed()
+    }
+}
+
+/// What an answer proves: only a refusal that EC2 itself has worded proves that nothing was made.
+fn outcome(
+    name: CallName<'_>,
+    answer: std::result::Result<Vec<Option<Snapshot>>, CallRefusal>,
+) -> Result<Creation> {
+    let refused = match answer {
+        Ok(snapshots) => {
+            let all: Option<Vec<_>> = snapshots.into_iter().collect();
+            return Ok(match all.filter(|all| !all.is_empty()) {
+                Some(all) => Creation::Made(all),
+                None => {
+                    let what = format!("{} {}: a reply without ids", name.action, name.target);
+                    Creation::Unknown(Error::new(Kind::Unavailable, what))
+                }
+            });
+        }
+        Err(refused) => refused.error,
+    };
+    match refused.kind() {
+        Kind::Throttled => Ok(Creation::Limited(refused)),
+        Kind::Unavailable => Ok(Creation::Unknown(refused)),
+        _ => Err(refused),
+    }
+}
+
+fn of_volume(from: CreateSnapshotOutput) -> Option<Snapshot> {
+    let described = aws_sdk_ec2::types::Snapshot::builder()
+        .set_snapshot_id(from.snapshot_id)
+        .set_volume_id(from.volume_id)
+        .set_state(from.state)
+        .set_start_time(from.start_time)
+        .set_volume_size(from.volume_size)
+        .set_encrypted(from.encrypted)
+        .set_owner_id(from.owner_id)
+        .set_description(from.description)
+        .set_tags(from.tags);
+    snapshot(described.build())
+}
+
+fn of_set(from: SnapshotInfo) -> Option<Snapshot> {
+    let described = aws_sdk_ec2::types::Snapshot::builder()
+        .set_snapshot_id(from.snapshot_id)
+        .set_volume_id(from.volume_id)
+        .set_state(from.state)
+        .set_start_time(from.start_time)
+        .set_volume_size(from.volume_size)
+        .set_encrypted(from.encrypted)
+        .set_owner_id(from.owner_id)
+        .set_description(from.description)
+        .set_tags(from.tags);
+    snapshot(described.build())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(kind: Kind) -> CallRefusal {
+        CallRefusal {
+            code: String::new(),
+            message: String::new(),
+            error: Error::new(kind, "why"),
+        }
+    }
+
+    #[test]
+    fn only_a_refusal_or_a_whole_reply_says_what_was_made() {
+        let name = CallName {
+            action: "ec2:CreateSnapshots",
+            target: "i-0a",
+            repeat: Repeat::Never,
+        };
+        let snapshot = || Some(Snapshot::unknown("snap-0a".parse().unwrap()));
+        for (answer, expected) in [
+            (Ok(vec![snapshot(), snapshot()]), "made 2"),
+            (Ok(vec![snapshot(), None]), "unknown"),
+            (Ok(vec![]), "unknown"),
+            (Err(refused(Kind::Throttled)), "limited"),
+            (Err(refused(Kind::Unavailable)), "unknown"),
+            (Err(refused(Kind::Denied)), "refused"),
+            (Err(refused(Kind::Invalid)), "refused"),
+            (Err(refused(Kind::NotFound)), "refused"),
+        ] {
+            let found = match outcome(name, answer) {
+                Ok(Creation::Made(made)) => format!("made {}", made.len()),
+                Ok(Creation::Limited(_)) => "limited".to_owned(),
+                Ok(Creation::Unknown(_)) => "unknown".to_owned(),
+                Err(_) => "refused".to_owned(),
+            };
+            assert_eq!(found, expected);
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! The calls of EC2 that make snapshots, and those that find what to make them of, as the other modules see them.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::BoxFuture;
+
+use super::{Descriptions, Snapshot, is_resource_id};
+use crate::error::{Error, Kind, Result};
+
+/// The calls of EC2 that make snapshots of volumes. Absent where EC2 is not built in.
+pub trait SnapshotMaker: Descriptions {
+    /// The volumes that a selector names.
+    ///
+    /// # Errors
+    /// `NotFound` when EC2 does not know a volume that is named by its id, `Denied` without `ec2:DescribeVolumes`, and as for
+    /// [`Descriptions::describe`].
+    fn volumes<'a>(&'a self, select: &'a VolumeSelector) -> BoxFuture<'a, Result<Vec<VolumeInfo>>>;
+
+    /// The instances with these ids.
+    ///
+    /// # Errors
+    /// `NotFound` when EC2 does not know one of them, `Denied` without `ec2:DescribeInstances`, and as above.
+    fn instances<'a>(&'a self, ids: &'a [String]) -> BoxFuture<'a, Result<Vec<InstanceInfo>>>;
+
+    /// Makes one call, and repeats it only where it is certain that the one before made nothing: these calls have no client
+    /// token, and each makes snapshots.
+    ///
+    /// # Errors
+    /// EC2 has refused it for good: nothing was made.
+    fn create<'a>(&'a self, request: &'a NewSnapshots) -> BoxFuture<'a, Result<Creation>>;
+}
+
+/// What became of a call that makes snapshots.
+#[derive(Debug)]
+pub enum Creation {
+    /// They were made.
+    Made(Vec<Snapshot>),
+    /// A limit of the account or the volume refused it: nothing was made, and the same call can succeed later.
+    Limited(Error),
+    /// No answer that proves anything: they may have been made.
+    Unknown(Error),
+}
+
+/// What to make snapshots of, and what they carry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewSnapshots {
+    /// The volume, or the volumes of an instance.
+    pub of: SnapshotsOf,
+    /// Their description.
+    pub description: Option<String>,
+    /// Their tags.
+    pub tags: Vec<(String, String)>,
+}
+
+/// What one call makes snapshots of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SnapshotsOf {
+    /// CreateSnapshot of this volume.
+    Volume(String),
+    /// CreateSnapshots of the volumes of an instance: one instant for all of them.
+    Instance {
+        /// Its id.
+        id: String,
+        /// Leave out the volume that it boots from.
+        without_boot: bool,
+        /// Leave out these others.
+        without: Vec<String>,
+        /// Give each snapshot the tags of its volume.
+        copies_tags: bool,
+    },
+}
+
+/// One argument that selects volumes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VolumeSelector {
+    /// One volume, by its id.
+    Volume(String),
+    /// The volumes that are attached to an instance, by its id.
+    Instance(String),
+    /// The volumes of the account with this tag.
+    Tag {
+        /// The tag's key.
+        key: String,
+        /// The tag's value.
+        value: String,
+    },
+}
+
+/// The id of a volume, as it was given.
+///
+/// # Errors
+/// `Invalid` when it is none.
+pub fn volume_id(text: &str) -> Result<String> {
+    resource_id(text, "vol-", "a volume id")
+}
+
+/// The id of an instance, as it was given.
+///
+/// # Errors
+/// `Invalid` when it is none.
+pub fn instance_id(text: &str) -> Result<String> {
+    resource_id(text, "i-", "an instance id")
+}
+
+fn resource_id(text: &str, prefix: &str, what: &str) -> Result<String> {
+    if is_resource_id(text, prefix) {
+        return Ok(text.to_owned());
+    }
+    let why = format!("{text:?} is not {what}: it must look like {prefix}0123456789abcdef0");
+    Err(Error::new(Kind::Invalid, why))
+}
+
+/// A volume, as EC2 describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeInfo {
+    /// Its id.
+    pub id: String,
+    /// The instances that it is attached to; several with Multi-Attach.
+    pub instances: Vec<String>,
+    /// Its tags.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// An instance, as EC2 describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstanceInfo {
+    /// Its id.
+    pub id: String,
+    /// The volume that it boots from; none for an instance store.
+    pub boot_volume: Option<String>,
+    /// The volumes that are attached to it.
+    pub volumes: Vec<String>,
+}

@@ -1,0 +1,51 @@
+//! The tag that proves that ebsfs made a snapshot: its own id, which a copied tag does not have.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::{Descriptions, Snapshot, SnapshotId};
+use crate::error::{Kind, Result};
+
+/// The snapshot's own id: a copied tag has another one's.
+pub(crate) const SELF_TAG: &str = "ebsfs:self";
+
+/// How long a snapshot that was just started, made or completed may be unknown to one part of EBS or EC2 or another
+/// (github.com/awslabs/coldsnap issues 43 and 141).
+pub(crate) const YOUNG: Duration = Duration::from_secs(120);
+
+/// Between two looks for a snapshot that EC2 does not know yet.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Whether a snapshot has a tag with exactly this value. (A filter of EC2 takes wildcards.)
+pub(crate) fn has_tag(snapshot: &Snapshot, key: &str, value: &str) -> bool {
+    snapshot.tags.get(key).is_some_and(|found| found == value)
+}
+
+/// Whether a snapshot carries its own id.
+pub(crate) fn carries_own_id(snapshot: &Snapshot) -> bool {
+    has_tag(snapshot, SELF_TAG, snapshot.id.as_str())
+}
+
+/// Gives a snapshot its own id as a tag, and `others`; one that EC2 does not know yet is tried again for `patience`.
+///
+/// # Errors
+/// As for [`Descriptions::add_tags`].
+pub(crate) async fn tag_with_own_id(
+    descriptions: &dyn Descriptions,
+    id: &SnapshotId,
+    others: &[(String, String)],
+    patience: Duration,
+) -> Result<()> {
+    let mut tags = vec![(SELF_TAG.to_owned(), id.to_string())];
+    tags.extend_from_slice(others);
+    let until = Instant::now() + patience;
+    loop {
+        match descriptions.add_tags(id, &tags).await {
+            Err(error) if error.kind() == Kind::NotFound && Instant::now() < until => {
+                sleep(LOOK_EVERY).await;
+            }
+            done => return done,
+        }
+    }
+}
