@@ -65,6 +65,9 @@ pub(super) async fn publish(
         }
     }
     if let Err(error) = check_data(store, lease, &manifest).await {
+        if !is_ours(store, lease, &manifest).await? {
+            return Err(error);
+        }
         match replaces.filter(|_| is_replaced) {
             Some(old) => bring_back(store, &manifest, old).await?,
             None => withdraw(store, &manifest).await?,
@@ -73,6 +76,18 @@ pub(super) async fn publish(
     }
     latest::advance(store, &name).await?;
     Ok(manifest)
+}
+
+/// Whether a run may withdraw what it has published. While it is on record no other run relies on that. A run that was taken for dead
+/// takes back only what is not whole, which no other run relies on either.
+async fn is_ours(store: &Store, lease: &Lease, manifest: &Manifest) -> Result<bool> {
+    if is_on_record(store, lease.run()).await? {
+        return Ok(true);
+    }
+    match Needed::of(store, std::slice::from_ref(manifest)).await {
+        Ok(needed) => needed.any_missing(store).await,
+        Err(error) => Ok(error.kind() == Kind::Corrupt),
+    }
 }
 
 /// Fails when a prune may have deleted what a manifest needs: where a sweep since the run began names some of it, or where the run

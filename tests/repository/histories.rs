@@ -1,5 +1,5 @@
 //! Random histories of a repository: syncs, some of them killed, removals, prunes of any age beside them, undeletes and checks. A model
-//! knows which snapshots there must be, and what they hold. `EBSFS_HISTORIES` makes so many; `EBSFS_SEED` repeats one.
+//! knows which snapshots there must be, and what they hold. `EBSFS_HISTORIES` makes so many (8); `EBSFS_SEED` repeats one.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
@@ -206,7 +206,7 @@ impl History<'_> {
 fn half_of_the_histories() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().unwrap());
     let emulator = Emulator::start();
-    for _ in 0..number("EBSFS_HISTORIES").unwrap_or(24u64).div_ceil(2) {
+    for _ in 0..number("EBSFS_HISTORIES").unwrap_or(8u64).div_ceil(2) {
         let seed = number("EBSFS_SEED").unwrap_or_else(|| fastrand::u64(..));
         println!("EBSFS_SEED={seed}");
         let mut history = History {

@@ -99,10 +99,17 @@ pub(in crate::repository) async fn new_sweeps(
     store: &Store,
     known: &[String],
 ) -> Result<HashSet<u64>> {
-    let fence = Fence::new();
-    fence.put(store, "garbage").await?;
-    let listed = listing::list(store, "garbage", Some(&fence)).await?.objects;
-    let sweeps = listed.into_iter();
+    let list = async || {
+        let fence = Fence::new();
+        fence.put(store, "garbage").await?;
+        listing::list(store, "garbage", Some(&fence)).await
+    };
+    let listed = match list().await {
+        // A prune has removed the fence of a run that was paused for a day.
+        Err(error) if error.kind() == Kind::Corrupt => list().await?,
+        listed => listed?,
+    };
+    let sweeps = listed.objects.into_iter();
     let sweeps = sweeps.filter(|object| is_sweep(object) && !known.contains(&object.name));
     read(store, sweeps).await
 }
