@@ -1,14 +1,14 @@
-//! Making snapshots of volumes: one *cycle* of a job, at most one snapshot a volume however often it is run.
+//! Makes snapshots of volumes: a *cycle* of a job makes at most one snapshot per volume, however often it is run.
 //!
 //! | part | subject |
 //! | --- | --- |
 //! | [`mod@cycle`] | [`Cycle`]: the job and the time that all its snapshots carry as a tag (pure) |
 //! | [`ownership`] | which snapshots are ours, which a run may adopt, which are foreign (pure) |
 //! | [`plan`] | volumes and instances to calls: volumes of one instance are one set (pure) |
-//! | [`adopt`] | what to do about a call, by the snapshots of the cycle that EC2 lists (pure) |
-//! | [`take`] | look, decide, make: until each call has its snapshots or has failed |
-//! | [`hooks`] | the commands before and after |
-//! | [`wait`] | until EC2 has completed them |
+//! | [`adopt`] | whether a call adopts, looks again or makes snapshots, from those of the cycle that EC2 lists (pure) |
+//! | [`take`] | looks, decides and makes, until each call has its snapshots or has failed |
+//! | [`hooks`] | the commands before and after the calls |
+//! | [`wait`] | waits until EC2 has completed the snapshots |
 //!
 //! # The rule of creation
 //! CreateSnapshot and CreateSnapshots have no client token, so a call that was not answered may have made its snapshots, and
@@ -53,7 +53,7 @@ pub struct CaptureJob {
     pub without_boot: bool,
     /// Leave out these volumes.
     pub without: Vec<String>,
-    /// The cycle that the snapshots are of.
+    /// The cycle of the snapshots.
     pub cycle: Cycle,
     /// Whether no other run can have made snapshots of this cycle.
     pub is_new_cycle: bool,
@@ -67,14 +67,14 @@ pub struct CaptureJob {
     pub commands: Commands,
     /// Whether to wait until they are completed.
     pub waits: bool,
-    /// How long limits are waited out, and how long EC2 may take to complete them.
+    /// How long to wait for limits, and then for EC2 to complete the snapshots.
     pub timeout: Duration,
 }
 
 /// A snapshot of a cycle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CapturedSnapshot {
-    /// What EC2 told of it last.
+    /// As EC2 described it last.
     pub snapshot: Snapshot,
     /// The instance whose set it is of; none for one of a volume alone.
     pub instance: Option<String>,
@@ -86,10 +86,10 @@ pub struct CapturedSnapshot {
     pub is_failed: bool,
 }
 
-/// What became of a cycle.
+/// The result of a run.
 #[derive(Debug)]
 pub struct CaptureReport {
-    /// The snapshots there are.
+    /// The snapshots that were made or adopted.
     pub snapshots: Vec<CapturedSnapshot>,
     /// The commands that were run, in order.
     pub commands: Vec<CommandRun>,
@@ -179,7 +179,7 @@ impl CaptureJob {
         words.collect::<Vec<_>>().join(", ")
     }
 
-    /// A failure after which the same cycle can be run again: it adopts what was made.
+    /// Adds the remedy to a failure that can pass: the same cycle, run again, adopts what was made.
     fn again(&self, error: Error) -> Error {
         match error.kind() {
             Kind::Stopped | Kind::Unavailable | Kind::Throttled | Kind::Pending | Kind::Io => {
@@ -189,7 +189,7 @@ impl CaptureJob {
         }
     }
 
-    /// What a run that is stopped ends with.
+    /// The error of a run that is stopped.
     fn stopped(&self) -> Error {
         self.again(Error::new(Kind::Stopped, "stopped"))
     }

@@ -21,7 +21,7 @@
 //! *verify*: a target against its kept digests before a run, what was written after it. *publish*: make a finished target visible.
 //!
 //! *capture*: make snapshots of volumes. *cycle*: one capture of a job, however often it is run. *set*: the snapshots of one
-//! instance's volumes at one instant. *adopt*: take a snapshot of the cycle that an earlier run, or a call without an answer, has made.
+//! instance's volumes at one instant. *adopt*: use a snapshot of the cycle that an earlier run, or a call without an answer, has made.
 //!
 //! # Layers
 //! A row imports only rows above it; `tests/layers.rs` reads `src/` and fails on an import that climbs.
@@ -112,9 +112,12 @@
 //!  repository/target observe    is it there already; the newest manifest of the volume is the parent, proven to its last segment and
 //!                               pack
 //!  sync/planner     plan        with a base only what changed since it is read
+//!  repository/settled  among    a manifest whose removal has begun, or whose own run has not ended, is no base
 //!  repository/target open       the run is on record in the store before anything there is counted on
 //!  repository/sink  write_block as the parent has it: noted; so is what the dedup index or this run has; else zstd, into a
 //!                               pack; a full one is put and verified
+//!  repository/pace  of          how large packs are, and how many are sent at once, from the line's rate and latency
+//!  repository/store/bandwidth  turn  under a limit each piece of a body waits for its turn
 //!  repository/sink  flush       the open pack is put; where blocks are survives a crash of this machine
 //!  repository/sink  publish     each segment that changed
 //!  repository/publish           the manifest: now the snapshot is there, unless a prune has begun to delete what it needs
@@ -131,11 +134,11 @@
 //!  capture/plan     observe    DescribeVolumes, DescribeInstances; then a pure function: volumes of one instance are one call
 //!  capture/take     look       the snapshots of the cycle, by their tag
 //!  capture/adopt    decide     a pure function: adopt them, look again, or make them
-//!  capture/hooks    before     ended, or failed: then nothing is made
-//!  ec2/create       create     one attempt: made, refused, limited, or unknown, and then looked for before it is made again
-//!  capture/hooks    after      whatever the calls did
+//!  capture/hooks    before     the command before the calls; if it fails, nothing is made
+//!  ec2/create       create     one attempt: made, refused, limited or unknown; take looks again before it repeats an unknown one
+//!  capture/hooks    after      the command after the calls, whatever their outcome
 //!  snapshot/own     tag        ebsfs:self, its own id
-//!  capture/wait     completed  until EC2 has completed each, or says why not
+//!  capture/wait     completed  waits until EC2 has completed each, or reports why it failed
 //! ```
 //! [`capture`] has the rule of creation, `docs/snapshot.md` is the page for operators.
 //!

@@ -1,4 +1,4 @@
-//! [`Progress`]: how far a run, or work on a repository, is: counts that the progress display reads.
+//! [`Progress`]: the counts of a run, or of work on a repository, that the progress display reads.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -23,7 +23,7 @@ const BLOCKS: &str = "blocks";
 #[derive(Debug)]
 pub struct Progress {
     phase: Mutex<Phase>,
-    /// What is to be done in this phase, and done of it, in the phase's unit.
+    /// The total of this phase and how much of it is done, in the phase's unit.
     expected: AtomicU64,
     done: AtomicU64,
     /// Of the whole run.
@@ -56,7 +56,7 @@ impl Progress {
         self.begin_units(what, BLOCKS, blocks);
     }
 
-    /// Starts a phase that counts something else than blocks; `of` is 0 where their number is unknown.
+    /// Starts a phase that counts `unit` instead of blocks; `of` is their number, 0 where it is unknown.
     pub fn begin_units(&self, what: impl Into<String>, unit: &'static str, of: u64) {
         let mut phase = self.phase.lock();
         self.expected.store(of, Ordering::Relaxed);
@@ -104,7 +104,7 @@ impl Progress {
         self.phase.lock().clone()
     }
 
-    /// What is done of the phase, and what is to be done in all (0 where that is not known), in its unit.
+    /// How much of the phase is done, and its total (0 where that is not known), in its unit.
     pub fn phase_counts(&self) -> (u64, u64) {
         let done = self.done.load(Ordering::Relaxed);
         (done, self.expected.load(Ordering::Relaxed))

@@ -1,5 +1,5 @@
 //! What a snapshot is to the other modules: [`SnapshotId`], [`Snapshot`] (what is known of one), [`Selector`] (an argument
-//! that selects some), [`Descriptions`], the trait of what EC2 knows of them, and [`SnapshotMaker`], that of what makes them.
+//! that selects some), [`Descriptions`] (the trait that describes them), and [`SnapshotMaker`] (the trait that makes them).
 
 mod creation;
 mod own;

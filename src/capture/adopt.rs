@@ -1,4 +1,4 @@
-//! What to do about a call, by the snapshots of its cycle that EC2 lists.
+//! Decides about a call from the snapshots of its cycle that EC2 lists.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
@@ -20,8 +20,8 @@ pub(super) enum CallDecision {
     Part(Vec<Snapshot>),
 }
 
-/// Decides about a call for `volumes`. `found` are the snapshots that EC2 lists by the cycle's tag; `is_settled` means that it
-/// has had the time to show all that there are.
+/// Decides about a call for `volumes`. `found` are the snapshots that EC2 lists by the cycle's tag; `is_settled` means that EC2
+/// has had the time to show all of them.
 pub(super) fn decide(
     volumes: &BTreeSet<String>,
     found: &[Snapshot],
@@ -71,7 +71,7 @@ pub(super) fn decide(
     }
 }
 
-/// The instant that most volumes have a snapshot of, the earliest of several: two runs at once make two sets.
+/// The start time that most volumes have a snapshot of, the earliest of several: two concurrent runs make two sets.
 fn common_start(candidates: &BTreeMap<&str, Vec<&Snapshot>>) -> Option<SystemTime> {
     let mut counts: BTreeMap<SystemTime, usize> = BTreeMap::new();
     for of_volume in candidates.values() {

@@ -12,8 +12,8 @@ pub const CYCLE_TAG: &str = "ebsfs:cycle";
 
 /// The most characters of a job's name.
 const MOST_NAME: usize = 100;
-/// How much earlier than the time of its cycle a snapshot may have started: the one is EC2's clock, the other this machine's,
-/// which can be off, since signatures are corrected by the service's time.
+/// How much earlier than the time of its cycle a snapshot may have started. The start is of EC2's clock, the cycle of this machine's,
+/// which can be wrong: signatures are corrected by the service's time.
 const EARLIER: Duration = Duration::from_secs(3600);
 /// How much later: limits are waited out, and a missed cycle is caught up.
 const LATER: Duration = Duration::from_secs(24 * 3600);
@@ -29,7 +29,7 @@ impl Cycle {
     /// A cycle of a job, at this time to the millisecond.
     ///
     /// # Errors
-    /// `Invalid` when the name of the job is none.
+    /// `Invalid` when `job` is no valid name of a job.
     pub fn new(job: &str, time: SystemTime) -> Result<Self, Error> {
         format!("{job}/{}", rfc3339_millis(time)).parse()
     }

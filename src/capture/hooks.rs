@@ -1,4 +1,4 @@
-//! The commands before and after: to hold the writes of a database or a filesystem while its snapshots are made.
+//! The commands before and after the calls: they hold the writes of a database or a filesystem while its snapshots are made.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -18,7 +18,7 @@ use crate::target::Stop;
 /// How long a command that must end has between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Commands of a shell.
+/// Command lines for `sh`.
 #[derive(Clone, Debug, Default)]
 pub struct Commands {
     /// Before the calls that make snapshots. They are made only if it ends with 0.
@@ -43,13 +43,13 @@ pub(super) struct Moment {
 pub struct CommandRun {
     /// `before` or `after`.
     pub when: &'static str,
-    /// How it ended, unless by a signal.
+    /// Its exit code, unless a signal ended it.
     pub exit_code: Option<i32>,
     /// The signal that ended it.
     pub signal: Option<i32>,
     /// How long it took.
     pub took: Duration,
-    /// Whether it was ended because it took longer than it may.
+    /// Whether ebsfs ended it after [`Commands::timeout`].
     pub is_late: bool,
 }
 
@@ -64,14 +64,14 @@ impl CommandRun {
         };
         let what = match self.when {
             "before" => format!("cannot make snapshots: the command before them {why}"),
-            _ => format!("the command after the snapshots {why}"),
+            _ => format!("cannot run the command after the snapshots: it {why}"),
         };
         Some(Error::new(Kind::Io, what))
     }
 }
 
 impl Commands {
-    /// Whether there is any.
+    /// Whether there is a command.
     pub(super) fn are_any(&self) -> bool {
         self.before.is_some() || self.after.is_some()
     }
@@ -87,7 +87,7 @@ impl Commands {
         }
     }
 
-    /// Runs the command after, if there is one, whatever is stopped.
+    /// Runs the command after, if there is one. A stop does not end it.
     ///
     /// # Errors
     /// `Io` when it cannot be started.
@@ -142,8 +142,8 @@ impl Commands {
     }
 }
 
-/// Starts a line of the shell in a process group of its own, which a key of the terminal does not reach. What it prints goes to
-/// stderr: stdout is for results.
+/// Starts a command line in a process group of its own, which Ctrl-C on the terminal does not reach. Its output goes to stderr:
+/// stdout is for results.
 fn start(command: &str, moment: &Moment) -> io::Result<Child> {
     let printed = io::stderr().as_fd().try_clone_to_owned()?;
     Command::new("sh")
@@ -168,7 +168,7 @@ async fn end(child: &mut Child) -> io::Result<ExitStatus> {
     };
     send(Signal::SIGTERM);
     if let Ok(status) = timeout(GRACE, child.wait()).await {
-        // What it left behind must not go on: the command after undoes what it did.
+        // Its children must not outlive it: the command after undoes what it did.
         send(Signal::SIGKILL);
         return status;
     }

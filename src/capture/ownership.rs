@@ -1,5 +1,5 @@
-//! Which snapshots are ours. Tags can be copied to any snapshot, by a backup program as by a person, so a tag proves nothing but
-//! that a snapshot with its own id in it was given that id by whoever may tag it.
+//! Which snapshots are ours. Backup programs, EC2 and users copy tags from one snapshot to another, so a tag alone proves nothing. A
+//! tag with the snapshot's own id is no copy: a user with the permission to tag that snapshot has set it.
 
 use std::collections::BTreeSet;
 
@@ -22,8 +22,8 @@ pub struct Claim<'a> {
 pub enum Standing {
     /// The job has made it.
     Ours,
-    /// It has all but its own id: a run that was ended before it could set that may have made it. A run of the same cycle adopts
-    /// it; nothing else may be done to it.
+    /// It has all but its own id: a run that ended before it could set that may have made it. A run of the same cycle adopts it;
+    /// nothing else may use it.
     Adoptable,
     /// It is of something else.
     Foreign(ForeignReason),
@@ -32,7 +32,7 @@ pub enum Standing {
 /// Why a snapshot is not a job's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ForeignReason {
-    /// It has no tag of a cycle, or none that is one.
+    /// It has no cycle tag, or a malformed one.
     NoCycle,
     /// The cycle is another job's.
     OtherJob,

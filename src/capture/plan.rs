@@ -1,4 +1,4 @@
-//! Volumes and instances to calls. Volumes of one instance are taken by one call, which gives them one instant.
+//! Turns volumes and instances into calls. One call makes the snapshots of all volumes of an instance, at one instant.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,7 +19,7 @@ const OWN_TAGS: usize = 2;
 /// The most tags that a job gives.
 pub(super) const MOST_GIVEN_TAGS: usize = 40;
 
-/// What EC2 tells of what a job selects.
+/// The volumes and instances that a job selects, as EC2 describes them.
 #[derive(Debug, Default)]
 pub(super) struct SelectedVolumes {
     /// Each selector with its volumes.
@@ -134,11 +134,11 @@ pub(super) fn plan(selection: &SelectedVolumes, job: &CaptureJob) -> Result<Capt
     }
     for id in &job.without {
         if explicit.contains(id.as_str()) {
-            let what = format!("{id} is selected and left out");
+            let what = format!("{id} is both selected and left out");
             return Err(Error::new(Kind::Invalid, what));
         }
         if chosen.remove(id.as_str()).is_none() {
-            warnings.push(format!("{id} is left out, and was not selected"));
+            warnings.push(format!("{id} is left out, but nothing selects it"));
         }
     }
     if job.without_boot {
@@ -153,7 +153,7 @@ pub(super) fn plan(selection: &SelectedVolumes, job: &CaptureJob) -> Result<Capt
     if chosen.is_empty() {
         return Err(Error::new(
             Kind::Invalid,
-            "all that is selected is left out",
+            "every selected volume is left out",
         ));
     }
     let mut of_instances: BTreeMap<&str, Vec<&VolumeInfo>> = BTreeMap::new();
@@ -258,8 +258,8 @@ impl PlannedCall {
         Ok(self)
     }
 
-    /// Whether EC2 itself can copy the tags of the volumes: where none of them is one that ebsfs gives, which a volume made of
-    /// a snapshot can have, and all have room.
+    /// Whether EC2 itself can copy the tags of the volumes: all of them have room, and none has a key that ebsfs sets. A volume that
+    /// is made of a snapshot can have such a key.
     fn copies_tags(&self, job: &CaptureJob) -> bool {
         self.set.is_some()
             && self.volumes.values().all(|volume| {
@@ -268,7 +268,7 @@ impl PlannedCall {
             })
     }
 
-    /// What to ask EC2.
+    /// The request to EC2.
     pub(super) fn request(&self, job: &CaptureJob) -> NewSnapshots {
         let mut tags = vec![(CYCLE_TAG.to_owned(), job.cycle.to_string())];
         tags.extend_from_slice(&job.tags);

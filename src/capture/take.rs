@@ -1,4 +1,4 @@
-//! Look, decide, make: until each call has its snapshots or has failed.
+//! Looks, decides and makes, until each call has its snapshots or has failed.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
@@ -18,12 +18,12 @@ use crate::snapshot::{
 };
 use crate::target::Stop;
 
-/// Calls that make snapshots, at once.
+/// Concurrent calls that make snapshots.
 const AT_ONCE: usize = 8;
-/// Between two looks for snapshots that EC2 may not show yet, at first and at most.
+/// Pause between two looks for snapshots that EC2 may not show yet: the first and the longest.
 const LOOK_PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
-/// Between two calls that a limit refuses. EC2 asks for 15 s between two snapshots of a volume; a slot among those that may be
-/// pending is free when another one is completed.
+/// Pause between two calls that a limit refuses: the first and the longest. EC2 asks for 15 s between two snapshots of a volume; a
+/// limit of pending snapshots has room again when one is completed.
 const LIMIT_PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 /// How often one line says that a limit is waited out.
 const SAY_EVERY: Duration = Duration::from_secs(60);
@@ -35,9 +35,9 @@ const MOST_UNANSWERED: u32 = 3;
 /// A call whose snapshots are not there yet.
 struct OpenCall {
     planned: PlannedCall,
-    /// A listing that is asked for from then on shows all that earlier calls have made.
+    /// A listing that starts at this time or later shows all that earlier calls have made.
     settled_from: Instant,
-    /// A limit has refused it: not before then.
+    /// When it may be made again after a limit refused it.
     not_before: Instant,
     limited: Option<Limited>,
     unanswered: u32,
@@ -100,7 +100,7 @@ impl Taking<'_> {
                 Ok(found) => found,
                 Err(error) if error.kind() == Kind::Stopped => return self.stopped(),
                 Err(error) => {
-                    let what = format!("cannot look for snapshots of the cycle {}", self.job.cycle);
+                    let what = format!("cannot list the snapshots of the cycle {}", self.job.cycle);
                     return self.fail(error.context(what));
                 }
             };
@@ -149,7 +149,7 @@ impl Taking<'_> {
         self.maker.describe(&select).await
     }
 
-    /// Adopts what there is for a call, or puts it among those to be made or to be waited for.
+    /// Adopts the snapshots of a call, or adds the call to `ready`, to be made, or to `rest`, to be looked at again.
     async fn decide(
         &mut self,
         mut call: OpenCall,
@@ -173,7 +173,7 @@ impl Taking<'_> {
                     .collect();
                 let missing: Vec<String> = volumes.difference(&made).cloned().collect();
                 self.report.warn(format!(
-                    "{} had no snapshot of the cycle {}, which other volumes of its set have: it is of a later instant",
+                    "making snapshots of {} at a later instant than those of their set that the cycle {} has already",
                     missing.join(", "),
                     self.job.cycle
                 ));
@@ -192,7 +192,7 @@ impl Taking<'_> {
         }
     }
 
-    /// Puts a call among those to be made, if its snapshots would start in the time of the cycle.
+    /// Adds a call to those to be made, if its snapshots would start in the time of the cycle.
     fn admit(&mut self, call: OpenCall, ready: &mut Vec<OpenCall>) {
         let cycle = &self.job.cycle;
         if cycle.agrees_with(SystemTime::now()) {
@@ -205,10 +205,10 @@ impl Taking<'_> {
         self.fail(Error::new(Kind::Invalid, what));
     }
 
-    /// Makes one call each, between the two commands; those that must be made or looked for again.
+    /// Makes each call once, between the two commands. Returns those that must be made or looked for again.
     ///
     /// # Errors
-    /// The first command failed, and no call was made.
+    /// The command before failed or the run was stopped, and no call was made.
     async fn make(&mut self, calls: Vec<OpenCall>) -> Result<Vec<OpenCall>> {
         let (job, maker) = (self.job, self.maker);
         self.stop.check()?;
@@ -258,7 +258,7 @@ impl Taking<'_> {
         Ok(again)
     }
 
-    /// Takes the outcome of a call; the call, if it must be made or looked for again.
+    /// Records the outcome of a call. Returns the call if it must be made or looked for again.
     async fn settle(&mut self, mut call: OpenCall, outcome: Result<Creation>) -> Option<OpenCall> {
         let now = Instant::now();
         match outcome {
@@ -274,7 +274,8 @@ impl Taking<'_> {
                 });
                 limited.times += 1;
                 if limited.since.elapsed() > self.job.timeout {
-                    let what = format!("gave up after {:.0?}", limited.since.elapsed());
+                    let waited = limited.since.elapsed();
+                    let what = format!("cannot make snapshots within {waited:.0?}");
                     self.fail(error.context(what));
                     return None;
                 }
@@ -295,7 +296,8 @@ impl Taking<'_> {
             Ok(Creation::Unknown(error)) => {
                 call.unanswered += 1;
                 if call.unanswered >= MOST_UNANSWERED {
-                    let what = format!("gave up after {MOST_UNANSWERED} calls without an answer");
+                    let what =
+                        format!("cannot make snapshots: no answer to {MOST_UNANSWERED} calls");
                     self.fail(error.context(what));
                     return None;
                 }
@@ -314,7 +316,7 @@ impl Taking<'_> {
         }
     }
 
-    /// Notes the snapshots of a call, and gives each its own id.
+    /// Records the snapshots of a call, and gives each its own id as a tag.
     async fn accept(&mut self, planned: &PlannedCall, snapshots: Vec<Snapshot>, is_adopted: bool) {
         let starts: BTreeSet<_> = snapshots.iter().map(|made| made.start_time).collect();
         if starts.len() > 1 {
@@ -331,12 +333,12 @@ impl Taking<'_> {
             let start = snapshot.start_time;
             if !start.is_some_and(|start| self.job.cycle.agrees_with(start)) {
                 self.report.warn(format!(
-                    "{} did not start in the time of the cycle {}: the clock of this machine is wrong",
+                    "{} did not start in the time of the cycle {}: check the clock of this machine",
                     snapshot.id, self.job.cycle
                 ));
             }
-            let how = if is_adopted { "is there" } else { "is made" };
-            info!("{} of {volume} {how}", snapshot.id);
+            let how = if is_adopted { "adopted" } else { "made" };
+            info!("{how} {} of {volume}", snapshot.id);
             let is_tagged = carries_own_id(&snapshot) || self.tag(planned, &snapshot).await;
             self.report.snapshots.push(CapturedSnapshot {
                 snapshot,
@@ -352,7 +354,7 @@ impl Taking<'_> {
         }
     }
 
-    /// Gives a snapshot its own id; whether it has it.
+    /// Gives a snapshot its own id as a tag. Returns whether it carries it.
     async fn tag(&mut self, planned: &PlannedCall, snapshot: &Snapshot) -> bool {
         let volume = snapshot.volume_id.as_deref().unwrap_or_default();
         let others = planned.tags_after(volume, self.job);
@@ -369,7 +371,7 @@ impl Taking<'_> {
             Ok(()) => true,
             Err(error) => {
                 self.report.warn(format!(
-                    "cannot tag {} {SELF_TAG}: only a record will prove that ebsfs made it: {}",
+                    "cannot tag {} {SELF_TAG}, the proof that ebsfs made it: {}",
                     snapshot.id,
                     error.chain()
                 ));

@@ -1,4 +1,4 @@
-//! Until EC2 has completed the snapshots: hours for the first one of a large volume.
+//! Waits until EC2 has completed the snapshots: hours for the first one of a large volume.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,7 +18,7 @@ const LONGEST_LOOK: Duration = Duration::from_secs(30);
 const FIRST_LINE: Duration = Duration::from_secs(5);
 const LONGEST_LINE: Duration = Duration::from_secs(60);
 
-/// What EC2 tells of a snapshot that is waited for.
+/// The state of a snapshot that is waited for.
 #[derive(Debug)]
 pub(super) enum Completion {
     Done,
@@ -27,7 +27,7 @@ pub(super) enum Completion {
     Failed(Error),
 }
 
-/// What to do about a snapshot; `described` is what EC2 tells now, `is_young` whether it may not know it yet.
+/// Classifies a snapshot; `described` is EC2's description of it, `is_young` means that EC2 may not know it yet.
 pub(super) fn completion(
     id: &SnapshotId,
     described: Option<&Snapshot>,
@@ -105,7 +105,7 @@ pub(super) async fn completed(
         }
         if since.elapsed() > job.timeout {
             let what = format!(
-                "{} of {all} snapshots are not completed after {:.0?}: {progress}",
+                "cannot complete {} of {all} snapshots within {:.0?}: {progress}",
                 open.len(),
                 since.elapsed()
             );
@@ -123,7 +123,7 @@ pub(super) async fn completed(
     }
 }
 
-/// Takes one answer: what is completed or has failed is waited for no longer. How far the others are, in words.
+/// Removes from `open` what is completed or has failed by one answer. Returns the progress of the others, in words.
 fn look(
     open: &mut BTreeSet<SnapshotId>,
     described: &[Snapshot],

@@ -10,22 +10,22 @@ use crate::ebs::Limits;
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Limits")]
 pub(super) struct LimitArgs {
-    /// How long a block or a listing may take, all attempts together, before it is given up
+    /// Time that a block or a listing may take, with its retries, before it fails
     #[arg(long, value_name = "TIME", default_value = "90s", value_parser = humantime::parse_duration)]
     pub(super) timeout: Duration,
-    /// Requests on their way at once, to EBS and to each object store
+    /// Concurrent requests, to EBS and to each object store
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_in_flight, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(super) max_in_flight: u32,
-    /// Blocks asked for in a second; AWS allows an account 1,000, and more when asked to
+    /// Blocks requested per second; AWS allows an account 1,000, and more on request
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_rps, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     max_rps: u32,
-    /// The same for one snapshot; AWS allows 1,000
+    /// Blocks requested per second from one snapshot; AWS allows 1,000
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_snapshot_rps, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     max_snapshot_rps: u32,
     /// List requests per second; AWS allows an account 50 [default: 49; for a mount 25]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     max_list_rps: Option<u32>,
-    /// Ask a second time for a block that is slower than 99 of 100; billed, at most 2 % more requests
+    /// Request a block a second time when it takes longer than 99 of 100 blocks do: at most 2 % more requests, which AWS bills
     #[arg(long)]
     hedge: bool,
 }
@@ -33,10 +33,10 @@ pub(super) struct LimitArgs {
 /// List requests per second of a mount: half of the account's 50, since it runs for weeks beside other programs.
 const MOUNT_LIST_RPS: u32 = 25;
 
-/// The least that `--bandwidth` can be: a piece of a body each second.
+/// The least `--bandwidth`, in bytes per second: the smallest piece of a body that waits for a turn.
 const LEAST_BANDWIDTH: u64 = 1 << 10;
 
-/// Reads a bandwidth.
+/// Parses a bandwidth in bytes per second.
 pub(super) fn bandwidth(text: &str) -> std::result::Result<ByteSize, String> {
     let size: ByteSize = text.parse()?;
     if size.as_u64() < LEAST_BANDWIDTH {

@@ -39,13 +39,13 @@ pub(super) struct RepositoryArgs {
 enum Verb {
     /// Make a repository in an empty bucket, prefix or folder; nothing else makes one
     Init(InitArgs),
-    /// List its snapshots, or the runs on record there
+    /// List the snapshots of a repository, or the runs on record there
     Ls(RepositoryLsArgs),
     /// Print the metadata of a snapshot, REPOSITORY#SNAPSHOT, as JSON
     Show(ShowArgs),
     /// Print the space that the snapshots of each volume use
     Stats(StatsArgs),
-    /// Check that everything its snapshots need is there and whole; --repair restores what can be found
+    /// Check that everything the snapshots need is there and whole; --repair restores what can be found
     Check(CheckArgs),
     /// Remove snapshots that a retention does not keep, and sweep what no snapshot needs
     Prune(Box<PruneArgs>),
@@ -61,8 +61,8 @@ enum Verb {
 
 #[derive(Args, Debug)]
 struct Where {
-    /// s3://BUCKET/PREFIX, az://CONTAINER/PREFIX, gs://BUCKET/PREFIX or file:///FOLDER, with #SNAPSHOT behind it where one is
-    /// meant; #SNAPSHOT alone is one of $EBSFS_REPOSITORY
+    /// Repository: s3://BUCKET/PREFIX, az://CONTAINER/PREFIX, gs://BUCKET/PREFIX or file:///FOLDER, followed by #SNAPSHOT where the
+    /// verb takes a snapshot; #SNAPSHOT alone is one of $EBSFS_REPOSITORY
     #[arg(value_name = "REPOSITORY", env = VARIABLE)]
     address: String,
     /// Time without progress after which a request, with its retries, fails
@@ -74,7 +74,7 @@ struct Where {
     aws: AwsArgs,
 }
 
-/// The same for a verb that writes there.
+/// [`Where`] for a verb that writes to the repository.
 #[derive(Args, Debug)]
 struct WriteWhere {
     #[command(flatten)]

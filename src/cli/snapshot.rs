@@ -1,4 +1,4 @@
-//! `ebsfs snapshot`: snapshots of volumes now.
+//! `ebsfs snapshot`: makes snapshots of volumes.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,14 +14,14 @@ use crate::time::{rfc3339_millis, rfc3339_seconds};
 
 /// The version of the JSON that `--json` prints.
 const JSON_VERSION: u32 = 1;
-/// The job of cycles that no option names.
+/// The job's name in a cycle that no option names.
 const MANUAL: &str = "manual";
 
-/// Make snapshots of volumes; those of one instance are of one instant
+/// Make EBS snapshots of volumes; the volumes of one instance share one instant
 #[derive(Args, Debug)]
 #[command(
     group(ArgGroup::new("what").args(["instance", "volume", "tag"]).required(true).multiple(true)),
-    after_help = "It prints a line for each snapshot: its id, its volume, the time whose bytes it holds. The tags of a volume are \
+    after_help = "Prints a line for each snapshot: its id, its volume, the time whose bytes it holds. The tags of a volume are \
                   copied to its snapshots."
 )]
 pub(super) struct SnapshotArgs {
@@ -34,38 +34,38 @@ pub(super) struct SnapshotArgs {
     /// All volumes with this tag, for example Backup=yes; can be given several times
     #[arg(long, value_name = "KEY=VALUE", value_parser = tag)]
     tag: Vec<(String, String)>,
-    /// Leave out the volumes that instances boot from
+    /// Leave out the volumes that instances boot from, except those that --volume names
     #[arg(long)]
     exclude_boot: bool,
     /// Leave out this volume; can be given several times
     #[arg(long, value_name = "VOLUME", value_parser = volume_id)]
     exclude: Vec<String>,
-    /// Description of the snapshots
+    /// Description of the snapshots, at most 255 characters
     #[arg(long, value_name = "TEXT", value_parser = description)]
     description: Option<String>,
-    /// Give the snapshots this tag too; can be given several times
+    /// Give the snapshots this tag too, for example Keep=yes; can be given up to 40 times
     #[arg(long, value_name = "KEY=VALUE", value_parser = tag)]
     add_tag: Vec<(String, String)>,
-    /// Cycle that the snapshots are of: a volume gets one snapshot a cycle, however often the command is run, for example
+    /// Cycle of the snapshots: a volume gets one snapshot per cycle, however often the command is run, for example
     /// nightly/2026-06-30T12:00:00Z [default: manual/ and the present time]
     #[arg(long, value_name = "JOB/TIME")]
     cycle: Option<Cycle>,
-    /// How long to look for snapshots that an earlier run of the cycle may have made, before new ones are made
+    /// Time to look for snapshots that an earlier run of the cycle may have made, before new ones are made
     #[arg(long, value_name = "TIME", default_value = "2m", requires = "cycle", value_parser = humantime::parse_duration)]
     look_again: Duration,
     /// Shell command to run before the snapshots are made; they are made only if it ends with 0
     #[arg(long, value_name = "COMMAND")]
     pre: Option<String>,
-    /// Shell command to run after the snapshots are made, also when that or --pre has failed
+    /// Shell command to run after the snapshots are made, also when making them or --pre has failed
     #[arg(long, value_name = "COMMAND")]
     post: Option<String>,
-    /// How long --pre and --post may take each
+    /// Time that --pre and --post may take each, before ebsfs ends them
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
     hook_timeout: Duration,
-    /// End when the snapshots are made, and do not wait until EC2 has completed them
+    /// End when the snapshots are made, without waiting until EC2 has completed them
     #[arg(long)]
     no_wait: bool,
-    /// How long to wait for limits of the account, and for EC2 to complete the snapshots
+    /// Time to wait for limits of the account, and then for EC2 to complete the snapshots
     #[arg(long, value_name = "TIME", default_value = "2days", value_parser = humantime::parse_duration)]
     timeout: Duration,
     /// Print one JSON object instead of lines

@@ -1,5 +1,5 @@
-//! How a repository is reached and written: options of verbs become [`StoreOptions`]. One verb can have two stores, a source and
-//! a target, each with options of its own.
+//! Turns the options of verbs into [`StoreOptions`]: how a repository is reached and written. One verb can have two stores, a source
+//! and a target, each with options of its own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,10 +27,10 @@ pub(super) async fn end_reading(lease: Option<Lease>) {
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Repositories")]
 pub(super) struct StoreArgs {
-    /// Where the bucket's name goes in requests to s3://; else before the host for AWS itself, in the path elsewhere
+    /// Where the bucket's name goes in requests to s3:// [default: before the host for AWS itself, in the path elsewhere]
     #[arg(long, value_enum, value_name = "STYLE")]
     bucket_style: Option<Style>,
-    /// Version of ListObjects to ask s3:// for; else 2, and 1 where the store answers so
+    /// Version of ListObjects to ask s3:// for [default: 2, and 1 where the store answers so]
     #[arg(long, value_name = "VERSION", value_parser = list_version())]
     list_version: Option<u8>,
 }
@@ -39,10 +39,10 @@ pub(super) struct StoreArgs {
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Repositories")]
 pub(super) struct NewObjectArgs {
-    /// Encryption of new objects in s3:// by the store: AES256, aws:kms or aws:kms:KEY [default: the bucket's]
+    /// Encryption of new objects in s3:// by the store: AES256, aws:kms, aws:kms:KEY or aws:kms:dsse [default: the bucket's]
     #[arg(long, value_name = "ALGORITHM", value_parser = encryption)]
     sse: Option<Encryption>,
-    /// Storage class of new objects in s3://, e.g. STANDARD_IA [default: the bucket's]
+    /// Storage class of new objects in s3://, for example STANDARD_IA [default: the bucket's]
     #[arg(long, value_name = "CLASS", value_parser = storage_class)]
     storage_class: Option<String>,
 }
@@ -51,7 +51,7 @@ pub(super) struct NewObjectArgs {
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Repositories")]
 pub(super) struct LeaseArgs {
-    /// Time after its last renewal for which prune takes a run or reader for alive, from 1s to 1day [default: 1h]
+    /// Time after the last renewal of its record for which prune treats this run or reader as alive, from 1s to 1day [default: 1h]
     #[arg(long, value_name = "TIME", value_parser = lease)]
     lease: Option<Duration>,
 }
@@ -64,12 +64,12 @@ pub(super) fn list_version() -> clap::builder::RangedI64ValueParser<u8> {
 /// Options that were given, and whether each was.
 type GivenOptions = [(&'static str, bool)];
 
-/// Refuses options of s3:// where none of these places is one.
+/// Refuses options of s3:// unless one of these addresses is one.
 pub(super) fn check_s3(given: &GivenOptions, places: &[Address]) -> Result<()> {
     refuse(given, places.iter().any(Address::is_s3), "s3://")
 }
 
-/// Refuses options of repositories where none of these places is one.
+/// Refuses options of repositories unless one of these addresses is one.
 pub(super) fn check_repositories(given: &GivenOptions, places: &[Address]) -> Result<()> {
     refuse(given, !places.is_empty(), "repositories")
 }
@@ -87,7 +87,7 @@ fn refuse(given: &GivenOptions, is_there: bool, what_for: &str) -> Result<()> {
 /// Those of some names that are addresses of repositories.
 pub(super) fn addresses<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<Address> {
     let names = names.into_iter().filter(|name| Address::looks_like(name));
-    // What is wrong with one is reported when it is opened.
+    // Opening a malformed one reports what is wrong with it.
     names.filter_map(|name| name.parse().ok()).collect()
 }
 
@@ -144,7 +144,7 @@ fn storage_class(text: &str) -> std::result::Result<String, String> {
 }
 
 impl StoreArgs {
-    /// How a store is reached that only reads.
+    /// How a store is reached that is only read.
     pub(super) fn options(&self, line: StoreLine) -> StoreOptions {
         StoreOptions {
             s3: S3Options {
@@ -210,7 +210,7 @@ impl From<Style> for BucketStyle {
 pub(super) struct StoreLine {
     /// How long a request is tried again without progress.
     pub(super) timeout: Duration,
-    /// Requests on their way at once; none: as many as the store takes by default.
+    /// Concurrent requests; `None` is the default of [`Connection`].
     pub(super) in_flight: Option<u32>,
     pub(super) bandwidth: Bandwidth,
 }
@@ -269,7 +269,7 @@ impl StoreOptions {
         Ok(catalog.with_lease(self.lease))
     }
 
-    /// Reaches a repository; its folder is made if `make` says so and it is one. What only s3:// has is left out elsewhere.
+    /// Opens a store, and with `make` creates its folder, if it is one. Options of s3:// have no effect elsewhere.
     pub(super) async fn open(
         &self,
         address: &Address,
@@ -290,7 +290,7 @@ impl StoreOptions {
             connection.style = self.style;
         }
         if let Some(folder) = address.folder().filter(|_| make) {
-            // What is written there are disk images: no other user reads them.
+            // The blocks are those of disks: no other user may read them.
             nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
             std::fs::create_dir_all(folder)
                 .map_err(|error| Error::of_file(folder, "cannot make", error))?;

@@ -134,8 +134,8 @@ pub(super) struct SyncArgs {
     /// $XDG_STATE_HOME/ebsfs]
     #[arg(long, value_name = "DIRECTORY")]
     state_dir: Option<PathBuf>,
-    /// Maximum bytes per second to fetch, and to send: each direction has the whole rate, for example 100MiB or 32KB. Blocks of EBS
-    /// count whole (at least 512KiB), those of repositories as stored, after compression [default: unlimited]
+    /// Maximum bytes per second to fetch, and to send: each direction has the whole rate, for example 100MiB or 32KB. A block of EBS
+    /// counts 512KiB, the least rate there; a block of a repository counts as stored, after compression [default: unlimited]
     #[arg(long, value_name = "SIZE", value_parser = bandwidth)]
     bandwidth: Option<ByteSize>,
     #[command(flatten)]
@@ -190,7 +190,7 @@ impl SyncArgs {
         self.state_dir.clone().unwrap_or_else(default_state_dir)
     }
 
-    /// The limits of the command line, and of the bandwidth, which is one block a second at least.
+    /// The limits of the command line; the bandwidth limits requests to at least one block per second.
     fn limits(&self) -> Limits {
         let mut limits = self.limits.limits();
         limits.max_rps = limits.max_rps.min(self.blocks_a_second());
@@ -204,7 +204,7 @@ impl SyncArgs {
         })
     }
 
-    /// How the store of the source is reached, and those of targets.
+    /// The options of the source's store, and of the targets' stores.
     fn stores(&self) -> (StoreOptions, StoreOptions) {
         let bandwidth = self.bandwidth.map(|bandwidth| bandwidth.as_u64());
         let bandwidth = bandwidth.map_or_else(Bandwidth::default, Bandwidth::of);

@@ -1,4 +1,4 @@
-//! The calls of EC2 that make snapshots, and those that find what to make them of, as the other modules see them.
+//! The calls of EC2 that make snapshots, and those that describe volumes and instances, as the other modules see them.
 
 use std::collections::BTreeMap;
 
@@ -22,22 +22,22 @@ pub trait SnapshotMaker: Descriptions {
     /// `NotFound` when EC2 does not know one of them, `Denied` without `ec2:DescribeInstances`, and as above.
     fn instances<'a>(&'a self, ids: &'a [String]) -> BoxFuture<'a, Result<Vec<InstanceInfo>>>;
 
-    /// Makes one call, and repeats it only where it is certain that the one before made nothing: these calls have no client
-    /// token, and each makes snapshots.
+    /// Makes one call. Repeats it only where the one before certainly made nothing: these calls have no client token, and each
+    /// makes snapshots.
     ///
     /// # Errors
     /// EC2 has refused it for good: nothing was made.
     fn create<'a>(&'a self, request: &'a NewSnapshots) -> BoxFuture<'a, Result<Creation>>;
 }
 
-/// What became of a call that makes snapshots.
+/// The outcome of a call that makes snapshots.
 #[derive(Debug)]
 pub enum Creation {
     /// They were made.
     Made(Vec<Snapshot>),
     /// A limit of the account or the volume refused it: nothing was made, and the same call can succeed later.
     Limited(Error),
-    /// No answer that proves anything: they may have been made.
+    /// There is no answer, or one that proves nothing: the snapshots may have been made.
     Unknown(Error),
 }
 

@@ -7,14 +7,14 @@ use tokio::time::{Instant, sleep};
 use super::{Descriptions, Snapshot, SnapshotId};
 use crate::error::{Kind, Result};
 
-/// The snapshot's own id: a copied tag has another one's.
+/// The tag whose value is the snapshot's own id: a copied tag has the id of another snapshot.
 pub(crate) const SELF_TAG: &str = "ebsfs:self";
 
 /// How long a snapshot that was just started, made or completed may be unknown to one part of EBS or EC2 or another
 /// (github.com/awslabs/coldsnap issues 43 and 141).
 pub(crate) const YOUNG: Duration = Duration::from_secs(120);
 
-/// Between two looks for a snapshot that EC2 does not know yet.
+/// Pause between two attempts to tag a snapshot that EC2 does not know yet.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Whether a snapshot has a tag with exactly this value. (A filter of EC2 takes wildcards.)
@@ -27,7 +27,7 @@ pub(crate) fn carries_own_id(snapshot: &Snapshot) -> bool {
     has_tag(snapshot, SELF_TAG, snapshot.id.as_str())
 }
 
-/// Gives a snapshot its own id as a tag, and `others`; one that EC2 does not know yet is tried again for `patience`.
+/// Gives a snapshot its own id as a tag, and the tags `others`. Retries for `patience` while EC2 does not know the snapshot.
 ///
 /// # Errors
 /// As for [`Descriptions::add_tags`].

@@ -49,14 +49,15 @@ pub(super) struct CheckArgs {
     /// Endpoint of --from [default: the repository's]
     #[arg(long, value_name = "URL", requires = "from")]
     from_endpoint_url: Option<String>,
-    /// Time after its last renewal for which prune takes this repair, or its reading of --from, for alive, from 1s to 1day
-    /// [default: 1h]
+    /// Time after the last renewal of its record for which prune treats this repair, or its reading of --from, as alive, from 1s to
+    /// 1day [default: 1h]
     #[arg(long, value_name = "TIME", requires = "repair", value_parser = lease)]
     lease: Option<Duration>,
-    /// Maximum bytes per second to read from the store, and to write there, for example 4MiB [default: unlimited]
+    /// Maximum bytes per second to read from stores, and to write to them: each direction has the whole rate, for example 4MiB
+    /// [default: unlimited]
     #[arg(long, value_name = "SIZE", value_parser = bandwidth)]
     bandwidth: Option<ByteSize>,
-    /// Requests on their way at once
+    /// Concurrent requests to each store, and to EBS for --from [default: 64; for EBS 128]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     max_in_flight: Option<u32>,
     /// Print one JSON object instead of lines
@@ -79,7 +80,7 @@ fn subset(text: &str) -> std::result::Result<ReadData, String> {
 
 impl CheckArgs {
     pub(super) async fn run(self) -> Result<()> {
-        // The source of a repair shares the limits.
+        // The store of `--from` shares these limits; EBS has only the requests in flight.
         let options = self.options()?;
         let catalog = self.to.place.open_with(&options).await?;
         let progress = Arc::new(Progress::default());
