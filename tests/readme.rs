@@ -1,4 +1,4 @@
-//! The commands of the README and of docs/sync.md, run as they stand there: all ```sh blocks of a page in one shell, in order.
+//! The commands of the README and of pages in docs/, run as they stand there: all ```sh blocks of a page in one shell, in order.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;

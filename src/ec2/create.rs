@@ -1,4 +1,4 @@
-//! CreateSnapshot and CreateSnapshots: one attempt each, whose outcome is known or not.
+//! CreateSnapshot and CreateSnapshots: one attempt each, with a [`Creation`] as its outcome.
 
 use aws_sdk_ec2::operation::create_snapshot::CreateSnapshotOutput;
 use aws_sdk_ec2::types::{
@@ -82,7 +82,7 @@ impl SnapshotMaker for Ec2 {
     }
 }
 
-/// What an answer proves: only a refusal that EC2 itself has worded proves that nothing was made.
+/// Classifies an answer: only a refusal in EC2's own words proves that nothing was made.
 fn outcome(
     name: CallName<'_>,
     answer: std::result::Result<Vec<Option<Snapshot>>, CallRefusal>,

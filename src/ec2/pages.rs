@@ -18,7 +18,7 @@ const MAX_IDLE_PAGES: u32 = 1_100;
 
 /// What is listed in pages.
 pub(super) trait PageItem {
-    /// What several of them are called.
+    /// The plural noun of the items, for messages.
     const MANY: &'static str;
     /// The IAM action of the call that lists them.
     const ACTION: &'static str;
@@ -62,7 +62,7 @@ pub(super) enum PageFailure {
     Final(Error),
 }
 
-/// Why a page was not had, as a refusal tells it.
+/// Classifies the refusal of a page by EC2's code.
 impl From<CallRefusal> for PageFailure {
     fn from(refused: CallRefusal) -> Self {
         match refused.code.as_str() {

@@ -1,4 +1,4 @@
-//! DescribeVolumes and DescribeInstances: what snapshots can be made of.
+//! DescribeVolumes and DescribeInstances: the volumes and instances to make snapshots of.
 
 use aws_sdk_ec2::operation::describe_volumes::builders::DescribeVolumesFluentBuilder;
 use aws_sdk_ec2::types::{Instance, Volume, VolumeAttachmentState};
@@ -10,7 +10,7 @@ use super::{Ec2, filter, tags};
 use crate::error::{Error, Kind, Result};
 use crate::snapshot::{InstanceInfo, VolumeInfo, VolumeSelector};
 
-/// Volumes a page, as EC2 recommends at most
+/// The most volumes per page that EC2 recommends
 /// (<https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeVolumes.html>).
 const VOLUMES_PER_PAGE: i32 = 500;
 

@@ -1,5 +1,5 @@
 //! Which manifests a listing must show: `latest/VOLUME` names the newest ones of each volume, `prune/manifests` those that the last
-//! prune kept. A store that leaves a page out in the middle of a listing is found by them.
+//! prune kept. They reveal a store that leaves a page out in the middle of a listing.
 //!
 //! Both are lists of names ([`lines`]). A writer that was paused can bring a name back that was taken out meanwhile. So `swept/NAME`
 //! says for [`SWEPT`] that a snapshot is gone for good: a list that names it is an old one.
@@ -21,13 +21,13 @@ use crate::target::VolumeKey;
 const PRUNED: &str = "prune/manifests";
 /// Objects read at once.
 const READS: usize = 16;
-/// A writer that lost a race against another one looks so often whether its name stands.
+/// How often at most a writer puts its name into a list: a concurrent writer may overwrite it.
 const TRIES: usize = 3;
 /// The newest names of a volume that are kept: the last prune has noted the others.
 const MOST_NAMES: usize = 256;
-/// How long it stays on record that a snapshot was swept. After a writer that is paused for longer a person must decide.
+/// How long `swept/` keeps a name. A person must decide about what a writer names that was paused for longer.
 const SWEPT: Duration = Duration::from_hours(90 * 24);
-/// The content of `swept/NAME`, and what takes its place when the snapshot is copied again.
+/// The content of `swept/NAME`: at first, and once the snapshot is copied again.
 const IS_SWEPT: &[u8] = b"swept\n";
 const IS_BACK: &[u8] = b"published again\n";
 
@@ -66,7 +66,7 @@ async fn read(store: &Store, object: &str) -> Result<Vec<ManifestName>> {
     })
 }
 
-/// The names that a listing must show that begins after this: of one volume, or of all.
+/// The names that every listing that begins later must show: of one volume, or of all.
 pub(super) async fn expected(
     store: &Store,
     volume: Option<&VolumeKey>,
@@ -105,7 +105,7 @@ pub(super) fn lacks(store: &Store, name: &ManifestName) -> Error {
     })
 }
 
-/// A snapshot was published: from now on every listing must show it.
+/// Names a published snapshot in `latest/`: from now on every listing must show it.
 pub(super) async fn advance(store: &Store, name: &ManifestName) -> Result<()> {
     if is_swept(store, name).await? {
         store.put(&swept(name), &[IS_BACK.into()]).await?;
@@ -129,13 +129,13 @@ pub(super) async fn advance(store: &Store, name: &ManifestName) -> Result<()> {
     Ok(())
 }
 
-/// No listing need show a snapshot any more: it is removed and its tombstone goes, or a person knows that it is lost.
+/// Takes a snapshot out of the lists: its tombstone is being deleted, or a person has accepted that it is lost.
 pub(super) async fn retreat(store: &Store, removed: &ManifestName) -> Result<()> {
     store.put(&swept(removed), &[IS_SWEPT.into()]).await?;
     take_out(store, removed).await
 }
 
-/// Records of swept snapshots that are older than any writer. Their names leave the lists once more.
+/// Takes the names of snapshots that were swept more than [`SWEPT`] ago out of the lists once more. Returns their objects in `swept/`.
 pub(super) async fn old_swept(store: &Store, now: SystemTime) -> Result<Vec<String>> {
     let mut old = Vec::new();
     let mut pages = pin!(store.pages("swept"));
@@ -164,7 +164,7 @@ async fn take_out(store: &Store, removed: &ManifestName) -> Result<()> {
     Ok(())
 }
 
-/// Notes what a prune has kept.
+/// Records the names that a prune has kept.
 pub(super) async fn note_pruned(store: &Store, names: &[ManifestName]) -> Result<()> {
     store.put(PRUNED, &[lines::encode(names).into()]).await
 }

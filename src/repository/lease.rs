@@ -191,7 +191,7 @@ impl Lease {
                 _ => prune::sweeps(&store).await,
             }
         };
-        // Both of the time after the record is there.
+        // Both must follow the put of the record.
         let (there, sweeps) = try_join(store.head(&object), sweeps).await?;
         record.started = Some(seconds(there.modified));
         record.sweeps = sweeps;

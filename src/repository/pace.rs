@@ -1,4 +1,4 @@
-//! How large packs are, and how many are sent at once, by what is known of the line.
+//! How large packs are, and how many are sent at once: decided from the rate and the latency of the line.
 
 use std::time::Duration;
 
@@ -6,25 +6,25 @@ use super::pack::{MOST_BLOCKS, MOST_BYTES};
 use super::store::KnownLine;
 use crate::block::BLOCK_SIZE;
 
-/// Uploads at once on a line without delay, and at most.
+/// Concurrent uploads on a line without delay, and the most on any line.
 const LANES: u32 = 4;
 const MOST_LANES: u32 = 24;
-/// One upload more for so much latency. A connection begins with 14 KB a round trip and doubles that, carries some 3 MB a round trip
-/// at best (the largest send buffer of Linux is 4 MiB), and nothing while the store answers and is asked for its proof.
+/// The latency for which one more upload is sent. A connection begins with 14 KB per round trip and doubles that up to some 3 MB (the
+/// largest send buffer of Linux is 4 MiB). It carries nothing while the store answers the PUT and the HEAD that verifies it.
 const LATENCY_OF_A_LANE: Duration = Duration::from_millis(15);
-/// Seconds in which one upload sends a pack: what a connection that breaks costs.
+/// Seconds in which one upload sends a pack, and which a broken connection costs.
 const PACK_SECONDS: u64 = 10;
-/// Bytes a second that each of several uploads has at least.
+/// The least bytes per second of each of several uploads.
 const LEAST_RATE: u64 = 256 << 10;
-/// Blocks in packs at once, one pack being filled and others in flight: 72 MiB. A block waits for room before a pack takes it.
+/// Blocks in packs in memory, one pack being filled and others in flight: 72 MiB. A block waits for room before a pack takes it.
 pub(super) const HELD: usize = 2 * MOST_BLOCKS + 16;
 /// Bytes of those blocks.
 const HELD_BYTES: u64 = HELD as u64 * BLOCK_SIZE as u64;
 
-/// Shares of the line: each of so many uploads at once takes the same part of them.
+/// Shares of the line, which concurrent uploads divide evenly.
 pub(super) const SHARES: u32 = 240;
 
-/// How packs go.
+/// How packs are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PackPace {
     /// Uploads at once.
@@ -34,7 +34,7 @@ pub(super) struct PackPace {
 }
 
 impl PackPace {
-    /// How packs go on a line.
+    /// The pace for a line.
     pub(super) fn of(line: KnownLine) -> Self {
         let by_latency = line.latency.map_or(0, |latency| {
             let lanes = latency.as_millis() / LATENCY_OF_A_LANE.as_millis();
@@ -45,7 +45,7 @@ impl PackPace {
             let lanes = u32::try_from(rate / LEAST_RATE).unwrap_or(MOST_LANES);
             lanes.clamp(1, by_latency)
         });
-        // More uploads than on a line without delay share the memory.
+        // Where more than LANES uploads run, they and the pack being filled share the memory of HELD blocks.
         let room = match lanes > LANES {
             true => HELD_BYTES / u64::from(lanes + 1),
             false => MOST_BYTES,

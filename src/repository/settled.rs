@@ -1,5 +1,5 @@
-//! [`Unsettled`]: which manifests a run may not rely on: those whose removal has begun, and those whose own run is still on record. Such
-//! a run has not looked for sweeps yet, and may withdraw its manifest.
+//! [`Unsettled`]: the manifests that a run may not rely on. The removal of one has begun, or the run that wrote it is still on record:
+//! that run may not have looked for sweeps yet, and then withdraws its manifest.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -10,7 +10,7 @@ use super::run::removed;
 use super::store::Store;
 use crate::error::{Kind, Result};
 
-/// Why manifests are not to be relied on.
+/// What makes manifests unreliable.
 #[derive(Debug, Default)]
 pub(super) struct Unsettled {
     /// Names of tombstones.
@@ -20,7 +20,7 @@ pub(super) struct Unsettled {
 }
 
 impl Unsettled {
-    /// Looks at manifests that were read before. A prune keeps what is removed later for every run that is on record by now.
+    /// Examines manifests that were read before this call. A prune keeps what is removed later for every run that is on record by now.
     ///
     /// # Errors
     /// `Corrupt` when a listing is not complete; else why the store cannot be read.
@@ -42,7 +42,7 @@ impl Unsettled {
         })
     }
 
-    /// Why a manifest is not to be relied on.
+    /// Why a run may not rely on a manifest; `None` if it may.
     pub(super) fn why(&self, manifest: &Manifest) -> Option<&'static str> {
         let tombstone = removed(&manifest.name().to_string(), &manifest.run);
         if self.tombstones.contains(&tombstone) {
@@ -53,7 +53,7 @@ impl Unsettled {
     }
 }
 
-/// Whether a run is on record and has not ended; a record that cannot be read is one.
+/// Whether a run is on record and has not ended. A damaged record counts as one.
 ///
 /// # Errors
 /// Why the store cannot be read.

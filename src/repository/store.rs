@@ -94,9 +94,9 @@ pub struct Store {
     rate: Arc<UploadRate>,
     latency: Latency,
     bandwidth: Bandwidth,
-    /// One permit a request on its way.
+    /// One permit per request in flight.
     requests: Semaphore,
-    /// One permit a read of blocks, from before it waits for a request: what is behind in the queue is not taken for slow.
+    /// One permit per read of blocks, taken before it queues for a request: a queued read is not taken for a slow one.
     reads: Semaphore,
     /// Whether the store's ETags are no MD5, so that its checksums are asked for.
     needs_checksums: AtomicBool,
@@ -148,9 +148,9 @@ impl Store {
         }
     }
 
-    /// A place among the reads of blocks.
+    /// A permit for a read of blocks.
     pub(super) async fn read_place(&self) -> Option<SemaphorePermit<'_>> {
-        // Closed never.
+        // Never closed.
         self.reads.acquire().await.ok()
     }
 
@@ -382,7 +382,7 @@ impl Store {
         loop {
             let ready = self.backend.ready().await;
             let queued = Instant::now();
-            // Closed never.
+            // Never closed.
             let place = self.requests.acquire().await.ok();
             let mut waited = queued.elapsed();
             let used = self.backend.generation();

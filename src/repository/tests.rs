@@ -25,14 +25,14 @@ use crate::target::{Ask, Base, Opening, SourceInfo, Stop, Target, Task, VolumeKe
 
 /// Blocks of a volume.
 const BLOCKS: u32 = 8;
-/// The grace of a prune as people use it.
+/// The default grace of a prune.
 const GRACE: Duration = Duration::from_hours(7 * 24);
 const DAY: Duration = Duration::from_hours(24);
 
 /// What each block of a volume is filled with; 0 is a hole.
 type Content = [u8; BLOCKS as usize];
 
-/// A snapshot that is copied: number N of a volume.
+/// A snapshot to copy: number N of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Made {
     volume: u8,
@@ -147,7 +147,7 @@ impl Process {
         }
     }
 
-    /// One that the store tells no lies.
+    /// A process to which the store tells no lies.
     fn honest(store: &Arc<HostileStore>) -> Self {
         Self::new(store, Lies::default())
     }
@@ -171,7 +171,7 @@ impl Process {
         ))
     }
 
-    /// Copies a snapshot as a sync does: since the newest one of its volume whose content `known` has, else whole.
+    /// Copies a snapshot as a sync does: a delta since the newest one of its volume that `known` has, else all blocks.
     async fn sync(&self, made: &Made, dedup: bool, known: &[Made]) -> Result<()> {
         let info = made.info();
         let target = self.target(&info, dedup).await?;
@@ -298,7 +298,7 @@ impl Process {
         Ok(Held::Whole(content))
     }
 
-    /// Reads and proves everything.
+    /// Checks the repository and reads every byte.
     async fn check(&self) -> Result<Checked> {
         check(&self.catalog().await?, ReadData::All, &Progress::default()).await
     }
@@ -318,7 +318,7 @@ impl Process {
     }
 }
 
-/// A runtime whose clock runs as fast as its work is done, and a seed that makes its random numbers.
+/// Runs a test with a paused clock, which jumps to the next timer, and with a seed for its random numbers.
 fn with_seed(seed: u64, test: impl Future<Output = ()>) {
     fastrand::seed(seed);
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -1,4 +1,4 @@
-//! [`Bandwidth`]: how many bytes a second go to and come from stores. Each direction has the whole rate, and all stores of a run
+//! [`Bandwidth`]: the limit of bytes per second to and from stores. Each direction has the whole rate, and all stores of a run
 //! share it.
 
 use std::sync::Arc;
@@ -7,18 +7,18 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// The time by which a turn may be late without a loss: timers are exact to a millisecond, and tasks wait for a processor.
+/// How late a turn may begin without a loss of rate: timers are exact to a millisecond, and tasks wait for a processor.
 const CREDIT: Duration = Duration::from_millis(100);
 /// The most and the least bytes that take one turn.
 const MOST_PIECE: u64 = 64 << 10;
 const LEAST_PIECE: u64 = 1 << 10;
-/// Turns in a second, where pieces are neither the largest nor the smallest.
+/// Turns per second, unless the size of a piece is at its limit.
 const TURNS: u64 = 20;
 /// Bytes that a connection takes in before they are read: Linux begins with a receive buffer of 128 KiB, and lets it grow only
 /// for a reader that is fast.
 const RECEIVE_BUFFER: u64 = 128 << 10;
 
-/// The way that bytes go.
+/// The direction of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direction {
     /// To the store.
@@ -27,7 +27,7 @@ pub(super) enum Direction {
     Down,
 }
 
-/// Bytes a second to and from stores; clones share them. The default has no limit.
+/// A limit of bytes per second to and from stores, which clones share. The default is unlimited.
 #[derive(Clone, Debug, Default)]
 pub struct Bandwidth(Option<Arc<Directions>>);
 
@@ -40,7 +40,7 @@ struct Directions {
 }
 
 impl Bandwidth {
-    /// At most so many bytes a second in each direction.
+    /// At most `bytes_a_second` in each direction.
     pub fn of(bytes_a_second: u64) -> Self {
         let now = Instant::now();
         Self(Some(Arc::new(Directions {
@@ -62,7 +62,7 @@ impl Bandwidth {
         usize::try_from(piece).unwrap_or(usize::MAX)
     }
 
-    /// Takes the next turn, for so many bytes: when it ends, and they may have moved. None where there is no limit.
+    /// Reserves the next turn for `bytes`. Returns its end, by which the bytes may have moved; `None` without a limit.
     pub(super) fn turn(&self, direction: Direction, bytes: u64) -> Option<Instant> {
         let both = self.0.as_ref()?;
         let mut next = match direction {
@@ -73,7 +73,7 @@ impl Bandwidth {
         Some(*next)
     }
 
-    /// How many replies may come in at once, of so many requests: what waits in their receive buffers is about a second's worth.
+    /// How many of `in_flight` requests may receive replies at once: their receive buffers hold about a second's worth of bytes.
     pub(super) fn replies(&self, in_flight: usize) -> usize {
         match self.bytes_a_second() {
             None => in_flight,
@@ -85,7 +85,7 @@ impl Bandwidth {
     }
 }
 
-/// When a turn begins: after the one before it. What was not used is lost, but for the credit.
+/// When a turn begins: after the one before it. Unused time is lost, except for [`CREDIT`].
 fn begin(next: Instant, now: Instant) -> Instant {
     now.checked_sub(CREDIT)
         .map_or(next, |since| next.max(since))

@@ -1,9 +1,9 @@
 //! [`HostileStore`]: a store in memory for tests that lies, forgets and delays; and its clients, which can be stopped and killed at
 //! every request. Its clock is the one that tests pause.
 //!
-//! What it may do is what real stores and what lies before them do: cut, repeat, mix up and age listings, lose objects that they
-//! have acknowledged, show them late, lose replies, refuse for a while, answer conditions wrongly, write ETags in capitals, take long
-//! for a PUT, answer other bytes than the range that was asked for. All lies are of the moment: the store keeps what it has proven.
+//! It does what real stores, and proxies before them, do: cut, repeat, mix up and age listings, lose objects that they have
+//! acknowledged, show them late, lose replies, refuse for a while, answer conditions wrongly, write ETags in capitals, take long for a
+//! PUT, answer other bytes than the requested range. A lie affects one request: an object that a HEAD or GET has shown stays.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -25,9 +25,9 @@ use super::{Address, Connection, Store};
 use crate::block::hexadecimal;
 use crate::error::{Error, Kind};
 
-/// Nothing is silent for so long: a client that is stopped must not take that for silence.
+/// Longer than any test: a stopped client must not take its stop for silence of the store.
 const NEVER: Duration = Duration::from_hours(24 * 3650);
-/// Changes that an aged listing may lack.
+/// The most changes that a stale listing lacks.
 const REMEMBERED: usize = 40;
 
 #[derive(Clone)]
@@ -41,7 +41,7 @@ struct Kept {
 #[derive(Default)]
 struct Kepts {
     objects: BTreeMap<String, Kept>,
-    /// What the latest changes have replaced, the oldest first.
+    /// The objects that the latest changes have replaced, the oldest change first.
     changes: Vec<(String, Option<Kept>)>,
 }
 
@@ -81,12 +81,12 @@ pub(in crate::repository) struct HostileStore {
     epoch: (Instant, SystemTime),
 }
 
-/// How much a client's store lies.
+/// The lies that a client's store tells.
 #[derive(Clone, Debug, Default)]
 pub(in crate::repository) struct Lies {
-    /// Of 1000 requests so many meet a lie.
+    /// Lies per 1,000 chances.
     pub(in crate::repository) per_mille: u32,
-    /// The folder of whose listings entries in the middle may be left out.
+    /// The folder whose listings may lack an entry in the middle.
     pub(in crate::repository) gaps_in: Option<&'static str>,
     /// Whether GETs of ranges answer other bytes too.
     pub(in crate::repository) wrong_ranges: bool,
@@ -119,7 +119,7 @@ impl HostileStore {
         self.epoch.1 + (Instant::now() - self.epoch.0)
     }
 
-    /// A process that uses it, and that process's store.
+    /// A process that uses this store, and the process's view of it.
     pub(in crate::repository) fn client(self: &Arc<Self>, lies: Lies) -> (Client, Arc<Store>) {
         let client = Client(Arc::new(watch::channel(Control::default()).0));
         let backend = HostileBackend {
@@ -187,7 +187,7 @@ struct Control {
 pub(in crate::repository) struct Client(Arc<watch::Sender<Control>>);
 
 impl Client {
-    /// It will stop at this request, counted from 0.
+    /// Makes it stop at this request, counted from 0.
     pub(in crate::repository) fn stop_at(&self, request: u64, moment: Moment) {
         self.0
             .send_modify(|control| control.stop_at = Some((request, moment)));
@@ -199,7 +199,7 @@ impl Client {
         let _ = state.wait_for(|control| control.is_stopped).await;
     }
 
-    /// It goes on.
+    /// Lets it continue.
     pub(in crate::repository) fn resume(&self) {
         self.0.send_modify(|control| {
             control.is_stopped = false;

@@ -15,7 +15,7 @@ use crate::error::{Error, Kind, Result};
 /// How long connecting to Azure or Google may take, TLS included.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Requests on their way at once where nothing says how many.
+/// The default of concurrent requests.
 const IN_FLIGHT: usize = 64;
 
 /// Where the bucket's name goes in a request.
@@ -53,9 +53,9 @@ pub struct Connection {
     pub style: Option<BucketStyle>,
     /// How long a request is tried again without progress.
     pub timeout: Duration,
-    /// Requests on their way at once, at most.
+    /// The most concurrent requests.
     pub in_flight: usize,
-    /// Bytes a second, shared with the other stores of a run.
+    /// The limit of bytes per second, shared with the other stores of a run.
     pub bandwidth: Bandwidth,
 }
 

@@ -26,17 +26,17 @@ const BUFFERED: u64 = (4 << 20) + (512 << 10);
 const SLOWEST: u64 = 32_000;
 /// Uploads below this size say nothing of the line.
 const LEAST_SAMPLE: u64 = 256 << 10;
-/// The fastest line that is told from others, in bytes a second.
+/// The highest rate that is recorded, in bytes per second.
 const MOST_RATE: u64 = 1 << 50;
-/// An attempt that moved more than this, or more than one request, is no small answer.
+/// The most bytes that an attempt with a small answer moves, in one request.
 const SMALL: u64 = 16 << 10;
 
 /// How fast uploads of this store go, in bytes a second; 0 is unknown.
 #[derive(Debug, Default)]
 pub(super) struct UploadRate {
-    /// One of them.
+    /// The rate of one upload.
     one: AtomicU64,
-    /// All that are under way together.
+    /// The rate of all concurrent uploads together.
     all: AtomicU64,
     under_way: AtomicU64,
 }
@@ -128,7 +128,7 @@ struct Moved {
     all_waited: Duration,
     /// Whether bytes cannot be counted while they move: `sent` is the whole body from the start.
     is_opaque: bool,
-    /// Heads of replies that arrived, and when the first of them did.
+    /// The number of reply heads that arrived, and when the first one did.
     answers: u32,
     answered: Option<Instant>,
 }
@@ -153,7 +153,7 @@ impl Transfer {
         })
     }
 
-    /// Takes a turn for bytes: when it ends. Until then they are not silent.
+    /// Reserves a turn for bytes and returns its end. Until then the transfer does not count as silent.
     fn turn(&self, direction: Direction, bytes: u64) -> Option<Instant> {
         let ends = self.bandwidth.turn(direction, bytes)?;
         let mut moved = self.moved.lock();
@@ -166,7 +166,7 @@ impl Transfer {
         Some(ends)
     }
 
-    /// Waits until so many bytes may have moved: for bodies that cannot be held back while they move.
+    /// Waits until `bytes` may have moved: for bodies that cannot be held back while they move.
     pub(super) async fn pay(&self, direction: Direction, bytes: u64) {
         let piece = self.bandwidth.piece() as u64;
         let mut left = bytes;

@@ -1,5 +1,5 @@
 //! Random histories in a store that lies: syncs, removals, prunes, undeletes, checks and repairs, some of them side by side, stopped for
-//! days or killed. A model knows what there must be. `EBSFS_HOSTILE` makes so many; `EBSFS_SEED` repeats one.
+//! days or killed. A model knows what there must be. `EBSFS_HOSTILE` is the number of histories; `EBSFS_SEED` repeats one.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ const KEEP: usize = 3;
 enum Fate {
     /// It was published, and nothing has removed it.
     There,
-    /// A run that failed or was killed may have published it; or something may have removed it that failed.
+    /// A run that failed or was killed may have published it, or a removal that failed may have removed it.
     Unknown,
     /// It was removed.
     Removed,
@@ -41,7 +41,7 @@ enum Act {
     Read(Made),
 }
 
-/// What became of it.
+/// The outcome of an act.
 enum Done {
     Nothing,
     Pruned(Pruned),
@@ -174,7 +174,7 @@ impl History {
         })
     }
 
-    /// Notes what an act can have done before it has ended.
+    /// Records what an act can have done before it ends.
     fn start(&mut self, act: &Act) {
         match act {
             Act::Sync { made, .. } | Act::Undelete(made) => {
@@ -211,7 +211,7 @@ impl History {
         }
     }
 
-    /// Notes what an act has done, or what it may have done.
+    /// Records what an act has done, or what it may have done.
     fn ended(&mut self, act: &Act, done: Option<Result<Done>>) {
         let text = match &done {
             None => "killed".to_owned(),
@@ -272,7 +272,7 @@ impl History {
         self.ended_together(vec![(one, Some(of_one)), (other, Some(of_other))]);
     }
 
-    /// Acts that ran at once: what one of them removes another one can have put back, whoever ended first.
+    /// Records concurrent acts: what one of them removes another one can have put back, whichever ended first.
     fn ended_together(&mut self, acts: Vec<(Act, Option<Result<Done>>)>) {
         let mut seen: BTreeMap<SnapshotId, (Made, Fate)> = BTreeMap::new();
         let mut before = self.snapshots.clone();
@@ -292,7 +292,7 @@ impl History {
         self.snapshots.extend(seen);
     }
 
-    /// One act is stopped for some time, in which others run; then it continues or is killed.
+    /// Stops one act for some time while others run; then continues or kills it.
     async fn interrupted(&mut self) {
         let one = self.next_act();
         self.start(&one);
@@ -336,7 +336,7 @@ impl History {
         self.ended_together(acts);
     }
 
-    /// What an honest store shows is what the model knows.
+    /// Checks that an honest store shows what the model knows.
     async fn compare(&mut self) {
         let process = Process::honest(&self.store);
         let checked = process.check().await.unwrap();

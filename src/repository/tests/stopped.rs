@@ -1,9 +1,9 @@
-//! Every request of a sync, a prune, a repair and an init is a moment at which its process is stopped, as by SIGSTOP, while others do
-//! their worst; then it continues, or is killed.
+//! Stops a sync, a prune, a repair and an init at every request, as SIGSTOP does, while other processes change the repository; then
+//! continues or kills it. `EBSFS_HALTS` is the number of stops that are tried (`all`: each), `EBSFS_SEED` chooses them.
 
 use super::*;
 
-/// Where a process is stopped, and what then becomes of it.
+/// Where a process is stopped, and whether it is killed or continues.
 #[derive(Clone, Copy, Debug)]
 struct Halt {
     request: u64,
@@ -11,7 +11,7 @@ struct Halt {
     is_killed: bool,
 }
 
-/// Some of the halts of a process that sends so many requests, each with one of the things that others may do.
+/// A random choice of the halts of a process that sends `requests` requests, each with one of `others`.
 fn some_halts<T: Copy>(requests: u64, others: &[T]) -> Vec<(Halt, T)> {
     assert!(requests > 5, "{requests}");
     let mut all = Vec::new();
@@ -40,7 +40,7 @@ fn some_halts<T: Copy>(requests: u64, others: &[T]) -> Vec<(Halt, T)> {
     all
 }
 
-/// Runs what a process does, halts it, lets `others` run, and continues it or not; what it says, if it came to an end.
+/// Runs `work` of a process, halts it, runs `others`, and continues or kills it. Returns its result, if it was not killed.
 async fn halted<T: Send + 'static>(
     process: &Process,
     halt: Halt,
@@ -94,7 +94,7 @@ async fn repository() -> Arc<HostileStore> {
     store
 }
 
-/// That `check` names each listed snapshot that is not whole. Those that must be there are whole.
+/// Checks that `check` names each listed snapshot that is not whole, and that those in `must` are whole.
 async fn is_right(process: &Process, all: &[Made], must: &[&Made]) -> Checked {
     let checked = process.check().await.unwrap();
     let names = process.names().await.unwrap();
@@ -274,7 +274,7 @@ fn a_sync_that_wakes_up_beside_a_stopped_prune_publishes_what_is_whole_or_nothin
                 tokio::spawn(async move { sync.sync(&C, false, &[A, B]).await })
             };
             tokio::select! {
-                // It sent fewer requests this time.
+                // This time it sent fewer requests and was not stopped.
                 _ = &mut task => continue,
                 () = sync.client.stopped() => {}
             }
