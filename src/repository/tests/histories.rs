@@ -44,7 +44,7 @@ enum Act {
 /// The outcome of an act.
 enum Done {
     Nothing,
-    Pruned(Pruned),
+    Pruned(Box<Pruned>),
     Read(Held),
 }
 
@@ -55,7 +55,9 @@ async fn act(process: Process, act: Act, known: Vec<Made>) -> Result<Done> {
             process.sync(&made, dedup, &known).await?;
         }
         Act::Remove(made) => process.remove(&made).await?,
-        Act::Prune { grace, last } => return Ok(Done::Pruned(process.prune(grace, last).await?)),
+        Act::Prune { grace, last } => {
+            return Ok(Done::Pruned(process.prune(grace, last).await?.into()));
+        }
         Act::Undelete(made) => {
             undelete(&process.catalog().await?, made.id().as_str()).await?;
         }
@@ -221,7 +223,7 @@ impl History {
         self.log.push(format!("{act:?}: {text}"));
         match (act, done) {
             (Act::Sync { made, .. } | Act::Undelete(made), Some(Ok(_))) => {
-                self.set(made, Fate::There)
+                self.set(made, Fate::There);
             }
             (Act::Remove(made), Some(Ok(_))) => self.set(made, Fate::Removed),
             (Act::Prune { .. }, Some(Ok(Done::Pruned(pruned)))) => {

@@ -313,9 +313,9 @@ fn a_stopped_repair_leaves_each_snapshot_as_it_was_or_replaced() {
         let ready = repository().await;
         // The pack of B alone, and one that both need.
         let packs = ready.names("packs/");
-        for which in 0..packs.len() {
+        for pack in &packs {
             let ready = ready.copy();
-            ready.damage(&packs[which]);
+            ready.damage(pack);
             let process = Process::honest(&ready.copy());
             process.repair(Some(&B)).await.unwrap();
             let requests = process.client.requests();
