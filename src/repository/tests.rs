@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
-use super::store::hostile::{Client, HostileStore, Lies, Moment};
+use super::store::hostile::{HostileClient, HostileStore, Lies, StopPoint};
 use super::*;
 use crate::block::{
     BLOCK_SIZE, Block, BlockIndex, BlockSet, Change, Delta, Digest, Extent, Geometry, random_id,
@@ -130,7 +130,7 @@ enum Held {
 /// One process that uses a repository.
 #[derive(Clone)]
 struct Process {
-    client: Client,
+    client: HostileClient,
     store: Arc<Store>,
     /// Its state files.
     folder: Arc<TempDir>,

@@ -31,7 +31,7 @@ const NEVER: Duration = Duration::from_hours(24 * 3650);
 const REMEMBERED: usize = 40;
 
 #[derive(Clone)]
-struct Kept {
+struct StoredObject {
     bytes: Bytes,
     modified: SystemTime,
     /// Requests do not see it before.
@@ -39,14 +39,14 @@ struct Kept {
 }
 
 #[derive(Default)]
-struct Kepts {
-    objects: BTreeMap<String, Kept>,
+struct StoredObjects {
+    objects: BTreeMap<String, StoredObject>,
     /// The objects that the latest changes have replaced, the oldest change first.
-    changes: Vec<(String, Option<Kept>)>,
+    changes: Vec<(String, Option<StoredObject>)>,
 }
 
-impl Kepts {
-    fn set(&mut self, key: &str, kept: Option<Kept>) {
+impl StoredObjects {
+    fn set(&mut self, key: &str, kept: Option<StoredObject>) {
         let before = match kept {
             Some(kept) => self.objects.insert(key.to_owned(), kept),
             None => self.objects.remove(key),
@@ -58,7 +58,7 @@ impl Kepts {
     }
 
     /// The objects as they were before the latest changes.
-    fn before(&self, changes: usize) -> BTreeMap<String, Kept> {
+    fn before(&self, changes: usize) -> BTreeMap<String, StoredObject> {
         let mut objects = self.objects.clone();
         for (key, before) in self.changes.iter().rev().take(changes) {
             match before {
@@ -69,7 +69,7 @@ impl Kepts {
         objects
     }
 
-    fn seen(&self, key: &str) -> Option<&Kept> {
+    fn seen(&self, key: &str) -> Option<&StoredObject> {
         let kept = self.objects.get(key);
         kept.filter(|kept| kept.shown <= Instant::now())
     }
@@ -77,7 +77,7 @@ impl Kepts {
 
 /// Objects in memory.
 pub(in crate::repository) struct HostileStore {
-    kept: Mutex<Kepts>,
+    kept: Mutex<StoredObjects>,
     epoch: (Instant, SystemTime),
 }
 
@@ -107,7 +107,7 @@ impl HostileStore {
     pub(in crate::repository) fn copy(&self) -> Arc<Self> {
         let kept = self.kept.lock();
         Arc::new(Self {
-            kept: Mutex::new(Kepts {
+            kept: Mutex::new(StoredObjects {
                 objects: kept.objects.clone(),
                 changes: Vec::new(),
             }),
@@ -120,8 +120,11 @@ impl HostileStore {
     }
 
     /// A process that uses this store, and the process's view of it.
-    pub(in crate::repository) fn client(self: &Arc<Self>, lies: Lies) -> (Client, Arc<Store>) {
-        let client = Client(Arc::new(watch::channel(Control::default()).0));
+    pub(in crate::repository) fn client(
+        self: &Arc<Self>,
+        lies: Lies,
+    ) -> (HostileClient, Arc<Store>) {
+        let client = HostileClient(Arc::new(watch::channel(Control::default()).0));
         let backend = HostileBackend {
             store: Arc::clone(self),
             client: client.clone(),
@@ -162,13 +165,13 @@ impl HostileStore {
             *byte ^= 1;
         }
         let bytes = bytes.into();
-        kept.set(&key, Some(Kept { bytes, ..old }));
+        kept.set(&key, Some(StoredObject { bytes, ..old }));
     }
 }
 
 /// Where a client stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::repository) enum Moment {
+pub(in crate::repository) enum StopPoint {
     /// Before a request has any effect.
     Before,
     /// After its effect, before its reply.
@@ -177,18 +180,18 @@ pub(in crate::repository) enum Moment {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Control {
-    stop_at: Option<(u64, Moment)>,
+    stop_at: Option<(u64, StopPoint)>,
     is_stopped: bool,
     requests: u64,
 }
 
 /// A process that can be stopped and killed.
 #[derive(Clone)]
-pub(in crate::repository) struct Client(Arc<watch::Sender<Control>>);
+pub(in crate::repository) struct HostileClient(Arc<watch::Sender<Control>>);
 
-impl Client {
+impl HostileClient {
     /// Makes it stop at this request, counted from 0.
-    pub(in crate::repository) fn stop_at(&self, request: u64, moment: Moment) {
+    pub(in crate::repository) fn stop_at(&self, request: u64, moment: StopPoint) {
         self.0
             .send_modify(|control| control.stop_at = Some((request, moment)));
     }
@@ -212,7 +215,7 @@ impl Client {
         self.0.borrow().requests
     }
 
-    async fn pass(&self, request: u64, moment: Moment) {
+    async fn pass(&self, request: u64, moment: StopPoint) {
         self.0.send_if_modified(|control| {
             control.requests = control.requests.max(request + 1);
             let is_here = control.stop_at == Some((request, moment));
@@ -227,14 +230,14 @@ impl Client {
 /// The requests of one client.
 struct HostileBackend {
     store: Arc<HostileStore>,
-    client: Client,
+    client: HostileClient,
     requests: AtomicU64,
     lies: Lies,
     rng: Mutex<fastrand::Rng>,
 }
 
 impl HostileBackend {
-    fn lies(&self) -> bool {
+    fn lies_now(&self) -> bool {
         self.rng.lock().u32(..1000) < self.lies.per_mille
     }
 
@@ -257,26 +260,26 @@ impl HostileBackend {
         &self,
         verb: &str,
         key: &str,
-        effect: impl FnOnce(&mut Kepts) -> StoreAnswer<T>,
+        effect: impl FnOnce(&mut StoredObjects) -> StoreAnswer<T>,
     ) -> StoreAnswer<T> {
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
-        self.client.pass(number, Moment::Before).await;
+        self.client.pass(number, StopPoint::Before).await;
         let pause = Duration::from_millis(1 + self.pick(30) as u64);
         sleep(pause).await;
-        if self.lies() {
+        if self.lies_now() {
             return Err(self.unavailable(verb, key));
         }
         let answer = effect(&mut self.store.kept.lock());
-        self.client.pass(number, Moment::After).await;
-        match self.lies() {
+        self.client.pass(number, StopPoint::After).await;
+        match self.lies_now() {
             true => Err(self.unavailable(verb, key)),
             false => answer,
         }
     }
 
     /// What a listing of a prefix shows.
-    fn listed(&self, kept: &Kepts, prefix: &str) -> Vec<ListedKey> {
-        let age = if self.lies() {
+    fn listed(&self, kept: &StoredObjects, prefix: &str) -> Vec<ListedKey> {
+        let age = if self.lies_now() {
             self.pick(REMEMBERED)
         } else {
             0
@@ -295,7 +298,7 @@ impl HostileBackend {
             .lies
             .gaps_in
             .is_some_and(|folder| prefix.ends_with(&format!("/{folder}/")));
-        if may_gap && self.lies() {
+        if may_gap && self.lies_now() {
             let gap = self.pick(keys.len());
             if keys
                 .get(gap)
@@ -320,7 +323,7 @@ impl HostileBackend {
         let is_last = after + page.len() >= keys.len();
         let last = page.last().map(|last| last.key.clone());
         let next = last.filter(|_| !is_last).map(ListCursor::Token);
-        if !self.lies() {
+        if !self.lies_now() {
             return StorePage { keys: page, next };
         }
         match self.pick(4) {
@@ -359,7 +362,7 @@ impl Backend for HostileBackend {
         transfer: &Arc<Transfer>,
     ) -> StoreAnswer<Bytes> {
         transfer.received(1);
-        let is_wrong = range.is_some() && self.lies.wrong_ranges && self.lies();
+        let is_wrong = range.is_some() && self.lies.wrong_ranges && self.lies_now();
         let get = self.request("get", key, |kept| {
             let kept = kept.seen(key).ok_or_else(|| self.absent("get", key))?;
             let Some(range) = range else {
@@ -382,11 +385,11 @@ impl Backend for HostileBackend {
         _: &Arc<Transfer>,
     ) -> StoreAnswer<()> {
         let modified = self.store.now();
-        if self.lies() {
+        if self.lies_now() {
             sleep(Duration::from_secs(self.pick(100) as u64)).await;
         }
         let put = self.request("put", key, |kept| {
-            let conflict = create && self.lies();
+            let conflict = create && self.lies_now();
             if conflict || create && kept.seen(key).is_some() {
                 let error = self.error(Kind::Invalid, "put", key, "412 PreconditionFailed");
                 return Err(StoreFault::new(Next::Exists, error));
@@ -398,7 +401,7 @@ impl Backend for HostileBackend {
                 .for_each(|piece| bytes.extend_from_slice(piece));
             let is_new = !kept.objects.contains_key(key);
             let mut shown = Instant::now();
-            if self.lies() {
+            if self.lies_now() {
                 match self.pick(3) {
                     // Acknowledged and lost.
                     0 => return Ok(()),
@@ -410,7 +413,7 @@ impl Backend for HostileBackend {
             }
             kept.set(
                 key,
-                Some(Kept {
+                Some(StoredObject {
                     bytes: bytes.into(),
                     modified,
                     shown,
@@ -422,7 +425,7 @@ impl Backend for HostileBackend {
     }
 
     async fn head(&self, key: &str, checksums: bool, _: &Arc<Transfer>) -> StoreAnswer<ObjectHead> {
-        let is_odd = self.lies();
+        let is_odd = self.lies_now();
         let head = self.request("look at", key, |kept| {
             let kept = kept.seen(key).ok_or_else(|| self.absent("look at", key))?;
             let md5 = hexadecimal(&Md5::digest(&kept.bytes));
@@ -449,7 +452,7 @@ impl Backend for HostileBackend {
         _: &Arc<Transfer>,
     ) -> StoreAnswer<StorePage> {
         let page = self.request("list", prefix, |kept| {
-            if self.lies() {
+            if self.lies_now() {
                 let error = self.error(Kind::Corrupt, "list", prefix, "the reply is HTML");
                 return Err(StoreFault::new(Next::Final, error));
             }

@@ -300,9 +300,9 @@ impl History {
         self.start(&one);
         let process = self.process();
         let moment = if self.rng.bool() {
-            Moment::Before
+            StopPoint::Before
         } else {
-            Moment::After
+            StopPoint::After
         };
         process.client.stop_at(self.rng.u64(..120), moment);
         let mut task = tokio::spawn(act(process.clone(), one.clone(), self.known()));

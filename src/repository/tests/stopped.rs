@@ -7,7 +7,7 @@ use super::*;
 #[derive(Clone, Copy, Debug)]
 struct Halt {
     request: u64,
-    moment: Moment,
+    moment: StopPoint,
     is_killed: bool,
 }
 
@@ -16,7 +16,7 @@ fn some_halts<T: Copy>(requests: u64, others: &[T]) -> Vec<(Halt, T)> {
     assert!(requests > 5, "{requests}");
     let mut all = Vec::new();
     for request in 0..requests {
-        for moment in [Moment::Before, Moment::After] {
+        for moment in [StopPoint::Before, StopPoint::After] {
             for is_killed in [false, true] {
                 let halt = Halt {
                     request,
@@ -268,7 +268,7 @@ fn a_sync_that_wakes_up_beside_a_stopped_prune_publishes_what_is_whole_or_nothin
         for (halt, waking) in some_halts(of_prune, &wakings) {
             let store = ready.copy();
             let sync = Process::honest(&store);
-            sync.client.stop_at(waking, Moment::Before);
+            sync.client.stop_at(waking, StopPoint::Before);
             let mut task = {
                 let sync = sync.clone();
                 tokio::spawn(async move { sync.sync(&C, false, &[A, B]).await })

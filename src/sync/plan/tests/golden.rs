@@ -214,7 +214,7 @@ fn base_auto_by_what_is_found() {
 }
 
 #[test]
-fn findings_a1_to_a4_a_device_is_believed_and_overwritten_only_for_a_reason() {
+fn a_device_is_believed_and_overwritten_only_for_a_reason() {
     let delta = || Is(Delta(vec![id(HELD)]));
     let mut other = recorded(Device);
     other.record = Some(holds(FOREIGN, Some("vol-2"), Some(mark(1))));
@@ -296,7 +296,7 @@ fn findings_a1_to_a4_a_device_is_believed_and_overwritten_only_for_a_reason() {
 }
 
 #[test]
-fn findings_a5_and_a6_every_common_base_is_tried_and_never_one_that_is_not_proven() {
+fn every_common_base_is_tried_and_never_one_that_is_not_proven() {
     let two = account(&[replica(OTHER, false), replica(HELD, false)], Some(false));
     let mut none = account(&[], Some(false));
     none.facts.no_base = Some("1 is not proven: tags can be copied".into());
