@@ -202,7 +202,12 @@ impl Taking<'_> {
         let what = format!(
             "cannot make snapshots of the cycle {cycle}: they would start more than an hour before its time or a day after it"
         );
-        self.fail(Error::new(Kind::Invalid, what));
+        // A limit that lasted for so long is no mistake of the command.
+        let kind = match call.limited {
+            Some(_) => Kind::Throttled,
+            None => Kind::Invalid,
+        };
+        self.report.failures.push(Error::new(kind, what));
     }
 
     /// Makes each call once, between the two commands. Returns those that must be made or looked for again.
@@ -349,7 +354,9 @@ impl Taking<'_> {
             });
         }
         for volume in missing.into_iter().filter(|_| !is_adopted) {
-            let what = format!("cannot make a snapshot of {volume}: it was detached meanwhile");
+            let what = format!(
+                "cannot make a snapshot of {volume}: EC2 made none of it with its instance's other volumes"
+            );
             self.report.failures.push(Error::new(Kind::NotFound, what));
         }
     }
