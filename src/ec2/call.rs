@@ -112,6 +112,17 @@ where
         let used = access.credentials.generation();
         let (class, code, message) = match watched(&watch, limit, send(watch.clone())).await {
             Some(Ok(answer)) => return Ok(answer),
+            // The SDK takes it for a refusal. What was asked for may be done.
+            Some(Err(SdkError::ServiceError(reply))) if reply.raw().status().is_success() => {
+                let what = format!(
+                    "{} {}: the reply cannot be read (HTTP {})",
+                    name.action,
+                    name.target,
+                    reply.raw().status().as_u16()
+                );
+                let error = Error::new(Kind::Unavailable, what);
+                (ErrorClass::Retry(error), String::new(), String::new())
+            }
             Some(Err(error)) => {
                 let meta = error.meta();
                 let text = |text: Option<&str>| text.unwrap_or_default().to_owned();

@@ -16,6 +16,9 @@ use super::settled::is_on_record;
 use super::store::Store;
 use crate::error::{Error, Kind, Remedy, Result};
 
+/// How often a run tries to publish where other runs publish the same snapshot.
+const TRIES: usize = 5;
+
 /// Publishes the manifest of the run that holds a lease, in the place of the one that the run `replaces` wrote, if there is one.
 /// The manifest that is there now: another run may have been first. `swept` is what a look for new sweeps has found since the run
 /// began, if there was one.
@@ -45,22 +48,41 @@ pub(super) async fn publish(
     };
     let (on_record, checked) = join(on_record, check).await;
     on_record.and(checked)?;
-    let is_replaced = match replaces {
-        Some(old) => replace_manifest(store, old, &manifest).await?,
-        None => false,
+    let mut replaced = match replaces {
+        Some(old) if replace_manifest(store, old, &manifest).await? => Some(old.to_owned()),
+        _ => None,
     };
     // A manifest of a newer format is not ours to replace.
     let is_sound = |bytes: &[u8]| match Manifest::read(bytes) {
         Ok(read) => read.is_some(),
         Err(error) => error.kind() != Kind::Corrupt,
     };
-    if !is_replaced && !store.put_new(&object, &manifest.encode(), is_sound).await? {
-        let there = read_manifest(store, &object).await?;
-        let is_unsettled = there.run != manifest.run && is_on_record(store, &there.run).await?;
-        if is_unsettled && replace_manifest(store, &there.run, &manifest).await? {
-            info!("replacing {}: its run has not ended", manifest.snapshot);
-        } else if there.run != manifest.run {
-            info!("another run has published {} meanwhile", manifest.snapshot);
+    let mut tries = 0;
+    while replaced.is_none() && !store.put_new(&object, &manifest.encode(), is_sound).await? {
+        tries += 1;
+        if tries > TRIES {
+            let what = format!("cannot publish {name}: other runs replace it");
+            return Err(Error::new(Kind::Busy, what).with_remedy(Remedy::TryLater));
+        }
+        let there = match read_manifest(store, &object).await {
+            // It was withdrawn meanwhile.
+            Err(error) if error.kind() == Kind::NotFound => continue,
+            there => there?,
+        };
+        if there.run == manifest.run {
+            break;
+        }
+        if is_on_record(store, &there.run).await? {
+            if replace_manifest(store, &there.run, &manifest).await? {
+                info!("replacing {name}: its run has not ended");
+                replaced = Some(there.run);
+            }
+            continue;
+        }
+        // Read again: a run that withdraws what it has published does so before it ends.
+        let still = read_manifest(store, &object).await;
+        if still.is_ok_and(|still| still.run == there.run) {
+            info!("another run has published {name} meanwhile");
             return Ok(there);
         }
     }
@@ -68,8 +90,8 @@ pub(super) async fn publish(
         if !is_ours(store, lease, &manifest).await? {
             return Err(error);
         }
-        match replaces.filter(|_| is_replaced) {
-            Some(old) => bring_back(store, &manifest, old).await?,
+        match replaced {
+            Some(old) => bring_back(store, &manifest, &old).await?,
             None => withdraw(store, &manifest).await?,
         }
         return Err(error);

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::pin::pin;
+use std::sync::Arc;
 
 use futures_util::stream::{StreamExt, TryStreamExt};
 use tracing::info;
 
 use super::catalog::{RepositoryCatalog, read_manifest};
 use super::latest;
+use super::lease::{Lease, LeaseKind};
 use super::listing::{self, objects};
 use super::manifest::{Manifest, ManifestName, manifest_object};
 use super::pack::Name;
@@ -42,26 +44,49 @@ pub async fn undelete(catalog: &RepositoryCatalog, snapshot: &str) -> Result<Man
         run: random_id(),
         ..manifest.clone()
     };
-    let published = manifest_object(&name);
-    if !replace_manifest(store, &manifest.run, &back).await? {
+    // On record until its data is proven: before that no other run relies on it.
+    let (of, kind) = (Arc::clone(catalog.store()), LeaseKind::Repair);
+    let lease = Lease::begin(of, kind, &back.run, snapshot, catalog.lease()).await?;
+    let put_back = put_back(store, &name, &manifest, &back).await;
+    let ended = lease.end().await;
+    put_back.map_err(|error| error.context(format!("cannot undelete {name}")))?;
+    ended?;
+    info!("{name} is back, as of run {}", back.run);
+    Ok(name)
+}
+
+/// Puts `back` in the place of the removed `manifest`.
+async fn put_back(
+    store: &Store,
+    name: &ManifestName,
+    manifest: &Manifest,
+    back: &Manifest,
+) -> Result<()> {
+    let published = manifest_object(name);
+    let is_there = async || {
+        let there = read_manifest(store, &published).await;
+        there.map(|there| there.run == back.run)
+    };
+    if !replace_manifest(store, &manifest.run, back).await? {
         // What is damaged there is replaced.
         let is_sound = |bytes: &[u8]| matches!(Manifest::read(bytes), Ok(Some(_)));
         let is_new = store.put_new(&published, &back.encode(), is_sound).await?;
-        if !is_new && read_manifest(store, &published).await?.run != back.run {
-            let what = format!("cannot undelete {name}: it was copied again since, or undeleted");
+        if !is_new && !is_there().await? {
+            let what = "it was copied again since, or undeleted";
             return Err(Error::new(Kind::Invalid, what));
         }
     }
     // A sweep that listed the manifests before this one was there may be removing its data.
-    if let Err(error) = is_not_swept(store, &manifest).await {
-        store.delete(&published).await?;
-        return Err(cannot(error));
+    if let Err(error) = is_not_swept(store, manifest).await {
+        // Not what another run has published since.
+        if is_there().await.unwrap_or(false) {
+            store.delete(&published).await?;
+        }
+        return Err(error);
     }
-    latest::advance(store, &name).await?;
+    latest::advance(store, name).await?;
     // A removal that was still under way has taken it again.
-    let there = read_manifest(store, &published).await.map_err(cannot)?;
-    info!("{name} is back, as of run {}", there.run);
-    Ok(name)
+    read_manifest(store, &published).await.map(drop)
 }
 
 /// Fails when data of a manifest is missing or named in a sweep.

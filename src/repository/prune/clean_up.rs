@@ -41,12 +41,13 @@ impl Prune<'_> {
         }
         for name in &self.withdrawn {
             let object = manifest_object(name);
-            // Another run may have published it again meanwhile.
+            // Another run may have published it again meanwhile: nothing comes between the look and the deletion.
             if read_manifest(store, &object)
                 .await
                 .is_err_and(|error| error.kind() == Kind::NotFound)
             {
-                names_of.push(object);
+                let (one, pruned) = (vec![object], &mut self.pruned);
+                sweep::delete_all(store, one, pruned, self.progress).await?;
             }
         }
         let dead = self

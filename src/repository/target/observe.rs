@@ -107,7 +107,14 @@ impl RepositoryTarget {
                         warnings.push(format!("copying {id} again: {}", error.chain()));
                         *self.replaces.lock() = Some(manifest.run);
                     }
-                    proven => return proven.map(|()| Some(manifest)),
+                    Err(error) => return Err(error),
+                    // Read again: a run that withdraws what it has published does so before it ends.
+                    Ok(()) => match self.catalog.manifest(name).await {
+                        Ok(still) if still.run == manifest.run => return Ok(Some(manifest)),
+                        Ok(_) => {}
+                        Err(error) if is_damage(&error) => {}
+                        Err(error) => return Err(error),
+                    },
                 },
             }
         }
@@ -230,8 +237,11 @@ impl RepositoryTarget {
             Ok(_) => {}
             Err(error) if error.kind() == Kind::NotFound => {
                 return match state.published(store).await {
-                    Ok(Some(_)) => Ok(Left::Proven),
-                    Ok(None) => Ok(Left::Gone),
+                    // Its run can have ended because its data was swept.
+                    Ok(Some(manifest)) if self.is_sound(&manifest, warnings).await? => {
+                        Ok(Left::Proven)
+                    }
+                    Ok(_) => Ok(Left::Gone),
                     Err(error) if is_damage(&error) => Ok(Left::Gone),
                     Err(error) => Err(error),
                 };
