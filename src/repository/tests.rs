@@ -285,7 +285,11 @@ impl Process {
     async fn read(&self, made: &Made) -> Result<Held> {
         let info = made.info();
         let target = self.target(&info, false).await?;
-        let reader = target.reader(Some(&info.name), info.geometry).await?;
+        let reader = match target.reader(Some(&info.name), info.geometry).await {
+            // Its manifest was cut short, and the run was killed before it put it again.
+            Err(error) if error.kind() == Kind::Corrupt => return Ok(Held::Damaged),
+            reader => reader?,
+        };
         let mut content = [0; BLOCKS as usize];
         for index in 0..BLOCKS {
             content[index as usize] = match reader.read_block(BlockIndex(index)).await {
