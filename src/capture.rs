@@ -1,4 +1,4 @@
-//! Makes snapshots of volumes: a *cycle* of a job makes at most one snapshot per volume, however often it is run.
+//! Makes snapshots of volumes: a *cycle* of a job makes at most one snapshot per volume, however often it is run, one run at a time.
 //!
 //! | part | subject |
 //! | --- | --- |

@@ -46,7 +46,7 @@ pub(super) struct SnapshotArgs {
     /// Give the snapshots this tag too, for example Keep=yes; can be given up to 40 times
     #[arg(long, value_name = "KEY=VALUE", value_parser = tag)]
     add_tag: Vec<(String, String)>,
-    /// Cycle of the snapshots: a volume gets one snapshot per cycle, however often the command is run, for example
+    /// Cycle of the snapshots: a volume gets one snapshot per cycle, however often the command is run, one run at a time, for example
     /// nightly/2026-06-30T12:00:00Z [default: manual/ and the present time]
     #[arg(long, value_name = "JOB/TIME")]
     cycle: Option<Cycle>,
