@@ -175,6 +175,24 @@ fn all() -> BTreeMap<u32, u8> {
     blocks.collect()
 }
 
+/// Repairs with the help of a source of these blocks.
+async fn repair_from(
+    blocks: BTreeMap<u32, u8>,
+    catalog: &RepositoryCatalog,
+    checked: &Checked,
+    limits: RepairLimits,
+) -> Repaired {
+    let origin = RepairOrigin {
+        name: "blocks".into(),
+        blocks: Arc::new(Blocks(blocks)),
+        snapshot: None,
+        volume: None,
+    };
+    let progress = Progress::default();
+    let repaired = repair_within(catalog, checked, Some(&origin), limits, &progress).await;
+    repaired.unwrap()
+}
+
 #[tokio::test]
 async fn a_repair_of_many_rounds_finds_what_one_of_a_single_round_finds() {
     let many = RepairLimits {
@@ -192,21 +210,7 @@ async fn a_repair_of_many_rounds_finds_what_one_of_a_single_round_finds() {
         // Its blocks are not where they belong.
         let elsewhere = all().into_iter().filter(|(_, it)| *it != ELSEWHERE);
         let blocks = elsewhere.map(|(index, content)| (index + 20, content));
-        let origin = RepairOrigin {
-            name: "blocks".into(),
-            blocks: Arc::new(Blocks(blocks.collect())),
-            snapshot: None,
-            volume: None,
-        };
-        let repaired = repair_within(
-            &catalog,
-            &checked,
-            Some(&origin),
-            limits,
-            &Progress::default(),
-        )
-        .await;
-        let repaired = repaired.unwrap();
+        let repaired = repair_from(blocks.collect(), &catalog, &checked, limits).await;
         assert_eq!(repaired.replaced, ["19700101T000000000Z.vol-0a.snap-0a"]);
         assert!(repaired.lost.is_empty() && repaired.left.is_empty());
         assert_eq!(repaired.written_blocks, written);
@@ -236,21 +240,7 @@ async fn a_repair_of_many_rounds_marks_what_no_round_finds() {
         let last = (SEGMENTS - 1) * SEGMENT_BLOCKS + 1;
         let mut blocks = BTreeMap::from([(9, SHARED)]);
         blocks.extend(all().get_key_value(&last));
-        let origin = RepairOrigin {
-            name: "blocks".into(),
-            blocks: Arc::new(Blocks(blocks)),
-            snapshot: None,
-            volume: None,
-        };
-        let repaired = repair_within(
-            &catalog,
-            &checked,
-            Some(&origin),
-            limits,
-            &Progress::default(),
-        )
-        .await;
-        let repaired = repaired.unwrap();
+        let repaired = repair_from(blocks, &catalog, &checked, limits).await;
         assert!(repaired.left.is_empty(), "{repaired:?}");
         // All but four shared ones, one of the source and one of the other snapshot.
         assert_eq!(repaired.lost[0].blocks, 6);
