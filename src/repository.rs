@@ -38,6 +38,7 @@ mod sink;
 mod source;
 mod stats;
 mod store;
+mod swept;
 mod target;
 mod undelete;
 

@@ -162,7 +162,7 @@ impl RepositoryCatalog {
     pub async fn begin_reading(&self, what: &str) -> Result<Option<Lease>> {
         let id = random_id();
         let store = Arc::clone(self.store());
-        match Lease::begin(store, LeaseKind::Read, &id, what, self.lease).await {
+        match Lease::begin(store, LeaseKind::Read, &id, what, self.lease, &[]).await {
             Err(error) if matches!(error.kind(), Kind::Denied | Kind::Io | Kind::NoSpace) => {
                 info!(
                     "reading without a lease, a prune does not wait for it: {}",

@@ -14,6 +14,7 @@ use super::locations::{Location, Locations};
 use super::pack::{Name, Spot};
 use super::segments::object;
 use super::store::Store;
+use super::swept::Swept;
 use crate::block::{BlockIndex, Digest};
 use crate::error::{Kind, Result};
 use crate::files::blocking;
@@ -28,15 +29,17 @@ const NUMBERED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 pub(super) struct Known {
     index: Arc<Index>,
     last: LastCheck,
+    swept: Arc<Swept>,
     recent: Mutex<LruCache<Digest, BlockIndex>>,
     numbers: Mutex<LruCache<Name, u32>>,
 }
 
 impl Known {
-    pub(super) fn new(index: Index, last: LastCheck) -> Self {
+    pub(super) fn new(index: Index, last: LastCheck, swept: Arc<Swept>) -> Self {
         Self {
             index: Arc::new(index),
             last,
+            swept,
             recent: Mutex::new(LruCache::new(RECENT)),
             numbers: Mutex::new(LruCache::new(NUMBERED)),
         }
@@ -68,6 +71,7 @@ impl Known {
         let number = match numbered {
             Some(number) => number,
             None if self.last.in_data(&object("packs", &pack)).is_some() => return Ok(None),
+            None if self.swept.has(&pack) => return Ok(None),
             None if !is_there(store, &pack, spot).await? => return Ok(None),
             None => {
                 let number = number();

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use futures_util::future::try_join;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
@@ -17,7 +16,6 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, warn};
 
 use super::listing::{self, Fence};
-use super::prune;
 use super::store::{Object, Store};
 use crate::error::{Error, Kind, Result};
 
@@ -66,7 +64,7 @@ pub(super) struct LeaseRecord {
     lease_seconds: u64,
     /// When the store first wrote it, in seconds since 1970; none in the first record.
     started: Option<u64>,
-    /// The sweeps that were on record when it began.
+    /// The sweeps that name nothing of what it relies on: it has compared them.
     #[serde(default)]
     sweeps: Vec<String>,
     /// Whether it was once not renewed for half of its lease.
@@ -97,7 +95,7 @@ impl LeaseRecord {
     async fn put(&self, store: &Store, object: &str) -> Result<()> {
         // Nothing in it can fail to serialise.
         let json = serde_json::to_vec(self).unwrap_or_default();
-        store.put(object, &[json.into()]).await
+        store.put_renewal(object, json.into()).await
     }
 
     fn lease(&self) -> Duration {
@@ -171,7 +169,7 @@ impl LeaseState {
 }
 
 impl Lease {
-    /// Puts a new run or reader on record, and keeps it there.
+    /// Puts a new run or reader on record, and keeps it there. `known` are the sweeps that were compared with what it relies on.
     ///
     /// # Errors
     /// Why it cannot be put; `Denied` without permission.
@@ -181,22 +179,14 @@ impl Lease {
         run: &str,
         what: &str,
         lease: Duration,
+        known: &[String],
     ) -> Result<Self> {
         let (object, began) = (run_object(run), boot_time());
         let mut record = LeaseRecord::new(kind, what, lease);
+        // Those that the list lacks count as new ones.
+        record.sweeps = known.iter().take(MOST_SWEEPS).cloned().collect();
         record.put(&store, &object).await?;
-        let sweeps = async {
-            match kind {
-                LeaseKind::Read => Ok(Vec::new()),
-                _ => prune::sweeps(&store).await,
-            }
-        };
-        // Both must follow the put of the record.
-        let (there, sweeps) = try_join(store.head(&object), sweeps).await?;
-        record.started = Some(seconds(there.modified));
-        record.sweeps = sweeps;
-        // Without the list each sweep counts as a new one.
-        record.sweeps.truncate(MOST_SWEEPS);
+        record.started = Some(seconds(store.head(&object).await?.modified));
         Ok(Self::hold(store, object, record, began))
     }
 
@@ -259,7 +249,7 @@ impl Lease {
         self.object.rsplit('/').next().unwrap_or_default()
     }
 
-    /// The sweeps that were on record when the run began.
+    /// The sweeps that name nothing of what the run relies on.
     pub(super) fn known_sweeps(&self) -> Vec<String> {
         self.state.record.lock().sweeps.clone()
     }
@@ -420,13 +410,13 @@ fn seconds(time: SystemTime) -> u64 {
 
 /// Time since this machine booted, suspended or not.
 #[cfg(not(test))]
-fn boot_time() -> Duration {
+pub(super) fn boot_time() -> Duration {
     uptime()
 }
 
 /// The clock that tests pause, since the first call.
 #[cfg(test)]
-fn boot_time() -> Duration {
+pub(super) fn boot_time() -> Duration {
     static START: std::sync::LazyLock<std::time::Instant> =
         std::sync::LazyLock::new(std::time::Instant::now);
     let start = *START;

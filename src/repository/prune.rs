@@ -26,7 +26,7 @@ use tracing::{info, warn};
 
 use super::catalog::{RepositoryCatalog, read_manifest};
 use super::latest;
-use super::lease::{self, RunOnRecord};
+use super::lease::{self, RunOnRecord, boot_time};
 use super::listing::{self, Fence};
 use super::manifest::{Manifest, ManifestName, manifest_object};
 use super::pins::{pinned, refuse_pinned};
@@ -35,7 +35,7 @@ use super::run::removed;
 use super::store::{Deleted, Object, Store};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::progress::Progress;
-pub(super) use marks::{new_sweeps, sweeps};
+pub(super) use marks::{is_sweep, new_sweeps, read as read_sweeps};
 pub(super) use needed::Needed;
 use sweep::Sweep;
 
@@ -45,6 +45,11 @@ const SLACK: Duration = Duration::from_secs(130);
 const SHORT_GRACE: Duration = Duration::from_hours(1);
 /// Fences and records of dead runs that are older go: no prune takes so long.
 const OLD: Duration = Duration::from_hours(24);
+/// How often a removal looks at a manifest that other runs replace.
+const TRIES: usize = 5;
+/// How long a prune may delete after its begin. A run cannot see its sweep for longer: another prune deletes that seven days
+/// after its own grace.
+const MOST_TIME: Duration = Duration::from_hours(84);
 
 /// What a prune is asked to do.
 #[derive(Clone, Debug)]
@@ -171,20 +176,34 @@ impl Pruned {
 pub async fn remove(store: &Store, name: &ManifestName) -> Result<Deleted> {
     refuse_pinned(store, name).await?;
     let object = manifest_object(name);
-    match read_manifest(store, &object).await {
-        Ok(manifest) => {
-            // Written again if it is there: its time is that of this removal.
-            let tombstone = removed(&name.to_string(), &manifest.run);
-            store.put(&tombstone, &[manifest.encode().into()]).await?;
+    let mut buried: Option<String> = None;
+    // Read again before it is deleted: another run can have replaced it since.
+    for _ in 0..TRIES {
+        match read_manifest(store, &object).await {
+            Ok(manifest) if buried.as_ref() == Some(&manifest.run) => {
+                return store.delete(&object).await;
+            }
+            Ok(manifest) => {
+                // Written again if it is there: its time is that of this removal.
+                let tombstone = removed(&name.to_string(), &manifest.run);
+                store.put(&tombstone, &[manifest.encode().into()]).await?;
+                buried = Some(manifest.run);
+            }
+            // An unreadable manifest gets no tombstone: `latest/` must forget it here.
+            Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Invalid) => {
+                warn!("{}", error.chain());
+                latest::retreat(store, name).await?;
+                return store.delete(&object).await;
+            }
+            // Somebody else has removed it.
+            Err(error) if error.kind() == Kind::NotFound && buried.is_some() => {
+                return Ok(Deleted::Done);
+            }
+            Err(error) => return Err(error),
         }
-        // An unreadable manifest gets no tombstone: `latest/` must forget it here.
-        Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Invalid) => {
-            warn!("{}", error.chain());
-            latest::retreat(store, name).await?;
-        }
-        Err(error) => return Err(error),
     }
-    store.delete(&object).await
+    let what = format!("cannot remove {name}: other runs replace it");
+    Err(Error::new(Kind::Busy, what).with_remedy(Remedy::TryLater))
 }
 
 /// What the retention makes of these snapshots.
@@ -221,6 +240,8 @@ struct Prune<'a> {
     /// None in a dry run, which writes nothing.
     fence: Option<Fence>,
     now: SystemTime,
+    /// By the clock of [`boot_time`]: nothing is deleted later.
+    deadline: Duration,
     runs: Vec<RunOnRecord>,
     /// Manifests that were withdrawn long ago, and are deleted at the end.
     withdrawn: HashSet<ManifestName>,
@@ -241,6 +262,7 @@ impl<'a> Prune<'a> {
             progress,
             fence: None,
             now: SystemTime::now(),
+            deadline: boot_time() + MOST_TIME,
             runs: Vec::new(),
             withdrawn: HashSet::new(),
             pruned: Pruned {
@@ -289,12 +311,12 @@ impl<'a> Prune<'a> {
         sweep.mark(self.store).await?;
         let doomed = sweep.doomed(self.is_immediate());
         if !doomed.is_empty() {
-            let spared = self.published_meanwhile(&manifests, &doomed).await?;
+            let doomed = self.still_unneeded(&manifests, doomed).await?;
             let of = doomed.len() as u64;
             self.progress
                 .begin_units("deleting packs and segments", "objects", of);
             let (store, progress) = (self.store, self.progress);
-            sweep::delete(store, doomed, &spared, &mut self.pruned, progress).await?;
+            sweep::delete(store, doomed, self.deadline, &mut self.pruned, progress).await?;
         }
         self.progress.begin("removing old marks and records", 0);
         latest::note_pruned(self.store, &names).await?;
@@ -424,13 +446,22 @@ impl<'a> Prune<'a> {
         Ok((needed, old))
     }
 
-    /// What manifests need that were published since those of `before` were listed. `doomed` is named in `garbage/` by now.
-    async fn published_meanwhile(
-        &self,
+    /// Names what is to be deleted in `garbage/`, then leaves out what manifests need that were published since those of `before`
+    /// were listed.
+    async fn still_unneeded(
+        &mut self,
         before: &[Manifest],
-        doomed: &[sweep::Doomed],
-    ) -> Result<Needed> {
-        marks::put_sweep(self.store, doomed).await?;
+        mut doomed: Vec<sweep::Doomed>,
+    ) -> Result<Vec<sweep::Doomed>> {
+        let sweeps = marks::put_sweep(self.store, &doomed).await?;
+        let needed = self.published_meanwhile(before).await?;
+        marks::put_spared(self.store, &sweeps, &doomed, &needed).await?;
+        sweep::spare(&mut doomed, &needed, &mut self.pruned);
+        Ok(doomed)
+    }
+
+    /// What manifests need that were published since those of `before` were listed.
+    async fn published_meanwhile(&self, before: &[Manifest]) -> Result<Needed> {
         let fence = Fence::new();
         fence.put(self.store, "snapshots").await?;
         let accept = &self.request.accept_missing;

@@ -20,8 +20,8 @@ use crate::error::{Error, Kind, Remedy, Result};
 const TRIES: usize = 5;
 
 /// Publishes the manifest of the run that holds a lease, in the place of the one that the run `replaces` wrote, if there is one.
-/// The manifest that is there now: another run may have been first. `swept` is what a look for new sweeps has found since the run
-/// began, if there was one.
+/// The manifest that is there now: another run may have been first. `swept` is what a look for sweeps that the run does not
+/// know has found, if there was one.
 ///
 /// # Errors
 /// `Busy` when a prune has removed some of the data: nothing is published, and a new run must copy again; `Invalid` when the run is
@@ -112,7 +112,7 @@ async fn is_ours(store: &Store, lease: &Lease, manifest: &Manifest) -> Result<bo
     }
 }
 
-/// Fails when a prune may have deleted what a manifest needs: where a sweep since the run began names some of it, or where the run
+/// Fails when a prune may have deleted what a manifest needs: where a sweep that the run does not know names some of it, or where the run
 /// was paused for so long that it may have been taken for dead and something is missing.
 pub(super) async fn check_data(store: &Store, lease: &Lease, manifest: &Manifest) -> Result<()> {
     let swept = new_sweeps(store, &lease.known_sweeps()).await?;

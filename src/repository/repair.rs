@@ -31,6 +31,7 @@ use super::segment::{Entry, Segment};
 use super::segments::{self, object};
 use super::settled::Unsettled;
 use super::store::Store;
+use super::swept::Swept;
 use crate::block::{BlockIndex, BlockSet, Extent, random_id};
 use crate::error::{Error, Kind, Result};
 use crate::files::blocking;
@@ -119,6 +120,8 @@ struct Repair<'a> {
     /// Blocks of each segment that can be read.
     counts: HashMap<Name, u32>,
     suspects: Suspects,
+    /// What prunes are about to delete.
+    swept: Swept,
     /// Packs that were found damaged by this repair.
     also: BTreeSet<String>,
     finds: Finds,
@@ -148,9 +151,14 @@ async fn repair_within(
 ) -> Result<Repaired> {
     let store = &**catalog.store();
     let run = random_id();
+    let swept = Swept::on_record(store).await?;
     // Before it reads anything that it relies on: from now on `prune` keeps that.
-    let of = Arc::clone(catalog.store());
-    let lease = Lease::begin(of, LeaseKind::Repair, &run, "", catalog.lease()).await?;
+    let (of, kind, known) = (
+        Arc::clone(catalog.store()),
+        LeaseKind::Repair,
+        swept.sweeps(),
+    );
+    let lease = Lease::begin(of, kind, &run, "", catalog.lease(), known).await?;
     let salt = salt_of_run(&run);
     let mut repair = Repair {
         store,
@@ -164,6 +172,7 @@ async fn repair_within(
         lasting: BTreeSet::new(),
         counts: HashMap::new(),
         suspects: checked.suspects.clone(),
+        swept,
         also: BTreeSet::new(),
         finds: Finds::new(salt, limits.places),
         fixed: HashMap::new(),
@@ -237,11 +246,12 @@ impl Repair<'_> {
         Ok(unreadable)
     }
 
-    /// Whether an entry leads to damage.
+    /// Whether an entry leads to damage, or to a pack that a prune is about to delete.
     fn is_bad(&self, entry: &Entry) -> bool {
         let Suspects { packs, lacks } = &self.suspects;
         let lacks = lacks.get(&entry.pack);
         packs.contains(&entry.pack)
+            || self.swept.has(&entry.pack)
             || lacks.is_some_and(|rows| rows.contains(&row(&entry.digest, entry.spot)))
     }
 
@@ -267,7 +277,7 @@ impl Repair<'_> {
             self.counts.insert(name, count);
             let bad = segment.entries().filter(|(_, entry)| self.is_bad(entry));
             match bad.count() {
-                0 => {}
+                0 if !self.swept.has(&name) => {}
                 bad => affected.push((name, bad)),
             }
         }

@@ -33,6 +33,7 @@ use super::segment::place_of;
 use super::segments::{Segments, object};
 use super::source::RepositorySource;
 use super::store::Store;
+use super::swept::Swept;
 use crate::block::{BlockIndex, BlockSet, Digest, Extent, Geometry};
 use crate::error::{Error, Kind, Result};
 use crate::files::blocking;
@@ -74,21 +75,22 @@ impl std::fmt::Debug for RepositorySink {
 impl RepositorySink {
     /// The sink of a run, whose files on this machine begin with `files`. `done` is none for a run that begins, else how many
     /// blocks an earlier execution of it has done. A run that begins is put on record in the repository before it reads
-    /// anything there that it counts on.
+    /// anything there that it counts on. What it counts on is nothing that is `swept`.
     ///
     /// # Errors
     /// `Invalid` when the run is resumed and the repository has no record of it; `Corrupt` when its files are not as it left
     /// them; else why the repository cannot be reached.
-    pub async fn open(
+    pub(super) async fn open(
         store: Arc<Store>,
         state: RunState,
         files: &Path,
         done: Option<u64>,
         lease: Duration,
+        swept: &Swept,
     ) -> Result<Self> {
         let (of, run, what) = (Arc::clone(&store), &state.run, state.snapshot.as_str());
         let held = match done {
-            None => Lease::begin(of, LeaseKind::Sync, run, what, lease).await,
+            None => Lease::begin(of, LeaseKind::Sync, run, what, lease, swept.sweeps()).await,
             Some(_) => Lease::resume(of, run, lease).await,
         };
         let mut published = None;
@@ -137,11 +139,11 @@ impl RepositorySink {
         })
     }
 
-    /// The same sink, which sends no block that is in the index and in a pack that `last` does not call damaged. The index must be
-    /// updated after the sink was opened.
+    /// The same sink, which sends no block that is in the index and in a pack that neither `last` calls damaged nor a sweep names.
+    /// The index must be updated after the sink was opened.
     #[must_use]
-    pub fn with_index(mut self, index: Index, last: LastCheck) -> Self {
-        self.known = Some(Arc::new(Known::new(index, last)));
+    pub(super) fn with_index(mut self, index: Index, last: LastCheck, swept: Arc<Swept>) -> Self {
+        self.known = Some(Arc::new(Known::new(index, last, swept)));
         self
     }
 

@@ -96,6 +96,8 @@ pub struct Store {
     bandwidth: Bandwidth,
     /// One permit per request in flight.
     requests: Semaphore,
+    /// Renewals of leases have a queue of their own: a pack can take longer than a lease on a slow line.
+    renewals: Semaphore,
     /// One permit per read of blocks, taken before it queues for a request: a queued read is not taken for a slow one.
     reads: Semaphore,
     /// Whether the store's ETags are no MD5, so that its checksums are asked for.
@@ -128,6 +130,7 @@ impl Store {
             latency: Latency::default(),
             bandwidth: connection.bandwidth.clone(),
             requests: Semaphore::new(connection.in_flight.max(1)),
+            renewals: Semaphore::new(1),
             reads: Semaphore::new(connection.bandwidth.replies(connection.in_flight.max(1))),
             needs_checksums: AtomicBool::new(false),
             last_wait_log: Mutex::new(None),
@@ -197,9 +200,21 @@ impl Store {
     /// # Errors
     /// `Corrupt` when the store says yes and does not keep it; else why it cannot be put.
     pub async fn put(&self, name: &str, pieces: &[Bytes]) -> Result<()> {
+        self.put_in(&self.requests, name, pieces).await
+    }
+
+    /// The same for the renewal of a lease: it does not wait for transfers.
+    ///
+    /// # Errors
+    /// As for [`Store::put`].
+    pub(super) async fn put_renewal(&self, name: &str, bytes: Bytes) -> Result<()> {
+        self.put_in(&self.renewals, name, &[bytes]).await
+    }
+
+    async fn put_in(&self, queue: &Semaphore, name: &str, pieces: &[Bytes]) -> Result<()> {
         let key = &self.key(name);
         let upload = &Upload::new(pieces, self.backend.is_remote()).await?;
-        self.until("put", key, |transfer| async move {
+        self.until_in(queue, "put", key, |transfer| async move {
             self.backend.put(key, upload, false, &transfer).await?;
             self.prove(key, upload, &transfer).await
         })
@@ -234,10 +249,11 @@ impl Store {
             Some(false) => return Err(self.lost(key, "it holds other bytes")),
             None => {}
         }
-        let kept = self.backend.get(key, None, transfer).await?;
-        match upload.is(&kept) {
-            true => Ok(()),
-            false => Err(self.lost(key, "it holds other bytes")),
+        match self.existing(key, transfer).await? {
+            Some(kept) if upload.is(&kept) => Ok(()),
+            Some(_) => Err(self.lost(key, "it holds other bytes")),
+            // Deleted since the HEAD.
+            None => Err(self.lost(key, "it is not there")),
         }
     }
 
@@ -366,9 +382,22 @@ impl Store {
         .await
     }
 
-    /// Tries until it succeeds, fails for good, or made no progress for the time-out.
     async fn until<T, F>(
         &self,
+        verb: &str,
+        key: &str,
+        once: impl Fn(Arc<Transfer>) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = StoreAnswer<T>>,
+    {
+        self.until_in(&self.requests, verb, key, once).await
+    }
+
+    /// Tries until it succeeds, fails for good, or made no progress for the time-out; each time in its turn in a queue.
+    async fn until_in<T, F>(
+        &self,
+        queue: &Semaphore,
         verb: &str,
         key: &str,
         once: impl Fn(Arc<Transfer>) -> F,
@@ -383,7 +412,7 @@ impl Store {
             let ready = self.backend.ready().await;
             let queued = Instant::now();
             // Never closed.
-            let place = self.requests.acquire().await.ok();
+            let place = queue.acquire().await.ok();
             let mut waited = queued.elapsed();
             let used = self.backend.generation();
             let transfer = Transfer::new(&self.rate, &self.bandwidth);

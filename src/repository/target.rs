@@ -29,6 +29,7 @@ use super::segments::Segments;
 use super::sink::RepositorySink;
 use super::source::RepositorySource;
 use super::store::Store;
+use super::swept::Swept;
 use crate::block::{BlockIndex, BlockSet, Delta, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::{blocking, with_ending};
@@ -52,6 +53,8 @@ pub struct RepositoryTarget {
     proven: Mutex<HashSet<String>>,
     /// The result of the last check.
     last: OnceCell<LastCheck>,
+    /// What this process relies on nowhere.
+    swept: OnceCell<Arc<Swept>>,
     /// The run of the damaged manifest of the source, which the next run replaces.
     replaces: Mutex<Option<String>>,
 }
@@ -87,6 +90,7 @@ impl RepositoryTarget {
             catalog,
             proven: Mutex::default(),
             last: OnceCell::new(),
+            swept: OnceCell::new(),
             replaces: Mutex::default(),
         }
     }
@@ -99,6 +103,12 @@ impl RepositoryTarget {
     async fn last_check(&self) -> Result<&LastCheck> {
         let read = || LastCheck::read(self.store());
         self.last.get_or_try_init(read).await
+    }
+
+    /// What prunes are about to delete.
+    async fn swept(&self) -> Result<&Arc<Swept>> {
+        let read = async || Swept::on_record(self.store()).await.map(Arc::new);
+        self.swept.get_or_try_init(read).await
     }
 
     async fn fit(&self, plan: &Delta, base: Option<&Replica>) -> Result<Delta> {
@@ -216,11 +226,15 @@ impl RepositoryTarget {
             (opening.name)(&named)?;
         }
         let store = Arc::clone(self.store());
-        let sink = RepositorySink::open(store, state, &opening.files, done, self.catalog.lease());
+        let (lease, swept) = (self.catalog.lease(), stop.unless(self.swept()).await?);
+        let sink = RepositorySink::open(store, state, &opening.files, done, lease, swept);
         let mut sink = stop.unless(sink).await?;
         if let Some(path) = &self.index {
             match Index::update(&self.catalog, path, stop).await {
-                Ok(index) => sink = sink.with_index(index, self.last_check().await?.clone()),
+                Ok(index) => {
+                    let last = self.last_check().await?.clone();
+                    sink = sink.with_index(index, last, Arc::clone(swept));
+                }
                 // The index only saves transfers: the run is right without it.
                 Err(error) if matches!(error.kind(), Kind::Io | Kind::NoSpace | Kind::Corrupt) => {
                     warn!("not using the dedup index: {}", error.chain());

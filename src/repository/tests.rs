@@ -2,6 +2,7 @@
 
 mod histories;
 mod stopped;
+mod sweeps;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

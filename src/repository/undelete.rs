@@ -44,9 +44,9 @@ pub async fn undelete(catalog: &RepositoryCatalog, snapshot: &str) -> Result<Man
         run: random_id(),
         ..manifest.clone()
     };
-    // On record until its data is proven: before that no other run relies on it.
+    // On record until its data is proven: before that no other run relies on it. It compares all sweeps.
     let (of, kind) = (Arc::clone(catalog.store()), LeaseKind::Repair);
-    let lease = Lease::begin(of, kind, &back.run, snapshot, catalog.lease()).await?;
+    let lease = Lease::begin(of, kind, &back.run, snapshot, catalog.lease(), &[]).await?;
     let put_back = put_back(store, &name, &manifest, &back).await;
     let ended = lease.end().await;
     put_back.map_err(|error| error.context(format!("cannot undelete {name}")))?;

@@ -47,7 +47,7 @@ impl Prune<'_> {
                 .is_err_and(|error| error.kind() == Kind::NotFound)
             {
                 let (one, pruned) = (vec![object], &mut self.pruned);
-                sweep::delete_all(store, one, pruned, self.progress).await?;
+                sweep::delete_all(store, one, self.deadline, pruned, self.progress).await?;
             }
         }
         let dead = self
@@ -69,7 +69,8 @@ impl Prune<'_> {
                 names_of.extend(fence.names(folder));
             }
         }
-        sweep::delete_all(store, names_of, &mut self.pruned, self.progress).await?;
+        let pruned = &mut self.pruned;
+        sweep::delete_all(store, names_of, self.deadline, pruned, self.progress).await?;
         let slack = before(self.now, SLACK);
         store.sweep_unfinished(self.buried_before().min(slack))
     }

@@ -4,9 +4,13 @@
 //! Both are lists of names ([`lines`]).
 
 use std::collections::HashSet;
+use std::pin::pin;
 use std::time::{Duration, SystemTime};
 
+use futures_util::stream::{self, StreamExt};
+
 use super::before;
+use super::needed::Needed;
 use super::sweep::Doomed;
 use crate::block::random_id;
 use crate::error::{Error, Kind, Remedy, Result};
@@ -21,6 +25,8 @@ const MOST_NAMES: usize = 100_000;
 const SWEEP: &str = "-sweep";
 /// Marks stay so much longer than a grace that no run can still meet them.
 const AFTER_GRACE: Duration = Duration::from_hours(7 * 24);
+/// Objects read at once, of 8 MB at most.
+const READS: usize = 4;
 
 /// The first bytes of the names; none when the list is damaged.
 fn decode(bytes: &[u8]) -> Option<Vec<u64>> {
@@ -28,23 +34,42 @@ fn decode(bytes: &[u8]) -> Option<Vec<u64>> {
     lines::decode(bytes)?.map(short_of).collect()
 }
 
-async fn put(store: &Store, names: &[String], ending: &str) -> Result<()> {
+async fn put(store: &Store, names: &[String], ending: &str) -> Result<Vec<String>> {
+    let mut put = Vec::new();
     for part in names.chunks(MOST_NAMES) {
         let object = format!("garbage/{}{ending}", random_id());
         store.put(&object, &[lines::encode(part).into()]).await?;
+        put.push(object);
     }
-    Ok(())
+    Ok(put)
 }
 
 /// Marks these objects.
 pub(super) async fn put_marks(store: &Store, names: &[String]) -> Result<()> {
-    put(store, names, "").await
+    put(store, names, "").await.map(drop)
 }
 
-/// Says that these objects are about to be deleted.
-pub(super) async fn put_sweep(store: &Store, doomed: &[Doomed]) -> Result<()> {
+/// Says that these objects are about to be deleted; the objects that say so.
+pub(super) async fn put_sweep(store: &Store, doomed: &[Doomed]) -> Result<Vec<String>> {
     let names: Vec<String> = doomed.iter().map(|doomed| doomed.name.clone()).collect();
     put(store, &names, SWEEP).await
+}
+
+/// Takes what is needed out of the objects of a sweep: runs may rely on it. `doomed` is what [`put_sweep`] wrote into them.
+pub(super) async fn put_spared(
+    store: &Store,
+    sweeps: &[String],
+    doomed: &[Doomed],
+    needed: &Needed,
+) -> Result<()> {
+    for (sweep, part) in sweeps.iter().zip(doomed.chunks(MOST_NAMES)) {
+        let left = part.iter().filter(|one| !one.is_needed(needed));
+        let left: Vec<&str> = left.map(|one| &*one.name).collect();
+        if left.len() < part.len() {
+            store.put(sweep, &[lines::encode(left).into()]).await?;
+        }
+    }
+    Ok(())
 }
 
 /// The error of a sweep that cannot be read: it may name anything.
@@ -54,14 +79,27 @@ fn damaged(store: &Store, object: &Object) -> Error {
     Error::new(Kind::Corrupt, what).with_remedy(Remedy::Do(remedy.into()))
 }
 
-fn is_sweep(object: &Object) -> bool {
+/// Whether an object of `garbage/` is a sweep.
+pub(in crate::repository) fn is_sweep(object: &Object) -> bool {
     object.name.ends_with(SWEEP)
 }
 
-async fn read(store: &Store, objects: impl Iterator<Item = Object>) -> Result<HashSet<u64>> {
+/// What these sweeps or marks name.
+///
+/// # Errors
+/// `Corrupt` when a sweep is damaged; else why the store cannot be read.
+pub(in crate::repository) async fn read(
+    store: &Store,
+    objects: impl IntoIterator<Item = Object>,
+) -> Result<HashSet<u64>> {
     let mut names = HashSet::new();
-    for object in objects {
-        match store.get(&object.name).await {
+    let reads = stream::iter(objects).map(async |object| {
+        let bytes = store.get(&object.name).await;
+        (object, bytes)
+    });
+    let mut reads = pin!(reads.buffer_unordered(READS));
+    while let Some((object, bytes)) = reads.next().await {
+        match bytes {
             // Another prune has removed it meanwhile.
             Err(error) if error.kind() == Kind::NotFound => {}
             bytes => match decode(&bytes?) {
@@ -85,13 +123,6 @@ pub(super) async fn marked_before(
     let marks = listed.into_iter();
     let marks = marks.filter(|object| !is_sweep(object) && object.modified <= time);
     read(store, marks).await
-}
-
-/// The sweeps that are on record: who begins now knows that what they name is not needed by anything that it relies on.
-pub(in crate::repository) async fn sweeps(store: &Store) -> Result<Vec<String>> {
-    let listed = listing::list(store, "garbage", None).await?.objects;
-    let sweeps = listed.into_iter().filter(is_sweep);
-    Ok(sweeps.map(|object| object.name).collect())
 }
 
 /// What is about to be deleted by sweeps other than those of `known`, by a listing that is newer than this call.

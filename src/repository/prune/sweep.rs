@@ -6,11 +6,12 @@ use std::time::{Duration, SystemTime};
 use futures_util::future::join_all;
 
 use super::{Denied, Needed, Pruned, before, marks};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Remedy, Result};
 use crate::progress::Progress;
 use crate::repository::catalog::RepositoryCatalog;
 use crate::repository::check::short;
 use crate::repository::header::from_hex;
+use crate::repository::lease::boot_time;
 use crate::repository::listing::{self, Fence};
 use crate::repository::store::{Deleted, Object, Store};
 
@@ -24,6 +25,12 @@ pub(super) struct Doomed {
     folder: &'static str,
     short: u64,
     bytes: u64,
+}
+
+impl Doomed {
+    pub(super) fn is_needed(&self, needed: &Needed) -> bool {
+        needed.within(self.folder).contains(&self.short)
+    }
 }
 
 /// An object that no manifest needs.
@@ -156,24 +163,28 @@ impl Sweep {
     }
 }
 
-/// Deletes what is not spared, and corrects the counts by what was not deleted.
+/// Leaves out what is needed, and corrects the counts.
+pub(super) fn spare(doomed: &mut Vec<Doomed>, needed: &Needed, pruned: &mut Pruned) {
+    doomed.retain(|one| {
+        let is_needed = one.is_needed(needed);
+        if is_needed {
+            pruned.swept -= 1;
+            pruned.swept_bytes -= one.bytes;
+        }
+        !is_needed
+    });
+}
+
+/// Deletes objects, and corrects the counts by what was not deleted.
 pub(super) async fn delete(
     store: &Store,
     doomed: Vec<Doomed>,
-    spared: &Needed,
+    deadline: Duration,
     pruned: &mut Pruned,
     progress: &Progress,
 ) -> Result<()> {
-    let mut names = Vec::new();
-    for one in doomed {
-        if spared.within(one.folder).contains(&one.short) {
-            pruned.swept -= 1;
-            pruned.swept_bytes -= one.bytes;
-        } else {
-            names.push((one.name, one.bytes));
-        }
-    }
-    let kept = delete_named(store, names, pruned, progress).await?;
+    let names = doomed.into_iter().map(|one| (one.name, one.bytes));
+    let kept = delete_named(store, names.collect(), deadline, pruned, progress).await?;
     pruned.swept -= kept.0;
     pruned.swept_bytes -= kept.1;
     Ok(())
@@ -183,11 +194,12 @@ pub(super) async fn delete(
 pub(super) async fn delete_all(
     store: &Store,
     names: Vec<String>,
+    deadline: Duration,
     pruned: &mut Pruned,
     progress: &Progress,
 ) -> Result<()> {
     let names = names.into_iter().map(|name| (name, 0));
-    delete_named(store, names.collect(), pruned, progress)
+    delete_named(store, names.collect(), deadline, pruned, progress)
         .await
         .map(drop)
 }
@@ -196,11 +208,16 @@ pub(super) async fn delete_all(
 async fn delete_named(
     store: &Store,
     names: Vec<(String, u64)>,
+    deadline: Duration,
     pruned: &mut Pruned,
     progress: &Progress,
 ) -> Result<(u64, u64)> {
     let mut kept = (0, 0);
     for (number, some) in names.chunks(DELETES).enumerate() {
+        if boot_time() > deadline {
+            let what = "cannot delete what no snapshot needs: too long ago that was found out";
+            return Err(Error::new(Kind::Busy, what).with_remedy(Remedy::TryLater));
+        }
         let done = join_all(some.iter().map(|(name, _)| store.delete(name))).await;
         progress.step(some.len() as u64);
         for (done, (_, bytes)) in done.into_iter().zip(some) {

@@ -27,6 +27,8 @@ use crate::error::{Error, Kind};
 
 /// Longer than any test: a stopped client must not take its stop for silence of the store.
 const NEVER: Duration = Duration::from_hours(24 * 3650);
+/// How long a slow PUT takes: longer than a lease.
+const HOURS: Duration = Duration::from_hours(3);
 /// The most changes that a stale listing lacks.
 const REMEMBERED: usize = 40;
 
@@ -90,6 +92,10 @@ pub(in crate::repository) struct Lies {
     pub(in crate::repository) gaps_in: Option<&'static str>,
     /// Whether GETs of ranges answer other bytes too.
     pub(in crate::repository) wrong_ranges: bool,
+    /// Whether the ETags say nothing of the bytes.
+    pub(in crate::repository) opaque_etags: bool,
+    /// The folder whose PUTs take hours.
+    pub(in crate::repository) slow_in: Option<&'static str>,
 }
 
 impl HostileStore {
@@ -134,7 +140,14 @@ impl HostileStore {
         };
         // Anything in s3:// is asked for checksums as well.
         let address: Address = "s3://bucket/repository".parse().expect("an address");
-        let connection = Connection::new(Duration::from_secs(60));
+        let connection = Connection {
+            in_flight: if backend.lies.slow_in.is_some() {
+                1
+            } else {
+                16
+            },
+            ..Connection::new(Duration::from_secs(60))
+        };
         let store = Store::of(&address, Box::new(backend), &connection);
         (client, Arc::new(store))
     }
@@ -385,6 +398,10 @@ impl Backend for HostileBackend {
         _: &Arc<Transfer>,
     ) -> StoreAnswer<()> {
         let modified = self.store.now();
+        let slow = self.lies.slow_in;
+        if slow.is_some_and(|folder| key.contains(&format!("/{folder}/"))) {
+            sleep(HOURS).await;
+        }
         if self.lies_now() {
             sleep(Duration::from_secs(self.pick(100) as u64)).await;
         }
@@ -432,6 +449,7 @@ impl Backend for HostileBackend {
             let etag = match self.pick(2) {
                 0 if is_odd => format!("\"{}\"", md5.to_ascii_uppercase()),
                 1 if is_odd => "\"0123-1\"".to_owned(),
+                _ if self.lies.opaque_etags => "\"0123-1\"".to_owned(),
                 _ => format!("\"{md5}\""),
             };
             let _ = checksums;

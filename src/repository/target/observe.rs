@@ -193,7 +193,13 @@ impl RepositoryTarget {
             return Ok(());
         }
         let (store, last) = (self.store(), self.last_check().await?);
+        let swept = self.swept().await?;
         let known = |kind: &str, name: &Name| {
+            if swept.has(name) {
+                let (address, object) = (store.address(), object(kind, name));
+                let what = format!("a prune is deleting {address}/{object}");
+                return Some(Error::new(Kind::Corrupt, what));
+            }
             let damage = last.has_damage_in_data().then(|| object(kind, name));
             let damage = last.in_data(&damage?)?;
             let (address, when) = (store.address(), &last.when);

@@ -102,6 +102,7 @@ impl History {
                 per_mille: [0, 2, 10, 40][rng.usize(..4)],
                 gaps_in: rng.bool().then(|| gaps[rng.usize(..gaps.len())]),
                 wrong_ranges: rng.bool(),
+                ..Lies::default()
             },
             rng,
             snapshots: BTreeMap::new(),
