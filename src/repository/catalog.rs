@@ -1,5 +1,7 @@
 //! [`RepositoryCatalog`]: the snapshots of a repository, found by the names of their manifests.
 
+mod proven;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +16,6 @@ use tracing::{error, info, warn};
 
 use super::SEGMENT_BLOCKS;
 use super::check::is_damage;
-use super::latest;
 use super::lease::{LEASE, Lease, LeaseKind};
 use super::listing::{self, Fence, Foreign};
 use super::manifest::{FORMAT, Manifest, ManifestName, manifest_object};
@@ -27,7 +28,6 @@ use crate::block::{BlockIndex, Change, Delta, Extent, random_id};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::snapshot::{Snapshot, SnapshotId, sort_by_time};
 use crate::source::{BlockSource, Catalog, Changes};
-use crate::target::VolumeKey;
 
 /// Manifests read at once.
 const READS: usize = 16;
@@ -219,61 +219,6 @@ impl RepositoryCatalog {
     pub async fn names(&self) -> Result<Vec<ManifestName>> {
         let (named, _) = self.list_manifests(None).await?;
         Ok(named.into_iter().map(|(name, _)| name).collect())
-    }
-
-    /// The same, and none is missing that must be there: of one volume, or of all. Who decides by what is not there asks this.
-    ///
-    /// # Errors
-    /// `Undecided` when one is missing; else as for [`RepositoryCatalog::names`].
-    pub async fn proven_names(&self, volume: Option<&VolumeKey>) -> Result<Vec<ManifestName>> {
-        let proven = self.list_proven(volume, None, &[]).await?;
-        Ok(proven.into_iter().map(|(name, _)| name).collect())
-    }
-
-    /// Lists the manifests, and proves that none is missing but those of `accept`.
-    pub(super) async fn list_proven(
-        &self,
-        volume: Option<&VolumeKey>,
-        fence: Option<&Fence>,
-        accept: &[String],
-    ) -> Result<Vec<(ManifestName, Object)>> {
-        let mut attempt = 0;
-        loop {
-            attempt += 1;
-            // Before the listing: what is published meanwhile may be in the one and not in the other.
-            let expected = latest::expected(self.store(), volume).await?;
-            let (named, _) = self.list_manifests(fence).await?;
-            let is_listed = |name: &ManifestName| {
-                named
-                    .binary_search_by(|(listed, _)| listed.cmp(name))
-                    .is_ok()
-            };
-            let absent = expected
-                .into_iter()
-                .filter(|name| !is_listed(name) && !accept.contains(&name.to_string()));
-            let absent: Vec<ManifestName> = absent.collect();
-            if absent.is_empty() {
-                return Ok(named);
-            }
-            let removed = listing::list(self.store(), "removed", None).await?.objects;
-            let is_removed = |name: &ManifestName| {
-                let start = format!("removed/{name}.");
-                removed.iter().any(|object| object.name.starts_with(&start))
-            };
-            let mut missing = None;
-            for name in absent.iter().filter(|name| !is_removed(name)) {
-                if !latest::is_swept(self.store(), name).await? {
-                    missing = Some(name);
-                    break;
-                }
-            }
-            match missing {
-                None => return Ok(named),
-                // Once more: a removal may have been undone between the two listings.
-                Some(_) if attempt == 1 => {}
-                Some(name) => return Err(latest::lacks(self.store(), name)),
-            }
-        }
     }
 
     /// The manifest of a name.

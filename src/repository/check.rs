@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::catalog::RepositoryCatalog;
 use super::lease;
 use super::listing::objects;
-use super::manifest::{Manifest, manifest_object};
+use super::manifest::{Manifest, ManifestName, manifest_object};
 use super::pack::Name;
 use super::presence::{self, Lack, MOST_HEADS};
 use super::segments::{self, object};
@@ -89,6 +89,8 @@ pub struct Checked {
     pub runs: u64,
     /// What is damaged.
     pub damages: Vec<Damage>,
+    /// The manifests among it that are not there: `latest/` or the last prune names them, and nothing says that they were removed.
+    pub missing: Vec<String>,
     /// Where a repair looks.
     #[serde(skip)]
     pub(super) suspects: Suspects,
@@ -175,7 +177,13 @@ pub(super) async fn inspect(
     let mut damages = Damages::new();
     let mut manifests = Vec::new();
     progress.begin("listing snapshots", 0);
-    let names = catalog.names().await?;
+    let listed = catalog.list_with_missing(None, None).await?;
+    for name in &listed.missing {
+        let suffers = BTreeSet::from([name.to_string()]);
+        let what = "it is neither listed nor removed".to_owned();
+        damages.insert(manifest_object(name), (what, false, suffers));
+    }
+    let names: Vec<ManifestName> = listed.named.into_iter().map(|(name, _)| name).collect();
     progress.begin(format!("reading {} manifests", names.len()), 0);
     let found = catalog.manifests(names, |manifest| manifest);
     for (name, manifest) in found.await? {
@@ -205,6 +213,7 @@ pub(super) async fn inspect(
         segments: check.segments.len() as u64,
         packs: used.len() as u64,
         runs: lease::runs(store).await?.len() as u64,
+        missing: listed.missing.iter().map(ToString::to_string).collect(),
         read: read.to_string(),
         ..Checked::default()
     };

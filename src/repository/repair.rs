@@ -93,6 +93,8 @@ pub struct Repaired {
     pub lost: Vec<LostBlocks>,
     /// What is still damaged.
     pub left: Vec<super::Damage>,
+    /// The manifests among it that are not there.
+    pub missing: Vec<String>,
 }
 
 /// A segment that is replaced.
@@ -195,14 +197,15 @@ async fn repair_within(
     before.add(also);
     let (after, last) = inspect(catalog, ReadData::None, &before, progress).await?;
     last.after(checked).write(store).await;
-    repaired.left = after.damages;
+    (repaired.left, repaired.missing) = (after.damages, after.missing);
     Ok(repaired)
 }
 
 impl Repair<'_> {
     /// Repairs everything, `most` blocks at a time.
     async fn all(&mut self, catalog: &RepositoryCatalog, most: usize) -> Result<()> {
-        let unreadable = self.read_manifests(catalog).await?;
+        let mut unreadable = self.read_manifests(catalog).await?;
+        unreadable.extend(catalog.list_with_missing(None, None).await?.missing);
         let affected = self.read_segments().await?;
         let mut affected = affected.into_iter().peekable();
         while affected.peek().is_some() {

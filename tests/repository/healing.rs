@@ -348,11 +348,14 @@ fn a_lost_segment_or_manifest_is_restored_from_the_snapshot_itself() {
         assert_eq!(check_exit(&objects, emulator, &["--read-data"]).0, 0);
         assert_whole(&objects, &chain, 0..3);
     }
-    {
+    for (way, left) in [("missing", 11), ("flipped", 8)] {
         restore();
-        flip(&objects.objects("snapshots")[1], 40);
+        harm(way, &objects.objects("snapshots")[1]);
         let (code, said) = check_exit(&objects, emulator, &["--repair", "--from", &ids[0]]);
-        assert!(code == 8 && said.contains("left     snapshots/"), "{said}");
+        assert!(
+            code == left && said.contains("left     snapshots/"),
+            "{code} {said}"
+        );
         let (code, said) = check_exit(&objects, emulator, &["--repair", "--from", &ids[1]]);
         assert_eq!(code, 0, "{said}");
         assert_whole(&objects, &chain, 0..3);

@@ -117,6 +117,7 @@ fn what_latest_names_must_be_listed_and_is_accepted_as_missing_only_when_asked()
     for (code, said) in [
         ends(&mut objects.look(emulator, &["prune", "--grace", "0s"])),
         ends(&mut objects.look(emulator, &["prune", "--grace", "0s", "--dry-run"])),
+        ends(&mut objects.look(emulator, &["check"])),
         ends(&mut objects.take(emulator, "latest", &[text(&image)])),
         ends(&mut objects.bring(emulator, &[&ids[2], "--base", "auto"])),
     ] {
@@ -360,10 +361,13 @@ fn a_lost_snapshot_stops_its_volume_alone_until_it_is_accepted() {
         let (ended, said) = ends(&mut objects.take(emulator, select, &[text(&restored)]));
         assert_eq!(ended, code, "{select}: {said}");
     }
-    let (code, said) = ends(&mut objects.look(emulator, &["prune"]));
-    assert!(code == 11 && said.contains(&name), "{said}");
+    for verb in ["prune", "check"] {
+        let (code, said) = ends(&mut objects.look(emulator, &[verb]));
+        assert!(code == 11 && said.contains(&name), "{said}");
+    }
     run(&mut objects.look(emulator, &["prune", "--accept-missing", &name]));
     run(&mut objects.look(emulator, &["prune"]));
+    run(&mut objects.look(emulator, &["check"]));
     run(&mut objects.take(
         emulator,
         "vol-0a",

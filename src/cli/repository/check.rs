@@ -16,7 +16,7 @@ use crate::cli::progress::{ProgressForm, Shown};
 use crate::cli::source::{self, SourceRequest, ToEbs};
 use crate::cli::store::{StoreOptions, lease};
 use crate::ebs::Limits;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::default_state_dir;
 use crate::progress::Progress;
 use crate::repository::{
@@ -234,10 +234,20 @@ impl CheckArgs {
 
     fn ended(&self, checked: &Checked, repaired: Option<&Repaired>) -> Result<()> {
         let address = &self.to.place.address;
-        let (damaged, lost) = match repaired {
-            None => (checked.damages.len(), 0),
-            Some(repaired) => (repaired.left.len(), repaired.lost.len()),
+        let (damaged, missing, lost) = match repaired {
+            None => (checked.damages.len(), &checked.missing, 0),
+            Some(repaired) => (repaired.left.len(), &repaired.missing, repaired.lost.len()),
         };
+        // Nothing else is wrong: a person must say whether that snapshot is lost.
+        if let Some(name) = missing.first().filter(|_| missing.len() == damaged) {
+            let what = format!("{damaged} snapshots of {address} are neither listed nor removed");
+            let (repository, manifest) = (address.to_string(), name.clone());
+            let remedy = Remedy::AcceptMissing {
+                repository,
+                manifest,
+            };
+            return Err(Error::new(Kind::Undecided, what).with_remedy(remedy));
+        }
         if damaged > 0 {
             let still = if repaired.is_some() { "still " } else { "" };
             let what = format!("{damaged} objects of {address} are {still}damaged or missing");

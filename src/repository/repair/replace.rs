@@ -202,7 +202,7 @@ impl Repair<'_> {
         Ok(known)
     }
 
-    /// Makes the manifest of the source's own snapshot again, of which only the name can be read.
+    /// Makes the manifest of the source's own snapshot again, of which only the name is known.
     pub(super) async fn make_again(&mut self, name: &ManifestName) -> Result<()> {
         let Some(origin) = self.origin else {
             return Ok(());
