@@ -354,6 +354,17 @@ async fn place_is_clean(place: &dyn ContractPlace, run: &ContractRun) {
     target.discard(&state).await.unwrap();
 }
 
+/// Runs a test of the contract with one thread for blocking work, which does one thing after the other.
+pub(crate) fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(test);
+}
+
 /// Work that is dropped at any await can be done again by another process.
 pub(crate) async fn resumes_after_a_drop_at_any_await(place: &dyn ContractPlace) {
     let target = place.target().await;
@@ -395,8 +406,8 @@ pub(crate) async fn resumes_after_a_drop_at_any_await(place: &dyn ContractPlace)
             }
         }
         drop((opened, target));
-        // A thread that was at it comes to its end: in a process that is killed there is none.
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        // The one thread for blocking work comes to its end: in a process that is killed there is none.
+        crate::files::blocking(|| Ok(())).await.unwrap();
         run.finish(place).await;
         run.check(place, &text).await;
         place_is_clean(place, &run).await;

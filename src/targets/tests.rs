@@ -135,13 +135,15 @@ impl ContractPlace for Device {
 /// A test of the contract over an image that a new one replaces, one in place, and a loop device.
 macro_rules! contract {
     ($($rule:ident),* $(,)?) => {$(
-        #[tokio::test]
-        async fn $rule() {
-            contract::$rule(&Image::new(false)).await;
-            contract::$rule(&Image::new(true)).await;
-            if let Some(device) = Device::new() {
-                contract::$rule(&device).await;
-            }
+        #[test]
+        fn $rule() {
+            contract::run(async {
+                contract::$rule(&Image::new(false)).await;
+                contract::$rule(&Image::new(true)).await;
+                if let Some(device) = Device::new() {
+                    contract::$rule(&device).await;
+                }
+            });
         }
     )*};
 }

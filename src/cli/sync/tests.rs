@@ -102,11 +102,13 @@ impl ContractPlace for Account {
 /// A test of the contract.
 macro_rules! contract {
     ($($rule:ident),* $(,)?) => {$(
-        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        async fn $rule() {
-            if let Some(account) = Account::new().await {
-                contract::$rule(&account).await;
-            }
+        #[test]
+        fn $rule() {
+            contract::run(async {
+                if let Some(account) = Account::new().await {
+                    contract::$rule(&account).await;
+                }
+            });
         }
     )*};
 }

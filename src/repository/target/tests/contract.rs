@@ -28,9 +28,9 @@ impl contract::ContractPlace for Place {
 /// A test of the contract.
 macro_rules! contract {
     ($($rule:ident),* $(,)?) => {$(
-        #[tokio::test]
-        async fn $rule() {
-            contract::$rule(&Place::new()).await;
+        #[test]
+        fn $rule() {
+            contract::run(contract::$rule(&Place::new()));
         }
     )*};
 }
