@@ -1,6 +1,6 @@
 //! The border to AWS. [`config`] settles Region, profile, endpoints, certificate authorities and proxies, once a run, and
 //! every client of EBS, EC2, STS, SSO and S3 is made from it; [`endpoints`] chooses URLs; [`credentials`] finds, keeps and
-//! renews credentials; [`http`] makes connections; [`mod@classify`] says what a failed call means.
+//! renews credentials; [`http`] makes connections; [`mod@classify`] says what a failed call means; [`requests`] counts requests.
 
 mod caller;
 mod classify;
@@ -9,6 +9,7 @@ mod credentials;
 mod endpoints;
 mod environment;
 mod http;
+mod requests;
 
 pub(crate) use classify::presentable;
 pub use classify::{Action, ErrorClass, classify, classify_reply, classify_sending, skew};
@@ -16,3 +17,4 @@ pub use config::{Aws, ServiceConfig, Settings};
 pub use credentials::{Credentials, Generation, Usable};
 pub use endpoints::{Given, Service, without_password};
 pub use http::{Http, Proxies};
+pub use requests::{ActionCounts, RequestCounts};

@@ -10,6 +10,7 @@ mod emulator;
 mod limits;
 mod log;
 mod ls;
+mod metrics;
 mod mount;
 mod output;
 mod progress;

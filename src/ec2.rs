@@ -65,6 +65,7 @@ impl Ec2 {
             access: Ec2Access {
                 credentials: service.credentials.clone(),
                 http: service.http.clone(),
+                requests: service.requests.clone(),
             },
         }
     }

@@ -85,6 +85,26 @@ impl Kind {
         }
     }
 
+    /// Its name in lower case with underscores, for counts by kind.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::Denied => "denied",
+            Self::Pending => "pending",
+            Self::Throttled => "throttled",
+            Self::Unavailable => "unavailable",
+            Self::Corrupt => "corrupt",
+            Self::Invalid => "invalid",
+            Self::Unrelated => "unrelated",
+            Self::Io => "io",
+            Self::NoSpace => "no_space",
+            Self::Stopped => "stopped",
+            Self::Busy => "busy",
+            Self::Undecided => "undecided",
+            Self::Marked => "marked",
+        }
+    }
+
     /// Which of several failures of one command gives its exit code, the lowest first: stopped, then a fault (the first
     /// target's), then a decision that a person must take, then busy, then marked damage.
     pub fn rank(self) -> u8 {

@@ -6,9 +6,9 @@
 
 mod sparse;
 
-use std::fs::{DirBuilder, File, Metadata, OpenOptions};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -61,6 +61,17 @@ impl AtomicFile {
             out: BufWriter::new(file),
             is_committed: false,
         })
+    }
+
+    /// The same file for all users to read.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn readable_by_all(self) -> Result<Self> {
+        let mode = Permissions::from_mode(0o644);
+        let set = self.out.get_ref().set_permissions(mode);
+        set.map_err(|error| Error::of_file(&self.path, "cannot write", error))?;
+        Ok(self)
     }
 
     /// Flushes the bytes, renames the file and flushes the folder: bytes and name survive a crash when this returns.

@@ -1,7 +1,8 @@
 //! A catalog as a filesystem: [`tree`] decides (inodes, names, sizes), [`fuse`] translates (the kernel's requests, errnos).
 //! [`resources`] checks the limits of the process, [`mounting`] mounts, [`mount_table`] finds the mount, and [`unmount`] ends it.
-//! [`log`] writes the failures that readers met, [`opened`] who read which image.
+//! [`log`] writes the failures that readers met, [`opened`] who read which image; [`activity`] counts requests.
 
+mod activity;
 mod fuse;
 mod log;
 mod mount_table;
@@ -14,6 +15,7 @@ mod server;
 mod tree;
 mod unmount;
 
+pub use activity::{Activity, ActivityCounts};
 pub use fuse::{Access, mount};
 pub use mounted::Mounted;
 pub use mountpoint::check_mountpoint;

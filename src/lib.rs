@@ -28,12 +28,13 @@
 //!
 //! | row | modules | what they must not know |
 //! | --- | --- | --- |
-//! | 0 | [`error`], [`block`], `time` | anything |
+//! | 0 | [`error`], [`block`], [`histogram`], `time` | anything |
 //! | 1 | [`files`], `sysfs`, [`snapshot`], [`source`], [`target`], [`readahead`], [`digest`], [`maps`], [`cost`], [`progress`], [`aws`] | who implements or uses them |
 //! | 2 | [`ebs`], `ec2`, [`cache`], [`image`], [`compare`] | each other: they see only [`source::BlockSource`] |
 //! | 3 | [`targets`], [`repository`], [`capture`] | each other, cache, image; only [`targets`] sees [`ebs`] |
 //! | 4 | [`fs`], [`sync`] | each other, ebs, ec2, cache, targets, repository, capture |
-//! | 5 | [`cli`] | nothing: the one place where concrete types are stacked |
+//! | 5 | [`metrics`] | ebs, ec2, image, compare, targets, capture: it sees counts |
+//! | 6 | [`cli`] | nothing: the one place where concrete types are stacked |
 //! | - | [`emulator`] | everything but [`error`]: it plays the other side |
 //!
 //! The whole table is in `tests/layers.rs`. A lower row names no option of the command line: its errors carry an
@@ -159,6 +160,7 @@
 pub mod error;
 
 pub mod block;
+pub mod histogram;
 mod time;
 
 pub mod aws;
@@ -187,6 +189,8 @@ pub mod targets;
 
 pub mod fs;
 pub mod sync;
+
+pub mod metrics;
 
 pub mod cli;
 

@@ -59,7 +59,8 @@ pub use sink::RepositorySink;
 pub use source::RepositorySource;
 pub use stats::{Growth, Stats, Usage, stats};
 pub use store::{
-    Address, Bandwidth, BucketStyle, Connection, Deleted, KnownLine, S3Options, Store,
+    Address, Bandwidth, BucketStyle, Connection, Deleted, KnownLine, OperationCounts, S3Options,
+    Store, StoreTraffic, TrafficCounts,
 };
 pub use target::RepositoryTarget;
 pub use undelete::undelete;

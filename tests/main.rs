@@ -33,6 +33,7 @@ mod hostile_api;
 mod large;
 mod layers;
 mod log;
+mod metrics;
 mod mount_limits;
 mod mountpoints;
 mod pairs;

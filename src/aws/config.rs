@@ -20,6 +20,7 @@ use super::credentials::{Credentials, Loader};
 use super::endpoints::{self, Given, Service, UrlSources};
 use super::environment::{Environment, Profiles};
 use super::http::{Http, Proxies};
+use super::requests::RequestCounts;
 use crate::error::{Error, Kind, Remedy, Result};
 
 /// One attempt of a small call (roles, SSO, metadata): these answer within a second or not at all.
@@ -53,6 +54,8 @@ pub struct Settings {
     pub profile_option: String,
     /// How a person names a Region, for advice.
     pub region_option: String,
+    /// Counts the requests of all clients that are made from these settings.
+    pub requests: RequestCounts,
 }
 
 /// Settings as they hold for this run.
@@ -91,6 +94,8 @@ pub struct ServiceConfig {
     pub credentials: Credentials,
     /// The connections; the SDK uses the same ones.
     pub http: Http,
+    /// Counts the client's requests.
+    pub requests: RequestCounts,
 }
 
 impl Settings {
@@ -351,6 +356,7 @@ impl Aws {
             sdk: sdk.into_builder().credentials_provider(provider).build(),
             credentials: self.credentials.clone(),
             http: self.settled.http.clone(),
+            requests: self.settled.settings.requests.clone(),
         })
     }
 }
@@ -376,6 +382,7 @@ impl ServiceConfig {
             url: Some(url.to_owned()),
             credentials,
             http,
+            requests: RequestCounts::default(),
         })
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use crate::aws::{Aws, Given, Service, Settings};
+use crate::aws::{Aws, Given, RequestCounts, Service, Settings};
 use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::snapshot::{Descriptions, Selector, SnapshotMaker};
@@ -46,6 +46,9 @@ pub(super) struct AwsArgs {
     /// What an option of a target says instead.
     #[arg(skip)]
     target: TargetAws,
+    /// Counts the requests of all clients that are made from these options.
+    #[arg(skip)]
+    pub(super) requests: RequestCounts,
 }
 
 /// The account and Region of a target, as options other than those of the source name them.
@@ -121,6 +124,7 @@ impl AwsArgs {
             use_dual_stack: flag(self.use_dualstack, "--use-dualstack"),
             profile_option,
             region_option,
+            requests: self.requests.clone(),
         }
     }
 

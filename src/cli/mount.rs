@@ -16,6 +16,7 @@ use super::background;
 use super::cache::DiskCacheArgs;
 use super::limits::LimitArgs;
 use super::log;
+use super::metrics::{self, MetricsArgs};
 use super::signals::{TakenSignal, take};
 use super::store::{
     LeaseArgs, NewObjectArgs, StoreArgs, StoreLine, check_repositories, check_s3, end_reading,
@@ -27,6 +28,7 @@ use crate::ebs::{Client, EbsCatalog};
 use crate::error::{Error, Kind, Result};
 use crate::fs::{Access, Mounted, Needs, Ownership, Provenance, Tree, Unmounted};
 use crate::image::ReadaheadBudget;
+use crate::metrics::{CacheUse, MetricsServer, ServedMetrics};
 use crate::repository::{Address, Bandwidth, Lease};
 use crate::snapshot::{Selector, SnapshotId};
 use crate::source::Catalog;
@@ -71,6 +73,8 @@ pub(super) struct MountArgs {
     disk: DiskCacheArgs,
     #[command(flatten)]
     limits: LimitArgs,
+    #[command(flatten)]
+    metrics: MetricsArgs,
     #[command(flatten)]
     access: AccessArgs,
     #[command(flatten)]
@@ -176,7 +180,10 @@ impl MountArgs {
         };
         crate::fs::reserve(Needs {
             threads: THREADS + threads,
-            descriptors: u64::from(self.limits.max_in_flight) + DESCRIPTORS + descriptors,
+            descriptors: u64::from(self.limits.max_in_flight)
+                + DESCRIPTORS
+                + descriptors
+                + self.metrics.descriptors(),
             memory: self.memory.as_u64(),
         })?;
         let runtime = super::runtime()?;
@@ -189,9 +196,11 @@ impl MountArgs {
     async fn serve(self) -> Result<()> {
         // From here on a signal ends the program in order, even before the mount exists.
         let mut signals = Signals::new()?;
+        let server = self.metrics.bind().await?;
         tokio::select! {
             mounted = self.mount() => {
                 let (mounted, client, cache, disk, lease) = mounted?;
+                let _served = server.map(|server| self.serve_metrics(server, &mounted, &cache, &disk));
                 if background::is_child() {
                     // If the parent process has ended, the mount has no user.
                     background::ready().inspect_err(|_| {
@@ -221,6 +230,29 @@ impl MountArgs {
             }
             _ = signals.next() => Err(Error::new(Kind::Io, "stopped before it was mounted")),
         }
+    }
+
+    /// Serves the counts of a mount.
+    fn serve_metrics(
+        &self,
+        server: MetricsServer,
+        mounted: &Mounted,
+        cache: &Arc<Cache>,
+        disk: &Option<Arc<DiskCache>>,
+    ) -> ServedMetrics {
+        let traffic = metrics::traffic(&self.aws, &self.store);
+        let (activity, cache, disk) = (mounted.activity(), Arc::clone(cache), disk.clone());
+        server.serve(move || {
+            let (memory_hits, fetched) = cache.counts();
+            let cache = CacheUse {
+                memory_hits,
+                disk_hits: disk.as_ref().map(|disk| disk.hits()),
+                fetched,
+            };
+            let mut found = crate::metrics::mount(activity.counts(), cache);
+            found.extend(traffic());
+            found
+        })
     }
 
     async fn mount(&self) -> Result<Served> {

@@ -12,6 +12,7 @@ use crate::ebs::Limits;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{
     Address, Bandwidth, BucketStyle, Connection, LEASE, Lease, RepositoryCatalog, S3Options, Store,
+    StoreTraffic,
 };
 
 /// Ends the lease of what a verb has read. A lease that cannot be ended expires.
@@ -33,6 +34,9 @@ pub(super) struct StoreArgs {
     /// Version of ListObjects to ask s3:// for [default: 2, and 1 where the store answers so]
     #[arg(long, value_name = "VERSION", value_parser = list_version())]
     list_version: Option<u8>,
+    /// Counts the operations of all stores that are reached by these options.
+    #[arg(skip)]
+    pub(super) traffic: StoreTraffic,
 }
 
 /// What new objects are: options of the verbs that write to a repository.
@@ -154,6 +158,7 @@ impl StoreArgs {
             style: self.bucket_style.map(BucketStyle::from),
             lease: LEASE,
             line,
+            traffic: self.traffic.clone(),
         }
     }
 
@@ -170,6 +175,7 @@ impl StoreArgs {
         Self {
             bucket_style: style.or(self.bucket_style),
             list_version: list_version.or(self.list_version),
+            traffic: self.traffic.clone(),
         }
     }
 }
@@ -233,6 +239,7 @@ pub(super) struct StoreOptions {
     style: Option<BucketStyle>,
     lease: Duration,
     line: StoreLine,
+    traffic: StoreTraffic,
 }
 
 impl StoreOptions {
@@ -279,6 +286,7 @@ impl StoreOptions {
         let mut connection = Connection {
             ca_bundle: aws.ca_bundle(),
             bandwidth: self.line.bandwidth.clone(),
+            traffic: self.traffic.clone(),
             ..Connection::new(self.line.timeout)
         };
         if let Some(in_flight) = self.line.in_flight {

@@ -1,5 +1,6 @@
 //! `ebsfs sync`: arguments become a job, a source and targets; [`crate::sync`] does the rest.
 
+mod about;
 mod plans;
 mod status;
 mod words;
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 
 use super::aws::AwsArgs;
 use super::limits::{LimitArgs, bandwidth};
+use super::metrics::{self, MetricsArgs};
 use super::progress::{ProgressForm, Shown};
 use super::signals::listen;
 use super::source::{OpenedSource, SourceRequest, ToEbs, open};
@@ -27,6 +29,7 @@ use crate::block::BLOCK_SIZE;
 use crate::ebs::{Client, Limits};
 use crate::error::{Error, Kind, Result};
 use crate::files::default_state_dir;
+use crate::metrics::{KEPT, Metric, MetricsFile, SyncEnd, sync_end};
 use crate::repository::{Address, Bandwidth, Lease};
 use crate::snapshot::{Selector, SnapshotId};
 use crate::sync::{
@@ -34,6 +37,7 @@ use crate::sync::{
 };
 use crate::target::{Base, SourceInfo, Stop, VolumeKey};
 
+use about::{about_run, about_this_program};
 use plans::Terminal;
 
 /// The longest that a block waits for its turn under `--bandwidth`: it limits the blocks in flight.
@@ -138,6 +142,11 @@ pub(super) struct SyncArgs {
     /// counts 512KiB, the least rate there; a block of a repository counts as stored, after compression [default: unlimited]
     #[arg(long, value_name = "SIZE", value_parser = bandwidth)]
     bandwidth: Option<ByteSize>,
+    /// Write the metrics of the run and its result to FILE.prom at its end, for the textfile collector of node_exporter
+    #[arg(long, value_name = "FILE.prom", conflicts_with_all = ["dry_run", "status"])]
+    metrics_file: Option<PathBuf>,
+    #[command(flatten)]
+    metrics: MetricsArgs,
     #[command(flatten)]
     to: ToArgs,
     #[command(flatten)]
@@ -292,18 +301,22 @@ impl SyncArgs {
 
     async fn sync(&self) -> Result<()> {
         self.check()?;
-        let stop = listen()?;
+        let (stop, started) = (listen()?, SystemTime::now());
+        let server = self.metrics.bind().await?;
+        let metrics_file = self.metrics_file.as_deref().map(MetricsFile::new);
+        let metrics_file = metrics_file.transpose()?;
         let name = self.source.as_deref().unwrap_or_default();
         let mut report = match &self.report {
             Some(path) if !self.dry_run => {
                 let names = self.source.iter().chain(&self.targets);
                 target::check_report(path, names)?;
                 let about = about_this_program();
-                Some(ReportFile::begin(path, name, SystemTime::now(), &about)?)
+                Some(ReportFile::begin(path, name, started, &about)?)
             }
             _ => None,
         };
         let progress = Arc::new(Progress::default());
+        let _served = server.map(|server| server.serve(self.counts(&progress)));
         let form = if self.dry_run {
             ProgressForm::None
         } else {
@@ -323,21 +336,46 @@ impl SyncArgs {
             .await;
         end_reading(lease).await;
         drop(shown);
-        let (about, outcomes) = match outcomes {
-            Ok((about, outcomes)) => (about, outcomes),
+        let (about, source_time, outcomes) = match outcomes {
+            Ok(done) => done,
             Err(error) => {
                 if let Some(file) = &mut report {
                     file.failed(name, &error)?;
                 }
-                (json!({}), vec![failed(name, error)])
+                (json!({}), None, vec![failed(name, error)])
             }
         };
         let mut result = self.print(&outcomes);
         if let Some(report) = report {
-            let ended = report.end(&self.about_run(&about, &progress, &clients));
+            let ended = report.end(&about_run(&about, &progress, &clients));
             result = result.and(ended);
         }
+        if let Some(file) = metrics_file {
+            let end = SyncEnd {
+                started,
+                ended: SystemTime::now(),
+                outcomes: &outcomes,
+                result: &result,
+                source_time,
+            };
+            let kept = file.earlier(&KEPT);
+            let mut metrics = self.counts(&progress)();
+            metrics.extend(sync_end(&end, &kept));
+            let written = file.write(metrics);
+            result = result.and(written);
+        }
         result
+    }
+
+    /// Reads the counts of the run.
+    fn counts(&self, progress: &Arc<Progress>) -> impl Fn() -> Vec<Metric> + Send + Sync + use<> {
+        let progress = Arc::clone(progress);
+        let traffic = metrics::traffic(&self.aws, &self.store);
+        move || {
+            let mut found = crate::metrics::sync(&progress);
+            found.extend(traffic());
+            found
+        }
     }
 
     /// The source, if an earlier run staged it whole for the one target.
@@ -376,7 +414,7 @@ impl SyncArgs {
         }
     }
 
-    /// Opens source and targets, and copies.
+    /// Opens source and targets, and copies: members of the report, the time whose bytes the source holds, and the results.
     async fn outcomes(
         &self,
         stop: &Stop,
@@ -385,7 +423,7 @@ impl SyncArgs {
         report: &mut Option<ReportFile>,
         clients: &mut Vec<Arc<Client>>,
         lease: &mut Option<Lease>,
-    ) -> Result<(Value, Vec<TargetOutcome>)> {
+    ) -> Result<(Value, Option<SystemTime>, Vec<TargetOutcome>)> {
         let state_dir = self.state_dir();
         let (source_store, target_store) = self.stores();
         let request = SourceRequest {
@@ -470,7 +508,7 @@ impl SyncArgs {
         if !self.dry_run {
             target::warn_of_twins(&names).await;
         }
-        Ok((about, outcomes))
+        Ok((about, source.info.time(), outcomes))
     }
 
     /// Prints results to stdout; a closed stdout is no error. Returns the error that gives the exit code and prints the others.
@@ -499,29 +537,6 @@ impl SyncArgs {
         }
         words::result(outcomes)
     }
-
-    fn about_run(&self, about: &Value, progress: &Progress, clients: &[Arc<Client>]) -> Value {
-        let sum = |count: fn(crate::ebs::Counts) -> u64| -> u64 {
-            clients.iter().map(|client| count(client.counts())).sum()
-        };
-        let warnings: Vec<String> = clients.iter().flat_map(|client| client.notices()).collect();
-        let mut all = json!({
-            "warnings": warnings,
-            "bytes_fetched": progress.bytes(),
-            "blocks_fetched": progress.blocks(),
-            "requests": {
-                "gets": sum(|counts| counts.gets),
-                "puts": sum(|counts| counts.puts),
-                "lists": sum(|counts| counts.lists),
-                "retries": sum(|counts| counts.retries),
-                "throttled": sum(|counts| counts.throttles),
-            },
-        });
-        if let (Some(all), Some(about)) = (all.as_object_mut(), about.as_object()) {
-            all.extend(about.clone());
-        }
-        all
-    }
 }
 
 fn failed(target: &str, error: Error) -> TargetOutcome {
@@ -529,20 +544,6 @@ fn failed(target: &str, error: Error) -> TargetOutcome {
         target: target.to_owned(),
         ended: Err(error),
     }
-}
-
-/// Program, host and user, for a report.
-fn about_this_program() -> Value {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    let host = host.map(|name| name.trim().to_owned());
-    let uid = nix::unistd::geteuid();
-    let user = nix::unistd::User::from_uid(uid).ok().flatten();
-    json!({
-        "program": concat!("ebsfs ", env!("CARGO_PKG_VERSION")),
-        "host": host,
-        "user": user.map(|user| user.name),
-        "uid": uid.as_raw(),
-    })
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use self::hedge::Hedge;
 use self::limiter::Limiter;
 use self::wire::{Probe, Route};
 use super::listing::Token;
-use crate::aws::{Action, Credentials, ErrorClass, Http, ServiceConfig, classify};
+use crate::aws::{Action, Credentials, ErrorClass, Http, RequestCounts, ServiceConfig, classify};
 use crate::block::{Block, BlockIndex};
 use crate::digest::Digester;
 use crate::error::{Error, Kind};
@@ -59,6 +59,7 @@ pub struct Client {
     region: String,
     credentials: Credentials,
     http: Http,
+    requests: RequestCounts,
     limiter: Limiter,
     digester: Digester,
     hedge: Option<Hedge>,
@@ -139,6 +140,7 @@ impl Client {
             region: region.unwrap_or_default(),
             credentials: service.credentials.clone(),
             http: service.http.clone(),
+            requests: service.requests.clone(),
             limiter: Limiter::new(limits),
             digester: Digester::new(),
             hedge: limits
@@ -300,6 +302,7 @@ impl Client {
         self.log_wait(call, waits, &error, now);
         sleep(pause).await;
         self.retries.fetch_add(1, Ordering::Relaxed);
+        self.requests.retry(call.action);
         Ok(None)
     }
 

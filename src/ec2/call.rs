@@ -19,7 +19,7 @@ use http_body_util::{BodyExt, Limited};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
-use crate::aws::{Credentials, ErrorClass, Http, classify};
+use crate::aws::{Credentials, ErrorClass, Http, RequestCounts, classify};
 use crate::error::{Error, Kind};
 use crate::time::jittered;
 
@@ -55,13 +55,15 @@ pub(super) struct Ec2Access {
     pub(super) credentials: Credentials,
     /// Its idle connections are dropped when one is silent.
     pub(super) http: Http,
+    /// Counts the requests.
+    pub(super) requests: RequestCounts,
 }
 
 /// What the attempts of one call have in common.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CallName<'a> {
     /// The IAM action that it needs.
-    pub(super) action: &'a str,
+    pub(super) action: &'static str,
     /// What it is made on.
     pub(super) target: &'a str,
     /// How long it is repeated.
@@ -110,8 +112,12 @@ where
         let watch = ReplyWatch::default();
         let limit = waits.silence();
         let used = access.credentials.generation();
+        let sent = access.requests.send(name.action);
         let (class, code, message) = match watched(&watch, limit, send(watch.clone())).await {
-            Some(Ok(answer)) => return Ok(answer),
+            Some(Ok(answer)) => {
+                sent.answered();
+                return Ok(answer);
+            }
             // The SDK takes it for a refusal. What was asked for may be done.
             Some(Err(SdkError::ServiceError(reply))) if reply.raw().status().is_success() => {
                 let what = format!(
@@ -136,6 +142,9 @@ where
                 (ErrorClass::Retry(error), String::new(), String::new())
             }
         };
+        if class.is_throttle() {
+            access.requests.throttle(name.action);
+        }
         let pause = match (&class, &waits) {
             (ErrorClass::Retry(_), _) if name.repeat == Repeat::Never => None,
             (ErrorClass::Retry(error), _) => waits.pause_after(error.kind(), Instant::now()),
@@ -169,6 +178,7 @@ where
         waiting(&error);
         waits.log(&error);
         sleep(pause).await;
+        access.requests.retry(name.action);
     }
 }
 

@@ -12,7 +12,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use super::activity::Activity;
 use super::log::FailureLog;
 use super::opened::{OpenFile, Reader};
 use super::server::PID_ATTRIBUTE;
@@ -66,6 +67,7 @@ struct Ebsfs {
     files: Arc<Mutex<HashMap<u64, Arc<OpenFile>>>>,
     next_handle: AtomicU64,
     log: Arc<FailureLog>,
+    activity: Arc<Activity>,
 }
 
 impl Ebsfs {
@@ -78,8 +80,10 @@ impl Ebsfs {
         let _context = self.runtime.enter();
         let mut work = Box::pin(work);
         let log = Arc::clone(&self.log);
+        let activity = Arc::clone(&self.activity);
         let log_and_map = move |error: Error| {
             log.write(&error);
+            activity.failed(error.kind());
             errno(error.kind())
         };
         match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
@@ -220,7 +224,7 @@ impl Filesystem for Ebsfs {
             return reply.error(Errno::EROFS);
         }
         let tree = Arc::clone(&self.tree);
-        let files = Arc::clone(&self.files);
+        let (files, activity) = (Arc::clone(&self.files), Arc::clone(&self.activity));
         let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
         let reader = Reader {
             uid: request.uid(),
@@ -240,6 +244,7 @@ impl Filesystem for Ebsfs {
                     FopenFlags::FOPEN_DIRECT_IO
                 };
                 files.lock().insert(handle, Arc::new(file));
+                activity.opened();
                 reply.opened(FileHandle(handle), flags);
             }
             Err(errno) => reply.error(errno),
@@ -256,7 +261,9 @@ impl Filesystem for Ebsfs {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.files.lock().remove(&handle.0);
+        if self.files.lock().remove(&handle.0).is_some() {
+            self.activity.closed();
+        }
         reply.ok();
     }
 
@@ -273,8 +280,13 @@ impl Filesystem for Ebsfs {
     ) {
         let file = self.open_file(handle);
         let work = async move { file?.read_at(offset, size as usize).await };
-        self.answer(work, |read| match read {
-            Ok(bytes) => reply.data(&bytes),
+        let (since, activity) = (Instant::now(), Arc::clone(&self.activity));
+        self.answer(work, move |read| match read {
+            Ok(bytes) => {
+                // Before the reader learns of it: then the counts have every read that has an answer.
+                activity.read(bytes.len(), since.elapsed());
+                reply.data(&bytes);
+            }
             Err(errno) => reply.error(errno),
         });
     }

@@ -1,10 +1,12 @@
 //! A mount from outside: its settings in the kernel, and its end.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 use tracing::debug;
 
+use super::activity::Activity;
 use super::mount_table::{MountIdentity, MountPlace, MountTable};
 use super::unmount::{Unmounted, unmount};
 use crate::block::BLOCK_SIZE;
@@ -17,12 +19,18 @@ pub struct Mounted {
     pub(super) identity: MountIdentity,
     pub(super) draining: watch::Sender<bool>,
     pub(super) ended: watch::Receiver<Option<Result<()>>>,
+    pub(super) activity: Arc<Activity>,
 }
 
 impl Mounted {
     /// Where it was mounted.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
+    }
+
+    /// Counts of its readers' requests.
+    pub fn activity(&self) -> Arc<Activity> {
+        Arc::clone(&self.activity)
     }
 
     /// Waits until the kernel has ended the connection: the last mount of it is unmounted, and its last file is closed.

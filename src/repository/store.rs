@@ -22,6 +22,7 @@ mod proof;
 mod reach;
 mod refusal;
 mod s3;
+mod traffic;
 mod transfer;
 
 use std::fmt;
@@ -41,6 +42,7 @@ use tracing::{debug, warn};
 pub use address::Address;
 pub use bandwidth::Bandwidth;
 pub use reach::{BucketStyle, Connection, S3Options};
+pub use traffic::{OperationCounts, StoreTraffic, TrafficCounts};
 
 use self::backend::{Backend, ListCursor, Next, ObjectHead, StoreAnswer, StoreFault, Upload};
 use self::listing::ListingCheck;
@@ -94,6 +96,7 @@ pub struct Store {
     rate: Arc<UploadRate>,
     latency: Latency,
     bandwidth: Bandwidth,
+    traffic: StoreTraffic,
     /// One permit per request in flight.
     requests: Semaphore,
     /// Renewals of leases have a queue of their own: a pack can take longer than a lease on a slow line.
@@ -129,6 +132,7 @@ impl Store {
             rate: Arc::default(),
             latency: Latency::default(),
             bandwidth: connection.bandwidth.clone(),
+            traffic: connection.traffic.clone(),
             requests: Semaphore::new(connection.in_flight.max(1)),
             renewals: Semaphore::new(1),
             reads: Semaphore::new(connection.bandwidth.replies(connection.in_flight.max(1))),
@@ -170,10 +174,12 @@ impl Store {
     /// `NotFound` when there is none; else why it cannot be read.
     pub async fn get(&self, name: &str) -> Result<Bytes> {
         let key = &self.key(name);
-        self.until("get", key, |transfer| async move {
+        let got = self.until("get", key, |transfer| async move {
             self.backend.get(key, None, &transfer).await
-        })
-        .await
+        });
+        let bytes = got.await?;
+        self.traffic.read(bytes.len());
+        Ok(bytes)
     }
 
     /// Part of an object.
@@ -188,6 +194,7 @@ impl Store {
             async move { self.backend.get(key, Some(range), &transfer).await }
         };
         let bytes = self.until("get", key, get).await?;
+        self.traffic.read(bytes.len());
         if bytes.len() as u64 != len {
             let what = format!("it has {} bytes there, not {len}", bytes.len());
             return Err(self.backend.error(Kind::Corrupt, "get", key, &what));
@@ -216,6 +223,7 @@ impl Store {
         let upload = &Upload::new(pieces, self.backend.is_remote()).await?;
         self.until_in(queue, "put", key, |transfer| async move {
             self.backend.put(key, upload, false, &transfer).await?;
+            self.traffic.written(upload.len);
             self.prove(key, upload, &transfer).await
         })
         .await
@@ -290,10 +298,14 @@ impl Store {
             match self.backend.put(key, upload, create, &transfer).await {
                 Err(fault) if fault.next == Next::NoCondition => {
                     self.backend.put(key, upload, false, &transfer).await?;
+                    self.traffic.written(upload.len);
                 }
                 // Perhaps by this very request, whose reply was lost.
                 Err(fault) if fault.next == Next::Exists => {}
-                put => put?,
+                put => {
+                    put?;
+                    self.traffic.written(upload.len);
+                }
             }
             match self.existing(key, &transfer).await? {
                 Some(there) if there == bytes || is_sound(&there) => Ok(there == bytes),
@@ -384,7 +396,7 @@ impl Store {
 
     async fn until<T, F>(
         &self,
-        verb: &str,
+        verb: &'static str,
         key: &str,
         once: impl Fn(Arc<Transfer>) -> F,
     ) -> Result<T>
@@ -416,6 +428,7 @@ impl Store {
             let mut waited = queued.elapsed();
             let used = self.backend.generation();
             let transfer = Transfer::new(&self.rate, &self.bandwidth);
+            self.traffic.attempt(verb, tries > 0);
             let done = match ready {
                 Err(fault) => Err(fault),
                 Ok(()) => {

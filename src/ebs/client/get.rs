@@ -92,6 +92,7 @@ impl Client {
         place: RequestSlot,
     ) -> Outcome<BlockReply> {
         self.gets.fetch_add(1, Ordering::Relaxed);
+        let sent = self.requests.send(call.action);
         let request = Request {
             method: "GET",
             path: format!("/snapshots/{}/blocks/{}", block.snapshot, block.index),
@@ -104,11 +105,12 @@ impl Client {
         let send = async { self.route(call).await?.send(&request).await };
         let reply = self.within(call, HEADERS_TIMEOUT, send).await;
         let reply = reply.inspect_err(|_| self.limiter.unanswered())?;
-        let mut reply = reply.inspect_err(|class| self.note_throttle(class))?;
+        let mut reply = reply.inspect_err(|class| self.note_throttle(call, class))?;
         let bytes = self.body(call, &mut reply, block.len, block.len).await;
         let bytes = bytes.inspect_err(|_| self.limiter.unanswered())?;
         check_length(call, &reply, &bytes, block.len)?;
         let took = place.served();
+        sent.answered();
         if let Some(hedge) = &self.hedge {
             hedge.answered(took, Instant::now());
         }
@@ -126,9 +128,10 @@ impl Client {
     }
 
     /// Blocks are asked for too fast: lists have a quota of their own.
-    pub(super) fn note_throttle(&self, class: &ErrorClass) {
+    pub(super) fn note_throttle(&self, call: &Call, class: &ErrorClass) {
         if class.is_throttle() {
             self.throttles.fetch_add(1, Ordering::Relaxed);
+            self.requests.throttle(call.action);
             self.limiter.throttled();
             if let Some(hedge) = &self.hedge {
                 hedge.throttled(Instant::now());
@@ -160,6 +163,7 @@ impl Client {
         let second = pin!(async {
             let place = self.place(block, wanted).await?;
             self.hedges.fetch_add(1, Ordering::Relaxed);
+            self.requests.hedge(call.action);
             self.fetch(call, block, place).await
         });
         match select(first, second).await {

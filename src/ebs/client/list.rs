@@ -90,12 +90,14 @@ impl Client {
                 target: &call.target,
             };
             self.lists.fetch_add(1, Ordering::Relaxed);
+            let sent = self.requests.send(call.action);
             let send = async { self.route(call).await?.send(&request).await };
             let reply = self.within(call, HEADERS_TIMEOUT, send).await;
             let reply = reply.inspect_err(|_| self.limiter.list_unanswered())?;
             let mut reply = reply.inspect_err(|class| {
                 if class.is_throttle() {
                     self.throttles.fetch_add(1, Ordering::Relaxed);
+                    self.requests.throttle(call.action);
                     self.limiter.list_throttled();
                 }
             })?;
@@ -103,6 +105,7 @@ impl Client {
             let body = self.body(call, &mut reply, limit, 64 << 10).await;
             let body = body.inspect_err(|_| self.limiter.list_unanswered())?;
             permit.answered();
+            sent.answered();
             let broken = |what: String| {
                 let what = format!("broken reply: {what}");
                 ErrorClass::Retry(call.error(Kind::Corrupt, &what))

@@ -140,6 +140,7 @@ impl Client {
             let place = self.limiter.block(snapshot, &Wanted::already()).await;
             let place = place.map_err(ErrorClass::Permanent)?;
             self.puts.fetch_add(1, Ordering::Relaxed);
+            let counted = self.requests.send(call.action);
             let request = Request {
                 method: "PUT",
                 path: format!("/snapshots/{snapshot}/blocks/{index}"),
@@ -163,10 +164,11 @@ impl Client {
             let sent = self.within(&call, PUT_TIMEOUT, send).await;
             let sent = sent.inspect_err(|_| self.limiter.unanswered())?;
             sent.map_err(|class| {
-                self.note_throttle(&class);
+                self.note_throttle(&call, &class);
                 later(class, is_young)
             })?;
             place.served();
+            counted.answered();
             Ok(())
         };
         let mut waits = Waits::new();
@@ -218,8 +220,17 @@ impl Client {
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
         let once = || async {
+            let counted = self.requests.send(call.action);
             let reply = self.within(call, HEADERS_TIMEOUT, send()).await?;
-            reply.map_err(|error| later(classify(error, self.action(call), &call.target), is_young))
+            let reply = reply.map_err(|error| {
+                let class = classify(error, self.action(call), &call.target);
+                if class.is_throttle() {
+                    self.requests.throttle(call.action);
+                }
+                later(class, is_young)
+            })?;
+            counted.answered();
+            Ok(reply)
         };
         let mut waits = Waits::new();
         loop {

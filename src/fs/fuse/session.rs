@@ -44,6 +44,7 @@ pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
         Error::with_source(Kind::Io, what, error)
     })?;
     let (draining, drain) = watch::channel(false);
+    let activity = Arc::default();
     let filesystem = Ebsfs {
         request_timeout: tree.timeout() + GRACE,
         tree: Arc::new(tree),
@@ -53,6 +54,7 @@ pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
         files: Arc::default(),
         next_handle: AtomicU64::new(1),
         log: Arc::default(),
+        activity: Arc::clone(&activity),
     };
     let mut config = Config::default();
     config.acl = match access {
@@ -88,6 +90,7 @@ pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
         identity,
         draining,
         ended,
+        activity,
     })
 }
 

@@ -9,6 +9,7 @@ use super::bandwidth::Bandwidth;
 use super::folder::FolderBackend;
 use super::objects::ForeignBackend;
 use super::s3::S3Backend;
+use super::traffic::StoreTraffic;
 use crate::aws::ServiceConfig;
 use crate::error::{Error, Kind, Result};
 
@@ -57,6 +58,8 @@ pub struct Connection {
     pub in_flight: usize,
     /// The limit of bytes per second, shared with the other stores of a run.
     pub bandwidth: Bandwidth,
+    /// Counts operations, shared with the other stores of a run.
+    pub traffic: StoreTraffic,
 }
 
 impl Connection {
@@ -70,6 +73,7 @@ impl Connection {
             timeout,
             in_flight: IN_FLIGHT,
             bandwidth: Bandwidth::default(),
+            traffic: StoreTraffic::default(),
         }
     }
 }

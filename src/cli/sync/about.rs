@@ -1,0 +1,46 @@
+//! Members of a report that tell of the run as a whole.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::ebs::{Client, Counts};
+use crate::progress::Progress;
+
+/// Counts, requests and warnings of a run, with what is known of its source.
+pub(super) fn about_run(about: &Value, progress: &Progress, clients: &[Arc<Client>]) -> Value {
+    let sum = |count: fn(Counts) -> u64| -> u64 {
+        clients.iter().map(|client| count(client.counts())).sum()
+    };
+    let warnings: Vec<String> = clients.iter().flat_map(|client| client.notices()).collect();
+    let mut all = json!({
+        "warnings": warnings,
+        "bytes_fetched": progress.bytes(),
+        "blocks_fetched": progress.blocks(),
+        "requests": {
+            "gets": sum(|counts| counts.gets),
+            "puts": sum(|counts| counts.puts),
+            "lists": sum(|counts| counts.lists),
+            "retries": sum(|counts| counts.retries),
+            "throttled": sum(|counts| counts.throttles),
+        },
+    });
+    if let (Some(all), Some(about)) = (all.as_object_mut(), about.as_object()) {
+        all.extend(about.clone());
+    }
+    all
+}
+
+/// Program, host and user, for a report.
+pub(super) fn about_this_program() -> Value {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let host = host.map(|name| name.trim().to_owned());
+    let uid = nix::unistd::geteuid();
+    let user = nix::unistd::User::from_uid(uid).ok().flatten();
+    json!({
+        "program": concat!("ebsfs ", env!("CARGO_PKG_VERSION")),
+        "host": host,
+        "user": user.map(|user| user.name),
+        "uid": uid.as_raw(),
+    })
+}
