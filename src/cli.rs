@@ -7,6 +7,7 @@ mod cache;
 mod changes;
 mod digest;
 mod emulator;
+mod inventory;
 mod limits;
 mod log;
 mod ls;
@@ -61,6 +62,7 @@ enum Verb {
     Warm(warm::WarmArgs),
     Ls(ls::LsArgs),
     Snapshot(Box<snapshot::SnapshotArgs>),
+    Inventory(Box<inventory::InventoryArgs>),
     Changes(changes::ChangesArgs),
     Blocks(blocks::BlocksArgs),
     Sync(Box<sync::SyncArgs>),
@@ -117,6 +119,7 @@ fn run(args: Args) -> Result<()> {
         Verb::Warm(warm) => warm.run(),
         Verb::Ls(ls) => ls.run(),
         Verb::Snapshot(snapshot) => snapshot.run(),
+        Verb::Inventory(inventory) => inventory.run(),
         Verb::Changes(changes) => changes.run(),
         Verb::Blocks(blocks) => blocks.run(),
         Verb::Sync(sync) => sync.run(),

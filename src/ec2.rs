@@ -1,10 +1,12 @@
 //! What EC2 knows of snapshots, the tags that it keeps, and the calls that make snapshots of volumes. The only module with
 //! aws-sdk-ec2 in it: [`mod@call`] makes one call, [`pages`] a listing of many, [`ids`] describes named snapshots, [`volumes`]
-//! volumes and instances, [`create`] makes snapshots.
+//! volumes and instances, [`create`] makes snapshots, [`mod@inventory`] describes an instance and what it stands in.
 
 mod call;
 mod create;
 mod ids;
+mod inventory;
+mod machine;
 mod pages;
 mod volumes;
 

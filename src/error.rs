@@ -66,6 +66,24 @@ pub const EXIT_CODES: &[(u8, &str)] = &[
 ];
 
 impl Kind {
+    /// All kinds.
+    pub const ALL: [Self; 14] = [
+        Self::NotFound,
+        Self::Denied,
+        Self::Pending,
+        Self::Throttled,
+        Self::Unavailable,
+        Self::Corrupt,
+        Self::Invalid,
+        Self::Unrelated,
+        Self::Io,
+        Self::NoSpace,
+        Self::Stopped,
+        Self::Busy,
+        Self::Undecided,
+        Self::Marked,
+    ];
+
     /// The exit code of a program that ends with an error of this kind: see [`EXIT_CODES`].
     pub fn exit_code(self) -> u8 {
         match self {
@@ -294,30 +312,15 @@ mod tests {
 
     #[test]
     fn every_kind_has_an_exit_code_of_the_table() {
-        use Kind::{
-            Busy, Corrupt, Denied, Invalid, Io, Marked, NoSpace, NotFound, Pending, Stopped,
-            Throttled, Unavailable, Undecided, Unrelated,
-        };
-        let kinds = [
-            Io,
-            Invalid,
-            Unrelated,
-            NotFound,
-            Denied,
-            Pending,
-            Throttled,
-            Unavailable,
-            Corrupt,
-            NoSpace,
-            Busy,
-            Undecided,
-            Marked,
-            Stopped,
-        ];
-        for kind in kinds {
+        use Kind::{Busy, Corrupt, Marked, Stopped, Undecided};
+        for kind in Kind::ALL {
             let code = kind.exit_code();
             assert!(EXIT_CODES.iter().any(|(listed, _)| *listed == code));
         }
+        let mut names = Kind::ALL.map(Kind::name).to_vec();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Kind::ALL.len());
         // 130, else the first target's 1 to 9, else 11, 10, 12.
         let mut order = [Marked, Busy, Undecided, Corrupt, Stopped];
         order.sort_by_key(|kind| kind.rank());

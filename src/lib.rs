@@ -29,7 +29,7 @@
 //! | row | modules | what they must not know |
 //! | --- | --- | --- |
 //! | 0 | [`error`], [`block`], [`histogram`], `time` | anything |
-//! | 1 | [`files`], `sysfs`, [`snapshot`], [`source`], [`target`], [`readahead`], [`digest`], [`maps`], [`cost`], [`progress`], [`aws`] | who implements or uses them |
+//! | 1 | [`files`], `sysfs`, [`inventory`], [`snapshot`], [`source`], [`target`], [`readahead`], [`digest`], [`maps`], [`cost`], [`progress`], [`aws`] | who implements or uses them |
 //! | 2 | [`ebs`], `ec2`, [`cache`], [`image`], [`compare`] | each other: they see only [`source::BlockSource`] |
 //! | 3 | [`targets`], [`repository`], [`capture`] | each other, cache, image; only [`targets`] sees [`ebs`] |
 //! | 4 | [`fs`], [`sync`] | each other, ebs, ec2, cache, targets, repository, capture |
@@ -167,6 +167,7 @@ pub mod aws;
 pub mod cost;
 pub mod digest;
 pub mod files;
+pub mod inventory;
 pub mod maps;
 pub mod progress;
 pub mod readahead;

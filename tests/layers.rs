@@ -20,6 +20,11 @@ const RULES: &[(&str, u8, &str)] = &[
         1,
         "block files sysfs source target readahead digest maps cost aws",
     ),
+    (
+        "inventory",
+        1,
+        "block histogram files sysfs snapshot source target readahead digest maps cost progress aws",
+    ),
     ("source", 1, "sysfs target readahead maps aws"),
     (
         "cost",
@@ -204,6 +209,7 @@ fn everything_is_ascii() {
         root.join("docs/sync.md"),
         root.join("docs/snapshot.md"),
         root.join("docs/metrics.md"),
+        root.join("docs/inventory.md"),
         root.join("docs/aws-assumptions.md"),
         root.join("Cargo.toml"),
     ];

@@ -30,6 +30,8 @@ mod ends;
 mod faults;
 mod filesystems;
 mod hostile_api;
+#[cfg(feature = "ec2")]
+mod inventory;
 mod large;
 mod layers;
 mod log;

@@ -219,7 +219,7 @@ fn every_command_of_the_snapshot_page_works_as_it_stands_there() {
 }
 
 /// The names of all members of an object and of the objects in it.
-fn members(value: &Value, found: &mut BTreeSet<String>) {
+pub fn members(value: &Value, found: &mut BTreeSet<String>) {
     match value {
         Value::Object(object) => {
             for (name, value) in object {

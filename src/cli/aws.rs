@@ -8,6 +8,7 @@ use clap::Args;
 use crate::aws::{Aws, Given, RequestCounts, Service, Settings};
 use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::error::{Error, Kind, Remedy, Result};
+use crate::inventory::DescribeMachine;
 use crate::snapshot::{Descriptions, Selector, SnapshotMaker};
 
 #[derive(Args, Clone, Debug, Default)]
@@ -199,6 +200,21 @@ pub(super) fn snapshot_maker(aws: &Aws) -> Result<Arc<dyn SnapshotMaker>> {
 #[cfg(not(feature = "ec2"))]
 pub(super) fn snapshot_maker(_aws: &Aws) -> Result<Arc<dyn SnapshotMaker>> {
     let what = "cannot make snapshots: this build has no EC2 client";
+    let error = Error::new(Kind::Invalid, what);
+    Err(error.with_remedy(Remedy::Do("build ebsfs with its feature ec2".into())))
+}
+
+/// What describes instances.
+#[cfg(feature = "ec2")]
+pub(super) fn machines(aws: &Aws) -> Result<Arc<dyn DescribeMachine>> {
+    let config = aws.service(Service::Ec2)?;
+    Ok(Arc::new(crate::ec2::Ec2::new(&config)))
+}
+
+/// An error: EC2 is not built in.
+#[cfg(not(feature = "ec2"))]
+pub(super) fn machines(_aws: &Aws) -> Result<Arc<dyn DescribeMachine>> {
+    let what = "cannot describe instances: this build has no EC2 client";
     let error = Error::new(Kind::Invalid, what);
     Err(error.with_remedy(Remedy::Do("build ebsfs with its feature ec2".into())))
 }

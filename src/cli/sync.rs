@@ -132,7 +132,7 @@ pub(super) struct SyncArgs {
     #[arg(long)]
     json: bool,
     /// Print what TARGET holds and which runs are unfinished, change nothing
-    #[arg(long, value_name = "TARGET", conflicts_with_all = ["source", "targets", "base"])]
+    #[arg(long, value_name = "TARGET", conflicts_with_all = ["source", "targets", "base", "metrics"])]
     status: Option<String>,
     /// Directory for checkpoints and records of devices, `ebs:` and repository targets [env: EBSFS_STATE_DIR; default: /var/lib/ebsfs for root, else
     /// $XDG_STATE_HOME/ebsfs]

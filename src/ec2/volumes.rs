@@ -12,7 +12,7 @@ use crate::snapshot::{InstanceInfo, VolumeInfo, VolumeSelector};
 
 /// The most volumes per page that EC2 recommends
 /// (<https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeVolumes.html>).
-const VOLUMES_PER_PAGE: i32 = 500;
+pub(super) const VOLUMES_PER_PAGE: i32 = 500;
 
 impl Ec2 {
     /// The volumes that a selector names.

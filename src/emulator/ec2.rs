@@ -1,11 +1,12 @@
 //! The EC2 query API, as far as snapshots need it. DescribeSnapshots is in [`snapshots`], an account with more of them
-//! than the folder has in [`account`], volumes and instances are in [`volumes`], what makes snapshots in [`create`].
+//! than the folder has in [`account`], volumes and instances are in [`volumes`], what makes snapshots in [`create`], what instances stand in is in [`machine`].
 //!
 //! One instance, `i-0123456789abcdef0`, has all volumes of the folder attached, the first of them as its root, unless the
 //! control endpoint says that they are another's or none's.
 
 mod account;
 mod create;
+mod machine;
 mod snapshots;
 mod volumes;
 
@@ -93,10 +94,13 @@ impl Emulator {
                 "<ebsEncryptionByDefault>{}</ebsEncryptionByDefault>",
                 self.switches().encryption_by_default
             ),
-            _ => {
-                let message = format!("The action {action} is not valid for this web service.");
-                return Err(Refusal::new(400, "InvalidAction", None, message));
-            }
+            _ => match self.describe_surroundings(action, &form, here) {
+                Some(described) => described?,
+                None => {
+                    let message = format!("The action {action} is not valid for this web service.");
+                    return Err(Refusal::new(400, "InvalidAction", None, message));
+                }
+            },
         };
         let id = request_id();
         let text = format!(

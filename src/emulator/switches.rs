@@ -114,6 +114,8 @@ pub(super) struct Switches {
     pub(super) encryption_by_default: bool,
     /// Snapshots of the account beyond those of the folder, as EC2 describes them; the direct APIs know none of them.
     pub(super) account_snapshots: u64,
+    /// The image of all instances does not exist any more.
+    pub(super) image_deregistered: bool,
     /// IAM actions that are denied: `ebs:ListChangedBlocks`.
     pub(super) deny: Vec<String>,
     /// Session tokens (AWS_SESSION_TOKEN) that are expired.
@@ -180,6 +182,7 @@ impl Default for Switches {
             complete_ms: 0,
             encryption_by_default: false,
             account_snapshots: 0,
+            image_deregistered: false,
             deny: Vec::new(),
             expired_sessions: Vec::new(),
             session_life_s: 0,

@@ -1,6 +1,7 @@
 //! Metrics of a mount: its readers and its caches.
 
 use super::{Metric, MetricValues, counter, counters, gauge};
+use crate::error::Kind;
 use crate::fs::ActivityCounts;
 
 /// How the caches of a mount were used.
@@ -16,6 +17,11 @@ pub struct CacheUse {
 
 /// Metrics of a mount.
 pub fn mount(activity: ActivityCounts, cache: CacheUse) -> Vec<Metric> {
+    // Each kind from the start: Prometheus sees no growth in a series that begins at 1.
+    let failures = Kind::ALL.map(|kind| {
+        let count = activity.failures.get(kind.name());
+        (kind.name(), count.copied().unwrap_or_default())
+    });
     let disk_hits = cache.disk_hits.map(|hits| ("disk", hits));
     let hits = [("memory", cache.memory_hits)].into_iter().chain(disk_hits);
     vec![
@@ -33,7 +39,7 @@ pub fn mount(activity: ActivityCounts, cache: CacheUse) -> Vec<Metric> {
             "ebsfs_mount_failures_total",
             "Requests of the kernel that were answered with an error",
             "error",
-            activity.failures,
+            failures,
         ),
         gauge(
             "ebsfs_mount_open_files",

@@ -95,7 +95,13 @@ impl ServiceRefusal<'_> {
                 | "InvalidSnapshotID.Malformed"
                 | "InvalidVolume.NotFound"
                 | "InvalidInstanceID.NotFound"
-                | "InvalidInstanceID.Malformed",
+                | "InvalidInstanceID.Malformed"
+                | "InvalidInstanceType"
+                | "InvalidAMIID.NotFound"
+                | "InvalidAMIID.Unavailable"
+                | "InvalidVpcID.NotFound"
+                | "InvalidSubnetID.NotFound"
+                | "InvalidGroup.NotFound",
                 _,
             ) => ErrorClass::Permanent(needs(
                 Kind::NotFound,
@@ -275,6 +281,12 @@ mod tests {
             (400, "InvalidVolume.NotFound", "", "", absent),
             (400, "InvalidInstanceID.NotFound", "", "", absent),
             (400, "InvalidInstanceID.Malformed", "", "", absent),
+            (400, "InvalidInstanceType", "", "", absent),
+            (400, "InvalidAMIID.NotFound", "", "", absent),
+            (400, "InvalidAMIID.Unavailable", "", "", absent),
+            (400, "InvalidVpcID.NotFound", "", "", absent),
+            (400, "InvalidSubnetID.NotFound", "", "", absent),
+            (400, "InvalidGroup.NotFound", "", "", absent),
             (400, "IncorrectState", "", "", ("permanent", Kind::Pending)),
             (408, "", "", "", unavailable),
             (500, "InternalServerException", "", "", unavailable),

@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::super::reply::{Refusal, escape};
 use super::super::{ACCOUNT, Emulator, REGION};
+use super::machine::instance_fields;
 use super::snapshots::{max_results, page_start};
 use super::{Form, INSTANCE, matches_pattern};
 
@@ -86,7 +87,8 @@ impl Emulator {
             let _ = write!(
                 text,
                 "<item><volumeId>{id}</volumeId><size>{}</size><availabilityZone>{REGION}a</availabilityZone>\
-                 <status>{status}</status><volumeType>gp3</volumeType><encrypted>false</encrypted><attachmentSet>",
+                 <status>{status}</status><volumeType>gp3</volumeType><iops>3000</iops>\
+                 <throughput>125</throughput><encrypted>false</encrypted><multiAttachEnabled>false</multiAttachEnabled><attachmentSet>",
                 volume.bytes.div_ceil(GIB).max(1),
             );
             if let Some(instance) = &volume.instance {
@@ -144,19 +146,22 @@ impl Emulator {
             for (n, volume) in attached_to(&volumes, instance).iter().enumerate() {
                 let _ = write!(
                     disks,
-                    "<item><deviceName>{}</deviceName><ebs><volumeId>{}</volumeId><status>attached</status></ebs></item>",
+                    "<item><deviceName>{}</deviceName><ebs><volumeId>{}</volumeId><status>attached</status>\
+                     <deleteOnTermination>{}</deleteOnTermination></ebs></item>",
                     device(n),
-                    volume.id
+                    volume.id,
+                    n == 0
                 );
             }
             let _ = write!(
                 text,
                 "<item><reservationId>r-{}</reservationId><ownerId>{ACCOUNT}</ownerId><instancesSet><item>\
                  <instanceId>{instance}</instanceId><instanceState><code>16</code><name>running</name></instanceState>\
-                 <rootDeviceName>{}</rootDeviceName><blockDeviceMapping>{disks}</blockDeviceMapping></item></instancesSet>\
+                 <rootDeviceName>{}</rootDeviceName><blockDeviceMapping>{disks}</blockDeviceMapping>{}</item></instancesSet>\
                  </item>",
                 instance.trim_start_matches("i-"),
-                device(0)
+                device(0),
+                instance_fields(instance)
             );
         }
         text.push_str("</reservationSet>");
