@@ -1,0 +1,135 @@
+//! Puts of objects, each proven: a store can say yes and keep nothing, or other bytes.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+
+use super::backend::{Next, StoreAnswer, StoreFault, Upload};
+use super::transfer::Transfer;
+use super::{Store, proof};
+use crate::error::{Kind, Result};
+
+impl Store {
+    /// Puts an object, and checks that the store holds its bytes.
+    ///
+    /// # Errors
+    /// `Corrupt` when the store says yes and does not keep it; else why it cannot be put.
+    pub async fn put(&self, name: &str, pieces: &[Bytes]) -> Result<()> {
+        self.put_in(&self.requests, name, pieces).await
+    }
+
+    /// The same for the renewal of a lease: it does not wait for transfers.
+    ///
+    /// # Errors
+    /// As for [`Store::put`].
+    pub(in crate::repository) async fn put_renewal(&self, name: &str, bytes: Bytes) -> Result<()> {
+        self.put_in(&self.renewals, name, &[bytes]).await
+    }
+
+    async fn put_in(&self, queue: &Semaphore, name: &str, pieces: &[Bytes]) -> Result<()> {
+        let key = &self.key(name);
+        let upload = &Upload::new(pieces, self.backend.is_remote()).await?;
+        self.until_in(queue, "put", key, |transfer| async move {
+            self.backend.put(key, upload, false, &transfer).await?;
+            self.traffic.written(upload.len);
+            self.prove(key, upload, &transfer).await
+        })
+        .await
+    }
+
+    /// That an object exists with these bytes: by its ETag or a checksum, else by reading it.
+    async fn prove(&self, key: &str, upload: &Upload, transfer: &Arc<Transfer>) -> StoreAnswer<()> {
+        let head = |checksums| async move {
+            match self.backend.head(key, checksums, transfer).await {
+                Err(fault) if fault.is_absent() => Err(self.lost(key, "it is not there")),
+                head => head,
+            }
+        };
+        let asks = self.needs_checksums.load(Ordering::Relaxed);
+        let mut found = head(asks).await?;
+        if let Some(size) = found.size.filter(|size| *size != upload.len) {
+            let what = format!("it has {size} bytes, not {}", upload.len);
+            return Err(self.lost(key, &what));
+        }
+        if proof::is_tagged(&found, upload) {
+            return Ok(());
+        }
+        if !asks && self.address.is_s3() {
+            found = head(true).await?;
+        }
+        match proof::checksum_says(&found, upload) {
+            Some(true) => {
+                self.needs_checksums.store(true, Ordering::Relaxed);
+                return Ok(());
+            }
+            Some(false) => return Err(self.lost(key, "it holds other bytes")),
+            None => {}
+        }
+        match self.existing(key, transfer).await? {
+            Some(kept) if upload.is(&kept) => Ok(()),
+            Some(_) => Err(self.lost(key, "it holds other bytes")),
+            // Deleted since the HEAD.
+            None => Err(self.lost(key, "it is not there")),
+        }
+    }
+
+    /// The store said yes and did not keep the object.
+    fn lost(&self, key: &str, what: &str) -> StoreFault {
+        let what = format!("the store has taken it, and {what}");
+        StoreFault::new(
+            Next::Retry,
+            self.backend.error(Kind::Corrupt, "put", key, &what),
+        )
+    }
+
+    /// Puts a small object unless there is a sound one of this name; whether this one is there now.
+    ///
+    /// # Errors
+    /// As for [`Store::put`].
+    pub async fn put_new(
+        &self,
+        name: &str,
+        bytes: &[u8],
+        is_sound: impl Fn(&[u8]) -> bool,
+    ) -> Result<bool> {
+        let key = &self.key(name);
+        let bytes = Bytes::copy_from_slice(bytes);
+        let upload = &Upload::new(std::slice::from_ref(&bytes), self.backend.is_remote()).await?;
+        let (bytes, is_sound) = (&bytes, &is_sound);
+        self.until("put", key, |transfer| async move {
+            // For stores that do not know the condition and ignore it. What is not sound is perhaps what became of this
+            // very object, and is replaced.
+            let create = match self.existing(key, &transfer).await? {
+                Some(there) if there == bytes || is_sound(&there) => return Ok(there == bytes),
+                there => there.is_none(),
+            };
+            match self.backend.put(key, upload, create, &transfer).await {
+                Err(fault) if fault.next == Next::NoCondition => {
+                    self.backend.put(key, upload, false, &transfer).await?;
+                    self.traffic.written(upload.len);
+                }
+                // Perhaps by this very request, whose reply was lost.
+                Err(fault) if fault.next == Next::Exists => {}
+                put => {
+                    put?;
+                    self.traffic.written(upload.len);
+                }
+            }
+            match self.existing(key, &transfer).await? {
+                Some(there) if there == bytes || is_sound(&there) => Ok(there == bytes),
+                Some(_) => Err(self.lost(key, "it holds other bytes")),
+                None => Err(self.lost(key, "it is not there")),
+            }
+        })
+        .await
+    }
+
+    async fn existing(&self, key: &str, transfer: &Arc<Transfer>) -> StoreAnswer<Option<Bytes>> {
+        match self.backend.get(key, None, transfer).await {
+            Err(fault) if fault.is_absent() => Ok(None),
+            there => there.map(Some),
+        }
+    }
+}
