@@ -19,6 +19,7 @@ mod reading;
 mod record;
 mod remedy;
 mod repository;
+mod restore;
 mod signals;
 mod snapshot;
 mod source;
@@ -66,6 +67,7 @@ enum Verb {
     Changes(changes::ChangesArgs),
     Blocks(blocks::BlocksArgs),
     Sync(Box<sync::SyncArgs>),
+    Restore(Box<restore::RestoreArgs>),
     Verify(Box<verify::VerifyArgs>),
     Digest(Box<digest::DigestArgs>),
     Record(record::RecordArgs),
@@ -123,6 +125,7 @@ fn run(args: Args) -> Result<()> {
         Verb::Changes(changes) => changes.run(),
         Verb::Blocks(blocks) => blocks.run(),
         Verb::Sync(sync) => sync.run(),
+        Verb::Restore(restore) => restore.run(),
         Verb::Verify(verify) => verify.run(),
         Verb::Digest(digest) => digest.run(),
         Verb::Record(record) => record.run(),

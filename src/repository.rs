@@ -3,7 +3,7 @@
 //! # Terms
 //! *block*: 512 KiB of a volume. *pack*: up to [`pack::MOST_BLOCKS`] blocks in one object. *segment*: where
 //! [`SEGMENT_BLOCKS`] consecutive blocks of a snapshot are. *manifest*: what a snapshot is, and its segments. *run*: a sync that
-//! has begun and not ended. *garbage*: packs and segments that no manifest leads to.
+//! has begun and not ended. *set*: the machine around the disks of an instance at one instant. *garbage*: packs and segments that no manifest leads to.
 //!
 //! The format is on a page of its own, docs/format.md: layout, every byte of a pack, a segment and a manifest, what makes a
 //! snapshot visible, what a crash can leave, and versions. In short: packs hold blocks, segments say which block is in which
@@ -33,6 +33,7 @@ mod run;
 mod segment;
 mod segments;
 mod select;
+mod sets;
 mod settled;
 mod sink;
 mod source;
@@ -55,6 +56,7 @@ pub use prune::{Denied, PruneRequest, Pruned, PrunedRun, forget_run, prune, remo
 pub use repair::{LostBlocks, RepairOrigin, Repaired, repair};
 pub use retention::{Decisions, Period, Reason, Retention, RetentionCandidate, RetentionDecision};
 pub use run::{Parent, RunState};
+pub use sets::{MachineSet, SetDisk, SetName};
 pub use sink::RepositorySink;
 pub use source::RepositorySource;
 pub use stats::{Growth, Stats, Usage, stats};

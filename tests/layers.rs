@@ -210,6 +210,7 @@ fn everything_is_ascii() {
         root.join("docs/snapshot.md"),
         root.join("docs/metrics.md"),
         root.join("docs/inventory.md"),
+        root.join("docs/restore.md"),
         root.join("docs/aws-assumptions.md"),
         root.join("Cargo.toml"),
     ];

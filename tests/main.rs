@@ -43,6 +43,8 @@ mod read_only;
 mod readme;
 mod refusals;
 mod repository;
+#[cfg(feature = "ec2")]
+mod restore;
 mod signals;
 mod slow_line;
 #[cfg(feature = "ec2")]

@@ -249,7 +249,7 @@ impl MountArgs {
                 disk_hits: disk.as_ref().map(|disk| disk.hits()),
                 fetched,
             };
-            let mut found = crate::metrics::mount(activity.counts(), cache);
+            let mut found = crate::metrics::mount(&activity.counts(), cache);
             found.extend(traffic());
             found
         })

@@ -10,11 +10,12 @@ use super::limits::LimitArgs;
 use super::progress::{ProgressForm, Shown};
 use super::source::{OpenedSource, SourceRequest, ToEbs, open};
 use super::store::{
-    LeaseArgs, NewObjectArgs, StoreArgs, StoreLine, addresses, check_repositories, check_s3,
+    LeaseArgs, NewObjectArgs, StoreArgs, StoreLine, StoreOptions, addresses, check_repositories,
+    check_s3,
 };
 use crate::error::Result;
 use crate::files::default_state_dir;
-use crate::repository::Bandwidth;
+use crate::repository::{Address, Bandwidth, RepositoryCatalog};
 use crate::sync::Progress;
 use crate::target::Stop;
 
@@ -57,6 +58,27 @@ impl ReadArgs {
         self.limits.max_in_flight as usize
     }
 
+    /// Blocks a second, at most.
+    pub(super) fn rate(&self) -> u32 {
+        let limits = self.limits.limits();
+        limits.max_rps.min(limits.max_snapshot_rps)
+    }
+
+    /// How the stores of repositories are reached.
+    fn store(&self) -> StoreOptions {
+        let line = StoreLine::of(&self.limits.limits(), Bandwidth::default());
+        let store = self.store.options(line).writing(&self.new);
+        store.with_lease(self.lease.lease())
+    }
+
+    /// Opens the repository at an address.
+    ///
+    /// # Errors
+    /// Why it cannot be opened.
+    pub(super) async fn repository(&self, address: &Address) -> Result<RepositoryCatalog> {
+        self.store().repository(address, &self.aws).await
+    }
+
     /// Refuses options that would do nothing for a source of this name.
     pub(super) fn check(&self, name: Option<&str>) -> Result<()> {
         let places = addresses(name);
@@ -77,12 +99,10 @@ impl ReadArgs {
     ) -> Result<OpenedSource> {
         let state_dir = self.state_dir();
         let limits = self.limits.limits();
-        let line = StoreLine::of(&limits, Bandwidth::default());
-        let store = self.store.options(line).writing(&self.new);
         let request = SourceRequest {
             name,
             aws: &self.aws,
-            store: store.with_lease(self.lease.lease()),
+            store: self.store(),
             limits,
             wait: None,
             state_dir: &state_dir,

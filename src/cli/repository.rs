@@ -1,6 +1,7 @@
 //! `ebsfs repository`: which snapshots a repository holds, whether they are whole, and which of them stay.
 
 mod init;
+mod instances;
 mod ls;
 mod pins;
 mod prune;
@@ -20,6 +21,7 @@ use crate::error::{Error, Kind, Result};
 use crate::repository::{Address, Bandwidth, Manifest, ManifestName, RepositoryCatalog, pinned};
 use check::CheckArgs;
 use init::InitArgs;
+use instances::InstancesArgs;
 use ls::RepositoryLsArgs;
 use pins::{OneArgs, PinArgs};
 use prune::PruneArgs;
@@ -43,6 +45,8 @@ enum Verb {
     Ls(RepositoryLsArgs),
     /// Print the metadata of a snapshot, REPOSITORY#SNAPSHOT, as JSON
     Show(ShowArgs),
+    /// List the instances whose machines are kept beside their snapshots, for ebsfs restore, or add one
+    Instances(Box<InstancesArgs>),
     /// Print the space that the snapshots of each volume use
     Stats(StatsArgs),
     /// Check that everything the snapshots need is there and whole; --repair restores what can be found
@@ -98,6 +102,7 @@ impl RepositoryArgs {
             Verb::Show(args) => runtime.block_on(args.run()),
             Verb::Check(args) => runtime.block_on(args.run()),
             Verb::Prune(args) => runtime.block_on(args.run()),
+            Verb::Instances(args) => runtime.block_on(args.run()),
             Verb::Stats(args) => runtime.block_on(args.run()),
             Verb::Pin(args) => runtime.block_on(args.run()),
             Verb::Unpin(args) => runtime.block_on(args.unpin()),

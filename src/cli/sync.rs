@@ -3,7 +3,7 @@
 mod about;
 mod plans;
 mod status;
-mod words;
+pub(super) mod words;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

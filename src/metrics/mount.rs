@@ -16,7 +16,7 @@ pub struct CacheUse {
 }
 
 /// Metrics of a mount.
-pub fn mount(activity: ActivityCounts, cache: CacheUse) -> Vec<Metric> {
+pub fn mount(activity: &ActivityCounts, cache: CacheUse) -> Vec<Metric> {
     // Each kind from the start: Prometheus sees no growth in a series that begins at 1.
     let failures = Kind::ALL.map(|kind| {
         let count = activity.failures.get(kind.name());

@@ -207,6 +207,20 @@ pub(super) fn whole_millis(time: SystemTime) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_millis(millis)
 }
 
+/// A time in the name of an object: `20260630T120000000Z`.
+pub(super) fn time_text(time: SystemTime) -> String {
+    crate::time::rfc3339_millis(time).replace(['-', ':', '.'], "")
+}
+
+/// The time that [`time_text`] wrote.
+pub(super) fn parse_time(text: &str) -> Option<SystemTime> {
+    let (date, clock) = text.strip_suffix('Z')?.split_once('T')?;
+    let (y, m, d) = (date.get(..4)?, date.get(4..6)?, date.get(6..)?);
+    let (hour, minute, second) = (clock.get(..2)?, clock.get(2..4)?, clock.get(4..6)?);
+    let time = format!("{y}-{m}-{d}T{hour}:{minute}:{second}.{}Z", clock.get(6..)?);
+    humantime::parse_rfc3339(&time).ok()
+}
+
 /// What the name of a manifest tells: so much is known of all snapshots by one listing.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ManifestName {
@@ -220,8 +234,7 @@ pub struct ManifestName {
 
 impl fmt::Display for ManifestName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let time = crate::time::rfc3339_millis(self.time);
-        let time = time.replace(['-', ':', '.'], "");
+        let time = time_text(self.time);
         write!(f, "{time}.{}.{}", self.volume, self.snapshot)
     }
 }
@@ -233,12 +246,8 @@ impl FromStr for ManifestName {
         let read = || {
             let (time, rest) = text.split_once('.')?;
             let (volume, snapshot) = rest.split_once('.')?;
-            let (date, clock) = time.strip_suffix('Z')?.split_once('T')?;
-            let (y, m, d) = (date.get(..4)?, date.get(4..6)?, date.get(6..)?);
-            let (hour, minute, second) = (clock.get(..2)?, clock.get(2..4)?, clock.get(4..6)?);
-            let time = format!("{y}-{m}-{d}T{hour}:{minute}:{second}.{}Z", clock.get(6..)?);
             Some(Self {
-                time: humantime::parse_rfc3339(&time).ok()?,
+                time: parse_time(time)?,
                 volume: volume.parse().ok()?,
                 snapshot: snapshot.parse().ok()?,
             })

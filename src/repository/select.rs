@@ -13,14 +13,14 @@ const LISTED: usize = 8;
 
 /// What a person named.
 #[derive(Debug, PartialEq, Eq)]
-struct Selection<'a> {
-    what: &'a str,
+pub(super) struct Selection<'a> {
+    pub(super) what: &'a str,
     /// The last snapshot until then.
-    until: Option<SystemTime>,
+    pub(super) until: Option<SystemTime>,
 }
 
 impl<'a> Selection<'a> {
-    fn read(text: &'a str) -> Result<Self> {
+    pub(super) fn read(text: &'a str) -> Result<Self> {
         let (what, until) = match text.split_once('@') {
             Some((what, time)) => (what, Some(instant(time)?)),
             None => (text, None),

@@ -36,7 +36,7 @@ pub(super) fn decision(decision: &Decision, kind: TargetKind) -> &'static str {
 }
 
 /// The closing record of a target.
-pub(super) fn json(outcome: &TargetOutcome) -> Value {
+pub(in crate::cli) fn json(outcome: &TargetOutcome) -> Value {
     let mut record = json!({"version": REPORT_VERSION, "target": outcome.target});
     let more = match &outcome.ended {
         Ok(Ended::Planned) => json!({"status": "planned"}),
@@ -116,7 +116,7 @@ fn marked(target: &str, ended: &Ended) -> Option<Error> {
 }
 
 /// The error that gives the exit code; the others are printed. Marked damage counts as one.
-pub(super) fn result(outcomes: &[TargetOutcome]) -> Result<()> {
+pub(in crate::cli) fn result(outcomes: &[TargetOutcome]) -> Result<()> {
     let is_one = outcomes.len() == 1;
     let mut errors: Vec<Error> = Vec::new();
     for outcome in outcomes {

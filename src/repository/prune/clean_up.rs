@@ -1,6 +1,6 @@
 //! The end of a prune: tombstones, withdrawn manifests, records of runs, marks and fences that no later prune uses.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use super::{OLD, Prune, SLACK, before, marks, sweep};
 use crate::error::{Kind, Result};
@@ -10,6 +10,7 @@ use crate::repository::lease;
 use crate::repository::listing::{self, Fence};
 use crate::repository::manifest::{Manifest, ManifestName, manifest_object};
 use crate::repository::run::removed;
+use crate::repository::sets;
 use crate::repository::store::Object;
 
 impl Prune<'_> {
@@ -57,6 +58,7 @@ impl Prune<'_> {
         names_of.extend(dead.map(|run| lease::run_object(&run.id)));
         names_of.extend(latest::old_swept(store, self.now).await?);
         names_of.extend(marks::old(store, self.now, self.request.grace).await?);
+        names_of.extend(self.old_sets(manifests).await?);
         for folder in ["snapshots", "latest", "removed", "pins", "garbage"] {
             let ends = listing::list(store, folder, self.fence.as_ref())
                 .await?
@@ -73,5 +75,17 @@ impl Prune<'_> {
         sweep::delete_all(store, names_of, self.deadline, pruned, self.progress).await?;
         let slack = before(self.now, SLACK);
         store.sweep_unfinished(self.buried_before().min(slack))
+    }
+
+    /// Sets whose snapshots are all removed for good. A tombstone can bring its snapshot back.
+    async fn old_sets(&self, manifests: &[Manifest]) -> Result<Vec<String>> {
+        let listed = listing::list(self.store, "removed", self.fence.as_ref()).await?;
+        let buried = listed.objects.iter().filter_map(|object| {
+            let name = object.name.strip_prefix("removed/")?.rsplit_once('.')?.0;
+            name.parse::<ManifestName>().ok()
+        });
+        let there = manifests.iter().map(Manifest::name);
+        let kept: BTreeSet<_> = there.chain(buried).map(|name| name.time).collect();
+        sets::unneeded(self.store, &kept).await
     }
 }
