@@ -32,6 +32,7 @@ mod take;
 mod tests;
 mod wait;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tracing::{info, warn};
@@ -41,6 +42,7 @@ use crate::snapshot::{Snapshot, SnapshotMaker, VolumeSelector};
 use crate::target::Stop;
 
 pub use cycle::{CYCLE_TAG, Cycle};
+pub(crate) use hooks::CommandCall;
 pub use hooks::{CommandRun, Commands};
 pub use ownership::{Claim, ForeignReason, Standing, standing};
 
@@ -89,6 +91,8 @@ pub struct CapturedSnapshot {
 /// The result of a run.
 #[derive(Debug)]
 pub struct CaptureReport {
+    /// The volumes that are selected.
+    pub volumes: BTreeSet<String>,
     /// The snapshots that were made or adopted.
     pub snapshots: Vec<CapturedSnapshot>,
     /// The commands that were run, in order.
@@ -127,7 +131,9 @@ pub async fn capture(
     let planned = planned.and_then(|selection| plan::plan(&selection, job));
     let planned =
         planned.map_err(|error| error.context(format!("cannot make snapshots of {}", job.of())))?;
+    let ids = planned.calls.iter().flat_map(plan::PlannedCall::ids);
     let mut report = CaptureReport {
+        volumes: ids.collect(),
         snapshots: Vec::new(),
         commands: Vec::new(),
         warnings: Vec::new(),

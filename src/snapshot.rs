@@ -1,5 +1,5 @@
 //! What a snapshot is to the other modules: [`SnapshotId`], [`Snapshot`] (what is known of one), [`Selector`] (an argument
-//! that selects some), [`Descriptions`] (the trait that describes them), and [`SnapshotMaker`] (the trait that makes them).
+//! that selects some), [`Descriptions`] (the trait that describes them), and [`SnapshotMaker`] (the trait that makes and deletes them).
 
 mod creation;
 mod own;
@@ -17,10 +17,12 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::error::{Error, Kind, Result};
 
 pub use creation::{
-    Creation, InstanceInfo, NewSnapshots, SnapshotMaker, SnapshotsOf, VolumeInfo, VolumeSelector,
-    instance_id, volume_id,
+    Creation, Deletion, InstanceInfo, NewSnapshots, SnapshotMaker, SnapshotsOf, VolumeInfo,
+    VolumeSelector, instance_id, volume_id,
 };
-pub(crate) use own::{SELF_TAG, YOUNG, carries_own_id, has_tag, tag_with_own_id};
+pub(crate) use own::{
+    REPLICA_VOLUME_TAG, SELF_TAG, YOUNG, carries_own_id, has_tag, tag_with_own_id,
+};
 
 /// What EC2 knows of snapshots, and their tags. Absent where its API is not built in, not reachable or not permitted.
 pub trait Descriptions: Send + Sync {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, timeout};
 use tracing::info;
@@ -41,7 +42,7 @@ pub(super) struct Moment {
 /// One run of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandRun {
-    /// `before` or `after`.
+    /// When it was run: `before`, `after` and the like.
     pub when: &'static str,
     /// Its exit code, unless a signal ended it.
     pub exit_code: Option<i32>,
@@ -54,14 +55,22 @@ pub struct CommandRun {
 }
 
 impl CommandRun {
+    /// How it failed, in words that follow "it"; none: it ended with 0 in time.
+    pub(crate) fn fault(&self) -> Option<String> {
+        match (self.exit_code, self.signal) {
+            (Some(0), _) if !self.is_late => None,
+            _ if self.is_late => Some(format!("was ended after {:.1?}", self.took)),
+            (Some(code), _) => Some(format!("ended with exit code {code}")),
+            (None, signal) => Some(format!(
+                "was ended by signal {}",
+                signal.unwrap_or_default()
+            )),
+        }
+    }
+
     /// Why it counts as failed.
     pub(super) fn failure(&self) -> Option<Error> {
-        let why = match (self.exit_code, self.signal) {
-            (Some(0), _) if !self.is_late => return None,
-            _ if self.is_late => format!("was ended after {:.1?}", self.took),
-            (Some(code), _) => format!("ended with exit code {code}"),
-            (None, signal) => format!("was ended by signal {}", signal.unwrap_or_default()),
-        };
+        let why = self.fault()?;
         let what = match self.when {
             "before" => format!("cannot make snapshots: the command before them {why}"),
             _ => format!("cannot run the command after the snapshots: it {why}"),
@@ -108,15 +117,62 @@ impl Commands {
         moment: &Moment,
         stop: &Stop,
     ) -> Result<CommandRun> {
-        let failed = |error| {
-            let what = format!("cannot run the command {when} the snapshots");
-            Error::with_source(Kind::Io, what, error)
+        let call = CommandCall {
+            when,
+            what: format!("the command {when} the snapshots"),
+            command,
+            environment: vec![
+                ("EBSFS_CYCLE", moment.cycle.clone()),
+                ("EBSFS_VOLUMES", moment.volumes.join(" ")),
+                ("EBSFS_SNAPSHOTS", moment.snapshots.join(" ")),
+            ],
+            input: Vec::new(),
+            timeout: self.timeout,
         };
+        call.run(stop).await
+    }
+}
+
+/// A command line for `sh`, and what it can read.
+#[derive(Debug)]
+pub(crate) struct CommandCall<'a> {
+    /// When it is run: a word.
+    pub(crate) when: &'static str,
+    /// What it is, for people.
+    pub(crate) what: String,
+    pub(crate) command: &'a str,
+    pub(crate) environment: Vec<(&'static str, String)>,
+    /// What it reads from its standard input.
+    pub(crate) input: Vec<u8>,
+    /// How long it may take.
+    pub(crate) timeout: Duration,
+}
+
+impl CommandCall<'_> {
+    /// Runs the command to its end. A stop ends it.
+    ///
+    /// # Errors
+    /// `Io` when it cannot be started.
+    pub(crate) async fn run(self, stop: &Stop) -> Result<CommandRun> {
+        let failed =
+            |error| Error::with_source(Kind::Io, format!("cannot run {}", self.what), error);
         let began = Instant::now();
-        let mut child = start(command, moment).map_err(failed)?;
+        let mut child = self.start().map_err(failed)?;
+        let input = child.stdin.take();
+        let written = async {
+            if let Some(mut input) = input {
+                // A command need not read it.
+                let _ = input.write_all(&self.input).await;
+            }
+        };
+        let waited = async {
+            // Side by side: a command can end before it has read all.
+            let (ended, ()) = tokio::join!(child.wait(), written);
+            ended
+        };
         let mut is_late = false;
         let ended = tokio::select! {
-            ended = timeout(self.timeout, child.wait()) => ended.ok(),
+            ended = timeout(self.timeout, waited) => ended.ok(),
             () = stop.stopped() => None,
         };
         let status = match ended {
@@ -128,33 +184,32 @@ impl Commands {
         };
         let status: ExitStatus = status.map_err(failed)?;
         let run = CommandRun {
-            when,
+            when: self.when,
             exit_code: status.code(),
             signal: status.signal(),
             took: began.elapsed(),
             is_late,
         };
-        info!(
-            "the command {when} the snapshots ended after {:.1?}: {status}",
-            run.took
-        );
+        info!("{} ended after {:.1?}: {status}", self.what, run.took);
         Ok(run)
     }
-}
 
-/// Starts a command line in a process group of its own, which Ctrl-C on the terminal does not reach. Its output goes to stderr:
-/// stdout is for results.
-fn start(command: &str, moment: &Moment) -> io::Result<Child> {
-    let printed = io::stderr().as_fd().try_clone_to_owned()?;
-    Command::new("sh")
-        .args(["-c", command])
-        .env("EBSFS_CYCLE", &moment.cycle)
-        .env("EBSFS_VOLUMES", moment.volumes.join(" "))
-        .env("EBSFS_SNAPSHOTS", moment.snapshots.join(" "))
-        .stdin(Stdio::null())
-        .stdout(printed)
-        .process_group(0)
-        .spawn()
+    /// Starts the command in a process group of its own, which Ctrl-C on the terminal does not reach. Its output goes to stderr:
+    /// stdout is for results.
+    fn start(&self) -> io::Result<Child> {
+        let printed = io::stderr().as_fd().try_clone_to_owned()?;
+        let input = match self.input.is_empty() {
+            true => Stdio::null(),
+            false => Stdio::piped(),
+        };
+        Command::new("sh")
+            .args(["-c", self.command])
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(input)
+            .stdout(printed)
+            .process_group(0)
+            .spawn()
+    }
 }
 
 /// Ends a command and what it has started: SIGTERM, then SIGKILL.

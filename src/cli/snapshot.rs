@@ -212,6 +212,8 @@ fn finish(report: &CaptureReport) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
+
     use crate::error::Kind;
     use clap::Parser;
 
@@ -255,6 +257,7 @@ mod tests {
     fn the_failure_with_the_lowest_rank_gives_the_exit_code() {
         let failed = |kind| Error::new(kind, "why");
         let mut report = CaptureReport {
+            volumes: BTreeSet::new(),
             snapshots: Vec::new(),
             commands: Vec::new(),
             warnings: Vec::new(),

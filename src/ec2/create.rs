@@ -1,4 +1,4 @@
-//! CreateSnapshot and CreateSnapshots: one attempt each, with a [`Creation`] as its outcome.
+//! CreateSnapshot and CreateSnapshots: one attempt each, with a [`Creation`] as its outcome; DeleteSnapshot.
 
 use aws_sdk_ec2::operation::create_snapshot::CreateSnapshotOutput;
 use aws_sdk_ec2::types::{
@@ -11,8 +11,8 @@ use super::call::{CallName, CallRefusal, Repeat, call};
 use super::{Ec2, snapshot, tag};
 use crate::error::{Error, Kind, Result};
 use crate::snapshot::{
-    Creation, InstanceInfo, NewSnapshots, Snapshot, SnapshotMaker, SnapshotsOf, VolumeInfo,
-    VolumeSelector,
+    Creation, Deletion, InstanceInfo, NewSnapshots, Snapshot, SnapshotId, SnapshotMaker,
+    SnapshotsOf, VolumeInfo, VolumeSelector,
 };
 
 impl SnapshotMaker for Ec2 {
@@ -79,6 +79,37 @@ impl SnapshotMaker for Ec2 {
             }
         }
         .boxed()
+    }
+
+    fn delete<'a>(&'a self, id: &'a SnapshotId) -> BoxFuture<'a, Result<Deletion>> {
+        async move {
+            let name = CallName {
+                action: "ec2:DeleteSnapshot",
+                target: id.as_str(),
+                repeat: Repeat::Single,
+            };
+            let send = |watch| {
+                let request = self.sdk.delete_snapshot().snapshot_id(id.as_str());
+                request.customize().interceptor(watch).send()
+            };
+            let answer = call(&self.access, name, &|_| {}, send).await;
+            deletion(answer.map(drop))
+        }
+        .boxed()
+    }
+}
+
+/// Classifies the answer to a deletion. A repeated call finds nothing where the one before was done and its answer lost.
+fn deletion(answer: std::result::Result<(), CallRefusal>) -> Result<Deletion> {
+    let error = match answer {
+        Ok(()) => return Ok(Deletion::Deleted),
+        Err(refused) => refused.error,
+    };
+    match error.kind() {
+        Kind::NotFound => Ok(Deletion::Deleted),
+        Kind::Denied => Ok(Deletion::Denied(error)),
+        Kind::Throttled | Kind::Unavailable => Err(error),
+        _ => Ok(Deletion::Refused(error)),
     }
 }
 

@@ -11,7 +11,7 @@
 //! POST /_emulator/clock?ahead_s=86400
 //! POST /_emulator/connections/close             closes all idle connections
 //! POST /_emulator/connections/freeze            never answers again on the connections that there are now
-//! POST /_emulator/snapshots/snap-1?tier=archive&public=1&owner=444455556666&kms_denied=1&state=error&deleted=1
+//! POST /_emulator/snapshots/snap-1?tier=archive&public=1&owner=444455556666&kms_denied=1&state=error&deleted=1&image=ami-1&locked=1&tag=a%3Db
 //! POST /_emulator/volumes/vol-1?instance=i-1&tag=Name%3Dweb   attached to this instance (empty: to none), with this tag
 //! POST /_emulator/volumes/vol-1/snapshot        CreateSnapshot without a signature: {"snapshot_id": "snap-..."}
 //! POST /_emulator/volumes/vol-1/touch?block=7   counts as written, whatever its bytes

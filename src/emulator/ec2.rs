@@ -152,8 +152,17 @@ impl Emulator {
         let mut store = self.store.lock();
         let snapshot = store
             .get_mut(id)
-            .filter(|snapshot| snapshot.record.owner == ACCOUNT)
+            .filter(|snapshot| snapshot.record.owner == ACCOUNT && !snapshot.record.deleted)
             .ok_or_else(|| unknown_snapshot(id))?;
+        let (image, locked) = (&snapshot.record.image, snapshot.record.locked);
+        if !image.is_empty() {
+            let message = format!("The snapshot {id} is currently in use by {image}");
+            return Err(Refusal::new(400, "InvalidSnapshot.InUse", None, message));
+        }
+        if locked {
+            let message = format!("The snapshot '{id}' is locked");
+            return Err(Refusal::new(400, "SnapshotLocked", None, message));
+        }
         // Its blocks stay for the snapshots that share them.
         snapshot.record.deleted = true;
         let record = snapshot.record.clone();

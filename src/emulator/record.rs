@@ -38,6 +38,12 @@ pub(super) struct Record {
     /// Whether the caller may use its KMS key.
     pub(super) kms_denied: bool,
     pub(super) deleted: bool,
+    /// The image that uses it: EC2 does not delete it then.
+    #[serde(default)]
+    pub(super) image: String,
+    /// Whether it is locked: EC2 does not delete it then.
+    #[serde(default)]
+    pub(super) locked: bool,
     /// Set for what StartSnapshot makes.
     pub(super) started: Option<Started>,
     pub(super) synthetic: Option<Synthetic>,
@@ -82,6 +88,8 @@ impl Record {
             public: false,
             kms_denied: false,
             deleted: false,
+            image: String::new(),
+            locked: false,
             started: None,
             synthetic: None,
             shown_ms: 0,
@@ -139,6 +147,12 @@ pub(super) fn set_attribute(record: &mut Record, name: &str, value: &str) -> Res
         "kms_denied" => record.kms_denied = yes,
         "encrypted" => record.encrypted = yes,
         "deleted" => record.deleted = yes,
+        "image" => record.image = value.into(),
+        "locked" => record.locked = yes,
+        "tag" => {
+            let (key, value) = value.split_once('=').ok_or("a tag is KEY=VALUE")?;
+            record.tags.insert(key.into(), value.into());
+        }
         _ => return Err(format!("a snapshot has no attribute {name:?}")),
     }
     Ok(())

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use futures_util::future::BoxFuture;
 
-use super::{Descriptions, Snapshot, is_resource_id};
+use super::{Descriptions, Snapshot, SnapshotId, is_resource_id};
 use crate::error::{Error, Kind, Result};
 
 /// The calls of EC2 that make snapshots of volumes. Absent where EC2 is not built in.
@@ -28,6 +28,23 @@ pub trait SnapshotMaker: Descriptions {
     /// # Errors
     /// EC2 has refused it for good: nothing was made.
     fn create<'a>(&'a self, request: &'a NewSnapshots) -> BoxFuture<'a, Result<Creation>>;
+
+    /// Deletes a snapshot. The caller has made sure that it is its own and that nothing needs it.
+    ///
+    /// # Errors
+    /// `Throttled` or `Unavailable` when EC2 does not answer for long: it may be deleted.
+    fn delete<'a>(&'a self, id: &'a SnapshotId) -> BoxFuture<'a, Result<Deletion>>;
+}
+
+/// The outcome of a deletion.
+#[derive(Debug)]
+pub enum Deletion {
+    /// It is deleted, or EC2 did not know it any more.
+    Deleted,
+    /// This user may not delete snapshots.
+    Denied(Error),
+    /// EC2 refuses to delete this one: an image uses it, it is locked.
+    Refused(Error),
 }
 
 /// The outcome of a call that makes snapshots.

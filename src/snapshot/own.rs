@@ -10,6 +10,9 @@ use crate::error::{Kind, Result};
 /// The tag whose value is the snapshot's own id: a copied tag has the id of another snapshot.
 pub(crate) const SELF_TAG: &str = "ebsfs:self";
 
+/// The tag of an EBS snapshot that ebsfs made by the direct APIs: the volume whose bytes it holds.
+pub(crate) const REPLICA_VOLUME_TAG: &str = "ebsfs:volume";
+
 /// How long a snapshot that was just started, made or completed may be unknown to one part of EBS or EC2 or another
 /// (github.com/awslabs/coldsnap issues 43 and 141).
 pub(crate) const YOUNG: Duration = Duration::from_secs(120);

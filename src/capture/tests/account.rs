@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use super::{owned, volume};
 use crate::error::{Error, Kind, Result};
 use crate::snapshot::{
-    Creation, Descriptions, InstanceInfo, NewSnapshots, Selector, Snapshot, SnapshotId,
+    Creation, Deletion, Descriptions, InstanceInfo, NewSnapshots, Selector, Snapshot, SnapshotId,
     SnapshotMaker, SnapshotsOf, State, VolumeInfo, VolumeSelector,
 };
 
@@ -251,6 +251,15 @@ impl SnapshotMaker for Account {
                     Ok(Creation::Made(made))
                 }
             }
+        }
+        .boxed()
+    }
+
+    fn delete<'a>(&'a self, id: &'a SnapshotId) -> BoxFuture<'a, Result<Deletion>> {
+        async move {
+            self.called("delete").await;
+            self.kept.lock().retain(|kept| kept.snapshot.id != *id);
+            Ok(Deletion::Deleted)
         }
         .boxed()
     }

@@ -10,7 +10,7 @@ use super::{EbsJob, is_completed};
 /// The snapshot, or the path of the image, that a snapshot holds.
 pub(super) const SOURCE_TAG: &str = "ebsfs:source";
 /// The volume that this one is of.
-pub(super) const VOLUME_TAG: &str = "ebsfs:volume";
+pub(super) const VOLUME_TAG: &str = crate::snapshot::REPLICA_VOLUME_TAG;
 /// Its bytes before they were rounded up to GiB.
 pub(super) const SIZE_TAG: &str = "ebsfs:size";
 /// The parent that the snapshot was started with: EC2 does not tell it.
