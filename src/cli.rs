@@ -18,6 +18,7 @@ mod progress;
 mod reading;
 mod record;
 mod remedy;
+mod replicate;
 mod repository;
 mod restore;
 mod signals;
@@ -68,6 +69,7 @@ enum Verb {
     Blocks(blocks::BlocksArgs),
     Sync(Box<sync::SyncArgs>),
     Restore(Box<restore::RestoreArgs>),
+    Replicate(Box<replicate::ReplicateArgs>),
     Verify(Box<verify::VerifyArgs>),
     Digest(Box<digest::DigestArgs>),
     Record(record::RecordArgs),
@@ -126,6 +128,7 @@ fn run(args: Args) -> Result<()> {
         Verb::Blocks(blocks) => blocks.run(),
         Verb::Sync(sync) => sync.run(),
         Verb::Restore(restore) => restore.run(),
+        Verb::Replicate(replicate) => replicate.run(),
         Verb::Verify(verify) => verify.run(),
         Verb::Digest(digest) => digest.run(),
         Verb::Record(record) => record.run(),

@@ -34,6 +34,7 @@
 //! | 3 | [`targets`], [`repository`], [`capture`] | each other, cache, image; only [`targets`] sees [`ebs`] |
 //! | 4 | [`fs`], [`sync`] | each other, ebs, ec2, cache, targets, repository, capture |
 //! | 5 | [`metrics`] | ebs, ec2, image, compare, targets, capture: it sees counts |
+//! | 5 | [`replicate`] | ebs, ec2, targets, fs |
 //! | 6 | [`cli`] | nothing: the one place where concrete types are stacked |
 //! | - | [`emulator`] | everything but [`error`]: it plays the other side |
 //!
@@ -143,6 +144,20 @@
 //! ```
 //! [`capture`] has the rule of creation, `docs/snapshot.md` is the page for operators.
 //!
+//! # The path of a replication
+//! ```text
+//!  cli/replicate      job        the TOML file or arguments -> ReplicateJob; places: what opens sources and targets
+//!  replicate/schedule due_cycle  a pure function: the cycle that is due, or the one that was not ended
+//!  replicate/volumes  select     the volumes at present
+//!  capture            capture    as above: adopts or makes the snapshots of the cycle
+//!  replicate/template assign     a pure function: which target belongs to which volume
+//!  sync               run        as above, a volume at a time in each slot: from the base that each target is proven to hold
+//!  replicate/retain   removable  a pure function: the job's own snapshots that no target needs
+//!  replicate/clean    retain     DeleteSnapshot; manifests of a repository by its retention
+//!  replicate/state    update     what the next run, and people, can read
+//! ```
+//! [`replicate`] has the rules, `docs/replicate.md` is the page for operators.
+//!
 //! # Memory
 //! Blocks, cached and in flight together, keep the budget of `--memory` (a hedge holds a second body for a moment). Tokens
 //! are bounded for all snapshots together (32 MiB), and so is presence (48 MiB): two bitmaps in chunks for each snapshot that is
@@ -192,6 +207,8 @@ pub mod fs;
 pub mod sync;
 
 pub mod metrics;
+
+pub mod replicate;
 
 pub mod cli;
 

@@ -80,6 +80,11 @@ const RULES: &[(&str, u8, &str)] = &[
         5,
         "capture targets ebs ec2 cache image compare target source readahead digest maps block snapshot sysfs cost",
     ),
+    (
+        "replicate",
+        5,
+        "targets ebs ec2 cache image compare fs readahead maps sysfs aws digest",
+    ),
     ("cli", 6, ""),
 ];
 
@@ -211,6 +216,7 @@ fn everything_is_ascii() {
         root.join("docs/metrics.md"),
         root.join("docs/inventory.md"),
         root.join("docs/restore.md"),
+        root.join("docs/replicate.md"),
         root.join("docs/aws-assumptions.md"),
         root.join("Cargo.toml"),
     ];

@@ -42,6 +42,8 @@ mod pairs;
 mod read_only;
 mod readme;
 mod refusals;
+#[cfg(feature = "ec2")]
+mod replicate;
 mod repository;
 #[cfg(feature = "ec2")]
 mod restore;

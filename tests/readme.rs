@@ -218,6 +218,47 @@ fn every_command_of_the_snapshot_page_works_as_it_stands_there() {
     }
 }
 
+#[cfg(feature = "ec2")]
+#[test]
+fn every_command_of_the_replicate_page_works_as_it_stands_there() {
+    let emulator = Emulator::start();
+    for id in ["vol-0a", "vol-0b"] {
+        emulator.make_volume(id, 2048, 0..3);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("replicas")).unwrap();
+    let text = page("docs/replicate.md");
+    assert_eq!(blocks(&text).len(), 2);
+    let output = commands(&emulator, &text, [SNAPSHOT, LATER], folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}\n{errors}");
+    // Two volumes to two targets, then one to one.
+    let lines = said.lines().filter(|line| line.starts_with("vol-0"));
+    assert_eq!(lines.count(), 5, "{said}");
+    let replicas = folder.path().join("replicas");
+    assert_same(&replicas.join("vol-0a.raw"), &emulator.volume("vol-0a"));
+    let job = folder.path().join("job.toml");
+    let whole = text.split("\n```toml\n").nth(1).unwrap();
+    let whole = whole.split("\n```").next().unwrap();
+    std::fs::write(&job, whole).unwrap();
+    emulator.set("deny=ec2:DescribeVolumes");
+    let mut command = emulator.ebsfs(&["replicate", "--once", job.to_str().unwrap()]);
+    command.env("EBSFS_STATE_DIR", folder.path().join("state"));
+    let (code, said) = ends(&mut command);
+    assert_eq!(code, 4, "the whole job file is read: {said}");
+    let state = std::fs::read(folder.path().join("state/job-web.json")).unwrap();
+    let state: Value = serde_json::from_slice(&state).unwrap();
+    for name in ["schedule", "next_run", "under_way", "last_run", "volumes"] {
+        assert!(
+            state.get(name).is_some() && text.contains(&format!("`{name}`")),
+            "{name}"
+        );
+    }
+}
+
 /// The names of all members of an object and of the objects in it.
 pub fn members(value: &Value, found: &mut BTreeSet<String>) {
     match value {

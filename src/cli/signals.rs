@@ -19,10 +19,19 @@ pub(super) fn only_read(error: Error) -> Error {
 
 /// The first SIGINT, SIGTERM or SIGHUP stops the verb (a sync at a checkpoint); the second ends the program.
 pub(super) fn listen() -> Result<Stop> {
+    listen_with(take(SignalKind::hangup())?)
+}
+
+/// The same for a verb that runs for weeks: SIGHUP does not stop it and is the second value.
+pub(super) fn listen_for_reloads() -> Result<(Stop, TakenSignal)> {
+    let stop = listen_with(TakenSignal(None))?;
+    Ok((stop, take(SignalKind::hangup())?))
+}
+
+fn listen_with(mut hang_up: TakenSignal) -> Result<Stop> {
     let (stop, stopped) = watch::channel(false);
     let mut interrupt = take(SignalKind::interrupt())?;
     let mut terminate = take(SignalKind::terminate())?;
-    let mut hang_up = take(SignalKind::hangup())?;
     // A request for progress before there is any must not end the program.
     let asked = take(SignalKind::user_defined1())?;
     tokio::spawn(async move {

@@ -97,10 +97,24 @@ async fn snapshot(request: &SourceRequest<'_>, selector: Selector) -> Result<Ope
         "region": config.region(),
         "endpoint": client.endpoint(),
     });
+    Ok(OpenedSource {
+        source: of_snapshot(snapshot, blocks, catalog),
+        client: Some(client),
+        about,
+        lease: None,
+    })
+}
+
+/// An EBS snapshot as a source.
+pub(super) fn of_snapshot(
+    snapshot: Snapshot,
+    blocks: Arc<dyn BlockSource>,
+    catalog: Arc<dyn Catalog>,
+) -> Source {
     // Copies, and what the direct APIs made, have this for a volume.
     let volume = snapshot.volume_id.clone();
     let info = SourceInfo {
-        name: id.to_string(),
+        name: snapshot.id.to_string(),
         geometry: blocks.geometry(),
         size: None,
         mark: None,
@@ -113,19 +127,13 @@ async fn snapshot(request: &SourceRequest<'_>, selector: Selector) -> Result<Ope
         has_changes: true,
         damaged_in_source: 0,
     };
-    let source = Source {
+    Source {
         info,
         blocks,
         catalog: Some(catalog),
         mark: None,
         is_staged: false,
-    };
-    Ok(OpenedSource {
-        source,
-        client: Some(client),
-        about,
-        lease: None,
-    })
+    }
 }
 
 /// The newest snapshot that a volume or a tag selects: a completed one, or with `--wait` one that is pending too.
@@ -145,10 +153,10 @@ async fn newest(catalog: &EbsCatalog, request: &SourceRequest<'_>) -> Result<Sna
     Ok(newest.id.clone())
 }
 
-type OpenSnapshot = (Snapshot, Arc<dyn BlockSource>);
+pub(super) type OpenSnapshot = (Snapshot, Arc<dyn BlockSource>);
 
 /// Opens a snapshot; with `wait`, waits so long for one that is pending.
-async fn completed(
+pub(super) async fn completed(
     catalog: &EbsCatalog,
     id: &SnapshotId,
     wait: Option<Duration>,

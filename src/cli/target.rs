@@ -8,12 +8,13 @@ use clap::Args;
 
 use super::aws::{self, AwsArgs, TargetAws};
 use super::store::{StoreArgs, StoreOptions, Style, list_version};
-use crate::aws::Given;
+use crate::aws::{Aws, Given};
 use crate::ebs::{Client, Limits};
 use crate::error::{Error, Kind, Result};
 use crate::files::folder_of;
+use crate::replicate::TargetAccess;
 use crate::repository::{Address, RepositoryTarget};
-use crate::snapshot::SnapshotId;
+use crate::snapshot::{SnapshotId, SnapshotMaker};
 use crate::sync::overlaps;
 use crate::target::{SourceInfo, Target, TargetKind};
 use crate::targets::{DeviceTarget, EbsJob, EbsPlace, EbsTarget, ImageTarget, mounted_twins};
@@ -22,7 +23,7 @@ use crate::targets::{DeviceTarget, EbsJob, EbsPlace, EbsTarget, ImageTarget, mou
 const LONGEST_KEY: usize = 127;
 const LONGEST_VALUE: usize = 255;
 
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 #[command(next_help_heading = "New EBS snapshots and repositories")]
 pub(super) struct ToArgs {
     /// AWS profile for the new snapshot or the bucket [default: the source's]
@@ -242,6 +243,19 @@ pub(super) async fn warn_of_twins(targets: &[String]) {
 }
 
 impl ToArgs {
+    /// The options of a target of a job.
+    pub(super) fn of_job(access: &TargetAccess, tags: Vec<(String, String)>) -> Self {
+        Self {
+            to_profile: access.profile.clone(),
+            to_region: access.region.clone(),
+            to_endpoint_url: access.endpoint_url.clone(),
+            to_ca_bundle: access.ca_bundle.clone(),
+            kms_key: access.kms_key.clone(),
+            tag: tags,
+            ..Self::default()
+        }
+    }
+
     /// How a target's bucket is asked.
     pub(super) fn store(&self, source: &StoreArgs) -> StoreArgs {
         source.for_target(self.to_bucket_style, self.to_list_version)
@@ -256,7 +270,7 @@ impl ToArgs {
     }
 
     /// The account of an object store.
-    fn account(&self, source: &AwsArgs) -> AwsArgs {
+    pub(super) fn account(&self, source: &AwsArgs) -> AwsArgs {
         source.for_target(self.options(self.region()), false)
     }
 
@@ -276,7 +290,8 @@ impl ToArgs {
         }
     }
 
-    fn job(&self) -> EbsJob {
+    /// What the new snapshot is to be.
+    pub(super) fn job(&self) -> EbsJob {
         EbsJob {
             kms_key: self.kms_key.clone(),
             parent: self.parent.clone(),
@@ -285,8 +300,29 @@ impl ToArgs {
         }
     }
 
+    /// The same, and what makes and deletes snapshots there.
+    pub(super) async fn place_and_maker(
+        &self,
+        region: &str,
+        account: &AwsArgs,
+        limits: &Limits,
+    ) -> Result<(EbsPlace, Arc<dyn SnapshotMaker>)> {
+        let (place, config) = self.reach(region, account, limits).await?;
+        Ok((place, aws::snapshot_maker(&config)?))
+    }
+
     /// Reaches the account and Region of `ebs:REGION`; nothing is made.
     async fn place(&self, region: &str, args: &TargetRequest<'_>) -> Result<EbsPlace> {
+        let (place, _) = self.reach(region, args.aws, &args.limits).await?;
+        Ok(place)
+    }
+
+    async fn reach(
+        &self,
+        region: &str,
+        account: &AwsArgs,
+        limits: &Limits,
+    ) -> Result<(EbsPlace, Aws)> {
         let region = (!region.is_empty())
             .then(|| Given::new(region.to_owned(), "ebs:REGION"))
             .or_else(|| self.region());
@@ -300,16 +336,16 @@ impl ToArgs {
             let what = format!("cannot use --kms-key {key}: it must be an ARN (arn:aws:kms:...)");
             return Err(Error::new(Kind::Invalid, what));
         }
-        let here = args.aws.load().await.ok();
-        let here = here.and_then(|aws| aws.region().map(str::to_owned));
+        let here = account.load().await.ok();
+        let here = here.and_then(|here| here.region().map(str::to_owned));
         let wanted = region.as_ref().map(|given| given.value.clone());
         let same_region = wanted.is_none() || wanted == here;
-        let to = args.aws.for_target(self.options(region), same_region);
+        let to = account.for_target(self.options(region), same_region);
         let config = to.load_with_credentials().await?;
         let region = config.region().unwrap_or_default();
         let descriptions = aws::needed_descriptions(&config, "cannot use an ebs: target")?;
-        let (client, catalog) = aws::catalog(&config, &args.limits, Vec::new())?;
-        Ok(EbsPlace {
+        let (client, catalog) = aws::catalog(&config, limits, Vec::new())?;
+        let place = EbsPlace {
             region: region.to_owned(),
             account: match &self.to_profile {
                 Some(profile) => format!("{}, {profile}", client.endpoint()),
@@ -318,6 +354,7 @@ impl ToArgs {
             client,
             descriptions,
             catalog,
-        })
+        };
+        Ok((place, config))
     }
 }

@@ -194,6 +194,11 @@ impl Client {
         self.notices.lock().clone()
     }
 
+    /// Changes how many block requests may be sent a second.
+    pub fn set_max_rps(&self, max_rps: u32) {
+        self.limiter.set_max_rps(max_rps);
+    }
+
     /// Requests since the start.
     pub fn counts(&self) -> Counts {
         Counts {

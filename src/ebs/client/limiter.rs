@@ -102,6 +102,12 @@ impl Limiter {
         }
     }
 
+    /// Changes how many block requests may be sent a second.
+    pub(super) fn set_max_rps(&self, max_rps: u32) {
+        self.gate.lock().account.set(max_rps);
+        let_requests_go(&self.gate);
+    }
+
     /// Waits for a place and for the turn of one GetSnapshotBlock or PutSnapshotBlock: their quotas are alike, and a client
     /// does one of the two at a time.
     pub(super) async fn block(
@@ -371,6 +377,11 @@ impl Pace {
             interval: Duration::from_secs(1).div_f64(f64::from(per_second.max(1)) * BELOW_QUOTA),
             next: None,
         }
+    }
+
+    /// Changes the pace. A turn that was given out stays.
+    fn set(&mut self, per_second: u32) {
+        self.interval = Self::new(per_second).interval;
     }
 
     /// When the next may go; not after `now` when it may now.

@@ -2,6 +2,7 @@
 //! share it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -33,7 +34,8 @@ pub struct Bandwidth(Option<Arc<Directions>>);
 
 #[derive(Debug)]
 struct Directions {
-    bytes_a_second: u64,
+    /// `u64::MAX`: unlimited for now.
+    bytes_a_second: AtomicU64,
     /// When the next turn of each direction begins.
     up: Mutex<Instant>,
     down: Mutex<Instant>,
@@ -44,15 +46,29 @@ impl Bandwidth {
     pub fn of(bytes_a_second: u64) -> Self {
         let now = Instant::now();
         Self(Some(Arc::new(Directions {
-            bytes_a_second: bytes_a_second.max(1),
+            bytes_a_second: AtomicU64::new(bytes_a_second.max(1)),
             up: Mutex::new(now),
             down: Mutex::new(now),
         })))
     }
 
+    /// A limit that [`Self::set`] changes while it is used; unlimited until then.
+    pub fn adjustable() -> Self {
+        Self::of(u64::MAX)
+    }
+
+    /// Changes the limit for all that share it; none: unlimited. Without effect on what was made without a limit.
+    pub fn set(&self, bytes_a_second: Option<u64>) {
+        if let Some(both) = &self.0 {
+            let rate = bytes_a_second.map_or(u64::MAX, |rate| rate.max(1));
+            both.bytes_a_second.store(rate, Ordering::Relaxed);
+        }
+    }
+
     /// The limit.
     pub fn bytes_a_second(&self) -> Option<u64> {
-        Some(self.0.as_ref()?.bytes_a_second)
+        let rate = self.0.as_ref()?.bytes_a_second.load(Ordering::Relaxed);
+        (rate < u64::MAX).then_some(rate)
     }
 
     /// Bytes that take one turn: few enough that streams side by side get the same.
@@ -65,11 +81,12 @@ impl Bandwidth {
     /// Reserves the next turn for `bytes`. Returns its end, by which the bytes may have moved; `None` without a limit.
     pub(super) fn turn(&self, direction: Direction, bytes: u64) -> Option<Instant> {
         let both = self.0.as_ref()?;
+        let rate = self.bytes_a_second()?;
         let mut next = match direction {
             Direction::Up => both.up.lock(),
             Direction::Down => both.down.lock(),
         };
-        *next = begin(*next, Instant::now()) + cost(bytes, both.bytes_a_second);
+        *next = begin(*next, Instant::now()) + cost(bytes, rate);
         Some(*next)
     }
 
@@ -149,6 +166,19 @@ mod tests {
         let unlimited = Bandwidth::default();
         assert_eq!((unlimited.piece(), unlimited.replies(64)), (64 << 10, 64));
         assert_eq!(unlimited.turn(Direction::Up, 1), None);
+    }
+
+    #[test]
+    fn a_rate_that_is_set_is_that_of_all_clones() {
+        let bandwidth = Bandwidth::adjustable();
+        let clone = bandwidth.clone();
+        assert_eq!(bandwidth.bytes_a_second(), None);
+        assert_eq!(bandwidth.turn(Direction::Up, 1 << 20), None);
+        bandwidth.set(Some(1 << 20));
+        assert_eq!(clone.bytes_a_second(), Some(1 << 20));
+        assert!(clone.turn(Direction::Up, 1 << 20).is_some());
+        clone.set(None);
+        assert_eq!(bandwidth.turn(Direction::Up, 1 << 20), None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,0 +1,194 @@
+//! `ebsfs replicate`: a job file, or arguments, become a [`ReplicateJob`]; [`crate::replicate`] does the rest.
+
+mod daemon;
+mod notify;
+mod places;
+mod words;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use clap::Args;
+
+use super::aws::AwsArgs;
+use super::limits::LimitArgs;
+use super::signals;
+use super::store::{LeaseArgs, NewObjectArgs, StoreArgs};
+use crate::error::{Error, Kind, Remedy, Result};
+use crate::files::default_state_dir;
+use crate::replicate::{
+    CycleRun, JobMemory, JobTarget, ReplicateJob, Schedule, is_shared, read, wanted_cycle,
+};
+use crate::snapshot::{VolumeSelector, volume_id};
+use places::AwsPlaces;
+
+/// Snapshot volumes on a schedule, copy what changed to other places, prove the copies, remove old ones
+#[derive(Args, Debug)]
+#[command(
+    long_about = "Snapshot volumes on a schedule, copy what changed to images, devices, repositories and other accounts or Regions, \
+    prove the copies, and remove old snapshots on both sides.\n\n\
+    Runs until SIGTERM or SIGINT; SIGHUP reads the job file again. With --once it runs one cycle, for cron and timers. What is stopped \
+    or killed is continued by the next run. docs/replicate.md describes the job file."
+)]
+pub(super) struct ReplicateArgs {
+    /// Job file, in TOML
+    #[arg(value_name = "JOB", required_unless_present = "volume")]
+    job: Option<PathBuf>,
+    /// Replicate this volume, without a job file, for example vol-0123456789abcdef0
+    #[arg(long, value_name = "VOLUME", requires = "to", conflicts_with = "job", value_parser = volume_id)]
+    volume: Option<String>,
+    /// Target of --volume: an image, a device, `ebs:REGION` or a repository; can be given several times
+    #[arg(long, value_name = "TARGET", requires = "volume")]
+    to: Vec<String>,
+    /// Interval of the cycles of --volume, for example 15m; without it --once is needed
+    #[arg(long, value_name = "TIME", requires = "volume", value_parser = humantime::parse_duration)]
+    every: Option<Duration>,
+    /// Completed snapshots of --volume that stay at the source
+    #[arg(long, value_name = "N", requires = "volume", default_value_t = 1)]
+    keep: usize,
+    /// Name of the job of --volume, which its snapshots carry [default: the volume's id]
+    #[arg(long, value_name = "NAME", requires = "volume")]
+    name: Option<String>,
+    /// Run one cycle and end: the one that was not ended, else a new one
+    #[arg(long)]
+    once: bool,
+    /// With --once, print one JSON object instead of lines
+    #[arg(long, requires = "once")]
+    json: bool,
+    /// Directory for the state of jobs, and for checkpoints and records of devices, `ebs:` and repository targets
+    /// [env: EBSFS_STATE_DIR; default: /var/lib/ebsfs for root, else $XDG_STATE_HOME/ebsfs]
+    #[arg(long, value_name = "DIRECTORY")]
+    state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    store: StoreArgs,
+    #[command(flatten)]
+    new: NewObjectArgs,
+    #[command(flatten)]
+    lease: LeaseArgs,
+    #[command(flatten)]
+    limits: LimitArgs,
+    #[command(flatten)]
+    aws: AwsArgs,
+}
+
+impl ReplicateArgs {
+    pub(super) fn run(self) -> Result<()> {
+        let job = Arc::new(self.job()?);
+        let runtime = super::runtime()?;
+        let done = match self.once {
+            true => runtime.block_on(self.once(job)),
+            false => runtime.block_on(daemon::run(&self, job)),
+        };
+        runtime.shutdown_timeout(Duration::from_millis(200));
+        done
+    }
+
+    /// The job of the file, or of the arguments.
+    fn job(&self) -> Result<ReplicateJob> {
+        let job = match (&self.job, &self.volume) {
+            (Some(path), _) => read(path)?,
+            (None, Some(volume)) => self.job_of(volume)?,
+            (None, None) => return Err(Error::new(Kind::Invalid, "no job is named")),
+        };
+        if job.schedule.is_none() && !self.once {
+            let what = format!("cannot run the job {} on a schedule: it has none", job.name);
+            let remedy = Remedy::Do("give it every or cron, or use --once".into());
+            return Err(Error::new(Kind::Invalid, what).with_remedy(remedy));
+        }
+        Ok(job)
+    }
+
+    fn job_of(&self, volume: &str) -> Result<ReplicateJob> {
+        let targets = self.to.iter().map(|to| {
+            let path = match is_shared(to) {
+                true => return Ok(JobTarget::new(to)),
+                false => std::path::absolute(to),
+            };
+            let path = path.map_err(|error| Error::of_file(Path::new(to), "cannot find", error))?;
+            Ok(JobTarget::new(&path.display().to_string()))
+        });
+        let select = vec![VolumeSelector::Volume(volume.to_owned())];
+        let name = self.name.as_deref().unwrap_or(volume);
+        let job = ReplicateJob {
+            schedule: self.every.map(Schedule::every).transpose()?,
+            keep: self.keep,
+            ..ReplicateJob::new(name, select, targets.collect::<Result<_>>()?)
+        };
+        job.check()?;
+        Ok(job)
+    }
+
+    fn state_dir(&self) -> PathBuf {
+        self.state_dir.clone().unwrap_or_else(default_state_dir)
+    }
+
+    /// Opens the state of a job.
+    fn memory(&self, job: &ReplicateJob) -> Result<Arc<JobMemory>> {
+        JobMemory::open(&self.state_dir(), &job.name).map(Arc::new)
+    }
+
+    /// One cycle.
+    async fn once(&self, job: Arc<ReplicateJob>) -> Result<()> {
+        let stop = signals::listen()?;
+        let memory = self.memory(&job)?;
+        let places = Arc::new(stop.unless(AwsPlaces::open(self, &job)).await?);
+        let run = CycleRun::new(Arc::clone(&job), places, memory, stop);
+        let begun = match run.unfinished().is_empty() {
+            false => run.resume(),
+            true => {
+                let history = run.memory.look(crate::replicate::JobState::history);
+                let now = SystemTime::now();
+                let due = wanted_cycle(job.schedule.as_ref(), &history, now);
+                run.begin(due).await
+            }
+        };
+        let report = run.finish(begun).await;
+        words::print(&job.name, &report, self.json)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        args: ReplicateArgs,
+    }
+
+    fn job(line: &str) -> std::result::Result<ReplicateJob, String> {
+        let parsed = CommandLine::try_parse_from(line.split_whitespace());
+        let parsed = parsed.map_err(|error| error.to_string())?;
+        parsed.args.job().map_err(|error| error.chain())
+    }
+
+    #[test]
+    fn arguments_of_one_volume_become_a_job() {
+        let line = "replicate --volume vol-0a --to file:///r --to a.raw --every 15m --keep 3";
+        let whole = job(line).unwrap();
+        assert_eq!(
+            (&*whole.name, whole.keep, whole.targets.len()),
+            ("vol-0a", 3, 2)
+        );
+        assert_eq!(whole.schedule.unwrap().to_string(), "every 15m");
+        assert!(Path::new(&whole.targets.get(1).unwrap().to).is_absolute());
+        assert!(job("replicate --volume vol-0a --to a.raw --once").is_ok());
+        for wrong in [
+            "replicate",
+            "replicate --volume vol-0a",
+            "replicate --volume vol-0a --to a.raw",
+            "replicate --volume i-0a --to a.raw --once",
+            "replicate --volume vol-0a --to a.raw --once --keep 0",
+            "replicate job.toml --every 15m",
+            "replicate job.toml --volume vol-0a --to a.raw",
+            "replicate --volume vol-0a --to a.raw --every 15m --json",
+            "replicate --volume vol-0a --to a{b}.raw --once",
+            "replicate /nonexistent/job.toml --once",
+        ] {
+            assert!(job(wrong).is_err(), "{wrong}");
+        }
+    }
+}

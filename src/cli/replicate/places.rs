@@ -1,0 +1,198 @@
+//! [`AwsPlaces`]: opens the sources and targets of a job with the options of the command line. Everything that it opens shares one
+//! client of the source, one of each account and Region, and one bandwidth.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+
+use super::ReplicateArgs;
+use crate::aws::{Aws, Service};
+use crate::cli::aws::{AwsArgs, descriptions, snapshot_maker};
+use crate::cli::source::{completed, of_snapshot};
+use crate::cli::store::{StoreLine, StoreOptions, addresses, check_repositories, check_s3};
+use crate::cli::target::{TargetRequest, ToArgs, connect};
+use crate::ebs::{Client, EbsCatalog, Limits};
+use crate::error::Result;
+use crate::replicate::{JOB_TAG, JobTarget, LEAST_RATE, Places, ReplicateJob, RequestCounts};
+use crate::repository::{Address, Bandwidth, RepositoryCatalog};
+use crate::snapshot::{Descriptions, Selector, SnapshotId, SnapshotMaker};
+use crate::source::Catalog;
+use crate::sync::Source;
+use crate::target::{SourceInfo, Target};
+use crate::targets::{EbsPlace, EbsTarget};
+
+/// An account and Region of a target, and what makes and deletes snapshots there.
+#[derive(Clone)]
+struct TargetAccount {
+    place: EbsPlace,
+    maker: Arc<dyn SnapshotMaker>,
+}
+
+/// What a job is connected to.
+pub(super) struct AwsPlaces {
+    aws: AwsArgs,
+    store: StoreOptions,
+    limits: Limits,
+    state_dir: PathBuf,
+    job: String,
+    client: Arc<Client>,
+    maker: Arc<dyn SnapshotMaker>,
+    descriptions: Option<Arc<dyn Descriptions>>,
+    bandwidth: Bandwidth,
+    /// By what names them.
+    accounts: Mutex<BTreeMap<String, TargetAccount>>,
+}
+
+impl AwsPlaces {
+    /// Connects to the source.
+    pub(super) async fn open(args: &ReplicateArgs, job: &ReplicateJob) -> Result<Self> {
+        let written = addresses(job.targets.iter().map(|target| target.to.as_str()));
+        check_s3(&args.new.given(), &written)?;
+        check_s3(&args.store.given(), &written)?;
+        check_repositories(&args.lease.given(), &written)?;
+        let aws: Aws = args.aws.load_with_credentials().await?;
+        let limits = args.limits.limits();
+        let bandwidth = Bandwidth::adjustable();
+        let line = StoreLine::of(&limits, bandwidth.clone());
+        let store = args.store.options(line).with_lease(args.lease.lease());
+        Ok(Self {
+            client: Arc::new(Client::new(&aws.service(Service::Ebs)?, &limits)),
+            maker: snapshot_maker(&aws)?,
+            descriptions: descriptions(&aws)?,
+            aws: args.aws.clone(),
+            store: store.writing(&args.new),
+            limits,
+            state_dir: args.state_dir(),
+            job: job.name.clone(),
+            bandwidth,
+            accounts: Mutex::default(),
+        })
+    }
+
+    fn to(&self, target: &JobTarget) -> ToArgs {
+        let tag = (JOB_TAG.to_owned(), self.job.clone());
+        ToArgs::of_job(&target.access, vec![tag])
+    }
+
+    /// The account and Region of an `ebs:` target, connected once.
+    async fn target_account(&self, target: &JobTarget, name: &str) -> Result<TargetAccount> {
+        let key = format!("{name} {:?}", target.access);
+        if let Some(known) = self.accounts.lock().get(&key) {
+            return Ok(known.clone());
+        }
+        let region = name.strip_prefix("ebs:").unwrap_or_default();
+        let to = self.to(target);
+        let (place, maker) = to.place_and_maker(region, &self.aws, &self.limits).await?;
+        let account = TargetAccount { place, maker };
+        // Another volume may have connected meanwhile: all share one client.
+        let mut accounts = self.accounts.lock();
+        Ok(accounts.entry(key).or_insert(account).clone())
+    }
+
+    async fn open_target(
+        &self,
+        target: &JobTarget,
+        name: &str,
+        source: &SourceInfo,
+    ) -> Result<Arc<dyn Target>> {
+        let to = self.to(target);
+        if name.starts_with("ebs:") {
+            let place = self.target_account(target, name).await?.place;
+            let opened = EbsTarget::new(place, to.job(), source, &self.state_dir)?;
+            return Ok(Arc::new(opened));
+        }
+        let request = TargetRequest {
+            to: &to,
+            aws: &self.aws,
+            store: self.store.clone(),
+            limits: self.limits,
+            state_dir: &self.state_dir,
+            // The first copy makes the image.
+            in_place: target.in_place && Path::new(name).exists(),
+            is_shared: target.shared,
+            dedup: target.dedup,
+        };
+        connect(&request, name, source, &mut Vec::new()).await
+    }
+
+    async fn open_repository(&self, target: &JobTarget, name: &str) -> Result<RepositoryCatalog> {
+        let address: Address = name.parse()?;
+        address.names_no_snapshot()?;
+        let account = self.to(target).account(&self.aws);
+        self.store.repository(&address, &account).await
+    }
+
+    async fn open_source(&self, id: &SnapshotId, wait: Duration) -> Result<Source> {
+        let select = vec![Selector::Snapshot(id.clone())];
+        let descriptions = self.descriptions.clone();
+        // Its own catalog: what is known of the snapshot goes when its copies end.
+        let catalog = EbsCatalog::new(Arc::clone(&self.client), descriptions, select);
+        let catalog = Arc::new(catalog);
+        let (snapshot, blocks) = completed(&catalog, id, Some(wait)).await?;
+        Ok(of_snapshot(snapshot, blocks, catalog as Arc<dyn Catalog>))
+    }
+}
+
+impl Places for AwsPlaces {
+    fn maker(&self) -> Arc<dyn SnapshotMaker> {
+        Arc::clone(&self.maker)
+    }
+
+    fn source<'a>(&'a self, id: &'a SnapshotId, wait: Duration) -> BoxFuture<'a, Result<Source>> {
+        self.open_source(id, wait).boxed()
+    }
+
+    fn target<'a>(
+        &'a self,
+        target: &'a JobTarget,
+        name: &'a str,
+        source: &'a SourceInfo,
+    ) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
+        self.open_target(target, name, source).boxed()
+    }
+
+    fn repository<'a>(
+        &'a self,
+        target: &'a JobTarget,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<RepositoryCatalog>> {
+        self.open_repository(target, name).boxed()
+    }
+
+    fn account<'a>(
+        &'a self,
+        target: &'a JobTarget,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Arc<dyn SnapshotMaker>>> {
+        async move { Ok(self.target_account(target, name).await?.maker) }.boxed()
+    }
+
+    fn set_rate(&self, bytes_a_second: Option<u64>) {
+        self.bandwidth.set(bytes_a_second);
+        let blocks = bytes_a_second.map_or(u64::MAX, |rate| (rate / LEAST_RATE).max(1));
+        let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
+        let blocks = blocks.min(self.limits.max_rps);
+        self.client.set_max_rps(blocks);
+        for account in self.accounts.lock().values() {
+            account.place.client.set_max_rps(blocks);
+        }
+    }
+
+    fn requests(&self) -> RequestCounts {
+        let accounts = self.accounts.lock();
+        let clients = accounts.values().map(|account| &account.place.client);
+        let mut requests = RequestCounts::default();
+        for client in clients.chain([&self.client]) {
+            let counts = client.counts();
+            requests.gets += counts.gets;
+            requests.puts += counts.puts;
+            requests.lists += counts.lists;
+        }
+        requests
+    }
+}

@@ -1,0 +1,57 @@
+//! A replication job: on a schedule it snapshots volumes, copies what changed to other places, proves the copies, and forgets what is
+//! no longer needed. It stacks [`crate::capture`] and [`crate::sync`] and adds only decisions about time and retention.
+//!
+//! | part | subject |
+//! | --- | --- |
+//! | [`mod@job`] | [`ReplicateJob`], and its TOML file |
+//! | [`schedule`] | when cycles are due, and which cycle is next (pure) |
+//! | [`window`] | bytes a second, by the time of day (pure) |
+//! | [`volumes`] | the volumes of a cycle |
+//! | [`template`] | which target belongs to which volume (pure) |
+//! | [`retain`] | which snapshots of the source may be deleted (pure) |
+//! | [`state`] | the state file of a job |
+//! | [`places`] | what a cycle is connected to |
+//! | [`cycle`] | one cycle, from its snapshots to retention |
+//! | [`copy`] | the copies of one volume |
+//! | [`clean`] | carries out retention on both sides |
+//! | [`hooks`] | the commands of a job |
+//! | [`report`] | how a cycle ended |
+//!
+//! # Terms
+//! *job*: what is replicated where and when. *cycle*: one run of a job's schedule; all of its snapshots carry its time. *recovery
+//! point*: the snapshot that a target is proven to hold. *copy under way*: a volume whose cycle has not ended; it keeps its snapshot
+//! until all of its targets were tried, and later cycles leave the volume out.
+//!
+//! # What makes it safe
+//! 1. Nothing is remembered that cannot be found again. The state file saves work after a crash. Bases are asked of the targets.
+//! 2. A snapshot of the source is deleted only if it is the job's own by [`crate::capture::standing`], is older than this cycle's,
+//!    and no target holds it or has an unfinished copy from or to it. A target that cannot be asked keeps all of them.
+//! 3. Two volumes never have one image or device: by name here, by identity when they are opened, by lock in [`crate::sync`].
+
+mod clean;
+mod copy;
+mod cycle;
+mod hooks;
+mod job;
+mod places;
+mod report;
+mod retain;
+mod schedule;
+mod state;
+mod template;
+mod volumes;
+mod window;
+
+pub use clean::JOB_TAG;
+pub use cycle::{BegunCycle, CycleRun};
+pub use job::{JobHooks, JobTarget, LEAST_RATE, ReplicateJob, TargetAccess, read};
+pub use places::Places;
+pub use report::{CopyOutcome, CycleReport, VolumeOutcome};
+pub use retain::NeededBases;
+pub use schedule::{CycleHistory, DueCycle, Schedule, due_cycle, time_zone, wanted_cycle};
+pub use state::{
+    CopyUnderWay, JobMemory, JobState, LastRun, RecoveryPoint, RequestCounts, StateError,
+    StateFile, TargetState, VolumeState,
+};
+pub use template::{AssignedTarget, is_shared};
+pub use window::{RateWindow, Rates};

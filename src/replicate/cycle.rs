@@ -1,0 +1,454 @@
+//! [`CycleRun`]: one cycle, from its snapshots to what is retained on both sides.
+//!
+//! ```text
+//! select    the volumes at present; those that are still being copied are left out
+//! before    the command of the job
+//! capture   adopts or makes the snapshots; from now on each volume has a copy under way, in the state
+//! copy      volumes side by side: wait for the snapshot, open targets, changed blocks -> (stage ->) apply -> verify -> record
+//! retain    deletes snapshots at the source that no target needs; removes old ones at targets
+//! after     the command of the job, or on_failure
+//! ```
+//! Killed anywhere, it leaves what the next run continues: a cycle without snapshots is adopted by its tag, a copy under way is
+//! continued with the same snapshot, and what a target holds is asked of the target.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::Semaphore;
+use tokio::time::sleep;
+use tracing::info;
+
+use super::copy::{OpenTargets, VolumeWork};
+use super::hooks::{self, HookTime};
+use super::job::ReplicateJob;
+use super::places::Places;
+use super::report::{CycleReport, VolumeOutcome};
+use super::schedule::DueCycle;
+use super::state::{CopyUnderWay, JobMemory, LastRun, RequestCounts, StateError, TargetState};
+use super::template::{Assignment, CycleVolume, assign};
+use super::volumes::{self, vanished, without_busy};
+use crate::capture::{CaptureJob, Commands, Cycle, capture};
+use crate::error::{Error, Kind, Result};
+use crate::target::Stop;
+
+/// How often the rate is set to that of the time of day.
+const RATE_EVERY: Duration = Duration::from_secs(5);
+
+/// What a cycle runs with.
+#[derive(Clone)]
+pub struct CycleRun {
+    /// The job.
+    pub job: Arc<ReplicateJob>,
+    /// What it is connected to.
+    pub places: Arc<dyn Places>,
+    /// What is remembered.
+    pub memory: Arc<JobMemory>,
+    /// Room for volumes that are copied at once; cycles that overlap share it.
+    pub slots: Arc<Semaphore>,
+    /// Until when copies are tried again whose failure can pass; none: they are not.
+    pub retry_until: Option<SystemTime>,
+    /// The first signal.
+    pub stop: Stop,
+    pub(super) open: Arc<OpenTargets>,
+}
+
+/// A cycle that has its snapshots, as far as they could be made.
+#[derive(Debug)]
+pub struct BegunCycle {
+    report: CycleReport,
+    copies: BTreeMap<String, CopyUnderWay>,
+    since: Instant,
+    requests: RequestCounts,
+}
+
+impl BegunCycle {
+    fn of(cycle: String, run: &CycleRun, copies: BTreeMap<String, CopyUnderWay>) -> Self {
+        Self {
+            report: CycleReport::of(cycle),
+            copies,
+            since: Instant::now(),
+            requests: run.places.requests(),
+        }
+    }
+
+    /// The volumes that are copied.
+    pub fn volumes(&self) -> impl Iterator<Item = &str> {
+        self.copies.keys().map(String::as_str)
+    }
+}
+
+impl std::fmt::Debug for CycleRun {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CycleRun({})", self.job.name)
+    }
+}
+
+impl CycleRun {
+    /// Cycles of a job. Clones share the volumes that are copied at once.
+    pub fn new(
+        job: Arc<ReplicateJob>,
+        places: Arc<dyn Places>,
+        memory: Arc<JobMemory>,
+        stop: Stop,
+    ) -> Self {
+        Self {
+            slots: Arc::new(Semaphore::new(job.at_once)),
+            job,
+            places,
+            memory,
+            retry_until: None,
+            stop,
+            open: Arc::default(),
+        }
+    }
+
+    /// The volumes whose copies were begun and not ended.
+    pub fn unfinished(&self) -> BTreeSet<String> {
+        self.memory.look(|state| {
+            let volumes = state.volumes.iter();
+            let unfinished = volumes.filter(|(_, volume)| volume.under_way.is_some());
+            unfinished.map(|(id, _)| id.clone()).collect()
+        })
+    }
+
+    /// The same with another job, from the next cycle on.
+    #[must_use]
+    pub fn with_job(&self, job: Arc<ReplicateJob>) -> Self {
+        Self {
+            slots: Arc::new(Semaphore::new(job.at_once)),
+            job,
+            ..self.clone()
+        }
+    }
+
+    /// The copies that were begun and not ended, with the snapshots that they have.
+    pub fn resume(&self) -> BegunCycle {
+        let copies: BTreeMap<String, CopyUnderWay> = self.memory.look(|state| {
+            let volumes = state.volumes.iter();
+            let copies =
+                volumes.filter_map(|(id, volume)| Some((id.clone(), volume.under_way.clone()?)));
+            copies.collect()
+        });
+        let cycle = copies.values().map(|copy| copy.cycle.clone()).max();
+        let begun = BegunCycle::of(cycle.unwrap_or_default(), self, copies);
+        info!(
+            "continuing {} copies of the cycle {}",
+            begun.copies.len(),
+            begun.report.cycle
+        );
+        begun
+    }
+
+    /// Begins a cycle: adopts or makes the snapshots of all volumes but those that are still being copied.
+    pub async fn begin(&self, due: DueCycle) -> BegunCycle {
+        let cycle = match Cycle::new(&self.job.name, due.time) {
+            Ok(cycle) => cycle,
+            Err(error) => {
+                let mut begun = BegunCycle::of(self.job.name.clone(), self, BTreeMap::new());
+                begun.report.failures.push(error);
+                return begun;
+            }
+        };
+        let mut begun = BegunCycle::of(cycle.to_string(), self, BTreeMap::new());
+        let busy = self.unfinished();
+        self.memory.update(|state| {
+            state.under_way = Some(due.time);
+            state.last = Some(due.time);
+        });
+        match self
+            .capture(&cycle, due.is_new, &busy, &mut begun.report)
+            .await
+        {
+            Ok(copies) => begun.copies = copies,
+            Err(error) => begun.report.failures.push(error),
+        }
+        begun
+    }
+
+    /// Copies what a cycle has snapshots of, and ends it.
+    pub async fn finish(&self, begun: BegunCycle) -> CycleReport {
+        let BegunCycle {
+            mut report,
+            copies,
+            since,
+            requests,
+        } = begun;
+        self.with_rates(self.copy_and_retain(copies, &mut report))
+            .await;
+        report.took = since.elapsed();
+        report.requests = self.places.requests().since(requests);
+        self.end(&mut report).await;
+        report
+    }
+
+    /// Runs work at the rates of the job.
+    async fn with_rates(&self, work: impl Future<Output = ()>) {
+        let rates = &self.job.rates;
+        let follow = async {
+            loop {
+                self.places.set_rate(rates.at(SystemTime::now()));
+                match rates.windows.is_empty() {
+                    true => std::future::pending().await,
+                    false => sleep(RATE_EVERY).await,
+                }
+            }
+        };
+        tokio::select! {
+            () = work => {}
+            () = follow => {}
+        }
+    }
+
+    /// The copies of a cycle: selects the volumes, runs the command before, adopts or makes the snapshots.
+    async fn capture(
+        &self,
+        cycle: &Cycle,
+        is_new: bool,
+        busy: &BTreeSet<String>,
+        report: &mut CycleReport,
+    ) -> Result<BTreeMap<String, CopyUnderWay>> {
+        let maker = self.places.maker();
+        let selected = self.stop.unless(volumes::select(&*maker, &self.job)).await;
+        let selected = selected.map_err(|error| {
+            error.context(format!(
+                "cannot select the volumes of the job {}",
+                self.job.name
+            ))
+        })?;
+        let (select, not_now) = without_busy(&selected, busy);
+        for volume in &not_now {
+            report.warn(format!(
+                "{volume} is not in the cycle {cycle}: an earlier copy of it is under way"
+            ));
+        }
+        let is_only_busy = selected.instances.keys().all(|id| busy.contains(id));
+        let has_any = !selected.instances.is_empty();
+        report.failures.extend(selected.failures);
+        if select.is_empty() || is_only_busy {
+            self.memory.update(|state| state.under_way = None);
+            return match has_any {
+                true => Ok(BTreeMap::new()),
+                false => Ok(self.note(&BTreeSet::new(), report)),
+            };
+        }
+        let before = hooks::run(
+            &self.job.hooks,
+            HookTime::Before,
+            &self.job.name,
+            report,
+            &self.stop,
+        );
+        if let Err(error) = before.await {
+            if error.kind() != Kind::Stopped {
+                self.memory.update(|state| state.under_way = None);
+            }
+            return Err(error);
+        }
+        let captured = capture(
+            &*maker,
+            &self.capture_job(cycle, is_new, select, &not_now, &selected.instances),
+            &self.stop,
+        )
+        .await?;
+        report.warnings.extend(captured.warnings);
+        let is_stopped = captured
+            .failures
+            .iter()
+            .any(|error| error.kind() == Kind::Stopped);
+        report.failures.extend(captured.failures);
+        let mut copies = BTreeMap::new();
+        for made in captured.snapshots.iter().filter(|made| !made.is_failed) {
+            let Some(volume) = made.snapshot.volume_id.clone() else {
+                continue;
+            };
+            let instance = made.instance.clone();
+            let known = selected.instances.get(&volume).cloned().flatten();
+            let copy = CopyUnderWay {
+                cycle: cycle.to_string(),
+                snapshot: made.snapshot.id.clone(),
+                instance: instance.or(known),
+            };
+            copies.insert(volume, copy);
+        }
+        self.memory.update(|state| {
+            for (volume, copy) in &copies {
+                let volume = state.volumes.entry(volume.clone()).or_default();
+                volume.snapshots.insert(copy.snapshot.clone());
+                volume.under_way = Some(copy.clone());
+            }
+            if !is_stopped {
+                state.under_way = None;
+            }
+        });
+        let mut all = captured.volumes;
+        all.extend(not_now);
+        self.note(&all, report);
+        Ok(copies)
+    }
+
+    fn capture_job(
+        &self,
+        cycle: &Cycle,
+        is_new: bool,
+        select: Vec<crate::snapshot::VolumeSelector>,
+        not_now: &[String],
+        known: &BTreeMap<String, Option<String>>,
+    ) -> CaptureJob {
+        let job = &self.job;
+        // Only those that something selects: another one would be a warning in each cycle.
+        let without = job.without.iter().filter(|id| known.contains_key(*id));
+        CaptureJob {
+            select,
+            without_boot: job.without_boot,
+            without: without.chain(not_now).cloned().collect(),
+            cycle: cycle.clone(),
+            is_new_cycle: is_new,
+            look_again: job.look_again,
+            description: Some(format!("ebsfs replicate {cycle}")),
+            tags: job.snapshot_tags.clone(),
+            commands: Commands {
+                before: job.hooks.freeze.clone(),
+                after: job.hooks.thaw.clone(),
+                timeout: job.hooks.timeout,
+            },
+            // Each volume waits for its own snapshot.
+            waits: false,
+            timeout: job.timeout,
+        }
+    }
+
+    /// Notes which volumes the job has, and reports those that it has no more.
+    fn note(
+        &self,
+        all: &BTreeSet<String>,
+        report: &mut CycleReport,
+    ) -> BTreeMap<String, CopyUnderWay> {
+        let lost = self.memory.update(|state| {
+            let before = state.volumes.iter();
+            let before = before.filter(|(_, volume)| volume.is_selected);
+            let lost = vanished(before.map(|(id, _)| id), all);
+            for (id, volume) in &mut state.volumes {
+                volume.is_selected = all.contains(id);
+            }
+            lost
+        });
+        for volume in lost {
+            report.warn(format!(
+                "{volume} is not selected any more: its snapshots and its targets stay as they are"
+            ));
+        }
+        BTreeMap::new()
+    }
+
+    /// Copies all volumes, then retains.
+    async fn copy_and_retain(
+        &self,
+        copies: BTreeMap<String, CopyUnderWay>,
+        report: &mut CycleReport,
+    ) {
+        let volumes = copies.iter().map(|(id, copy)| CycleVolume {
+            id: id.clone(),
+            instance: copy.instance.clone(),
+        });
+        let Assignment { volumes, problems } = assign(&self.job.targets, &volumes.collect());
+        report.failures.extend(problems);
+        let works = copies.into_iter().map(|(volume, copy)| VolumeWork {
+            targets: volumes.get(&volume).cloned().unwrap_or_default(),
+            volume,
+            copy,
+        });
+        // The slots are the limit.
+        let each: FuturesUnordered<_> = works.map(|work| self.copy_one(work)).collect();
+        let mut outcomes: Vec<VolumeOutcome> = each.filter_map(std::future::ready).collect().await;
+        outcomes.sort_by(|a, b| a.volume.cmp(&b.volume));
+        report.volumes = outcomes;
+        if !self.stop.is_stopped() {
+            self.retain(report).await;
+        }
+    }
+
+    /// Copies a volume when there is room for it. None when the program ends.
+    async fn copy_one(&self, work: VolumeWork) -> Option<VolumeOutcome> {
+        let _slot = self.slots.acquire().await.ok()?;
+        let outcome = self.copy_volume(&work).await;
+        self.open.release(&work.volume);
+        self.remember(&work, &outcome);
+        Some(outcome)
+    }
+
+    /// Records how the copies of a volume ended. A stopped one is still under way.
+    fn remember(&self, work: &VolumeWork, outcome: &VolumeOutcome) {
+        let now = SystemTime::now();
+        let is_stopped = outcome
+            .failures()
+            .any(|error| error.kind() == Kind::Stopped);
+        self.memory.update(|state| {
+            let volume = state.volumes.entry(work.volume.clone()).or_default();
+            if !is_stopped {
+                volume.under_way = None;
+            }
+            for copy in &outcome.targets {
+                let target = volume.targets.entry(copy.target.name.clone()).or_default();
+                match &copy.held {
+                    Ok(point) => {
+                        *target = TargetState {
+                            recovery_point: Some(point.clone()),
+                            error: None,
+                        }
+                    }
+                    // It is under way, and no failure.
+                    Err(_) if is_stopped => {}
+                    Err(error) => target.error = Some(StateError::of(error, now)),
+                }
+            }
+            let Some(error) = outcome.failure.as_ref().filter(|_| !is_stopped) else {
+                return;
+            };
+            for assigned in &work.targets {
+                let target = volume.targets.entry(assigned.name.clone()).or_default();
+                target.error = Some(StateError::of(error, now));
+            }
+        });
+        for copy in outcome.targets.iter().filter(|copy| copy.held.is_ok()) {
+            info!(
+                "{}: {} holds {}",
+                work.volume, copy.target.name, outcome.snapshot
+            );
+        }
+    }
+
+    /// Runs the last command and records how the cycle ended.
+    async fn end(&self, report: &mut CycleReport) {
+        let is_stopped = report.failures().any(|error| error.kind() == Kind::Stopped);
+        if !is_stopped {
+            let time = match report.failure() {
+                None => HookTime::After,
+                Some(_) => HookTime::OnFailure,
+            };
+            // It may tell a person what failed: a stop that comes now does not end it.
+            let never = Stop::never();
+            let ended = hooks::run(&self.job.hooks, time, &self.job.name, report, &never).await;
+            report.failures.extend(ended.err());
+        }
+        let now = SystemTime::now();
+        let run = LastRun {
+            cycle: report.cycle.clone(),
+            started: now.checked_sub(report.took),
+            ended: Some(now),
+            error: report
+                .failure()
+                .map(|error: &Error| StateError::of(error, now)),
+            bytes: report.bytes(),
+            requests: report.requests,
+        };
+        let schedule = self.job.schedule.as_ref();
+        self.memory.update(|state| {
+            if !is_stopped {
+                state.last_run = Some(run);
+            }
+            state.is_due_by(schedule);
+        });
+    }
+}

@@ -1,0 +1,230 @@
+//! [`ReplicateJob`]: what is replicated where and when, as plain values. [`file`] reads it from TOML.
+
+mod file;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use super::schedule::Schedule;
+use super::template::{check, is_shared};
+use super::window::Rates;
+use crate::capture::Cycle;
+use crate::error::{Error, Kind, Result};
+use crate::repository::{Address, Retention};
+use crate::snapshot::VolumeSelector;
+
+pub use file::read;
+
+/// The least rate: EBS sends and takes whole blocks.
+pub const LEAST_RATE: u64 = 512 << 10;
+/// The most volumes that are copied at once.
+const MOST_AT_ONCE: usize = 64;
+
+/// A job.
+#[derive(Clone, Debug)]
+pub struct ReplicateJob {
+    /// Its name, which its snapshots carry.
+    pub name: String,
+    /// What selects its volumes, in each cycle again.
+    pub select: Vec<VolumeSelector>,
+    /// Leave out the volumes that instances boot from, unless they are named by their ids.
+    pub without_boot: bool,
+    /// Leave out these volumes.
+    pub without: Vec<String>,
+    /// When cycles are due; none: only when they are asked for.
+    pub schedule: Option<Schedule>,
+    /// Where the volumes go.
+    pub targets: Vec<JobTarget>,
+    /// How many completed snapshots of each volume stay at the source, at least one.
+    pub keep: usize,
+    /// Bytes a second.
+    pub rates: Rates,
+    /// How many volumes are copied at once.
+    pub at_once: usize,
+    /// Whether whole targets are read back after each copy.
+    pub verify: bool,
+    /// Where deltas for targets in place are kept whole before they are applied.
+    pub stage: Option<PathBuf>,
+    /// Allow unencrypted copies of encrypted volumes.
+    pub allow_plaintext: bool,
+    /// Targets of unknown content that may be overwritten, by their tokens.
+    pub overwrite: Vec<String>,
+    /// Bytes to leave free where images are written.
+    pub reserve: u64,
+    /// Tags of all snapshots, besides those of their volumes.
+    pub snapshot_tags: Vec<(String, String)>,
+    /// Commands.
+    pub hooks: JobHooks,
+    /// How long a cycle that was begun before looks for its snapshots before it makes them.
+    pub look_again: Duration,
+    /// How long EC2 may take to complete a snapshot.
+    pub timeout: Duration,
+}
+
+/// A target of a job: a template, and how what it names is reached and written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobTarget {
+    /// Its name; `{volume}` and `{instance}` stand for ids.
+    pub to: String,
+    /// The volumes that it is for; none: for all.
+    pub volumes: BTreeSet<String>,
+    /// Which snapshots stay there, where it keeps several; none: all.
+    pub keep: Option<Retention>,
+    /// Whether an image is changed itself.
+    pub in_place: bool,
+    /// Whether other hosts can write the device.
+    pub shared: bool,
+    /// Whether a repository is sent only blocks that none of its snapshots holds.
+    pub dedup: bool,
+    /// How its account is reached.
+    pub access: TargetAccess,
+}
+
+/// How the account of a target is reached; what is not given is as for the source.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TargetAccess {
+    /// AWS profile.
+    pub profile: Option<String>,
+    /// Region.
+    pub region: Option<String>,
+    /// URL of the service.
+    pub endpoint_url: Option<String>,
+    /// Certificate authorities to trust.
+    pub ca_bundle: Option<PathBuf>,
+    /// KMS key of new EBS snapshots.
+    pub kms_key: Option<String>,
+}
+
+/// Command lines for `sh`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JobHooks {
+    /// Before a cycle. The cycle fails if it fails.
+    pub before: Option<String>,
+    /// After a cycle without failures.
+    pub after: Option<String>,
+    /// After a cycle with failures.
+    pub on_failure: Option<String>,
+    /// Right before the calls that make snapshots.
+    pub freeze: Option<String>,
+    /// Right after them, whatever their outcome.
+    pub thaw: Option<String>,
+    /// How long each may take.
+    pub timeout: Duration,
+}
+
+impl JobTarget {
+    /// A target of which only the name is given.
+    pub fn new(to: &str) -> Self {
+        Self {
+            to: to.to_owned(),
+            volumes: BTreeSet::new(),
+            keep: None,
+            in_place: false,
+            shared: false,
+            dedup: false,
+            access: TargetAccess::default(),
+        }
+    }
+
+    /// Whether it keeps the snapshots that it held before.
+    pub fn keeps_several(&self) -> bool {
+        is_shared(&self.to)
+    }
+
+    fn check(&self) -> Result<()> {
+        check(&self.to)?;
+        let is_ebs = self.to.starts_with("ebs:");
+        let is_repository = Address::looks_like(&self.to);
+        let is_local = !is_ebs && !is_repository;
+        for (key, is_given, fits) in [
+            ("keep", self.keep.is_some(), !is_local),
+            ("dedup", self.dedup, is_repository),
+            ("in_place", self.in_place, is_local),
+            ("shared", self.shared, is_local),
+            ("kms_key", self.access.kms_key.is_some(), is_ebs),
+            ("profile", self.access.profile.is_some(), !is_local),
+            ("region", self.access.region.is_some(), !is_local),
+            (
+                "endpoint_url",
+                self.access.endpoint_url.is_some(),
+                !is_local,
+            ),
+            ("ca_bundle", self.access.ca_bundle.is_some(), !is_local),
+        ] {
+            if is_given && !fits {
+                let what = format!("cannot use {key} with the target {}", self.to);
+                return Err(Error::new(Kind::Invalid, what));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ReplicateJob {
+    /// A job with these targets and every other value at its default.
+    pub fn new(name: &str, select: Vec<VolumeSelector>, targets: Vec<JobTarget>) -> Self {
+        Self {
+            name: name.to_owned(),
+            select,
+            without_boot: false,
+            without: Vec::new(),
+            schedule: None,
+            targets,
+            keep: 1,
+            rates: Rates::unlimited(),
+            at_once: 4,
+            verify: false,
+            stage: None,
+            allow_plaintext: false,
+            overwrite: Vec::new(),
+            reserve: 0,
+            snapshot_tags: Vec::new(),
+            hooks: JobHooks {
+                timeout: Duration::from_secs(60),
+                ..JobHooks::default()
+            },
+            look_again: Duration::from_secs(120),
+            timeout: Duration::from_secs(2 * 24 * 3600),
+        }
+    }
+
+    /// Refuses a job that contradicts itself.
+    ///
+    /// # Errors
+    /// `Invalid`, which says what is wrong.
+    pub fn check(&self) -> Result<()> {
+        let invalid = |what: String| Err(Error::new(Kind::Invalid, what));
+        // The name is a part of a tag.
+        Cycle::new(&self.name, SystemTime::UNIX_EPOCH).map_err(|_| {
+            let what = format!(
+                "cannot use {:?} as the name of a job: it must have 1 to 100 letters, digits, dots, dashes and underscores",
+                self.name
+            );
+            Error::new(Kind::Invalid, what)
+        })?;
+        if self.select.is_empty() {
+            return invalid(
+                "the job selects no volume: it needs instances, volumes or tags".into(),
+            );
+        }
+        if self.targets.is_empty() {
+            return invalid("the job has no target".into());
+        }
+        self.targets.iter().try_for_each(JobTarget::check)?;
+        if self.keep == 0 {
+            return invalid(
+                "keep must be 1 or more: the next cycle needs the last snapshot".into(),
+            );
+        }
+        if !(1..=MOST_AT_ONCE).contains(&self.at_once) {
+            return invalid(format!("volumes_at_once must be from 1 to {MOST_AT_ONCE}"));
+        }
+        if self.rates.least().is_some_and(|rate| rate < LEAST_RATE) {
+            return invalid(
+                "a rate must be at least 512KiB a second: EBS sends and takes whole blocks".into(),
+            );
+        }
+        Ok(())
+    }
+}

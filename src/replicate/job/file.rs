@@ -1,0 +1,361 @@
+//! The job as a TOML file. An unknown key is an error, and each error of a value has its line.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use chrono::NaiveTime;
+use chrono_tz::Tz;
+use serde::de::{Deserialize, Deserializer, Error as _};
+
+use super::{JobHooks, JobTarget, ReplicateJob, TargetAccess};
+use crate::error::{Error, Kind, Result};
+use crate::replicate::schedule::{Schedule, time_zone};
+use crate::replicate::window::{RateWindow, Rates};
+use crate::repository::{Period, Retention};
+use crate::snapshot::{VolumeSelector, instance_id, volume_id};
+
+/// The largest job file: 1,000 targets with all keys are some 300 KiB.
+const LARGEST_FILE: u64 = 1 << 20;
+
+/// A value that is written as text, and how it is read.
+#[derive(Debug)]
+struct TextValue<T>(T);
+
+/// How a value is read from text.
+trait FromText: Sized {
+    fn from_text(text: &str) -> std::result::Result<Self, String>;
+}
+
+impl<'de, T: FromText> Deserialize<'de> for TextValue<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        T::from_text(&text).map(Self).map_err(D::Error::custom)
+    }
+}
+
+impl FromText for Duration {
+    fn from_text(text: &str) -> std::result::Result<Self, String> {
+        humantime::parse_duration(text)
+            .map_err(|error| format!("{text:?} is no time such as 15m or 2days: {error}"))
+    }
+}
+
+impl FromText for ByteSize {
+    fn from_text(text: &str) -> std::result::Result<Self, String> {
+        text.parse()
+            .map_err(|error| format!("{text:?} is no size such as 50MiB: {error}"))
+    }
+}
+
+impl FromText for NaiveTime {
+    fn from_text(text: &str) -> std::result::Result<Self, String> {
+        NaiveTime::parse_from_str(text, "%H:%M")
+            .map_err(|_| format!("{text:?} is no time of day such as 08:00"))
+    }
+}
+
+impl FromText for Tz {
+    fn from_text(text: &str) -> std::result::Result<Self, String> {
+        time_zone(text).map_err(|error| error.chain())
+    }
+}
+
+/// An id of a volume.
+#[derive(Debug)]
+struct GivenVolume(String);
+
+impl FromText for GivenVolume {
+    fn from_text(text: &str) -> std::result::Result<Self, String> {
+        volume_id(text).map(Self).map_err(|error| error.chain())
+    }
+}
+
+/// An id of an instance.
+#[derive(Debug)]
+struct GivenInstance(String);
+
+impl FromText for GivenInstance {
+    fn from_text(text: &str) -> std::result::Result<Self, String> {
+        instance_id(text).map(Self).map_err(|error| error.chain())
+    }
+}
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JobTable {
+    name: String,
+    #[serde(default)]
+    instances: Vec<TextValue<GivenInstance>>,
+    #[serde(default)]
+    volumes: Vec<TextValue<GivenVolume>>,
+    #[serde(default)]
+    tags: BTreeMap<String, String>,
+    #[serde(default)]
+    exclude: Vec<TextValue<GivenVolume>>,
+    #[serde(default)]
+    exclude_boot: bool,
+    every: Option<TextValue<Duration>>,
+    cron: Option<String>,
+    time_zone: Option<TextValue<Tz>>,
+    jitter: Option<TextValue<Duration>>,
+    keep: Option<usize>,
+    rate: Option<TextValue<ByteSize>>,
+    #[serde(default)]
+    bandwidth: Vec<WindowTable>,
+    volumes_at_once: Option<usize>,
+    #[serde(default)]
+    verify: bool,
+    stage: Option<PathBuf>,
+    #[serde(default)]
+    allow_plaintext: bool,
+    #[serde(default)]
+    overwrite: Vec<String>,
+    reserve: Option<TextValue<ByteSize>>,
+    #[serde(default)]
+    snapshot_tags: BTreeMap<String, String>,
+    look_again: Option<TextValue<Duration>>,
+    snapshot_timeout: Option<TextValue<Duration>>,
+    #[serde(default)]
+    hooks: HooksTable,
+    #[serde(default)]
+    target: Vec<TargetTable>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WindowTable {
+    from: TextValue<NaiveTime>,
+    to: TextValue<NaiveTime>,
+    rate: TextValue<ByteSize>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HooksTable {
+    before: Option<String>,
+    after: Option<String>,
+    on_failure: Option<String>,
+    freeze: Option<String>,
+    thaw: Option<String>,
+    timeout: Option<TextValue<Duration>>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TargetTable {
+    to: String,
+    #[serde(default)]
+    volumes: Vec<TextValue<GivenVolume>>,
+    keep: Option<KeepTable>,
+    #[serde(default)]
+    in_place: bool,
+    #[serde(default)]
+    shared: bool,
+    #[serde(default)]
+    dedup: bool,
+    profile: Option<String>,
+    region: Option<String>,
+    endpoint_url: Option<String>,
+    ca_bundle: Option<PathBuf>,
+    kms_key: Option<String>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeepTable {
+    last: Option<usize>,
+    hourly: Option<usize>,
+    daily: Option<usize>,
+    weekly: Option<usize>,
+    monthly: Option<usize>,
+    yearly: Option<usize>,
+    within: Option<TextValue<Duration>>,
+}
+
+/// Reads a job from its file.
+///
+/// # Errors
+/// `Invalid` when it is too large or no job, in one line; what the system says.
+pub fn read(path: &Path) -> Result<ReplicateJob> {
+    let failed = |error| Error::of_file(path, "cannot read", error);
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(failed)?;
+    file.take(LARGEST_FILE + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    let wrong = |why: String| {
+        let what = format!("cannot use the job {}: {why}", path.display());
+        Error::new(Kind::Invalid, what)
+    };
+    if bytes.len() as u64 > LARGEST_FILE {
+        return Err(wrong(format!("it is larger than {LARGEST_FILE} bytes")));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| wrong("it is not UTF-8".into()))?;
+    parse(&text).map_err(|error| wrong(error.chain()))
+}
+
+/// Reads a job from the text of its file.
+///
+/// # Errors
+/// `Invalid`, in one line.
+fn parse(text: &str) -> Result<ReplicateJob> {
+    let table: JobTable = toml::from_str(text).map_err(|error| {
+        let message = error.message().replace('\n', " ");
+        let what = match error.span().and_then(|span| text.get(..span.start)) {
+            Some(before) => format!("line {}: {message}", before.matches('\n').count() + 1),
+            None => message,
+        };
+        Error::new(Kind::Invalid, what)
+    })?;
+    let job = table.job()?;
+    job.check()?;
+    Ok(job)
+}
+
+impl JobTable {
+    fn job(self) -> Result<ReplicateJob> {
+        let zone = self.time_zone.map(|zone| zone.0);
+        let needs_zone = self.cron.is_some() || !self.bandwidth.is_empty();
+        if zone.is_some() && !needs_zone {
+            return Err(invalid("time_zone is for cron and bandwidth"));
+        }
+        let zone = zone.unwrap_or(Tz::UTC);
+        let schedule = match (self.every, self.cron) {
+            (Some(_), Some(_)) => return Err(invalid("every and cron exclude each other")),
+            (Some(every), None) => Some(Schedule::every(every.0)?),
+            (None, Some(cron)) => Some(Schedule::cron(&cron, zone)?),
+            (None, None) => None,
+        };
+        let schedule = match (schedule, self.jitter) {
+            (Some(schedule), Some(most)) => Some(schedule.with_jitter(most.0, &self.name)?),
+            (None, Some(_)) => return Err(invalid("jitter is for every and cron")),
+            (schedule, None) => schedule,
+        };
+        let instances = self.instances.into_iter();
+        let instances = instances.map(|id| VolumeSelector::Instance(id.0.0));
+        let volumes = self.volumes.into_iter();
+        let volumes = volumes.map(|id| VolumeSelector::Volume(id.0.0));
+        let tags = self.tags.into_iter();
+        let tags = tags.map(|(key, value)| VolumeSelector::Tag { key, value });
+        let select = instances.chain(volumes).chain(tags).collect();
+        let targets = self.target.into_iter().map(TargetTable::target);
+        let plain = ReplicateJob::new(&self.name, select, targets.collect::<Result<_>>()?);
+        let windows = self.bandwidth.into_iter().map(WindowTable::window);
+        Ok(ReplicateJob {
+            without_boot: self.exclude_boot,
+            without: self.exclude.into_iter().map(|id| id.0.0).collect(),
+            schedule,
+            keep: self.keep.unwrap_or(plain.keep),
+            rates: Rates {
+                usual: self.rate.map(|rate| rate.0.as_u64()),
+                windows: windows.collect::<Result<_>>()?,
+                zone,
+            },
+            at_once: self.volumes_at_once.unwrap_or(plain.at_once),
+            verify: self.verify,
+            stage: self.stage,
+            allow_plaintext: self.allow_plaintext,
+            overwrite: self.overwrite,
+            reserve: self.reserve.map_or(0, |size| size.0.as_u64()),
+            snapshot_tags: self.snapshot_tags.into_iter().collect(),
+            hooks: self.hooks.hooks(plain.hooks.timeout),
+            look_again: self.look_again.map_or(plain.look_again, |time| time.0),
+            timeout: self.snapshot_timeout.map_or(plain.timeout, |time| time.0),
+            ..plain
+        })
+    }
+}
+
+impl WindowTable {
+    fn window(self) -> Result<RateWindow> {
+        if self.from.0 == self.to.0 {
+            return Err(invalid(
+                "a window of bandwidth ends when it begins: use rate for the whole day",
+            ));
+        }
+        Ok(RateWindow {
+            from: self.from.0,
+            to: self.to.0,
+            rate: self.rate.0.as_u64(),
+        })
+    }
+}
+
+impl HooksTable {
+    fn hooks(self, timeout: Duration) -> JobHooks {
+        JobHooks {
+            before: self.before,
+            after: self.after,
+            on_failure: self.on_failure,
+            freeze: self.freeze,
+            thaw: self.thaw,
+            timeout: self.timeout.map_or(timeout, |time| time.0),
+        }
+    }
+}
+
+impl TargetTable {
+    fn target(self) -> Result<JobTarget> {
+        Ok(JobTarget {
+            to: self.to,
+            volumes: self
+                .volumes
+                .into_iter()
+                .map(|id| id.0.0)
+                .collect::<BTreeSet<_>>(),
+            keep: self.keep.map(KeepTable::retention).transpose()?,
+            in_place: self.in_place,
+            shared: self.shared,
+            dedup: self.dedup,
+            access: TargetAccess {
+                profile: self.profile,
+                region: self.region,
+                endpoint_url: self.endpoint_url,
+                ca_bundle: self.ca_bundle,
+                kms_key: self.kms_key,
+            },
+        })
+    }
+}
+
+impl KeepTable {
+    fn retention(self) -> Result<Retention> {
+        let periods = [
+            (Period::Hour, self.hourly),
+            (Period::Day, self.daily),
+            (Period::Week, self.weekly),
+            (Period::Month, self.monthly),
+            (Period::Year, self.yearly),
+        ];
+        let periods = periods.into_iter();
+        let retention = Retention {
+            last: self.last,
+            periods: periods
+                .filter_map(|(period, count)| Some((period, count?)))
+                .collect(),
+            within: self.within.map(|time| time.0),
+            ..Retention::default()
+        };
+        if !retention.has_rules() {
+            return Err(invalid(
+                "keep of a target has no rule: last, hourly, daily, weekly, monthly, yearly or within",
+            ));
+        }
+        Ok(Retention {
+            // The next cycle starts from the newest one.
+            last: Some(retention.last.unwrap_or(1).max(1)),
+            ..retention
+        })
+    }
+}
+
+fn invalid(what: &str) -> Error {
+    Error::new(Kind::Invalid, what)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+use super::*;
+
+const WHOLE: &str = r#"
+name = "web"
+instances = ["i-0a"]
+volumes = ["vol-0b"]
+tags = { Backup = "yes" }
+exclude = ["vol-0c"]
+exclude_boot = true
+cron = "*/15 * * * *"
+time_zone = "Europe/Berlin"
+jitter = "2m"
+keep = 2
+rate = "100MiB"
+bandwidth = [{ from = "08:00", to = "18:00", rate = "50M" }]
+volumes_at_once = 8
+verify = true
+stage = "/var/lib/ebsfs/stage"
+allow_plaintext = true
+overwrite = ["/srv/old.raw"]
+reserve = "20GiB"
+snapshot_tags = { Job = "web" }
+look_again = "30s"
+snapshot_timeout = "1day"
+
+[hooks]
+before = "a"
+after = "b"
+on_failure = "c"
+freeze = "d"
+thaw = "e"
+timeout = "10s"
+
+[[target]]
+to = "s3://bucket/dr"
+keep = { last = 4, daily = 14, within = "2days" }
+dedup = true
+profile = "dr"
+
+[[target]]
+to = "/srv/{volume}.raw"
+in_place = true
+
+[[target]]
+to = "/dev/disk/by-id/nvme-1"
+volumes = ["vol-0b"]
+shared = true
+
+[[target]]
+to = "ebs:eu-west-2"
+kms_key = "arn:aws:kms:eu-west-2:111122223333:key/0a"
+keep = { daily = 7 }
+"#;
+
+#[test]
+fn every_key_has_its_value() {
+    let job = parse(WHOLE).unwrap();
+    assert_eq!(
+        (&*job.name, job.select.len(), job.targets.len()),
+        ("web", 3, 4)
+    );
+    assert!(job.without_boot && job.verify && job.allow_plaintext);
+    assert_eq!((job.keep, job.at_once, job.reserve), (2, 8, 20 << 30));
+    assert_eq!(job.rates.usual, Some(100 << 20));
+    assert_eq!(job.rates.windows.first().unwrap().rate, 50_000_000);
+    assert_eq!(job.hooks.timeout, Duration::from_secs(10));
+    assert_eq!(
+        job.schedule.unwrap().to_string(),
+        "*/15 * * * * (Europe/Berlin)"
+    );
+    let keep = |number: usize| job.targets.get(number).unwrap().keep.clone();
+    assert_eq!(keep(0).unwrap().last, Some(4));
+    // The newest one stays, whatever the rules.
+    assert_eq!(keep(3).unwrap().last, Some(1));
+    let least = "name='a'\nvolumes=['vol-0a']\n[[target]]\nto='/srv/a.raw'";
+    let job = parse(least).unwrap();
+    assert_eq!((job.keep, job.at_once), (1, 4));
+    assert!(job.schedule.is_none());
+}
+
+#[test]
+fn what_is_wrong_is_one_line_with_its_line_number() {
+    let with = |line: &str| {
+        format!("name = 'a'\nvolumes = ['vol-0a']\n{line}\n[[target]]\nto = '/srv/a.raw'\n")
+    };
+    for (text, words) in [
+        (with("evry = '15m'"), "line 3: unknown field `evry`"),
+        (with("every = 'soon'"), "line 3: \"soon\" is no time"),
+        (with("every = 15"), "line 3: invalid type"),
+        (with("keep = -1"), "line 3: invalid value"),
+        (
+            with("time_zone = 'Mars'"),
+            "line 3: \"Mars\" is no time zone",
+        ),
+        (
+            with("instances = ['vol-0a']"),
+            "line 3: \"vol-0a\" is not an instance id",
+        ),
+        (with("rate = 'fast'"), "line 3: \"fast\" is no size"),
+        (
+            with("bandwidth = [{ from = '8', to = '18:00', rate = '1M' }]"),
+            "line 3: \"8\" is no time of day",
+        ),
+        (
+            with("bandwidth = [{ from = '08:00', to = '08:00', rate = '1M' }]"),
+            "ends when it begins",
+        ),
+        (
+            with("every = '15m'\ncron = '* * * * *'"),
+            "exclude each other",
+        ),
+        (with("jitter = '1m'"), "jitter is for"),
+        (with("time_zone = 'UTC'"), "time_zone is for"),
+        (with("keep = 0"), "keep must be 1 or more"),
+        (with("rate = '1KiB'"), "at least 512KiB"),
+        (with("volumes_at_once = 0"), "from 1 to"),
+        (with("["), "line 3"),
+        (
+            with("") + "keep = { last = 1 }",
+            "cannot use keep with the target /srv/a.raw",
+        ),
+        (with("") + "keep = {}", "has no rule"),
+        (with("") + "dedup = true", "cannot use dedup"),
+        (
+            with("") + "[[target]]\nto = 'a.raw'",
+            "neither an absolute path",
+        ),
+        (
+            "name = 'a/b'\nvolumes = ['vol-0a']\n[[target]]\nto = '/a'".into(),
+            "as the name of a job",
+        ),
+        (
+            "name = 'a'\n[[target]]\nto = '/a'".into(),
+            "selects no volume",
+        ),
+        ("name = 'a'\nvolumes = ['vol-0a']".into(), "has no target"),
+        ("volumes = ['vol-0a']".into(), "missing field `name`"),
+    ] {
+        let said = parse(&text).unwrap_err().chain();
+        assert!(said.contains(words), "{words}: {said}");
+        assert!(!said.contains('\n'), "{said}");
+    }
+}
+
+#[test]
+fn a_file_that_is_too_large_is_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("job.toml");
+    let spaces = vec![b' '; usize::try_from(LARGEST_FILE).unwrap() + 1];
+    std::fs::write(&path, spaces).unwrap();
+    let said = read(&path).unwrap_err().chain();
+    assert!(said.contains("larger than"), "{said}");
+    std::fs::write(&path, [0xff]).unwrap();
+    assert!(read(&path).unwrap_err().chain().contains("not UTF-8"));
+}

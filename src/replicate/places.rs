@@ -1,0 +1,63 @@
+//! [`Places`]: what a cycle is connected to. The command line opens concrete sources and targets; a cycle sees traits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+
+use super::job::JobTarget;
+use super::state::RequestCounts;
+use crate::error::Result;
+use crate::repository::RepositoryCatalog;
+use crate::snapshot::{SnapshotId, SnapshotMaker};
+use crate::sync::Source;
+use crate::target::{SourceInfo, Target};
+
+/// Opens what a cycle reads and writes. All of it shares one rate.
+pub trait Places: Send + Sync {
+    /// EC2 of the source.
+    fn maker(&self) -> Arc<dyn SnapshotMaker>;
+
+    /// Opens a snapshot of the source; one that is pending is waited for.
+    ///
+    /// # Errors
+    /// `NotFound` when it does not exist, `Pending` when it is not completed in time, `Denied` when it cannot be read.
+    fn source<'a>(&'a self, id: &'a SnapshotId, wait: Duration) -> BoxFuture<'a, Result<Source>>;
+
+    /// Opens a target. Nothing is made or changed.
+    ///
+    /// # Errors
+    /// Why it cannot be reached.
+    fn target<'a>(
+        &'a self,
+        target: &'a JobTarget,
+        name: &'a str,
+        source: &'a SourceInfo,
+    ) -> BoxFuture<'a, Result<Arc<dyn Target>>>;
+
+    /// Opens a repository, to remove snapshots from it.
+    ///
+    /// # Errors
+    /// Why it cannot be reached.
+    fn repository<'a>(
+        &'a self,
+        target: &'a JobTarget,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<RepositoryCatalog>>;
+
+    /// EC2 of an `ebs:` target, to delete snapshots there.
+    ///
+    /// # Errors
+    /// Why it cannot be reached.
+    fn account<'a>(
+        &'a self,
+        target: &'a JobTarget,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Arc<dyn SnapshotMaker>>>;
+
+    /// Sets the rate of each direction in bytes a second; none: unlimited.
+    fn set_rate(&self, bytes_a_second: Option<u64>);
+
+    /// Requests to EBS since these places were opened.
+    fn requests(&self) -> RequestCounts;
+}

@@ -1,0 +1,180 @@
+//! [`CycleReport`]: how a cycle ended, for the exit code, the hooks and people.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+use tracing::warn;
+
+use super::retain::NeededBases;
+use super::state::{RecoveryPoint, RequestCounts};
+use super::template::AssignedTarget;
+use crate::error::{Error, Result};
+use crate::snapshot::SnapshotId;
+use crate::time::rfc3339_millis;
+
+/// Version of the JSON that hooks read.
+const HOOK_VERSION: u32 = 1;
+
+/// How a cycle ended.
+#[derive(Debug, Default)]
+pub struct CycleReport {
+    /// The cycle, as its snapshots carry it.
+    pub cycle: String,
+    /// The volumes that have their snapshots.
+    pub volumes: Vec<VolumeOutcome>,
+    /// What failed besides targets.
+    pub failures: Vec<Error>,
+    /// What a person should know.
+    pub warnings: Vec<String>,
+    /// Snapshots that were deleted at the source.
+    pub deleted: Vec<SnapshotId>,
+    /// Snapshots that were removed at targets, with the target's name.
+    pub removed: Vec<String>,
+    /// Requests to EBS.
+    pub requests: RequestCounts,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// How the copies of one volume ended.
+#[derive(Debug)]
+pub struct VolumeOutcome {
+    /// The volume.
+    pub volume: String,
+    /// Its snapshot.
+    pub snapshot: SnapshotId,
+    /// The instant whose bytes it holds.
+    pub time: Option<SystemTime>,
+    /// Each target.
+    pub targets: Vec<CopyOutcome>,
+    /// Why the snapshot could not be opened.
+    pub failure: Option<Error>,
+    /// The snapshots that its targets need.
+    pub needed: NeededBases,
+    /// Bytes fetched.
+    pub bytes: u64,
+}
+
+/// How the copy to one target ended.
+#[derive(Debug)]
+pub struct CopyOutcome {
+    /// The target.
+    pub target: AssignedTarget,
+    /// What it holds now, or why it does not hold the snapshot.
+    pub held: Result<RecoveryPoint>,
+}
+
+impl VolumeOutcome {
+    /// All failures.
+    pub fn failures(&self) -> impl Iterator<Item = &Error> {
+        let targets = self.targets.iter();
+        targets
+            .filter_map(|copy| copy.held.as_ref().err())
+            .chain(&self.failure)
+    }
+}
+
+impl CycleReport {
+    /// The report of a cycle that begins.
+    pub(super) fn of(cycle: String) -> Self {
+        Self {
+            cycle,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn warn(&mut self, what: String) {
+        warn!("{what}");
+        self.warnings.push(what);
+    }
+
+    /// All failures.
+    pub fn failures(&self) -> impl Iterator<Item = &Error> {
+        let of_volumes = self.volumes.iter().flat_map(VolumeOutcome::failures);
+        self.failures.iter().chain(of_volumes)
+    }
+
+    /// The failure that gives the exit code: the first of those with the lowest rank.
+    pub fn failure(&self) -> Option<&Error> {
+        self.failures().min_by_key(|error| error.kind().rank())
+    }
+
+    /// Bytes fetched.
+    pub fn bytes(&self) -> u64 {
+        self.volumes.iter().map(|volume| volume.bytes).sum()
+    }
+
+    /// What hooks read.
+    pub fn to_json(&self, job: &str) -> Value {
+        let failed =
+            |error: &Error| json!({"error": error.chain(), "exit_code": error.kind().exit_code()});
+        let volumes = self.volumes.iter().map(|volume| {
+            let targets = volume.targets.iter().map(|copy| match &copy.held {
+                Ok(point) => json!({
+                    "target": copy.target.name,
+                    "snapshot": point.snapshot,
+                    "arrived": point.arrived.map(rfc3339_millis),
+                }),
+                Err(error) => {
+                    let mut value = failed(error);
+                    if let Some(members) = value.as_object_mut() {
+                        members.insert("target".into(), copy.target.name.as_str().into());
+                    }
+                    value
+                }
+            });
+            json!({
+                "volume": volume.volume,
+                "snapshot": volume.snapshot,
+                "time": volume.time.map(rfc3339_millis),
+                "bytes": volume.bytes,
+                "targets": targets.collect::<Vec<_>>(),
+            })
+        });
+        json!({
+            "version": HOOK_VERSION,
+            "job": job,
+            "cycle": self.cycle,
+            "volumes": volumes.collect::<Vec<_>>(),
+            "failures": self.failures().map(failed).collect::<Vec<_>>(),
+            "warnings": self.warnings,
+            "deleted": self.deleted,
+            "removed": self.removed,
+            "seconds": self.took.as_secs_f64(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn the_failure_with_the_lowest_rank_gives_the_exit_code() {
+        let mut report = CycleReport::of("web/2026-06-30T12:00:00Z".into());
+        assert!(report.failure().is_none());
+        let failed = |name: &str, kind| CopyOutcome {
+            target: AssignedTarget {
+                number: 0,
+                name: name.into(),
+            },
+            held: Err(Error::new(kind, "why")),
+        };
+        report.volumes.push(VolumeOutcome {
+            volume: "vol-0a".into(),
+            snapshot: "snap-0a".parse().unwrap(),
+            time: None,
+            targets: vec![failed("/a", Kind::Busy), failed("/b", Kind::Undecided)],
+            failure: None,
+            needed: NeededBases::Unknown,
+            bytes: 7,
+        });
+        assert_eq!(report.failure().unwrap().kind(), Kind::Undecided);
+        report.failures.push(Error::new(Kind::NotFound, "vol-0b"));
+        assert_eq!(report.failure().unwrap().kind(), Kind::NotFound);
+        let json = report.to_json("web");
+        assert_eq!(json["volumes"][0]["targets"][1]["exit_code"], 11);
+        assert_eq!(json["failures"].as_array().unwrap().len(), 3);
+    }
+}

@@ -1,0 +1,161 @@
+//! Which snapshots of a volume a job may delete at the source. Ownership is decided before ([`crate::capture::standing`]): only
+//! snapshots that are the job's own come here.
+
+use std::collections::BTreeSet;
+use std::time::SystemTime;
+
+use crate::snapshot::SnapshotId;
+
+/// A snapshot of the job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct OwnSnapshot {
+    /// Its id.
+    pub id: SnapshotId,
+    /// The instant whose bytes it holds; none: it stays.
+    pub time: Option<SystemTime>,
+    /// Whether it is completed.
+    pub is_completed: bool,
+    /// Whether EC2 could not complete it.
+    pub is_failed: bool,
+}
+
+/// The snapshots that the targets of a volume need as bases.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NeededBases {
+    /// These: what each target holds, and what an unfinished copy comes from and leads to.
+    These(BTreeSet<SnapshotId>),
+    /// A target could not be asked: any snapshot may be its base.
+    Unknown,
+}
+
+impl NeededBases {
+    /// Adds what another target needs; none: it could not be asked.
+    pub fn add(&mut self, more: Option<BTreeSet<SnapshotId>>) {
+        match (&mut *self, more) {
+            (Self::These(ids), Some(more)) => ids.extend(more),
+            _ => *self = Self::Unknown,
+        }
+    }
+}
+
+/// The snapshots to delete, the oldest first. All of `own` are of one volume; `newest` is the one of this cycle. What stays:
+/// 1. everything where a target could not be asked;
+/// 2. what a target needs;
+/// 3. this cycle's snapshot and what is newer: a later cycle may adopt it;
+/// 4. the newest `keep` that are completed;
+/// 5. what is pending, or of an unknown time.
+pub(super) fn removable(
+    own: &[OwnSnapshot],
+    newest: &SnapshotId,
+    needed: &NeededBases,
+    keep: usize,
+) -> Vec<SnapshotId> {
+    let NeededBases::These(needed) = needed else {
+        return Vec::new();
+    };
+    // Without this cycle's snapshot among them nothing tells which are older.
+    let Some(limit) = own
+        .iter()
+        .find(|one| one.id == *newest)
+        .and_then(|one| one.time)
+    else {
+        return Vec::new();
+    };
+    let mut sorted: Vec<&OwnSnapshot> = own.iter().collect();
+    sorted.sort_by(|a, b| (b.time, &b.id).cmp(&(a.time, &a.id)));
+    let mut kept = 0;
+    let mut removed = Vec::new();
+    for one in sorted {
+        let is_counted = one.is_completed && kept < keep.max(1);
+        kept += usize::from(is_counted);
+        let is_old = one.time.is_some_and(|time| time < limit);
+        let has_ended = one.is_completed || one.is_failed;
+        if !is_counted && is_old && has_ended && !needed.contains(&one.id) {
+            removed.push(one.id.clone());
+        }
+    }
+    removed.reverse();
+    removed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn id(name: &str) -> SnapshotId {
+        format!("snap-{name}").parse().unwrap()
+    }
+
+    /// `c1`: completed at 1; `p`: pending; `e`: in error; `c-`: without a time.
+    fn own(names: &[&str]) -> Vec<OwnSnapshot> {
+        let one = |name: &&str| OwnSnapshot {
+            id: id(name.get(1..).unwrap().replace('-', "f").as_str()),
+            time: name
+                .get(1..)
+                .unwrap()
+                .parse()
+                .ok()
+                .map(|at| SystemTime::UNIX_EPOCH + Duration::from_secs(at)),
+            is_completed: name.starts_with('c'),
+            is_failed: name.starts_with('e'),
+        };
+        names.iter().map(one).collect()
+    }
+
+    fn these(ids: &[&str]) -> NeededBases {
+        NeededBases::These(ids.iter().map(|name| id(name)).collect())
+    }
+
+    #[test]
+    fn only_what_no_target_needs_and_no_rule_keeps_is_deleted() {
+        for (names, newest, needed, keep, removed) in [
+            // All targets hold the newest.
+            (
+                &["c1", "c2", "c3"][..],
+                "3",
+                these(&["3"]),
+                1,
+                &["1", "2"][..],
+            ),
+            (&["c3", "c1", "c2"], "3", these(&["3"]), 2, &["1"]),
+            (&["c1", "c2", "c3"], "3", these(&["3"]), 0, &["1", "2"]),
+            // A target is behind: its base stays, and what its unfinished copy leads to.
+            (
+                &["c1", "c2", "c3", "c4"],
+                "4",
+                these(&["1", "3", "4"]),
+                1,
+                &["2"],
+            ),
+            // A target could not be asked.
+            (&["c1", "c2", "c3"], "3", NeededBases::Unknown, 1, &[]),
+            // Another proxy is ahead.
+            (&["c1", "c2", "c3"], "2", these(&["2"]), 1, &["1"]),
+            (&["c1", "c2", "c3", "c4"], "2", these(&["2"]), 1, &["1"]),
+            // Pending ones stay, failed ones do not and are not counted.
+            (&["p1", "e2", "c3"], "3", these(&["3"]), 1, &["2"]),
+            (&["c1", "e2", "c3"], "3", these(&["3"]), 2, &["2"]),
+            // This cycle's snapshot is pending: the newest completed one stays.
+            (&["c1", "c2", "p3"], "3", these(&[]), 1, &["1"]),
+            // Unknown times.
+            (&["c-", "c1", "c2"], "2", these(&["2"]), 1, &["1"]),
+            (&["c1", "c2"], "9", these(&["2"]), 1, &[]),
+            (&[], "1", these(&[]), 1, &[]),
+        ] {
+            let expected: Vec<_> = removed.iter().map(|name| id(name)).collect();
+            let found = removable(&own(names), &id(newest), &needed, keep);
+            assert_eq!(found, expected, "{names:?} {newest} {needed:?} {keep}");
+        }
+    }
+
+    #[test]
+    fn a_target_that_cannot_be_asked_makes_all_unknown() {
+        let mut needed = these(&["1"]);
+        needed.add(Some([id("2")].into()));
+        assert_eq!(needed, these(&["1", "2"]));
+        needed.add(None);
+        needed.add(Some([id("3")].into()));
+        assert_eq!(needed, NeededBases::Unknown);
+    }
+}
