@@ -2,7 +2,7 @@
 //!
 //! It is what a person needs to build a machine like it elsewhere: size, boot mode, order of disks, addresses, rules of the
 //! network. It has no user data and no secrets. [`DescribeMachine`] is what describes the parts; [`inventory`] asks it for those that
-//! belong to one instance, and [`assemble`] puts them together. What the caller may not see is left out and named.
+//! belong to one instance, and [`assemble()`] puts them together. What the caller may not see is left out and named.
 
 mod assemble;
 mod gather;

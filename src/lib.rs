@@ -158,6 +158,14 @@
 //! ```
 //! [`replicate`] has the rules, `docs/replicate.md` is the page for operators.
 //!
+//! # The path of a restore
+//! ```text
+//!  cli/inventory    run        inventory/gather: DescribeInstances, then what it names, all at once; a pure function assembles it
+//!  repository/sets  add_set    the newest instant of which each disk has a manifest -> instances/TIME.INSTANCE
+//!  cli/restore      restore    find_set, then a sync of each disk, in device order
+//! ```
+//! `docs/inventory.md` and `docs/restore.md` are the pages for operators.
+//!
 //! # Memory
 //! Blocks, cached and in flight together, keep the budget of `--memory` (a hedge holds a second body for a moment). Tokens
 //! are bounded for all snapshots together (32 MiB), and so is presence (48 MiB): two bitmaps in chunks for each snapshot that is

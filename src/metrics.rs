@@ -3,9 +3,10 @@
 //! # How the parts fit
 //! Each module counts where things happen, in plain values: [`crate::aws::RequestCounts`], [`crate::repository::StoreTraffic`],
 //! [`crate::fs::Activity`], [`crate::progress::Progress`]. Here each kind of count has one file that turns it into [`Metric`]s:
-//! [`requests`], [`stores`], [`mount`], [`sync`], [`process`]. A verb that counts something else gets a file of its own beside them.
+//! [`mod@requests`], [`mod@stores`], [`mod@mount`], [`mod@sync`], [`mod@process`]. A verb that counts something else gets a file of
+//! its own beside them, named like the verb.
 //! [`text`] writes the text format, the only file that names the library for it; [`server`] sends the text to whom asks by HTTP,
-//! [`file`] writes it for the textfile collector of node_exporter. `docs/metrics.md` explains every metric.
+//! [`mod@file`] writes it for the textfile collector of node_exporter. `docs/metrics.md` explains every metric.
 //!
 //! # Rules
 //! Names begin with `ebsfs_`; counters end with `_total`, times with `_seconds`, sizes with `_bytes`. A label has few values, which

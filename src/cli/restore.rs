@@ -220,15 +220,17 @@ fn write_inventory(path: &Path, set: &MachineSet) -> Result<()> {
     let text = serde_json::to_string_pretty(&set.inventory)
         .map_err(|error| Error::with_source(Kind::Io, "cannot write JSON", error))?;
     let text = format!("{text}\n");
-    match std::fs::read(path) {
-        Ok(there) if there == text.as_bytes() => Ok(()),
-        Ok(_) => {
-            let what = format!("cannot write {}: it is of another set", path.display());
-            let remedy = Remedy::Do("restore to another folder".into());
-            Err(Error::new(Kind::Undecided, what).with_remedy(remedy))
-        }
-        Err(_) => replace(path, text.as_bytes()),
+    let Ok(there) = std::fs::symlink_metadata(path) else {
+        return replace(path, text.as_bytes());
+    };
+    // Anything but a file of this size is not read.
+    let may_be_it = there.is_file() && there.len() == text.len() as u64;
+    if may_be_it && std::fs::read(path).is_ok_and(|there| there == text.as_bytes()) {
+        return Ok(());
     }
+    let what = format!("cannot write {}: it is of another set", path.display());
+    let remedy = Remedy::Do("restore to another folder".into());
+    Err(Error::new(Kind::Undecided, what).with_remedy(remedy))
 }
 
 #[cfg(test)]
