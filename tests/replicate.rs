@@ -279,7 +279,7 @@ fn what_is_already_there_is_not_copied_again_and_a_state_says_so() {
     let mut site = Site::new(fastrand::u64(..));
     site.write();
     let job = site.job(&format!(
-        "name = 'web'\nvolumes = ['vol-0a']\n[[target]]\nto = '{}/{{volume}}.raw'\nin_place = true",
+        "name = 'web'\nvolumes = ['vol-0a']\nverify = true\n[[target]]\nto = '{}/{{volume}}.raw'\nin_place = true\n[hooks]\nfreeze = 'true'",
         site.folder.path().display()
     ));
     site.cycle(&job, "state");

@@ -9,7 +9,7 @@ use tracing::{debug, info};
 use super::cycle::CycleRun;
 use super::job::JobTarget;
 use super::report::CycleReport;
-use super::retain::{OwnSnapshot, removable};
+use super::retain::{OwnSnapshot, claimed_elsewhere, removable};
 use crate::capture::{CYCLE_TAG, Claim, Cycle, Standing, standing};
 use crate::error::{Kind, Result};
 use crate::progress::Progress;
@@ -102,7 +102,11 @@ impl CycleRun {
                     && standing(snapshot, &claim) == Standing::Ours
             };
             let own: Vec<_> = listed.iter().filter(is_its).map(own_snapshot).collect();
-            let old = removable(&own, &volume.snapshot, &volume.needed, self.job.keep);
+            let of_volume = listed.iter().filter(is_its).collect::<Vec<_>>();
+            let mut needed = volume.needed.clone();
+            let claimant = volume.claimant.as_deref().unwrap_or_default();
+            needed.add(Some(claimed_elsewhere(&of_volume, claimant)));
+            let old = removable(&own, &volume.snapshot, &needed, self.job.keep);
             removed.extend(old.into_iter().map(|id| (volume.volume.clone(), id)));
         }
         for (volume, id) in removed {

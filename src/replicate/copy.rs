@@ -11,12 +11,12 @@ use tracing::{debug, info, warn};
 use super::cycle::CycleRun;
 use super::job::{LEAST_RATE, ReplicateJob};
 use super::report::{CopyOutcome, VolumeOutcome};
-use super::retain::NeededBases;
+use super::retain::{CLAIM_TAG, COPYING, HOLDS, NeededBases, claimant};
 use super::state::{CopyUnderWay, RecoveryPoint};
-use super::template::AssignedTarget;
+use super::template::{AssignedTarget, is_shared};
 use crate::error::{Error, Kind, Result};
 use crate::repository::Address;
-use crate::snapshot::SnapshotId;
+use crate::snapshot::{SnapshotId, YOUNG, tag_with_own_id};
 use crate::sync::{
     self, Context, Ended, OnDamage, PlanReport, Progress, Source, SyncJob, TargetOutcome, Ui,
     needed_bases,
@@ -25,7 +25,7 @@ use crate::target::{Base, Stop, Target};
 
 /// The first pause before a failed copy is tried again, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
-/// How long the first copy to a target is tried again: the progress of a copy to a repository is lost with its snapshot.
+/// How long the first copy of a volume is tried again: the progress of a copy to a repository is lost with its snapshot.
 const FIRST_COPY: Duration = Duration::from_secs(24 * 3600);
 /// The longest that a block waits for its turn under a rate: it limits the blocks in flight.
 const TURN_SECONDS: u64 = 10;
@@ -39,6 +39,8 @@ pub(super) struct VolumeWork {
     pub(super) volume: String,
     pub(super) copy: CopyUnderWay,
     pub(super) targets: Vec<AssignedTarget>,
+    /// Whether one of its targets was left out.
+    pub(super) is_incomplete: bool,
 }
 
 /// Which volume each open target is of: no two volumes are written to one object, whatever its names are.
@@ -121,6 +123,14 @@ pub(super) fn sync_job(job: &ReplicateJob) -> SyncJob {
     }
 }
 
+/// The machine's id, or its name where it has none.
+fn machine() -> String {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let id = read("/etc/machine-id").filter(|id| !id.trim().is_empty());
+    let id = id.or_else(|| read("/proc/sys/kernel/hostname"));
+    id.unwrap_or_default().trim().to_owned()
+}
+
 /// Whether a failure can pass by itself.
 fn can_pass(error: &Error) -> bool {
     matches!(
@@ -141,8 +151,50 @@ impl VolumeOutcome {
 }
 
 impl CycleRun {
-    /// Copies a volume. What fails and can pass is tried again until the next cycle is due.
+    /// Copies a volume. For images and devices it claims the snapshot before, and what it holds after: other machines cannot ask these.
     pub(super) async fn copy_volume(&self, work: &VolumeWork) -> VolumeOutcome {
+        let is_local = |target: &&AssignedTarget| !is_shared(&target.name);
+        let local = || work.targets.iter().filter(is_local);
+        let names = local().map(|target| target.name.as_str());
+        let claimant = local().next().map(|_| claimant(&machine(), names));
+        if let Some(claimant) = &claimant {
+            self.claim(work, claimant, COPYING).await;
+        }
+        let mut outcome = self.copy_with_retries(work).await;
+        if work.is_incomplete {
+            outcome.needed.add(None);
+        }
+        let mut copies = outcome.targets.iter();
+        let is_held = copies.all(|copy| copy.held.is_ok() || !is_local(&&copy.target));
+        if let Some(claimant) = claimant
+            .as_ref()
+            .filter(|_| is_held && outcome.failure.is_none())
+        {
+            self.claim(work, claimant, HOLDS).await;
+        }
+        outcome.claimant = claimant;
+        outcome
+    }
+
+    /// Tags the snapshot of a volume with a claim.
+    async fn claim(&self, work: &VolumeWork, claimant: &str, what: &str) {
+        let tag = (format!("{CLAIM_TAG}{claimant}"), what.to_owned());
+        let (maker, id) = (self.places.maker(), &work.copy.snapshot);
+        let tags = [tag];
+        let tagged = tag_with_own_id(&*maker, id, &tags, YOUNG);
+        if let Err(error) = self.stop.unless(tagged).await
+            && error.kind() != Kind::Stopped
+            && self.memory.update(|state| state.says("claim"))
+        {
+            warn!(
+                "another machine with this job may delete the snapshots that images and devices here need: {}",
+                error.chain()
+            );
+        }
+    }
+
+    /// What fails and can pass is tried again until the next cycle is due.
+    async fn copy_with_retries(&self, work: &VolumeWork) -> VolumeOutcome {
         let mut outcome = VolumeOutcome {
             volume: work.volume.clone(),
             snapshot: work.copy.snapshot.clone(),
@@ -150,6 +202,7 @@ impl CycleRun {
             targets: Vec::new(),
             failure: None,
             needed: NeededBases::These([work.copy.snapshot.clone()].into()),
+            claimant: None,
             bytes: 0,
         };
         let began = SystemTime::now();
@@ -174,7 +227,7 @@ impl CycleRun {
                 .cloned()
                 .collect();
             let may_pass = outcome.failures().any(can_pass) && !self.stop.is_stopped();
-            let until = self.retries_until(work, &left, began);
+            let until = self.retries_until(work, &outcome, began);
             if left.is_empty() || !may_pass || SystemTime::now() + pause > until {
                 return outcome;
             }
@@ -197,27 +250,26 @@ impl CycleRun {
         }
     }
 
-    /// Until when failed copies are tried again.
+    /// Until when failed copies are tried again. A volume that has no recovery point yet misses nothing by it.
     fn retries_until(
         &self,
         work: &VolumeWork,
-        left: &[AssignedTarget],
+        outcome: &VolumeOutcome,
         began: SystemTime,
     ) -> SystemTime {
         let Some(next) = self.retry_until else {
             return began;
         };
-        let is_first = self.memory.look(|state| {
+        let has_point = self.memory.look(|state| {
             let volume = state.volumes.get(&work.volume);
-            let known = |target: &AssignedTarget| {
-                let target = volume.and_then(|volume| volume.targets.get(&target.name));
-                target.is_some_and(|target| target.recovery_point.is_some())
-            };
-            left.iter().any(|target| !known(target))
+            let mut targets = volume
+                .into_iter()
+                .flat_map(|volume| volume.targets.values());
+            targets.any(|target| target.recovery_point.is_some())
         });
-        match is_first {
-            true => next.max(began + FIRST_COPY),
-            false => next,
+        match has_point || outcome.targets.iter().any(|copy| copy.held.is_ok()) {
+            true => next,
+            false => next.max(began + FIRST_COPY),
         }
     }
 

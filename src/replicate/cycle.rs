@@ -352,10 +352,15 @@ impl CycleRun {
             id: id.clone(),
             instance: copy.instance.clone(),
         });
-        let Assignment { volumes, problems } = assign(&self.job.targets, &volumes.collect());
+        let Assignment {
+            volumes,
+            problems,
+            incomplete,
+        } = assign(&self.job.targets, &volumes.collect());
         report.failures.extend(problems);
         let works = copies.into_iter().map(|(volume, copy)| VolumeWork {
             targets: volumes.get(&volume).cloned().unwrap_or_default(),
+            is_incomplete: incomplete.contains(&volume),
             volume,
             copy,
         });

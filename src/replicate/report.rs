@@ -51,6 +51,8 @@ pub struct VolumeOutcome {
     pub failure: Option<Error>,
     /// The snapshots that its targets need.
     pub needed: NeededBases,
+    /// Who claims its snapshots for images and devices of this machine; none without such targets.
+    pub claimant: Option<String>,
     /// Bytes fetched.
     pub bytes: u64,
 }
@@ -168,6 +170,7 @@ mod tests {
             targets: vec![failed("/a", Kind::Busy), failed("/b", Kind::Undecided)],
             failure: None,
             needed: NeededBases::Unknown,
+            claimant: None,
             bytes: 7,
         });
         assert_eq!(report.failure().unwrap().kind(), Kind::Undecided);

@@ -1,10 +1,13 @@
 //! Which snapshots of a volume a job may delete at the source. Ownership is decided before ([`crate::capture::standing`]): only
 //! snapshots that are the job's own come here.
 
-use std::collections::BTreeSet;
-use std::time::SystemTime;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime};
 
-use crate::snapshot::SnapshotId;
+use sha2::{Digest as _, Sha256};
+
+use crate::block::hexadecimal;
+use crate::snapshot::{Snapshot, SnapshotId};
 
 /// A snapshot of the job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +39,53 @@ impl NeededBases {
             _ => *self = Self::Unknown,
         }
     }
+}
+
+/// What the tag begins with that claims a snapshot for images and devices of a machine: no other machine can ask these. The claimant
+/// follows.
+pub(super) const CLAIM_TAG: &str = "ebsfs:needed-";
+/// The claim of a copy that is under way.
+pub(super) const COPYING: &str = "copying";
+/// The claim of a copy that has ended: the claimant needs no older snapshot.
+pub(super) const HOLDS: &str = "holds";
+/// A claim on a snapshot that is so much older than the newest one is of a machine that does not run the job any more.
+const CLAIM_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Who claims a snapshot for these images and devices of a machine: digits of the SHA-256 of its id and their names. A new state
+/// directory, or another order of the targets, makes no new claimant.
+pub(super) fn claimant<'a>(machine: &str, targets: impl Iterator<Item = &'a str>) -> String {
+    let names: BTreeSet<&str> = targets.collect();
+    let names: Vec<&str> = names.into_iter().collect();
+    let digest = hexadecimal(&Sha256::digest(format!("{machine}\n{}", names.join("\n"))));
+    digest.get(..16).unwrap_or(&digest).to_owned()
+}
+
+/// The snapshots of a volume that other claimants than `own` need: of each the newest that it holds, and all newer ones that it
+/// copies; where it holds none, all that it copies.
+pub(super) fn claimed_elsewhere(snapshots: &[&Snapshot], own: &str) -> BTreeSet<SnapshotId> {
+    let mut sorted = snapshots.to_vec();
+    sorted.sort_by(|a, b| (b.start_time, &b.id).cmp(&(a.start_time, &a.id)));
+    let newest = sorted.first().and_then(|snapshot| snapshot.start_time);
+    let oldest = newest.and_then(|newest| newest.checked_sub(CLAIM_LIFE));
+    // Claimants whose newest held snapshot was found.
+    let mut settled: BTreeMap<&str, bool> = BTreeMap::new();
+    let mut claimed = BTreeSet::new();
+    for snapshot in sorted {
+        if snapshot.start_time < oldest {
+            continue;
+        }
+        for (key, value) in &snapshot.tags {
+            let Some(other) = key.strip_prefix(CLAIM_TAG).filter(|other| *other != own) else {
+                continue;
+            };
+            let is_settled = settled.entry(other).or_default();
+            if !*is_settled {
+                claimed.insert(snapshot.id.clone());
+                *is_settled = value == HOLDS;
+            }
+        }
+    }
+    claimed
 }
 
 /// The snapshots to delete, the oldest first. All of `own` are of one volume; `newest` is the one of this cycle. What stays:
@@ -146,6 +196,63 @@ mod tests {
             let expected: Vec<_> = removed.iter().map(|name| id(name)).collect();
             let found = removable(&own(names), &id(newest), &needed, keep);
             assert_eq!(found, expected, "{names:?} {newest} {needed:?} {keep}");
+        }
+    }
+
+    #[test]
+    fn a_claimant_is_a_machine_and_its_targets() {
+        let of = |machine, targets: &[&str]| claimant(machine, targets.iter().copied());
+        assert_eq!(of("m", &["/a", "/b"]), of("m", &["/b", "/a"]));
+        let all: BTreeSet<_> = [
+            ("m", &["/a"][..]),
+            ("n", &["/a"]),
+            ("m", &["/b"]),
+            ("m", &["/a", "/b"]),
+        ]
+        .map(|(machine, targets)| of(machine, targets))
+        .into();
+        assert_eq!(all.len(), 4);
+    }
+
+    #[test]
+    fn what_other_machines_claim_is_the_newest_that_they_hold_and_what_they_copy() {
+        let day = 24 * 3600;
+        let snapshot = |at: u64, claims: &str| {
+            let mut snapshot = Snapshot::unknown(id(&at.to_string()));
+            snapshot.start_time = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(at * day));
+            let claims = claims.split_whitespace().map(|claim| {
+                let (proxy, value) = claim.split_once('=').unwrap();
+                (format!("{CLAIM_TAG}{proxy}"), value.to_owned())
+            });
+            snapshot.tags = claims.collect();
+            snapshot
+        };
+        for (claims, claimed) in [
+            (&[(1, ""), (2, "")][..], &[][..]),
+            // Its own claims are not asked: it asks its targets.
+            (&[(1, "me=holds"), (2, "me=copying")], &[]),
+            (&[(1, "a=holds"), (2, "a=holds"), (3, "")], &[2]),
+            (
+                &[(1, "a=holds"), (2, "a=copying"), (3, "a=copying")],
+                &[1, 2, 3],
+            ),
+            (&[(1, "a=copying"), (2, "a=copying")], &[1, 2]),
+            (&[(1, "a=copying"), (2, "a=holds")], &[2]),
+            (
+                &[(1, "a=holds b=holds"), (2, "b=holds"), (3, "me=holds")],
+                &[1, 2],
+            ),
+            // It has not run for a month.
+            (&[(1, "a=holds"), (40, "me=holds")], &[]),
+            (&[(11, "a=holds"), (40, "me=holds")], &[11]),
+        ] {
+            let all: Vec<Snapshot> = claims
+                .iter()
+                .map(|(at, text)| snapshot(*at, text))
+                .collect();
+            let found = claimed_elsewhere(&all.iter().collect::<Vec<_>>(), "me");
+            let expected = claimed.iter().map(|at: &u64| id(&at.to_string())).collect();
+            assert_eq!(found, expected, "{claims:?}");
         }
     }
 

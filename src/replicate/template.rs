@@ -36,6 +36,8 @@ pub(super) struct Assignment {
     pub volumes: BTreeMap<String, Vec<AssignedTarget>>,
     /// Volumes without a target, and targets that more than one volume would have: these are left out.
     pub problems: Vec<Error>,
+    /// Volumes of which a target was left out: it may hold any of their snapshots.
+    pub incomplete: BTreeSet<String>,
 }
 
 /// Whether a name is of something that many volumes can share: a repository, an account and Region.
@@ -108,6 +110,7 @@ pub(super) fn assign(targets: &[JobTarget], volumes: &BTreeSet<CycleVolume>) -> 
                     volume.id, target.to
                 );
                 assignment.problems.push(Error::new(Kind::Invalid, what));
+                assignment.incomplete.insert(volume.id.clone());
                 continue;
             };
             if !is_shared(&name) {
@@ -117,12 +120,15 @@ pub(super) fn assign(targets: &[JobTarget], volumes: &BTreeSet<CycleVolume>) -> 
             its.push(AssignedTarget { number, name });
         }
         if its.is_empty() {
+            assignment.incomplete.insert(volume.id.clone());
             let what = format!("cannot replicate {}: no target is for it", volume.id);
             assignment.problems.push(Error::new(Kind::Invalid, what));
         }
     }
     for (path, owners) in owners.iter().filter(|(_, owners)| owners.len() > 1) {
         let all: Vec<&str> = owners.iter().copied().collect();
+        let ids = all.iter().map(|id| (*id).to_owned());
+        assignment.incomplete.extend(ids);
         let what = format!(
             "cannot replicate {} to {}: it can hold one volume",
             all.join(" and "),
@@ -261,6 +267,28 @@ mod tests {
             for (why, words) in why.iter().zip(problems) {
                 assert!(why.contains(words), "{why}");
             }
+        }
+    }
+
+    #[test]
+    fn a_volume_of_which_a_target_is_left_out_is_incomplete() {
+        let two = volumes(&[("vol-0a", "i-1"), ("vol-0b", "")]);
+        let shared = target("s3://b/p", &[]);
+        for (targets, incomplete) in [
+            (vec![shared.clone()], &[][..]),
+            (
+                vec![shared.clone(), target("/srv/a", &["vol-0a", "vol-0b"])],
+                &["vol-0a", "vol-0b"],
+            ),
+            (
+                vec![shared, target("/srv/{instance}/{volume}", &[])],
+                &["vol-0b"],
+            ),
+            (vec![target("/srv/a", &["vol-0a"])], &["vol-0b"]),
+        ] {
+            let found = assign(&targets, &two).incomplete;
+            let found: Vec<&str> = found.iter().map(String::as_str).collect();
+            assert_eq!(found, incomplete, "{targets:?}");
         }
     }
 

@@ -15,8 +15,9 @@ fn a_cycle_that_is_killed_at_any_moment_loses_no_base_and_writes_no_wrong_byte()
         instances = ["{FIRST}"]
         volumes = ["vol-0c"]
         look_again = "300ms"
+        stage = "{0}/stage"
         [[target]]
-        to = "{}/{{volume}}.raw"
+        to = "{0}/{{volume}}.raw"
         in_place = true
         [[target]]
         to = "{repository}"
@@ -67,8 +68,6 @@ fn a_cycle_that_is_killed_at_any_moment_loses_no_base_and_writes_no_wrong_byte()
                 .as_str()
                 .unwrap();
             assert_in_repository(&repository, held, &disk);
-            let own = source[volume].iter().filter(|one| id(one) != foreign);
-            assert_eq!(own.count(), 1, "{volume}");
         }
     }
     println!("{kills} kills, {cycles} cycles");
@@ -77,7 +76,15 @@ fn a_cycle_that_is_killed_at_any_moment_loses_no_base_and_writes_no_wrong_byte()
     site.write();
     site.emulator.reset();
     site.cycle(&job, "state");
-    assert!(site.emulator.gets() <= 9, "{}", site.emulator.gets());
+    // What is staged is fetched by itself.
+    assert!(site.emulator.gets() <= 18, "{}", site.emulator.gets());
+    // What kills have left is deleted by the next cycle, and nothing else.
+    let source = site.snapshots();
+    for volume in volumes {
+        let own = source[volume].iter().filter(|one| id(one) != foreign);
+        assert_eq!(own.count(), 1, "{volume}");
+    }
+    assert!(source["vol-0a"].iter().any(|one| id(one) == foreign));
 }
 
 #[test]
@@ -126,6 +133,43 @@ fn two_proxies_on_one_job_write_no_wrong_byte_and_lose_no_base() {
             assert_in_repository(&repository, &newest, &site.emulator.volume(volume));
         }
     }
+}
+
+#[test]
+fn two_proxies_with_images_of_their_own_leave_each_other_their_bases() {
+    let mut site = Site::new(fastrand::u64(..));
+    let job = |name: &str| {
+        let path = site.at(&format!("{name}.toml"));
+        let text = format!(
+            "name = 'web'\nvolumes = ['vol-0a']\n[[target]]\nto = '{}/{name}.raw'",
+            site.folder.path().display()
+        );
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let (quick, slow) = (job("quick"), job("slow"));
+    let volume = site.emulator.volume("vol-0a");
+    site.cycle(&quick, "quick");
+    site.cycle(&slow, "slow");
+    for _ in 0..2 {
+        for _ in 0..3 {
+            site.write();
+            site.cycle(&quick, "quick");
+            assert_same(&site.at("quick.raw"), &volume);
+            // That of the slow one's image, and the newest.
+            assert_eq!(site.snapshots()["vol-0a"].len(), 2);
+        }
+        site.emulator.reset();
+        site.cycle(&slow, "slow");
+        assert!(
+            site.emulator.gets() <= 9,
+            "its base was deleted: {}",
+            site.emulator.gets()
+        );
+        assert_same(&site.at("slow.raw"), &volume);
+    }
+    site.cycle(&quick, "quick");
+    assert_eq!(site.snapshots()["vol-0a"].len(), 2);
 }
 
 #[test]
