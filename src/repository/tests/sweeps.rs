@@ -170,7 +170,7 @@ fn what_a_prune_spares_is_no_longer_named_in_its_sweep() {
         assert!(is_swept(&honest, &manifest).await);
         honest
             .store
-            .put(&manifest_object(&name), &[manifest.clone()])
+            .put(&manifest_object(&name), std::slice::from_ref(&manifest))
             .await
             .unwrap();
         process.client.resume();
