@@ -1,4 +1,4 @@
-//! [`ReplicateJob`]: what is replicated where and when, as plain values. [`file`] reads it from TOML.
+//! [`ReplicateJob`]: what is replicated where and when, as plain values. [`mod@file`] reads it from TOML.
 
 mod file;
 
