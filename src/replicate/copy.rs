@@ -27,7 +27,7 @@ use crate::target::{Base, Stop, Target};
 const PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 /// How long the first copy of a volume is tried again: the progress of a copy to a repository is lost with its snapshot.
 const FIRST_COPY: Duration = Duration::from_secs(24 * 3600);
-/// The longest that a block waits for its turn under a rate: it limits the blocks in flight.
+/// The longest that a block waits for its turn under a rate, behind those of all volumes: it limits the blocks in flight.
 const TURN_SECONDS: u64 = 10;
 /// Blocks in flight of a volume; with packs they take memory twice.
 const IN_FLIGHT: u64 = 64;
@@ -105,7 +105,8 @@ pub(super) fn sync_job(job: &ReplicateJob) -> SyncJob {
         false => IN_FLIGHT,
     };
     let rate = job.rates.least().map(|rate| (rate / LEAST_RATE).max(1));
-    let in_turn = rate.map_or(most, |rate| rate.saturating_mul(TURN_SECONDS));
+    let volumes = u64::try_from(job.at_once).unwrap_or(1).max(1);
+    let in_turn = rate.map_or(most, |rate| rate.saturating_mul(TURN_SECONDS) / volumes);
     let plain = SyncJob::full();
     SyncJob {
         base: Base::Auto,

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -44,6 +45,8 @@ pub(super) struct AwsPlaces {
     maker: Arc<dyn SnapshotMaker>,
     descriptions: Option<Arc<dyn Descriptions>>,
     bandwidth: Bandwidth,
+    /// Blocks a second at present, for accounts that are connected later.
+    max_rps: AtomicU32,
     /// By what names them.
     accounts: Mutex<BTreeMap<String, TargetAccount>>,
 }
@@ -69,6 +72,7 @@ impl AwsPlaces {
             limits,
             state_dir: args.state_dir(),
             job: job.name.clone(),
+            max_rps: AtomicU32::new(limits.max_rps),
             bandwidth,
             accounts: Mutex::default(),
         })
@@ -88,6 +92,9 @@ impl AwsPlaces {
         let region = name.strip_prefix("ebs:").unwrap_or_default();
         let to = self.to(target);
         let (place, maker) = to.place_and_maker(region, &self.aws, &self.limits).await?;
+        place
+            .client
+            .set_max_rps(self.max_rps.load(Ordering::Relaxed));
         let account = TargetAccount { place, maker };
         // Another volume may have connected meanwhile: all share one client.
         let mut accounts = self.accounts.lock();
@@ -177,6 +184,7 @@ impl Places for AwsPlaces {
         let blocks = bytes_a_second.map_or(u64::MAX, |rate| (rate / LEAST_RATE).max(1));
         let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
         let blocks = blocks.min(self.limits.max_rps);
+        self.max_rps.store(blocks, Ordering::Relaxed);
         self.client.set_max_rps(blocks);
         for account in self.accounts.lock().values() {
             account.place.client.set_max_rps(blocks);
