@@ -8,13 +8,13 @@ use nix::unistd::{Whence, lseek};
 use crate::support::*;
 
 /// Runs `ebsfs mount` under a limit of the shell; its exit code and message.
-fn mount_under(limit: &str) -> (i32, String) {
+fn mount_under(limit: &str, options: &str) -> (i32, String) {
     let emulator = Emulator::start();
     emulator.make_volume("vol-0a", 2048, [0]);
     let snapshot = emulator.snapshot("vol-0a");
     let point = tempfile::tempdir().unwrap();
     let line = format!(
-        "{limit}; exec {EBSFS} mount {} {snapshot}",
+        "{limit}; exec {EBSFS} mount {options} {} {snapshot}",
         point.path().display()
     );
     let mut shell = emulator.command("timeout");
@@ -27,7 +27,7 @@ fn mount_under(limit: &str) -> (i32, String) {
 #[test]
 fn too_few_descriptors_are_refused_before_anything_is_mounted() {
     for limit in ["ulimit -n 12", "ulimit -n 30"] {
-        let (code, message) = mount_under(limit);
+        let (code, message) = mount_under(limit, "");
         assert_eq!(code, 1, "{limit}: {message}");
         assert!(message.contains("descriptors"), "{limit}: {message}");
     }
@@ -35,8 +35,8 @@ fn too_few_descriptors_are_refused_before_anything_is_mounted() {
 
 #[test]
 fn too_little_memory_is_refused_before_anything_is_mounted() {
-    // 256 MiB for blocks do not fit into 200 MiB.
-    let (code, message) = mount_under("ulimit -v 204800");
+    // 8 GiB for blocks do not fit into 4 GiB; the stacks and heaps of threads, which come first, do.
+    let (code, message) = mount_under("ulimit -v 4194304", "--memory 8GiB");
     assert_eq!(code, 1, "{message}");
     assert!(message.contains("memory"), "{message}");
 }
@@ -51,7 +51,7 @@ fn too_few_threads_are_refused_before_anything_is_mounted() {
         return;
     }
     std::fs::write(group.join("pids.max"), "8").unwrap();
-    let (code, message) = mount_under(&format!("echo $$ > {}/cgroup.procs", group.display()));
+    let (code, message) = mount_under(&format!("echo $$ > {}/cgroup.procs", group.display()), "");
     let _ = std::fs::remove_dir(&group);
     assert_eq!(code, 1, "{message}");
     assert!(message.contains("threads"), "{message}");

@@ -116,10 +116,19 @@ fn damage_is_found_and_the_snapshots_that_suffer_are_named_and_no_wrong_byte_is_
     assert!(code == 8 && said.contains("damaged"), "{said}");
     restore();
 
-    // A manifest that is gone is a snapshot that is not there; what it alone needs is unused.
+    // A manifest that is missing is a snapshot that is not there, and named; what it alone needs is unused.
     fs::remove_file(&manifest).unwrap();
-    let checked = objects.look_json(emulator, &["check", "--read-data"]);
-    assert_eq!(checked["snapshots"], 2);
+    let check = ["check", "--read-data", "--json"];
+    let output = objects.look(emulator, &check).output().unwrap();
+    assert_eq!(output.status.code(), Some(11));
+    let checked: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (
+            &checked["snapshots"],
+            checked["missing"].as_array().unwrap().len()
+        ),
+        (&2.into(), 1)
+    );
     assert!(checked["unused"].as_u64().unwrap() > 0);
     // No repository at all.
     fs::remove_file(files.join("ebsfs-repository.json")).unwrap();
