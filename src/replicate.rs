@@ -50,7 +50,7 @@ pub use report::{CopyOutcome, CycleReport, VolumeOutcome};
 pub use retain::NeededBases;
 pub use schedule::{CycleHistory, DueCycle, Schedule, due_cycle, time_zone, wanted_cycle};
 pub use state::{
-    CopyUnderWay, JobMemory, JobState, LastRun, RecoveryPoint, RequestCounts, StateError,
+    CopyUnderWay, CycleRequests, JobMemory, JobState, LastRun, RecoveryPoint, StateError,
     StateFile, TargetState, VolumeState,
 };
 pub use template::{AssignedTarget, is_shared};

@@ -26,7 +26,7 @@ use super::job::ReplicateJob;
 use super::places::Places;
 use super::report::{CycleReport, VolumeOutcome};
 use super::schedule::DueCycle;
-use super::state::{CopyUnderWay, JobMemory, LastRun, RequestCounts, StateError, TargetState};
+use super::state::{CopyUnderWay, CycleRequests, JobMemory, LastRun, StateError, TargetState};
 use super::template::{Assignment, CycleVolume, assign};
 use super::volumes::{self, vanished, without_busy};
 use crate::capture::{CaptureJob, Commands, Cycle, capture};
@@ -60,7 +60,7 @@ pub struct BegunCycle {
     report: CycleReport,
     copies: BTreeMap<String, CopyUnderWay>,
     since: Instant,
-    requests: RequestCounts,
+    requests: CycleRequests,
 }
 
 impl BegunCycle {

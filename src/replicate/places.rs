@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use super::job::JobTarget;
-use super::state::RequestCounts;
+use super::state::CycleRequests;
 use crate::error::Result;
 use crate::repository::RepositoryCatalog;
 use crate::snapshot::{SnapshotId, SnapshotMaker};
@@ -59,5 +59,5 @@ pub trait Places: Send + Sync {
     fn set_rate(&self, bytes_a_second: Option<u64>);
 
     /// Requests to EBS since these places were opened.
-    fn requests(&self) -> RequestCounts;
+    fn requests(&self) -> CycleRequests;
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tracing::warn;
 
 use super::retain::NeededBases;
-use super::state::{RecoveryPoint, RequestCounts};
+use super::state::{CycleRequests, RecoveryPoint};
 use super::template::AssignedTarget;
 use crate::error::{Error, Result};
 use crate::snapshot::SnapshotId;
@@ -31,7 +31,7 @@ pub struct CycleReport {
     /// Snapshots that were removed at targets, with the target's name.
     pub removed: Vec<String>,
     /// Requests to EBS.
-    pub requests: RequestCounts,
+    pub requests: CycleRequests,
     /// How long it took.
     pub took: Duration,
 }

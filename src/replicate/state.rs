@@ -67,12 +67,12 @@ pub struct LastRun {
     /// Bytes fetched.
     pub bytes: u64,
     /// Requests to EBS.
-    pub requests: RequestCounts,
+    pub requests: CycleRequests,
 }
 
 /// Requests to EBS, retries included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RequestCounts {
+pub struct CycleRequests {
     /// GetSnapshotBlock.
     pub gets: u64,
     /// PutSnapshotBlock.
@@ -81,7 +81,7 @@ pub struct RequestCounts {
     pub lists: u64,
 }
 
-impl RequestCounts {
+impl CycleRequests {
     /// What was added since an earlier count.
     #[must_use]
     pub fn since(self, before: Self) -> Self {

@@ -19,7 +19,7 @@ use crate::cli::store::{StoreLine, StoreOptions, addresses, check_repositories, 
 use crate::cli::target::{TargetRequest, ToArgs, connect};
 use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::error::Result;
-use crate::replicate::{JOB_TAG, JobTarget, LEAST_RATE, Places, ReplicateJob, RequestCounts};
+use crate::replicate::{CycleRequests, JOB_TAG, JobTarget, LEAST_RATE, Places, ReplicateJob};
 use crate::repository::{Address, Bandwidth, RepositoryCatalog};
 use crate::snapshot::{Descriptions, Selector, SnapshotId, SnapshotMaker};
 use crate::source::Catalog;
@@ -191,10 +191,10 @@ impl Places for AwsPlaces {
         }
     }
 
-    fn requests(&self) -> RequestCounts {
+    fn requests(&self) -> CycleRequests {
         let accounts = self.accounts.lock();
         let clients = accounts.values().map(|account| &account.place.client);
-        let mut requests = RequestCounts::default();
+        let mut requests = CycleRequests::default();
         for client in clients.chain([&self.client]) {
             let counts = client.counts();
             requests.gets += counts.gets;
