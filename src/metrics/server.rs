@@ -18,7 +18,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info};
 
@@ -99,7 +99,7 @@ async fn accept(listener: TcpListener, read: Arc<ReadMetrics>) -> Infallible {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let task = tokio::spawn(connection(stream, Arc::clone(&read)));
-                open.add(task.abort_handle());
+                open.add(task).await;
             }
             Err(error) => {
                 debug!("no connection for metrics: {error}");
@@ -111,15 +111,18 @@ async fn accept(listener: TcpListener, read: Arc<ReadMetrics>) -> Infallible {
 
 /// The connections that are open, the oldest first.
 #[derive(Default)]
-struct OpenConnections(VecDeque<AbortHandle>);
+struct OpenConnections(VecDeque<JoinHandle<()>>);
 
 impl OpenConnections {
-    fn add(&mut self, connection: AbortHandle) {
+    /// Closes the oldest one where there are too many, before another one is accepted.
+    async fn add(&mut self, connection: JoinHandle<()>) {
         self.0.retain(|open| !open.is_finished());
         if self.0.len() >= CONNECTIONS
             && let Some(oldest) = self.0.pop_front()
         {
             oldest.abort();
+            // Its descriptor is closed when this ends, with the error of a task that was aborted.
+            let _ = oldest.await;
         }
         self.0.push_back(connection);
     }
@@ -127,7 +130,7 @@ impl OpenConnections {
 
 impl Drop for OpenConnections {
     fn drop(&mut self) {
-        self.0.iter().for_each(AbortHandle::abort);
+        self.0.iter().for_each(JoinHandle::abort);
     }
 }
 
