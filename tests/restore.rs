@@ -225,6 +225,31 @@ fn what_is_there_is_not_overwritten_and_the_other_disks_come_back() {
 }
 
 #[test]
+fn two_sets_of_one_inventory_are_not_mixed_in_a_folder() {
+    let account = Account::new();
+    let (first, _) = account.capture("first");
+    account.bring(&first);
+    run(&mut account.add(&[]));
+    run(&mut account.restore(INSTANCE, "to", &[]));
+    account.write("vol-0a", 7, "later");
+    let (second, _) = account.capture("second");
+    account.bring(&second);
+    // The same file again.
+    let (repository, file) = (account.repository(), account.at("inventory.json"));
+    let add = [
+        "repository",
+        "instances",
+        &repository,
+        "--add",
+        file.to_str().unwrap(),
+    ];
+    run(&mut account.ebsfs(&add));
+    let (code, said) = ends(&mut account.restore(INSTANCE, "to", &[]));
+    assert_eq!(code, 11, "{said}");
+    account.assert_restored("to", "first");
+}
+
+#[test]
 fn a_set_needs_all_disks_but_those_that_a_person_leaves_out() {
     let account = Account::new();
     let (snapshots, time) = account.capture("copies");

@@ -215,11 +215,14 @@ fn make_folder(path: &Path) -> Result<()> {
     made.map_err(|error| Error::of_file(path, "cannot make", error))
 }
 
-/// Writes the inventory of a set, unless that of another one is there.
+/// Writes the inventory of a set with the set's name, unless that of another one is there. Sets can have one inventory: the name
+/// tells them apart.
 fn write_inventory(path: &Path, set: &MachineSet) -> Result<()> {
-    let text = serde_json::to_string_pretty(&set.inventory)
-        .map_err(|error| Error::with_source(Kind::Io, "cannot write JSON", error))?;
-    let text = format!("{text}\n");
+    let mut inventory = json!(set.inventory);
+    if let Some(members) = inventory.as_object_mut() {
+        members.insert("set".into(), set.name().to_string().into());
+    }
+    let text = format!("{inventory:#}\n");
     let Ok(there) = std::fs::symlink_metadata(path) else {
         return replace(path, text.as_bytes());
     };
