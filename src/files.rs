@@ -4,6 +4,7 @@
 //! with `O_EXCL`, nothing is opened through a link, and a state file is read only if it is a regular file of our own user that
 //! no other user can write.
 
+mod machine;
 mod sparse;
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
@@ -16,6 +17,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+pub use machine::machine_id;
 pub use sparse::{copy_data, data_after, punch, read_padded};
 
 use crate::error::{Error, Kind, Result};

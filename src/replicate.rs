@@ -43,7 +43,7 @@ mod volumes;
 mod window;
 
 pub use clean::JOB_TAG;
-pub use cycle::{BegunCycle, CycleRun};
+pub use cycle::{CycleRun, StartedCycle};
 pub use job::{JobHooks, JobTarget, LEAST_RATE, ReplicateJob, TargetAccess, read};
 pub use places::Places;
 pub use report::{CopyOutcome, CycleReport, VolumeOutcome};

@@ -73,6 +73,14 @@ impl Site {
         path
     }
 
+    /// A job of one volume to an image; `more` follows that target.
+    pub fn image_job(&self, more: &str) -> PathBuf {
+        self.job(&format!(
+            "name = 'web'\nvolumes = ['vol-0a']\n[[target]]\nto = '{}/{{volume}}.raw'\n{more}",
+            self.folder.path().display()
+        ))
+    }
+
     /// One cycle, by the proxy with this state folder.
     pub fn once(&self, job: &Path, state: &str) -> Command {
         let mut command = self.emulator.ebsfs(&["replicate", "--once", "--json"]);

@@ -134,7 +134,7 @@ impl ReplicateArgs {
         let memory = self.memory(&job)?;
         let places = Arc::new(stop.unless(AwsPlaces::open(self, &job)).await?);
         let run = CycleRun::new(Arc::clone(&job), places, memory, stop);
-        let begun = match run.unfinished().is_empty() {
+        let started = match run.unfinished().is_empty() {
             false => run.resume(),
             true => {
                 let history = run.memory.look(crate::replicate::JobState::history);
@@ -143,7 +143,7 @@ impl ReplicateArgs {
                 run.begin(due).await
             }
         };
-        let report = run.finish(begun).await;
+        let report = run.finish(started).await;
         words::print(&job.name, &report, self.json)
     }
 }

@@ -1,5 +1,5 @@
 //! Carries out the retention of a cycle: at the source what [`super::retain`] decides, at repositories and `ebs:` targets what
-//! [`Retention`] does. A refused deletion is said once, and is no failure: nothing is lost by a snapshot too many.
+//! [`Retention`] does. A refused deletion is reported once, and is no failure: nothing is lost by a snapshot too many.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};

@@ -15,6 +15,7 @@ use super::retain::{CLAIM_TAG, COPYING, HOLDS, NeededBases, claimant};
 use super::state::{CopyUnderWay, RecoveryPoint};
 use super::template::{AssignedTarget, is_shared};
 use crate::error::{Error, Kind, Result};
+use crate::files::machine_id;
 use crate::repository::Address;
 use crate::snapshot::{SnapshotId, YOUNG, tag_with_own_id};
 use crate::sync::{
@@ -126,10 +127,10 @@ pub(super) fn sync_job(job: &ReplicateJob) -> SyncJob {
 
 /// The machine's id, or its name where it has none.
 fn machine() -> String {
-    let read = |path: &str| std::fs::read_to_string(path).ok();
-    let id = read("/etc/machine-id").filter(|id| !id.trim().is_empty());
-    let id = id.or_else(|| read("/proc/sys/kernel/hostname"));
-    id.unwrap_or_default().trim().to_owned()
+    machine_id().unwrap_or_else(|| {
+        let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
+        name.unwrap_or_default().trim().to_owned()
+    })
 }
 
 /// Whether a failure can pass by itself.

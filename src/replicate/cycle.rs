@@ -56,14 +56,14 @@ pub struct CycleRun {
 
 /// A cycle that has its snapshots, as far as they could be made.
 #[derive(Debug)]
-pub struct BegunCycle {
+pub struct StartedCycle {
     report: CycleReport,
     copies: BTreeMap<String, CopyUnderWay>,
     since: Instant,
     requests: CycleRequests,
 }
 
-impl BegunCycle {
+impl StartedCycle {
     fn of(cycle: String, run: &CycleRun, copies: BTreeMap<String, CopyUnderWay>) -> Self {
         Self {
             report: CycleReport::of(cycle),
@@ -104,7 +104,7 @@ impl CycleRun {
         }
     }
 
-    /// The volumes whose copies were begun and not ended.
+    /// The volumes with a copy under way.
     pub fn unfinished(&self) -> BTreeSet<String> {
         self.memory.look(|state| {
             let volumes = state.volumes.iter();
@@ -123,8 +123,8 @@ impl CycleRun {
         }
     }
 
-    /// The copies that were begun and not ended, with the snapshots that they have.
-    pub fn resume(&self) -> BegunCycle {
+    /// The copies under way, with the snapshots that they have.
+    pub fn resume(&self) -> StartedCycle {
         let copies: BTreeMap<String, CopyUnderWay> = self.memory.look(|state| {
             let volumes = state.volumes.iter();
             let copies =
@@ -132,49 +132,49 @@ impl CycleRun {
             copies.collect()
         });
         let cycle = copies.values().map(|copy| copy.cycle.clone()).max();
-        let begun = BegunCycle::of(cycle.unwrap_or_default(), self, copies);
+        let started = StartedCycle::of(cycle.unwrap_or_default(), self, copies);
         info!(
             "continuing {} copies of the cycle {}",
-            begun.copies.len(),
-            begun.report.cycle
+            started.copies.len(),
+            started.report.cycle
         );
-        begun
+        started
     }
 
     /// Begins a cycle: adopts or makes the snapshots of all volumes but those that are still being copied.
-    pub async fn begin(&self, due: DueCycle) -> BegunCycle {
+    pub async fn begin(&self, due: DueCycle) -> StartedCycle {
         let cycle = match Cycle::new(&self.job.name, due.time) {
             Ok(cycle) => cycle,
             Err(error) => {
-                let mut begun = BegunCycle::of(self.job.name.clone(), self, BTreeMap::new());
-                begun.report.failures.push(error);
-                return begun;
+                let mut started = StartedCycle::of(self.job.name.clone(), self, BTreeMap::new());
+                started.report.failures.push(error);
+                return started;
             }
         };
-        let mut begun = BegunCycle::of(cycle.to_string(), self, BTreeMap::new());
+        let mut started = StartedCycle::of(cycle.to_string(), self, BTreeMap::new());
         let busy = self.unfinished();
         self.memory.update(|state| {
             state.under_way = Some(due.time);
             state.last = Some(due.time);
         });
         match self
-            .capture(&cycle, due.is_new, &busy, &mut begun.report)
+            .capture(&cycle, due.is_new, &busy, &mut started.report)
             .await
         {
-            Ok(copies) => begun.copies = copies,
-            Err(error) => begun.report.failures.push(error),
+            Ok(copies) => started.copies = copies,
+            Err(error) => started.report.failures.push(error),
         }
-        begun
+        started
     }
 
     /// Copies what a cycle has snapshots of, and ends it.
-    pub async fn finish(&self, begun: BegunCycle) -> CycleReport {
-        let BegunCycle {
+    pub async fn finish(&self, started: StartedCycle) -> CycleReport {
+        let StartedCycle {
             mut report,
             copies,
             since,
             requests,
-        } = begun;
+        } = started;
         self.with_rates(self.copy_and_retain(copies, &mut report))
             .await;
         report.took = since.elapsed();

@@ -56,7 +56,7 @@ pub struct ReplicateJob {
     pub snapshot_tags: Vec<(String, String)>,
     /// Commands.
     pub hooks: JobHooks,
-    /// How long a cycle that was begun before looks for its snapshots before it makes them.
+    /// How long a cycle that was started before looks for its snapshots before it makes them.
     pub look_again: Duration,
     /// How long EC2 may take to complete a snapshot.
     pub timeout: Duration,

@@ -173,16 +173,16 @@ pub fn time_zone(name: &str) -> Result<Tz> {
 pub struct DueCycle {
     /// Its time.
     pub time: SystemTime,
-    /// Whether this machine has not begun it before.
+    /// Whether this machine has not started it before.
     pub is_new: bool,
 }
 
 /// What is known of the cycles that this machine has run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CycleHistory {
-    /// The cycle that was begun and does not have its snapshots yet.
+    /// The cycle that was started and does not have its snapshots yet.
     pub under_way: Option<SystemTime>,
-    /// The last one that was begun.
+    /// The last one that was started.
     pub last: Option<SystemTime>,
 }
 
@@ -202,7 +202,7 @@ pub fn due_cycle(schedule: &Schedule, history: &CycleHistory, now: SystemTime) -
 }
 
 /// The cycle of a run that a person or another scheduler has started: the one without its snapshots, else a new one. On a machine
-/// that knows of no cycle the time is that of the schedule, so that it adopts what another machine has begun.
+/// that knows of no cycle the time is that of the schedule, so that it adopts what another machine has started.
 pub fn wanted_cycle(
     schedule: Option<&Schedule>,
     history: &CycleHistory,

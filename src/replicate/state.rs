@@ -28,10 +28,10 @@ pub struct JobState {
     /// When its cycles are due, in words.
     #[serde(default)]
     pub schedule: Option<String>,
-    /// The cycle that was begun and does not have its snapshots yet.
+    /// The cycle that was started and does not have its snapshots yet.
     #[serde(default, with = "time_text")]
     pub under_way: Option<SystemTime>,
-    /// Time of the last cycle that was begun.
+    /// Time of the last cycle that was started.
     #[serde(default, with = "time_text")]
     pub last: Option<SystemTime>,
     /// The last cycle that ended.
@@ -110,7 +110,7 @@ pub struct StateError {
 pub struct VolumeState {
     /// Whether the last cycle selected it.
     pub is_selected: bool,
-    /// The copy that was begun and not ended.
+    /// The copy under way.
     #[serde(default)]
     pub under_way: Option<CopyUnderWay>,
     /// Snapshots that this machine has made or adopted for the job, and that it does not know as deleted.
@@ -119,7 +119,7 @@ pub struct VolumeState {
     pub targets: BTreeMap<String, TargetState>,
 }
 
-/// A copy that was begun and not ended: the next run continues it with the same snapshot.
+/// A copy that has not ended: the next run continues it with the same snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyUnderWay {
     /// The cycle, as its snapshots carry it.
@@ -205,7 +205,7 @@ impl JobState {
         self.next_run = schedule.and_then(|schedule| schedule.next_due(SystemTime::now()));
     }
 
-    /// Whether something is said for the first time.
+    /// Whether this is the first time that something is reported.
     pub fn says(&mut self, what: &str) -> bool {
         self.said.insert(what.to_owned())
     }

@@ -195,7 +195,7 @@ pub async fn remove(store: &Store, name: &ManifestName) -> Result<Deleted> {
                 latest::retreat(store, name).await?;
                 return store.delete(&object).await;
             }
-            // Somebody else has removed it.
+            // Another process has removed it.
             Err(error) if error.kind() == Kind::NotFound && buried.is_some() => {
                 return Ok(Deleted::Done);
             }

@@ -204,8 +204,7 @@ async fn repair_within(
 impl Repair<'_> {
     /// Repairs everything, `most` blocks at a time.
     async fn all(&mut self, catalog: &RepositoryCatalog, most: usize) -> Result<()> {
-        let mut unreadable = self.read_manifests(catalog).await?;
-        unreadable.extend(catalog.list_with_missing(None, None).await?.missing);
+        let lost = self.read_manifests(catalog).await?;
         let affected = self.read_segments().await?;
         let mut affected = affected.into_iter().peekable();
         while affected.peek().is_some() {
@@ -217,21 +216,23 @@ impl Repair<'_> {
             self.heal(&round).await?;
         }
         self.replace_all().await?;
-        for name in unreadable {
+        for name in lost {
             self.make_again(&name).await?;
         }
         Ok(())
     }
 
-    /// Reads all manifests; the names of those that cannot be read.
+    /// Reads all manifests; the names of those that cannot be read or are missing.
     async fn read_manifests(&mut self, catalog: &RepositoryCatalog) -> Result<Vec<ManifestName>> {
-        let mut unreadable = Vec::new();
         self.progress.begin("repairing: reading manifests", 0);
-        let read = catalog.manifests(catalog.names().await?, |manifest| manifest);
+        let listed = catalog.list_with_missing(None, None).await?;
+        let mut lost = listed.missing;
+        let names = listed.named.into_iter().map(|(name, _)| name).collect();
+        let read = catalog.manifests(names, |manifest| manifest);
         for (name, manifest) in read.await? {
             match manifest {
                 Ok(manifest) => self.manifests.push(manifest),
-                Err(error) if is_damage(&error) => unreadable.push(name),
+                Err(error) if is_damage(&error) => lost.push(name),
                 Err(error) => return Err(error),
             }
         }
@@ -246,7 +247,7 @@ impl Repair<'_> {
                 }
             }
         }
-        Ok(unreadable)
+        Ok(lost)
     }
 
     /// Whether an entry leads to damage, or to a pack that a prune is about to delete.

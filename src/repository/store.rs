@@ -274,6 +274,7 @@ impl Store {
         .await
     }
 
+    /// Tries in turn with all other requests.
     async fn until<T, F>(
         &self,
         verb: &'static str,

@@ -41,6 +41,18 @@ struct Made {
     content: Content,
 }
 
+/// A snapshot, and the next one of its volume.
+const A: Made = Made {
+    volume: 0,
+    number: 1,
+    content: [1, 2, 3, 4, 0, 0, 7, 8],
+};
+const B: Made = Made {
+    volume: 0,
+    number: 2,
+    content: [1, 2, 13, 14, 15, 0, 7, 8],
+};
+
 impl Made {
     fn id(&self) -> SnapshotId {
         let text = format!("snap-{:04x}{:04x}", self.volume, self.number);

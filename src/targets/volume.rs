@@ -3,10 +3,9 @@
 use std::path::Path;
 
 use super::identity::{Identity, identity};
+use crate::files::machine_id;
 use crate::target::VolumeKey;
 
-/// Files that hold the id of this machine (man 5 machine-id).
-const MACHINE_IDS: &[&str] = &["/etc/machine-id", "/var/lib/dbus/machine-id"];
 /// Identities that a manufacturer or a cloud gives to one disk in the world. Serial numbers of virtual disks (`QM00001`) and UUIDs
 /// of LVM and md are the same on each clone of a machine.
 const WORLDWIDE: &[&str] = &["naa.", "eui.", "uuid.", "nvme."];
@@ -15,10 +14,7 @@ const QEMU: &str = "nvme.1b36-";
 
 /// The key of the image or device at a whole path. It never depends on the path alone: two machines have a disk at one path.
 pub fn volume_key_of(path: &Path) -> VolumeKey {
-    let machine = MACHINE_IDS.iter().find_map(|file| {
-        let text = std::fs::read_to_string(file).ok()?;
-        machine_id(&text)
-    });
+    let machine = machine_id();
     // An image has no identity of its own.
     let device = identity(path).ok();
     key(
@@ -26,13 +22,6 @@ pub fn volume_key_of(path: &Path) -> VolumeKey {
         machine.as_deref(),
         &path.display().to_string(),
     )
-}
-
-/// A machine's id; none where it is not set.
-fn machine_id(text: &str) -> Option<String> {
-    let id = text.trim();
-    let is_id = id.len() == 32 && id.chars().all(|c| c.is_ascii_hexdigit());
-    (is_id && id.chars().any(|c| c != '0')).then(|| id.to_ascii_lowercase())
 }
 
 /// The key of a device with this identity, or of an image.
@@ -114,17 +103,5 @@ mod tests {
         assert_ne!(key(None, Some("a"), "/x"), key(None, Some("b"), "/x"));
         assert_ne!(key(None, Some("a"), "/x"), key(None, Some("a"), "/y"));
         assert!(key(None, None, "/x").is_unknown());
-    }
-
-    #[test]
-    fn a_machine_id_that_is_not_set_is_none() {
-        let id = "3D1219c7c4c5404aaa1f6d2a48adfda4";
-        assert_eq!(
-            machine_id(&format!("{id}\n")),
-            Some(id.to_ascii_lowercase())
-        );
-        for none in ["", "uninitialized\n", "0", &"0".repeat(32)] {
-            assert_eq!(machine_id(none), None, "{none}");
-        }
     }
 }

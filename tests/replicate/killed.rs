@@ -176,10 +176,7 @@ fn two_proxies_with_images_of_their_own_leave_each_other_their_bases() {
 fn a_second_process_of_one_state_folder_is_refused() {
     let mut site = Site::new(fastrand::u64(..));
     site.write();
-    let job = site.job(&format!(
-        "name = 'web'\nvolumes = ['vol-0a']\n[[target]]\nto = '{}/{{volume}}.raw'",
-        site.folder.path().display()
-    ));
+    let job = site.image_job("");
     site.emulator.set("pending_ms=1500");
     let mut first = site
         .once(&job, "state")

@@ -2,14 +2,6 @@
 
 use super::*;
 
-/// A job of one volume to an image.
-fn small_job(site: &Site) -> PathBuf {
-    site.job(&format!(
-        "name = 'web'\nvolumes = ['vol-0a']\n[[target]]\nto = '{}/{{volume}}.raw'",
-        site.folder.path().display()
-    ))
-}
-
 /// Exit code and stderr of one cycle.
 fn said(site: &Site, job: &Path) -> String {
     let (code, said) = ends(&mut site.once(job, "state"));
@@ -20,7 +12,7 @@ fn said(site: &Site, job: &Path) -> String {
 #[test]
 fn foreign_snapshots_with_copied_tags_are_never_deleted() {
     let mut site = Site::new(fastrand::u64(..));
-    let job = small_job(&site);
+    let job = site.image_job("");
     site.cycle(&job, "state");
     let own = site.snapshots()["vol-0a"][0].clone();
     let tag = |key: &str| own["tags"][key].as_str().unwrap().replace('/', "%2F");
@@ -68,7 +60,7 @@ fn foreign_snapshots_with_copied_tags_are_never_deleted() {
 #[test]
 fn a_denied_deletion_is_said_once_and_the_cycle_succeeds() {
     let mut site = Site::new(fastrand::u64(..));
-    let job = small_job(&site);
+    let job = site.image_job("");
     said(&site, &job);
     site.emulator.set("deny=ec2:DeleteSnapshot");
     site.write();
@@ -91,7 +83,7 @@ fn a_denied_deletion_is_said_once_and_the_cycle_succeeds() {
 #[test]
 fn a_snapshot_that_is_locked_or_that_an_image_uses_is_said_once_and_the_others_go() {
     let mut site = Site::new(fastrand::u64(..));
-    let job = small_job(&site);
+    let job = site.image_job("");
     site.emulator.set("deny=ec2:DeleteSnapshot");
     for _ in 0..3 {
         site.write();
@@ -128,10 +120,7 @@ fn a_target_that_fails_keeps_its_base_and_the_others_are_served() {
     let mut site = Site::new(fastrand::u64(..));
     let repository = format!("file://{}", site.at("repository").display());
     init_repository(&repository);
-    let job = site.job(&format!(
-        "name = 'web'\nvolumes = ['vol-0a']\n[[target]]\nto = '{}/{{volume}}.raw'\n[[target]]\nto = '{repository}'",
-        site.folder.path().display()
-    ));
+    let job = site.image_job(&format!("[[target]]\nto = '{repository}'"));
     site.cycle(&job, "state");
     let base = id(&site.snapshots()["vol-0a"][0]).to_owned();
     // Something else has written the image: nothing of it is overwritten, and its base stays.

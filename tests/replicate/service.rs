@@ -162,16 +162,15 @@ fn hooks_read_what_the_cycle_did() {
     let trace = |name: &str| site.at(name).display().to_string();
     let hook = |name: &str| format!("'cat > {}'", trace(name));
     let text = format!(
-        "name = 'web'\nvolumes = ['vol-0a']\n[[target]]\nto = '{}/{{volume}}.raw'\n[hooks]\nbefore = {}\nafter = {}\non_failure = {}\n\
+        "[hooks]\nbefore = {}\nafter = {}\non_failure = {}\n\
          freeze = 'echo $EBSFS_VOLUMES > {}'\nthaw = 'echo $EBSFS_SNAPSHOTS > {}'",
-        site.folder.path().display(),
         hook("before"),
         hook("after"),
         hook("failure"),
         trace("freeze"),
         trace("thaw"),
     );
-    let job = site.job(&text);
+    let job = site.image_job(&text);
     let report = site.cycle(&job, "state");
     let read = |site: &Site, name: &str| -> Value {
         serde_json::from_slice(&std::fs::read(site.at(name)).unwrap()).unwrap()
@@ -191,7 +190,7 @@ fn hooks_read_what_the_cycle_did() {
     assert_eq!(thawed.trim(), snapshot_of(&report, "vol-0a"));
     assert!(!site.at("failure").exists());
     // A failure of the command before: no snapshot is made.
-    let job = site.job(&text.replace(&hook("before"), "'exit 3'"));
+    let job = site.image_job(&text.replace(&hook("before"), "'exit 3'"));
     let (code, said) = ends(&mut site.once(&job, "state"));
     assert_eq!(code, 1, "{said}");
     assert!(

@@ -45,11 +45,11 @@ async fn serve(args: &ReplicateArgs, job: Arc<ReplicateJob>) -> Result<()> {
     };
     notifier.ready();
     if !service.run.unfinished().is_empty() {
-        let begun = service.run.resume();
+        let started = service.run.resume();
         let run = service.run.clone();
         service
             .cycles
-            .spawn_local(async move { run.finish(begun).await });
+            .spawn_local(async move { run.finish(started).await });
     }
     tokio::select! {
         () = service.serve(&mut hang_up) => {}
@@ -118,17 +118,17 @@ impl JobService<'_> {
             return self.pause;
         }
         self.run.retry_until = next;
-        let begun = self.run.begin(due).await;
+        let started = self.run.begin(due).await;
         match self.run.memory.look(JobState::history).under_way {
             // EC2 could not be asked: the same cycle is tried again.
             Some(_) => self.hold_back(),
             None => self.pause = PAUSES.0,
         }
-        let count = begun.volumes().count();
+        let count = started.volumes().count();
         self.notifier.status(&format!("copying {count} volumes"));
         let run = self.run.clone();
         self.cycles
-            .spawn_local(async move { run.finish(begun).await });
+            .spawn_local(async move { run.finish(started).await });
         Duration::ZERO
     }
 

@@ -68,16 +68,6 @@ async fn halted<T: Send + 'static>(
     }
 }
 
-const A: Made = Made {
-    volume: 0,
-    number: 1,
-    content: [1, 2, 3, 4, 0, 0, 7, 8],
-};
-const B: Made = Made {
-    volume: 0,
-    number: 2,
-    content: [1, 2, 13, 14, 15, 0, 7, 8],
-};
 const C: Made = Made {
     volume: 0,
     number: 3,

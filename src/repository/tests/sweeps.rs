@@ -8,20 +8,18 @@ use super::super::manifest::{Manifest, manifest_object};
 use super::super::swept::Swept;
 use super::*;
 
-const A: Made = Made {
-    volume: 0,
-    number: 1,
-    content: [1, 2, 3, 4, 0, 0, 7, 8],
-};
-const B: Made = Made {
-    volume: 0,
-    number: 2,
-    content: [1, 2, 13, 14, 15, 0, 7, 8],
-};
-
 /// Runs a test with a fixed seed: no client here tells random lies.
 fn run(test: impl Future<Output = ()>) {
     with_seed(7, test);
+}
+
+/// A repository that holds A, and a process that uses it.
+async fn with_a() -> (Arc<HostileStore>, Process) {
+    let store = HostileStore::new();
+    let process = Process::honest(&store);
+    process.init().await;
+    process.sync(&A, false, &[]).await.unwrap();
+    (store, process)
 }
 
 /// Puts all packs on record as about to be deleted, by a prune that is paused.
@@ -60,10 +58,7 @@ fn an_object_that_is_deleted_while_its_put_is_proven_is_put_again() {
 fn a_run_relies_on_nothing_that_a_paused_prune_may_still_delete() {
     run(async {
         for (known, dedup) in [(vec![A], false), (Vec::new(), false), (Vec::new(), true)] {
-            let store = HostileStore::new();
-            let process = Process::honest(&store);
-            process.init().await;
-            process.sync(&A, false, &[]).await.unwrap();
+            let (store, process) = with_a().await;
             doom_all_packs(&store).await;
             let doomed = store.names("packs/");
             process.sync(&B, dedup, &known).await.unwrap();
@@ -81,10 +76,7 @@ fn a_run_relies_on_nothing_that_a_paused_prune_may_still_delete() {
 #[test]
 fn a_repair_writes_again_what_a_paused_prune_may_still_delete() {
     run(async {
-        let store = HostileStore::new();
-        let process = Process::honest(&store);
-        process.init().await;
-        process.sync(&A, false, &[]).await.unwrap();
+        let (store, process) = with_a().await;
         doom_all_packs(&store).await;
         let doomed = store.names("packs/");
         process.repair(None).await.unwrap();
@@ -95,10 +87,7 @@ fn a_repair_writes_again_what_a_paused_prune_may_still_delete() {
 
 /// A repository whose next prune deletes the data of B, and B's manifest.
 async fn ripe() -> (Arc<HostileStore>, ManifestName, Bytes) {
-    let store = HostileStore::new();
-    let process = Process::honest(&store);
-    process.init().await;
-    process.sync(&A, false, &[]).await.unwrap();
+    let (store, process) = with_a().await;
     process.sync(&B, false, &[A]).await.unwrap();
     let name = process.name_of(&B).await.unwrap();
     let manifest = process.store.get(&manifest_object(&name)).await.unwrap();
@@ -183,10 +172,7 @@ fn what_a_prune_spares_is_no_longer_named_in_its_sweep() {
 #[test]
 fn a_removal_that_was_paused_deletes_no_manifest_that_it_has_not_kept() {
     run(async {
-        let ready = HostileStore::new();
-        let process = Process::honest(&ready);
-        process.init().await;
-        process.sync(&A, false, &[]).await.unwrap();
+        let (ready, _) = with_a().await;
         let pack = ready.names("packs/").remove(0);
         let process = Process::honest(&ready.copy());
         process.remove(&A).await.unwrap();
