@@ -43,9 +43,7 @@ fn damage_is_found_and_the_snapshots_that_suffer_are_named_and_no_wrong_byte_is_
     };
     let names = |damage: &Value| damage["snapshots"].to_string();
 
-    // A flipped byte in the oldest pack: the blocks of all three are in it, the second one's new ones are not.
-    let manifest = manifest_at(&objects.objects("snapshots")[0]);
-    assert_eq!(manifest["snapshot"], *ids[0]);
+    // A flipped byte in the largest pack. Which snapshots need its block depends on how large packs became.
     let sizes = |path: &PathBuf| fs::metadata(path).unwrap().len();
     let pack = objects
         .objects("packs")
@@ -65,17 +63,23 @@ fn damage_is_found_and_the_snapshots_that_suffer_are_named_and_no_wrong_byte_is_
     );
     let found = damaged(&objects, emulator, &["--read-data"]);
     assert_eq!(found.len(), 1, "{found:?}");
-    assert!(
-        ids[..3].iter().all(|id| names(&found[0]).contains(&**id)),
-        "{found:?}"
-    );
     let image = folder.path().join("image.raw");
-    let (code, said) = ends(&mut objects.take(emulator, &ids[0], &[text(&image)]));
-    assert_eq!(code, 8, "{said}");
-    assert!(said.contains("is damaged") && !image.exists(), "{said}");
     let mount = objects.mount(emulator);
-    let read = fs::read(mount.disk(&ids[0])).unwrap_err();
-    assert_eq!(read.raw_os_error(), Some(libc::EIO));
+    let mut suffering = 0;
+    for id in &ids[..3] {
+        let image = folder.path().join(format!("{id}.raw"));
+        let (code, said) = ends(&mut objects.take(emulator, id, &[text(&image)]));
+        if !names(&found[0]).contains(&**id) {
+            assert_eq!(code, 0, "{said}");
+            continue;
+        }
+        suffering += 1;
+        assert_eq!(code, 8, "{said}");
+        assert!(said.contains("is damaged") && !image.exists(), "{said}");
+        let read = fs::read(mount.disk(id)).unwrap_err();
+        assert_eq!(read.raw_os_error(), Some(libc::EIO));
+    }
+    assert!(suffering > 0, "{found:?}");
     drop(mount);
     restore();
 
@@ -83,7 +87,8 @@ fn damage_is_found_and_the_snapshots_that_suffer_are_named_and_no_wrong_byte_is_
     fs::remove_file(&pack).unwrap();
     let found = damaged(&objects, emulator, &[]);
     assert!(
-        found[0]["what"].to_string().contains("missing") && names(&found[0]).contains(&*ids[0])
+        found[0]["what"].to_string().contains("missing") && names(&found[0]) != "[]",
+        "{found:?}"
     );
     restore();
 
