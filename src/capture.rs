@@ -71,6 +71,8 @@ pub struct CaptureJob {
     pub waits: bool,
     /// How long to wait for limits, and then for EC2 to complete the snapshots.
     pub timeout: Duration,
+    /// Whether nothing is wrong where every selected volume is left out: something else snapshots them.
+    pub may_be_empty: bool,
 }
 
 /// A snapshot of a cycle.

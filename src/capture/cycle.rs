@@ -39,6 +39,11 @@ impl Cycle {
         &self.job
     }
 
+    /// Its time.
+    pub fn time(&self) -> SystemTime {
+        self.time
+    }
+
     /// Whether a snapshot that started then can be of this cycle: from an hour before its time until a day after.
     pub fn agrees_with(&self, start: SystemTime) -> bool {
         match start.duration_since(self.time) {

@@ -99,9 +99,10 @@ fn named_instances(selected: &[(VolumeSelector, Vec<VolumeInfo>)]) -> BTreeSet<S
     named.collect()
 }
 
-/// The instance whose set a volume belongs to: one that is named, else the first that it is attached to.
+/// The instance whose set a volume belongs to: the first of those that are named, else the first that it is attached to.
 fn home<'a>(volume: &'a VolumeInfo, named: &BTreeSet<String>) -> Option<&'a str> {
-    let named = volume.instances.iter().find(|id| named.contains(*id));
+    let its = volume.instances.iter();
+    let named = its.filter(|id| named.contains(*id)).min();
     named.or(volume.instances.iter().min()).map(String::as_str)
 }
 
@@ -150,7 +151,7 @@ pub(super) fn plan(selection: &SelectedVolumes, job: &CaptureJob) -> Result<Capt
             chosen.remove(boot);
         }
     }
-    if chosen.is_empty() {
+    if chosen.is_empty() && !job.may_be_empty {
         return Err(Error::new(
             Kind::Invalid,
             "every selected volume is left out",

@@ -61,6 +61,7 @@ fn job(select: &[VolumeSelector]) -> CaptureJob {
         },
         waits: true,
         timeout: Duration::from_secs(48 * 3600),
+        may_be_empty: false,
     }
 }
 

@@ -137,6 +137,7 @@ impl SnapshotArgs {
             },
             waits: !self.no_wait,
             timeout: self.timeout,
+            may_be_empty: false,
         })
     }
 }

@@ -70,6 +70,20 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// The share of one of so many programs of an account: of what all of them may request a second. A snapshot is read by one program,
+    /// so its limit is not divided.
+    #[must_use]
+    pub fn divided(self, parts: u32) -> Self {
+        let share = |limit: u32| (limit / parts.max(1)).max(1);
+        Self {
+            max_rps: share(self.max_rps),
+            max_list_rps: share(self.max_list_rps),
+            ..self
+        }
+    }
+}
+
 /// Holds requests back until the limits allow them.
 #[derive(Debug)]
 pub(super) struct Limiter {

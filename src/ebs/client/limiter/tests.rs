@@ -14,6 +14,23 @@ fn limiter(max_in_flight: u32, max_rps: u32, max_snapshot_rps: u32) -> Limiter {
     })
 }
 
+#[test]
+fn limits_of_an_account_are_divided_among_its_programs_and_those_of_a_snapshot_are_not() {
+    let whole = Limits::default();
+    for (parts, rps, lists) in [
+        (1, 1000, 49),
+        (4, 250, 12),
+        (49, 20, 1),
+        (5000, 1, 1),
+        (0, 1000, 49),
+    ] {
+        let part = whole.divided(parts);
+        assert_eq!((part.max_rps, part.max_list_rps), (rps, lists), "{parts}");
+        assert_eq!(part.max_snapshot_rps, whole.max_snapshot_rps);
+        assert_eq!(part.max_in_flight, whole.max_in_flight);
+    }
+}
+
 fn snapshot(n: u8) -> SnapshotId {
     format!("snap-{n:02x}").parse().unwrap()
 }
