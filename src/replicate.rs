@@ -6,6 +6,7 @@
 //! | [`mod@job`] | [`ReplicateJob`], and its TOML file |
 //! | [`schedule`] | when cycles are due, and which cycle is next (pure) |
 //! | [`window`] | bytes a second, by the time of day (pure) |
+//! | [`mod@shard`] | which volumes one of several machines takes (pure) |
 //! | [`volumes`] | the volumes of a cycle |
 //! | [`template`] | which target belongs to which volume (pure) |
 //! | [`retain`] | which snapshots of the source may be deleted (pure) |
@@ -20,7 +21,8 @@
 //! # Terms
 //! *job*: what is replicated where and when. *cycle*: one run of a job's schedule; all of its snapshots carry its time. *recovery
 //! point*: the snapshot that a target is proven to hold. *copy under way*: a volume whose cycle has not ended; it keeps its snapshot
-//! until all of its targets were tried, and later cycles leave the volume out.
+//! until all of its targets were tried, and later cycles leave the volume out. *shard*: the part of a job that one of several machines
+//! runs; *unit*: what a shard takes as a whole.
 //!
 //! # What makes it safe
 //! 1. Nothing is remembered that cannot be found again. The state file saves work after a crash. Bases are asked of the targets.
@@ -37,6 +39,7 @@ mod places;
 mod report;
 mod retain;
 mod schedule;
+mod shard;
 mod state;
 mod template;
 mod volumes;
@@ -49,6 +52,7 @@ pub use places::Places;
 pub use report::{CopyOutcome, CycleReport, VolumeOutcome};
 pub use retain::NeededBases;
 pub use schedule::{CycleHistory, DueCycle, Schedule, due_cycle, time_zone, wanted_cycle};
+pub use shard::{Shard, shard_of_engine};
 pub use state::{
     CopyUnderWay, CycleRequests, JobMemory, JobState, LastRun, RecoveryPoint, StateError,
     StateFile, TargetState, VolumeState,

@@ -3,6 +3,8 @@
 mod killed;
 mod refused;
 mod service;
+mod shards;
+mod slurm;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;
@@ -17,9 +19,9 @@ use crate::support::{
     BLOCK, EBSFS, Emulator, content, ends, init_repository, open, read_at, run, wait_for, writable,
 };
 
-const FIRST: &str = "i-0123456789abcdef0";
-const SECOND: &str = "i-0fedcba9876543210";
-const VOLUMES: [&str; 4] = ["vol-0a", "vol-0b", "vol-0c", "vol-0d"];
+pub const FIRST: &str = "i-0123456789abcdef0";
+pub const SECOND: &str = "i-0fedcba9876543210";
+pub const VOLUMES: [&str; 4] = ["vol-0a", "vol-0b", "vol-0c", "vol-0d"];
 /// Blocks of a volume: a GiB, as EC2 counts.
 const BLOCKS: u64 = 2048;
 
@@ -53,8 +55,13 @@ impl Site {
 
     /// Writes some blocks of each volume. Returns how many differ from before, of all volumes together.
     pub fn write(&mut self) -> u64 {
+        self.write_to(&VOLUMES)
+    }
+
+    /// Writes some blocks of each of these volumes. Returns how many differ from before.
+    pub fn write_to(&mut self, volumes: &[&str]) -> u64 {
         let mut changed = 0;
-        for id in VOLUMES {
+        for id in volumes {
             let disk = writable(&self.emulator.volume(id));
             let blocks: BTreeSet<u64> = (0..3).map(|_| self.random.u64(0..BLOCKS)).collect();
             for index in &blocks {

@@ -18,7 +18,8 @@ use super::store::{LeaseArgs, NewObjectArgs, StoreArgs};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::default_state_dir;
 use crate::replicate::{
-    CycleRun, JobMemory, JobTarget, ReplicateJob, Schedule, is_shared, read, wanted_cycle,
+    CycleRun, JobMemory, JobTarget, ReplicateJob, Schedule, Shard, is_shared, read,
+    shard_of_engine, wanted_cycle,
 };
 use crate::snapshot::{VolumeSelector, volume_id};
 use places::AwsPlaces;
@@ -56,6 +57,10 @@ pub(super) struct ReplicateArgs {
     /// With --once, print one JSON object instead of lines
     #[arg(long, requires = "once")]
     json: bool,
+    /// Run one of N parts of the job, for example 0/4 (I is from 0 to N-1); auto takes it from AWS Batch, a Kubernetes Job with
+    /// EBSFS_SHARDS, Slurm or Cloud Run. Rates of the job and limits of the account are divided by N
+    #[arg(long, value_name = "I/N|auto", conflicts_with = "volume", value_parser = shard_choice)]
+    shard: Option<ShardChoice>,
     /// Directory for the state of jobs, and for checkpoints and records of devices, `ebs:` and repository targets
     /// [env: EBSFS_STATE_DIR; default: /var/lib/ebsfs for root, else $XDG_STATE_HOME/ebsfs]
     #[arg(long, value_name = "DIRECTORY")]
@@ -72,6 +77,36 @@ pub(super) struct ReplicateArgs {
     aws: AwsArgs,
 }
 
+/// What `--shard` names.
+#[derive(Clone, Copy, Debug)]
+enum ShardChoice {
+    Given(Shard),
+    /// What the engine that has started this process says.
+    Auto,
+}
+
+fn shard_choice(text: &str) -> std::result::Result<ShardChoice, String> {
+    match text {
+        "auto" => Ok(ShardChoice::Auto),
+        _ => text
+            .parse()
+            .map(ShardChoice::Given)
+            .map_err(|error: Error| error.chain()),
+    }
+}
+
+impl ShardChoice {
+    fn shard(self) -> Result<Shard> {
+        match self {
+            Self::Given(shard) => Ok(shard),
+            Self::Auto => shard_of_engine(|name| {
+                // What is no UTF-8 is no number either.
+                std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+            }),
+        }
+    }
+}
+
 impl ReplicateArgs {
     pub(super) fn run(self) -> Result<()> {
         let job = Arc::new(self.job()?);
@@ -86,7 +121,7 @@ impl ReplicateArgs {
 
     /// The job of the file, or of the arguments.
     fn job(&self) -> Result<ReplicateJob> {
-        let job = match (&self.job, &self.volume) {
+        let job: ReplicateJob = match (&self.job, &self.volume) {
             (Some(path), _) => read(path)?,
             (None, Some(volume)) => self.job_of(volume)?,
             (None, None) => return Err(Error::new(Kind::Invalid, "no job is named")),
@@ -96,7 +131,10 @@ impl ReplicateArgs {
             let remedy = Remedy::Do("give it every or cron, or use --once".into());
             return Err(Error::new(Kind::Invalid, what).with_remedy(remedy));
         }
-        Ok(job)
+        match self.shard {
+            Some(choice) => job.for_shard(choice.shard()?),
+            None => Ok(job),
+        }
     }
 
     fn job_of(&self, volume: &str) -> Result<ReplicateJob> {
@@ -125,7 +163,7 @@ impl ReplicateArgs {
 
     /// Opens the state of a job.
     fn memory(&self, job: &ReplicateJob) -> Result<Arc<JobMemory>> {
-        JobMemory::open(&self.state_dir(), &job.name).map(Arc::new)
+        JobMemory::open(&self.state_dir(), &job.name, job.shard).map(Arc::new)
     }
 
     /// One cycle.
@@ -187,8 +225,33 @@ mod tests {
             "replicate --volume vol-0a --to a.raw --every 15m --json",
             "replicate --volume vol-0a --to a{b}.raw --once",
             "replicate /nonexistent/job.toml --once",
+            "replicate --volume vol-0a --to a.raw --once --shard 0/1",
         ] {
             assert!(job(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_shard_of_a_job_has_its_share_of_the_rate() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("web.toml");
+        let text =
+            "name = 'web'\nvolumes = ['vol-0a']\nrate = '4MiB'\n[[target]]\nto = 'file:///r'";
+        std::fs::write(&path, text).unwrap();
+        let line = |shard: &str| format!("replicate --once {} --shard {shard}", path.display());
+        let part = job(&line("3/4")).unwrap();
+        assert_eq!(part.shard.to_string(), "3/4");
+        assert_eq!(part.rates.usual, Some(1 << 20));
+        for (wrong, why) in [
+            ("4/4", "counted from 0 to 3"),
+            ("4", "it must look like 0/4"),
+            ("Auto", "it must look like 0/4"),
+            ("0/9", "512KiB a second"),
+            // The tests run in no array.
+            ("auto", "SLURM_ARRAY_TASK_ID"),
+        ] {
+            let error = job(&line(wrong)).unwrap_err();
+            assert!(error.contains(why), "{wrong}: {error}");
         }
     }
 }

@@ -10,6 +10,7 @@ use super::cycle::CycleRun;
 use super::job::JobTarget;
 use super::report::CycleReport;
 use super::retain::{OwnSnapshot, claimed_elsewhere, removable};
+use super::shard::Shard;
 use crate::capture::{CYCLE_TAG, Claim, Cycle, Standing, standing};
 use crate::error::{Kind, Result};
 use crate::progress::Progress;
@@ -32,6 +33,12 @@ const SWEEP_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// How long what no snapshot needs stays in a repository.
 const GRACE: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// Whether a shard sweeps a repository: one that several shards write is swept by the first one.
+fn sweeps(shard: Shard, template: &str) -> bool {
+    // A template with an instance or a volume makes a repository of one unit.
+    shard.index() == 0 || template.contains('{')
+}
+
 impl CycleRun {
     /// Retains on both sides. Failures are warnings: the copies are made.
     pub(super) async fn retain(&self, report: &mut CycleReport) {
@@ -50,6 +57,7 @@ impl CycleRun {
                 volumes.insert(volume.volume.clone());
             }
         }
+        self.sweep_for_others(&names, report).await;
         for (name, (target, volumes)) in names {
             let retained = async {
                 match Address::looks_like(&name) {
@@ -209,7 +217,44 @@ impl CycleRun {
                 Err(error) => return Err(error),
             }
         }
-        self.sweep(&catalog, name, report).await
+        match sweeps(self.job.shard, &target.to) {
+            true => self.sweep(&catalog, name, report).await,
+            false => Ok(()),
+        }
+    }
+
+    /// Sweeps the repositories that only other shards have written in this cycle. Failures are warnings.
+    async fn sweep_for_others(
+        &self,
+        written: &BTreeMap<String, (&JobTarget, BTreeSet<String>)>,
+        report: &mut CycleReport,
+    ) {
+        if self.job.shard.is_whole() || self.job.shard.index() != 0 {
+            return;
+        }
+        let is_theirs = |target: &&JobTarget| {
+            let has_one_name = Address::looks_like(&target.to) && !target.to.contains('{');
+            has_one_name && target.keep.is_some() && !written.contains_key(&target.to)
+        };
+        for target in self.job.targets.iter().filter(is_theirs) {
+            let name = &target.to;
+            if !self.is_sweep_due(name, SystemTime::now()) {
+                continue;
+            }
+            let swept = async {
+                let catalog = self.places.repository(target, name).await?;
+                self.sweep(&catalog, name, report).await
+            };
+            if let Err(error) = self.stop.unless(swept).await {
+                report.warn(format!("cannot sweep {name}: {}", error.chain()));
+            }
+        }
+    }
+
+    fn is_sweep_due(&self, name: &str, now: SystemTime) -> bool {
+        let last = self.memory.look(|state| state.swept.get(name).cloned());
+        let last = last.and_then(|text| humantime::parse_rfc3339(&text).ok());
+        !last.is_some_and(|last| now.duration_since(last).is_ok_and(|age| age < SWEEP_EVERY))
     }
 
     /// Whether a snapshot of a repository is one that this job captured: others of its volumes are not its to remove.
@@ -236,9 +281,7 @@ impl CycleRun {
         report: &mut CycleReport,
     ) -> Result<()> {
         let now = SystemTime::now();
-        let last = self.memory.look(|state| state.swept.get(name).cloned());
-        let last = last.and_then(|text| humantime::parse_rfc3339(&text).ok());
-        if last.is_some_and(|last| now.duration_since(last).is_ok_and(|age| age < SWEEP_EVERY)) {
+        if !self.is_sweep_due(name, now) {
             return Ok(());
         }
         let request = PruneRequest {
@@ -356,5 +399,27 @@ fn own_snapshot(snapshot: &Snapshot) -> OwnSnapshot {
         time: snapshot.start_time,
         is_completed: snapshot.state == Some(State::Completed),
         is_failed: matches!(&snapshot.state, Some(State::Other(state)) if state == "error"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_of_all_shards_is_swept_by_the_first_and_one_of_a_unit_by_its_own() {
+        for (shard, template, is_swept) in [
+            ("0/1", "s3://bucket/dr", true),
+            ("0/4", "s3://bucket/dr", true),
+            ("1/4", "s3://bucket/dr", false),
+            ("3/4", "s3://bucket/{instance}", true),
+            ("3/4", "file:///srv/{volume}", true),
+        ] {
+            assert_eq!(
+                sweeps(shard.parse().unwrap(), template),
+                is_swept,
+                "{shard} {template}"
+            );
+        }
     }
 }

@@ -28,9 +28,10 @@ use super::report::{CycleReport, VolumeOutcome};
 use super::schedule::DueCycle;
 use super::state::{CopyUnderWay, CycleRequests, JobMemory, LastRun, StateError, TargetState};
 use super::template::{Assignment, CycleVolume, assign};
-use super::volumes::{self, vanished, without_busy};
+use super::volumes::{self, VolumeSelection, vanished};
 use crate::capture::{CaptureJob, Commands, Cycle, capture};
 use crate::error::{Error, Kind, Result};
+use crate::snapshot::VolumeSelector;
 use crate::target::Stop;
 
 /// How often the rate is set to that of the time of day.
@@ -66,7 +67,7 @@ pub struct StartedCycle {
 impl StartedCycle {
     fn of(cycle: String, run: &CycleRun, copies: BTreeMap<String, CopyUnderWay>) -> Self {
         Self {
-            report: CycleReport::of(cycle),
+            report: CycleReport::of(cycle, run.job.shard),
             copies,
             since: Instant::now(),
             requests: run.places.requests(),
@@ -217,21 +218,26 @@ impl CycleRun {
                 self.job.name
             ))
         })?;
-        let (select, not_now) = without_busy(&selected, busy);
+        let others = selected.of_others(self.job.shard);
+        let volumes = selected.instances.keys();
+        let not_now: BTreeSet<String> = volumes
+            .filter(|id| busy.contains(*id) && !others.contains(*id))
+            .cloned()
+            .collect();
         for volume in &not_now {
             report.warn(format!(
                 "{volume} is not in the cycle {cycle}: an earlier copy of it is under way"
             ));
         }
-        let is_only_busy = selected.instances.keys().all(|id| busy.contains(id));
-        let has_any = !selected.instances.is_empty();
-        report.failures.extend(selected.failures);
-        if select.is_empty() || is_only_busy {
+        let blocked = not_now.union(&others).cloned().collect();
+        let (select, left_out) = selected.without(&blocked);
+        report.failures.extend(selected.failures.iter().cloned());
+        if select.is_empty() {
             self.memory.update(|state| state.under_way = None);
-            return match has_any {
-                true => Ok(BTreeMap::new()),
-                false => Ok(self.note(&BTreeSet::new(), report)),
-            };
+            if not_now.is_empty() {
+                self.note(&BTreeSet::new(), &others, report);
+            }
+            return Ok(BTreeMap::new());
         }
         let before = hooks::run(
             &self.job.hooks,
@@ -248,7 +254,11 @@ impl CycleRun {
         }
         let captured = capture(
             &*maker,
-            &self.capture_job(cycle, is_new, select, &not_now, &selected.instances),
+            &CaptureJob {
+                // What this shard has may be what the job excludes.
+                may_be_empty: !others.is_empty(),
+                ..self.capture_job(cycle, is_new, &select, left_out, &selected)
+            },
             &self.stop,
         )
         .await?;
@@ -284,7 +294,7 @@ impl CycleRun {
         });
         let mut all = captured.volumes;
         all.extend(not_now);
-        self.note(&all, report);
+        self.note(&all, &others, report);
         Ok(copies)
     }
 
@@ -292,17 +302,23 @@ impl CycleRun {
         &self,
         cycle: &Cycle,
         is_new: bool,
-        select: Vec<crate::snapshot::VolumeSelector>,
-        not_now: &[String],
-        known: &BTreeMap<String, Option<String>>,
+        select: &[VolumeSelector],
+        mut without: Vec<String>,
+        selected: &VolumeSelection,
     ) -> CaptureJob {
         let job = &self.job;
         // Only those that something selects: another one would be a warning in each cycle.
-        let without = job.without.iter().filter(|id| known.contains_key(*id));
+        let is_selected = |id: &&String| {
+            let mut named = selected.select.iter();
+            named.any(|(one, ids)| select.contains(one) && ids.contains(*id))
+        };
+        without.extend(job.without.iter().filter(is_selected).cloned());
+        without.sort_unstable();
+        without.dedup();
         CaptureJob {
-            select,
+            select: select.to_vec(),
             without_boot: job.without_boot,
-            without: without.chain(not_now).cloned().collect(),
+            without,
             cycle: cycle.clone(),
             is_new_cycle: is_new,
             look_again: job.look_again,
@@ -316,19 +332,17 @@ impl CycleRun {
             // Each volume waits for its own snapshot.
             waits: false,
             timeout: job.timeout,
+            may_be_empty: false,
         }
     }
 
-    /// Notes which volumes the job has, and reports those that it has no more.
-    fn note(
-        &self,
-        all: &BTreeSet<String>,
-        report: &mut CycleReport,
-    ) -> BTreeMap<String, CopyUnderWay> {
+    /// Notes which volumes this shard of the job has, and reports those that no shard has any more.
+    fn note(&self, all: &BTreeSet<String>, others: &BTreeSet<String>, report: &mut CycleReport) {
+        let selected = all.union(others).cloned().collect();
         let lost = self.memory.update(|state| {
             let before = state.volumes.iter();
             let before = before.filter(|(_, volume)| volume.is_selected);
-            let lost = vanished(before.map(|(id, _)| id), all);
+            let lost = vanished(before.map(|(id, _)| id), &selected);
             for (id, volume) in &mut state.volumes {
                 volume.is_selected = all.contains(id);
             }
@@ -339,7 +353,6 @@ impl CycleRun {
                 "{volume} is not selected any more: its snapshots and its targets stay as they are"
             ));
         }
-        BTreeMap::new()
     }
 
     /// Copies all volumes, then retains.
@@ -356,7 +369,11 @@ impl CycleRun {
             volumes,
             problems,
             incomplete,
-        } = assign(&self.job.targets, &volumes.collect());
+        } = assign(
+            &self.job.targets,
+            &volumes.collect(),
+            self.is_alone(&copies),
+        );
         report.failures.extend(problems);
         let works = copies.into_iter().map(|(volume, copy)| VolumeWork {
             targets: volumes.get(&volume).cloned().unwrap_or_default(),
@@ -372,6 +389,15 @@ impl CycleRun {
         if !self.stop.is_stopped() {
             self.retain(report).await;
         }
+    }
+
+    /// Whether the job has no other volume than those that are copied.
+    fn is_alone(&self, copies: &BTreeMap<String, CopyUnderWay>) -> bool {
+        let has_other = self.memory.look(|state| {
+            let mut volumes = state.volumes.iter();
+            volumes.any(|(id, volume)| volume.is_selected && !copies.contains_key(id))
+        });
+        self.job.shard.is_whole() && !has_other
     }
 
     /// Copies a volume when there is room for it. None when the program ends.

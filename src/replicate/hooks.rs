@@ -58,6 +58,7 @@ pub(super) async fn run(
         environment: vec![
             ("EBSFS_JOB", job.to_owned()),
             ("EBSFS_CYCLE", report.cycle.clone()),
+            ("EBSFS_SHARD", report.shard.to_string()),
         ],
         input: format!("{input}\n").into_bytes(),
         timeout: hooks.timeout,

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use super::schedule::Schedule;
-use super::template::{check, is_shared};
+use super::shard::Shard;
+use super::template::{check, is_for_each, is_shared};
 use super::window::Rates;
 use crate::capture::Cycle;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Remedy, Result};
 use crate::repository::{Address, Retention};
 use crate::snapshot::VolumeSelector;
 
@@ -60,6 +61,8 @@ pub struct ReplicateJob {
     pub look_again: Duration,
     /// How long EC2 may take to complete a snapshot.
     pub timeout: Duration,
+    /// Which of its volumes this process takes.
+    pub shard: Shard,
 }
 
 /// A target of a job: a template, and how what it names is reached and written.
@@ -186,7 +189,44 @@ impl ReplicateJob {
             },
             look_again: Duration::from_secs(120),
             timeout: Duration::from_secs(2 * 24 * 3600),
+            shard: Shard::WHOLE,
         }
+    }
+
+    /// The part of the job that a shard runs, at its share of the rates.
+    ///
+    /// # Errors
+    /// `Invalid` when a share of a rate is too small, or when a target is for the only volume of the job: no shard can know that its
+    /// volume is the only one.
+    pub fn for_shard(self, shard: Shard) -> Result<Self> {
+        let count = shard.count();
+        let rates = self.rates.divided(count);
+        if rates.least().is_some_and(|rate| rate < LEAST_RATE) {
+            let what = format!(
+                "cannot divide the rate of the job {} among {count} shards: each needs at least 512KiB a second",
+                self.name
+            );
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        let is_open = |target: &&JobTarget| target.volumes.is_empty() && !is_for_each(&target.to);
+        if let Some(target) = self
+            .targets
+            .iter()
+            .find(is_open)
+            .filter(|_| !shard.is_whole())
+        {
+            let what = format!(
+                "cannot divide the job {} into shards: the target {} can hold one volume and does not say which",
+                self.name, target.to
+            );
+            let remedy = Remedy::Do("give it volumes, or {volume} in its path".into());
+            return Err(Error::new(Kind::Invalid, what).with_remedy(remedy));
+        }
+        Ok(Self {
+            rates,
+            shard,
+            ..self
+        })
     }
 
     /// Refuses a job that contradicts itself.
@@ -226,5 +266,67 @@ impl ReplicateJob {
             );
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replicate::window::RateWindow;
+
+    fn job(to: &str, volumes: &[&str]) -> ReplicateJob {
+        let target = JobTarget {
+            volumes: volumes.iter().map(|id| (*id).to_owned()).collect(),
+            ..JobTarget::new(to)
+        };
+        let select = vec![VolumeSelector::Instance("i-0a".into())];
+        ReplicateJob::new("web", select, vec![target])
+    }
+
+    fn of(index: u64, count: u64) -> Shard {
+        Shard::new(index, count).unwrap()
+    }
+
+    #[test]
+    fn a_shard_has_its_share_of_every_rate() {
+        let mut whole = job("file:///r", &[]);
+        whole.rates.usual = Some(8 << 20);
+        whole.rates.windows.push(RateWindow {
+            from: "08:00".parse().unwrap(),
+            to: "18:00".parse().unwrap(),
+            rate: 2 << 20,
+        });
+        let part = whole.clone().for_shard(of(3, 4)).unwrap();
+        assert_eq!(part.shard, of(3, 4));
+        assert_eq!(part.rates.usual, Some(2 << 20));
+        assert_eq!(part.rates.least(), Some(512 << 10));
+        let error = whole.clone().for_shard(of(0, 5)).unwrap_err();
+        assert!(error.chain().contains("among 5 shards"), "{error}");
+        let same = whole.clone().for_shard(Shard::WHOLE).unwrap();
+        assert_eq!(same.rates, whole.rates);
+        assert_eq!(
+            job("file:///r", &[])
+                .for_shard(of(0, 9))
+                .unwrap()
+                .rates
+                .least(),
+            None
+        );
+    }
+
+    #[test]
+    fn no_shard_takes_its_volume_for_the_only_one_of_the_job() {
+        for (to, volumes, is_allowed) in [
+            ("/srv/disk.raw", &[][..], false),
+            ("/srv/{instance}.raw", &[], false),
+            ("/srv/disk.raw", &["vol-0a"], true),
+            ("/srv/{volume}.raw", &[], true),
+            ("file:///r", &[], true),
+            ("ebs:eu-west-2", &[], true),
+        ] {
+            let part = job(to, volumes).for_shard(of(0, 2));
+            assert_eq!(part.is_ok(), is_allowed, "{to}");
+            assert!(job(to, volumes).for_shard(Shard::WHOLE).is_ok());
+        }
     }
 }

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use tracing::warn;
 
 use super::retain::NeededBases;
+use super::shard::Shard;
 use super::state::{CycleRequests, RecoveryPoint};
 use super::template::AssignedTarget;
 use crate::error::{Error, Result};
@@ -16,10 +17,12 @@ use crate::time::rfc3339_millis;
 const HOOK_VERSION: u32 = 1;
 
 /// How a cycle ended.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct CycleReport {
     /// The cycle, as its snapshots carry it.
     pub cycle: String,
+    /// The part of the job that was run.
+    pub shard: Shard,
     /// The volumes that have their snapshots.
     pub volumes: Vec<VolumeOutcome>,
     /// What failed besides targets.
@@ -78,10 +81,17 @@ impl VolumeOutcome {
 
 impl CycleReport {
     /// The report of a cycle that begins.
-    pub(super) fn of(cycle: String) -> Self {
+    pub(super) fn of(cycle: String, shard: Shard) -> Self {
         Self {
             cycle,
-            ..Self::default()
+            shard,
+            volumes: Vec::new(),
+            failures: Vec::new(),
+            warnings: Vec::new(),
+            deleted: Vec::new(),
+            removed: Vec::new(),
+            requests: CycleRequests::default(),
+            took: Duration::ZERO,
         }
     }
 
@@ -137,6 +147,7 @@ impl CycleReport {
             "version": HOOK_VERSION,
             "job": job,
             "cycle": self.cycle,
+            "shard": (!self.shard.is_whole()).then(|| self.shard.to_string()),
             "volumes": volumes.collect::<Vec<_>>(),
             "failures": self.failures().map(failed).collect::<Vec<_>>(),
             "warnings": self.warnings,
@@ -154,7 +165,7 @@ mod tests {
 
     #[test]
     fn the_failure_with_the_lowest_rank_gives_the_exit_code() {
-        let mut report = CycleReport::of("web/2026-06-30T12:00:00Z".into());
+        let mut report = CycleReport::of("web/2026-06-30T12:00:00Z".into(), "1/4".parse().unwrap());
         assert!(report.failure().is_none());
         let failed = |name: &str, kind| CopyOutcome {
             target: AssignedTarget {
@@ -179,5 +190,8 @@ mod tests {
         let json = report.to_json("web");
         assert_eq!(json["volumes"][0]["targets"][1]["exit_code"], 11);
         assert_eq!(json["failures"].as_array().unwrap().len(), 3);
+        assert_eq!(json["shard"], "1/4");
+        report.shard = Shard::WHOLE;
+        assert!(report.to_json("web")["shard"].is_null());
     }
 }

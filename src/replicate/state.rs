@@ -1,5 +1,6 @@
 //! [`JobState`]: what a proxy remembers of a job, as one small file in the state directory. A lost file costs nothing but the history:
-//! snapshots are found by their tags, and what targets hold is asked of the targets.
+//! snapshots are found by their tags, and what targets hold is asked of the targets. A shard of a job has a state of its own, also for
+//! each number of shards: a job that is divided another way continues as on a new machine.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
@@ -8,9 +9,11 @@ use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::schedule::{CycleHistory, Schedule};
+use super::shard::Shard;
+use crate::capture::Cycle;
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::{make_folder_of, open_lock, read_ours, replace};
 use crate::snapshot::SnapshotId;
@@ -25,6 +28,9 @@ pub struct JobState {
     version: u32,
     /// The job's name.
     pub job: String,
+    /// The part of the job, such as `0/4`; none: the whole job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<String>,
     /// When its cycles are due, in words.
     #[serde(default)]
     pub schedule: Option<String>,
@@ -172,6 +178,7 @@ impl JobState {
         Self {
             version: VERSION,
             job: job.to_owned(),
+            shard: None,
             schedule: None,
             under_way: None,
             last: None,
@@ -205,6 +212,24 @@ impl JobState {
         self.next_run = schedule.and_then(|schedule| schedule.next_due(SystemTime::now()));
     }
 
+    /// Forgets what was under way before this time: the job was divided another way since then, and other shards have run later cycles.
+    /// An older snapshot is not copied over theirs.
+    fn forget_older(&mut self, than: SystemTime) {
+        self.under_way = self.under_way.filter(|time| *time >= than);
+        let is_old = |copy: &CopyUnderWay| {
+            let cycle = copy.cycle.parse::<Cycle>();
+            cycle.map_or(true, |cycle| cycle.time() < than)
+        };
+        for (id, volume) in &mut self.volumes {
+            if let Some(copy) = volume.under_way.take_if(|copy| is_old(copy)) {
+                info!(
+                    "not continuing the copy of {id} of the cycle {}: the job was divided another way since then",
+                    copy.cycle
+                );
+            }
+        }
+    }
+
     /// Whether this is the first time that something is reported.
     pub fn says(&mut self, what: &str) -> bool {
         self.said.insert(what.to_owned())
@@ -219,7 +244,7 @@ pub struct StateFile {
 }
 
 impl StateFile {
-    /// Where the state of a job is.
+    /// Where the state of a job is, or of a shard by [`Shard::state_name`].
     pub fn path_of(state_dir: &Path, job: &str) -> PathBuf {
         state_dir.join(format!("job-{job}.json"))
     }
@@ -273,13 +298,18 @@ pub struct JobMemory {
 }
 
 impl JobMemory {
-    /// Locks and loads the state of a job.
+    /// Locks and loads the state of a job, or of a shard of it.
     ///
     /// # Errors
     /// As for [`StateFile::lock`] and [`StateFile::load`].
-    pub fn open(state_dir: &Path, job: &str) -> Result<Self> {
-        let file = StateFile::lock(state_dir, job)?;
-        let state = Mutex::new(file.load(job)?);
+    pub fn open(state_dir: &Path, job: &str, shard: Shard) -> Result<Self> {
+        let file = StateFile::lock(state_dir, &shard.state_name(job))?;
+        let mut state = file.load(job)?;
+        state.shard = (!shard.is_whole()).then(|| shard.to_string());
+        if let Some(last) = last_of_others(state_dir, job, shard)? {
+            state.forget_older(last);
+        }
+        let state = Mutex::new(state);
         Ok(Self { file, state })
     }
 
@@ -296,6 +326,35 @@ impl JobMemory {
     /// Looks at what is remembered.
     pub fn look<T>(&self, look: impl FnOnce(&JobState) -> T) -> T {
         look(&self.state.lock())
+    }
+}
+
+/// When the last cycle was started of those that another number of shards has run.
+///
+/// # Errors
+/// What the system says.
+fn last_of_others(state_dir: &Path, job: &str, shard: Shard) -> Result<Option<SystemTime>> {
+    let failed = |error| Error::of_file(state_dir, "cannot list", error);
+    let mut last = None;
+    for entry in std::fs::read_dir(state_dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let other = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| shard_of_file(name, job));
+        if other.is_some_and(|other| other.count() != shard.count()) {
+            last = last.max(load(&entry.path(), job)?.and_then(|state| state.last));
+        }
+    }
+    Ok(last)
+}
+
+/// The shard of a job whose state a file holds.
+fn shard_of_file(name: &str, job: &str) -> Option<Shard> {
+    let rest = name.strip_prefix("job-")?.strip_prefix(job)?;
+    match rest.strip_suffix(".json")? {
+        "" => Some(Shard::WHOLE),
+        part => part.strip_prefix('@')?.replace("-of-", "/").parse().ok(),
     }
 }
 
@@ -411,5 +470,75 @@ mod tests {
         assert!(StateFile::lock(folder.path(), "other").is_ok());
         drop(first);
         assert!(StateFile::lock(folder.path(), "web").is_ok());
+    }
+
+    #[test]
+    fn a_file_is_of_one_shard_of_one_job() {
+        for (name, shard) in [
+            ("job-web.json", Some("0/1")),
+            ("job-web@2-of-4.json", Some("2/4")),
+            ("job-web@2-of-4.lock", None),
+            ("job-web@4-of-4.json", None),
+            ("job-web.json.0123.tmp", None),
+            ("job-web-2.json", None),
+            ("job-web.a.json", None),
+            ("web.json", None),
+        ] {
+            let found = shard_of_file(name, "web").map(|shard| shard.to_string());
+            assert_eq!(found.as_deref(), shard, "{name}");
+        }
+    }
+
+    #[test]
+    fn shards_run_side_by_side_and_forget_copies_that_another_division_has_overtaken() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |shard: &str| JobMemory::open(folder.path(), "web", shard.parse().unwrap());
+        let cycle = |seconds| Cycle::new("web", at(seconds).unwrap()).unwrap().to_string();
+        // Each has a volume of a cycle of its own under way.
+        let begin = |shard: &str, seconds: u64| {
+            let memory = open(shard).unwrap();
+            memory.update(|state| {
+                state.last = at(seconds);
+                state.under_way = at(seconds);
+                let copy = CopyUnderWay {
+                    cycle: cycle(seconds),
+                    snapshot: "snap-0a".parse().unwrap(),
+                    instance: None,
+                };
+                state.volumes.entry("vol-0a".into()).or_default().under_way = Some(copy);
+            });
+            memory
+        };
+        let is_under_way = |memory: &JobMemory| {
+            memory.look(|state| {
+                let copies = state.volumes.values().filter(|one| one.under_way.is_some());
+                assert_eq!(copies.count() > 0, state.under_way.is_some());
+                state.under_way.is_some()
+            })
+        };
+        let first = begin("0/2", 1000);
+        let second = begin("1/2", 5000);
+        assert_eq!(open("0/2").unwrap_err().kind(), Kind::Busy);
+        drop((first, second));
+        // Another shard of the same division is no reason to forget anything.
+        assert!(is_under_way(&open("0/2").unwrap()));
+        drop(begin("0/3", 2000));
+        assert!(!is_under_way(&open("0/2").unwrap()));
+        assert!(
+            is_under_way(&open("1/2").unwrap()),
+            "it is of a later cycle"
+        );
+        // The whole job, and back.
+        drop(begin("0/1", 9000));
+        assert!(!is_under_way(&open("1/2").unwrap()));
+        assert!(!is_under_way(&open("0/3").unwrap()));
+        assert!(is_under_way(&open("0/1").unwrap()));
+        assert_eq!(
+            open("0/3")
+                .unwrap()
+                .look(|state| state.shard.clone())
+                .as_deref(),
+            Some("0/3")
+        );
     }
 }

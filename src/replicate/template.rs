@@ -46,7 +46,7 @@ pub fn is_shared(name: &str) -> bool {
 }
 
 /// Whether a target is written for all volumes of a job: its name is another one for each.
-fn is_for_each(template: &str) -> bool {
+pub(super) fn is_for_each(template: &str) -> bool {
     is_shared(template) || template.contains("{volume}")
 }
 
@@ -91,8 +91,12 @@ fn name_of(template: &str, volume: &CycleVolume) -> Option<String> {
     Some(name.replace("{instance}", volume.instance.as_deref()?))
 }
 
-/// Gives each volume its targets.
-pub(super) fn assign(targets: &[JobTarget], volumes: &BTreeSet<CycleVolume>) -> Assignment {
+/// Gives each volume its targets. `is_alone` says that the job has no other volume than those.
+pub(super) fn assign(
+    targets: &[JobTarget],
+    volumes: &BTreeSet<CycleVolume>,
+    is_alone: bool,
+) -> Assignment {
     let mut assignment = Assignment::default();
     let mut owners: BTreeMap<PathBuf, BTreeSet<&str>> = BTreeMap::new();
     for volume in volumes {
@@ -100,7 +104,7 @@ pub(super) fn assign(targets: &[JobTarget], volumes: &BTreeSet<CycleVolume>) -> 
         for (number, target) in targets.iter().enumerate() {
             let is_named = target.volumes.contains(&volume.id);
             // A disk of a fixed name is for the volume that it names, or for the only one that there is.
-            let is_only = is_for_each(&target.to) || volumes.len() == 1;
+            let is_only = is_for_each(&target.to) || is_alone && volumes.len() == 1;
             if !(is_named || target.volumes.is_empty() && is_only) {
                 continue;
             }
@@ -180,7 +184,7 @@ mod tests {
 
     /// `vol-0a: NAME NAME` for each volume, and the problems.
     fn assigned(targets: &[JobTarget], ids: &[(&str, &str)]) -> (Vec<String>, Vec<String>) {
-        let found = assign(targets, &volumes(ids));
+        let found = assign(targets, &volumes(ids), true);
         let lines = found.volumes.iter().map(|(id, its)| {
             let names: Vec<_> = its.iter().map(|target| target.name.as_str()).collect();
             format!("{id}: {}", names.join(" "))
@@ -286,9 +290,19 @@ mod tests {
             ),
             (vec![target("/srv/a", &["vol-0a"])], &["vol-0b"]),
         ] {
-            let found = assign(&targets, &two).incomplete;
+            let found = assign(&targets, &two, true).incomplete;
             let found: Vec<&str> = found.iter().map(String::as_str).collect();
             assert_eq!(found, incomplete, "{targets:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_without_a_volume_is_for_the_only_volume_of_the_job_and_not_for_that_of_a_cycle() {
+        let one = volumes(&[("vol-0a", "i-1")]);
+        for (is_alone, count) in [(true, 1), (false, 0)] {
+            let found = assign(&[target("/srv/disk.raw", &[])], &one, is_alone);
+            assert_eq!(found.volumes["vol-0a"].len(), count);
+            assert_eq!(found.incomplete.is_empty(), is_alone);
         }
     }
 

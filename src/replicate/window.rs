@@ -53,6 +53,21 @@ impl Rates {
         open.map(|window| window.rate).min().or(self.usual)
     }
 
+    /// The share of one of so many.
+    #[must_use]
+    pub(super) fn divided(&self, parts: u32) -> Self {
+        let share = |rate: u64| rate / u64::from(parts.max(1));
+        let windows = self.windows.iter().map(|window| RateWindow {
+            rate: share(window.rate),
+            ..*window
+        });
+        Self {
+            usual: self.usual.map(share),
+            windows: windows.collect(),
+            zone: self.zone,
+        }
+    }
+
     /// The least of all rates: what is in flight must be done in time at this one too.
     pub fn least(&self) -> Option<u64> {
         let windows = self.windows.iter().map(|window| window.rate);

@@ -59,7 +59,7 @@ impl AwsPlaces {
         check_s3(&args.store.given(), &written)?;
         check_repositories(&args.lease.given(), &written)?;
         let aws: Aws = args.aws.load_with_credentials().await?;
-        let limits = args.limits.limits();
+        let limits = args.limits.limits().divided(job.shard.count());
         let bandwidth = Bandwidth::adjustable();
         let line = StoreLine::of(&limits, bandwidth.clone());
         let store = args.store.options(line).with_lease(args.lease.lease());
