@@ -38,6 +38,8 @@ mod log;
 mod metrics;
 mod mount_limits;
 mod mountpoints;
+#[cfg(feature = "ec2")]
+mod packaging;
 mod pairs;
 mod read_only;
 mod readme;
