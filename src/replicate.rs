@@ -47,8 +47,10 @@ mod window;
 
 pub use clean::JOB_TAG;
 pub use cycle::{CycleRun, StartedCycle};
-pub use job::{JobHooks, JobTarget, LEAST_RATE, ReplicateJob, TargetAccess, read};
-pub use places::Places;
+pub use job::{
+    Ec2Volumes, JobHooks, JobSource, JobTarget, LEAST_RATE, ReplicateJob, TargetAccess, read,
+};
+pub use places::{OpenedSnapshot, Places};
 pub use report::{CopyOutcome, CycleReport, VolumeOutcome};
 pub use retain::NeededBases;
 pub use schedule::{CycleHistory, DueCycle, Schedule, due_cycle, time_zone, wanted_cycle};

@@ -18,8 +18,8 @@ use super::store::{LeaseArgs, NewObjectArgs, StoreArgs};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::default_state_dir;
 use crate::replicate::{
-    CycleRun, JobMemory, JobTarget, ReplicateJob, Schedule, Shard, is_shared, read,
-    shard_of_engine, wanted_cycle,
+    CycleRun, Ec2Volumes, JobMemory, JobSource, JobTarget, ReplicateJob, Schedule, Shard,
+    is_shared, read, shard_of_engine, wanted_cycle,
 };
 use crate::snapshot::{VolumeSelector, volume_id};
 use places::AwsPlaces;
@@ -146,12 +146,15 @@ impl ReplicateArgs {
             let path = path.map_err(|error| Error::of_file(Path::new(to), "cannot find", error))?;
             Ok(JobTarget::new(&path.display().to_string()))
         });
-        let select = vec![VolumeSelector::Volume(volume.to_owned())];
+        let source = JobSource::Ec2(Ec2Volumes {
+            select: vec![VolumeSelector::Volume(volume.to_owned())],
+            ..Ec2Volumes::default()
+        });
         let name = self.name.as_deref().unwrap_or(volume);
         let job = ReplicateJob {
             schedule: self.every.map(Schedule::every).transpose()?,
             keep: self.keep,
-            ..ReplicateJob::new(name, select, targets.collect::<Result<_>>()?)
+            ..ReplicateJob::new(name, source, targets.collect::<Result<_>>()?)
         };
         job.check()?;
         Ok(job)

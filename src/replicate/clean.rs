@@ -94,7 +94,7 @@ impl CycleRun {
         if volumes.is_empty() {
             return Ok(());
         }
-        let maker = self.places.maker();
+        let maker = self.places.maker()?;
         let select: Vec<_> = volumes.iter().cloned().map(Selector::Volume).collect();
         let listed = maker.describe(&select).await?;
         let recorded = self.memory.look(super::state::JobState::recorded);

@@ -10,6 +10,7 @@ use tracing::{debug, info, warn};
 
 use super::cycle::CycleRun;
 use super::job::{LEAST_RATE, ReplicateJob};
+use super::places::OpenedSnapshot;
 use super::report::{CopyOutcome, VolumeOutcome};
 use super::retain::{CLAIM_TAG, COPYING, HOLDS, NeededBases, claimant};
 use super::state::{CopyUnderWay, RecoveryPoint};
@@ -181,9 +182,11 @@ impl CycleRun {
     /// Tags the snapshot of a volume with a claim.
     async fn claim(&self, work: &VolumeWork, claimant: &str, what: &str) {
         let tag = (format!("{CLAIM_TAG}{claimant}"), what.to_owned());
-        let (maker, id) = (self.places.maker(), &work.copy.snapshot);
-        let tags = [tag];
-        let tagged = tag_with_own_id(&*maker, id, &tags, YOUNG);
+        let (id, tags) = (&work.copy.snapshot, [tag]);
+        let tagged = async {
+            let maker = self.places.maker()?;
+            tag_with_own_id(&*maker, id, &tags, YOUNG).await
+        };
         if let Err(error) = self.stop.unless(tagged).await
             && error.kind() != Kind::Stopped
             && self.memory.update(|state| state.says("claim"))
@@ -283,10 +286,10 @@ impl CycleRun {
         outcome: &mut VolumeOutcome,
     ) -> Result<()> {
         let id = &work.copy.snapshot;
-        let source = self.places.source(id, self.job.timeout);
-        let source = self.stop.unless(source).await;
-        let source =
-            source.map_err(|error| error.context(format!("cannot replicate {}", work.volume)))?;
+        let opened = self.places.source(id, self.job.timeout);
+        let opened = self.stop.unless(opened).await;
+        let OpenedSnapshot { source, lease, .. } =
+            opened.map_err(|error| error.context(format!("cannot replicate {}", work.volume)))?;
         outcome.time = source.info.time();
         // What an earlier attempt found is asked again.
         outcome.needed = NeededBases::These([id.clone()].into());
@@ -323,6 +326,12 @@ impl CycleRun {
                 outcome.needed.add(self.needed(&*target, &source).await);
             }
             outcome.set(assigned, held);
+        }
+        if let Some(lease) = lease
+            && let Err(error) = lease.end().await
+        {
+            // It expires.
+            warn!("{}", error.chain());
         }
         Ok(())
     }

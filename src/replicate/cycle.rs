@@ -22,7 +22,7 @@ use tracing::info;
 
 use super::copy::{OpenTargets, VolumeWork};
 use super::hooks::{self, HookTime};
-use super::job::ReplicateJob;
+use super::job::{Ec2Volumes, JobSource, ReplicateJob};
 use super::places::Places;
 use super::report::{CycleReport, VolumeOutcome};
 use super::schedule::DueCycle;
@@ -158,10 +158,14 @@ impl CycleRun {
             state.under_way = Some(due.time);
             state.last = Some(due.time);
         });
-        match self
-            .capture(&cycle, due.is_new, &busy, &mut started.report)
-            .await
-        {
+        let report = &mut started.report;
+        let copies = match &self.job.source {
+            JobSource::Ec2(volumes) => {
+                self.capture(volumes, &cycle, due.is_new, &busy, report)
+                    .await
+            }
+        };
+        match copies {
             Ok(copies) => started.copies = copies,
             Err(error) => started.report.failures.push(error),
         }
@@ -205,22 +209,25 @@ impl CycleRun {
     /// The copies of a cycle: selects the volumes, runs the command before, adopts or makes the snapshots.
     async fn capture(
         &self,
+        volumes: &Ec2Volumes,
         cycle: &Cycle,
         is_new: bool,
         busy: &BTreeSet<String>,
         report: &mut CycleReport,
     ) -> Result<BTreeMap<String, CopyUnderWay>> {
-        let maker = self.places.maker();
-        let selected = self.stop.unless(volumes::select(&*maker, &self.job)).await;
+        let maker = self.places.maker()?;
+        let shard = self.job.shard;
+        let selected = volumes::select(&*maker, volumes, shard);
+        let selected = self.stop.unless(selected).await;
         let selected = selected.map_err(|error| {
             error.context(format!(
                 "cannot select the volumes of the job {}",
                 self.job.name
             ))
         })?;
-        let others = selected.of_others(self.job.shard);
-        let volumes = selected.instances.keys();
-        let not_now: BTreeSet<String> = volumes
+        let others = selected.of_others(shard);
+        let known = selected.instances.keys();
+        let not_now: BTreeSet<String> = known
             .filter(|id| busy.contains(*id) && !others.contains(*id))
             .cloned()
             .collect();
@@ -252,16 +259,12 @@ impl CycleRun {
             }
             return Err(error);
         }
-        let captured = capture(
-            &*maker,
-            &CaptureJob {
-                // What this shard has may be what the job excludes.
-                may_be_empty: !others.is_empty(),
-                ..self.capture_job(cycle, is_new, &select, left_out, &selected)
-            },
-            &self.stop,
-        )
-        .await?;
+        let job = CaptureJob {
+            // What this shard has may be what the job excludes.
+            may_be_empty: !others.is_empty(),
+            ..self.capture_job(volumes, cycle, is_new, &select, left_out, &selected)
+        };
+        let captured = capture(&*maker, &job, &self.stop).await?;
         report.warnings.extend(captured.warnings);
         let is_stopped = captured
             .failures
@@ -300,6 +303,7 @@ impl CycleRun {
 
     fn capture_job(
         &self,
+        volumes: &Ec2Volumes,
         cycle: &Cycle,
         is_new: bool,
         select: &[VolumeSelector],
@@ -312,12 +316,12 @@ impl CycleRun {
             let mut named = selected.select.iter();
             named.any(|(one, ids)| select.contains(one) && ids.contains(*id))
         };
-        without.extend(job.without.iter().filter(is_selected).cloned());
+        without.extend(volumes.without.iter().filter(is_selected).cloned());
         without.sort_unstable();
         without.dedup();
         CaptureJob {
             select: select.to_vec(),
-            without_boot: job.without_boot,
+            without_boot: volumes.without_boot,
             without,
             cycle: cycle.clone(),
             is_new_cycle: is_new,
@@ -337,7 +341,12 @@ impl CycleRun {
     }
 
     /// Notes which volumes this shard of the job has, and reports those that no shard has any more.
-    fn note(&self, all: &BTreeSet<String>, others: &BTreeSet<String>, report: &mut CycleReport) {
+    pub(super) fn note(
+        &self,
+        all: &BTreeSet<String>,
+        others: &BTreeSet<String>,
+        report: &mut CycleReport,
+    ) {
         let selected = all.union(others).cloned().collect();
         let lost = self.memory.update(|state| {
             let before = state.volumes.iter();

@@ -27,12 +27,8 @@ const MOST_AT_ONCE: usize = 64;
 pub struct ReplicateJob {
     /// Its name, which its snapshots carry.
     pub name: String,
-    /// What selects its volumes, in each cycle again.
-    pub select: Vec<VolumeSelector>,
-    /// Leave out the volumes that instances boot from, unless they are named by their ids.
-    pub without_boot: bool,
-    /// Leave out these volumes.
-    pub without: Vec<String>,
+    /// Where its snapshots come from.
+    pub source: JobSource,
     /// When cycles are due; none: only when they are asked for.
     pub schedule: Option<Schedule>,
     /// Where the volumes go.
@@ -63,6 +59,24 @@ pub struct ReplicateJob {
     pub timeout: Duration,
     /// Which of its volumes this process takes.
     pub shard: Shard,
+}
+
+/// Where the snapshots of a job come from.
+#[derive(Clone, Debug)]
+pub enum JobSource {
+    /// Volumes in EC2: each cycle makes snapshots of them.
+    Ec2(Ec2Volumes),
+}
+
+/// Which volumes a job makes snapshots of.
+#[derive(Clone, Debug, Default)]
+pub struct Ec2Volumes {
+    /// What selects them, in each cycle again.
+    pub select: Vec<VolumeSelector>,
+    /// Leave out the volumes that instances boot from, unless they are named by their ids.
+    pub without_boot: bool,
+    /// Leave out these volumes.
+    pub without: Vec<String>,
 }
 
 /// A target of a job: a template, and how what it names is reached and written.
@@ -165,13 +179,11 @@ impl JobTarget {
 }
 
 impl ReplicateJob {
-    /// A job with these targets and every other value at its default.
-    pub fn new(name: &str, select: Vec<VolumeSelector>, targets: Vec<JobTarget>) -> Self {
+    /// A job with this source, these targets and every other value at its default.
+    pub fn new(name: &str, source: JobSource, targets: Vec<JobTarget>) -> Self {
         Self {
             name: name.to_owned(),
-            select,
-            without_boot: false,
-            without: Vec::new(),
+            source,
             schedule: None,
             targets,
             keep: 1,
@@ -243,10 +255,13 @@ impl ReplicateJob {
             );
             Error::new(Kind::Invalid, what)
         })?;
-        if self.select.is_empty() {
-            return invalid(
-                "the job selects no volume: it needs instances, volumes or tags".into(),
-            );
+        match &self.source {
+            JobSource::Ec2(volumes) if volumes.select.is_empty() => {
+                return invalid(
+                    "the job selects no volume: it needs instances, volumes or tags".into(),
+                );
+            }
+            JobSource::Ec2(_) => {}
         }
         if self.targets.is_empty() {
             return invalid("the job has no target".into());

@@ -1,28 +1,46 @@
 //! [`Places`]: what a cycle is connected to. The command line opens concrete sources and targets; a cycle sees traits.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
 
 use super::job::JobTarget;
 use super::state::CycleRequests;
 use crate::error::Result;
-use crate::repository::RepositoryCatalog;
+use crate::repository::{Lease, RepositoryCatalog};
 use crate::snapshot::{SnapshotId, SnapshotMaker};
 use crate::sync::Source;
 use crate::target::{SourceInfo, Target};
 
+/// A snapshot of the source that is open.
+#[derive(Debug)]
+pub struct OpenedSnapshot {
+    /// The snapshot.
+    pub source: Source,
+    /// When it was complete in the repository that is the source; none where the source is EC2.
+    pub published: Option<SystemTime>,
+    /// Keeps what is read of a repository from being swept; none where the source is EC2, or may not be written.
+    pub lease: Option<Lease>,
+}
+
 /// Opens what a cycle reads and writes. All of it shares one rate.
 pub trait Places: Send + Sync {
     /// EC2 of the source.
-    fn maker(&self) -> Arc<dyn SnapshotMaker>;
+    ///
+    /// # Errors
+    /// `Invalid` when the source is not EC2.
+    fn maker(&self) -> Result<Arc<dyn SnapshotMaker>>;
 
     /// Opens a snapshot of the source; one that is pending is waited for.
     ///
     /// # Errors
     /// `NotFound` when it does not exist, `Pending` when it is not completed in time, `Denied` when it cannot be read.
-    fn source<'a>(&'a self, id: &'a SnapshotId, wait: Duration) -> BoxFuture<'a, Result<Source>>;
+    fn source<'a>(
+        &'a self,
+        id: &'a SnapshotId,
+        wait: Duration,
+    ) -> BoxFuture<'a, Result<OpenedSnapshot>>;
 
     /// Opens a target. Nothing is made or changed.
     ///

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::job::ReplicateJob;
+use super::job::Ec2Volumes;
 use super::shard::Shard;
 use crate::error::{Error, Kind, Result};
 use crate::snapshot::{SnapshotMaker, VolumeSelector};
@@ -25,13 +25,14 @@ pub(super) struct VolumeSelection {
 /// Why EC2 could not be asked.
 pub(super) async fn select(
     maker: &dyn SnapshotMaker,
-    job: &ReplicateJob,
+    volumes: &Ec2Volumes,
+    shard: Shard,
 ) -> Result<VolumeSelection> {
     let mut selection = VolumeSelection::default();
-    for select in &job.select {
+    for select in &volumes.select {
         let found = match maker.volumes(select).await {
             Err(error) if error.kind() == Kind::NotFound => {
-                selection.fail(select, job.shard, error);
+                selection.fail(select, shard, error);
                 continue;
             }
             found => found?,
@@ -46,14 +47,18 @@ pub(super) async fn select(
                     format!("cannot replicate volumes with the tag {key}={value}: there is none")
                 }
             };
-            selection.fail(select, job.shard, Error::new(Kind::NotFound, what));
+            selection.fail(select, shard, Error::new(Kind::NotFound, what));
             continue;
         }
         let ids = found.iter().map(|volume| volume.id.clone()).collect();
         selection.select.push((select.clone(), ids));
         for volume in found {
             // As [`crate::capture`] puts volumes into sets: by the first instance that is named, else the first of all.
-            let named = volume.instances.iter().filter(|id| is_named(job, id)).min();
+            let named = volume
+                .instances
+                .iter()
+                .filter(|id| is_named(volumes, id))
+                .min();
             let first = named.or(volume.instances.iter().min()).cloned();
             selection.instances.insert(volume.id, first);
         }
@@ -61,8 +66,8 @@ pub(super) async fn select(
     Ok(selection)
 }
 
-fn is_named(job: &ReplicateJob, instance: &str) -> bool {
-    let mut selectors = job.select.iter();
+fn is_named(volumes: &Ec2Volumes, instance: &str) -> bool {
+    let mut selectors = volumes.select.iter();
     selectors.any(|select| matches!(select, VolumeSelector::Instance(id) if id == instance))
 }
 

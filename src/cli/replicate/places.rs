@@ -19,11 +19,12 @@ use crate::cli::store::{StoreLine, StoreOptions, addresses, check_repositories, 
 use crate::cli::target::{TargetRequest, ToArgs, connect};
 use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::error::Result;
-use crate::replicate::{CycleRequests, JOB_TAG, JobTarget, LEAST_RATE, Places, ReplicateJob};
+use crate::replicate::{
+    CycleRequests, JOB_TAG, JobSource, JobTarget, LEAST_RATE, OpenedSnapshot, Places, ReplicateJob,
+};
 use crate::repository::{Address, Bandwidth, RepositoryCatalog};
 use crate::snapshot::{Descriptions, Selector, SnapshotId, SnapshotMaker};
 use crate::source::Catalog;
-use crate::sync::Source;
 use crate::target::{SourceInfo, Target};
 use crate::targets::{EbsPlace, EbsTarget};
 
@@ -34,6 +35,18 @@ struct TargetAccount {
     maker: Arc<dyn SnapshotMaker>,
 }
 
+/// EC2 and EBS of the source.
+struct SourceAccount {
+    client: Arc<Client>,
+    maker: Arc<dyn SnapshotMaker>,
+    descriptions: Option<Arc<dyn Descriptions>>,
+}
+
+/// Where the snapshots come from.
+enum ConnectedSource {
+    Ec2(SourceAccount),
+}
+
 /// What a job is connected to.
 pub(super) struct AwsPlaces {
     aws: AwsArgs,
@@ -41,9 +54,7 @@ pub(super) struct AwsPlaces {
     limits: Limits,
     state_dir: PathBuf,
     job: String,
-    client: Arc<Client>,
-    maker: Arc<dyn SnapshotMaker>,
-    descriptions: Option<Arc<dyn Descriptions>>,
+    source: ConnectedSource,
     bandwidth: Bandwidth,
     /// Blocks a second at present, for accounts that are connected later.
     max_rps: AtomicU32,
@@ -58,15 +69,22 @@ impl AwsPlaces {
         check_s3(&args.new.given(), &written)?;
         check_s3(&args.store.given(), &written)?;
         check_repositories(&args.lease.given(), &written)?;
-        let aws: Aws = args.aws.load_with_credentials().await?;
         let limits = args.limits.limits().divided(job.shard.count());
         let bandwidth = Bandwidth::adjustable();
         let line = StoreLine::of(&limits, bandwidth.clone());
         let store = args.store.options(line).with_lease(args.lease.lease());
+        let source = match &job.source {
+            JobSource::Ec2(_) => {
+                let aws: Aws = args.aws.load_with_credentials().await?;
+                ConnectedSource::Ec2(SourceAccount {
+                    client: Arc::new(Client::new(&aws.service(Service::Ebs)?, &limits)),
+                    maker: snapshot_maker(&aws)?,
+                    descriptions: descriptions(&aws)?,
+                })
+            }
+        };
         Ok(Self {
-            client: Arc::new(Client::new(&aws.service(Service::Ebs)?, &limits)),
-            maker: snapshot_maker(&aws)?,
-            descriptions: descriptions(&aws)?,
+            source,
             aws: args.aws.clone(),
             store: store.writing(&args.new),
             limits,
@@ -134,24 +152,45 @@ impl AwsPlaces {
         self.store.repository(&address, &account).await
     }
 
-    async fn open_source(&self, id: &SnapshotId, wait: Duration) -> Result<Source> {
+    /// The client of EBS at the source, if there is one.
+    fn client(&self) -> Option<&Arc<Client>> {
+        match &self.source {
+            ConnectedSource::Ec2(account) => Some(&account.client),
+        }
+    }
+}
+
+impl SourceAccount {
+    async fn open(&self, id: &SnapshotId, wait: Duration) -> Result<OpenedSnapshot> {
         let select = vec![Selector::Snapshot(id.clone())];
         let descriptions = self.descriptions.clone();
         // Its own catalog: what is known of the snapshot goes when its copies end.
         let catalog = EbsCatalog::new(Arc::clone(&self.client), descriptions, select);
         let catalog = Arc::new(catalog);
         let (snapshot, blocks) = completed(&catalog, id, Some(wait)).await?;
-        Ok(of_snapshot(snapshot, blocks, catalog as Arc<dyn Catalog>))
+        Ok(OpenedSnapshot {
+            source: of_snapshot(snapshot, blocks, catalog as Arc<dyn Catalog>),
+            published: None,
+            lease: None,
+        })
     }
 }
 
 impl Places for AwsPlaces {
-    fn maker(&self) -> Arc<dyn SnapshotMaker> {
-        Arc::clone(&self.maker)
+    fn maker(&self) -> Result<Arc<dyn SnapshotMaker>> {
+        match &self.source {
+            ConnectedSource::Ec2(account) => Ok(Arc::clone(&account.maker)),
+        }
     }
 
-    fn source<'a>(&'a self, id: &'a SnapshotId, wait: Duration) -> BoxFuture<'a, Result<Source>> {
-        self.open_source(id, wait).boxed()
+    fn source<'a>(
+        &'a self,
+        id: &'a SnapshotId,
+        wait: Duration,
+    ) -> BoxFuture<'a, Result<OpenedSnapshot>> {
+        match &self.source {
+            ConnectedSource::Ec2(account) => account.open(id, wait).boxed(),
+        }
     }
 
     fn target<'a>(
@@ -185,7 +224,9 @@ impl Places for AwsPlaces {
         let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
         let blocks = blocks.min(self.limits.max_rps);
         self.max_rps.store(blocks, Ordering::Relaxed);
-        self.client.set_max_rps(blocks);
+        if let Some(client) = self.client() {
+            client.set_max_rps(blocks);
+        }
         for account in self.accounts.lock().values() {
             account.place.client.set_max_rps(blocks);
         }
@@ -195,7 +236,7 @@ impl Places for AwsPlaces {
         let accounts = self.accounts.lock();
         let clients = accounts.values().map(|account| &account.place.client);
         let mut requests = CycleRequests::default();
-        for client in clients.chain([&self.client]) {
+        for client in clients.chain(self.client()) {
             let counts = client.counts();
             requests.gets += counts.gets;
             requests.puts += counts.puts;

@@ -11,7 +11,7 @@ use chrono::NaiveTime;
 use chrono_tz::Tz;
 use serde::de::{Deserialize, Deserializer, Error as _};
 
-use super::{JobHooks, JobTarget, ReplicateJob, TargetAccess};
+use super::{Ec2Volumes, JobHooks, JobSource, JobTarget, ReplicateJob, TargetAccess};
 use crate::error::{Error, Kind, Result};
 use crate::replicate::schedule::{Schedule, time_zone};
 use crate::replicate::window::{RateWindow, Rates};
@@ -241,13 +241,15 @@ impl JobTable {
         let volumes = volumes.map(|id| VolumeSelector::Volume(id.0.0));
         let tags = self.tags.into_iter();
         let tags = tags.map(|(key, value)| VolumeSelector::Tag { key, value });
-        let select = instances.chain(volumes).chain(tags).collect();
-        let targets = self.target.into_iter().map(TargetTable::target);
-        let plain = ReplicateJob::new(&self.name, select, targets.collect::<Result<_>>()?);
-        let windows = self.bandwidth.into_iter().map(WindowTable::window);
-        Ok(ReplicateJob {
+        let source = JobSource::Ec2(Ec2Volumes {
+            select: instances.chain(volumes).chain(tags).collect(),
             without_boot: self.exclude_boot,
             without: self.exclude.into_iter().map(|id| id.0.0).collect(),
+        });
+        let targets = self.target.into_iter().map(TargetTable::target);
+        let plain = ReplicateJob::new(&self.name, source, targets.collect::<Result<_>>()?);
+        let windows = self.bandwidth.into_iter().map(WindowTable::window);
+        Ok(ReplicateJob {
             schedule,
             keep: self.keep.unwrap_or(plain.keep),
             rates: Rates {

@@ -55,11 +55,10 @@ keep = { daily = 7 }
 #[test]
 fn every_key_has_its_value() {
     let job = parse(WHOLE).unwrap();
-    assert_eq!(
-        (&*job.name, job.select.len(), job.targets.len()),
-        ("web", 3, 4)
-    );
-    assert!(job.without_boot && job.verify && job.allow_plaintext);
+    assert_eq!((&*job.name, job.targets.len()), ("web", 4));
+    let JobSource::Ec2(volumes) = &job.source;
+    assert_eq!((volumes.select.len(), volumes.without.len()), (3, 1));
+    assert!(volumes.without_boot && job.verify && job.allow_plaintext);
     assert_eq!((job.keep, job.at_once, job.reserve), (2, 8, 20 << 30));
     assert_eq!(job.rates.usual, Some(100 << 20));
     assert_eq!(job.rates.windows.first().unwrap().rate, 50_000_000);
