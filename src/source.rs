@@ -2,6 +2,7 @@
 
 mod damaged;
 mod delta;
+mod digests;
 mod disk;
 mod held;
 
@@ -17,6 +18,7 @@ use crate::snapshot::{Snapshot, SnapshotId};
 pub use damaged::DamagedSource;
 pub(crate) use damaged::{damaged_before, with_damaged};
 pub use delta::DeltaSource;
+pub use digests::{HeldDigest, HeldDigests};
 pub use disk::{DiskSource, size_of};
 pub use held::held;
 
@@ -117,4 +119,18 @@ pub trait Catalog: Send + Sync {
         base: &'a SnapshotId,
         head: &'a SnapshotId,
     ) -> BoxFuture<'a, Result<Changes>>;
+
+    /// What a volume with these digests needs to become `head`, for a base that the catalog does not have any more; none where the
+    /// catalog does not know the digests of a snapshot without reading its blocks.
+    ///
+    /// # Errors
+    /// As for [`Catalog::open`]; why the digests cannot be read.
+    fn delta_of_digests<'a>(
+        &'a self,
+        held: &'a dyn HeldDigests,
+        head: &'a SnapshotId,
+    ) -> BoxFuture<'a, Result<Option<Changes>>> {
+        let _ = (held, head);
+        Box::pin(std::future::ready(Ok(None)))
+    }
 }

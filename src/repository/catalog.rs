@@ -1,5 +1,6 @@
 //! [`RepositoryCatalog`]: the snapshots of a repository, found by the names of their manifests.
 
+mod digests;
 mod proven;
 
 use std::collections::HashMap;
@@ -27,7 +28,7 @@ use super::store::{Object, Store};
 use crate::block::{BlockIndex, Change, Delta, Extent, random_id};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::snapshot::{Snapshot, SnapshotId, sort_by_time};
-use crate::source::{BlockSource, Catalog, Changes};
+use crate::source::{BlockSource, Catalog, Changes, HeldDigests};
 
 /// Manifests read at once.
 const READS: usize = 16;
@@ -445,5 +446,13 @@ impl Catalog for RepositoryCatalog {
         head: &'a SnapshotId,
     ) -> BoxFuture<'a, Result<Changes>> {
         self.difference(base, head).boxed()
+    }
+
+    fn delta_of_digests<'a>(
+        &'a self,
+        held: &'a dyn HeldDigests,
+        head: &'a SnapshotId,
+    ) -> BoxFuture<'a, Result<Option<Changes>>> {
+        async move { self.difference_of_digests(held, head).await.map(Some) }.boxed()
     }
 }

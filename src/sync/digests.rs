@@ -25,13 +25,15 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use tracing::warn;
 
 use self::file::Temporary;
 use self::header::{HEADER_BYTES, decode_header, encode_header};
 use crate::block::{BlockIndex, Change, Delta, Digest, Extent, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
-use crate::files::{self, copy_data, data_after, punch, read_padded};
+use crate::files::{self, blocking, copy_data, data_after, punch, read_padded};
+use crate::source::{HeldDigest, HeldDigests};
 use crate::target::Stop;
 
 /// Entries read at once: 32 KiB.
@@ -75,6 +77,30 @@ impl DigestEntry {
             Self::Unknown => UNKNOWN,
             Self::Data(digest) => digest,
         }
+    }
+}
+
+impl From<DigestEntry> for HeldDigest {
+    fn from(entry: DigestEntry) -> Self {
+        match entry {
+            DigestEntry::Hole | DigestEntry::Zero => Self::Zero,
+            DigestEntry::Unknown => Self::Unknown,
+            DigestEntry::Data(digest) => Self::Data(digest),
+        }
+    }
+}
+
+impl HeldDigests for Digests {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn held_digests(&self, extent: Extent) -> BoxFuture<'_, Result<Vec<HeldDigest>>> {
+        let digests = self.clone();
+        Box::pin(async move {
+            let entries = blocking(move || digests.read(extent)).await?;
+            Ok(entries.into_iter().map(HeldDigest::from).collect())
+        })
     }
 }
 

@@ -149,12 +149,13 @@ impl<'a> Planner<'a> {
     async fn delta(&mut self, candidate: &mut Candidate, bases: Vec<SnapshotId>) -> Result<Work> {
         self.is_unrelated = false;
         for base in bases {
-            let Some(delta) = self.listable_delta(&base).await? else {
-                continue;
-            };
             let replicas = usable_replicas(self.job, &self.source.info, &candidate.seen.facts);
             let replica = replicas.into_iter().find(|replica| replica.source == base);
             let replica = replica.cloned();
+            let digests = candidate.proven_digests(self.job, replica.as_ref());
+            let Some(delta) = self.listable_delta(&base, digests.as_ref()).await? else {
+                continue;
+            };
             let mut plan = (*delta).clone();
             if candidate.decided.rewrites_foreign {
                 plan.write_too(&candidate.foreign);
@@ -192,7 +193,9 @@ impl<'a> Planner<'a> {
     }
 
     async fn take_over(&mut self, candidate: &mut Candidate, base: &SnapshotId) -> Result<Work> {
-        let Some(delta) = self.listable_delta(base).await? else {
+        // What the unfinished run touched is written in any case: it does not matter what its digests say of that.
+        let digests = candidate.proven_digests(self.job, None);
+        let Some(delta) = self.listable_delta(base, digests.as_ref()).await? else {
             candidate.decided.decision = Decision::Full;
             candidate.decided.rewrites_foreign = false;
             return self.full(candidate).await;
@@ -277,13 +280,28 @@ impl<'a> Planner<'a> {
         Ok(Some(unfinished.taken_over(task, plan, &changed, digests)))
     }
 
-    /// The changes since a base; none where the base was chosen automatically and cannot be listed any more.
-    async fn listable_delta(&mut self, base: &SnapshotId) -> Result<Option<Arc<Delta>>> {
+    /// The changes since a base; none where the base was chosen automatically and cannot be listed any more. Then digests of what the
+    /// target holds are as good, if the source has those of its own blocks.
+    async fn listable_delta(
+        &mut self,
+        base: &SnapshotId,
+        digests: Option<&Digests>,
+    ) -> Result<Option<Arc<Delta>>> {
         match self.listings.delta(base, &self.context.stop).await {
             Err(error)
                 if self.job.base == Base::Auto
                     && matches!(error.kind(), Kind::NotFound | Kind::Unrelated) =>
             {
+                let stop = &self.context.stop;
+                if let Some(digests) = digests.filter(|_| error.kind() == Kind::NotFound)
+                    && let Some(delta) = self.listings.delta_of_digests(digests, stop).await?
+                {
+                    info!(
+                        "comparing digests for the changes since {base}: {}",
+                        error.chain()
+                    );
+                    return Ok(Some(delta));
+                }
                 self.is_unrelated |= error.kind() == Kind::Unrelated;
                 warn!(
                     "cannot copy only the changes since {base}: {}",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::block::{BlockSet, Delta};
 use crate::error::{Error, Kind, Result};
 use crate::snapshot::SnapshotId;
-use crate::source::{BlockSource, Catalog, held};
+use crate::source::{BlockSource, Catalog, HeldDigests, held};
 use crate::target::{Mark, SourceInfo, Stop};
 
 /// Looks at the mark of a source of this machine.
@@ -109,5 +109,21 @@ impl<'a> Listings<'a> {
         self.deltas.push((base.clone(), Arc::clone(&delta)));
         self.blocks.get_or_insert(blocks);
         Ok(delta)
+    }
+
+    /// What differs from a volume with these digests; none where the source knows no digests of its blocks.
+    pub(super) async fn delta_of_digests(
+        &mut self,
+        held: &dyn HeldDigests,
+        stop: &Stop,
+    ) -> Result<Option<Arc<Delta>>> {
+        let (Some(catalog), Some(head)) = (&self.source.catalog, self.source.info.id()) else {
+            return Ok(None);
+        };
+        let found = stop.unless(catalog.delta_of_digests(held, &head)).await?;
+        Ok(found.map(|(delta, blocks)| {
+            self.blocks.get_or_insert(blocks);
+            delta
+        }))
     }
 }
