@@ -1,5 +1,5 @@
-//! A replication job: on a schedule it snapshots volumes, copies what changed to other places, proves the copies, and forgets what is
-//! no longer needed. It stacks [`crate::capture`] and [`crate::sync`] and adds only decisions about time and retention.
+//! A replication job: on a schedule it snapshots volumes, or takes the newest snapshots of a repository, copies what changed to other
+//! places, proves the copies, and forgets what is no longer needed. It stacks [`crate::capture`] and [`crate::sync`] and adds only decisions about time and retention.
 //!
 //! | part | subject |
 //! | --- | --- |
@@ -8,6 +8,7 @@
 //! | [`window`] | bytes a second, by the time of day (pure) |
 //! | [`mod@shard`] | which volumes one of several machines takes (pure) |
 //! | [`volumes`] | the volumes of a cycle |
+//! | [`mod@gateway`] | cycles of a job whose source is a repository |
 //! | [`template`] | which target belongs to which volume (pure) |
 //! | [`retain`] | which snapshots of the source may be deleted (pure) |
 //! | [`state`] | the state file of a job |
@@ -28,11 +29,13 @@
 //! 1. Nothing is remembered that cannot be found again. The state file saves work after a crash. Bases are asked of the targets.
 //! 2. A snapshot of the source is deleted only if it is the job's own by [`crate::capture::standing`], is older than this cycle's,
 //!    and no target holds it or has an unfinished copy from or to it. A target that cannot be asked keeps all of them.
+//!    A job whose source is a repository deletes nothing there.
 //! 3. Two volumes never have one image or device: by name here, by identity when they are opened, by lock in [`crate::sync`].
 
 mod clean;
 mod copy;
 mod cycle;
+mod gateway;
 mod hooks;
 mod job;
 mod places;
@@ -48,7 +51,8 @@ mod window;
 pub use clean::JOB_TAG;
 pub use cycle::{CycleRun, StartedCycle};
 pub use job::{
-    Ec2Volumes, JobHooks, JobSource, JobTarget, LEAST_RATE, ReplicateJob, TargetAccess, read,
+    Ec2Volumes, GatewaySource, JobHooks, JobSource, JobTarget, LEAST_RATE, ReplicateJob,
+    TargetAccess, read,
 };
 pub use places::{OpenedSnapshot, Places};
 pub use report::{CopyOutcome, CycleReport, VolumeOutcome};

@@ -18,8 +18,8 @@ use super::store::{LeaseArgs, NewObjectArgs, StoreArgs};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::default_state_dir;
 use crate::replicate::{
-    CycleRun, Ec2Volumes, JobMemory, JobSource, JobTarget, ReplicateJob, Schedule, Shard,
-    is_shared, read, shard_of_engine, wanted_cycle,
+    CycleRun, Ec2Volumes, GatewaySource, JobMemory, JobSource, JobTarget, ReplicateJob, Schedule,
+    Shard, is_shared, read, shard_of_engine, wanted_cycle,
 };
 use crate::snapshot::{VolumeSelector, volume_id};
 use places::AwsPlaces;
@@ -28,7 +28,8 @@ use places::AwsPlaces;
 #[derive(Args, Debug)]
 #[command(
     long_about = "Snapshot volumes on a schedule, copy what changed to images, devices, repositories and other accounts or Regions, \
-    prove the copies, and remove old snapshots on both sides.\n\n\
+    prove the copies, and remove old snapshots on both sides. A job with `from` takes the snapshots of a repository that another job \
+    fills: docs/gateway.md.\n\n\
     Runs until SIGTERM or SIGINT; SIGHUP reads the job file again. With --once it runs one cycle, for cron and timers. What is stopped \
     or killed is continued by the next run. docs/replicate.md describes the job file."
 )]
@@ -39,6 +40,14 @@ pub(super) struct ReplicateArgs {
     /// Replicate this volume, without a job file, for example vol-0123456789abcdef0
     #[arg(long, value_name = "VOLUME", requires = "to", conflicts_with = "job", value_parser = volume_id)]
     volume: Option<String>,
+    /// Repository to take --volume from, which another job fills, instead of snapshots in EC2
+    #[arg(
+        long,
+        value_name = "REPOSITORY",
+        requires = "volume",
+        conflicts_with = "keep"
+    )]
+    from: Option<String>,
     /// Target of --volume: an image, a device, `ebs:REGION` or a repository; can be given several times
     #[arg(long, value_name = "TARGET", requires = "volume")]
     to: Vec<String>,
@@ -146,10 +155,16 @@ impl ReplicateArgs {
             let path = path.map_err(|error| Error::of_file(Path::new(to), "cannot find", error))?;
             Ok(JobTarget::new(&path.display().to_string()))
         });
-        let source = JobSource::Ec2(Ec2Volumes {
-            select: vec![VolumeSelector::Volume(volume.to_owned())],
-            ..Ec2Volumes::default()
-        });
+        let source = match &self.from {
+            None => JobSource::Ec2(Ec2Volumes {
+                select: vec![VolumeSelector::Volume(volume.to_owned())],
+                ..Ec2Volumes::default()
+            }),
+            Some(from) => JobSource::Repository(GatewaySource {
+                volumes: [volume.to_owned()].into(),
+                ..GatewaySource::new(from.parse()?)
+            }),
+        };
         let name = self.name.as_deref().unwrap_or(volume);
         let job = ReplicateJob {
             schedule: self.every.map(Schedule::every).transpose()?,
@@ -217,7 +232,18 @@ mod tests {
         assert_eq!(whole.schedule.unwrap().to_string(), "every 15m");
         assert!(Path::new(&whole.targets.get(1).unwrap().to).is_absolute());
         assert!(job("replicate --volume vol-0a --to a.raw --once").is_ok());
+        let line = "replicate --from s3://b/p --volume vol-0a --to a.raw --once";
+        let JobSource::Repository(from) = job(line).unwrap().source else {
+            panic!("{line}")
+        };
+        assert_eq!(from.address.to_string(), "s3://b/p");
+        assert!(from.volumes.contains("vol-0a"));
         for wrong in [
+            "replicate --from s3://b/p --to a.raw --once",
+            "replicate --from a.raw --volume vol-0a --to a.raw --once",
+            "replicate --from s3://b/p#latest --volume vol-0a --to a.raw --once",
+            "replicate --from s3://b/p --volume vol-0a --to s3://b/p --once",
+            "replicate --from s3://b/p --volume vol-0a --to a.raw --once --keep 1",
             "replicate",
             "replicate --volume vol-0a",
             "replicate --volume vol-0a --to a.raw",

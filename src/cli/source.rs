@@ -13,7 +13,7 @@ use super::target::local_target;
 use crate::block::{BLOCK_SIZE, BlockIndex, BlockSet};
 use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::error::{Error, Kind, Remedy, Result};
-use crate::repository::{Address, Lease, RepositoryCatalog};
+use crate::repository::{Address, Lease, ManifestName, RepositoryCatalog};
 use crate::snapshot::{Selector, Snapshot, SnapshotId, State};
 use crate::source::{BlockSource, Catalog, DamagedSource, DiskSource};
 use crate::sync::{self, Source};
@@ -207,44 +207,58 @@ async fn repository_snapshot(
     catalog: RepositoryCatalog,
 ) -> Result<OpenedSource> {
     let name = catalog.find(select).await?;
-    let (snapshot, blocks) = catalog.open(&name.snapshot).await?;
-    let geometry = blocks.geometry();
-    let is_whole = geometry.size() % u64::from(BLOCK_SIZE) == 0;
-    if !is_whole && request.to_ebs != ToEbs::None {
-        let what = format!(
-            "cannot copy {} to ebs: it is no whole number of 512 KiB blocks",
-            snapshot.id
-        );
-        return Err(Error::new(Kind::Invalid, what));
+    let source = of_repository(catalog, &name).await?;
+    if request.to_ebs != ToEbs::None {
+        check_whole_blocks(&source.info)?;
     }
-    let about = json!({"snapshot": snapshot, "endpoint": address.to_string()});
+    let about = json!({"snapshot": source.info.snapshot, "endpoint": address.to_string()});
+    Ok(OpenedSource {
+        source,
+        client: None,
+        about,
+        lease: None,
+    })
+}
+
+/// Refuses a source for `ebs:` that ends within a block.
+pub(super) fn check_whole_blocks(source: &SourceInfo) -> Result<()> {
+    if source.geometry.size() % u64::from(BLOCK_SIZE) == 0 {
+        return Ok(());
+    }
+    let what = format!(
+        "cannot copy {} to ebs: it is no whole number of 512 KiB blocks",
+        source.name
+    );
+    Err(Error::new(Kind::Invalid, what))
+}
+
+/// A snapshot of a repository as a source.
+pub(super) async fn of_repository(
+    catalog: RepositoryCatalog,
+    name: &ManifestName,
+) -> Result<Source> {
+    let (snapshot, blocks) = catalog.open(&name.snapshot).await?;
     let info = SourceInfo {
         name: snapshot.id.to_string(),
-        geometry,
+        geometry: blocks.geometry(),
         size: None,
         mark: None,
         volume: snapshot
             .volume_id
             .clone()
             .filter(|volume| volume != "vol-ffffffff"),
-        volume_key: name.volume,
+        volume_key: name.volume.clone(),
         encrypted: snapshot.encrypted,
         snapshot: Some(snapshot),
         has_changes: true,
         damaged_in_source: 0,
     };
-    let source = Source {
+    Ok(Source {
         info,
         blocks,
         catalog: Some(Arc::new(catalog)),
         mark: None,
         is_staged: false,
-    };
-    Ok(OpenedSource {
-        source,
-        client: None,
-        about,
-        lease: None,
     })
 }
 

@@ -272,6 +272,11 @@ impl StoreOptions {
         aws: &AwsArgs,
     ) -> Result<RepositoryCatalog> {
         let store = self.open(address, aws, false).await?;
+        self.catalog(store).await
+    }
+
+    /// Opens the repository in a store.
+    pub(super) async fn catalog(&self, store: Arc<Store>) -> Result<RepositoryCatalog> {
         let catalog = RepositoryCatalog::open(store).await?;
         Ok(catalog.with_lease(self.lease))
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use tracing::{debug, info};
 
 use super::cycle::CycleRun;
-use super::job::JobTarget;
+use super::job::{JobSource, JobTarget};
 use super::report::CycleReport;
 use super::retain::{OwnSnapshot, claimed_elsewhere, removable};
 use super::shard::Shard;
@@ -24,7 +24,7 @@ use crate::snapshot::{
 };
 use crate::target::VolumeKey;
 
-/// The tag of EBS snapshots that a job made at a target: the job's name.
+/// The tag of what a job made at a target, EBS snapshots and those that it copied from a repository to another one: the job's name.
 pub const JOB_TAG: &str = "ebsfs:job";
 /// The volume of a snapshot that was made of none.
 const NO_VOLUME: &str = "vol-ffffffff";
@@ -42,7 +42,9 @@ fn sweeps(shard: Shard, template: &str) -> bool {
 impl CycleRun {
     /// Retains on both sides. Failures are warnings: the copies are made.
     pub(super) async fn retain(&self, report: &mut CycleReport) {
-        if let Err(error) = self.stop.unless(self.retain_source(report)).await {
+        if matches!(self.job.source, JobSource::Ec2(_))
+            && let Err(error) = self.stop.unless(self.retain_source(report)).await
+        {
             report.warn(format!("cannot delete old snapshots: {}", error.chain()));
         }
         let mut names: BTreeMap<String, (&JobTarget, BTreeSet<String>)> = BTreeMap::new();
@@ -257,13 +259,20 @@ impl CycleRun {
         !last.is_some_and(|last| now.duration_since(last).is_ok_and(|age| age < SWEEP_EVERY))
     }
 
-    /// Whether a snapshot of a repository is one that this job captured: others of its volumes are not its to remove.
+    /// Whether a snapshot of a repository is one that this job captured, or copied there from the repository that is its source: others
+    /// of its volumes are not its to remove.
     async fn is_of_job(&self, catalog: &RepositoryCatalog, name: &ManifestName) -> Result<bool> {
         match catalog.manifest(name).await {
             Ok(manifest) => {
-                let cycle = manifest.tags.get(CYCLE_TAG);
-                let cycle = cycle.and_then(|text| text.parse::<Cycle>().ok());
-                Ok(cycle.is_some_and(|cycle| cycle.job() == self.job.name))
+                let tags = &manifest.tags;
+                Ok(match self.job.source {
+                    JobSource::Repository(_) => tags.get(JOB_TAG) == Some(&self.job.name),
+                    JobSource::Ec2(_) => {
+                        let cycle = tags.get(CYCLE_TAG);
+                        let cycle = cycle.and_then(|text| text.parse::<Cycle>().ok());
+                        cycle.is_some_and(|cycle| cycle.job() == self.job.name)
+                    }
+                })
             }
             Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Corrupt) => {
                 debug!("{name} stays: {}", error.chain());

@@ -8,8 +8,9 @@ use parking_lot::Mutex;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
+use super::clean::JOB_TAG;
 use super::cycle::CycleRun;
-use super::job::{LEAST_RATE, ReplicateJob};
+use super::job::{JobSource, LEAST_RATE, ReplicateJob};
 use super::places::OpenedSnapshot;
 use super::report::{CopyOutcome, VolumeOutcome};
 use super::retain::{CLAIM_TAG, COPYING, HOLDS, NeededBases, claimant};
@@ -159,7 +160,10 @@ impl CycleRun {
         let is_local = |target: &&AssignedTarget| !is_shared(&target.name);
         let local = || work.targets.iter().filter(is_local);
         let names = local().map(|target| target.name.as_str());
-        let claimant = local().next().map(|_| claimant(&machine(), names));
+        let is_of_ec2 = matches!(self.job.source, JobSource::Ec2(_));
+        let mut local_names = names.peekable();
+        let claims = is_of_ec2 && local_names.peek().is_some();
+        let claimant = claims.then(|| claimant(&machine(), local_names));
         if let Some(claimant) = &claimant {
             self.claim(work, claimant, COPYING).await;
         }
@@ -288,8 +292,18 @@ impl CycleRun {
         let id = &work.copy.snapshot;
         let opened = self.places.source(id, self.job.timeout);
         let opened = self.stop.unless(opened).await;
-        let OpenedSnapshot { source, lease, .. } =
-            opened.map_err(|error| error.context(format!("cannot replicate {}", work.volume)))?;
+        let OpenedSnapshot {
+            mut source,
+            published,
+            lease,
+        } = opened.map_err(|error| error.context(format!("cannot replicate {}", work.volume)))?;
+        if let (JobSource::Repository(_), Some(snapshot)) =
+            (&self.job.source, &mut source.info.snapshot)
+        {
+            // A repository keeps the tags of a snapshot: this one tells which of them the job may remove.
+            let name = self.job.name.clone();
+            snapshot.tags.insert(JOB_TAG.to_owned(), name);
+        }
         outcome.time = source.info.time();
         // What an earlier attempt found is asked again.
         outcome.needed = NeededBases::These([id.clone()].into());
@@ -322,6 +336,7 @@ impl CycleRun {
         for (assigned, target) in targets {
             let result = results.iter().find(|result| result.target == target.name());
             let held = self.held(work, &assigned.name, &source, result);
+            let held = held.map(|point| RecoveryPoint { published, ..point });
             if held.is_err() {
                 outcome.needed.add(self.needed(&*target, &source).await);
             }
@@ -372,6 +387,7 @@ impl CycleRun {
         let mut point = RecoveryPoint {
             snapshot: work.copy.snapshot.clone(),
             time: source.info.time(),
+            published: None,
             arrived: Some(SystemTime::now()),
             damaged_blocks: 0,
         };

@@ -8,6 +8,8 @@
 //! retain    deletes snapshots at the source that no target needs; removes old ones at targets
 //! after     the command of the job, or on_failure
 //! ```
+//! A job whose source is a repository captures nothing: [`super::gateway`] has its first part.
+//!
 //! Killed anywhere, it leaves what the next run continues: a cycle without snapshots is adopted by its tag, a copy under way is
 //! continued with the same snapshot, and what a target holds is asked of the target.
 
@@ -72,6 +74,11 @@ impl StartedCycle {
             since: Instant::now(),
             requests: run.places.requests(),
         }
+    }
+
+    /// Whether there was nothing to copy, at a source that is only looked at.
+    pub fn is_idle(&self) -> bool {
+        self.report.is_idle
     }
 
     /// The volumes that are copied.
@@ -164,6 +171,7 @@ impl CycleRun {
                 self.capture(volumes, &cycle, due.is_new, &busy, report)
                     .await
             }
+            JobSource::Repository(from) => self.look_for_new(from, &cycle, &busy, report).await,
         };
         match copies {
             Ok(copies) => started.copies = copies,
@@ -364,26 +372,42 @@ impl CycleRun {
         }
     }
 
+    /// The targets of all volumes that the job selects and of those that are copied: a fixed path is for the only volume of the job,
+    /// whatever a cycle copies.
+    pub(super) fn assignment(&self, copies: &BTreeMap<String, CopyUnderWay>) -> Assignment {
+        let copied = copies.iter().map(|(id, copy)| CycleVolume {
+            id: id.clone(),
+            instance: copy.instance.clone(),
+        });
+        let selected: Vec<String> = self.memory.look(|state| {
+            let volumes = state.volumes.iter();
+            let selected = volumes.filter(|(_, volume)| volume.is_selected);
+            selected.map(|(id, _)| id.clone()).collect()
+        });
+        let others = selected.into_iter().filter(|id| !copies.contains_key(id));
+        let others = others.map(|id| CycleVolume { id, instance: None });
+        assign(&self.job.targets, &copied.chain(others).collect())
+    }
+
     /// Copies all volumes, then retains.
     async fn copy_and_retain(
         &self,
         copies: BTreeMap<String, CopyUnderWay>,
         report: &mut CycleReport,
     ) {
-        let volumes = copies.iter().map(|(id, copy)| CycleVolume {
-            id: id.clone(),
-            instance: copy.instance.clone(),
-        });
         let Assignment {
             volumes,
             problems,
             incomplete,
-        } = assign(
-            &self.job.targets,
-            &volumes.collect(),
-            self.is_alone(&copies),
-        );
-        report.failures.extend(problems);
+        } = self.assignment(&copies);
+        let problems = problems.into_iter();
+        let problems = problems.filter(|problem| {
+            let mut its = problem.volumes.iter();
+            its.any(|id| copies.contains_key(id))
+        });
+        report
+            .failures
+            .extend(problems.map(|problem| problem.error));
         let works = copies.into_iter().map(|(volume, copy)| VolumeWork {
             targets: volumes.get(&volume).cloned().unwrap_or_default(),
             is_incomplete: incomplete.contains(&volume),
@@ -398,15 +422,6 @@ impl CycleRun {
         if !self.stop.is_stopped() {
             self.retain(report).await;
         }
-    }
-
-    /// Whether the job has no other volume than those that are copied.
-    fn is_alone(&self, copies: &BTreeMap<String, CopyUnderWay>) -> bool {
-        let has_other = self.memory.look(|state| {
-            let mut volumes = state.volumes.iter();
-            volumes.any(|(id, volume)| volume.is_selected && !copies.contains_key(id))
-        });
-        self.job.shard.is_whole() && !has_other
     }
 
     /// Copies a volume when there is room for it. None when the program ends.
@@ -462,7 +477,7 @@ impl CycleRun {
     /// Runs the last command and records how the cycle ended.
     async fn end(&self, report: &mut CycleReport) {
         let is_stopped = report.failures().any(|error| error.kind() == Kind::Stopped);
-        if !is_stopped {
+        if !is_stopped && !report.is_idle {
             let time = match report.failure() {
                 None => HookTime::After,
                 Some(_) => HookTime::OnFailure,

@@ -66,6 +66,8 @@ pub struct ReplicateJob {
 pub enum JobSource {
     /// Volumes in EC2: each cycle makes snapshots of them.
     Ec2(Ec2Volumes),
+    /// A repository that another job fills: each cycle takes the newest snapshots.
+    Repository(GatewaySource),
 }
 
 /// Which volumes a job makes snapshots of.
@@ -77,6 +79,64 @@ pub struct Ec2Volumes {
     pub without_boot: bool,
     /// Leave out these volumes.
     pub without: Vec<String>,
+}
+
+/// A repository as the source of a job, and which of its volumes are copied.
+#[derive(Clone, Debug)]
+pub struct GatewaySource {
+    /// The repository.
+    pub address: Address,
+    /// The volumes; none: all.
+    pub volumes: BTreeSet<String>,
+    /// Leave out these volumes.
+    pub without: BTreeSet<String>,
+    /// How the store is reached; what is not given is as on the command line.
+    pub access: TargetAccess,
+}
+
+impl GatewaySource {
+    /// All volumes of a repository.
+    pub fn new(address: Address) -> Self {
+        Self {
+            address,
+            volumes: BTreeSet::new(),
+            without: BTreeSet::new(),
+            access: TargetAccess::default(),
+        }
+    }
+
+    fn check(&self, targets: &[JobTarget]) -> Result<()> {
+        let invalid = |what: String| Err(Error::new(Kind::Invalid, what));
+        self.address.names_no_snapshot()?;
+        let access = &self.access;
+        let (is_s3, is_folder) = (self.address.is_s3(), self.address.is_folder());
+        for (key, is_given, fits) in [
+            ("profile", access.profile.is_some(), is_s3),
+            ("region", access.region.is_some(), is_s3),
+            ("endpoint_url", access.endpoint_url.is_some(), is_s3),
+            ("ca_bundle", access.ca_bundle.is_some(), !is_folder),
+        ] {
+            if is_given && !fits {
+                return invalid(format!("cannot use {key} with the source {}", self.address));
+            }
+        }
+        for target in targets {
+            if target.to.contains("{instance}") {
+                return invalid(format!(
+                    "cannot use the target {}: a repository does not say which instance a volume is attached to",
+                    target.to
+                ));
+            }
+            let address = target.to.parse::<Address>();
+            if address.is_ok_and(|address| address == self.address) {
+                return invalid(format!(
+                    "cannot use the target {}: it is the source",
+                    target.to
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A target of a job: a template, and how what it names is reached and written.
@@ -262,6 +322,7 @@ impl ReplicateJob {
                 );
             }
             JobSource::Ec2(_) => {}
+            JobSource::Repository(from) => from.check(&self.targets)?,
         }
         if self.targets.is_empty() {
             return invalid("the job has no target".into());

@@ -32,6 +32,12 @@ pub trait Places: Send + Sync {
     /// `Invalid` when the source is not EC2.
     fn maker(&self) -> Result<Arc<dyn SnapshotMaker>>;
 
+    /// The repository that is the source.
+    ///
+    /// # Errors
+    /// `Invalid` when the source is none; why it cannot be reached.
+    fn source_repository(&self) -> BoxFuture<'_, Result<RepositoryCatalog>>;
+
     /// Opens a snapshot of the source; one that is pending is waited for.
     ///
     /// # Errors

@@ -23,6 +23,8 @@ pub struct CycleReport {
     pub cycle: String,
     /// The part of the job that was run.
     pub shard: Shard,
+    /// Whether there was nothing to copy, at a source that is only looked at: no command is run.
+    pub is_idle: bool,
     /// The volumes that have their snapshots.
     pub volumes: Vec<VolumeOutcome>,
     /// What failed besides targets.
@@ -85,6 +87,7 @@ impl CycleReport {
         Self {
             cycle,
             shard,
+            is_idle: false,
             volumes: Vec::new(),
             failures: Vec::new(),
             warnings: Vec::new(),
@@ -125,6 +128,7 @@ impl CycleReport {
                 Ok(point) => json!({
                     "target": copy.target.name,
                     "snapshot": point.snapshot,
+                    "published": point.published.map(rfc3339_millis),
                     "arrived": point.arrived.map(rfc3339_millis),
                 }),
                 Err(error) => {

@@ -153,6 +153,10 @@ pub struct RecoveryPoint {
     /// The instant whose bytes it holds.
     #[serde(with = "time_text")]
     pub time: Option<SystemTime>,
+    /// When it was complete in the repository that is the source, by the clock of the machine that wrote it; none where the source is
+    /// EC2.
+    #[serde(default, with = "time_text")]
+    pub published: Option<SystemTime>,
     /// When it was complete at the target.
     #[serde(with = "time_text")]
     pub arrived: Option<SystemTime>,
@@ -425,6 +429,7 @@ mod tests {
         let recovery_point = RecoveryPoint {
             snapshot: "snap-0a".parse().unwrap(),
             time: at(1),
+            published: at(2),
             arrived: None,
             damaged_blocks: 0,
         };

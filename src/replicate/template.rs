@@ -29,13 +29,31 @@ pub struct AssignedTarget {
     pub name: String,
 }
 
+/// A target that is left out, or is missing.
+#[derive(Debug)]
+pub(super) struct AssignmentProblem {
+    /// The volumes that it would be for.
+    pub volumes: BTreeSet<String>,
+    /// What is wrong.
+    pub error: Error,
+}
+
+impl AssignmentProblem {
+    fn new<'a>(volumes: impl IntoIterator<Item = &'a str>, what: String) -> Self {
+        Self {
+            volumes: volumes.into_iter().map(str::to_owned).collect(),
+            error: Error::new(Kind::Invalid, what),
+        }
+    }
+}
+
 /// The targets of all volumes.
 #[derive(Debug, Default)]
 pub(super) struct Assignment {
     /// Each volume with its targets.
     pub volumes: BTreeMap<String, Vec<AssignedTarget>>,
     /// Volumes without a target, and targets that more than one volume would have: these are left out.
-    pub problems: Vec<Error>,
+    pub problems: Vec<AssignmentProblem>,
     /// Volumes of which a target was left out: it may hold any of their snapshots.
     pub incomplete: BTreeSet<String>,
 }
@@ -91,12 +109,8 @@ fn name_of(template: &str, volume: &CycleVolume) -> Option<String> {
     Some(name.replace("{instance}", volume.instance.as_deref()?))
 }
 
-/// Gives each volume its targets. `is_alone` says that the job has no other volume than those.
-pub(super) fn assign(
-    targets: &[JobTarget],
-    volumes: &BTreeSet<CycleVolume>,
-    is_alone: bool,
-) -> Assignment {
+/// Gives each volume its targets. All volumes of the job are needed for that, those too that are not copied now.
+pub(super) fn assign(targets: &[JobTarget], volumes: &BTreeSet<CycleVolume>) -> Assignment {
     let mut assignment = Assignment::default();
     let mut owners: BTreeMap<PathBuf, BTreeSet<&str>> = BTreeMap::new();
     for volume in volumes {
@@ -104,7 +118,7 @@ pub(super) fn assign(
         for (number, target) in targets.iter().enumerate() {
             let is_named = target.volumes.contains(&volume.id);
             // A disk of a fixed name is for the volume that it names, or for the only one that there is.
-            let is_only = is_for_each(&target.to) || is_alone && volumes.len() == 1;
+            let is_only = is_for_each(&target.to) || volumes.len() == 1;
             if !(is_named || target.volumes.is_empty() && is_only) {
                 continue;
             }
@@ -113,7 +127,8 @@ pub(super) fn assign(
                     "cannot replicate {} to {}: it is attached to no instance",
                     volume.id, target.to
                 );
-                assignment.problems.push(Error::new(Kind::Invalid, what));
+                let problem = AssignmentProblem::new([&*volume.id], what);
+                assignment.problems.push(problem);
                 assignment.incomplete.insert(volume.id.clone());
                 continue;
             };
@@ -126,7 +141,8 @@ pub(super) fn assign(
         if its.is_empty() {
             assignment.incomplete.insert(volume.id.clone());
             let what = format!("cannot replicate {}: no target is for it", volume.id);
-            assignment.problems.push(Error::new(Kind::Invalid, what));
+            let problem = AssignmentProblem::new([&*volume.id], what);
+            assignment.problems.push(problem);
         }
     }
     for (path, owners) in owners.iter().filter(|(_, owners)| owners.len() > 1) {
@@ -138,7 +154,7 @@ pub(super) fn assign(
             all.join(" and "),
             path.display()
         );
-        assignment.problems.push(Error::new(Kind::Invalid, what));
+        assignment.problems.push(AssignmentProblem::new(all, what));
     }
     for its in assignment.volumes.values_mut() {
         let mut seen = BTreeSet::new();
@@ -184,12 +200,12 @@ mod tests {
 
     /// `vol-0a: NAME NAME` for each volume, and the problems.
     fn assigned(targets: &[JobTarget], ids: &[(&str, &str)]) -> (Vec<String>, Vec<String>) {
-        let found = assign(targets, &volumes(ids), true);
+        let found = assign(targets, &volumes(ids));
         let lines = found.volumes.iter().map(|(id, its)| {
             let names: Vec<_> = its.iter().map(|target| target.name.as_str()).collect();
             format!("{id}: {}", names.join(" "))
         });
-        let problems = found.problems.iter().map(Error::chain);
+        let problems = found.problems.iter().map(|problem| problem.error.chain());
         (lines.collect(), problems.collect())
     }
 
@@ -290,19 +306,9 @@ mod tests {
             ),
             (vec![target("/srv/a", &["vol-0a"])], &["vol-0b"]),
         ] {
-            let found = assign(&targets, &two, true).incomplete;
+            let found = assign(&targets, &two).incomplete;
             let found: Vec<&str> = found.iter().map(String::as_str).collect();
             assert_eq!(found, incomplete, "{targets:?}");
-        }
-    }
-
-    #[test]
-    fn a_path_without_a_volume_is_for_the_only_volume_of_the_job_and_not_for_that_of_a_cycle() {
-        let one = volumes(&[("vol-0a", "i-1")]);
-        for (is_alone, count) in [(true, 1), (false, 0)] {
-            let found = assign(&[target("/srv/disk.raw", &[])], &one, is_alone);
-            assert_eq!(found.volumes["vol-0a"].len(), count);
-            assert_eq!(found.incomplete.is_empty(), is_alone);
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::sleep;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::notify::Notifier;
 use super::places::AwsPlaces;
@@ -124,8 +124,10 @@ impl JobService<'_> {
             Some(_) => self.hold_back(),
             None => self.pause = PAUSES.0,
         }
-        let count = started.volumes().count();
-        self.notifier.status(&format!("copying {count} volumes"));
+        if !started.is_idle() {
+            let count = started.volumes().count();
+            self.notifier.status(&format!("copying {count} volumes"));
+        }
         let run = self.run.clone();
         self.cycles
             .spawn_local(async move { run.finish(started).await });
@@ -183,6 +185,9 @@ impl JobService<'_> {
         };
         for failure in report.failures() {
             warn!("{}", words::in_words(failure));
+        }
+        if report.is_idle {
+            return debug!("the cycle {} had nothing to copy", report.cycle);
         }
         info!(
             "the cycle {} ended after {:.1?}: {} volumes, {} failures, {} bytes fetched",

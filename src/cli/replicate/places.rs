@@ -12,17 +12,20 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::ReplicateArgs;
-use crate::aws::{Aws, Service};
-use crate::cli::aws::{AwsArgs, descriptions, snapshot_maker};
-use crate::cli::source::{completed, of_snapshot};
-use crate::cli::store::{StoreLine, StoreOptions, addresses, check_repositories, check_s3};
+use crate::aws::{Aws, Given, Service};
+use crate::cli::aws::{AwsArgs, TargetAws, descriptions, snapshot_maker};
+use crate::cli::source::{check_whole_blocks, completed, of_repository, of_snapshot};
+use crate::cli::store::{
+    StoreLine, StoreOptions, addresses, check_repositories, check_s3, end_reading,
+};
 use crate::cli::target::{TargetRequest, ToArgs, connect};
 use crate::ebs::{Client, EbsCatalog, Limits};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::replicate::{
     CycleRequests, JOB_TAG, JobSource, JobTarget, LEAST_RATE, OpenedSnapshot, Places, ReplicateJob,
+    TargetAccess,
 };
-use crate::repository::{Address, Bandwidth, RepositoryCatalog};
+use crate::repository::{Address, Bandwidth, RepositoryCatalog, Store};
 use crate::snapshot::{Descriptions, Selector, SnapshotId, SnapshotMaker};
 use crate::source::Catalog;
 use crate::target::{SourceInfo, Target};
@@ -45,6 +48,7 @@ struct SourceAccount {
 /// Where the snapshots come from.
 enum ConnectedSource {
     Ec2(SourceAccount),
+    Repository(Arc<Store>),
 }
 
 /// What a job is connected to.
@@ -66,9 +70,14 @@ impl AwsPlaces {
     /// Connects to the source.
     pub(super) async fn open(args: &ReplicateArgs, job: &ReplicateJob) -> Result<Self> {
         let written = addresses(job.targets.iter().map(|target| target.to.as_str()));
+        let read = match &job.source {
+            JobSource::Ec2(_) => None,
+            JobSource::Repository(from) => Some(from.address.clone()),
+        };
+        let reached: Vec<Address> = written.iter().cloned().chain(read).collect();
         check_s3(&args.new.given(), &written)?;
-        check_s3(&args.store.given(), &written)?;
-        check_repositories(&args.lease.given(), &written)?;
+        check_s3(&args.store.given(), &reached)?;
+        check_repositories(&args.lease.given(), &reached)?;
         let limits = args.limits.limits().divided(job.shard.count());
         let bandwidth = Bandwidth::adjustable();
         let line = StoreLine::of(&limits, bandwidth.clone());
@@ -81,6 +90,10 @@ impl AwsPlaces {
                     maker: snapshot_maker(&aws)?,
                     descriptions: descriptions(&aws)?,
                 })
+            }
+            JobSource::Repository(from) => {
+                let account = source_account(&args.aws, &from.access);
+                ConnectedSource::Repository(store.open(&from.address, &account, false).await?)
             }
         };
         Ok(Self {
@@ -127,6 +140,7 @@ impl AwsPlaces {
     ) -> Result<Arc<dyn Target>> {
         let to = self.to(target);
         if name.starts_with("ebs:") {
+            check_whole_blocks(source)?;
             let place = self.target_account(target, name).await?.place;
             let opened = EbsTarget::new(place, to.job(), source, &self.state_dir)?;
             return Ok(Arc::new(opened));
@@ -156,6 +170,52 @@ impl AwsPlaces {
     fn client(&self) -> Option<&Arc<Client>> {
         match &self.source {
             ConnectedSource::Ec2(account) => Some(&account.client),
+            ConnectedSource::Repository(_) => None,
+        }
+    }
+}
+
+/// How the store of a source is reached.
+fn source_account(aws: &AwsArgs, access: &TargetAccess) -> AwsArgs {
+    if *access == TargetAccess::default() {
+        return aws.clone();
+    }
+    let region = access.region.clone();
+    let its = TargetAws {
+        role: "source",
+        is_target: true,
+        profile: access.profile.clone(),
+        region: region.map(|region| Given::new(region, "region of [source]")),
+        endpoint_url: access.endpoint_url.clone(),
+        ca_bundle: access.ca_bundle.clone(),
+    };
+    aws.for_target(its, true)
+}
+
+impl AwsPlaces {
+    async fn open_in_repository(
+        &self,
+        store: &Arc<Store>,
+        id: &SnapshotId,
+    ) -> Result<OpenedSnapshot> {
+        // Its own catalog: what is known of the snapshot goes when its copies end.
+        let catalog = self.store.catalog(Arc::clone(store)).await?;
+        let lease = catalog.begin_reading(id.as_str()).await?;
+        let open = async {
+            let name = catalog.find(id.as_str()).await?;
+            let published = catalog.manifest(&name).await?.written;
+            Ok((of_repository(catalog, &name).await?, published))
+        };
+        match open.await {
+            Ok((source, published)) => Ok(OpenedSnapshot {
+                source,
+                published: Some(published),
+                lease,
+            }),
+            Err(error) => {
+                end_reading(lease).await;
+                Err(error)
+            }
         }
     }
 }
@@ -180,7 +240,23 @@ impl Places for AwsPlaces {
     fn maker(&self) -> Result<Arc<dyn SnapshotMaker>> {
         match &self.source {
             ConnectedSource::Ec2(account) => Ok(Arc::clone(&account.maker)),
+            ConnectedSource::Repository(store) => {
+                let what = format!("the source {} makes no snapshots", store.address());
+                Err(Error::new(Kind::Invalid, what))
+            }
         }
+    }
+
+    fn source_repository(&self) -> BoxFuture<'_, Result<RepositoryCatalog>> {
+        async move {
+            match &self.source {
+                ConnectedSource::Ec2(_) => {
+                    Err(Error::new(Kind::Invalid, "the source is no repository"))
+                }
+                ConnectedSource::Repository(store) => self.store.catalog(Arc::clone(store)).await,
+            }
+        }
+        .boxed()
     }
 
     fn source<'a>(
@@ -190,6 +266,7 @@ impl Places for AwsPlaces {
     ) -> BoxFuture<'a, Result<OpenedSnapshot>> {
         match &self.source {
             ConnectedSource::Ec2(account) => account.open(id, wait).boxed(),
+            ConnectedSource::Repository(store) => self.open_in_repository(store, id).boxed(),
         }
     }
 

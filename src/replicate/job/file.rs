@@ -11,11 +11,13 @@ use chrono::NaiveTime;
 use chrono_tz::Tz;
 use serde::de::{Deserialize, Deserializer, Error as _};
 
-use super::{Ec2Volumes, JobHooks, JobSource, JobTarget, ReplicateJob, TargetAccess};
+use super::{
+    Ec2Volumes, GatewaySource, JobHooks, JobSource, JobTarget, ReplicateJob, TargetAccess,
+};
 use crate::error::{Error, Kind, Result};
 use crate::replicate::schedule::{Schedule, time_zone};
 use crate::replicate::window::{RateWindow, Rates};
-use crate::repository::{Period, Retention};
+use crate::repository::{Address, Period, Retention};
 use crate::snapshot::{VolumeSelector, instance_id, volume_id};
 
 /// The largest job file: 1,000 targets with all keys are some 300 KiB.
@@ -84,10 +86,18 @@ impl FromText for GivenInstance {
     }
 }
 
+impl FromText for Address {
+    fn from_text(text: &str) -> std::result::Result<Self, String> {
+        text.parse().map_err(|error: Error| error.chain())
+    }
+}
+
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct JobTable {
     name: String,
+    from: Option<TextValue<Address>>,
+    source: Option<SourceTable>,
     #[serde(default)]
     instances: Vec<TextValue<GivenInstance>>,
     #[serde(default)]
@@ -123,6 +133,16 @@ struct JobTable {
     hooks: HooksTable,
     #[serde(default)]
     target: Vec<TargetTable>,
+}
+
+/// How the repository that is the source is reached.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SourceTable {
+    profile: Option<String>,
+    region: Option<String>,
+    endpoint_url: Option<String>,
+    ca_bundle: Option<PathBuf>,
 }
 
 #[derive(Debug, serde::Deserialize)]
@@ -217,7 +237,8 @@ fn parse(text: &str) -> Result<ReplicateJob> {
 }
 
 impl JobTable {
-    fn job(self) -> Result<ReplicateJob> {
+    fn job(mut self) -> Result<ReplicateJob> {
+        let source = self.take_source()?;
         let zone = self.time_zone.map(|zone| zone.0);
         let needs_zone = self.cron.is_some() || !self.bandwidth.is_empty();
         if zone.is_some() && !needs_zone {
@@ -235,17 +256,6 @@ impl JobTable {
             (None, Some(_)) => return Err(invalid("jitter is for every and cron")),
             (schedule, None) => schedule,
         };
-        let instances = self.instances.into_iter();
-        let instances = instances.map(|id| VolumeSelector::Instance(id.0.0));
-        let volumes = self.volumes.into_iter();
-        let volumes = volumes.map(|id| VolumeSelector::Volume(id.0.0));
-        let tags = self.tags.into_iter();
-        let tags = tags.map(|(key, value)| VolumeSelector::Tag { key, value });
-        let source = JobSource::Ec2(Ec2Volumes {
-            select: instances.chain(volumes).chain(tags).collect(),
-            without_boot: self.exclude_boot,
-            without: self.exclude.into_iter().map(|id| id.0.0).collect(),
-        });
         let targets = self.target.into_iter().map(TargetTable::target);
         let plain = ReplicateJob::new(&self.name, source, targets.collect::<Result<_>>()?);
         let windows = self.bandwidth.into_iter().map(WindowTable::window);
@@ -269,6 +279,67 @@ impl JobTable {
             timeout: self.snapshot_timeout.map_or(plain.timeout, |time| time.0),
             ..plain
         })
+    }
+
+    /// Takes the keys that say where the snapshots come from.
+    fn take_source(&mut self) -> Result<JobSource> {
+        let volumes = std::mem::take(&mut self.volumes).into_iter();
+        let volumes = volumes.map(|id| id.0.0);
+        let without = std::mem::take(&mut self.exclude).into_iter();
+        let without = without.map(|id| id.0.0);
+        let (from, source) = (self.from.take(), self.source.take());
+        let Some(from) = from else {
+            if source.is_some() {
+                return Err(invalid("[source] is for jobs with from"));
+            }
+            let instances = std::mem::take(&mut self.instances).into_iter();
+            let instances = instances.map(|id| VolumeSelector::Instance(id.0.0));
+            let volumes = volumes.map(VolumeSelector::Volume);
+            let tags = std::mem::take(&mut self.tags).into_iter();
+            let tags = tags.map(|(key, value)| VolumeSelector::Tag { key, value });
+            return Ok(JobSource::Ec2(Ec2Volumes {
+                select: instances.chain(volumes).chain(tags).collect(),
+                without_boot: self.exclude_boot,
+                without: without.collect(),
+            }));
+        };
+        self.refuse_keys_of_ec2()?;
+        let source = source.unwrap_or_default();
+        Ok(JobSource::Repository(GatewaySource {
+            volumes: volumes.collect(),
+            without: without.collect(),
+            access: TargetAccess {
+                profile: source.profile,
+                region: source.region,
+                endpoint_url: source.endpoint_url,
+                ca_bundle: source.ca_bundle,
+                kms_key: None,
+            },
+            ..GatewaySource::new(from.0)
+        }))
+    }
+
+    /// Refuses what makes, tags or deletes snapshots in EC2, where the snapshots come from a repository.
+    fn refuse_keys_of_ec2(&self) -> Result<()> {
+        for (key, is_given) in [
+            ("instances", !self.instances.is_empty()),
+            ("tags", !self.tags.is_empty()),
+            ("exclude_boot", self.exclude_boot),
+            ("keep", self.keep.is_some()),
+            ("snapshot_tags", !self.snapshot_tags.is_empty()),
+            ("look_again", self.look_again.is_some()),
+            ("snapshot_timeout", self.snapshot_timeout.is_some()),
+            ("hooks.freeze", self.hooks.freeze.is_some()),
+            ("hooks.thaw", self.hooks.thaw.is_some()),
+        ] {
+            if is_given {
+                let what = format!(
+                    "cannot use {key} with from: a job whose source is a repository makes no snapshots in EC2 and deletes none"
+                );
+                return Err(invalid(&what));
+            }
+        }
+        Ok(())
     }
 }
 

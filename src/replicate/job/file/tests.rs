@@ -56,7 +56,9 @@ keep = { daily = 7 }
 fn every_key_has_its_value() {
     let job = parse(WHOLE).unwrap();
     assert_eq!((&*job.name, job.targets.len()), ("web", 4));
-    let JobSource::Ec2(volumes) = &job.source;
+    let JobSource::Ec2(volumes) = &job.source else {
+        panic!("{:?}", job.source)
+    };
     assert_eq!((volumes.select.len(), volumes.without.len()), (3, 1));
     assert!(volumes.without_boot && job.verify && job.allow_plaintext);
     assert_eq!((job.keep, job.at_once, job.reserve), (2, 8, 20 << 30));
@@ -138,6 +140,90 @@ fn what_is_wrong_is_one_line_with_its_line_number() {
         let said = parse(&text).unwrap_err().chain();
         assert!(said.contains(words), "{words}: {said}");
         assert!(!said.contains('\n'), "{said}");
+    }
+}
+
+#[test]
+fn a_job_can_have_a_repository_as_its_source() {
+    let text = r#"
+name = "standby"
+from = "s3://bucket/dr/"
+volumes = ["vol-0a", "vol-0b"]
+exclude = ["vol-0c"]
+every = "1m"
+
+[source]
+profile = "dr"
+region = "eu-west-2"
+endpoint_url = "https://s3.example"
+ca_bundle = "/etc/ca.pem"
+
+[[target]]
+to = "/srv/{volume}.raw"
+"#;
+    let job = parse(text).unwrap();
+    let JobSource::Repository(from) = &job.source else {
+        panic!("{:?}", job.source)
+    };
+    assert_eq!(from.address.to_string(), "s3://bucket/dr");
+    assert_eq!(from.volumes, ["vol-0a".into(), "vol-0b".into()].into());
+    assert_eq!(from.without, ["vol-0c".into()].into());
+    assert_eq!(from.access.profile.as_deref(), Some("dr"));
+    assert_eq!(from.access.region.as_deref(), Some("eu-west-2"));
+    assert!(from.access.endpoint_url.is_some() && from.access.ca_bundle.is_some());
+    // All volumes, any store.
+    let least = "name = 'a'\nfrom = 'file:///r'\n[[target]]\nto = '/srv/{volume}.raw'";
+    assert!(parse(least).is_ok());
+    let with = |lines: &str, to: &str| {
+        format!("name = 'a'\nfrom = 'file:///r'\n{lines}\n[[target]]\nto = '{to}'\n")
+    };
+    for key in [
+        "instances = ['i-0a']",
+        "tags = { a = 'b' }",
+        "exclude_boot = true",
+        "keep = 2",
+        "snapshot_tags = { a = 'b' }",
+        "look_again = '1m'",
+        "snapshot_timeout = '1m'",
+        "hooks.freeze = 'true'",
+        "hooks.thaw = 'true'",
+    ] {
+        let said = parse(&with(key, "/a")).unwrap_err().chain();
+        let name = key.split(' ').next().unwrap();
+        assert!(
+            said.contains(&format!("cannot use {name} with from")),
+            "{said}"
+        );
+    }
+    for (lines, to, words) in [
+        ("", "/srv/{instance}/x", "does not say which instance"),
+        ("", "file:///r/", "it is the source"),
+        (
+            "source.profile = 'a'",
+            "/a",
+            "cannot use profile with the source",
+        ),
+        (
+            "source.ca_bundle = '/a'",
+            "/a",
+            "cannot use ca_bundle with the source",
+        ),
+        ("source.kms_key = 'a'", "/a", "unknown field"),
+    ] {
+        let said = parse(&with(lines, to)).unwrap_err().chain();
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    for (line, words) in [
+        ("from = 'file:///r#latest'", "leave out #latest"),
+        ("from = '/srv/r'", "line 2: \"/srv/r\""),
+        (
+            "volumes = ['vol-0a']\nsource.region = 'a'",
+            "[source] is for",
+        ),
+    ] {
+        let text = format!("name = 'a'\n{line}\n[[target]]\nto = '/a'");
+        let said = parse(&text).unwrap_err().chain();
+        assert!(said.contains(words), "{words}: {said}");
     }
 }
 
