@@ -120,6 +120,19 @@ pub trait Catalog: Send + Sync {
         head: &'a SnapshotId,
     ) -> BoxFuture<'a, Result<Changes>>;
 
+    /// What changed since a base that was removed; none where nothing is left of it. Only digests of it are needed, no block.
+    ///
+    /// # Errors
+    /// As for [`Catalog::delta`].
+    fn delta_of_removed<'a>(
+        &'a self,
+        base: &'a SnapshotId,
+        head: &'a SnapshotId,
+    ) -> BoxFuture<'a, Result<Option<Changes>>> {
+        let _ = (base, head);
+        Box::pin(std::future::ready(Ok(None)))
+    }
+
     /// What a volume with these digests needs to become `head`, for a base that the catalog does not have any more; none where the
     /// catalog does not know the digests of a snapshot without reading its blocks.
     ///

@@ -344,6 +344,16 @@ impl RepositoryCatalog {
 
     async fn difference(&self, base: &SnapshotId, head: &SnapshotId) -> Result<Changes> {
         let (old, new) = (self.source(base).await?, self.source(head).await?);
+        self.difference_of(&old, new).await
+    }
+
+    /// What differs between two snapshots, by their segments.
+    async fn difference_of(
+        &self,
+        old: &RepositorySource,
+        new: Arc<RepositorySource>,
+    ) -> Result<Changes> {
+        let (base, head) = (&old.manifest().snapshot, &new.manifest().snapshot);
         let mut delta = Delta::new(Some(old.geometry()), new.geometry());
         let both = [old.manifest(), new.manifest()];
         let mut numbers: Vec<u32> = both
@@ -446,6 +456,14 @@ impl Catalog for RepositoryCatalog {
         head: &'a SnapshotId,
     ) -> BoxFuture<'a, Result<Changes>> {
         self.difference(base, head).boxed()
+    }
+
+    fn delta_of_removed<'a>(
+        &'a self,
+        base: &'a SnapshotId,
+        head: &'a SnapshotId,
+    ) -> BoxFuture<'a, Result<Option<Changes>>> {
+        self.difference_of_removed(base, head).boxed()
     }
 
     fn delta_of_digests<'a>(

@@ -31,12 +31,10 @@ const FEW: usize = 1000;
 /// `NotFound` when there is no tombstone or a pack is missing; `Corrupt` when a segment is; `Invalid` when the snapshot was copied again since.
 pub async fn undelete(catalog: &RepositoryCatalog, snapshot: &str) -> Result<ManifestName> {
     let store = &**catalog.store();
-    let (name, tombstone) = tombstone_of(store, snapshot).await?;
-    let manifest = read_manifest(store, &tombstone).await?;
-    if manifest.name() != name || !tombstone.ends_with(&format!(".{}", manifest.run)) {
-        let what = format!("{}/{tombstone} is of another snapshot", store.address());
-        return Err(Error::new(Kind::Corrupt, what));
-    }
+    let manifest = removed_manifest(store, snapshot).await;
+    let manifest =
+        manifest.map_err(|error| error.context(format!("cannot undelete {snapshot}")))?;
+    let name = manifest.name();
     let cannot = |error: Error| error.context(format!("cannot undelete {name}"));
     is_whole(store, &manifest).await.map_err(cannot)?;
     // By another run than the one of the tombstone: that stays, and keeps the data even if a removal is still under way.
@@ -103,6 +101,20 @@ async fn is_not_swept(store: &Store, manifest: &Manifest) -> Result<()> {
     }
 }
 
+/// The manifest of a removed snapshot: the last one of this id that was removed.
+///
+/// # Errors
+/// `NotFound` when there is no tombstone; `Corrupt` when it is damaged or of another snapshot.
+pub(super) async fn removed_manifest(store: &Store, snapshot: &str) -> Result<Manifest> {
+    let (name, tombstone) = tombstone_of(store, snapshot).await?;
+    let manifest = read_manifest(store, &tombstone).await?;
+    if manifest.name() != name || !tombstone.ends_with(&format!(".{}", manifest.run)) {
+        let what = format!("{}/{tombstone} is of another snapshot", store.address());
+        return Err(Error::new(Kind::Corrupt, what));
+    }
+    Ok(manifest)
+}
+
 /// The tombstone of a snapshot that was written last.
 async fn tombstone_of(store: &Store, snapshot: &str) -> Result<(ManifestName, String)> {
     let tombstones = listing::list(store, "removed", None)
@@ -118,7 +130,7 @@ async fn tombstone_of(store: &Store, snapshot: &str) -> Result<(ManifestName, St
     let newest = its.max_by_key(|(_, tombstone)| tombstone.modified);
     let (name, tombstone) = newest.ok_or_else(|| {
         let what = format!(
-            "cannot undelete {snapshot}: {} has no removed snapshot of this id, or it was swept",
+            "{} has no removed snapshot {snapshot}, or it was swept",
             store.address()
         );
         Error::new(Kind::NotFound, what)

@@ -20,7 +20,7 @@ use crate::block::{BlockIndex, BlockSet, Extent, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::{make_folder_of, remove_if_there};
 use crate::snapshot::SnapshotId;
-use crate::target::{Ask, Content, Left, Replica, SourceInfo, Stop, Target, TargetRecord};
+use crate::target::{Ask, Content, Left, SourceInfo, Stop, Target, TargetRecord};
 
 /// A target of a run, until it is opened.
 pub(super) struct Candidate {
@@ -116,24 +116,11 @@ impl Candidate {
         digests.filter(Digests::is_whole)
     }
 
-    /// The digests of all that the target is proven to hold, or its `replica` where it keeps several. None where a person vouches for
-    /// the content: its digests may be of something else.
-    pub(super) fn proven_digests(
-        &self,
-        job: &SyncJob,
-        replica: Option<&Replica>,
-    ) -> Option<Digests> {
-        if job.trust.is_some() {
-            return None;
-        }
-        if !self.target.kind().is_new() {
-            return self.evidence();
-        }
-        let (replica, record) = (replica?, self.seen.record.as_ref()?);
-        let is_its = record.replica.as_deref() == Some(replica.id.as_str())
-            && record.held() == Some(replica.source.as_str());
-        let digests = self.digests.clone().filter(|_| is_its);
-        digests.filter(Digests::is_whole)
+    /// The digests of all that an image or device is proven to hold. None where a person vouches for the content: its digests may be of
+    /// something else.
+    pub(super) fn proven_digests(&self, job: &SyncJob) -> Option<Digests> {
+        let is_proven = job.trust.is_none() && !self.target.kind().is_new();
+        self.evidence().filter(|_| is_proven)
     }
 
     /// Looks whether the kernel's count of sectors proves that nothing but the unfinished run has written the target: then nothing

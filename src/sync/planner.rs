@@ -152,7 +152,7 @@ impl<'a> Planner<'a> {
             let replicas = usable_replicas(self.job, &self.source.info, &candidate.seen.facts);
             let replica = replicas.into_iter().find(|replica| replica.source == base);
             let replica = replica.cloned();
-            let digests = candidate.proven_digests(self.job, replica.as_ref());
+            let digests = candidate.proven_digests(self.job);
             let Some(delta) = self.listable_delta(&base, digests.as_ref()).await? else {
                 continue;
             };
@@ -194,7 +194,7 @@ impl<'a> Planner<'a> {
 
     async fn take_over(&mut self, candidate: &mut Candidate, base: &SnapshotId) -> Result<Work> {
         // What the unfinished run touched is written in any case: it does not matter what its digests say of that.
-        let digests = candidate.proven_digests(self.job, None);
+        let digests = candidate.proven_digests(self.job);
         let Some(delta) = self.listable_delta(base, digests.as_ref()).await? else {
             candidate.decided.decision = Decision::Full;
             candidate.decided.rewrites_foreign = false;
@@ -280,8 +280,8 @@ impl<'a> Planner<'a> {
         Ok(Some(unfinished.taken_over(task, plan, &changed, digests)))
     }
 
-    /// The changes since a base; none where the base was chosen automatically and cannot be listed any more. Then digests of what the
-    /// target holds are as good, if the source has those of its own blocks.
+    /// The changes since a base; none where the base was chosen automatically and cannot be listed any more. Before that, what is known
+    /// of a base that was removed is asked: digests of what the target holds, or what the source still has of it.
     async fn listable_delta(
         &mut self,
         base: &SnapshotId,
@@ -293,9 +293,12 @@ impl<'a> Planner<'a> {
                     && matches!(error.kind(), Kind::NotFound | Kind::Unrelated) =>
             {
                 let stop = &self.context.stop;
-                if let Some(digests) = digests.filter(|_| error.kind() == Kind::NotFound)
-                    && let Some(delta) = self.listings.delta_of_digests(digests, stop).await?
-                {
+                let delta = match digests {
+                    _ if error.kind() != Kind::NotFound => None,
+                    Some(digests) => self.listings.delta_of_digests(digests, stop).await?,
+                    None => self.listings.delta_of_removed(base, stop).await?,
+                };
+                if let Some(delta) = delta {
                     info!(
                         "comparing digests for the changes since {base}: {}",
                         error.chain()

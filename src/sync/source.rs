@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::block::{BlockSet, Delta};
 use crate::error::{Error, Kind, Result};
 use crate::snapshot::SnapshotId;
-use crate::source::{BlockSource, Catalog, HeldDigests, held};
+use crate::source::{BlockSource, Catalog, Changes, HeldDigests, held};
 use crate::target::{Mark, SourceInfo, Stop};
 
 /// Looks at the mark of a source of this machine.
@@ -121,9 +121,25 @@ impl<'a> Listings<'a> {
             return Ok(None);
         };
         let found = stop.unless(catalog.delta_of_digests(held, &head)).await?;
-        Ok(found.map(|(delta, blocks)| {
-            self.blocks.get_or_insert(blocks);
-            delta
-        }))
+        Ok(self.read_by(found))
+    }
+
+    /// What changed since a snapshot that was removed; none where the source does not know that any more.
+    pub(super) async fn delta_of_removed(
+        &mut self,
+        base: &SnapshotId,
+        stop: &Stop,
+    ) -> Result<Option<Arc<Delta>>> {
+        let (Some(catalog), Some(head)) = (&self.source.catalog, self.source.info.id()) else {
+            return Ok(None);
+        };
+        let found = stop.unless(catalog.delta_of_removed(base, &head)).await?;
+        Ok(self.read_by(found))
+    }
+
+    fn read_by(&mut self, found: Option<Changes>) -> Option<Arc<Delta>> {
+        let (delta, blocks) = found?;
+        self.blocks.get_or_insert(blocks);
+        Some(delta)
     }
 }

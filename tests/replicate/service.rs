@@ -125,6 +125,41 @@ fn a_service_runs_cycles_when_they_are_due_reloads_its_job_and_stops() {
 }
 
 #[test]
+fn a_gateway_waits_for_new_snapshots_and_says_nothing_while_there_are_none() {
+    let mut site = Site::new(fastrand::u64(..));
+    let repository = format!("file://{}", site.at("repository").display());
+    init_repository(&repository);
+    let proxy = site.at("proxy.toml");
+    let text = format!("name = 'proxy'\nvolumes = ['vol-0a']\n[[target]]\nto = '{repository}'");
+    std::fs::write(&proxy, text).unwrap();
+    let job = site.job(&format!(
+        "name = 'web'\nfrom = '{repository}'\nevery = '1s'\n[[target]]\nto = '{}/{{volume}}.raw'",
+        site.folder.path().display()
+    ));
+    let service = Service::start(&site, &[job.to_str().unwrap()]);
+    let looks = |site: &Site, times: usize| {
+        let mut seen = BTreeSet::new();
+        wait_for("cycles", || {
+            seen.insert(state(site)["last_run"]["cycle"].to_string());
+            seen.len() > times
+        });
+    };
+    looks(&site, 2);
+    // The state folder is locked for the gateway's job alone.
+    run(&mut site.once(&proxy, "state"));
+    wait_for("the first snapshot", || holds_newest(&site));
+    looks(&site, 2);
+    site.write();
+    run(&mut site.once(&proxy, "state"));
+    wait_for("the next snapshot", || holds_newest(&site));
+    looks(&site, 2);
+    let (code, log) = service.stop();
+    assert_eq!(code, Some(0), "{log}");
+    assert_eq!(log.matches(" ended after ").count(), 2, "{log}");
+    assert_eq!(log.matches("cycle").count(), 2, "{log}");
+}
+
+#[test]
 fn a_service_that_is_stopped_in_a_copy_continues_it_with_the_same_snapshot() {
     let site = Site::new(fastrand::u64(..));
     let volume = site.emulator.make_volume("vol-0a", BLOCKS, 0..600);

@@ -1,13 +1,18 @@
-//! What differs between a volume that is known by its digests and a snapshot: segments have the digests of all blocks, so that nothing
-//! is read but them. It is for a base that was removed from the repository, where another one still holds it.
+//! What differs between a snapshot and a base that was removed from the repository. Segments have the digests of all blocks, and nothing
+//! is read but them. The base is known by its tombstone, or by the digests of a volume elsewhere that holds it.
 
 use std::sync::Arc;
 
+use tracing::debug;
+
 use super::{RepositoryCatalog, delta_of_damage};
 use crate::block::{BlockIndex, Delta, Extent};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::repository::SEGMENT_BLOCKS;
+use crate::repository::check::is_damage;
 use crate::repository::segment::place_of;
+use crate::repository::source::RepositorySource;
+use crate::repository::undelete::removed_manifest;
 use crate::snapshot::SnapshotId;
 use crate::source::{BlockSource, Changes, HeldDigest, HeldDigests};
 
@@ -15,6 +20,26 @@ use crate::source::{BlockSource, Changes, HeldDigest, HeldDigests};
 const PIECE: u32 = 4096;
 
 impl RepositoryCatalog {
+    /// What changed since a snapshot that was removed; none without its tombstone, which stays for the grace of a prune.
+    pub(super) async fn difference_of_removed(
+        &self,
+        base: &SnapshotId,
+        head: &SnapshotId,
+    ) -> Result<Option<Changes>> {
+        let old = match removed_manifest(self.store(), base.as_str()).await {
+            // Who may read snapshots may not be allowed to see removed ones.
+            Err(error)
+                if matches!(error.kind(), Kind::Denied | Kind::NotFound) || is_damage(&error) =>
+            {
+                debug!("nothing is known of {base}: {}", error.chain());
+                return Ok(None);
+            }
+            manifest => RepositorySource::new(manifest?, Arc::clone(&self.segments))?,
+        };
+        let new = self.source(head).await?;
+        self.difference_of(&old, new).await.map(Some)
+    }
+
     pub(super) async fn difference_of_digests(
         &self,
         held: &dyn HeldDigests,
