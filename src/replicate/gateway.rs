@@ -17,6 +17,7 @@ use super::cycle::CycleRun;
 use super::hooks::{self, HookTime};
 use super::job::{GatewaySource, JobTarget};
 use super::report::CycleReport;
+use super::shard::Shard;
 use super::state::{CopyUnderWay, JobState, TargetState, VolumeState};
 use super::template::{Assignment, CycleVolume, assign};
 use super::volumes::vanished;
@@ -54,11 +55,11 @@ impl NewestSnapshots {
     }
 }
 
-/// Selects the newest snapshot of each volume of a job. Snapshots of unknown volumes may be of several, and are left out.
-fn newest(names: &[ManifestName], from: &GatewaySource) -> NewestSnapshots {
+/// Selects the newest snapshot of each volume of a shard of a job; its unit is the volume. Snapshots of unknown volumes may be of several, and are left out.
+fn newest(names: &[ManifestName], from: &GatewaySource, shard: Shard) -> NewestSnapshots {
     let is_its = |id: &str| {
         let is_named = from.volumes.is_empty() || from.volumes.contains(id);
-        is_named && !from.without.contains(id)
+        is_named && !from.without.contains(id) && shard.has(id)
     };
     let mut found: BTreeMap<String, ManifestName> = BTreeMap::new();
     for name in names.iter().filter(|name| !name.volume.is_unknown()) {
@@ -139,7 +140,7 @@ impl CycleRun {
             );
             report.failures.push(Error::new(Kind::NotFound, what));
         }
-        self.note(&found.volumes(), report);
+        self.note(&found.volumes(), &BTreeSet::new(), report);
         let assignment = found.assignment(&self.job.targets);
         let copies = self
             .memory
@@ -185,7 +186,7 @@ impl CycleRun {
         busy: &BTreeSet<String>,
     ) -> Result<NewestSnapshots> {
         let catalog = self.places.source_repository().await?;
-        let found = newest(&catalog.names().await?, from);
+        let found = newest(&catalog.names().await?, from, self.job.shard);
         let assignment = found.assignment(&self.job.targets);
         let is_quiet = self.memory.look(|state| {
             let copies = to_copy(&found, &assignment, &state.volumes, cycle, busy);
@@ -195,7 +196,7 @@ impl CycleRun {
             return Ok(found);
         }
         let names = catalog.proven_names(None).await?;
-        Ok(newest(&names, from))
+        Ok(newest(&names, from, self.job.shard))
     }
 }
 

@@ -355,8 +355,11 @@ mod tests {
             volumes: volumes.iter().map(|id| (*id).to_owned()).collect(),
             ..JobTarget::new(to)
         };
-        let select = vec![VolumeSelector::Instance("i-0a".into())];
-        ReplicateJob::new("web", select, vec![target])
+        let volumes = Ec2Volumes {
+            select: vec![VolumeSelector::Instance("i-0a".into())],
+            ..Ec2Volumes::default()
+        };
+        ReplicateJob::new("web", JobSource::Ec2(volumes), vec![target])
     }
 
     fn of(index: u64, count: u64) -> Shard {

@@ -124,6 +124,7 @@ impl FromStr for Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::replicate::{Ec2Volumes, JobSource, ReplicateJob};
 
     fn shard(text: &str) -> Result<Shard, String> {
         text.parse().map_err(|error: Error| error.chain())
@@ -213,7 +214,11 @@ mod tests {
         let third = shard("2/4").unwrap();
         assert_eq!(third.state_name("web"), "web@2-of-4");
         // A job may be named like most things, but not like that.
-        let job = crate::replicate::ReplicateJob::new("web@2-of-4", Vec::new(), Vec::new());
+        let job = ReplicateJob::new(
+            "web@2-of-4",
+            JobSource::Ec2(Ec2Volumes::default()),
+            Vec::new(),
+        );
         assert!(job.check().unwrap_err().chain().contains("name of a job"));
     }
 }

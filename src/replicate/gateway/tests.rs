@@ -43,12 +43,26 @@ fn the_newest_snapshot_of_each_volume_counts_and_a_volume_without_one_is_absent(
         ("vol-0b vol-0c", "vol-0c", "vol-0b/2", ""),
         ("unknown", "", "", "unknown"),
     ] {
-        let newest = newest(&names(listed), &from(volumes, without));
+        let newest = newest(&names(listed), &from(volumes, without), Shard::WHOLE);
         let expected = names(found).into_iter();
         let expected = expected.map(|name| (name.volume.to_string(), name));
         assert_eq!(newest.found, expected.collect(), "{volumes} {without}");
         assert_eq!(newest.absent, ids(absent), "{volumes} {without}");
     }
+}
+
+#[test]
+fn every_volume_is_of_one_shard() {
+    let listed = names("vol-0a/1 vol-0b/2 vol-0c/3 vol-0d/4 vol-0e/5");
+    let mut all = Vec::new();
+    for index in 0..3 {
+        let shard = Shard::new(index, 3).unwrap();
+        let its = newest(&listed, &from("", ""), shard).volumes();
+        assert!(its.iter().all(|id| shard.has(id)));
+        all.extend(its);
+    }
+    all.sort_unstable();
+    assert_eq!(all, ["vol-0a", "vol-0b", "vol-0c", "vol-0d", "vol-0e"]);
 }
 
 #[test]
@@ -69,7 +83,7 @@ fn a_volume_that_is_missing_in_a_listing_needs_a_proven_one() {
         ("vol-0a/1", "vol-0a vol-0b", true),
         ("vol-0a/1", "vol-0a", false),
     ] {
-        let newest = newest(&names(listed), &from(volumes, ""));
+        let newest = newest(&names(listed), &from(volumes, ""), Shard::WHOLE);
         assert_eq!(newest.lacks_some(&state), lacks, "{listed}: {volumes}");
     }
 }
@@ -110,7 +124,11 @@ fn a_target_is_behind_unless_it_holds_the_newest_or_a_newer_one() {
 
 #[test]
 fn only_volumes_with_a_target_that_is_behind_are_copied_and_none_twice_at_once() {
-    let newest = newest(&names("vol-0a/5 vol-0b/5 vol-0c/5"), &from("", ""));
+    let newest = newest(
+        &names("vol-0a/5 vol-0b/5 vol-0c/5"),
+        &from("", ""),
+        Shard::WHOLE,
+    );
     let two = [
         JobTarget::new("/srv/{volume}.raw"),
         JobTarget::new("file:///q"),
@@ -158,7 +176,7 @@ fn a_fixed_path_is_for_the_only_volume_that_the_job_names_whether_it_has_a_snaps
         ("vol-0a", "vol-0a/1 vol-0b/1", true),
         ("vol-0a vol-0b", "vol-0a/1", false),
     ] {
-        let newest = newest(&names(listed), &from(volumes, ""));
+        let newest = newest(&names(listed), &from(volumes, ""), Shard::WHOLE);
         let assignment = newest.assignment(&fixed);
         let its = assignment.volumes.get("vol-0a").unwrap();
         assert_eq!(!its.is_empty(), assigned, "{volumes}: {listed}");
