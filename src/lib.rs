@@ -149,6 +149,7 @@
 //!  cli/replicate      job        the TOML file or arguments -> ReplicateJob; places: what opens sources and targets
 //!  replicate/schedule due_cycle  a pure function: the cycle that is due, or the one that was not ended
 //!  replicate/volumes  select     the volumes at present
+//!  replicate/gateway  to_copy    a pure function: of a repository as the source, the volumes with a target that is behind
 //!  capture            capture    as above: adopts or makes the snapshots of the cycle
 //!  replicate/template assign     a pure function: which target belongs to which volume
 //!  sync               run        as above, a volume at a time in each slot: from the base that each target is proven to hold

@@ -217,6 +217,7 @@ fn everything_is_ascii() {
         root.join("docs/inventory.md"),
         root.join("docs/restore.md"),
         root.join("docs/replicate.md"),
+        root.join("docs/gateway.md"),
         root.join("docs/aws-assumptions.md"),
         root.join("Cargo.toml"),
     ];

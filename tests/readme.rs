@@ -259,6 +259,46 @@ fn every_command_of_the_replicate_page_works_as_it_stands_there() {
     }
 }
 
+#[cfg(feature = "ec2")]
+#[test]
+fn every_command_of_the_gateway_page_works_as_it_stands_there() {
+    let emulator = Emulator::start();
+    emulator.make_volume("vol-0a", 2048, 0..3);
+    let folder = tempfile::tempdir().unwrap();
+    let replicas = folder.path().join("replicas");
+    std::fs::create_dir(&replicas).unwrap();
+    let text = page("docs/gateway.md");
+    assert_eq!(blocks(&text).len(), 2);
+    let output = commands(&emulator, &text, [SNAPSHOT, LATER], folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}\n{errors}");
+    for name in ["vol-0a.raw", "one.raw"] {
+        assert_same(&replicas.join(name), &emulator.volume("vol-0a"));
+    }
+    // The whole job file is read: only then its store is missed.
+    let job = folder.path().join("job.toml");
+    let whole = text.split("\n```toml\n").nth(1).unwrap();
+    let whole = whole.split("\n```").next().unwrap();
+    std::fs::write(&job, whole.replace("s3://dr-bucket", "file:///nonexistent")).unwrap();
+    let mut command = emulator.ebsfs(&["replicate", "--once", job.to_str().unwrap()]);
+    command.env("EBSFS_STATE_DIR", folder.path().join("state"));
+    let (code, said) = ends(&mut command);
+    assert!(code == 2 && said.contains("cannot use profile"), "{said}");
+    let without = whole.split("\n[source]").next().unwrap().to_owned()
+        + "\n[[target]]\n"
+        + whole.split_once("[[target]]\n").unwrap().1;
+    std::fs::write(
+        &job,
+        without.replace("s3://dr-bucket", "file:///nonexistent"),
+    )
+    .unwrap();
+    let (code, said) = ends(&mut command);
+    assert!(code == 3 && said.contains("/nonexistent"), "{said}");
+}
+
 /// The names of all members of an object and of the objects in it.
 pub fn members(value: &Value, found: &mut BTreeSet<String>) {
     match value {

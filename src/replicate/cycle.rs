@@ -360,6 +360,9 @@ impl CycleRun {
             let before = state.volumes.iter();
             let before = before.filter(|(_, volume)| volume.is_selected);
             let lost = vanished(before.map(|(id, _)| id), &selected);
+            for id in all {
+                state.volumes.entry(id.clone()).or_default();
+            }
             for (id, volume) in &mut state.volumes {
                 volume.is_selected = all.contains(id);
             }

@@ -150,6 +150,13 @@ impl RepositoryCatalog {
         self
     }
 
+    /// The same without warnings of foreign objects, for a look that is repeated again and again.
+    #[must_use]
+    pub fn without_warnings(self) -> Self {
+        self.has_warned.store(true, Ordering::Relaxed);
+        self
+    }
+
     /// How long a lease of this process holds without being renewed.
     pub(super) fn lease(&self) -> Duration {
         self.lease

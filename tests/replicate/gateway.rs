@@ -356,7 +356,7 @@ fn a_gateway_removes_from_a_repository_only_what_it_has_brought() {
     let mut pair = Pair::new(4);
     let second = format!("file://{}", pair.site.at("second").display());
     init_repository(&second);
-    // Somebody's own copy of a snapshot of the same volume.
+    // A person's own copy of a snapshot of the same volume.
     pair.bring();
     let own = held_in(&pair.repository, "vol-0a").pop().unwrap();
     let source = format!("{}#{own}", pair.repository);

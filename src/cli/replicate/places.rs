@@ -253,7 +253,10 @@ impl Places for AwsPlaces {
                 ConnectedSource::Ec2(_) => {
                     Err(Error::new(Kind::Invalid, "the source is no repository"))
                 }
-                ConnectedSource::Repository(store) => self.store.catalog(Arc::clone(store)).await,
+                ConnectedSource::Repository(store) => {
+                    let catalog = self.store.catalog(Arc::clone(store)).await?;
+                    Ok(catalog.without_warnings())
+                }
             }
         }
         .boxed()

@@ -82,6 +82,21 @@ fn a_target_never_goes_back_where_the_newest_snapshot_was_removed() {
 }
 
 #[test]
+fn a_fixed_path_is_not_for_a_volume_that_another_one_joins_later() {
+    let pair = Pair::new(3);
+    let job = pair.gateway(
+        "volumes = ['vol-0a', 'vol-0e']",
+        "[[target]]\nto = '{0}/{volume}.raw'\n[[target]]\nto = '{0}/fixed.raw'",
+    );
+    pair.bring();
+    let (code, said) = ends(&mut pair.once(&job));
+    assert_eq!(code, 3, "{said}");
+    assert!(said.contains("cannot replicate vol-0e"), "{said}");
+    assert_same(&pair.site.at("vol-0a.raw"), &pair.disk("vol-0a"));
+    assert!(!pair.site.at("fixed.raw").exists());
+}
+
+#[test]
 fn a_listing_that_lacks_a_snapshot_is_never_believed() {
     let mut pair = Pair::new(3);
     let job = pair.gateway("", "[[target]]\nto = '{0}/{volume}.raw'");

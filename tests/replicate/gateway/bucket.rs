@@ -51,18 +51,25 @@ fn a_gateway_that_may_only_read_works_and_a_cycle_without_news_is_two_requests()
             .env("AWS_ENDPOINT_URL", aws.url())
             .env("AWS_ACCESS_KEY_ID", &key)
             .env("AWS_SECRET_ACCESS_KEY", &secret);
-        let report: Value = serde_json::from_str(&run(&mut command)).unwrap();
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         aws.assert_unasked();
         is_read_only.store(false, Ordering::Relaxed);
-        (report, server.seen())
+        (report, said, server.seen())
     };
+    server.put("dr/snapshots/.DS_Store", b"of a file manager");
     for round in 0..2 {
         site.write();
         run(&mut at_store(site.once(&proxy, "proxy")));
-        let (report, _) = apply(&site);
+        let (report, said, _) = apply(&site);
+        assert!(said.contains("ignoring 1 objects"), "{said}");
+        assert!(said.contains("reading without a lease"), "{said}");
         assert_eq!(report["failures"].as_array().unwrap().len(), 0);
         assert_same(&site.at("vol-0a.raw"), &site.emulator.volume("vol-0a"));
-        let (report, seen) = apply(&site);
+        let (report, said, seen) = apply(&site);
+        assert_eq!(said, "", "a look is not reported");
         assert_eq!(report["volumes"].as_array().unwrap().len(), 0);
         let asked: Vec<_> = seen
             .iter()
