@@ -1,5 +1,7 @@
 //! `ebsfs restore`: all disks of an instance at one instant come back, byte for byte, and nothing else is touched.
 
+mod devices;
+
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;

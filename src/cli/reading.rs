@@ -1,6 +1,6 @@
 //! [`ReadArgs`]: options of the verbs that read a whole target or source, print a result and change nothing.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
@@ -13,6 +13,7 @@ use super::store::{
     LeaseArgs, NewObjectArgs, StoreArgs, StoreLine, StoreOptions, addresses, check_repositories,
     check_s3,
 };
+use super::target::{TargetRequest, ToArgs};
 use crate::error::Result;
 use crate::files::default_state_dir;
 use crate::repository::{Address, Bandwidth, RepositoryCatalog};
@@ -79,6 +80,24 @@ impl ReadArgs {
         self.store().repository(address, &self.aws).await
     }
 
+    /// How a target is reached where the source's account is not the target's.
+    pub(super) fn target_request<'a>(
+        &'a self,
+        to: &'a ToArgs,
+        state_dir: &'a Path,
+    ) -> TargetRequest<'a> {
+        TargetRequest {
+            to,
+            aws: &self.aws,
+            store: self.store(),
+            limits: self.limits.limits(),
+            state_dir,
+            in_place: false,
+            is_shared: false,
+            dedup: false,
+        }
+    }
+
     /// Refuses options that would do nothing for a source of this name.
     pub(super) fn check(&self, name: Option<&str>) -> Result<()> {
         let places = addresses(name);
@@ -97,6 +116,20 @@ impl ReadArgs {
         shown: &Shown,
         stop: &Stop,
     ) -> Result<OpenedSource> {
+        self.open_for(name, ToEbs::None, shown, stop).await
+    }
+
+    /// The same for a source that is copied to new EBS snapshots, which take whole blocks alone.
+    ///
+    /// # Errors
+    /// As for [`ReadArgs::open`].
+    pub(super) async fn open_for(
+        &self,
+        name: &str,
+        to_ebs: ToEbs,
+        shown: &Shown,
+        stop: &Stop,
+    ) -> Result<OpenedSource> {
         let state_dir = self.state_dir();
         let limits = self.limits.limits();
         let request = SourceRequest {
@@ -106,7 +139,7 @@ impl ReadArgs {
             limits,
             wait: None,
             state_dir: &state_dir,
-            to_ebs: ToEbs::None,
+            to_ebs,
         };
         let opened = stop.unless(open(&request)).await?;
         shown.count(opened.client.as_slice());

@@ -1,7 +1,9 @@
-//! `ebsfs restore`: brings back all disks of an instance at one instant, from a repository.
+//! `ebsfs restore`: restores all disks of an instance at one instant, from a repository, to images, devices or new EBS snapshots.
+
+mod places;
 
 use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,17 +13,20 @@ use serde_json::json;
 use tracing::{info, warn};
 
 use super::output;
+use super::progress::Shown;
 use super::reading::ReadArgs;
 use super::signals::listen;
+use super::source::{OpenedSource, ToEbs};
 use super::store::end_reading;
 use super::sync::words;
-use super::target::local_target;
+use super::target::{ToArgs, connect, local_target};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::replace;
 use crate::repository::{Address, MachineSet, SetDisk};
-use crate::sync::{self, Context, PlanReport, Progress, SyncJob, TargetOutcome, Ui};
-use crate::target::Stop;
+use crate::sync::{self, Context, Ended, PlanReport, Progress, SyncJob, TargetOutcome, Ui};
+use crate::target::{Stop, Target};
 use crate::time::rfc3339_millis;
+use places::{DevicePlace, assign, device_place, select};
 
 /// The version of the JSON that `--json` prints.
 const JSON_VERSION: u32 = 1;
@@ -30,29 +35,53 @@ const INVENTORY: &str = "instance.json";
 /// Characters of a device's name in the name of its image.
 const MOST_NAME: usize = 32;
 
-/// Bring back all disks of an instance at one instant, in device order, from a repository
+/// Restore all disks of an instance at one instant, in device order, from a repository
 #[derive(Args, Debug)]
 #[command(
-    long_about = "Bring back all disks of an instance at one instant from a repository, as raw images in a folder: 0-xvda.raw is the \
-    disk that it boots from, 1-xvdb.raw the next one, instance.json the machine around them.\n\n\
+    long_about = "Restore all disks of an instance at one instant from a repository: to raw images in a folder (0-xvda.raw is the \
+    disk that it boots from, 1-xvdb.raw the next one, instance.json the machine around them), to block devices, or to new EBS \
+    snapshots.\n\n\
     The set must have been added (ebsfs repository instances --add). The same command again resumes where it was stopped. An \
-    image appears whole or not at all, and one that holds something else is never overwritten."
+    image appears whole or not at all, and one that holds something else is never overwritten. Devices and new snapshots are written \
+    by the rules of ebsfs sync; nothing is written before all of them are accepted."
 )]
 pub(super) struct RestoreArgs {
     /// The set: s3://BUCKET/PREFIX#INSTANCE (az://, gs://, file:///FOLDER) for the newest, #INSTANCE@TIME for the last one until then
     #[arg(value_name = "REPOSITORY#INSTANCE[@TIME]")]
     set: String,
-    /// Folder for the images; it is made if it does not exist
-    #[arg(long, value_name = "DIRECTORY")]
-    to: PathBuf,
-    /// Read each whole image back, past the page cache, and compare it with what was copied
+    /// Folder for the images, made if it does not exist; or `ebs:`, ebs:REGION: a new EBS snapshot of each disk
+    #[arg(
+        long,
+        value_name = "DIRECTORY | ebs:REGION",
+        required_unless_present = "device"
+    )]
+    to: Option<String>,
+    /// Write the disk NAME, EC2's name of its device or the volume's id, to this block device; repeat for each disk
+    #[arg(long, value_name = "NAME=DEVICE", value_parser = device_place, conflicts_with = "to")]
+    device: Vec<DevicePlace>,
+    /// Restore only this disk, EC2's name of its device or the volume's id; repeat for several
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Overwrite this device, whose content is unknown; repeat for several. TOKEN is what the refusal prints: a device's WWN, serial
+    /// number or UUID, else the path as given
+    #[arg(long, value_name = "TOKEN", requires = "device")]
+    overwrite: Vec<String>,
+    /// Allow unencrypted new EBS snapshots of encrypted volumes
+    #[arg(long)]
+    allow_plaintext: bool,
+    /// Write the inventory of the set to FILE; a folder gets it as instance.json
+    #[arg(long, value_name = "FILE")]
+    inventory: Option<PathBuf>,
+    /// Read each whole image or device back, past the page cache, and compare it with what was copied
     #[arg(long)]
     verify: bool,
+    #[command(flatten)]
+    new_snapshots: ToArgs,
     #[command(flatten)]
     reading: ReadArgs,
 }
 
-/// Shows no plans: each disk is a copy of its own, and nothing is overwritten.
+/// Shows no plans: each disk is a copy of its own.
 struct NoPlans;
 
 impl Ui for NoPlans {
@@ -60,11 +89,41 @@ impl Ui for NoPlans {
         Ok(())
     }
 
-    fn confirm(&self, target: &str) -> Result<()> {
-        let what = format!("cannot write {target}: its content is unknown");
-        Err(Error::new(Kind::Undecided, what))
+    /// Only what was named is overwritten: no question is left.
+    fn confirm(&self, _target: &str) -> Result<()> {
+        Ok(())
     }
 }
+
+/// Where a disk goes.
+#[derive(Debug)]
+enum RestorePlace {
+    /// An image, whose name appears when it is whole.
+    Image(PathBuf),
+    /// A device that is there.
+    Device(PathBuf),
+    /// A new EBS snapshot.
+    NewSnapshot(String),
+}
+
+impl RestorePlace {
+    /// As a person writes it.
+    fn name(&self) -> String {
+        match self {
+            Self::Image(path) | Self::Device(path) => path.display().to_string(),
+            Self::NewSnapshot(place) => place.clone(),
+        }
+    }
+}
+
+/// A disk that is restored.
+struct RestoredDisk {
+    disk: SetDisk,
+    place: RestorePlace,
+}
+
+/// What became of a disk.
+type DiskOutcome = (SetDisk, TargetOutcome);
 
 impl RestoreArgs {
     pub(super) fn run(self) -> Result<()> {
@@ -73,10 +132,11 @@ impl RestoreArgs {
         runtime.shutdown_timeout(Duration::from_millis(200));
         let (set, outcomes) = done?;
         self.print(&set, &outcomes)?;
+        let outcomes: Vec<TargetOutcome> = outcomes.into_iter().map(|(_, one)| one).collect();
         words::result(&outcomes)
     }
 
-    async fn restore(&self) -> Result<(MachineSet, Vec<TargetOutcome>)> {
+    async fn restore(&self) -> Result<(MachineSet, Vec<DiskOutcome>)> {
         let address: Address = self.set.parse()?;
         let select = address.select.clone().ok_or_else(|| {
             let what =
@@ -98,53 +158,160 @@ impl RestoreArgs {
         for volume in &set.left_out {
             warn!("{volume} was left out of the set: it is not restored");
         }
-        make_folder(&self.to)?;
-        write_inventory(&self.to.join(INVENTORY), &set)?;
+        if let Some(path) = &self.inventory {
+            write_inventory(path, &set)?;
+        }
+        let disks = self.places(&set)?;
+        if !disks
+            .iter()
+            .all(|one| matches!(one.place, RestorePlace::Image(_)))
+        {
+            // One that is refused stops all: devices are overwritten.
+            let mut decided = self.disks(&address, &disks, true, &stop).await;
+            decided.retain(|(_, outcome)| outcome.ended.is_err());
+            if !decided.is_empty() {
+                return Ok((set, decided));
+            }
+        }
+        let outcomes = self.disks(&address, &disks, false, &stop).await;
+        Ok((set, outcomes))
+    }
+
+    /// Where each disk goes. A folder is made, with the inventory in it.
+    fn places(&self, set: &MachineSet) -> Result<Vec<RestoredDisk>> {
+        let selected = select(&set.disks, &self.only)?;
+        let new_snapshots = self.to.as_ref().filter(|to| to.starts_with("ebs:"));
+        self.check_options(new_snapshots.is_some())?;
+        let places: Vec<RestorePlace> = match (&self.to, new_snapshots) {
+            (_, Some(place)) => {
+                let place = || RestorePlace::NewSnapshot(place.clone());
+                selected.iter().map(|_| place()).collect()
+            }
+            (Some(folder), None) => {
+                let folder = PathBuf::from(folder);
+                make_folder(&folder)?;
+                write_inventory(&folder.join(INVENTORY), set)?;
+                let images = selected.iter().filter_map(|number| {
+                    let disk = set.disks.get(*number)?;
+                    Some(RestorePlace::Image(folder.join(image_name(*number, disk))))
+                });
+                images.collect()
+            }
+            (None, None) => {
+                let devices = assign(&set.disks, &selected, &self.device)?;
+                devices.iter().try_for_each(|path| check_device(path))?;
+                devices.into_iter().map(RestorePlace::Device).collect()
+            }
+        };
+        let disks = selected.iter().filter_map(|number| set.disks.get(*number));
+        let disks = disks.cloned().zip(places);
+        Ok(disks
+            .map(|(disk, place)| RestoredDisk { disk, place })
+            .collect())
+    }
+
+    /// Refuses options that would do nothing.
+    fn check_options(&self, makes_snapshots: bool) -> Result<()> {
+        let given = match makes_snapshots {
+            true => self.new_snapshots.of_one_snapshot(),
+            false if self.allow_plaintext => Some("--allow-plaintext"),
+            false => self.new_snapshots.first_given(),
+        };
+        let why = match makes_snapshots {
+            true => "it is of one snapshot",
+            false => "no new EBS snapshots are made",
+        };
+        match given {
+            Some(option) => {
+                let what = format!("cannot use {option}: {why}");
+                Err(Error::new(Kind::Invalid, what))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Copies the disks, or only decides about each. A stop ends it.
+    async fn disks(
+        &self,
+        address: &Address,
+        disks: &[RestoredDisk],
+        dry_run: bool,
+        stop: &Stop,
+    ) -> Vec<DiskOutcome> {
         let mut outcomes = Vec::new();
-        for (number, disk) in set.disks.iter().enumerate() {
-            let image = self.to.join(image_name(number, disk));
-            let outcome = self.disk(&address, disk, &image, &stop).await;
+        for one in disks {
+            let outcome = self.disk(address, one, dry_run, stop).await;
             let is_stopped = matches!(&outcome.ended, Err(error) if error.kind() == Kind::Stopped);
-            outcomes.push(outcome);
+            outcomes.push((one.disk.clone(), outcome));
             if is_stopped {
                 break;
             }
         }
-        Ok((set, outcomes))
+        outcomes
     }
 
     /// Copies one disk.
     async fn disk(
         &self,
         address: &Address,
-        disk: &SetDisk,
-        image: &Path,
+        one: &RestoredDisk,
+        dry_run: bool,
         stop: &Stop,
     ) -> TargetOutcome {
-        let name = image.display().to_string();
-        let source = format!("{address}#{}", disk.snapshot);
-        let copied = self.copy(&source, &name, stop);
+        let name = one.place.name();
+        let source = format!("{address}#{}", one.disk.snapshot);
+        let copied = self.copy(&source, &one.place, dry_run, stop);
         let mut outcome = copied.await.unwrap_or_else(|error| TargetOutcome {
             target: name.clone(),
             ended: Err(error),
         });
+        let is_image = matches!(one.place, RestorePlace::Image(_));
         outcome.ended = outcome.ended.map_err(|error| match error.remedy() {
             None => error,
+            Some(Remedy::Overwrite(_) | Remedy::AllowPlaintext | Remedy::TryLater) if !is_image => {
+                error
+            }
             // Its options are those of a sync.
-            Some(_) => error.with_remedy(Remedy::Do(format!(
-                "restore to another folder, or copy this disk alone: ebsfs sync '{source}' {name}"
-            ))),
+            Some(_) => {
+                let elsewhere = if is_image {
+                    "restore to another folder, or "
+                } else {
+                    ""
+                };
+                let copy = format!("{elsewhere}copy this disk alone: ebsfs sync '{source}' {name}");
+                error.with_remedy(Remedy::Do(copy))
+            }
         });
         outcome
     }
 
-    async fn copy(&self, source: &str, image: &str, stop: &Stop) -> Result<TargetOutcome> {
+    async fn copy(
+        &self,
+        source: &str,
+        place: &RestorePlace,
+        dry_run: bool,
+        stop: &Stop,
+    ) -> Result<TargetOutcome> {
         let progress = Arc::new(Progress::default());
         let shown = self.reading.show(&progress);
-        let opened = self.reading.open(source, &shown, stop).await?;
-        let target = local_target(image, false, false, &self.reading.state_dir())?;
+        let to_ebs = match place {
+            RestorePlace::NewSnapshot(_) => ToEbs::All,
+            _ => ToEbs::None,
+        };
+        let opened = self.reading.open_for(source, to_ebs, &shown, stop).await?;
+        let target = self.target(place, &opened, &shown);
+        let target = match stop.unless(target).await {
+            Ok(target) => target,
+            Err(error) => {
+                end_reading(opened.lease).await;
+                return Err(error);
+            }
+        };
         let job = SyncJob {
             verify: self.verify,
+            overwrite: self.overwrite.clone(),
+            allow_plaintext: self.allow_plaintext,
+            dry_run,
             in_flight: self.reading.in_flight(),
             rate: self.reading.rate(),
             ..SyncJob::full()
@@ -156,15 +323,32 @@ impl RestoreArgs {
         };
         let mut outcomes = sync::run(&job, &opened.source, vec![target], &context, &mut None).await;
         end_reading(opened.lease).await;
-        outcomes
-            .pop()
-            .ok_or_else(|| Error::new(Kind::Io, format!("{image}: nothing was done")))
+        outcomes.pop().ok_or_else(|| {
+            let what = format!("{}: nothing was done", place.name());
+            Error::new(Kind::Io, what)
+        })
     }
 
-    fn print(&self, set: &MachineSet, outcomes: &[TargetOutcome]) -> Result<()> {
-        let rows = set.disks.iter().zip(outcomes);
+    async fn target(
+        &self,
+        place: &RestorePlace,
+        opened: &OpenedSource,
+        shown: &Shown,
+    ) -> Result<Arc<dyn Target>> {
+        let (name, state_dir) = (place.name(), self.reading.state_dir());
+        if !matches!(place, RestorePlace::NewSnapshot(_)) {
+            return local_target(&name, false, false, &state_dir);
+        }
+        let request = self.reading.target_request(&self.new_snapshots, &state_dir);
+        let mut clients = Vec::new();
+        let target = connect(&request, &name, &opened.source.info, &mut clients).await?;
+        shown.count(&clients);
+        Ok(target)
+    }
+
+    fn print(&self, set: &MachineSet, outcomes: &[DiskOutcome]) -> Result<()> {
         if self.reading.json {
-            let disks = rows.map(|(disk, outcome)| {
+            let disks = outcomes.iter().map(|(disk, outcome)| {
                 json!({
                     "device": disk.device,
                     "root": disk.is_root,
@@ -182,15 +366,21 @@ impl RestoreArgs {
             });
             return output::write(None, |out| writeln!(out, "{value:#}"));
         }
-        let good = rows.filter(|(_, outcome)| outcome.ended.is_ok());
-        let lines: Vec<String> = good
-            .map(|(disk, outcome)| {
+        let lines: Vec<String> = outcomes
+            .iter()
+            .filter_map(|(disk, outcome)| {
+                let place = match outcome.ended.as_ref().ok()? {
+                    Ended::Copied(report) => report.snapshot.as_ref(),
+                    Ended::Held { snapshot, .. } => snapshot.as_ref(),
+                    Ended::Planned => None,
+                };
                 let device = disk.device.as_deref().unwrap_or("-");
                 let device: String = device.chars().filter(|c| !c.is_control()).collect();
-                format!(
-                    "{device} {} {} {}",
-                    disk.volume, disk.snapshot, outcome.target
-                )
+                let place = place.unwrap_or(&outcome.target);
+                Some(format!(
+                    "{device} {} {} {place}",
+                    disk.volume, disk.snapshot
+                ))
             })
             .collect();
         output::write(None, |out| {
@@ -206,6 +396,21 @@ fn image_name(number: usize, disk: &SetDisk) -> String {
     let is_plain = |c: &char| c.is_ascii_alphanumeric() || "-_".contains(*c);
     let name: String = last.chars().filter(is_plain).take(MOST_NAME).collect();
     format!("{number}-{name}.raw")
+}
+
+/// Refuses what is no block device: a typing error must not make an image in `/dev`.
+fn check_device(path: &Path) -> Result<()> {
+    let found = std::fs::metadata(path);
+    let found = found.map_err(|error| Error::of_file(path, "cannot find", error))?;
+    if found.file_type().is_block_device() {
+        return Ok(());
+    }
+    let what = format!(
+        "cannot restore to {}: it is no block device",
+        path.display()
+    );
+    let remedy = Remedy::Do("--to DIRECTORY restores to images".into());
+    Err(Error::new(Kind::Invalid, what).with_remedy(remedy))
 }
 
 /// Makes a folder that other users cannot read: disks are in it.

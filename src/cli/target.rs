@@ -269,6 +269,31 @@ impl ToArgs {
         ]
     }
 
+    /// The first option that was given of those that belong to one new snapshot, or to a bucket.
+    pub(super) fn of_one_snapshot(&self) -> Option<&'static str> {
+        let parent = [("--parent", self.parent.is_some())];
+        let given = parent.into_iter().chain(self.given());
+        given
+            .into_iter()
+            .find_map(|(name, is_given)| is_given.then_some(name))
+    }
+
+    /// The first option that was given.
+    pub(super) fn first_given(&self) -> Option<&'static str> {
+        let others = [
+            ("--to-profile", self.to_profile.is_some()),
+            ("--to-region", self.to_region.is_some()),
+            ("--to-endpoint-url", self.to_endpoint_url.is_some()),
+            ("--to-ca-bundle", self.to_ca_bundle.is_some()),
+            ("--kms-key", self.kms_key.is_some()),
+            ("--tag", !self.tag.is_empty()),
+            ("--description", self.description.is_some()),
+        ];
+        let mut others = others.into_iter();
+        let other = others.find_map(|(name, is_given)| is_given.then_some(name));
+        self.of_one_snapshot().or(other)
+    }
+
     /// The account of an object store.
     pub(super) fn account(&self, source: &AwsArgs) -> AwsArgs {
         source.for_target(self.options(self.region()), false)
