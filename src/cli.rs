@@ -6,6 +6,7 @@ mod blocks;
 mod cache;
 mod changes;
 mod digest;
+mod drill;
 mod emulator;
 mod inventory;
 mod limits;
@@ -69,6 +70,7 @@ enum Verb {
     Blocks(blocks::BlocksArgs),
     Sync(Box<sync::SyncArgs>),
     Restore(Box<restore::RestoreArgs>),
+    Drill(Box<drill::DrillArgs>),
     Replicate(Box<replicate::ReplicateArgs>),
     Verify(Box<verify::VerifyArgs>),
     Digest(Box<digest::DigestArgs>),
@@ -128,6 +130,7 @@ fn run(args: Args) -> Result<()> {
         Verb::Blocks(blocks) => blocks.run(),
         Verb::Sync(sync) => sync.run(),
         Verb::Restore(restore) => restore.run(),
+        Verb::Drill(drill) => drill.run(),
         Verb::Replicate(replicate) => replicate.run(),
         Verb::Verify(verify) => verify.run(),
         Verb::Digest(digest) => digest.run(),

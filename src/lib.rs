@@ -34,6 +34,7 @@
 //! | 3 | [`targets`], [`repository`], [`capture`] | each other, cache, image; only [`targets`] sees [`ebs`] |
 //! | 4 | [`fs`], [`sync`] | each other, ebs, ec2, cache, targets, repository, capture |
 //! | 5 | [`metrics`] | ebs, ec2, image, compare, targets, capture: it sees counts |
+//! | 5 | [`drill`] | aws, ebs, ec2, repository, targets, capture, sync |
 //! | 5 | [`replicate`] | ebs, ec2, targets, fs |
 //! | 6 | [`cli`] | nothing: the one place where concrete types are stacked |
 //! | - | [`emulator`] | everything but [`error`]: it plays the other side |
@@ -167,6 +168,18 @@
 //! ```
 //! `docs/inventory.md` and `docs/restore.md` are the pages for operators.
 //!
+//! # The path of a drill
+//! ```text
+//!  cli/drill        machine    find_set, or one source: DrillMachine, its disks as block sources
+//!  drill/isolation  probe      the least rights that programs can have here
+//!  drill/base       mount      the disks as files that the kernel lets nothing write
+//!  drill/partitions layout     where the filesystems are; drill/sniff: what they are
+//!  drill/export     start      an overlay, a range of it as a file
+//!  drill/check      partition  its checker runs there; drill/checks: pure functions, what the end of it means
+//!  drill/boot       boot       the disks in QEMU, over new overlays
+//! ```
+//! [`drill`] has the rules, `docs/drill.md` is the page for operators.
+//!
 //! # Memory
 //! Blocks, cached and in flight together, keep the budget of `--memory` (a hedge holds a second body for a moment). Tokens
 //! are bounded for all snapshots together (32 MiB), and so is presence (48 MiB): two bitmaps in chunks for each snapshot that is
@@ -215,6 +228,7 @@ pub mod targets;
 pub mod fs;
 pub mod sync;
 
+pub mod drill;
 pub mod metrics;
 
 pub mod replicate;

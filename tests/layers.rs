@@ -81,6 +81,11 @@ const RULES: &[(&str, u8, &str)] = &[
         "capture targets ebs ec2 cache image compare target source readahead digest maps block snapshot sysfs cost",
     ),
     (
+        "drill",
+        5,
+        "capture targets repository ebs ec2 compare sync metrics replicate inventory readahead digest maps sysfs cost progress aws histogram",
+    ),
+    (
         "replicate",
         5,
         "targets ebs ec2 cache image compare fs readahead maps sysfs aws digest",
@@ -216,6 +221,7 @@ fn everything_is_ascii() {
         root.join("docs/metrics.md"),
         root.join("docs/inventory.md"),
         root.join("docs/restore.md"),
+        root.join("docs/drill.md"),
         root.join("docs/replicate.md"),
         root.join("docs/gateway.md"),
         root.join("docs/aws-assumptions.md"),

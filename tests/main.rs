@@ -21,6 +21,7 @@ mod commands;
 mod contract;
 mod counts;
 mod disk_cache;
+mod drill;
 #[cfg(feature = "ec2")]
 mod ebs_target;
 #[cfg(feature = "ec2")]

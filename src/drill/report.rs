@@ -1,0 +1,253 @@
+//! [`DrillReport`]: what a drill found, with a version; [`DrillReport::verdict`], which gives the exit code.
+
+use serde::{Serialize, Serializer};
+
+use super::isolation::Isolation;
+use crate::error::{Error, Kind, Remedy, Result};
+
+/// The version of the JSON of [`DrillReport`]; `docs/drill.md` describes it.
+pub const DRILL_VERSION: u32 = 1;
+
+/// What became of a filesystem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckResult {
+    /// It is consistent.
+    Clean,
+    /// Its journal was replayed, as after a power cut; then it was consistent.
+    Replayed,
+    /// It was inconsistent, and its checker could repair it: in the overlay alone.
+    Repaired,
+    /// It is inconsistent, and its checker could not repair it.
+    Damaged,
+    /// Nothing is known of it.
+    NotChecked,
+}
+
+impl CheckResult {
+    /// What people read.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Clean => "clean",
+            Self::Replayed => "replayed",
+            Self::Repaired => "repaired",
+            Self::Damaged => "damaged",
+            Self::NotChecked => "not checked",
+        }
+    }
+}
+
+/// What was found in a partition.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PartitionReport {
+    /// Its number in the table; 0: the disk has none, or the table itself is damaged.
+    pub partition: u32,
+    /// Bytes from the start of the disk.
+    pub start_bytes: u64,
+    /// Its bytes.
+    pub size_bytes: u64,
+    /// `ext4`, `xfs`, `btrfs`, `vfat`, `swap`, `lvm` and so on; `empty`, `unknown`; `table` for the table itself.
+    pub filesystem: String,
+    /// What became of it.
+    pub result: CheckResult,
+    /// Why it was not checked, or what the result needs to be understood.
+    pub reason: Option<String>,
+    /// Whether this program can check such a filesystem and did not.
+    pub is_missed: bool,
+    /// What the checker reported: lines.
+    pub details: Vec<String>,
+    /// How long it took, in seconds.
+    #[serde(serialize_with = "rounded")]
+    pub seconds: f64,
+}
+
+/// What was found on a disk.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DiskReport {
+    /// What people call it: a device of the instance, or the source.
+    pub disk: String,
+    /// The volume's id, if it is known.
+    pub volume: Option<String>,
+    /// The snapshot's id, if it is one.
+    pub snapshot: Option<String>,
+    /// Its bytes.
+    pub size_bytes: u64,
+    /// `gpt`, `mbr`, or `none`.
+    pub table: String,
+    /// Its partitions, in order.
+    pub partitions: Vec<PartitionReport>,
+}
+
+/// How the start of the machine went.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BootReport {
+    /// Whether the text came.
+    pub booted: bool,
+    /// The text.
+    pub wait_for: String,
+    /// Why it did not boot.
+    pub reason: Option<String>,
+    /// `bios` or `uefi`.
+    pub firmware: String,
+    /// `kvm` or `tcg`, which is QEMU's software emulation.
+    pub accelerator: String,
+    /// How long it took, in seconds.
+    #[serde(serialize_with = "rounded")]
+    pub seconds: f64,
+    /// Bytes that the console printed.
+    pub console_bytes: u64,
+    /// The last lines of the console.
+    pub console: Vec<String>,
+}
+
+/// What a drill found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DrillReport {
+    /// [`DRILL_VERSION`].
+    pub version: u32,
+    /// The instance, if the drill was of one.
+    pub instance: Option<String>,
+    /// The instant of its disks, if it is known.
+    pub time: Option<String>,
+    /// Volumes of the instance that were left out of the set.
+    pub left_out: Vec<String>,
+    /// How the programs were isolated.
+    pub isolation: Isolation,
+    /// The disks, in device order.
+    pub disks: Vec<DiskReport>,
+    /// How the start of the machine went, if it was asked for.
+    pub boot: Option<BootReport>,
+    /// How long all of it took, in seconds.
+    #[serde(serialize_with = "rounded")]
+    pub seconds: f64,
+}
+
+fn rounded<S: Serializer>(seconds: &f64, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.serialize_f64((seconds * 1000.0).round() / 1000.0)
+}
+
+impl DrillReport {
+    /// Whether the drill was passed. Every filesystem that was checked is consistent, none that this program can check was
+    /// missed, something was checked or booted, and the machine booted if it was to.
+    ///
+    /// # Errors
+    /// `Corrupt` when a filesystem is damaged, also where it could be repaired; `Undecided` for everything else.
+    pub fn verdict(&self) -> Result<()> {
+        let all = || {
+            let disks = self.disks.iter();
+            disks.flat_map(|disk| disk.partitions.iter().map(move |found| (disk, found)))
+        };
+        let names = |is_it: &dyn Fn(&PartitionReport) -> bool| {
+            let found = all().filter(|(_, found)| is_it(found));
+            let names: Vec<String> = found.map(|(disk, found)| named(disk, found)).collect();
+            names
+        };
+        let damaged =
+            names(&|found| matches!(found.result, CheckResult::Damaged | CheckResult::Repaired));
+        if !damaged.is_empty() {
+            let what = format!("the drill found damage: {}", damaged.join(", "));
+            return Err(Error::new(Kind::Corrupt, what));
+        }
+        if let Some(boot) = self.boot.as_ref().filter(|boot| !boot.booted) {
+            let why = boot.reason.as_deref().unwrap_or("unknown");
+            let what = format!("the drill did not boot: {why}");
+            return Err(Error::new(Kind::Undecided, what));
+        }
+        let missed = names(&|found| found.is_missed);
+        if !missed.is_empty() {
+            let what = format!("the drill did not check {}", missed.join(", "));
+            let remedy = Remedy::Do("the report names the reasons".into());
+            return Err(Error::new(Kind::Undecided, what).with_remedy(remedy));
+        }
+        let is_checked = all().any(|(_, found)| found.result != CheckResult::NotChecked);
+        if !is_checked && self.boot.is_none() {
+            let what = "the drill could check nothing: no filesystem that it knows is there";
+            return Err(Error::new(Kind::Undecided, what));
+        }
+        Ok(())
+    }
+}
+
+fn named(disk: &DiskReport, found: &PartitionReport) -> String {
+    match found.partition {
+        0 => format!("{} ({})", disk.disk, found.filesystem),
+        number => format!("{} partition {number} ({})", disk.disk, found.filesystem),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(results: &[(CheckResult, bool)], booted: Option<bool>) -> DrillReport {
+        let partitions = results.iter().map(|(result, is_missed)| PartitionReport {
+            partition: 1,
+            start_bytes: 0,
+            size_bytes: 1,
+            filesystem: "ext4".into(),
+            result: *result,
+            reason: None,
+            is_missed: *is_missed,
+            details: Vec::new(),
+            seconds: 0.0,
+        });
+        DrillReport {
+            version: DRILL_VERSION,
+            instance: None,
+            time: None,
+            left_out: Vec::new(),
+            isolation: Isolation::none(),
+            disks: vec![DiskReport {
+                disk: "/dev/xvda".into(),
+                volume: None,
+                snapshot: None,
+                size_bytes: 1,
+                table: "gpt".into(),
+                partitions: partitions.collect(),
+            }],
+            boot: booted.map(|booted| BootReport {
+                booted,
+                wait_for: "login:".into(),
+                reason: (!booted).then(|| "no text".into()),
+                firmware: "bios".into(),
+                accelerator: "tcg".into(),
+                seconds: 0.0,
+                console_bytes: 0,
+                console: Vec::new(),
+            }),
+            seconds: 0.0,
+        }
+    }
+
+    #[test]
+    fn a_drill_is_passed_only_when_all_that_can_be_checked_was_and_is_consistent() {
+        use CheckResult::{Clean, Damaged, NotChecked, Repaired, Replayed};
+        let undecided = Some(Kind::Undecided);
+        for (results, booted, kind) in [
+            (&[(Clean, false)][..], None, None),
+            (&[(Clean, false), (Replayed, false)], Some(true), None),
+            // LVM beside a filesystem that is clean.
+            (&[(Clean, false), (NotChecked, false)], None, None),
+            (&[(NotChecked, false)], None, undecided),
+            (&[], None, undecided),
+            (&[(NotChecked, false)], Some(true), None),
+            (&[(Clean, false), (NotChecked, true)], None, undecided),
+            (&[(Clean, false), (NotChecked, true)], Some(true), undecided),
+            (&[(Clean, false)], Some(false), undecided),
+            (
+                &[(Clean, false), (Repaired, false)],
+                None,
+                Some(Kind::Corrupt),
+            ),
+            (
+                &[(Damaged, false), (NotChecked, true)],
+                Some(false),
+                Some(Kind::Corrupt),
+            ),
+        ] {
+            let verdict = report(results, booted).verdict();
+            let found = verdict.err().map(|error| error.kind());
+            assert_eq!(found, kind, "{results:?} {booted:?}");
+        }
+    }
+}
