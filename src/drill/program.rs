@@ -310,12 +310,25 @@ impl BoundedOutput {
         let last: Vec<u8> = self.last.iter().copied().collect();
         text.push_str(&String::from_utf8_lossy(&last));
         let lines = text.split(['\n', '\r']).map(|line| {
-            let plain = line.chars().filter(|c| !c.is_control());
+            let plain = without_escapes(line);
+            let plain = plain.chars().filter(|c| !c.is_control());
             let line: String = plain.take(LONGEST_LINE).collect();
             line.trim().to_owned()
         });
         lines.filter(|line| !line.is_empty()).collect()
     }
+}
+
+/// A line without the colours and movements of a terminal: ESC, `[`, parameters, a letter.
+fn without_escapes(line: &str) -> String {
+    let mut parts = line.split("\u{1b}[");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let end = part.find(|c: char| !c.is_ascii_digit() && !";?".contains(c));
+        let rest = end.map(|end| part.split_at(end).1);
+        plain.extend(rest.unwrap_or_default().chars().skip(1));
+    }
+    plain
 }
 
 #[cfg(test)]
@@ -373,14 +386,14 @@ mod tests {
     #[test]
     fn an_output_of_any_length_takes_a_bounded_place() {
         let mut output = BoundedOutput::default();
-        output.push(b"first\x1b[31m\r\n\n");
+        output.push(b"first\x1b[0;31m \x1b[?25hsecond\x1b[0m\x07\x1b[\r\n\n");
         for _ in 0..10_000 {
             output.push(b"0123456789 and more of it\n");
         }
         output.push(b"last");
         assert!(output.first.len() + output.last.len() <= 2 * KEPT_OUTPUT);
         let lines = output.lines();
-        assert_eq!(lines.first().map(String::as_str), Some("first[31m"));
+        assert_eq!(lines.first().map(String::as_str), Some("first second"));
         assert_eq!(lines.last().map(String::as_str), Some("last"));
         assert!(lines.iter().any(|line| line.ends_with("bytes left out]")));
     }
