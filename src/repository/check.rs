@@ -248,6 +248,13 @@ pub(super) async fn inspect(
             snapshots: snapshots.into_iter().collect(),
         })
         .collect();
+    let lists = listed.damaged_lists.into_iter().map(|object| Damage {
+        object,
+        what: "it does not name the snapshots that must be there: one may be missing".into(),
+        in_data: false,
+        snapshots: Vec::new(),
+    });
+    checked.damages.extend(lists);
     checked.suspects = check.suspects;
     let suffering = check.suffering.iter();
     let suffering = suffering.filter_map(|number| check.manifests.get(*number));

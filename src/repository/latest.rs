@@ -54,24 +54,41 @@ fn decode(bytes: &[u8]) -> Option<Vec<ManifestName>> {
         .collect()
 }
 
+/// Reads a list; none when it is damaged.
+async fn read_sound(store: &Store, object: &str) -> Result<Option<Vec<ManifestName>>> {
+    match store.get(object).await {
+        Err(error) if error.kind() == Kind::NotFound => Ok(Some(Vec::new())),
+        bytes => Ok(decode(&bytes?)),
+    }
+}
+
 async fn read(store: &Store, object: &str) -> Result<Vec<ManifestName>> {
-    let bytes = match store.get(object).await {
-        Err(error) if error.kind() == Kind::NotFound => return Ok(Vec::new()),
-        bytes => bytes?,
-    };
-    decode(&bytes).ok_or_else(|| {
-        let what = format!("{}/{object} is damaged", store.address());
-        let remedy = "remove that object if `ebsfs repository ls` shows all snapshots";
-        Error::new(Kind::Corrupt, what).with_remedy(Remedy::Do(remedy.into()))
-    })
+    let names = read_sound(store, object).await?;
+    names.ok_or_else(|| damaged(store, object))
+}
+
+/// The error of a list that is damaged.
+pub(super) fn damaged(store: &Store, object: &str) -> Error {
+    let what = format!("{}/{object} is damaged", store.address());
+    let remedy =
+        "`ebsfs repository check --repair` writes it again from the snapshots that are listed";
+    Error::new(Kind::Corrupt, what).with_remedy(Remedy::Do(remedy.into()))
+}
+
+/// What a listing must show.
+#[derive(Debug, Default)]
+pub(super) struct ExpectedManifests {
+    pub(super) names: BTreeSet<ManifestName>,
+    /// The lists that are damaged: what they named is not known.
+    pub(super) damaged: Vec<String>,
 }
 
 /// The names that every listing that begins later must show: of one volume, or of all.
 pub(super) async fn expected(
     store: &Store,
     volume: Option<&VolumeKey>,
-) -> Result<BTreeSet<ManifestName>> {
-    let objects = match volume {
+) -> Result<ExpectedManifests> {
+    let mut objects: Vec<String> = match volume {
         Some(volume) => vec![object(volume)],
         None => {
             let listed = listing::list(store, "latest", None)
@@ -81,16 +98,40 @@ pub(super) async fn expected(
             listed.map(|object| object.name).collect()
         }
     };
-    let mut names: BTreeSet<ManifestName> = stream::iter(objects)
-        .map(|object| async move { read(store, &object).await })
-        .buffer_unordered(READS)
-        .try_concat()
-        .await?
-        .into_iter()
-        .collect();
-    let pruned = read(store, PRUNED).await?.into_iter();
-    names.extend(pruned.filter(|name| volume.is_none_or(|volume| name.volume == *volume)));
-    Ok(names)
+    objects.push(PRUNED.to_owned());
+    let mut lists = pin!(
+        stream::iter(objects)
+            .map(|object| async move { (read_sound(store, &object).await, object) })
+            .buffer_unordered(READS)
+    );
+    let mut expected = ExpectedManifests::default();
+    while let Some((names, object)) = lists.next().await {
+        match names? {
+            Some(names) => {
+                let names = names.into_iter();
+                let its = names.filter(|name| volume.is_none_or(|volume| name.volume == *volume));
+                expected.names.extend(its);
+            }
+            None => expected.damaged.push(object),
+        }
+    }
+    expected.damaged.sort_unstable();
+    Ok(expected)
+}
+
+/// Writes a damaged list again from a listing, unless a run has done that meanwhile.
+pub(super) async fn rewrite(store: &Store, object: &str, listed: &[ManifestName]) -> Result<()> {
+    if read_sound(store, object).await?.is_some() {
+        return Ok(());
+    }
+    let is_its = |name: &&ManifestName| object == PRUNED || object == self::object(&name.volume);
+    let mut names: Vec<ManifestName> = listed.iter().filter(is_its).cloned().collect();
+    names.sort();
+    if object != PRUNED {
+        let old = names.len().saturating_sub(MOST_NAMES);
+        names.drain(..old);
+    }
+    store.put(object, &[lines::encode(names).into()]).await
 }
 
 /// The error of a listing that lacks a manifest which must be there.

@@ -24,6 +24,7 @@ use super::SEGMENT_BLOCKS;
 use super::catalog::RepositoryCatalog;
 use super::check::{Checked, LastCheck, ReadData, Suspects, inspect, is_damage, row};
 use super::header::{Salt, salt_of_run};
+use super::latest;
 use super::lease::{Lease, LeaseKind};
 use super::manifest::{Manifest, ManifestName};
 use super::pack::Name;
@@ -126,6 +127,8 @@ struct Repair<'a> {
     swept: Swept,
     /// Packs that were found damaged by this repair.
     also: BTreeSet<String>,
+    /// Lists of the snapshots that must be there, which are damaged.
+    damaged_lists: Vec<String>,
     finds: Finds,
     fixed: HashMap<Name, Fixed>,
     done: Repaired,
@@ -176,6 +179,7 @@ async fn repair_within(
         suspects: checked.suspects.clone(),
         swept,
         also: BTreeSet::new(),
+        damaged_lists: Vec::new(),
         finds: Finds::new(salt, limits.places),
         fixed: HashMap::new(),
         done: Repaired::default(),
@@ -219,6 +223,18 @@ impl Repair<'_> {
         for name in lost {
             self.make_again(&name).await?;
         }
+        self.rewrite_lists(catalog).await
+    }
+
+    /// Writes the damaged lists of what must be there again. A person who asks for a repair accepts what is listed now.
+    async fn rewrite_lists(&self, catalog: &RepositoryCatalog) -> Result<()> {
+        if self.damaged_lists.is_empty() {
+            return Ok(());
+        }
+        let names = catalog.names().await?;
+        for object in &self.damaged_lists {
+            latest::rewrite(self.store, object, &names).await?;
+        }
         Ok(())
     }
 
@@ -227,6 +243,7 @@ impl Repair<'_> {
         self.progress.begin("repairing: reading manifests", 0);
         let listed = catalog.list_with_missing(None, None).await?;
         let mut lost = listed.missing;
+        self.damaged_lists = listed.damaged_lists;
         let names = listed.named.into_iter().map(|(name, _)| name).collect();
         let read = catalog.manifests(names, |manifest| manifest);
         for (name, manifest) in read.await? {

@@ -1,6 +1,7 @@
 //! Repositories in a store that lies, whose writers are stopped and killed at every request: see [`super::store::hostile`].
 
 mod histories;
+mod lists;
 mod removed;
 mod stopped;
 mod sweeps;

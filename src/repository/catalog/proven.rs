@@ -14,6 +14,8 @@ pub(in crate::repository) struct ListedManifests {
     pub(in crate::repository) named: Vec<(ManifestName, Object)>,
     /// Those that must be there, were not removed, and are not.
     pub(in crate::repository) missing: Vec<ManifestName>,
+    /// The lists of what must be there that are damaged: more may be missing.
+    pub(in crate::repository) damaged_lists: Vec<String>,
 }
 
 impl RepositoryCatalog {
@@ -21,7 +23,7 @@ impl RepositoryCatalog {
     /// asks this.
     ///
     /// # Errors
-    /// `Undecided` when one is missing; else as for [`RepositoryCatalog::names`].
+    /// `Undecided` when one is missing; `Corrupt` when a list of what must be there is damaged; else as for [`RepositoryCatalog::names`].
     pub async fn proven_names(&self, volume: Option<&VolumeKey>) -> Result<Vec<ManifestName>> {
         let proven = self.list_proven(volume, None, &[]).await?;
         Ok(proven.into_iter().map(|(name, _)| name).collect())
@@ -35,6 +37,9 @@ impl RepositoryCatalog {
         accept: &[String],
     ) -> Result<Vec<(ManifestName, Object)>> {
         let listed = self.list_with_missing(volume, fence).await?;
+        if let Some(object) = listed.damaged_lists.first() {
+            return Err(latest::damaged(self.store(), object));
+        }
         let mut missing = listed.missing.iter();
         match missing.find(|name| !accept.contains(&name.to_string())) {
             None => Ok(listed.named),
@@ -68,7 +73,7 @@ impl RepositoryCatalog {
             let found = named.binary_search_by(|(listed, _)| listed.cmp(name));
             found.is_ok()
         };
-        let absent = expected.into_iter().filter(|name| !is_listed(name));
+        let absent = expected.names.into_iter().filter(|name| !is_listed(name));
         let absent: Vec<ManifestName> = absent.collect();
         let mut missing = Vec::new();
         if !absent.is_empty() {
@@ -81,6 +86,10 @@ impl RepositoryCatalog {
                 }
             }
         }
-        Ok(ListedManifests { named, missing })
+        Ok(ListedManifests {
+            named,
+            missing,
+            damaged_lists: expected.damaged,
+        })
     }
 }

@@ -345,6 +345,7 @@ impl History {
     /// Checks that an honest store shows what the model knows.
     async fn compare(&mut self) {
         let process = Process::honest(&self.store);
+        self.rewrite_lists().await;
         let checked = process.check().await.unwrap();
         let names = process.names().await.unwrap();
         let is_listed = |made: &Made| names.iter().any(|name| name.snapshot == made.id());
@@ -385,6 +386,7 @@ impl History {
     /// An object is lost or damaged; a check names what suffers, and with the sources at hand all of it comes back.
     async fn lose(&mut self) {
         let process = Process::honest(&self.store);
+        self.rewrite_lists().await;
         self.mend().await;
         let folder = ["packs/", "segments/"][self.rng.usize(..2)];
         let names = self.store.names(folder);
@@ -415,6 +417,23 @@ impl History {
             assert!(held != Held::Damaged || is_named, "{name}: {checked:?}");
         }
         self.mend().await;
+    }
+
+    /// Repairs the lists of what must be there that a lie has cut: until then a listing is refused and a check names them.
+    async fn rewrite_lists(&mut self) {
+        let process = Process::honest(&self.store);
+        let is_list = |damage: &Damage| {
+            damage.object.starts_with("latest/") || damage.object == "prune/manifests"
+        };
+        let checked = process.check().await.unwrap();
+        if checked.damages.iter().any(is_list) {
+            self.log.push(format!("repaired: {:?}", checked.damages));
+            let refused = process.catalog().await.unwrap().proven_names(None).await;
+            assert_eq!(refused.unwrap_err().kind(), Kind::Corrupt);
+            process.repair(None).await.unwrap();
+            let checked = process.check().await.unwrap();
+            assert!(!checked.damages.iter().any(is_list), "{checked:?}");
+        }
     }
 
     /// Repairs all that is damaged, each with its source.
