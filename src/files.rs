@@ -5,19 +5,20 @@
 //! no other user can write.
 
 mod machine;
+mod own;
 mod sparse;
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::{Deserialize, Serialize};
-use tracing::warn;
 
 pub use machine::machine_id;
+pub use own::{OwnFile, create_ours, open_lock, open_ours, read_ours, read_own};
 pub use sparse::{copy_data, data_after, punch, read_padded};
 
 use crate::error::{Error, Kind, Result};
@@ -217,104 +218,6 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     file.write_all(bytes)
         .map_err(|error| Error::of_file(path, "cannot write", error))?;
     file.commit()
-}
-
-/// Opens a state file for reading, or for writing too, if it is ours: a regular file of our own user that no other user can
-/// write, not a link. `None` where there is none, or, with a warning, where it is not ours.
-///
-/// # Errors
-/// What the system says.
-pub fn open_ours(path: &Path, write: bool) -> Result<Option<File>> {
-    // O_NONBLOCK: a FIFO without a writer would hang here.
-    let opened = OpenOptions::new()
-        .read(true)
-        .write(write)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(path);
-    let why = match opened {
-        Ok(file) => match not_ours(
-            &file
-                .metadata()
-                .map_err(|error| Error::of_file(path, "cannot look at", error))?,
-        ) {
-            None => return Ok(Some(file)),
-            Some(why) => why,
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        // O_NOFOLLOW on a link; a FIFO or socket opened for writing.
-        Err(error) if [Some(libc::ELOOP), Some(libc::ENXIO)].contains(&error.raw_os_error()) => {
-            "it is a link, a FIFO or a socket"
-        }
-        Err(error) => return Err(Error::of_file(path, "cannot open", error)),
-    };
-    warn!("ignoring {}: {why}", path.display());
-    Ok(None)
-}
-
-/// Makes a new state file of mode 0600 for reading and writing, in place of what is at its path: another user's file or a
-/// link is removed, never written to.
-///
-/// # Errors
-/// What the system says, also when the old file cannot be removed.
-pub fn create_ours(path: &Path) -> Result<File> {
-    remove_if_there(path)?;
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path)
-        .map_err(|error| Error::of_file(path, "cannot make", error))
-}
-
-/// Why a file's contents may be those of another user; none where they are ours alone.
-fn not_ours(metadata: &Metadata) -> Option<&'static str> {
-    if !metadata.is_file() {
-        return Some("it is not a regular file");
-    }
-    if metadata.uid() != nix::unistd::geteuid().as_raw() {
-        return Some("it belongs to another user");
-    }
-    (metadata.mode() & 0o022 != 0).then_some("other users can write it")
-}
-
-/// Opens a file to lock, made if it is absent.
-///
-/// # Errors
-/// The system's error; `ELOOP` for a symbolic link, which another user may have put there.
-pub fn open_lock(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        // A FIFO that another user put there would hang.
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(path)
-}
-
-/// Reads a whole state file of ours; none where [`open_ours`] opens none.
-///
-/// # Errors
-/// `Corrupt` beyond [`STATE_LIMIT`]; what the system says.
-pub fn read_ours(path: &Path) -> Result<Option<Vec<u8>>> {
-    let Some(file) = open_ours(path, false)? else {
-        return Ok(None);
-    };
-    let mut bytes = Vec::new();
-    file.take(STATE_LIMIT + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| Error::of_file(path, "cannot read", error))?;
-    if bytes.len() as u64 > STATE_LIMIT {
-        let what = format!(
-            "cannot read {}: it is larger than {STATE_LIMIT} bytes",
-            path.display()
-        );
-        return Err(Error::new(Kind::Corrupt, what));
-    }
-    Ok(Some(bytes))
 }
 
 /// The directory for state files: that of EBSFS_STATE_DIR, else `/var/lib/ebsfs` for root, else `ebsfs` in the user's XDG
