@@ -25,6 +25,7 @@ mod restore;
 mod signals;
 mod snapshot;
 mod source;
+mod status;
 mod store;
 mod sync;
 mod target;
@@ -72,6 +73,7 @@ enum Verb {
     Restore(Box<restore::RestoreArgs>),
     Drill(Box<drill::DrillArgs>),
     Replicate(Box<replicate::ReplicateArgs>),
+    Status(status::StatusArgs),
     Verify(Box<verify::VerifyArgs>),
     Digest(Box<digest::DigestArgs>),
     Record(record::RecordArgs),
@@ -132,6 +134,7 @@ fn run(args: Args) -> Result<()> {
         Verb::Restore(restore) => restore.run(),
         Verb::Drill(drill) => drill.run(),
         Verb::Replicate(replicate) => replicate.run(),
+        Verb::Status(status) => status.run(),
         Verb::Verify(verify) => verify.run(),
         Verb::Digest(digest) => digest.run(),
         Verb::Record(record) => record.run(),
@@ -149,6 +152,14 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
         .map_err(|error| Error::with_source(Kind::Io, "cannot start threads", error))
 }
 
+/// A text without control characters: a name can hold anything, and the terminal stays whole.
+fn plain(text: &str) -> String {
+    let chars = text.chars();
+    chars
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
+}
+
 /// Columns as wide as their widest cell, the first line being the heads.
 fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let mut widths = [0; N];
@@ -161,11 +172,7 @@ fn table<const N: usize>(rows: &[[String; N]]) -> String {
     for row in rows {
         let mut line = String::new();
         for (width, cell) in widths.iter().zip(row) {
-            // A name can hold anything: keep the terminal whole.
-            let cell: String = cell
-                .chars()
-                .map(|c| if c.is_control() { '?' } else { c })
-                .collect();
+            let cell = plain(cell);
             line.push_str(&format!("{cell:<width$}  "));
         }
         text.push_str(line.trim_end());

@@ -42,6 +42,8 @@ pub enum Kind {
     Undecided,
     /// The copy is done, and some of its blocks are zero and marked because their source is damaged.
     Marked,
+    /// A recovery point is missing, not usable or older than it may be: time and the next run can mend it.
+    Late,
 }
 
 /// Exit codes by kind: the one table, used by every verb. `--help` and the README print it.
@@ -62,12 +64,13 @@ pub const EXIT_CODES: &[(u8, &str)] = &[
     (10, "busy: another run works on the target"),
     (11, "a person must decide"),
     (12, "done, with damaged blocks marked"),
+    (13, "a recovery point is missing, late or not usable"),
     (130, "stopped by a signal"),
 ];
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::NotFound,
         Self::Denied,
         Self::Pending,
@@ -82,6 +85,7 @@ impl Kind {
         Self::Busy,
         Self::Undecided,
         Self::Marked,
+        Self::Late,
     ];
 
     /// The exit code of a program that ends with an error of this kind: see [`EXIT_CODES`].
@@ -99,6 +103,7 @@ impl Kind {
             Self::Busy => 10,
             Self::Undecided => 11,
             Self::Marked => 12,
+            Self::Late => 13,
             Self::Stopped => 130,
         }
     }
@@ -120,17 +125,19 @@ impl Kind {
             Self::Busy => "busy",
             Self::Undecided => "undecided",
             Self::Marked => "marked",
+            Self::Late => "late",
         }
     }
 
     /// Which of several failures of one command gives its exit code, the lowest first: stopped, then a fault (the first
-    /// target's), then a decision that a person must take, then busy, then marked damage.
+    /// target's), then a decision that a person must take, then busy, then marked damage, then a late recovery point.
     pub fn rank(self) -> u8 {
         match self {
             Self::Stopped => 0,
             Self::Undecided => 2,
             Self::Busy => 3,
             Self::Marked => 4,
+            Self::Late => 5,
             _ => 1,
         }
     }
@@ -312,7 +319,7 @@ mod tests {
 
     #[test]
     fn every_kind_has_an_exit_code_of_the_table() {
-        use Kind::{Busy, Corrupt, Marked, Stopped, Undecided};
+        use Kind::{Busy, Corrupt, Late, Marked, Stopped, Undecided};
         for kind in Kind::ALL {
             let code = kind.exit_code();
             assert!(EXIT_CODES.iter().any(|(listed, _)| *listed == code));
@@ -321,10 +328,10 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), Kind::ALL.len());
-        // 130, else the first target's 1 to 9, else 11, 10, 12.
-        let mut order = [Marked, Busy, Undecided, Corrupt, Stopped];
+        // 130, else the first target's 1 to 9, else 11, 10, 12, 13.
+        let mut order = [Late, Marked, Busy, Undecided, Corrupt, Stopped];
         order.sort_by_key(|kind| kind.rank());
-        assert_eq!(order, [Stopped, Corrupt, Undecided, Busy, Marked]);
+        assert_eq!(order, [Stopped, Corrupt, Undecided, Busy, Marked, Late]);
     }
 
     #[test]

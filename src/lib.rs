@@ -33,9 +33,9 @@
 //! | 2 | [`ebs`], `ec2`, [`cache`], [`image`], [`compare`] | each other: they see only [`source::BlockSource`] |
 //! | 3 | [`targets`], [`repository`], [`capture`] | each other, cache, image; only [`targets`] sees [`ebs`] |
 //! | 4 | [`fs`], [`sync`] | each other, ebs, ec2, cache, targets, repository, capture |
-//! | 5 | [`metrics`] | ebs, ec2, image, compare, targets, capture: it sees counts |
 //! | 5 | [`drill`] | aws, ebs, ec2, repository, targets, capture, sync |
-//! | 5 | [`replicate`] | ebs, ec2, targets, fs |
+//! | 5 | [`replicate`] | ebs, ec2, targets, fs, metrics |
+//! | 5 | [`metrics`] | ebs, ec2, image, compare, targets, capture: it sees counts, and the status of a job |
 //! | 6 | [`cli`] | nothing: the one place where concrete types are stacked |
 //! | - | [`emulator`] | everything but [`error`]: it plays the other side |
 //!
@@ -157,8 +157,11 @@
 //!  replicate/retain   removable  a pure function: the job's own snapshots that no target needs
 //!  replicate/clean    retain     DeleteSnapshot; manifests of a repository by its retention
 //!  replicate/state    update     what the next run, and people, can read
+//!
+//!  cli/status         run        the state files of jobs; sync/status recorded: the records of images and devices
+//!  replicate/status   of         a pure function: state, records, time -> JobStatus, for text, JSON, metrics and the exit code
 //! ```
-//! [`replicate`] has the rules, `docs/replicate.md` is the page for operators.
+//! [`replicate`] has the rules, `docs/replicate.md` and `docs/status.md` are the pages for operators.
 //!
 //! # The path of a restore
 //! ```text

@@ -12,6 +12,9 @@
 //! | [`template`] | which target belongs to which volume (pure) |
 //! | [`retain`] | which snapshots of the source may be deleted (pure) |
 //! | [`state`] | the state file of a job |
+//! | [`totals`] | sums of a run and of a month (pure) |
+//! | [`status`] | to which point in time volumes can be restored (pure) |
+//! | [`live`] | what the copies of this process do now |
 //! | [`places`] | what a cycle is connected to |
 //! | [`cycle`] | one cycle, from its snapshots to retention |
 //! | [`copy`] | the copies of one volume |
@@ -38,13 +41,16 @@ mod cycle;
 mod gateway;
 mod hooks;
 mod job;
+mod live;
 mod places;
 mod report;
 mod retain;
 mod schedule;
 mod shard;
 mod state;
+mod status;
 mod template;
+mod totals;
 mod volumes;
 mod window;
 
@@ -54,14 +60,20 @@ pub use job::{
     Ec2Volumes, GatewaySource, JobHooks, JobSource, JobTarget, LEAST_RATE, ReplicateJob,
     TargetAccess, read,
 };
+pub use live::{LiveCopies, LiveCounts};
 pub use places::{OpenedSnapshot, Places};
 pub use report::{CopyOutcome, CycleReport, VolumeOutcome};
 pub use retain::NeededBases;
 pub use schedule::{CycleHistory, DueCycle, Schedule, due_cycle, time_zone, wanted_cycle};
 pub use shard::{Shard, shard_of_engine};
 pub use state::{
-    CopyUnderWay, CycleRequests, JobMemory, JobState, LastRun, RecoveryPoint, StateError,
-    StateFile, TargetState, VolumeState,
+    CopyPhase, CopyUnderWay, CycleRequests, JobMemory, JobState, LastRun, RecoveryPoint,
+    StateError, StateFile, TargetState, VolumeState, job_names, read_state,
+};
+pub use status::{
+    CopyStatus, JobStatus, LocalContent, MonthStatus, PointState, RunStatus, STATUS_VERSION,
+    StatusRequest, TargetStatus, VolumeStatus,
 };
 pub use template::{AssignedTarget, is_shared};
+pub use totals::{MonthTotals, RunTotals};
 pub use window::{RateWindow, Rates};

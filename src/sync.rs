@@ -47,7 +47,7 @@ pub use plan::{Decided, Decision};
 pub use report::{REPORT_VERSION, Report, ReportFile};
 pub use source::{LookAtMark, Source};
 pub use stage::staged_source;
-pub use status::{Status, Unfinished, status, unfinished};
+pub use status::{Status, Unfinished, recorded, status, unfinished};
 pub use transfer::{RecordImport, RecordView, export_record, import_record, view_record};
 pub(crate) use verify::{DigestRequest, HeldBlock, ImageDigests};
 

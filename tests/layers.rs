@@ -88,7 +88,7 @@ const RULES: &[(&str, u8, &str)] = &[
     (
         "replicate",
         5,
-        "targets ebs ec2 cache image compare fs readahead maps sysfs aws digest",
+        "metrics targets ebs ec2 cache image compare fs readahead maps sysfs aws digest",
     ),
     ("cli", 6, ""),
 ];
@@ -224,6 +224,7 @@ fn everything_is_ascii() {
         root.join("docs/drill.md"),
         root.join("docs/replicate.md"),
         root.join("docs/gateway.md"),
+        root.join("docs/status.md"),
         root.join("docs/aws-assumptions.md"),
         root.join("Cargo.toml"),
     ];

@@ -261,6 +261,55 @@ fn every_command_of_the_replicate_page_works_as_it_stands_there() {
 
 #[cfg(feature = "ec2")]
 #[test]
+fn the_status_page_works_as_it_stands_there_and_explains_every_member() {
+    let emulator = Emulator::start();
+    emulator.make_volume("vol-0a", 2048, 0..3);
+    let folder = tempfile::tempdir().unwrap();
+    let text = page("docs/status.md");
+    assert_eq!(blocks(&text).len(), 1);
+    let output = commands(&emulator, &text, [SNAPSHOT, LATER], folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}\n{errors}");
+    assert_eq!(said.matches("vol-0a  current").count(), 4, "{said}");
+    assert_eq!(said.matches("\tcurrent\t").count(), 2, "{said}");
+    // A failure, a copy under way and a job that cannot be read have members of their own.
+    let state = folder.path().join("state");
+    let path = state.join("job-single.json");
+    let mut known: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let error = serde_json::json!({"message": "why", "exit_code": 4, "when": null});
+    let volume = &mut known["volumes"]["vol-0a"];
+    volume["under_way"] = serde_json::json!({
+        "cycle": "single/2026-06-30T12:00:00Z", "snapshot": "snap-0a", "instance": null,
+        "phase": {"what": "copying snap-0a", "unit": "blocks", "done": 1, "of": 2, "bytes": 3},
+    });
+    for target in volume["targets"].as_object_mut().unwrap().values_mut() {
+        target["error"] = error.clone();
+    }
+    known["last_run"]["error"] = error;
+    std::fs::write(&path, known.to_string()).unwrap();
+    std::fs::copy(&path, state.join("job-other.json")).unwrap();
+    let mut command = Command::new(EBSFS);
+    let output = command
+        .args(["status", "--json", "--state-dir"])
+        .arg(&state);
+    let output = output.output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let mut found = BTreeSet::new();
+    members(&shown, &mut found);
+    for name in ["why_unusable", "phase", "late_at", "failures", "message"] {
+        assert!(found.contains(name), "no {name}: {shown}");
+    }
+    for name in found {
+        assert!(text.contains(&format!("`{name}`")), "{name}");
+    }
+}
+
+#[cfg(feature = "ec2")]
+#[test]
 fn every_command_of_the_gateway_page_works_as_it_stands_there() {
     let emulator = Emulator::start();
     emulator.make_volume("vol-0a", 2048, 0..3);
@@ -420,6 +469,7 @@ fn readme_sync_page_and_help_have_the_same_exit_codes() {
         (10, "busy"),
         (11, "a person must decide"),
         (12, "done, with damaged blocks marked"),
+        (13, "a recovery point is missing, late or not usable"),
         (130, "stopped"),
     ] {
         for page in &pages {

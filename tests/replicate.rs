@@ -6,6 +6,7 @@ mod refused;
 mod service;
 mod shards;
 mod slurm;
+mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;

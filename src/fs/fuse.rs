@@ -53,7 +53,8 @@ fn errno(kind: Kind) -> Errno {
         | Kind::Stopped
         | Kind::Busy
         | Kind::Undecided
-        | Kind::Marked => Errno::EIO,
+        | Kind::Marked
+        | Kind::Late => Errno::EIO,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The copies of one volume: its snapshot into all of its targets, each from the base that the target is proven to hold.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -32,6 +33,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_sec
 const FIRST_COPY: Duration = Duration::from_secs(24 * 3600);
 /// The longest that a block waits for its turn under a rate, behind those of all volumes: it limits the blocks in flight.
 const TURN_SECONDS: u64 = 10;
+/// How often a copy notes what it does.
+const NOTE_EVERY: Duration = Duration::from_secs(2);
 /// Blocks in flight of a volume; with packs they take memory twice.
 const IN_FLIGHT: u64 = 64;
 const IN_FLIGHT_WITH_PACKS: u64 = 40;
@@ -167,7 +170,10 @@ impl CycleRun {
         if let Some(claimant) = &claimant {
             self.claim(work, claimant, COPYING).await;
         }
-        let mut outcome = self.copy_with_retries(work).await;
+        let mut outcome = tokio::select! {
+            outcome = self.copy_with_retries(work) => outcome,
+            never = self.note_progress(&work.volume) => match never {},
+        };
         if work.is_incomplete {
             outcome.needed.add(None);
         }
@@ -181,6 +187,20 @@ impl CycleRun {
         }
         outcome.claimant = claimant;
         outcome
+    }
+
+    /// Notes what the copy of a volume does, for [`super::status`]; for ever.
+    async fn note_progress(&self, volume: &str) -> Infallible {
+        loop {
+            sleep(NOTE_EVERY).await;
+            let phase = self.live.phase(volume);
+            self.memory.note(|state| {
+                let known = state.volumes.get_mut(volume);
+                if let Some(copy) = known.and_then(|known| known.under_way.as_mut()) {
+                    copy.phase = phase;
+                }
+            });
+        }
     }
 
     /// Tags the snapshot of a volume with a claim.
@@ -219,7 +239,9 @@ impl CycleRun {
         let mut left: Vec<AssignedTarget> = work.targets.clone();
         loop {
             outcome.failure = None;
-            let done = self.attempt(work, &left, &mut outcome).await;
+            let progress = self.live.begin(&work.volume);
+            let done = self.attempt(work, &left, &progress, &mut outcome).await;
+            self.live.end(&work.volume);
             if let Err(error) = done {
                 outcome.needed = NeededBases::Unknown;
                 outcome.failure = Some(error);
@@ -287,9 +309,11 @@ impl CycleRun {
         &self,
         work: &VolumeWork,
         left: &[AssignedTarget],
+        progress: &Arc<Progress>,
         outcome: &mut VolumeOutcome,
     ) -> Result<()> {
         let id = &work.copy.snapshot;
+        progress.begin(format!("waiting for {id}"), 0);
         let opened = self.places.source(id, self.job.timeout);
         let opened = self.stop.unless(opened).await;
         let OpenedSnapshot {
@@ -317,13 +341,12 @@ impl CycleRun {
                 }
             }
         }
-        let progress = Arc::new(Progress::default());
         let ui = LogUi {
             volume: &work.volume,
         };
         let context = Context {
             ui: &ui,
-            progress: Arc::clone(&progress),
+            progress: Arc::clone(progress),
             stop: self.stop.clone(),
         };
         let opened = targets
@@ -389,6 +412,7 @@ impl CycleRun {
             time: source.info.time(),
             published: None,
             arrived: Some(SystemTime::now()),
+            late_at: None,
             damaged_blocks: 0,
         };
         match ended {

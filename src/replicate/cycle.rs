@@ -25,11 +25,15 @@ use tracing::info;
 use super::copy::{OpenTargets, VolumeWork};
 use super::hooks::{self, HookTime};
 use super::job::{Ec2Volumes, JobSource, ReplicateJob};
+use super::live::LiveCopies;
 use super::places::Places;
 use super::report::{CycleReport, VolumeOutcome};
 use super::schedule::DueCycle;
-use super::state::{CopyUnderWay, CycleRequests, JobMemory, LastRun, StateError, TargetState};
+use super::state::{
+    CopyUnderWay, CycleRequests, JobMemory, LastRun, RecoveryPoint, StateError, TargetState,
+};
 use super::template::{Assignment, CycleVolume, assign};
+use super::totals::{RequestLedger, RunTotals};
 use super::volumes::{self, VolumeSelection, vanished};
 use crate::capture::{CaptureJob, Commands, Cycle, capture};
 use crate::error::{Error, Kind, Result};
@@ -54,7 +58,11 @@ pub struct CycleRun {
     pub retry_until: Option<SystemTime>,
     /// The first signal.
     pub stop: Stop,
+    /// What the copies of all cycles do.
+    pub live: Arc<LiveCopies>,
     pub(super) open: Arc<OpenTargets>,
+    /// The requests of `places` that are in the sums of the month: cycles that overlap count each once.
+    accounted: Arc<RequestLedger>,
 }
 
 /// A cycle that has its snapshots, as far as they could be made.
@@ -108,8 +116,16 @@ impl CycleRun {
             memory,
             retry_until: None,
             stop,
+            live: Arc::default(),
             open: Arc::default(),
+            accounted: Arc::default(),
         }
+    }
+
+    /// Connects the next cycles to other places, whose requests begin at zero.
+    pub fn connect_to(&mut self, places: Arc<dyn Places>) {
+        self.places = places;
+        self.accounted = Arc::default();
     }
 
     /// The volumes with a copy under way.
@@ -164,6 +180,7 @@ impl CycleRun {
         self.memory.update(|state| {
             state.under_way = Some(due.time);
             state.last = Some(due.time);
+            state.is_due_by(self.job.schedule.as_ref());
         });
         let report = &mut started.report;
         let copies = match &self.job.source {
@@ -290,6 +307,8 @@ impl CycleRun {
                 cycle: cycle.to_string(),
                 snapshot: made.snapshot.id.clone(),
                 instance: instance.or(known),
+                since: Some(SystemTime::now()),
+                phase: None,
             };
             copies.insert(volume, copy);
         }
@@ -306,6 +325,12 @@ impl CycleRun {
         let mut all = captured.volumes;
         all.extend(not_now);
         self.note(&all, &others, report);
+        self.memory.update(|state| {
+            for id in &all {
+                let volume = state.volumes.entry(id.clone()).or_default();
+                volume.instance = selected.instances.get(id).cloned().flatten();
+            }
+        });
         Ok(copies)
     }
 
@@ -360,6 +385,7 @@ impl CycleRun {
             let before = state.volumes.iter();
             let before = before.filter(|(_, volume)| volume.is_selected);
             let lost = vanished(before.map(|(id, _)| id), &selected);
+            // Those that have no snapshot yet are known too: a status shows that they have no recovery point.
             for id in all {
                 state.volumes.entry(id.clone()).or_default();
             }
@@ -417,7 +443,15 @@ impl CycleRun {
             volume,
             copy,
         });
+        let works: Vec<VolumeWork> = works.collect();
+        self.memory.update(|state| {
+            for work in &works {
+                let names = work.targets.iter().map(|target| target.name.as_str());
+                state.set_targets(&work.volume, &names.collect(), !work.is_incomplete);
+            }
+        });
         // The slots are the limit.
+        let works = works.into_iter();
         let each: FuturesUnordered<_> = works.map(|work| self.copy_one(work)).collect();
         let mut outcomes: Vec<VolumeOutcome> = each.filter_map(std::future::ready).collect().await;
         outcomes.sort_by(|a, b| a.volume.cmp(&b.volume));
@@ -451,8 +485,14 @@ impl CycleRun {
                 let target = volume.targets.entry(copy.target.name.clone()).or_default();
                 match &copy.held {
                     Ok(point) => {
+                        let schedule = self.job.schedule.as_ref().zip(point.time);
+                        let late_at = schedule.and_then(|(rule, time)| rule.late_at(time));
+                        let point = RecoveryPoint {
+                            late_at,
+                            ..point.clone()
+                        };
                         *target = TargetState {
-                            recovery_point: Some(point.clone()),
+                            recovery_point: Some(point),
                             error: None,
                         }
                     }
@@ -501,12 +541,28 @@ impl CycleRun {
             bytes: report.bytes(),
             requests: report.requests,
         };
+        let is_failed = (!is_stopped).then_some(run.error.is_some());
+        let volumes = report.volumes.iter();
+        let totals = RunTotals {
+            bytes: report.bytes(),
+            requests: self.accounted.take(self.places.requests()),
+            is_failed,
+            volumes: volumes.map(|one| (one.volume.clone(), one.bytes)).collect(),
+        };
         let schedule = self.job.schedule.as_ref();
         self.memory.update(|state| {
+            if is_failed == Some(false) {
+                state.last_success = Some(now);
+            }
             if !is_stopped {
                 state.last_run = Some(run);
             }
+            state.account(now, &totals);
             state.is_due_by(schedule);
         });
+        // A scrape that sees the count sees the state of it too.
+        if let Some(is_failed) = is_failed {
+            self.live.count(is_failed);
+        }
     }
 }

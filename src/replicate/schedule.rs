@@ -16,6 +16,8 @@ use crate::error::{Error, Kind, Result};
 const SHORTEST: Duration = Duration::from_secs(1);
 /// The longest interval and the longest jitter: times stay where every clock can show them.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+/// How much the clocks of EC2 and of this machine may differ where a snapshot is made right at a due time.
+const CLOCKS: Duration = Duration::from_secs(60);
 /// A cycle that was missed for longer begins at the present time: EC2 makes snapshots only in the time of their cycle, a day.
 const CAUGHT_UP: Duration = Duration::from_secs(20 * 3600);
 
@@ -141,6 +143,17 @@ impl Schedule {
             }
         };
         due.checked_add(self.jitter)
+    }
+
+    /// When a recovery point of `time` is late: at the second due time after it. The copy of the first one has had a whole interval
+    /// then.
+    pub fn late_at(&self, time: SystemTime) -> Option<SystemTime> {
+        let first = self.next_due(time)?;
+        let interval = self.next_due(first)?.duration_since(first).ok()?;
+        // EC2's clock may say that the snapshot of a cycle is from just before its due time.
+        let skew = CLOCKS.min(interval / 2);
+        let first = self.next_due(time.checked_add(skew)?)?;
+        self.next_due(first)
     }
 }
 

@@ -1,22 +1,23 @@
 //! [`JobState`]: what a proxy remembers of a job, as one small file in the state directory. A lost file costs nothing but the history:
-//! snapshots are found by their tags, and what targets hold is asked of the targets. A shard of a job has a state of its own, also for
-//! each number of shards: a job that is divided another way continues as on a new machine.
+//! snapshots are found by their tags, and what targets hold is asked of the targets. [`mod@file`] reads and writes it, and
+//! [`super::status`] judges it. A shard of a job has a state of its own, also for each number of shards: a job that is divided another way
+//! continues as on a new machine.
+
+mod file;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, TryLockError};
-use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tracing::{info, warn};
+use tracing::info;
 
 use super::schedule::{CycleHistory, Schedule};
-use super::shard::Shard;
+use super::totals::{MonthTotals, RunTotals};
 use crate::capture::Cycle;
-use crate::error::{Error, Kind, Remedy, Result};
-use crate::files::{make_folder_of, open_lock, read_ours, replace};
+use crate::error::Error;
 use crate::snapshot::SnapshotId;
+
+pub use file::{JobMemory, StateFile, job_names, read_state};
 
 /// Version of the file.
 const VERSION: u32 = 1;
@@ -55,6 +56,15 @@ pub struct JobState {
     /// When each repository was last swept, by its address.
     #[serde(default)]
     pub swept: BTreeMap<String, String>,
+    /// When the last cycle without failures ended.
+    #[serde(default, with = "time_text")]
+    pub last_success: Option<SystemTime>,
+    /// The sums of the last month in which a cycle ended.
+    #[serde(default)]
+    pub month: Option<MonthTotals>,
+    /// When a running process last wrote this file.
+    #[serde(default, with = "time_text")]
+    pub saved: Option<SystemTime>,
 }
 
 /// How a cycle ended.
@@ -116,6 +126,15 @@ pub struct StateError {
 pub struct VolumeState {
     /// Whether the last cycle selected it.
     pub is_selected: bool,
+    /// The instance that it was attached to when the last cycle selected it.
+    #[serde(default)]
+    pub instance: Option<String>,
+    /// Bytes fetched by its last copy.
+    #[serde(default)]
+    pub last_bytes: u64,
+    /// Bytes fetched in the month of [`JobState::month`].
+    #[serde(default)]
+    pub month_bytes: u64,
     /// The copy under way.
     #[serde(default)]
     pub under_way: Option<CopyUnderWay>,
@@ -134,6 +153,27 @@ pub struct CopyUnderWay {
     pub snapshot: SnapshotId,
     /// The instance that the volume was attached to.
     pub instance: Option<String>,
+    /// Since when.
+    #[serde(default, with = "time_text")]
+    pub since: Option<SystemTime>,
+    /// What it did when this was last saved; none while it waits for room or for another attempt.
+    #[serde(default)]
+    pub phase: Option<CopyPhase>,
+}
+
+/// What a copy does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyPhase {
+    /// A verb and its object: `copying snap-1`.
+    pub what: String,
+    /// What is counted: `blocks`.
+    pub unit: String,
+    /// How many of them are done in this phase.
+    pub done: u64,
+    /// How many there are in this phase; 0 where that is not known.
+    pub of: u64,
+    /// Bytes fetched since the copy began in this process.
+    pub bytes: u64,
 }
 
 /// What is remembered of a target of a volume.
@@ -160,6 +200,9 @@ pub struct RecoveryPoint {
     /// When it was complete at the target.
     #[serde(with = "time_text")]
     pub arrived: Option<SystemTime>,
+    /// When it is late by the schedule: its successor should have arrived by then. None without a schedule.
+    #[serde(default, with = "time_text")]
+    pub late_at: Option<SystemTime>,
     /// Blocks that are zero there because their source is damaged.
     #[serde(default)]
     pub damaged_blocks: u64,
@@ -191,6 +234,9 @@ impl JobState {
             volumes: BTreeMap::new(),
             said: BTreeSet::new(),
             swept: BTreeMap::new(),
+            last_success: None,
+            month: None,
+            saved: None,
         }
     }
 
@@ -210,10 +256,48 @@ impl JobState {
             .collect()
     }
 
-    /// Notes the schedule and when the next cycle is due.
+    /// Notes the schedule, when the next cycle is due, and when each recovery point is late.
     pub fn is_due_by(&mut self, schedule: Option<&Schedule>) {
         self.schedule = schedule.map(ToString::to_string);
         self.next_run = schedule.and_then(|schedule| schedule.next_due(SystemTime::now()));
+        let volumes = self.volumes.values_mut();
+        for target in volumes.flat_map(|volume| volume.targets.values_mut()) {
+            if let Some(point) = &mut target.recovery_point {
+                let late = schedule.zip(point.time);
+                point.late_at = late.and_then(|(schedule, time)| schedule.late_at(time));
+            }
+        }
+    }
+
+    /// Adds a run to the sums of the month of `now`. Another month begins at zero.
+    pub fn account(&mut self, now: SystemTime, run: &RunTotals) {
+        let month = MonthTotals::of(now);
+        if self.month.as_ref().map(|known| &known.month) != Some(&month.month) {
+            self.month = Some(month);
+            for volume in self.volumes.values_mut() {
+                volume.month_bytes = 0;
+            }
+        }
+        if let Some(month) = &mut self.month {
+            month.add(run);
+        }
+        for (id, bytes) in &run.volumes {
+            if let Some(volume) = self.volumes.get_mut(id) {
+                volume.last_bytes = *bytes;
+                volume.month_bytes = volume.month_bytes.saturating_add(*bytes);
+            }
+        }
+    }
+
+    /// Sets the targets of a volume to these. What was remembered of others is dropped: the job does not serve them any more.
+    pub fn set_targets(&mut self, volume: &str, names: &BTreeSet<&str>, has_all: bool) {
+        let volume = self.volumes.entry(volume.to_owned()).or_default();
+        if has_all {
+            volume.targets.retain(|name, _| names.contains(&**name));
+        }
+        for name in names {
+            volume.targets.entry((*name).to_owned()).or_default();
+        }
     }
 
     /// Forgets what was under way before this time: the job was divided another way since then, and other shards have run later cycles.
@@ -240,165 +324,21 @@ impl JobState {
     }
 }
 
-/// The state file of a job, locked while this lives: one process runs a job of a state directory.
-#[derive(Debug)]
-pub struct StateFile {
-    path: PathBuf,
-    _lock: File,
-}
-
-impl StateFile {
-    /// Where the state of a job is, or of a shard by [`Shard::state_name`].
-    pub fn path_of(state_dir: &Path, job: &str) -> PathBuf {
-        state_dir.join(format!("job-{job}.json"))
-    }
-
-    /// Locks the state of a job. Makes the state directory where it is absent.
-    ///
-    /// # Errors
-    /// `Busy` when another process runs the job; what the system says.
-    pub fn lock(state_dir: &Path, job: &str) -> Result<Self> {
-        let path = Self::path_of(state_dir, job);
-        make_folder_of(&path)?;
-        let lock = path.with_extension("lock");
-        let failed = |error| Error::of_file(&lock, "cannot lock", error);
-        let file = open_lock(&lock).map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self { path, _lock: file }),
-            Err(TryLockError::WouldBlock) => {
-                let what = format!("cannot run the job {job}: another process runs it");
-                Err(Error::new(Kind::Busy, what).with_remedy(Remedy::TryLater))
-            }
-            Err(TryLockError::Error(error)) => Err(failed(error)),
-        }
-    }
-
-    /// What is remembered of the job. A file that is damaged, or of another version, is ignored with a warning: all of it can be found
-    /// again.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn load(&self, job: &str) -> Result<JobState> {
-        Ok(load(&self.path, job)?.unwrap_or_else(|| JobState::new(job)))
-    }
-
-    /// Replaces the file; the new one survives a crash when this returns.
-    ///
-    /// # Errors
-    /// What the system says: then the old one stands.
-    pub fn save(&self, state: &JobState) -> Result<()> {
-        // Plain data: nothing in it can fail to serialise.
-        let mut json = serde_json::to_vec_pretty(state).unwrap_or_default();
-        json.push(b'\n');
-        replace(&self.path, &json)
-    }
-}
-
-/// What a job remembers while it runs: each change is saved at once.
-#[derive(Debug)]
-pub struct JobMemory {
-    file: StateFile,
-    state: Mutex<JobState>,
-}
-
-impl JobMemory {
-    /// Locks and loads the state of a job, or of a shard of it.
-    ///
-    /// # Errors
-    /// As for [`StateFile::lock`] and [`StateFile::load`].
-    pub fn open(state_dir: &Path, job: &str, shard: Shard) -> Result<Self> {
-        let file = StateFile::lock(state_dir, &shard.state_name(job))?;
-        let mut state = file.load(job)?;
-        state.shard = (!shard.is_whole()).then(|| shard.to_string());
-        if let Some(last) = last_of_others(state_dir, job, shard)? {
-            state.forget_older(last);
-        }
-        let state = Mutex::new(state);
-        Ok(Self { file, state })
-    }
-
-    /// Changes what is remembered. A state that cannot be saved is a warning: a crash then costs a second snapshot, and no data.
-    pub fn update<T>(&self, change: impl FnOnce(&mut JobState) -> T) -> T {
-        let mut state = self.state.lock();
-        let result = change(&mut state);
-        if let Err(error) = self.file.save(&state) {
-            warn!("cannot save the state of the job: {}", error.chain());
-        }
-        result
-    }
-
-    /// Looks at what is remembered.
-    pub fn look<T>(&self, look: impl FnOnce(&JobState) -> T) -> T {
-        look(&self.state.lock())
-    }
-}
-
-/// When the last cycle was started of those that another number of shards has run.
-///
-/// # Errors
-/// What the system says.
-fn last_of_others(state_dir: &Path, job: &str, shard: Shard) -> Result<Option<SystemTime>> {
-    let failed = |error| Error::of_file(state_dir, "cannot list", error);
-    let mut last = None;
-    for entry in std::fs::read_dir(state_dir).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let other = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| shard_of_file(name, job));
-        if other.is_some_and(|other| other.count() != shard.count()) {
-            last = last.max(load(&entry.path(), job)?.and_then(|state| state.last));
-        }
-    }
-    Ok(last)
-}
-
-/// The shard of a job whose state a file holds.
-fn shard_of_file(name: &str, job: &str) -> Option<Shard> {
-    let rest = name.strip_prefix("job-")?.strip_prefix(job)?;
-    match rest.strip_suffix(".json")? {
-        "" => Some(Shard::WHOLE),
-        part => part.strip_prefix('@')?.replace("-of-", "/").parse().ok(),
-    }
-}
-
-/// What is remembered of the job in a file; none where there is no usable one.
-///
-/// # Errors
-/// What the system says.
-fn load(path: &Path, job: &str) -> Result<Option<JobState>> {
-    let Some(bytes) = read_ours(path)? else {
-        return Ok(None);
-    };
-    let ignored = |why: String| {
-        warn!("ignoring the state {}: {why}", path.display());
-        Ok(None)
-    };
-    match serde_json::from_slice::<JobState>(&bytes) {
-        Err(error) => ignored(error.to_string()),
-        Ok(state) if state.version != VERSION => {
-            ignored(format!("it is of version {}, not {VERSION}", state.version))
-        }
-        Ok(state) if state.job != job => ignored(format!("it is of the job {}", state.job)),
-        Ok(state) => Ok(Some(state)),
-    }
-}
-
 /// Times as text.
-mod time_text {
+pub(super) mod time_text {
     use std::time::SystemTime;
 
     use serde::de::{Deserialize, Deserializer, Error as _};
     use serde::ser::{Serialize, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(
+    pub(in crate::replicate) fn serialize<S: Serializer>(
         time: &Option<SystemTime>,
         to: S,
     ) -> Result<S::Ok, S::Error> {
         time.map(crate::time::rfc3339_millis).serialize(to)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(in crate::replicate) fn deserialize<'de, D: Deserializer<'de>>(
         from: D,
     ) -> Result<Option<SystemTime>, D::Error> {
         let text = Option::<String>::deserialize(from)?;
@@ -410,140 +350,117 @@ mod time_text {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
     use std::time::Duration;
 
-    fn at(seconds: u64) -> Option<SystemTime> {
-        Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
     #[test]
-    fn a_state_is_private_and_comes_back_as_it_was() {
-        let folder = tempfile::tempdir().unwrap();
-        let directory = folder.path().join("state");
-        let file = StateFile::lock(&directory, "web").unwrap();
-        assert_eq!(file.load("web").unwrap(), JobState::new("web"));
+    fn a_state_without_the_newer_members_is_read() {
+        let old = r#"{
+            "version": 1, "job": "web", "last_run": {
+                "cycle": "web/2026-06-30T12:00:00Z", "started": null, "ended": null, "error": null, "bytes": 7,
+                "requests": {"gets": 1, "puts": 0, "lists": 2}
+            },
+            "volumes": {"vol-0a": {
+                "is_selected": true, "snapshots": [],
+                "under_way": {"cycle": "web/2026-06-30T12:00:00Z", "snapshot": "snap-0a", "instance": null},
+                "targets": {"/a.raw": {"error": null, "recovery_point":
+                    {"snapshot": "snap-0a", "time": "2026-06-30T12:00:00.000Z", "arrived": null}}}
+            }}
+        }"#;
+        let state: JobState = serde_json::from_str(old).unwrap();
+        assert_eq!((&state.month, state.saved), (&None, None));
+        let volume = state.volumes.get("vol-0a").unwrap();
+        assert_eq!((volume.month_bytes, volume.instance.clone()), (0, None));
+        let point = volume.targets.get("/a.raw").unwrap();
+        let point = point.recovery_point.as_ref().unwrap();
+        assert_eq!((point.late_at, point.time), (None, Some(at(1_782_820_800))));
+    }
+
+    #[test]
+    fn a_month_has_the_sums_of_its_own_runs() {
+        let june = 1_782_820_800;
         let mut state = JobState::new("web");
-        state.last = at(1_782_820_800);
-        state.under_way = at(1_782_820_800);
-        let recovery_point = RecoveryPoint {
+        state.volumes.entry("vol-0a".into()).or_default();
+        let run = |bytes: u64, gets: u64, is_failed: Option<bool>| RunTotals {
+            bytes,
+            requests: CycleRequests {
+                gets,
+                puts: 1,
+                lists: 2,
+            },
+            is_failed,
+            volumes: vec![("vol-0a".into(), bytes), ("vol-gone".into(), 1)],
+        };
+        state.account(at(june), &run(10, 3, Some(false)));
+        state.account(at(june + 60), &run(5, 4, Some(true)));
+        // One that was stopped is not counted as a run.
+        state.account(at(june + 60), &run(1, 1, None));
+        let month = state.month.clone().unwrap();
+        assert_eq!((&*month.month, month.runs, month.failed), ("2026-06", 2, 1));
+        let requests = month.requests;
+        assert_eq!(
+            (month.bytes, requests.gets, requests.puts, requests.lists),
+            (16, 8, 3, 6)
+        );
+        let bytes = |state: &JobState| {
+            let volume = state.volumes.get("vol-0a").unwrap();
+            (volume.last_bytes, volume.month_bytes)
+        };
+        assert_eq!(bytes(&state), (1, 16));
+        // 2026-07-01T00:00:00Z.
+        state.account(at(june + 12 * 3600), &run(7, 1, Some(false)));
+        let month = state.month.clone().unwrap();
+        assert_eq!((&*month.month, month.runs, month.bytes), ("2026-07", 1, 7));
+        assert_eq!(bytes(&state), (7, 7));
+    }
+
+    #[test]
+    fn a_target_that_the_job_has_no_more_is_forgotten() {
+        let mut state = JobState::new("web");
+        let held = |state: &JobState| -> Vec<String> {
+            let volume = state.volumes.get("vol-0a").unwrap();
+            volume.targets.keys().cloned().collect()
+        };
+        state.set_targets("vol-0a", &["/a", "/b"].into(), true);
+        let volume = state.volumes.get_mut("vol-0a").unwrap();
+        volume.targets.get_mut("/b").unwrap().error = Some(StateError::default());
+        // One of its targets is not known: all stay.
+        state.set_targets("vol-0a", &["/c"].into(), false);
+        assert_eq!(held(&state), ["/a", "/b", "/c"]);
+        state.set_targets("vol-0a", &["/b", "/c"].into(), true);
+        assert_eq!(held(&state), ["/b", "/c"]);
+        let volume = state.volumes.get("vol-0a").unwrap();
+        assert!(volume.targets.get("/b").unwrap().error.is_some());
+    }
+
+    #[test]
+    fn a_recovery_point_is_late_by_the_schedule_that_holds_now() {
+        let mut state = JobState::new("web");
+        let point = RecoveryPoint {
             snapshot: "snap-0a".parse().unwrap(),
-            time: at(1),
-            published: at(2),
+            time: Some(at(3605)),
+            published: None,
             arrived: None,
+            late_at: None,
             damaged_blocks: 0,
         };
-        let target = TargetState {
-            recovery_point: Some(recovery_point),
-            error: Some(StateError::of(
-                &Error::new(Kind::Io, "why"),
-                SystemTime::UNIX_EPOCH,
-            )),
-        };
         let volume = state.volumes.entry("vol-0a".into()).or_default();
-        volume.targets.insert("/srv/a.raw".into(), target);
-        volume.snapshots.insert("snap-0a".parse().unwrap());
-        assert!(state.says("denied") && !state.says("denied"));
-        file.save(&state).unwrap();
-        assert_eq!(file.load("web").unwrap(), state);
-        assert_eq!(state.recorded().len(), 1);
-        let path = StateFile::path_of(&directory, "web");
-        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        assert_eq!(state.history().under_way, at(1_782_820_800));
-    }
-
-    #[test]
-    fn a_damaged_state_or_one_of_another_job_is_ignored() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = StateFile::lock(folder.path(), "web").unwrap();
-        let path = StateFile::path_of(folder.path(), "web");
-        let other = serde_json::to_vec(&JobState::new("other")).unwrap();
-        let newer = br#"{"version": 9, "job": "web"}"#;
-        for bytes in [&b"{"[..], b"", &other, newer] {
-            replace(&path, bytes).unwrap();
-            assert_eq!(file.load("web").unwrap(), JobState::new("web"));
-        }
-    }
-
-    #[test]
-    fn one_process_at_a_time_runs_a_job() {
-        let folder = tempfile::tempdir().unwrap();
-        let first = StateFile::lock(folder.path(), "web").unwrap();
-        let second = StateFile::lock(folder.path(), "web").unwrap_err();
-        assert_eq!(second.kind(), Kind::Busy);
-        assert!(StateFile::lock(folder.path(), "other").is_ok());
-        drop(first);
-        assert!(StateFile::lock(folder.path(), "web").is_ok());
-    }
-
-    #[test]
-    fn a_file_is_of_one_shard_of_one_job() {
-        for (name, shard) in [
-            ("job-web.json", Some("0/1")),
-            ("job-web@2-of-4.json", Some("2/4")),
-            ("job-web@2-of-4.lock", None),
-            ("job-web@4-of-4.json", None),
-            ("job-web.json.0123.tmp", None),
-            ("job-web-2.json", None),
-            ("job-web.a.json", None),
-            ("web.json", None),
-        ] {
-            let found = shard_of_file(name, "web").map(|shard| shard.to_string());
-            assert_eq!(found.as_deref(), shard, "{name}");
-        }
-    }
-
-    #[test]
-    fn shards_run_side_by_side_and_forget_copies_that_another_division_has_overtaken() {
-        let folder = tempfile::tempdir().unwrap();
-        let open = |shard: &str| JobMemory::open(folder.path(), "web", shard.parse().unwrap());
-        let cycle = |seconds| Cycle::new("web", at(seconds).unwrap()).unwrap().to_string();
-        // Each has a volume of a cycle of its own under way.
-        let begin = |shard: &str, seconds: u64| {
-            let memory = open(shard).unwrap();
-            memory.update(|state| {
-                state.last = at(seconds);
-                state.under_way = at(seconds);
-                let copy = CopyUnderWay {
-                    cycle: cycle(seconds),
-                    snapshot: "snap-0a".parse().unwrap(),
-                    instance: None,
-                };
-                state.volumes.entry("vol-0a".into()).or_default().under_way = Some(copy);
-            });
-            memory
+        let target = volume.targets.entry("/a".into()).or_default();
+        target.recovery_point = Some(point);
+        let late = |state: &JobState| {
+            let volume = state.volumes.get("vol-0a").unwrap();
+            let target = volume.targets.get("/a").unwrap();
+            target.recovery_point.as_ref().unwrap().late_at
         };
-        let is_under_way = |memory: &JobMemory| {
-            memory.look(|state| {
-                let copies = state.volumes.values().filter(|one| one.under_way.is_some());
-                assert_eq!(copies.count() > 0, state.under_way.is_some());
-                state.under_way.is_some()
-            })
-        };
-        let first = begin("0/2", 1000);
-        let second = begin("1/2", 5000);
-        assert_eq!(open("0/2").unwrap_err().kind(), Kind::Busy);
-        drop((first, second));
-        // Another shard of the same division is no reason to forget anything.
-        assert!(is_under_way(&open("0/2").unwrap()));
-        drop(begin("0/3", 2000));
-        assert!(!is_under_way(&open("0/2").unwrap()));
-        assert!(
-            is_under_way(&open("1/2").unwrap()),
-            "it is of a later cycle"
-        );
-        // The whole job, and back.
-        drop(begin("0/1", 9000));
-        assert!(!is_under_way(&open("1/2").unwrap()));
-        assert!(!is_under_way(&open("0/3").unwrap()));
-        assert!(is_under_way(&open("0/1").unwrap()));
-        assert_eq!(
-            open("0/3")
-                .unwrap()
-                .look(|state| state.shard.clone())
-                .as_deref(),
-            Some("0/3")
-        );
+        for (seconds, expected) in [(600, Some(at(4800))), (3600, Some(at(10_800)))] {
+            let schedule = Schedule::every(Duration::from_secs(seconds)).unwrap();
+            state.is_due_by(Some(&schedule));
+            assert_eq!(late(&state), expected);
+        }
+        state.is_due_by(None);
+        assert_eq!(late(&state), None);
     }
 }

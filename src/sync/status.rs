@@ -85,6 +85,18 @@ pub fn status(target: &dyn Target) -> Result<Status> {
     })
 }
 
+/// What a target holds by its record; none without one. The record names what is half written before its first change, and says so
+/// until it is whole. The target itself is not looked at.
+///
+/// # Errors
+/// What the system says.
+pub fn recorded(target: &dyn Target) -> Result<Option<Content>> {
+    let files = StateFiles::of(&target.state().stem);
+    let record = record::load(&files.record(), None)?;
+    let record = record.filter(|record| record.target == target.id());
+    Ok(record.map(|record| record.content))
+}
+
 fn unfinished_of(files: &StateFiles) -> Result<Option<Unfinished>> {
     let found = Checkpoint::load(&files.checkpoint(), &files.next_digests())?;
     Ok(found.map(|found| Unfinished {

@@ -163,3 +163,29 @@ fn a_missed_interval_is_caught_up_once_and_what_was_not_ended_goes_first() {
     assert_eq!(found.time, now);
     assert_eq!(wanted_cycle(None, &none, now).time, now);
 }
+
+#[test]
+fn a_recovery_point_is_late_at_the_second_due_time_after_it() {
+    let quarter = || Schedule::every(Duration::from_secs(900)).unwrap();
+    let weekdays = || cron("0 2 * * MON-FRI", "UTC");
+    for (schedule, point, late) in [
+        (quarter(), "2026-06-30T12:00:04Z", "2026-06-30T12:30:00Z"),
+        (quarter(), "2026-06-30T12:13:00Z", "2026-06-30T12:30:00Z"),
+        // By a clock that is behind, of the cycle at 12:00.
+        (quarter(), "2026-06-30T11:59:58Z", "2026-06-30T12:30:00Z"),
+        (
+            Schedule::every(Duration::from_secs(2)).unwrap(),
+            "2026-06-30T12:00:00Z",
+            "2026-06-30T12:00:04Z",
+        ),
+        // Of a Thursday: due on Friday and Monday. Of a Friday: not late at the weekend.
+        (weekdays(), "2026-07-02T02:00:10Z", "2026-07-06T02:00:00Z"),
+        (weekdays(), "2026-07-03T02:00:10Z", "2026-07-07T02:00:00Z"),
+    ] {
+        assert_eq!(
+            schedule.late_at(at(point)),
+            Some(at(late)),
+            "{schedule} {point}"
+        );
+    }
+}
