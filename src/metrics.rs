@@ -2,8 +2,8 @@
 //!
 //! # How the parts fit
 //! Each module counts where things happen, in plain values: [`crate::aws::RequestCounts`], [`crate::repository::StoreTraffic`],
-//! [`crate::fs::Activity`], [`crate::progress::Progress`]. Here each kind of count has one file that turns it into [`Metric`]s:
-//! [`mod@requests`], [`mod@stores`], [`mod@mount`], [`mod@sync`], [`mod@process`]. A verb that counts something else gets a file of
+//! [`crate::fs::Activity`], [`crate::progress::Progress`], [`crate::replicate::JobStatus`]. Here each kind of count has one file that turns it into [`Metric`]s:
+//! [`mod@requests`], [`mod@stores`], [`mod@mount`], [`mod@sync`], [`mod@replicate`], [`mod@process`]. A verb that counts something else gets a file of
 //! its own beside them, named like the verb.
 //! [`text`] writes the text format, the only file that names the library for it; [`server`] sends the text to whom asks by HTTP,
 //! [`mod@file`] writes it for the textfile collector of node_exporter. `docs/metrics.md` explains every metric.
@@ -15,6 +15,7 @@
 mod file;
 mod mount;
 mod process;
+mod replicate;
 mod requests;
 mod server;
 mod stores;
@@ -26,6 +27,7 @@ use crate::histogram::Histogram;
 pub use file::MetricsFile;
 pub use mount::{CacheUse, mount};
 pub use process::process;
+pub use replicate::{replicate, replicate_counts};
 pub use requests::requests;
 pub use server::{MetricsServer, ServedMetrics};
 pub use stores::stores;

@@ -1,6 +1,8 @@
 //! Metrics: their numbers are those of the requests, their text is one that Prometheus reads, and no client of theirs hurts a mount.
 
 mod hostile;
+#[cfg(feature = "ec2")]
+mod replicate;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -288,6 +290,15 @@ fn a_sync_serves_metrics_while_it_runs() {
     assert_eq!(values(&text)["ebsfs_sync_written_blocks_total"], 0.0);
 }
 
+/// The names of what only a build with EC2 has.
+#[cfg(not(feature = "ec2"))]
+fn of_replicate(names: &BTreeSet<String>) -> BTreeSet<String> {
+    let names = names.iter().cloned();
+    names
+        .filter(|name| name.starts_with("ebsfs_replicate_"))
+        .collect()
+}
+
 #[test]
 fn the_page_and_the_alert_rules_name_the_metrics_that_exist() {
     let emulator = Emulator::start();
@@ -305,6 +316,10 @@ fn the_page_and_the_alert_rules_name_the_metrics_that_exist() {
     let explained: BTreeSet<String> = rows
         .map(|row| row.split('`').next().unwrap().to_owned())
         .collect();
+    #[cfg(feature = "ec2")]
+    exist.extend(names(&replicate::served(&emulator, folder.path())));
+    #[cfg(not(feature = "ec2"))]
+    exist.extend(of_replicate(&explained));
     assert_eq!(explained, exist);
     let rules = page("docs/alerts.yml");
     run(Command::new("promtool").args(["check", "rules", "docs/alerts.yml"]));

@@ -1,6 +1,7 @@
 //! `ebsfs replicate`: a job file, or arguments, become a [`ReplicateJob`]; [`crate::replicate`] does the rest.
 
 mod daemon;
+mod metrics;
 mod notify;
 mod places;
 mod words;
@@ -13,15 +14,18 @@ use clap::Args;
 
 use super::aws::AwsArgs;
 use super::limits::LimitArgs;
+use super::metrics::MetricsArgs;
 use super::signals;
 use super::store::{LeaseArgs, NewObjectArgs, StoreArgs};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::default_state_dir;
+use crate::metrics::{MetricsFile, MetricsServer};
 use crate::replicate::{
     CycleRun, Ec2Volumes, GatewaySource, JobMemory, JobSource, JobTarget, ReplicateJob, Schedule,
     Shard, is_shared, read, shard_of_engine, wanted_cycle,
 };
 use crate::snapshot::{VolumeSelector, volume_id};
+use crate::target::Stop;
 use places::AwsPlaces;
 
 /// Snapshot volumes on a schedule, copy what changed to other places, prove the copies, remove old ones
@@ -74,6 +78,11 @@ pub(super) struct ReplicateArgs {
     /// [env: EBSFS_STATE_DIR; default: /var/lib/ebsfs for root, else $XDG_STATE_HOME/ebsfs]
     #[arg(long, value_name = "DIRECTORY")]
     state_dir: Option<PathBuf>,
+    /// With --once, write metrics to FILE.prom at the end of the run, for the textfile collector of node_exporter
+    #[arg(long, value_name = "FILE.prom", requires = "once")]
+    metrics_file: Option<PathBuf>,
+    #[command(flatten)]
+    metrics: MetricsArgs,
     #[command(flatten)]
     store: StoreArgs,
     #[command(flatten)]
@@ -184,12 +193,33 @@ impl ReplicateArgs {
         JobMemory::open(&self.state_dir(), &job.name, job.shard).map(Arc::new)
     }
 
-    /// One cycle.
+    /// One cycle, and its metrics.
     async fn once(&self, job: Arc<ReplicateJob>) -> Result<()> {
         let stop = signals::listen()?;
+        let server = self.metrics.bind().await?;
+        let file = self.metrics_file.as_deref().map(MetricsFile::new);
+        let file = file.transpose()?;
+        let name = job.name.clone();
+        let result = self.cycle(job, stop, server).await;
+        match file {
+            None => result,
+            Some(file) => {
+                let written = self.write_metrics(&file, &name, &result).await;
+                result.and(written)
+            }
+        }
+    }
+
+    async fn cycle(
+        &self,
+        job: Arc<ReplicateJob>,
+        stop: Stop,
+        server: Option<MetricsServer>,
+    ) -> Result<()> {
         let memory = self.memory(&job)?;
         let places = Arc::new(stop.unless(AwsPlaces::open(self, &job)).await?);
         let run = CycleRun::new(Arc::clone(&job), places, memory, stop);
+        let _served = server.map(|server| self.serve_metrics(server, &run));
         let started = match run.unfinished().is_empty() {
             false => run.resume(),
             true => {

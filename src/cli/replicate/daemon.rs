@@ -31,9 +31,14 @@ pub(super) async fn run(args: &ReplicateArgs, job: Arc<ReplicateJob>) -> Result<
 async fn serve(args: &ReplicateArgs, job: Arc<ReplicateJob>) -> Result<()> {
     let notifier = Notifier::from_environment();
     let (stop, mut hang_up) = signals::listen_for_reloads()?;
+    let server = args.metrics.bind().await?;
     let memory = args.memory(&job)?;
     let places = stop.unless(AwsPlaces::open(args, &job)).await?;
     let run = CycleRun::new(job, Arc::new(places), memory, stop.clone());
+    // From now on there is a state to show.
+    let schedule = run.job.schedule.as_ref();
+    run.memory.update(|state| state.is_due_by(schedule));
+    let _served = server.map(|server| args.serve_metrics(server, &run));
     let mut service = JobService {
         args,
         run,
@@ -151,7 +156,8 @@ impl JobService<'_> {
     async fn connect_again(&mut self) -> Result<()> {
         if self.cycles.is_empty() {
             let places = AwsPlaces::open(self.args, &self.run.job);
-            self.run.places = Arc::new(self.stop.unless(places).await?);
+            let places = self.stop.unless(places).await?;
+            self.run.connect_to(Arc::new(places));
         }
         Ok(())
     }
