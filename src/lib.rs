@@ -154,6 +154,7 @@
 //!  capture            capture    as above: adopts or makes the snapshots of the cycle
 //!  replicate/template assign     a pure function: which target belongs to which volume
 //!  sync               run        as above, a volume at a time in each slot: from the base that each target is proven to hold
+//!  replicate/sets     arrived    a pure function: all disks of an instance are there -> inventory, repository/sets add_set
 //!  replicate/retain   removable  a pure function: the job's own snapshots that no target needs
 //!  replicate/clean    retain     DeleteSnapshot; manifests of a repository by its retention
 //!  replicate/state    update     what the next run, and people, can read

@@ -18,6 +18,7 @@
 //! | [`places`] | what a cycle is connected to |
 //! | [`cycle`] | one cycle, from its snapshots to retention |
 //! | [`copy`] | the copies of one volume |
+//! | [`sets`] | keeps the machines of the instances beside the snapshots of their disks |
 //! | [`clean`] | carries out retention on both sides |
 //! | [`hooks`] | the commands of a job |
 //! | [`report`] | how a cycle ended |
@@ -46,6 +47,7 @@ mod places;
 mod report;
 mod retain;
 mod schedule;
+mod sets;
 mod shard;
 mod state;
 mod status;

@@ -4,6 +4,7 @@ mod gateway;
 mod killed;
 mod refused;
 mod service;
+mod sets;
 mod shards;
 mod slurm;
 mod status;

@@ -80,7 +80,7 @@ impl CycleRun {
     }
 
     /// Says something once.
-    fn say_once(&self, key: &str, what: String, report: &mut CycleReport) {
+    pub(super) fn say_once(&self, key: &str, what: String, report: &mut CycleReport) {
         if self.memory.update(|state| state.says(key)) {
             report.warn(what);
         }

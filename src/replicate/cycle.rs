@@ -5,6 +5,7 @@
 //! before    the command of the job
 //! capture   adopts or makes the snapshots; from now on each volume has a copy under way, in the state
 //! copy      volumes side by side: wait for the snapshot, open targets, changed blocks -> (stage ->) apply -> verify -> record
+//! sets      the machines of instances whose disks have all arrived in a repository
 //! retain    deletes snapshots at the source that no target needs; removes old ones at targets
 //! after     the command of the job, or on_failure
 //! ```
@@ -457,6 +458,7 @@ impl CycleRun {
         outcomes.sort_by(|a, b| a.volume.cmp(&b.volume));
         report.volumes = outcomes;
         if !self.stop.is_stopped() {
+            self.add_sets(report).await;
             self.retain(report).await;
         }
     }

@@ -10,6 +10,7 @@
 //! a target that holds a newer snapshot than the newest one listed is left alone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
 
 use tracing::debug;
 
@@ -108,6 +109,8 @@ fn to_copy(
                 cycle: cycle.to_string(),
                 snapshot: name.snapshot.clone(),
                 instance: None,
+                since: None,
+                phase: None,
             };
             copies.insert(id.clone(), copy);
         }
@@ -171,7 +174,10 @@ impl CycleRun {
         self.memory.update(|state| {
             for (volume, copy) in &copies {
                 let volume = state.volumes.entry(volume.clone()).or_default();
-                volume.under_way = Some(copy.clone());
+                volume.under_way = Some(CopyUnderWay {
+                    since: Some(SystemTime::now()),
+                    ..copy.clone()
+                });
             }
             state.under_way = None;
         });

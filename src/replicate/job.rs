@@ -49,6 +49,9 @@ pub struct ReplicateJob {
     pub overwrite: Vec<String>,
     /// Bytes to leave free where images are written.
     pub reserve: u64,
+    /// Whether the machines of its instances are kept beside the snapshots of their disks in repositories; none: where it selects
+    /// instances and has a repository.
+    pub inventory: Option<bool>,
     /// Tags of all snapshots, besides those of their volumes.
     pub snapshot_tags: Vec<(String, String)>,
     /// Commands.
@@ -254,6 +257,7 @@ impl ReplicateJob {
             allow_plaintext: false,
             overwrite: Vec::new(),
             reserve: 0,
+            inventory: None,
             snapshot_tags: Vec::new(),
             hooks: JobHooks {
                 timeout: Duration::from_secs(60),
@@ -301,6 +305,20 @@ impl ReplicateJob {
         })
     }
 
+    /// Whether it keeps the machines of its instances in repositories.
+    pub fn keeps_machines(&self) -> bool {
+        self.inventory.unwrap_or(true) && self.can_keep_machines()
+    }
+
+    fn can_keep_machines(&self) -> bool {
+        let is_instance = |select: &VolumeSelector| matches!(select, VolumeSelector::Instance(_));
+        let is_repository = |target: &JobTarget| Address::looks_like(&target.to);
+        let JobSource::Ec2(volumes) = &self.source else {
+            return false;
+        };
+        volumes.select.iter().any(is_instance) && self.targets.iter().any(is_repository)
+    }
+
     /// Refuses a job that contradicts itself.
     ///
     /// # Errors
@@ -328,6 +346,11 @@ impl ReplicateJob {
             return invalid("the job has no target".into());
         }
         self.targets.iter().try_for_each(JobTarget::check)?;
+        if self.inventory.is_some() && !self.can_keep_machines() {
+            return invalid(
+                "inventory is for jobs with instances and a repository as a target".into(),
+            );
+        }
         if self.keep == 0 {
             return invalid(
                 "keep must be 1 or more: the next cycle needs the last snapshot".into(),

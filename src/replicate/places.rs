@@ -8,6 +8,7 @@ use futures_util::future::BoxFuture;
 use super::job::JobTarget;
 use super::state::CycleRequests;
 use crate::error::Result;
+use crate::inventory::Inventory;
 use crate::repository::{Lease, RepositoryCatalog};
 use crate::snapshot::{SnapshotId, SnapshotMaker};
 use crate::sync::Source;
@@ -78,6 +79,12 @@ pub trait Places: Send + Sync {
         target: &'a JobTarget,
         name: &'a str,
     ) -> BoxFuture<'a, Result<Arc<dyn SnapshotMaker>>>;
+
+    /// Describes an instance of the source and what it stands in.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such instance, `Denied` where it may not be described, else why it is not answered.
+    fn inventory<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<Inventory>>;
 
     /// Sets the rate of each direction in bytes a second; none: unlimited.
     fn set_rate(&self, bytes_a_second: Option<u64>);

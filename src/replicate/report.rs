@@ -35,6 +35,8 @@ pub struct CycleReport {
     pub deleted: Vec<SnapshotId>,
     /// Snapshots that were removed at targets, with the target's name.
     pub removed: Vec<String>,
+    /// Sets that were added, as `ebsfs restore` names them: `REPOSITORY#INSTANCE@TIME`.
+    pub sets: Vec<String>,
     /// Requests to EBS.
     pub requests: CycleRequests,
     /// How long it took.
@@ -157,6 +159,7 @@ impl CycleReport {
             "warnings": self.warnings,
             "deleted": self.deleted,
             "removed": self.removed,
+            "sets": self.sets,
             "seconds": self.took.as_secs_f64(),
         })
     }

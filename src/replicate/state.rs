@@ -56,6 +56,9 @@ pub struct JobState {
     /// When each repository was last swept, by its address.
     #[serde(default)]
     pub swept: BTreeMap<String, String>,
+    /// The instant of the last set that was added, by `REPOSITORY#INSTANCE`.
+    #[serde(default)]
+    pub sets: BTreeMap<String, String>,
     /// When the last cycle without failures ended.
     #[serde(default, with = "time_text")]
     pub last_success: Option<SystemTime>,
@@ -234,6 +237,7 @@ impl JobState {
             volumes: BTreeMap::new(),
             said: BTreeSet::new(),
             swept: BTreeMap::new(),
+            sets: BTreeMap::new(),
             last_success: None,
             month: None,
             saved: None,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::ReplicateArgs;
 use crate::aws::{Aws, Given, Service};
-use crate::cli::aws::{AwsArgs, TargetAws, descriptions, snapshot_maker};
+use crate::cli::aws::{AwsArgs, TargetAws, descriptions, machines, snapshot_maker};
 use crate::cli::source::{check_whole_blocks, completed, of_repository, of_snapshot};
 use crate::cli::store::{
     StoreLine, StoreOptions, addresses, check_repositories, check_s3, end_reading,
@@ -21,6 +21,7 @@ use crate::cli::store::{
 use crate::cli::target::{TargetRequest, ToArgs, connect};
 use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::error::{Error, Kind, Result};
+use crate::inventory::{DescribeMachine, Inventory, inventory};
 use crate::replicate::{
     CycleRequests, JOB_TAG, JobSource, JobTarget, LEAST_RATE, OpenedSnapshot, Places, ReplicateJob,
     TargetAccess,
@@ -43,6 +44,8 @@ struct SourceAccount {
     client: Arc<Client>,
     maker: Arc<dyn SnapshotMaker>,
     descriptions: Option<Arc<dyn Descriptions>>,
+    machines: Arc<dyn DescribeMachine>,
+    region: Option<String>,
 }
 
 /// Where the snapshots come from.
@@ -89,6 +92,8 @@ impl AwsPlaces {
                     client: Arc::new(Client::new(&aws.service(Service::Ebs)?, &limits)),
                     maker: snapshot_maker(&aws)?,
                     descriptions: descriptions(&aws)?,
+                    machines: machines(&aws)?,
+                    region: aws.region().map(str::to_owned),
                 })
             }
             JobSource::Repository(from) => {
@@ -107,6 +112,17 @@ impl AwsPlaces {
             bandwidth,
             accounts: Mutex::default(),
         })
+    }
+
+    /// EC2 and EBS of the source; an error where it is a repository.
+    fn source_account(&self) -> Result<&SourceAccount> {
+        match &self.source {
+            ConnectedSource::Ec2(account) => Ok(account),
+            ConnectedSource::Repository(store) => {
+                let what = format!("the source {} makes no snapshots", store.address());
+                Err(Error::new(Kind::Invalid, what))
+            }
+        }
     }
 
     fn to(&self, target: &JobTarget) -> ToArgs {
@@ -238,13 +254,7 @@ impl SourceAccount {
 
 impl Places for AwsPlaces {
     fn maker(&self) -> Result<Arc<dyn SnapshotMaker>> {
-        match &self.source {
-            ConnectedSource::Ec2(account) => Ok(Arc::clone(&account.maker)),
-            ConnectedSource::Repository(store) => {
-                let what = format!("the source {} makes no snapshots", store.address());
-                Err(Error::new(Kind::Invalid, what))
-            }
-        }
+        Ok(Arc::clone(&self.source_account()?.maker))
     }
 
     fn source_repository(&self) -> BoxFuture<'_, Result<RepositoryCatalog>> {
@@ -296,6 +306,15 @@ impl Places for AwsPlaces {
         name: &'a str,
     ) -> BoxFuture<'a, Result<Arc<dyn SnapshotMaker>>> {
         async move { Ok(self.target_account(target, name).await?.maker) }.boxed()
+    }
+
+    fn inventory<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<Inventory>> {
+        async move {
+            let account = self.source_account()?;
+            let (machines, region) = (&*account.machines, account.region.as_deref());
+            inventory(machines, instance, region, SystemTime::now()).await
+        }
+        .boxed()
     }
 
     fn set_rate(&self, bytes_a_second: Option<u64>) {

@@ -125,6 +125,7 @@ struct JobTable {
     #[serde(default)]
     overwrite: Vec<String>,
     reserve: Option<TextValue<ByteSize>>,
+    inventory: Option<bool>,
     #[serde(default)]
     snapshot_tags: BTreeMap<String, String>,
     look_again: Option<TextValue<Duration>>,
@@ -273,6 +274,7 @@ impl JobTable {
             allow_plaintext: self.allow_plaintext,
             overwrite: self.overwrite,
             reserve: self.reserve.map_or(0, |size| size.0.as_u64()),
+            inventory: self.inventory,
             snapshot_tags: self.snapshot_tags.into_iter().collect(),
             hooks: self.hooks.hooks(plain.hooks.timeout),
             look_again: self.look_again.map_or(plain.look_again, |time| time.0),

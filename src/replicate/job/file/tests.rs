@@ -19,6 +19,7 @@ stage = "/var/lib/ebsfs/stage"
 allow_plaintext = true
 overwrite = ["/srv/old.raw"]
 reserve = "20GiB"
+inventory = false
 snapshot_tags = { Job = "web" }
 look_again = "30s"
 snapshot_timeout = "1day"
@@ -62,6 +63,7 @@ fn every_key_has_its_value() {
     assert_eq!((volumes.select.len(), volumes.without.len()), (3, 1));
     assert!(volumes.without_boot && job.verify && job.allow_plaintext);
     assert_eq!((job.keep, job.at_once, job.reserve), (2, 8, 20 << 30));
+    assert!(!job.keeps_machines());
     assert_eq!(job.rates.usual, Some(100 << 20));
     assert_eq!(job.rates.windows.first().unwrap().rate, 50_000_000);
     assert_eq!(job.hooks.timeout, Duration::from_secs(10));
@@ -115,6 +117,10 @@ fn what_is_wrong_is_one_line_with_its_line_number() {
         (with("keep = 0"), "keep must be 1 or more"),
         (with("rate = '1KiB'"), "at least 512KiB"),
         (with("volumes_at_once = 0"), "from 1 to"),
+        (
+            with("inventory = true"),
+            "inventory is for jobs with instances",
+        ),
         (with("["), "line 3"),
         (
             with("") + "keep = { last = 1 }",
