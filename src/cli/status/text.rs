@@ -80,9 +80,10 @@ fn last_run(last: &RunStatus) -> String {
 fn month(month: &MonthStatus) -> String {
     let totals = &month.totals;
     format!(
-        "{}     {} runs, {} failed, {}",
+        "{}     {} {}, {} failed, {}",
         totals.month,
         totals.runs,
+        if totals.runs == 1 { "run" } else { "runs" },
         totals.failed,
         traffic(totals.bytes, totals.requests, month.dollars)
     )
@@ -98,38 +99,46 @@ fn traffic(bytes: u64, requests: CycleRequests, dollars: f64) -> String {
     )
 }
 
-/// A line for each volume and target.
+/// A line for each target, below a line for its volume.
 fn recovery_points(job: &JobStatus) -> String {
-    let heads = [
-        "VOLUME",
-        "STATE",
-        "LAG",
-        "RECOVERY POINT",
-        "ARRIVED",
-        "TARGET",
-    ];
+    let heads = ["STATE", "LAG", "SNAPSHOT", "OF", "ARRIVED", "TARGET"];
     let mut rows = vec![heads.map(str::to_owned)];
     for volume in &job.volumes {
         if volume.targets.is_empty() {
             let state = state_of(volume, "missing");
-            rows.push([&volume.volume, state, "-", "-", "-", "-"].map(str::to_owned));
+            rows.push([state, "-", "-", "-", "-", "-"].map(str::to_owned));
         }
-        for target in &volume.targets {
-            let point = target.recovery_point.as_ref();
-            let text = |time: Option<SystemTime>| time.map_or("-".into(), rfc3339_seconds);
-            let arrived = point.and_then(|point| point.arrived.zip(point.time));
-            let after = arrived.and_then(|(arrived, time)| arrived.duration_since(time).ok());
-            rows.push([
-                volume.volume.clone(),
-                state_of(volume, target.state.name()).to_owned(),
-                target.lag().map_or("-".into(), span),
-                text(point.and_then(|point| point.time)),
-                after.map_or("-".into(), |after| format!("+{}", span(after))),
-                target.target.clone(),
-            ]);
+        rows.extend(volume.targets.iter().map(|target| row(volume, target)));
+    }
+    let table = table(&rows);
+    let mut lines = table.lines();
+    let mut text = lines.next().unwrap_or_default().to_owned() + "\n";
+    for volume in &job.volumes {
+        let instance = volume.instance.as_ref();
+        let instance = instance.map(|id| format!(" of {id}")).unwrap_or_default();
+        text.push_str(&plain(&format!("{}{instance}:", volume.volume)));
+        text.push('\n');
+        for line in lines.by_ref().take(volume.targets.len().max(1)) {
+            text.push_str(line);
+            text.push('\n');
         }
     }
-    table(&rows)
+    text
+}
+
+fn row(volume: &VolumeStatus, target: &TargetStatus) -> [String; 6] {
+    let point = target.recovery_point.as_ref();
+    let time = point.and_then(|point| point.time);
+    let arrived = point.and_then(|point| point.arrived).zip(time);
+    let after = arrived.and_then(|(arrived, time)| arrived.duration_since(time).ok());
+    [
+        state_of(volume, target.state.name()).to_owned(),
+        target.lag().map_or("-".into(), span),
+        point.map_or("-".into(), |point| point.snapshot.to_string()),
+        time.map_or("-".into(), rfc3339_seconds),
+        after.map_or("-".into(), |after| format!("+{}", span(after))),
+        target.target.clone(),
+    ]
 }
 
 /// What is not selected any more does not count.
