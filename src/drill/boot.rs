@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::io::AsyncReadExt;
+use tokio::process::ChildStdout;
 use tokio::time::timeout;
 use tracing::info;
 
@@ -16,7 +17,7 @@ use super::DrillDisk;
 use super::check::DividedDisk;
 use super::export::{make_overlay, needed, overlay_node, vanished};
 use super::isolation::{Isolation, ProgramRole};
-use super::program::{BoundedOutput, RunningProgram};
+use super::program::{BoundedOutput, RunningProgram, last_words};
 use super::report::BootReport;
 use super::scratch::Scratch;
 use crate::error::{Error, Kind, Remedy, Result};
@@ -248,71 +249,110 @@ pub(super) async fn boot(
         Firmware::Bios => None,
         Firmware::Uefi => Some(uefi_files(place)?),
     };
-    let overlays = overlays(place).await?;
-    let kvm = Path::new("/dev/kvm");
-    let kvm = place.isolation.reaches(kvm);
-    let processors = std::thread::available_parallelism()
-        .map_or(1, usize::from)
-        .min(2);
-    let args = machine_args(job, &overlays, pflash.as_ref(), kvm.is_some(), processors);
-    let role = ProgramRole::Parser {
-        group: kvm.flatten(),
+    let kvm = place.isolation.reaches(Path::new("/dev/kvm"));
+    let run = BootRun {
+        job,
+        place,
+        program: &program,
+        pflash: pflash.as_ref(),
+        firmware,
     };
-    let limit = Some(place.overlay_limit);
-    let words = place.isolation.wrap(role, &program, args, limit);
-    let words = words.ok_or_else(|| vanished(QEMU.0))?;
-    let mut console = ConsoleFile::create(job.console.as_deref())?;
-    let began = Instant::now();
-    info!("booting in {}", QEMU.0);
-    let mut machine = RunningProgram::start(QEMU.0, &words)?;
-    let waited = wait_for_text(job, &mut machine, &mut console);
-    let waited = timeout(job.timeout, waited).await;
-    let seconds = began.elapsed().as_secs_f64();
-    let errors = machine.drain();
-    // The machine is off, as in a power cut: its overlays are dropped.
-    machine.end().await;
-    let reason = match waited {
-        Ok(end) => end?,
-        Err(_) => Some(format!(
-            "{:?} did not come within {:?}",
-            job.wait_for, job.timeout
-        )),
-    };
-    let errors = errors.lock().lines();
-    let is_tcg = kvm.is_none()
-        || errors
-            .iter()
-            .any(|line| line.contains("falling back to tcg"));
-    let reason = match (reason, errors.last()) {
-        (Some(reason), Some(line)) if console.written == 0 => Some(format!("{reason}: {line}")),
-        (reason, _) => reason,
-    };
-    let lines = console.output.lines();
-    let first = lines.len().saturating_sub(LAST_LINES);
-    Ok(BootReport {
-        booted: reason.is_none(),
-        wait_for: job.wait_for.clone(),
-        reason,
-        firmware: match firmware {
-            Firmware::Bios => "bios".into(),
-            Firmware::Uefi => "uefi".into(),
-        },
-        accelerator: if is_tcg { "tcg".into() } else { "kvm".into() },
-        seconds,
-        console_bytes: console.written,
-        console: lines.into_iter().skip(first).collect(),
-    })
+    let first = run.start(kvm).await?;
+    if kvm.is_some() && is_broken_kvm(&first) {
+        let why = first.reason.unwrap_or_default();
+        info!("booting again without /dev/kvm: {why}");
+        return run.start(None).await;
+    }
+    Ok(first)
+}
+
+/// Whether the machine ended without a sign of life: in a machine that is virtual itself, `/dev/kvm` can be there and not work.
+fn is_broken_kvm(report: &BootReport) -> bool {
+    !report.booted && report.has_ended && report.console_bytes == 0
+}
+
+/// One start of the machine.
+struct BootRun<'a> {
+    job: &'a BootJob,
+    place: &'a BootPlace<'a>,
+    program: &'a Path,
+    pflash: Option<&'a (PathBuf, PathBuf)>,
+    firmware: Firmware,
+}
+
+impl BootRun<'_> {
+    /// Starts the machine over new overlays, waits for the text, and ends it. `kvm`: whether it may use `/dev/kvm`, and by which group.
+    async fn start(&self, kvm: Option<Option<u32>>) -> Result<BootReport> {
+        let (job, place) = (self.job, self.place);
+        let overlays = overlays(place).await?;
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let args = machine_args(
+            job,
+            &overlays,
+            self.pflash,
+            kvm.is_some(),
+            processors.min(2),
+        );
+        let role = ProgramRole::Parser {
+            group: kvm.flatten(),
+        };
+        let limit = Some(place.overlay_limit);
+        let words = place.isolation.wrap(role, self.program, args, limit);
+        let words = words.ok_or_else(|| vanished(QEMU.0))?;
+        let mut console = ConsoleFile::create(job.console.as_deref())?;
+        let began = Instant::now();
+        info!("booting in {}", QEMU.0);
+        let mut machine = RunningProgram::start(QEMU.0, &words)?;
+        let out = machine.child.stdout.take();
+        let errors = machine.drain();
+        let waited = timeout(job.timeout, wait_for_text(job, out, &mut console)).await;
+        let seconds = began.elapsed().as_secs_f64();
+        // The machine is off, as in a power cut: its overlays are dropped.
+        machine.end().await;
+        let (has_ended, reason) = match waited {
+            Ok(end) => (true, end?),
+            Err(_) => {
+                let reason = format!("{:?} did not come within {:?}", job.wait_for, job.timeout);
+                (false, Some(reason))
+            }
+        };
+        let reason = match reason {
+            Some(reason) if console.written == 0 => match last_words(&errors).await {
+                Some(line) => Some(format!("{reason}: {line}")),
+                None => Some(reason),
+            },
+            reason => reason,
+        };
+        let has_fallen_back = |line: &String| line.contains("falling back to tcg");
+        let is_tcg = kvm.is_none() || errors.lock().lines().iter().any(has_fallen_back);
+        let lines = console.output.lines();
+        let first = lines.len().saturating_sub(LAST_LINES);
+        Ok(BootReport {
+            booted: reason.is_none(),
+            has_ended,
+            wait_for: job.wait_for.clone(),
+            reason,
+            firmware: match self.firmware {
+                Firmware::Bios => "bios".into(),
+                Firmware::Uefi => "uefi".into(),
+            },
+            accelerator: if is_tcg { "tcg".into() } else { "kvm".into() },
+            seconds,
+            console_bytes: console.written,
+            console: lines.into_iter().skip(first).collect(),
+        })
+    }
 }
 
 /// Reads the console until the text comes (none), or the machine ends before (why).
 async fn wait_for_text(
     job: &BootJob,
-    machine: &mut RunningProgram,
+    out: Option<ChildStdout>,
     console: &mut ConsoleFile,
 ) -> Result<Option<String>> {
     let mut search = TextSearch::new(&job.wait_for);
     let mut buffer = vec![0; 64 << 10];
-    let Some(mut out) = machine.child.stdout.take() else {
+    let Some(mut out) = out else {
         return Ok(Some("it has no console".into()));
     };
     loop {
@@ -409,6 +449,8 @@ async fn overlays(place: &BootPlace<'_>) -> Result<Vec<(PathBuf, PathBuf)>> {
     let mut found = Vec::new();
     for (number, divided) in place.divided.iter().enumerate().take(place.disks.len()) {
         let overlay = place.scratch.path().join(format!("boot-{number}.qcow2"));
+        // That of an earlier start is not used again.
+        crate::files::remove_if_there(&overlay)?;
         make_overlay(&divided.path, &overlay).await?;
         let given = place.isolation.give(&overlay);
         given.map_err(|error| Error::of_file(&overlay, "cannot give", error))?;

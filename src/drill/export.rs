@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::isolation::{Isolation, ProgramRole};
-use super::program::{BoundedOutput, RunningProgram, bytes_moved, find_program, run_program};
+use super::program::{
+    BoundedOutput, RunningProgram, bytes_moved, find_program, last_words, run_program,
+};
 use super::scratch::{Scratch, detach, is_mounted};
 use crate::error::{Error, Kind, Remedy, Result};
 
@@ -143,15 +145,7 @@ impl Export {
             }
             sleep(Duration::from_millis(10)).await;
         }
-        // The last words of a daemon that has ended are on their way.
-        let mut why = None;
-        for _ in 0..20 {
-            why = self.output.lock().lines().pop();
-            if why.is_some() {
-                break;
-            }
-            sleep(Duration::from_millis(10)).await;
-        }
+        let why = last_words(&self.output).await;
         let why = why.unwrap_or_else(|| "no answer".to_owned());
         let what = format!("cannot show an overlay: {}: {why}", DAEMON.0);
         Err(Error::new(Kind::Io, what))

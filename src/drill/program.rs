@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tracing::debug;
 
 use crate::error::{Error, Kind, Result};
@@ -29,6 +29,9 @@ const LONGEST_RUN: Duration = Duration::from_secs(24 * 3600);
 const REST: Duration = Duration::from_secs(2);
 /// How long a program has between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(10);
+/// How often the output of a program that has ended is looked at, and the pause between.
+const LAST_WORDS_TRIES: u32 = 20;
+const LAST_WORDS_PAUSE: Duration = Duration::from_millis(10);
 /// Where checkers are, also for users whose PATH lacks it.
 const SYSTEM_FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 
@@ -280,6 +283,18 @@ async fn read_some<'a>(
         return std::future::pending().await;
     }
     buffer.get(..count).unwrap_or_default()
+}
+
+/// The last line of a program that has ended, which may still be on its way.
+pub(super) async fn last_words(output: &Mutex<BoundedOutput>) -> Option<String> {
+    for _ in 0..LAST_WORDS_TRIES {
+        let last = output.lock().lines().pop();
+        if last.is_some() {
+            return last;
+        }
+        sleep(LAST_WORDS_PAUSE).await;
+    }
+    None
 }
 
 /// The beginning and the end of an output of any length.

@@ -83,6 +83,9 @@ pub struct DiskReport {
 pub struct BootReport {
     /// Whether the text came.
     pub booted: bool,
+    /// Whether the machine ended by itself, or its text came: it was not ended by the time-out.
+    #[serde(skip)]
+    pub has_ended: bool,
     /// The text.
     pub wait_for: String,
     /// Why it did not boot.
@@ -207,6 +210,7 @@ mod tests {
             }],
             boot: booted.map(|booted| BootReport {
                 booted,
+                has_ended: booted,
                 wait_for: "login:".into(),
                 reason: (!booted).then(|| "no text".into()),
                 firmware: "bios".into(),

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 
-use super::{Place, report, results};
+use super::{Place, report};
 use crate::support::*;
 
 /// Prints a text on the first serial port, and halts.
@@ -127,7 +127,7 @@ fn all_disks_of_an_instance_are_checked_and_its_root_disk_boots() {
         .collect();
     assert_eq!(names, ["/dev/xvda", "/dev/xvdb"]);
     assert_eq!(found["disks"][1]["volume"], "vol-0b");
-    assert_eq!(results(&found)[1], ("ext4".into(), "clean".into()));
+    assert_eq!(super::results(&found)[1], ("ext4".into(), "clean".into()));
     assert_eq!(found["boot"]["booted"], true);
     assert_eq!(emulator.gets(), 0, "AWS is not asked");
     place.assert_left_nothing();

@@ -69,11 +69,7 @@ fn disks_are_restored_to_devices_that_a_person_has_named_and_no_other() {
             3,
             "cannot find /dev/none",
         ),
-        (
-            &["--device", &to_a, "--device", &to_b],
-            11,
-            "content is unknown",
-        ),
+        (&["--device", &to_a, "--device", &to_b], 11, "--overwrite"),
         // One that cannot be written stops the others.
         (
             &[

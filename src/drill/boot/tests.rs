@@ -28,6 +28,29 @@ fn a_text_is_found_wherever_the_reads_cut_it() {
 }
 
 #[test]
+fn a_machine_is_started_without_kvm_only_if_it_ended_without_a_sign_of_life() {
+    for (booted, has_ended, console_bytes, expected) in [
+        (false, true, 0, true),
+        (false, true, 1, false),
+        (false, false, 0, false),
+        (true, true, 10, false),
+    ] {
+        let report = BootReport {
+            booted,
+            has_ended,
+            wait_for: String::new(),
+            reason: None,
+            firmware: String::new(),
+            accelerator: String::new(),
+            seconds: 0.0,
+            console_bytes,
+            console: Vec::new(),
+        };
+        assert_eq!(is_broken_kvm(&report), expected, "{report:?}");
+    }
+}
+
+#[test]
 fn the_firmware_is_that_of_the_instance_then_that_of_the_disk() {
     use Firmware::{Bios, Uefi};
     let facts = |current: Option<&str>, mode: Option<&str>| MachineFacts {
