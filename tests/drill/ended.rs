@@ -1,7 +1,6 @@
 //! Drills that are stopped or killed, and the rights of the programs that they run.
 
 use std::fs;
-use std::path::Path;
 use std::process::{Child, Stdio};
 
 use super::booted::boot_image;
@@ -11,8 +10,11 @@ use crate::support::*;
 /// A drill whose machine runs and prints nothing that is waited for, and the machine's process.
 fn booting(place: &Place, image: &str) -> (Child, u32) {
     let more = ["--boot", "--wait-for", "never", "--boot-timeout", "10m"];
+    let console = place.at("console");
     let mut command = place.drill(image, &more);
     let drill = command
+        .arg("--console")
+        .arg(&console)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -26,7 +28,22 @@ fn booting(place: &Place, image: &str) -> (Child, u32) {
         });
         machine.is_some()
     });
-    (drill, machine.unwrap())
+    let machine = machine.unwrap();
+    // One that loses its disk while it starts would end by itself.
+    wait_for("its first words", || {
+        fs::metadata(&console).is_ok_and(|file| file.len() > 0)
+    });
+    (drill, machine)
+}
+
+/// The descriptors of a process by which it has the drill's disk open.
+fn open_disks(process: u32) -> Vec<fs::DirEntry> {
+    let files = fs::read_dir(format!("/proc/{process}/fd"))
+        .into_iter()
+        .flatten();
+    let is_disk =
+        |file: &fs::DirEntry| fs::read_link(file.path()).is_ok_and(|to| to.ends_with("disk.raw"));
+    files.flatten().filter(is_disk).collect()
 }
 
 fn kill(signal: &str, id: u32) {
@@ -60,17 +77,8 @@ fn programs_have_no_rights_no_network_and_nothing_of_the_environment() {
         assert_ne!(space(&machine.to_string(), kind), space("self", kind));
     }
     // The disk is open for reading alone.
-    let mut disks = Vec::new();
-    wait_for("the disk", || {
-        let files = fs::read_dir(format!("/proc/{machine}/fd"))
-            .unwrap()
-            .flatten();
-        let is_disk = |path: &Path| path.ends_with("disk.raw");
-        disks = files
-            .filter(|file| fs::read_link(file.path()).is_ok_and(|to| is_disk(&to)))
-            .collect();
-        !disks.is_empty()
-    });
+    let disks = open_disks(machine);
+    assert!(!disks.is_empty());
     for file in disks {
         let number = file.file_name().into_string().unwrap();
         let info = of(&format!("fdinfo/{number}"));

@@ -52,7 +52,9 @@ fn disks_are_restored_to_devices_that_a_person_has_named_and_no_other() {
         .set_len((1 << 30) - BLOCK)
         .unwrap();
     run(Command::new("losetup").args(["--set-capacity", &small.0]));
-    let before = std::fs::read(&a.0).unwrap();
+    // Its end and all but its start are holes.
+    let start = || read_at(Path::new(&a.0), 0, (BLOCKS * BLOCK) as usize);
+    let before = start();
     let (to_a, to_b) = (format!("xvda={}", a.0), format!("vol-0b={}", b.0));
     let to_small = format!("xvdb={}", small.0);
     let file = format!("xvdb={}", account.at("copies").join("vol-0b").display());
@@ -101,7 +103,7 @@ fn disks_are_restored_to_devices_that_a_person_has_named_and_no_other() {
             ended == code && said.contains(words),
             "{args:?} {ended}: {said}"
         );
-        assert!(std::fs::read(&a.0).unwrap() == before, "{args:?} wrote");
+        assert!(start() == before, "{args:?} wrote");
     }
     let inventory = account.at("inventory-out.json");
     let args = [
