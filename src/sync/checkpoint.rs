@@ -331,12 +331,11 @@ impl Checkpoint {
     pub(super) fn discard(path: &Path, digests: &Path) -> Result<()> {
         // In this order: digests without a checkpoint say nothing, a checkpoint without its digests would be wrong.
         remove_if_there(path)?;
-        match sync_folder(path) {
-            // The folder of a stage is made with its first file.
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::of_file(path, "cannot flush the folder of", error));
-            }
-            _ => {}
+        // The folder of a stage is made with its first file.
+        if let Err(error) = sync_folder(path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            return Err(Error::of_file(path, "cannot flush the folder of", error));
         }
         Digests::remove(digests)
     }
