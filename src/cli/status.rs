@@ -16,8 +16,8 @@ use super::{log, output, remedy};
 use crate::error::{Error, Kind, Result};
 use crate::files::default_state_dir;
 use crate::replicate::{
-    JobState, JobStatus, LocalContent, PointState, STATUS_VERSION, StatusRequest, is_shared,
-    job_names, read, read_state,
+    JobState, JobStatus, LocalContent, PointState, STATUS_VERSION, StatusRequest, is_shared, read,
+    read_state, state_names,
 };
 use crate::sync;
 use crate::time::rfc3339_millis;
@@ -51,10 +51,12 @@ pub(super) struct StatusArgs {
 impl StatusArgs {
     pub(super) fn run(self) -> Result<()> {
         let state_dir = self.state_dir.clone().unwrap_or_else(default_state_dir);
-        let names = match &self.job {
-            Some(job) => vec![name_of(job)?],
-            None => job_names(&state_dir)?,
-        };
+        let job = self.job.as_deref().map(name_of).transpose()?;
+        let mut names = state_names(&state_dir, job.as_deref())?;
+        if names.is_empty() {
+            // Its absence is reported by the name.
+            names.extend(job);
+        }
         if names.is_empty() {
             let what = format!("there is no job in {}", state_dir.display());
             return Err(Error::new(Kind::NotFound, what));

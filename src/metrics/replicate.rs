@@ -138,6 +138,7 @@ mod tests {
             target.recovery_point = Some(RecoveryPoint {
                 snapshot: "snap-0a".parse().unwrap(),
                 time: Some(at(time)),
+                published: None,
                 arrived: None,
                 late_at: None,
                 damaged_blocks: 0,

@@ -181,7 +181,7 @@ impl CycleRun {
         self.memory.update(|state| {
             state.under_way = Some(due.time);
             state.last = Some(due.time);
-            state.is_due_by(self.job.schedule.as_ref());
+            state.is_due_by(self.job.schedule.as_ref(), self.job.snapshot_schedule());
         });
         let report = &mut started.report;
         let copies = match &self.job.source {
@@ -487,7 +487,7 @@ impl CycleRun {
                 let target = volume.targets.entry(copy.target.name.clone()).or_default();
                 match &copy.held {
                     Ok(point) => {
-                        let schedule = self.job.schedule.as_ref().zip(point.time);
+                        let schedule = self.job.snapshot_schedule().zip(point.time);
                         let late_at = schedule.and_then(|(rule, time)| rule.late_at(time));
                         let point = RecoveryPoint {
                             late_at,
@@ -560,7 +560,7 @@ impl CycleRun {
                 state.last_run = Some(run);
             }
             state.account(now, &totals);
-            state.is_due_by(schedule);
+            state.is_due_by(schedule, self.job.snapshot_schedule());
         });
         // A scrape that sees the count sees the state of it too.
         if let Some(is_failed) = is_failed {

@@ -305,6 +305,14 @@ impl ReplicateJob {
         })
     }
 
+    /// The schedule by which its snapshots are made; none where it has none, or where another job makes them.
+    pub fn snapshot_schedule(&self) -> Option<&Schedule> {
+        match self.source {
+            JobSource::Ec2(_) => self.schedule.as_ref(),
+            JobSource::Repository(_) => None,
+        }
+    }
+
     /// Whether it keeps the machines of its instances in repositories.
     pub fn keeps_machines(&self) -> bool {
         self.inventory.unwrap_or(true) && self.can_keep_machines()

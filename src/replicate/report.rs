@@ -95,6 +95,7 @@ impl CycleReport {
             warnings: Vec::new(),
             deleted: Vec::new(),
             removed: Vec::new(),
+            sets: Vec::new(),
             requests: CycleRequests::default(),
             took: Duration::ZERO,
         }

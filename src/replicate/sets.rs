@@ -188,6 +188,7 @@ mod tests {
             let point = |time: u64| RecoveryPoint {
                 snapshot: "snap-0a".parse().unwrap(),
                 time: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(time)),
+                published: None,
                 arrived: None,
                 late_at: None,
                 damaged_blocks: 0,

@@ -17,7 +17,7 @@ use crate::capture::Cycle;
 use crate::error::Error;
 use crate::snapshot::SnapshotId;
 
-pub use file::{JobMemory, StateFile, job_names, read_state};
+pub use file::{JobMemory, StateFile, read_state, state_names};
 
 /// Version of the file.
 const VERSION: u32 = 1;
@@ -260,14 +260,15 @@ impl JobState {
             .collect()
     }
 
-    /// Notes the schedule, when the next cycle is due, and when each recovery point is late.
-    pub fn is_due_by(&mut self, schedule: Option<&Schedule>) {
+    /// Notes the schedule, when the next cycle is due, and when each recovery point is late. `of_snapshots` is the schedule by which the
+    /// snapshots are made: none where another job makes them.
+    pub fn is_due_by(&mut self, schedule: Option<&Schedule>, of_snapshots: Option<&Schedule>) {
         self.schedule = schedule.map(ToString::to_string);
         self.next_run = schedule.and_then(|schedule| schedule.next_due(SystemTime::now()));
         let volumes = self.volumes.values_mut();
         for target in volumes.flat_map(|volume| volume.targets.values_mut()) {
             if let Some(point) = &mut target.recovery_point {
-                let late = schedule.zip(point.time);
+                let late = of_snapshots.zip(point.time);
                 point.late_at = late.and_then(|(schedule, time)| schedule.late_at(time));
             }
         }
@@ -461,10 +462,12 @@ mod tests {
         };
         for (seconds, expected) in [(600, Some(at(4800))), (3600, Some(at(10_800)))] {
             let schedule = Schedule::every(Duration::from_secs(seconds)).unwrap();
-            state.is_due_by(Some(&schedule));
+            state.is_due_by(Some(&schedule), Some(&schedule));
             assert_eq!(late(&state), expected);
         }
-        state.is_due_by(None);
+        let schedule = Schedule::every(Duration::from_secs(60)).unwrap();
+        state.is_due_by(Some(&schedule), None);
         assert_eq!(late(&state), None);
+        assert!(state.next_run.is_some());
     }
 }

@@ -100,6 +100,8 @@ pub struct StatusRequest<'a> {
 pub struct JobStatus {
     /// Its name.
     pub job: String,
+    /// The part of the job, such as `0/4`; none: the whole job.
+    pub shard: Option<String>,
     /// When its cycles are due, in words.
     pub schedule: Option<String>,
     /// When the next cycle is due.
@@ -227,6 +229,7 @@ impl JobStatus {
         });
         Self {
             job: state.job.clone(),
+            shard: state.shard.clone(),
             schedule: state.schedule.clone(),
             next_run: state.next_run,
             saved: state.saved,

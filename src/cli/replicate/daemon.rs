@@ -36,8 +36,9 @@ async fn serve(args: &ReplicateArgs, job: Arc<ReplicateJob>) -> Result<()> {
     let places = stop.unless(AwsPlaces::open(args, &job)).await?;
     let run = CycleRun::new(job, Arc::new(places), memory, stop.clone());
     // From now on there is a state to show.
-    let schedule = run.job.schedule.as_ref();
-    run.memory.update(|state| state.is_due_by(schedule));
+    let (schedule, of_snapshots) = (run.job.schedule.as_ref(), run.job.snapshot_schedule());
+    run.memory
+        .update(|state| state.is_due_by(schedule, of_snapshots));
     let _served = server.map(|server| args.serve_metrics(server, &run));
     let mut service = JobService {
         args,
@@ -174,11 +175,11 @@ impl JobService<'_> {
                     "the job {} was read again: in effect from the next cycle on",
                     job.name
                 );
-                let schedule = job.schedule.clone();
-                self.run = self.run.with_job(Arc::new(job));
-                self.run
-                    .memory
-                    .update(|state| state.is_due_by(schedule.as_ref()));
+                let job = Arc::new(job);
+                self.run = self.run.with_job(Arc::clone(&job));
+                self.run.memory.update(|state| {
+                    state.is_due_by(job.schedule.as_ref(), job.snapshot_schedule());
+                });
             }
             Err(error) => warn!("the job stays as it is: {}", words::in_words(&error)),
         }

@@ -61,7 +61,14 @@ fn head(job: &JobStatus, now: SystemTime) -> String {
     if parts.is_empty() {
         parts.push("without a schedule".to_owned());
     }
-    format!("job {}: {}", job.job, parts.join(", "))
+    let shard = job.shard.as_ref();
+    let shard = shard.map(|shard| format!(", shard {shard}"));
+    format!(
+        "job {}{}: {}",
+        job.job,
+        shard.unwrap_or_default(),
+        parts.join(", ")
+    )
 }
 
 fn last_run(last: &RunStatus) -> String {

@@ -158,18 +158,16 @@ fn last_of_others(state_dir: &Path, job: &str, shard: Shard) -> Result<Option<Sy
 
 /// The shard of a job whose state a file holds.
 fn shard_of_file(name: &str, job: &str) -> Option<Shard> {
-    let rest = name.strip_prefix("job-")?.strip_prefix(job)?;
-    match rest.strip_suffix(".json")? {
-        "" => Some(Shard::WHOLE),
-        part => part.strip_prefix('@')?.replace("-of-", "/").parse().ok(),
-    }
+    let name = name.strip_prefix("job-")?.strip_suffix(".json")?;
+    let (its, shard) = job_and_shard(name)?;
+    (its == job).then_some(shard)
 }
 
-/// The names of the jobs that have a state in a directory, sorted.
+/// The names of the states in a directory, of one job or of all, sorted: of whole jobs, and of shards by [`Shard::state_name`].
 ///
 /// # Errors
 /// What the system says; none where the directory does not exist.
-pub fn job_names(state_dir: &Path) -> Result<Vec<String>> {
+pub fn state_names(state_dir: &Path, job: Option<&str>) -> Result<Vec<String>> {
     let failed = |error| Error::of_file(state_dir, "cannot read", error);
     let entries = match std::fs::read_dir(state_dir) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -177,36 +175,42 @@ pub fn job_names(state_dir: &Path) -> Result<Vec<String>> {
     };
     let mut names = Vec::new();
     for entry in entries {
-        let name = entry.map_err(failed)?.file_name();
-        let job = name.to_str().and_then(|name| {
-            let job = name.strip_prefix("job-")?.strip_suffix(".json")?;
-            is_job_name(job).then(|| job.to_owned())
+        let file = entry.map_err(failed)?.file_name();
+        let name = file.to_str().and_then(|file| {
+            let name = file.strip_prefix("job-")?.strip_suffix(".json")?;
+            let (its, _) = job_and_shard(name)?;
+            job.is_none_or(|job| job == its).then(|| name.to_owned())
         });
-        names.extend(job);
+        names.extend(name);
     }
     names.sort();
     Ok(names)
 }
 
-/// Whether this can be the name of a job.
-fn is_job_name(name: &str) -> bool {
-    Cycle::new(name, SystemTime::UNIX_EPOCH).is_ok()
+/// The job of the name of a state, and its shard.
+fn job_and_shard(name: &str) -> Option<(&str, Shard)> {
+    let (job, shard) = match name.split_once('@') {
+        None => (name, Shard::WHOLE),
+        Some((job, part)) => (job, part.replace("-of-", "/").parse().ok()?),
+    };
+    let is_job = Cycle::new(job, SystemTime::UNIX_EPOCH).is_ok();
+    is_job.then_some((job, shard))
 }
 
-/// Reads the state of a job for people, without its lock: the job may run.
+/// Reads a state by its name for people, without its lock: the job may run.
 ///
 /// # Errors
 /// `NotFound` when there is none; `Denied` when it is another user's; `Corrupt` when it is damaged; `Invalid` when it is of a later
 /// version or of another job; what the system says.
-pub fn read_state(state_dir: &Path, job: &str) -> Result<JobState> {
+pub fn read_state(state_dir: &Path, name: &str) -> Result<JobState> {
     let wrong = |kind: Kind, why: &str| {
-        let what = format!("cannot show the job {job:?}: {why}");
+        let what = format!("cannot show the job {name:?}: {why}");
         Error::new(kind, what)
     };
-    if !is_job_name(job) {
+    let Some((job, _)) = job_and_shard(name) else {
         return Err(wrong(Kind::Invalid, "it is no name of a job"));
-    }
-    let path = StateFile::path_of(state_dir, job);
+    };
+    let path = StateFile::path_of(state_dir, name);
     let shown = path.display();
     let bytes = match read_own(&path)? {
         OwnFile::Read(bytes) => bytes,
@@ -387,10 +391,26 @@ mod tests {
             assert!(!error.chain().contains('\n'), "{name}");
         }
         assert_eq!(read_state(folder.path(), "good").unwrap().job, "good");
-        let names = job_names(folder.path()).unwrap();
-        let expected = ["cut", "empty", "good", "later", "link", "other", "shared"];
+        replace(&at("good@1-of-2"), &state("good")).unwrap();
+        assert_eq!(
+            read_state(folder.path(), "good@1-of-2").unwrap().job,
+            "good"
+        );
+        let names = state_names(folder.path(), Some("good")).unwrap();
+        assert_eq!(names, ["good", "good@1-of-2"]);
+        let names = state_names(folder.path(), None).unwrap();
+        let expected = [
+            "cut",
+            "empty",
+            "good",
+            "good@1-of-2",
+            "later",
+            "link",
+            "other",
+            "shared",
+        ];
         assert_eq!(names, expected);
-        assert!(job_names(&at("absent")).unwrap().is_empty());
+        assert!(state_names(&at("absent"), None).unwrap().is_empty());
     }
 
     #[test]

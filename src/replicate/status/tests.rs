@@ -12,6 +12,7 @@ fn point(time: Option<u64>, late_at: Option<u64>) -> RecoveryPoint {
     RecoveryPoint {
         snapshot: "snap-0a".parse().unwrap(),
         time: time.map(at),
+        published: None,
         arrived: time.map(at),
         late_at: late_at.map(at),
         damaged_blocks: 0,

@@ -18,6 +18,7 @@ fn target(snapshot: &str, time: &str, error: Option<&Error>) -> TargetState {
         recovery_point: Some(RecoveryPoint {
             snapshot: snapshot.parse().unwrap(),
             time: Some(time),
+            published: None,
             arrived: Some(time + Duration::from_secs(70)),
             late_at: None,
             damaged_blocks: 0,
