@@ -256,7 +256,11 @@ impl CycleRun {
     fn is_sweep_due(&self, name: &str, now: SystemTime) -> bool {
         let last = self.memory.look(|state| state.swept.get(name).cloned());
         let last = last.and_then(|text| humantime::parse_rfc3339(&text).ok());
-        !last.is_some_and(|last| now.duration_since(last).is_ok_and(|age| age < SWEEP_EVERY))
+        let is_old = |last| {
+            now.duration_since(last)
+                .map_or(true, |age| age >= SWEEP_EVERY)
+        };
+        last.is_none_or(is_old)
     }
 
     /// Whether a snapshot of a repository is one that this job captured, or copied there from the repository that is its source: others

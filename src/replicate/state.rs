@@ -3,17 +3,16 @@
 //! [`super::status`] judges it. A shard of a job has a state of its own, also for each number of shards: a job that is divided another way
 //! continues as on a new machine.
 
+mod division;
 mod file;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
-use tracing::info;
 
 use super::schedule::{CycleHistory, Schedule};
 use super::totals::{MonthTotals, RunTotals};
-use crate::capture::Cycle;
 use crate::error::Error;
 use crate::snapshot::SnapshotId;
 
@@ -302,24 +301,6 @@ impl JobState {
         }
         for name in names {
             volume.targets.entry((*name).to_owned()).or_default();
-        }
-    }
-
-    /// Forgets what was under way before this time: the job was divided another way since then, and other shards have run later cycles.
-    /// An older snapshot is not copied over theirs.
-    fn forget_older(&mut self, than: SystemTime) {
-        self.under_way = self.under_way.filter(|time| *time >= than);
-        let is_old = |copy: &CopyUnderWay| {
-            let cycle = copy.cycle.parse::<Cycle>();
-            cycle.map_or(true, |cycle| cycle.time() < than)
-        };
-        for (id, volume) in &mut self.volumes {
-            if let Some(copy) = volume.under_way.take_if(|copy| is_old(copy)) {
-                info!(
-                    "not continuing the copy of {id} of the cycle {}: the job was divided another way since then",
-                    copy.cycle
-                );
-            }
         }
     }
 

@@ -298,6 +298,22 @@ fn volumes_of_one_instance_are_one_set() {
 }
 
 #[test]
+fn nothing_is_left_only_where_something_else_takes_the_volumes() {
+    let all = vec![volume("vol-0a", &["i-01"], &[]), volume("vol-0b", &[], &[])];
+    let selection = SelectedVolumes {
+        selected: vec![(of_tag("a", "b"), all)],
+        instances: vec![],
+    };
+    let mut job = job(&[]);
+    job.without = vec!["vol-0a".into(), "vol-0b".into()];
+    for (may_be_empty, expected) in [(true, Ok(Vec::new())), (false, Err(Kind::Invalid))] {
+        job.may_be_empty = may_be_empty;
+        let found = calls(&selection, &job).map_err(|error| error.kind());
+        assert_eq!(found, expected);
+    }
+}
+
+#[test]
 fn a_call_leaves_out_40_volumes_at_most() {
     let names: Vec<String> = (0..43).map(|n| format!("vol-{n:02x}")).collect();
     let of = |chosen: usize| {
