@@ -147,14 +147,14 @@ impl RepositorySink {
         self
     }
 
-    /// Removes the run's files on this machine and its record in the repository.
+    /// Removes the run's record in the repository, then its files on this machine: as long as the record is there, the next execution
+    /// resumes the run, and needs them.
     async fn end(&self) -> Result<()> {
-        Locations::remove(&self.files)?;
         let lease = self.lease.lock().take();
-        match lease {
-            Some(lease) => lease.end().await,
-            None => Ok(()),
+        if let Some(lease) = lease {
+            lease.end().await?;
         }
+        Locations::remove(&self.files)
     }
 
     fn store(&self) -> &Arc<Store> {

@@ -205,3 +205,24 @@ fn whatever_a_store_answers_is_told_in_one_line() {
         assert!(!said.contains(SECRET), "{code}: {said}");
     }
 }
+
+#[test]
+fn a_run_that_ends_between_its_manifest_and_its_record_is_continued() {
+    let (objects, proxy) = behind();
+    let (emulator, id) = three_blocks();
+    proxy.set(
+        |request| match request.starts_with("DELETE ") && request.contains("/runs/") {
+            true => Fate::Say(503, "SlowDown"),
+            false => Fate::Pass,
+        },
+    );
+    let (code, said) = ends(&mut objects.bring(&emulator, &[&id, "--timeout", "2s"]));
+    assert_ne!(code, 0, "{said}");
+    assert_eq!(objects.objects("snapshots").len(), 1, "{said}");
+    proxy.set(|_| Fate::Pass);
+    emulator.reset();
+    let (code, said) = ends(&mut objects.bring(&emulator, &[&id]));
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(emulator.gets(), 0, "{said}");
+    assert!(objects.objects("runs").is_empty());
+}
