@@ -1,13 +1,16 @@
 //! `ebsfs replicate` against the emulator: cycles to all kinds of targets, retention on both sides, kills, refusals, new proxies.
 
+mod frozen;
 mod gateway;
 mod killed;
+mod proxies;
 mod refused;
 mod service;
 mod sets;
 mod shards;
 mod slurm;
 mod status;
+mod writers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;
@@ -153,14 +156,6 @@ pub fn assert_in_repository(repository: &str, snapshot: &str, disk: &Path) {
     assert_same(&image, disk);
 }
 
-/// Compares a snapshot of an account with a disk, byte for byte.
-fn assert_in_account(account: &Emulator, snapshot: &str, disk: &Path) {
-    let folder = tempfile::tempdir().unwrap();
-    let image = folder.path().join("image.raw");
-    run(&mut account.ebsfs(&["sync", snapshot, image.to_str().unwrap()]));
-    assert_same(&image, disk);
-}
-
 /// Compares two files byte for byte. What is a hole in both is not read.
 pub fn is_same(a: &Path, b: &Path) -> bool {
     let (one, two) = (open(a), open(b));
@@ -211,85 +206,6 @@ fn a_comparison_sees_a_byte_in_what_is_a_hole_of_the_other_file() {
     assert!(is_same(&at("a"), &at("b")));
     writable(&at("a")).set_len(65 << 20).unwrap();
     assert!(!is_same(&at("a"), &at("b")));
-}
-
-#[test]
-fn cycles_bring_volumes_that_are_written_to_every_kind_of_target() {
-    let mut site = Site::new(fastrand::u64(..));
-    let other = Emulator::beside(&site.emulator);
-    let repository = format!("file://{}", site.at("repository").display());
-    init_repository(&repository);
-    let job = site.job(&format!(
-        r#"
-        name = "web"
-        instances = ["{FIRST}", "{SECOND}"]
-        keep = 2
-        allow_plaintext = true
-
-        [[target]]
-        to = "{}/{{volume}}.raw"
-
-        [[target]]
-        to = "{repository}"
-        keep = {{ last = 3 }}
-
-        [[target]]
-        to = "ebs:us-east-1"
-        endpoint_url = "{}"
-        keep = {{ last = 2 }}
-        "#,
-        site.folder.path().display(),
-        other.url(),
-    ));
-    for round in 1..=5_usize {
-        let changed = site.write();
-        site.emulator.reset();
-        other.reset();
-        let report = site.cycle(&job, "state");
-        assert_eq!(report["failures"].as_array().unwrap().len(), 0, "{report}");
-        if round > 1 {
-            // Each changed block is fetched once, for three targets.
-            assert_eq!(site.emulator.gets(), changed, "round {round}");
-            assert_eq!(other.count("PutSnapshotBlock"), changed, "round {round}");
-        }
-        let source = site.snapshots();
-        for set in [&VOLUMES[..2], &VOLUMES[2..]] {
-            let starts: BTreeSet<&str> = set
-                .iter()
-                .map(|volume| {
-                    source[*volume].last().unwrap()["start_time"]
-                        .as_str()
-                        .unwrap()
-                })
-                .collect();
-            assert_eq!(starts.len(), 1, "{starts:?}");
-        }
-        let copies = described(&other);
-        for volume in VOLUMES {
-            let disk = site.emulator.volume(volume);
-            let snapshot = snapshot_of(&report, volume);
-            let its: Vec<&str> = source[volume].iter().map(id).collect();
-            assert_eq!(its.last(), Some(&&*snapshot));
-            assert_eq!(its.len(), round.min(2), "{its:?}");
-            assert_same(&site.at(&format!("{volume}.raw")), &disk);
-            let held = held_in(&repository, volume);
-            assert_eq!(held.len(), round.min(3), "{held:?}");
-            assert_eq!(held.last(), Some(&snapshot));
-            let replicas = copies["vol-ffffffff"].iter();
-            let replicas: Vec<&Value> = replicas
-                .filter(|one| one["tags"]["ebsfs:volume"] == volume)
-                .collect();
-            assert_eq!(replicas.len(), round.min(2), "{replicas:?}");
-            let newest = replicas
-                .iter()
-                .find(|one| one["tags"]["ebsfs:source"] == *snapshot)
-                .unwrap();
-            if round == 5 {
-                assert_in_repository(&repository, &snapshot, &disk);
-                assert_in_account(&other, id(newest), &disk);
-            }
-        }
-    }
 }
 
 #[test]

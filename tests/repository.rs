@@ -10,7 +10,7 @@ mod healing;
 mod histories;
 mod killed;
 mod limits;
-mod proxy;
+pub mod proxy;
 mod reach;
 mod retention;
 mod stores;
@@ -31,7 +31,7 @@ const KEY: &str = "EXAMPLEKEYID";
 const SECRET: &str = "example/secret/of/a/test";
 
 /// A store that a repository is in; a folder of this machine, served or not, so that it can be looked into and damaged.
-struct Objects {
+pub struct Objects {
     folder: TempDir,
     server: Option<(Child, String)>,
     /// The URL that it is asked at, if not where it serves.
@@ -50,7 +50,7 @@ impl Objects {
         }
     }
 
-    fn s3() -> Self {
+    pub fn s3() -> Self {
         Self::s3_with(Vec::new())
     }
 
@@ -97,7 +97,7 @@ impl Objects {
         address
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         match &self.server {
             Some(_) => "s3://bucket/replicas".into(),
             None => format!("file://{}", self.files().display()),
@@ -105,7 +105,7 @@ impl Objects {
     }
 
     /// Where its objects are.
-    fn files(&self) -> PathBuf {
+    pub fn files(&self) -> PathBuf {
         let inner = match &self.server {
             Some(_) => "bucket/replicas",
             None => "replicas",
@@ -114,7 +114,7 @@ impl Objects {
     }
 
     /// Options that reach it as a target.
-    fn to(&self) -> Vec<String> {
+    pub fn to(&self) -> Vec<String> {
         let Some((_, address)) = &self.server else {
             return Vec::new();
         };
@@ -133,7 +133,7 @@ impl Objects {
     }
 
     /// The emulator's credentials and the store's, each as a profile.
-    fn credentials(&self, emulator: &Emulator) -> PathBuf {
+    pub fn credentials(&self, emulator: &Emulator) -> PathBuf {
         let (id, secret) = emulator.keys();
         let path = self.folder.path().join("credentials");
         let text = format!(
@@ -164,7 +164,7 @@ impl Objects {
     }
 
     /// Makes it a repository, if it is none: in its folder, whatever serves that.
-    fn init(&self) {
+    pub fn init(&self) {
         if !self.files().join("ebsfs-repository.json").exists() {
             init_repository(&format!("file://{}", self.files().display()));
         }
@@ -215,7 +215,7 @@ impl Objects {
         assert!(left.is_empty(), "{left:?}");
     }
 
-    fn mount(&self, emulator: &Emulator) -> Mount {
+    pub fn mount(&self, emulator: &Emulator) -> Mount {
         self.mount_by(self.ebsfs(emulator, &["mount"]))
     }
 

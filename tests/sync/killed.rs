@@ -43,6 +43,17 @@ pub fn kill_until_done(command: impl Fn() -> Command, most_ms: u64, look: impl F
 pub fn kill_until_ended(
     command: impl Fn() -> Command,
     most_ms: u64,
+    look: impl FnMut(),
+) -> (u64, Option<i32>, String) {
+    kill_some(u64::MAX, Duration::ZERO, command, most_ms, look)
+}
+
+/// As `kill_until_ended`, at most so often. After that it has `patience`; one that takes longer is killed, and has no exit code.
+pub fn kill_some(
+    most_kills: u64,
+    patience: Duration,
+    command: impl Fn() -> Command,
+    most_ms: u64,
     mut look: impl FnMut(),
 ) -> (u64, Option<i32>, String) {
     let mut kills = 0;
@@ -53,8 +64,11 @@ pub fn kill_until_ended(
             .stderr(said.try_clone().unwrap())
             .spawn()
             .unwrap();
-        let end = std::time::Instant::now()
-            + Duration::from_millis(fastrand::u64(1..most_ms + most_ms * kills / 10));
+        let time = match kills < most_kills {
+            true => Duration::from_millis(fastrand::u64(1..most_ms + most_ms * kills / 10)),
+            false => patience,
+        };
+        let end = std::time::Instant::now() + time;
         while std::time::Instant::now() < end {
             if let Some(status) = child.try_wait().unwrap() {
                 let mut text = String::new();
@@ -69,6 +83,9 @@ pub fn kill_until_ended(
         kills += 1;
         assert!(kills < 1000, "it comes nowhere");
         look();
+        if kills > most_kills {
+            return (kills, None, String::new());
+        }
     }
 }
 
