@@ -280,7 +280,10 @@ fn a_base_that_the_repository_has_removed_costs_only_the_blocks_that_differ() {
             newest["tags"]["ebsfs:source"],
             snapshot_of(&brought, "vol-0a")
         );
-        assert_in_account(&other, id(newest), &pair.disk("vol-0a"));
+        let image = pair.site.at("of-account.raw");
+        run(&mut other.ebsfs(&["sync", id(newest), image.to_str().unwrap()]));
+        assert_same(&image, &pair.disk("vol-0a"));
+        std::fs::remove_file(&image).unwrap();
     }
     pair.aws.assert_unasked();
 }
