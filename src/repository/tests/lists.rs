@@ -17,7 +17,7 @@ fn a_damaged_list_of_what_must_be_there_is_named_and_a_repair_writes_it_again() 
             let catalog = process.catalog().await.unwrap();
             let refused = catalog.proven_names(None).await.unwrap_err();
             assert_eq!(refused.kind(), Kind::Corrupt, "{list}");
-            let refused = process.sync(&B, false, &[]).await.unwrap_err();
+            let refused = process.sync(&B, false, &[A]).await.unwrap_err();
             assert_eq!(refused.kind(), Kind::Corrupt, "{list}");
             let checked = process.check().await.unwrap();
             let named: Vec<&str> = checked.damages.iter().map(|one| &*one.object).collect();
