@@ -18,7 +18,9 @@ mod targets;
 mod verify;
 mod whole;
 
-pub use killed::{kill_some, kill_until_done, kill_until_ended};
+#[cfg(feature = "ec2")]
+pub use killed::kill_some;
+pub use killed::{kill_until_done, kill_until_ended};
 
 use std::fs;
 use std::path::{Path, PathBuf};

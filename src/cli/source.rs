@@ -222,7 +222,7 @@ async fn repository_snapshot(
 
 /// Refuses a source for `ebs:` that ends within a block.
 pub(super) fn check_whole_blocks(source: &SourceInfo) -> Result<()> {
-    if source.geometry.size() % u64::from(BLOCK_SIZE) == 0 {
+    if source.geometry.size().is_multiple_of(u64::from(BLOCK_SIZE)) {
         return Ok(());
     }
     let what = format!(

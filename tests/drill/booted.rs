@@ -3,6 +3,7 @@
 use std::os::unix::fs::FileExt;
 
 use super::{Place, report};
+#[cfg(feature = "ec2")]
 use crate::support::*;
 
 /// Prints a text on the first serial port, and halts.

@@ -155,8 +155,11 @@ fn a_target_is_usable_while_its_record_says_that_it_is_whole() {
     }
 }
 
-/// A job of one volume for each row: whether it is selected, and the recovery point and the error of each target.
-fn job(volumes: &[(bool, &[(Option<RecoveryPoint>, Option<Kind>)])]) -> JobState {
+/// The recovery point of a target, and how its last copy failed.
+type TargetOf = (Option<RecoveryPoint>, Option<Kind>);
+
+/// A job of one volume for each row: whether it is selected, and its targets.
+fn job(volumes: &[(bool, &[TargetOf])]) -> JobState {
     let mut state = JobState::new("web");
     for (number, (is_selected, targets)) in volumes.iter().enumerate() {
         let volume = state.volumes.entry(format!("vol-{number}")).or_default();
