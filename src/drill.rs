@@ -48,14 +48,14 @@ pub use report::{
     BootReport, CheckResult, DRILL_VERSION, DiskReport, DrillReport, PartitionReport,
 };
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Remedy, Result};
 use crate::source::BlockSource;
 use crate::target::Stop;
 
 /// Bytes that must be free where the overlays are.
 const LEAST_FREE: u64 = 64 << 20;
 
-/// What a drill is asked for.
+/// The parameters of a drill.
 #[derive(Clone, Debug)]
 pub struct DrillJob {
     /// The folder for overlays and mountpoints; the drill makes one of its own in it.
@@ -114,13 +114,18 @@ pub struct DrillMachine {
 /// [`DrillReport::verdict`].
 pub async fn drill(job: &DrillJob, machine: &DrillMachine, stop: &Stop) -> Result<DrillReport> {
     let began = Instant::now();
+    // A check takes hours: what no boot can do is refused before.
+    if let Some(boot) = &job.boot {
+        boot::check(boot, &machine.facts)?;
+    }
     let scratch = Scratch::make(&job.scratch, job.has_own_mounts)?;
     if scratch.free()? < LEAST_FREE {
         let what = format!(
-            "cannot make overlays in {}: it has no space left",
+            "cannot make overlays in {}: less than 64 MiB are free",
             job.scratch.display()
         );
-        return Err(Error::new(Kind::NoSpace, what));
+        let remedy = Remedy::Do("--scratch DIRECTORY takes another one".into());
+        return Err(Error::new(Kind::NoSpace, what).with_remedy(remedy));
     }
     let probed = Isolation::probe(job.has_own_mounts, &scratch);
     let isolation = stop.unless(probed).await?;

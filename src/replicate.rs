@@ -70,7 +70,7 @@ pub use schedule::{CycleHistory, DueCycle, Schedule, due_cycle, time_zone, wante
 pub use shard::{Shard, shard_of_engine};
 pub use state::{
     CopyPhase, CopyUnderWay, CycleRequests, JobMemory, JobState, LastRun, RecoveryPoint,
-    StateError, StateFile, TargetState, VolumeState, read_state, state_names,
+    StateError, StateFile, TargetState, VolumeState, present_divisions, read_state, state_names,
 };
 pub use status::{
     CopyStatus, JobStatus, LocalContent, MonthStatus, PointState, RunStatus, STATUS_VERSION,

@@ -83,7 +83,7 @@ const RULES: &[(&str, u8, &str)] = &[
     (
         "drill",
         5,
-        "capture targets repository ebs ec2 compare sync metrics replicate inventory readahead digest maps sysfs cost progress aws histogram",
+        "capture targets repository ebs ec2 compare sync metrics replicate inventory readahead digest maps cost progress aws histogram",
     ),
     (
         "replicate",

@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use super::aws::AwsArgs;
 use super::limits::LimitArgs;
 use super::output;
+use super::plain;
 use super::signals::{listen, only_read};
 use super::source::{OpenedSource, SourceRequest, ToEbs, open};
 use super::store::{
@@ -39,7 +40,7 @@ pub(super) struct DrillArgs {
     /// a snapshot id, a raw image, a block device
     #[arg(value_name = "SET | SOURCE")]
     set: String,
-    /// Folder for overlays; the drill makes a private one in it and removes it at its end [default: that for temporary files]
+    /// Folder for overlays; the drill makes a private one in it and removes it at its end [default: $TMPDIR, else /tmp]
     #[arg(long, value_name = "DIRECTORY")]
     scratch: Option<PathBuf>,
     /// Maximum bytes of the overlay of a disk, for example 4GiB
@@ -238,7 +239,7 @@ impl DrillArgs {
         opened.machine = machine_of(&set);
         for disk in &set.disks {
             let name = disk.device.as_ref().unwrap_or(&disk.volume);
-            let name = name.chars().filter(|c| !c.is_control()).collect();
+            let name = plain(name);
             let source = format!("{address}#{}", disk.snapshot);
             let source = self.open(&source, stop).await?;
             opened.push(name, Some(disk.volume.clone()), source);

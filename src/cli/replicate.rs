@@ -71,7 +71,7 @@ pub(super) struct ReplicateArgs {
     #[arg(long, requires = "once")]
     json: bool,
     /// Run one of N parts of the job, for example 0/4 (I is from 0 to N-1); auto takes it from AWS Batch, a Kubernetes Job with
-    /// EBSFS_SHARDS, Slurm or Cloud Run. Rates of the job and limits of the account are divided by N
+    /// EBSFS_SHARDS, Slurm or Cloud Run. Rates of the job and limits of the account are divided by N; needs a job file
     #[arg(long, value_name = "I/N|auto", conflicts_with = "volume", value_parser = shard_choice)]
     shard: Option<ShardChoice>,
     /// Directory for the state of jobs, and for checkpoints and records of devices, `ebs:` and repository targets
@@ -199,7 +199,7 @@ impl ReplicateArgs {
         let server = self.metrics.bind().await?;
         let file = self.metrics_file.as_deref().map(MetricsFile::new);
         let file = file.transpose()?;
-        let name = job.name.clone();
+        let name = job.state_name();
         let result = self.cycle(job, stop, server).await;
         match file {
             None => result,

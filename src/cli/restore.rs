@@ -3,7 +3,7 @@
 mod places;
 
 use std::fs::DirBuilder;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use serde_json::json;
 use tracing::{info, warn};
 
 use super::output;
+use super::plain;
 use super::progress::Shown;
 use super::reading::ReadArgs;
 use super::signals::listen;
@@ -122,7 +123,7 @@ struct RestoredDisk {
     place: RestorePlace,
 }
 
-/// What became of a disk.
+/// The result of a disk.
 type DiskOutcome = (SetDisk, TargetOutcome);
 
 impl RestoreArgs {
@@ -158,10 +159,10 @@ impl RestoreArgs {
         for volume in &set.left_out {
             warn!("{volume} was left out of the set: it is not restored");
         }
+        let disks = self.places(&set)?;
         if let Some(path) = &self.inventory {
             write_inventory(path, &set)?;
         }
-        let disks = self.places(&set)?;
         if !disks
             .iter()
             .all(|one| matches!(one.place, RestorePlace::Image(_)))
@@ -199,7 +200,7 @@ impl RestoreArgs {
             }
             (None, None) => {
                 let devices = assign(&set.disks, &selected, &self.device)?;
-                devices.iter().try_for_each(|path| check_device(path))?;
+                check_devices(&devices)?;
                 devices.into_iter().map(RestorePlace::Device).collect()
             }
         };
@@ -375,7 +376,7 @@ impl RestoreArgs {
                     Ended::Planned => None,
                 };
                 let device = disk.device.as_deref().unwrap_or("-");
-                let device: String = device.chars().filter(|c| !c.is_control()).collect();
+                let device = plain(device);
                 let place = place.unwrap_or(&outcome.target);
                 Some(format!(
                     "{device} {} {} {place}",
@@ -398,12 +399,30 @@ fn image_name(number: usize, disk: &SetDisk) -> String {
     format!("{number}-{name}.raw")
 }
 
-/// Refuses what is no block device: a typing error must not make an image in `/dev`.
-fn check_device(path: &Path) -> Result<()> {
+/// Refuses what is no block device, and two names of one device.
+fn check_devices(paths: &[PathBuf]) -> Result<()> {
+    let mut known: Vec<(u64, &PathBuf)> = Vec::new();
+    for path in paths {
+        let number = device_number(path)?;
+        if let Some((_, other)) = known.iter().find(|(known, _)| *known == number) {
+            let what = format!(
+                "cannot restore to {}: it is the same device as {}",
+                path.display(),
+                other.display()
+            );
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        known.push((number, path));
+    }
+    Ok(())
+}
+
+/// The number of a block device. Anything else is refused: a typing error must not make an image in `/dev`.
+fn device_number(path: &Path) -> Result<u64> {
     let found = std::fs::metadata(path);
     let found = found.map_err(|error| Error::of_file(path, "cannot find", error))?;
     if found.file_type().is_block_device() {
-        return Ok(());
+        return Ok(found.rdev());
     }
     let what = format!(
         "cannot restore to {}: it is no block device",
@@ -436,8 +455,11 @@ fn write_inventory(path: &Path, set: &MachineSet) -> Result<()> {
     if may_be_it && std::fs::read(path).is_ok_and(|there| there == text.as_bytes()) {
         return Ok(());
     }
-    let what = format!("cannot write {}: it is of another set", path.display());
-    let remedy = Remedy::Do("restore to another folder".into());
+    let what = format!(
+        "cannot write {}: a file with other content is there",
+        path.display()
+    );
+    let remedy = Remedy::Do("name another file or folder".into());
     Err(Error::new(Kind::Undecided, what).with_remedy(remedy))
 }
 

@@ -13,11 +13,11 @@ use serde_json::json;
 
 use super::target::existing_target;
 use super::{log, output, remedy};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::default_state_dir;
 use crate::replicate::{
-    JobState, JobStatus, LocalContent, PointState, STATUS_VERSION, StatusRequest, is_shared, read,
-    read_state, state_names,
+    JobState, JobStatus, LocalContent, PointState, STATUS_VERSION, StatusRequest, is_shared,
+    present_divisions, read, read_state, state_names,
 };
 use crate::sync;
 use crate::time::rfc3339_millis;
@@ -32,11 +32,11 @@ use crate::time::rfc3339_millis;
     13: a recovery point is missing, late or not usable, or a run failed. docs/status.md describes states and JSON."
 )]
 pub(super) struct StatusArgs {
-    /// Name of a job, or its job file [default: all jobs of the state directory]
+    /// Name of a job, or path of its job file (with `/` or `.toml`) [default: all jobs of the state directory]
     #[arg(value_name = "JOB")]
     job: Option<String>,
-    /// Oldest age of a recovery point that is not late, for example 30m [default: as the schedule of the job says: late at the second
-    /// due time after it]
+    /// Oldest age of a recovery point that is not late, for example 30m [default: the second due time after
+    /// it, by the schedule of the job; none for a job without a schedule or with `from`]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     max_age: Option<Duration>,
     /// Print one JSON object
@@ -57,20 +57,24 @@ impl StatusArgs {
             // Its absence is reported by the name.
             names.extend(job);
         }
-        if names.is_empty() {
-            let what = format!("there is no job in {}", state_dir.display());
-            return Err(Error::new(Kind::NotFound, what));
-        }
         let now = SystemTime::now();
-        let (mut jobs, mut errors) = (Vec::new(), Vec::new());
+        let (mut states, mut errors) = (Vec::new(), Vec::new());
+        if names.is_empty() {
+            let what = format!(
+                "cannot show jobs: {} has no state of a job",
+                state_dir.display()
+            );
+            let remedy = Remedy::Do("--state-dir names another directory".into());
+            errors.push(Error::new(Kind::NotFound, what).with_remedy(remedy));
+        }
         for name in names {
-            let state = match read_state(&state_dir, &name) {
-                Ok(state) => state,
-                Err(error) => {
-                    errors.push(error);
-                    continue;
-                }
-            };
+            match read_state(&state_dir, &name) {
+                Ok(state) => states.push(state),
+                Err(error) => errors.push(error),
+            }
+        }
+        let mut jobs = Vec::new();
+        for state in present_divisions(states) {
             let local = local_contents(&state, &state_dir);
             let request = StatusRequest {
                 now,
@@ -118,7 +122,7 @@ impl StatusArgs {
 /// The name of a job that is named, or whose file is.
 fn name_of(job: &str) -> Result<String> {
     let path = Path::new(job);
-    let is_file = job.contains('/') || path.is_file();
+    let is_file = job.contains('/') || job.ends_with(".toml");
     match is_file {
         true => Ok(read(path)?.name),
         false => Ok(job.to_owned()),
@@ -154,7 +158,9 @@ fn local_content(name: &str, state_dir: &Path) -> LocalContent {
 /// What is wrong with a job.
 fn problem(job: &JobStatus) -> Option<Error> {
     let kind = job.verdict()?;
-    let name = &job.job;
+    let shard = job.shard.as_ref();
+    let shard = shard.map(|shard| format!(", shard {shard}"));
+    let name = format!("{}{}", job.job, shard.unwrap_or_default());
     let all = job.points().count();
     let mut why: Vec<String> = PointState::ALL
         .iter()
@@ -163,7 +169,7 @@ fn problem(job: &JobStatus) -> Option<Error> {
         .filter(|(count, _)| *count > 0)
         .map(|(count, name)| format!("{count} {name}"))
         .collect();
-    if all == 0 {
+    if job.lacks_volumes() {
         why.push("it has no volume yet".to_owned());
     }
     if job.exit_code() != 0 {
@@ -173,8 +179,13 @@ fn problem(job: &JobStatus) -> Option<Error> {
         ));
     }
     let what = format!(
-        "cannot rely on the {all} recovery points of the job {name}: {}",
+        "cannot rely on the {all} recovery {} of the job {name}: {}",
+        if all == 1 { "point" } else { "points" },
         why.join(", ")
     );
-    Some(Error::new(kind, what))
+    let remedy = Remedy::Do(format!(
+        "`ebsfs status {}` shows the volumes and targets",
+        job.job
+    ));
+    Some(Error::new(kind, what).with_remedy(remedy))
 }

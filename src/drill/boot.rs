@@ -68,7 +68,7 @@ pub enum DiskBus {
     Sata,
 }
 
-/// What a boot is asked for.
+/// The parameters of a boot.
 #[derive(Clone, Debug)]
 pub struct BootJob {
     /// The text on the console that ends it well.
@@ -225,15 +225,11 @@ pub(super) struct BootPlace<'a> {
     pub(super) overlay_limit: u64,
 }
 
-/// Starts the machine, waits for the text, and ends it.
+/// Refuses a boot that cannot succeed on this machine.
 ///
 /// # Errors
-/// `Io` when QEMU or its firmware is missing, `Invalid` for a machine that it cannot run here.
-pub(super) async fn boot(
-    job: &BootJob,
-    machine: &MachineFacts,
-    place: &BootPlace<'_>,
-) -> Result<BootReport> {
+/// `Io` when QEMU or its firmware is missing, or the file for the console cannot be made; `Invalid` for a machine that it cannot run here.
+pub(super) fn check(job: &BootJob, machine: &MachineFacts) -> Result<()> {
     if let Some(other) = machine
         .architecture
         .as_ref()
@@ -243,6 +239,25 @@ pub(super) async fn boot(
             format!("cannot boot the instance: its architecture is {other}, the drill has x86_64");
         return Err(Error::new(Kind::Invalid, what));
     }
+    needed(QEMU)?;
+    if job.firmware == Some(Firmware::Uefi) {
+        find_uefi()?;
+    }
+    if let Some(path) = &job.console {
+        ConsoleFile::create(Some(path))?;
+    }
+    Ok(())
+}
+
+/// Starts the machine, waits for the text, and ends it.
+///
+/// # Errors
+/// `Io` when QEMU or its firmware is missing, `Invalid` for a machine that it cannot run here.
+pub(super) async fn boot(
+    job: &BootJob,
+    machine: &MachineFacts,
+    place: &BootPlace<'_>,
+) -> Result<BootReport> {
     let program = needed(QEMU)?;
     let firmware = firmware_for(job, machine, place)?;
     let pflash = match firmware {
@@ -427,16 +442,22 @@ fn firmware_for(job: &BootJob, machine: &MachineFacts, place: &BootPlace<'_>) ->
     ))
 }
 
-/// The firmware, and a copy of its variables that the machine can write.
-fn uefi_files(place: &BootPlace<'_>) -> Result<(PathBuf, PathBuf)> {
+/// The files of the UEFI firmware: its code, and its variables.
+fn find_uefi() -> Result<(&'static str, &'static str)> {
     let found = UEFI
         .iter()
         .find(|(code, variables)| Path::new(code).exists() && Path::new(variables).exists());
-    let Some((code, variables)) = found else {
+    let Some(found) = found else {
         let what = "cannot boot the disks: they need UEFI, whose firmware is not installed";
         let remedy = Remedy::Do("install ovmf (Debian's name of the package)".into());
         return Err(Error::new(Kind::Io, what).with_remedy(remedy));
     };
+    Ok(*found)
+}
+
+/// The firmware, and a copy of its variables that the machine can write.
+fn uefi_files(place: &BootPlace<'_>) -> Result<(PathBuf, PathBuf)> {
+    let (code, variables) = find_uefi()?;
     let copy = place.scratch.file("variables.fd")?;
     let copied = std::fs::read(variables).and_then(|bytes| std::fs::write(&copy, bytes));
     let given = copied.and_then(|()| place.isolation.give(&copy));
@@ -453,7 +474,7 @@ async fn overlays(place: &BootPlace<'_>) -> Result<Vec<(PathBuf, PathBuf)>> {
         crate::files::remove_if_there(&overlay)?;
         make_overlay(&divided.path, &overlay).await?;
         let given = place.isolation.give(&overlay);
-        given.map_err(|error| Error::of_file(&overlay, "cannot give", error))?;
+        given.map_err(|error| Error::of_file(&overlay, "cannot change the owner of", error))?;
         found.push((divided.path.clone(), overlay));
     }
     Ok(found)

@@ -17,7 +17,7 @@ use super::export::{Export, make_overlay, vanished};
 use super::isolation::{Isolation, ProgramRole};
 use super::partitions::{DiskLayout, DiskPartition, layout};
 use super::program::{ProgramEnd, find_program, run_program};
-use super::report::{CheckResult, DiskReport, PartitionReport};
+use super::report::{CheckResult, DiskReport, PartitionReport, TABLE};
 use super::scratch::Scratch;
 use super::sniff::{DiskContent, HEAD, sniff};
 use crate::drill::DrillDisk;
@@ -342,7 +342,7 @@ fn table_report(layout: &DiskLayout) -> Option<PartitionReport> {
         partition: 0,
         start_bytes: 0,
         size_bytes: 0,
-        filesystem: "table".to_owned(),
+        filesystem: TABLE.to_owned(),
         result,
         reason: lines.first().cloned(),
         is_missed: false,

@@ -64,6 +64,7 @@ pub(super) enum NextStep {
 /// A program that did not end by itself, or with a code that says nothing of the filesystem.
 fn failed(name: &str, end: &ProgramEnd) -> Finding {
     let reason = match (end.was_silent, end.code) {
+        (true, _) if end.ran_too_long => format!("{name} ran for 24 hours and was ended"),
         (true, _) => format!("{name} gave no sign of work and was ended"),
         (false, None) => format!("a signal ended {name}"),
         (false, Some(code)) => format!("{name} failed with exit code {code}: {}", end.last_line()),
@@ -224,6 +225,7 @@ mod tests {
         ProgramEnd {
             code: Some(code),
             was_silent: false,
+            ran_too_long: false,
             lines: lines.iter().map(|line| (*line).to_owned()).collect(),
         }
     }
@@ -364,6 +366,7 @@ mod tests {
             let ended = ProgramEnd {
                 code,
                 was_silent,
+                ran_too_long: false,
                 lines: Vec::new(),
             };
             let xfs = xfs_repaired(&ended, true);

@@ -92,6 +92,12 @@ impl Isolation {
         for candidate in candidates(is_root, own_mounts, FIRST_USER + fastrand::u32(..USERS)) {
             if candidate.give(&file).is_ok() && candidate.works(&file).await {
                 debug!("{candidate:?}");
+                if is_root && candidate.user.is_none() {
+                    warn!(
+                        "the programs of the drill run as root: other users cannot go through {}",
+                        scratch.path().display()
+                    );
+                }
                 return Ok(candidate);
             }
         }

@@ -42,6 +42,8 @@ pub(super) struct ProgramEnd {
     pub(super) code: Option<i32>,
     /// Whether it was ended because nothing was heard of it.
     pub(super) was_silent: bool,
+    /// Whether it was ended after [`LONGEST_RUN`].
+    pub(super) ran_too_long: bool,
     /// What it printed: lines without control characters.
     pub(super) lines: Vec<String>,
 }
@@ -192,6 +194,7 @@ impl RunningProgram {
             }
         };
         let was_silent = status.is_none();
+        let ran_too_long = was_silent && began.elapsed() > LONGEST_RUN;
         let status = match status {
             Some(status) => status,
             None => {
@@ -216,6 +219,7 @@ impl RunningProgram {
         Ok(ProgramEnd {
             code: status.code(),
             was_silent,
+            ran_too_long,
             lines: output.lines(),
         })
     }

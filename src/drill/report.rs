@@ -8,7 +8,7 @@ use crate::error::{Error, Kind, Remedy, Result};
 /// The version of the JSON of [`DrillReport`]; `docs/drill.md` describes it.
 pub const DRILL_VERSION: u32 = 1;
 
-/// What became of a filesystem.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckResult {
@@ -129,6 +129,9 @@ fn rounded<S: Serializer>(seconds: &f64, serializer: S) -> std::result::Result<S
     serializer.serialize_f64((seconds * 1000.0).round() / 1000.0)
 }
 
+/// What stands for the filesystem of a line about the partition table.
+pub(super) const TABLE: &str = "table";
+
 impl DrillReport {
     /// Whether the drill was passed. Every filesystem that was checked is consistent, none that this program can check was
     /// missed, something was checked or booted, and the machine booted if it was to.
@@ -148,24 +151,32 @@ impl DrillReport {
         let damaged =
             names(&|found| matches!(found.result, CheckResult::Damaged | CheckResult::Repaired));
         if !damaged.is_empty() {
-            let what = format!("the drill found damage: {}", damaged.join(", "));
-            return Err(Error::new(Kind::Corrupt, what));
+            let what = format!(
+                "cannot rely on the recovery point: the drill found damage: {}",
+                damaged.join(", ")
+            );
+            let remedy = "drill an earlier one, of an instance as REPOSITORY#INSTANCE@TIME";
+            return Err(Error::new(Kind::Corrupt, what).with_remedy(Remedy::Do(remedy.into())));
         }
         if let Some(boot) = self.boot.as_ref().filter(|boot| !boot.booted) {
             let why = boot.reason.as_deref().unwrap_or("unknown");
-            let what = format!("the drill did not boot: {why}");
-            return Err(Error::new(Kind::Undecided, what));
+            let what = format!("cannot boot the disks: {why}");
+            let remedy = Remedy::Do("--console FILE keeps what the machine printed".into());
+            return Err(Error::new(Kind::Undecided, what).with_remedy(remedy));
         }
         let missed = names(&|found| found.is_missed);
         if !missed.is_empty() {
-            let what = format!("the drill did not check {}", missed.join(", "));
+            let what = format!("cannot check {}", missed.join(", "));
             let remedy = Remedy::Do("the report names the reasons".into());
             return Err(Error::new(Kind::Undecided, what).with_remedy(remedy));
         }
-        let is_checked = all().any(|(_, found)| found.result != CheckResult::NotChecked);
+        // A sound table says nothing of filesystems.
+        let is_checked = all()
+            .any(|(_, found)| found.filesystem != TABLE && found.result != CheckResult::NotChecked);
         if !is_checked && self.boot.is_none() {
-            let what = "the drill could check nothing: no filesystem that it knows is there";
-            return Err(Error::new(Kind::Undecided, what));
+            let what = "cannot check the disks: no filesystem that the drill knows is on them";
+            let remedy = Remedy::Do("use --boot".into());
+            return Err(Error::new(Kind::Undecided, what).with_remedy(remedy));
         }
         Ok(())
     }
@@ -253,5 +264,20 @@ mod tests {
             let found = verdict.err().map(|error| error.kind());
             assert_eq!(found, kind, "{results:?} {booted:?}");
         }
+    }
+
+    #[test]
+    fn a_sound_table_is_no_filesystem_that_was_checked() {
+        let mut found = report(
+            &[
+                (CheckResult::Clean, false),
+                (CheckResult::NotChecked, false),
+            ],
+            None,
+        );
+        found.disks[0].partitions[0].filesystem = TABLE.to_owned();
+        assert_eq!(found.verdict().unwrap_err().kind(), Kind::Undecided);
+        found.disks[0].partitions[1].result = CheckResult::Clean;
+        assert!(found.verdict().is_ok());
     }
 }

@@ -2,7 +2,6 @@
 //! removed by the next one with the same `--scratch`.
 
 use std::fs::{DirBuilder, File, TryLockError};
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,6 +12,7 @@ use tracing::{info, warn};
 
 use crate::error::{Error, Kind, Result};
 use crate::files::open_lock;
+use crate::sysfs::unescaped;
 
 /// How folders of drills begin; 16 hexadecimal digits follow.
 const PREFIX: &str = "ebsfs-drill-";
@@ -182,23 +182,7 @@ pub(super) fn is_mounted(path: &Path) -> bool {
 /// The fifth field of a line of mountinfo, where blanks are octal.
 fn mount_point(line: &[u8]) -> Option<PathBuf> {
     let field = line.split(|byte| *byte == b' ').nth(4)?;
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, after)) = rest.split_first() {
-        let digits = after.get(..3).filter(|_| *first == b'\\');
-        let octal = digits.and_then(|digits| std::str::from_utf8(digits).ok());
-        match octal.and_then(|octal| u8::from_str_radix(octal, 8).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = after.get(3..).unwrap_or_default();
-            }
-            None => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    Some(std::ffi::OsString::from_vec(bytes).into())
+    Some(unescaped(field))
 }
 
 #[cfg(test)]

@@ -194,7 +194,7 @@ impl CycleRun {
         loop {
             sleep(NOTE_EVERY).await;
             let phase = self.live.phase(volume);
-            self.memory.note(|state| {
+            self.memory.update_lazily(|state| {
                 let known = state.volumes.get_mut(volume);
                 if let Some(copy) = known.and_then(|known| known.under_way.as_mut()) {
                     copy.phase = phase;

@@ -14,6 +14,8 @@
 //! Killed anywhere, it leaves what the next run continues: a cycle without snapshots is adopted by its tag, a copy under way is
 //! continued with the same snapshot, and what a target holds is asked of the target.
 
+mod capture;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -25,7 +27,7 @@ use tracing::info;
 
 use super::copy::{OpenTargets, VolumeWork};
 use super::hooks::{self, HookTime};
-use super::job::{Ec2Volumes, JobSource, ReplicateJob};
+use super::job::{JobSource, ReplicateJob};
 use super::live::LiveCopies;
 use super::places::Places;
 use super::report::{CycleReport, VolumeOutcome};
@@ -35,10 +37,8 @@ use super::state::{
 };
 use super::template::{Assignment, CycleVolume, assign};
 use super::totals::{RequestLedger, RunTotals};
-use super::volumes::{self, VolumeSelection, vanished};
-use crate::capture::{CaptureJob, Commands, Cycle, capture};
-use crate::error::{Error, Kind, Result};
-use crate::snapshot::VolumeSelector;
+use crate::capture::Cycle;
+use crate::error::{Error, Kind};
 use crate::target::Stop;
 
 /// How often the rate is set to that of the time of day.
@@ -181,7 +181,7 @@ impl CycleRun {
         self.memory.update(|state| {
             state.under_way = Some(due.time);
             state.last = Some(due.time);
-            state.is_due_by(self.job.schedule.as_ref(), self.job.snapshot_schedule());
+            state.set_schedule(self.job.schedule.as_ref(), self.job.snapshot_schedule());
         });
         let report = &mut started.report;
         let copies = match &self.job.source {
@@ -189,7 +189,7 @@ impl CycleRun {
                 self.capture(volumes, &cycle, due.is_new, &busy, report)
                     .await
             }
-            JobSource::Repository(from) => self.look_for_new(from, &cycle, &busy, report).await,
+            JobSource::Repository(from) => self.plan_copies(from, &cycle, &busy, report).await,
         };
         match copies {
             Ok(copies) => started.copies = copies,
@@ -229,176 +229,6 @@ impl CycleRun {
         tokio::select! {
             () = work => {}
             () = follow => {}
-        }
-    }
-
-    /// The copies of a cycle: selects the volumes, runs the command before, adopts or makes the snapshots.
-    async fn capture(
-        &self,
-        volumes: &Ec2Volumes,
-        cycle: &Cycle,
-        is_new: bool,
-        busy: &BTreeSet<String>,
-        report: &mut CycleReport,
-    ) -> Result<BTreeMap<String, CopyUnderWay>> {
-        let maker = self.places.maker()?;
-        let shard = self.job.shard;
-        let selected = volumes::select(&*maker, volumes, shard);
-        let selected = self.stop.unless(selected).await;
-        let selected = selected.map_err(|error| {
-            error.context(format!(
-                "cannot select the volumes of the job {}",
-                self.job.name
-            ))
-        })?;
-        let others = selected.of_others(shard);
-        let known = selected.instances.keys();
-        let not_now: BTreeSet<String> = known
-            .filter(|id| busy.contains(*id) && !others.contains(*id))
-            .cloned()
-            .collect();
-        for volume in &not_now {
-            report.warn(format!(
-                "{volume} is not in the cycle {cycle}: an earlier copy of it is under way"
-            ));
-        }
-        let blocked = not_now.union(&others).cloned().collect();
-        let (select, left_out) = selected.without(&blocked);
-        report.failures.extend(selected.failures.iter().cloned());
-        if select.is_empty() {
-            self.memory.update(|state| state.under_way = None);
-            if not_now.is_empty() {
-                self.note(&BTreeSet::new(), &others, report);
-            }
-            return Ok(BTreeMap::new());
-        }
-        let before = hooks::run(
-            &self.job.hooks,
-            HookTime::Before,
-            &self.job.name,
-            report,
-            &self.stop,
-        );
-        if let Err(error) = before.await {
-            if error.kind() != Kind::Stopped {
-                self.memory.update(|state| state.under_way = None);
-            }
-            return Err(error);
-        }
-        let job = CaptureJob {
-            // What this shard has may be what the job excludes.
-            may_be_empty: !others.is_empty(),
-            ..self.capture_job(volumes, cycle, is_new, &select, left_out, &selected)
-        };
-        let captured = capture(&*maker, &job, &self.stop).await?;
-        report.warnings.extend(captured.warnings);
-        let is_stopped = captured
-            .failures
-            .iter()
-            .any(|error| error.kind() == Kind::Stopped);
-        report.failures.extend(captured.failures);
-        let mut copies = BTreeMap::new();
-        for made in captured.snapshots.iter().filter(|made| !made.is_failed) {
-            let Some(volume) = made.snapshot.volume_id.clone() else {
-                continue;
-            };
-            let instance = made.instance.clone();
-            let known = selected.instances.get(&volume).cloned().flatten();
-            let copy = CopyUnderWay {
-                cycle: cycle.to_string(),
-                snapshot: made.snapshot.id.clone(),
-                instance: instance.or(known),
-                since: Some(SystemTime::now()),
-                phase: None,
-            };
-            copies.insert(volume, copy);
-        }
-        self.memory.update(|state| {
-            for (volume, copy) in &copies {
-                let volume = state.volumes.entry(volume.clone()).or_default();
-                volume.snapshots.insert(copy.snapshot.clone());
-                volume.under_way = Some(copy.clone());
-            }
-            if !is_stopped {
-                state.under_way = None;
-            }
-        });
-        let mut all = captured.volumes;
-        all.extend(not_now);
-        self.note(&all, &others, report);
-        self.memory.update(|state| {
-            for id in &all {
-                let volume = state.volumes.entry(id.clone()).or_default();
-                volume.instance = selected.instances.get(id).cloned().flatten();
-            }
-        });
-        Ok(copies)
-    }
-
-    fn capture_job(
-        &self,
-        volumes: &Ec2Volumes,
-        cycle: &Cycle,
-        is_new: bool,
-        select: &[VolumeSelector],
-        mut without: Vec<String>,
-        selected: &VolumeSelection,
-    ) -> CaptureJob {
-        let job = &self.job;
-        // Only those that something selects: another one would be a warning in each cycle.
-        let is_selected = |id: &&String| {
-            let mut named = selected.select.iter();
-            named.any(|(one, ids)| select.contains(one) && ids.contains(*id))
-        };
-        without.extend(volumes.without.iter().filter(is_selected).cloned());
-        without.sort_unstable();
-        without.dedup();
-        CaptureJob {
-            select: select.to_vec(),
-            without_boot: volumes.without_boot,
-            without,
-            cycle: cycle.clone(),
-            is_new_cycle: is_new,
-            look_again: job.look_again,
-            description: Some(format!("ebsfs replicate {cycle}")),
-            tags: job.snapshot_tags.clone(),
-            commands: Commands {
-                before: job.hooks.freeze.clone(),
-                after: job.hooks.thaw.clone(),
-                timeout: job.hooks.timeout,
-            },
-            // Each volume waits for its own snapshot.
-            waits: false,
-            timeout: job.timeout,
-            may_be_empty: false,
-        }
-    }
-
-    /// Notes which volumes this shard of the job has, and reports those that no shard has any more.
-    pub(super) fn note(
-        &self,
-        all: &BTreeSet<String>,
-        others: &BTreeSet<String>,
-        report: &mut CycleReport,
-    ) {
-        let selected = all.union(others).cloned().collect();
-        let lost = self.memory.update(|state| {
-            let before = state.volumes.iter();
-            let before = before.filter(|(_, volume)| volume.is_selected);
-            let lost = vanished(before.map(|(id, _)| id), &selected);
-            // Those that have no snapshot yet are known too: a status shows that they have no recovery point.
-            for id in all {
-                state.volumes.entry(id.clone()).or_default();
-            }
-            for (id, volume) in &mut state.volumes {
-                volume.is_selected = all.contains(id);
-            }
-            lost
-        });
-        for volume in lost {
-            report.warn(format!(
-                "{volume} is not selected any more: its snapshots and its targets stay as they are"
-            ));
         }
     }
 
@@ -560,7 +390,7 @@ impl CycleRun {
                 state.last_run = Some(run);
             }
             state.account(now, &totals);
-            state.is_due_by(schedule, self.job.snapshot_schedule());
+            state.set_schedule(schedule, self.job.snapshot_schedule());
         });
         // A scrape that sees the count sees the state of it too.
         if let Some(is_failed) = is_failed {

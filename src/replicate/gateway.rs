@@ -123,7 +123,7 @@ impl CycleRun {
     ///
     /// # Errors
     /// Why the repository cannot be listed; `Undecided` when it lacks manifests that must be there; why the command before failed.
-    pub(super) async fn look_for_new(
+    pub(super) async fn plan_copies(
         &self,
         from: &GatewaySource,
         cycle: &Cycle,
@@ -143,7 +143,7 @@ impl CycleRun {
             );
             report.failures.push(Error::new(Kind::NotFound, what));
         }
-        self.note(&found.volumes(), &BTreeSet::new(), report);
+        self.record_selection(&found.volumes(), &BTreeSet::new(), report);
         let assignment = found.assignment(&self.job.targets);
         let copies = self
             .memory

@@ -305,6 +305,11 @@ impl ReplicateJob {
         })
     }
 
+    /// The name of its state: its own, or that of its shard.
+    pub fn state_name(&self) -> String {
+        self.shard.state_name(&self.name)
+    }
+
     /// The schedule by which its snapshots are made; none where it has none, or where another job makes them.
     pub fn snapshot_schedule(&self) -> Option<&Schedule> {
         match self.source {

@@ -80,7 +80,7 @@ pub trait Places: Send + Sync {
         name: &'a str,
     ) -> BoxFuture<'a, Result<Arc<dyn SnapshotMaker>>>;
 
-    /// Describes an instance of the source and what it stands in.
+    /// Describes an instance of the source and its network.
     ///
     /// # Errors
     /// `NotFound` when there is no such instance, `Denied` where it may not be described, else why it is not answered.

@@ -3,7 +3,7 @@
 //!
 //! The *unit* is what a shard takes as a whole: an instance with all of its volumes, which one call snapshots, or a volume that is
 //! attached to none. Units are assigned by rendezvous hashing: the shard with the highest hash of its number and the unit has it. So
-//! shards agree without a word between them, and a further shard only takes units, about its own share, from the others.
+//! shards agree without communication, and a further shard only takes units, about its own share, from the others.
 
 mod engine;
 
@@ -86,7 +86,7 @@ fn too_many(count: u64) -> String {
     format!("cannot divide a job into {count} shards: {MOST_SHARDS} are the most")
 }
 
-/// How much a shard wants a unit. Never change it: shards of two versions would both take a unit, or neither would.
+/// The weight of a shard for a unit. Never change it: shards of two versions would both take a unit, or neither would.
 fn weight(index: u32, unit: &str) -> u64 {
     let digest = Sha256::digest(format!("{index}\n{unit}"));
     let first: [u8; 8] = digest.first_chunk().copied().unwrap_or_default();
@@ -113,7 +113,7 @@ impl FromStr for Shard {
         let numbers = parts.and_then(|(index, count)| Some((digits(index)?, digits(count)?)));
         let Some((index, count)) = numbers else {
             let what = format!(
-                "{text:?} is no shard: it must look like 0/4, a number from 0 and how many there are"
+                "cannot use {text:?} as a shard: it must look like 0/4, a number from 0 and how many there are"
             );
             return Err(Error::new(Kind::Invalid, what));
         };

@@ -16,6 +16,7 @@ use super::totals::{MonthTotals, RunTotals};
 use crate::error::Error;
 use crate::snapshot::SnapshotId;
 
+pub use division::present_divisions;
 pub use file::{JobMemory, StateFile, read_state, state_names};
 
 /// Version of the file.
@@ -261,7 +262,7 @@ impl JobState {
 
     /// Notes the schedule, when the next cycle is due, and when each recovery point is late. `of_snapshots` is the schedule by which the
     /// snapshots are made: none where another job makes them.
-    pub fn is_due_by(&mut self, schedule: Option<&Schedule>, of_snapshots: Option<&Schedule>) {
+    pub fn set_schedule(&mut self, schedule: Option<&Schedule>, of_snapshots: Option<&Schedule>) {
         self.schedule = schedule.map(ToString::to_string);
         self.next_run = schedule.and_then(|schedule| schedule.next_due(SystemTime::now()));
         let volumes = self.volumes.values_mut();
@@ -443,11 +444,11 @@ mod tests {
         };
         for (seconds, expected) in [(600, Some(at(4800))), (3600, Some(at(10_800)))] {
             let schedule = Schedule::every(Duration::from_secs(seconds)).unwrap();
-            state.is_due_by(Some(&schedule), Some(&schedule));
+            state.set_schedule(Some(&schedule), Some(&schedule));
             assert_eq!(late(&state), expected);
         }
         let schedule = Schedule::every(Duration::from_secs(60)).unwrap();
-        state.is_due_by(Some(&schedule), None);
+        state.set_schedule(Some(&schedule), None);
         assert_eq!(late(&state), None);
         assert!(state.next_run.is_some());
     }

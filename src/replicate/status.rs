@@ -2,7 +2,7 @@
 //! and devices (pure).
 //!
 //! A snapshot in a repository or at an `ebs:` target is usable once it is there: nothing changes it. An image or a device can be half
-//! way between two snapshots: its record says so ([`crate::sync::recorded`]), and [`LocalContent`] brings that here.
+//! way between two snapshots: its record says so ([`crate::sync::recorded`]), and [`LocalContent`] carries that.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -38,7 +38,7 @@ pub enum LocalContent {
     Recorded(Content),
 }
 
-/// How a recovery point is.
+/// The state of a recovery point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PointState {
@@ -84,7 +84,7 @@ impl PointState {
     }
 }
 
-/// What the status of a job is asked by.
+/// The input of [`JobStatus::of`] besides the state.
 #[derive(Clone, Copy, Debug)]
 pub struct StatusRequest<'a> {
     /// The present time.
@@ -279,6 +279,11 @@ impl JobStatus {
         error.map_or(0, |error| error.exit_code)
     }
 
+    /// Whether it has no recovery point to show yet. A shard that has run may have no volume.
+    pub fn lacks_volumes(&self) -> bool {
+        self.points().next().is_none() && (self.shard.is_none() || self.last_run.is_none())
+    }
+
     /// What is wrong; none: each volume that counts has a current recovery point on each of its targets, and the last cycle had no
     /// failure. `Undecided` goes before `Late`: it does not pass by itself.
     pub fn verdict(&self) -> Option<Kind> {
@@ -287,7 +292,7 @@ impl JobStatus {
             return Some(Kind::Undecided);
         }
         let (all, current) = (self.points().count(), self.count(PointState::Current));
-        (all == 0 || current < all || code != 0).then_some(Kind::Late)
+        (self.lacks_volumes() || current < all || code != 0).then_some(Kind::Late)
     }
 }
 
@@ -374,8 +379,9 @@ fn unusable(
 ) -> Option<String> {
     match local? {
         LocalContent::Absent(why) => Some(why.clone()),
-        LocalContent::Unrecorded { is_device } => (*is_device && under_way.is_some())
-            .then(|| "it is being written, and no record says what it holds".to_owned()),
+        LocalContent::Unrecorded { is_device } => {
+            is_device.then(|| "no record says what this device holds".to_owned())
+        }
         LocalContent::Recorded(Content::Between { base, head }) => {
             let base = base.as_deref().unwrap_or("something unknown");
             Some(format!("it is between {base} and {head}"))

@@ -150,7 +150,7 @@ impl RepositoryCatalog {
         self
     }
 
-    /// The same without warnings of foreign objects, for a look that is repeated again and again.
+    /// The same without warnings of foreign objects, for a listing that is repeated.
     #[must_use]
     pub fn without_warnings(self) -> Self {
         self.has_warned.store(true, Ordering::Relaxed);

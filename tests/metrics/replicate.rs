@@ -171,7 +171,25 @@ fn a_run_of_a_job_leaves_its_metrics_in_a_file() {
         let (ended, said) = ends(&mut command);
         assert_eq!(ended, code, "{said}");
     }
-    assert!(!at("state/job-new.json").exists(), "no cycle was begun");
+    assert!(!at("state/job-new.json").exists(), "no cycle was started");
+    // A shard writes its own, not those of the whole job.
+    emulator.set("deny=");
+    let job = at("web.toml");
+    let text = format!(
+        "name = 'web'\nvolumes = ['vol-0a']\n[[target]]\nto = '{}/{{volume}}-shard.raw'",
+        folder.path().display()
+    );
+    std::fs::write(&job, text).unwrap();
+    let mut counts = Vec::new();
+    for shard in ["0/2", "1/2"] {
+        let mut command = emulator.ebsfs(&["replicate", "--once", "--shard", shard]);
+        command.arg(&job).arg("--metrics-file").arg(&file);
+        command.arg("--state-dir").arg(at("state"));
+        run(&mut command);
+        counts.push(values(&read())[current]);
+    }
+    counts.sort_by(f64::total_cmp);
+    assert_eq!(counts, [0.0, 1.0]);
 }
 
 #[test]

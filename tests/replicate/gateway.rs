@@ -1,4 +1,4 @@
-//! A job whose source is a repository: a proxy brings snapshots into it, a gateway applies them, without credentials and without a call
+//! A job whose source is a repository: a proxy copies snapshots into it, a gateway applies them, without credentials and without a call
 //! to AWS.
 
 mod broken;
@@ -30,14 +30,14 @@ impl UnaskedEndpoint {
 }
 
 /// A proxy that fills a repository, and what gateways need.
-struct Pair {
+struct ProxyAndGateway {
     site: Site,
     repository: String,
     aws: UnaskedEndpoint,
     proxy: PathBuf,
 }
 
-impl Pair {
+impl ProxyAndGateway {
     /// `keep` snapshots stay in the repository.
     fn new(keep: usize) -> Self {
         let site = Site::new(fastrand::u64(..));
@@ -54,8 +54,8 @@ impl Pair {
         }
     }
 
-    /// The proxy brings what the volumes hold now.
-    fn bring(&self) -> Value {
+    /// The proxy copies what the volumes hold now.
+    fn run_proxy(&self) -> Value {
         self.site.cycle(&self.proxy, "proxy")
     }
 
@@ -136,7 +136,7 @@ fn assert_device(device: &str, disk: &Path) {
 }
 
 /// A device of the size of a volume.
-fn device(pair: &Pair, name: &str) -> Loop {
+fn device(pair: &ProxyAndGateway, name: &str) -> Loop {
     let file = pair.site.at(name);
     let size = std::fs::metadata(pair.disk("vol-0a")).unwrap().len();
     std::fs::File::create(&file).unwrap().set_len(size).unwrap();
@@ -144,8 +144,8 @@ fn device(pair: &Pair, name: &str) -> Loop {
 }
 
 #[test]
-fn a_gateway_applies_what_a_proxy_brings_and_never_asks_aws() {
-    let mut pair = Pair::new(3);
+fn a_gateway_copies_new_snapshots_and_never_calls_aws() {
+    let mut pair = ProxyAndGateway::new(3);
     let disk = device(&pair, "disk");
     let job = pair.gateway(
         &format!(
@@ -166,13 +166,13 @@ fn a_gateway_applies_what_a_proxy_brings_and_never_asks_aws() {
         if round == 2 {
             pair.zero("vol-0b", 4);
         }
-        let brought = pair.bring();
+        let proxied = pair.run_proxy();
         pair.site.emulator.reset();
         let report = pair.apply(&job);
         let point = &report["volumes"][0]["targets"][0];
         assert!(point["published"].as_str().unwrap() <= point["arrived"].as_str().unwrap());
         for volume in &VOLUMES[..2] {
-            assert_eq!(snapshot_of(&report, volume), snapshot_of(&brought, volume));
+            assert_eq!(snapshot_of(&report, volume), snapshot_of(&proxied, volume));
             let image = pair.site.at(&format!("{volume}.raw"));
             assert_same(&image, &pair.disk(volume));
         }
@@ -199,7 +199,7 @@ fn a_gateway_applies_what_a_proxy_brings_and_never_asks_aws() {
 
 #[test]
 fn one_volume_needs_no_job_file() {
-    let mut pair = Pair::new(2);
+    let mut pair = ProxyAndGateway::new(2);
     let image = pair.site.at("one.raw");
     let args = [
         "replicate",
@@ -223,9 +223,9 @@ fn one_volume_needs_no_job_file() {
     );
     for _ in 0..2 {
         pair.change("vol-0b", [5, 6]);
-        let brought = pair.bring();
+        let proxied = pair.run_proxy();
         let said = run(&mut pair.without_aws(&args));
-        let snapshot = snapshot_of(&brought, "vol-0b");
+        let snapshot = snapshot_of(&proxied, "vol-0b");
         assert_eq!(said, format!("vol-0b {snapshot} {}\n", image.display()));
         assert_same(&image, &pair.disk("vol-0b"));
     }
@@ -234,7 +234,7 @@ fn one_volume_needs_no_job_file() {
 
 #[test]
 fn a_base_that_the_repository_has_removed_costs_only_the_blocks_that_differ() {
-    let mut pair = Pair::new(1);
+    let mut pair = ProxyAndGateway::new(1);
     let other = Emulator::beside(&pair.site.emulator);
     let disk = device(&pair, "disk");
     let job = pair.gateway(
@@ -247,7 +247,7 @@ fn a_base_that_the_repository_has_removed_costs_only_the_blocks_that_differ() {
         ),
     );
     // The new EBS snapshots need credentials.
-    let apply = |pair: &Pair| -> Value {
+    let apply = |pair: &ProxyAndGateway| -> Value {
         let mut command = pair.once(&job);
         let credentials = pair.site.emulator.folder.path().join("credentials");
         command
@@ -256,15 +256,15 @@ fn a_base_that_the_repository_has_removed_costs_only_the_blocks_that_differ() {
         serde_json::from_str(&run(&mut command)).unwrap()
     };
     pair.change("vol-0a", 20..40);
-    pair.bring();
+    pair.run_proxy();
     apply(&pair);
     for round in 0..2 {
         // Two cycles of the proxy: what the gateway's targets hold is not in the repository any more.
         pair.change("vol-0a", [3, 20]);
-        pair.bring();
+        pair.run_proxy();
         pair.change("vol-0a", [21, 50 + round]);
         pair.zero("vol-0a", 22 + round);
-        let brought = pair.bring();
+        let proxied = pair.run_proxy();
         assert_eq!(held_in(&pair.repository, "vol-0a").len(), 1);
         other.reset();
         let report = apply(&pair);
@@ -278,7 +278,7 @@ fn a_base_that_the_repository_has_removed_costs_only_the_blocks_that_differ() {
         let newest = copies["vol-ffffffff"].last().unwrap();
         assert_eq!(
             newest["tags"]["ebsfs:source"],
-            snapshot_of(&brought, "vol-0a")
+            snapshot_of(&proxied, "vol-0a")
         );
         let image = pair.site.at("of-account.raw");
         run(&mut other.ebsfs(&["sync", id(newest), image.to_str().unwrap()]));
@@ -291,19 +291,19 @@ fn a_base_that_the_repository_has_removed_costs_only_the_blocks_that_differ() {
 #[test]
 fn a_gateway_that_is_killed_at_any_moment_writes_no_wrong_byte() {
     let enough = std::env::var("EBSFS_KILLS").map_or(4, |kills| kills.parse().unwrap());
-    let mut pair = Pair::new(1);
+    let mut pair = ProxyAndGateway::new(1);
     let job = pair.gateway(
         "volumes = ['vol-0a', 'vol-0b']\nrate = '12MiB'\nstage = '{0}/stage'",
         "[[target]]\nto = '{0}/{volume}.raw'\nin_place = true\n[[target]]\nto = '{0}/{volume}-new.raw'",
     );
-    pair.bring();
+    pair.run_proxy();
     pair.apply(&job);
     let (mut kills, mut cycles) = (0, 0);
     while kills < enough {
         let blocks: Vec<u64> = (0..8).map(|_| pair.site.random.u64(0..60)).collect();
         pair.change("vol-0a", blocks.clone());
         pair.change("vol-0b", blocks.into_iter().take(3));
-        pair.bring();
+        pair.run_proxy();
         kills += kill_until_done(|| pair.once(&job), 900, || {});
         cycles += 1;
         for volume in &VOLUMES[..2] {
@@ -317,17 +317,17 @@ fn a_gateway_that_is_killed_at_any_moment_writes_no_wrong_byte() {
 
 #[test]
 fn a_half_applied_snapshot_that_was_removed_becomes_the_newest_one_without_a_full_copy() {
-    let mut pair = Pair::new(1);
+    let mut pair = ProxyAndGateway::new(1);
     let job = pair.gateway(
         "volumes = ['vol-0a']\nrate = '4MiB'",
         "[[target]]\nto = '{0}/{volume}.raw'\nin_place = true",
     );
     pair.change("vol-0a", 100..140);
-    pair.bring();
+    pair.run_proxy();
     pair.apply(&job);
     let image = pair.site.at("vol-0a.raw");
     pair.change("vol-0a", 0..20);
-    pair.bring();
+    pair.run_proxy();
     let mut child = pair
         .once(&job)
         .stdout(std::process::Stdio::null())
@@ -345,7 +345,7 @@ fn a_half_applied_snapshot_that_was_removed_becomes_the_newest_one_without_a_ful
     assert!(!is_same(&image, &pair.disk("vol-0a")));
     // The base and the snapshot under way are both removed.
     pair.change("vol-0a", [2, 70]);
-    pair.bring();
+    pair.run_proxy();
     let (code, said) = ends(&mut pair.once(&job));
     assert!(code == 3 && said.contains("has no snapshot"), "{said}");
     let report = pair.apply(&job);
@@ -355,12 +355,12 @@ fn a_half_applied_snapshot_that_was_removed_becomes_the_newest_one_without_a_ful
 }
 
 #[test]
-fn a_gateway_removes_from_a_repository_only_what_it_has_brought() {
-    let mut pair = Pair::new(4);
+fn a_gateway_removes_from_a_repository_only_what_it_has_copied() {
+    let mut pair = ProxyAndGateway::new(4);
     let second = format!("file://{}", pair.site.at("second").display());
     init_repository(&second);
     // A person's own copy of a snapshot of the same volume.
-    pair.bring();
+    pair.run_proxy();
     let own = held_in(&pair.repository, "vol-0a").pop().unwrap();
     let source = format!("{}#{own}", pair.repository);
     run(&mut pair.without_aws(&["sync", &source, &second]));
@@ -368,24 +368,24 @@ fn a_gateway_removes_from_a_repository_only_what_it_has_brought() {
         "volumes = ['vol-0a']",
         &format!("[[target]]\nto = '{second}'\nkeep = {{ last = 2 }}"),
     );
-    let mut brought = Vec::new();
+    let mut proxied = Vec::new();
     for round in 0..4 {
         pair.change("vol-0a", [round]);
-        let report = pair.bring();
-        brought.push(snapshot_of(&report, "vol-0a"));
+        let report = pair.run_proxy();
+        proxied.push(snapshot_of(&report, "vol-0a"));
         let report = pair.apply(&job);
         assert_eq!(fetched(&report, "vol-0a"), 1, "round {round}");
     }
     let held = held_in(&second, "vol-0a");
-    assert_eq!(held, [own, brought[2].clone(), brought[3].clone()]);
+    assert_eq!(held, [own, proxied[2].clone(), proxied[3].clone()]);
     // The source keeps what is the proxy's.
     assert_eq!(held_in(&pair.repository, "vol-0a").len(), 4);
-    assert_in_repository(&second, &brought[3], &pair.disk("vol-0a"));
+    assert_in_repository(&second, &proxied[3], &pair.disk("vol-0a"));
 }
 
 #[test]
 fn a_swapped_device_and_a_foreign_write_are_refused_and_the_others_are_served() {
-    let mut pair = Pair::new(3);
+    let mut pair = ProxyAndGateway::new(3);
     let (right, wrong) = (device(&pair, "right"), device(&pair, "wrong"));
     let link = pair.site.at("link");
     symlink(&right.0, &link).unwrap();
@@ -393,7 +393,7 @@ fn a_swapped_device_and_a_foreign_write_are_refused_and_the_others_are_served() 
         &format!("volumes = ['vol-0a', 'vol-0b']\noverwrite = ['{}']", right.0),
         "[[target]]\nto = '{0}/{volume}.raw'\nin_place = true\n[[target]]\nto = '{0}/link'\nvolumes = ['vol-0a']",
     );
-    pair.bring();
+    pair.run_proxy();
     pair.apply(&job);
     std::fs::remove_file(&link).unwrap();
     symlink(&wrong.0, &link).unwrap();
@@ -403,7 +403,7 @@ fn a_swapped_device_and_a_foreign_write_are_refused_and_the_others_are_served() 
         .unwrap();
     pair.change("vol-0a", [7]);
     pair.change("vol-0b", [8]);
-    pair.bring();
+    pair.run_proxy();
     let output = pair.once(&job).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(11), "{said}");

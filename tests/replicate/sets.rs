@@ -12,7 +12,7 @@ fn sets(repository: &str) -> Vec<(String, String)> {
 }
 
 #[test]
-fn a_cycle_keeps_the_machine_of_an_instance_and_a_restore_brings_back_its_disks() {
+fn a_cycle_keeps_the_machine_of_an_instance_and_restore_writes_its_disks() {
     let mut site = Site::new(fastrand::u64(..));
     let repository = format!("file://{}", site.at("repository").display());
     init_repository(&repository);

@@ -32,7 +32,10 @@ fn a_status_says_to_which_point_each_target_can_be_restored() {
     let more = format!("[[target]]\nto = '{repository}'");
     let job = site.image_job(&more);
     let (code, _, said) = status(&site, &[]);
-    assert!(code == 3 && said.contains("there is no job in"), "{said}");
+    assert!(
+        code == 3 && said.contains("has no state of a job"),
+        "{said}"
+    );
     let (code, _, said) = status(&site, &["web"]);
     assert!(code == 3 && said.contains("there is no such job"), "{said}");
     site.emulator.reset();

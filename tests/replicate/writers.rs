@@ -50,7 +50,7 @@ impl Drop for Writer {
 }
 
 #[test]
-fn every_cycle_of_volumes_that_keep_writing_brings_its_snapshots_to_every_kind_of_target() {
+fn every_cycle_of_volumes_that_keep_writing_copies_its_snapshots_to_every_kind_of_target() {
     let cycles = std::env::var("EBSFS_CYCLES").map_or(5, |cycles| cycles.parse().unwrap());
     let seed = fastrand::u64(..);
     let site = Site::new(seed);

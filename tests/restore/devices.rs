@@ -58,6 +58,9 @@ fn disks_are_restored_to_devices_that_a_person_has_named_and_no_other() {
     let (to_a, to_b) = (format!("xvda={}", a.0), format!("vol-0b={}", b.0));
     let to_small = format!("xvdb={}", small.0);
     let file = format!("xvdb={}", account.at("copies").join("vol-0b").display());
+    let link = account.at("link");
+    std::os::unix::fs::symlink(&a.0, &link).unwrap();
+    let to_link = format!("xvdb={}", link.display());
     let (name_a, name_b) = ("--overwrite", "--overwrite");
     for (args, code, words) in [
         (&["--device", &to_a][..], 2, "vol-0b): it has no device"),
@@ -70,6 +73,11 @@ fn disks_are_restored_to_devices_that_a_person_has_named_and_no_other() {
             &["--device", &to_a, "--device", "xvdb=/dev/none"],
             3,
             "cannot find /dev/none",
+        ),
+        (
+            &["--device", &to_a, "--device", &to_link],
+            2,
+            "it is the same device as",
         ),
         (&["--device", &to_a, "--device", &to_b], 11, "--overwrite"),
         // One that cannot be written stops the others.

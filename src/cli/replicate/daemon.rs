@@ -38,7 +38,7 @@ async fn serve(args: &ReplicateArgs, job: Arc<ReplicateJob>) -> Result<()> {
     // From now on there is a state to show.
     let (schedule, of_snapshots) = (run.job.schedule.as_ref(), run.job.snapshot_schedule());
     run.memory
-        .update(|state| state.is_due_by(schedule, of_snapshots));
+        .update(|state| state.set_schedule(schedule, of_snapshots));
     let _served = server.map(|server| args.serve_metrics(server, &run));
     let mut service = JobService {
         args,
@@ -178,7 +178,7 @@ impl JobService<'_> {
                 let job = Arc::new(job);
                 self.run = self.run.with_job(Arc::clone(&job));
                 self.run.memory.update(|state| {
-                    state.is_due_by(job.schedule.as_ref(), job.snapshot_schedule());
+                    state.set_schedule(job.schedule.as_ref(), job.snapshot_schedule());
                 });
             }
             Err(error) => warn!("the job stays as it is: {}", words::in_words(&error)),

@@ -82,18 +82,18 @@ impl ReplicateArgs {
         }
     }
 
-    /// Writes the metrics of a job after a run. A job that could not be begun has those of its last cycle, and the exit code of this
+    /// Writes the metrics of a job after a run. A job that did not start has those of its last cycle, and the exit code of this
     /// run.
     pub(super) async fn write_metrics(
         &self,
         file: &MetricsFile,
-        job: &str,
+        name: &str,
         result: &Result<()>,
     ) -> Result<()> {
         let state_dir = self.state_dir();
-        let state = read_state(&state_dir, job).unwrap_or_else(|error| {
+        let state = read_state(&state_dir, name).unwrap_or_else(|error| {
             debug!("{}", error.chain());
-            JobState::new(job)
+            JobState::new(name)
         });
         let code = result.as_ref().err();
         let code = code.map_or(0, |error| error.kind().exit_code());

@@ -192,7 +192,7 @@ fn remarks(volume: &VolumeStatus, target: &TargetStatus) -> String {
     let damaged = target.recovery_point.as_ref();
     let damaged = damaged.map_or(0, |point| point.damaged_blocks);
     if damaged > 0 {
-        let line = format!("{name}: {damaged} blocks are zero, for their source is damaged");
+        let line = format!("{name}: {damaged} blocks are zero, because their source is damaged");
         text.push_str(&plain(&line));
         text.push('\n');
     }

@@ -1,5 +1,6 @@
 //! A job that is divided another way than before: the states of its other divisions, and what they make stale.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -12,6 +13,13 @@ use crate::error::{Error, Result};
 use crate::replicate::shard::Shard;
 
 impl JobState {
+    /// How many shards its job has.
+    fn shard_count(&self) -> u32 {
+        let shard = self.shard.as_ref();
+        let shard = shard.and_then(|text| text.parse::<Shard>().ok());
+        shard.unwrap_or(Shard::WHOLE).count()
+    }
+
     /// Forgets what was under way before this time: the job was divided another way since then, and other shards have run later cycles.
     /// An older snapshot is not copied over theirs.
     pub(super) fn forget_older(&mut self, than: SystemTime) {
@@ -29,6 +37,21 @@ impl JobState {
             }
         }
     }
+}
+
+/// Leaves out the states of earlier divisions: of each job those stay whose division has started the last cycle.
+pub fn present_divisions(mut states: Vec<JobState>) -> Vec<JobState> {
+    let mut newest: BTreeMap<String, (Option<SystemTime>, u32)> = BTreeMap::new();
+    for state in &states {
+        let seen = (state.last, state.shard_count());
+        let known = newest.entry(state.job.clone()).or_insert(seen);
+        *known = seen.max(*known);
+    }
+    states.retain(|state| {
+        let present = newest.get(&state.job).map(|(_, count)| *count);
+        present == Some(state.shard_count())
+    });
+    states
 }
 
 /// When the last cycle was started of those that another number of shards has run.
@@ -87,6 +110,41 @@ mod tests {
         ] {
             let found = shard_of_file(name, "web").map(|shard| shard.to_string());
             assert_eq!(found.as_deref(), shard, "{name}");
+        }
+    }
+
+    #[test]
+    fn of_each_job_the_states_of_the_last_division_stay() {
+        let state = |job: &str, shard: &str, last: u64| {
+            let mut state = JobState::new(job);
+            state.shard = (shard != "0/1").then(|| shard.to_owned());
+            state.last = at(last);
+            state
+        };
+        for (states, present) in [
+            (
+                &[("web", "0/1", 5), ("db", "0/1", 3)][..],
+                "web 0/1, db 0/1",
+            ),
+            (
+                &[("web", "0/2", 5), ("web", "1/2", 9), ("web", "0/3", 7)],
+                "web 0/2, web 1/2",
+            ),
+            (
+                &[("web", "0/1", 5), ("web", "0/3", 7), ("web", "2/3", 1)],
+                "web 0/3, web 2/3",
+            ),
+            (&[("web", "0/1", 8), ("web", "0/3", 7)], "web 0/1"),
+        ] {
+            let states = states
+                .iter()
+                .map(|(job, shard, last)| state(job, shard, *last));
+            let found = present_divisions(states.collect());
+            let found = found.iter().map(|state| {
+                let shard = state.shard.as_deref().unwrap_or("0/1");
+                format!("{} {shard}", state.job)
+            });
+            assert_eq!(found.collect::<Vec<_>>().join(", "), present);
         }
     }
 

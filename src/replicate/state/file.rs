@@ -112,7 +112,7 @@ impl JobMemory {
     }
 
     /// Changes what only people read: it is saved with the next change, or when the file is older than [`NOTED`].
-    pub fn note(&self, change: impl FnOnce(&mut JobState)) {
+    pub fn update_lazily(&self, change: impl FnOnce(&mut JobState)) {
         let mut remembered = self.remembered.lock();
         change(&mut remembered.state);
         if remembered
@@ -326,9 +326,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let memory = JobMemory::open(folder.path(), "web", Shard::WHOLE).unwrap();
         let phase = || read_state(folder.path(), "web").unwrap().next_run;
-        memory.note(|state| state.next_run = at(1));
+        memory.update_lazily(|state| state.next_run = at(1));
         assert_eq!(phase(), at(1), "the first one is saved at once");
-        memory.note(|state| state.next_run = at(2));
+        memory.update_lazily(|state| state.next_run = at(2));
         assert_eq!(phase(), at(1));
         memory.update(|state| state.last = at(3));
         assert_eq!(phase(), at(2));

@@ -143,8 +143,8 @@ fn a_target_is_usable_while_its_record_says_that_it_is_whole() {
         ),
         (Some(absent()), None, Some("cannot find /a")),
         (Some(unrecorded(false)), busy(), None),
-        (Some(unrecorded(true)), None, None),
-        (Some(unrecorded(true)), busy(), Some("being written")),
+        (Some(unrecorded(true)), None, Some("no record says")),
+        (Some(unrecorded(true)), busy(), Some("no record says")),
     ] {
         let found = unusable(&point(Some(1), None), copy.as_ref(), local.as_ref());
         match (&found, words) {
@@ -218,6 +218,22 @@ fn the_exit_code_is_that_of_the_worst_recovery_point() {
         });
         let found = status(&state).verdict().map_or(0, Kind::exit_code);
         assert_eq!(found, code, "{volumes:?} {last:?}");
+    }
+}
+
+#[test]
+fn a_shard_may_have_no_volume_once_it_has_run() {
+    for (shard, has_run, code) in [
+        (None, false, 13),
+        (None, true, 13),
+        (Some("0/2"), false, 13),
+        (Some("0/2"), true, 0),
+    ] {
+        let mut state = job(&[]);
+        state.shard = shard.map(str::to_owned);
+        state.last_run = has_run.then(LastRun::default);
+        let found = status(&state).verdict().map_or(0, Kind::exit_code);
+        assert_eq!(found, code, "{shard:?} {has_run}");
     }
 }
 
