@@ -10,7 +10,7 @@ use crate::support::*;
 /// Seconds of the run; a release is soaked for hours.
 fn duration() -> Duration {
     let seconds = std::env::var("EBSFS_SOAK_SECONDS");
-    Duration::from_secs(seconds.map_or(600, |seconds| seconds.parse().unwrap()))
+    Duration::from_secs(seconds.map_or(120, |seconds| seconds.parse().unwrap()))
 }
 
 /// Resident memory of a process, in bytes.

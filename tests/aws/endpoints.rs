@@ -163,8 +163,6 @@ fn a_reply_cannot_command_the_terminal_and_a_redirect_is_not_followed() {
             "<Response><Errors><Error><Code>PermanentRedirect</Code><Message>elsewhere</Message></Error></Errors></Response>",
             "301",
         ),
-        (429, "{}", "429"),
-        (500, "{}", "500"),
     ] {
         let server = Server::start(move |_| (status, body.to_owned()));
         let mut command = person.ebsfs(&["ls", "--ec2-endpoint", &server.url()]);
@@ -172,5 +170,27 @@ fn a_reply_cannot_command_the_terminal_and_a_redirect_is_not_followed() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success(), "{said}");
         assert!(!said.contains('\u{1b}') && said.contains(words), "{said:?}");
+    }
+}
+
+/// They are tried again for five minutes: what the log says of them meanwhile is enough.
+#[test]
+fn the_log_names_what_is_tried_again_and_cannot_command_the_terminal() {
+    let person = person();
+    let folder = tempfile::tempdir().unwrap();
+    for (status, words) in [(429, "429"), (500, "500")] {
+        let body = "<Response><Errors><Error><Code>a\u{1b}[31mb</Code></Error></Errors></Response>";
+        let server = Server::start(move |_| (status, body.to_owned()));
+        let log = folder.path().join(words);
+        let mut child = person
+            .ebsfs(&["ls", "-v", "--ec2-endpoint", &server.url()])
+            .stderr(std::fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let said = || std::fs::read_to_string(&log).unwrap();
+        wait_for("the line about the answer", || said().contains(words));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!said().contains('\u{1b}'), "{:?}", said());
     }
 }
