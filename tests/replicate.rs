@@ -17,13 +17,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nix::unistd::Whence;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{
-    BLOCK, EBSFS, Emulator, content, ends, init_repository, open, read_at, run, wait_for, writable,
-};
+use crate::support::*;
 
 pub const FIRST: &str = "i-0123456789abcdef0";
 pub const SECOND: &str = "i-0fedcba9876543210";
@@ -154,39 +151,6 @@ pub fn assert_in_repository(repository: &str, snapshot: &str, disk: &Path) {
     let source = format!("{repository}#{snapshot}");
     run(Command::new(EBSFS).args(["sync", &source, image.to_str().unwrap()]));
     assert_same(&image, disk);
-}
-
-/// Compares two files byte for byte. What is a hole in both is not read.
-pub fn is_same(a: &Path, b: &Path) -> bool {
-    let (one, two) = (open(a), open(b));
-    let length = one.metadata().unwrap().len();
-    if length != two.metadata().unwrap().len() {
-        return false;
-    }
-    let data_after = |file: &std::fs::File, at: u64| {
-        nix::unistd::lseek(file, at.cast_signed(), Whence::SeekData)
-            .map_or(length, i64::cast_unsigned)
-    };
-    let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
-    let mut at = 0;
-    loop {
-        at = data_after(&one, at).min(data_after(&two, at));
-        let size = left.len().min((length - at) as usize);
-        if size == 0 {
-            return true;
-        }
-        one.read_exact_at(&mut left[..size], at).unwrap();
-        two.read_exact_at(&mut right[..size], at).unwrap();
-        if left[..size] != right[..size] {
-            return false;
-        }
-        at += size as u64;
-    }
-}
-
-/// Asserts that two files are the same, byte for byte.
-pub fn assert_same(a: &Path, b: &Path) {
-    assert!(is_same(a, b), "{} and {} differ", a.display(), b.display());
 }
 
 #[test]
