@@ -1,6 +1,7 @@
 //! Words a [`Remedy`] as an option or a command.
 
-use crate::error::{Error, Remedy};
+use super::log;
+use crate::error::{Error, Remedy, Result};
 
 /// The error and its remedy on one line.
 pub(super) fn in_words(error: &Error) -> String {
@@ -74,6 +75,18 @@ fn quoted(token: &str) -> String {
         return token.to_owned();
     }
     format!("'{}'", token.replace('\'', "'\\''"))
+}
+
+/// Several errors as one result: the first of the lowest rank, which gives the exit code. The others are printed.
+pub(super) fn all_of(mut errors: Vec<Error>) -> Result<()> {
+    // A stable sort.
+    errors.sort_by_key(|error| error.kind().rank());
+    let mut errors = errors.into_iter();
+    let first = errors.next();
+    for error in errors {
+        log::say_error(&format!("ebsfs: {}", in_words(&error)));
+    }
+    first.map_or(Ok(()), Err)
 }
 
 #[cfg(test)]

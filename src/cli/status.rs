@@ -12,7 +12,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::target::existing_target;
-use super::{log, output, remedy};
+use super::{output, remedy};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::default_state_dir;
 use crate::replicate::{
@@ -85,13 +85,7 @@ impl StatusArgs {
         }
         self.print(&jobs, &errors, now)?;
         errors.extend(jobs.iter().filter_map(problem));
-        errors.sort_by_key(|error| error.kind().rank());
-        let mut errors = errors.into_iter();
-        let first = errors.next();
-        for error in errors {
-            log::say_error(&format!("ebsfs: {}", remedy::in_words(&error)));
-        }
-        first.map_or(Ok(()), Err)
+        remedy::all_of(errors)
     }
 
     fn print(&self, jobs: &[JobStatus], errors: &[Error], now: SystemTime) -> Result<()> {

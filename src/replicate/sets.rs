@@ -15,7 +15,7 @@ use crate::repository::Address;
 use crate::snapshot::VolumeSelector;
 use crate::time::rfc3339_millis;
 
-/// What is said once about inventories that may not be read.
+/// The report, made once, that inventories may not be read.
 const DENIED: &str = "inventory denied";
 
 /// The disks of an instance that have arrived in a repository.

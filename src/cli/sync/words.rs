@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::cli::{log, remedy};
+use crate::cli::remedy;
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::repository::Address;
 use crate::sync::{Decision, Ended, REPORT_VERSION, TargetOutcome};
@@ -132,12 +132,5 @@ pub(in crate::cli) fn result(outcomes: &[TargetOutcome]) -> Result<()> {
             },
         ));
     }
-    // The first of the lowest rank: a stable sort.
-    errors.sort_by_key(|error| error.kind().rank());
-    let mut errors = errors.into_iter();
-    let first = errors.next();
-    for error in errors {
-        log::say_error(&format!("ebsfs: {}", remedy::in_words(&error)));
-    }
-    first.map_or(Ok(()), Err)
+    remedy::all_of(errors)
 }

@@ -20,6 +20,18 @@ fn names(text: &str) -> Vec<ManifestName> {
     text.split_whitespace().map(name).collect()
 }
 
+/// The snapshot of that number, at a target.
+fn point(time: u64) -> RecoveryPoint {
+    RecoveryPoint {
+        snapshot: format!("snap-{time}").parse().unwrap(),
+        time: Some(at(time)),
+        published: None,
+        arrived: None,
+        late_at: None,
+        damaged_blocks: 0,
+    }
+}
+
 fn ids(text: &str) -> BTreeSet<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
@@ -91,14 +103,7 @@ fn a_volume_that_is_missing_in_a_listing_needs_a_proven_one() {
 #[test]
 fn a_target_is_behind_unless_it_holds_the_newest_or_a_newer_one() {
     let target = |time: Option<u64>, is_failed: bool| TargetState {
-        recovery_point: time.map(|time| RecoveryPoint {
-            snapshot: format!("snap-{time}").parse().unwrap(),
-            time: Some(at(time)),
-            published: None,
-            arrived: None,
-            late_at: None,
-            damaged_blocks: 0,
-        }),
+        recovery_point: time.map(point),
         error: is_failed.then(StateError::default),
     };
     let newest = name("vol-0a/5");
@@ -137,14 +142,7 @@ fn only_volumes_with_a_target_that_is_behind_are_copied_and_none_twice_at_once()
     let assignment = newest.assignment(&two);
     let cycle = Cycle::new("web", at(7)).unwrap();
     let held = |time: u64| TargetState {
-        recovery_point: Some(RecoveryPoint {
-            snapshot: format!("snap-{time}").parse().unwrap(),
-            time: Some(at(time)),
-            published: None,
-            arrived: None,
-            late_at: None,
-            damaged_blocks: 0,
-        }),
+        recovery_point: Some(point(time)),
         error: None,
     };
     let mut known: BTreeMap<String, VolumeState> = BTreeMap::new();
