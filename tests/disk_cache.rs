@@ -39,10 +39,6 @@ fn end(mut mount: Mount) {
     assert_eq!(mount.wait(Duration::from_secs(10)), Some(0));
 }
 
-/// Blocks that may be asked for beside the one that shows the permission: if a prefetch is given up before its answer, those that waited
-/// for it ask too.
-const AHEAD: u64 = 16;
-
 /// Reads what the snapshot holds and compares it.
 fn read_held(volume: &Path, disk: &Path) {
     let (volume, disk) = (open(volume), open(disk));
@@ -96,9 +92,10 @@ fn the_mount_after_a_restart_asks_aws_for_one_block_of_what_was_read() {
     let second = mount(&emulator, &snapshot, folder.path());
     read_held(&volume, &second.disk(&snapshot));
     let gets = emulator.gets();
+    // One shows the permission; if it is a prefetch that is given up, another one does.
     println!("{kept} of {HELD} blocks kept, then {gets} gets");
     assert!(
-        gets >= 1 && gets <= 1 + HELD - kept + AHEAD,
+        gets >= 1 && gets <= 2 + HELD - kept,
         "{gets} gets, {kept} kept"
     );
     end(second);

@@ -196,6 +196,7 @@ impl DiskCache {
                 is_kept: AtomicBool::new(true),
                 permission: Mutex::default(),
                 asking: Arc::default(),
+                answers: AtomicU64::new(0),
                 is_damage_logged: AtomicBool::new(false),
             })
         });
@@ -246,6 +247,8 @@ pub(super) struct SnapshotTier {
     permission: Mutex<Permission>,
     /// Held by the one request that asks whether the snapshot may be read; its other blocks wait for it.
     asking: Arc<AsyncMutex<()>>,
+    /// How many of these requests had an answer. A request that is given up, such as a prefetch, has none.
+    answers: AtomicU64,
     is_damage_logged: AtomicBool,
 }
 
@@ -300,13 +303,15 @@ impl SnapshotTier {
             }
         }
         if !self.may_serve() {
-            if let Ok(turn) = Arc::clone(&self.asking).try_lock_owned() {
-                if !self.may_serve() {
-                    return OnDisk::Miss(Asker { turn: Some(turn) });
-                }
-            } else {
-                // Waits for the end of that request, also a failure, but not for a slow one.
-                let _ = timeout(ASKING, self.asking.lock()).await;
+            let answers = self.answers.load(Ordering::Relaxed);
+            // Waits for the end of a request for another block, also a failure, but not for a slow one.
+            let asking = timeout(ASKING, Arc::clone(&self.asking).lock_owned());
+            if let Ok(turn) = asking.await
+                && !self.may_serve()
+                && self.answers.load(Ordering::Relaxed) == answers
+            {
+                // The first request, or the one before was given up: one of those that waited takes its place.
+                return OnDisk::Miss(Asker { turn: Some(turn) });
             }
             if !self.may_serve() {
                 return miss;
@@ -331,6 +336,9 @@ impl SnapshotTier {
     /// Takes the source's answer after a miss: it updates the permission, and queues the block to be written.
     pub(super) fn learn(&self, index: BlockIndex, fetched: &Result<Block>, asker: Asker) {
         self.permission.lock().learn(fetched, Instant::now());
+        if asker.is_awaited() {
+            self.answers.fetch_add(1, Ordering::Relaxed);
+        }
         drop(asker);
         if let Ok(block) = fetched
             && self.is_on()

@@ -270,6 +270,43 @@ async fn the_files_keep_the_size_and_what_was_used_last() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_waiter_asks_after_a_request_that_was_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), 1 << 30);
+    let disk = open(&config);
+    let volume = Volume::new();
+    fill(&disk, &source_of(&disk, &volume, Some(false)), 0..8).await;
+    drop(disk);
+    let disk = open(&config);
+    let tier = disk.tier(&id(), geometry(), Some(false));
+    let OnDisk::Miss(given_up) = tier.find(BlockIndex(0), false).await else {
+        panic!("a hit without permission");
+    };
+    assert!(given_up.is_awaited());
+    let waiters = (1..8).map(|index| {
+        let (tier, index) = (Arc::clone(&tier), BlockIndex(index));
+        tokio::spawn(async move {
+            match tier.find(index, true).await {
+                OnDisk::Hit(_) => (1, 0),
+                OnDisk::Miss(asker) => {
+                    tier.learn(index, &Ok(content(index)), asker);
+                    (0, 1)
+                }
+            }
+        })
+    });
+    let waiters: Vec<_> = waiters.collect();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    drop(given_up);
+    let mut found = (0, 0);
+    for waiter in waiters {
+        let (hits, misses) = waiter.await.unwrap();
+        found = (found.0 + hits, found.1 + misses);
+    }
+    assert_eq!(found, (6, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_denied_reader_gets_nothing_from_disk() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(folder.path(), 1 << 30);

@@ -18,7 +18,7 @@ fn pruned_meanwhile(
     step: usize,
 ) -> (i32, i32, String) {
     let emulator = &chain.emulator;
-    harm("short", &largest_pack(objects));
+    harm("short", &shared_pack(objects));
     let count = |folder: &str| objects.objects(folder).len();
     let before = [count("packs"), count("segments")];
     emulator.set("latency_ms=20");
@@ -86,7 +86,7 @@ fn a_repair_that_was_taken_for_dead_replaces_no_manifest_by_one_that_leads_to_no
             break;
         }
         restore();
-        let pack = largest_pack(&objects);
+        let pack = shared_pack(&objects);
         let pack = text(pack.strip_prefix(objects.files()).unwrap()).to_owned();
         let (pruned, repaired, said) = pruned_meanwhile(&chain, &objects, true, step);
         assert!(matches!(pruned, 0 | 10), "{pruned}");

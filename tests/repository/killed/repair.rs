@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 
 use super::*;
 use crate::repository::care::{manifest_at, three};
-use crate::repository::healing::{assert_whole, cut, flip, largest_pack, stored_runs};
+use crate::repository::healing::{assert_whole, cut, flip, shared_pack, stored_runs};
 
 /// A repository of three snapshots with three kinds of damage: the pack that all of them share is cut short, the segment of the
 /// second one is missing, and the manifest of the third one cannot be read.
@@ -22,7 +22,7 @@ impl Damaged {
     fn new(mut objects: Objects) -> Self {
         let chain = three(&objects);
         let (files, manifests) = (objects.files(), objects.objects("snapshots"));
-        let pack = largest_pack(&objects);
+        let pack = shared_pack(&objects);
         let address = objects.server.is_some().then(|| objects.stop());
         cut(&pack, fs::metadata(&pack).unwrap().len() / 2);
         let name = &manifest_at(&manifests[1])["segments"][0]["name"];
