@@ -150,7 +150,7 @@ impl Cache {
 }
 
 /// What a block read ahead brings along.
-struct Ahead {
+struct PrefetchGuard {
     /// Held until the block is read.
     unread: OwnedSemaphorePermit,
     wanted: Wanted,
@@ -174,7 +174,11 @@ impl std::fmt::Debug for CachedSource {
 
 impl CachedSource {
     /// The one fetch of a block: a permit, the disk or the source, then memory.
-    fn fetch(&self, index: BlockIndex, ahead: Option<Ahead>) -> BoxFuture<'static, Result<Block>> {
+    fn fetch(
+        &self,
+        index: BlockIndex,
+        ahead: Option<PrefetchGuard>,
+    ) -> BoxFuture<'static, Result<Block>> {
         let (cache, inner) = (Arc::clone(&self.cache), Arc::clone(&self.inner));
         let disk = self.disk.clone();
         let key = (self.number, index);
@@ -277,7 +281,7 @@ impl BlockSource for CachedSource {
             let cached = || self.cache.memory.get(key);
             // The answer is not awaited: the fetch itself keeps the block, and a reader may join it.
             drop(self.cache.flights.join(key, Asks::Ahead, cached, |wanted| {
-                let fetch = self.fetch(index, Some(Ahead { unread, wanted }));
+                let fetch = self.fetch(index, Some(PrefetchGuard { unread, wanted }));
                 async move {
                     let block = fetch.await;
                     drop(prefetching);

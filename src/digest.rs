@@ -26,7 +26,7 @@ const COMPANY: Duration = Duration::from_millis(10);
 
 /// What came of comparing a block with its digest.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Checked {
+pub enum DigestOutcome {
     /// They agree.
     Good,
     /// They agree, and all bytes are zero.
@@ -67,13 +67,13 @@ impl Digester {
     }
 
     /// Compares a block with the digest that it must have.
-    pub async fn check(&self, bytes: &Bytes, promised: &Digest, is_wanted: bool) -> Checked {
+    pub async fn check(&self, bytes: &Bytes, promised: &Digest, is_wanted: bool) -> DigestOutcome {
         if *promised == ZERO_BLOCK && bytes.iter().all(|byte| *byte == 0) {
-            return Checked::Zero;
+            return DigestOutcome::Zero;
         }
         let digest = self.digest(bytes, is_wanted).await;
         if digest == *promised {
-            return Checked::Good;
+            return DigestOutcome::Good;
         }
         // The batch hasher is young: before anything is called wrong the usual one is asked.
         let confirmed = one(bytes);
@@ -82,9 +82,9 @@ impl Digester {
             self.distrusted.store(true, Ordering::Relaxed);
         }
         if confirmed == *promised {
-            return Checked::Good;
+            return DigestOutcome::Good;
         }
-        Checked::Wrong(confirmed)
+        DigestOutcome::Wrong(confirmed)
     }
 
     /// The digest of a block; only whole blocks are put together.
@@ -263,16 +263,16 @@ mod tests {
             async move {
                 let promised = one(block);
                 let good = digester.check(block, &promised, n % 3 == 0).await;
-                assert_eq!(good, Checked::Good);
+                assert_eq!(good, DigestOutcome::Good);
                 let wrong = digester.check(block, &ZERO_BLOCK, n % 3 == 0).await;
-                assert_eq!(wrong, Checked::Wrong(promised));
+                assert_eq!(wrong, DigestOutcome::Wrong(promised));
             }
         });
         join_all(checks).await;
         let zeroes = Bytes::from(vec![0; BLOCK_SIZE as usize]);
         assert_eq!(
             digester.check(&zeroes, &ZERO_BLOCK, true).await,
-            Checked::Zero
+            DigestOutcome::Zero
         );
         assert!(!digester.distrusted.load(Ordering::Relaxed));
         // The hashing thread looks once more after its last answer.

@@ -38,7 +38,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base::MountedDisks;
-use boot::BootPlace;
+use boot::BootResources;
 use check::{Checker, divide};
 use scratch::Scratch;
 
@@ -169,7 +169,7 @@ async fn look(
     let Some(boot) = &job.boot else {
         return Ok((reports, None));
     };
-    let place = BootPlace {
+    let place = BootResources {
         disks: &machine.disks,
         divided: &divided,
         scratch,

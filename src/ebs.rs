@@ -11,4 +11,4 @@ mod listing;
 mod snapshot;
 
 pub use catalog::EbsCatalog;
-pub use client::{Client, Counts, Limits, NewSnapshot, Started};
+pub use client::{Client, Counts, Limits, NewSnapshot, StartedSnapshot};

@@ -15,7 +15,7 @@ use std::time::SystemTime;
 
 use aws_sdk_ec2::operation::describe_snapshots::DescribeSnapshotsOutput;
 use aws_sdk_ec2::operation::describe_snapshots::builders::DescribeSnapshotsFluentBuilder;
-use aws_sdk_ec2::types::{Filter, SnapshotState, Tag};
+use aws_sdk_ec2::types::{Filter, SnapshotState as ReportedState, Tag};
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
 use futures_util::FutureExt;
@@ -27,7 +27,7 @@ use tracing::info;
 use crate::aws::ServiceConfig;
 use crate::error::{Error, Result};
 use crate::snapshot::{
-    Descriptions, ListingProgress, ListingReport, Selector, Snapshot, SnapshotId, State,
+    Descriptions, ListingProgress, ListingReport, Selector, Snapshot, SnapshotId, SnapshotState,
 };
 
 use call::{CallName, CallRefusal, Ec2Access, Repeat, call};
@@ -319,9 +319,9 @@ fn snapshot(from: aws_sdk_ec2::types::Snapshot) -> Option<Snapshot> {
     let mut snapshot = Snapshot::unknown(from.snapshot_id?.parse().ok()?);
     snapshot.volume_id = from.volume_id;
     snapshot.state = from.state.map(|state| match state {
-        SnapshotState::Completed => State::Completed,
-        SnapshotState::Pending => State::Pending,
-        other => State::Other(other.as_str().to_owned()),
+        ReportedState::Completed => SnapshotState::Completed,
+        ReportedState::Pending => SnapshotState::Pending,
+        other => SnapshotState::Other(other.as_str().to_owned()),
     });
     snapshot.state_message = text(from.state_message);
     snapshot.progress = text(from.progress);

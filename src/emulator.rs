@@ -58,7 +58,7 @@ use tracing::warn;
 use crate::error::{Error, Kind, Result};
 
 use connections::Connections;
-use store::Store;
+use store::EmulatorStore;
 use switches::{Buckets, Switches};
 pub use synthetic::REPETITIVE;
 use tokens::Sealer;
@@ -77,7 +77,7 @@ pub struct Emulator {
     folder: PathBuf,
     access_key: String,
     secret_key: String,
-    store: Mutex<Store>,
+    store: Mutex<EmulatorStore>,
     switches: Mutex<Switches>,
     buckets: Mutex<Buckets>,
     counters: Mutex<BTreeMap<String, u64>>,
@@ -140,7 +140,7 @@ impl Emulator {
                 .set(name, value)
                 .map_err(|what| Error::new(Kind::Invalid, what))?;
         }
-        let store = Store::load(folder).map_err(failed)?;
+        let store = EmulatorStore::load(folder).map_err(failed)?;
         for name in store.misnamed().map_err(failed)? {
             warn!(
                 "volumes/{name} is no volume: its name must be vol- and hexadecimal digits, as in vol-0a.raw"

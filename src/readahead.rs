@@ -214,7 +214,7 @@ struct Stream {
     bytes: u64,
     way: Way,
     fed: Instant,
-    ahead: Ahead,
+    ahead: PrefetchWindow,
 }
 
 impl Stream {
@@ -227,7 +227,7 @@ impl Stream {
             bytes: read.len as u64,
             way: Way::Unknown,
             fed: read.at,
-            ahead: Ahead::new(),
+            ahead: PrefetchWindow::new(),
         }
     }
 
@@ -306,7 +306,7 @@ struct Stride {
     /// The distance to the one before, and how many such there were in a row.
     step: i128,
     steps: u32,
-    ahead: Ahead,
+    ahead: PrefetchWindow,
 }
 
 impl Stride {
@@ -316,7 +316,7 @@ impl Stride {
             at: None,
             step: 0,
             steps: 0,
-            ahead: Ahead::new(),
+            ahead: PrefetchWindow::new(),
         }
     }
 
@@ -328,7 +328,7 @@ impl Stride {
         } else {
             self.step = step;
             self.steps = u32::from(step != 0);
-            self.ahead = Ahead::new();
+            self.ahead = PrefetchWindow::new();
         }
     }
 
@@ -371,7 +371,7 @@ impl Stride {
 
 /// What is wished for ahead of one reader.
 #[derive(Debug)]
-struct Ahead {
+struct PrefetchWindow {
     /// Blocks wished for that the reader has not reached, the nearest first, and when.
     wished: VecDeque<(BlockIndex, Instant)>,
     /// The farthest block looked at, wished for or a hole.
@@ -381,7 +381,7 @@ struct Ahead {
     used: usize,
 }
 
-impl Ahead {
+impl PrefetchWindow {
     fn new() -> Self {
         Self {
             wished: VecDeque::new(),

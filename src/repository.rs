@@ -47,7 +47,7 @@ mod undelete;
 mod tests;
 
 pub use catalog::RepositoryCatalog;
-pub use check::{Checked, Damage, LastCheck, ReadData, check};
+pub use check::{Damage, LastCheck, ReadData, RepositoryCheck, check};
 pub use index::Index;
 pub use lease::{LEASE, Lease, LeaseKind, RunOnRecord, runs};
 pub use manifest::{Manifest, ManifestName};

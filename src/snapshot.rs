@@ -181,7 +181,7 @@ impl FromStr for Selector {
 /// What a snapshot's state says about reading it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum SnapshotState {
     /// It can be read.
     Completed,
     /// It is still being made.
@@ -191,7 +191,7 @@ pub enum State {
     Other(String),
 }
 
-impl fmt::Display for State {
+impl fmt::Display for SnapshotState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Completed => "completed",
@@ -213,7 +213,7 @@ pub struct Snapshot {
     /// The volume it was taken of. `vol-ffffffff` for copies and for snapshots made by the direct APIs.
     pub volume_id: Option<String>,
     /// Its state.
-    pub state: Option<State>,
+    pub state: Option<SnapshotState>,
     /// Why its state is what it is, if EC2 says so: what was wrong with one in error.
     pub state_message: Option<String>,
     /// How far it is made, as EC2 writes it: `45%`.
@@ -293,15 +293,15 @@ impl Snapshot {
             ));
         }
         match &self.state {
-            None | Some(State::Completed) => Ok(()),
-            Some(State::Pending) => Err(Error::new(
+            None | Some(SnapshotState::Completed) => Ok(()),
+            Some(SnapshotState::Pending) => Err(Error::new(
                 Kind::Pending,
                 format!(
                     "{id} is still being made ({}): try again when it is completed",
                     self.progress.as_deref().unwrap_or("pending")
                 ),
             )),
-            Some(State::Other(state)) => Err(Error::new(
+            Some(SnapshotState::Other(state)) => Err(Error::new(
                 Kind::Denied,
                 format!("{id} cannot be read in state {state:?}"),
             )),
@@ -362,11 +362,11 @@ mod tests {
     fn state_decides_whether_a_snapshot_can_be_read() {
         let mut snapshot = Snapshot::unknown("snap-1".parse().unwrap());
         assert!(snapshot.readable().is_ok());
-        snapshot.state = Some(State::Pending);
+        snapshot.state = Some(SnapshotState::Pending);
         assert_eq!(snapshot.readable().unwrap_err().kind(), Kind::Pending);
-        snapshot.state = Some(State::Other("error".into()));
+        snapshot.state = Some(SnapshotState::Other("error".into()));
         assert_eq!(snapshot.readable().unwrap_err().kind(), Kind::Denied);
-        snapshot.state = Some(State::Completed);
+        snapshot.state = Some(SnapshotState::Completed);
         snapshot.storage_tier = Some("archive".into());
         assert_eq!(snapshot.readable().unwrap_err().kind(), Kind::Denied);
     }
@@ -374,7 +374,7 @@ mod tests {
     #[test]
     fn json_names_states_as_ec2_does() {
         let mut snapshot = Snapshot::unknown("snap-1".parse().unwrap());
-        snapshot.state = Some(State::Other("recoverable".into()));
+        snapshot.state = Some(SnapshotState::Other("recoverable".into()));
         snapshot.start_time = Some(SystemTime::UNIX_EPOCH);
         let json = serde_json::to_value(&snapshot).unwrap();
         assert_eq!(json["state"], "recoverable");

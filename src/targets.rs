@@ -21,7 +21,7 @@ use crate::files::FileMark;
 use crate::target::Mark;
 
 pub use device::DeviceTarget;
-pub use ebs::{EbsJob, EbsPlace, EbsTarget};
+pub use ebs::{EbsAccount, EbsJob, EbsTarget};
 pub use holders::mounted_twins;
 pub use image::ImageTarget;
 pub use volume::volume_key_of;

@@ -9,12 +9,12 @@ use ebsfs::block::{Block, BlockIndex, BlockSet, Change, Delta, Digest, Geometry}
 use ebsfs::ebs::{Client, EbsCatalog, Limits, NewSnapshot};
 use ebsfs::ec2::Ec2;
 use ebsfs::error::{Kind, Remedy};
-use ebsfs::snapshot::{Descriptions, Selector, Snapshot, SnapshotId, State};
+use ebsfs::snapshot::{Descriptions, Selector, Snapshot, SnapshotId, SnapshotState};
 use ebsfs::target::{
     Ask, Base, Facts, Left, Opened, Opening, Replica, SinkState, SourceInfo, Stop, Target, Task,
     Written,
 };
-use ebsfs::targets::{EbsJob, EbsPlace, EbsTarget};
+use ebsfs::targets::{EbsAccount, EbsJob, EbsTarget};
 use sha2::{Digest as _, Sha256};
 
 use crate::support::*;
@@ -25,7 +25,7 @@ const SOURCE: &str = "snap-0123";
 /// An account, and what a command asks of it.
 struct Case {
     emulator: Emulator,
-    place: EbsPlace,
+    place: EbsAccount,
     named: Mutex<Vec<SinkState>>,
 }
 
@@ -37,7 +37,7 @@ impl Case {
         let client = Arc::new(Client::new(&service, &Limits::default()));
         let descriptions: Arc<dyn Descriptions> = Arc::new(Ec2::new(&service));
         let described = Some(Arc::clone(&descriptions));
-        let place = EbsPlace {
+        let place = EbsAccount {
             region: "us-east-1".into(),
             account: "test".into(),
             catalog: Arc::new(EbsCatalog::new(Arc::clone(&client), described, Vec::new())),
@@ -208,7 +208,7 @@ fn the_same_command_twice_makes_one_snapshot() {
         assert_eq!(case.emulator.made().len(), 2);
         let id = case.finish(&again, &plan, &BlockSet::new()).await;
         let made = case.describe(&id).await;
-        assert_eq!(made.state, Some(State::Completed));
+        assert_eq!(made.state, Some(SnapshotState::Completed));
         for (key, value) in [
             ("ebsfs:self", &*id),
             ("ebsfs:source", SOURCE),
@@ -413,7 +413,7 @@ fn the_emulator_tags_all_or_nothing_also_while_pending() {
             .await
             .unwrap();
         let found = case.describe(id.as_str()).await;
-        assert_eq!(found.state, Some(State::Pending));
+        assert_eq!(found.state, Some(SnapshotState::Pending));
         let tags: Vec<_> = found.tags.into_iter().collect();
         assert_eq!(tags, [tag("a", "2"), tag("b", "<&>")]);
         let by_tag = [Selector::Tag {

@@ -18,31 +18,6 @@ const DIALECT: &[(&str, usize)] = &[
     ("going on with", 0),
 ];
 
-/// Type names that several modules of `src/` still declare, and in how many.
-/// Lower a number, or remove its line, when a type is renamed; never raise one.
-const DUPLICATES: &[(&str, usize)] = &[
-    ("Ahead", 2),
-    ("Call", 2),
-    ("Checked", 2),
-    ("Entry", 3),
-    ("Failure", 2),
-    ("Form", 2),
-    ("Header", 2),
-    ("Kind", 2),
-    ("Line", 2),
-    ("Place", 3),
-    ("Record", 2),
-    ("Refusal", 2),
-    ("Snapshot", 2),
-    ("Started", 2),
-    ("State", 2),
-    ("Step", 2),
-    ("Store", 2),
-    ("Synthetic", 2),
-    ("Table", 2),
-    ("Verb", 2),
-];
-
 fn files(folder: &Path) -> Vec<PathBuf> {
     // There may be no docs/.
     let entries = fs::read_dir(folder).into_iter().flatten();
@@ -125,11 +100,9 @@ fn type_names_are_unique() {
         }
     }
     for (name, modules) in modules {
-        let listed = DUPLICATES.iter().find(|(listed, _)| *listed == name);
-        let allowed = listed.map_or(1, |(_, count)| *count);
         assert!(
-            modules.len() <= allowed,
-            "`{name}` is declared in {modules:?}, {allowed} are allowed: rename one"
+            modules.len() == 1,
+            "`{name}` is declared in {modules:?}: rename one to a compound of its words"
         );
     }
 }

@@ -89,7 +89,7 @@ impl<'a> From<&'a str> for Action<'a> {
 /// The fields of a restJson1 error that the SDK's types keep apart or drop. Validation errors of the front end write
 /// `message` in lower case and have no reason.
 #[derive(Debug, Default, Deserialize)]
-struct Refusal {
+struct ErrorBody {
     #[serde(rename = "__type")]
     code: Option<String>,
     #[serde(rename = "Reason")]
@@ -114,7 +114,7 @@ where
     }
     match &error {
         SdkError::ServiceError(service) => {
-            let refusal: Refusal = service
+            let refusal: ErrorBody = service
                 .raw()
                 .body()
                 .bytes()
@@ -170,7 +170,7 @@ pub fn classify_reply<'a>(
 ) -> ErrorClass {
     let action = action.into();
     let (status, headers) = (reply.status().as_u16(), reply.headers());
-    let refusal: Refusal = serde_json::from_slice(body).unwrap_or_default();
+    let refusal: ErrorBody = serde_json::from_slice(body).unwrap_or_default();
     // x-amzn-ErrorType can end with ":http://...", __type begin with "namespace#".
     let code = headers.get("x-amzn-errortype").or(refusal.code.as_deref());
     let code = code.unwrap_or_default();

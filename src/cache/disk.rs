@@ -25,7 +25,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
 use crate::block::{Block, BlockIndex, Geometry, ZERO_BLOCK};
-use crate::digest::{Checked, Digester};
+use crate::digest::{DigestOutcome, Digester};
 use crate::error::{Error, Kind, Result};
 use crate::files::blocking;
 use crate::snapshot::SnapshotId;
@@ -383,9 +383,9 @@ impl SnapshotTier {
             };
             let checked = self.shared.digester.check(&bytes, &promised, is_wanted);
             match checked.await {
-                Checked::Good => return Some(Block::Data(bytes, promised)),
-                Checked::Zero => return Some(Block::Zero),
-                Checked::Wrong(_) => {}
+                DigestOutcome::Good => return Some(Block::Data(bytes, promised)),
+                DigestOutcome::Zero => return Some(Block::Zero),
+                DigestOutcome::Wrong(_) => {}
             }
         }
         self.with_files(move |files| files.forget(index)).await;

@@ -19,7 +19,7 @@ use crate::source::Wanted;
 const JOINED_LATE: Duration = Duration::from_secs(1);
 
 type Answer = Option<Result<Block>>;
-type Table = Arc<Mutex<HashMap<Key, Flight>>>;
+type FlightTable = Arc<Mutex<HashMap<Key, Flight>>>;
 
 /// A block on its way.
 #[derive(Clone, Debug)]
@@ -42,7 +42,7 @@ pub(super) enum Asks {
 /// The blocks being fetched.
 #[derive(Debug, Default)]
 pub(super) struct Flights {
-    table: Table,
+    table: FlightTable,
 }
 
 impl Flights {
@@ -115,7 +115,7 @@ async fn wait(mut flight: watch::Receiver<Answer>) -> Result<Block> {
 
 /// Takes the flight out of the table however it ends: landed, failed, or dropped when the process stops.
 struct Landing {
-    table: Table,
+    table: FlightTable,
     key: Key,
 }
 

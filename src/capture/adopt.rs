@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use super::cycle::{CYCLE_TAG, Cycle};
 use super::ownership::{Claim, Standing, standing};
-use crate::snapshot::{Snapshot, State, has_tag};
+use crate::snapshot::{Snapshot, SnapshotState, has_tag};
 
 /// What to do about the volumes of one call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +37,10 @@ pub(super) fn decide(
     let usable = found.iter().filter(|snapshot| {
         // A filter of EC2 can match more than one value. One in error, or in the Recycle Bin, does not count.
         has_tag(snapshot, CYCLE_TAG, &tag)
-            && matches!(snapshot.state, Some(State::Pending | State::Completed))
+            && matches!(
+                snapshot.state,
+                Some(SnapshotState::Pending | SnapshotState::Completed)
+            )
             && !matches!(standing(snapshot, &claim), Standing::Foreign(_))
     });
     let mut candidates: BTreeMap<&str, Vec<&Snapshot>> = BTreeMap::new();

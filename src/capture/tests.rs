@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use super::*;
-use crate::snapshot::{SELF_TAG, SnapshotId, State, VolumeInfo};
+use crate::snapshot::{SELF_TAG, SnapshotId, SnapshotState, VolumeInfo};
 
 const CYCLE: &str = "nightly/2026-06-30T12:00:00Z";
 
@@ -24,7 +24,7 @@ fn id(text: &str) -> SnapshotId {
 fn snapshot(name: &str, tags: &[(&str, &str)]) -> Snapshot {
     let mut snapshot = Snapshot::unknown(id(name));
     snapshot.volume_id = Some("vol-0a".into());
-    snapshot.state = Some(State::Completed);
+    snapshot.state = Some(SnapshotState::Completed);
     snapshot.start_time = Some(at("2026-06-30T12:01:00Z"));
     snapshot.tags = owned(tags);
     snapshot

@@ -8,7 +8,7 @@ use tracing::{debug, info};
 
 use super::{CaptureJob, CaptureReport};
 use crate::error::{Error, Kind};
-use crate::snapshot::{Selector, Snapshot, SnapshotId, SnapshotMaker, State, YOUNG};
+use crate::snapshot::{Selector, Snapshot, SnapshotId, SnapshotMaker, SnapshotState, YOUNG};
 use crate::target::Stop;
 
 /// Between two looks, at first and at most.
@@ -41,8 +41,8 @@ pub(super) fn completion(
         None if is_young => Completion::Pending("not shown yet".to_owned()),
         None => failed(Kind::NotFound, "it does not exist any more".to_owned()),
         Some(snapshot) => match &snapshot.state {
-            Some(State::Completed) => Completion::Done,
-            Some(State::Other(state)) => {
+            Some(SnapshotState::Completed) => Completion::Done,
+            Some(SnapshotState::Other(state)) => {
                 let message = snapshot.state_message.as_deref();
                 let message = message.unwrap_or("EC2 gives no reason");
                 failed(
@@ -53,7 +53,7 @@ pub(super) fn completion(
                     ),
                 )
             }
-            Some(State::Pending) | None => {
+            Some(SnapshotState::Pending) | None => {
                 let progress = snapshot.progress.as_deref();
                 Completion::Pending(progress.unwrap_or("pending").to_owned())
             }
@@ -74,7 +74,7 @@ pub(super) async fn completed(
     let captured = report.snapshots.iter().map(|captured| &captured.snapshot);
     let all = captured.clone().count();
     let mut open: BTreeSet<SnapshotId> = captured
-        .filter(|snapshot| snapshot.state != Some(State::Completed))
+        .filter(|snapshot| snapshot.state != Some(SnapshotState::Completed))
         .map(|snapshot| snapshot.id.clone())
         .collect();
     while !open.is_empty() {

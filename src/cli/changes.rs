@@ -17,7 +17,7 @@ use crate::cost;
 use crate::ebs::EbsCatalog;
 use crate::error::{Error, Kind, Result};
 use crate::maps::{Format, Map, Totals, title};
-use crate::snapshot::{Selector, SnapshotId, State};
+use crate::snapshot::{Selector, SnapshotId, SnapshotState};
 use crate::source::Catalog;
 
 /// Show what differs between two snapshots
@@ -197,7 +197,7 @@ impl ChangesArgs {
         }
         let (client, catalog) = aws::catalog(&config, &self.limits.limits(), vec![select])?;
         let mut snapshots = catalog.list().await?;
-        snapshots.retain(|snapshot| snapshot.state == Some(State::Completed));
+        snapshots.retain(|snapshot| snapshot.state == Some(SnapshotState::Completed));
         if snapshots.len() < 2 {
             let what = format!(
                 "{volume} has {} completed snapshots: changes need two",

@@ -70,7 +70,7 @@ fn table(snapshots: &[Snapshot]) -> String {
             .map_or("-".into(), crate::time::rfc3339_seconds);
         let state = match (&snapshot.state, &snapshot.progress, &snapshot.storage_tier) {
             (_, _, Some(tier)) if tier == "archive" => "archived".into(),
-            (Some(crate::snapshot::State::Pending), Some(progress), _) => {
+            (Some(crate::snapshot::SnapshotState::Pending), Some(progress), _) => {
                 format!("pending {progress}")
             }
             (state, _, _) => state.as_ref().map_or("-".into(), ToString::to_string),

@@ -34,11 +34,11 @@ const VARIABLE: &str = "EBSFS_REPOSITORY";
 #[derive(Args, Debug)]
 pub(super) struct RepositoryArgs {
     #[command(subcommand)]
-    verb: Verb,
+    verb: RepositoryVerb,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum RepositoryVerb {
     /// Make a repository in an empty bucket, prefix or folder; nothing else makes one
     Init(InitArgs),
     /// List the snapshots of a repository, or the runs on record there
@@ -97,17 +97,17 @@ impl RepositoryArgs {
     pub(super) fn run(self) -> Result<()> {
         let runtime = super::runtime()?;
         match self.verb {
-            Verb::Init(args) => runtime.block_on(args.run()),
-            Verb::Ls(args) => runtime.block_on(args.run()),
-            Verb::Show(args) => runtime.block_on(args.run()),
-            Verb::Check(args) => runtime.block_on(args.run()),
-            Verb::Prune(args) => runtime.block_on(args.run()),
-            Verb::Instances(args) => runtime.block_on(args.run()),
-            Verb::Stats(args) => runtime.block_on(args.run()),
-            Verb::Pin(args) => runtime.block_on(args.run()),
-            Verb::Unpin(args) => runtime.block_on(args.unpin()),
-            Verb::Rm(args) => runtime.block_on(args.remove()),
-            Verb::Undelete(args) => runtime.block_on(args.undelete()),
+            RepositoryVerb::Init(args) => runtime.block_on(args.run()),
+            RepositoryVerb::Ls(args) => runtime.block_on(args.run()),
+            RepositoryVerb::Show(args) => runtime.block_on(args.run()),
+            RepositoryVerb::Check(args) => runtime.block_on(args.run()),
+            RepositoryVerb::Prune(args) => runtime.block_on(args.run()),
+            RepositoryVerb::Instances(args) => runtime.block_on(args.run()),
+            RepositoryVerb::Stats(args) => runtime.block_on(args.run()),
+            RepositoryVerb::Pin(args) => runtime.block_on(args.run()),
+            RepositoryVerb::Unpin(args) => runtime.block_on(args.unpin()),
+            RepositoryVerb::Rm(args) => runtime.block_on(args.remove()),
+            RepositoryVerb::Undelete(args) => runtime.block_on(args.undelete()),
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::repository::{Address, MachineSet, SetDisk};
 use crate::sync::{self, Context, Ended, PlanReport, Progress, SyncJob, TargetOutcome, Ui};
 use crate::target::{Stop, Target};
 use crate::time::rfc3339_millis;
-use places::{DevicePlace, assign, device_place, select};
+use places::{DeviceMapping, assign, device_mapping, select};
 
 /// The version of the JSON that `--json` prints.
 const JSON_VERSION: u32 = 1;
@@ -58,8 +58,8 @@ pub(super) struct RestoreArgs {
     )]
     to: Option<String>,
     /// Write the disk NAME, EC2's name of its device or the volume's id, to this block device; repeat for each disk
-    #[arg(long, value_name = "NAME=DEVICE", value_parser = device_place, conflicts_with = "to")]
-    device: Vec<DevicePlace>,
+    #[arg(long, value_name = "NAME=DEVICE", value_parser = device_mapping, conflicts_with = "to")]
+    device: Vec<DeviceMapping>,
     /// Restore only this disk, EC2's name of its device or the volume's id; repeat for several
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
@@ -98,7 +98,7 @@ impl Ui for NoPlans {
 
 /// Where a disk goes.
 #[derive(Debug)]
-enum RestorePlace {
+enum RestoreTarget {
     /// An image, whose name appears when it is whole.
     Image(PathBuf),
     /// A device that is there.
@@ -107,7 +107,7 @@ enum RestorePlace {
     NewSnapshot(String),
 }
 
-impl RestorePlace {
+impl RestoreTarget {
     /// As a person writes it.
     fn name(&self) -> String {
         match self {
@@ -120,7 +120,7 @@ impl RestorePlace {
 /// A disk that is restored.
 struct RestoredDisk {
     disk: SetDisk,
-    place: RestorePlace,
+    place: RestoreTarget,
 }
 
 /// The result of a disk.
@@ -165,7 +165,7 @@ impl RestoreArgs {
         }
         if !disks
             .iter()
-            .all(|one| matches!(one.place, RestorePlace::Image(_)))
+            .all(|one| matches!(one.place, RestoreTarget::Image(_)))
         {
             // One that is refused stops all: devices are overwritten.
             let mut decided = self.disks(&address, &disks, true, &stop).await;
@@ -183,9 +183,9 @@ impl RestoreArgs {
         let selected = select(&set.disks, &self.only)?;
         let new_snapshots = self.to.as_ref().filter(|to| to.starts_with("ebs:"));
         self.check_options(new_snapshots.is_some())?;
-        let places: Vec<RestorePlace> = match (&self.to, new_snapshots) {
+        let places: Vec<RestoreTarget> = match (&self.to, new_snapshots) {
             (_, Some(place)) => {
-                let place = || RestorePlace::NewSnapshot(place.clone());
+                let place = || RestoreTarget::NewSnapshot(place.clone());
                 selected.iter().map(|_| place()).collect()
             }
             (Some(folder), None) => {
@@ -194,14 +194,14 @@ impl RestoreArgs {
                 write_inventory(&folder.join(INVENTORY), set)?;
                 let images = selected.iter().filter_map(|number| {
                     let disk = set.disks.get(*number)?;
-                    Some(RestorePlace::Image(folder.join(image_name(*number, disk))))
+                    Some(RestoreTarget::Image(folder.join(image_name(*number, disk))))
                 });
                 images.collect()
             }
             (None, None) => {
                 let devices = assign(&set.disks, &selected, &self.device)?;
                 check_devices(&devices)?;
-                devices.into_iter().map(RestorePlace::Device).collect()
+                devices.into_iter().map(RestoreTarget::Device).collect()
             }
         };
         let disks = selected.iter().filter_map(|number| set.disks.get(*number));
@@ -266,7 +266,7 @@ impl RestoreArgs {
             target: name.clone(),
             ended: Err(error),
         });
-        let is_image = matches!(one.place, RestorePlace::Image(_));
+        let is_image = matches!(one.place, RestoreTarget::Image(_));
         outcome.ended = outcome.ended.map_err(|error| match error.remedy() {
             None => error,
             Some(Remedy::Overwrite(_) | Remedy::AllowPlaintext | Remedy::TryLater) if !is_image => {
@@ -289,14 +289,14 @@ impl RestoreArgs {
     async fn copy(
         &self,
         source: &str,
-        place: &RestorePlace,
+        place: &RestoreTarget,
         dry_run: bool,
         stop: &Stop,
     ) -> Result<TargetOutcome> {
         let progress = Arc::new(Progress::default());
         let shown = self.reading.show(&progress);
         let to_ebs = match place {
-            RestorePlace::NewSnapshot(_) => ToEbs::All,
+            RestoreTarget::NewSnapshot(_) => ToEbs::All,
             _ => ToEbs::None,
         };
         let opened = self.reading.open_for(source, to_ebs, &shown, stop).await?;
@@ -332,12 +332,12 @@ impl RestoreArgs {
 
     async fn target(
         &self,
-        place: &RestorePlace,
+        place: &RestoreTarget,
         opened: &OpenedSource,
         shown: &Shown,
     ) -> Result<Arc<dyn Target>> {
         let (name, state_dir) = (place.name(), self.reading.state_dir());
-        if !matches!(place, RestorePlace::NewSnapshot(_)) {
+        if !matches!(place, RestoreTarget::NewSnapshot(_)) {
             return local_target(&name, false, false, &state_dir);
         }
         let request = self.reading.target_request(&self.new_snapshots, &state_dir);

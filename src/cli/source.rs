@@ -14,7 +14,7 @@ use crate::block::{BLOCK_SIZE, BlockIndex, BlockSet};
 use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::repository::{Address, Lease, ManifestName, RepositoryCatalog};
-use crate::snapshot::{Selector, Snapshot, SnapshotId, State};
+use crate::snapshot::{Selector, Snapshot, SnapshotId, SnapshotState};
 use crate::source::{BlockSource, Catalog, DamagedSource, DiskSource};
 use crate::sync::{self, Source};
 use crate::target::{Content, SourceInfo, VolumeKey};
@@ -140,9 +140,9 @@ pub(super) fn of_snapshot(
 async fn newest(catalog: &EbsCatalog, request: &SourceRequest<'_>) -> Result<SnapshotId> {
     let mut found = catalog.list().await?;
     found.retain(|snapshot| match &snapshot.state {
-        Some(State::Completed) | None => true,
-        Some(State::Pending) => request.wait.is_some(),
-        Some(State::Other(_)) => false,
+        Some(SnapshotState::Completed) | None => true,
+        Some(SnapshotState::Pending) => request.wait.is_some(),
+        Some(SnapshotState::Other(_)) => false,
     });
     let name = request.name;
     let newest = found.pop().ok_or_else(|| {

@@ -17,7 +17,7 @@ use crate::repository::{Address, RepositoryTarget};
 use crate::snapshot::{SnapshotId, SnapshotMaker};
 use crate::sync::overlaps;
 use crate::target::{SourceInfo, Target, TargetKind};
-use crate::targets::{DeviceTarget, EbsJob, EbsPlace, EbsTarget, ImageTarget, mounted_twins};
+use crate::targets::{DeviceTarget, EbsAccount, EbsJob, EbsTarget, ImageTarget, mounted_twins};
 
 /// Characters of a tag (API_Tag of the EBS direct APIs).
 const LONGEST_KEY: usize = 127;
@@ -213,20 +213,20 @@ pub(super) fn check_report<'a>(
 
 /// What tells a file from others: its inode, or where it will be.
 #[derive(PartialEq, Eq)]
-enum FilePlace {
+enum FileIdentity {
     There { device: u64, inode: u64 },
     Absent(PathBuf),
 }
 
-fn place_of(path: &Path) -> Option<FilePlace> {
+fn place_of(path: &Path) -> Option<FileIdentity> {
     if let Ok(found) = std::fs::metadata(path) {
-        return Some(FilePlace::There {
+        return Some(FileIdentity::There {
             device: found.dev(),
             inode: found.ino(),
         });
     }
     let folder = folder_of(path).canonicalize().ok()?;
-    Some(FilePlace::Absent(folder.join(path.file_name()?)))
+    Some(FileIdentity::Absent(folder.join(path.file_name()?)))
 }
 
 /// Warns of target devices with the UUID of a filesystem or disk that is mounted here: the machine cannot tell them apart.
@@ -331,13 +331,13 @@ impl ToArgs {
         region: &str,
         account: &AwsArgs,
         limits: &Limits,
-    ) -> Result<(EbsPlace, Arc<dyn SnapshotMaker>)> {
+    ) -> Result<(EbsAccount, Arc<dyn SnapshotMaker>)> {
         let (place, config) = self.reach(region, account, limits).await?;
         Ok((place, aws::snapshot_maker(&config)?))
     }
 
     /// Reaches the account and Region of `ebs:REGION`; nothing is made.
-    async fn place(&self, region: &str, args: &TargetRequest<'_>) -> Result<EbsPlace> {
+    async fn place(&self, region: &str, args: &TargetRequest<'_>) -> Result<EbsAccount> {
         let (place, _) = self.reach(region, args.aws, &args.limits).await?;
         Ok(place)
     }
@@ -347,7 +347,7 @@ impl ToArgs {
         region: &str,
         account: &AwsArgs,
         limits: &Limits,
-    ) -> Result<(EbsPlace, Aws)> {
+    ) -> Result<(EbsAccount, Aws)> {
         let region = (!region.is_empty())
             .then(|| Given::new(region.to_owned(), "ebs:REGION"))
             .or_else(|| self.region());
@@ -370,7 +370,7 @@ impl ToArgs {
         let region = config.region().unwrap_or_default();
         let descriptions = aws::needed_descriptions(&config, "cannot use an ebs: target")?;
         let (client, catalog) = aws::catalog(&config, limits, Vec::new())?;
-        let place = EbsPlace {
+        let place = EbsAccount {
             region: region.to_owned(),
             account: match &self.to_profile {
                 Some(profile) => format!("{}, {profile}", client.endpoint()),

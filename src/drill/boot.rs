@@ -217,7 +217,7 @@ impl TextSearch {
 }
 
 /// The disks and the folder of a boot.
-pub(super) struct BootPlace<'a> {
+pub(super) struct BootResources<'a> {
     pub(super) disks: &'a [DrillDisk],
     pub(super) divided: &'a [DividedDisk],
     pub(super) scratch: &'a Scratch,
@@ -256,7 +256,7 @@ pub(super) fn check(job: &BootJob, machine: &MachineFacts) -> Result<()> {
 pub(super) async fn boot(
     job: &BootJob,
     machine: &MachineFacts,
-    place: &BootPlace<'_>,
+    place: &BootResources<'_>,
 ) -> Result<BootReport> {
     let program = needed(QEMU)?;
     let firmware = firmware_for(job, machine, place)?;
@@ -289,7 +289,7 @@ fn is_broken_kvm(report: &BootReport) -> bool {
 /// One start of the machine.
 struct BootRun<'a> {
     job: &'a BootJob,
-    place: &'a BootPlace<'a>,
+    place: &'a BootResources<'a>,
     program: &'a Path,
     pflash: Option<&'a (PathBuf, PathBuf)>,
     firmware: Firmware,
@@ -426,7 +426,11 @@ impl ConsoleFile {
     }
 }
 
-fn firmware_for(job: &BootJob, machine: &MachineFacts, place: &BootPlace<'_>) -> Result<Firmware> {
+fn firmware_for(
+    job: &BootJob,
+    machine: &MachineFacts,
+    place: &BootResources<'_>,
+) -> Result<Firmware> {
     let (mut has_efi_system, mut has_boot_code) = (false, false);
     if let Some(root) = place.divided.first() {
         has_efi_system = root.layout.partitions.iter().any(|one| one.is_efi_system);
@@ -456,7 +460,7 @@ fn find_uefi() -> Result<(&'static str, &'static str)> {
 }
 
 /// The firmware, and a copy of its variables that the machine can write.
-fn uefi_files(place: &BootPlace<'_>) -> Result<(PathBuf, PathBuf)> {
+fn uefi_files(place: &BootResources<'_>) -> Result<(PathBuf, PathBuf)> {
     let (code, variables) = find_uefi()?;
     let copy = place.scratch.file("variables.fd")?;
     let copied = std::fs::read(variables).and_then(|bytes| std::fs::write(&copy, bytes));
@@ -466,7 +470,7 @@ fn uefi_files(place: &BootPlace<'_>) -> Result<(PathBuf, PathBuf)> {
 }
 
 /// New overlays: the machine starts with its disks as the snapshot has them, not as a checker has left them.
-async fn overlays(place: &BootPlace<'_>) -> Result<Vec<(PathBuf, PathBuf)>> {
+async fn overlays(place: &BootResources<'_>) -> Result<Vec<(PathBuf, PathBuf)>> {
     let mut found = Vec::new();
     for (number, divided) in place.divided.iter().enumerate().take(place.disks.len()) {
         let overlay = place.scratch.path().join(format!("boot-{number}.qcow2"));

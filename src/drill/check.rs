@@ -121,7 +121,7 @@ impl Checker<'_> {
         let len = usize::try_from(partition.size).unwrap_or(HEAD).min(HEAD);
         let head = blocking(move || read_file(&file, start, len)).await;
         let content = sniff(&head.map_err(|error| unread(disk, error))?);
-        let place = CheckPlace {
+        let place = FilesystemRange {
             disk: &divided.path,
             overlay,
             range: (partition.start, partition.size),
@@ -145,7 +145,7 @@ impl Checker<'_> {
         })
     }
 
-    async fn content(&self, content: &DiskContent, place: &CheckPlace<'_>) -> Result<Finding> {
+    async fn content(&self, content: &DiskContent, place: &FilesystemRange<'_>) -> Result<Finding> {
         match content {
             DiskContent::Ext { needs_replay, .. } => self.ext(*needs_replay, place).await,
             DiskContent::Xfs => self.xfs(place).await,
@@ -165,7 +165,7 @@ impl Checker<'_> {
         }
     }
 
-    async fn ext(&self, needs_replay: bool, place: &CheckPlace<'_>) -> Result<Finding> {
+    async fn ext(&self, needs_replay: bool, place: &FilesystemRange<'_>) -> Result<Finding> {
         let Some(program) = find_program(E2FSCK.0) else {
             return Ok(missing(E2FSCK));
         };
@@ -180,7 +180,7 @@ impl Checker<'_> {
         self.end(export, place, finding).await
     }
 
-    async fn xfs(&self, place: &CheckPlace<'_>) -> Result<Finding> {
+    async fn xfs(&self, place: &FilesystemRange<'_>) -> Result<Finding> {
         let Some(program) = find_program(XFS_REPAIR.0) else {
             return Ok(missing(XFS_REPAIR));
         };
@@ -239,7 +239,7 @@ impl Checker<'_> {
         Ok(None)
     }
 
-    async fn btrfs(&self, has_log: bool, place: &CheckPlace<'_>) -> Result<Finding> {
+    async fn btrfs(&self, has_log: bool, place: &FilesystemRange<'_>) -> Result<Finding> {
         let Some(program) = find_program(BTRFS.0) else {
             return Ok(missing(BTRFS));
         };
@@ -250,7 +250,12 @@ impl Checker<'_> {
         self.end(export, place, btrfs_checked(&end, has_log)).await
     }
 
-    async fn vfat(&self, dirty_at: u64, is_dirty: bool, place: &CheckPlace<'_>) -> Result<Finding> {
+    async fn vfat(
+        &self,
+        dirty_at: u64,
+        is_dirty: bool,
+        place: &FilesystemRange<'_>,
+    ) -> Result<Finding> {
         let Some(program) = find_program(FSCK_VFAT.0) else {
             return Ok(missing(FSCK_VFAT));
         };
@@ -270,7 +275,7 @@ impl Checker<'_> {
         self.end(export, place, vfat_checked(&end, is_dirty)).await
     }
 
-    async fn export(&self, place: &CheckPlace<'_>) -> Result<Export> {
+    async fn export(&self, place: &FilesystemRange<'_>) -> Result<Export> {
         if !place.overlay.exists() {
             make_overlay(place.disk, place.overlay).await?;
         }
@@ -280,7 +285,12 @@ impl Checker<'_> {
     }
 
     /// Ends an export. What a checker found in an overlay that could not take its writes is no finding.
-    async fn end(&self, export: Export, place: &CheckPlace<'_>, found: Finding) -> Result<Finding> {
+    async fn end(
+        &self,
+        export: Export,
+        place: &FilesystemRange<'_>,
+        found: Finding,
+    ) -> Result<Finding> {
         let state = OverlayState {
             daemon_ran: export.stop().await,
             bytes: std::fs::metadata(place.overlay).map_or(0, |overlay| overlay.len()),
@@ -317,7 +327,7 @@ impl Checker<'_> {
 }
 
 /// Where a filesystem is.
-struct CheckPlace<'a> {
+struct FilesystemRange<'a> {
     disk: &'a Path,
     overlay: &'a Path,
     /// Start and size in bytes.

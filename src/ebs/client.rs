@@ -36,7 +36,7 @@ use crate::source::Wanted;
 use crate::time::jittered;
 
 pub use limiter::Limits;
-pub use put::{NewSnapshot, Started};
+pub use put::{NewSnapshot, StartedSnapshot};
 
 /// How long to wait for a reply's headers before the request is sent again.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(12);
@@ -103,17 +103,17 @@ pub(super) struct BlockRequest<'a> {
 
 /// Why a call did not succeed.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(super) enum CallFailure {
     /// The token is expired or foreign: a fresh one may do.
     StaleToken(Error),
     /// Everything else.
     Final(Error),
 }
 
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
+impl From<CallFailure> for Error {
+    fn from(failure: CallFailure) -> Self {
         match failure {
-            Failure::StaleToken(error) | Failure::Final(error) => error,
+            CallFailure::StaleToken(error) | CallFailure::Final(error) => error,
         }
     }
 }
@@ -212,7 +212,7 @@ impl Client {
     }
 
     /// How requests reach the service, which the SDK settles once.
-    async fn route(&self, call: &Call) -> std::result::Result<&Route, ErrorClass> {
+    async fn route(&self, call: &EbsCall) -> std::result::Result<&Route, ErrorClass> {
         let settle = || async {
             let probe = Probe::new(self.credentials.clone(), self.http.clone());
             let any = self.sdk.list_snapshot_blocks().snapshot_id("snap-0");
@@ -234,8 +234,8 @@ impl Client {
         block: &BlockRequest<'_>,
         wanted: &Wanted,
         deadline: Instant,
-    ) -> std::result::Result<Block, Failure> {
-        let call = Call {
+    ) -> std::result::Result<Block, CallFailure> {
+        let call = EbsCall {
             action: "ebs:GetSnapshotBlock",
             target: format!("{} block {}", block.snapshot, block.index),
             deadline,
@@ -253,31 +253,31 @@ impl Client {
     }
 
     /// The action that a call needs, in this client's Region.
-    fn action(&self, call: &Call) -> Action<'static> {
+    fn action(&self, call: &EbsCall) -> Action<'static> {
         Action::in_region(call.action, &self.region)
     }
 
     /// Makes one attempt: the answer, or nothing when it is worth another and the pause before that is over.
     async fn one_try<T>(
         &self,
-        call: &Call,
+        call: &EbsCall,
         waits: &mut Waits,
         once: impl Future<Output = std::result::Result<T, ErrorClass>>,
-    ) -> std::result::Result<Option<T>, Failure> {
+    ) -> std::result::Result<Option<T>, CallFailure> {
         trace!("{} {}", call.action, call.target);
         let used = self.credentials.generation();
         let error = match timeout_at(call.deadline, once).await {
             Ok(Ok(answer)) => return Ok(Some(answer)),
-            Ok(Err(ErrorClass::StaleToken(error))) => return Err(Failure::StaleToken(error)),
-            Ok(Err(ErrorClass::Permanent(error))) => return Err(Failure::Final(error)),
+            Ok(Err(ErrorClass::StaleToken(error))) => return Err(CallFailure::StaleToken(error)),
+            Ok(Err(ErrorClass::Permanent(error))) => return Err(CallFailure::Final(error)),
             Ok(Err(ErrorClass::Skewed(error))) if waits.skewed => {
-                return Err(Failure::Final(error));
+                return Err(CallFailure::Final(error));
             }
             // Others are loaded, and the call goes on with them; when these are refused as well, that is final.
             Ok(Err(ErrorClass::Refused(error))) => {
                 waits.refusals += 1;
                 if waits.refusals > Credentials::MAX_REFUSALS || !self.credentials.refused(used) {
-                    return Err(Failure::Final(error));
+                    return Err(CallFailure::Final(error));
                 }
                 error
             }
@@ -297,7 +297,7 @@ impl Client {
                 waits.attempts,
                 now - waits.since
             );
-            return Err(Failure::Final(error.context(given_up)));
+            return Err(CallFailure::Final(error.context(given_up)));
         }
         debug!(
             attempt = waits.attempts,
@@ -315,7 +315,7 @@ impl Client {
     /// forgot one forgot them all, and each would cost a time-out.
     async fn within<T>(
         &self,
-        call: &Call,
+        call: &EbsCall,
         limit: Duration,
         work: impl Future<Output = T>,
     ) -> std::result::Result<T, ErrorClass> {
@@ -327,7 +327,7 @@ impl Client {
     }
 
     /// Tells what is waited for, one line for all blocks in [`WAIT_LOG_EVERY`].
-    fn log_wait(&self, call: &Call, waits: &Waits, error: &Error, now: Instant) {
+    fn log_wait(&self, call: &EbsCall, waits: &Waits, error: &Error, now: Instant) {
         let mut last = self.last_wait_log.lock();
         // One retry is everyday: only the second failure in a row is waiting.
         if waits.attempts < 2 || last.is_some_and(|last| now < last + WAIT_LOG_EVERY) {
@@ -345,13 +345,13 @@ impl Client {
 
 /// One call: the IAM action that it needs, what it is made on, and when it must have ended.
 #[derive(Debug)]
-struct Call {
+struct EbsCall {
     action: &'static str,
     target: String,
     deadline: Instant,
 }
 
-impl Call {
+impl EbsCall {
     fn error(&self, kind: Kind, what: &str) -> Error {
         Error::new(kind, format!("{} {}: {what}", self.action, self.target))
     }

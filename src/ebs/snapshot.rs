@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::client::{BlockRequest, Client, Failure};
+use super::client::{BlockRequest, CallFailure, Client};
 use super::listing::Token;
 use crate::block::{Block, BlockIndex, Extent, Geometry};
 use crate::error::{Error, Kind, Result};
@@ -93,7 +93,7 @@ pub(super) async fn fetch(
             len: geometry.block_len(index),
         };
         match client.get(&block, &wanted, deadline).await {
-            Err(Failure::StaleToken(error)) if !renewed => {
+            Err(CallFailure::StaleToken(error)) if !renewed => {
                 debug!("listing again: {error}");
                 tokens.forget(index, &token);
                 renewed = true;

@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use super::Emulator;
 use super::record::set_attribute;
 use super::reply::{Reply, json_reply};
-use super::store::Store;
+use super::store::EmulatorStore;
 use super::switches::{Buckets, CENTURY_S};
 
 impl Emulator {
@@ -126,7 +126,8 @@ impl Emulator {
                 Ok(json!({}))
             }
             ["reload"] if post => {
-                let loaded = Store::load(&self.folder).map_err(|error| error.to_string())?;
+                let loaded =
+                    EmulatorStore::load(&self.folder).map_err(|error| error.to_string())?;
                 *self.store.lock() = loaded;
                 Ok(json!({}))
             }

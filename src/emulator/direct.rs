@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use super::page::{ListRequest, PageBlocks, PageEntry};
 use super::record::{PER_GIB, millis};
 use super::reply::{Refusal, Reply, block_reply};
-use super::store::Snapshot;
+use super::store::StoredSnapshot;
 use super::switches::{Switches, strikes};
 use super::tokens::TokenKind;
 use super::{ACCOUNT, Emulator};
@@ -223,11 +223,11 @@ impl Emulator {
 
 /// The snapshot, if the direct APIs let the caller read it now.
 pub(super) fn readable<'a>(
-    snapshot: Option<&'a Snapshot>,
+    snapshot: Option<&'a StoredSnapshot>,
     id: &str,
     now: SystemTime,
     switches: &Switches,
-) -> Result<&'a Snapshot, Refusal> {
+) -> Result<&'a StoredSnapshot, Refusal> {
     let digits = id.strip_prefix("snap-").unwrap_or_default();
     let is_hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
     if digits.is_empty() || id.len() > 64 || !digits.bytes().all(is_hex) {

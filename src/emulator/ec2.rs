@@ -22,9 +22,9 @@ const INSTANCE: &str = "i-0123456789abcdef0";
 const MOST_TAGS: usize = 50;
 
 /// The form of a query call: `Filter.1.Value.2=x`.
-struct Form(BTreeMap<String, String>);
+struct QueryForm(BTreeMap<String, String>);
 
-impl Form {
+impl QueryForm {
     fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
@@ -72,7 +72,7 @@ impl Form {
 impl Emulator {
     /// Performs one action. In another Region there is nothing.
     pub(super) fn ec2(&self, action: &str, body: &[u8], here: bool) -> Result<Reply, Refusal> {
-        let form = Form(form_urlencoded::parse(body).into_owned().collect());
+        let form = QueryForm(form_urlencoded::parse(body).into_owned().collect());
         let inner = match action {
             "DescribeSnapshots" => self.describe_snapshots(&form, here)?,
             "DescribeVolumes" => self.describe_volumes(&form, here)?,
@@ -111,7 +111,7 @@ impl Emulator {
     }
 
     /// Tags of all the resources or of none. A resource that is another account's is one that does not exist.
-    fn create_tags(&self, form: &Form, here: bool) -> Result<String, Refusal> {
+    fn create_tags(&self, form: &QueryForm, here: bool) -> Result<String, Refusal> {
         let ids = form.list("ResourceId");
         let tags = form.tag_list("Tag");
         if ids.is_empty() || tags.is_empty() {

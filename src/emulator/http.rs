@@ -118,7 +118,7 @@ async fn answer(
     if switches.silent {
         tokio::time::sleep(STALL).await;
     }
-    let call = Call::of(&parts, &body);
+    let call = EmulatedCall::of(&parts, &body);
     emulator.count(call.name());
     if switches.latency_ms > 0 {
         tokio::time::sleep(Duration::from_millis(switches.latency_ms)).await;
@@ -140,7 +140,7 @@ async fn answer(
         return Err(io::Error::other("lost, as the switch says"));
     }
     let mut reply = damage(reply, &call, &switches).await?;
-    let ec2 = matches!(call, Call::Ec2(_));
+    let ec2 = matches!(call, EmulatedCall::Ec2(_));
     let closes = match reply.status().as_u16() {
         200 => false,
         400 => true,
@@ -210,7 +210,7 @@ impl Emulator {
 
 /// What a request asks for.
 #[derive(Debug)]
-enum Call {
+enum EmulatedCall {
     ListSnapshotBlocks(String),
     ListChangedBlocks(String),
     GetSnapshotBlock(String, String),
@@ -222,7 +222,7 @@ enum Call {
     Unknown,
 }
 
-impl Call {
+impl EmulatedCall {
     fn of(parts: &Parts, body: &[u8]) -> Self {
         let steps: Vec<&str> = parts
             .uri
@@ -300,12 +300,12 @@ impl Call {
 impl Emulator {
     fn perform(
         &self,
-        call: &Call,
+        call: &EmulatedCall,
         parts: &Parts,
         body: &Bytes,
         switches: &Switches,
     ) -> Result<Reply, Refusal> {
-        let ec2 = matches!(call, Call::Ec2(_));
+        let ec2 = matches!(call, EmulatedCall::Ec2(_));
         if self.is_expired(&parts.headers, switches) {
             let message = "The security token included in the request is expired";
             let (status, code) = match ec2 {
@@ -348,25 +348,25 @@ impl Emulator {
         let here = caller.region == REGION;
         let query = Query::parse(parts.uri.query().unwrap_or_default());
         match call {
-            Call::ListSnapshotBlocks(id)
-            | Call::ListChangedBlocks(id)
-            | Call::GetSnapshotBlock(id, _)
-            | Call::PutSnapshotBlock(id, _)
-            | Call::CompleteSnapshot(id)
+            EmulatedCall::ListSnapshotBlocks(id)
+            | EmulatedCall::ListChangedBlocks(id)
+            | EmulatedCall::GetSnapshotBlock(id, _)
+            | EmulatedCall::PutSnapshotBlock(id, _)
+            | EmulatedCall::CompleteSnapshot(id)
                 if !here =>
             {
                 // Another Region has its own snapshots, and none of these.
                 Err(Refusal::not_found(id))
             }
-            Call::ListSnapshotBlocks(id) => self.list_snapshot_blocks(id, &query),
-            Call::ListChangedBlocks(id) => self.list_changed_blocks(id, &query),
-            Call::GetSnapshotBlock(id, index) => self.get_snapshot_block(id, index, &query),
-            Call::StartSnapshot => self.start_snapshot(body),
-            Call::PutSnapshotBlock(id, index) => {
+            EmulatedCall::ListSnapshotBlocks(id) => self.list_snapshot_blocks(id, &query),
+            EmulatedCall::ListChangedBlocks(id) => self.list_changed_blocks(id, &query),
+            EmulatedCall::GetSnapshotBlock(id, index) => self.get_snapshot_block(id, index, &query),
+            EmulatedCall::StartSnapshot => self.start_snapshot(body),
+            EmulatedCall::PutSnapshotBlock(id, index) => {
                 self.put_snapshot_block(id, index, &parts.headers, body)
             }
-            Call::CompleteSnapshot(id) => self.complete_snapshot(id, &parts.headers),
-            Call::Ec2(action) => {
+            EmulatedCall::CompleteSnapshot(id) => self.complete_snapshot(id, &parts.headers),
+            EmulatedCall::Ec2(action) => {
                 let empty = !self.buckets.lock().take(action, switches.ec2_rps);
                 if empty || strikes(switches.ec2_throttle) {
                     self.count("throttled");
@@ -375,7 +375,7 @@ impl Emulator {
                 }
                 self.ec2(action, body, here)
             }
-            Call::Unknown => Err(Refusal::new(404, "UnknownOperationException", None, "")),
+            EmulatedCall::Unknown => Err(Refusal::new(404, "UnknownOperationException", None, "")),
         }
     }
 }
@@ -394,7 +394,7 @@ fn ec2_refusal(refusal: &Refusal) -> Refusal {
 }
 
 /// Breaks a reply while it is sent, when a switch says so.
-async fn damage(reply: Reply, call: &Call, switches: &Switches) -> io::Result<Reply> {
+async fn damage(reply: Reply, call: &EmulatedCall, switches: &Switches) -> io::Result<Reply> {
     let (stall, truncate) = (strikes(switches.stall), strikes(switches.truncate));
     let endless = call.is_list() && strikes(switches.endless_body);
     let slow = call.is_list() && switches.list_body_bps > 0;

@@ -5,14 +5,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::synthetic::Synthetic;
+use super::synthetic::SyntheticVolume;
 
 /// Blocks of a GiB.
 pub(super) const PER_GIB: u32 = 2048;
 
 /// What EC2 tells of a snapshot, and what the emulator must remember of it.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(super) struct Record {
+pub(super) struct SnapshotRecord {
     /// The snapshot's number: what other snapshots' maps call it.
     pub(super) number: u32,
     pub(super) id: String,
@@ -45,8 +45,8 @@ pub(super) struct Record {
     #[serde(default)]
     pub(super) locked: bool,
     /// Set for what StartSnapshot makes.
-    pub(super) started: Option<Started>,
-    pub(super) synthetic: Option<Synthetic>,
+    pub(super) started: Option<StartedUpload>,
+    pub(super) synthetic: Option<SyntheticVolume>,
     /// When EC2 knows it.
     #[serde(default)]
     pub(super) shown_ms: u64,
@@ -54,7 +54,7 @@ pub(super) struct Record {
 
 /// What StartSnapshot was asked for.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(super) struct Started {
+pub(super) struct StartedUpload {
     pub(super) client_token: Option<String>,
     /// The request, to know a repetition from a conflict.
     pub(super) request: String,
@@ -65,7 +65,7 @@ pub(super) struct Started {
     pub(super) put: BTreeMap<u32, [u8; 32]>,
 }
 
-impl Record {
+impl SnapshotRecord {
     /// A pending snapshot with everything at its plainest.
     pub(super) fn new(number: u32, id: String, owner: &str, start_ms: u64) -> Self {
         Self {
@@ -136,7 +136,11 @@ impl Record {
 }
 
 /// What a snapshot's tags, attributes and the like are set by: the control endpoint.
-pub(super) fn set_attribute(record: &mut Record, name: &str, value: &str) -> Result<(), String> {
+pub(super) fn set_attribute(
+    record: &mut SnapshotRecord,
+    name: &str,
+    value: &str,
+) -> Result<(), String> {
     let yes = value == "1" || value == "true";
     match name {
         "tier" => record.tier = value.into(),

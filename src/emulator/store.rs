@@ -23,8 +23,8 @@ use nix::unistd::{Whence, lseek};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::record::{PER_GIB, Record, millis};
-use super::synthetic::{self, REPETITIVE, Step, Synthetic};
+use super::record::{PER_GIB, SnapshotRecord, millis};
+use super::synthetic::{self, REPETITIVE, SyntheticStep, SyntheticVolume};
 use super::view::{Held, View};
 use super::{ACCOUNT, BLOCK};
 
@@ -32,15 +32,15 @@ const GIB: u64 = 1 << 30;
 
 /// A snapshot: its record and its blocks.
 #[derive(Debug)]
-pub(super) struct Snapshot {
-    pub(super) record: Record,
+pub(super) struct StoredSnapshot {
+    pub(super) record: SnapshotRecord,
     /// Empty for a synthetic one.
     pub(super) blocks: Arc<BTreeMap<u32, Held>>,
     held: std::sync::OnceLock<u64>,
 }
 
-impl Snapshot {
-    fn new(record: Record, blocks: BTreeMap<u32, Held>) -> Self {
+impl StoredSnapshot {
+    fn new(record: SnapshotRecord, blocks: BTreeMap<u32, Held>) -> Self {
         Self {
             record,
             blocks: Arc::new(blocks),
@@ -91,13 +91,13 @@ pub(super) struct Making<'a> {
 
 /// The folder.
 #[derive(Debug)]
-pub(super) struct Store {
+pub(super) struct EmulatorStore {
     folder: PathBuf,
-    pub(super) snapshots: BTreeMap<String, Snapshot>,
+    pub(super) snapshots: BTreeMap<String, StoredSnapshot>,
     next_number: u32,
 }
 
-impl Store {
+impl EmulatorStore {
     pub(super) fn load(folder: &Path) -> io::Result<Self> {
         let mut store = Self {
             folder: folder.to_owned(),
@@ -107,7 +107,7 @@ impl Store {
         for file in fs::read_dir(folder.join("snapshots"))? {
             let path = file?.path();
             if path.extension().is_some_and(|ending| ending == "json") {
-                let mut record: Record = serde_json::from_slice(&fs::read(&path)?)?;
+                let mut record: SnapshotRecord = serde_json::from_slice(&fs::read(&path)?)?;
                 if let Some(started) = record
                     .started
                     .as_mut()
@@ -118,20 +118,22 @@ impl Store {
                 let blocks = read_map(&path.with_extension("map"))?;
                 store.next_number = store.next_number.max(record.number + 1);
                 let id = record.id.clone();
-                store.snapshots.insert(id, Snapshot::new(record, blocks));
+                store
+                    .snapshots
+                    .insert(id, StoredSnapshot::new(record, blocks));
             }
         }
         Ok(store)
     }
 
     /// A snapshot that was not deleted.
-    pub(super) fn get(&self, id: &str) -> Option<&Snapshot> {
+    pub(super) fn get(&self, id: &str) -> Option<&StoredSnapshot> {
         self.snapshots
             .get(id)
             .filter(|snapshot| !snapshot.record.deleted)
     }
 
-    pub(super) fn get_mut(&mut self, id: &str) -> Option<&mut Snapshot> {
+    pub(super) fn get_mut(&mut self, id: &str) -> Option<&mut StoredSnapshot> {
         self.snapshots
             .get_mut(id)
             .filter(|snapshot| !snapshot.record.deleted)
@@ -192,7 +194,7 @@ impl Store {
     }
 
     /// Takes a volume as it stands.
-    pub(super) fn create(&mut self, making: Making<'_>) -> io::Result<Record> {
+    pub(super) fn create(&mut self, making: Making<'_>) -> io::Result<SnapshotRecord> {
         let Making { volume, now, .. } = making;
         let file = File::open(self.volume_path(volume, "raw"))?;
         let mut state = self.volume_record(volume);
@@ -298,15 +300,17 @@ impl Store {
         record.volume_gib = gib;
         record.state = "completed".into();
         record.settles_ms = Some(millis(now));
-        record.synthetic = Some(Synthetic {
+        record.synthetic = Some(SyntheticVolume {
             blocks: gib * PER_GIB,
             density,
             seed,
             steps: Vec::new(),
         });
         // Not kept in the folder: whoever starts the emulator names it again.
-        self.snapshots
-            .insert(record.id.clone(), Snapshot::new(record, BTreeMap::new()));
+        self.snapshots.insert(
+            record.id.clone(),
+            StoredSnapshot::new(record, BTreeMap::new()),
+        );
         Ok(())
     }
 
@@ -332,7 +336,7 @@ impl Store {
             .clone()
             .ok_or("the parent is not synthetic")?;
         let seed = fnv(id) & !REPETITIVE | synthetic.seed & REPETITIVE;
-        synthetic.steps.push(Step { changed, seed });
+        synthetic.steps.push(SyntheticStep { changed, seed });
         self.add_synthetic(id, gib, synthetic.density, synthetic.seed, now)?;
         if let Some(child) = self.snapshots.get_mut(id) {
             child.record.lineage = lineage;
@@ -343,27 +347,31 @@ impl Store {
     }
 
     /// A new record with everything at its plainest.
-    pub(super) fn record(&mut self, now: SystemTime) -> Record {
+    pub(super) fn record(&mut self, now: SystemTime) -> SnapshotRecord {
         let number = self.next_number;
         self.next_number += 1;
         let id = format!(
             "snap-{:017x}",
             fastrand::u64(..) >> 4 | u64::from(number) << 60
         );
-        Record::new(number, id, ACCOUNT, millis(now))
+        SnapshotRecord::new(number, id, ACCOUNT, millis(now))
     }
 
     /// Adds a snapshot and keeps it in the folder.
-    pub(super) fn add(&mut self, record: Record, blocks: BTreeMap<u32, Held>) -> io::Result<()> {
+    pub(super) fn add(
+        &mut self,
+        record: SnapshotRecord,
+        blocks: BTreeMap<u32, Held>,
+    ) -> io::Result<()> {
         write_map(&self.path(&record.id, "map"), &blocks)?;
         self.save(&record)?;
         self.snapshots
-            .insert(record.id.clone(), Snapshot::new(record, blocks));
+            .insert(record.id.clone(), StoredSnapshot::new(record, blocks));
         Ok(())
     }
 
     /// Keeps a changed record.
-    pub(super) fn save(&self, record: &Record) -> io::Result<()> {
+    pub(super) fn save(&self, record: &SnapshotRecord) -> io::Result<()> {
         if record.synthetic.is_some() {
             return Ok(());
         }
@@ -381,13 +389,13 @@ impl Store {
     }
 
     /// Where a block's bytes are.
-    pub(super) fn locate(&self, id: &str, index: u32) -> Option<Place> {
+    pub(super) fn locate(&self, id: &str, index: u32) -> Option<BlockLocation> {
         let snapshot = self.get(id)?;
         if let Some(synthetic) = &snapshot.record.synthetic {
             let seed = synthetic.seed_of(index);
             return synthetic
                 .is_held(index)
-                .then_some(Place::Computed(seed, index));
+                .then_some(BlockLocation::Computed(seed, index));
         }
         let held = snapshot.blocks.get(&index)?;
         let writer = self
@@ -395,7 +403,7 @@ impl Store {
             .values()
             .find(|snapshot| snapshot.record.number == held.writer)?;
         let path = self.path(&writer.record.id, "raw");
-        Some(Place::Kept(path, index, held.digest))
+        Some(BlockLocation::Kept(path, index, held.digest))
     }
 }
 
@@ -415,12 +423,12 @@ fn fnv(name: &str) -> u64 {
 
 /// Where a block's bytes are, to be read without holding the store.
 #[derive(Debug)]
-pub(super) enum Place {
+pub(super) enum BlockLocation {
     Kept(PathBuf, u32, [u8; 32]),
     Computed(u64, u32),
 }
 
-impl Place {
+impl BlockLocation {
     /// The block and its SHA-256.
     pub(super) fn read(&self) -> io::Result<(Bytes, [u8; 32])> {
         match self {

@@ -22,18 +22,18 @@ const FREED_ONE_IN: u64 = 8;
 
 /// A computed volume: how large it is and which blocks it holds.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(super) struct Synthetic {
+pub(super) struct SyntheticVolume {
     pub(super) blocks: u32,
     /// Blocks held, in a million.
     pub(super) density: u32,
     pub(super) seed: u64,
     /// What was changed since, oldest first.
-    pub(super) steps: Vec<Step>,
+    pub(super) steps: Vec<SyntheticStep>,
 }
 
 /// The changes from one snapshot to the next.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
-pub(super) struct Step {
+pub(super) struct SyntheticStep {
     /// Blocks changed, in a million.
     pub(super) changed: u32,
     pub(super) seed: u64,
@@ -70,7 +70,7 @@ fn patterns() -> &'static [Pattern] {
     })
 }
 
-impl Synthetic {
+impl SyntheticVolume {
     /// The last step that changed the block, and what decides what it did.
     fn last_change(&self, index: u32) -> Option<(usize, u64)> {
         let changes = self.steps.iter().enumerate().rev();
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn blocks_have_their_digest_and_differ_from_each_other() {
-        let volume = Synthetic {
+        let volume = SyntheticVolume {
             blocks: 10_000,
             density: 500_000,
             seed: 7,
@@ -173,14 +173,14 @@ mod tests {
 
     #[test]
     fn a_child_differs_where_its_step_says_and_in_nothing_else() {
-        let parent = Synthetic {
+        let parent = SyntheticVolume {
             blocks: 100_000,
             density: 500_000,
             seed: 7,
             steps: Vec::new(),
         };
         let mut child = parent.clone();
-        child.steps.push(Step {
+        child.steps.push(SyntheticStep {
             changed: 10_000,
             seed: 8,
         });

@@ -16,7 +16,7 @@ use crate::error::{Error, Kind, Result};
 /// The names and addresses of loopback.
 const NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+type TlsFailure = Box<dyn std::error::Error + Send + Sync>;
 
 /// What accepts connections, and the file with the authority to trust, in `folder`.
 ///
@@ -38,7 +38,7 @@ fn named(name: &str) -> DistinguishedName {
     whole
 }
 
-fn make(file: &Path) -> std::result::Result<TlsAcceptor, Failure> {
+fn make(file: &Path) -> std::result::Result<TlsAcceptor, TlsFailure> {
     let mut params = CertificateParams::new([])?;
     // OpenSSL takes a certificate whose issuer has its own name for a self-signed one.
     params.distinguished_name = named("ebsfs emulator, authority");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::synthetic::Synthetic;
+use super::synthetic::SyntheticVolume;
 
 /// A block that a snapshot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,12 +16,15 @@ pub(super) struct Held {
 /// The blocks of a snapshot.
 #[derive(Debug)]
 pub(super) struct View {
-    synthetic: Option<Synthetic>,
+    synthetic: Option<SyntheticVolume>,
     blocks: Arc<BTreeMap<u32, Held>>,
 }
 
 impl View {
-    pub(super) fn new(synthetic: Option<Synthetic>, blocks: Arc<BTreeMap<u32, Held>>) -> Self {
+    pub(super) fn new(
+        synthetic: Option<SyntheticVolume>,
+        blocks: Arc<BTreeMap<u32, Held>>,
+    ) -> Self {
         Self { synthetic, blocks }
     }
 

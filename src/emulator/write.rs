@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::direct::block_index;
-use super::record::{Record, Started, millis};
+use super::record::{SnapshotRecord, StartedUpload, millis};
 use super::reply::{Refusal, Reply, json_reply, json_text, object, seconds, text_or_null};
 use super::view::Held;
 use super::{ACCOUNT, BLOCK, Emulator, REGION};
@@ -169,7 +169,7 @@ impl Emulator {
             record.kms_key = request.kms_key_arn.or_else(|| Some(default_key()));
         }
         record.parent = request.parent_snapshot_id;
-        record.started = Some(Started {
+        record.started = Some(StartedUpload {
             client_token: request.client_token,
             request: canonical,
             timeout_ms: minutes * 60_000,
@@ -369,7 +369,7 @@ impl Emulator {
     }
 }
 
-fn started_reply(record: &Record) -> Reply {
+fn started_reply(record: &SnapshotRecord) -> Reply {
     let tags: Vec<Value> = record
         .tags
         .iter()

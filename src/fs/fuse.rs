@@ -27,7 +27,7 @@ use super::activity::Activity;
 use super::log::FailureLog;
 use super::opened::{OpenFile, Reader};
 use super::server::PID_ATTRIBUTE;
-use super::tree::{Attributes, FileKind, Line, NAME_MAX, Tree};
+use super::tree::{Attributes, FileKind, FolderEntry, NAME_MAX, Tree};
 use crate::block::BLOCK_SIZE;
 use crate::error::{Error, Kind, Result};
 
@@ -64,7 +64,7 @@ struct Ebsfs {
     draining: watch::Receiver<bool>,
     /// How long a request may wait, whatever it waits for.
     request_timeout: Duration,
-    folders: Arc<Mutex<HashMap<u64, Arc<[Line]>>>>,
+    folders: Arc<Mutex<HashMap<u64, Arc<[FolderEntry]>>>>,
     files: Arc<Mutex<HashMap<u64, Arc<OpenFile>>>>,
     next_handle: AtomicU64,
     log: Arc<FailureLog>,
@@ -356,7 +356,7 @@ impl Filesystem for Ebsfs {
             }
             let mut lines = tree.lines(ino.0).await?;
             let parent = tree.parent(ino.0).await?;
-            let dot = |ino, name| Line::new(ino, FileKind::Folder, name);
+            let dot = |ino, name| FolderEntry::new(ino, FileKind::Folder, name);
             lines.splice(0..0, [dot(ino.0, "."), dot(parent, "..")]);
             Ok(folder(lines.into()))
         };
@@ -429,7 +429,10 @@ impl Ebsfs {
     }
 
     /// Keeps the lines of an open folder and gives them back.
-    fn folder(&self, handle: u64) -> impl FnOnce(Arc<[Line]>) -> Arc<[Line]> + Send + use<> {
+    fn folder(
+        &self,
+        handle: u64,
+    ) -> impl FnOnce(Arc<[FolderEntry]>) -> Arc<[FolderEntry]> + Send + use<> {
         let slot = Arc::clone(&self.folders);
         move |lines| {
             if let Some(kept) = slot.lock().get_mut(&handle) {

@@ -45,7 +45,7 @@ pub(super) struct MountIdentity {
 
 /// Where a mount is now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum MountPlace {
+pub(super) enum MountLocation {
     /// This path leads to it.
     Reachable(PathBuf),
     /// Something else is mounted over this path.
@@ -103,15 +103,15 @@ impl MountTable {
     }
 
     /// The present place of a mount.
-    pub(super) fn place(&self, identity: &MountIdentity) -> MountPlace {
+    pub(super) fn place(&self, identity: &MountIdentity) -> MountLocation {
         let ours = |line: &&MountLine| line.id == identity.id && line.device == identity.device;
         let Some(line) = self.0.iter().find(ours) else {
-            return MountPlace::Absent;
+            return MountLocation::Absent;
         };
         let path = line.mountpoint.clone();
         match self.at(&path) {
-            Some(top) if top.id == line.id => MountPlace::Reachable(path),
-            _ => MountPlace::Covered(path),
+            Some(top) if top.id == line.id => MountLocation::Reachable(path),
+            _ => MountLocation::Covered(path),
         }
     }
 
@@ -177,10 +177,10 @@ mod tests {
         assert!(table.mounted_at(&path).unwrap().is_ours);
         assert_eq!(
             table.place(&identity(40, "0:52")),
-            MountPlace::Reachable(path)
+            MountLocation::Reachable(path)
         );
-        assert_eq!(table.place(&identity(40, "0:53")), MountPlace::Absent);
-        assert_eq!(table.place(&identity(41, "0:52")), MountPlace::Absent);
+        assert_eq!(table.place(&identity(40, "0:53")), MountLocation::Absent);
+        assert_eq!(table.place(&identity(41, "0:52")), MountLocation::Absent);
         assert_eq!(table.mounted_at(Path::new("/mnt/a")), None);
         assert_eq!(table.at(Path::new("/mnt/c/d")).unwrap().id, 30);
     }
@@ -196,9 +196,17 @@ mod tests {
             let mut lines = BASE.to_vec();
             lines.push((40, 30, "0:52", "/mnt/e", "fuse"));
             let place = |lines: &[_]| table(lines).place(&identity(40, "0:52"));
-            assert_eq!(place(&lines), MountPlace::Reachable(path.clone()), "{what}");
+            assert_eq!(
+                place(&lines),
+                MountLocation::Reachable(path.clone()),
+                "{what}"
+            );
             lines.push(cover);
-            assert_eq!(place(&lines), MountPlace::Covered(path.clone()), "{what}");
+            assert_eq!(
+                place(&lines),
+                MountLocation::Covered(path.clone()),
+                "{what}"
+            );
         }
         // Below it, nothing is covered.
         let mut lines = BASE.to_vec();
@@ -207,7 +215,7 @@ mod tests {
         let table = table(&lines);
         assert_eq!(
             table.place(&identity(40, "0:52")),
-            MountPlace::Reachable(path)
+            MountLocation::Reachable(path)
         );
     }
 
@@ -224,7 +232,7 @@ mod tests {
         assert!(table.mounted_at(&path).unwrap().is_ours);
         assert_eq!(
             table.place(&identity(40, "0:52")),
-            MountPlace::Reachable(path)
+            MountLocation::Reachable(path)
         );
     }
 

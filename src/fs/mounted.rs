@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tracing::debug;
 
 use super::activity::Activity;
-use super::mount_table::{MountIdentity, MountPlace, MountTable};
+use super::mount_table::{MountIdentity, MountLocation, MountTable};
 use super::unmount::{Unmounted, unmount};
 use crate::block::BLOCK_SIZE;
 use crate::error::Result;
@@ -71,7 +71,7 @@ impl Mounted {
     /// # Errors
     /// `Io` without /proc.
     pub fn is_here(&self) -> Result<bool> {
-        Ok(MountTable::read()?.place(&self.identity) != MountPlace::Absent)
+        Ok(MountTable::read()?.place(&self.identity) != MountLocation::Absent)
     }
 }
 

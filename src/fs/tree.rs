@@ -35,14 +35,14 @@ use crate::snapshot::{Snapshot, SnapshotId};
 use crate::source::{Catalog, DeltaSource, held};
 
 pub use attributes::Ownership;
-pub(super) use attributes::{Attributes, FileKind, Line};
+pub(super) use attributes::{Attributes, FileKind, FolderEntry};
 pub(super) use contents::Contents;
 use contents::Rendered;
 use drawn::{Drawings, Drawn};
 use listing::{Listing, ShownListing};
 pub(super) use names::NAME_MAX;
 use names::{CHANGES, File, SNAPSHOTS, VOLUMES};
-use nodes::{Entry, Node, Nodes, Subject};
+use nodes::{Node, Nodes, Subject, TreeSnapshot};
 pub use totals::Provenance;
 
 /// Most files whose size is remembered after a listing.
@@ -252,13 +252,13 @@ impl Tree {
         Ok(size)
     }
 
-    fn time_of(&self, entry: &Entry) -> SystemTime {
+    fn time_of(&self, entry: &TreeSnapshot) -> SystemTime {
         self.known(entry).start_time.unwrap_or(self.mounted)
     }
 
     /// The names in a folder, without `.` and `..`.
-    pub(super) async fn lines(&self, ino: u64) -> Result<Vec<Line>> {
-        let folder = |ino, name: &str| Line::new(ino, FileKind::Folder, name);
+    pub(super) async fn lines(&self, ino: u64) -> Result<Vec<FolderEntry>> {
+        let folder = |ino, name: &str| FolderEntry::new(ino, FileKind::Folder, name);
         Ok(match self.node(ino).await? {
             Node::Root => vec![
                 folder(SNAPSHOTS, "snapshots"),
@@ -291,12 +291,12 @@ impl Tree {
                 let listing = self.listing().await?;
                 let links = names::links(&volume, &listing.snapshots).into_iter();
                 links
-                    .map(|link| Line::new(link.ino, FileKind::Link, &link.name))
+                    .map(|link| FolderEntry::new(link.ino, FileKind::Link, &link.name))
                     .collect()
             }
             Node::Folder(subject) => subject
                 .files()
-                .map(|(ino, name, _)| Line::new(ino, FileKind::Regular, name))
+                .map(|(ino, name, _)| FolderEntry::new(ino, FileKind::Regular, name))
                 .collect(),
             Node::File(..) | Node::Link(_) => {
                 return Err(Error::new(Kind::Invalid, "not a folder"));
@@ -348,7 +348,7 @@ impl Tree {
     }
 
     /// A snapshot that is in use, listed, or opened now; any id can be opened, listed or not.
-    async fn entry(&self, id: &SnapshotId) -> Result<Arc<Entry>> {
+    async fn entry(&self, id: &SnapshotId) -> Result<Arc<TreeSnapshot>> {
         let in_use = self.nodes.lock().entry(id);
         if let Some(entry) = in_use {
             return Ok(entry);
@@ -367,7 +367,7 @@ impl Tree {
     }
 
     /// The image of a snapshot: one for all its open files.
-    async fn image_of(&self, entry: &Entry) -> Result<Arc<Image>> {
+    async fn image_of(&self, entry: &TreeSnapshot) -> Result<Arc<Image>> {
         let mut image = entry.image.lock().await;
         if let Some(image) = image.upgrade() {
             return Ok(image);
@@ -444,7 +444,7 @@ impl Tree {
     }
 
     /// The newest known description of a snapshot.
-    fn known(&self, entry: &Entry) -> Arc<Snapshot> {
+    fn known(&self, entry: &TreeSnapshot) -> Arc<Snapshot> {
         let known = self.catalog.known(&entry.id);
         known.unwrap_or_else(|| Arc::clone(&entry.description.lock()))
     }

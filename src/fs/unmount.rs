@@ -6,7 +6,7 @@ use std::process::Command;
 
 use nix::mount::{MntFlags, umount2};
 
-use super::mount_table::{MountIdentity, MountPlace, MountTable};
+use super::mount_table::{MountIdentity, MountLocation, MountTable};
 use crate::error::{Error, Kind, Result};
 
 /// The program that mounts and unmounts for a user other than root (package fuse3).
@@ -28,21 +28,21 @@ pub enum Unmounted {
 /// Unmounts this mount at its present path, and never another mount. `lazy` detaches a busy one.
 pub(super) fn unmount(identity: &MountIdentity, lazy: bool) -> Result<Unmounted> {
     match MountTable::read()?.place(identity) {
-        MountPlace::Reachable(path) => {
+        MountLocation::Reachable(path) => {
             if !unmount_path(&path, lazy)? {
                 return Ok(Unmounted::Busy);
             }
             // A mount that a user namespace has inherited is locked: the kernel calls it no mountpoint.
             match MountTable::read()?.place(identity) {
-                MountPlace::Reachable(path) => Err(Error::new(
+                MountLocation::Reachable(path) => Err(Error::new(
                     Kind::Io,
                     format!("cannot unmount {}: it is locked here", path.display()),
                 )),
                 _ => Ok(Unmounted::Done),
             }
         }
-        MountPlace::Covered(path) => Ok(Unmounted::Covered(path)),
-        MountPlace::Absent => Ok(Unmounted::Absent),
+        MountLocation::Covered(path) => Ok(Unmounted::Covered(path)),
+        MountLocation::Absent => Ok(Unmounted::Absent),
     }
 }
 

@@ -19,7 +19,7 @@ use crate::repository::{
     pinned, prune, remove,
 };
 use crate::snapshot::{
-    Deletion, REPLICA_VOLUME_TAG, Selector, Snapshot, SnapshotId, SnapshotMaker, State,
+    Deletion, REPLICA_VOLUME_TAG, Selector, Snapshot, SnapshotId, SnapshotMaker, SnapshotState,
     carries_own_id, has_tag,
 };
 use crate::target::VolumeKey;
@@ -391,7 +391,7 @@ impl CycleRun {
         let is_own = snapshot.volume_id.as_deref() == Some(NO_VOLUME)
             && carries_own_id(snapshot)
             && has_tag(snapshot, JOB_TAG, &self.job.name)
-            && snapshot.state == Some(State::Completed)
+            && snapshot.state == Some(SnapshotState::Completed)
             && volumes.contains(volume);
         is_own.then_some(())?;
         Some(RetentionCandidate {
@@ -410,8 +410,8 @@ fn own_snapshot(snapshot: &Snapshot) -> OwnSnapshot {
     OwnSnapshot {
         id: snapshot.id.clone(),
         time: snapshot.start_time,
-        is_completed: snapshot.state == Some(State::Completed),
-        is_failed: matches!(&snapshot.state, Some(State::Other(state)) if state == "error"),
+        is_completed: snapshot.state == Some(SnapshotState::Completed),
+        is_failed: matches!(&snapshot.state, Some(SnapshotState::Other(state)) if state == "error"),
     }
 }
 

@@ -36,7 +36,7 @@ const REPOSITORY: &str = "ebsfs-repository.json";
 
 /// What makes a bucket or a folder a repository.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Header {
+struct RepositoryHeader {
     format: u32,
     /// Tells it from every other one, wherever it is copied to.
     id: String,
@@ -84,13 +84,13 @@ impl RepositoryCatalog {
             Ok(_) => return already(),
         }
         Fence::new().put_all(&store).await?;
-        let header = Header {
+        let header = RepositoryHeader {
             format: FORMAT,
             id: random_id(),
             encryption: "none".into(),
         };
         let json = serde_json::to_vec(&header).unwrap_or_default();
-        let is_sound = |bytes: &[u8]| serde_json::from_slice::<Header>(bytes).is_ok();
+        let is_sound = |bytes: &[u8]| serde_json::from_slice::<RepositoryHeader>(bytes).is_ok();
         match store.put_new(REPOSITORY, &json, is_sound).await? {
             true => Ok(Self::of(store, header.id)),
             false => already(),
@@ -129,7 +129,7 @@ impl RepositoryCatalog {
             let what = format!("cannot use {}/{REPOSITORY}: {what}", store.address());
             Err(Error::new(Kind::Invalid, what))
         };
-        let Ok(header) = serde_json::from_slice::<Header>(&header) else {
+        let Ok(header) = serde_json::from_slice::<RepositoryHeader>(&header) else {
             return wrong("it is not what ebsfs writes".into());
         };
         match (header.format, &*header.encryption) {

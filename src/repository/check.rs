@@ -66,7 +66,7 @@ pub struct Damage {
 
 /// What a check found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Checked {
+pub struct RepositoryCheck {
     /// Snapshots there.
     pub snapshots: u64,
     /// Segments that they lead to.
@@ -159,7 +159,7 @@ pub async fn check(
     catalog: &RepositoryCatalog,
     read: ReadData,
     progress: &Progress,
-) -> Result<Checked> {
+) -> Result<RepositoryCheck> {
     let before = LastCheck::read(catalog.store()).await?;
     let (checked, last) = inspect(catalog, read, &before, progress).await?;
     last.write(catalog.store()).await;
@@ -172,7 +172,7 @@ pub(super) async fn inspect(
     read: ReadData,
     before: &LastCheck,
     progress: &Progress,
-) -> Result<(Checked, LastCheck)> {
+) -> Result<(RepositoryCheck, LastCheck)> {
     let store = &**catalog.store();
     let mut damages = Damages::new();
     let mut manifests = Vec::new();
@@ -208,14 +208,14 @@ pub(super) async fn inspect(
     let sizes = check.sizes().await?;
     let (used, doubts) = check.segments(&sizes, before, read).await?;
     check.settle(doubts).await?;
-    let mut checked = Checked {
+    let mut checked = RepositoryCheck {
         snapshots: check.manifests.len() as u64,
         segments: check.segments.len() as u64,
         packs: used.len() as u64,
         runs: lease::runs(store).await?.len() as u64,
         missing: listed.missing.iter().map(ToString::to_string).collect(),
         read: read.to_string(),
-        ..Checked::default()
+        ..RepositoryCheck::default()
     };
     let segments: HashSet<u64> = check.segments.keys().map(short).collect();
     let mut parts = pin!(objects(store, "segments"));

@@ -30,13 +30,13 @@ use crate::error::{Error, Kind, Result};
 use crate::files::{blocking, make_folder_of, open_ours, remove_if_there, with_ending};
 use crate::target::Stop;
 use builder::Builder;
-use table::Table;
+use table::IndexTable;
 
 /// The blocks of a repository.
 #[derive(Debug)]
 pub struct Index {
     path: PathBuf,
-    table: Table,
+    table: IndexTable,
     is_damaged: AtomicBool,
 }
 

@@ -13,7 +13,7 @@ use super::header::{self, Magic};
 use super::pack::Name;
 use crate::block::{BLOCK_SIZE, Geometry};
 use crate::error::{Error, Kind, Result};
-use crate::snapshot::{Snapshot, SnapshotId, State};
+use crate::snapshot::{Snapshot, SnapshotId, SnapshotState};
 use crate::target::VolumeKey;
 
 /// The year 9999 since 1970, nearly.
@@ -111,7 +111,7 @@ impl Manifest {
     pub fn shown(&self) -> Snapshot {
         Snapshot {
             volume_id: self.volume.clone(),
-            state: Some(State::Completed),
+            state: Some(SnapshotState::Completed),
             start_time: Some(self.time),
             volume_size: Some(self.volume_bytes),
             full_size: Some(self.blocks * u64::from(BLOCK_SIZE)),

@@ -22,13 +22,13 @@ use sha2::{Digest as _, Sha256};
 
 use super::SEGMENT_BLOCKS;
 use super::catalog::RepositoryCatalog;
-use super::check::{Checked, LastCheck, ReadData, Suspects, inspect, is_damage, row};
+use super::check::{LastCheck, ReadData, RepositoryCheck, Suspects, inspect, is_damage, row};
 use super::header::{Salt, salt_of_run};
 use super::latest;
 use super::lease::{Lease, LeaseKind};
 use super::manifest::{Manifest, ManifestName};
 use super::pack::Name;
-use super::segment::{Entry, Segment};
+use super::segment::{Segment, SegmentEntry};
 use super::segments::{self, object};
 use super::settled::Unsettled;
 use super::store::Store;
@@ -140,7 +140,7 @@ struct Repair<'a> {
 /// Why the repository cannot be read or written. Blocks that are not found are no error here.
 pub async fn repair(
     catalog: &RepositoryCatalog,
-    checked: &Checked,
+    checked: &RepositoryCheck,
     origin: Option<&RepairOrigin>,
     progress: &Progress,
 ) -> Result<Repaired> {
@@ -149,7 +149,7 @@ pub async fn repair(
 
 async fn repair_within(
     catalog: &RepositoryCatalog,
-    checked: &Checked,
+    checked: &RepositoryCheck,
     origin: Option<&RepairOrigin>,
     limits: RepairLimits,
     progress: &Progress,
@@ -268,7 +268,7 @@ impl Repair<'_> {
     }
 
     /// Whether an entry leads to damage, or to a pack that a prune is about to delete.
-    fn is_bad(&self, entry: &Entry) -> bool {
+    fn is_bad(&self, entry: &SegmentEntry) -> bool {
         let Suspects { packs, lacks } = &self.suspects;
         let lacks = lacks.get(&entry.pack);
         packs.contains(&entry.pack)
@@ -356,7 +356,7 @@ impl Repair<'_> {
     }
 
     /// Writes a segment of these blocks, unless there are none.
-    async fn put_segment(&self, blocks: Vec<(u16, Entry)>) -> Result<Option<(Name, u32)>> {
+    async fn put_segment(&self, blocks: Vec<(u16, SegmentEntry)>) -> Result<Option<(Name, u32)>> {
         if blocks.is_empty() {
             return Ok(None);
         }

@@ -18,7 +18,7 @@ const MOST: usize = 32 + SEGMENT_BLOCKS as usize * (BLOCK + PACK);
 
 /// Where a block is, and what it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(super) struct SegmentEntry {
     pub(super) pack: Name,
     pub(super) spot: Spot,
     pub(super) digest: Digest,
@@ -28,12 +28,12 @@ pub(super) struct Entry {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Segment {
     /// Ascending, by the index within the segment.
-    blocks: Vec<Place>,
+    blocks: Vec<SegmentSlot>,
     packs: Vec<Name>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
+struct SegmentSlot {
     index: u16,
     pack: u16,
     spot: Spot,
@@ -58,7 +58,7 @@ impl Segment {
     }
 
     /// A block by its index within the segment; none is a hole.
-    pub(super) fn get(&self, index: u16) -> Option<Entry> {
+    pub(super) fn get(&self, index: u16) -> Option<SegmentEntry> {
         let at = self
             .blocks
             .binary_search_by_key(&index, |place| place.index);
@@ -66,8 +66,8 @@ impl Segment {
         self.entry(place)
     }
 
-    fn entry(&self, place: &Place) -> Option<Entry> {
-        Some(Entry {
+    fn entry(&self, place: &SegmentSlot) -> Option<SegmentEntry> {
+        Some(SegmentEntry {
             pack: *self.packs.get(usize::from(place.pack))?,
             spot: place.spot,
             digest: place.digest,
@@ -75,7 +75,7 @@ impl Segment {
     }
 
     /// All blocks, ascending.
-    pub(super) fn entries(&self) -> impl Iterator<Item = (u16, Entry)> + '_ {
+    pub(super) fn entries(&self) -> impl Iterator<Item = (u16, SegmentEntry)> + '_ {
         let entries = self.blocks.iter();
         entries.filter_map(|place| Some((place.index, self.entry(place)?)))
     }
@@ -92,7 +92,7 @@ impl Segment {
     }
 
     /// A segment of these blocks, ascending.
-    pub(super) fn of(entries: impl IntoIterator<Item = (u16, Entry)>) -> Self {
+    pub(super) fn of(entries: impl IntoIterator<Item = (u16, SegmentEntry)>) -> Self {
         let mut segment = Self::default();
         let mut numbers = std::collections::HashMap::new();
         for (index, entry) in entries {
@@ -101,7 +101,7 @@ impl Segment {
                 segment.packs.push(entry.pack);
                 next
             });
-            segment.blocks.push(Place {
+            segment.blocks.push(SegmentSlot {
                 index,
                 pack,
                 spot: entry.spot,
@@ -151,9 +151,9 @@ impl Segment {
             .zip(numbers.chunks_exact(2))
             .zip(offsets.chunks_exact(4).zip(lengths.chunks_exact(4)))
             .zip(digests.chunks_exact(32));
-        let mut blocks: Vec<Place> = Vec::with_capacity(count);
+        let mut blocks: Vec<SegmentSlot> = Vec::with_capacity(count);
         for (((index, pack), (offset, length)), digest) in columns {
-            let place = Place {
+            let place = SegmentSlot {
                 index: short(index)?,
                 pack: short(pack)?,
                 spot: Spot {
@@ -181,8 +181,8 @@ mod tests {
     use super::*;
     use crate::repository::header::HEADER;
 
-    fn entry(number: u32) -> Entry {
-        Entry {
+    fn entry(number: u32) -> SegmentEntry {
+        SegmentEntry {
             pack: [u8::try_from(number / 64 % 251).unwrap(); 32],
             spot: Spot {
                 offset: u32::try_from(HEADER).unwrap() + number % 64 * 1000,
@@ -218,7 +218,7 @@ mod tests {
         let segment = Segment::of((0..=u16::MAX).map(|i| (i, entry(u32::from(i)))));
         assert_eq!(segment.len(), 65_536);
         assert_eq!(segment.packs().len(), 251);
-        assert!(segment.len() * size_of::<Place>() <= 3 << 20);
+        assert!(segment.len() * size_of::<SegmentSlot>() <= 3 << 20);
         assert_eq!(
             Segment::decode(&segment.encode(&[1; 16]).unwrap()),
             Some(segment)

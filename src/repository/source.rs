@@ -17,11 +17,11 @@ use tokio::time::{Instant, sleep};
 use super::SEGMENT_BLOCKS;
 use super::manifest::{Manifest, SegmentOf};
 use super::pack::{Name, Spot, Stored};
-use super::segment::{Entry, Segment, place_of};
+use super::segment::{Segment, SegmentEntry, place_of};
 use super::segments::{Segments, object};
 use super::store::Store;
 use crate::block::{Block, BlockIndex, BlockSet, Extent, Geometry};
-use crate::digest::{Checked, Digester};
+use crate::digest::{DigestOutcome, Digester};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::blocking;
 use crate::source::{BlockSource, Wanted, damaged_before, with_damaged};
@@ -91,7 +91,7 @@ impl RepositorySource {
         &self.manifest
     }
 
-    pub(super) async fn entry(&self, index: BlockIndex) -> Result<Option<Entry>> {
+    pub(super) async fn entry(&self, index: BlockIndex) -> Result<Option<SegmentEntry>> {
         let (number, within) = place_of(index);
         match self.manifest.segment(number) {
             None => Ok(None),
@@ -136,9 +136,9 @@ impl RepositorySource {
         let len = self.geometry.block_len(index);
         if let Some(bytes) = opened.filter(|bytes| bytes.len() == len) {
             match self.digester.check(&bytes, &entry.digest, is_wanted).await {
-                Checked::Good => return Ok(Block::Data(bytes, entry.digest)),
-                Checked::Zero => return Ok(Block::Zero),
-                Checked::Wrong(_) => {}
+                DigestOutcome::Good => return Ok(Block::Data(bytes, entry.digest)),
+                DigestOutcome::Zero => return Ok(Block::Zero),
+                DigestOutcome::Wrong(_) => {}
             }
         }
         let (store, pack) = (self.segments.store(), object("packs", &entry.pack));

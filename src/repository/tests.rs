@@ -318,7 +318,7 @@ impl Process {
     }
 
     /// Checks the repository and reads every byte.
-    async fn check(&self) -> Result<Checked> {
+    async fn check(&self) -> Result<RepositoryCheck> {
         check(&self.catalog().await?, ReadData::All, &Progress::default()).await
     }
 

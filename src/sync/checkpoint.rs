@@ -31,7 +31,7 @@ pub(super) const WITHOUT_DIGESTS: &str =
     "no room for the digests, so the next run cannot compare it and may copy all blocks";
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Header {
+struct CheckpointHeader {
     task: Task,
     state: Option<SinkState>,
     /// There was no room for the digests.
@@ -302,7 +302,7 @@ impl Checkpoint {
         let mut bytes = Vec::new();
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
-        let header = Header {
+        let header = CheckpointHeader {
             task: self.task.clone(),
             state: self.state.clone(),
             without_digests: self.digests.is_none(),
@@ -377,7 +377,7 @@ fn version_of(bytes: &[u8]) -> Option<u32> {
     Some(u32::from_le_bytes(*version))
 }
 
-fn decode(bytes: &[u8]) -> Option<(Header, Delta, BlockSet, BlockSet)> {
+fn decode(bytes: &[u8]) -> Option<(CheckpointHeader, Delta, BlockSet, BlockSet)> {
     let (body, digest) = bytes.split_last_chunk::<32>()?;
     if Sha256::digest(body).as_slice() != digest {
         return None;

@@ -94,10 +94,10 @@ struct Copy<'a> {
 }
 
 /// A step of keeping what a target has.
-type Keep = BoxFuture<'static, (usize, Result<Step>)>;
+type Keep = BoxFuture<'static, (usize, Result<SaveStep>)>;
 
 /// A finished step of a [`Keep`].
-enum Step {
+enum SaveStep {
     /// The data survive a crash, and so do the digests unless the second says why not. The state is what a resumed sink needs.
     Flushed(SinkState, Result<()>),
     /// The checkpoint that names them survives too, unless the result says why not.
@@ -343,28 +343,28 @@ impl Copy<'_> {
                 Some(file) => blocking(move || file.write(&digests)).await,
                 None => Ok(()),
             };
-            Ok(Step::Flushed(state, digested))
+            Ok(SaveStep::Flushed(state, digested))
         };
         Some(flushed.map(move |step| (number, step)).boxed())
     }
 
     /// After a flush, starts to save the checkpoint; after the save, the target may be flushed again.
-    fn kept(&mut self, number: usize, step: Result<Step>) -> Option<Keep> {
+    fn kept(&mut self, number: usize, step: Result<SaveStep>) -> Option<Keep> {
         let copying = self.targets.get_mut(number)?;
         let kept = match step {
-            Ok(Step::Flushed(state, digested)) => {
+            Ok(SaveStep::Flushed(state, digested)) => {
                 let blocks = copying.keeping.iter().flatten();
                 let extents = blocks.map(|(index, _)| Extent::of(*index));
                 let checkpoint = &mut copying.target.checkpoint;
                 let digested = digested.or_else(|error| checkpoint.give_up_digests(error));
                 digested.map(|()| checkpoint.mark(extents, state))
             }
-            Ok(Step::Saved(Ok(()))) => {
+            Ok(SaveStep::Saved(Ok(()))) => {
                 copying.keeping = None;
                 return None;
             }
             // The digests may have taken the checkpoint's room.
-            Ok(Step::Saved(Err(error))) => copying.target.checkpoint.give_up_digests(error),
+            Ok(SaveStep::Saved(Err(error))) => copying.target.checkpoint.give_up_digests(error),
             Err(error) => Err(error),
         };
         if let Err(error) = kept {
@@ -373,7 +373,7 @@ impl Copy<'_> {
             return None;
         }
         let saved = copying.target.checkpoint.encode();
-        let save = blocking(move || Ok(Step::Saved(saved.write())));
+        let save = blocking(move || Ok(SaveStep::Saved(saved.write())));
         Some(save.map(move |step| (number, step)).boxed())
     }
 }

@@ -1,4 +1,4 @@
-//! What every [`Target`] and [`Sink`] must do, as tests over any of them: a [`ContractPlace`] makes one, and breaks it.
+//! What every [`Target`] and [`Sink`] must do, as tests over any of them: a [`ContractFixture`] makes one, and breaks it.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::block::{Block, Change, ZEROES, random_id};
 use crate::error::Kind;
 
 /// Where a target is, for the suite.
-pub(crate) trait ContractPlace: Send + Sync {
+pub(crate) trait ContractFixture: Send + Sync {
     /// The target as a new process has it.
     fn target(&self) -> BoxFuture<'_, Arc<dyn Target>>;
 
@@ -69,7 +69,7 @@ fn content(index: u32, len: usize) -> Bytes {
 }
 
 impl ContractRun {
-    pub(crate) async fn new(place: &dyn ContractPlace, target: &dyn Target) -> Self {
+    pub(crate) async fn new(place: &dyn ContractFixture, target: &dyn Target) -> Self {
         let source = place.source();
         let mut held = BlockSet::new();
         HELD.iter()
@@ -195,7 +195,7 @@ impl ContractRun {
     }
 
     /// Opens and does all that is not done, to the end.
-    async fn finish(&self, place: &dyn ContractPlace) -> Published {
+    async fn finish(&self, place: &dyn ContractFixture) -> Published {
         let target = place.target().await;
         let facts = self.observe(&*target).await;
         let opened = self.open(&*target, &facts).await.unwrap();
@@ -210,7 +210,7 @@ impl ContractRun {
     }
 
     /// Every byte of the published target, against the source.
-    async fn check(&self, place: &dyn ContractPlace, at: &str) {
+    async fn check(&self, place: &dyn ContractFixture, at: &str) {
         let target = place.target().await;
         let geometry = self.source.geometry;
         let held = self.observe(&*target).await.holds;
@@ -237,7 +237,7 @@ impl ContractRun {
     }
 
     /// What was flushed is there, for a target that reads back.
-    async fn check_flushed(&self, place: &dyn ContractPlace, sink: &dyn Sink, at: &str) {
+    async fn check_flushed(&self, place: &dyn ContractFixture, sink: &dyn Sink, at: &str) {
         let reader = sink.read_back().await.unwrap();
         assert!(reader.is_some() || !place.reads_back());
         let Some(reader) = reader else {
@@ -264,7 +264,7 @@ async fn drop_after<T>(polls: usize, work: impl Future<Output = T>) -> Option<T>
 }
 
 /// The target is named before its first change, and what is published is what was copied, over whatever was there.
-pub(crate) async fn names_first_and_publishes_every_byte(place: &dyn ContractPlace) {
+pub(crate) async fn names_first_and_publishes_every_byte(place: &dyn ContractFixture) {
     let target = place.target().await;
     let run = ContractRun::new(place, &*target).await;
     let facts = run.observe(&*target).await;
@@ -299,7 +299,7 @@ pub(crate) async fn names_first_and_publishes_every_byte(place: &dyn ContractPla
 }
 
 /// A crash between any two calls loses nothing that was flushed, and the run comes to its end, also one that has ended already.
-pub(crate) async fn survives_a_crash_between_any_two_calls(place: &dyn ContractPlace) {
+pub(crate) async fn survives_a_crash_between_any_two_calls(place: &dyn ContractFixture) {
     let target = place.target().await;
     let count = ContractRun::new(place, &*target).await.steps().len();
     drop(target);
@@ -348,7 +348,7 @@ pub(crate) async fn survives_a_crash_between_any_two_calls(place: &dyn ContractP
 }
 
 /// What the next run begins with: nothing of this one.
-async fn place_is_clean(place: &dyn ContractPlace, run: &ContractRun) {
+async fn place_is_clean(place: &dyn ContractFixture, run: &ContractRun) {
     let target = place.target().await;
     let state = run.state.lock().clone().unwrap();
     target.discard(&state).await.unwrap();
@@ -366,7 +366,7 @@ pub(crate) fn run(test: impl Future<Output = ()>) {
 }
 
 /// Work that is dropped at any await can be done again by another process.
-pub(crate) async fn resumes_after_a_drop_at_any_await(place: &dyn ContractPlace) {
+pub(crate) async fn resumes_after_a_drop_at_any_await(place: &dyn ContractFixture) {
     let target = place.target().await;
     let steps = ContractRun::new(place, &*target).await.steps();
     drop(target);
@@ -416,7 +416,7 @@ pub(crate) async fn resumes_after_a_drop_at_any_await(place: &dyn ContractPlace)
 
 /// Publishing again changes nothing, and what is published has a mark that is the same later on, until something writes it.
 pub(crate) async fn publishes_twice_with_a_mark_that_tells_foreign_writes(
-    place: &dyn ContractPlace,
+    place: &dyn ContractFixture,
 ) {
     let target = place.target().await;
     let run = ContractRun::new(place, &*target).await;
@@ -441,7 +441,7 @@ pub(crate) async fn publishes_twice_with_a_mark_that_tells_foreign_writes(
 }
 
 /// A target that was written after it was decided what to do is not opened, named or changed.
-pub(crate) async fn refuses_what_was_written_after_the_decision(place: &dyn ContractPlace) {
+pub(crate) async fn refuses_what_was_written_after_the_decision(place: &dyn ContractFixture) {
     let target = place.target().await;
     let run = ContractRun::new(place, &*target).await;
     let facts = run.observe(&*target).await;
@@ -464,7 +464,7 @@ pub(crate) async fn refuses_what_was_written_after_the_decision(place: &dyn Cont
 }
 
 /// Zeroes over garbage read as zeroes, and its neighbours stay.
-pub(crate) async fn zeroes_what_was_written(place: &dyn ContractPlace) {
+pub(crate) async fn zeroes_what_was_written(place: &dyn ContractFixture) {
     let target = place.target().await;
     let run = ContractRun::new(place, &*target).await;
     let facts = run.observe(&*target).await;
@@ -489,7 +489,7 @@ pub(crate) async fn zeroes_what_was_written(place: &dyn ContractPlace) {
 }
 
 /// A target without room, or whose disk fails, ends with an error before it is published.
-pub(crate) async fn fails_before_it_is_published(place: &dyn ContractPlace, kinds: &[Kind]) {
+pub(crate) async fn fails_before_it_is_published(place: &dyn ContractFixture, kinds: &[Kind]) {
     let target = place.target().await;
     let run = ContractRun::new(place, &*target).await;
     let facts = run.observe(&*target).await;

@@ -280,7 +280,7 @@ impl Target for DeviceTarget {
             });
             let file = opening.stop.unless(open).await?;
             let mut sink = DeviceSink {
-                raw: Raw::new(&self.path, file, geometry, raw::Kind::Device),
+                raw: Raw::new(&self.path, file, geometry, raw::RawKind::Device),
                 has_marks: self.has_marks(),
                 began: None,
             };

@@ -35,7 +35,7 @@ use tracing::info;
 use crate::block::{Delta, Geometry};
 use crate::ebs::Client;
 use crate::error::{Error, Kind, Remedy, Result};
-use crate::snapshot::{Descriptions, Selector, Snapshot, SnapshotId, State, YOUNG};
+use crate::snapshot::{Descriptions, Selector, Snapshot, SnapshotId, SnapshotState, YOUNG};
 use crate::source::{BlockSource, Catalog, held};
 use crate::target::{
     Ask, Facts, LockPath, Opened, Opening, Replica, SinkState, SourceInfo, StatePaths, Target,
@@ -47,7 +47,7 @@ use state::EbsState;
 
 /// The account and Region that a snapshot is made in.
 #[derive(Clone)]
-pub struct EbsPlace {
+pub struct EbsAccount {
     /// The Region.
     pub region: String,
     /// The account as far as this machine knows it: the endpoint, and the profile if one was named.
@@ -60,9 +60,9 @@ pub struct EbsPlace {
     pub catalog: Arc<dyn Catalog>,
 }
 
-impl std::fmt::Debug for EbsPlace {
+impl std::fmt::Debug for EbsAccount {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "EbsPlace({}, {})", self.region, self.account)
+        write!(f, "EbsAccount({}, {})", self.region, self.account)
     }
 }
 
@@ -81,7 +81,7 @@ pub struct EbsJob {
 
 /// A new EBS snapshot of one source.
 pub struct EbsTarget {
-    place: EbsPlace,
+    place: EbsAccount,
     job: EbsJob,
     name: String,
     id: String,
@@ -107,7 +107,7 @@ impl EbsTarget {
     /// # Errors
     /// `Invalid` when the job has a tag that ebsfs gives itself.
     pub fn new(
-        place: EbsPlace,
+        place: EbsAccount,
         job: EbsJob,
         source: &SourceInfo,
         state_dir: &Path,
@@ -284,5 +284,5 @@ fn no_replica() -> Error {
 
 /// Whether a snapshot is completed.
 fn is_completed(snapshot: &Snapshot) -> bool {
-    snapshot.state == Some(State::Completed)
+    snapshot.state == Some(SnapshotState::Completed)
 }

@@ -280,7 +280,7 @@ impl ImageTarget {
         let file = file
             .try_clone()
             .map_err(|error| Error::of_file(path, "cannot open", error))?;
-        Ok(Raw::new(path, file, geometry, raw::Kind::File))
+        Ok(Raw::new(path, file, geometry, raw::RawKind::File))
     }
 
     fn resumed(&self, opening: &Opening<'_>) -> Result<ImageSink> {

@@ -25,12 +25,12 @@ pub(super) struct Raw {
     path: PathBuf,
     file: Arc<File>,
     geometry: Geometry,
-    kind: Kind,
+    kind: RawKind,
 }
 
 /// What is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum RawKind {
     /// A regular file.
     File,
     /// A block device.
@@ -39,7 +39,7 @@ pub(super) enum Kind {
 
 impl Raw {
     /// A file that is open for reading and writing. `path` is for messages and for reading back.
-    pub(super) fn new(path: &Path, file: File, geometry: Geometry, kind: Kind) -> Self {
+    pub(super) fn new(path: &Path, file: File, geometry: Geometry, kind: RawKind) -> Self {
         Self {
             path: path.to_owned(),
             file: Arc::new(file),
@@ -101,7 +101,7 @@ impl Raw {
 
 /// Zeroes by a hole: of a block device the kernel unmaps and zeroes, or it fails; it never leaves other bytes
 /// (`blkdev_fallocate`, BLKDEV_ZERO_NOFALLBACK). Where there are no holes, what is not zero is overwritten.
-fn zero(file: &File, kind: Kind, start: u64, len: u64) -> io::Result<()> {
+fn zero(file: &File, kind: RawKind, start: u64, len: u64) -> io::Result<()> {
     let number = |n: u64| i64::try_from(n).map_err(io::Error::other);
     let (from, count) = (number(start)?, number(len)?);
     let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
@@ -109,7 +109,7 @@ fn zero(file: &File, kind: Kind, start: u64, len: u64) -> io::Result<()> {
         return match fallocate(file, flags, from, count) {
             Err(Errno::EINTR) => continue,
             Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL) => {
-                if kind == Kind::Device {
+                if kind == RawKind::Device {
                     // A disk and its partitions have a page cache each: what is read here must come from the disk.
                     let _ = file.sync_data();
                     let dropped = PosixFadviseAdvice::POSIX_FADV_DONTNEED;

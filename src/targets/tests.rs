@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::block::{BLOCK_SIZE, Geometry};
 use crate::sysfs::tests::LoopDevice;
-use crate::target::contract::{self, ContractPlace, ContractRun};
+use crate::target::contract::{self, ContractFixture, ContractRun};
 use crate::target::{Left, SourceInfo, Target};
 
 /// Eight blocks, the last one of two pages.
@@ -75,7 +75,7 @@ impl Image {
     }
 }
 
-impl ContractPlace for Image {
+impl ContractFixture for Image {
     fn target(&self) -> BoxFuture<'_, Arc<dyn Target>> {
         let target = ImageTarget::new(&self.path(), self.is_in_place).unwrap();
         std::future::ready(Arc::new(target) as Arc<dyn Target>).boxed()
@@ -112,7 +112,7 @@ impl Device {
     }
 }
 
-impl ContractPlace for Device {
+impl ContractFixture for Device {
     fn target(&self) -> BoxFuture<'_, Arc<dyn Target>> {
         let target = DeviceTarget::new(self.device.path(), self.folder.path()).unwrap();
         std::future::ready(Arc::new(target) as Arc<dyn Target>).boxed()
@@ -183,7 +183,7 @@ impl Drop for Small {
 
 struct In<'a>(&'a Path, bool);
 
-impl ContractPlace for In<'_> {
+impl ContractFixture for In<'_> {
     fn target(&self) -> BoxFuture<'_, Arc<dyn Target>> {
         let target = ImageTarget::new(self.0, self.1).unwrap();
         std::future::ready(Arc::new(target) as Arc<dyn Target>).boxed()

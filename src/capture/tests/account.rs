@@ -12,7 +12,7 @@ use super::{owned, volume};
 use crate::error::{Error, Kind, Result};
 use crate::snapshot::{
     Creation, Deletion, Descriptions, InstanceInfo, NewSnapshots, Selector, Snapshot, SnapshotId,
-    SnapshotMaker, SnapshotsOf, State, VolumeInfo, VolumeSelector,
+    SnapshotMaker, SnapshotState, SnapshotsOf, VolumeInfo, VolumeSelector,
 };
 
 /// What happens to a call that makes snapshots.
@@ -99,10 +99,10 @@ impl Account {
 
     fn described(&self, kept: &Kept) -> Snapshot {
         let mut snapshot = kept.snapshot.clone();
-        if snapshot.state == Some(State::Pending) && kept.made.elapsed() >= self.pends {
+        if snapshot.state == Some(SnapshotState::Pending) && kept.made.elapsed() >= self.pends {
             snapshot.state = Some(match self.error {
-                Some(_) => State::Other("error".into()),
-                None => State::Completed,
+                Some(_) => SnapshotState::Other("error".into()),
+                None => SnapshotState::Completed,
             });
             snapshot.state_message = self.error.map(str::to_owned);
         }
@@ -139,7 +139,7 @@ impl Account {
             let number = self.random.lock().u64(..);
             let mut snapshot = Snapshot::unknown(format!("snap-{number:x}").parse().unwrap());
             snapshot.volume_id = Some(volume.id.clone());
-            snapshot.state = Some(State::Pending);
+            snapshot.state = Some(SnapshotState::Pending);
             snapshot.start_time = Some(start);
             if copies {
                 snapshot.tags = volume.tags.clone();
@@ -287,7 +287,7 @@ pub(super) fn starts(account: &Account, volumes: &[&str]) -> BTreeSet<Option<Sys
 pub(super) fn foreign(number: u64, volume: &str, tags: &[(&str, &str)]) -> Snapshot {
     let mut snapshot = Snapshot::unknown(format!("snap-f{number:x}").parse().unwrap());
     snapshot.volume_id = Some(volume.to_owned());
-    snapshot.state = Some(State::Completed);
+    snapshot.state = Some(SnapshotState::Completed);
     snapshot.start_time = Some(SystemTime::now());
     snapshot.tags = owned(tags);
     snapshot

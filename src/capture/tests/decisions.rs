@@ -75,7 +75,7 @@ fn a_volume_with_a_snapshot_of_the_cycle_gets_no_other() {
     use CallDecision::{Adopt, Create, LookAgain, Part};
     let cycle: Cycle = CYCLE.parse().unwrap();
     let tag = (CYCLE_TAG, CYCLE);
-    let of = |name: &str, volume: &str, minute: u64, state: State| {
+    let of = |name: &str, volume: &str, minute: u64, state: SnapshotState| {
         let mut made = snapshot(name, &[tag]);
         made.volume_id = Some(volume.to_owned());
         made.state = Some(state);
@@ -83,23 +83,28 @@ fn a_volume_with_a_snapshot_of_the_cycle_gets_no_other() {
         made
     };
     let (a, b) = (
-        of("snap-0a", "vol-0a", 1, State::Pending),
-        of("snap-0b", "vol-0b", 1, State::Completed),
+        of("snap-0a", "vol-0a", 1, SnapshotState::Pending),
+        of("snap-0b", "vol-0b", 1, SnapshotState::Completed),
     );
-    let error = of("snap-0a", "vol-0a", 1, State::Other("error".into()));
-    let binned = of("snap-0a", "vol-0a", 1, State::Other("recoverable".into()));
+    let error = of("snap-0a", "vol-0a", 1, SnapshotState::Other("error".into()));
+    let binned = of(
+        "snap-0a",
+        "vol-0a",
+        1,
+        SnapshotState::Other("recoverable".into()),
+    );
     let mut stateless = a.clone();
     stateless.state = None;
     let mut other_cycle = a.clone();
     other_cycle.tags = owned(&[(CYCLE_TAG, "nightly/2026-06-30T12:00:01Z")]);
     let mut copied = a.clone();
     copied.tags.insert(SELF_TAG.into(), "snap-0f".into());
-    let elsewhere = of("snap-0c", "vol-0c", 1, State::Completed);
+    let elsewhere = of("snap-0c", "vol-0c", 1, SnapshotState::Completed);
     let (a2, b2) = (
-        of("snap-1a", "vol-0a", 2, State::Pending),
-        of("snap-1b", "vol-0b", 2, State::Pending),
+        of("snap-1a", "vol-0a", 2, SnapshotState::Pending),
+        of("snap-1b", "vol-0b", 2, SnapshotState::Pending),
     );
-    let first_b = of("snap-2b", "vol-0b", 0, State::Pending);
+    let first_b = of("snap-2b", "vol-0b", 0, SnapshotState::Pending);
     for (name, found, settled, unsettled) in [
         ("nothing", vec![], Create, LookAgain),
         (
@@ -131,7 +136,7 @@ fn a_volume_with_a_snapshot_of_the_cycle_gets_no_other() {
             "a set and an earlier one of one volume: the set",
             vec![first_b, a2.clone(), b2.clone()],
             Adopt(vec![a2.clone(), b2]),
-            Adopt(vec![a2, of("snap-1b", "vol-0b", 2, State::Pending)]),
+            Adopt(vec![a2, of("snap-1b", "vol-0b", 2, SnapshotState::Pending)]),
         ),
     ] {
         let volumes = BTreeSet::from(["vol-0a".to_owned(), "vol-0b".to_owned()]);
@@ -359,10 +364,10 @@ fn tags_of_a_volume_are_copied_as_far_as_there_is_room() {
 #[test]
 fn a_snapshot_that_is_waited_for_is_completed_pending_or_failed() {
     let mut pending = snapshot("snap-0a", &[]);
-    pending.state = Some(State::Pending);
+    pending.state = Some(SnapshotState::Pending);
     pending.progress = Some("45%".into());
     let mut failed = snapshot("snap-0a", &[]);
-    failed.state = Some(State::Other("error".into()));
+    failed.state = Some(SnapshotState::Other("error".into()));
     failed.state_message = Some("the key\u{1b} is disabled".into());
     let completed = snapshot("snap-0a", &[]);
     for (described, is_young, expected) in [

@@ -29,7 +29,7 @@ async fn an_instance_is_one_call_and_one_instant() {
     assert!(report.failures.is_empty() && report.warnings.is_empty());
     assert!(began.elapsed() >= account.pends);
     assert!(report.snapshots.iter().all(|made| {
-        made.is_tagged && !made.is_adopted && made.snapshot.state == Some(State::Completed)
+        made.is_tagged && !made.is_adopted && made.snapshot.state == Some(SnapshotState::Completed)
     }));
     let all = ["vol-0a", "vol-0b", "vol-0c", "vol-0d", "vol-0e"];
     assert_eq!(per_volume(&account, &job.cycle.to_string()), ones(&all));

@@ -30,12 +30,12 @@ use crate::repository::{Address, Bandwidth, RepositoryCatalog, Store};
 use crate::snapshot::{Descriptions, Selector, SnapshotId, SnapshotMaker};
 use crate::source::Catalog;
 use crate::target::{SourceInfo, Target};
-use crate::targets::{EbsPlace, EbsTarget};
+use crate::targets::{EbsAccount, EbsTarget};
 
 /// An account and Region of a target, and what makes and deletes snapshots there.
 #[derive(Clone)]
 struct TargetAccount {
-    place: EbsPlace,
+    place: EbsAccount,
     maker: Arc<dyn SnapshotMaker>,
 }
 

@@ -20,8 +20,8 @@ use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::default_state_dir;
 use crate::progress::Progress;
 use crate::repository::{
-    Bandwidth, Checked, Damage, LEASE, ReadData, RepairOrigin, Repaired, RepositoryCatalog, check,
-    repair,
+    Bandwidth, Damage, LEASE, ReadData, RepairOrigin, Repaired, RepositoryCatalog, RepositoryCheck,
+    check, repair,
 };
 
 #[derive(Args, Debug)]
@@ -108,7 +108,7 @@ impl CheckArgs {
         read: ReadData,
         origin: Option<&RepairOrigin>,
         progress: &Progress,
-    ) -> Result<(Checked, Option<Repaired>)> {
+    ) -> Result<(RepositoryCheck, Option<Repaired>)> {
         let checked = check(catalog, read, progress).await?;
         if !self.repair || (checked.damages.is_empty() && origin.is_none()) {
             return Ok((checked, None));
@@ -164,7 +164,7 @@ impl CheckArgs {
         })
     }
 
-    fn print(&self, checked: &Checked, repaired: Option<&Repaired>) -> Result<()> {
+    fn print(&self, checked: &RepositoryCheck, repaired: Option<&Repaired>) -> Result<()> {
         if self.json {
             let mut text = json!(checked);
             if let (Some(text), Some(repaired)) = (text.as_object_mut(), repaired) {
@@ -232,7 +232,7 @@ impl CheckArgs {
         })
     }
 
-    fn ended(&self, checked: &Checked, repaired: Option<&Repaired>) -> Result<()> {
+    fn ended(&self, checked: &RepositoryCheck, repaired: Option<&Repaired>) -> Result<()> {
         let address = &self.to.place.address;
         let (damaged, missing, lost) = match repaired {
             None => (checked.damages.len(), &checked.missing, 0),

@@ -7,7 +7,7 @@ use crate::repository::SetDisk;
 
 /// A disk by its name, and the device that it goes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct DevicePlace {
+pub(super) struct DeviceMapping {
     /// EC2's name of the device, with or without `/dev/`, or the volume's id.
     pub(super) name: String,
     /// The device of this machine.
@@ -15,12 +15,12 @@ pub(super) struct DevicePlace {
 }
 
 /// Reads `NAME=/dev/...`.
-pub(super) fn device_place(text: &str) -> std::result::Result<DevicePlace, String> {
+pub(super) fn device_mapping(text: &str) -> std::result::Result<DeviceMapping, String> {
     let place = text
         .split_once('=')
         .filter(|(name, path)| !name.is_empty() && !path.is_empty());
     let (name, path) = place.ok_or_else(|| "must be NAME=DEVICE".to_owned())?;
-    Ok(DevicePlace {
+    Ok(DeviceMapping {
         name: name.to_owned(),
         path: path.into(),
     })
@@ -91,7 +91,7 @@ fn find(disks: &[SetDisk], name: &str) -> Result<usize> {
 pub(super) fn assign(
     disks: &[SetDisk],
     selected: &[usize],
-    places: &[DevicePlace],
+    places: &[DeviceMapping],
 ) -> Result<Vec<PathBuf>> {
     let refused = |what: String| Err(Error::new(Kind::Invalid, what));
     let mut devices: Vec<Option<&PathBuf>> = vec![None; disks.len()];
@@ -180,7 +180,7 @@ mod tests {
         ] {
             let places: Vec<_> = places
                 .iter()
-                .map(|text| device_place(text).unwrap())
+                .map(|text| device_mapping(text).unwrap())
                 .collect();
             let found = assign(&disks(), selected, &places).map_err(|error| error.chain());
             match (found, expected) {
@@ -196,7 +196,7 @@ mod tests {
             }
         }
         for wrong in ["", "xvda", "=/dev/a", "xvda="] {
-            assert!(device_place(wrong).is_err(), "{wrong}");
+            assert!(device_mapping(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -12,13 +12,13 @@ use crate::block::Geometry;
 use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::emulator::Emulator;
 use crate::snapshot::{Descriptions, Snapshot};
-use crate::target::contract::{self, ContractPlace};
+use crate::target::contract::{self, ContractFixture};
 use crate::target::{SourceInfo, Target};
-use crate::targets::{EbsJob, EbsPlace, EbsTarget};
+use crate::targets::{EbsAccount, EbsJob, EbsTarget};
 
 struct Account {
     folder: TempDir,
-    place: EbsPlace,
+    place: EbsAccount,
     /// Another source each time: the same command finds what it has made.
     source: AtomicU32,
 }
@@ -52,7 +52,7 @@ impl Account {
         let described = Some(Arc::clone(&descriptions));
         let catalog = EbsCatalog::new(Arc::clone(&client), described, Vec::new());
         let catalog = Arc::new(catalog);
-        let place = EbsPlace {
+        let place = EbsAccount {
             region: "us-east-1".into(),
             account: "here".into(),
             client,
@@ -67,7 +67,7 @@ impl Account {
     }
 }
 
-impl ContractPlace for Account {
+impl ContractFixture for Account {
     fn target(&self) -> BoxFuture<'_, Arc<dyn Target>> {
         let (place, job) = (self.place.clone(), EbsJob::default());
         let target = EbsTarget::new(place, job, &self.source(), self.folder.path()).unwrap();

@@ -13,7 +13,7 @@ use tracing::warn;
 
 use crate::error::{Error, Kind, Result};
 use crate::snapshot::{
-    Descriptions, ListingProgress, Selector, Snapshot, SnapshotId, State, sort_by_time,
+    Descriptions, ListingProgress, Selector, Snapshot, SnapshotId, SnapshotState, sort_by_time,
 };
 
 /// How long EC2 may take to describe a snapshot that can be read without it.
@@ -246,7 +246,7 @@ impl KnownSnapshots {
     pub(super) async fn describe(&self, id: &SnapshotId) -> Description {
         let kept = self.0.get(id);
         if let Some(kept) = &kept
-            && kept.state == Some(State::Completed)
+            && kept.state == Some(SnapshotState::Completed)
             && kept.readable().is_ok()
         {
             return Description::Known(Arc::clone(kept));

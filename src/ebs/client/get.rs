@@ -16,10 +16,10 @@ use tracing::warn;
 use super::hedge::Hedge;
 use super::limiter::RequestSlot;
 use super::wire::{Request, escaped};
-use super::{BlockRequest, Call, Client, HEADERS_TIMEOUT};
+use super::{BlockRequest, Client, EbsCall, HEADERS_TIMEOUT};
 use crate::aws::ErrorClass;
 use crate::block::{Block, Digest};
-use crate::digest::Checked;
+use crate::digest::DigestOutcome;
 use crate::error::{Error, Kind, Remedy};
 use crate::source::Wanted;
 
@@ -39,7 +39,7 @@ impl Client {
     /// One attempt: a digest of wrong bytes is left in `wrong`.
     pub(super) async fn get_once(
         &self,
-        call: &Call,
+        call: &EbsCall,
         block: &BlockRequest<'_>,
         wanted: &Wanted,
         wrong: &mut Option<Digest>,
@@ -62,9 +62,9 @@ impl Client {
         let at_once = is_waited_for || is_alone;
         let checked = self.digester.check(&reply.bytes, &digest, at_once);
         match checked.await {
-            Checked::Good => Ok(Block::Data(reply.bytes, digest)),
-            Checked::Zero => Ok(Block::Zero),
-            Checked::Wrong(found) => {
+            DigestOutcome::Good => Ok(Block::Data(reply.bytes, digest)),
+            DigestOutcome::Zero => Ok(Block::Zero),
+            DigestOutcome::Wrong(found) => {
                 let is = STANDARD.encode(found);
                 let what = format!("SHA-256 is {is}, the service promised {promised:?}");
                 let error = call.error(Kind::Corrupt, &what);
@@ -87,7 +87,7 @@ impl Client {
     /// One request and its whole reply.
     async fn fetch(
         &self,
-        call: &Call,
+        call: &EbsCall,
         block: &BlockRequest<'_>,
         place: RequestSlot,
     ) -> Outcome<BlockReply> {
@@ -128,7 +128,7 @@ impl Client {
     }
 
     /// Blocks are asked for too fast: lists have a quota of their own.
-    pub(super) fn note_throttle(&self, call: &Call, class: &ErrorClass) {
+    pub(super) fn note_throttle(&self, call: &EbsCall, class: &ErrorClass) {
         if class.is_throttle() {
             self.throttles.fetch_add(1, Ordering::Relaxed);
             self.requests.throttle(call.action);
@@ -142,7 +142,7 @@ impl Client {
     /// The same, asked a second time when it is slow; the first good reply wins. Waiting for a slot is not slowness.
     async fn fetch_hedged(
         &self,
-        call: &Call,
+        call: &EbsCall,
         block: &BlockRequest<'_>,
         wanted: &Wanted,
         hedge: &Hedge,
@@ -180,7 +180,7 @@ fn promised_digest(text: &str) -> Option<Digest> {
 }
 
 /// A block's body has the block's length, and so do its headers.
-fn check_length(call: &Call, reply: &HttpResponse, bytes: &Bytes, len: usize) -> Outcome<()> {
+fn check_length(call: &EbsCall, reply: &HttpResponse, bytes: &Bytes, len: usize) -> Outcome<()> {
     let stated = reply.headers().get("x-amz-data-length");
     let stated = stated.and_then(|len| len.parse::<usize>().ok());
     if bytes.len() == len && stated.is_none_or(|stated| stated == len) {
@@ -194,7 +194,7 @@ impl Client {
     /// The whole body of a reply, of at most `limit` bytes. It may take any time while bytes arrive.
     pub(super) async fn body(
         &self,
-        call: &Call,
+        call: &EbsCall,
         reply: &mut HttpResponse,
         limit: usize,
         expected: usize,
@@ -207,7 +207,7 @@ impl Client {
         let mut bytes = BytesMut::with_capacity(expected);
         while let Some(chunk) = self.within(call, BODY_TIMEOUT, chunks.next()).await? {
             let chunk = chunk.map_err(|error| {
-                let Call { action, target, .. } = call;
+                let EbsCall { action, target, .. } = call;
                 let what = format!("{action} {target}: body cut after {} bytes", bytes.len());
                 ErrorClass::Retry(Error::with_source(Kind::Unavailable, what, error))
             })?;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer};
 use tokio::time::Instant;
 
 use super::wire::{Request, escaped};
-use super::{Call, Client, Failure, HEADERS_TIMEOUT, Waits};
+use super::{CallFailure, Client, EbsCall, HEADERS_TIMEOUT, Waits};
 use crate::aws::ErrorClass;
 use crate::block::{BLOCK_SIZE, BlockIndex};
 use crate::ebs::listing::{ChangedBlock, ListFrom, ListReply, Token};
@@ -34,8 +34,8 @@ impl Client {
         from: &ListFrom,
         max: u16,
         deadline: Instant,
-    ) -> Result<ListReply<Token>, Failure> {
-        let call = Call {
+    ) -> Result<ListReply<Token>, CallFailure> {
+        let call = EbsCall {
             action: "ebs:ListSnapshotBlocks",
             target: snapshot.to_string(),
             deadline,
@@ -52,8 +52,8 @@ impl Client {
         from: &ListFrom,
         max: u16,
         deadline: Instant,
-    ) -> Result<ListReply<ChangedBlock>, Failure> {
-        let call = Call {
+    ) -> Result<ListReply<ChangedBlock>, CallFailure> {
+        let call = EbsCall {
             action: "ebs:ListChangedBlocks",
             target: format!("{base}..{head}"),
             deadline,
@@ -66,13 +66,13 @@ impl Client {
     /// A list call of either kind, until it succeeds or fails for good.
     async fn list<T>(
         &self,
-        call: &Call,
+        call: &EbsCall,
         path: &str,
         pair: &str,
         from: &ListFrom,
         max: u16,
         parse: fn(&[u8]) -> Result<ParsedReply<T>, String>,
-    ) -> Result<ListReply<T>, Failure> {
+    ) -> Result<ListReply<T>, CallFailure> {
         let once = || async {
             let permit = self.limiter.list().await.map_err(ErrorClass::Permanent)?;
             let max = permit.page(max);

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::wire::{Request, short_body};
-use super::{Call, Client, HEADERS_TIMEOUT, Waits};
+use super::{Client, EbsCall, HEADERS_TIMEOUT, Waits};
 use crate::aws::{ErrorClass, classify};
 use crate::block::{BLOCK_SIZE, BlockIndex, Digest};
 use crate::error::{Error, Kind, Result};
@@ -45,7 +45,7 @@ pub struct NewSnapshot {
 
 /// What StartSnapshot says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Started {
+pub struct StartedSnapshot {
     /// The new snapshot.
     pub id: SnapshotId,
     /// Whether it is encrypted: blocks that are not put then read as anything on a volume made of it.
@@ -65,8 +65,8 @@ impl Client {
     ///
     /// # Errors
     /// `Denied`, `NotFound` (the parent), `Invalid` or `Throttled` (100 snapshots are pending) as EBS says.
-    pub async fn start_snapshot(&self, new: &NewSnapshot) -> Result<Option<Started>> {
-        let call = Call {
+    pub async fn start_snapshot(&self, new: &NewSnapshot) -> Result<Option<StartedSnapshot>> {
+        let call = EbsCall {
             action: "ebs:StartSnapshot",
             target: format!("of {} GiB", new.volume_gib),
             deadline: self.deadline(),
@@ -108,7 +108,7 @@ impl Client {
             return Err(unusable("its blocks have another size than 512 KiB"));
         }
         let time = reply.start_time().copied();
-        Ok(Some(Started {
+        Ok(Some(StartedSnapshot {
             id: id.parse()?,
             is_encrypted: reply.kms_key_arn().is_some() || reply.sse_type().is_some(),
             is_pending: reply
@@ -130,7 +130,7 @@ impl Client {
         digest: &Digest,
         is_young: bool,
     ) -> Result<()> {
-        let call = Call {
+        let call = EbsCall {
             action: "ebs:PutSnapshotBlock",
             target: format!("{snapshot} block {index}"),
             deadline: self.deadline(),
@@ -188,7 +188,7 @@ impl Client {
         checksum: &Digest,
         is_young: bool,
     ) -> Result<()> {
-        let call = Call {
+        let call = EbsCall {
             action: "ebs:CompleteSnapshot",
             target: snapshot.to_string(),
             deadline: self.deadline(),
@@ -211,7 +211,7 @@ impl Client {
     /// A call that is made once a snapshot, until it succeeds or fails for good.
     async fn until_answered<R, E, F>(
         &self,
-        call: &Call,
+        call: &EbsCall,
         is_young: bool,
         send: impl Fn() -> F,
     ) -> Result<R>

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::listing::{change, tokens};
 use crate::block::{Block, BlockIndex, Change, Delta, Extent, Geometry};
-use crate::ebs::client::{Client, Failure};
+use crate::ebs::client::{CallFailure, Client};
 use crate::ebs::listing::cursor::{ListCall, ListFault, PageCursor, earlier};
 use crate::ebs::listing::in_flight::ListingsInFlight;
 use crate::ebs::listing::token_index::TokenIndex;
@@ -72,7 +72,10 @@ pub(super) struct DeltaListCall<'a> {
 impl ListCall for DeltaListCall<'_> {
     type Item = ChangedBlock;
 
-    async fn list(&self, from: &ListFrom) -> std::result::Result<ListReply<ChangedBlock>, Failure> {
+    async fn list(
+        &self,
+        from: &ListFrom,
+    ) -> std::result::Result<ListReply<ChangedBlock>, CallFailure> {
         let Pair {
             client, base, head, ..
         } = self.pair;

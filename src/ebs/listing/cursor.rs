@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 
 use super::{ListFrom, ListReply, Token};
 use crate::block::BlockIndex;
-use crate::ebs::client::Failure;
+use crate::ebs::client::CallFailure;
 use crate::error::Error;
 
 /// How often a page is listed from its start because the token that leads past an empty part of it is refused.
@@ -30,7 +30,7 @@ pub(in crate::ebs) trait ListCall: Sync {
     fn list(
         &self,
         from: &ListFrom,
-    ) -> impl Future<Output = Result<ListReply<Self::Item>, Failure>> + Send;
+    ) -> impl Future<Output = Result<ListReply<Self::Item>, CallFailure>> + Send;
 
     /// The block after the volume's last one; none while it is unknown.
     fn end(&self) -> Option<u32>;
@@ -59,8 +59,8 @@ pub(in crate::ebs) enum ListFault {
     Failed(Error),
 }
 
-impl From<Failure> for ListFault {
-    fn from(failure: Failure) -> Self {
+impl From<CallFailure> for ListFault {
+    fn from(failure: CallFailure) -> Self {
         Self::Failed(failure.into())
     }
 }
@@ -135,7 +135,7 @@ impl<T> PageCursor<T> {
         loop {
             let reply = match call.list(&self.from).await {
                 // The page token is expired or foreign: from the start of the page.
-                Err(Failure::StaleToken(error))
+                Err(CallFailure::StaleToken(error))
                     if matches!(self.from, ListFrom::Page(_)) && self.restarts < MOST_RESTARTS =>
                 {
                     debug!("{error}");

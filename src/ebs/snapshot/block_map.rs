@@ -18,7 +18,7 @@ use super::Tokens;
 use super::map_memory::{Forget, MapMemory};
 use super::presence::{CountNotice, NextExtent, Presence, StatedFacts};
 use crate::block::{BlockIndex, Extent, Geometry};
-use crate::ebs::client::{Client, Failure};
+use crate::ebs::client::{CallFailure, Client};
 use crate::ebs::listing::cursor::{ListCall, ListFault, ListedPage, PageCursor};
 use crate::ebs::listing::in_flight::{ListingGuard, ListingWaiter, ListingsInFlight};
 use crate::ebs::listing::token_index::TokenIndex;
@@ -471,14 +471,14 @@ struct SnapshotListCall<'a> {
 impl ListCall for SnapshotListCall<'_> {
     type Item = Token;
 
-    async fn list(&self, from: &ListFrom) -> std::result::Result<ListReply<Token>, Failure> {
+    async fn list(&self, from: &ListFrom) -> std::result::Result<ListReply<Token>, CallFailure> {
         let map = self.map;
         loop {
             let listed = map
                 .client
                 .list_snapshot(&map.snapshot, from, self.max, self.deadline);
             match listed.await {
-                Err(Failure::Final(error))
+                Err(CallFailure::Final(error))
                     if error.kind() == Kind::NotFound
                         && map.exists
                         && !map.state.lock().was_listed
@@ -490,7 +490,7 @@ impl ListCall for SnapshotListCall<'_> {
                 reply => {
                     let reply = reply?;
                     map.learn_geometry(reply.volume_size)
-                        .map_err(Failure::Final)?;
+                        .map_err(CallFailure::Final)?;
                     return Ok(reply);
                 }
             }

@@ -1,7 +1,7 @@
 //! Snapshots of an account that has far more of them than the folder: computed, so that 200,000 cost no memory.
 
 use super::super::ACCOUNT;
-use super::super::record::Record;
+use super::super::record::SnapshotRecord;
 
 /// Ids look random and lead back to their positions: multiplication by an odd number is undone by its inverse.
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -36,11 +36,11 @@ pub(super) fn held(position: u64) -> u64 {
 }
 
 /// The snapshot at a position.
-pub(super) fn record(position: u64) -> Record {
+pub(super) fn record(position: u64) -> SnapshotRecord {
     let id = format!("snap-0{:016x}", position.wrapping_mul(SPREAD));
     let volume = position / PER_VOLUME;
     let start_ms = NEWEST_MS.saturating_sub(position.saturating_mul(MINUTE_MS));
-    let mut record = Record::new(0, id, ACCOUNT, start_ms);
+    let mut record = SnapshotRecord::new(0, id, ACCOUNT, start_ms);
     record.volume_id = format!("vol-0{:016x}", volume.wrapping_mul(SPREAD));
     record.state = "completed".into();
     record.settles_ms = Some(start_ms + MINUTE_MS);

@@ -5,12 +5,12 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::super::Emulator;
-use super::super::record::{Record, millis};
+use super::super::record::{SnapshotRecord, millis};
 use super::super::reply::Refusal;
-use super::super::store::{Making, Store, is_volume_id};
+use super::super::store::{EmulatorStore, Making, is_volume_id};
 use super::snapshots::snapshot_fields;
 use super::volumes::attached_to;
-use super::{Form, MOST_TAGS};
+use super::{MOST_TAGS, QueryForm};
 
 /// Volumes that a call may leave out
 /// (<https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_InstanceSpecification.html>).
@@ -22,7 +22,7 @@ impl Emulator {
         volume: &str,
         description: &str,
         tags: BTreeMap<String, String>,
-    ) -> Result<Record, Refusal> {
+    ) -> Result<SnapshotRecord, Refusal> {
         if !is_volume_id(volume) {
             let message =
                 format!("Value ({volume}) for parameter volumeId is invalid. Expected: 'vol-...'.");
@@ -32,7 +32,7 @@ impl Emulator {
         made.pop().ok_or_else(Refusal::internal)
     }
 
-    pub(super) fn create_snapshots(&self, form: &Form, here: bool) -> Result<String, Refusal> {
+    pub(super) fn create_snapshots(&self, form: &QueryForm, here: bool) -> Result<String, Refusal> {
         let instance = form
             .get("InstanceSpecification.InstanceId")
             .unwrap_or_default();
@@ -99,7 +99,7 @@ impl Emulator {
         &self,
         volumes: &[(String, BTreeMap<String, String>)],
         description: &str,
-    ) -> Result<Vec<Record>, Refusal> {
+    ) -> Result<Vec<SnapshotRecord>, Refusal> {
         let switches = self.switches();
         let now = self.now();
         let mut store = self.store.lock();
@@ -148,12 +148,12 @@ struct CreationLimits {
 }
 
 impl CreationLimits {
-    fn check(&self, store: &Store, volumes: &[&str], now: u64) -> Result<(), Refusal> {
+    fn check(&self, store: &EmulatorStore, volumes: &[&str], now: u64) -> Result<(), Refusal> {
         let of_volumes = || {
             let all = store.snapshots.values().map(|snapshot| &snapshot.record);
             all.filter(|record| record.volume_id != "vol-ffffffff" && record.synthetic.is_none())
         };
-        let is_pending = |record: &&Record| record.state_at(now).0 == "pending";
+        let is_pending = |record: &&SnapshotRecord| record.state_at(now).0 == "pending";
         if of_volumes().filter(is_pending).count() + volumes.len() > self.pending {
             let message = "The maximum number of pending snapshots has been reached";
             return Err(Refusal::new(
@@ -166,7 +166,7 @@ impl CreationLimits {
         for volume in volumes {
             let own = || of_volumes().filter(|record| record.volume_id == *volume);
             let is_recent =
-                |record: &Record| now < record.start_ms.saturating_add(self.interval_ms);
+                |record: &SnapshotRecord| now < record.start_ms.saturating_add(self.interval_ms);
             if own().any(is_recent) {
                 let message = "The maximum per volume CreateSnapshot request rate has been exceeded. Use an increasing or \
                                variable sleep interval between requests.";

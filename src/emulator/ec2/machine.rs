@@ -3,7 +3,7 @@
 
 use super::super::reply::Refusal;
 use super::super::{ACCOUNT, Emulator, REGION};
-use super::Form;
+use super::QueryForm;
 
 const TYPE: &str = "m5.large";
 const IMAGE: &str = "ami-0123456789abcdef0";
@@ -47,7 +47,7 @@ pub(super) fn instance_fields(instance: &str) -> String {
 
 /// The values of a parameter, all of which must be known.
 fn asked<'a>(
-    form: &'a Form,
+    form: &'a QueryForm,
     parameter: &str,
     known: &[&str],
     code: &'static str,
@@ -67,7 +67,7 @@ impl Emulator {
     pub(super) fn describe_surroundings(
         &self,
         action: &str,
-        form: &Form,
+        form: &QueryForm,
         here: bool,
     ) -> Option<Result<String, Refusal>> {
         let known = |ids: &'static [&'static str]| if here { ids } else { &[] };

@@ -5,17 +5,21 @@ use std::fmt::Write as _;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::super::record::{Record, iso8601, millis};
+use super::super::record::{SnapshotRecord, iso8601, millis};
 use super::super::reply::{Refusal, escape};
-use super::super::store::Snapshot;
+use super::super::store::StoredSnapshot;
 use super::super::{ACCOUNT, BLOCK, Emulator};
-use super::{Form, account, matches_pattern};
+use super::{QueryForm, account, matches_pattern};
 
 /// Results of a page when the call sets none.
 const PAGE: usize = 1000;
 
 impl Emulator {
-    pub(super) fn describe_snapshots(&self, form: &Form, here: bool) -> Result<String, Refusal> {
+    pub(super) fn describe_snapshots(
+        &self,
+        form: &QueryForm,
+        here: bool,
+    ) -> Result<String, Refusal> {
         let now = millis(self.now());
         let ids = form.list("SnapshotId");
         let owners = form.list("Owner");
@@ -37,7 +41,7 @@ impl Emulator {
                 None => return Err(unknown_snapshot(id)),
             }
         }
-        let is_asked_for = |record: &Record| {
+        let is_asked_for = |record: &SnapshotRecord| {
             !record.deleted
                 && record.is_shown(now)
                 && (ids.is_empty() || ids.contains(&record.id.as_str()))
@@ -49,7 +53,7 @@ impl Emulator {
                     .iter()
                     .all(|(name, values)| matches(record, name, values, now))
         };
-        let mut matching: Vec<&Snapshot> = store
+        let mut matching: Vec<&StoredSnapshot> = store
             .snapshots
             .values()
             .filter(|snapshot| here && is_asked_for(&snapshot.record))
@@ -58,7 +62,7 @@ impl Emulator {
         matching.sort_by_key(|snapshot| std::cmp::Reverse(snapshot.record.number));
         let mut text = String::from("<snapshotSet>");
         let mut described = 0;
-        let mut item = |record: &Record, held| {
+        let mut item = |record: &SnapshotRecord, held| {
             let fields = snapshot_fields(record, Some(held), now);
             let _ = write!(text, "<item>{fields}</item>");
             described += 1;
@@ -109,7 +113,7 @@ impl Emulator {
 
 /// How many snapshots a reply may hold
 /// (<https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeSnapshots.html>).
-pub(super) fn max_results(form: &Form, by_id: bool) -> Result<usize, Refusal> {
+pub(super) fn max_results(form: &QueryForm, by_id: bool) -> Result<usize, Refusal> {
     let Some(text) = form.get("MaxResults") else {
         return Ok(PAGE);
     };
@@ -176,7 +180,7 @@ fn no_snapshot(id: &str) -> Refusal {
     Refusal::new(400, "InvalidSnapshot.NotFound", None, message)
 }
 
-fn matches(record: &Record, filter: &str, values: &[&str], now: u64) -> bool {
+fn matches(record: &SnapshotRecord, filter: &str, values: &[&str], now: u64) -> bool {
     let is = |text: &str| values.iter().any(|value| matches_pattern(value, text));
     match filter {
         "snapshot-id" => is(&record.id),
@@ -196,7 +200,7 @@ fn matches(record: &Record, filter: &str, values: &[&str], now: u64) -> bool {
 }
 
 /// A snapshot's fields in the order in which they were recorded.
-pub(super) fn snapshot_fields(record: &Record, held: Option<u64>, now: u64) -> String {
+pub(super) fn snapshot_fields(record: &SnapshotRecord, held: Option<u64>, now: u64) -> String {
     let (state, message) = record.state_at(now);
     let mut text = format!(
         "<snapshotId>{}</snapshotId><volumeId>{}</volumeId><status>{state}</status>",

@@ -10,7 +10,7 @@ use super::super::reply::{Refusal, escape};
 use super::super::{ACCOUNT, Emulator, REGION};
 use super::machine::instance_fields;
 use super::snapshots::{max_results, page_start};
-use super::{Form, INSTANCE, matches_pattern};
+use super::{INSTANCE, QueryForm, matches_pattern};
 
 const GIB: u64 = 1 << 30;
 
@@ -54,7 +54,7 @@ impl Emulator {
         Ok(described.collect())
     }
 
-    pub(super) fn describe_volumes(&self, form: &Form, here: bool) -> Result<String, Refusal> {
+    pub(super) fn describe_volumes(&self, form: &QueryForm, here: bool) -> Result<String, Refusal> {
         let ids = form.list("VolumeId");
         let filters = form.filters();
         let max = max_results(form, !ids.is_empty())?;
@@ -121,7 +121,11 @@ impl Emulator {
         Ok(text)
     }
 
-    pub(super) fn describe_instances(&self, form: &Form, here: bool) -> Result<String, Refusal> {
+    pub(super) fn describe_instances(
+        &self,
+        form: &QueryForm,
+        here: bool,
+    ) -> Result<String, Refusal> {
         let volumes = self.volumes_here(here)?;
         let known: BTreeSet<&str> = volumes
             .iter()

@@ -85,13 +85,13 @@ impl Attributes {
 
 /// One line of a folder.
 #[derive(Clone, Debug)]
-pub(in crate::fs) struct Line {
+pub(in crate::fs) struct FolderEntry {
     pub(in crate::fs) ino: u64,
     pub(in crate::fs) kind: FileKind,
     pub(in crate::fs) name: String,
 }
 
-impl Line {
+impl FolderEntry {
     pub(in crate::fs) fn new(ino: u64, kind: FileKind, name: &str) -> Self {
         Self {
             ino,

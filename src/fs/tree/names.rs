@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use sha2::{Digest, Sha256};
 
 use crate::maps::Format;
-use crate::snapshot::{Snapshot, SnapshotId, State};
+use crate::snapshot::{Snapshot, SnapshotId, SnapshotState};
 
 /// The mountpoint.
 pub(super) const ROOT: u64 = 1;
@@ -132,7 +132,7 @@ pub(super) fn neighbours(listing: &[Arc<Snapshot>]) -> Vec<(&Arc<Snapshot>, &Arc
         let Some(volume) = volume.filter(|volume| *volume != NO_VOLUME) else {
             continue;
         };
-        if snapshot.state == Some(State::Completed)
+        if snapshot.state == Some(SnapshotState::Completed)
             && let Some(before) = last.insert(volume, snapshot)
         {
             found.push((before, snapshot));
@@ -208,7 +208,7 @@ pub(super) fn links(volume: &str, listing: &[Arc<Snapshot>]) -> Vec<VolumeLink> 
             link(name, (snapshot, time))
         })
         .collect();
-    let mut readable = of_volume().filter(|(of, _)| of.state == Some(State::Completed));
+    let mut readable = of_volume().filter(|(of, _)| of.state == Some(SnapshotState::Completed));
     if volume != NO_VOLUME
         && let Some(newest) = readable.next_back()
     {
@@ -225,7 +225,7 @@ mod tests {
     fn snapshot(id: &str, volume: &str, seconds: u64) -> Arc<Snapshot> {
         let mut snapshot = Snapshot::unknown(id.parse().unwrap());
         snapshot.volume_id = Some(volume.to_owned());
-        snapshot.state = Some(State::Completed);
+        snapshot.state = Some(SnapshotState::Completed);
         snapshot.start_time =
             Some(SystemTime::UNIX_EPOCH + Duration::from_millis(seconds * 1000 + 5));
         Arc::new(snapshot)
@@ -233,7 +233,7 @@ mod tests {
 
     fn pending(id: &str, volume: &str, seconds: u64) -> Arc<Snapshot> {
         let mut pending = snapshot(id, volume, seconds);
-        Arc::make_mut(&mut pending).state = Some(State::Pending);
+        Arc::make_mut(&mut pending).state = Some(SnapshotState::Pending);
         pending
     }
 

@@ -31,7 +31,7 @@ pub(super) enum Node {
 }
 
 /// A snapshot in use.
-pub(super) struct Entry {
+pub(super) struct TreeSnapshot {
     pub(super) id: SnapshotId,
     /// The newest description, from a listing or an opening.
     pub(super) description: Mutex<Arc<Snapshot>>,
@@ -43,9 +43,9 @@ pub(super) struct Entry {
 #[derive(Clone)]
 pub(super) struct Subject {
     /// The base of the changes; `None` for the folder of a snapshot.
-    pub(super) base: Option<Arc<Entry>>,
+    pub(super) base: Option<Arc<TreeSnapshot>>,
     /// The snapshot, or the head of the changes.
-    pub(super) head: Arc<Entry>,
+    pub(super) head: Arc<TreeSnapshot>,
 }
 
 impl Subject {
@@ -152,7 +152,7 @@ pub(super) struct Nodes {
     /// A tree and no hash table: a million nodes take 60 MB, and no copy of all of them while it grows.
     by_ino: BTreeMap<u64, CountedNode>,
     /// The snapshots in use, by a node or by an open file.
-    entries: HashMap<SnapshotId, Weak<Entry>>,
+    entries: HashMap<SnapshotId, Weak<TreeSnapshot>>,
     /// How many entries there were after the last sweep of dropped ones.
     swept: usize,
 }
@@ -217,12 +217,12 @@ impl Nodes {
     }
 
     /// A snapshot in use.
-    pub(super) fn entry(&self, id: &SnapshotId) -> Option<Arc<Entry>> {
+    pub(super) fn entry(&self, id: &SnapshotId) -> Option<Arc<TreeSnapshot>> {
         self.entries.get(id)?.upgrade()
     }
 
     /// Marks a snapshot as in use. A description with a state replaces the one before.
-    pub(super) fn use_entry(&mut self, snapshot: &Arc<Snapshot>) -> Arc<Entry> {
+    pub(super) fn use_entry(&mut self, snapshot: &Arc<Snapshot>) -> Arc<TreeSnapshot> {
         if let Some(entry) = self.entry(&snapshot.id) {
             if snapshot.state.is_some() {
                 *entry.description.lock() = Arc::clone(snapshot);
@@ -233,7 +233,7 @@ impl Nodes {
             self.entries.retain(|_, entry| entry.strong_count() > 0);
             self.swept = self.entries.len();
         }
-        let entry = Arc::new(Entry {
+        let entry = Arc::new(TreeSnapshot {
             id: snapshot.id.clone(),
             description: Mutex::new(Arc::clone(snapshot)),
             image: tokio::sync::Mutex::default(),
@@ -244,7 +244,7 @@ impl Nodes {
     }
 
     /// The snapshots in use.
-    pub(super) fn entries(&self) -> impl Iterator<Item = Arc<Entry>> {
+    pub(super) fn entries(&self) -> impl Iterator<Item = Arc<TreeSnapshot>> {
         self.entries.values().filter_map(Weak::upgrade)
     }
 }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::block::{Block, BlockIndex, Extent, Geometry};
-use crate::snapshot::State;
+use crate::snapshot::SnapshotState;
 use crate::source::{BlockSource, Changes};
 
 /// A volume that holds nothing.
@@ -51,7 +51,7 @@ fn snapshot(number: u64) -> Arc<Snapshot> {
         .cycle()
         .nth(number.try_into().unwrap())
         .map(|&name| name.to_owned());
-    snapshot.state = Some(State::Completed);
+    snapshot.state = Some(SnapshotState::Completed);
     // Two of a volume can have the same second.
     snapshot.start_time = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(number / 4));
     snapshot.volume_size = Some((number + 1) << 30);
@@ -131,7 +131,7 @@ fn walk(tree: &Tree, known: &mut Lookups, path: &str) -> Result<Option<Vec<Attri
     Ok(Some(found))
 }
 
-fn lines(tree: &Tree, ino: u64) -> Vec<Line> {
+fn lines(tree: &Tree, ino: u64) -> Vec<FolderEntry> {
     wait(tree.lines(ino)).unwrap()
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::{Checked, Damage};
+use super::{Damage, RepositoryCheck};
 use crate::error::{Kind, Result};
 use crate::repository::manifest::Manifest;
 use crate::repository::store::Store;
@@ -43,7 +43,7 @@ fn key(manifest: &Manifest) -> String {
 impl LastCheck {
     /// The record of a check that ended now. `suffering` are the manifests that lead to damage.
     pub(super) fn of<'a>(
-        checked: &Checked,
+        checked: &RepositoryCheck,
         suffering: impl IntoIterator<Item = &'a Manifest>,
     ) -> Self {
         let listed = checked.damages.iter().take(MOST_DAMAGES).cloned();
@@ -100,7 +100,7 @@ impl LastCheck {
     }
 
     /// The result of a check after a repair: the packs were read before it.
-    pub(in crate::repository) fn after(mut self, checked: &Checked) -> Self {
+    pub(in crate::repository) fn after(mut self, checked: &RepositoryCheck) -> Self {
         self.read.clone_from(&checked.read);
         self.read_packs = checked.read_packs;
         self

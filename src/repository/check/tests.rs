@@ -10,7 +10,7 @@ use crate::block::{BlockIndex, Digest};
 use crate::progress::Progress;
 use crate::repository::manifest::{FORMAT, SegmentOf, manifest_object};
 use crate::repository::pack::{Filling, Packer, Spot};
-use crate::repository::segment::{Entry, Segment};
+use crate::repository::segment::{Segment, SegmentEntry};
 use crate::repository::store::Connection;
 
 /// A repository in a folder, and the store that it is in.
@@ -75,7 +75,7 @@ async fn a_segment_that_speaks_of_what_no_pack_holds_is_damage_of_its_snapshots_
         panic!("two blocks");
     };
     let segment = |blocks: [(Digest, Spot); 2]| {
-        let entries = blocks.map(|(digest, spot)| Entry {
+        let entries = blocks.map(|(digest, spot)| SegmentEntry {
             pack: packed.name,
             spot,
             digest,

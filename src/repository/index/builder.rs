@@ -8,7 +8,9 @@ use std::io::{self, BufReader, BufWriter, Seek, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::table::{ENTRY, Entry, RUN_BUFFER, Record, Table, Writer, damaged, entry_of, part};
+use super::table::{
+    ENTRY, IndexEntry, IndexTable, IndexedSegment, RUN_BUFFER, Writer, damaged, entry_of, part,
+};
 use crate::error::{Error, Kind, Result};
 use crate::files::{create_ours, open_ours, remove_if_there, with_ending};
 use crate::repository::pack::Name;
@@ -29,12 +31,12 @@ const STOP_EVERY: u64 = 1 << 14;
 pub(super) struct Builder {
     path: PathBuf,
     stop: Stop,
-    old: Option<Table>,
+    old: Option<IndexTable>,
     /// Segments of the old one that are still wanted.
     known: BTreeSet<Name>,
     /// Whether others are in it.
     is_stale: bool,
-    sorting: Vec<Entry>,
+    sorting: Vec<IndexEntry>,
     /// Sorted runs one after the other, in a file without a name, and how many blocks each has.
     runs: Option<(File, Vec<u64>)>,
     /// The records of segments that were added, and how many.
@@ -49,12 +51,12 @@ impl Builder {
         wanted: &BTreeSet<Name>,
         stop: Stop,
     ) -> Result<(Self, Vec<Name>)> {
-        let names = |old: &Table| {
+        let names = |old: &IndexTable| {
             let names = old.records()?.map(|record| Ok(record?.name));
             names.collect::<io::Result<BTreeSet<Name>>>()
         };
         let opened = open_ours(path, false)?.map(|file| {
-            let old = Table::of(file)?;
+            let old = IndexTable::of(file)?;
             Ok((names(&old)?, Some(old)))
         });
         let opened = opened.unwrap_or_else(|| Ok((BTreeSet::new(), None)));
@@ -87,7 +89,7 @@ impl Builder {
             Some(added) => added,
             None => self.added.insert((scratch(&path)?, 0)),
         };
-        file.write_all(&Record { name, packs }.bytes())
+        file.write_all(&IndexedSegment { name, packs }.bytes())
             .map_err(|error| Error::of_file(&path, "cannot write", error))?;
         *count += 1;
         for (_, entry) in segment.entries() {
@@ -117,7 +119,7 @@ impl Builder {
             let merged = scratch(&path)?;
             let mut out = BufWriter::with_capacity(1 << 20, &merged);
             let mut count = 0;
-            let write = |entry: &Entry| {
+            let write = |entry: &IndexEntry| {
                 count += 1;
                 out.write_all(entry)
             };
@@ -132,7 +134,7 @@ impl Builder {
     }
 
     /// The table: the old one if it is still right, else a new one in its place.
-    pub(super) fn finish(mut self) -> Result<Table> {
+    pub(super) fn finish(mut self) -> Result<IndexTable> {
         let is_same = !self.is_stale && self.added.is_none();
         if let Some(old) = self.old.take_if(|_| is_same) {
             return Ok(old);
@@ -147,7 +149,7 @@ impl Builder {
             Ok(counts)
         });
         match written {
-            Ok((pages, segments)) => Ok(Table {
+            Ok((pages, segments)) => Ok(IndexTable {
                 file,
                 pages,
                 segments,
@@ -169,8 +171,8 @@ impl Builder {
     /// Merges what is still wanted of the old one with the sorted runs.
     fn write(&self, file: &File) -> io::Result<(u64, u64)> {
         let unreadable = |error: io::Error| damaged(&error.to_string());
-        let is_known = |record: &io::Result<Record>| {
-            let known = |record: &Record| self.known.contains(&record.name);
+        let is_known = |record: &io::Result<IndexedSegment>| {
+            let known = |record: &IndexedSegment| self.known.contains(&record.name);
             record.as_ref().map_or(true, known)
         };
         let mut live = HashSet::new();
@@ -188,8 +190,8 @@ impl Builder {
                 }
                 Err(error) => vec![Err(unreadable(error))],
             });
-            let is_live = |entry: &io::Result<Entry>| {
-                let is_live = |entry: &Entry| live.contains(&part::<16>(entry, 32));
+            let is_live = |entry: &io::Result<IndexEntry>| {
+                let is_live = |entry: &IndexEntry| live.contains(&part::<16>(entry, 32));
                 !self.is_stale || entry.as_ref().map_or(true, is_live)
             };
             sources.push(Box::new(entries.filter(is_live)));
@@ -210,21 +212,21 @@ impl Builder {
             let mut reader = BufReader::with_capacity(RUN_BUFFER, added);
             reader.rewind()?;
             for _ in 0..*count {
-                writer.record(&Record::read(&mut reader)?)?;
+                writer.record(&IndexedSegment::read(&mut reader)?)?;
             }
         }
         writer.finish()
     }
 }
 
-type Entries<'a> = Box<dyn Iterator<Item = io::Result<Entry>> + 'a>;
+type Entries<'a> = Box<dyn Iterator<Item = io::Result<IndexEntry>> + 'a>;
 
 /// Hands on sorted blocks in their order, only the first of those of the same digest in the same pack; an error once it is
 /// stopped.
 fn merge(
     mut sources: Vec<Entries<'_>>,
     stop: &Stop,
-    mut take: impl FnMut(&Entry) -> io::Result<()>,
+    mut take: impl FnMut(&IndexEntry) -> io::Result<()>,
 ) -> io::Result<()> {
     let mut heap = BinaryHeap::new();
     for (number, source) in sources.iter_mut().enumerate() {
@@ -263,7 +265,10 @@ fn runs_of<'a>(file: &'a File, counts: &[u64]) -> Vec<Entries<'a>> {
 }
 
 /// The blocks of a sorted run.
-fn run_of(file: &File, mut range: std::ops::Range<u64>) -> impl Iterator<Item = io::Result<Entry>> {
+fn run_of(
+    file: &File,
+    mut range: std::ops::Range<u64>,
+) -> impl Iterator<Item = io::Result<IndexEntry>> {
     let mut buffer: Vec<u8> = Vec::new();
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -303,7 +308,7 @@ mod tests {
     use super::*;
     use crate::block::Digest;
     use crate::repository::pack::Spot;
-    use crate::repository::segment::Entry as Block;
+    use crate::repository::segment::SegmentEntry as Block;
 
     fn digest(number: u64) -> Digest {
         Sha256::digest(number.to_le_bytes()).into()
@@ -325,7 +330,7 @@ mod tests {
         (digest((1 << 41) + numbers.start), Segment::of(blocks))
     }
 
-    fn made(path: &Path, segments: &[(Name, Segment)]) -> (Table, usize) {
+    fn made(path: &Path, segments: &[(Name, Segment)]) -> (IndexTable, usize) {
         let wanted = segments.iter().map(|(name, _)| *name).collect();
         let (mut builder, missing) = Builder::open(path, &wanted, Stop::never()).unwrap();
         for (name, segment) in segments {
@@ -336,7 +341,7 @@ mod tests {
         (builder.finish().unwrap(), missing.len())
     }
 
-    fn holds(table: &Table, number: u64) -> bool {
+    fn holds(table: &IndexTable, number: u64) -> bool {
         let found = table.find(&digest(number)).unwrap();
         if let Some((pack, spot)) = found {
             assert_eq!(pack, digest((1 << 40) + number / 64));
@@ -417,7 +422,7 @@ mod tests {
                 bytes.truncate(at);
             }
             std::fs::write(&path, &bytes).unwrap();
-            let Ok(table) = Table::of(std::fs::File::open(&path).unwrap()) else {
+            let Ok(table) = IndexTable::of(std::fs::File::open(&path).unwrap()) else {
                 continue;
             };
             for number in 0..2100 {

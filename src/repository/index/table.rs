@@ -29,11 +29,11 @@ const FOOTER: usize = 56;
 pub(super) const RUN_BUFFER: usize = 64 << 10;
 
 /// A block as it is in the file, which sorts by its digest.
-pub(super) type Entry = [u8; ENTRY];
+pub(super) type IndexEntry = [u8; ENTRY];
 /// So much of a pack's name tells it from all others.
 type Short = [u8; 16];
 
-pub(super) fn entry_of(digest: &Digest, pack: &Name, spot: Spot) -> Entry {
+pub(super) fn entry_of(digest: &Digest, pack: &Name, spot: Spot) -> IndexEntry {
     let mut entry = [0; ENTRY];
     let parts: [&[u8]; 4] = [
         digest,
@@ -85,13 +85,13 @@ pub(super) fn damaged(what: &str) -> io::Error {
 
 /// The blocks of an index.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(super) struct IndexTable {
     pub(super) file: File,
     pub(super) pages: u64,
     pub(super) segments: u64,
 }
 
-impl Table {
+impl IndexTable {
     /// The table of an open file. Its pages are verified when they are read, all else now.
     pub(super) fn of(file: File) -> io::Result<Self> {
         let length = file.metadata()?.len();
@@ -129,9 +129,9 @@ impl Table {
     }
 
     /// Its segments, with their packs.
-    pub(super) fn records(&self) -> io::Result<impl Iterator<Item = io::Result<Record>>> {
+    pub(super) fn records(&self) -> io::Result<impl Iterator<Item = io::Result<IndexedSegment>>> {
         let mut reader = self.reader(self.pages * PAGE as u64)?;
-        Ok((0..self.segments).map(move |_| Record::read(&mut reader)))
+        Ok((0..self.segments).map(move |_| IndexedSegment::read(&mut reader)))
     }
 
     /// The blocks of a page, verified.
@@ -197,12 +197,12 @@ impl Write for Hashed<'_> {
 }
 
 /// A segment that the table has the blocks of, and the packs that they are in.
-pub(super) struct Record {
+pub(super) struct IndexedSegment {
     pub(super) name: Name,
     pub(super) packs: Vec<Short>,
 }
 
-impl Record {
+impl IndexedSegment {
     pub(super) fn read(reader: &mut impl Read) -> io::Result<Self> {
         let mut head = [0; 36];
         reader.read_exact(&mut head)?;
@@ -247,7 +247,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    pub(super) fn push(&mut self, entry: &Entry) -> io::Result<()> {
+    pub(super) fn push(&mut self, entry: &IndexEntry) -> io::Result<()> {
         self.page.extend_from_slice(entry);
         if self.page.len() == PER_PAGE * ENTRY {
             self.end_pages()?;
@@ -271,7 +271,7 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    pub(super) fn record(&mut self, record: &Record) -> io::Result<()> {
+    pub(super) fn record(&mut self, record: &IndexedSegment) -> io::Result<()> {
         self.segments += 1;
         self.hashed(&record.bytes())
     }

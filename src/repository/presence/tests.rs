@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 use super::*;
 use crate::repository::catalog::RepositoryCatalog;
 use crate::repository::pack::Spot;
-use crate::repository::segment::Entry;
+use crate::repository::segment::SegmentEntry;
 use crate::repository::store::Connection;
 
 const LEN: u32 = 100;
@@ -35,7 +35,7 @@ impl Packs {
             offset: LEN - 40,
             length: 40,
         };
-        let entry = |number: u16| Entry {
+        let entry = |number: u16| SegmentEntry {
             pack: pack(number),
             spot,
             digest: [0; 32],

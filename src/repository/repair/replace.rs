@@ -16,7 +16,7 @@ use crate::repository::manifest::{FORMAT, Manifest, ManifestName, SegmentOf};
 use crate::repository::pack::{Name, Spot};
 use crate::repository::publish::{bring_back, check_data, publish};
 use crate::repository::run::replace_manifest;
-use crate::repository::segment::{Entry, place_of};
+use crate::repository::segment::{SegmentEntry, place_of};
 use crate::repository::segments;
 use crate::source::held;
 
@@ -136,7 +136,7 @@ impl Repair<'_> {
             let known = self.known_at(number).await?;
             let read = self.read_origin(origin, extents, &known).await?;
             let at = segments.iter().position(|of| of.number == number);
-            let mut blocks: BTreeMap<u16, Entry> = match at {
+            let mut blocks: BTreeMap<u16, SegmentEntry> = match at {
                 Some(at) => {
                     let of = segments.remove(at);
                     segments::read(self.store, &of.name)
@@ -151,7 +151,7 @@ impl Repair<'_> {
                     let Some((pack, spot)) = self.finds.place(&digest) else {
                         continue;
                     };
-                    let entry = Entry { pack, spot, digest };
+                    let entry = SegmentEntry { pack, spot, digest };
                     blocks.insert(place_of(index).1, entry);
                 }
                 found.insert(index);

@@ -85,7 +85,7 @@ async fn put_segment(store: &Store, number: u32, blocks: &[(u16, u8)]) -> (Segme
     let packed = filling.pack(&[u8::try_from(number).unwrap(); 16]);
     let pack = object("packs", &packed.name);
     store.put(&pack, &packed.pieces).await.unwrap();
-    let entry = |(_, digest, spot): &(BlockIndex, _, Spot)| Entry {
+    let entry = |(_, digest, spot): &(BlockIndex, _, Spot)| SegmentEntry {
         pack: packed.name,
         spot: *spot,
         digest: *digest,
@@ -179,7 +179,7 @@ fn all() -> BTreeMap<u32, u8> {
 async fn repair_from(
     blocks: BTreeMap<u32, u8>,
     catalog: &RepositoryCatalog,
-    checked: &Checked,
+    checked: &RepositoryCheck,
     limits: RepairLimits,
 ) -> Repaired {
     let origin = RepairOrigin {

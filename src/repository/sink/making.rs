@@ -14,7 +14,7 @@ use crate::files::blocking;
 use crate::repository::SEGMENT_BLOCKS;
 use crate::repository::locations::Location;
 use crate::repository::manifest::SegmentOf;
-use crate::repository::segment::{Entry, Segment, place_of};
+use crate::repository::segment::{Segment, SegmentEntry, place_of};
 use crate::repository::segments::object;
 
 impl RepositorySink {
@@ -81,7 +81,7 @@ impl RepositorySink {
                 };
                 let entry = match locations.of(index, &digest)? {
                     Location::AsParent => old.as_ref().and_then(|old| old.get(within)),
-                    Location::Pack(pack, spot) => Some(Entry {
+                    Location::Pack(pack, spot) => Some(SegmentEntry {
                         pack: locations.pack(pack)?,
                         spot,
                         digest,

@@ -19,11 +19,11 @@ use sha2::{Digest as _, Sha256};
 const BLOCKS: u32 = 12;
 
 /// A repository in a folder, and a state folder.
-struct Place {
+struct RepositoryFixture {
     folder: TempDir,
 }
 
-impl Place {
+impl RepositoryFixture {
     fn new() -> Self {
         Self {
             folder: tempfile::tempdir().unwrap(),
@@ -192,7 +192,12 @@ async fn publish(opened: &Opened, blocks: &[(u32, u8)], damaged: &[u32]) -> Resu
     opened.sink.publish(written, &left_zero).await
 }
 
-async fn copy(place: &Place, number: u32, base: Option<&Replica>, blocks: &[(u32, u8)]) {
+async fn copy(
+    place: &RepositoryFixture,
+    number: u32,
+    base: Option<&Replica>,
+    blocks: &[(u32, u8)],
+) {
     let source = source(number);
     let target = place.target(&source).await;
     let opened = open(&target, &source, base, blocks, None).await.unwrap();
@@ -203,7 +208,7 @@ async fn copy(place: &Place, number: u32, base: Option<&Replica>, blocks: &[(u32
 const LOST: u8 = 255;
 
 /// The first byte of each block of a snapshot.
-async fn contents(place: &Place, number: u32) -> Vec<u8> {
+async fn contents(place: &RepositoryFixture, number: u32) -> Vec<u8> {
     let reader = reader(place, number).await;
     let mut contents = Vec::new();
     for index in 0..BLOCKS {
@@ -220,7 +225,7 @@ async fn contents(place: &Place, number: u32) -> Vec<u8> {
     contents
 }
 
-async fn reader(place: &Place, number: u32) -> Arc<dyn BlockSource> {
+async fn reader(place: &RepositoryFixture, number: u32) -> Arc<dyn BlockSource> {
     let source = source(number);
     let target = place.target(&source).await;
     let reader = target.reader(Some(&source.name), source.geometry).await;
@@ -237,7 +242,7 @@ fn ids(facts: &Facts) -> Vec<String> {
 
 #[tokio::test]
 async fn replicas_of_the_volume_are_offered_newest_first_and_damaged_ones_are_skipped() {
-    let place = Place::new();
+    let place = RepositoryFixture::new();
     for number in 1..=3 {
         let content = u8::try_from(number).unwrap();
         copy(&place, number, None, &[(0, content), (5, content)]).await;
@@ -287,7 +292,7 @@ async fn replicas_of_the_volume_are_offered_newest_first_and_damaged_ones_are_sk
 
 #[tokio::test]
 async fn a_run_is_proven_while_it_is_on_record_and_gone_when_forgotten_or_of_another_source() {
-    let place = Place::new();
+    let place = RepositoryFixture::new();
     let (one, blocks) = (source(1), [(0, 1), (7, 1)]);
     let target = place.target(&one).await;
     let opened = open(&target, &one, None, &blocks, None).await.unwrap();
@@ -331,7 +336,7 @@ async fn a_run_is_proven_while_it_is_on_record_and_gone_when_forgotten_or_of_ano
 
 #[tokio::test]
 async fn a_discarded_run_leaves_nothing_and_holds_no_prune_back() {
-    let place = Place::new();
+    let place = RepositoryFixture::new();
     copy(&place, 1, None, &[(0, 1)]).await;
     let two = source(2);
     let target = place.target(&two).await;
@@ -362,7 +367,7 @@ async fn a_discarded_run_leaves_nothing_and_holds_no_prune_back() {
 
 #[tokio::test]
 async fn a_plan_whose_base_is_not_the_runs_is_refused() {
-    let place = Place::new();
+    let place = RepositoryFixture::new();
     copy(&place, 1, None, &[(0, 1)]).await;
     let two = source(2);
     let target = place.target(&two).await;
@@ -376,7 +381,7 @@ async fn a_plan_whose_base_is_not_the_runs_is_refused() {
 
 #[tokio::test]
 async fn the_dedup_index_stops_at_the_first_signal_though_another_run_holds_its_lock() {
-    let place = Place::new();
+    let place = RepositoryFixture::new();
     let one = source(1);
     let dedup =
         async || RepositoryTarget::new(place.catalog().await, true, &one, &place.state_dir());

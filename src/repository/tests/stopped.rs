@@ -85,7 +85,7 @@ async fn repository() -> Arc<HostileStore> {
 }
 
 /// Checks that `check` names each listed snapshot that is not whole, and that those in `must` are whole.
-async fn is_right(process: &Process, all: &[Made], must: &[&Made]) -> Checked {
+async fn is_right(process: &Process, all: &[Made], must: &[&Made]) -> RepositoryCheck {
     let checked = process.check().await.unwrap();
     let names = process.names().await.unwrap();
     for made in must {

@@ -15,13 +15,13 @@ use tracing::{debug, info, warn};
 use crate::block::{BlockIndex, BlockSet, Digest, Extent, ZERO_BLOCK, ZEROES};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::blocking;
-use crate::snapshot::{Selector, SnapshotId, State};
+use crate::snapshot::{Selector, SnapshotId, SnapshotState};
 use crate::source::BlockSource;
 use crate::target::{Published, Sink, SinkState, SourceInfo, Written};
 
 use super::evidence::DAMAGED_TAG;
 use super::state::EbsState;
-use super::{EbsPlace, YOUNG};
+use super::{EbsAccount, YOUNG};
 
 /// Blocks of zeroes put at once.
 const ZEROES_AT_ONCE: usize = 64;
@@ -35,7 +35,7 @@ const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// A snapshot that was started and is not completed.
 pub(super) struct EbsSink {
-    place: EbsPlace,
+    place: EbsAccount,
     snapshot: SnapshotId,
     puts_zeroes: bool,
     is_tagged: bool,
@@ -50,7 +50,7 @@ pub(super) struct EbsSink {
 impl EbsSink {
     /// The sink of a snapshot that was started at `young_since`, if it has taken nothing yet.
     pub(super) fn new(
-        place: EbsPlace,
+        place: EbsAccount,
         snapshot: SnapshotId,
         state: &EbsState,
         source: &SourceInfo,
@@ -160,8 +160,8 @@ impl EbsSink {
             };
             let why = match found {
                 Ok(Some(snapshot)) => match snapshot.state {
-                    Some(State::Completed) => return Ok(()),
-                    Some(State::Other(state)) => {
+                    Some(SnapshotState::Completed) => return Ok(()),
+                    Some(SnapshotState::Other(state)) => {
                         let why = snapshot.state_message.unwrap_or_default();
                         let what = format!("cannot complete {id}: it is in state {state}: {why}");
                         return Err(Error::new(Kind::Corrupt, what).with_remedy(Remedy::Restart));

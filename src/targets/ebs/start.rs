@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use crate::ebs::Started;
+use crate::ebs::StartedSnapshot;
 use crate::error::{Error, Kind, Remedy, Result};
-use crate::snapshot::{SELF_TAG, SnapshotId, State, tag_with_own_id};
+use crate::snapshot::{SELF_TAG, SnapshotId, SnapshotState, tag_with_own_id};
 use crate::target::{Opened, Opening, SinkState};
 
 use super::request::{Seed, body, seed, token};
@@ -129,7 +129,7 @@ impl EbsTarget {
 
     /// Why the snapshot that EBS answers with takes no blocks; none when it does. EBS repeats the answer of the first request
     /// whatever has become of the snapshot: EC2 knows.
-    async fn why_dead(&self, started: &Started) -> Result<Option<String>> {
+    async fn why_dead(&self, started: &StartedSnapshot) -> Result<Option<String>> {
         if !started.is_pending {
             return Ok(Some("is not pending any more".to_owned()));
         }
@@ -139,7 +139,7 @@ impl EbsTarget {
             match self.describe(&started.id).await {
                 Ok(Some(found)) => {
                     return Ok(match found.state {
-                        Some(state @ (State::Completed | State::Other(_))) => {
+                        Some(state @ (SnapshotState::Completed | SnapshotState::Other(_))) => {
                             Some(format!("is in state {state}"))
                         }
                         _ => None,
@@ -181,7 +181,7 @@ pub(super) fn patience(age: Duration) -> Duration {
 }
 
 /// Notes what was started.
-fn accept(state: &mut EbsState, started: &Started) {
+fn accept(state: &mut EbsState, started: &StartedSnapshot) {
     let has_parent = state.start.parent.is_some();
     state.snapshot = Some(started.id.clone());
     state.started = Some(SystemTime::now());

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::ebs::NewSnapshot;
-use crate::snapshot::{SnapshotId, State};
+use crate::snapshot::{SnapshotId, SnapshotState};
 use crate::target::{Left, SinkBody};
 
 use super::{EbsJob, YOUNG};
@@ -56,7 +56,7 @@ impl EbsState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Seen {
     /// Its state, if EC2 tells one.
-    There(Option<State>, Option<String>),
+    There(Option<SnapshotState>, Option<String>),
     /// EC2 does not know it.
     Absent,
     /// The permission to ask is missing.
@@ -71,7 +71,7 @@ pub(super) fn left(state: &EbsState, job: &EbsJob, seen: &Seen) -> (Left, Option
         return (if is_wanted { Left::Proven } else { Left::Gone }, None);
     };
     let is_alive = match seen {
-        Seen::There(Some(State::Other(_)), _) => false,
+        Seen::There(Some(SnapshotState::Other(_)), _) => false,
         Seen::There(..) | Seen::Denied => true,
         Seen::Absent => state.is_young(),
     };

@@ -30,7 +30,7 @@ fn replica(name: &str, tags: &[(&str, &str)]) -> Snapshot {
     let tags = tags.map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
     Snapshot {
         volume_id: Some(NO_VOLUME.to_owned()),
-        state: Some(State::Completed),
+        state: Some(SnapshotState::Completed),
         volume_size: Some(GIB),
         encrypted: Some(false),
         start_time: Some(SystemTime::UNIX_EPOCH),
@@ -150,7 +150,7 @@ fn only_a_proven_replica_with_the_right_key_and_size_is_offered() {
     // No key is asked for: a child has its parent's.
     assert_eq!(offer(&encrypted(Some("5678")), &wanted), base(true));
     let pending = Snapshot {
-        state: Some(State::Pending),
+        state: Some(SnapshotState::Pending),
         ..good()
     };
     assert_eq!(offer(&pending, &wanted), Offer::Unfinished);
@@ -257,7 +257,7 @@ fn what_was_made_before_is_enough_only_if_it_is_what_the_job_asks_for() {
     let damaged = replica("snap-0a", &[(SOURCE_TAG, TWO), (DAMAGED_TAG, "3")]);
     assert!(!is_made(&damaged, &id(TWO), &any, Some("snap-0a")));
     let pending = Snapshot {
-        state: Some(State::Pending),
+        state: Some(SnapshotState::Pending),
         ..made
     };
     assert!(!is_made(&pending, &id(TWO), &any, None));
@@ -289,7 +289,12 @@ fn a_stale_snapshot_never_blocks_the_next_run() {
         ..EbsJob::default()
     };
     let there = |state| Seen::There(Some(state), None);
-    let error = || Seen::There(Some(State::Other("error".into())), Some("timed out".into()));
+    let error = || {
+        Seen::There(
+            Some(SnapshotState::Other("error".into())),
+            Some("timed out".into()),
+        )
+    };
     let refused = EbsState {
         is_refused: true,
         ..state(None, long_ago)
@@ -317,7 +322,7 @@ fn a_stale_snapshot_never_blocks_the_next_run() {
             "pending",
             started(long_ago),
             &same,
-            there(State::Pending),
+            there(SnapshotState::Pending),
             Left::Proven,
             None,
         ),
@@ -325,7 +330,7 @@ fn a_stale_snapshot_never_blocks_the_next_run() {
             "completed",
             started(long_ago),
             &same,
-            there(State::Completed),
+            there(SnapshotState::Completed),
             Left::Proven,
             None,
         ),
@@ -373,7 +378,7 @@ fn a_stale_snapshot_never_blocks_the_next_run() {
             "pending",
             started(now),
             &other,
-            there(State::Pending),
+            there(SnapshotState::Pending),
             Left::Gone,
             Some("left unfinished"),
         ),

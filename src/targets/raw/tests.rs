@@ -67,7 +67,7 @@ async fn zeroes_are_holes_and_neighbours_stand() {
     let (full, _) = files(folder.path(), size);
     let before = full.metadata().unwrap().blocks();
     let geometry = Geometry::new(size as u64).unwrap();
-    let raw = Raw::new(&folder.path().join("full"), full, geometry, Kind::File);
+    let raw = Raw::new(&folder.path().join("full"), full, geometry, RawKind::File);
     raw.write_zeroes(Extent::of(BlockIndex(1))).await.unwrap();
     raw.write_zeroes(Extent::of(BlockIndex(3))).await.unwrap();
     raw.write_zeroes(Extent::of(BlockIndex(9))).await.unwrap();

@@ -8,13 +8,13 @@ const LONG: Duration = Duration::from_secs(20);
 
 /// A place that blocks while its gate is shut and fails while it is full.
 #[derive(Clone, Default)]
-struct Place {
+struct GatedWriter {
     text: Arc<Mutex<String>>,
     is_shut: Arc<(Mutex<bool>, Condvar)>,
     is_full: Arc<AtomicBool>,
 }
 
-impl Place {
+impl GatedWriter {
     fn shut(&self, shut: bool) {
         *self.is_shut.0.lock() = shut;
         self.is_shut.1.notify_all();
@@ -35,7 +35,7 @@ impl Place {
     }
 }
 
-impl LineWriter for Place {
+impl LineWriter for GatedWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut shut = self.is_shut.0.lock();
         while *shut {
@@ -68,7 +68,7 @@ fn line(number: usize) -> Vec<u8> {
 
 #[test]
 fn lines_that_do_not_fit_are_counted_once_and_the_order_stays() {
-    let place = Place::default();
+    let place = GatedWriter::default();
     place.shut(true);
     let queue = place.queue();
     let all = MAX_LINES * 3;
@@ -92,7 +92,7 @@ fn lines_that_do_not_fit_are_counted_once_and_the_order_stays() {
 
 #[test]
 fn a_notice_stands_where_its_lines_are_missing() {
-    let place = Place::default();
+    let place = GatedWriter::default();
     place.shut(true);
     let queue = place.queue();
     for number in 0..MAX_LINES + 100 {
@@ -143,7 +143,7 @@ fn lines_are_taken_again_when_half_of_the_queue_is_written() {
 
 #[test]
 fn a_full_disk_costs_lines_and_no_more() {
-    let place = Place::default();
+    let place = GatedWriter::default();
     let queue = place.queue();
     place.is_full.store(true, Ordering::SeqCst);
     for number in 0..3 {
@@ -158,7 +158,7 @@ fn a_full_disk_costs_lines_and_no_more() {
 
 #[test]
 fn the_last_line_takes_the_room_of_those_that_wait() {
-    let place = Place::default();
+    let place = GatedWriter::default();
     place.shut(true);
     let queue = place.queue();
     for number in 0..10 {
@@ -174,7 +174,7 @@ fn the_last_line_takes_the_room_of_those_that_wait() {
 
 #[test]
 fn a_place_is_opened_again_once() {
-    let place = Place::default();
+    let place = GatedWriter::default();
     place.shut(true);
     let queue = place.queue();
     queue.push(line(0));

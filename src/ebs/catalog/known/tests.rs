@@ -77,7 +77,7 @@ fn id(text: &str) -> SnapshotId {
     text.parse().unwrap()
 }
 
-fn snapshot(text: &str, state: State, progress: &str) -> Snapshot {
+fn snapshot(text: &str, state: SnapshotState, progress: &str) -> Snapshot {
     Snapshot {
         state: Some(state),
         progress: Some(progress.into()),
@@ -94,7 +94,7 @@ fn after(seconds: u64, answer: Result<Vec<Snapshot>>) -> ScriptedAnswer {
 }
 
 fn completed(text: &str) -> Snapshot {
-    snapshot(text, State::Completed, "100%")
+    snapshot(text, SnapshotState::Completed, "100%")
 }
 
 fn failed(kind: Kind) -> Result<Vec<Snapshot>> {
@@ -216,7 +216,7 @@ async fn a_description_that_was_missing_is_asked_for_when_ec2_may_be_asked_again
         known.remind();
         sleep(Duration::from_secs(2)).await;
     }
-    assert_eq!(known.get(&a).unwrap().state, Some(State::Completed));
+    assert_eq!(known.get(&a).unwrap().state, Some(SnapshotState::Completed));
     assert_eq!(known.get(&b), None);
     assert_eq!(ec2.calls(), 2);
     assert_eq!(ec2.asked.lock()[1].len(), 2);
@@ -224,7 +224,7 @@ async fn a_description_that_was_missing_is_asked_for_when_ec2_may_be_asked_again
 
 #[tokio::test(start_paused = true)]
 async fn a_newer_description_is_never_replaced_by_an_older_one() {
-    let pending = |progress| snapshot("snap-a", State::Pending, progress);
+    let pending = |progress| snapshot("snap-a", SnapshotState::Pending, progress);
     let ec2 = Scripted::new(vec![
         // A long listing, asked for first and answered last.
         after(100, Ok(vec![pending("10%"), completed("snap-b")])),
@@ -239,7 +239,7 @@ async fn a_newer_description_is_never_replaced_by_an_older_one() {
     let listed = listed.unwrap();
     assert_eq!(listed.len(), 2);
     for snapshot in [known.get(&id("snap-a")).unwrap(), Arc::clone(&listed[0])] {
-        assert_eq!(snapshot.state, Some(State::Completed));
+        assert_eq!(snapshot.state, Some(SnapshotState::Completed));
     }
 }
 
@@ -256,7 +256,7 @@ async fn named_snapshots_are_listed_without_ec2_and_soon() {
     // The call goes on, and its answer is kept.
     sleep(Duration::from_secs(30)).await;
     let listed = known.list().await.unwrap();
-    assert_eq!(listed[0].state, Some(State::Completed));
+    assert_eq!(listed[0].state, Some(SnapshotState::Completed));
     assert_eq!(ec2.calls(), 1);
 }
 

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use super::*;
 use crate::error::Kind;
 
-type Replies = VecDeque<Result<ListReply<()>, Failure>>;
+type Replies = VecDeque<Result<ListReply<()>, CallFailure>>;
 
 /// Replies in order, and where each was asked from.
 struct Script(Mutex<Replies>, Mutex<Vec<ListFrom>>);
@@ -38,7 +38,7 @@ impl Script {
 impl ListCall for Script {
     type Item = ();
 
-    async fn list(&self, from: &ListFrom) -> Result<ListReply<()>, Failure> {
+    async fn list(&self, from: &ListFrom) -> Result<ListReply<()>, CallFailure> {
         self.1.lock().push(from.clone());
         self.0.lock().pop_front().unwrap()
     }
@@ -159,7 +159,7 @@ struct Stalled<'a>(&'a Script, Mutex<u32>);
 impl ListCall for Stalled<'_> {
     type Item = ();
 
-    async fn list(&self, from: &ListFrom) -> Result<ListReply<()>, Failure> {
+    async fn list(&self, from: &ListFrom) -> Result<ListReply<()>, CallFailure> {
         let left = self.1.lock().checked_sub(1);
         let Some(left) = left else {
             return std::future::pending().await;
@@ -177,7 +177,7 @@ impl ListCall for Stalled<'_> {
 fn a_refused_token_restarts_the_page_a_hundred_times_at_most() {
     let stale = || {
         let error = Error::new(Kind::Invalid, "INVALID_PAGE_TOKEN");
-        Err(Failure::StaleToken(error))
+        Err(CallFailure::StaleToken(error))
     };
     let script = Script::new([(vec![5], Some("a")), (vec![5, 99], None)]);
     script.0.lock().insert(1, stale());

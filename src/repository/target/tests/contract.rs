@@ -3,10 +3,10 @@
 use super::*;
 use crate::target::contract;
 
-impl contract::ContractPlace for Place {
+impl contract::ContractFixture for RepositoryFixture {
     fn target(&self) -> BoxFuture<'_, Arc<dyn Target>> {
         async {
-            let target = Place::target(self, &source(1)).await;
+            let target = RepositoryFixture::target(self, &source(1)).await;
             Arc::new(target) as Arc<dyn Target>
         }
         .boxed()
@@ -30,7 +30,7 @@ macro_rules! contract {
     ($($rule:ident),* $(,)?) => {$(
         #[test]
         fn $rule() {
-            contract::run(contract::$rule(&Place::new()));
+            contract::run(contract::$rule(&RepositoryFixture::new()));
         }
     )*};
 }
@@ -44,7 +44,7 @@ contract![
 
 #[tokio::test]
 async fn without_room_no_snapshot_is_published() {
-    let place = Place::new();
+    let place = RepositoryFixture::new();
     std::fs::create_dir_all(place.path("")).unwrap();
     let mount = |args: &[&str]| {
         let mut mount = std::process::Command::new("mount");
@@ -55,7 +55,7 @@ async fn without_room_no_snapshot_is_published() {
     {
         return;
     }
-    let target = contract::ContractPlace::target(&place).await;
+    let target = contract::ContractFixture::target(&place).await;
     drop(target);
     let kinds = [Kind::NoSpace, Kind::Io];
     let failed = contract::fails_before_it_is_published(&place, &kinds);

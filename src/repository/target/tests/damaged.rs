@@ -4,7 +4,7 @@ use super::*;
 
 #[tokio::test]
 async fn a_damaged_or_missing_segment_of_the_newest_leads_to_an_older_base() {
-    let place = Place::new();
+    let place = RepositoryFixture::new();
     copy(&place, 1, None, &[(0, 1), (5, 1)]).await;
     let old = place.objects("segments");
     copy(&place, 2, None, &[(0, 2), (5, 2)]).await;
@@ -54,7 +54,7 @@ async fn a_damaged_or_missing_segment_of_the_newest_leads_to_an_older_base() {
 
 #[tokio::test]
 async fn a_block_left_zero_for_damage_is_written_by_the_next_delta() {
-    let place = Place::new();
+    let place = RepositoryFixture::new();
     let one = source(1);
     let target = place.target(&one).await;
     let blocks = [(0, 1), (4, 1), (5, 1)];
@@ -93,7 +93,7 @@ async fn a_block_left_zero_for_damage_is_written_by_the_next_delta() {
 
 #[tokio::test]
 async fn what_is_damaged_on_either_side_of_a_difference_is_in_it() {
-    let place = Place::new();
+    let place = RepositoryFixture::new();
     // The second has lost the blocks 4 and 6, the third 6; the first never had 6.
     let all = [(0, 1), (4, 1), (5, 1), (7, 1)];
     copy(&place, 1, None, &all).await;

@@ -52,7 +52,7 @@ enum Unfinished {
 
 /// What is observed, and how it came about.
 #[derive(Clone, Copy, Debug)]
-struct State {
+struct LocalState {
     kind: TargetKind,
     existence: Existence,
     recorded: Recorded,
@@ -68,7 +68,7 @@ struct State {
     is_image: bool,
 }
 
-impl State {
+impl LocalState {
     fn is_in_place(&self) -> bool {
         self.kind.is_in_place()
     }
@@ -330,7 +330,7 @@ impl State {
     }
 }
 
-fn states() -> impl Iterator<Item = State> {
+fn states() -> impl Iterator<Item = LocalState> {
     use Existence::{Absent, Empty, There};
     let kinds = [
         TargetKind::Image,
@@ -372,7 +372,7 @@ fn states() -> impl Iterator<Item = State> {
         rest.clone().into_iter().map(move |(evidence, run)| {
             let (has_digests, compared) = evidence;
             let (unfinished, left, is_whole, (has_task_base, is_image)) = run;
-            State {
+            LocalState {
                 kind,
                 existence,
                 recorded,

@@ -40,7 +40,7 @@ impl Descriptions for Account {
 
 fn target(snapshots: Option<Vec<Snapshot>>, job: EbsJob) -> EbsTarget {
     let client = Arc::new(Client::unreachable());
-    let place = EbsPlace {
+    let place = EbsAccount {
         region: "us-east-1".into(),
         account: "here".into(),
         catalog: Arc::new(EbsCatalog::new(Arc::clone(&client), None, Vec::new())),

@@ -4,7 +4,7 @@ use super::*;
 
 /// A row of the product with its decision.
 pub(super) struct Row<'a> {
-    pub(super) state: &'a State,
+    pub(super) state: &'a LocalState,
     pub(super) job: &'a SyncJob,
     pub(super) seen: &'a Observed,
     pub(super) source: &'a SourceInfo,
