@@ -1,6 +1,7 @@
 //! The border to AWS. [`config`] settles Region, profile, endpoints, certificate authorities and proxies, once a run, and
 //! every client of EBS, EC2, STS, SSO and S3 is made from it; [`endpoints`] chooses URLs; [`credentials`] finds, keeps and
-//! renews credentials; [`http`] makes connections; [`mod@classify`] says what a failed call means; [`requests`] counts requests.
+//! renews credentials; [`http`] makes connections; [`mod@classify`] turns a failed call into an error class; [`requests`]
+//! counts requests.
 
 mod caller;
 mod classify;

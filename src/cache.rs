@@ -1,12 +1,12 @@
 //! [`CachedSource`]: a [`BlockSource`] over a [`BlockSource`] that fetches each block once.
 //!
-//! A block is absent, present in [`memory`], or in flight ([`flight`]); an absent one may have [`failed`] lately. Snapshots never
-//! change, so there is no dirty state, no expiry and no invalidation. All sources of a process share one [`Cache`] and its
-//! budget. A [`DiskCache`] may lie between memory and the sources.
+//! A block is absent, present in [`memory`], or in flight ([`fetches`]); an absent one may have [`failed`] lately. Snapshots
+//! never change, so there is no dirty state, no expiry and no invalidation. All sources of a process share one [`Cache`] and
+//! its budget. A [`DiskCache`] may lie between memory and the sources.
 
 mod disk;
 mod failed;
-mod flight;
+mod fetches;
 mod memory;
 
 use std::num::NonZeroUsize;
@@ -30,13 +30,13 @@ pub use disk::{DISK_DESCRIPTORS, DISK_THREADS, DiskCache, DiskCacheConfig, MIN_D
 
 use disk::{Asker, OnDisk, SnapshotTier};
 use failed::FailedBlocks;
-use flight::{Asks, Flights};
+use fetches::{Asks, Fetches};
 use memory::Memory;
 
 /// The least memory that keeps a sequential reader at one fetch a block: 16 blocks.
 pub const MIN_MEMORY: ByteSize = ByteSize::mib(8);
 
-/// The most blocks read ahead: at 1,000 blocks a second and 100 ms each, twice of what is on its way.
+/// The most blocks read ahead: at 1,000 blocks a second and 100 ms each, twice as many as are in flight.
 const MOST_AHEAD: u64 = 256;
 
 /// Snapshots whose blocks are found again when they are opened again.
@@ -49,13 +49,13 @@ type Key = (u32, BlockIndex);
 #[derive(Debug)]
 pub struct Cache {
     memory: Memory,
-    flights: Flights,
+    fetches: Fetches,
     failed: Mutex<FailedBlocks>,
-    /// One permit a block being fetched. Flights and [`Memory`] split the budget, so that their sum keeps it.
+    /// One permit a block being fetched. Fetches and [`Memory`] split the budget, so that their sum keeps it.
     in_flight: Semaphore,
     /// The smaller budget of blocks without a reader yet: readers always find some of `in_flight` free.
     prefetching: Arc<Semaphore>,
-    /// One permit a block read ahead and not read yet, on its way or kept, for all streams of all sources together.
+    /// One permit a block read ahead and not read yet, in flight or kept, for all streams of all sources together.
     unread: Arc<Semaphore>,
     max_readahead: u32,
     sources: AtomicU32,
@@ -87,7 +87,7 @@ impl Cache {
         let max_readahead = u32::try_from(unread).unwrap_or(u32::MAX);
         Ok(Arc::new(Self {
             memory: Memory::new(cached - ahead, ahead),
-            flights: Flights::default(),
+            fetches: Fetches::default(),
             failed: Mutex::default(),
             in_flight: Semaphore::new(in_flight),
             prefetching: Arc::new(Semaphore::new(prefetching)),
@@ -112,9 +112,9 @@ impl Cache {
         )
     }
 
-    /// Whether the block is kept, or on its way.
+    /// Whether the block is kept, or in flight.
     fn is_near(&self, key: Key) -> bool {
-        self.memory.contains(key) || self.flights.contains(key)
+        self.memory.contains(key) || self.fetches.contains(key)
     }
 
     /// The remembered failure of a block, which answers its reads for now.
@@ -149,7 +149,7 @@ impl Cache {
     }
 }
 
-/// What a block read ahead brings along.
+/// What a prefetch of a block holds.
 struct PrefetchGuard {
     /// Held until the block is read.
     unread: OwnedSemaphorePermit,
@@ -235,17 +235,17 @@ impl BlockSource for CachedSource {
         let join = move || {
             let cached = || self.cache.memory.get(key);
             let fetch = |_| self.fetch(index, None);
-            self.cache.flights.join(key, Asks::Now, cached, fetch)
+            self.cache.fetches.join(key, Asks::Now, cached, fetch)
         };
-        let ends_early = self.cache.flights.ends_before_a_reader(key);
-        let flight = join();
+        let ends_early = self.cache.fetches.ends_before_a_reader(key);
+        let fetch = join();
         async move {
-            let block = match flight.await {
+            let block = match fetch.await {
                 // The fetch began before its reader came: the reader has all of its own time.
                 Err(error) if ends_early && is_worth_another(&error) => join().await?,
                 block => block?,
             };
-            // A flight that began ahead of its reader has kept it as unread.
+            // A fetch that started as a prefetch has kept the block as unread.
             self.cache.memory.get(key);
             Ok(block)
         }
@@ -280,7 +280,7 @@ impl BlockSource for CachedSource {
             };
             let cached = || self.cache.memory.get(key);
             // The answer is not awaited: the fetch itself keeps the block, and a reader may join it.
-            drop(self.cache.flights.join(key, Asks::Ahead, cached, |wanted| {
+            drop(self.cache.fetches.join(key, Asks::Ahead, cached, |wanted| {
                 let fetch = self.fetch(index, Some(PrefetchGuard { unread, wanted }));
                 async move {
                     let block = fetch.await;
@@ -396,12 +396,12 @@ impl Catalog for CachedCatalog {
     }
 }
 
-/// Whether what failed can succeed when it is given more time.
+/// Whether the failed fetch can succeed with more time.
 fn is_worth_another(error: &Error) -> bool {
     matches!(error.kind(), Kind::Unavailable | Kind::Throttled)
 }
 
-/// What a waiter hears when the process stops before its block arrives.
+/// The error for waiters when the process stops before their block arrives.
 fn closed() -> Error {
     Error::new(Kind::Unavailable, "stopped before the block arrived")
 }

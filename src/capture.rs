@@ -5,8 +5,8 @@
 //! | [`mod@cycle`] | [`Cycle`]: the job and the time that all its snapshots carry as a tag (pure) |
 //! | [`ownership`] | which snapshots are ours, which a run may adopt, which are foreign (pure) |
 //! | [`plan`] | volumes and instances to calls: volumes of one instance are one set (pure) |
-//! | [`adopt`] | whether a call adopts, looks again or makes snapshots, from those of the cycle that EC2 lists (pure) |
-//! | [`take`] | looks, decides and makes, until each call has its snapshots or has failed |
+//! | [`adopt`] | whether a call adopts, lists again or makes snapshots, from those of the cycle that EC2 lists (pure) |
+//! | [`take`] | lists, decides and makes, until each call has its snapshots or has failed |
 //! | [`hooks`] | the commands before and after the calls |
 //! | [`wait`] | waits until EC2 has completed the snapshots |
 //!
@@ -17,7 +17,7 @@
 //! 2. EC2 shows a new snapshot only after a while. Where an earlier run, or a call without an answer, may have made some, the
 //!    listing is repeated for [`CaptureJob::look_again`] before anything is made. A cycle that this run has named itself
 //!    ([`CaptureJob::is_new_cycle`]) needs one listing.
-//! 3. A call is sent again without that wait only when EC2 has refused it in its own words.
+//! 3. A call is sent again without that wait only when EC2 itself has refused it.
 //! 4. A set of which EC2 shows a part is looked for likewise; what is then still missing is made by a call of its own.
 //!
 //! Once they are made, each gets the tag `ebsfs:self`, its own id. Then EC2 may take hours to complete them.

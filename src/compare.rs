@@ -1,4 +1,4 @@
-//! Deltas by comparing bytes, where a listing cannot or does not tell: volumes without a common history, and blocks that
+//! Deltas by comparing bytes, where a listing cannot give them: volumes without a common history, and blocks that
 //! were rewritten with what they held.
 
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::source::{BlockSource, held};
 
 /// Blocks compared at once; each is two in memory.
 const AT_ONCE: usize = 64;
-/// One line in this time says how far it is.
+/// Time between two log lines about the progress.
 const LOG_EVERY: Duration = Duration::from_secs(5);
 
 /// What `base` needs to become `head`, by what each holds and, where both hold a block, by its bytes.
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_gone_through_in_ranges_is_all_of_it() {
+    async fn ranges_cover_the_whole_volume() {
         let blocks: Vec<(u32, u8)> = (0..400_000).step_by(7_001).map(|i| (i, 1)).collect();
         let volume = Volume::new(400_001, &blocks);
         let held = held(&volume).await.unwrap();

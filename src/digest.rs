@@ -1,12 +1,12 @@
 //! SHA-256 of many blocks at once.
 //!
-//! One SHA-256 is a chain that no processor runs faster; several blocks side by side are. Measured on one core of a Zen 4
+//! One SHA-256 is a chain that no processor runs faster; several blocks in parallel are. Measured on one core of a Zen 4
 //! with 512 KiB blocks: 1.26 GiB/s one by one by its SHA extensions, 2.5 GiB/s by fours; without the extensions (a
 //! c5.large has none) 0.2 GiB/s one by one and 1.2 GiB/s by eights over AVX2.
 //!
-//! Only what waits anyway is put together: a block that a reader asked for is hashed at once, with whatever else is there.
-//! Blocks read ahead wait up to [`COMPANY`] until the lanes are full, as long as others are on their way; a reader that
-//! catches up with one waits that long too, and has its successors the sooner.
+//! Only blocks without a reader wait for a batch: a block that a reader requested is hashed at once, with the blocks that wait.
+//! Blocks read ahead wait up to [`BATCH_WAIT`] until the lanes are full, while others are in flight; a reader that
+//! reaches such a block waits up to that time too, and gets the blocks after it sooner.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,10 +21,10 @@ use tracing::error;
 
 use crate::block::{BLOCK_SIZE, Digest, ZERO_BLOCK};
 
-/// How long a block that nobody waits for waits for others: at 500 MiB/s ten come in it.
-const COMPANY: Duration = Duration::from_millis(10);
+/// How long a block without a waiting reader waits for a full batch: at 500 MiB/s ten blocks arrive in this time.
+const BATCH_WAIT: Duration = Duration::from_millis(10);
 
-/// What came of comparing a block with its digest.
+/// The result of comparing a block with its digest.
 #[derive(Debug, PartialEq, Eq)]
 pub enum DigestOutcome {
     /// They agree.
@@ -46,9 +46,9 @@ pub struct Digester {
 #[derive(Debug, Default)]
 struct Queue {
     waiting: Vec<Waiting>,
-    /// Whether a thread hashes; it looks again before it ends.
+    /// Whether a thread hashes; it checks the queue again before it ends.
     busy: bool,
-    /// Whether a task will start one in time for the oldest.
+    /// Whether a task will start a thread in time for the oldest block.
     awaited: bool,
 }
 
@@ -75,7 +75,7 @@ impl Digester {
         if digest == *promised {
             return DigestOutcome::Good;
         }
-        // The batch hasher is young: before anything is called wrong the usual one is asked.
+        // The batch hasher is new: the usual one must confirm before a block is called wrong.
         let confirmed = one(bytes);
         if confirmed != digest {
             error!("the batch hasher is wrong on this machine: blocks are hashed one by one");
@@ -102,7 +102,7 @@ impl Digester {
             let now = Instant::now();
             queue.waiting.push(Waiting {
                 bytes: bytes.clone(),
-                by: if is_wanted { now } else { now + COMPANY },
+                by: if is_wanted { now } else { now + BATCH_WAIT },
                 answer: sender,
             });
             go_on(&self.queue, &mut queue, now);
@@ -126,7 +126,7 @@ fn one(bytes: &[u8]) -> Digest {
     Sha256::digest(bytes).into()
 }
 
-/// How many blocks are hashed side by side here.
+/// How many blocks are hashed in parallel here.
 fn lanes() -> usize {
     tape_sha256::lane_width().max(1)
 }
@@ -136,7 +136,7 @@ fn is_due(waiting: &[Waiting], now: Instant) -> bool {
     waiting.len() >= lanes() || waiting.iter().any(|waiting| waiting.by <= now)
 }
 
-/// Sees to it that what waits is hashed in time.
+/// Makes sure that the waiting blocks are hashed in time.
 fn go_on(shared: &Arc<Mutex<Queue>>, queue: &mut Queue, now: Instant) {
     if queue.busy || queue.waiting.is_empty() {
         return;
@@ -158,7 +158,7 @@ fn go_on(shared: &Arc<Mutex<Queue>>, queue: &mut Queue, now: Instant) {
     }
 }
 
-/// Gives up the queue when hashing panics: who waits hashes alone.
+/// Drops the queue when hashing panics: each waiter then hashes its own block.
 struct Hashing<'a>(&'a Mutex<Queue>);
 
 impl Drop for Hashing<'_> {
@@ -188,7 +188,7 @@ fn hash_what_is_due(shared: &Arc<Mutex<Queue>>) {
         let mut digests = vec![[0; 32]; batch.len()];
         tape_sha256::hash_many(&messages, &mut digests);
         for (waiting, digest) in batch.into_iter().zip(digests) {
-            // Who asked may have given up.
+            // The waiter may have given up.
             let _ = waiting.answer.send(digest);
         }
     }
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn blocks_are_told_good_wrong_and_zero_however_many_at_once() {
+    async fn blocks_are_classified_good_wrong_and_zero_at_any_batch_size() {
         let digester = Digester::new();
         let blocks = blocks(40);
         let checks = blocks.iter().enumerate().map(|(n, block)| {
@@ -275,7 +275,7 @@ mod tests {
             DigestOutcome::Zero
         );
         assert!(!digester.distrusted.load(Ordering::Relaxed));
-        // The hashing thread looks once more after its last answer.
+        // The hashing thread looks again after its last answer.
         let start = Instant::now();
         while digester.queue.lock().busy {
             assert!(start.elapsed() < Duration::from_secs(10));
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lone_block_waits_for_company_only_when_nobody_waits_for_it() {
+    async fn a_block_waits_for_a_batch_only_without_a_waiting_reader() {
         let digester = Digester::new();
         let block = &blocks(1)[0];
         let promised = one(block);
@@ -297,7 +297,7 @@ mod tests {
             assert_eq!(first.is_pending(), waits);
             if first.is_pending() {
                 check.await;
-                assert!(start.elapsed() >= COMPANY);
+                assert!(start.elapsed() >= BATCH_WAIT);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The EBS direct APIs as a [`Catalog`](crate::source::Catalog): [`client`] makes the calls, [`listing`] goes through lists of
+//! The EBS direct APIs as a [`Catalog`](crate::source::Catalog): [`client`] makes the calls, [`listing`] reads lists of
 //! blocks and keeps their tokens, [`snapshot`] knows which blocks a snapshot holds and reads them, [`delta`] lists and reads
 //! what differs between two, [`catalog`] finds snapshots.
 //!

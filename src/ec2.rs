@@ -1,6 +1,6 @@
-//! What EC2 knows of snapshots, the tags that it keeps, and the calls that make snapshots of volumes. The only module with
+//! EC2's descriptions of snapshots, their tags, and the calls that make snapshots of volumes. The only module with
 //! aws-sdk-ec2 in it: [`mod@call`] makes one call, [`pages`] a listing of many, [`ids`] describes named snapshots, [`volumes`]
-//! volumes and instances, [`create`] makes snapshots, [`mod@inventory`] describes an instance and what it stands in.
+//! volumes and instances, [`create`] makes snapshots, [`mod@inventory`] describes an instance and its surroundings.
 
 mod call;
 mod create;
@@ -190,7 +190,7 @@ impl Ec2 {
     }
 }
 
-/// Seconds between two lines that say how far a long listing is.
+/// Seconds between two log lines about the progress of a long listing.
 const LOG_EVERY: u64 = 10;
 
 /// How far a listing of several parts is.
@@ -216,7 +216,7 @@ impl<'a> DescribeProgress<'a> {
         *counts = (counts.0 + counts.1, 0);
     }
 
-    /// A reply came: the present part has so many snapshots now.
+    /// Records a reply: the number of snapshots of the present part.
     fn listed(&self, listed: usize) {
         let mut counts = self.counts.lock();
         counts.1 = listed;
@@ -301,19 +301,19 @@ fn filter(name: &str, values: &[String]) -> Filter {
     Filter::builder().name(name).set_values(values).build()
 }
 
-/// A tag in EC2's terms.
+/// A tag as EC2's type.
 fn tag((key, value): &(String, String)) -> Tag {
     Tag::builder().key(key).value(value).build()
 }
 
-/// Tags in our terms.
+/// Tags as our type.
 fn tags(tags: Option<Vec<Tag>>) -> BTreeMap<String, String> {
     let tags = tags.unwrap_or_default().into_iter();
     tags.filter_map(|tag| Some((tag.key?, tag.value.unwrap_or_default())))
         .collect()
 }
 
-/// EC2's description in our terms; none without a usable id.
+/// EC2's description as our type; none without a usable id.
 fn snapshot(from: aws_sdk_ec2::types::Snapshot) -> Option<Snapshot> {
     let text = |text: Option<String>| text.filter(|text| !text.is_empty());
     let mut snapshot = Snapshot::unknown(from.snapshot_id?.parse().ok()?);

@@ -1,7 +1,7 @@
 //! The EBS direct APIs and EC2's snapshot calls over HTTP on loopback, kept in a folder of disk images.
 //!
 //! It behaves as AWS does, by AWS's documents, and shares no code with `ebs`: client and server written from one head
-//! would agree and be wrong together. Newcomers, tests and benchmarks run on it.
+//! would agree and be wrong together. Tests, benchmarks and first experiments run on it.
 //!
 //! | file | subject |
 //! | --- | --- |
@@ -97,7 +97,7 @@ pub struct Emulator {
     ahead: Mutex<Duration>,
 }
 
-/// What it takes to serve HTTPS.
+/// The certificate for HTTPS.
 pub struct Tls {
     acceptor: TlsAcceptor,
     authority: PathBuf,
@@ -219,10 +219,10 @@ impl Emulator {
         })
     }
 
-    /// A listener for [`Self::serve`]. Only on loopback: the emulator has one key for everybody.
+    /// A listener for [`Self::serve`]. Only on loopback: the emulator has one key for all callers.
     ///
     /// # Errors
-    /// `Invalid` for any other address, `Io` when the address cannot be had.
+    /// `Invalid` for any other address, `Io` when the address cannot be bound.
     pub async fn listen(address: SocketAddr) -> Result<TcpListener> {
         if !address.ip().is_loopback() {
             return Err(Error::new(

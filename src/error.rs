@@ -152,7 +152,7 @@ pub enum Remedy {
     Overwrite(String),
     /// Write over what something else has written to the target.
     DiscardForeignWrites,
-    /// Vouch that the target holds this snapshot.
+    /// Confirm that the target holds this snapshot.
     Trust(String),
     /// Copy every block, without a base.
     CopyAll,
@@ -160,7 +160,7 @@ pub enum Remedy {
     BaseAuto,
     /// Encrypt the target, or allow a copy that is not encrypted.
     AllowPlaintext,
-    /// Mark damaged blocks and go on.
+    /// Mark damaged blocks and continue.
     MarkDamage,
     /// Compare the target with a snapshot itself: this one, or one that a person names.
     Fetch(Option<String>),
@@ -251,7 +251,7 @@ impl Error {
         self.remedy.as_deref()
     }
 
-    /// What the system says of a file: `what` was being done to it (`cannot read`).
+    /// The system's error about a file: `what` was being done to it (`cannot read`).
     pub fn of_file(path: &Path, what: &str, error: io::Error) -> Self {
         let kind = match error.kind() {
             io::ErrorKind::NotFound => Kind::NotFound,

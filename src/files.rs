@@ -26,7 +26,7 @@ use crate::error::{Error, Kind, Result};
 /// The largest state file that is read whole: a checkpoint of 64 TiB is three bitmaps of 16 MiB.
 pub const STATE_LIMIT: u64 = 128 << 20;
 
-/// A file that appears under its name whole or not at all. Dropped before [`AtomicFile::commit`], nothing of it is left.
+/// A file that appears under its name whole or not at all. If it is dropped before [`AtomicFile::commit`], it is removed.
 #[derive(Debug)]
 pub struct AtomicFile {
     path: PathBuf,
@@ -40,7 +40,7 @@ impl AtomicFile {
     /// FIFO or a link is never replaced.
     ///
     /// # Errors
-    /// `Invalid` when something else than a regular file is at `path`; what the system says.
+    /// `Invalid` when something else than a regular file is at `path`; the system's error.
     pub fn create(path: &Path) -> Result<Self> {
         refuse_special(path)?;
         let temporary = with_ending(path, &format!(".{:016x}.tmp", fastrand::u64(..)));
@@ -51,7 +51,7 @@ impl AtomicFile {
             .custom_flags(libc::O_NOFOLLOW)
             .open(&temporary)
             .map_err(|error| match error.kind() {
-                // Its folder: nothing that was asked for is missing.
+                // The error is about the folder: the file itself is not missing.
                 io::ErrorKind::NotFound => {
                     let what = format!("cannot write {}", path.display());
                     Error::with_source(Kind::Io, what, error)
@@ -69,7 +69,7 @@ impl AtomicFile {
     /// The same file for all users to read.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn readable_by_all(self) -> Result<Self> {
         let mode = Permissions::from_mode(0o644);
         let set = self.out.get_ref().set_permissions(mode);
@@ -80,7 +80,7 @@ impl AtomicFile {
     /// Flushes the bytes, renames the file and flushes the folder: bytes and name survive a crash when this returns.
     ///
     /// # Errors
-    /// What the system says: then the old file stands.
+    /// The system's error: then the old file remains.
     pub fn commit(mut self) -> Result<()> {
         let failed = |error| Error::of_file(&self.path, "cannot write", error);
         self.out.flush().map_err(failed)?;
@@ -141,7 +141,7 @@ impl OutputFile {
     /// Begins the output. A FIFO that nothing reads is an error: it would hold up the program.
     ///
     /// # Errors
-    /// `Invalid` for a block device, a folder, a socket or a link that leads nowhere; what the system says.
+    /// `Invalid` for a block device, a folder, a socket or a link that leads nowhere; the system's error.
     pub fn create(path: &Path) -> Result<Self> {
         let refused = |what: &str| {
             let what = format!("cannot write {}: {what}", path.display());
@@ -182,7 +182,7 @@ impl OutputFile {
     /// Ends the output: a regular file gets its name.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn commit(self) -> Result<()> {
         match self {
             Self::Atomic(file) => file.commit(),
@@ -251,7 +251,7 @@ const FINE_TIMES: [i64; 9] = [
     0x6969,
 ];
 
-/// What the filesystem tells of a file's last change. The device number is not part of it: it changes with each mount.
+/// What the filesystem reports about a file's last change. The device number is not part of it: it changes with each mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileMark {
     /// Number of the inode.
@@ -270,7 +270,7 @@ impl FileMark {
     /// The mark of an open file.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn of(file: &File) -> io::Result<Self> {
         Ok(Self::from(&file.metadata()?))
     }
@@ -285,7 +285,7 @@ impl FileMark {
     /// The mark of a file once what is in the page cache is on disk: a write through a memory map shows no earlier.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn flushed(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         file.sync_all()?;
@@ -326,7 +326,7 @@ pub fn with_ending(path: &Path, ending: &str) -> PathBuf {
 /// Makes the folder of a file and its missing parents, for their owner alone. Existing folders stay unchanged.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn make_folder_of(path: &Path) -> Result<()> {
     let folder = folder_of(path);
     let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
@@ -336,7 +336,7 @@ pub fn make_folder_of(path: &Path) -> Result<()> {
 /// Flushes the folder of a file: files that were made, renamed or removed there stay so after a crash.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn sync_folder(path: &Path) -> std::io::Result<()> {
     File::open(folder_of(path))?.sync_all()
 }
@@ -344,7 +344,7 @@ pub fn sync_folder(path: &Path) -> std::io::Result<()> {
 /// Removes a file, if it is there.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn remove_if_there(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

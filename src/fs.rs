@@ -1,6 +1,6 @@
 //! A catalog as a filesystem: [`tree`] decides (inodes, names, sizes), [`fuse`] translates (the kernel's requests, errnos).
 //! [`resources`] checks the limits of the process, [`mounting`] mounts, [`mount_table`] finds the mount, and [`unmount`] ends it.
-//! [`log`] writes the failures that readers met, [`opened`] who read which image; [`activity`] counts requests.
+//! [`log`] writes the failures that readers got, [`opened`] who read which image; [`activity`] counts requests.
 
 mod activity;
 mod fuse;

@@ -58,7 +58,7 @@ impl Image {
         let parts: Vec<_> = self.geometry().split(offset, len).collect();
         let reads = parts.iter().map(|part| self.source.read_block(part.index));
         let mut reads = pin!(try_join_all(reads));
-        // Asked for once before anything is wished for: the reader's own blocks go first.
+        // The reader's own blocks are requested before any prefetch.
         let first = poll_fn(|task| Poll::Ready(reads.as_mut().poll(task))).await;
         self.read_ahead(Read {
             offset,
@@ -90,13 +90,13 @@ impl Image {
         Ok(concat(slices))
     }
 
-    /// Wishes for what a reader wants next.
+    /// Prefetches the blocks that a reader will want next.
     fn read_ahead(&self, read: Read) {
         let mut readahead = self.readahead.lock();
-        let wish = readahead.observe(read, |block| self.source.is_known_zero(block));
-        if let Some(wish) = wish {
-            let taken = self.source.prefetch(&wish.blocks);
-            readahead.was_taken(&wish, taken);
+        let request = readahead.observe(read, |block| self.source.is_known_zero(block));
+        if let Some(request) = request {
+            let taken = self.source.prefetch(&request.blocks);
+            readahead.was_taken(&request, taken);
         }
     }
 
@@ -118,8 +118,8 @@ impl Image {
     /// The first byte at or after `offset` that is in a hole, the end of the image counting as one;
     /// `None` at or beyond the end.
     ///
-    /// A run that goes on beyond [`SEEK_LISTINGS`] listings is told as if it ended there: nobody can interrupt a seek, and
-    /// all of a large volume may be one run. Data is found at that very place next, so nothing is taken for a hole.
+    /// A hole that is longer than [`SEEK_LISTINGS`] listings is reported as if it ended there: a seek cannot be interrupted,
+    /// and all of a large volume may be one run. The next seek starts at that position, so no data is taken for a hole.
     ///
     /// # Errors
     /// Why the source cannot tell.

@@ -20,7 +20,7 @@ pub use gather::inventory;
 /// The version of the JSON of [`Inventory`]; `docs/inventory.md` describes it.
 pub const INVENTORY_VERSION: u32 = 1;
 
-/// An instance and what it stands in.
+/// An instance and its surroundings: network, image, hardware.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inventory {
     /// [`INVENTORY_VERSION`].
@@ -132,7 +132,7 @@ pub struct InventoryDisk {
     pub is_root: bool,
     /// Whether it is deleted with the instance.
     pub delete_on_termination: Option<bool>,
-    /// What DescribeVolumes tells of it.
+    /// Its details from DescribeVolumes.
     #[serde(flatten)]
     pub details: DiskDetails,
 }
@@ -270,11 +270,11 @@ pub struct InventoryRule {
     pub from_port: Option<i32>,
     /// The last port, or the code of ICMP.
     pub to_port: Option<i32>,
-    /// Whom it allows.
+    /// The peers that it allows.
     pub peers: Vec<InventoryPeer>,
 }
 
-/// Whom a rule allows.
+/// A peer that a rule allows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InventoryPeer {
     /// A block of addresses, the id of a security group, or the id of a prefix list.
@@ -333,7 +333,7 @@ pub enum OmissionReason {
     NotFound,
 }
 
-/// An instance and what DescribeInstances tells of its disks and interfaces.
+/// An instance, its disks and its interfaces, as DescribeInstances reports them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Machine {
     /// The account that owns it.
@@ -349,7 +349,7 @@ pub struct Machine {
 /// Details of volumes, by the volumes' ids.
 pub type DetailsByVolume = BTreeMap<String, DiskDetails>;
 
-/// Describes an instance and what it stands in. Each call needs the IAM action of its name.
+/// Describes an instance and its surroundings. Each call needs the IAM action of its name.
 pub trait DescribeMachine: Send + Sync {
     /// `ec2:DescribeInstances`.
     ///

@@ -1,16 +1,16 @@
 //! Which blocks a reader will want next: a pure function with state, no I/O and no clock.
 //!
 //! # Recognised
-//! - A **stream**: reads that go on where others ended, forward or backward, in any order within [`SLACK`]. After
+//! - A **stream**: reads that continue where others ended, forward or backward, in any order within [`SLACK`]. After
 //!   [`STREAM_BYTES`] in one direction it is sequential. A reader that skips holes stays in its stream.
 //! - A **stride**: reads whose starts are equally far apart, [`EQUAL_STEPS`] times in a row.
 //!
-//! Anything else is random and gets nothing.
+//! Anything else is random: nothing is prefetched.
 //!
 //! # How far ahead
 //! A window of held blocks (holes are skipped without counting) that starts at [`FIRST_WINDOW`]. A reader that has to wait
 //! for a block makes it grow by what it used since it last grew, so it doubles as long as the reader is faster than the
-//! link and stays as it is once the reader never waits. A block that is waited for long after it was wished for was evicted
+//! link and stays the same once the reader never waits. A block that the reader waits for long after its prefetch was evicted
 //! unread: the window is halved. All streams of all images share one [`Budget`] in equal parts.
 
 use std::collections::{HashMap, VecDeque};
@@ -35,18 +35,18 @@ const SLACK_READS: u64 = 8;
 const EQUAL_STEPS: u32 = 4;
 /// The first window, in blocks.
 const FIRST_WINDOW: usize = 4;
-/// A stream that was not fed for so long has no part in the budget.
+/// A stream that was not fed for this long has no part in the budget.
 const ACTIVE: Duration = Duration::from_secs(1);
-/// A stream that was not fed for so long is given up for another.
+/// A stream that was not fed for this long is given up for another.
 const IDLE: Duration = Duration::from_secs(10);
-/// A block that has not come by then has come and gone: unread blocks are kept so long by all means.
+/// A block that is still missing after this time was evicted: the cache keeps unread blocks at least this long.
 const EVICTED: Duration = Duration::from_secs(10);
 /// Holes looked at for one read: 2 GiB of them.
 const HOLES: usize = 4096;
 /// Steps of a stride looked at for one read.
 const MOST_STEPS: usize = 2 * HOLES;
 
-/// What all sequential readers may have ahead together, in blocks.
+/// Blocks that all sequential readers together may have ahead.
 #[derive(Debug)]
 pub struct Budget {
     blocks: u32,
@@ -60,7 +60,7 @@ struct Active {
 }
 
 impl Budget {
-    /// A budget of so many blocks.
+    /// A budget of this many blocks.
     pub fn new(blocks: u32) -> Arc<Self> {
         Arc::new(Self {
             blocks,
@@ -74,7 +74,7 @@ impl Budget {
         inner.next
     }
 
-    /// The part of one stream, which is fed now: an equal one, at least a block.
+    /// The share of one stream, which was read now: an equal part, at least one block.
     fn share(&self, stream: u64, now: Instant) -> usize {
         let mut inner = self.inner.lock();
         inner.fed.insert(stream, now);
@@ -96,13 +96,13 @@ pub struct Read {
     pub len: usize,
     /// Whether it has to wait for one of its blocks.
     pub waits: bool,
-    /// When it came.
+    /// When it arrived.
     pub at: Instant,
 }
 
 /// Blocks to fetch ahead of a reader, the nearest first.
 #[derive(Debug)]
-pub struct Wish {
+pub struct PrefetchRequest {
     /// The blocks; never empty.
     pub blocks: Vec<BlockIndex>,
     stream: Option<usize>,
@@ -129,8 +129,12 @@ impl Readahead {
         }
     }
 
-    /// Takes note of a read and says which blocks to fetch ahead of it, if any. Known holes are not worth fetching.
-    pub fn observe(&mut self, read: Read, is_hole: impl Fn(BlockIndex) -> bool) -> Option<Wish> {
+    /// Records a read and returns the blocks to prefetch for it, if any. Known holes are left out.
+    pub fn observe(
+        &mut self,
+        read: Read,
+        is_hole: impl Fn(BlockIndex) -> bool,
+    ) -> Option<PrefetchRequest> {
         let end = read.offset.saturating_add(read.len as u64);
         let start = self.geometry.block_at(read.offset)?;
         let found = self
@@ -140,12 +144,12 @@ impl Readahead {
         if let Some(at) = found {
             let stream = self.streams.get_mut(at)?;
             stream.feed(read, end, self.geometry);
-            if stream.way == Way::Unknown {
+            if stream.direction == StreamDirection::Unknown {
                 return None;
             }
             let share = self.budget.share(stream.number, read.at);
-            let blocks = stream.wish(read, share, self.geometry, is_hole);
-            return wish(blocks, Some(at));
+            let blocks = stream.next_blocks(read, share, self.geometry, is_hole);
+            return request(blocks, Some(at));
         }
         self.start(read, end);
         self.stride.step(read.offset);
@@ -153,14 +157,14 @@ impl Readahead {
             return None;
         }
         let share = self.budget.share(self.stride.number, read.at);
-        let blocks = self.stride.wish(read, share, self.geometry, is_hole);
-        wish(blocks, None)
+        let blocks = self.stride.next_blocks(read, share, self.geometry, is_hole);
+        request(blocks, None)
     }
 
-    /// Takes note that of the last wish only so many blocks will come: the others are wished for again.
-    pub fn was_taken(&mut self, wish: &Wish, taken: usize) {
-        let not_taken = wish.blocks.len().saturating_sub(taken);
-        match wish.stream {
+    /// Records that only the first `taken` blocks of a request are fetched: the others are requested again.
+    pub fn was_taken(&mut self, request: &PrefetchRequest, taken: usize) {
+        let not_taken = request.blocks.len().saturating_sub(taken);
+        match request.stream {
             Some(at) => {
                 if let Some(stream) = self.streams.get_mut(at) {
                     stream.ahead.drop_last(not_taken);
@@ -170,7 +174,7 @@ impl Readahead {
         }
     }
 
-    /// Starts a stream in a free place, or in that of a stream that came to nothing or has ended.
+    /// Starts a stream in a free place, or in that of a stream that never became sequential or has ended.
     fn start(&mut self, read: Read, end: u64) {
         let stream = Stream::new(self.budget.number(), read, end);
         if self.streams.len() < STREAMS {
@@ -178,7 +182,8 @@ impl Readahead {
             return;
         }
         let in_use = |stream: &Stream| {
-            stream.way != Way::Unknown && read.at.saturating_duration_since(stream.fed) < IDLE
+            stream.direction != StreamDirection::Unknown
+                && read.at.saturating_duration_since(stream.fed) < IDLE
         };
         let oldest = self
             .streams
@@ -190,12 +195,12 @@ impl Readahead {
     }
 }
 
-fn wish(blocks: Vec<BlockIndex>, stream: Option<usize>) -> Option<Wish> {
-    (!blocks.is_empty()).then_some(Wish { blocks, stream })
+fn request(blocks: Vec<BlockIndex>, stream: Option<usize>) -> Option<PrefetchRequest> {
+    (!blocks.is_empty()).then_some(PrefetchRequest { blocks, stream })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum StreamDirection {
     Unknown,
     Forward,
     Backward,
@@ -212,7 +217,7 @@ struct Stream {
     high: u64,
     /// Bytes read.
     bytes: u64,
-    way: Way,
+    direction: StreamDirection,
     fed: Instant,
     ahead: PrefetchWindow,
 }
@@ -225,7 +230,7 @@ impl Stream {
             low: read.offset,
             high: end,
             bytes: read.len as u64,
-            way: Way::Unknown,
+            direction: StreamDirection::Unknown,
             fed: read.at,
             ahead: PrefetchWindow::new(),
         }
@@ -233,13 +238,13 @@ impl Stream {
 
     fn is_fed_by(&self, offset: u64, end: u64, start: BlockIndex) -> bool {
         let slack = (end - offset).saturating_mul(SLACK_READS).min(SLACK);
-        let (low, high) = match self.way {
-            Way::Unknown => (self.low, self.high),
-            Way::Forward => (self.high, self.high),
-            Way::Backward => (self.low, self.low),
+        let (low, high) = match self.direction {
+            StreamDirection::Unknown => (self.low, self.high),
+            StreamDirection::Forward => (self.high, self.high),
+            StreamDirection::Backward => (self.low, self.low),
         };
         let touches = offset <= high.saturating_add(slack) && end.saturating_add(slack) >= low;
-        // A reader that skips holes goes on at the next held block.
+        // A reader that skips holes continues at the next held block.
         touches || self.ahead.is_next(start)
     }
 
@@ -248,20 +253,20 @@ impl Stream {
         self.low = self.low.min(read.offset);
         self.bytes = self.bytes.saturating_add(read.len as u64);
         self.fed = read.at;
-        // At least half of the way must have been read: not some bytes here and there.
-        if self.way == Way::Unknown && self.bytes >= (self.high - self.low) / 2 {
+        // At least half of the distance must have been read: scattered small reads are no stream.
+        if self.direction == StreamDirection::Unknown && self.bytes >= (self.high - self.low) / 2 {
             if self.high - self.origin > STREAM_BYTES {
-                self.way = Way::Forward;
+                self.direction = StreamDirection::Forward;
             } else if self.origin - self.low > STREAM_BYTES {
-                self.way = Way::Backward;
+                self.direction = StreamDirection::Backward;
             }
         }
         let Some((lowest, highest)) = self.touched(geometry) else {
             return;
         };
-        let way = self.way;
-        self.ahead.pass(|block| match way {
-            Way::Backward => block >= lowest,
+        let direction = self.direction;
+        self.ahead.pass(|block| match direction {
+            StreamDirection::Backward => block >= lowest,
             _ => block <= highest,
         });
     }
@@ -273,7 +278,7 @@ impl Stream {
         Some((geometry.block_at(self.low)?, geometry.block_at(highest)?))
     }
 
-    fn wish(
+    fn next_blocks(
         &mut self,
         read: Read,
         share: usize,
@@ -285,7 +290,7 @@ impl Stream {
         };
         self.ahead.adapt(read, share);
         let edge = self.ahead.edge;
-        if self.way == Way::Backward {
+        if self.direction == StreamDirection::Backward {
             let from = edge.map_or(lowest, |edge| edge.min(lowest));
             let blocks = (0..from.0).rev().map(BlockIndex);
             self.ahead.fill(blocks, read.at, is_hole)
@@ -332,7 +337,7 @@ impl Stride {
         }
     }
 
-    fn wish(
+    fn next_blocks(
         &mut self,
         read: Read,
         share: usize,
@@ -347,7 +352,7 @@ impl Stride {
         let Some(here) = block(0).filter(|_| step != 0) else {
             return Vec::new();
         };
-        // Whether the reader meets a block before it has passed another.
+        // Whether the reader reaches a block before it has passed another.
         let is_up_to = |block: BlockIndex, other: BlockIndex| {
             if step > 0 {
                 block <= other
@@ -357,7 +362,7 @@ impl Stride {
         };
         self.ahead.pass(|block| is_up_to(block, here));
         self.ahead.adapt(read, share);
-        // What was looked at before is not looked at again.
+        // Each block is examined once.
         let edge = self.ahead.edge.filter(|edge| !is_up_to(*edge, here));
         let edge = edge.unwrap_or(here);
         let first = (i128::from(geometry.offset(edge)) - at) / step;
@@ -369,12 +374,12 @@ impl Stride {
     }
 }
 
-/// What is wished for ahead of one reader.
+/// The blocks prefetched for one reader.
 #[derive(Debug)]
 struct PrefetchWindow {
-    /// Blocks wished for that the reader has not reached, the nearest first, and when.
-    wished: VecDeque<(BlockIndex, Instant)>,
-    /// The farthest block looked at, wished for or a hole.
+    /// Requested blocks that the reader has not reached, the nearest first, and when they were requested.
+    requested: VecDeque<(BlockIndex, Instant)>,
+    /// The farthest block examined, requested or a hole.
     edge: Option<BlockIndex>,
     window: usize,
     /// Blocks reached since the window last grew.
@@ -384,26 +389,29 @@ struct PrefetchWindow {
 impl PrefetchWindow {
     fn new() -> Self {
         Self {
-            wished: VecDeque::new(),
+            requested: VecDeque::new(),
             edge: None,
             window: FIRST_WINDOW,
             used: 0,
         }
     }
 
-    /// Whether the reader that goes on with this block has only skipped holes, or one block more.
+    /// Whether the reader that continues with this block has only skipped holes, or one block more.
     fn is_next(&self, block: BlockIndex) -> bool {
-        self.wished.iter().take(2).any(|(next, _)| *next == block)
+        self.requested
+            .iter()
+            .take(2)
+            .any(|(next, _)| *next == block)
     }
 
     /// Takes off the blocks that the reader has reached.
     fn pass(&mut self, is_passed: impl Fn(BlockIndex) -> bool) {
         while self
-            .wished
+            .requested
             .front()
             .is_some_and(|(block, _)| is_passed(*block))
         {
-            self.wished.pop_front();
+            self.requested.pop_front();
             self.used += 1;
         }
     }
@@ -411,16 +419,17 @@ impl PrefetchWindow {
     /// Grows or shrinks the window after a read.
     fn adapt(&mut self, read: Read, share: usize) {
         if read.waits {
-            let since =
-                |(_, wished): &(BlockIndex, Instant)| read.at.saturating_duration_since(*wished);
+            let since = |(_, requested): &(BlockIndex, Instant)| {
+                read.at.saturating_duration_since(*requested)
+            };
             if self
-                .wished
+                .requested
                 .front()
                 .is_some_and(|first| since(first) >= EVICTED)
             {
-                // It has come and gone: what is still kept of the others is not fetched again by wishing for it again.
+                // It was evicted: a second request for blocks that are still cached fetches nothing.
                 self.window = (self.window / 2).max(FIRST_WINDOW);
-                self.wished.clear();
+                self.requested.clear();
                 self.edge = None;
             } else {
                 self.window += self.used.min(self.window);
@@ -437,19 +446,19 @@ impl PrefetchWindow {
         at: Instant,
         is_hole: impl Fn(BlockIndex) -> bool,
     ) -> Vec<BlockIndex> {
-        let room = self.window.saturating_sub(self.wished.len());
+        let room = self.window.saturating_sub(self.requested.len());
         if room == 0 {
             return Vec::new();
         }
         let mut held = Vec::with_capacity(room);
         for block in blocks.take(HOLES + room) {
-            // Steps shorter than a block meet it several times.
+            // Steps shorter than a block reach it several times.
             if self.edge == Some(block) {
                 continue;
             }
             self.edge = Some(block);
             if !is_hole(block) {
-                self.wished.push_back((block, at));
+                self.requested.push_back((block, at));
                 held.push(block);
                 if held.len() == room {
                     break;
@@ -461,9 +470,9 @@ impl PrefetchWindow {
 
     fn drop_last(&mut self, blocks: usize) {
         if blocks > 0 {
-            let kept = self.wished.len().saturating_sub(blocks);
-            self.wished.truncate(kept);
-            self.edge = self.wished.back().map(|(block, _)| *block);
+            let kept = self.requested.len().saturating_sub(blocks);
+            self.requested.truncate(kept);
+            self.edge = self.requested.back().map(|(block, _)| *block);
         }
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! # Terms
 //! *block*: 512 KiB of a volume. *pack*: up to [`pack::MOST_BLOCKS`] blocks in one object. *segment*: where
-//! [`SEGMENT_BLOCKS`] consecutive blocks of a snapshot are. *manifest*: what a snapshot is, and its segments. *run*: a sync that
-//! has begun and not ended. *set*: the machine around the disks of an instance at one instant. *garbage*: packs and segments that no manifest leads to.
+//! [`SEGMENT_BLOCKS`] consecutive blocks of a snapshot are. *manifest*: the root object of a snapshot, which lists its
+//! segments. *run*: a sync that has started and not ended. *set*: the machine around the disks of an instance at one instant.
+//! *garbage*: packs and segments that no manifest leads to.
 //!
 //! The format is on a page of its own, docs/format.md: layout, every byte of a pack, a segment and a manifest, what makes a
 //! snapshot visible, what a crash can leave, and versions. In short: packs hold blocks, segments say which block is in which

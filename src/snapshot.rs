@@ -30,8 +30,8 @@ pub trait Descriptions: Send + Sync {
     /// no selector.
     ///
     /// # Errors
-    /// `Denied` without `ec2:DescribeSnapshots`, `Throttled` or `Unavailable` when EC2 does not answer for long, or does not
-    /// come to an end.
+    /// `Denied` without `ec2:DescribeSnapshots`, `Throttled` or `Unavailable` when EC2 does not answer for long, or its listing does not
+    /// end.
     fn describe<'a>(&'a self, select: &'a [Selector]) -> BoxFuture<'a, Result<Vec<Snapshot>>>;
 
     /// The same; `report` learns of each reply and of each failure that is waited out.
@@ -74,7 +74,7 @@ pub struct ListingProgress {
     pub waiting: Option<Error>,
 }
 
-/// What learns how far a listing is.
+/// A callback for the progress of a listing.
 pub type ListingReport<'a> = &'a (dyn Fn(&ListingProgress) + Send + Sync);
 
 /// A snapshot's id: `snap-` and hexadecimal digits, at most 64 characters.
@@ -178,7 +178,7 @@ impl FromStr for Selector {
     }
 }
 
-/// What a snapshot's state says about reading it.
+/// A snapshot's state, which decides whether it can be read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SnapshotState {
@@ -201,8 +201,8 @@ impl fmt::Display for SnapshotState {
     }
 }
 
-/// The tag of an EBS snapshot that ebsfs made: how many of its blocks are zero because their source is damaged. Which ones only
-/// the record of the run tells.
+/// The tag of an EBS snapshot that ebsfs made: how many of its blocks are zero because their source is damaged. Which ones,
+/// only the record of the run lists.
 pub(crate) const DAMAGED_TAG: &str = "ebsfs:damaged";
 
 /// A snapshot and what is known of it; everything but the id can be unknown.
@@ -274,7 +274,7 @@ impl Snapshot {
         ]
     }
 
-    /// Blocks that are zero because its own source was damaged, as its tag tells; a tag without a number is of one at least.
+    /// Blocks that are zero because its own source was damaged, by its tag; a tag without a number counts as one.
     pub(crate) fn damaged_blocks(&self) -> u64 {
         let tag = self.tags.get(DAMAGED_TAG);
         tag.map_or(0, |count| count.parse().unwrap_or(1))
@@ -328,7 +328,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn selectors_are_told_apart_and_nonsense_is_refused() {
+    fn selectors_are_distinguished_and_nonsense_is_refused() {
         assert!(matches!("snap-0a".parse(), Ok(Selector::Snapshot(_))));
         assert!(matches!("vol-0a".parse(), Ok(Selector::Volume(_))));
         let tag: Selector = "tag:a=b=c".parse().unwrap();

@@ -30,20 +30,20 @@ pub trait BlockSource: Send + Sync {
     /// The block's bytes, verified: exactly [`Geometry::block_len`] of them, or [`Block::Zero`].
     ///
     /// # Errors
-    /// `Invalid` for an index at or beyond the geometry; otherwise why the block cannot be had now.
+    /// `Invalid` for an index at or beyond the geometry; otherwise why the block cannot be read now.
     fn read_block(&self, index: BlockIndex) -> BoxFuture<'_, Result<Block>>;
 
     /// The first run of blocks that are held at or after `from`; `None` when there is none up to the end.
     /// The run may be cut short, never too long; its start is exact.
     ///
     /// # Errors
-    /// Why it cannot be told now.
+    /// Why it is unknown now.
     fn next_extent(&self, from: BlockIndex) -> BoxFuture<'_, Result<Option<Extent>>>;
 
     /// Whether the block is known, without any I/O or waiting, to read as zeroes; never of one beyond the geometry.
     fn is_known_zero(&self, index: BlockIndex) -> bool;
 
-    /// The same for a reader to come: it gives way to those who wait until `wanted` says that one has come.
+    /// Like [`BlockSource::read_block`], at low priority until `wanted` is set.
     ///
     /// # Errors
     /// As for [`BlockSource::read_block`].
@@ -52,27 +52,27 @@ pub trait BlockSource: Send + Sync {
         self.read_block(index)
     }
 
-    /// A wish to have these blocks near soon, the nearest first. It has a budget of its own: the answer is how many of them,
+    /// Prefetches these blocks, the nearest first, within a budget of its own. Returns how many of them,
     /// from the first on, were taken.
     fn prefetch(&self, blocks: &[BlockIndex]) -> usize;
 }
 
-/// Whether somebody waits for a block that is being read ahead.
+/// Whether a reader waits for a block that is being prefetched.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted(Arc<AtomicBool>);
 
 impl Wanted {
-    /// Somebody waits from the start.
+    /// A reader waits from the start.
     pub fn already() -> Self {
         Self(Arc::new(AtomicBool::new(true)))
     }
 
-    /// From now on somebody waits.
+    /// From now on a reader waits.
     pub fn want(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether somebody waits.
+    /// Whether a reader waits.
     pub fn is_wanted(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
@@ -100,16 +100,16 @@ pub trait Catalog: Send + Sync {
     /// One snapshot, selected or not, opened for reading. Opening twice gives the same source.
     ///
     /// # Errors
-    /// `NotFound`, `Denied` or `Pending` when it cannot be read; else why it could not be asked.
+    /// `NotFound`, `Denied` or `Pending` when it cannot be read; else why the request failed.
     fn open<'a>(
         &'a self,
         id: &'a SnapshotId,
     ) -> BoxFuture<'a, Result<(Snapshot, Arc<dyn BlockSource>)>>;
 
-    /// What differs between two snapshots: what `base` needs to become `head`, listed anew; and the head, to read just
+    /// What differs between two snapshots: what `base` needs to become `head`, from a new listing; and the head, to read just
     /// that from.
     ///
-    /// Dropped while it is on its way, it stops, and the next one goes on from there.
+    /// Dropping the future stops the listing; the next call continues from there.
     ///
     /// # Errors
     /// `Unrelated` when they have no history in common; `Corrupt` when the listing contradicts itself; else as for

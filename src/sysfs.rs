@@ -126,7 +126,7 @@ impl BlockDevice {
         if self.partition().is_none() {
             return 0..u64::MAX;
         }
-        // Unreadable: as if it were all of the disk.
+        // Unreadable: it counts as the whole disk.
         match (number("start"), number("size")) {
             (Some(start), Some(size)) => start..start.saturating_add(size),
             _ => 0..u64::MAX,

@@ -107,7 +107,7 @@ pub trait Target: Send + Sync {
     /// What is locked besides the state files, in this order.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     fn locks(&self) -> Result<Vec<LockPath>>;
 
     /// Flushes the page cache and returns the mark; none where the target has no mark.
@@ -129,7 +129,7 @@ pub trait Target: Send + Sync {
     /// target keeps several.
     ///
     /// # Errors
-    /// Why the target cannot take such a plan, or cannot be asked.
+    /// Why the target cannot take such a plan, or does not answer.
     fn adapt<'a>(
         &'a self,
         plan: Arc<Delta>,
@@ -234,7 +234,7 @@ pub trait Sink: Send + Sync {
     /// Makes all earlier writes survive a crash of the machine. Returns the state that a resumed run needs.
     ///
     /// # Errors
-    /// `Io` when it may not survive: nothing of it counts as written.
+    /// `Io` when it may not survive: then none of it counts as written.
     fn flush(&self) -> BoxFuture<'_, Result<SinkState>>;
 
     /// Reads back what was written, past every cache; none where the target can be read only after it is published.

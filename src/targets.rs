@@ -26,7 +26,8 @@ pub use holders::mounted_twins;
 pub use image::ImageTarget;
 pub use volume::volume_key_of;
 
-/// Two ticks of the coarsest kernel clock that stamps files (100 Hz): writes so far apart have different change times.
+/// Two ticks of the coarsest kernel clock that stamps files (100 Hz): writes at least this far apart have different change
+/// times.
 const TWO_TICKS: Duration = Duration::from_millis(20);
 
 /// The error of a target that changed between decision and open.

@@ -15,7 +15,7 @@ pub(crate) fn rfc3339_millis(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(writable(time)).to_string()
 }
 
-/// A random pause of a quarter of `step` to all of it: callers that failed together do not come again together, nor at once.
+/// A random pause of a quarter of `step` to all of it: callers that failed together do not retry together, nor at once.
 pub(crate) fn jittered(step: Duration) -> Duration {
     step.mul_f64(0.25 + 0.75 * fastrand::f64())
 }

@@ -1,4 +1,4 @@
-//! The border to AWS: what an error of its SDK means. One table from AWS codes to [`Kind`]s, for every service.
+//! Classifies errors of the AWS SDK. One table from AWS codes to [`Kind`]s, for every service.
 
 mod table;
 mod text;
@@ -29,7 +29,7 @@ pub enum ErrorClass {
     Retry(Error),
     /// A block or page token is expired or foreign: list again for a fresh one.
     StaleToken(Error),
-    /// The signature was refused and the service's clock is not ours: by how much is known now, so once more.
+    /// The signature was refused and the service's clock is not ours: the difference is known now, so the call is repeated.
     Skewed(Error),
     /// The credentials are expired or unknown: others may do
     /// ([`Credentials::refused`](super::Credentials::refused)).
@@ -39,7 +39,7 @@ pub enum ErrorClass {
 }
 
 impl ErrorClass {
-    /// Credentials cannot be had now: [`Kind::Unavailable`] where the next load may bring some.
+    /// No credentials now: [`Kind::Unavailable`] where the next load may bring some.
     pub fn without_credentials(error: Error) -> Self {
         match error.kind() {
             Kind::Unavailable => Self::Retry(error),
@@ -225,13 +225,13 @@ fn foreign_refusal(status: u16, failed: &str) -> ErrorClass {
     ErrorClass::Permanent(Error::new(kind, what))
 }
 
-/// Redirects are refusals too: they are never followed, because credentials would go along.
+/// Redirects are refusals too: they are never followed, because the credentials would be sent along.
 fn is_refusal(status: u16) -> bool {
     (300..500).contains(&status) && !matches!(status, 408 | 429)
 }
 
 /// Whether the SDK could not make a request of its settings: FIPS or dual-stack together with a custom URL, a URL that is
-/// none. It has no type for that, only words.
+/// none. It has no error type for that, only text.
 fn is_misconfigured(error: &(dyn StdError + 'static)) -> bool {
     let text = causes_of(error);
     ["Invalid Configuration", "invalid uri", "invalid URI"]
@@ -254,7 +254,7 @@ fn is_skewed(headers: &Headers, now: SystemTime) -> bool {
     skew(headers, now).is_some_and(|millis| millis.unsigned_abs() > 240_000)
 }
 
-/// The class of an error that has one of our own behind it: credentials that cannot be had, a connection that cannot be made.
+/// The class of an error that one of our own caused: no credentials, or no connection.
 fn known_cause(error: &(dyn StdError + 'static), failed: &str) -> Option<ErrorClass> {
     let mut cause = Some(error);
     while let Some(current) = cause {

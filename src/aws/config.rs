@@ -26,7 +26,7 @@ use crate::error::{Error, Kind, Remedy, Result};
 /// One attempt of a small call (roles, SSO, metadata): these answer within a second or not at all.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(12);
 
-/// What a person said of AWS, each with the option that said it. What is absent comes from the environment, and then from
+/// The settings that a person gave for AWS, each with its option. An absent one comes from the environment, and then from
 /// the profile.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {

@@ -2,8 +2,8 @@
 //! refuses them.
 //!
 //! [`plan`] decides where they come from, by the variables and profiles; [`load`] fetches them, with [`program`] for
-//! `credential_process`; this module keeps them. One load runs at a time, in a task of its own: a reader that gives up does
-//! not end the program that a person just answers.
+//! `credential_process`; this module keeps them. One load runs at a time, in a task of its own: a caller that gives up does
+//! not end the program that a person is answering.
 
 mod load;
 mod plan;
@@ -26,11 +26,11 @@ use crate::error::{Error, Kind, Result};
 
 pub(super) use load::Loader;
 
-/// Credentials are renewed so long before they expire, or a quarter of their life before.
+/// Credentials are renewed this long before they expire, or a quarter of their life before.
 const RENEW_BEFORE: Duration = Duration::from_secs(300);
 /// With less than this left they are not used any more: a request takes time to arrive.
 const LEAST_LEFT: Duration = Duration::from_secs(2);
-/// After a load that failed, or brought what was refused already, the next one waits so long.
+/// Pause after a load that failed, or returned credentials that were refused already.
 #[cfg(not(test))]
 const PAUSE: Duration = Duration::from_secs(5);
 #[cfg(test)]
@@ -81,7 +81,7 @@ struct HeldKeys {
     life: Option<Duration>,
     /// They were refused: load before the next use.
     is_stale: bool,
-    /// They were loaded once more after a refusal and came back the same.
+    /// A load after a refusal returned the same ones.
     was_rechecked: bool,
 }
 

@@ -1,4 +1,4 @@
-//! The variables and profile files that say who calls AWS, read each time: the SDK reads them once.
+//! The variables and profile files that name the caller of AWS, read each time: the SDK reads them once.
 
 use std::collections::HashMap;
 
@@ -40,7 +40,8 @@ impl Environment {
     }
 }
 
-/// What ~/.aws/config and ~/.aws/credentials say, or the files that AWS_CONFIG_FILE and AWS_SHARED_CREDENTIALS_FILE name.
+/// The contents of ~/.aws/config and ~/.aws/credentials, or of the files that AWS_CONFIG_FILE and AWS_SHARED_CREDENTIALS_FILE
+/// name.
 #[derive(Clone, Debug)]
 pub(super) struct Profiles(EnvConfigSections);
 

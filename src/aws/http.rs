@@ -124,7 +124,7 @@ impl Http {
     /// Sends a request; the time until the reply's headers is limited by the caller.
     ///
     /// # Errors
-    /// What the connection says.
+    /// The error of the connection.
     pub async fn send(
         &self,
         request: HttpRequest,

@@ -32,7 +32,7 @@ impl Delta {
         }
     }
 
-    /// Adds a block; one beyond the head is none of its.
+    /// Adds a block; ignores one beyond the head.
     pub fn insert(&mut self, index: BlockIndex, change: Change) {
         if index.0 < self.head.block_count() {
             match change {
@@ -85,7 +85,7 @@ impl Delta {
         delta
     }
 
-    /// Zeroes what `held` has within the head and this delta leaves alone.
+    /// Zeroes the blocks of `held` within the head that this delta does not touch.
     pub fn zero_where_held(&mut self, held: &BlockSet) {
         let end = BlockIndex(self.head.block_count());
         for held in held.runs_in(BlockIndex(0), end) {
@@ -96,7 +96,7 @@ impl Delta {
     }
 
     /// Writes the last block of a base that ends within it, where the head is of another size: what lies behind the base's end in a
-    /// target is nobody's.
+    /// target is unknown.
     pub fn cover_short_end(&mut self) {
         let Some(base) = self.base.filter(|base| *base != self.head) else {
             return;
@@ -131,14 +131,14 @@ impl Delta {
         runs
     }
 
-    /// Adds to `write` each block that `other` touches and this delta does not name, so that a half-applied `other` is
+    /// Adds every block that `other` touches to `write`, unless this delta touches it, so that a half-applied `other` is
     /// overwritten.
-    /// What lies beyond the end of `other`'s head was cut off or may have been, and is written too.
-    pub fn overtake(&mut self, other: &Self) {
+    /// Blocks beyond the end of `other`'s head may have been cut off, and are written too.
+    pub fn rewrite_touched(&mut self, other: &Self) {
         let end = BlockIndex(self.head.block_count());
         let cut_off = Extent::new(BlockIndex(other.head.block_count()), end);
-        let begun = other.runs().map(|(extent, _)| extent);
-        for extent in begun.chain(cut_off) {
+        let touched = other.runs().map(|(extent, _)| extent);
+        for extent in touched.chain(cut_off) {
             for run in self.left_alone(extent.start(), extent.end().min(end)) {
                 self.write.insert_extent(run);
             }
@@ -153,7 +153,7 @@ impl Delta {
         self.zero.encode(out);
     }
 
-    /// Takes a delta from the front of `bytes`; none when they are no such thing.
+    /// Takes a delta from the front of `bytes`; none when they do not encode one.
     pub fn decode(bytes: &mut &[u8]) -> Option<Self> {
         let mut size = || {
             let (size, rest) = bytes.split_first_chunk()?;
@@ -242,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_copy_writes_what_is_held_and_zeroes_the_rest_if_told_to() {
+    fn a_full_copy_writes_held_blocks_and_zeroes_the_rest_on_request() {
         let head = Geometry::new(100 * 512 * 1024).unwrap();
         let mut held = BlockSet::new();
         for index in [0, 1, 50, 99, 120] {
@@ -262,18 +262,18 @@ mod tests {
         other.insert(BlockIndex(51), Change::Write);
         delta = Delta::new(Some(head), head);
         delta.insert(BlockIndex(50), Change::Zero);
-        delta.overtake(&other);
+        delta.rewrite_touched(&other);
         assert_eq!(delta.change(BlockIndex(50)), Some(Change::Zero));
         assert_eq!(delta.change(BlockIndex(51)), Some(Change::Write));
         assert!(Delta::full(head, &BlockSet::new(), true).write().is_empty());
         // Brought back to a larger head, all that a smaller one cut off is written.
         let small = Delta::new(Some(head), Geometry::new(90 * 512 * 1024).unwrap());
-        delta.overtake(&small);
+        delta.rewrite_touched(&small);
         assert_eq!(delta.write().len(), 1 + 10);
     }
 
     #[test]
-    fn runs_come_in_order_and_nothing_lies_beyond_the_head() {
+    fn runs_are_in_order_and_end_at_the_head() {
         let head = Geometry::new(100 * 512 * 1024).unwrap();
         let mut delta = Delta::new(None, head);
         for (index, change) in [

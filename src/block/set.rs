@@ -17,7 +17,7 @@ const MOST_FEW: usize = CHUNK as usize / 8 / 2 - 2;
 enum Chunk {
     Empty,
     Full,
-    /// Neither empty nor full, or not yet found to be.
+    /// Neither empty nor full, as far as known.
     Bits(Box<[u64; WORDS]>),
 }
 
@@ -207,7 +207,7 @@ impl BlockSet {
         }
     }
 
-    /// Takes a set from the front of `bytes`; none when they are no such thing.
+    /// Takes a set from the front of `bytes`; none when they do not encode one.
     pub fn decode(bytes: &mut &[u8]) -> Option<Self> {
         let count = u32::from_le_bytes(take(bytes)?);
         let mut set = Self::new();
@@ -218,7 +218,7 @@ impl BlockSet {
                 EMPTY => set.chunks.push(Chunk::Empty),
                 FULL => set.insert_range(start, start.checked_add(CHUNK)?),
                 FEW => {
-                    // Its chunk comes to be with its first member.
+                    // A chunk is created with its first member.
                     let count = u16::from_le_bytes(take(bytes)?);
                     if count == 0 {
                         return None;
@@ -344,7 +344,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_leaves_what_the_other_set_does_not_have() {
+    fn without_removes_the_members_of_the_other_set() {
         let set = |runs: &[(u32, u32)]| {
             let mut set = BlockSet::new();
             for (start, end) in runs {

@@ -310,7 +310,7 @@ impl SnapshotTier {
                 && !self.may_serve()
                 && self.answers.load(Ordering::Relaxed) == answers
             {
-                // The first request, or the one before was given up: one of those that waited takes its place.
+                // This is the first request, or the one before was given up: one of the waiters asks now.
                 return OnDisk::Miss(Asker { turn: Some(turn) });
             }
             if !self.may_serve() {

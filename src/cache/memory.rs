@@ -15,7 +15,7 @@ use crate::block::{BLOCK_SIZE, Block};
 
 /// What an entry costs besides its bytes: the key, moka's nodes and queues. A block of zeroes costs only this.
 const ENTRY: u32 = 256;
-/// A block read ahead that nobody reads for so long counts as read: its reader has gone.
+/// A prefetched block that is not read for this long counts as read: its reader has stopped.
 const ABANDONED: Duration = Duration::from_secs(10);
 
 /// A block that eviction can empty at once: moka itself frees an evicted entry only when its epoch ends.
@@ -37,7 +37,7 @@ pub(super) struct Memory {
 
 impl Memory {
     /// Keeps the bytes of `read` blocks that were read and of `ahead` blocks that were not yet. LRU, not moka's TinyLFU:
-    /// that may refuse a block that has just come.
+    /// that may refuse a block that has just arrived.
     pub(super) fn new(read: u64, ahead: u64) -> Self {
         let size = u64::from(BLOCK_SIZE);
         let cache = |capacity| {
@@ -75,7 +75,7 @@ impl Memory {
             return block(&slot);
         }
         let block = block(&self.ahead.get(&key)?)?;
-        // First into the one, then out of the other: it is never in neither.
+        // Insert first, then remove: the block is always in at least one of the two.
         self.insert(key, block.clone(), None);
         self.ahead.invalidate(&key);
         Some(block)
@@ -100,7 +100,7 @@ impl Memory {
         self.read.run_pending_tasks();
     }
 
-    /// What was read ahead for readers that have gone is no more than any other block from now on.
+    /// Treats prefetched blocks whose readers have stopped like any other block from now on.
     pub(super) fn give_up_abandoned(&self) {
         self.ahead.run_pending_tasks();
         self.read.run_pending_tasks();

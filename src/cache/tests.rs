@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::*;
 
-/// Counts reads, holds them at a gate, fails those that it is told to.
+/// Counts reads, holds them at a gate, fails the chosen ones.
 struct Counting {
     reads: AtomicUsize,
     concurrent: AtomicUsize,
@@ -56,7 +56,7 @@ impl BlockSource for Counting {
                 .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
                 .is_ok()
             {
-                return Err(Error::new(Kind::Throttled, "told to fail"));
+                return Err(Error::new(Kind::Throttled, "made to fail"));
             }
             Ok(if index.0 % 10 == 9 {
                 Block::Zero
@@ -107,7 +107,7 @@ async fn sixty_four_readers_of_one_block_are_one_fetch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_flight_answers_all_its_waiters_alike_and_leaves_nothing_behind() {
+async fn a_failed_fetch_gives_all_its_waiters_one_error_and_leaves_nothing_behind() {
     let (inner, gate) = Counting::new(false);
     inner.failing.store(1, Ordering::SeqCst);
     let source = cached(ByteSize::mib(64), &inner);
@@ -119,7 +119,7 @@ async fn a_failed_flight_answers_all_its_waiters_alike_and_leaves_nothing_behind
     assert_eq!(inner.reads(), 1);
     tokio::time::advance(Duration::from_secs(1)).await;
     assert!(source.read_block(BlockIndex(3)).await.is_ok());
-    assert_eq!(inner.reads(), 2, "the flight was not kept");
+    assert_eq!(inner.reads(), 2, "the fetch was not kept");
 }
 
 #[tokio::test(start_paused = true)]
@@ -170,7 +170,7 @@ async fn a_reader_that_joins_late_has_all_of_its_own_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flight_lands_when_its_reader_has_gone() {
+async fn a_fetch_finishes_after_its_reader_is_dropped() {
     let (inner, gate) = Counting::new(false);
     let source = cached(ByteSize::mib(64), &inner);
     drop(source.read_block(BlockIndex(5)));
@@ -202,15 +202,15 @@ async fn cached_and_in_flight_bytes_together_keep_the_budget() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn wishes_leave_room_for_readers_and_are_joined_by_them() {
+async fn prefetches_leave_room_for_readers_who_join_them() {
     let (inner, gate) = Counting::new(false);
     let source = cached(ByteSize::mib(64), &inner);
-    let wish: Vec<_> = (0..1000).map(BlockIndex).collect();
-    let taken = source.prefetch(&wish);
+    let ahead: Vec<_> = (0..1000).map(BlockIndex).collect();
+    let taken = source.prefetch(&ahead);
     assert_eq!(taken, 28, "it says how many were taken");
     tokio::task::yield_now().await;
-    let wished = inner.concurrent.load(Ordering::SeqCst);
-    assert_eq!(wished, 28, "an eighth of the blocks in flight is left");
+    let prefetched = inner.concurrent.load(Ordering::SeqCst);
+    assert_eq!(prefetched, 28, "an eighth of the blocks in flight is left");
     let reader = source.read_block(BlockIndex(9000));
     let joined = source.read_block(BlockIndex(0));
     tokio::task::yield_now().await;
@@ -236,8 +236,8 @@ async fn blocks_read_ahead_by_any_number_of_streams_are_read_before_they_are_evi
     for index in 0..300 {
         for (source, ahead) in sources.iter().zip(&mut ahead) {
             let from = index.max(*ahead);
-            let wish: Vec<_> = (from..index + 12).map(BlockIndex).collect();
-            *ahead = from + u32::try_from(source.prefetch(&wish)).unwrap();
+            let blocks: Vec<_> = (from..index + 12).map(BlockIndex).collect();
+            *ahead = from + u32::try_from(source.prefetch(&blocks)).unwrap();
             // Each block is read in parts.
             for _ in 0..4 {
                 source.read_block(BlockIndex(index)).await.unwrap();

@@ -21,7 +21,7 @@ pub(super) enum CallDecision {
 }
 
 /// Decides about a call for `volumes`. `found` are the snapshots that EC2 lists by the cycle's tag; `is_settled` means that EC2
-/// has had the time to show all of them.
+/// has had enough time to list all of them.
 pub(super) fn decide(
     volumes: &BTreeSet<String>,
     found: &[Snapshot],

@@ -55,7 +55,7 @@ pub struct CommandRun {
 }
 
 impl CommandRun {
-    /// How it failed, in words that follow "it"; none: it ended with 0 in time.
+    /// How it failed, in words that follow "it"; none if it ended with 0 in time.
     pub(crate) fn fault(&self) -> Option<String> {
         match (self.exit_code, self.signal) {
             (Some(0), _) if !self.is_late => None,
@@ -223,7 +223,7 @@ async fn end(child: &mut Child) -> io::Result<ExitStatus> {
     };
     send(Signal::SIGTERM);
     if let Ok(status) = timeout(GRACE, child.wait()).await {
-        // Its children must not outlive it: the command after undoes what it did.
+        // Its children must not outlive it: the command after the calls reverts their work.
         send(Signal::SIGKILL);
         return status;
     }

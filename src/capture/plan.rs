@@ -52,7 +52,7 @@ pub(super) struct InstanceSet {
     without: BTreeSet<String>,
 }
 
-/// Asks EC2 for what a job selects.
+/// Asks EC2 for the volumes and instances that a job selects.
 pub(super) async fn observe(
     maker: &dyn SnapshotMaker,
     job: &CaptureJob,

@@ -1,4 +1,4 @@
-//! Looks, decides and makes, until each call has its snapshots or has failed.
+//! Lists, decides and makes, until each call has its snapshots or has failed.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
@@ -20,12 +20,12 @@ use crate::target::Stop;
 
 /// Concurrent calls that make snapshots.
 const AT_ONCE: usize = 8;
-/// Pause between two looks for snapshots that EC2 may not show yet: the first and the longest.
+/// Pause between two listings for snapshots that EC2 may not show yet: the first and the longest.
 const LOOK_PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 /// Pause between two calls that a limit refuses: the first and the longest. EC2 asks for 15 s between two snapshots of a volume; a
 /// limit of pending snapshots has room again when one is completed.
 const LIMIT_PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
-/// How often one line says that a limit is waited out.
+/// Time between two log lines about waiting for a limit.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 /// How long a snapshot may still be given its id when the run is stopped.
 const TAG_AFTER_STOP: Duration = Duration::from_secs(5);
@@ -58,14 +58,14 @@ pub(super) async fn take(
     stop: &Stop,
     report: &mut CaptureReport,
 ) {
-    let patience = match job.is_new_cycle {
+    let settling = match job.is_new_cycle {
         true => Duration::ZERO,
         false => job.look_again,
     };
     let now = Instant::now();
     let open = calls.into_iter().map(|planned| OpenCall {
         planned,
-        settled_from: now + patience,
+        settled_from: now + settling,
         not_before: now,
         limited: None,
         unanswered: 0,
@@ -202,7 +202,7 @@ impl Taking<'_> {
         let what = format!(
             "cannot make snapshots of the cycle {cycle}: they would start more than an hour before its time or a day after it"
         );
-        // A limit that lasted for so long is no mistake of the command.
+        // A limit that lasted this long is not the command's mistake.
         let kind = match call.limited {
             Some(_) => Kind::Throttled,
             None => Kind::Invalid,
@@ -306,12 +306,12 @@ impl Taking<'_> {
                     self.fail(error.context(what));
                     return None;
                 }
-                let patience = self.job.look_again.max(YOUNG);
+                let wait = self.job.look_again.max(YOUNG);
                 warn!(
-                    "a call was not answered: looking for its snapshots for {patience:.0?} before it is made again: {}",
+                    "a call was not answered: looking for its snapshots for {wait:.0?} before it is made again: {}",
                     error.chain()
                 );
-                call.settled_from = now + patience;
+                call.settled_from = now + wait;
                 Some(call)
             }
             Err(error) => {

@@ -11,7 +11,7 @@ use crate::error::{Error, Kind};
 use crate::snapshot::{Selector, Snapshot, SnapshotId, SnapshotMaker, SnapshotState, YOUNG};
 use crate::target::Stop;
 
-/// Between two looks, at first and at most.
+/// Pause between two requests, at first and at most.
 const FIRST_LOOK: Duration = Duration::from_millis(250);
 const LONGEST_LOOK: Duration = Duration::from_secs(30);
 /// Time until the first line while waiting; it doubles, up to the longest.
@@ -22,7 +22,7 @@ const LONGEST_LINE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) enum Completion {
     Done,
-    /// How far it is.
+    /// Its progress.
     Pending(String),
     Failed(Error),
 }

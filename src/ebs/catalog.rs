@@ -1,4 +1,4 @@
-//! [`EbsCatalog`]: snapshots by what EC2 knows of them when it may be asked ([`known`]), and by the direct APIs alone when not.
+//! [`EbsCatalog`]: snapshots by EC2's descriptions where they are permitted ([`known`]), else by the direct APIs alone.
 
 mod known;
 
@@ -76,7 +76,7 @@ impl EbsCatalog {
         }
     }
 
-    /// Starts the listing and waits until it has ended, or, after `limit`, until it is known that it comes.
+    /// Starts the listing and waits until it has ended, or, after `limit`, until its first reply has arrived.
     ///
     /// # Errors
     /// Why there is no listing; `Unavailable` when EC2 has not answered within `limit`.
@@ -229,7 +229,7 @@ fn drop_unused(open: &mut LruCache<SnapshotId, OpenCell>) {
         Arc::strong_count(cell) == 1 && source.is_some_and(|source| Arc::strong_count(source) == 1)
     };
     let unused = open.iter().filter(|(_, cell)| is_unused(cell));
-    // From the one used last to the one not used for longest.
+    // From the most to the least recently used.
     let old: Vec<SnapshotId> = unused.skip(MOST_UNUSED).map(|(id, _)| id.clone()).collect();
     for id in old {
         open.pop(&id);

@@ -45,7 +45,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Notices that are kept for a report.
 const MOST_NOTICES: usize = 100;
-/// One line in this time says what is waited for, however many blocks wait.
+/// Time between two log lines about waiting, for any number of waiting blocks.
 const WAIT_LOG_EVERY: Duration = Duration::from_secs(5);
 
 /// A client of the EBS direct APIs of one Region.
@@ -158,7 +158,7 @@ impl Client {
         }
     }
 
-    /// A client that no call of it reaches.
+    /// A client whose calls all fail.
     #[cfg(test)]
     pub(crate) fn unreachable() -> Self {
         let service = ServiceConfig::fixed("http://127.0.0.1:9", "us-east-1", "id", "secret");
@@ -228,7 +228,7 @@ impl Client {
         self.route.get_or_try_init(settle).await
     }
 
-    /// The bytes of one block, verified. It gives way to others until it is `wanted`.
+    /// The bytes of one block, verified. At low priority until it is `wanted`.
     pub(super) async fn get(
         &self,
         block: &BlockRequest<'_>,
@@ -242,7 +242,7 @@ impl Client {
         };
         let mut waits = Waits::new();
         // The digest of a body that did not match its checksum. The same wrong bytes twice are wrong where they are
-        // stored, and no waiting mends them; other wrong bytes were damaged on the way.
+        // stored, and a retry cannot help; other wrong bytes were damaged in transit.
         let mut wrong = None;
         loop {
             let once = self.get_once(&call, block, wanted, &mut wrong);
@@ -257,7 +257,7 @@ impl Client {
         Action::in_region(call.action, &self.region)
     }
 
-    /// Makes one attempt: the answer, or nothing when it is worth another and the pause before that is over.
+    /// Makes one attempt: the answer, or nothing when another attempt may succeed, after the pause before it.
     async fn one_try<T>(
         &self,
         call: &EbsCall,
@@ -273,7 +273,7 @@ impl Client {
             Ok(Err(ErrorClass::Skewed(error))) if waits.skewed => {
                 return Err(CallFailure::Final(error));
             }
-            // Others are loaded, and the call goes on with them; when these are refused as well, that is final.
+            // The call continues with newly loaded credentials; when these are refused as well, the error is final.
             Ok(Err(ErrorClass::Refused(error))) => {
                 waits.refusals += 1;
                 if waits.refusals > Credentials::MAX_REFUSALS || !self.credentials.refused(used) {
@@ -326,10 +326,10 @@ impl Client {
         })
     }
 
-    /// Tells what is waited for, one line for all blocks in [`WAIT_LOG_EVERY`].
+    /// Logs what is waited for, one line for all blocks in [`WAIT_LOG_EVERY`].
     fn log_wait(&self, call: &EbsCall, waits: &Waits, error: &Error, now: Instant) {
         let mut last = self.last_wait_log.lock();
-        // One retry is everyday: only the second failure in a row is waiting.
+        // A single retry is normal: the log line comes with the second failure in a row.
         if waits.attempts < 2 || last.is_some_and(|last| now < last + WAIT_LOG_EVERY) {
             return;
         }

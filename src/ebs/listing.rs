@@ -1,6 +1,6 @@
 //! Listings of blocks, for a snapshot and for what differs between two alike.
 //!
-//! [`cursor`] goes through pages and decides what a page proves, [`in_flight`] knows which listings are under way,
+//! [`cursor`] reads pages and decides what a page proves, [`in_flight`] knows which listings are under way,
 //! [`token_pages`] keeps the tokens of all snapshots within one bound, and a [`token_index`] finds the page of a block.
 //!
 //! # Absence is a claim
@@ -43,7 +43,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// What ListChangedBlocks says of a block.
+/// The state of a block by ListChangedBlocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ChangedBlock {
     /// Both snapshots hold it, and it was written in between. The token is the head's.
@@ -76,7 +76,7 @@ pub(super) enum ListFrom {
 /// One reply of ListSnapshotBlocks or ListChangedBlocks, as the service sent it.
 #[derive(Debug)]
 pub(super) struct ListReply<T> {
-    /// Each block and what the reply says of it: its [`Token`], or a [`ChangedBlock`].
+    /// Each block and its entry: its [`Token`], or a [`ChangedBlock`].
     pub(super) blocks: Vec<(BlockIndex, T)>,
     /// When its block tokens expire.
     pub(super) expiry: Option<SystemTime>,

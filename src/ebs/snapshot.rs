@@ -63,7 +63,7 @@ pub(super) trait Tokens: Sync {
         deadline: Instant,
     ) -> impl Future<Output = Result<Option<Token>>> + Send;
 
-    /// A token that was refused: it and those that came with it are not given again.
+    /// A token that was refused: it and the others of its page are not returned again.
     fn forget(&self, index: BlockIndex, token: &Token);
 }
 

@@ -35,7 +35,7 @@ const ATTEMPTS: [Duration; 3] = [
 const LONGEST: Duration = Duration::from_secs(300);
 /// How long the service may be silent in a call that is not repeated: CreateSnapshots answers for all volumes of an instance.
 const ONLY_ATTEMPT: Duration = Duration::from_secs(30);
-/// How long a call is repeated that is not answered: a person waits for the first answer.
+/// How long a call without an answer is repeated: a person waits for the first answer.
 const SILENCE: Duration = Duration::from_secs(15);
 /// How long it is repeated in the middle of a listing, whose earlier pages would be lost.
 const SILENCE_WITHIN: Duration = Duration::from_secs(120);
@@ -45,7 +45,7 @@ const THROTTLED: Duration = Duration::from_secs(600);
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Pauses after a throttle.
 const THROTTLE_PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
-/// One line in this time says what is waited for.
+/// Time between two log lines about waiting.
 const LOG_EVERY: Duration = Duration::from_secs(5);
 
 /// What calls share with the other services.
@@ -118,7 +118,7 @@ where
                 sent.answered();
                 return Ok(answer);
             }
-            // The SDK takes it for a refusal. What was asked for may be done.
+            // The SDK takes it for a refusal, but the request may have succeeded.
             Some(Err(SdkError::ServiceError(reply))) if reply.raw().status().is_success() => {
                 let what = format!(
                     "{} {}: the reply cannot be read (HTTP {})",
@@ -152,7 +152,7 @@ where
                 waits.refusals += 1;
                 access.credentials.refused(used).then_some(Duration::ZERO)
             }
-            // The client has learned the service's time from this reply.
+            // The client has corrected its clock by this reply.
             (ErrorClass::Skewed(_), CallAttempts { skewed: false, .. }) => {
                 waits.skewed = true;
                 Some(Duration::ZERO)
@@ -182,7 +182,7 @@ where
     }
 }
 
-/// The answer of `work`, or nothing when `watch` sees no byte for `limit`, or sees them trickle for [`LONGEST`].
+/// The answer of `work`, or nothing when `watch` sees no byte for `limit`, or sees a slow trickle for [`LONGEST`].
 async fn watched<T>(
     watch: &ReplyWatch,
     limit: Duration,
@@ -245,8 +245,8 @@ impl CallAttempts {
         }
     }
 
-    /// The pause after one more failure at `now`; none when the time for such failures is over. A silent attempt counts from
-    /// its beginning.
+    /// The pause after another failure at `now`; none when the time for such failures is over. A silent attempt counts from
+    /// its start.
     fn pause_after(&mut self, kind: Kind, now: Instant) -> Option<Duration> {
         self.attempts += 1;
         let since = match self.kind {
@@ -267,13 +267,13 @@ impl CallAttempts {
         };
         let step = first.saturating_mul(1 << self.in_row.min(10)).min(longest);
         let pause = jittered(step);
-        // Kinds that alternate do not make it endless.
+        // Alternating kinds of failures must not repeat it without end.
         let until = (since + limit).min(self.since + THROTTLED);
         (now + pause < until).then_some(pause)
     }
 
     fn log(&mut self, error: &Error) {
-        // One retry is everyday.
+        // A single retry is normal.
         let now = Instant::now();
         if self.attempts >= 2 && self.logged.is_none_or(|at| now >= at + LOG_EVERY) {
             self.logged = Some(now);

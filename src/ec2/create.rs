@@ -99,7 +99,7 @@ impl SnapshotMaker for Ec2 {
     }
 }
 
-/// Classifies the answer to a deletion. A repeated call finds nothing where the one before was done and its answer lost.
+/// Classifies the answer to a deletion. A repeated call finds nothing where the one before succeeded and its answer was lost.
 fn deletion(answer: std::result::Result<(), CallRefusal>) -> Result<Deletion> {
     let error = match answer {
         Ok(()) => return Ok(Deletion::Deleted),
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_refusal_or_a_whole_reply_says_what_was_made() {
+    fn only_a_refusal_or_a_whole_reply_proves_the_outcome() {
         let name = CallName {
             action: "ec2:CreateSnapshots",
             target: "i-0a",

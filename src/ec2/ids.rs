@@ -33,7 +33,7 @@ pub(super) async fn describe_known<'a>(
     Ok(found)
 }
 
-/// Whether EC2 answers so when it does not know an id. Many ids that look right and do not exist are Malformed to it.
+/// Whether this is EC2's answer for an unknown id. Many ids that look right and do not exist are Malformed to it.
 ///
 /// <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html>
 fn refuses_an_id(code: &str) -> bool {

@@ -1,4 +1,4 @@
-//! The calls that describe an instance and what it stands in: [`DescribeMachine`] by EC2.
+//! The calls that describe an instance and its surroundings: [`DescribeMachine`] by EC2.
 
 use aws_sdk_ec2::types::Filter;
 use futures_util::FutureExt;

@@ -1,4 +1,4 @@
-//! EC2's descriptions of an instance and what it stands in, in our terms. What has no id is left out.
+//! EC2's descriptions of an instance and its surroundings as our types. Items without an id are left out.
 
 use std::time::SystemTime;
 

@@ -53,7 +53,7 @@ pub(super) struct DescribedPage<T> {
     pub(super) next: Option<String>,
 }
 
-/// Why a page was not had.
+/// Why a page failed.
 #[derive(Debug)]
 pub(super) enum PageFailure {
     /// The token is not known any more.
@@ -77,7 +77,7 @@ impl From<CallRefusal> for PageFailure {
 /// All pages, from the first to the end. `seen` learns how many items there are so far.
 ///
 /// # Errors
-/// `Unavailable` when the pages do not come to an end; else why one was not had.
+/// `Unavailable` when the pages do not end; else why a page failed.
 pub(super) async fn list_pages<'a, T: PageItem>(
     seen: &(dyn Fn(usize) + Send + Sync),
     fetch: impl Fn(Option<String>) -> BoxFuture<'a, std::result::Result<DescribedPage<T>, PageFailure>>,

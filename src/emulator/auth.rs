@@ -128,12 +128,12 @@ pub(super) fn verify(
             "Signature expired or not yet valid: {time}"
         )));
     }
-    let told = header("x-amz-content-sha256");
-    let body_hash = match told {
+    let stated = header("x-amz-content-sha256");
+    let body_hash = match stated {
         Some(unsigned @ "UNSIGNED-PAYLOAD") => unsigned.to_owned(),
         _ => hex(&Sha256::digest(body)),
     };
-    let promised = told.unwrap_or(&body_hash);
+    let promised = stated.unwrap_or(&body_hash);
     if promised != body_hash {
         return Err(refuse("the body does not match x-amz-content-sha256"));
     }

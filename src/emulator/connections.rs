@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::Emulator;
 
-/// How often the schedule is looked at while there is none.
+/// How often the switch is read while it sets no schedule.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// All connections of the emulator.
@@ -31,7 +31,7 @@ impl Default for Connections {
 }
 
 impl Connections {
-    /// The number of a new connection, and what tells it to close once it is idle.
+    /// The number of a new connection, and the signal to close it once it is idle.
     pub(super) fn open(&self) -> (u64, watch::Receiver<u64>) {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         (number, self.closing.subscribe())

@@ -77,7 +77,7 @@ impl Emulator {
                 serde_json::to_value(&*switches).map_err(|error| error.to_string())
             }
             ["expire-tokens"] if post => {
-                // Tokens tell their time in milliseconds: those of this one are expired too.
+                // Tokens contain their time in milliseconds: tokens of this millisecond expire too.
                 *self.tokens_from.lock() = self.now() + Duration::from_millis(1);
                 std::thread::sleep(Duration::from_millis(2));
                 Ok(json!({}))

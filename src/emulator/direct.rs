@@ -6,7 +6,7 @@ use super::page::{ListRequest, PageBlocks, PageEntry};
 use super::record::{PER_GIB, millis};
 use super::reply::{Refusal, Reply, block_reply};
 use super::store::StoredSnapshot;
-use super::switches::{Switches, strikes};
+use super::switches::{Switches, happens};
 use super::tokens::TokenKind;
 use super::{ACCOUNT, Emulator};
 
@@ -184,7 +184,7 @@ impl Emulator {
             ));
         };
         let (mut bytes, digest) = place.read().map_err(|_| Refusal::internal())?;
-        if switches.rotten_block == Some(index) || strikes(switches.corrupt) {
+        if switches.rotten_block == Some(index) || happens(switches.corrupt) {
             let mut wrong = bytes.to_vec();
             let at = if switches.rotten_block == Some(index) {
                 4711

@@ -1,5 +1,6 @@
 //! The EC2 query API, as far as snapshots need it. DescribeSnapshots is in [`snapshots`], an account with more of them
-//! than the folder has in [`account`], volumes and instances are in [`volumes`], what makes snapshots in [`create`], what instances stand in is in [`machine`].
+//! than the folder has in [`account`], volumes and instances are in [`volumes`], what makes snapshots in [`create`], the
+//! surroundings of instances in [`machine`].
 //!
 //! One instance, `i-0123456789abcdef0`, has all volumes of the folder attached, the first of them as its root, unless the
 //! control endpoint says that they are another's or none's.

@@ -1,4 +1,4 @@
-//! Who may use the control endpoint: programs on this machine, and no web page that a browser on it shows.
+//! Decides which clients may use the control endpoint: programs on this machine, but no web page in a browser on it.
 //!
 //! A page can send a POST to any address (the browser names the page in `Origin`), and one that has its own name resolve
 //! to 127.0.0.1 can read the reply too (the browser sends that name as `Host`).
@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use hyper::HeaderMap;
 use hyper::http::uri::Authority;
 
-/// Why a request to the control endpoint is refused; `None`: it is not.
+/// Why a request to the control endpoint is refused; `None` if it is allowed.
 pub(super) fn refused(headers: &HeaderMap) -> Option<String> {
     let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
     if let Some(page) = text("origin") {

@@ -24,7 +24,7 @@ use tracing::debug;
 
 use super::direct::Query;
 use super::reply::{Body, Refusal, Reply, block_reply, full, json_reply, reply};
-use super::switches::{Switches, strikes};
+use super::switches::{Switches, happens};
 use super::{ACCOUNT, Emulator, REGION, auth, connections, guard, names};
 
 /// Bytes of the largest request: a block and some.
@@ -36,7 +36,7 @@ const STALL: Duration = Duration::from_secs(600);
 
 /// How many bytes of an endless body are sent at once.
 const ENDLESS: usize = 64 << 10;
-/// How many times a second a slow body goes on.
+/// Pieces that a slow body sends in a second.
 const TICKS: u64 = 10;
 /// How many session tokens are remembered.
 const MAX_SESSIONS: usize = 10_000;
@@ -123,20 +123,20 @@ async fn answer(
     if switches.latency_ms > 0 {
         tokio::time::sleep(Duration::from_millis(switches.latency_ms)).await;
     }
-    if strikes(switches.slow) {
+    if happens(switches.slow) {
         tokio::time::sleep(SLOW).await;
     }
-    if strikes(switches.reset) {
+    if happens(switches.reset) {
         return Err(io::Error::other("reset, as the switch says"));
     }
-    let reply = if strikes(switches.error_5xx) {
+    let reply = if happens(switches.error_5xx) {
         call.refuse(&Refusal::internal())
     } else {
         let done =
             tokio::task::block_in_place(|| emulator.perform(&call, &parts, &body, &switches));
         done.unwrap_or_else(|refusal| call.refuse(&refusal))
     };
-    if call.makes_snapshots() && strikes(switches.lose_reply) {
+    if call.makes_snapshots() && happens(switches.lose_reply) {
         return Err(io::Error::other("lost, as the switch says"));
     }
     let mut reply = damage(reply, &call, &switches).await?;
@@ -162,7 +162,7 @@ async fn answer(
 }
 
 impl Emulator {
-    /// What is not AWS's: blocks for clients that measure what HTTP alone can do, and the control endpoint.
+    /// Endpoints that AWS does not have: blocks for clients that measure HTTP alone, and the control endpoint.
     async fn own(&self, parts: &Parts, path: &str, body: &Bytes) -> Reply {
         if let Some(what) = guard::refused(&parts.headers) {
             return json_reply(403, &json!({"error": what}));
@@ -276,7 +276,7 @@ impl EmulatedCall {
         matches!(self, Self::Ec2(action) if action == "CreateSnapshot" || action == "CreateSnapshots")
     }
 
-    /// What IAM knows the call's object by.
+    /// The ARN of the call's object.
     fn resource(&self) -> String {
         let id: &str = match self {
             Self::ListSnapshotBlocks(id)
@@ -368,7 +368,7 @@ impl Emulator {
             EmulatedCall::CompleteSnapshot(id) => self.complete_snapshot(id, &parts.headers),
             EmulatedCall::Ec2(action) => {
                 let empty = !self.buckets.lock().take(action, switches.ec2_rps);
-                if empty || strikes(switches.ec2_throttle) {
+                if empty || happens(switches.ec2_throttle) {
                     self.count("throttled");
                     let message = "Request limit exceeded.";
                     return Err(Refusal::new(503, "RequestLimitExceeded", None, message));
@@ -380,7 +380,7 @@ impl Emulator {
     }
 }
 
-/// EC2's names for what a bad signature is.
+/// EC2's error codes for a bad signature.
 fn ec2_refusal(refusal: &Refusal) -> Refusal {
     Refusal::new(
         401,
@@ -393,10 +393,10 @@ fn ec2_refusal(refusal: &Refusal) -> Refusal {
     )
 }
 
-/// Breaks a reply while it is sent, when a switch says so.
+/// Breaks a reply while it is sent, if a switch is set.
 async fn damage(reply: Reply, call: &EmulatedCall, switches: &Switches) -> io::Result<Reply> {
-    let (stall, truncate) = (strikes(switches.stall), strikes(switches.truncate));
-    let endless = call.is_list() && strikes(switches.endless_body);
+    let (stall, truncate) = (happens(switches.stall), happens(switches.truncate));
+    let endless = call.is_list() && happens(switches.endless_body);
     let slow = call.is_list() && switches.list_body_bps > 0;
     if !stall && !truncate && !endless && !slow {
         return Ok(reply);
@@ -408,7 +408,7 @@ async fn damage(reply: Reply, call: &EmulatedCall, switches: &Switches) -> io::R
     let body: Body = if length == 0 {
         full(bytes)
     } else if endless {
-        // Blanks are good JSON and good XML for as long as they go on.
+        // Any number of blanks is valid JSON and XML.
         let blanks = Bytes::from(vec![b' '; ENDLESS]);
         let then = stream::repeat_with(move || Ok(Frame::data(blanks.clone())));
         let first = stream::once(async move { Ok(Frame::data(half)) });
@@ -435,7 +435,7 @@ async fn damage(reply: Reply, call: &EmulatedCall, switches: &Switches) -> io::R
     Ok(reply)
 }
 
-/// The bytes at so many a second.
+/// Sends the bytes at this rate.
 fn slowly(bytes: Bytes, rate: u64) -> impl stream::Stream<Item = io::Result<Frame<Bytes>>> {
     let piece = usize::try_from(rate / TICKS).unwrap_or(usize::MAX).max(1);
     stream::unfold(bytes, move |mut rest| async move {

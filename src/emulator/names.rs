@@ -28,7 +28,7 @@ const SPELLED: &str = "HTTP/1.1 200 OK\r\n\
     Connection: close\r\n\
     Server: 1\r\n\r\n0\r\n\r\n";
 
-/// What a reply must carry so that its names are spelled as AWS spells them.
+/// The extension that makes hyper spell the names of a reply as AWS does.
 ///
 /// # Errors
 /// When hyper does not read the message.

@@ -1,13 +1,13 @@
-//! One reply of a listing: where it begins, what it holds, and what a switch makes wrong with it.
+//! One reply of a listing: its start, its blocks, and the faults that a switch adds.
 //!
-//! What the list calls have in common is here; [`super::direct`] knows which blocks they list.
+//! The common part of the list calls is here; [`super::direct`] knows which blocks they list.
 
 use std::time::{Duration, SystemTime};
 
 use super::direct::Query;
 use super::record::millis;
 use super::reply::{Refusal, Reply, json_text, object, reply, seconds, text_or_null};
-use super::switches::{Switches, strikes};
+use super::switches::{Switches, happens};
 use super::tokens::TokenKind;
 use super::{BLOCK, Emulator};
 
@@ -138,10 +138,10 @@ impl Emulator {
         if let Some(reply) = hollow(switches) {
             return reply;
         }
-        let cycles = strikes(switches.cycle);
+        let cycles = happens(switches.cycle);
         if cycles {
             entries.clear();
-        } else if strikes(switches.null_token)
+        } else if happens(switches.null_token)
             && let Some(last) = entries.last_mut()
         {
             for (_, token) in &mut last.tokens {
@@ -163,29 +163,29 @@ impl Emulator {
         };
         let changed = call.token == TokenKind::ChangedPage;
         let list: Vec<String> = entries.iter().map(PageEntry::json).collect();
-        let list = match strikes(switches.null_list) {
+        let list = match happens(switches.null_list) {
             true => "null".to_owned(),
             false => format!("[{}]", list.join(",")),
         };
         // The last page of a comparison is bare when it is empty; a switch makes others so.
         let bare =
-            next.is_none() && (changed && entries.is_empty() || strikes(switches.bare_last_page));
+            next.is_none() && (changed && entries.is_empty() || happens(switches.bare_last_page));
         let mut fields = Vec::new();
         if !bare {
             fields.push(("BlockSize", BLOCK.to_string()));
         }
-        if !strikes(switches.lose_list) {
+        if !happens(switches.lose_list) {
             fields.push((call.key, list));
         }
         if !bare {
-            let expiry = match (strikes(switches.nulls), entries.is_empty()) {
+            let expiry = match (happens(switches.nulls), entries.is_empty()) {
                 (true, _) => "null".to_owned(),
                 // No token that could expire later.
                 (false, true) => seconds(millis(now)),
                 (false, false) => seconds(millis(now + call.life)),
             };
             fields.push(("ExpiryTime", expiry));
-            if changed || strikes(switches.nulls) {
+            if changed || happens(switches.nulls) {
                 fields.push(("LastEvaluatedBlockIndex", "null".to_owned()));
             }
             fields.push(("NextToken", text_or_null(next.as_deref())));
@@ -218,18 +218,18 @@ impl Emulator {
     }
 }
 
-/// A reply of status 2xx in which there is no page.
+/// A reply of status 2xx without a page.
 fn hollow(switches: &Switches) -> Option<Reply> {
-    if strikes(switches.empty_body) {
+    if happens(switches.empty_body) {
         return Some(json_text(200, &[], String::new()));
     }
-    if strikes(switches.empty_object) {
+    if happens(switches.empty_object) {
         return Some(json_text(200, &[], "{}".to_owned()));
     }
-    if strikes(switches.no_content) {
+    if happens(switches.no_content) {
         return Some(reply(204, "application/json", &[], bytes::Bytes::new()));
     }
-    strikes(switches.error_200).then(|| {
+    happens(switches.error_200).then(|| {
         let body = r#"{"Message":"Internal server error"}"#;
         json_text(200, &[], body.to_owned())
     })
@@ -256,26 +256,26 @@ impl PageBlocks {
         page
     }
 
-    /// Cuts the page to nothing, to one block or to half, as a switch says.
+    /// Cuts the page to nothing, to one block or to half, if a switch is set.
     fn shorten(&mut self, switches: &Switches) {
-        if strikes(switches.empty_page) {
+        if happens(switches.empty_page) {
             self.next = Some(self.start);
             self.indexes.clear();
-        } else if strikes(switches.short_page)
+        } else if happens(switches.short_page)
             && let Some(second) = self.indexes.get(1)
         {
             self.next = Some(*second);
             self.indexes.truncate(1);
         }
-        if strikes(switches.lost_next) {
+        if happens(switches.lost_next) {
             self.next = None;
-            // A page of one block keeps it: the fault is in the token, and all blocks can still be had.
+            // A page of one block keeps it: the fault is in the token, and all blocks can still be listed.
             self.indexes.truncate(self.indexes.len().div_ceil(2));
         }
     }
 }
 
-/// Where a page really begins when it is to be dropped or doubled. `after` gives the block after so many.
+/// Where a page really begins when it is to be dropped or doubled. `after` gives the block after a number of blocks.
 fn faulty_start(
     asked: &AskedPage,
     switches: &Switches,
@@ -285,10 +285,10 @@ fn faulty_start(
     if !asked.goes_on && !dropped {
         return asked.start;
     }
-    if dropped || strikes(switches.drop_page) {
+    if dropped || happens(switches.drop_page) {
         return after(asked.max).unwrap_or(asked.start);
     }
-    if strikes(switches.double_page) {
+    if happens(switches.double_page) {
         let max = u32::try_from(asked.max).unwrap_or(0);
         return asked.start.saturating_sub(max);
     }

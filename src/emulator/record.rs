@@ -1,4 +1,4 @@
-//! What is known of a snapshot besides its blocks.
+//! The record of a snapshot: everything but its blocks.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,7 +10,7 @@ use super::synthetic::SyntheticVolume;
 /// Blocks of a GiB.
 pub(super) const PER_GIB: u32 = 2048;
 
-/// What EC2 tells of a snapshot, and what the emulator must remember of it.
+/// EC2's description of a snapshot, and the emulator's own state.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct SnapshotRecord {
     /// The snapshot's number: what other snapshots' maps call it.
@@ -52,7 +52,7 @@ pub(super) struct SnapshotRecord {
     pub(super) shown_ms: u64,
 }
 
-/// What StartSnapshot was asked for.
+/// The request of StartSnapshot.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct StartedUpload {
     pub(super) client_token: Option<String>,
@@ -66,7 +66,7 @@ pub(super) struct StartedUpload {
 }
 
 impl SnapshotRecord {
-    /// A pending snapshot with everything at its plainest.
+    /// A pending snapshot with defaults.
     pub(super) fn new(number: u32, id: String, owner: &str, start_ms: u64) -> Self {
         Self {
             number,
@@ -101,7 +101,7 @@ impl SnapshotRecord {
         now_ms >= self.shown_ms
     }
 
-    /// How far it is: by the time that has passed.
+    /// Its progress, by the time that has passed.
     pub(super) fn percent(&self, now_ms: u64) -> u64 {
         match (self.state_at(now_ms).0, self.settles_ms) {
             ("completed", _) => 100,
@@ -135,7 +135,7 @@ impl SnapshotRecord {
     }
 }
 
-/// What a snapshot's tags, attributes and the like are set by: the control endpoint.
+/// Sets a tag or an attribute of a snapshot, for the control endpoint.
 pub(super) fn set_attribute(
     record: &mut SnapshotRecord,
     name: &str,

@@ -22,7 +22,7 @@ pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 /// A reply that is being sent.
 pub(super) type Reply = Response<Body>;
 
-/// What a service refuses, in terms of its own.
+/// A refusal in the service's own terms.
 #[derive(Clone, Debug)]
 pub(super) struct Refusal {
     pub(super) status: u16,
@@ -51,7 +51,7 @@ impl Refusal {
         Self::new(400, "ValidationException", Some(reason), message)
     }
 
-    /// What the front end says of values out of range or of the wrong form: no reason, and `message` in lower case.
+    /// The front end's refusal of values out of range or of the wrong form: no reason, and `message` in lower case.
     pub(super) fn malformed(message: impl Into<String>) -> Self {
         Self::new(400, "ValidationException", None, message)
     }
@@ -82,7 +82,7 @@ impl Refusal {
         )
     }
 
-    /// Which part of the service refuses: what `x-amzn-ErrorType` ends with.
+    /// The part of the service that refuses, which is the end of `x-amzn-ErrorType`.
     fn origin(&self) -> &'static str {
         match (self.code, self.reason) {
             ("ValidationException", None) => "com.amazon.coral.validate",

@@ -3,11 +3,11 @@
 //! ```text
 //! volumes/vol-1.raw           an ordinary file, sparse or not, that anyone may write
 //! volumes/vol-1.json          which snapshot was taken of it last
-//! snapshots/snap-A.json       what EC2 tells of it
+//! snapshots/snap-A.json       what EC2 reports of it
 //! snapshots/snap-A.map        the blocks it holds: index, which snapshot wrote it, SHA-256
 //! snapshots/snap-A.raw        the blocks that it wrote itself, each at its offset, sparse
 //! ```
-//! A snapshot is a complete view; what it did not write itself it shares with the snapshot that did. Two snapshots differ
+//! A snapshot is a complete view; blocks that it did not write itself are those of the snapshot that did. Two snapshots differ
 //! in a block when different snapshots wrote it: the comparison is by writing, as AWS's is, and not by content.
 
 use std::collections::BTreeMap;
@@ -56,13 +56,13 @@ impl StoredSnapshot {
         })
     }
 
-    /// Its blocks, to be looked at while others use the store.
+    /// Its blocks, to be read without the lock of the store.
     pub(super) fn view(&self) -> View {
         View::new(self.record.synthetic.clone(), Arc::clone(&self.blocks))
     }
 }
 
-/// What the folder keeps of a volume.
+/// The state of a volume in the folder.
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default)]
 pub(super) struct VolumeRecord {
@@ -85,7 +85,7 @@ pub(super) struct Making<'a> {
     pub(super) settles: SystemTime,
     /// When EC2 knows it.
     pub(super) shown: SystemTime,
-    /// Why it fails; nothing when it does not.
+    /// Why it fails; empty if it does not.
     pub(super) error: &'a str,
 }
 
@@ -161,7 +161,7 @@ impl EmulatorStore {
         self.folder.join("volumes").join(format!("{id}.{ending}"))
     }
 
-    /// What is kept of a volume.
+    /// The stored state of a volume.
     pub(super) fn volume_record(&self, volume: &str) -> VolumeRecord {
         let kept = fs::read(self.volume_path(volume, "json")).ok();
         kept.and_then(|bytes| serde_json::from_slice(&bytes).ok())
@@ -175,7 +175,7 @@ impl EmulatorStore {
         )
     }
 
-    /// Changes what EC2 tells of a volume: the instance that it is attached to, its tags.
+    /// Changes EC2's description of a volume: the instance that it is attached to, its tags.
     pub(super) fn set_volume(&self, volume: &str, name: &str, value: &str) -> Result<(), String> {
         let failed = |error: io::Error| error.to_string();
         let volumes = self.volumes().map_err(failed)?;
@@ -193,7 +193,7 @@ impl EmulatorStore {
         self.save_volume(volume, &record).map_err(failed)
     }
 
-    /// Takes a volume as it stands.
+    /// Takes a snapshot of a volume's present state.
     pub(super) fn create(&mut self, making: Making<'_>) -> io::Result<SnapshotRecord> {
         let Making { volume, now, .. } = making;
         let file = File::open(self.volume_path(volume, "raw"))?;
@@ -306,7 +306,7 @@ impl EmulatorStore {
             seed,
             steps: Vec::new(),
         });
-        // Not kept in the folder: whoever starts the emulator names it again.
+        // Not kept in the folder: each start of the emulator names it again.
         self.snapshots.insert(
             record.id.clone(),
             StoredSnapshot::new(record, BTreeMap::new()),
@@ -346,7 +346,7 @@ impl EmulatorStore {
         Ok(())
     }
 
-    /// A new record with everything at its plainest.
+    /// A new record with defaults.
     pub(super) fn record(&mut self, now: SystemTime) -> SnapshotRecord {
         let number = self.next_number;
         self.next_number += 1;

@@ -1,4 +1,4 @@
-//! What can be set while the emulator runs: latency, rate limits, faults, lifetimes, permissions.
+//! The settings that can change while the emulator runs: latency, rate limits, faults, lifetimes, permissions.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -61,7 +61,7 @@ pub(super) struct Switches {
     pub(super) short_page: f64,
     /// The most blocks in a page, whatever is asked for; 0: as many as are asked for.
     pub(super) page_blocks: usize,
-    /// How many blocks of a volume one ListChangedBlocks looks at; 0: as many as it takes to fill the page.
+    /// How many blocks of a volume one ListChangedBlocks scans; 0: as many as fill the page.
     pub(super) scan_blocks: u32,
     /// Explicit nulls, and a field that no document knows.
     pub(super) nulls: f64,
@@ -87,11 +87,11 @@ pub(super) struct Switches {
     pub(super) cycle: f64,
     /// A last page without VolumeSize, BlockSize and ExpiryTime.
     pub(super) bare_last_page: f64,
-    /// A page that skips as many blocks as it should have brought.
+    /// A page that skips as many blocks as it should list.
     pub(super) drop_page: f64,
     /// The same for the page that is asked for from this block.
     pub(super) drop_at: Option<u32>,
-    /// A page that brings blocks from before where it was asked to begin.
+    /// A page with blocks from before its requested start.
     pub(super) double_page: f64,
     /// This block of every snapshot is stored wrong.
     pub(super) rotten_block: Option<u32>,
@@ -227,7 +227,7 @@ const EBS_ACTIONS: [&str; 6] = [
     "CompleteSnapshot",
 ];
 
-/// Refuses values of the right type that would do nothing or lead beyond all clocks.
+/// Refuses values of the right type that would have no effect or exceed what clocks can show.
 fn check(name: &str, value: &serde_json::Value) -> Result<(), String> {
     let number = value.as_u64().unwrap_or(0);
     if name.ends_with("_s") && number > CENTURY_S
@@ -257,7 +257,7 @@ fn check(name: &str, value: &serde_json::Value) -> Result<(), String> {
 }
 
 /// Whether a fault of this probability happens now.
-pub(super) fn strikes(probability: f64) -> bool {
+pub(super) fn happens(probability: f64) -> bool {
     probability > 0.0 && fastrand::f64() < probability
 }
 

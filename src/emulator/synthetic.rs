@@ -13,11 +13,11 @@ use super::BLOCK;
 
 const PATTERNS: usize = 16;
 const TAIL: usize = 64;
-/// The bit of a seed that makes each pattern one page, again and again: what a zstd makes small.
+/// The bit of a seed that makes each pattern one repeated page, which zstd compresses well.
 pub const REPETITIVE: u64 = 1 << 63;
 const PAGE: usize = 4096;
 
-/// Of the blocks that a step changes one in so many is freed.
+/// One of this many blocks that a step changes is freed.
 const FREED_ONE_IN: u64 = 8;
 
 /// A computed volume: how large it is and which blocks it holds.
@@ -71,7 +71,7 @@ fn patterns() -> &'static [Pattern] {
 }
 
 impl SyntheticVolume {
-    /// The last step that changed the block, and what decides what it did.
+    /// The last step that changed the block, and the hash that chooses its effect.
     fn last_change(&self, index: u32) -> Option<(usize, u64)> {
         let changes = self.steps.iter().enumerate().rev();
         changes
@@ -94,7 +94,7 @@ impl SyntheticVolume {
         step(self) != step(other) && (self.is_held(index) || other.is_held(index))
     }
 
-    /// What tells the bytes of a block from those of others.
+    /// The seed that makes the bytes of a block differ from those of others.
     pub(super) fn seed_of(&self, index: u32) -> u64 {
         let step = self
             .last_change(index)
@@ -139,7 +139,7 @@ pub(super) fn read(seed: u64, index: u32) -> (Bytes, [u8; 32]) {
     (bytes.freeze(), digest.into())
 }
 
-/// SplitMix64: neighbours in, nothing alike out.
+/// SplitMix64: neighbouring inputs give unrelated outputs.
 fn mix(n: u64) -> u64 {
     let n = n.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -18,7 +18,7 @@ const NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
 type TlsFailure = Box<dyn std::error::Error + Send + Sync>;
 
-/// What accepts connections, and the file with the authority to trust, in `folder`.
+/// The acceptor of connections, and the file with the authority to trust, in `folder`.
 ///
 /// # Errors
 /// `Io` when the file cannot be written.

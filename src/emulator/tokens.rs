@@ -1,4 +1,4 @@
-//! Block and page tokens: opaque, URL-safe, about 95 characters, sealed with a key that dies with the emulator.
+//! Block and page tokens: opaque, URL-safe, about 95 characters, sealed with a key that lives as long as the emulator.
 //!
 //! A token says when it was made and until when it is good, and carries a MAC over that and what it is bound to, so that
 //! the emulator need not remember the tokens that it gave out.
@@ -20,7 +20,7 @@ const MAC: usize = 32;
 /// Bytes that say what a token is for: captured tokens begin with `AlMB`, `AlMC` and `AlMD`.
 const KIND: usize = 3;
 
-/// What a token is for.
+/// The kind of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TokenKind {
     Block,
@@ -46,7 +46,7 @@ pub(super) struct Sealer {
     key: [u8; 32],
 }
 
-/// Why a token is not good.
+/// Why a token is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Bad {
     /// Not made by this emulator, or for something else.

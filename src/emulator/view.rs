@@ -1,4 +1,4 @@
-//! The blocks of a snapshot, to be listed while others use the store.
+//! The blocks of a snapshot, to be listed without the lock of the store.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

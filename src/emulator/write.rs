@@ -343,11 +343,11 @@ impl Emulator {
         // A wrong count or checksum is accepted, and fails later.
         (record.state, record.state_message) = if count != put.len() as u64 {
             let message = format!(
-                "Changed blocks count mismatch: {count} told, {} put",
+                "Changed blocks count mismatch: {count} stated, {} put",
                 put.len()
             );
             ("error".into(), message)
-        } else if checksum[0].is_some_and(|told| told != linear) {
+        } else if checksum[0].is_some_and(|stated| stated != linear) {
             ("error".into(), "Checksum mismatch for snapshot".into())
         } else {
             ("completed".into(), String::new())

@@ -14,7 +14,7 @@ use crate::error::{Error, Kind, Result};
 /// write, not a link. `None` where there is none, or, with a warning, where it is not ours.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn open_ours(path: &Path, write: bool) -> Result<Option<File>> {
     match open_own(path, write)? {
         OwnFile::Read(file) => Ok(Some(file)),
@@ -33,7 +33,7 @@ pub enum OwnFile<T> {
     Read(T),
     /// There is none.
     Absent,
-    /// It can be another user's, and is not read: why.
+    /// It may be another user's, and is not read: why.
     Foreign(&'static str),
 }
 
@@ -67,7 +67,7 @@ fn open_own(path: &Path, write: bool) -> Result<OwnFile<File>> {
 /// link is removed, never written to.
 ///
 /// # Errors
-/// What the system says, also when the old file cannot be removed.
+/// The system's error, also when the old file cannot be removed.
 pub fn create_ours(path: &Path) -> Result<File> {
     remove_if_there(path)?;
     OpenOptions::new()
@@ -110,7 +110,7 @@ pub fn open_lock(path: &Path) -> io::Result<File> {
 /// Reads a whole state file of ours; none where [`open_ours`] opens none.
 ///
 /// # Errors
-/// `Corrupt` beyond [`STATE_LIMIT`]; what the system says.
+/// `Corrupt` beyond [`STATE_LIMIT`]; the system's error.
 pub fn read_ours(path: &Path) -> Result<Option<Vec<u8>>> {
     let file = open_ours(path, false)?;
     file.map(|file| read_whole(path, file)).transpose()

@@ -20,7 +20,7 @@ const COPY_BY_HAND: usize = 1 << 20;
 /// Fills `bytes` from `offset` on; what lies beyond the end of the file becomes zero.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn read_padded(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
     let mut rest = bytes;
     let mut at = offset;
@@ -39,10 +39,10 @@ pub fn read_padded(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()>
     Ok(())
 }
 
-/// The first bytes at or after `at` that the file holds. Where the filesystem cannot tell holes, all up to the end.
+/// The first bytes at or after `at` that the file holds. Where the filesystem does not report holes, all up to the end.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn data_after(file: &File, at: u64) -> io::Result<Option<Range<u64>>> {
     let len = file.metadata()?.len();
     if at >= len {
@@ -71,7 +71,7 @@ pub fn data_after(file: &File, at: u64) -> io::Result<Option<Range<u64>>> {
 /// end, are left out: there `to` must read as zeroes. `check` is called every 16 MiB; its error ends the copy.
 ///
 /// # Errors
-/// What the system says, of the file that it says it of as far as that is known; what `check` says.
+/// The system's error, with the file that it is about as far as that is known; the error of `check`.
 pub fn copy_data(
     from: &File,
     from_path: &Path,
@@ -127,7 +127,7 @@ fn copy_by_hand(from: &File, to: &File, at: u64, len: usize) -> io::Result<u64> 
 /// Makes a range a hole; false where the filesystem cannot.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn punch(file: &File, start: u64, len: u64) -> io::Result<bool> {
     let number = |value: u64| i64::try_from(value).map_err(io::Error::other);
     let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;

@@ -1,4 +1,4 @@
-//! A line for each failure that a reader met, but not one for each read that met it.
+//! One log line for each failure that readers got, not one for each read that failed.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

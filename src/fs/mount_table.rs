@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_are_none_are_left_out() {
+    fn malformed_lines_are_left_out() {
         for text in [
             "",
             "x",

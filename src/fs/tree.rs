@@ -374,7 +374,7 @@ impl Tree {
         }
         let (snapshot, source) = self.catalog.open(&entry.id).await?;
         {
-            // A description never gives way to an empty one.
+            // An empty description never replaces another one.
             let mut description = entry.description.lock();
             if snapshot.state.is_some() || description.state.is_none() {
                 *description = Arc::new(snapshot);

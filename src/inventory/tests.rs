@@ -159,7 +159,7 @@ async fn parts_are_asked_once_and_put_in_order() {
 }
 
 #[tokio::test]
-async fn a_part_that_is_denied_or_absent_is_left_out_and_named() {
+async fn a_denied_or_absent_part_is_left_out_and_named() {
     for (call, part, action) in [
         ("hardware", "hardware", "ec2:DescribeInstanceTypes"),
         ("disk_details", "disks", "ec2:DescribeVolumes"),

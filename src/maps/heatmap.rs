@@ -24,7 +24,7 @@ const EMPTY: &str = "#edf0f2";
 const ONLY_ZEROED: &str = "#f3cfa6";
 const ZEROED: &str = "#d9822b";
 const MARK: u32 = 5;
-/// Up to this share of a cell, this colour: one hue from light to dark, which prints and is told apart without colours.
+/// Colours by the share of a cell: one hue from light to dark, which stays distinct in print and without colour vision.
 const SHADES: [(f64, &str, &str); 5] = [
     (0.01, "#c9dff2", "up to 1 %"),
     (0.10, "#8dbde3", "up to 10 %"),
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn each_cell_says_what_became_of_it_and_shades_by_how_much() {
+    fn each_cell_shows_its_state_and_is_shaded_by_its_share() {
         let svg = changes().heatmap("a to <b>");
         assert!(svg.contains("<title>a to &lt;b&gt;</title>"), "{svg}");
         assert!(

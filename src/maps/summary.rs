@@ -1,11 +1,11 @@
-//! What a delta comes to: blocks, bytes, requests, dollars.
+//! The totals of a delta: blocks, bytes, requests, dollars.
 
 use serde::Serialize;
 
 use crate::block::{BLOCK_SIZE, BlockIndex, Delta, Extent, Geometry};
 use crate::cost;
 
-/// Blocks that one ListChangedBlocks tells.
+/// Blocks that one ListChangedBlocks reports.
 const BLOCKS_A_LISTING: u64 = 10_000;
 /// The totals of a delta.
 #[derive(Clone, Copy, Debug)]
@@ -20,7 +20,7 @@ pub struct Totals {
     pub share: f64,
     base: u64,
     head: u64,
-    /// Blocks that the listing tells: what a volume has grown by is not listed.
+    /// Blocks that the listing reports: the blocks that a volume has grown by are not listed.
     listed: u64,
 }
 

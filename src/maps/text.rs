@@ -48,7 +48,7 @@ pub struct Text {
 }
 
 impl Text {
-    /// Goes through the map once, to know how long the text is.
+    /// Scans the map once, to measure the length of the text.
     pub fn new(map: Map, format: Format) -> Self {
         let head = map.head(format);
         let mut at = head.len() as u64;
@@ -87,7 +87,7 @@ impl Text {
         let start = offset.min(size);
         let len = len.min(usize::try_from(size - start).unwrap_or(len));
         let mut text = Vec::with_capacity(len + 4096);
-        // The step that `start` lies in; before the first one there is the head.
+        // The step that contains `start`; the head comes before the first step.
         let step = self.steps.partition_point(|(at, _)| *at <= start);
         let (mut begin, mut records) = (0, None);
         match step.checked_sub(1).and_then(|step| self.steps.get(step)) {
@@ -136,7 +136,7 @@ impl Map {
     /// Writes the map.
     ///
     /// # Errors
-    /// What `out` says.
+    /// The error of `out`.
     pub fn write(&self, format: Format, out: &mut dyn Write) -> io::Result<()> {
         out.write_all(&self.head(format))?;
         let mut record = Vec::new();
@@ -205,7 +205,7 @@ impl Map {
         )
     }
 
-    /// Appends what the format says of a run.
+    /// Appends the format's record of a run.
     fn record(&self, format: Format, run: &Run, out: &mut Vec<u8>) {
         let Run {
             block, offset, len, ..
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_an_array_that_says_of_each_byte_what_it_is() {
+    fn json_is_an_array_that_covers_every_byte() {
         let json: Vec<serde_json::Value> =
             serde_json::from_str(&text(&changes(), Format::Json)).unwrap();
         let of = |at: usize| {
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn csv_names_runs_and_what_became_of_them() {
+    fn csv_names_runs_and_their_states() {
         assert_eq!(
             text(&changes(), Format::Csv),
             "block,offset,length,state\n\
@@ -355,7 +355,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(30))]
         #[test]
-        fn a_text_read_from_anywhere_is_what_is_written(
+        fn a_text_reads_the_same_from_any_offset(
             blocks in prop::collection::vec((0u32..40_000, any::<bool>()), 0..4000),
             places in prop::collection::vec((0usize..1050, 0usize..300_000), 12),
         ) {

@@ -41,21 +41,21 @@ impl Reader {
             waits: self.waits,
             at: self.now,
         };
-        let wish = self.readahead.observe(read, is_hole);
-        wish.map_or(Vec::new(), |wish| {
-            wish.blocks.iter().map(|block| block.0).collect()
+        let request = self.readahead.observe(read, is_hole);
+        request.map_or(Vec::new(), |request| {
+            request.blocks.iter().map(|block| block.0).collect()
         })
     }
 
     /// Reads blocks in sequence.
     fn scan(&mut self, blocks: impl IntoIterator<Item = u64>) -> Vec<u32> {
-        let mut wished = Vec::new();
+        let mut requested = Vec::new();
         for block in blocks {
             for part in 0..4 {
-                wished.extend(self.read(block * BLOCK + part * READ as u64, READ));
+                requested.extend(self.read(block * BLOCK + part * READ as u64, READ));
             }
         }
-        wished
+        requested
     }
 }
 
@@ -69,22 +69,22 @@ fn one_read_of_a_mebibyte_wants_nothing_ahead() {
 #[test]
 fn a_sequential_scan_wants_each_block_once_up_to_the_end() {
     let mut reader = Reader::new(1000, 64);
-    let wished = reader.scan(0..1000);
-    assert!(wished[0] <= 4, "starts at {}", wished[0]);
-    let expected: Vec<_> = (wished[0]..1000).collect();
-    assert_eq!(wished, expected);
+    let requested = reader.scan(0..1000);
+    assert!(requested[0] <= 4, "starts at {}", requested[0]);
+    let expected: Vec<_> = (requested[0]..1000).collect();
+    assert_eq!(requested, expected);
 }
 
 #[test]
 fn a_backward_scan_wants_each_block_once_down_to_the_first() {
     let mut reader = Reader::new(1000, 64);
-    let mut wished = Vec::new();
+    let mut requested = Vec::new();
     for part in (0..4000).rev() {
-        wished.extend(reader.read(part * READ as u64, READ));
+        requested.extend(reader.read(part * READ as u64, READ));
     }
-    assert!(wished[0] >= 995, "starts at {}", wished[0]);
-    let expected: Vec<_> = (0..=wished[0]).rev().collect();
-    assert_eq!(wished, expected);
+    assert!(requested[0] >= 995, "starts at {}", requested[0]);
+    let expected: Vec<_> = (0..=requested[0]).rev().collect();
+    assert_eq!(requested, expected);
 }
 
 #[test]
@@ -103,14 +103,14 @@ fn equal_steps_are_a_stride_in_both_directions() {
             if backward {
                 steps.reverse();
             }
-            let mut wished = Vec::new();
+            let mut requested = Vec::new();
             for offset in &steps {
                 for part in (0..record).step_by(READ) {
-                    wished.extend(reader.read(offset + part as u64, record.min(READ)));
+                    requested.extend(reader.read(offset + part as u64, record.min(READ)));
                 }
             }
-            assert!(wished.len() > 80, "{} wished", wished.len());
-            let first = wished[0];
+            assert!(requested.len() > 80, "{} requested", requested.len());
+            let first = requested[0];
             let on_the_way = |block: &u32| {
                 u64::from(*block) % (step / BLOCK).max(1) == 0
                     && if backward {
@@ -119,11 +119,14 @@ fn equal_steps_are_a_stride_in_both_directions() {
                         *block >= first
                     }
             };
-            assert!(wished.iter().all(on_the_way), "only what a stride touches");
-            let mut each = wished.clone();
+            assert!(
+                requested.iter().all(on_the_way),
+                "only what a stride touches"
+            );
+            let mut each = requested.clone();
             each.sort_unstable();
             each.dedup();
-            assert_eq!(each.len(), wished.len(), "each once");
+            assert_eq!(each.len(), requested.len(), "each once");
         }
     }
 }
@@ -147,7 +150,7 @@ fn random_reads_want_nothing() {
 fn the_window_doubles_while_the_reader_waits_and_stays_when_it_does_not() {
     let mut reader = Reader::new(10_000, 128);
     reader.scan(0..8);
-    let ahead = |reader: &Reader| reader.readahead.streams[0].ahead.wished.len();
+    let ahead = |reader: &Reader| reader.readahead.streams[0].ahead.requested.len();
     let first = ahead(&reader);
     assert!(first <= 2 * FIRST_WINDOW + 4, "{first}");
     reader.waits = false;
@@ -169,23 +172,26 @@ fn the_window_is_halved_when_blocks_were_evicted_unread() {
     reader.scan(300..301);
     assert_eq!(window(&reader), 128, "a pause is no eviction");
     reader.waits = true;
-    let wished = reader.scan(301..302);
+    let requested = reader.scan(301..302);
     assert_eq!(window(&reader), 64);
-    assert_eq!(wished[..2], [302, 303], "they are wished for again");
+    assert_eq!(requested[..2], [302, 303], "they are requested again");
 }
 
 #[test]
 fn holes_are_skipped_without_counting() {
     let mut reader = Reader::new(100_000, 64);
     let is_hole = |block: BlockIndex| block.0 >= 16 && !block.0.is_multiple_of(50);
-    let mut wished = Vec::new();
+    let mut requested = Vec::new();
     for part in 0..64 {
-        wished.extend(reader.read_around(part * READ as u64, READ, is_hole));
+        requested.extend(reader.read_around(part * READ as u64, READ, is_hole));
     }
     let held: Vec<_> = (0..100_000).filter(|n| !is_hole(BlockIndex(*n))).collect();
-    let start = held.iter().position(|block| *block == wished[0]).unwrap();
-    assert_eq!(wished, held[start..start + wished.len()]);
-    assert!(wished.len() > 20, "{} wished", wished.len());
+    let start = held
+        .iter()
+        .position(|block| *block == requested[0])
+        .unwrap();
+    assert_eq!(requested, held[start..start + requested.len()]);
+    assert!(requested.len() > 20, "{} requested", requested.len());
     // A reader that skips the holes stays in its stream.
     let next = u64::from(*held.iter().find(|block| **block >= 16).unwrap());
     assert!(!reader.read_around(next * BLOCK, READ, is_hole).is_empty());
@@ -205,7 +211,7 @@ fn a_long_hole_is_looked_at_once() {
 }
 
 #[test]
-fn what_was_not_taken_of_a_wish_is_wished_for_again() {
+fn blocks_not_taken_are_requested_again() {
     let mut reader = Reader::new(1000, 64);
     let mut taken = Vec::new();
     for part in 0..4000 {
@@ -216,9 +222,9 @@ fn what_was_not_taken_of_a_wish_is_wished_for_again() {
             waits: true,
             at: reader.now,
         };
-        if let Some(wish) = reader.readahead.observe(read, |_| false) {
-            taken.push(wish.blocks[0].0);
-            reader.readahead.was_taken(&wish, 1);
+        if let Some(request) = reader.readahead.observe(read, |_| false) {
+            taken.push(request.blocks[0].0);
+            reader.readahead.was_taken(&request, 1);
         }
     }
     let expected: Vec<_> = (taken[0]..1000).collect();
@@ -228,13 +234,13 @@ fn what_was_not_taken_of_a_wish_is_wished_for_again() {
 #[test]
 fn reads_out_of_order_within_a_mebibyte_are_one_stream() {
     let mut reader = Reader::new(1000, 64);
-    let mut wished = 0;
+    let mut requested = 0;
     for eight in 0..40u64 {
         for part in [3, 0, 7, 1, 6, 5, 2, 4] {
-            wished += reader.read((eight * 8 + part) * READ as u64, READ).len();
+            requested += reader.read((eight * 8 + part) * READ as u64, READ).len();
         }
     }
-    assert!(wished > 64, "{wished}");
+    assert!(requested > 64, "{requested}");
     assert_eq!(reader.readahead.streams.len(), 1);
 }
 
@@ -253,28 +259,28 @@ fn streams_of_one_image_and_of_several_share_the_budget() {
         &one.readahead.streams[1],
         &two.readahead.streams[0],
     ] {
-        assert_eq!(ahead.ahead.wished.len(), 20);
+        assert_eq!(ahead.ahead.requested.len(), 20);
     }
     // Those that ended leave their part.
     two.now += 2 * ACTIVE;
     two.scan(400..600);
-    assert_eq!(two.readahead.streams[0].ahead.wished.len(), 60);
+    assert_eq!(two.readahead.streams[0].ahead.requested.len(), 60);
 }
 
 #[test]
 fn random_reads_do_not_end_a_stream() {
     let mut reader = Reader::new(100_000, 64);
     let mut at = 12_345u64;
-    let mut wished = reader.scan(0..5).len();
+    let mut requested = reader.scan(0..5).len();
     for block in 5..200 {
-        wished += reader.scan([block]).len();
+        requested += reader.scan([block]).len();
         for _ in 0..20 {
             at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let random = 1000 + (at >> 16) % 99_000;
             assert_eq!(reader.read(random * BLOCK, 4096), [0u32; 0]);
         }
     }
-    assert!(wished > 190, "{wished}");
+    assert!(requested > 190, "{requested}");
 }
 
 #[test]

@@ -38,7 +38,7 @@ const REPOSITORY: &str = "ebsfs-repository.json";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct RepositoryHeader {
     format: u32,
-    /// Tells it from every other one, wherever it is copied to.
+    /// The repository's unique id; a copy keeps it.
     id: String,
     encryption: String,
 }
@@ -79,7 +79,7 @@ impl RepositoryCatalog {
         match store.get(REPOSITORY).await {
             Err(error) if error.kind() == Kind::NotFound => {}
             Err(error) => return Err(error),
-            // A folder without renames to free names has such a file when an init was killed there.
+            // A killed init leaves such a file where the filesystem cannot rename without replacing.
             Ok(header) if header.is_empty() => {}
             Ok(_) => return already(),
         }
@@ -182,7 +182,7 @@ impl RepositoryCatalog {
         }
     }
 
-    /// What tells it from every other repository.
+    /// Its unique id.
     pub fn id(&self) -> &str {
         &self.id
     }
@@ -259,7 +259,7 @@ impl RepositoryCatalog {
         Ok(Some(manifest))
     }
 
-    /// What `take` makes of the manifests of these names, in their order. Manifests that were removed
+    /// The results of `take` for the manifests of these names, in their order. Manifests that were removed
     /// after the listing are left out; one that is still listed but absent is `NotFound`.
     ///
     /// # Errors
@@ -384,7 +384,7 @@ impl RepositoryCatalog {
                 });
             }
             let [old, new] = &segments[..] else { continue };
-            // Of a damaged segment nothing is known: all that the other one may differ in is written or zeroed.
+            // The content of a damaged segment is unknown: every block in which the other one may differ is written or zeroed.
             let (old, new) = match (old, new) {
                 (Some(old), Some(new)) => (old, new),
                 (_, new) => {
@@ -405,7 +405,7 @@ impl RepositoryCatalog {
                 }
             }
         }
-        // Of what was lost in the old one nothing is known, so that it is never left alone.
+        // The content of blocks lost in the old one is unknown, so they are always written or zeroed.
         let end = BlockIndex(new.geometry().block_count());
         for index in old
             .damaged()

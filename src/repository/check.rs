@@ -1,7 +1,7 @@
-//! `check`: whether everything that the manifests lead to is there and is what its name says, and which snapshots suffer if not.
+//! `check`: whether every object that the manifests lead to exists and matches its name, and which snapshots are damaged if not.
 //!
-//! Manifests and segments are read whole. Of packs a check without data asks whether they are there and long enough; a check with
-//! data reads all of them, or a part of them by their names. What it found is kept in the repository as [`LastCheck`]: damage
+//! Manifests and segments are read whole. Without data, a check only asks whether packs exist and are long enough; a check with
+//! data reads all of them, or a part of them by their names. The result is kept in the repository as [`LastCheck`]: damage
 //! in the bytes of a pack stays on record until that pack is read again or no snapshot needs it.
 
 mod data;
@@ -26,7 +26,7 @@ use crate::progress::Progress;
 pub(super) use data::{Row, row};
 pub use last::LastCheck;
 
-/// Says of damage which check has found it.
+/// Words that name the check that found some damage.
 const KNOWN: &str = "found by the check of";
 
 /// Which packs a check reads.
@@ -50,7 +50,7 @@ impl std::fmt::Display for ReadData {
     }
 }
 
-/// What is damaged, and what suffers.
+/// A damaged object, and the snapshots that need it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Damage {
     /// The object.
@@ -96,17 +96,17 @@ pub struct RepositoryCheck {
     pub(super) suspects: Suspects,
 }
 
-/// What a repair must not believe.
+/// Objects that a repair must not trust.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Suspects {
     /// Packs that are missing, cut short or damaged.
     pub(super) packs: HashSet<Name>,
-    /// Sound packs, and what segments wrongly say of them.
+    /// Sound packs, and the wrong entries of segments about them.
     pub(super) lacks: HashMap<Name, HashSet<Row>>,
 }
 
-/// So much of a name, or of a block's digest, tells it from others: two of 2^21 packs are taken for one once in eight million repositories, and what
-/// that leads to is an object kept for nothing.
+/// The prefix of a name, or of a block's digest, that identifies it: two of 2^21 packs share one in one of eight million
+/// repositories, and then an unneeded object is kept.
 pub(super) fn short(name: &Name) -> u64 {
     name.first_chunk()
         .map_or(0, |first| u64::from_le_bytes(*first))
@@ -127,10 +127,10 @@ pub(super) fn is_damage(error: &Error) -> bool {
     matches!(error.kind(), Kind::Corrupt | Kind::NotFound | Kind::Invalid)
 }
 
-/// What is damaged by the name of its object: what is wrong, whether only its bytes show it, and who suffers.
+/// Damaged objects by name: the damage, whether only its bytes show it, and the snapshots that need it.
 type Damages = BTreeMap<String, (String, bool, BTreeSet<String>)>;
 
-/// A check on its way.
+/// A running check.
 struct Check<'a> {
     store: &'a Store,
     progress: &'a Progress,
@@ -154,7 +154,7 @@ struct Doubt {
 /// shows the phases.
 ///
 /// # Errors
-/// Why the repository cannot be looked at; `Corrupt` when the listing of packs lacks some that are there. Damage is no error.
+/// Why the repository cannot be read; `Corrupt` when the listing of packs lacks some that are there. Damage is no error.
 pub async fn check(
     catalog: &RepositoryCatalog,
     read: ReadData,
@@ -278,7 +278,7 @@ impl Check<'_> {
         let names: Vec<String> = names.map(|manifest| manifest.name().to_string()).collect();
         let damage = self.damages.entry(object);
         let damage = damage.or_insert_with(|| (what.to_owned(), in_data, BTreeSet::new()));
-        // That an object is not there at all says more than what was found in it before.
+        // A missing object replaces what was found in it before.
         if damage.1 && !in_data {
             (damage.0, damage.1) = (what.to_owned(), false);
         }
@@ -286,7 +286,7 @@ impl Check<'_> {
         self.suffering.extend(manifests);
     }
 
-    /// Drops the damage of manifests that were removed or replaced while this check was on its way: a prune may delete what they
+    /// Drops the damage of manifests that were removed or replaced while this check ran: a prune may delete what they
     /// lead to.
     async fn without_removed(&mut self, catalog: &RepositoryCatalog) -> Result<()> {
         let mut removed = BTreeSet::new();
@@ -331,8 +331,8 @@ impl Check<'_> {
         Ok(sizes)
     }
 
-    /// Reads every segment; the packs that they lead to, and those of them that are in doubt by their listed sizes. Damage that
-    /// the last check has found in data is taken over where this one does not read it.
+    /// Reads every segment; the packs that they lead to, and those of them that are in doubt by their listed sizes. Damage in
+    /// data that the last check found is kept where this one does not read the data.
     async fn segments(
         &mut self,
         sizes: &BTreeMap<u64, u64>,
@@ -398,7 +398,7 @@ impl Check<'_> {
         Ok((used, doubts))
     }
 
-    /// Compares what manifests say of their blocks with what their segments hold.
+    /// Compares the counts of manifests with the blocks of their segments.
     fn counts(&mut self, counts: &HashMap<Name, u64>) {
         let mut wrong = Vec::new();
         for (number, manifest) in self.manifests.iter().enumerate() {
@@ -421,7 +421,7 @@ impl Check<'_> {
         }
     }
 
-    /// Asks for the packs that the listing lacks by their names: a listing that lacks what is there is no proof of damage.
+    /// Asks for the packs that the listing lacks by their names: an incomplete listing is no proof of damage.
     async fn settle(&mut self, doubts: BTreeMap<Name, Doubt>) -> Result<()> {
         let asked = doubts.iter().take(MOST_HEADS);
         let asked: Vec<_> = asked.map(|(name, doubt)| (*name, doubt.end)).collect();

@@ -1,4 +1,4 @@
-//! The header of every pack, segment and manifest: what it is, how it is sealed, and the salt of the object.
+//! The header of every pack, segment and manifest: its kind, its sealing, and the salt of the object.
 //!
 //! Nothing is sealed in format 2. The header leaves room for it: the salt is different in each object and depends on what is in
 //! it, so that a key can be derived for each object, in which the position of a part is its nonce.
@@ -9,12 +9,12 @@ use super::pack::Name;
 
 /// Bytes of a header: magic (8), sealing (8, zeroes: not sealed), salt (16).
 pub(super) const HEADER: usize = 32;
-/// How an object is sealed that is not.
+/// The sealing of an object that is not sealed.
 const NOT_SEALED: [u8; 8] = [0; 8];
 
-/// Tells packs, segments and manifests of this format from everything else.
+/// The magic of packs, segments and manifests of this format.
 pub(super) type Magic = [u8; 8];
-/// Bytes that two objects, or two runs, do not share.
+/// Bytes that differ between any two objects, and any two runs.
 pub(super) type Salt = [u8; 16];
 
 /// What distinguishes the objects of a run from those of every other one, so that no two runs write an object of one name.

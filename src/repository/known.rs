@@ -1,5 +1,5 @@
-//! [`Known`]: what a run with `--dedup` need not send: blocks that the repository holds in any snapshot, and those that the
-//! run itself has written last.
+//! [`Known`]: the blocks that a run with `--dedup` does not send: those that the repository holds in any snapshot, and those
+//! that the run itself wrote last.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ const RECENT: NonZeroUsize = NonZeroUsize::new(1 << 17).unwrap();
 /// Packs of others whose numbers are remembered; one that is forgotten gets another number.
 const NUMBERED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
-/// What need not be sent.
+/// The blocks that are not sent again.
 #[derive(Debug)]
 pub(super) struct Known {
     index: Arc<Index>,
@@ -45,7 +45,7 @@ impl Known {
         }
     }
 
-    /// This run has written a block, and noted where.
+    /// Records where this run has written a block.
     pub(super) fn wrote(&self, digest: Digest, index: BlockIndex) {
         self.recent.lock().put(digest, index);
     }
@@ -84,7 +84,7 @@ impl Known {
     }
 }
 
-/// Whether a store has kept a pack: what is at hand can be sent instead.
+/// Whether a store still has a pack; if not, the caller sends the block that it has in memory.
 async fn is_there(store: &Store, pack: &Name, spot: Spot) -> Result<bool> {
     let name = object("packs", pack);
     match store.head(&name).await {

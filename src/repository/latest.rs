@@ -1,8 +1,8 @@
-//! Which manifests a listing must show: `latest/VOLUME` names the newest ones of each volume, `prune/manifests` those that the last
-//! prune kept. They reveal a store that leaves a page out in the middle of a listing.
+//! The manifests that a listing must show: `latest/VOLUME` names the newest ones of each volume, `prune/manifests` those that
+//! the last prune kept. They reveal a store that leaves a page out in the middle of a listing.
 //!
-//! Both are lists of names ([`lines`]). A writer that was paused can bring a name back that was taken out meanwhile. So `swept/NAME`
-//! says for [`SWEPT`] that a snapshot is gone for good: a list that names it is an old one.
+//! Both are lists of names ([`lines`]). A writer that was paused can add a name again that was removed meanwhile. So
+//! `swept/NAME` records for [`SWEPT`] that a snapshot was deleted permanently: a list that names it is an old one.
 
 use std::collections::BTreeSet;
 use std::pin::pin;
@@ -25,7 +25,7 @@ const READS: usize = 16;
 const TRIES: usize = 3;
 /// The newest names of a volume that are kept: the last prune has noted the others.
 const MOST_NAMES: usize = 256;
-/// How long `swept/` keeps a name. A person must decide about what a writer names that was paused for longer.
+/// How long `swept/` keeps a name. A writer that was paused for longer can name a deleted snapshot; then a person must decide.
 const SWEPT: Duration = Duration::from_hours(90 * 24);
 /// The content of `swept/NAME`: at first, and once the snapshot is copied again.
 const IS_SWEPT: &[u8] = b"swept\n";
@@ -39,7 +39,7 @@ fn swept(name: &ManifestName) -> String {
     format!("swept/{name}")
 }
 
-/// Whether a snapshot is gone for good, its tombstone too.
+/// Whether a snapshot and its tombstone were deleted permanently.
 pub(super) async fn is_swept(store: &Store, name: &ManifestName) -> Result<bool> {
     match store.get(&swept(name)).await {
         Err(error) if error.kind() == Kind::NotFound => Ok(false),
@@ -154,7 +154,7 @@ pub(super) async fn advance(store: &Store, name: &ManifestName) -> Result<()> {
     let object = object(&name.volume);
     for _ in 0..TRIES {
         let mut names = match read(store, &object).await {
-            // Written again: a prune finds what it named, if that is missing.
+            // Written again, so that a prune notices when a snapshot that it named is missing.
             Err(error) if error.kind() == Kind::Corrupt => Vec::new(),
             names => names?,
         };
@@ -170,13 +170,14 @@ pub(super) async fn advance(store: &Store, name: &ManifestName) -> Result<()> {
     Ok(())
 }
 
-/// Takes a snapshot out of the lists: its tombstone is being deleted, or a person has accepted that it is lost.
+/// Removes a snapshot from the lists: its tombstone is being deleted, or a person has accepted its loss.
 pub(super) async fn retreat(store: &Store, removed: &ManifestName) -> Result<()> {
     store.put(&swept(removed), &[IS_SWEPT.into()]).await?;
     take_out(store, removed).await
 }
 
-/// Takes the names of snapshots that were swept more than [`SWEPT`] ago out of the lists once more. Returns their objects in `swept/`.
+/// Removes the names of snapshots that were swept more than [`SWEPT`] ago from the lists again. Returns their objects in
+/// `swept/`.
 pub(super) async fn old_swept(store: &Store, now: SystemTime) -> Result<Vec<String>> {
     let mut old = Vec::new();
     let mut pages = pin!(store.pages("swept"));

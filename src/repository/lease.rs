@@ -1,9 +1,9 @@
-//! Leases: `runs/ID` says who writes or reads a repository, and is written again while they live. `prune` removes nothing that a
+//! Leases: `runs/ID` records a writer or reader of a repository, and is renewed while it lives. `prune` removes nothing that a
 //! living one may need. That saves work; safety does not rest on it: a run that missed its renewals for half of the lease notices
 //! that by CLOCK_BOOTTIME, and checks that all data of its manifest is there.
 //!
-//! Ages are the store's own times. How long this process was paused is CLOCK_BOOTTIME's answer, which goes on while a laptop
-//! sleeps or a virtual machine is suspended.
+//! Ages are the store's own times. The length of a pause of this process is measured by CLOCK_BOOTTIME, which advances while a
+//! laptop sleeps or a virtual machine is suspended.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,16 +19,16 @@ use super::listing::{self, Fence};
 use super::store::{Object, Store};
 use crate::error::{Error, Kind, Result};
 
-/// How long a lease holds that is not renewed.
+/// How long a lease holds without a renewal.
 pub const LEASE: Duration = Duration::from_hours(1);
-/// It is renewed so often within that time: three times before the half that a run may miss.
+/// Renewals within that time: three before the half that a run may miss.
 const RENEWALS: u32 = 6;
 /// Bytes of a record that are read.
 const MOST_BYTES: usize = 64 << 10;
 /// Sweeps that a record names, of 50 bytes each.
 const MOST_SWEEPS: usize = 1000;
 
-/// What its holder does.
+/// The work of its holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LeaseKind {
@@ -64,7 +64,7 @@ pub(super) struct LeaseRecord {
     lease_seconds: u64,
     /// When the store first wrote it, in seconds since 1970; none in the first record.
     started: Option<u64>,
-    /// The sweeps that name nothing of what it relies on: it has compared them.
+    /// The sweeps that name no object that it relies on: it has compared them.
     #[serde(default)]
     sweeps: Vec<String>,
     /// Whether it was once not renewed for half of its lease.
@@ -190,7 +190,7 @@ impl Lease {
         Ok(Self::hold(store, object, record, began))
     }
 
-    /// Goes on with the run of a record.
+    /// Continues with the run of a record.
     ///
     /// # Errors
     /// `NotFound` when there is no record, or it was ended or forgotten.
@@ -249,7 +249,7 @@ impl Lease {
         self.object.rsplit('/').next().unwrap_or_default()
     }
 
-    /// The sweeps that name nothing of what the run relies on.
+    /// The sweeps that name no object that the run relies on.
     pub(super) fn known_sweeps(&self) -> Vec<String> {
         self.state.record.lock().sweeps.clone()
     }
@@ -260,7 +260,7 @@ impl Lease {
         self.state.was_paused.load(Ordering::Relaxed)
     }
 
-    /// Ends it: its record goes, or says so where this user may not delete.
+    /// Ends it: deletes its record, or marks it as ended where this user may not delete.
     ///
     /// # Errors
     /// Why the store could not be reached.
@@ -343,7 +343,7 @@ impl RunOnRecord {
         let renewed = object.modified;
         match record {
             Some(record) => {
-                // A record says at most so long: nothing holds for ever.
+                // The length that a record states is limited, so that no lease holds for ever.
                 let lease = record.lease().min(24 * LEASE);
                 let started = record.started.map(|started| {
                     SystemTime::UNIX_EPOCH + Duration::from_secs(started.min(1 << 40))

@@ -1,4 +1,4 @@
-//! Lists of names as objects: one name a line, then the SHA-256 of these lines in hexadecimal. A part of one is never believed.
+//! Lists of names as objects: one name a line, then the SHA-256 of these lines in hexadecimal. A truncated list is never used.
 
 use sha2::{Digest as _, Sha256};
 
@@ -24,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_is_read_as_written_and_no_part_of_it_is_believed() {
+    fn a_list_is_read_as_written_and_a_truncated_one_is_refused() {
         for names in [&[][..], &["a"], &["a", "b"]] {
             let bytes = encode(names);
             assert_eq!(decode(&bytes).unwrap().collect::<Vec<_>>(), names);

@@ -2,7 +2,7 @@
 //! a listing without both is cut short, of another place, or no listing at all. Each prune puts a new pair of a random id first, so
 //! that a listing with that pair is newer than it.
 //!
-//! Objects that are not of a repository (folder markers, `.DS_Store`, `.nfs*`) are passed over.
+//! Objects that are not of a repository (folder markers, `.DS_Store`, `.nfs*`) are ignored.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -198,7 +198,7 @@ pub(super) struct Foreign {
     pub(super) named: Vec<String>,
 }
 
-/// What a complete listing had besides the repository's objects.
+/// The other objects of a complete listing.
 #[derive(Debug)]
 pub(super) struct Ends {
     /// Pairs of earlier prunes, where a pair of this one was asked for.
@@ -217,7 +217,7 @@ pub(super) struct FencedListing {
 /// Lists a folder, all at once; with `fence` the listing must have that very pair.
 ///
 /// # Errors
-/// `Corrupt` when the listing is not complete; else why it cannot be had.
+/// `Corrupt` when the listing is not complete; else why the store does not list.
 pub(super) async fn list(
     store: &Store,
     folder: &str,
@@ -232,10 +232,11 @@ pub(super) async fn list(
     Ok(FencedListing { objects, ends })
 }
 
-/// Lists a folder of any size page by page. What `take` was given is a complete listing only when this ends without an error.
+/// Lists a folder of any size page by page. The pages given to `take` are a complete listing only when this ends without an
+/// error.
 ///
 /// # Errors
-/// As for [`list`]; what `take` says.
+/// As for [`list`]; the error of `take`.
 pub(super) async fn for_each_page(
     store: &Store,
     folder: &str,

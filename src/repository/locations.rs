@@ -14,9 +14,9 @@ use crate::block::{BlockIndex, Digest};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::{create_ours, folder_of, open_ours, remove_if_there, with_ending};
 
-/// Bytes of a block: pack, offset, length, and their proof.
+/// Bytes of a block: pack, offset, length, and their checksum.
 const ENTRY: usize = 12 + PROOF;
-/// Bytes of a pack: its name and its proof.
+/// Bytes of a pack: its name and its checksum.
 const PACK: usize = 32 + PROOF;
 const PROOF: usize = 4;
 /// In place of a pack: the block is where the parent has it.
@@ -48,7 +48,7 @@ impl Locations {
     /// Those of a run whose files begin with `path`; empty ones where `is_new`.
     ///
     /// # Errors
-    /// `Corrupt` when there should be some and there are none that are ours; what the system says.
+    /// `Corrupt` when there should be some and there are none that are ours; the system's error.
     pub(super) fn open(path: &Path, is_new: bool) -> Result<Self> {
         let open = |path: PathBuf| -> Result<(PathBuf, File)> {
             let file = match is_new {
@@ -74,7 +74,7 @@ impl Locations {
             .try_for_each(|path| remove_if_there(path))
     }
 
-    /// Removes those of every run whose files begin with `stem` and go on in any way.
+    /// Removes those of every run whose files begin with `stem`.
     pub(super) fn remove_all(stem: &Path) -> Result<()> {
         let folder = folder_of(stem);
         let entries = match std::fs::read_dir(folder) {
@@ -129,7 +129,7 @@ impl Locations {
             .map_err(|error| Error::of_file(path, "cannot write", error))
     }
 
-    /// What was noted survives a crash.
+    /// Flushes: the locations noted so far survive a crash.
     pub(super) fn flush(&self) -> Result<()> {
         for (path, file) in [&self.spots, &self.packs] {
             file.sync_data()
@@ -138,7 +138,7 @@ impl Locations {
         Ok(())
     }
 
-    /// Where a block of this digest is; one that is done has its place.
+    /// Where a block of this digest is. Every block that is done has a location.
     ///
     /// # Errors
     /// `Corrupt` when it has none, or not this one.
@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_noted_is_read_and_what_was_not_or_is_damaged_is_an_error() {
+    fn locations_are_read_back_and_missing_or_damaged_ones_are_errors() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run");
         assert_eq!(

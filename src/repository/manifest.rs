@@ -1,4 +1,4 @@
-//! Manifests: what a snapshot is, and which segments say where its blocks are.
+//! Manifests: the root objects of snapshots, with descriptions and segments.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,7 +29,7 @@ const WITHDRAWN: &Magic = b"ebsfwdr2";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     pub(super) format: u32,
-    /// The run that brought it.
+    /// The run that wrote it.
     pub run: String,
     /// The snapshot's id; of an image one that is made of the run's.
     pub snapshot: SnapshotId,
@@ -41,7 +41,7 @@ pub struct Manifest {
     pub time: SystemTime,
     /// Bytes of the volume.
     pub volume_bytes: u64,
-    /// What only the changes were sent since.
+    /// The base: only the changes since it were sent.
     pub base: Option<SnapshotId>,
     /// The description and the tags that it has where it comes from.
     pub description: Option<String>,
@@ -126,7 +126,7 @@ impl Manifest {
         self.encode_as(MAGIC)
     }
 
-    /// What its run puts in its place when the data may be incomplete.
+    /// The object that its run writes over it when the data may be incomplete.
     pub(super) fn encode_withdrawn(&self) -> Vec<u8> {
         self.encode_as(WITHDRAWN)
     }
@@ -221,7 +221,7 @@ pub(super) fn parse_time(text: &str) -> Option<SystemTime> {
     humantime::parse_rfc3339(&time).ok()
 }
 
-/// What the name of a manifest tells: so much is known of all snapshots by one listing.
+/// The parts of a manifest's name, which one listing shows for all snapshots.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ManifestName {
     /// The instant whose bytes it holds, in whole milliseconds.
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_root_is_read_as_it_was_written_and_damage_is_told() {
+    fn a_manifest_is_read_as_it_was_written_and_damage_is_reported() {
         let manifest = manifest();
         let bytes = manifest.encode();
         assert_eq!(Manifest::decode(&bytes).unwrap(), manifest);

@@ -1,4 +1,4 @@
-//! How large packs are, and how many are sent at once: decided from the rate and the latency of the line.
+//! Chooses the size of packs and the number of concurrent uploads by the rate and the latency of the line.
 
 use std::time::Duration;
 
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn packs_are_what_an_upload_sends_in_ten_seconds_and_more_go_at_once_where_answers_take_long() {
+    fn packs_fit_ten_seconds_of_upload_and_high_latency_gets_more_at_once() {
         let ms = |latency| Some(Duration::from_millis(latency));
         const MIB: u64 = 1 << 20;
         for (upload_rate, latency, lanes, most_bytes) in [

@@ -8,9 +8,9 @@ use zstd::bulk::Compressor;
 use super::header::{self, HEADER, Magic, Salt};
 use crate::block::{BLOCK_SIZE, BlockIndex, Digest};
 
-/// The most blocks in a pack; one fewer where nothing of them can be saved, for the table has to fit too.
+/// The most blocks in a pack; one fewer of incompressible blocks, because the table must fit too.
 pub(super) const MOST_BLOCKS: usize = 64;
-/// The most bytes of a pack: every store takes so much in one PUT.
+/// The most bytes of a pack: every store takes that many in one PUT.
 pub(super) const MOST_BYTES: u64 = 32 << 20;
 /// zstd's own default: faster ones save a third of its time and lose a tenth of what it saves, on demo disks.
 const LEVEL: i32 = 3;
@@ -58,8 +58,8 @@ pub(super) struct Stored {
     is_zstd: bool,
 }
 
-/// Compresses one block after the other in the same memory, some 2 MB. Made anew for each it took a quarter of all CPU time of a
-/// sync, and left holes between the blocks on the heap that made the process half as large again.
+/// Compresses one block after the other in the same memory, some 2 MB. A new compressor for each block took a quarter of the
+/// CPU time of a sync, and left holes between the blocks on the heap that made the process half as large again.
 pub(super) struct Packer {
     compressor: Compressor<'static>,
     out: Vec<u8>,
@@ -67,7 +67,7 @@ pub(super) struct Packer {
 
 impl Packer {
     /// # Errors
-    /// What zstd says.
+    /// The error of zstd.
     pub(super) fn new() -> std::io::Result<Self> {
         Ok(Self {
             compressor: Compressor::new(LEVEL)?,
@@ -75,7 +75,7 @@ impl Packer {
         })
     }
 
-    /// A block as zstd if that saves at least an eighth: what does not, is read faster as it is.
+    /// Compresses a block if that saves at least an eighth: other blocks are read faster uncompressed.
     pub(super) fn pack(&mut self, block: Bytes) -> Stored {
         self.out.clear();
         match self.compressor.compress_to_buffer(&block, &mut self.out) {
@@ -92,7 +92,7 @@ impl Packer {
 }
 
 impl Stored {
-    /// What was read of a spot.
+    /// The stored bytes of a block.
     pub(super) fn read(bytes: Bytes, spot: Spot) -> Self {
         Self {
             bytes,
@@ -100,7 +100,7 @@ impl Stored {
         }
     }
 
-    /// The block's bytes, at most a whole block's; none when they are no such thing.
+    /// The block's bytes, at most a whole block's; none when they are not a stored block.
     pub(super) fn open(self) -> Option<Bytes> {
         if !self.is_zstd {
             return Some(self.bytes);
@@ -115,7 +115,7 @@ impl Stored {
 pub(super) struct Filling {
     blocks: Vec<(BlockIndex, Digest, Stored)>,
     bytes: u64,
-    /// Of its blocks, given back when it is gone.
+    /// The memory of its blocks, released when it is dropped.
     places: Vec<OwnedSemaphorePermit>,
 }
 
@@ -130,7 +130,7 @@ pub(super) struct Packed {
 }
 
 impl Filling {
-    /// Whether one more block may not fit into a pack of so many bytes.
+    /// Whether one more block may not fit into a pack of this many bytes.
     pub(super) fn is_full(&self, most_bytes: u64) -> bool {
         let table = (MOST_BLOCKS * ENTRY + 64) as u64;
         self.blocks.len() >= MOST_BLOCKS || self.bytes + table + u64::from(BLOCK_SIZE) > most_bytes
@@ -193,7 +193,7 @@ impl Filling {
     }
 }
 
-/// The name of a pack: its header, and what its table says of each block. Its blocks prove themselves by their SHA-256, so that
+/// The name of a pack: the digest of its header and its table. Each block is verified by its own SHA-256, so that
 /// not every byte is hashed twice.
 fn named(head: &[u8], table: &[u8]) -> Name {
     let hasher = Sha256::new().chain_update(head).chain_update(table);

@@ -11,7 +11,7 @@ use super::manifest::{ManifestName, manifest_object};
 use super::store::Store;
 use crate::error::{Error, Kind, Remedy, Result};
 
-/// What a pin says, for people.
+/// The content of a pin, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pin {
     /// When it was made, by the clock of the machine that made it.

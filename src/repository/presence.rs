@@ -1,5 +1,5 @@
 //! [`PackNeeds`]: whether the packs that a snapshot needs are there and long enough, by one listing, or by HEADs where they are few.
-//! A pack that a listing lacks is asked for by its name before it is called missing.
+//! A pack that a listing lacks gets a HEAD before it counts as missing.
 
 use std::collections::{BTreeMap, HashMap};
 use std::pin::pin;
@@ -15,14 +15,14 @@ use super::segments::{self, object};
 use super::store::Store;
 use crate::error::{Error, Kind, Remedy, Result};
 
-/// So many packs are asked for one by one: that is cheaper than a listing of the whole repository.
+/// Up to this many packs get one HEAD each: that is cheaper than a listing of the whole repository.
 const FEW: usize = 32;
-/// Packs that are asked for by name after a listing lacked them.
+/// The most HEADs for packs that a listing lacks.
 pub(super) const MOST_HEADS: usize = 1000;
-/// Packs asked for at once.
+/// Concurrent HEADs.
 const HEADS: usize = 16;
 
-/// What is wrong with a pack that is not whole.
+/// The fault of a pack that is not whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lack {
     Missing,
@@ -48,7 +48,7 @@ pub(super) fn ends(segment: &Segment) -> BTreeMap<Name, u64> {
     ends
 }
 
-/// Asks for packs by name: those that are not there, or shorter than what is needed of them.
+/// Sends a HEAD for each pack; returns those that are missing, or shorter than needed.
 pub(super) async fn lacking(
     store: &Store,
     packs: impl IntoIterator<Item = (Name, u64)>,
@@ -115,7 +115,7 @@ impl PackNeeds {
         self.prove_unlisted(store, segments).await
     }
 
-    /// Asks for the packs by name that a listing lacked.
+    /// Sends a HEAD for each pack that a listing lacked.
     async fn prove_unlisted(self, store: &Store, segments: Vec<Name>) -> Result<()> {
         if self.all.is_empty() {
             return Ok(());

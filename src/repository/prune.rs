@@ -1,4 +1,4 @@
-//! `prune` and `rm`: snapshots go by their manifests; what no manifest needs is deleted in two steps.
+//! `prune` and `rm`: a snapshot is removed by its manifest; objects that no manifest needs are deleted in two steps.
 //!
 //! ```text
 //! fences    a new pair in each folder; the store's time of them is now
@@ -9,8 +9,8 @@
 //! sweep     of that, what an earlier prune marked at least a grace ago: named in `garbage/`, then the manifests are listed again,
 //!           then what still none of them needs is deleted
 //! ```
-//! A writer publishes its manifest and then looks for sweeps; a prune writes its sweep and then looks for manifests. So one of the two
-//! sees the other, whatever either's clock says. A lease only saves a run the work of finding that out: nothing that was written
+//! A writer publishes its manifest and then lists sweeps; a prune writes its sweep and then lists manifests. So one of the two
+//! sees the other, whatever their clocks show. A lease only spares a run that conflict: nothing that was written
 //! since the oldest living run began is swept.
 
 mod clean_up;
@@ -39,26 +39,26 @@ pub(super) use marks::{is_sweep, new_sweeps, read as read_sweeps};
 pub(super) use needed::Needed;
 use sweep::Sweep;
 
-/// An object can appear so much later than its Last-Modified says: a store may take the start of the PUT for that.
+/// The most time from an object's Last-Modified until it appears: a store may record the start of the PUT.
 const SLACK: Duration = Duration::from_secs(130);
 /// A shorter grace than this marks and sweeps in one run, where nothing else is on record.
 const SHORT_GRACE: Duration = Duration::from_hours(1);
-/// Fences and records of dead runs that are older go: no prune takes so long.
+/// Fences and records of dead runs that are older are deleted: no prune takes that long.
 const OLD: Duration = Duration::from_hours(24);
-/// How often a removal looks at a manifest that other runs replace.
+/// How often a removal reads a manifest that other runs replace.
 const TRIES: usize = 5;
-/// How long a prune may delete after its begin. A run cannot see its sweep for longer: another prune deletes that seven days
+/// How long after its start a prune may delete. A run cannot see its sweep for longer: another prune deletes that seven days
 /// after its own grace.
 const MOST_TIME: Duration = Duration::from_hours(84);
 
-/// What a prune is asked to do.
+/// The request to a prune.
 #[derive(Clone, Debug)]
 pub struct PruneRequest {
     /// Which snapshots stay.
     pub retention: Retention,
-    /// How long ago something must have been marked to be deleted.
+    /// The grace: how long an object must have been marked before it is deleted.
     pub grace: Duration,
-    /// Only says what it would do.
+    /// Report only; delete nothing.
     pub dry_run: bool,
     /// Manifests that may be missing.
     pub accept_missing: Vec<String>,
@@ -80,15 +80,15 @@ pub struct Pruned {
     pub waiting: u64,
     /// Their bytes.
     pub waiting_bytes: u64,
-    /// Objects that the store does not let go: retention or a legal hold.
+    /// Objects that the store refuses to delete: retention or a legal hold.
     pub locked: u64,
-    /// The first cause for that, as the store says it.
+    /// The first reason for that, in the store's words.
     pub locked_why: Option<String>,
     /// Runs and readers on record.
     pub runs: Vec<PrunedRun>,
     /// Objects that would have been deleted if none of these were on record.
     pub held: u64,
-    /// Whether one that holds something back is alive.
+    /// Whether one of those that hold objects back is alive.
     pub is_held_by_living: bool,
     /// Where the repository is.
     #[serde(skip)]
@@ -98,7 +98,7 @@ pub struct Pruned {
     pub denied: Option<Denied>,
 }
 
-/// The refusal of a store to delete anything; two of them are alike.
+/// The refusal of a store to delete anything; any two are equal.
 #[derive(Clone, Debug)]
 pub struct Denied(pub Error);
 
@@ -138,7 +138,7 @@ impl PrunedRun {
 }
 
 impl Pruned {
-    /// How it ended: an error when something was held back that a person, or another time, must settle.
+    /// The result: an error when objects were held back that a person must decide on, or that a later prune can delete.
     ///
     /// # Errors
     /// `Denied` when nothing could be deleted; `Busy` when a living run or reader holds something back; `Undecided` when a dead
@@ -172,7 +172,7 @@ impl Pruned {
 /// Removes a snapshot: a tombstone keeps its data until the grace is over. A snapshot that the store has locked stays.
 ///
 /// # Errors
-/// `Undecided` when it is pinned; else why it could not be removed; it is there or it is not.
+/// `Undecided` when it is pinned; else why it could not be removed: it may be there or not.
 pub async fn remove(store: &Store, name: &ManifestName) -> Result<Deleted> {
     refuse_pinned(store, name).await?;
     let object = manifest_object(name);
@@ -206,7 +206,7 @@ pub async fn remove(store: &Store, name: &ManifestName) -> Result<Deleted> {
     Err(Error::new(Kind::Busy, what).with_remedy(Remedy::TryLater))
 }
 
-/// What the retention makes of these snapshots.
+/// The decision of the retention on these snapshots.
 async fn decide(store: &Store, manifests: &[Manifest], retention: &Retention) -> Result<Decisions> {
     let pinned = pinned(store).await?;
     let candidates = manifests.iter().map(|manifest| RetentionCandidate {
@@ -220,7 +220,7 @@ async fn decide(store: &Store, manifests: &[Manifest], retention: &Retention) ->
 /// Applies the retention, marks what no snapshot needs, and deletes what was marked long enough ago. `progress` shows the phases.
 ///
 /// # Errors
-/// Why the repository could not be looked at: when a listing is not complete, or a manifest or a segment cannot be read, nothing
+/// Why the repository could not be read: when a listing is not complete, or a manifest or a segment cannot be read, nothing
 /// is deleted.
 pub async fn prune(
     catalog: &RepositoryCatalog,
@@ -324,7 +324,7 @@ impl<'a> Prune<'a> {
         Ok(self.pruned)
     }
 
-    /// When something must have been marked to be deleted now.
+    /// Objects marked before this time are deleted now.
     fn ripe_before(&self) -> SystemTime {
         before(self.now, self.request.grace)
     }
@@ -341,7 +341,7 @@ impl<'a> Prune<'a> {
         self.kept_since().map_or(ripe, |since| since.min(ripe))
     }
 
-    /// Whether what is found now is deleted now: a short grace, and nothing else is on record.
+    /// Whether objects are deleted in the run that finds them: a short grace, and no other run is on record.
     fn is_immediate(&self) -> bool {
         self.request.grace < SHORT_GRACE && self.runs.iter().all(|run| run.has_ended)
     }
@@ -395,7 +395,7 @@ impl<'a> Prune<'a> {
                         continue;
                     }
                     Ok(Deleted::Done) => {}
-                    // Another prune was faster.
+                    // Another prune has removed it.
                     Err(error) if error.kind() == Kind::NotFound => {}
                     // It was pinned since the pins were listed.
                     Err(error) if error.kind() == Kind::Undecided => {
@@ -460,7 +460,7 @@ impl<'a> Prune<'a> {
         Ok(doomed)
     }
 
-    /// What manifests need that were published since those of `before` were listed.
+    /// The objects that manifests need which were published after `before` was listed.
     async fn published_meanwhile(&self, before: &[Manifest]) -> Result<Needed> {
         let fence = Fence::new();
         fence.put(self.store, "snapshots").await?;

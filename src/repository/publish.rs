@@ -20,8 +20,8 @@ use crate::error::{Error, Kind, Remedy, Result};
 const TRIES: usize = 5;
 
 /// Publishes the manifest of the run that holds a lease, in the place of the one that the run `replaces` wrote, if there is one.
-/// The manifest that is there now: another run may have been first. `swept` is what a look for sweeps that the run does not
-/// know has found, if there was one.
+/// Returns the manifest that is there now: another run may have been first. `swept` are the sweeps unknown to the run that an
+/// earlier listing has found, if there was one.
 ///
 /// # Errors
 /// `Busy` when a prune has removed some of the data: nothing is published, and a new run must copy again; `Invalid` when the run is
@@ -100,8 +100,8 @@ pub(super) async fn publish(
     Ok(manifest)
 }
 
-/// Whether a run may withdraw what it has published. While it is on record no other run relies on that. A run that was taken for dead
-/// takes back only what is not whole, which no other run relies on either.
+/// Whether a run may withdraw its manifest. While the run is on record no other run relies on the manifest. A run that was
+/// taken for dead withdraws only an incomplete one, which no other run relies on either.
 async fn is_ours(store: &Store, lease: &Lease, manifest: &Manifest) -> Result<bool> {
     if is_on_record(store, lease.run()).await? {
         return Ok(true);
@@ -112,8 +112,8 @@ async fn is_ours(store: &Store, lease: &Lease, manifest: &Manifest) -> Result<bo
     }
 }
 
-/// Fails when a prune may have deleted what a manifest needs: where a sweep that the run does not know names some of it, or where the run
-/// was paused for so long that it may have been taken for dead and something is missing.
+/// Fails when a prune may have deleted data of a manifest: where a sweep that the run does not know names some of it, or where
+/// the run was paused so long that it may have been taken for dead and something is missing.
 pub(super) async fn check_data(store: &Store, lease: &Lease, manifest: &Manifest) -> Result<()> {
     let swept = new_sweeps(store, &lease.known_sweeps()).await?;
     check_swept(store, lease, manifest, &swept).await
@@ -145,8 +145,8 @@ async fn check_swept(
     Err(Error::new(Kind::Busy, what).with_remedy(Remedy::TryLater))
 }
 
-/// Puts something in the place of a manifest that says that it is none, unless another run has replaced it. A later prune deletes it:
-/// another run can have published the same snapshot by now.
+/// Replaces a manifest by a withdrawal, unless another run has replaced it. A later prune deletes the withdrawal:
+/// here another run may have published the same snapshot meanwhile.
 async fn withdraw(store: &Store, manifest: &Manifest) -> Result<()> {
     let object = manifest_object(&manifest.name());
     let there = read_manifest(store, &object).await;

@@ -1,12 +1,12 @@
-//! `check --repair`: finds the blocks of damaged packs, and writes replacements of the snapshots that suffer.
+//! `check --repair`: finds the blocks of damaged packs, and writes replacements of the damaged snapshots.
 //!
-//! A lost block is found by its digest: in the packs of other snapshots, in what is left of its damaged pack, in a source that a
-//! person names. Found blocks go into new packs, and new segments lead to them. A replacement manifest of the same name and of a
-//! new run leads to those; the old one is kept as a tombstone first. Blocks that are not found are marked in the replacement:
-//! they are zero, and the next delta writes them.
+//! A lost block is found by its digest: in the packs of other snapshots, in the sound part of its damaged pack, in a source
+//! that a person names. Found blocks go into new packs, and new segments lead to them. A replacement manifest of the same name
+//! and of a new run leads to those; the old one is kept as a tombstone first. Blocks that are not found are marked in the
+//! replacement: they are zero, and the next delta writes them.
 //!
-//! The repair is a run on record, so that `prune` keeps what it writes and what it relies on. Nothing leads to its packs and
-//! segments before they are whole: killed at any step, it leaves each snapshot as it was or replaced, and garbage.
+//! The repair is a run on record, so that `prune` keeps all objects that it writes or relies on. No manifest leads to its packs
+//! and segments before they are whole: killed at any step, it leaves each snapshot unchanged or replaced, and some garbage.
 
 mod replace;
 mod search;
@@ -42,10 +42,10 @@ use crate::source::BlockSource;
 use search::Lost;
 use writer::Finds;
 
-/// What a repair keeps in memory.
+/// The memory limits of a repair.
 #[derive(Clone, Copy, Debug)]
 struct RepairLimits {
-    /// Blocks that are searched for together, each some 100 bytes. The segments of all snapshots are read once for each so many.
+    /// Blocks that are searched in one round, each about 100 bytes. The segments of all snapshots are read once in each round.
     round: usize,
     /// Blocks whose places are remembered from one round to the next, each some 100 bytes.
     places: usize,
@@ -92,7 +92,7 @@ pub struct Repaired {
     pub written_blocks: u64,
     /// Snapshots with blocks that were not found: these are zero and marked.
     pub lost: Vec<LostBlocks>,
-    /// What is still damaged.
+    /// The remaining damage.
     pub left: Vec<super::Damage>,
     /// The manifests among it that are not there.
     pub missing: Vec<String>,
@@ -107,7 +107,7 @@ struct Fixed {
     lost: Vec<(u32, u32)>,
 }
 
-/// A repair on its way.
+/// A running repair.
 struct Repair<'a> {
     store: &'a Store,
     progress: &'a Progress,
@@ -157,7 +157,7 @@ async fn repair_within(
     let store = &**catalog.store();
     let run = random_id();
     let swept = Swept::on_record(store).await?;
-    // Before it reads anything that it relies on: from now on `prune` keeps that.
+    // Before it reads any object that it relies on: from now on `prune` keeps those.
     let (of, kind, known) = (
         Arc::clone(catalog.store()),
         LeaseKind::Repair,
@@ -185,7 +185,7 @@ async fn repair_within(
         done: Repaired::default(),
     };
     let done = repair.all(catalog, limits.round).await;
-    // Nothing of it can be resumed: what no manifest leads to is garbage.
+    // A repair cannot be resumed: its objects that no manifest leads to are garbage.
     let Repair {
         lease,
         also,
@@ -226,7 +226,8 @@ impl Repair<'_> {
         self.rewrite_lists(catalog).await
     }
 
-    /// Writes the damaged lists of what must be there again. A person who asks for a repair accepts what is listed now.
+    /// Rewrites the damaged lists of required snapshots. A person who starts a repair accepts the snapshots that are listed
+    /// now.
     async fn rewrite_lists(&self, catalog: &RepositoryCatalog) -> Result<()> {
         if self.damaged_lists.is_empty() {
             return Ok(());
@@ -276,8 +277,8 @@ impl Repair<'_> {
             || lacks.is_some_and(|rows| rows.contains(&row(&entry.digest, entry.spot)))
     }
 
-    /// Reads all segments: those that lead to damage, with the number of blocks that do. Segments that cannot be read are lost as
-    /// a whole until a source says otherwise.
+    /// Reads all segments: those that lead to damage, with the number of blocks that do. A segment that cannot be read counts
+    /// as lost as a whole until a source provides its blocks.
     async fn read_segments(&mut self) -> Result<Vec<(Name, usize)>> {
         let mut affected = Vec::new();
         let names: Vec<Name> = self.numbers.keys().copied().collect();

@@ -1,9 +1,9 @@
 //! [`Retention`]: which snapshots stay. A pure function of the snapshots and the policy: it reads no clock and no store.
 //!
-//! Each rule goes through the snapshots of a volume from the newest to the oldest. `last` keeps so many snapshots; `hourly` to
-//! `yearly` keep the newest snapshot of each of so many periods, those without a snapshot not counted; `within` keeps what is
-//! no older than that before the newest snapshot of the volume. A snapshot that any rule keeps stays. Periods are those of UTC,
-//! weeks those of ISO 8601.
+//! Each rule reads the snapshots of a volume from the newest to the oldest. `last` keeps that many snapshots; `hourly` to
+//! `yearly` keep the newest snapshot of each of that many periods, those without a snapshot not counted; `within` keeps those
+//! that are at most that much older than the newest snapshot of the volume. A snapshot that any rule keeps stays. Periods are
+//! those of UTC, weeks those of ISO 8601.
 
 mod calendar;
 
@@ -21,11 +21,11 @@ pub use calendar::Period;
 /// Which snapshots stay. Without a rule all of them do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
-    /// The newest so many of each volume.
+    /// How many of the newest snapshots of each volume to keep.
     pub last: Option<usize>,
-    /// The newest of each of so many periods, of each volume.
+    /// For how many periods of each kind to keep the newest snapshot of each volume.
     pub periods: BTreeMap<Period, usize>,
-    /// All that are no older than this before the volume's newest.
+    /// The most time before the volume's newest snapshot.
     pub within: Option<Duration>,
     /// Only snapshots of these volumes are removed; none: of all volumes.
     pub volumes: BTreeSet<VolumeKey>,
@@ -40,7 +40,7 @@ pub struct Retention {
 pub struct RetentionCandidate {
     /// Its manifest's name.
     pub name: ManifestName,
-    /// Its tags; only a retention with tags looks at them.
+    /// Its tags; only a retention with tags reads them.
     pub tags: BTreeMap<String, String>,
     /// Whether it is pinned.
     pub is_pinned: bool,
@@ -85,12 +85,12 @@ impl Serialize for Reason {
     }
 }
 
-/// What becomes of a snapshot.
+/// The decision on a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetentionDecision {
     /// Its manifest's name.
     pub name: ManifestName,
-    /// Why it stays; empty: it is removed.
+    /// Why it stays; empty if it is removed.
     pub reasons: Vec<Reason>,
 }
 
@@ -114,7 +114,7 @@ impl RetentionDecision {
     }
 }
 
-/// What becomes of all snapshots.
+/// The decisions on all snapshots.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Decisions {
     /// Each snapshot, by volume, the newest first.
@@ -221,7 +221,7 @@ impl Retention {
     }
 }
 
-/// The rules on their way through the covered snapshots of a volume.
+/// The state of the rules while they pass over the covered snapshots of a volume.
 struct RuleProgress<'a> {
     last: usize,
     within: Option<(Duration, &'a ManifestName)>,

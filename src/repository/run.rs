@@ -1,4 +1,4 @@
-//! [`RunState`]: what a run writes, which manifest it relies on, and its record in the store.
+//! [`RunState`]: the snapshot that a run writes, the manifest that it relies on, and its record in the store.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -12,7 +12,7 @@ use crate::error::{Error, Kind, Remedy, Result};
 use crate::snapshot::SnapshotId;
 use crate::target::{SinkBody, VolumeKey};
 
-/// What a run writes, and how far it is: the body of the sink's state in the checkpoint.
+/// The snapshot that a run writes, and its progress: the body of the sink's state in the checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunState {
     /// The run, which names its object in `runs/`.
@@ -52,11 +52,11 @@ pub struct RunState {
     pub stored_bytes: u64,
 }
 
-/// A manifest that a run counts on.
+/// A manifest that a run relies on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parent {
     name: String,
-    /// The run that wrote it, for another may have written the same snapshot since.
+    /// The run that wrote it: another run may have written the same snapshot since.
     run: String,
 }
 
@@ -78,7 +78,7 @@ impl Parent {
     }
 
     /// Reads it, after the run was put on record: from then on `prune` keeps everything that it leads to, removed or not. A
-    /// run that begins (`is_new`) does not count on a manifest that was removed before that.
+    /// new run (`is_new`) does not rely on a manifest that was removed before that.
     pub(super) async fn read(&self, store: &Store, is_new: bool) -> Result<Manifest> {
         let there = read_manifest(store, &manifest_object(&self.name)).await;
         match there {

@@ -8,7 +8,7 @@ use super::pack::{Name, Spot};
 use crate::block::{BlockIndex, Digest};
 
 const MAGIC: &Magic = b"ebsfseg2";
-/// Digests cannot be compressed, and the rest is small: a quick level does.
+/// Digests cannot be compressed, and the rest is small: a fast level is enough.
 const LEVEL: i32 = 3;
 /// Bytes of a block in a segment, and of a pack.
 const BLOCK: usize = 2 + 2 + 4 + 4 + 32;
@@ -111,7 +111,7 @@ impl Segment {
         segment
     }
 
-    /// As it is stored.
+    /// The stored form.
     pub(super) fn encode(&self, run: &Salt) -> std::io::Result<Bytes> {
         let mut out = Vec::with_capacity(16 + self.packs.len() * PACK + self.blocks.len() * BLOCK);
         let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes();
@@ -128,7 +128,7 @@ impl Segment {
         Ok(object.into())
     }
 
-    /// What was stored; none when it is no segment.
+    /// Decodes the stored form; none when it is no segment.
     pub(super) fn decode(stored: &[u8]) -> Option<Self> {
         let (_, compressed) = header::split(MAGIC, stored)?;
         let rest = zstd::bulk::decompress(compressed, MOST).ok()?;
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_stored_is_what_is_read_and_nothing_else_is_believed() {
+    fn a_segment_is_read_as_stored_and_any_other_bytes_are_refused() {
         let indexes = [0u16, 1, 2, 700, 701, 65_535];
         let segment = Segment::of(indexes.iter().map(|i| (*i, entry(u32::from(*i)))));
         let stored = segment.encode(&[1; 16]).unwrap();

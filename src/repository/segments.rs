@@ -49,7 +49,7 @@ impl Segments {
         &self.store
     }
 
-    /// A segment, if it is at hand.
+    /// A segment, if it is in memory.
     pub(super) fn at_hand(&self, name: &Name) -> Option<Arc<Segment>> {
         self.kept.lock().get(name)?.get().cloned()
     }

@@ -1,4 +1,4 @@
-//! Finds the snapshot of a repository that a person names: `latest`, an id, a volume, or either of them at a time.
+//! Finds the snapshot of a repository that a person names: `latest`, an id, a volume, or a volume at a time.
 
 use std::collections::BTreeSet;
 use std::time::SystemTime;
@@ -15,7 +15,7 @@ const LISTED: usize = 8;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Selection<'a> {
     pub(super) what: &'a str,
-    /// The last snapshot until then.
+    /// The last snapshot up to this time.
     pub(super) until: Option<SystemTime>,
 }
 
@@ -77,7 +77,7 @@ impl RepositoryCatalog {
             "latest" => self.proven_names(None).await?,
             what => {
                 let names = self.names().await?;
-                // An id is there or it is not; of a volume none may be missing.
+                // An id needs no complete listing; the newest of a volume does.
                 let of_id = names.iter().any(|name| name.snapshot.as_str() == what);
                 match names.iter().find(|name| name.volume.as_str() == what) {
                     Some(name) if !of_id => self.proven_names(Some(&name.volume)).await?,
@@ -100,7 +100,7 @@ impl RepositoryCatalog {
         Err(Error::new(Kind::NotFound, what))
     }
 
-    /// The newest snapshot whose manifest calls its volume so: the path of an image or device, or the id of a volume that has
+    /// The newest snapshot whose manifest has this volume name: the path of an image or device, or the id of a volume that has
     /// another key.
     async fn find_by_text(
         &self,
@@ -109,7 +109,7 @@ impl RepositoryCatalog {
     ) -> Result<Option<ManifestName>> {
         let is_its = |manifest: super::Manifest| manifest.volume.as_deref() == Some(selection.what);
         let read = self.manifests(names.to_vec(), is_its).await?;
-        // A damaged manifest says nothing of its volume.
+        // The volume of a damaged manifest is unknown.
         let its = read
             .into_iter()
             .filter(|(_, is_its)| matches!(is_its, Ok(true)));
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_may_leave_out_what_is_small() {
+    fn a_time_may_omit_its_small_units() {
         let at = |text| crate::time::rfc3339_seconds(instant(text).unwrap());
         assert_eq!(at("2026-06-30T12:00:07Z"), "2026-06-30T12:00:07Z");
         assert_eq!(at("2026-06-30T12:00Z"), "2026-06-30T12:00:59Z");

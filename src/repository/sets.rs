@@ -1,7 +1,7 @@
 //! Sets: the machine around the disks of an instance at one instant, kept beside the manifests of the disks.
 //!
 //! A set is one object, `instances/TIME.INSTANCE`: which snapshot is which disk, in device order, and the inventory. It is written
-//! after its manifests and needs nothing of them but their names. A prune removes it when no manifest and no tombstone of its instant
+//! after its manifests and needs only their names. A prune removes it when no manifest and no tombstone of its instant
 //! is left.
 
 use std::collections::BTreeSet;
@@ -70,7 +70,7 @@ pub struct MachineSet {
     pub time: SystemTime,
     /// Its disks in device order, the root first.
     pub disks: Vec<SetDisk>,
-    /// Volumes of the instance that the set has no snapshot of, because a person has left them out.
+    /// Volumes of the instance without a snapshot in the set, because a person has excluded them.
     pub left_out: Vec<String>,
     /// The machine, as it was when the set was added.
     pub inventory: Inventory,

@@ -1,5 +1,5 @@
-//! [`Unsettled`]: the manifests that a run may not rely on. The removal of one has begun, or the run that wrote it is still on record:
-//! that run may not have looked for sweeps yet, and then withdraws its manifest.
+//! [`Unsettled`]: the manifests that a run may not rely on. Their removal has started, or the run that wrote them is still on
+//! record: that run may not have listed the sweeps yet, and may still withdraw its manifest.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -10,7 +10,7 @@ use super::run::removed;
 use super::store::Store;
 use crate::error::{Kind, Result};
 
-/// What makes manifests unreliable.
+/// The facts that make manifests unreliable.
 #[derive(Debug, Default)]
 pub(super) struct Unsettled {
     /// Names of tombstones.

@@ -1,5 +1,5 @@
-//! [`RepositorySink`]: a snapshot being written into a repository. Blocks go into packs as they come; the segments are made at
-//! the end, from the parent's segments and from the locations that were noted on disk.
+//! [`RepositorySink`]: a snapshot being written into a repository. Blocks go into packs as they arrive; the segments are made
+//! at the end, from the parent's segments and from the locations that were noted on disk.
 
 mod making;
 
@@ -73,12 +73,12 @@ impl std::fmt::Debug for RepositorySink {
 }
 
 impl RepositorySink {
-    /// The sink of a run, whose files on this machine begin with `files`. `done` is none for a run that begins, else how many
-    /// blocks an earlier execution of it has done. A run that begins is put on record in the repository before it reads
-    /// anything there that it counts on. What it counts on is nothing that is `swept`.
+    /// The sink of a run, whose files on this machine begin with `files`. `done` is none for a new run, else how many
+    /// blocks an earlier execution of it has done. A new run is put on record in the repository before it reads
+    /// any object that it relies on. It relies on no object that is `swept`.
     ///
     /// # Errors
-    /// `Invalid` when the run is resumed and the repository has no record of it; `Corrupt` when its files are not as it left
+    /// `Invalid` when the run is resumed and the repository has no record of it; `Corrupt` when its files have changed since it left
     /// them; else why the repository cannot be reached.
     pub(super) async fn open(
         store: Arc<Store>,
@@ -206,7 +206,7 @@ impl RepositorySink {
         Ok(())
     }
 
-    /// Sends a pack on its way; a flush waits for it.
+    /// Starts to send a pack; a flush waits for it.
     fn send(&self, filling: Filling) {
         let number = self.packs.fetch_add(1, Ordering::Relaxed) + 1;
         let (store, locations) = (Arc::clone(self.store()), Arc::clone(&self.locations));
@@ -265,7 +265,7 @@ impl RepositorySink {
         })
     }
 
-    /// Puts all segments that are not as the parent has them.
+    /// Puts all segments that differ from the parent's.
     async fn put_segments(&self, written: Written, damaged: &BlockSet) -> Result<Vec<SegmentOf>> {
         let mut written = written.peekable();
         let mut segments = Vec::new();
@@ -303,8 +303,8 @@ impl RepositorySink {
             self.end().await?;
             return Ok(published);
         }
-        // A first look for sweeps, while the last packs and the segments are on their way; another one follows when the manifest
-        // is there.
+        // A first listing of sweeps, while the last packs and the segments are in flight; a second one follows when the
+        // manifest is there.
         let known = self.lease.lock().as_ref().map(Lease::known_sweeps);
         let known = known.ok_or_else(|| forgotten(self.store()))?;
         let put = async {
@@ -343,7 +343,7 @@ impl RepositorySink {
         Ok(source)
     }
 
-    /// Publishes a manifest; the one that is there now.
+    /// Publishes a manifest; returns the one that is there now.
     async fn publish_manifest(&self, manifest: Manifest, swept: HashSet<u64>) -> Result<Manifest> {
         let lease = self.lease.lock().take();
         let Some(lease) = lease else {
@@ -354,7 +354,7 @@ impl RepositorySink {
         let is_swept = matches!(&published, Err(error) if error.kind() == Kind::Busy);
         *self.lease.lock() = Some(lease);
         if is_swept {
-            // The next execution begins from the start: it finds no record.
+            // The next execution starts from the beginning: it finds no record.
             self.end().await?;
         }
         published

@@ -26,15 +26,15 @@ use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::blocking;
 use crate::source::{BlockSource, Wanted, damaged_before, with_damaged};
 
-/// The most bytes of one GET: several blocks, and still many GETs side by side.
+/// The most bytes of one GET: several blocks, and still many GETs in parallel.
 const MOST_AT_ONCE: u64 = 2 << 20;
-/// How long a block that nobody waits for waits for its neighbours.
-const COMPANY: Duration = Duration::from_millis(1);
-/// After this time without an answer a pack is asked for its size.
+/// How long a block without a waiting reader waits for requests of its neighbours, to be read with them.
+const NEIGHBOUR_WAIT: Duration = Duration::from_millis(1);
+/// After this time without an answer a HEAD asks for the size of the pack.
 const SLOW: Duration = Duration::from_secs(1);
-/// Packs whose sizes are remembered because they were cut short.
+/// Truncated packs whose sizes are remembered.
 const SHORT: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
-/// How long a segment that cannot be read is not asked for again.
+/// How long a segment that cannot be read is not requested again.
 const BROKEN_FOR: Duration = Duration::from_secs(60);
 
 /// A snapshot of a repository.
@@ -75,7 +75,7 @@ impl RepositorySource {
         })
     }
 
-    /// The same as it is stored, to be compared with what was written: damaged blocks read as the zeroes that were left.
+    /// The same for a comparison with what was written: damaged blocks read as the zeroes that were stored.
     pub(super) fn into_stored(mut self) -> Self {
         self.damaged = BlockSet::new();
         self
@@ -86,7 +86,7 @@ impl RepositorySource {
         &self.damaged
     }
 
-    /// What the snapshot is.
+    /// The snapshot's manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
@@ -223,7 +223,7 @@ impl BlockSource for RepositorySource {
 /// Reads spots of packs, neighbours together.
 struct Packs {
     store: Arc<Store>,
-    /// Of each pack what is wanted and not asked for yet.
+    /// Of each pack the wanted spots that are not requested yet.
     wants: Mutex<HashMap<Name, Vec<Want>>>,
     /// Packs that were found cut short, and their bytes.
     short: Mutex<LruCache<Name, u64>>,
@@ -249,7 +249,7 @@ impl Packs {
                 if is_wanted {
                     tokio::task::yield_now().await;
                 } else {
-                    sleep(COMPANY).await;
+                    sleep(NEIGHBOUR_WAIT).await;
                 }
                 packs.get(pack);
             });
@@ -258,7 +258,7 @@ impl Packs {
             .map_err(|error| Error::with_source(Kind::Io, "stopped", error))?
     }
 
-    /// Asks for all that is wanted of a pack, in as few GETs as may be.
+    /// Requests all wanted spots of a pack, in as few GETs as possible.
     fn get(self: Arc<Self>, pack: Name) {
         let mut wants = self.wants.lock().remove(&pack).unwrap_or_default();
         wants.sort_by_key(|want| want.spot.offset);
@@ -276,7 +276,7 @@ impl Packs {
             && error.kind() == Kind::Corrupt
             && group.len() > 1
         {
-            // Of a pack that is cut short the blocks before the cut are good.
+            // The blocks of a truncated pack before the cut are good.
             for want in group {
                 let start = want.spot.offset.into();
                 let bytes = self.get_range(pack, start, want.spot.end()).await;
@@ -288,13 +288,13 @@ impl Packs {
             let from = u64::from(want.spot.offset) - start;
             let range = usize::try_from(from)..usize::try_from(want.spot.end() - start);
             let bytes = got.clone().map(|bytes| match (range.start, range.end) {
-                // A block that is kept must not keep its neighbours' bytes along.
+                // A cached block must not keep its neighbours' bytes in memory.
                 (Ok(start), Ok(end)) if end - start < bytes.len() => {
                     Bytes::copy_from_slice(bytes.get(start..end).unwrap_or_default())
                 }
                 _ => bytes,
             });
-            // Who asked may have gone.
+            // The waiter may have been dropped.
             let _ = want.answer.send(bytes);
         }
     }
@@ -309,7 +309,7 @@ impl Packs {
         if self.short.lock().get(pack).is_some_and(|size| *size < end) {
             return Err(short());
         }
-        // Stores refuse a range behind the end each in its own words, some of which mean another attempt until the deadline.
+        // Each store refuses a range behind the end differently, and some refusals would be retried until the deadline.
         let is_short = async {
             sleep(SLOW).await;
             match self.store.head(&name).await {
@@ -344,7 +344,7 @@ impl Packs {
     }
 }
 
-/// Puts neighbours together: sorted, without gaps, of at most [`MOST_AT_ONCE`] bytes.
+/// Joins neighbours: sorted, without gaps, of at most [`MOST_AT_ONCE`] bytes.
 fn grouped(wants: Vec<Want>) -> Vec<Vec<Want>> {
     let mut groups: Vec<Vec<Want>> = Vec::new();
     let mut range = 0..0;

@@ -1,4 +1,4 @@
-//! [`stats`]: what the snapshots of each volume take, and what deduplication and compression save.
+//! [`stats`]: the size of the snapshots of each volume, and the savings of deduplication and compression.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::pin::pin;
@@ -22,7 +22,7 @@ use crate::target::VolumeKey;
 /// Distinct blocks that are counted together: some 40 MB. Of a volume with more, the segments are read several times.
 const ROWS: usize = 1 << 20;
 
-/// What the snapshots of a volume, or of all volumes, take.
+/// The sizes of the snapshots of a volume, or of all volumes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Usage {
     /// Snapshots.
@@ -35,17 +35,17 @@ pub struct Usage {
     pub all_held_bytes: u64,
     /// Distinct blocks in packs that the snapshots lead to.
     pub unique_blocks: u64,
-    /// What those take in packs.
+    /// Bytes of those in packs.
     pub stored_bytes: u64,
     /// Held bytes of all snapshots for each byte of distinct blocks.
     pub dedup_ratio: f64,
     /// Bytes of distinct blocks for each byte stored.
     pub compression_ratio: f64,
-    /// What each snapshot has added, the oldest first.
+    /// The growth by each snapshot, the oldest first.
     pub growth: Vec<Growth>,
 }
 
-/// What the run of a snapshot has added.
+/// The growth by the run of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Growth {
     /// The name of its manifest.
@@ -66,7 +66,7 @@ fn seconds<S: Serializer>(
     serializer.serialize_str(&crate::time::rfc3339_seconds(*time))
 }
 
-/// What a repository's snapshots take.
+/// The sizes of a repository's snapshots.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Stats {
     /// By volume.
@@ -77,7 +77,7 @@ pub struct Stats {
     pub unreadable: u64,
 }
 
-/// Counts what the snapshots of each volume take. `progress` shows the phases.
+/// Counts the sizes of the snapshots of each volume. `progress` shows the phases.
 ///
 /// # Errors
 /// Why the repository cannot be read.
@@ -127,7 +127,7 @@ pub async fn stats(catalog: &RepositoryCatalog, progress: &Progress) -> Result<S
     Ok(stats)
 }
 
-/// What the manifests of a volume say, the oldest first.
+/// The counts in the manifests of a volume, the oldest first.
 fn of_manifests(manifests: &[Manifest]) -> Usage {
     let held = |manifest: &Manifest| manifest.blocks * u64::from(BLOCK_SIZE);
     let newest = manifests.last();
@@ -148,7 +148,7 @@ fn of_manifests(manifests: &[Manifest]) -> Usage {
 }
 
 impl Usage {
-    /// Adds what needs no distinct blocks.
+    /// Adds the counts that need no distinct blocks.
     fn add(&mut self, other: &Self) {
         self.snapshots += other.snapshots;
         self.volume_bytes += other.volume_bytes;
@@ -217,7 +217,7 @@ struct Distinct {
     rounds: u64,
     round: u64,
     rows: HashMap<(u64, u32), u32>,
-    /// Of the rounds that are done.
+    /// The counts of the rounds that are done.
     blocks: u64,
     bytes: u64,
 }

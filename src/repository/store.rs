@@ -2,10 +2,11 @@
 //!
 //! # Terms
 //! *backend*: one kind of store ([`s3`], [`objects`] for Azure and Google, [`folder`]); it sends one request. *proof*: what a
-//! store says of an object after it was put ([`proof`], [`put`]). *silence*: no byte of a request or reply moves ([`transfer`]).
+//! store reports about an object after it was put ([`proof`], [`put`]). *silence*: no byte of a request or reply moves
+//! ([`transfer`]).
 //!
 //! # How the parts fit
-//! This file has the operations and their one loop: each is tried again until it succeeds, fails for good, or makes no progress
+//! This file has the operations and their one loop: each is retried until it succeeds, fails finally, or makes no progress
 //! until its deadline. [`refusal`] is the one table of what an error of a store means; [`listing`] refuses pages that make no
 //! listing. These files alone use aws-sdk-s3 and object_store.
 
@@ -60,7 +61,7 @@ const WAIT_LOG_EVERY: Duration = Duration::from_secs(5);
 /// An attempt that gets so much further than all before it restarts the clock.
 const PROGRESS: u64 = 64 << 10;
 
-/// An object that a listing tells of.
+/// An entry of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object {
     /// Its name within the repository.
@@ -383,7 +384,7 @@ impl Store {
     /// Removes what killed writers have left in a folder of this machine: files that are no objects yet.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn sweep_unfinished(&self, until: SystemTime) -> Result<()> {
         match self.address.folder() {
             Some(root) => folder::sweep_unfinished(root, until),

@@ -1,4 +1,4 @@
-//! [`Swept`]: what prunes are about to delete, or have deleted. A run relies on nothing of it.
+//! [`Swept`]: the objects that prunes are about to delete, or have deleted. A run relies on none of them.
 //!
 //! A sweep can be on record for a long time before its prune deletes anything: that prune may be paused. So a run compares what it
 //! relies on (its base, the snapshot that it takes for held, the blocks that its dedup index finds) with all sweeps on record. Sweeps
@@ -13,7 +13,7 @@ use super::prune::{is_sweep, read_sweeps};
 use super::store::Store;
 use crate::error::Result;
 
-/// What the sweeps on record name.
+/// The objects that the sweeps on record name.
 #[derive(Debug, Default)]
 pub(super) struct Swept {
     sweeps: Vec<String>,

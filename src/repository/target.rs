@@ -1,4 +1,4 @@
-//! [`RepositoryTarget`]: a new snapshot in a repository. It observes what the repository holds of the source and of its
+//! [`RepositoryTarget`]: a new snapshot in a repository. It observes the repository's snapshots of the source and of its
 //! volume, chooses the parent whose blocks are not sent again, and opens the sink.
 //!
 //! A base or parent is proven by its manifest and all of its segments, each read once: 40 bytes for each block of 512 KiB; and by
@@ -53,7 +53,7 @@ pub struct RepositoryTarget {
     proven: Mutex<HashSet<String>>,
     /// The result of the last check.
     last: OnceCell<LastCheck>,
-    /// What this process relies on nowhere.
+    /// Objects that this process must not rely on.
     swept: OnceCell<Arc<Swept>>,
     /// The run of the damaged manifest of the source, which the next run replaces.
     replaces: Mutex<Option<String>>,
@@ -105,7 +105,7 @@ impl RepositoryTarget {
         self.last.get_or_try_init(read).await
     }
 
-    /// What prunes are about to delete.
+    /// The objects that prunes are about to delete.
     async fn swept(&self) -> Result<&Arc<Swept>> {
         let read = async || Swept::on_record(self.store()).await.map(Arc::new);
         self.swept.get_or_try_init(read).await
@@ -120,7 +120,7 @@ impl RepositoryTarget {
         let end = BlockIndex(plan.head().block_count());
         let damaged = BlockSet::of_pairs(&self.manifest_of(&base.id).await?.damaged, end);
         if !damaged.is_empty() {
-            fitted.overtake(&Delta::full(plan.head(), &damaged, false));
+            fitted.rewrite_touched(&Delta::full(plan.head(), &damaged, false));
         }
         Ok(fitted)
     }
@@ -178,7 +178,7 @@ impl RepositoryTarget {
         Ok(found)
     }
 
-    /// The state of a run that begins.
+    /// The state of a new run.
     async fn begin(&self, opening: &Opening<'_>) -> Result<RunState> {
         let Opening { task, source, .. } = *opening;
         let parent = self.parent(opening.base, source).await?;
@@ -235,7 +235,7 @@ impl RepositoryTarget {
                     let last = self.last_check().await?.clone();
                     sink = sink.with_index(index, last, Arc::clone(swept));
                 }
-                // The index only saves transfers: the run is right without it.
+                // The index only saves transfers: the run is correct without it.
                 Err(error) if matches!(error.kind(), Kind::Io | Kind::NoSpace | Kind::Corrupt) => {
                     warn!("not using the dedup index: {}", error.chain());
                 }
@@ -264,7 +264,7 @@ impl RepositoryTarget {
         blocking(move || Locations::remove_all(&stem)).await?;
         match left.open::<RunState>() {
             Ok(state) => lease::end_run(self.store(), &state.run).await,
-            // It names no run.
+            // The name contains no run.
             Err(_) => Ok(()),
         }
     }

@@ -1,4 +1,4 @@
-//! Repositories in a store that lies, whose writers are stopped and killed at every request: see [`super::store::hostile`].
+//! Repositories in a hostile store, with writers stopped and killed at every request: see [`super::store::hostile`].
 
 mod histories;
 mod lists;
@@ -32,7 +32,7 @@ const BLOCKS: u32 = 8;
 const GRACE: Duration = Duration::from_hours(7 * 24);
 const DAY: Duration = Duration::from_hours(24);
 
-/// What each block of a volume is filled with; 0 is a hole.
+/// The byte that fills each block of a volume; 0 is a hole.
 type Content = [u8; BLOCKS as usize];
 
 /// A snapshot to copy: number N of a volume.
@@ -133,7 +133,7 @@ impl BlockSource for Made {
     }
 }
 
-/// What a snapshot of a repository holds.
+/// The content of a snapshot of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Held {
     /// Every block could be read.
@@ -162,7 +162,7 @@ impl Process {
         }
     }
 
-    /// A process to which the store tells no lies.
+    /// A process with an honest store.
     fn honest(store: &Arc<HostileStore>) -> Self {
         Self::new(store, Lies::default())
     }
@@ -296,7 +296,7 @@ impl Process {
             .map(drop)
     }
 
-    /// What a snapshot holds.
+    /// The content of a snapshot.
     async fn read(&self, made: &Made) -> Result<Held> {
         let info = made.info();
         let target = self.target(&info, false).await?;

@@ -21,7 +21,7 @@ use super::store::Store;
 use crate::block::random_id;
 use crate::error::{Error, Kind, Result};
 
-/// Packs that are looked for one by one; of more than that the folder is listed.
+/// Up to this many packs get one HEAD each; for more, the folder is listed.
 const FEW: usize = 1000;
 
 /// Puts the manifest of a removed snapshot back: the last one of this snapshot's id that was removed. Its tombstone
@@ -66,7 +66,7 @@ async fn put_back(
         there.map(|there| there.run == back.run)
     };
     if !replace_manifest(store, &manifest.run, back).await? {
-        // What is damaged there is replaced.
+        // A damaged manifest there is replaced.
         let is_sound = |bytes: &[u8]| matches!(Manifest::read(bytes), Ok(Some(_)));
         let is_new = store.put_new(&published, &back.encode(), is_sound).await?;
         if !is_new && !is_there().await? {
@@ -76,14 +76,14 @@ async fn put_back(
     }
     // A sweep that listed the manifests before this one was there may be removing its data.
     if let Err(error) = is_not_swept(store, manifest).await {
-        // Not what another run has published since.
+        // Keep a manifest that another run has published since.
         if is_there().await.unwrap_or(false) {
             store.delete(&published).await?;
         }
         return Err(error);
     }
     latest::advance(store, name).await?;
-    // A removal that was still under way has taken it again.
+    // A removal that was still running has removed it again.
     read_manifest(store, &published).await.map(drop)
 }
 
@@ -159,7 +159,7 @@ async fn is_whole(store: &Store, manifest: &Manifest) -> Result<()> {
             }
         }
     }
-    // A listing can lack objects: what it lacks is asked for.
+    // A listing can lack objects: each missing one gets a HEAD.
     match lacking(store, needed).await?.is_empty() {
         true => Ok(()),
         false => Err(Error::new(Kind::NotFound, "a pack of it was swept")),

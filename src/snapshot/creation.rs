@@ -1,4 +1,4 @@
-//! The calls of EC2 that make snapshots, and those that describe volumes and instances, as the other modules see them.
+//! The calls of EC2 that make snapshots, and those that describe volumes and instances, as traits and plain values.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,7 @@ pub trait SnapshotMaker: Descriptions {
     /// makes snapshots.
     ///
     /// # Errors
-    /// EC2 has refused it for good: nothing was made.
+    /// EC2 has refused it finally: nothing was made.
     fn create<'a>(&'a self, request: &'a NewSnapshots) -> BoxFuture<'a, Result<Creation>>;
 
     /// Deletes a snapshot. The caller has made sure that it is its own and that nothing needs it.
@@ -58,7 +58,7 @@ pub enum Creation {
     Unknown(Error),
 }
 
-/// What to make snapshots of, and what they carry.
+/// The volumes to make snapshots of, and the snapshots' description and tags.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewSnapshots {
     /// The volume, or the volumes of an instance.
@@ -69,7 +69,7 @@ pub struct NewSnapshots {
     pub tags: Vec<(String, String)>,
 }
 
-/// What one call makes snapshots of.
+/// The volumes of one call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SnapshotsOf {
     /// CreateSnapshot of this volume.

@@ -13,7 +13,7 @@ pub(crate) const SELF_TAG: &str = "ebsfs:self";
 /// The tag of an EBS snapshot that ebsfs made by the direct APIs: the volume whose bytes it holds.
 pub(crate) const REPLICA_VOLUME_TAG: &str = "ebsfs:volume";
 
-/// How long a snapshot that was just started, made or completed may be unknown to one part of EBS or EC2 or another
+/// How long a new or newly completed snapshot may be unknown to parts of EBS or EC2
 /// (github.com/awslabs/coldsnap issues 43 and 141).
 pub(crate) const YOUNG: Duration = Duration::from_secs(120);
 
@@ -30,7 +30,7 @@ pub(crate) fn carries_own_id(snapshot: &Snapshot) -> bool {
     has_tag(snapshot, SELF_TAG, snapshot.id.as_str())
 }
 
-/// Gives a snapshot its own id as a tag, and the tags `others`. Retries for `patience` while EC2 does not know the snapshot.
+/// Gives a snapshot its own id as a tag, and the tags `others`. Retries for `retry_for` while EC2 does not know the snapshot.
 ///
 /// # Errors
 /// As for [`Descriptions::add_tags`].
@@ -38,11 +38,11 @@ pub(crate) async fn tag_with_own_id(
     descriptions: &dyn Descriptions,
     id: &SnapshotId,
     others: &[(String, String)],
-    patience: Duration,
+    retry_for: Duration,
 ) -> Result<()> {
     let mut tags = vec![(SELF_TAG.to_owned(), id.to_string())];
     tags.extend_from_slice(others);
-    let until = Instant::now() + patience;
+    let until = Instant::now() + retry_for;
     loop {
         match descriptions.add_tags(id, &tags).await {
             Err(error) if error.kind() == Kind::NotFound && Instant::now() < until => {

@@ -9,8 +9,8 @@ use super::{BlockSource, Wanted};
 use crate::block::{Block, BlockIndex, BlockSet, Extent, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
 
-/// Answers `Corrupt` where its disk has nothing but the zeroes that were left for a damaged block. Where there is something,
-/// it was written since: that is what the disk holds.
+/// Answers `Corrupt` where its disk still has the zeroes that were left for a damaged block. Where the disk has other bytes,
+/// the block was written since, and those bytes are returned.
 pub struct DamagedSource {
     disk: Arc<dyn BlockSource>,
     damaged: BlockSet,
@@ -69,7 +69,7 @@ impl BlockSource for DamagedSource {
     }
 }
 
-/// A block that is zero because its source was damaged cannot be read: nobody knows its bytes.
+/// A block that is zero because its source was damaged cannot be read: its real bytes are unknown.
 pub(crate) fn damaged_before(index: BlockIndex, of: &str, copied_to: &str) -> Error {
     let what =
         format!("cannot read block {index} of {of}: it was damaged when it was copied {copied_to}");
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn damaged_blocks_are_among_what_is_held() {
+    fn damaged_blocks_count_as_held() {
         let run = |start, end| Extent::new(BlockIndex(start), BlockIndex(end));
         let damaged = BlockSet::of_pairs(&[(4, 6), (8, 99)], BlockIndex(10));
         for (from, stored, wanted) in [

@@ -62,7 +62,7 @@ impl BlockSource for DeltaSource {
     }
 
     fn prefetch(&self, blocks: &[BlockIndex]) -> usize {
-        // What is left alone is known to read as zeroes and so never wished for.
+        // Blocks outside the delta are known to read as zeroes, so they are never prefetched.
         self.head.prefetch(blocks)
     }
 }

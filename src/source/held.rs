@@ -7,15 +7,15 @@ use super::BlockSource;
 use crate::block::{BlockIndex, BlockSet, Extent};
 use crate::error::{Error, Result};
 
-/// Ranges of the volume gone through at once.
+/// Ranges of the volume listed at once.
 const RANGES: u32 = 8;
-/// Blocks that a range must be worth: where all are held, four listings of EBS.
+/// The least blocks of a range: where all are held, four pages of an EBS listing.
 const RANGE: u32 = 40_000;
 
-/// Runs gone through before others have a turn: some 100 us.
+/// Runs between two yields to other tasks: about 100 us.
 const YIELD_EVERY: u32 = 1000;
 
-/// The blocks that `source` holds, gone through in ranges side by side. Dropped and called again it goes on from where
+/// The blocks that `source` holds, listed in ranges in parallel. Dropped and called again it continues from where
 /// the source remembers.
 ///
 /// # Errors
@@ -39,7 +39,7 @@ pub async fn held(source: &dyn BlockSource) -> Result<BlockSet> {
                 at = extent.end();
                 runs += 1;
                 if runs % YIELD_EVERY == 0 {
-                    // What the source knows already it tells without waiting.
+                    // The source answers without waiting for what it knows already.
                     tokio::task::yield_now().await;
                 }
             }

@@ -103,7 +103,7 @@ impl TargetCheck {
     /// Locks a target and reads what is recorded of it.
     ///
     /// # Errors
-    /// `Busy` while a run works on it; `Stopped`; what the system says.
+    /// `Busy` while a run works on it; `Stopped`; the system's error.
     pub async fn begin(
         target: Arc<dyn Target>,
         progress: Arc<Progress>,
@@ -144,7 +144,7 @@ impl TargetCheck {
     /// Compares the target with its digests.
     ///
     /// # Errors
-    /// `Undecided` when the digests do not tell of every block, or when something else wrote the target meanwhile; `Corrupt`
+    /// `Undecided` when some block has no digest, or when something else wrote the target meanwhile; `Corrupt`
     /// when the target is shorter than the volume; `Stopped`; why something cannot be read.
     pub async fn with_digests(&self) -> Result<CheckReport> {
         let held = self.record.as_ref().and_then(TargetRecord::held);
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_is_against_what_the_record_proves_or_the_person_names() {
+    fn a_check_compares_with_the_recorded_or_the_named_snapshot() {
         let holds = record(Content::Holds("snap-a".into()));
         let between = record(Content::Between {
             base: None,

@@ -55,7 +55,7 @@ pub(crate) struct Checkpoint {
     began_as_base: bool,
     /// Whether the copy is of no use without its digests.
     needs_digests: bool,
-    /// The file of the digests that were given up. It goes when the checkpoint says that it has none.
+    /// The file of the digests that were given up. It is removed once the saved checkpoint has none.
     given_up: Option<PathBuf>,
 }
 
@@ -329,7 +329,7 @@ impl Checkpoint {
     /// # Errors
     /// `Io` when they cannot be removed.
     pub(super) fn discard(path: &Path, digests: &Path) -> Result<()> {
-        // In this order: digests without a checkpoint say nothing, a checkpoint without its digests would be wrong.
+        // In this order: digests without a checkpoint are harmless, a checkpoint without its digests would be wrong.
         remove_if_there(path)?;
         // The folder of a stage is made with its first file.
         if let Err(error) = sync_folder(path)
@@ -354,7 +354,7 @@ impl Saved {
     /// Replaces what is there, whole or not at all.
     ///
     /// # Errors
-    /// `Io` or `NoSpace`: then the old one still stands.
+    /// `Io` or `NoSpace`: then the old one remains.
     pub(super) fn write(&self) -> Result<()> {
         let saved = replace(&self.path, &self.bytes);
         let Some(given_up) = &self.given_up else {

@@ -9,7 +9,7 @@
 //!  keep    flush, then digests, then mark done, then save the checkpoint; never another order
 //! ```
 //! Memory is the blocks in flight and bitmaps, whatever the volume's size. At most [`INTERVAL`] blocks are fetched and not in
-//! the checkpoint yet: a run that resumes after a kill fetches so many again.
+//! the checkpoint yet: a run that resumes after a kill fetches at most that many again.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -63,7 +63,7 @@ pub(super) struct Rules<'a> {
     pub(super) stop: &'a Stop,
 }
 
-/// What was fetched of a block, and what came of writing it, by target.
+/// The fetched block, and the result of writing it to each target.
 struct Copied {
     index: BlockIndex,
     digest: Option<Digest>,
@@ -115,7 +115,7 @@ pub(super) async fn copy(
     let targets = targets.into_iter().map(|target| Copying {
         target,
         written: Vec::new(),
-        // The first blocks are kept at once: they tell the target from another one.
+        // The first blocks are kept at once: they distinguish the target from another one.
         kept_at: now.checked_sub(KEEP_EVERY).unwrap_or(now),
         keeping: None,
         failed: None,
@@ -166,7 +166,7 @@ impl Copy<'_> {
         }
     }
 
-    /// Plans to write again what is not as it was done: the answer.
+    /// Takes the result of a comparison: plans to write the changed blocks again.
     fn rechecked(&mut self, number: usize, compared: Result<Compared>) -> BlockSet {
         let Some(copying) = self.targets.get_mut(number) else {
             return BlockSet::new();
@@ -194,11 +194,11 @@ impl Copy<'_> {
 
     async fn fetch(&mut self) -> Result<()> {
         // One task for each block, so that all processors work; dropping the set aborts them.
-        let mut flights = JoinSet::new();
+        let mut copies = JoinSet::new();
         let mut keeps: FuturesUnordered<Keep> = FuturesUnordered::new();
         let stop = self.rules.stop.clone();
         let mut cursor = Some(BlockIndex(0));
-        // Blocks behind the cursor that a comparison found to be other than they were done.
+        // Blocks before the cursor that a comparison found changed.
         let (mut again, mut again_from) = (BlockSet::new(), BlockIndex(0));
         let mut ended: Result<()> = Ok(());
         loop {
@@ -206,8 +206,8 @@ impl Copy<'_> {
             let alive = self.targets.iter().any(|copying| copying.failed.is_none());
             while ended.is_ok()
                 && alive
-                && flights.len() < self.rules.in_flight
-                && self.has_room(flights.len())
+                && copies.len() < self.rules.in_flight
+                && self.has_room(copies.len())
             {
                 let index = match again.next_in(again_from) {
                     Some(index) => {
@@ -222,19 +222,19 @@ impl Copy<'_> {
                         index
                     }
                 };
-                flights.spawn(copy_block(
+                copies.spawn(copy_block(
                     Arc::clone(&self.source),
                     index,
                     self.sinks_of(index),
                     self.rules.on_damage,
                 ));
             }
-            let is_last = flights.is_empty();
+            let is_last = copies.is_empty();
             for number in 0..self.targets.len() {
                 keeps.extend(self.keep(number, is_last));
             }
             let is_checked = self.rechecks.is_empty() || ended.is_err() || !alive;
-            if flights.is_empty() && keeps.is_empty() && is_checked {
+            if copies.is_empty() && keeps.is_empty() && is_checked {
                 return ended;
             }
             let stopping = ended.is_err();
@@ -245,7 +245,7 @@ impl Copy<'_> {
                 }
             };
             tokio::select! {
-                Some(copied) = flights.join_next() => {
+                Some(copied) = copies.join_next() => {
                     let copied = copied.map_err(|error| Error::with_source(Kind::Io, "cannot copy a block", error));
                     let noted = copied.and_then(|copied| self.copied(copied));
                     ended = ended.and(noted);
@@ -303,7 +303,7 @@ impl Copy<'_> {
             .collect()
     }
 
-    /// Notes what was written where. The error is the source's.
+    /// Records what was written to which target. The error is the source's.
     fn copied(&mut self, copied: Copied) -> Result<()> {
         for (number, written) in copied.written? {
             let Some(copying) = self.targets.get_mut(number) else {
@@ -406,7 +406,8 @@ async fn copy_block(
     let len = source.geometry().block_len(index) as u64;
     // At low priority: a block may wait to be hashed together with others.
     match source.read_ahead(index, Wanted::default()).await {
-        // Only a block whose own bytes are wrong where they are stored; a listing that contradicts itself says nothing of a block.
+        // Only a block whose own bytes are wrong where they are stored; a listing that contradicts itself is no damage of a
+        // block.
         Err(error)
             if error.remedy() == Some(&Remedy::MarkDamage) && on_damage == OnDamage::Mark =>
         {

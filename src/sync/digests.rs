@@ -13,8 +13,8 @@
 //! Numbers are little-endian. In memory the entries of 64 TiB would be 4 GiB. A file is one generation: a run that changes a
 //! target clones it, changes the clone and publishes that under the old name.
 //!
-//! A hole says that the block was never held and reads as zeroes; a short file ends in holes. That is safe: where the target
-//! has bytes the two differ. An I/O error is never a hole.
+//! A hole means that the block was never held and reads as zeroes; a short file ends in holes. That is safe: where the target
+//! has bytes the comparison finds a difference. An I/O error is never a hole.
 
 mod file;
 mod header;
@@ -47,14 +47,14 @@ const HOLE: Digest = [0x00; 32];
 const ZERO: Digest = [0xff; 32];
 const UNKNOWN: Digest = [0xfe; 32];
 
-/// What the file says of one block.
+/// The entry of one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DigestEntry {
     /// Never held: it reads as zeroes.
     Hole,
     /// Held or zeroed: it reads as zeroes.
     Zero,
-    /// The run cannot tell what it holds.
+    /// The run does not know what it holds.
     Unknown,
     /// It holds bytes with this SHA-256.
     Data(Digest),
@@ -126,7 +126,7 @@ impl Digests {
     ///
     /// # Errors
     /// `Invalid` when something else than a regular file is at `path`, or for a run id that is empty, longer than 64 bytes or
-    /// not ASCII; `NoSpace`; what the system says.
+    /// not ASCII; `NoSpace`; the system's error.
     pub(crate) fn create(
         path: &Path,
         run: &str,
@@ -168,7 +168,7 @@ impl Digests {
     /// where it is not ours or its header is damaged.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub(crate) fn open(path: &Path) -> Result<Option<Self>> {
         // A read-only filesystem still verifies.
         let opened = files::open_ours(path, true).or_else(|_| files::open_ours(path, false))?;
@@ -197,7 +197,7 @@ impl Digests {
     /// Removes a file, if it is there.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub(crate) fn remove(path: &Path) -> Result<()> {
         files::remove_if_there(path)
     }
@@ -254,7 +254,7 @@ impl Digests {
     /// Writes the digests of blocks, none for zeroes. They survive a crash when this returns.
     ///
     /// # Errors
-    /// `NoSpace`; `Invalid` for a block beyond the volume; what the system says.
+    /// `NoSpace`; `Invalid` for a block beyond the volume; the system's error.
     pub(crate) fn write(&self, digests: &[(BlockIndex, Option<Digest>)]) -> Result<()> {
         self.write_all(
             digests
@@ -313,7 +313,7 @@ impl Digests {
     /// Makes the entries of blocks holes; what lies beyond the volume is left out. They survive a crash when this returns.
     ///
     /// # Errors
-    /// `NoSpace`; what the system says.
+    /// `NoSpace`; the system's error.
     pub(crate) fn make_holes(&self, extents: &[Extent]) -> Result<()> {
         for extent in extents.iter().filter_map(|extent| self.within(*extent)) {
             let (start, end) = (offset(extent.start()), offset(extent.end()));
@@ -354,7 +354,7 @@ impl Digests {
     /// The entries of a run of blocks, 32 bytes of memory each; beyond the volume they are holes.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub(crate) fn read(&self, extent: Extent) -> Result<Vec<DigestEntry>> {
         let count = usize::try_from(extent.count()).unwrap_or(0);
         let mut bytes = vec![HOLE; count];
@@ -379,7 +379,7 @@ impl Digests {
     /// The first run of blocks at or after `from` that the file has bytes for: all others are holes.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub(crate) fn next_data(&self, from: BlockIndex) -> Result<Option<Extent>> {
         let count = self.geometry.block_count();
         if from.0 >= count {
@@ -443,7 +443,7 @@ impl Digests {
     /// Gives the file its final name, in place of the generation before; both survive a crash when this returns.
     ///
     /// # Errors
-    /// `Invalid` when something else than a regular file has that name; what the system says. Then the file stays where it is.
+    /// `Invalid` when something else than a regular file has that name; the system's error. Then the file stays where it is.
     pub(crate) fn publish(mut self, path: &Path) -> Result<Self> {
         let failed = |error| Error::of_file(path, "cannot write", error);
         self.file.sync_all().map_err(failed)?;

@@ -142,7 +142,7 @@ impl Execution<'_> {
         copy(blocks, targets, &rules).await
     }
 
-    /// Stages what is to be staged, then opens the target.
+    /// Stages the delta if the job asks for it, then opens the target.
     async fn ready(
         &self,
         candidate: Candidate,
@@ -245,7 +245,7 @@ impl Execution<'_> {
         };
         let mut checkpoint = checkpoint;
         if candidate.target.kind().is_new() {
-            // What it publishes is made of them.
+            // The published object is made of the digests.
             checkpoint.need_digests();
         }
         let (sink, checkpoint) = self
@@ -464,7 +464,7 @@ async fn new_digests(
     }
     let old = match candidate.decided.decision {
         Decision::TakeOver(_) => unfinished,
-        // Of what a person vouched for nothing tells the digests.
+        // The digests of content that a person vouches for are unknown.
         _ => candidate.digests.clone().filter(|_| {
             let record = candidate.seen.record.as_ref();
             record.is_some_and(|record| {

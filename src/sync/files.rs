@@ -81,7 +81,7 @@ impl StateFiles {
                 .is_some_and(|found| found.starts_with(&prefix) && found.ends_with(".tmp"));
             let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
             if is_its && is_file {
-                // In the way of nothing where it cannot be removed.
+                // Where it cannot be removed it does no harm.
                 let _ = std::fs::remove_file(entry.path());
             }
         }

@@ -47,7 +47,7 @@ impl Execution<'_> {
             written_to(checkpoint, &opened.candidate)?,
             checkpoint.damaged(),
         );
-        // A rename takes an instant and is not stopped half way; EBS may take hours.
+        // A rename takes an instant and is not interrupted; EBS may take hours.
         let published = match opened.candidate.target.kind().is_new() {
             true => self.context.stop.unless(publish).await?,
             false => publish.await?,

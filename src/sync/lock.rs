@@ -55,7 +55,7 @@ impl Locks {
         Self::take_with(Some(NameLock::take(name)?), others, stop)
     }
 
-    /// The same for who changes nothing: where no lock file can be made, no run can write the target's state either, and the
+    /// The same for a reader: where no lock file can be made, no run can write the target's state either, and the
     /// locks on `others` are enough.
     ///
     /// # Errors
@@ -263,7 +263,7 @@ fn locked_by(locks: &str, dev: u64, inode: u64) -> Option<u32> {
     let wanted = format!("{:02x}:{:02x}:{inode}", major(dev), minor(dev));
     locks.lines().find_map(|line| {
         let mut fields = line.split_whitespace().skip(1);
-        // A waiting one has an arrow in front: it has nothing locked.
+        // A waiting process has an arrow in front: it holds no lock.
         let is_flock = fields.next() == Some("FLOCK");
         let pid = fields.nth(2)?.parse().ok()?;
         (is_flock && fields.next() == Some(&wanted) && pid > 0).then_some(pid)
@@ -274,7 +274,7 @@ fn locked_by(locks: &str, dev: u64, inode: u64) -> Option<u32> {
 /// what it is made of, a file and the device that its filesystem is on. `a` or `b` may be a file that is not there yet.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn overlaps(a: &Path, b: &Path) -> Result<bool> {
     let sysfs = Sysfs::system();
     let (a, b) = (Layers::of(&sysfs, a)?, Layers::of(&sysfs, b)?);

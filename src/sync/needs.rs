@@ -1,4 +1,5 @@
-//! Which snapshots of the source a target needs: those that a next run may start from. Who deletes snapshots asks this first.
+//! Which snapshots of the source a target needs: those that a next run may start from. Everything that deletes snapshots asks
+//! this first.
 
 use std::collections::BTreeSet;
 

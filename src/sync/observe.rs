@@ -1,4 +1,4 @@
-//! [`Candidate`]: a target that was locked and observed, and what was decided for it.
+//! [`Candidate`]: a locked and observed target, and the decision for it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,7 +39,7 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    /// Locks, observes and decides; compares if that is what was decided.
+    /// Locks, observes and decides; compares if the decision is to compare.
     pub(super) async fn observe(
         job: &SyncJob,
         source: &Source,
@@ -123,7 +123,7 @@ impl Candidate {
         self.evidence().filter(|_| is_proven)
     }
 
-    /// Looks whether the kernel's count of sectors proves that nothing but the unfinished run has written the target: then nothing
+    /// Checks whether the kernel's count of sectors proves that only the unfinished run has written the target: then nothing
     /// need be compared.
     async fn count_sectors(&mut self, source: &Source, context: &Context<'_>) -> Result<()> {
         let base = Digests::open(&self.files.digests())?;

@@ -52,7 +52,7 @@ impl Observed {
         record.mark.is_some() && record.mark == self.facts.mark
     }
 
-    /// Whether what the target differs in from the record's digests is known: in nothing, or in the blocks that a comparison found.
+    /// Whether the differences of the target from the record's digests are known: none, or the blocks that a comparison found.
     pub(super) fn is_proven(&self, record: &TargetRecord) -> bool {
         self.compared.is_some() || self.is_unchanged(record)
     }
@@ -65,7 +65,7 @@ pub(super) enum Comparison {
     Same,
     /// Something else has written the target.
     Foreign {
-        /// So many blocks.
+        /// How many blocks differ.
         blocks: u64,
         /// The first of them, for people.
         ranges: String,

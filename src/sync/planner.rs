@@ -125,7 +125,7 @@ impl<'a> Planner<'a> {
         let Some(checkpoint) = candidate.checkpoint.take() else {
             return self.full(candidate).await;
         };
-        // Listing changes once more is cheaper than listing the snapshot around each of them.
+        // Listing changes again is cheaper than listing the snapshot around each of them.
         if let Some(base) = &checkpoint.task().base
             && let Ok(base) = base.parse()
             && let Err(error) = self.listings.delta(&base, &self.context.stop).await
@@ -193,7 +193,7 @@ impl<'a> Planner<'a> {
     }
 
     async fn take_over(&mut self, candidate: &mut Candidate, base: &SnapshotId) -> Result<Work> {
-        // What the unfinished run touched is written in any case: it does not matter what its digests say of that.
+        // What the unfinished run touched is written in any case: its digests do not matter there.
         let digests = candidate.proven_digests(self.job);
         let Some(delta) = self.listable_delta(base, digests.as_ref()).await? else {
             candidate.decided.decision = Decision::Full;
@@ -202,7 +202,7 @@ impl<'a> Planner<'a> {
         };
         let mut plan = (*delta).clone();
         if let Some(unfinished) = &candidate.checkpoint {
-            plan.overtake(unfinished.plan());
+            plan.rewrite_touched(unfinished.plan());
             plan.write_too(unfinished.damaged());
         }
         if candidate.decided.rewrites_foreign {
@@ -262,7 +262,7 @@ impl<'a> Planner<'a> {
                 Delta::full(self.source.info.geometry, &held, false)
             }
         };
-        plan.overtake(unfinished.plan());
+        plan.rewrite_touched(unfinished.plan());
         let NewRun { task, plan, .. } = self.new_run(candidate, plan, base, None).await?;
         let digests = match unfinished.digests() {
             Some(old) if !self.job.dry_run => {

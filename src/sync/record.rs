@@ -54,7 +54,7 @@ pub(super) fn load(path: &Path, now: Option<&Mark>) -> Result<Option<TargetRecor
 /// Replaces the record at `path`.
 ///
 /// # Errors
-/// `Io` or `NoSpace`: then the old one stands.
+/// `Io` or `NoSpace`: then the old one remains.
 pub(super) fn save(path: &Path, record: &TargetRecord) -> Result<()> {
     replace(path, &encode(record))
 }
@@ -74,7 +74,7 @@ pub(super) fn encode(record: &TargetRecord) -> Vec<u8> {
 /// A record that was exported, for `record import`.
 ///
 /// # Errors
-/// `Invalid`, in words that follow "it", when these bytes are none of this version.
+/// `Invalid`, in words that follow "it", when these bytes are no record of this version.
 pub(super) fn decode(bytes: &[u8]) -> Result<TargetRecord> {
     let wrong = |why: String| Error::new(Kind::Invalid, why);
     let no_record = |error: serde_json::Error| wrong(format!("it is no record: {error}"));
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_comes_back_and_a_damaged_one_is_none() {
+    fn a_record_is_read_as_written_and_a_damaged_one_is_ignored() {
         let folder = tempfile::tempdir().unwrap();
         let (path, image) = (folder.path().join("record"), folder.path().join("image"));
         std::fs::write(&image, b"1").unwrap();

@@ -76,7 +76,7 @@ impl ReportFile {
     /// Creates the file, so that a path that cannot be written fails at the start. `about` has program, host and user.
     ///
     /// # Errors
-    /// `Invalid` when something else than a regular file is at `path`; what the system says.
+    /// `Invalid` when something else than a regular file is at `path`; the system's error.
     pub fn begin(path: &Path, source: &str, started: SystemTime, about: &Value) -> Result<Self> {
         let mut report = Self {
             file: OutputFile::create(path)?,
@@ -104,7 +104,7 @@ impl ReportFile {
     /// A target that was copied, with the digest of each block of its plan: null for zeroes. Without `written` there is no list.
     ///
     /// # Errors
-    /// What the system says; `Corrupt` when a digest is missing.
+    /// The system's error; `Corrupt` when a digest is missing.
     pub(super) fn done(
         &mut self,
         target: &str,
@@ -152,7 +152,7 @@ impl ReportFile {
     /// Adds a target that failed.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn failed(&mut self, target: &str, error: &Error) -> Result<()> {
         let value = json!({
             "target": target,
@@ -166,7 +166,7 @@ impl ReportFile {
     /// Completes the file and renames it into place. `about` has counts, requests and the source's description.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn end(mut self, about: &Value) -> Result<()> {
         let mut tail = json!({"ended": time(SystemTime::now())});
         if let (Some(tail), Some(about)) = (tail.as_object_mut(), about.as_object()) {

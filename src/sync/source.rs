@@ -8,7 +8,7 @@ use crate::snapshot::SnapshotId;
 use crate::source::{BlockSource, Catalog, Changes, HeldDigests, held};
 use crate::target::{Mark, SourceInfo, Stop};
 
-/// Looks at the mark of a source of this machine.
+/// Reads the mark of a source of this machine.
 pub type LookAtMark = Box<dyn Fn() -> Option<Mark> + Send + Sync>;
 
 /// A snapshot, or an image or device of this machine.

@@ -90,7 +90,7 @@ impl Stage {
         with_ending(&self.stem, ".ebsfs-stage.json")
     }
 
-    /// Removes a stage: it was applied, or is of no use.
+    /// Removes a stage that was applied or cannot be used.
     pub(super) fn remove(&self) -> Result<()> {
         // The file that marks it complete goes first.
         remove_if_there(&self.about())?;
@@ -228,11 +228,11 @@ pub(super) fn is_same_plan(one: &Delta, other: &Delta) -> bool {
     one.head() == other.head() && one.runs().eq(other.runs())
 }
 
-/// The source of a sync whose one target has a complete stage of it that brings it from what it holds, or goes on where a run was
+/// The source of a sync whose one target has a complete stage of it that leads from what it holds, or continues where a run was
 /// killed: no call to AWS is needed.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn staged_source(
     directory: &Path,
     source: &str,

@@ -58,7 +58,7 @@ fn rfc3339<S: serde::Serializer>(
 /// Reads what is recorded of a target. It changes nothing and makes no call outside this machine.
 ///
 /// # Errors
-/// What the system says; `Corrupt` when its checkpoint is damaged.
+/// The system's error; `Corrupt` when its checkpoint is damaged.
 pub fn status(target: &dyn Target) -> Result<Status> {
     let files = StateFiles::of(&target.state().stem);
     let mark = target.mark()?;
@@ -89,7 +89,7 @@ pub fn status(target: &dyn Target) -> Result<Status> {
 /// until it is whole. The target itself is not looked at.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn recorded(target: &dyn Target) -> Result<Option<Content>> {
     let files = StateFiles::of(&target.state().stem);
     let record = record::load(&files.record(), None)?;
@@ -111,7 +111,7 @@ fn unfinished_of(files: &StateFiles) -> Result<Option<Unfinished>> {
 /// The unfinished runs in a state directory of `ebs:` and repository targets whose name begins with `target`.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn unfinished(state_dir: &Path, target: &str) -> Result<Vec<Unfinished>> {
     let failed = |error| Error::of_file(state_dir, "cannot read", error);
     let entries = match std::fs::read_dir(state_dir) {

@@ -39,7 +39,7 @@ impl RecordView {
 /// The record of a target; nothing is changed.
 ///
 /// # Errors
-/// `NotFound` when there is none; what the system says.
+/// `NotFound` when there is none; the system's error.
 pub fn view_record(target: &dyn Target) -> Result<RecordView> {
     let files = StateFiles::of(&target.state().stem);
     let mark = target.mark()?;
@@ -73,7 +73,7 @@ fn recorded(
 ///
 /// # Errors
 /// `NotFound` when there is no record, or no digests of its run; `Busy`; `Stopped`; `Invalid` when something else than a regular
-/// file is at `digests`; what the system says.
+/// file is at `digests`; the system's error.
 pub fn export_record(target: &dyn Target, digests: Option<&Path>, stop: &Stop) -> Result<Vec<u8>> {
     let files = StateFiles::of(&target.state().stem);
     let _locks = Locks::take_to_read(&files.lock(), &target.locks()?, stop)?;
@@ -104,7 +104,7 @@ pub struct RecordImport {
 ///
 /// # Errors
 /// `Invalid` when the record is none of this version, or the target has not its size; `Undecided` when it is another target's,
-/// when there is a record already, or when the digests are of another run; `Busy`; `Stopped`; what the system says.
+/// when there is a record already, or when the digests are of another run; `Busy`; `Stopped`; the system's error.
 pub async fn import_record(
     target: &dyn Target,
     import: &RecordImport,

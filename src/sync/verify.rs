@@ -51,8 +51,8 @@ pub(crate) type OnBlocks<'a> = &'a (dyn Fn(u64) + Send + Sync);
 pub(crate) struct Resumable<'a> {
     /// The file of its [`CompareCheckpoint`].
     pub(crate) path: &'a Path,
-    /// The target's mark, taken after its reader was opened and before the comparison. If it is another one afterwards, the
-    /// result says nothing.
+    /// The target's mark, taken after its reader was opened and before the comparison. If it differs afterwards, the
+    /// result is void.
     pub(crate) mark: &'a Mark,
 }
 

@@ -12,7 +12,7 @@ use super::*;
 use crate::block::{Block, Change, ZEROES, random_id};
 use crate::error::Kind;
 
-/// Where a target is, for the suite.
+/// What the suite runs over: makes a target, and breaks it.
 pub(crate) trait ContractFixture: Send + Sync {
     /// The target as a new process has it.
     fn target(&self) -> BoxFuture<'_, Arc<dyn Target>>;
@@ -31,7 +31,7 @@ pub(crate) trait ContractFixture: Send + Sync {
         true
     }
 
-    /// Makes it what it was at first: garbage, or nothing. What an earlier run has copied proves nothing of the next one.
+    /// Restores the first state: garbage, or nothing. So no bytes of an earlier run can make the next one pass.
     fn renew(&self);
 }
 
@@ -108,7 +108,7 @@ impl ContractRun {
         target.observe(&ask).await.unwrap()
     }
 
-    /// Opens a target that was observed so.
+    /// Opens a target with these facts.
     pub(crate) async fn open(&self, target: &dyn Target, facts: &Facts) -> Result<Opened> {
         let resume = self.state.lock().clone();
         let name = |state: &SinkState| {
@@ -251,7 +251,7 @@ impl ContractRun {
     }
 }
 
-/// Polls work so often, and drops it then. The answer is what it came to, if it came to its end.
+/// Polls work this many times, then drops it. Returns the result if the work has ended by then.
 async fn drop_after<T>(polls: usize, work: impl Future<Output = T>) -> Option<T> {
     let mut work = pin!(work);
     for _ in 0..polls {
@@ -298,7 +298,7 @@ pub(crate) async fn names_first_and_publishes_every_byte(place: &dyn ContractFix
     run.check(place, "at the end").await;
 }
 
-/// A crash between any two calls loses nothing that was flushed, and the run comes to its end, also one that has ended already.
+/// A crash between any two calls loses nothing that was flushed, and the run ends, also one that has ended already.
 pub(crate) async fn survives_a_crash_between_any_two_calls(place: &dyn ContractFixture) {
     let target = place.target().await;
     let count = ContractRun::new(place, &*target).await.steps().len();
@@ -406,7 +406,7 @@ pub(crate) async fn resumes_after_a_drop_at_any_await(place: &dyn ContractFixtur
             }
         }
         drop((opened, target));
-        // The one thread for blocking work comes to its end: in a process that is killed there is none.
+        // The one thread for blocking work ends: a killed process has none.
         crate::files::blocking(|| Ok(())).await.unwrap();
         run.finish(place).await;
         run.check(place, &text).await;

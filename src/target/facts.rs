@@ -20,7 +20,7 @@ pub struct SourceInfo {
     pub mark: Option<Mark>,
     /// The volume that it is of, if that is known and one.
     pub volume: Option<String>,
-    /// Which volume repositories keep it as.
+    /// The volume key that repositories keep it under.
     pub volume_key: VolumeKey,
     /// Whether it is encrypted where it is, if that is known.
     pub encrypted: Option<bool>,
@@ -76,7 +76,7 @@ pub enum Base {
 pub struct Ask<'a> {
     /// What is going to be copied.
     pub source: &'a SourceInfo,
-    /// Since what.
+    /// The requested base.
     pub base: &'a Base,
     /// What an unfinished run left, by its checkpoint.
     pub left: Option<&'a SinkState>,
@@ -136,7 +136,7 @@ pub struct Facts {
     pub free: Option<u64>,
     /// Bytes that a clone of it takes: 0 where it is by reference.
     pub clone_bytes: u64,
-    /// Its mark; none where nothing tells.
+    /// Its mark; none where nothing shows writes.
     pub mark: Option<Mark>,
     /// Whether an equal mark proves anything: not where the filesystem's clock is coarse or not its own.
     pub mark_proves: bool,
@@ -158,7 +158,7 @@ pub struct Facts {
     pub held_damaged: u64,
     /// Snapshots there that a delta can start from, proven, newest first, where the target keeps several.
     pub replicas: Vec<Replica>,
-    /// Why what was asked for as a base cannot be one, where the target keeps several.
+    /// Why the requested base cannot be one, where the target keeps several.
     pub no_base: Option<String>,
     /// Whether a new object there would be encrypted; none where that is not known.
     pub encrypts: Option<bool>,

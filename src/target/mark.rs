@@ -1,10 +1,10 @@
-//! [`Mark`]: what the kernel tells of a target's last change.
+//! [`Mark`]: what the kernel reports about a target's last change.
 
 use serde::{Deserialize, Serialize};
 
 use crate::files::FileMark;
 
-/// What the kernel tells of a target's last change. Two equal marks prove that nothing wrote the target in between; two
+/// What the kernel reports about a target's last change. Two equal marks prove that nothing wrote the target in between; two
 /// different ones prove nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -15,8 +15,8 @@ pub enum Mark {
     Device(DeviceMark),
 }
 
-/// How much was written to a block device of this machine since the machine was started. What another machine writes to a
-/// shared disk it does not tell.
+/// How much was written to a block device of this machine since the machine was started. The counters do not include what
+/// another machine writes to a shared disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceMark {
     /// The start of the machine (`/proc/sys/kernel/random/boot_id`): the counters begin again with each.
@@ -33,8 +33,8 @@ pub struct DeviceMark {
 }
 
 impl DeviceMark {
-    /// Sectors of 512 bytes written since `earlier`; none where the counters do not tell: after another start of the machine or
-    /// another attachment, where sectors were discarded, and of a loop device, whose backing file can be written past it.
+    /// Sectors of 512 bytes written since `earlier`; none where the counters do not show it: after another start of the machine
+    /// or another attachment, where sectors were discarded, and of a loop device, whose backing file can be written past it.
     pub fn sectors_since(&self, earlier: &Self) -> Option<u64> {
         let is_same_count = self.boot == earlier.boot
             && self.diskseq.is_some()

@@ -1,4 +1,4 @@
-//! [`SinkState`]: what a resumed run needs to go on with a target, typed by the target that wrote it.
+//! [`SinkState`]: what a resumed run needs to continue with a target, typed by the target that wrote it.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ pub trait SinkBody: Serialize + DeserializeOwned {
     /// Its version; another one is not read.
     const VERSION: u32;
 
-    /// The name of the object that is being made, where the target's own name does not tell it.
+    /// The name of the object that is being made, where the target's own name does not contain it.
     fn object(&self) -> Option<String> {
         None
     }

@@ -52,10 +52,10 @@ impl SinkBody for DeviceState {
 }
 
 impl DeviceTarget {
-    /// The device at `path`, with its state files in `state_dir`. It is only looked at.
+    /// The device at `path`, with its state files in `state_dir`. Nothing is written.
     ///
     /// # Errors
-    /// `Invalid` when it is no block device; what the system says.
+    /// `Invalid` when it is no block device; the system's error.
     pub fn new(path: &Path, state_dir: &Path) -> Result<Self> {
         let node = path
             .canonicalize()

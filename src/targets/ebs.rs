@@ -9,7 +9,7 @@
 //! | [`start`] | StartSnapshot until it answers with a snapshot that takes blocks |
 //! | [`sink`] | PutSnapshotBlock and CompleteSnapshot |
 //!
-//! A snapshot there is a *replica* when it holds a snapshot of the source. Its tags tell which one; tags can be copied to any
+//! A snapshot there is a *replica* when it holds a snapshot of the source. Its tags name that one; tags can be copied to any
 //! snapshot, so they count only where the snapshot is *proven*: this machine's record names it, or its tag `ebsfs:self` is its
 //! own id and it was made of no volume.
 
@@ -129,7 +129,7 @@ impl EbsTarget {
         })
     }
 
-    /// What EC2 tells of one snapshot; none when it does not know it.
+    /// What EC2 reports of one snapshot; none when it does not know it.
     async fn describe(&self, id: &SnapshotId) -> Result<Option<Snapshot>> {
         let select = [Selector::Snapshot(id.clone())];
         match self.place.descriptions.describe(&select).await {

@@ -1,7 +1,7 @@
 //! Who holds a device or an image, each as a sentence that names the holder: mounts, swap, device-mapper, LVM, md, loop
 //! devices, qemu; and what a person should know of a target before it is written.
 //!
-//! The kernel has the last word (`O_EXCL`); this is for people, and for images, which the kernel does not guard.
+//! The kernel decides (`O_EXCL`); this explains its refusal, and guards images, which the kernel does not.
 
 mod twins;
 

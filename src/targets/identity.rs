@@ -37,7 +37,7 @@ pub(crate) struct Identity {
 /// The identity of the device at `path`.
 ///
 /// # Errors
-/// `Invalid` when it is no block device; what the system says.
+/// `Invalid` when it is no block device; the system's error.
 pub(crate) fn identity(path: &Path) -> Result<Identity> {
     let file = OpenOptions::new()
         .read(true)

@@ -197,7 +197,7 @@ impl ImageTarget {
         if opening.plan.base().is_some() {
             let cloned = self.clone_into(&file, geometry, opening).await;
             if let Err(error) = cloned {
-                // Half a clone is worth nothing, and its bytes may be what fills the disk.
+                // A partial clone is useless, and its bytes may be what fills the disk.
                 remove_if_there(&part)?;
                 return Err(error);
             }
@@ -252,7 +252,7 @@ impl ImageTarget {
         })
     }
 
-    /// The same of the image that a part is to replace: one that came after the decision is not replaced either.
+    /// The same check of the image that a part is to replace: an image made after the decision is not replaced.
     fn check_image(&self, opening: &Opening<'_>) -> Result<()> {
         match File::open(&self.path) {
             Ok(file) if opening.mark.is_some() => self.check_mark(&file, opening),
@@ -265,7 +265,7 @@ impl ImageTarget {
         }
     }
 
-    /// Whether the image is what it was when it was decided what to do.
+    /// Whether the image is unchanged since the decision.
     fn check_mark(&self, file: &File, opening: &Opening<'_>) -> Result<()> {
         let failed = |error| Error::of_file(&self.path, "cannot look at", error);
         file.sync_all().map_err(failed)?;

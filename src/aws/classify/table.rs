@@ -41,7 +41,7 @@ impl ServiceRefusal<'_> {
             _ if message.contains("Failed to read block data") => {
                 ErrorClass::Retry(error(Kind::Unavailable))
             }
-            // A PutSnapshotBlock that was damaged on its way.
+            // A PutSnapshotBlock that was damaged in transit.
             ("InvalidSignatureException", _) if is_about_checksum(message) => {
                 ErrorClass::Retry(error(Kind::Corrupt))
             }
@@ -156,7 +156,7 @@ impl ServiceRefusal<'_> {
         }
     }
 
-    /// Action, target, and all that the service said.
+    /// Action, target, and the service's whole answer.
     fn in_words(&self, action: Action<'_>, target: &str) -> String {
         let Self {
             status,
@@ -176,7 +176,7 @@ impl ServiceRefusal<'_> {
         said
     }
 
-    /// INVALID_SNAPSHOT_ID has many causes, which only the message tells apart.
+    /// INVALID_SNAPSHOT_ID has many causes, which only the message distinguishes.
     fn bad_snapshot(&self, said: &str) -> Error {
         let has = |words: &str| self.message.contains(words);
         let (kind, need) = if has("ublic snapshot") {
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_name_status_request_and_what_is_missing() {
+    fn refusals_name_status_request_and_the_missing_permission() {
         for (status, code, reason, message, words) in [
             (
                 403,

@@ -1,4 +1,4 @@
-//! What a server says, made fit for a terminal and a log: tokens blanked, control characters escaped, length limited.
+//! A server's message, made safe for a terminal and a log: tokens blanked, control characters escaped, length limited.
 
 use std::error::Error as StdError;
 
@@ -9,7 +9,7 @@ const MAX_MESSAGE: usize = 4000;
 const LONGEST_WORD: usize = 64;
 /// Behind a label shorter words can be tokens too; none of a message's own words has as many letters.
 const LONGEST_AFTER_LABEL: usize = 20;
-/// What stands before a word that is no token, however long.
+/// The text before a word that is no token, even a long one.
 const ENCODED: &str = "ncoded authorization failure message:";
 
 /// A server's message without what could be a token, safe to print.
@@ -63,7 +63,7 @@ fn is_token_label(text: &str) -> bool {
     label.is_some_and(|label| label.to_ascii_lowercase().ends_with("token"))
 }
 
-/// Whether a word is a part of an ARN, which stand behind colons: a role's path and session name.
+/// Whether a word is a part of an ARN, which follow colons: a role's path and session name.
 fn is_arn_part(text: &str, word: &str) -> bool {
     let before = text.rsplit(char::is_whitespace).next().unwrap_or_default();
     let is_in_arn = before.ends_with(':') && before.contains("arn:");
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_its_owner_needs_is_kept() {
+    fn ids_and_encoded_messages_are_kept() {
         let arn = format!(
             "User: arn:aws:sts::111122223333:assumed-role/{}/session is not authorized",
             "long-role-name-".repeat(5)

@@ -153,7 +153,7 @@ fn half(set: &str, unset: &str) -> Error {
     Error::new(Kind::Denied, what)
 }
 
-/// The way to credentials that begins at a profile; none when it says nothing of credentials.
+/// The plan that starts at a profile; none when the profile names no credentials.
 fn of_profile(
     environment: &Environment,
     profiles: &Profiles,

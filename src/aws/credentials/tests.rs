@@ -195,7 +195,7 @@ async fn a_program_that_fails_once_in_the_middle_of_a_run_is_tried_again() {
 }
 
 #[tokio::test]
-async fn credentials_that_cannot_be_had_are_an_error_at_once_for_some_seconds() {
+async fn missing_credentials_are_an_immediate_error_for_some_seconds() {
     let (credentials, loads) = counted(|number| (number > 0).then_some("late"));
     for _ in 0..50 {
         let error = credentials.current().await.unwrap_err();

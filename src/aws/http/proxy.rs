@@ -24,7 +24,7 @@ impl Default for Proxies {
     }
 }
 
-/// A proxy on the way.
+/// A proxy to send requests through.
 #[derive(Clone, Debug)]
 pub(super) struct Proxy {
     /// `http://HOST:PORT` or `https://HOST:PORT`.
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_proxy_is_refused_without_its_value() {
+    fn a_wrong_proxy_is_refused_without_printing_its_value() {
         for value in [
             "socks5://u:secret@h:1",
             "http://",

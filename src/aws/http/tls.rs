@@ -119,8 +119,8 @@ impl Trust {
     }
 }
 
-/// Whether an alert says something of certificates, names or versions, which no waiting mends. The others can come of a server
-/// that restarts or is overloaded, or of a line that damages bytes.
+/// Whether an alert is about certificates, names or versions, where waiting does not help. The others can come from a server
+/// that restarts or is overloaded, or from a line that damages bytes.
 ///
 /// <https://www.rfc-editor.org/rfc/rfc8446#section-6>
 fn is_final(alert: AlertDescription) -> bool {

@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_comes_first_and_what_is_dropped_for_room_is_an_overflow() {
+    fn the_oldest_is_first_and_a_drop_for_room_is_an_overflow() {
         let mut recency = Recency::with_most(NonZeroUsize::new(2).unwrap());
         recency.touch((0, 0));
         recency.touch((0, 1));

@@ -234,7 +234,7 @@ async fn flipped_bits_anywhere_are_never_wrong_bytes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_files_keep_the_size_and_what_was_used_last() {
+async fn the_files_keep_the_size_and_the_blocks_used_last() {
     const SIZE: u64 = 8 << 20;
     let folder = tempfile::tempdir().unwrap();
     let volume = Volume::new();

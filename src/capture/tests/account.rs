@@ -245,7 +245,7 @@ impl SnapshotMaker for Account {
                 }
                 Fate::Answered => {
                     let made = self.make(request);
-                    // The run can be ended while the answer is on its way.
+                    // The run can be ended while the answer is in flight.
                     let millis = self.random.lock().u64(1..50);
                     sleep(Duration::from_millis(millis)).await;
                     Ok(Creation::Made(made))

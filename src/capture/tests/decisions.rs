@@ -303,7 +303,7 @@ fn volumes_of_one_instance_are_one_set() {
 }
 
 #[test]
-fn nothing_is_left_only_where_something_else_takes_the_volumes() {
+fn a_job_that_leaves_out_all_volumes_is_refused_unless_it_may_be_empty() {
     let all = vec![volume("vol-0a", &["i-01"], &[]), volume("vol-0b", &[], &[])];
     let selection = SelectedVolumes {
         selected: vec![(of_tag("a", "b"), all)],

@@ -214,7 +214,7 @@ async fn a_run_that_is_killed_at_any_moment_never_leaves_two_snapshots_of_a_cycl
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cycle_of_long_ago_makes_nothing() {
+async fn a_cycle_older_than_a_day_makes_nothing() {
     let account = Account::new(1);
     let mut job = job(&[of_volume("vol-0a")]);
     job.cycle = "nightly/2020-06-30T12:00:00Z".parse().unwrap();

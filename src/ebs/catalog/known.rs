@@ -1,4 +1,4 @@
-//! [`KnownSnapshots`]: what EC2 has said of snapshots, when to ask it again, and the one listing that all waiters share.
+//! [`KnownSnapshots`]: EC2's descriptions of snapshots, when to ask again, and the one listing that all waiters share.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -18,22 +18,22 @@ use crate::snapshot::{
 
 /// How long EC2 may take to describe a snapshot that can be read without it.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long it is left alone after it refused or did not answer.
+/// How long EC2 is not asked after it refused or did not answer.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 /// How long the listing that a mount started with serves its first reader.
 const BEGUN_LIFE: Duration = Duration::from_secs(60);
 
-/// What an error says when the caller lacks the permission.
+/// The words of an error when the caller lacks the permission.
 const MISSING: &str = "the permission ec2:DescribeSnapshots";
 
-/// What EC2 says of one snapshot.
+/// EC2's answer about one snapshot.
 #[derive(Debug)]
 pub(super) enum Description {
     /// Its description.
     Known(Arc<Snapshot>),
     /// EC2 was asked and does not know it.
     NotKnown,
-    /// EC2 could not be asked, and why.
+    /// Why EC2 could not be asked.
     NotAsked(String),
 }
 
@@ -59,18 +59,18 @@ struct DatedDescription {
     snapshot: Arc<Snapshot>,
 }
 
-/// A listing that runs as a task: it continues when a waiter goes.
+/// A listing that runs as a task: it continues when a waiter is dropped.
 #[derive(Clone)]
 struct SharedListing {
     state: watch::Receiver<ListingState>,
     task: AbortHandle,
     began: Instant,
-    /// Whether its end is still for the next caller: it started only to see that it comes.
+    /// Whether its result is kept for the next caller: it started only to see a first reply.
     is_unseen: Arc<AtomicBool>,
 }
 
 impl SharedListing {
-    /// Whether a caller who comes now gets this one.
+    /// Whether a new caller gets this one.
     fn serves(&self) -> bool {
         match &self.state.borrow().done {
             None => !self.task.is_finished(),
@@ -128,8 +128,8 @@ impl KnownSnapshots {
         !self.0.select.is_empty() && self.named().count() == self.0.select.len()
     }
 
-    /// The selected snapshots, oldest first, by the listing that runs or a new one. What is selected by its id is there whether
-    /// EC2 can be asked or not.
+    /// The selected snapshots, oldest first, by the listing that runs or a new one. A snapshot selected by its id is included
+    /// whether EC2 can be asked or not.
     pub(super) async fn list(&self) -> Result<Vec<Arc<Snapshot>>> {
         let only_named = self.is_only_named();
         let listed = match self.0.silent() {
@@ -159,7 +159,7 @@ impl KnownSnapshots {
         Ok(snapshots)
     }
 
-    /// The end of the listing, if it comes within `limit`; else what is waited for.
+    /// The result of the listing, if it ends within `limit`; else what is waited for.
     async fn list_within(&self, limit: Duration) -> Result<Vec<Arc<Snapshot>>> {
         match timeout(limit, self.listed()).await {
             Ok(listed) => listed,
@@ -383,14 +383,14 @@ impl KnownState {
         }
     }
 
-    /// Leaves EC2 alone for a time after a failure that the next call would meet too.
+    /// Stops asking EC2 for a time after a failure that the next call would repeat.
     fn heed(&self, error: &Error) {
         if silences(error.kind()) {
             *self.silence.lock() = Some((Instant::now() + ASK_AGAIN, error.clone()));
         }
     }
 
-    /// Why EC2 is left alone now, if it is.
+    /// Why EC2 is not asked now, if it is not.
     fn silent(&self) -> Option<Error> {
         let silence = self.silence.lock();
         let (until, error) = silence.as_ref()?;
@@ -398,7 +398,7 @@ impl KnownState {
     }
 }
 
-/// Whether the next call would fail like this one. A refused id or argument says nothing of other calls.
+/// Whether the next call would fail like this one. A refused id or argument does not predict other calls.
 fn silences(kind: Kind) -> bool {
     matches!(kind, Kind::Denied | Kind::Throttled | Kind::Unavailable)
 }

@@ -23,10 +23,10 @@ use crate::digest::DigestOutcome;
 use crate::error::{Error, Kind, Remedy};
 use crate::source::Wanted;
 
-/// How long a body may stand still before the request is sent again.
+/// How long a body may send no byte before the request is sent again.
 const BODY_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// What came for a block, not verified yet.
+/// The reply for a block, not verified yet.
 struct BlockReply {
     bytes: Bytes,
     /// The SHA-256 that the service promises, in base64; empty when it promises none.
@@ -139,7 +139,7 @@ impl Client {
         }
     }
 
-    /// The same, asked a second time when it is slow; the first good reply wins. Waiting for a slot is not slowness.
+    /// Like `get`, with a second request when the first is slow; the first good reply wins. Waiting for a slot is not slowness.
     async fn fetch_hedged(
         &self,
         call: &EbsCall,
@@ -148,14 +148,14 @@ impl Client {
         hedge: &Hedge,
     ) -> Outcome<BlockReply> {
         let place = self.place(block, wanted).await?;
-        let Some(patience) = hedge.patience(Instant::now()) else {
+        let Some(delay) = hedge.delay(Instant::now()) else {
             return self.fetch(call, block, place).await;
         };
         let mut first = pin!(self.fetch(call, block, place));
         tokio::select! {
             biased;
             reply = &mut first => return reply,
-            () = sleep(patience) => {}
+            () = sleep(delay) => {}
         }
         if !hedge.may_send_twice(Instant::now()) {
             return first.await;

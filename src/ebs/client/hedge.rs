@@ -1,6 +1,6 @@
-//! When a slow GetSnapshotBlock is worth a second one: the first answer wins.
+//! When a slow GetSnapshotBlock is sent a second time: the first answer wins.
 //!
-//! Each request is billed, so this is an option. A request is slow that takes longer than 99 of 100 did in the last
+//! Each request is billed, so this is an option. A request is slow if it takes longer than 99 of 100 did in the last
 //! minute; at most one in fifty is sent twice, none within a minute of a throttle or near the rate that is allowed: there a
 //! second request takes the place of another one's first.
 
@@ -15,7 +15,7 @@ const SLOT: Duration = Duration::from_secs(10);
 const SLOTS: usize = 6;
 /// Requests that must be remembered before one is called slow.
 const ENOUGH: u64 = 100;
-/// One in so many may be slow, and one in so many be sent twice.
+/// One request in this many counts as slow, and one in this many may be sent twice.
 const SLOW_ONE_IN: u64 = 100;
 const TWICE_ONE_IN: u64 = 50;
 /// The share of the allowed rate from which on nothing is sent twice.
@@ -68,7 +68,7 @@ impl Hedge {
         }
     }
 
-    /// An answer took so long.
+    /// Records how long an answer took.
     pub(super) fn answered(&self, took: Duration, now: Instant) {
         let mut inner = self.inner.lock();
         inner.turn(now);
@@ -87,7 +87,7 @@ impl Hedge {
     }
 
     /// How long a request that starts now may take before it is slow; none while nothing is sent twice.
-    pub(super) fn patience(&self, now: Instant) -> Option<Duration> {
+    pub(super) fn delay(&self, now: Instant) -> Option<Duration> {
         let mut inner = self.inner.lock();
         inner.turn(now);
         if inner.throttled.is_some_and(|at| now < at + MINUTE)
@@ -112,7 +112,7 @@ impl Hedge {
 
     /// Whether a slow request may be sent a second time; it counts as sent.
     pub(super) fn may_send_twice(&self, now: Instant) -> bool {
-        if self.patience(now).is_none() {
+        if self.delay(now).is_none() {
             return false;
         }
         let mut inner = self.inner.lock();
@@ -141,7 +141,7 @@ impl Window {
                 *slot = TimeSlot::EMPTY;
             }
         }
-        // Nothing was asked for longer than is remembered.
+        // No request was made within the remembered time.
         self.since = now;
     }
 
@@ -187,14 +187,14 @@ mod tests {
     }
 
     #[test]
-    fn slow_is_what_takes_longer_than_99_of_100() {
+    fn a_request_is_slow_when_it_takes_longer_than_99_of_100() {
         let start = Instant::now();
         let (hedge, now) = after(99, 20 * MS, start);
-        assert_eq!(hedge.patience(now), None, "too few to tell");
+        assert_eq!(hedge.delay(now), None, "too few to tell");
         let (hedge, now) = after(1000, 20 * MS, start);
-        let patience = hedge.patience(now).unwrap();
-        assert!((20 * MS..=23 * MS).contains(&patience), "{patience:?}");
-        assert_eq!(hedge.patience(now + 2 * MINUTE), None, "long ago");
+        let delay = hedge.delay(now).unwrap();
+        assert!((20 * MS..=23 * MS).contains(&delay), "{delay:?}");
+        assert_eq!(hedge.delay(now + 2 * MINUTE), None, "long ago");
     }
 
     #[test]

@@ -1,11 +1,11 @@
-//! How much is asked of the service at once: requests in flight, requests a second, seconds a block.
+//! Limits of the requests to the service: requests in flight, requests a second, seconds a block.
 //!
 //! Requests in flight follow the service: from [`FIRST`] they double with each round trip while half of them are in use, and
-//! from the first sign of too much on they grow by one a round trip. Signs of too much are a throttle, no whole answer, and a
-//! block that took longer than [`SLOW`], which is a link with a queue: places go down by a fifth. After a throttle the rate
+//! from the first sign of congestion on they grow by one a round trip. Signs of congestion are a throttle, no whole answer, and
+//! a block that took longer than [`SLOW`], which is a link with a queue: places go down by a fifth. After a throttle the rate
 //! goes down too, by a tenth, and comes back slowly: others may use the account's quota.
 //!
-//! Who waits for a block goes before readahead, in both queues.
+//! Requests of waiting readers go before readahead, in both queues.
 
 mod lists;
 
@@ -24,15 +24,15 @@ use crate::source::Wanted;
 
 /// The share of a quota that is used: the service's clock and ours do not cut seconds alike.
 const BELOW_QUOTA: f64 = 0.985;
-/// Places to begin with.
+/// Places at the start.
 const FIRST: f64 = 16.0;
-/// The least places and the least share of the rate that signs of too much leave.
+/// The least places and the least share of the rate that congestion leaves.
 const LEAST: f64 = 4.0;
 const LEAST_RATE: f64 = 0.05;
-/// What a sign of too much leaves of the places, and a throttle of the rate.
+/// The factor of the places at a sign of congestion, and of the rate at a throttle.
 const PLACES_LEFT: f64 = 0.8;
 const RATE_LEFT: f64 = 0.9;
-/// Signs of too much within this time are one.
+/// Signs of congestion within this time are one.
 const ONE_SIGN: Duration = Duration::from_millis(100);
 /// The share of the full rate that comes back in a second.
 const RATE_BACK: f64 = 0.02;
@@ -42,7 +42,7 @@ const SLOW: Duration = Duration::from_secs(1);
 /// What a person can set.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Requests on their way at once.
+    /// Requests in flight at once.
     pub max_in_flight: u32,
     /// GetSnapshotBlock requests a second; the quota of an account is 1,000, adjustable.
     pub max_rps: u32,
@@ -71,8 +71,8 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The share of one of so many programs of an account: of what all of them may request a second. A snapshot is read by one program,
-    /// so its limit is not divided.
+    /// The share of one of `programs` of an account: of what all of them may request a second. A snapshot is read by one
+    /// program, so its limit is not divided.
     #[must_use]
     pub fn divided(self, parts: u32) -> Self {
         let share = |limit: u32| (limit / parts.max(1)).max(1);
@@ -161,7 +161,7 @@ impl Limiter {
         }
     }
 
-    /// Requests on their way.
+    /// Requests in flight.
     pub(super) fn in_flight(&self) -> u32 {
         self.gate.lock().taken
     }
@@ -214,7 +214,7 @@ pub(super) struct RequestSlot {
 }
 
 impl RequestSlot {
-    /// Gives the place back after a good answer, and says how long it took.
+    /// Returns the place after a good answer, and records how long that took.
     pub(super) fn served(self) -> Duration {
         let now = Instant::now();
         let took = now - self.since;
@@ -243,7 +243,7 @@ impl Drop for RequestSlot {
 #[derive(Debug)]
 struct Gate {
     max: f64,
-    /// How many may be on their way now.
+    /// How many may be in flight now.
     places: f64,
     taken: u32,
     doubling: bool,
@@ -255,7 +255,7 @@ struct Gate {
     snapshots: HashMap<SnapshotId, Pace>,
     snapshot_rps: u32,
     waiting: VecDeque<QueuedRequest>,
-    /// When a task will look again.
+    /// When a task will check again.
     awaited: Option<Instant>,
 }
 
@@ -268,7 +268,7 @@ struct QueuedRequest {
 }
 
 impl Gate {
-    /// Takes note of a sign of too much; false when it is one with the last.
+    /// Records a sign of congestion; false when it belongs to the last one.
     fn too_much(&mut self, now: Instant) -> bool {
         if self.last_sign.is_some_and(|last| now < last + ONE_SIGN) {
             return false;
@@ -292,15 +292,15 @@ impl Gate {
         }
     }
 
-    /// The next request to go, or when to look again.
+    /// The next request to go, or when to check again.
     fn next(
         &mut self,
         now: Instant,
     ) -> std::result::Result<oneshot::Sender<RequestSlot>, Option<Instant>> {
-        // Who has given up takes no turn.
+        // A dropped waiter takes no turn.
         self.waiting.retain(|waiting| !waiting.go.is_closed());
         if f64::from(self.taken) + 1.0 > self.places.max(1.0) {
-            // Who gives a place back looks again.
+            // The guard that returns a place calls this again.
             return Err(None);
         }
         let mut earliest = None;
@@ -334,7 +334,7 @@ impl Gate {
     }
 }
 
-/// Lets every request go that may, and schedules the next look for when another one may.
+/// Releases every request that may go, and schedules the next check for when another one may.
 fn let_requests_go(gate: &Shared) {
     let turn = loop {
         let now = Instant::now();
@@ -356,7 +356,7 @@ fn let_requests_go(gate: &Shared) {
             gate: Arc::clone(gate),
             since: now,
         };
-        // Who asked may have given up: the place comes back by being dropped, and that looks again.
+        // The waiter may have given up: dropping the place returns it, and that calls this again.
         if go.send(place).is_err() {
             return;
         }
@@ -366,7 +366,7 @@ fn let_requests_go(gate: &Shared) {
         sleep_until(turn).await;
         {
             let mut gate = gate.lock();
-            // An earlier turn has come up since: its own task looks again.
+            // An earlier turn was scheduled since: its own task calls this again.
             if gate.awaited != Some(turn) {
                 return;
             }

@@ -1,6 +1,6 @@
 //! ListSnapshotBlocks and ListChangedBlocks: one reply of either, read and parsed here.
 //!
-//! The SDK's types cannot tell a list that is missing from one that is `null`: the first is a broken reply, the second an empty
+//! The SDK's types cannot distinguish a missing list from one that is `null`: the first is a broken reply, the second an empty
 //! page. They also read bodies without a limit and without a time-out by silence.
 
 use std::borrow::Cow;
@@ -129,7 +129,7 @@ impl Client {
 /// A list as it can be in a reply: missing (`None`), `null` (`Some(None)`) or there.
 type List<T> = Option<Option<Vec<T>>>;
 
-/// Tells a missing key from one that is `null`.
+/// Distinguishes a missing key from one that is `null`.
 fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_block_is_what_its_tokens_say() {
+    fn tokens_classify_a_changed_block() {
         let body = br#"{"ChangedBlocks":[
             {"BlockIndex":1,"FirstBlockToken":"a","SecondBlockToken":"b"},
             {"BlockIndex":2,"SecondBlockToken":"c","FirstBlockToken":null},

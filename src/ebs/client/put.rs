@@ -21,7 +21,7 @@ use crate::error::{Error, Kind, Result};
 use crate::snapshot::SnapshotId;
 use crate::source::Wanted;
 
-/// How long a block may take to be sent and taken before it is sent again: uplinks are slow.
+/// Time limit for one upload of a block, before it is sent again: uplinks are slow.
 const PUT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What StartSnapshot is asked for. The same asked again, also by another process, is answered with the same snapshot.
@@ -37,13 +37,13 @@ pub struct NewSnapshot {
     pub description: String,
     /// The ARN of the KMS key to encrypt it with; none for a child, which has its parent's.
     pub kms_key: Option<String>,
-    /// What tells this request from every other one, at most 64 characters.
+    /// A unique token of this request, at most 64 characters.
     pub client_token: String,
     /// Minutes without a PutSnapshotBlock after which EBS gives it up, 10 to 4,320.
     pub timeout_minutes: u16,
 }
 
-/// What StartSnapshot says.
+/// The answer of StartSnapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StartedSnapshot {
     /// The new snapshot.
@@ -157,7 +157,7 @@ impl Client {
             };
             let send = async {
                 let mut reply = self.route(&call).await?.send(&request).await?;
-                // Taken is what was answered for; the rest of the answer is nothing but braces.
+                // The status alone proves that the block was taken; the rest of the answer is empty.
                 let _ = short_body(&mut reply).await;
                 Ok(())
             };

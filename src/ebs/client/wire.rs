@@ -68,7 +68,7 @@ impl Probe {
         }
     }
 
-    /// The route, if the call came so far.
+    /// The route, if the call reached the point where it is sent.
     pub(super) fn route(&self) -> Option<Route> {
         self.found.lock().take()
     }
@@ -134,7 +134,7 @@ impl Route {
         })
     }
 
-    /// The SDK's clock, corrected by what the service said of its own.
+    /// The SDK's clock, corrected by the service's clock.
     fn now(&self) -> SystemTime {
         let now = SystemTime::now();
         let skew = self.skew.load(Ordering::Relaxed);
@@ -214,7 +214,7 @@ impl Route {
         {
             self.skew.store(skew, Ordering::Relaxed);
         }
-        // What a refusal says for good is in the part that was cut off.
+        // The reason of the refusal is in the part that was cut off.
         Err(match class {
             ErrorClass::Permanent(error) if !is_whole => {
                 let what = format!("{} {target}: a refusal that broke off", call.action);

@@ -9,7 +9,7 @@
 //! # Counts
 //! Blocks that only the head holds, minus blocks that only the base holds, must be what the head holds more than the base by
 //! the numbers that EC2 states (`FullSnapshotSizeInBytes`); rewritten blocks cancel out. Where they are not, the delta is listed
-//! once more in other pages and ranges. The same delta twice means that EC2's numbers do not hold here: one warning. Another delta
+//! again in other pages and ranges. The same delta twice means that EC2's numbers do not hold here: one warning. Another delta
 //! means corruption.
 
 use std::sync::Arc;
@@ -31,7 +31,7 @@ use crate::error::Result;
 
 /// Ranges listed at once: as many as the client has list requests in flight.
 const RANGES: u32 = 8;
-/// Pages that a range must be worth: its last one lists blocks of the next range a second time.
+/// The least pages of a range: its last one lists blocks of the next range a second time.
 const PAGES_A_RANGE: u32 = 4;
 /// Blocks that a request of the second count asks for, and its ranges: its pages end elsewhere.
 const RECOUNT_PAGE: u16 = 7_919;
@@ -145,7 +145,7 @@ impl DeltaListing {
                     let what = "two listings of it differ, and EC2 states another count of blocks";
                     return Err(self.pair.corrupt(what));
                 }
-                // No number of EC2's is so wrong, but a broken service answers so.
+                // EC2's number is never wrong by all blocks, but a broken service lists none.
                 (Some(stated), Some(_)) if counted != stated && state.listed.is_empty() => {
                     let what = format!(
                         "no changed block is listed, EC2 states a difference of {stated} (FullSnapshotSizeInBytes)"
@@ -203,7 +203,7 @@ impl DeltaListing {
         self.pair.head_size.block_count()
     }
 
-    /// What follows the first page, in as many ranges as it is worth.
+    /// The rest after the first page, in as many ranges as have enough pages.
     fn divide(&self, first: &ListedPage<ChangedBlock>) -> Vec<Range> {
         let end = self.end();
         let left = u64::from(end.saturating_sub(first.end));
@@ -258,7 +258,7 @@ impl DeltaListing {
                 return Ok(());
             };
             (range.at, range.anchored) = (end, true);
-            // A page that ends where the next range begins proves nothing of it yet: one more must, with its anchor.
+            // A page that ends where the next range begins does not overlap it yet: one more page must, with its anchor.
             let nothing_follows = !page.more || (end == range.stop && end == self.end());
             if page.end > range.stop || nothing_follows {
                 range.beyond = Some(Beyond {
@@ -287,7 +287,7 @@ impl DeltaListing {
         let mut cursor = cursor.lock().await;
         let current = cursor.get_or_insert_with(|| PageCursor::new(start, anchored));
         let page = current.page(&call).await;
-        // Only a dropped future leaves its cursor to the next caller; what failed begins again.
+        // Only a dropped future leaves its cursor to the next caller; a failed page starts again.
         *cursor = None;
         page?.ok_or_else(|| ListFault::Contradiction("the volume has no size".into()))
     }
@@ -326,7 +326,7 @@ impl DeltaListing {
         }
     }
 
-    /// Where a range reached into the next ones both must list the same.
+    /// Checks that overlapping ranges list the same.
     fn agree(&self) -> std::result::Result<(), ListFault> {
         let state = self.state.lock();
         let delta = &state.listed.delta;

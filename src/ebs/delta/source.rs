@@ -1,7 +1,8 @@
 //! A pair of snapshots, the tokens that the listing of its delta carried, and the head read by them: reading all of a delta
-//! costs its listing at most once more, and one Get for each written block.
+//! costs at most a second listing, and one Get for each written block.
 //!
-//! A page whose tokens were dropped or expire is listed again from the block where it began; it must say what it said before.
+//! A page whose tokens were dropped or expire is listed again from the block where it began; its entries must be the same as
+//! before.
 
 use std::fmt;
 use std::sync::Arc;

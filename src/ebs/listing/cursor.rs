@@ -23,7 +23,7 @@ const MOST_EMPTY_PAGES: usize = 1000;
 
 /// One of the two list calls, with what it is made on.
 pub(in crate::ebs) trait ListCall: Sync {
-    /// What a reply says of each block.
+    /// The entry of each block in a reply.
     type Item: Send;
 
     /// One reply.
@@ -106,7 +106,7 @@ impl<T> PageCursor<T> {
         }
     }
 
-    /// The page need not reach further than this block: where it lists a later one, an end is left to be proven.
+    /// The page must only cover this block: where it lists a later one, the end stays unproven.
     pub(in crate::ebs) fn needing(mut self, index: BlockIndex) -> Self {
         self.needed = index.0;
         self

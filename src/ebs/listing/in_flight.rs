@@ -23,7 +23,7 @@ pub(in crate::ebs) struct ListingGuard<'a> {
 pub(in crate::ebs) struct ListingWaiter(watch::Receiver<()>);
 
 impl ListingWaiter {
-    /// Waits until the listing ends, with or without success: the caller then looks again. False at the deadline.
+    /// Waits until the listing ends, with or without success: the caller then checks again. False at the deadline.
     pub(in crate::ebs) async fn ended(mut self, deadline: Instant) -> bool {
         timeout_at(deadline, self.0.changed()).await.is_ok()
     }

@@ -16,7 +16,7 @@ const MOST_STARTS: usize = 4096;
 /// The pages of one listing, kept in the [`TokenPages`] of all.
 #[derive(Debug)]
 pub(in crate::ebs) struct TokenIndex {
-    /// What tells its pages from those of other indexes.
+    /// Distinguishes its pages from those of other indexes.
     number: u32,
     pages: Arc<TokenPages>,
     /// First block of each page to the block after its last one. No page reaches past the start of the next one; some may
@@ -83,7 +83,7 @@ impl TokenIndex {
         self.pages.insert(self.key(page.extent), page);
     }
 
-    /// Adds a page of a listing that goes through the whole volume once: all its pages stay in the index.
+    /// Adds a page of a listing that covers the whole volume once: all its pages stay in the index.
     pub(in crate::ebs) fn append(&self, page: TokenPage) {
         let (start, end) = (page.extent.start().0, page.extent.end().0);
         self.starts.lock().insert(start, end);
@@ -99,8 +99,8 @@ impl TokenIndex {
             .sum()
     }
 
-    /// Drops the page of a block whose token was refused, unless another page has taken its place; the number of blocks that
-    /// it had asked for. Its extent stays in the index.
+    /// Drops the page of a block whose token was refused, unless another page has replaced it; returns the number of blocks
+    /// that the page had requested. Its extent stays in the index.
     pub(in crate::ebs) fn refuse(&self, index: BlockIndex, token: &Token) -> Option<u16> {
         let page = self.page_of(index)?;
         self.pages.forget(self.key(page), index, token)

@@ -109,7 +109,7 @@ struct KeptPages {
     bytes: usize,
 }
 
-/// What a page says of a block's token.
+/// The token of a block in a page.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::ebs) enum TokenLookup {
     /// The token.
@@ -168,8 +168,8 @@ impl TokenPages {
         self.inner.lock().pages.contains(&key)
     }
 
-    /// Drops the page that has this token of a block; the number of blocks that it had asked for. None where another page has
-    /// taken its place.
+    /// Drops the page that has this token of a block; returns the number of blocks that it had requested. None where another
+    /// page has replaced it.
     pub(super) fn forget(&self, key: PageKey, index: BlockIndex, token: &Token) -> Option<u16> {
         let kept = self
             .inner
@@ -180,7 +180,7 @@ impl TokenPages {
         kept.then(|| self.remove(key)).flatten()
     }
 
-    /// Drops a page; the number of blocks that it had asked for.
+    /// Drops a page; returns the number of blocks that it had requested.
     pub(super) fn remove(&self, key: PageKey) -> Option<u16> {
         let mut inner = self.inner.lock();
         let old = inner.pages.pop(&key)?;

@@ -1,7 +1,7 @@
 //! Which blocks a snapshot holds, and their tokens: listed on demand around what is read, never the whole snapshot first.
 //!
 //! Absence is a claim (see [`crate::ebs::listing`]): a block counts as a hole only where a page covers it. Whatever contradicts
-//! what was listed before makes the map corrupt for good.
+//! an earlier listing makes the map corrupt permanently.
 //!
 //! Presence is in [`Presence`], at most two bitmaps of 16 MiB for 64 TiB. Presence ([`MapMemory`]) and tokens are bounded for all
 //! snapshots together.
@@ -63,12 +63,12 @@ struct MapState {
     presence: Presence,
     /// Whether any page was ever listed; `forget` does not reset it.
     was_listed: bool,
-    /// Where a token was last refused or expired, and how many blocks that page had asked for: the next listing there asks for
+    /// Where a token was last refused or expired, and how many blocks that page had requested: the next listing there requests
     /// as many.
     again: Option<(BlockIndex, u16)>,
     /// The block before which a listing ended, while no second request has proven that end.
     unproven_end: Option<BlockIndex>,
-    /// The contradiction found, for good.
+    /// The contradiction found; it stays.
     corrupt: Option<Error>,
 }
 
@@ -91,7 +91,7 @@ impl Drop for BlockMap {
     }
 }
 
-/// What the map says of a block.
+/// The entry of a block in the map.
 #[derive(Debug, PartialEq, Eq)]
 enum Lookup {
     Hole,
@@ -248,7 +248,7 @@ impl BlockMap {
             None if continues => LARGE_PAGE,
             None => SMALL_PAGE,
         };
-        // The listing before ended right there: one empty reply from the next block on proves that end.
+        // The listing before ended at this block: one empty reply from the next block on proves that end.
         let confirms =
             before.is_some_and(|before| state.unproven_end == Some(BlockIndex(before.0 + 1)));
         let start = match before {
@@ -322,7 +322,7 @@ impl BlockMap {
         }
     }
 
-    /// Lists the snapshot once more, or what is left of that, and compares. One caller does; the others wait for it as long as
+    /// Lists the snapshot again, or what is left of that, and compares. One caller does; the others wait for it as long as
     /// it makes progress. Each page may take as long as a block: the whole is as long as the snapshot is large.
     async fn count_again(&self) -> Result<()> {
         let mut seen = self.state.lock().presence.recount();
@@ -419,7 +419,7 @@ impl BlockMap {
         );
         tracing::error!("{error}");
         let mut state = self.state.lock();
-        // What was listed is of no use any more.
+        // The listed entries cannot be trusted any more.
         state.presence.forget();
         state.corrupt.get_or_insert(error).clone()
     }

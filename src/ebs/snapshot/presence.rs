@@ -2,16 +2,16 @@
 //!
 //! # Counts
 //! Where EC2 states how many blocks the snapshot holds (`FullSnapshotSizeInBytes`) the count is checked. Fewer listed blocks than
-//! that are suspicious: the whole snapshot is listed once more, in other pages, before another hole is believed. The same list
+//! that are suspicious: the whole snapshot is listed again, in other pages, before another hole is believed. The same list
 //! twice means that EC2's number does not hold for this snapshot (no source states that it must), another list means corruption.
-//! More listed blocks than stated, or a stated 0, protect nothing: one warning.
+//! More listed blocks than stated, or a stated 0, cannot show a missing block: one warning.
 
 use crate::block::{BlockIndex, BlockSet, Extent, Geometry};
 
 /// A read this close behind a listed block continues that listing: a reader asks for several blocks at once, in any order.
 const NEAR: u32 = 256;
 
-/// What EC2 states of a snapshot before it is listed.
+/// What EC2 states about a snapshot before it is listed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::ebs) struct StatedFacts {
     /// The volume's size.
@@ -28,7 +28,7 @@ pub(super) struct Presence {
     geometry: Option<Geometry>,
     /// Blocks held in all, where EC2 states it and no count has refuted it.
     expected: Option<u64>,
-    /// Where the second count is, while the first one disagrees with `expected`.
+    /// The position of the second count, while the first one disagrees with `expected`.
     recount: Option<BlockIndex>,
     /// Blocks whose presence is known.
     known: BlockSet,
@@ -45,7 +45,7 @@ pub(super) enum NextExtent {
     UnknownFrom(BlockIndex),
 }
 
-/// What a page has shown of the number that EC2 states.
+/// What a page has shown about the number that EC2 states.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum CountNotice {
     /// The number is not usable.
@@ -172,13 +172,13 @@ impl Presence {
         }
     }
 
-    /// Where the second count is, while one is due.
+    /// The position of the second count, while one is due.
     pub(super) fn recount(&self) -> Option<BlockIndex> {
         self.recount
     }
 
     /// The second count has come to `end` without a contradiction. What to report when it is complete; an error where both
-    /// listings are empty: no number of EC2's is so wrong, but a broken service answers so.
+    /// listings are empty: EC2's number is never wrong by all blocks, but a broken service lists none.
     pub(super) fn counted_again(&mut self, end: u32, more: bool) -> Result<Option<String>, String> {
         if more {
             self.recount = Some(BlockIndex(end));
@@ -223,12 +223,12 @@ impl Presence {
     }
 }
 
-/// What a count of listed blocks says of the number that EC2 states.
+/// What a count of listed blocks shows about the number that EC2 states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CountCheck {
     /// The blocks that are not listed yet can make up the difference.
     Possible,
-    /// It protects nothing: 0 is stated for unknown, or more blocks are listed than stated.
+    /// It cannot show a missing block: 0 is stated for unknown, or more blocks are listed than stated.
     Unusable,
     /// Fewer blocks are listed than stated: some may be missing.
     Short,

@@ -1,6 +1,6 @@
 use super::*;
 
-/// What becomes of a call whose attempts fail so, each after `takes`: pauses until it is given up, and the time that took.
+/// The pauses of a call whose attempts fail like this, each after `takes`, until it is given up, and the time of it all.
 fn fail(kinds: &[Kind], takes: Duration, repeat: Repeat) -> (usize, Duration) {
     let start = Instant::now();
     let mut waits = CallAttempts::new(repeat);
@@ -45,7 +45,7 @@ fn a_call_is_repeated_as_long_as_its_failures_are_worth() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_arrives_keeps_a_call_alive_and_silence_ends_it() {
+async fn arriving_bytes_keep_a_call_alive_and_silence_ends_it() {
     let watch = ReplyWatch::default();
     let limit = Duration::from_secs(6);
     let slow = async {

@@ -1,5 +1,5 @@
-//! What instances stand in: DescribeInstanceTypes, DescribeVpcs, DescribeSubnets, DescribeSecurityGroups, DescribeImages, and the
-//! part of DescribeInstances that is not their disks. All instances are alike and in one subnet.
+//! The surroundings of instances: DescribeInstanceTypes, DescribeVpcs, DescribeSubnets, DescribeSecurityGroups, DescribeImages,
+//! and the part of DescribeInstances that is not their disks. All instances are alike and in one subnet.
 
 use super::super::reply::Refusal;
 use super::super::{ACCOUNT, Emulator, REGION};

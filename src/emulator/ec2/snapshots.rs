@@ -143,7 +143,7 @@ pub(super) fn page_start(token: &str) -> Result<u64, Refusal> {
     })
 }
 
-/// What EC2 says of an id that it does not know, as recorded: most invented ids are malformed to it. Ids of 8 digits are
+/// EC2's answer for an unknown id, as recorded: most invented ids are malformed to it. Ids of 8 digits are
 /// good, and of those of 17 the ones that begin with 0 and pass a check that nothing has been published of. The emulator
 /// lets all pass that but a run or a repetition of digits.
 pub(super) fn unknown_snapshot(id: &str) -> Refusal {

@@ -12,7 +12,7 @@ use crate::maps::Text;
 pub(in crate::fs) enum Contents {
     Image(Arc<Image>),
     Rendered(Rendered),
-    /// It can be another one the next time.
+    /// Its bytes can differ at the next opening.
     Description(String),
 }
 
@@ -48,7 +48,7 @@ impl Contents {
 /// A map, drawn.
 #[derive(Clone)]
 pub(in crate::fs) enum Rendered {
-    /// Made as it is read.
+    /// Generated while it is read.
     Text(Arc<Text>),
     /// Small, whatever the volume's size.
     Whole(Bytes),

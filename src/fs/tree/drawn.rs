@@ -76,7 +76,7 @@ impl Drawn {
             let drawing = texts.entry(file).or_insert_with(|| {
                 let map = self.map.clone();
                 let (base, head) = self.names.clone();
-                // A large map is gone through for seconds.
+                // Scanning a large map takes seconds.
                 tokio::task::spawn_blocking(move || draw(map, file, base, &head))
                     .map(|drawn| {
                         let failed =

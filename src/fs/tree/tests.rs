@@ -116,7 +116,7 @@ fn wait<T>(work: impl Future<Output = T>) -> T {
 /// Lookups of each number that the kernel has not forgotten.
 type Lookups = BTreeMap<u64, u64>;
 
-/// Looks a path up as the kernel does, name by name: what is found on the way, all of it or nothing.
+/// Looks a path up as the kernel does, name by name: the entries on that path, all of them or none.
 fn walk(tree: &Tree, known: &mut Lookups, path: &str) -> Result<Option<Vec<Attributes>>> {
     let mut found = Vec::new();
     let mut parent = names::ROOT;

@@ -27,7 +27,7 @@ impl RepositoryCatalog {
         head: &SnapshotId,
     ) -> Result<Option<Changes>> {
         let old = match removed_manifest(self.store(), base.as_str()).await {
-            // Who may read snapshots may not be allowed to see removed ones.
+            // A user who may read snapshots may lack the permission to read tombstones.
             Err(error)
                 if matches!(error.kind(), Kind::Denied | Kind::NotFound) || is_damage(&error) =>
             {

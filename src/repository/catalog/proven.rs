@@ -19,8 +19,8 @@ pub(in crate::repository) struct ListedManifests {
 }
 
 impl RepositoryCatalog {
-    /// The names of all manifests, and none is missing that must be there: of one volume, or of all. Who decides by what is not there
-    /// asks this.
+    /// The names of all manifests, proven complete for one volume, or for all. Every decision that depends on an absent
+    /// manifest uses this.
     ///
     /// # Errors
     /// `Undecided` when one is missing; `Corrupt` when a list of what must be there is damaged; else as for [`RepositoryCatalog::names`].
@@ -66,7 +66,7 @@ impl RepositoryCatalog {
         volume: Option<&VolumeKey>,
         fence: Option<&Fence>,
     ) -> Result<ListedManifests> {
-        // Before the listing: what is published meanwhile may be in the one and not in the other.
+        // Before the listing: a manifest published meanwhile may be in the listing alone.
         let expected = latest::expected(self.store(), volume).await?;
         let (named, _) = self.list_manifests(fence).await?;
         let is_listed = |name: &ManifestName| {

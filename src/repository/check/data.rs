@@ -1,4 +1,4 @@
-//! The part of a check that reads packs: every byte of them, and whether each has the blocks that segments say are in it.
+//! The part of a check that reads packs: every byte of them, and whether each has the blocks that segments name.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::pin::pin;
@@ -16,18 +16,18 @@ use crate::repository::store::Store;
 
 /// Packs read at once, of at most 32 MiB each.
 const PACKS: usize = 3;
-/// Blocks of packs that are looked at together, each remembered as a [`Row`]: some 40 MB. The segments are read once for each
-/// so many blocks, 2 % of what is read of the packs themselves.
+/// Blocks of packs that are checked in one round, each kept as a [`Row`]: about 40 MB. The segments are read once in each
+/// round, 2 % of the bytes that are read of the packs themselves.
 const ROWS: usize = 1 << 20;
 
-/// What a segment says of a block, and a pack's table too: the first bytes of its SHA-256, and where it is.
+/// An entry of a segment, or of a pack's table: the first bytes of a block's SHA-256, and where the block is.
 pub(in crate::repository) type Row = (u64, Spot);
 
 /// What is wrong with a pack.
 enum Wrong {
     /// The pack itself.
     Damaged(String),
-    /// Segments say of it what its table does not say: they are wrong.
+    /// The segments contradict its table: they are wrong.
     Lacks(HashSet<Row>),
 }
 
@@ -42,7 +42,7 @@ impl ReadData {
             Self::None => false,
             Self::All => true,
             Self::Part(part, of) => {
-                // Other bytes than those by which packs are read together.
+                // Not the bytes of the name that divide the packs into rounds.
                 let bytes = pack.last_chunk().copied().unwrap_or_default();
                 u64::from_le_bytes(bytes) % u64::from(of) == u64::from(part) - 1
             }
@@ -51,7 +51,7 @@ impl ReadData {
 }
 
 impl Check<'_> {
-    /// Reads the wanted ones of so many packs; how many were read, and their bytes.
+    /// Reads the wanted ones of these packs; returns how many were read, and their bytes.
     pub(super) async fn read(&mut self, packs: usize, wanted: ReadData) -> Result<(u64, u64)> {
         let parts = (packs * MOST_BLOCKS).div_ceil(ROWS).max(1) as u64;
         let mut wrong: BTreeMap<Name, Wrong> = BTreeMap::new();
@@ -86,7 +86,7 @@ impl Check<'_> {
         Ok((read, bytes))
     }
 
-    /// Notes who suffers. It is looked for only now: damage is rare.
+    /// Adds the snapshots that need a damaged pack. They are searched only here, because damage is rare.
     async fn blame(&mut self, wrong: BTreeMap<Name, Wrong>) {
         let store = self.store;
         for (name, manifests) in self.segments.clone() {
@@ -117,7 +117,7 @@ impl Check<'_> {
         }
     }
 
-    /// What all segments say of some packs. Those that are damaged were found before.
+    /// The entries of all segments about some packs. Damaged segments were found before.
     async fn claims(
         &self,
         is_wanted: impl Fn(&Name) -> bool,
@@ -141,7 +141,7 @@ impl Check<'_> {
     }
 }
 
-/// What is wrong with a pack, every byte of it, of which segments say so much; and its bytes.
+/// Checks every byte of a pack against its table and these entries of segments. Returns the damage, and its bytes.
 async fn look_at(
     store: &Store,
     name: &Name,

@@ -18,7 +18,7 @@ const MOST_OF_EACH: usize = 20;
 /// Snapshots that are listed as damaged.
 const MOST_SNAPSHOTS: usize = 10_000;
 
-/// What the last check found. Damage in the bytes of a pack is known from here alone until the pack is read again.
+/// What the last check found. Damage in the bytes of a pack is recorded only here until the pack is read again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastCheck {
     format: u32,
@@ -28,7 +28,7 @@ pub struct LastCheck {
     pub read: String,
     /// How many packs that were.
     pub read_packs: u64,
-    /// Damaged objects, sorted by name; of each some of the snapshots that suffer.
+    /// Damaged objects, sorted by name; of each some of the snapshots that need it.
     pub damages: Vec<Damage>,
     /// How many more are damaged.
     pub more: u64,
@@ -91,7 +91,7 @@ impl LastCheck {
         }
     }
 
-    /// Writes it. A check is right without it: what fails is one warning.
+    /// Writes it. A check is complete without it: a failure is one warning.
     pub(in crate::repository) async fn write(&self, store: &Store) {
         let json = serde_json::to_vec(self).unwrap_or_default();
         if let Err(error) = store.put(OBJECT, &[json.into()]).await {

@@ -55,7 +55,7 @@ async fn put_manifest(store: &Store, snapshot: &str, segment: &Segment) {
 }
 
 #[tokio::test]
-async fn a_segment_that_speaks_of_what_no_pack_holds_is_damage_of_its_snapshots_alone() {
+async fn a_segment_with_entries_that_no_pack_holds_damages_only_its_own_snapshots() {
     let folder = tempfile::tempdir().unwrap();
     let catalog = repository(folder.path()).await;
     let store = catalog.store();
@@ -83,7 +83,7 @@ async fn a_segment_that_speaks_of_what_no_pack_holds_is_damage_of_its_snapshots_
         Segment::of((0..).zip(entries))
     };
     put_manifest(store, "snap-0a", &segment([(one, at_one), (two, at_two)])).await;
-    // All is there, and one block is said to be where the other one is.
+    // All objects are there, and one entry points to the other block.
     put_manifest(store, "snap-0b", &segment([(one, at_one), (one, at_two)])).await;
     let checked = check(&catalog, ReadData::None, &Progress::default())
         .await
@@ -100,7 +100,7 @@ async fn a_segment_that_speaks_of_what_no_pack_holds_is_damage_of_its_snapshots_
 }
 
 #[tokio::test]
-async fn a_listing_that_lacks_a_pack_that_is_there_is_no_proof_of_damage() {
+async fn a_listing_that_lacks_an_existing_pack_is_no_proof_of_damage() {
     let folder = tempfile::tempdir().unwrap();
     let catalog = repository(folder.path()).await;
     let store = catalog.store();
@@ -130,7 +130,7 @@ async fn a_listing_that_lacks_a_pack_that_is_there_is_no_proof_of_damage() {
         let settled = check.settle(doubts.collect()).await;
         (settled, check.damages)
     };
-    // One that is there after all: the listing is wrong, whatever else it lacks.
+    // A pack that exists shows that the listing is wrong, even if other packs are missing.
     let (settled, damages) = settle(&[(there, 5), (missing, 5)]).await;
     let error = settled.unwrap_err();
     assert_eq!(error.kind(), Kind::Corrupt);

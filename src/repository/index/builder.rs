@@ -22,7 +22,7 @@ const SORTED: usize = 1 << 18;
 /// Sorted runs that become one.
 const MOST_RUNS: usize = 64;
 
-/// Rows between two looks at the stop: some milliseconds.
+/// Rows between two checks of the stop: some milliseconds.
 const STOP_EVERY: u64 = 1 << 14;
 
 /// A table being updated. It keeps on disk what grows with the repository. In memory are only the names of segments and, when
@@ -221,7 +221,7 @@ impl Builder {
 
 type Entries<'a> = Box<dyn Iterator<Item = io::Result<IndexEntry>> + 'a>;
 
-/// Hands on sorted blocks in their order, only the first of those of the same digest in the same pack; an error once it is
+/// Passes sorted blocks on in order, only the first of those with the same digest in the same pack; an error once it is
 /// stopped.
 fn merge(
     mut sources: Vec<Entries<'_>>,
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn what_segments_hold_is_found_and_what_no_segment_holds_any_more_is_not() {
+    fn the_index_finds_blocks_of_segments_and_forgets_removed_ones() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("index");
         let (empty, _) = made(&path, &[]);

@@ -1,4 +1,4 @@
-//! The file of an index: blocks sorted by digest in pages, so that a block is found with a few reads of 4 KiB and nothing of it
+//! The file of an index: blocks sorted by digest in pages, so that a block is found with a few reads of 4 KiB and no page
 //! is in memory; then which segments they are of, and the packs of each.
 //!
 //! ```text
@@ -30,7 +30,7 @@ pub(super) const RUN_BUFFER: usize = 64 << 10;
 
 /// A block as it is in the file, which sorts by its digest.
 pub(super) type IndexEntry = [u8; ENTRY];
-/// So much of a pack's name tells it from all others.
+/// A unique prefix of a pack's name.
 type Short = [u8; 16];
 
 pub(super) fn entry_of(digest: &Digest, pack: &Name, spot: Spot) -> IndexEntry {
@@ -67,7 +67,7 @@ fn spot_of(entry: &[u8]) -> Spot {
     }
 }
 
-/// What digests are spread evenly by.
+/// The part of a digest that spreads digests evenly over the pages.
 fn key_of(entry: &[u8]) -> u64 {
     u64::from_be_bytes(part(entry, 0))
 }
@@ -158,7 +158,7 @@ impl IndexTable {
             let offset =
                 u128::from(key - keys.start()) * span / (u128::from(keys.end() - keys.start()) + 1);
             tries += 1;
-            // Never so many, where they are spread evenly.
+            // Evenly spread digests never need this many reads.
             let offset = if tries > 16 { span / 2 } else { offset };
             let at = pages.start + u64::try_from(offset).unwrap_or(0);
             let page = self.page(at)?;
@@ -255,7 +255,7 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Writes the page that is begun.
+    /// Writes the page that is being filled.
     pub(super) fn end_pages(&mut self) -> io::Result<()> {
         if self.page.is_empty() {
             return Ok(());

@@ -96,7 +96,7 @@ async fn packs_are_proven_alike_one_by_one_and_by_a_listing() {
     for count in [few, few + 1, 100] {
         let packs = Packs::new(count).await;
         assert_eq!(packs.prove().await, "");
-        // Others do not stand for those that are needed.
+        // Other packs do not replace the needed ones.
         packs.write(count + 1, LEN);
         packs.write(3, LEN - 1);
         let why = packs.prove().await;
@@ -128,7 +128,7 @@ async fn a_listing_without_its_fences_proves_no_pack() {
 #[tokio::test]
 async fn packs_that_a_listing_lacks_are_asked_for_by_name_but_not_without_end() {
     let packs = Packs::new(100).await;
-    // All are there: a snapshot is not given up for a listing that is wrong.
+    // All are there: a wrong listing does not condemn a snapshot.
     assert_eq!(packs.prove_unlisted().await, "");
     packs.write(99, LEN - 1);
     let why = packs.prove_unlisted().await;

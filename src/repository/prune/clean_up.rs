@@ -14,7 +14,7 @@ use crate::repository::sets;
 use crate::repository::store::Object;
 
 impl Prune<'_> {
-    /// Removes what later prunes have no use for. Without the permission it stays.
+    /// Removes objects that later prunes do not use. Without the permission they stay.
     pub(super) async fn clean_up(
         &mut self,
         tombstones: &[Object],
@@ -23,7 +23,7 @@ impl Prune<'_> {
     ) -> Result<()> {
         let store = self.store;
         let mut names_of: Vec<String> = Vec::new();
-        // As long as a manifest can be read where it was, its removal has not come to an end.
+        // As long as a manifest can be read where it was, its removal has not ended.
         let there = manifests.iter();
         let there: HashSet<String> = there
             .map(|manifest| removed(&manifest.name().to_string(), &manifest.run))
@@ -42,7 +42,7 @@ impl Prune<'_> {
         }
         for name in &self.withdrawn {
             let object = manifest_object(name);
-            // Another run may have published it again meanwhile: nothing comes between the look and the deletion.
+            // Another run may have published it again meanwhile: no request comes between the check and the deletion.
             if read_manifest(store, &object)
                 .await
                 .is_err_and(|error| error.kind() == Kind::NotFound)
@@ -77,7 +77,7 @@ impl Prune<'_> {
         store.sweep_unfinished(self.buried_before().min(slack))
     }
 
-    /// Sets whose snapshots are all removed for good. A tombstone can bring its snapshot back.
+    /// Sets whose snapshots were all deleted permanently: a snapshot with a tombstone can be restored.
     async fn old_sets(&self, manifests: &[Manifest]) -> Result<Vec<String>> {
         let listed = listing::list(self.store, "removed", self.fence.as_ref()).await?;
         let buried = listed.objects.iter().filter_map(|object| {

@@ -1,5 +1,5 @@
-//! Marks: what a prune found that no manifest needs (`garbage/ID`), and what it is about to delete (`garbage/ID-sweep`). Their
-//! ages are the store's times of these objects.
+//! Marks: the objects that no manifest needs (`garbage/ID`), and those that a prune is about to delete (`garbage/ID-sweep`).
+//! Their ages are the store's times of these objects.
 //!
 //! Both are lists of names ([`lines`]).
 
@@ -23,7 +23,7 @@ use crate::repository::store::{Object, Store};
 /// Names in an object, of 81 bytes at most: some 8 MB.
 const MOST_NAMES: usize = 100_000;
 const SWEEP: &str = "-sweep";
-/// Marks stay so much longer than a grace that no run can still meet them.
+/// How long marks stay after the grace: no run can then still read them.
 const AFTER_GRACE: Duration = Duration::from_hours(7 * 24);
 /// Objects read at once, of 8 MB at most.
 const READS: usize = 4;
@@ -49,13 +49,14 @@ pub(super) async fn put_marks(store: &Store, names: &[String]) -> Result<()> {
     put(store, names, "").await.map(drop)
 }
 
-/// Says that these objects are about to be deleted; the objects that say so.
+/// Records that these objects are about to be deleted; returns the objects of the record.
 pub(super) async fn put_sweep(store: &Store, doomed: &[Doomed]) -> Result<Vec<String>> {
     let names: Vec<String> = doomed.iter().map(|doomed| doomed.name.clone()).collect();
     put(store, &names, SWEEP).await
 }
 
-/// Takes what is needed out of the objects of a sweep: runs may rely on it. `doomed` is what [`put_sweep`] wrote into them.
+/// Removes needed names from the objects of a sweep, so that runs may rely on them. `doomed` are the names that [`put_sweep`]
+/// wrote.
 pub(super) async fn put_spared(
     store: &Store,
     sweeps: &[String],
@@ -84,7 +85,7 @@ pub(in crate::repository) fn is_sweep(object: &Object) -> bool {
     object.name.ends_with(SWEEP)
 }
 
-/// What these sweeps or marks name.
+/// The names in these sweeps or marks.
 ///
 /// # Errors
 /// `Corrupt` when a sweep is damaged; else why the store cannot be read.
@@ -105,7 +106,7 @@ pub(in crate::repository) async fn read(
             bytes => match decode(&bytes?) {
                 Some(some) => names.extend(some),
                 None if is_sweep(&object) => return Err(damaged(store, &object)),
-                // Nothing in it was marked.
+                // It marks no object.
                 None => {}
             },
         }
@@ -113,7 +114,7 @@ pub(in crate::repository) async fn read(
     Ok(names)
 }
 
-/// What was marked before a time.
+/// The names that were marked before a time.
 pub(super) async fn marked_before(
     store: &Store,
     fence: Option<&Fence>,
@@ -125,7 +126,7 @@ pub(super) async fn marked_before(
     read(store, marks).await
 }
 
-/// What is about to be deleted by sweeps other than those of `known`, by a listing that is newer than this call.
+/// The names in sweeps other than those of `known`, by a listing that is newer than this call.
 pub(in crate::repository) async fn new_sweeps(
     store: &Store,
     known: &[String],
@@ -145,7 +146,7 @@ pub(in crate::repository) async fn new_sweeps(
     read(store, sweeps).await
 }
 
-/// Marks that no prune and no run needs any more: each is much older than the grace, and a newer one says the same.
+/// Marks that no prune and no run needs any more: each is much older than the grace, and a newer one has the same names.
 pub(super) async fn old(store: &Store, now: SystemTime, grace: Duration) -> Result<Vec<String>> {
     let listed = listing::list(store, "garbage", None).await?.objects;
     let until = before(before(now, grace), AFTER_GRACE);

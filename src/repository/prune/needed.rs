@@ -23,7 +23,7 @@ pub(in crate::repository) struct Needed {
 }
 
 impl Needed {
-    /// What these manifests need.
+    /// The objects that these manifests need.
     ///
     /// # Errors
     /// Why a segment cannot be read.
@@ -40,7 +40,7 @@ impl Needed {
         Self::collect(store, manifests, progress, Err).await
     }
 
-    /// What removed snapshots need; what is lost of them keeps nothing.
+    /// The objects that removed snapshots need; their lost segments keep no packs.
     pub(super) async fn of_buried(
         store: &Store,
         buried: &[Manifest],

@@ -45,7 +45,7 @@ struct Unneeded {
     is_kept: bool,
 }
 
-/// What a prune found.
+/// The unneeded objects that a prune found.
 #[derive(Debug)]
 pub(super) struct Sweep {
     ripe_before: SystemTime,
@@ -130,7 +130,7 @@ impl Sweep {
         unneeded.is_ripe || (is_immediate && unneeded.is_old)
     }
 
-    /// What is deleted now.
+    /// The objects to delete now.
     pub(super) fn doomed(&self, is_immediate: bool) -> Vec<Doomed> {
         let due = self.unneeded.iter();
         let due = due.filter(|one| Self::is_due(one, is_immediate) && !one.is_kept);
@@ -148,7 +148,7 @@ impl Sweep {
             }
             pruned.waiting += 1;
             pruned.waiting_bytes += one.object.bytes;
-            // Nothing but a run or reader on record keeps it.
+            // Only a run or reader on record keeps it.
             if one.is_ripe || (is_short && one.is_old) {
                 pruned.held += 1;
                 pruned.is_held_by_living = living;
@@ -163,7 +163,7 @@ impl Sweep {
     }
 }
 
-/// Leaves out what is needed, and corrects the counts.
+/// Leaves out needed objects, and corrects the counts.
 pub(super) fn spare(doomed: &mut Vec<Doomed>, needed: &Needed, pruned: &mut Pruned) {
     doomed.retain(|one| {
         let is_needed = one.is_needed(needed);
@@ -175,7 +175,7 @@ pub(super) fn spare(doomed: &mut Vec<Doomed>, needed: &Needed, pruned: &mut Prun
     });
 }
 
-/// Deletes objects, and corrects the counts by what was not deleted.
+/// Deletes objects, and subtracts those that were not deleted from the counts.
 pub(super) async fn delete(
     store: &Store,
     doomed: Vec<Doomed>,
@@ -204,7 +204,7 @@ pub(super) async fn delete_all(
         .map(drop)
 }
 
-/// Deletes objects; how many, of how many bytes, were not. Without the permission the first refusal ends it.
+/// Deletes objects; returns how many, of how many bytes, were not deleted. Without the permission the first refusal ends it.
 async fn delete_named(
     store: &Store,
     names: Vec<(String, u64)>,

@@ -20,7 +20,7 @@ use crate::repository::segment::{SegmentEntry, place_of};
 use crate::repository::segments;
 use crate::source::held;
 
-/// The blocks of a segment of this number in a volume of so many blocks.
+/// The blocks of a segment of this number in a volume of `blocks` blocks.
 fn extent_of(number: u32, end: u32) -> Option<Extent> {
     let first = number.saturating_mul(SEGMENT_BLOCKS);
     let last = first.saturating_add(SEGMENT_BLOCKS).min(end);
@@ -28,11 +28,11 @@ fn extent_of(number: u32, end: u32) -> Option<Extent> {
 }
 
 impl Repair<'_> {
-    /// Replaces every manifest that leads to a segment that was replaced, says a wrong count, or has marked blocks that the source
+    /// Replaces every manifest that leads to a replaced segment, has a wrong count, or has marked blocks that the source
     /// has.
     pub(super) async fn replace_all(&mut self) -> Result<()> {
         let mut manifests = std::mem::take(&mut self.manifests);
-        // The source's own snapshot first: what it says of a lost segment is right for all snapshots that share the segment.
+        // The source's own snapshot first: its blocks of a lost segment are right for all snapshots that share the segment.
         manifests.sort_by_key(|manifest| self.origin_of(manifest).is_none());
         let (what, of) = ("repairing: replacing manifests", manifests.len() as u64);
         self.progress.begin_units(what, "manifests", of);
@@ -202,7 +202,7 @@ impl Repair<'_> {
         Ok(known)
     }
 
-    /// Makes the manifest of the source's own snapshot again, of which only the name is known.
+    /// Rebuilds the manifest of the source's own snapshot, of which only the name is known.
     pub(super) async fn make_again(&mut self, name: &ManifestName) -> Result<()> {
         let Some(origin) = self.origin else {
             return Ok(());

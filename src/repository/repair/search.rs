@@ -1,4 +1,4 @@
-//! Where a repair finds the bytes of lost blocks: in other packs, in what is left of damaged ones, in the source.
+//! Searches the bytes of lost blocks: in other packs, in the sound parts of damaged ones, in the source.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::pin::pin;
@@ -22,17 +22,17 @@ const READS: usize = 16;
 /// Scans for other copies: each one after the first leaves out packs that the one before found damaged.
 const SCANS: usize = 3;
 
-/// Blocks that segments miss.
+/// The lost blocks of segments.
 #[derive(Default)]
 pub(super) struct Lost {
     pub(super) digests: HashSet<Digest>,
-    /// What segments say of damaged packs.
+    /// The entries of segments about damaged packs.
     pub(super) claims: HashMap<Name, Vec<(Digest, Spot)>>,
     /// Where in volumes they belong.
     pub(super) indexes: BTreeSet<(u32, Digest)>,
 }
 
-/// Whether what a spot holds is a block of this digest.
+/// Whether the bytes at a spot are a block of this digest.
 async fn is_sound(stored: Stored, digest: Digest) -> Result<bool> {
     blocking(move || {
         let opened = stored.open();
@@ -51,7 +51,7 @@ async fn is_there(store: &Store, digest: Digest, pack: Name, spot: Spot) -> Resu
 }
 
 impl Repair<'_> {
-    /// Finds as many of these blocks as there are.
+    /// Finds as many of these blocks as possible.
     pub(super) async fn search(&mut self, lost: &Lost) -> Result<()> {
         self.search_packs(&lost.digests).await?;
         self.count_found(lost);
@@ -216,8 +216,8 @@ impl Repair<'_> {
         Ok(())
     }
 
-    /// Reads blocks of the source whose digests nothing tells; `known` says where blocks of the repository are. The answer has each
-    /// block that could be read, and none for a zero.
+    /// Reads blocks of the source with unknown digests; `known` finds blocks of the repository. Returns each
+    /// block that could be read, and `None` for zeroes.
     pub(super) async fn read_origin(
         &mut self,
         origin: &RepairOrigin,

@@ -194,7 +194,7 @@ async fn repair_from(
 }
 
 #[tokio::test]
-async fn a_repair_of_many_rounds_finds_what_one_of_a_single_round_finds() {
+async fn a_repair_of_many_rounds_finds_the_same_blocks_as_a_single_round() {
     let many = RepairLimits {
         round: 1,
         places: 0,
@@ -225,7 +225,7 @@ async fn a_repair_of_many_rounds_finds_what_one_of_a_single_round_finds() {
 }
 
 #[tokio::test]
-async fn a_repair_of_many_rounds_marks_what_no_round_finds() {
+async fn a_repair_of_many_rounds_marks_blocks_that_no_round_finds() {
     let many = RepairLimits {
         round: 1,
         places: 0,

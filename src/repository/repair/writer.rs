@@ -1,4 +1,4 @@
-//! [`Finds`]: lost blocks that were found: where they are, or on their way into new packs.
+//! [`Finds`]: lost blocks that were found: where they are, or the new packs that they are being written into.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ impl Finds {
         self.places.contains_key(digest)
     }
 
-    /// Where a block is; none too while it is in a pack that was not flushed.
+    /// Where a block is; also none while it is in a pack that was not flushed.
     pub(super) fn place(&self, digest: &Digest) -> Option<(Name, Spot)> {
         self.places.get(digest).copied().flatten()
     }
@@ -60,7 +60,7 @@ impl Finds {
         }
     }
 
-    /// A block is there already.
+    /// Records a block that the repository has already.
     pub(super) fn found(&mut self, digest: Digest, pack: Name, spot: Spot) {
         self.places.insert(digest, Some((pack, spot)));
     }

@@ -87,7 +87,7 @@ fn each_rule_keeps_the_newest_of_its_periods() {
     ] {
         assert_eq!(kept(&retention, &series()).join(" "), ids, "{retention:?}");
     }
-    // Rules add up, and each says why.
+    // Several rules can keep one snapshot, and each gives its reason.
     let both = Retention {
         last: Some(1),
         periods: [(Period::Day, 1), (Period::Year, 2)].into(),
@@ -109,7 +109,7 @@ fn each_rule_keeps_the_newest_of_its_periods() {
 }
 
 #[test]
-fn what_is_pinned_unknown_or_not_covered_stays_and_is_counted() {
+fn pinned_unknown_and_uncovered_snapshots_stay_and_are_counted() {
     let mut candidates = series();
     candidates[9].is_pinned = true;
     candidates.push(candidate("unknown", "2026-06-30T00:00", "10"));
@@ -153,7 +153,7 @@ fn what_is_pinned_unknown_or_not_covered_stays_and_is_counted() {
 }
 
 #[test]
-fn a_retention_that_keeps_none_of_a_volume_needs_leave() {
+fn a_retention_that_removes_a_whole_volume_needs_permission() {
     let mut candidates = series();
     candidates.push(candidate("unknown", "2026-06-30T00:00", "10"));
     let none = last(0);

@@ -62,7 +62,7 @@ fn a_set_is_the_newest_instant_that_all_disks_have() {
 }
 
 #[test]
-fn a_set_is_read_as_it_was_written_and_no_part_of_it_is_believed() {
+fn a_set_is_read_as_written_and_a_truncated_one_is_refused() {
     let machine = crate::inventory::Machine {
         disks: vec![disk("vol-0a", true)],
         ..Default::default()

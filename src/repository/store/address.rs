@@ -12,7 +12,7 @@ pub struct Address {
     /// A bucket, or a folder's path.
     pub(super) bucket: String,
     pub(super) prefix: String,
-    /// What stands behind `#`: which snapshot.
+    /// The snapshot, after `#`.
     pub select: Option<String>,
 }
 
@@ -37,7 +37,7 @@ impl Address {
         SCHEMES.iter().any(|(scheme, _)| text.starts_with(scheme))
     }
 
-    /// Where no snapshot of it is meant, none may be named.
+    /// Refuses an address with a snapshot, for operations on the whole repository.
     ///
     /// # Errors
     /// `Invalid` when one is.
@@ -52,7 +52,7 @@ impl Address {
         }
     }
 
-    /// Whether it is in S3 or what speaks its language.
+    /// Whether it is in S3 or a server with the same API.
     pub fn is_s3(&self) -> bool {
         self.scheme == Scheme::S3
     }

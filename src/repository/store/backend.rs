@@ -21,11 +21,11 @@ pub(super) const MOST_BYTES: u64 = 64 << 20;
 pub(super) enum Next {
     /// Send it again until the deadline.
     Retry,
-    /// It will fail again.
+    /// Fail: another attempt would fail too.
     Final,
-    /// The store's clock is not ours: by how much is known now, so send it again once.
+    /// The store's clock differs from ours: send it again once, with the corrected time.
     Skewed,
-    /// The credentials were refused: others may do.
+    /// The credentials were refused: send it again with new ones.
     Refused,
     /// There is no such object.
     Absent,
@@ -56,7 +56,7 @@ impl StoreFault {
     }
 }
 
-/// What a store knows of an object without its bytes.
+/// The metadata of an object.
 #[derive(Clone, Debug)]
 pub(super) struct ObjectHead {
     pub(super) size: Option<u64>,
@@ -152,7 +152,7 @@ pub(super) trait Backend: Send + Sync {
         transfer: &Arc<Transfer>,
     ) -> StoreAnswer<()>;
 
-    /// What the store knows of an object; its checksums where `checksums` asks for them.
+    /// The metadata of an object; with its checksums if `checksums` is set.
     async fn head(
         &self,
         key: &str,
@@ -184,7 +184,8 @@ pub(super) trait Backend: Send + Sync {
         super::transfer::SILENCE.min(timeout)
     }
 
-    /// Waits for credentials, so that a person who answers a credential program is not taken for a silent store.
+    /// Waits for credentials, so that the time that a person needs to answer a credential program does not count as silence of
+    /// the store.
     fn ready(&self) -> BoxFuture<'_, StoreAnswer<()>> {
         Box::pin(std::future::ready(Ok(())))
     }
@@ -194,7 +195,7 @@ pub(super) trait Backend: Send + Sync {
         Generation::default()
     }
 
-    /// Credentials were refused; whether others may do.
+    /// Credentials were refused; returns whether new ones may work.
     fn refused(&self, _used: Generation) -> bool {
         false
     }

@@ -57,7 +57,7 @@ impl Bandwidth {
         Self::of(u64::MAX)
     }
 
-    /// Changes the limit for all that share it; none: unlimited. Without effect on what was made without a limit.
+    /// Changes the limit for all that share it; none: unlimited. Without effect on one made without a limit.
     pub fn set(&self, bytes_a_second: Option<u64>) {
         if let Some(both) = &self.0 {
             let rate = bytes_a_second.map_or(u64::MAX, |rate| rate.max(1));
@@ -71,7 +71,7 @@ impl Bandwidth {
         (rate < u64::MAX).then_some(rate)
     }
 
-    /// Bytes that take one turn: few enough that streams side by side get the same.
+    /// Bytes that take one turn: few enough that streams in parallel get the same.
     pub(super) fn piece(&self) -> usize {
         let rate = self.bytes_a_second().unwrap_or(u64::MAX);
         let piece = (rate / TURNS).clamp(LEAST_PIECE, MOST_PIECE);
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_that_is_set_is_that_of_all_clones() {
+    fn setting_a_rate_changes_all_clones() {
         let bandwidth = Bandwidth::adjustable();
         let clone = bandwidth.clone();
         assert_eq!(bandwidth.bytes_a_second(), None);

@@ -192,7 +192,7 @@ impl Backend for FolderBackend {
         false
     }
 
-    /// Nothing tells of bytes that move: a slow disk has the whole time.
+    /// Progress within a file is not visible: a slow disk gets the whole time limit.
     fn silence(&self, timeout: Duration) -> Duration {
         timeout
     }
@@ -288,8 +288,8 @@ fn is_unfinished(name: &str) -> bool {
     })
 }
 
-/// The keys behind `after` in the order of their bytes, until a page is full. A link that leads nowhere is listed: what it
-/// stands for must not be taken for absent.
+/// The keys behind `after` in the order of their bytes, until a page is full. A dangling link is listed: the object that it
+/// points to must not count as absent.
 fn list_files(
     folder: &Path,
     prefix: &str,

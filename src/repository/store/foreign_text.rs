@@ -1,4 +1,4 @@
-//! Errors of object_store in the terms of [`StoreRefusal`]. The library keeps status, code and message only in its texts, among
+//! Errors of object_store as [`StoreRefusal`]s. The library keeps status, code and message only in its texts, among
 //! URLs whose queries can be secrets.
 
 use std::error::Error as StdError;
@@ -9,7 +9,7 @@ use super::backend::Next;
 use super::refusal::StoreRefusal;
 use crate::error::Kind;
 
-/// What a store said, and what the library makes of an error that has no status.
+/// The refusal of a store, or the library's own error where it has no status.
 pub(super) fn refusal(error: &LibraryError) -> (StoreRefusal, Option<(Kind, Next)>) {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -23,7 +23,7 @@ pub(super) fn refusal(error: &LibraryError) -> (StoreRefusal, Option<(Kind, Next
         Some(rest.split_once(end)?.0.trim().to_owned())
     };
     let status: Option<u16> = between("status code: ", " ").and_then(|status| status.parse().ok());
-    // The innermost cause of a failure to connect says what it is.
+    // The innermost cause names the failure to connect.
     let last = || match status {
         Some(_) => String::new(),
         None => text.lines().last().unwrap_or_default().to_owned(),
@@ -45,7 +45,7 @@ pub(super) fn refusal(error: &LibraryError) -> (StoreRefusal, Option<(Kind, Next
         LibraryError::PermissionDenied { .. } | LibraryError::Unauthenticated { .. } => {
             Some((Kind::Denied, Next::Final))
         }
-        // No later attempt trusts it either.
+        // Later attempts would fail in the same way.
         LibraryError::Generic { .. } if text.contains("invalid peer certificate") => {
             Some((Kind::Unavailable, Next::Final))
         }

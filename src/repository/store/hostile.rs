@@ -1,9 +1,9 @@
 //! [`HostileStore`]: a store in memory for tests that lies, forgets and delays; and its clients, which can be stopped and killed at
 //! every request. Its clock is the one that tests pause.
 //!
-//! It does what real stores, and proxies before them, do: cut, repeat, mix up and age listings, lose objects that they have
-//! acknowledged, show them late, lose replies, refuse for a while, answer conditions wrongly, write ETags in capitals, take long for a
-//! PUT, answer other bytes than the requested range. A lie affects one request: an object that a HEAD or GET has shown stays.
+//! It has the faults of real stores and proxies: truncated, repeated, mixed and stale listings, loss of objects that they have
+//! acknowledged, late visibility, lost replies, temporary refusals, wrong answers to conditions, ETags in capitals, a slow
+//! PUT, other bytes than the requested range. A fault affects one request: an object that a HEAD or GET has shown stays.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -92,7 +92,7 @@ pub(in crate::repository) struct Lies {
     pub(in crate::repository) gaps_in: Option<&'static str>,
     /// Whether GETs of ranges answer other bytes too.
     pub(in crate::repository) wrong_ranges: bool,
-    /// Whether the ETags say nothing of the bytes.
+    /// Whether the ETags do not depend on the bytes.
     pub(in crate::repository) opaque_etags: bool,
     /// The folder whose PUTs take hours.
     pub(in crate::repository) slow_in: Option<&'static str>,
@@ -101,7 +101,7 @@ pub(in crate::repository) struct Lies {
 impl HostileStore {
     /// An empty store.
     pub(in crate::repository) fn new() -> Arc<Self> {
-        // What was written before it is 30 years old.
+        // Objects written before it are 30 years old.
         let epoch = SystemTime::UNIX_EPOCH + Duration::from_hours(24 * 365 * 30);
         Arc::new(Self {
             kept: Mutex::default(),
@@ -290,7 +290,7 @@ impl HostileBackend {
         }
     }
 
-    /// What a listing of a prefix shows.
+    /// The entries that a listing of a prefix shows.
     fn listed(&self, kept: &StoredObjects, prefix: &str) -> Vec<ListedKey> {
         let age = if self.lies_now() {
             self.pick(REMEMBERED)
@@ -420,9 +420,9 @@ impl Backend for HostileBackend {
             let mut shown = Instant::now();
             if self.lies_now() {
                 match self.pick(3) {
-                    // Acknowledged and lost.
+                    // Acknowledged, then lost.
                     0 => return Ok(()),
-                    // Seen later than that.
+                    // Visible only later.
                     1 if is_new => shown += Duration::from_secs(self.pick(10) as u64),
                     2 if is_new => bytes.truncate(bytes.len() / 2),
                     _ => {}

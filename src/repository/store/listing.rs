@@ -1,12 +1,12 @@
-//! Whether the pages of a listing make one: keys of the prefix, in the order of their bytes, none twice, until an end. A listing
-//! that is cut or repeats would make a prune delete what snapshots need.
+//! Checks that pages form a listing: keys of the prefix, in the order of their bytes, none twice, until an end. A listing
+//! that is cut or repeats would make a prune delete objects that snapshots need.
 
 use super::backend::{ListCursor, StorePage};
 
-/// Pages in a row that hold no key; servers that skip what was deleted send some.
+/// Pages in a row that hold no key; servers that skip deleted keys send some.
 const MOST_EMPTY: usize = 1000;
 
-/// What the pages so far say.
+/// The state after the pages so far.
 #[derive(Debug)]
 pub(super) struct ListingCheck {
     prefix: String,
@@ -23,7 +23,7 @@ impl ListingCheck {
         }
     }
 
-    /// Takes the page that `from` led to; what is wrong with it.
+    /// Takes the page that `from` led to.
     pub(super) fn take(&mut self, from: &ListCursor, page: &StorePage) -> Result<(), String> {
         for listed in &page.keys {
             let key = &listed.key;

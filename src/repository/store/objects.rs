@@ -235,7 +235,7 @@ mod tests {
     use crate::repository::store::bandwidth::Bandwidth;
 
     #[tokio::test]
-    async fn the_library_is_asked_for_what_a_store_needs() {
+    async fn the_library_gets_the_settings_that_a_store_needs() {
         let backend = ForeignBackend {
             inner: Box::new(InMemory::new()),
             place: "gs://bucket".into(),

@@ -1,4 +1,4 @@
-//! Whether a store holds the bytes that were put, by what it says of them: its ETag where that is their MD5, else a checksum
+//! Whether a store holds the bytes that were put, by its own metadata: the ETag where that is their MD5, else a checksum
 //! that it computed (AWS computes CRC-64/NVME of every object, also of those whose ETag is no MD5 because of SSE-KMS).
 
 use aws_smithy_checksums::ChecksumAlgorithm;
@@ -17,7 +17,7 @@ pub(super) fn is_tagged(head: &ObjectHead, upload: &Upload) -> bool {
     tag.eq_ignore_ascii_case(&hexadecimal(md5))
 }
 
-/// What a checksum of the store says of the bytes; none where it has none that is known here.
+/// Compares the bytes with a checksum of the store; none where it has no checksum of a known kind.
 pub(super) fn checksum_says(head: &ObjectHead, upload: &Upload) -> Option<bool> {
     let (name, value) = head.checksums.first()?;
     let mut sum = name.parse::<ChecksumAlgorithm>().ok()?.into_impl();

@@ -1,4 +1,4 @@
-//! Puts of objects, each proven: a store can say yes and keep nothing, or other bytes.
+//! Puts objects and proves each: a store can acknowledge a PUT and keep nothing, or other bytes.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,12 +15,12 @@ impl Store {
     /// Puts an object, and checks that the store holds its bytes.
     ///
     /// # Errors
-    /// `Corrupt` when the store says yes and does not keep it; else why it cannot be put.
+    /// `Corrupt` when the store acknowledges it and does not keep it; else why it cannot be put.
     pub async fn put(&self, name: &str, pieces: &[Bytes]) -> Result<()> {
         self.put_in(&self.requests, name, pieces).await
     }
 
-    /// The same for the renewal of a lease: it does not wait for transfers.
+    /// The same for the renewal of a lease, which does not wait for transfers.
     ///
     /// # Errors
     /// As for [`Store::put`].
@@ -39,7 +39,7 @@ impl Store {
         .await
     }
 
-    /// That an object exists with these bytes: by its ETag or a checksum, else by reading it.
+    /// Checks that an object exists with these bytes: by its ETag or a checksum, else by reading it.
     async fn prove(&self, key: &str, upload: &Upload, transfer: &Arc<Transfer>) -> StoreAnswer<()> {
         let head = |checksums| async move {
             match self.backend.head(key, checksums, transfer).await {
@@ -75,7 +75,7 @@ impl Store {
         }
     }
 
-    /// The store said yes and did not keep the object.
+    /// The error of a store that acknowledged an object and did not keep it.
     fn lost(&self, key: &str, what: &str) -> StoreFault {
         let what = format!("the store has taken it, and {what}");
         StoreFault::new(
@@ -84,7 +84,7 @@ impl Store {
         )
     }
 
-    /// Puts a small object unless there is a sound one of this name; whether this one is there now.
+    /// Puts a small object unless there is a sound one of this name; returns whether this one is there now.
     ///
     /// # Errors
     /// As for [`Store::put`].
@@ -99,8 +99,8 @@ impl Store {
         let upload = &Upload::new(std::slice::from_ref(&bytes), self.backend.is_remote()).await?;
         let (bytes, is_sound) = (&bytes, &is_sound);
         self.until("put", key, |transfer| async move {
-            // For stores that do not know the condition and ignore it. What is not sound is perhaps what became of this
-            // very object, and is replaced.
+            // For stores that ignore the condition. A damaged object may be the result of this
+            // very PUT, and is replaced.
             let create = match self.existing(key, &transfer).await? {
                 Some(there) if there == bytes || is_sound(&there) => return Ok(there == bytes),
                 there => there.is_none(),

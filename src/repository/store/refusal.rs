@@ -1,10 +1,10 @@
-//! What the refusal of a store means: one table from status, code and message to a kind, a remedy and what the caller does.
+//! Classifies the refusal of a store: one table from status, code and message to a kind, a remedy and the caller's next step.
 
 use super::backend::Next;
 use crate::aws::presentable;
 use crate::error::Kind;
 
-/// A reply that is no success, in the terms of S3; other stores' errors are brought into them.
+/// A reply that is no success, in S3's terms; errors of other stores are translated to them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct StoreRefusal {
     pub(super) status: Option<u16>,
@@ -13,13 +13,13 @@ pub(super) struct StoreRefusal {
     pub(super) request_id: Option<String>,
     /// The Region that the reply names as the bucket's.
     pub(super) region: Option<String>,
-    /// Whether the reply says nothing: that to a HEAD, for one.
+    /// Whether the reply has no body, such as the reply to a HEAD.
     pub(super) is_silent: bool,
     /// Whether the store's clock is so far from ours that it refuses signatures.
     pub(super) is_skewed: bool,
 }
 
-/// What a refusal means.
+/// The class of a refusal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RefusalClass {
     pub(super) kind: Kind,
@@ -47,7 +47,7 @@ impl StoreRefusal {
         parts.collect::<Vec<_>>().join(", ")
     }
 
-    /// What it means. `is_conditional`: the request was a conditional write.
+    /// Classifies it. `is_conditional`: the request was a conditional write.
     pub(super) fn classify(&self, is_conditional: bool) -> RefusalClass {
         let class = |kind, next, need: &str| RefusalClass {
             kind,
@@ -136,7 +136,7 @@ impl StoreRefusal {
             ),
             (401 | 403, "") => class(Kind::Denied, Next::Refused, DENIED),
             (401 | 403, _) => class(Kind::Denied, Next::Final, DENIED),
-            // AWS says no more than this to a HEAD with an expired token or for a wrong Region.
+            // AWS answers a HEAD with an expired token, or for a wrong Region, with this status alone.
             (400, "") if self.is_silent => class(
                 Kind::Denied,
                 Next::Refused,
@@ -148,7 +148,7 @@ impl StoreRefusal {
         }
     }
 
-    /// Whether retention or a legal hold is the reason. Stores have no common code for it, only words.
+    /// Whether retention or a legal hold is the reason. Stores have no common code for it, only texts.
     fn is_locked(&self) -> bool {
         if !matches!(self.status, Some(400 | 403 | 405 | 409)) {
             return false;

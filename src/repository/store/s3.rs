@@ -56,7 +56,7 @@ pub(super) struct S3Backend {
     is_version_1: AtomicBool,
 }
 
-/// The clock of this machine, corrected by what the store said of its own; clones share the correction.
+/// The clock of this machine, corrected by the store's clock; clones share the correction.
 #[derive(Clone, Debug, Default)]
 struct StoreClock {
     /// Milliseconds by which the store is ahead.
@@ -223,7 +223,7 @@ impl Backend for S3Backend {
         let Some(range) = range.filter(|_| !is_part) else {
             return Ok(body);
         };
-        // The server passes over ranges and sends the whole object.
+        // The server ignores ranges and sends the whole object.
         let ends = [range.start, range.end]
             .map(|end| usize::try_from(end).unwrap_or(usize::MAX).min(body.len()));
         Ok(body.slice(ends[0]..ends[1]))
@@ -398,8 +398,8 @@ impl Backend for S3Backend {
     }
 }
 
-/// Whether the bucket goes into the path. No name can stand before an IP address; the SDK itself keeps names out of the host
-/// that are no part of one, or that no wildcard certificate covers (dots, over https).
+/// Whether the bucket goes into the path. No name can precede an IP address; the SDK itself keeps names out of the host
+/// that cannot be a part of one, or that no wildcard certificate covers (dots, over https).
 fn wants_path(style: Option<BucketStyle>, url: Option<&str>) -> bool {
     let is_address = |url: &str| {
         let uri = url.parse::<hyper::Uri>().ok();

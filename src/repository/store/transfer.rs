@@ -24,7 +24,7 @@ pub(super) const SILENCE: Duration = Duration::from_secs(30);
 const BUFFERED: u64 = (4 << 20) + (512 << 10);
 /// The slowest line on which an upload must succeed, in bytes a second: 256 kbit/s.
 const SLOWEST: u64 = 32_000;
-/// Uploads below this size say nothing of the line.
+/// Uploads below this size do not measure the line.
 const LEAST_SAMPLE: u64 = 256 << 10;
 /// The highest rate that is recorded, in bytes per second.
 const MOST_RATE: u64 = 1 << 50;
@@ -70,7 +70,7 @@ impl UploadRate {
         mix(&self.all, rate.saturating_mul(beside.max(1)).min(MOST_RATE));
     }
 
-    /// An upload fell silent: the line is slower than the rates say.
+    /// An upload fell silent: the line is slower than the recorded rates.
     fn lower(&self) {
         for rate in [&self.one, &self.all] {
             let old = rate.load(Ordering::Relaxed);
@@ -197,7 +197,7 @@ impl Transfer {
         moved.total += bytes as u64;
     }
 
-    /// A body of so many bytes is under way, and nothing tells how far it is.
+    /// Records that a body of this many bytes is being sent without visible progress.
     pub(super) fn opaque(&self, bytes: u64) {
         let mut moved = self.moved.lock();
         let now = Instant::now();
@@ -205,7 +205,7 @@ impl Transfer {
         if moved.begun.replace(now).is_none() {
             self.rate.under_way.fetch_add(1, Ordering::Relaxed);
         }
-        // Its answer is no small one.
+        // Such a request does not measure the latency.
         moved.answers += 1;
         moved.waited = Duration::ZERO;
         moved.sent = bytes;
@@ -234,7 +234,7 @@ impl Transfer {
         let waited = std::mem::take(&mut moved.waited);
         if let Some(begun) = begun.filter(|_| is_success && moved.sent >= LEAST_SAMPLE) {
             let took = moved.last - begun;
-            // Where bytes waited for their turns, the limit was measured and not the line.
+            // Bytes that waited for their turns measure the limit and not the line.
             if waited < took / 4 || waited.is_zero() {
                 let took = took.saturating_sub(waited);
                 self.rate.sample(moved.sent, took, beside);
@@ -244,7 +244,7 @@ impl Transfer {
         moved.is_opaque = false;
     }
 
-    /// How long the answer took, if the attempt was one request without a body to speak of, and the answer is small.
+    /// How long the answer took, if the attempt was one request with a tiny body and a small answer.
     fn small_answer(&self) -> Option<Duration> {
         let moved = self.moved.lock();
         let is_small = moved.answers == 1 && moved.total <= SMALL && moved.all_waited.is_zero();

@@ -1,4 +1,4 @@
-//! Observes a repository: whether it holds the source, what a delta can start from, what an unfinished run left.
+//! Observes a repository: whether it holds the source, the possible bases of a delta, the state of an unfinished run.
 
 use std::pin::pin;
 
@@ -17,7 +17,7 @@ use crate::repository::settled::{Unsettled, is_on_record};
 use crate::snapshot::SnapshotId;
 use crate::target::{Ask, Base, Existence, Facts, Left, Replica, SinkState, SourceInfo};
 
-/// The newest snapshots of a volume that are looked at as a base: one a day for two months. Each costs a GET of at most 250 KB.
+/// The newest snapshots of a volume that are examined as a base: one a day for two months. Each costs a GET of at most 250 KB.
 const MOST_REPLICAS: usize = 64;
 
 impl RepositoryTarget {
@@ -68,7 +68,7 @@ impl RepositoryTarget {
         Ok(facts)
     }
 
-    /// The names of all manifests. Where a delta starts from what is found, none of the volume may be missing.
+    /// The names of all manifests; proven complete for the volume where a delta starts from one of them.
     async fn proven_names(&self, ask: &Ask<'_>) -> Result<Vec<ManifestName>> {
         match ask.base {
             Base::None => self.catalog.names().await,
@@ -225,7 +225,7 @@ impl RepositoryTarget {
         Ok(())
     }
 
-    /// What an unfinished run left: a run that is on record in the store, with a sound parent, or whose snapshot is published.
+    /// The state of an unfinished run: it is on record in the store, with a sound parent, or its snapshot is published.
     async fn left(
         &self,
         left: &SinkState,

@@ -204,7 +204,7 @@ async fn copy(
     publish(&opened, blocks, &[]).await.unwrap();
 }
 
-/// What `contents` has for a block that was damaged when it was copied.
+/// The value in `contents` of a block that was damaged when it was copied.
 const LOST: u8 = 255;
 
 /// The first byte of each block of a snapshot.
@@ -281,7 +281,7 @@ async fn replicas_of_the_volume_are_offered_newest_first_and_damaged_ones_are_sk
     let named = Base::Snapshot("snap-09".parse().unwrap());
     let facts = place.facts(&next, &named, None).await;
     assert!(facts.no_base.unwrap().contains("does not hold"));
-    // What is damaged is not held, and a copy makes it whole.
+    // A damaged snapshot is not held, and a copy makes it whole.
     let facts = place.facts(&source(3), &Base::Auto, None).await;
     assert_eq!(facts.holds, None);
     copy(&place, 3, None, &[(0, 3), (5, 3)]).await;
@@ -291,7 +291,7 @@ async fn replicas_of_the_volume_are_offered_newest_first_and_damaged_ones_are_sk
 }
 
 #[tokio::test]
-async fn a_run_is_proven_while_it_is_on_record_and_gone_when_forgotten_or_of_another_source() {
+async fn a_run_is_proven_while_it_is_on_record_and_dropped_when_forgotten_or_of_another_source() {
     let place = RepositoryFixture::new();
     let (one, blocks) = (source(1), [(0, 1), (7, 1)]);
     let target = place.target(&one).await;

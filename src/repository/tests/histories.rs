@@ -1,5 +1,6 @@
-//! Random histories in a store that lies: syncs, removals, prunes, undeletes, checks and repairs, some of them side by side, stopped for
-//! days or killed. A model knows what there must be. `EBSFS_HOSTILE` is the number of histories; `EBSFS_SEED` repeats one.
+//! Random histories in a hostile store: syncs, removals, prunes, undeletes, checks and repairs, some of them in parallel,
+//! stopped for days or killed. A model knows the required snapshots. `EBSFS_HOSTILE` is the number of histories; `EBSFS_SEED`
+//! repeats one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +12,7 @@ const VOLUMES: u8 = 2;
 /// Snapshots that a retention keeps of each volume.
 const KEEP: usize = 3;
 
-/// What the model knows of a snapshot.
+/// The model's state of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     /// It was published, and nothing has removed it.
@@ -22,7 +23,7 @@ enum Fate {
     Removed,
 }
 
-/// What a process does.
+/// An operation of a process.
 #[derive(Clone, Debug)]
 enum Act {
     Sync {
@@ -180,7 +181,7 @@ impl History {
         })
     }
 
-    /// Records what an act can have done before it ends.
+    /// Records the possible effects of an act before it ends.
     fn start(&mut self, act: &Act) {
         match act {
             Act::Sync { made, .. } | Act::Undelete(made) => {
@@ -217,7 +218,7 @@ impl History {
         }
     }
 
-    /// Records what an act has done, or what it may have done.
+    /// Records the effects of an act, or its possible effects.
     fn ended(&mut self, act: &Act, done: Option<Result<Done>>) {
         let text = match &done {
             None => "killed".to_owned(),
@@ -278,7 +279,7 @@ impl History {
         self.ended_together(vec![(one, Some(of_one)), (other, Some(of_other))]);
     }
 
-    /// Records concurrent acts: what one of them removes another one can have put back, whichever ended first.
+    /// Records concurrent acts: one of them can restore a snapshot that the other removes, in either order.
     fn ended_together(&mut self, acts: Vec<(Act, Option<Result<Done>>)>) {
         let mut seen: BTreeMap<SnapshotId, (Made, Fate)> = BTreeMap::new();
         let mut before = self.snapshots.clone();
@@ -367,7 +368,7 @@ impl History {
                         *fate = Fate::There;
                     }
                 }
-                // A run that was killed between its two looks: named, and never silent.
+                // A run that was killed between its two checks: reported, never silent.
                 Held::Damaged => {
                     let may_be = *fate == Fate::Unknown || self.doubtful.contains(&id);
                     assert!(may_be, "{id} is damaged");
@@ -383,7 +384,7 @@ impl History {
         }
     }
 
-    /// An object is lost or damaged; a check names what suffers, and with the sources at hand all of it comes back.
+    /// An object is lost or damaged; a check names the damaged snapshots, and the sources repair all of them.
     async fn lose(&mut self) {
         let process = Process::honest(&self.store);
         self.rewrite_lists().await;
@@ -412,14 +413,14 @@ impl History {
                 .damages
                 .iter()
                 .any(|damage| damage.snapshots.contains(&name.to_string()));
-            // A pack is damaged too where no block is.
+            // Bytes of a pack between its blocks count as damage too.
             let held = process.read(made).await.unwrap();
             assert!(held != Held::Damaged || is_named, "{name}: {checked:?}");
         }
         self.mend().await;
     }
 
-    /// Repairs the lists of what must be there that a lie has cut: until then a listing is refused and a check names them.
+    /// Repairs the lists of required snapshots that a fault has cut: until then a listing is refused and a check names them.
     async fn rewrite_lists(&mut self) {
         let process = Process::honest(&self.store);
         let is_list = |damage: &Damage| {
@@ -486,7 +487,7 @@ impl History {
 }
 
 #[test]
-fn in_a_store_that_lies_no_published_snapshot_loses_a_byte() {
+fn in_a_hostile_store_no_published_snapshot_loses_a_byte() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().unwrap());
     for _ in 0..number("EBSFS_HOSTILE").unwrap_or(50u64) {
         let seed = number("EBSFS_SEED").unwrap_or_else(|| fastrand::u64(..));

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_damaged_list_of_what_must_be_there_is_named_and_a_repair_writes_it_again() {
+fn a_damaged_list_of_required_snapshots_is_named_and_a_repair_writes_it_again() {
     with_seed(7, async {
         let store = HostileStore::new();
         let process = Process::honest(&store);
@@ -13,7 +13,7 @@ fn a_damaged_list_of_what_must_be_there_is_named_and_a_repair_writes_it_again() 
         process.prune(GRACE, None).await.unwrap();
         for list in [store.names("latest/")[0].as_str(), "prune/manifests"] {
             store.damage(list);
-            // Who decides by what is not there is refused.
+            // A decision by an absent name is refused.
             let catalog = process.catalog().await.unwrap();
             let refused = catalog.proven_names(None).await.unwrap_err();
             assert_eq!(refused.kind(), Kind::Corrupt, "{list}");
@@ -26,7 +26,7 @@ fn a_damaged_list_of_what_must_be_there_is_named_and_a_repair_writes_it_again() 
             let repaired = process.repair(None).await.unwrap();
             assert!(repaired.left.is_empty(), "{repaired:?}");
             assert!(process.check().await.unwrap().damages.is_empty());
-            // It names what it named before: a manifest that is lost now is missed.
+            // It has the same names as before: a manifest that is lost now is missed.
             let manifest = store.names("snapshots/")[0].clone();
             let kept = process.store.get(&manifest).await.unwrap();
             store.lose(&manifest);

@@ -1,15 +1,15 @@
-//! What differs from a base that was removed: by its tombstone, and by the digests of a volume that holds it.
+//! The delta from a removed base: by its tombstone, and by the digests of a volume that holds it.
 
 use super::*;
 use crate::source::{Catalog, HeldDigest, HeldDigests};
 
-/// A volume of so many blocks that holds the content of a snapshot as far as both go.
+/// A volume of this many blocks that holds the content of a snapshot up to the shorter end.
 struct HeldVolume {
     content: Content,
     blocks: u32,
-    /// Of these blocks nothing is known.
+    /// Blocks with unknown digests.
     unknown: Vec<u32>,
-    /// Only the digests of so many blocks are answered.
+    /// How many digests are answered at most.
     answered: u32,
 }
 
@@ -45,7 +45,7 @@ impl HeldDigests for HeldVolume {
     }
 }
 
-/// `4w 5z`: what a delta does.
+/// `4w 5z`: the changes of a delta.
 fn shown(delta: &Delta) -> String {
     let blocks = (0..BLOCKS).filter_map(|index| {
         Some(match delta.change(BlockIndex(index))? {
@@ -109,7 +109,7 @@ fn a_removed_base_differs_in_the_same_blocks_as_before_by_its_tombstone_and_by_i
 }
 
 #[test]
-fn what_digests_do_not_tell_is_written_or_zeroed() {
+fn blocks_with_unknown_digests_are_written_or_zeroed() {
     with_seed(7, async {
         let store = HostileStore::new();
         let process = Process::honest(&store);
@@ -128,7 +128,7 @@ fn what_digests_do_not_tell_is_written_or_zeroed() {
             ..HeldVolume::of(&B)
         };
         assert_eq!(by_digests(&catalog, &short, &B).await, "5z 6w 7w");
-        // What lies behind the end of the volume is zeroed, if it is not written.
+        // Blocks behind the end of the volume are zeroed, unless they are written.
         let mut small = HeldVolume::of(&B);
         small.blocks = 4;
         assert_eq!(by_digests(&catalog, &small, &B).await, "4w 5z 6w 7w");

@@ -106,14 +106,14 @@ async fn is_right(process: &Process, all: &[Made], must: &[&Made]) -> Repository
     checked
 }
 
-/// What other processes do while one is stopped.
+/// The work of other processes while one is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Others {
     /// The base is removed; two prunes without a grace, one of them when the lease is over.
     PruneAtOnce,
     /// The base is removed; prunes mark, and sweep after the grace.
     PruneWithGrace,
-    /// The same, so late that the marks and the record of the sweep are gone too.
+    /// The same, after the marks and the record of the sweep were deleted too.
     PruneLate,
     /// Another process copies the same snapshot.
     SameSync,
@@ -155,7 +155,7 @@ impl Others {
 }
 
 #[test]
-fn a_stopped_sync_publishes_what_is_whole_or_nothing_and_a_killed_one_is_named() {
+fn a_stopped_sync_publishes_a_whole_snapshot_or_nothing_and_a_killed_one_is_named() {
     with_seed(1, async {
         let ready = repository().await;
         for (known, dedup) in [(vec![A, B], false), (Vec::new(), true)] {
@@ -245,7 +245,7 @@ fn a_stopped_prune_deletes_nothing_that_was_published_meanwhile() {
 }
 
 #[test]
-fn a_sync_that_wakes_up_beside_a_stopped_prune_publishes_what_is_whole_or_nothing() {
+fn a_sync_that_continues_beside_a_stopped_prune_publishes_a_whole_snapshot_or_nothing() {
     with_seed(5, async {
         let ready = repository().await;
         let process = Process::honest(&ready.copy());
@@ -298,7 +298,7 @@ fn a_sync_that_wakes_up_beside_a_stopped_prune_publishes_what_is_whole_or_nothin
 }
 
 #[test]
-fn a_stopped_repair_leaves_each_snapshot_as_it_was_or_replaced() {
+fn a_stopped_repair_leaves_each_snapshot_unchanged_or_replaced() {
     with_seed(3, async {
         let ready = repository().await;
         // The pack of B alone, and one that both need.
@@ -319,14 +319,14 @@ fn a_stopped_repair_leaves_each_snapshot_as_it_was_or_replaced() {
                 let done = halted(&process, halt, work, others.run(&store)).await;
                 let honest = Process::honest(&store);
                 let checked = is_right(&honest, &[A, B], &[]).await;
-                // What it says is left can have been removed since.
+                // A snapshot that it reports as damaged can have been removed since.
                 if let Some(Ok(repaired)) = &done {
                     assert!(
                         !repaired.left.is_empty() || checked.damages.is_empty(),
                         "{halt:?} {others:?} {repaired:?} {checked:?}"
                     );
                 }
-                // Repaired with what both of them were, nothing is lost.
+                // A repair with the sources of both loses nothing.
                 for made in [&A, &B] {
                     honest.repair(Some(made)).await.unwrap();
                 }

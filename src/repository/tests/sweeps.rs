@@ -1,4 +1,4 @@
-//! What is about to be deleted, and what is deleted between two requests of others.
+//! Objects that are about to be deleted, and objects deleted between two requests of other processes.
 
 use tokio::task::JoinHandle;
 
@@ -8,7 +8,7 @@ use super::super::manifest::{Manifest, manifest_object};
 use super::super::swept::Swept;
 use super::*;
 
-/// Runs a test with a fixed seed: no client here tells random lies.
+/// Runs a test with a fixed seed: no client here has random faults.
 fn run(test: impl Future<Output = ()>) {
     with_seed(7, test);
 }
@@ -55,7 +55,7 @@ fn an_object_that_is_deleted_while_its_put_is_proven_is_put_again() {
 }
 
 #[test]
-fn a_run_relies_on_nothing_that_a_paused_prune_may_still_delete() {
+fn a_run_relies_on_no_object_that_a_paused_prune_may_still_delete() {
     run(async {
         for (known, dedup) in [(vec![A], false), (Vec::new(), false), (Vec::new(), true)] {
             let (store, process) = with_a().await;
@@ -74,7 +74,7 @@ fn a_run_relies_on_nothing_that_a_paused_prune_may_still_delete() {
 }
 
 #[test]
-fn a_repair_writes_again_what_a_paused_prune_may_still_delete() {
+fn a_repair_rewrites_objects_that_a_paused_prune_may_still_delete() {
     run(async {
         let (store, process) = with_a().await;
         doom_all_packs(&store).await;
@@ -127,7 +127,7 @@ async fn stopped_prune(
 }
 
 #[test]
-fn a_prune_that_was_paused_for_days_deletes_nothing_that_it_found_before() {
+fn a_prune_that_was_paused_for_days_deletes_no_object_that_it_found_before() {
     run(async {
         let (ready, ..) = ripe().await;
         let (store, process, work) = stopped_prune(&ready).await;
@@ -151,7 +151,7 @@ async fn is_swept(process: &Process, manifest: &[u8]) -> bool {
 }
 
 #[test]
-fn what_a_prune_spares_is_no_longer_named_in_its_sweep() {
+fn an_object_that_a_prune_spares_is_removed_from_its_sweep() {
     run(async {
         let (ready, name, manifest) = ripe().await;
         let (store, process, work) = stopped_prune(&ready).await;
@@ -199,7 +199,7 @@ fn a_removal_that_was_paused_deletes_no_manifest_that_it_has_not_kept() {
 }
 
 #[test]
-fn a_lease_is_renewed_while_a_pack_is_on_its_way_for_hours() {
+fn a_lease_is_renewed_while_a_pack_is_uploaded_for_hours() {
     run(async {
         let store = HostileStore::new();
         Process::honest(&store).init().await;

@@ -53,7 +53,7 @@ fn new(folder: &Path) -> (Checkpoint, PathBuf, PathBuf) {
 }
 
 #[test]
-fn what_is_missing_after_a_crash_is_what_was_not_saved() {
+fn a_crash_loses_only_unsaved_progress() {
     let folder = tempfile::tempdir().unwrap();
     let (mut checkpoint, path, digests) = new(folder.path());
     assert!(

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::files;
 
-/// A new file under a random name. Dropped before [`Temporary::rename`], nothing of it is left.
+/// A new file under a random name. If it is dropped before [`Temporary::rename`], it is removed.
 pub(super) struct Temporary {
     file: File,
     name: TemporaryName,
 }
 
-/// A name that goes when this is dropped.
+/// A name that is removed when this is dropped.
 struct TemporaryName {
     path: PathBuf,
     is_kept: bool,
@@ -31,7 +31,7 @@ impl Temporary {
     /// Makes a file of mode 0600 beside `path`.
     ///
     /// # Errors
-    /// `Invalid` when something else than a regular file is at `path`; what the system says.
+    /// `Invalid` when something else than a regular file is at `path`; the system's error.
     pub(super) fn create(path: &Path) -> Result<Self> {
         files::refuse_special(path)?;
         let temporary = files::with_ending(path, &format!(".{:016x}.tmp", fastrand::u64(..)));
@@ -57,7 +57,7 @@ impl Temporary {
     /// Gives the file its name; the name survives a crash when this returns.
     ///
     /// # Errors
-    /// What the system says: then the old file stands.
+    /// The system's error: then the old file remains.
     pub(super) fn rename(mut self, path: &Path) -> Result<File> {
         let failed = |error| Error::of_file(path, "cannot write", error);
         files::refuse_special(path)?;

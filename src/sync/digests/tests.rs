@@ -78,7 +78,7 @@ fn hole_zero_unknown_and_data_are_distinct_and_survive_reopening() {
 }
 
 #[test]
-fn what_a_plan_wrote_comes_back_and_a_missing_digest_is_corrupt() {
+fn digests_of_a_plan_are_read_back_and_a_missing_one_is_corrupt() {
     let (_folder, path) = folder();
     let digests = Digests::create(&path, RUN, geometry(4096), false).unwrap();
     assert!(!Digests::open(&path).unwrap().unwrap().is_whole());

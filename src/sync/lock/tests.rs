@@ -63,7 +63,7 @@ fn one_run_has_a_name_and_nothing_is_left_behind() {
 }
 
 #[test]
-fn who_has_a_lock_is_read_from_the_kernels_list() {
+fn the_holder_of_a_lock_is_read_from_proc_locks() {
     let locks = "1: FLOCK  ADVISORY  WRITE 812 08:10:77 0 EOF\n\
                  1: -> FLOCK  ADVISORY  WRITE 813 08:10:78 0 EOF\n\
                  2: POSIX  ADVISORY  WRITE 814 08:10:79 0 EOF\n\
@@ -95,8 +95,8 @@ fn two_hard_links_are_one_target() {
     drop(take("1", "b").unwrap());
     drop(other);
     let mut child = another(&path("b"), "--exclusive", "60");
-    let patience = Duration::from_millis(250);
-    let busy = HeldLock::take(&lock(&path("c"), false), patience, &never);
+    let wait = Duration::from_millis(250);
+    let busy = HeldLock::take(&lock(&path("c"), false), wait, &never);
     assert_eq!(kind(busy), Kind::Busy);
     child.kill().unwrap();
     child.wait().unwrap();

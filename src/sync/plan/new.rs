@@ -101,7 +101,7 @@ impl Decider<'_> {
                     first => first.flatten(),
                 }
             }
-            // What it began with was decided then: only what is known to be plain by now stops it.
+            // The run's first decision stands: only a copy that is now known to be plain stops it.
             Decision::Resume => {
                 let of_base = |base: &str| {
                     let mut replicas = facts.replicas.iter();

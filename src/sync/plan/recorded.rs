@@ -33,7 +33,7 @@ impl Decider<'_> {
         let is_proven = |record: &TargetRecord| {
             record.held().is_some() && !record.is_old_format && self.is_unchanged(record)
         };
-        // A person may know more than a record that proves nothing, and never more than one that does. For a copy of all blocks
+        // A person's word outranks a record that proves nothing, never one that is proven. For a copy of all blocks
         // it does not matter what the target holds, but whether it may be overwritten.
         if let Some(trusted) = &self.job.trust
             && !record.is_some_and(is_proven)
@@ -170,7 +170,7 @@ impl Decider<'_> {
         }
     }
 
-    /// What is decided where the target is of another volume than the source.
+    /// The decision where the target is of another volume than the source.
     pub(super) fn other_volume(&self, its: Option<&str>, held: &str) -> Option<Decided> {
         let ours = self.source.volume.as_deref()?;
         let its = its.filter(|its| *its != ours)?;

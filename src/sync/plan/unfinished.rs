@@ -29,7 +29,7 @@ impl Decider<'_> {
         }
     }
 
-    /// A part beside an image: worth something to the command that began it, and to one that takes it over.
+    /// A part beside an image: usable by the command that began it, and by one that takes it over.
     pub(super) fn part(&self, task: &Task) -> Decided {
         let is_provable = match self.seen.facts.left {
             Left::Gone => false,
@@ -108,7 +108,7 @@ impl Decider<'_> {
         }
         let task_base = task.base.as_ref().and_then(|base| base.parse().ok());
         let mut rewrites = false;
-        // A copy of all blocks needs nobody to vouch for anything.
+        // A copy of all blocks needs no proof of what the target holds.
         let needs_base = self.job.base != Base::None && self.source.has_changes;
         let trusted = self.job.trust.as_ref().filter(|trusted| {
             needs_base && !(self.job.restart && trusted.as_str() == self.source.name)

@@ -49,7 +49,7 @@ impl CompareCheckpoint {
     /// Saves it; it survives a crash when this returns.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub(super) fn save(&self, path: &Path) -> Result<()> {
         let bytes = serde_json::to_vec(self).map_err(|error| {
             let what = format!("cannot write {}", path.display());
@@ -61,7 +61,7 @@ impl CompareCheckpoint {
     /// What an earlier comparison saved, if the digests are those of the same run and the target's mark is still the same.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub(super) fn load(path: &Path, digests: &Digests, mark: &Mark) -> Result<Option<Self>> {
         let bytes = match files::read_ours(path) {
             Err(error) if error.kind() == Kind::Corrupt => {
@@ -88,7 +88,7 @@ impl CompareCheckpoint {
     /// Removes it, if it is there.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub(crate) fn remove(path: &Path) -> Result<()> {
         files::remove_if_there(path)
     }

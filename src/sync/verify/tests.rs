@@ -136,7 +136,7 @@ async fn compare_all(reader: Fake, digests: &Digests, in_plan: &BlockSet) -> Res
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_entry_agrees_with_what_it_means_and_with_nothing_else() {
+async fn each_entry_matches_its_own_content_and_no_other() {
     let (_folder, path) = folder();
     let zeroes = vec![0; BLOCK_SIZE as usize];
     let data = vec![7; BLOCK_SIZE as usize];
@@ -257,7 +257,7 @@ async fn holes_of_a_huge_volume_are_not_read() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stopped_comparison_resumed_finds_what_a_whole_one_finds() {
+async fn a_resumed_comparison_finds_the_same_as_a_whole_one() {
     let (folder, path) = folder();
     let size = 1000 * BLOCK;
     let all: Vec<u32> = (0..1000).filter(|index| index % 3 != 0).collect();
@@ -333,7 +333,7 @@ async fn a_stopped_comparison_resumed_finds_what_a_whole_one_finds() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_block_that_cannot_be_read_is_an_error_and_a_lie_ends() {
+async fn an_unreadable_block_is_an_error_and_an_endless_listing_ends() {
     let (_folder, path) = folder();
     let all: Vec<u32> = (0..20).collect();
     let digests = Fake::new(20 * BLOCK, &all).digests(&path);
@@ -349,7 +349,7 @@ async fn a_block_that_cannot_be_read_is_an_error_and_a_lie_ends() {
         let compared = compare_all(liar, &digests, &set(&[])).await.unwrap();
         assert!(compared.differing.is_empty());
     }
-    // All is said to be a hole: it differs.
+    // A source that reports only holes differs.
     let mut liar = Fake::new(20 * BLOCK, &all);
     liar.lie = Extent::new(BlockIndex(20), BlockIndex(21));
     let compared = compare_all(liar, &digests, &set(&[])).await.unwrap();
@@ -357,7 +357,7 @@ async fn a_block_that_cannot_be_read_is_an_error_and_a_lie_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_run_wrote_is_verified_and_the_differing_ranges_are_named() {
+async fn written_blocks_are_verified_and_differing_ranges_are_named() {
     let (_folder, path) = folder();
     let all: Vec<u32> = (0..600).collect();
     let good = Fake::new(1000 * BLOCK, &all);

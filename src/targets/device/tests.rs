@@ -262,7 +262,7 @@ async fn zeroes_leave_the_file_behind_a_device_sparse() {
 }
 
 #[tokio::test]
-async fn a_tail_that_is_no_whole_sector_is_zeroed_and_what_follows_stands() {
+async fn a_partial_last_sector_is_zeroed_and_later_bytes_stay() {
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image");
     let Some(device) = LoopDevice::new(&image, 4 << 20, &["--sector-size", "4096"]) else {

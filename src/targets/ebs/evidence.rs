@@ -13,7 +13,7 @@ pub(super) const SOURCE_TAG: &str = "ebsfs:source";
 pub(super) const VOLUME_TAG: &str = crate::snapshot::REPLICA_VOLUME_TAG;
 /// Its bytes before they were rounded up to GiB.
 pub(super) const SIZE_TAG: &str = "ebsfs:size";
-/// The parent that the snapshot was started with: EC2 does not tell it.
+/// The parent that the snapshot was started with: EC2 does not report it.
 pub(super) const PARENT_TAG: &str = "ebsfs:parent";
 /// The keys that ebsfs uses itself.
 pub(super) const OWN_TAGS: [&str; 6] = [
@@ -91,7 +91,7 @@ pub(super) struct ReplicaQuery<'a> {
     pub(super) encrypts: Option<bool>,
 }
 
-/// What a snapshot with the right tag is worth as a base.
+/// Whether a snapshot with the right tag can be a base.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Offer {
     /// A delta can start from it.
@@ -146,7 +146,7 @@ pub(super) fn offer(snapshot: &Snapshot, wanted: &ReplicaQuery<'_>) -> Offer {
 }
 
 /// Whether a snapshot is what the job asks for: completed, proven to hold `source`, with the job's tags, key, description and
-/// parent. What the job does not ask for may be anything.
+/// parent. Properties that the job does not name may have any value.
 pub(super) fn is_made(
     snapshot: &Snapshot,
     source: &SnapshotId,

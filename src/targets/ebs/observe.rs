@@ -1,4 +1,4 @@
-//! What EC2 tells of an account, as [`Facts`].
+//! What EC2 reports of an account, as [`Facts`].
 
 use crate::block::Geometry;
 use crate::error::{Error, Kind, Result};

@@ -19,7 +19,8 @@ use super::{EbsJob, volume_of};
 
 /// Characters of a description or of a tag's value (API_StartSnapshot, API_Tag).
 const LONGEST_TEXT: usize = 255;
-/// EBS gives up a snapshot that takes no block for so long. It is the maximum, so that a killed run can resume after a weekend.
+/// EBS gives up a snapshot that takes no block for this long. It is the maximum, so that a killed run can resume after a
+/// weekend.
 const TIMEOUT_MINUTES: u16 = 4320;
 /// Hexadecimal digits of a token; all of it has at most 64 characters.
 const TOKEN_DIGITS: usize = 56;

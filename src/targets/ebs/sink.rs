@@ -27,7 +27,7 @@ use super::{EbsAccount, YOUNG};
 const ZEROES_AT_ONCE: usize = 64;
 /// How long EBS may take to make a completed snapshot of what was put.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
-/// Between two looks at its state, at first and at most.
+/// Between two requests for its state, at first and at most.
 const FIRST_LOOK: Duration = Duration::from_millis(250);
 const LONGEST_LOOK: Duration = Duration::from_secs(15);
 /// Time between two log lines while waiting.
@@ -145,8 +145,8 @@ impl EbsSink {
         })
     }
 
-    /// Waits until EBS has taken or refused it: CompleteSnapshot accepts wrong counts and checksums, and only the state
-    /// tells, minutes later.
+    /// Waits until EBS has taken or refused it: CompleteSnapshot accepts wrong counts and checksums, only the state
+    /// shows them, minutes later.
     async fn settled(&self) -> Result<()> {
         let id = &self.snapshot;
         let select = [Selector::Snapshot(id.clone())];

@@ -18,9 +18,9 @@ use super::{EbsTarget, YOUNG, no_replica};
 
 /// Snapshots that one command starts, at most, where each one before was completed, deleted or given up.
 pub(super) const MOST_ATTEMPTS: u32 = 16;
-/// How long EC2 may take at least to know a snapshot, also one that its start time calls old: this clock may be wrong.
-const LEAST_PATIENCE: Duration = Duration::from_secs(10);
-/// Between two looks for a snapshot that EC2 does not know yet.
+/// The least time that EC2 gets to list a snapshot, even one that is old by its start time: this clock may be wrong.
+const LEAST_VISIBILITY_WAIT: Duration = Duration::from_secs(10);
+/// Between two requests for a snapshot that EC2 does not list yet.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 impl EbsTarget {
@@ -128,13 +128,13 @@ impl EbsTarget {
     }
 
     /// Why the snapshot that EBS answers with takes no blocks; none when it does. EBS repeats the answer of the first request
-    /// whatever has become of the snapshot: EC2 knows.
+    /// whatever the state of the snapshot is now: only EC2 reports that.
     async fn why_dead(&self, started: &StartedSnapshot) -> Result<Option<String>> {
         if !started.is_pending {
             return Ok(Some("is not pending any more".to_owned()));
         }
         let age = started.start_time.and_then(|time| time.elapsed().ok());
-        let until = Instant::now() + patience(age.unwrap_or_default());
+        let until = Instant::now() + visibility_wait(age.unwrap_or_default());
         loop {
             match self.describe(&started.id).await {
                 Ok(Some(found)) => {
@@ -157,9 +157,9 @@ impl EbsTarget {
 
     /// Gives a snapshot the tag that proves where it is from; false where that is not allowed.
     async fn tag_itself(&self, id: &SnapshotId, is_young: bool) -> Result<bool> {
-        let patience = if is_young { YOUNG } else { Duration::ZERO };
+        let retry_for = if is_young { YOUNG } else { Duration::ZERO };
         let descriptions = &*self.place.descriptions;
-        let Err(error) = tag_with_own_id(descriptions, id, &[], patience).await else {
+        let Err(error) = tag_with_own_id(descriptions, id, &[], retry_for).await else {
             return Ok(true);
         };
         match error.kind() {
@@ -175,9 +175,9 @@ impl EbsTarget {
     }
 }
 
-/// How long EC2 may go on not to know a snapshot that is so old, before it counts as deleted.
-pub(super) fn patience(age: Duration) -> Duration {
-    YOUNG.saturating_sub(age).max(LEAST_PATIENCE)
+/// How long EC2 may take to list a snapshot of this age before the snapshot counts as deleted.
+pub(super) fn visibility_wait(age: Duration) -> Duration {
+    YOUNG.saturating_sub(age).max(LEAST_VISIBILITY_WAIT)
 }
 
 /// Notes what was started.

@@ -25,7 +25,7 @@ pub(super) struct EbsState {
     pub(super) snapshot: Option<SnapshotId>,
     /// When that was.
     pub(super) started: Option<SystemTime>,
-    /// Whether absence is no zero there: with encryption it reads as anything, with a parent as the parent's block.
+    /// Whether zeroes must be put: an absent block reads as anything with encryption, and as the parent's block with a parent.
     pub(super) puts_zeroes: bool,
     /// Whether all that the plan leaves alone must be zeroed: it is encrypted and has no parent.
     pub(super) zero_the_rest: bool,
@@ -45,14 +45,14 @@ impl SinkBody for EbsState {
 }
 
 impl EbsState {
-    /// Whether it was started so short a time ago that parts of EBS and EC2 may not know it.
+    /// Whether it was started so recently that parts of EBS and EC2 may not list it.
     pub(super) fn is_young(&self) -> bool {
         self.started
             .is_some_and(|started| started.elapsed().unwrap_or_default() < YOUNG)
     }
 }
 
-/// What EC2 tells of an unfinished snapshot.
+/// What EC2 reports of an unfinished snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Seen {
     /// Its state, if EC2 tells one.

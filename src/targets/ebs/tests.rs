@@ -191,7 +191,7 @@ fn only_a_proven_replica_with_the_right_key_and_size_is_offered() {
 }
 
 #[test]
-fn what_was_made_before_is_enough_only_if_it_is_what_the_job_asks_for() {
+fn an_existing_snapshot_is_enough_only_if_it_matches_the_job() {
     let made = Snapshot {
         description: Some("weekly".into()),
         encrypted: Some(true),
@@ -505,7 +505,7 @@ fn a_damaged_block_counts_as_the_zeroes_that_were_put_for_it() {
 #[test]
 fn a_snapshot_that_ec2_does_not_know_is_waited_for_while_it_is_young() {
     for (age, seconds) in [(0, 120), (60, 60), (115, 10), (120, 10), (86_400, 10)] {
-        let patience = super::start::patience(Duration::from_secs(age));
-        assert_eq!(patience, Duration::from_secs(seconds), "{age}");
+        let wait = super::start::visibility_wait(Duration::from_secs(age));
+        assert_eq!(wait, Duration::from_secs(seconds), "{age}");
     }
 }

@@ -35,7 +35,7 @@ fn lines_of_proc_are_read_with_their_blanks() {
 }
 
 #[test]
-fn who_holds_a_disk_is_named() {
+fn the_holder_of_a_disk_is_named() {
     type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str);
     let rows: &[Row<'_>] = &[
         (

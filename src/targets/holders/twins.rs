@@ -1,5 +1,5 @@
 //! Filesystems and disks of a volume that are mounted on this machine under the same UUID. A copy that is attached here could
-//! be mounted in their place, and XFS and btrfs take the two for one.
+//! be mounted in their place, and XFS and btrfs cannot distinguish the two.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};

@@ -89,7 +89,7 @@ fn a_disk_is_identified_by_the_best_of_its_names() {
 }
 
 #[test]
-fn what_two_disks_have_in_common_names_neither() {
+fn a_value_that_two_disks_share_identifies_neither() {
     let mut fake = Fake::new();
     let a = fake.disk("sda", &[("serial", "same")]);
     let b = fake.disk("sdb", &[("serial", "same")]);

@@ -100,7 +100,8 @@ impl Replaced {
     }
 }
 
-/// Renames where nothing is at the new name. Where the kernel or the filesystem cannot make sure of that, nothing is there just before.
+/// Renames where nothing is at the new name. Where the kernel or the filesystem cannot guarantee that, it is checked just
+/// before.
 fn rename_to_nothing(from: &Path, to: &Path) -> std::io::Result<()> {
     let flags = RenameFlags::RENAME_NOREPLACE;
     match renameat2(AT_FDCWD, from, AT_FDCWD, to, flags) {

@@ -41,7 +41,7 @@ fn runs_that_are_not_zero_are_found_in_pieces() {
 }
 
 #[test]
-fn overwriting_leaves_what_is_zero_unallocated() {
+fn overwriting_leaves_zeroes_unallocated() {
     let folder = tempfile::tempdir().unwrap();
     let size = 3 << 20;
     let (full, sparse) = files(folder.path(), size);

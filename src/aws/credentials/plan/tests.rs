@@ -114,7 +114,7 @@ async fn short(profile: Option<&str>, is_option: bool, variables: &[(&str, &str)
 }
 
 #[tokio::test]
-async fn each_kind_of_profile_has_one_way_to_credentials() {
+async fn each_kind_of_profile_has_one_plan_for_credentials() {
     for (profile, expected) in [
         ("keys", "FILE"),
         ("empty", "instance"),

@@ -39,7 +39,7 @@ impl Authority {
 }
 
 /// What a client that trusts `bundle` says of a server with this certificate; empty when it accepts it.
-async fn verdict(trust: &Trust, (certificate, key): (Vec<u8>, KeyPair)) -> String {
+async fn outcome(trust: &Trust, (certificate, key): (Vec<u8>, KeyPair)) -> String {
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
@@ -68,12 +68,12 @@ fn trusting(authority: &Authority, folder: &Path) -> Trust {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_certificate_is_said_and_final() {
+async fn a_wrong_certificate_is_a_final_error_that_names_the_fault() {
     let folder = tempfile::tempdir().unwrap();
     let (known, other) = (Authority::new("known"), Authority::new("other"));
     let trust = trusting(&known, folder.path());
     let good = known.sign(&["ebs.example"], |_| {});
-    assert_eq!(verdict(&trust, good).await, "");
+    assert_eq!(outcome(&trust, good).await, "");
     let past = |params: &mut CertificateParams| {
         params.not_before = date_time_ymd(2019, 1, 1);
         params.not_after = date_time_ymd(2020, 2, 3);
@@ -100,7 +100,7 @@ async fn what_is_wrong_with_a_certificate_is_said_and_final() {
         ),
         (other.sign(&["ebs.example"], plain), "not among those of"),
     ] {
-        let said = verdict(&trust, certificate).await;
+        let said = outcome(&trust, certificate).await;
         assert!(said.contains(words), "{words}: {said}");
         assert!(said.contains("ebs.example:443"), "{said}");
     }
@@ -126,7 +126,7 @@ async fn a_self_signed_certificate_is_trusted_where_it_is_in_the_bundle_itself()
     ] {
         std::fs::write(&file, pem(&certificate.0)).unwrap();
         let trust = Trust::new(Some(&file)).unwrap();
-        let said = verdict(&trust, certificate).await;
+        let said = outcome(&trust, certificate).await;
         assert!(
             said.contains(words) && said.is_empty() == words.is_empty(),
             "{words}: {said}"
@@ -134,7 +134,7 @@ async fn a_self_signed_certificate_is_trusted_where_it_is_in_the_bundle_itself()
     }
     // That of another server does not do.
     let trust = Trust::new(Some(&file)).unwrap();
-    let said = verdict(&trust, own("ebs.example", |_| {})).await;
+    let said = outcome(&trust, own("ebs.example", |_| {})).await;
     assert!(said.contains("CA:TRUE"), "{said}");
 }
 
@@ -146,12 +146,12 @@ fn pem(der: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn a_system_without_authorities_is_said_to_be_one() {
+async fn the_error_names_a_system_without_authorities() {
     let folder = tempfile::tempdir().unwrap();
     let known = Authority::new("known");
     let mut trust = trusting(&Authority::new("other"), folder.path());
     trust.is_empty = true;
-    let said = verdict(&trust, known.sign(&["ebs.example"], |_| {})).await;
+    let said = outcome(&trust, known.sign(&["ebs.example"], |_| {})).await;
     assert!(said.contains("no CA certificates are installed"), "{said}");
 }
 

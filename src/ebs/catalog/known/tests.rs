@@ -107,7 +107,7 @@ fn known(ec2: &Arc<Scripted>, select: &[&str]) -> KnownSnapshots {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_listing_serves_all_waiters_and_continues_when_they_go() {
+async fn one_listing_serves_all_waiters_and_continues_when_they_are_dropped() {
     let two = vec![completed("snap-a"), completed("snap-b")];
     let ec2 = Scripted::new(vec![after(430, Ok(two)), after(1, Ok(vec![]))]);
     let known = known(&ec2, &[]);
@@ -163,7 +163,7 @@ async fn a_mount_waits_for_the_first_reply_and_not_for_the_whole_listing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_a_failure_that_the_next_call_meets_too_silences_ec2() {
+async fn only_a_failure_that_the_next_call_repeats_stops_questions_to_ec2() {
     for (kind, silences) in [
         (Kind::Denied, true),
         (Kind::Throttled, true),
@@ -253,7 +253,7 @@ async fn named_snapshots_are_listed_without_ec2_and_soon() {
     assert_eq!(start.elapsed(), DESCRIBE_TIMEOUT);
     assert_eq!(listed.len(), 2);
     assert!(listed.iter().all(|snapshot| snapshot.state.is_none()));
-    // The call goes on, and its answer is kept.
+    // The call continues, and its answer is kept.
     sleep(Duration::from_secs(30)).await;
     let listed = known.list().await.unwrap();
     assert_eq!(listed[0].state, Some(SnapshotState::Completed));

@@ -1,8 +1,8 @@
 //! [`ListGate`]: how fast and how many list requests at once, and how many blocks each may ask for.
 //!
-//! A full page is up to 2.5 MB: on a slow line eight of them side by side starve each other. A reply that took longer than [`SLOW`],
-//! or did not come, halves the requests in flight, and at one in flight the page; quick replies bring both back. After a
-//! throttle the rate falls by a tenth and comes back slowly: other programs may use the account's quota.
+//! A full page is up to 2.5 MB: on a slow line eight of them in parallel starve each other. A reply that took longer than
+//! [`SLOW`], or did not come, halves the requests in flight, and at one in flight the page; quick replies bring both back.
+//! After a throttle the rate falls by a tenth and comes back slowly: other programs may use the account's quota.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -95,11 +95,11 @@ async fn requests_in_flight_are_kept_to() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_goes_before_readahead_and_what_becomes_wanted_does_too() {
+async fn a_waiting_reader_goes_before_readahead_and_so_does_a_block_that_becomes_wanted() {
     let limiter = Arc::new(limiter(1, 100_000, 100_000));
     let first = get(&limiter).await;
     let order = Arc::new(Mutex::new(Vec::new()));
-    let wishes: Vec<_> = (0..4).map(|_| Wanted::default()).collect();
+    let wanted: Vec<_> = (0..4).map(|_| Wanted::default()).collect();
     let ask = |name: usize, wanted: Wanted| {
         let (limiter, order) = (Arc::clone(&limiter), Arc::clone(&order));
         async move {
@@ -108,20 +108,20 @@ async fn who_waits_goes_before_readahead_and_what_becomes_wanted_does_too() {
         }
     };
     let mut tasks: Vec<_> = Vec::new();
-    for (name, wanted) in wishes.iter().enumerate() {
+    for (name, wanted) in wanted.iter().enumerate() {
         tasks.push(tokio::spawn(ask(name, wanted.clone())));
         tokio::task::yield_now().await;
     }
     tasks.push(tokio::spawn(ask(9, Wanted::already())));
     tokio::task::yield_now().await;
-    wishes[2].want();
+    wanted[2].want();
     drop(first);
     join_all(tasks).await;
     assert_eq!(*order.lock(), [2, 9, 0, 1, 3]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_gives_up_leaves_its_place_to_the_next() {
+async fn a_dropped_waiter_leaves_its_place_to_the_next() {
     let limiter = limiter(1, 100_000, 100_000);
     let first = get(&limiter).await;
     assert!(
@@ -139,7 +139,7 @@ async fn who_gives_up_leaves_its_place_to_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn places_double_then_follow_the_signs_of_too_much() {
+async fn places_double_then_follow_the_signs_of_congestion() {
     let limiter = limiter(128, 100_000, 100_000);
     assert_eq!(places(&limiter), FIRST);
     for _ in 0..12 {

@@ -96,7 +96,7 @@ fn an_end_is_believed_after_one_more_request_that_is_empty_too() {
 }
 
 #[test]
-fn an_end_behind_the_needed_block_is_left_to_be_confirmed() {
+fn an_end_behind_the_needed_block_stays_unconfirmed() {
     let script = Script::new([(vec![3, 7], None)]);
     let page = listed(&script, PageCursor::new(0, false).needing(BlockIndex(7))).unwrap();
     assert_eq!((page.end, page.more, page.may_end), (8, true, true));

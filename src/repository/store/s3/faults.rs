@@ -1,4 +1,4 @@
-//! What a failed request of the SDK means: its error, or the store's refusal, as a [`StoreFault`].
+//! Classifies a failed request of the SDK, or the store's refusal, as a [`StoreFault`].
 
 use std::error::Error as StdError;
 use std::sync::atomic::Ordering;
@@ -25,7 +25,7 @@ impl S3Backend {
         StoreFault::new(next, self.error(Kind::Corrupt, verb, key, what))
     }
 
-    /// What a failed request means.
+    /// Classifies a failed request.
     pub(super) fn fault<E>(
         &self,
         verb: &str,
@@ -127,7 +127,7 @@ fn element<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     Some(rest.split_once(&format!("</{name}>"))?.0)
 }
 
-/// What the store's operator finds a request by.
+/// The request's id, for the store's operator.
 fn request_id(headers: &Headers) -> Option<String> {
     let names = [
         "x-amz-request-id",
@@ -149,7 +149,7 @@ pub(super) fn is_endless(error: &(dyn StdError + 'static)) -> bool {
     false
 }
 
-/// The innermost cause, which says what it is.
+/// The innermost cause, which names the failure.
 pub(super) fn causes(error: &(dyn StdError + 'static)) -> String {
     let mut last = error;
     while let Some(cause) = last.source() {

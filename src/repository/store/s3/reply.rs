@@ -1,10 +1,10 @@
 //! Whether the reply to a list request is a listing. The SDK accepts a document without its end, which would count as a whole
-//! listing; what it does refuse, it does not show.
+//! listing; it also hides the text of a document that it refuses.
 
 /// The fault of a listing whose end is missing: the connection can be the reason.
 pub(super) const BREAKS_OFF: &str = "it breaks off";
 
-/// What is wrong with a body that is no whole `ListBucketResult`.
+/// The fault of a body that is no whole `ListBucketResult`.
 pub(super) fn listing_fault(body: &[u8]) -> Option<String> {
     let text = match std::str::from_utf8(body) {
         Ok(text) => text.trim_start_matches('\u{feff}').trim(),

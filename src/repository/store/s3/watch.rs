@@ -1,4 +1,4 @@
-//! [`Watch`]: what one request of the SDK moves, and how much of its reply is read.
+//! [`Watch`]: counts the bytes of one request of the SDK, and limits its reply.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::repository::store::transfer::{ReplyBody, Transfer};
 
 /// The most bytes of a listing's page: 1,000 keys of 1,024 characters, escaped, and their metadata have 8 MB.
 const MOST_PAGE: usize = 16 << 20;
-/// The most bytes of a refusal or of a reply that has nothing to say.
+/// The most bytes of a refusal or of a reply without content.
 const MOST_REFUSAL: usize = 1 << 20;
 
 /// Sits between the SDK and the connection for one request; clones share what they found.
@@ -55,7 +55,7 @@ impl Watch {
         }
     }
 
-    /// What is wrong with the reply to a list request.
+    /// The fault of the reply to a list request.
     pub(super) fn fault(&self) -> Option<String> {
         self.fault.lock().clone()
     }
@@ -102,7 +102,7 @@ impl Intercept for Watch {
     ) -> Result<(), BoxError> {
         let response = context.response();
         if self.is_listing && response.status().is_success() {
-            // Without bytes the body could not be read, which is an error by itself.
+            // No bytes: reading the body failed, which is reported as its own error.
             let fault = response.body().bytes().and_then(listing_fault);
             *self.fault.lock() = fault.map(|fault| {
                 let kind = response.headers().get("content-type").unwrap_or("none");

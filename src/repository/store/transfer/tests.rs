@@ -25,7 +25,7 @@ async fn an_attempt_ends_after_silence_and_not_while_bytes_move() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_buffered_has_the_time_of_the_slowest_line_or_of_the_known_one() {
+async fn buffered_bytes_get_the_time_of_the_slowest_line_or_of_the_measured_one() {
     let upload = |transfer: Arc<Transfer>| async move {
         let body = UploadBody::new(&[Bytes::from(vec![0; 4 << 20])], &transfer);
         let frames = http_body_util::BodyExt::collect(body).await.unwrap();
@@ -74,7 +74,7 @@ async fn uploads_beside_each_other_are_measured_together() {
     tokio::time::sleep(Duration::from_secs(4)).await;
     transfers[0].answered(true);
     assert_eq!((rate.get(), rate.of_all()), (Some(1 << 18), Some(1 << 20)));
-    // Given up or answered, an upload counts no more.
+    // An upload that was given up or answered does not count any more.
     drop(transfers);
     assert_eq!(rate.under_way.load(Ordering::Relaxed), 0);
 }
@@ -121,7 +121,7 @@ async fn a_limit_is_neither_silence_nor_the_rate_of_the_line() {
         assert!(done.is_some());
         (started.elapsed(), transfer.waited_in_all())
     };
-    // Two uploads side by side at 1,000 bytes a second: each frame waits for that of the other too.
+    // Two uploads in parallel at 1,000 bytes a second: each frame waits for that of the other too.
     let both = async { tokio::join!(upload(&slow, 300_000), upload(&slow, 300_000)) };
     let ((one, waited), (two, _)) = both.await;
     for took in [one, two] {
@@ -146,7 +146,7 @@ async fn a_reply_is_read_at_the_limit_and_its_waiting_is_no_silence() {
     assert_eq!(read.unwrap().unwrap().to_bytes().len(), 100_000);
     let took = started.elapsed().as_millis();
     assert!((9_850..=10_000).contains(&took), "{took}");
-    // What cannot be held back pays first.
+    // Bytes that cannot be held back reserve their turns first.
     let started = Instant::now();
     transfer.pay(Direction::Up, 50_000).await;
     let took = started.elapsed().as_millis();

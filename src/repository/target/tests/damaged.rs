@@ -33,7 +33,7 @@ async fn a_damaged_or_missing_segment_of_the_newest_leads_to_an_older_base() {
     let base = place.facts(&source(3), &Base::Auto, None).await.replicas;
     copy(&place, 3, base.first(), &[(1, 3)]).await;
     assert_eq!(contents(&place, 3).await[..6], [1, 3, 0, 0, 0, 1]);
-    // A full copy counts on the newest that is sound.
+    // A full copy relies on the newest sound one.
     place
         .objects("snapshots")
         .iter()
@@ -43,7 +43,7 @@ async fn a_damaged_or_missing_segment_of_the_newest_leads_to_an_older_base() {
     copy(&place, 4, None, &[(0, 1), (5, 1)]).await;
     assert_eq!(place.objects("packs").len(), packs);
     assert_eq!(contents(&place, 4).await[..6], [1, 0, 0, 0, 0, 1]);
-    // And does without any.
+    // A full copy needs no parent.
     place
         .objects("snapshots")
         .iter()
@@ -92,7 +92,7 @@ async fn a_block_left_zero_for_damage_is_written_by_the_next_delta() {
 }
 
 #[tokio::test]
-async fn what_is_damaged_on_either_side_of_a_difference_is_in_it() {
+async fn a_block_damaged_in_base_or_head_is_part_of_the_delta() {
     let place = RepositoryFixture::new();
     // The second has lost the blocks 4 and 6, the third 6; the first never had 6.
     let all = [(0, 1), (4, 1), (5, 1), (7, 1)];
@@ -115,7 +115,7 @@ async fn what_is_damaged_on_either_side_of_a_difference_is_in_it() {
         changes.collect::<Vec<_>>()
     };
     use Change::{Write, Zero};
-    // What the first has there and the second has lost is no zero; what was lost may have been anything.
+    // A block that the first has and the second has lost is not zeroed; a lost block may have held any bytes.
     assert_eq!(delta(1, 2).await, [(4, Write), (6, Write)]);
     assert_eq!(delta(2, 1).await, [(4, Write), (6, Zero)]);
     assert_eq!(delta(2, 3).await, [(0, Zero), (4, Write), (6, Write)]);

@@ -359,7 +359,7 @@ fn a_stale_run_blocks_no_later_one() {
             Is(TakeOver(id(HELD))),
         ),
         (
-            "copied anew",
+            "copied again",
             job(Base::None),
             between(LATER, Left::Proven, true, None),
             Is(Full),
@@ -398,7 +398,7 @@ fn one_bad_target_is_refused_and_the_others_decided() {
 }
 
 #[test]
-fn what_is_encrypted_becomes_plain_only_if_that_is_allowed() {
+fn an_encrypted_source_is_copied_plain_only_if_allowed() {
     let allowing = |base| SyncJob {
         allow_plaintext: true,
         ..job(base)
@@ -459,7 +459,7 @@ fn what_is_encrypted_becomes_plain_only_if_that_is_allowed() {
 }
 
 #[test]
-fn trust_speaks_of_what_is_unproven_and_covers_what_an_unfinished_run_leaves_alone() {
+fn trust_applies_to_unproven_content_and_covers_untouched_blocks_of_an_unfinished_run() {
     let base = || Base::Snapshot(id(HELD));
     let between = || between(HEAD, Left::Unproven, false, None);
     check(vec![

@@ -297,7 +297,7 @@ impl LocalState {
         seen
     }
 
-    /// Whether the run in place that the checkpoint speaks of has begun to write, on what is there.
+    /// Whether the run in place that the checkpoint names has begun to write, on what is there.
     fn has_begun(&self) -> bool {
         let is_alive = !matches!(self.unfinished, Unfinished::None | Unfinished::Ended);
         let is_its = matches!(self.recorded, Recorded::Between | Recorded::BetweenBefore);

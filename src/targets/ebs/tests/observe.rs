@@ -118,7 +118,7 @@ async fn proven_replicas_are_offered_newest_first() {
 }
 
 #[tokio::test]
-async fn a_base_without_a_proven_replica_is_said_to_be_none() {
+async fn a_base_without_a_proven_replica_is_reported() {
     let target = target(Some(account()), EbsJob::default());
     let why = |facts: Facts| facts.no_base.unwrap();
     let facts = look(&target, &Base::Snapshot(id("snap-03")), None)

@@ -9,7 +9,7 @@ fn run(program: &str, args: &[&Path]) {
 }
 
 #[test]
-fn tables_that_lie_are_read_without_harm() {
+fn wrong_tables_are_read_without_harm() {
     let mut head = vec![0; HEAD];
     assert!(names_in(&head).is_empty() && partitions(&head).is_empty());
     head[512..520].copy_from_slice(b"EFI PART");
@@ -24,7 +24,7 @@ fn tables_that_lie_are_read_without_harm() {
 }
 
 #[tokio::test]
-async fn a_copy_of_what_is_mounted_is_warned_of_and_the_original_is_not() {
+async fn a_copy_of_a_mounted_filesystem_gets_a_warning_and_the_original_none() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let Some(device) = LoopDevice::partitioned(&path("image")) else {

@@ -19,18 +19,18 @@ use crate::source::Wanted;
 const JOINED_LATE: Duration = Duration::from_secs(1);
 
 type Answer = Option<Result<Block>>;
-type FlightTable = Arc<Mutex<HashMap<Key, Flight>>>;
+type FetchTable = Arc<Mutex<HashMap<Key, PendingFetch>>>;
 
-/// A block on its way.
+/// A block in flight.
 #[derive(Clone, Debug)]
-struct Flight {
+struct PendingFetch {
     answer: watch::Receiver<Answer>,
     wanted: Wanted,
     asked: Asks,
     since: Instant,
 }
 
-/// Who asks for a block.
+/// Why a block is fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asks {
     /// A reader that waits.
@@ -41,28 +41,28 @@ pub(super) enum Asks {
 
 /// The blocks being fetched.
 #[derive(Debug, Default)]
-pub(super) struct Flights {
-    table: FlightTable,
+pub(super) struct Fetches {
+    table: FetchTable,
 }
 
-impl Flights {
-    /// Whether a block is on its way.
+impl Fetches {
+    /// Whether a block is in flight.
     pub(super) fn contains(&self, key: Key) -> bool {
         self.table.lock().contains_key(&key)
     }
 
-    /// Whether the fetch of a block has less time left than a reader that comes now: it reads ahead, or began a while ago.
+    /// Whether the fetch of a block has less time left than a new reader: it is a prefetch, or started a while ago.
     pub(super) fn ends_before_a_reader(&self, key: Key) -> bool {
         let table = self.table.lock();
-        table.get(&key).is_some_and(|flight| {
-            flight.asked == Asks::Ahead || flight.since.elapsed() >= JOINED_LATE
+        table.get(&key).is_some_and(|pending| {
+            pending.asked == Asks::Ahead || pending.since.elapsed() >= JOINED_LATE
         })
     }
 
-    /// Joins the flight of a block, or starts one with `fetch` unless `cached` finds the block landed meanwhile.
+    /// Joins the fetch of a block, or starts one with `fetch` unless `cached` finds that the block has arrived meanwhile.
     ///
-    /// The flight runs as a task of its own: it continues without waiters. Joining happens in the call, waiting
-    /// in the future, and a reader that joins a flight of readahead makes it wanted. A flight that failed answers all who
+    /// The fetch runs as its own task: it continues without waiters. Joining happens in the call, waiting
+    /// in the future, and a reader that joins a prefetch makes it wanted. A failed fetch answers all who
     /// joined it with the same error and leaves nothing behind.
     pub(super) fn join(
         &self,
@@ -72,54 +72,54 @@ impl Flights {
         fetch: impl FnOnce(Wanted) -> BoxFuture<'static, Result<Block>>,
     ) -> BoxFuture<'static, Result<Block>> {
         let mut table = self.table.lock();
-        if let Some(flight) = table.get(&key) {
+        if let Some(pending) = table.get(&key) {
             if asks == Asks::Now {
-                flight.wanted.want();
+                pending.wanted.want();
             }
-            return wait(flight.answer.clone()).boxed();
+            return wait(pending.answer.clone()).boxed();
         }
-        // A flight keeps its block before it leaves the table, so a block is never in neither for a moment.
+        // A fetch caches its block before it leaves the table, so a block is always in at least one of the two.
         if let Some(block) = cached() {
             return ready(Ok(block)).boxed();
         }
         let (sender, answer) = watch::channel(None);
         let wanted = Wanted::default();
-        let flight = Flight {
+        let pending = PendingFetch {
             answer: answer.clone(),
             wanted: wanted.clone(),
             asked: asks,
             since: Instant::now(),
         };
-        table.insert(key, flight);
+        table.insert(key, pending);
         drop(table);
-        let landing = Landing {
+        let guard = FetchGuard {
             table: Arc::clone(&self.table),
             key,
         };
         let fetch = fetch(wanted);
         tokio::spawn(async move {
             let answer = fetch.await;
-            drop(landing);
+            drop(guard);
             sender.send_replace(Some(answer));
         });
         wait(answer).boxed()
     }
 }
 
-async fn wait(mut flight: watch::Receiver<Answer>) -> Result<Block> {
-    match flight.wait_for(Option::is_some).await {
+async fn wait(mut answer: watch::Receiver<Answer>) -> Result<Block> {
+    match answer.wait_for(Option::is_some).await {
         Ok(answer) => answer.clone().unwrap_or_else(|| Err(closed())),
         Err(_) => Err(closed()),
     }
 }
 
-/// Takes the flight out of the table however it ends: landed, failed, or dropped when the process stops.
-struct Landing {
-    table: FlightTable,
+/// Removes the fetch from the table however it ends: arrived, failed, or dropped when the process stops.
+struct FetchGuard {
+    table: FetchTable,
     key: Key,
 }
 
-impl Drop for Landing {
+impl Drop for FetchGuard {
     fn drop(&mut self) {
         self.table.lock().remove(&self.key);
     }
