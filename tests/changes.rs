@@ -160,7 +160,7 @@ fn applying_the_mapfile_by_ddrescue_and_the_bmap_by_bmaptool_gives_the_head() {
 }
 
 #[test]
-fn totals_the_chain_and_what_one_snapshot_holds_are_told() {
+fn changes_reports_totals_the_chain_and_the_blocks_of_one_snapshot() {
     let chain = Chain::new();
     let table = chain.changes(1, 2, "table");
     let line = |name: &str| {
@@ -238,7 +238,7 @@ fn a_large_delta_is_listed_in_ranges_and_says_the_same_through_every_fault() {
 }
 
 #[test]
-fn exact_leaves_out_what_was_written_with_the_bytes_that_it_held() {
+fn exact_leaves_out_blocks_rewritten_with_the_same_bytes() {
     let chain = Chain::new();
     chain.emulator.reset();
     let exact = |base: usize, head: usize| {
@@ -260,7 +260,7 @@ fn exact_leaves_out_what_was_written_with_the_bytes_that_it_held() {
 }
 
 #[test]
-fn volumes_without_a_common_history_are_compared_by_what_they_hold() {
+fn volumes_without_a_common_history_are_compared_by_content() {
     let emulator = Emulator::start();
     let images = tempfile::tempdir().unwrap();
     let a = emulator.make_volume("vol-0a", 2048, (0..20).chain(50..60));
@@ -321,7 +321,7 @@ fn a_page_dropped_where_one_range_ends_and_the_next_begins_is_found_out() {
 }
 
 #[test]
-fn snapshots_without_a_common_history_are_refused_with_what_to_do() {
+fn snapshots_without_a_common_history_are_refused_with_a_remedy() {
     let emulator = Emulator::start();
     emulator.make_volume("vol-0a", 2048, [0]);
     emulator.make_volume("vol-0b", 2048, [0]);

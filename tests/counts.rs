@@ -111,7 +111,7 @@ fn at_least_16_blocks_are_in_flight_for_a_sequential_reader() {
 }
 
 #[test]
-fn slow_blocks_are_asked_for_a_second_time_only_when_told_to_and_counted_apart() {
+fn slow_blocks_are_requested_twice_only_with_the_option_and_counted_separately() {
     let emulator = Emulator::with(&["--set", "latency_ms=5", "--set", "slow=0.005"]);
     let volume = emulator.make_volume("vol-0a", 2048, 0..2000);
     let (plain, hedged) = (emulator.snapshot("vol-0a"), emulator.snapshot("vol-0a"));

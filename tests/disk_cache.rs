@@ -79,7 +79,7 @@ fn settled(folder: &Path) -> u64 {
 }
 
 #[test]
-fn the_mount_after_a_restart_asks_aws_for_one_block_of_what_was_read() {
+fn the_mount_after_a_restart_fetches_one_block_of_those_read_before() {
     let (emulator, volume, snapshot) = one_snapshot();
     let folder = tempfile::tempdir().unwrap();
     let first = mount(&emulator, &snapshot, folder.path());
@@ -193,7 +193,7 @@ fn run_quietly(command: &mut Command) {
 }
 
 #[test]
-fn what_is_warmed_is_read_without_aws_but_for_one_block() {
+fn warmed_blocks_are_read_with_one_request_to_aws() {
     let (emulator, volume, snapshot) = one_snapshot();
     let folder = tempfile::tempdir().unwrap();
     let warm = || {

@@ -160,7 +160,7 @@ fn names(folder: &std::path::Path) -> Result<usize, i32> {
 }
 
 #[test]
-fn a_listing_continues_when_its_reader_goes_and_the_next_one_joins_it() {
+fn a_listing_continues_after_its_reader_is_dropped_and_the_next_one_joins_it() {
     const PAGES: u64 = 20;
     let emulator = Emulator::start();
     let ec2 = StandIn::start(|_, form| {

@@ -196,7 +196,7 @@ fn readers_killed_in_mid_flight_leave_nothing_wrong_behind() {
 }
 
 #[test]
-fn a_background_mount_that_nobody_waits_for_any_more_is_not_left_behind() {
+fn a_background_mount_ends_when_its_caller_has_ended() {
     let emulator = Emulator::with(&["--set", "latency_ms=1000"]);
     emulator.make_volume("vol-0a", 2048, [0]);
     let snapshot = emulator.snapshot("vol-0a");

@@ -109,7 +109,7 @@ fn the_inventory_is_what_the_account_has() {
 }
 
 #[test]
-fn what_may_not_be_described_is_left_out_and_named() {
+fn undescribable_parts_are_left_out_and_named() {
     let emulator = account();
     for (action, part) in [
         ("DescribeInstanceTypes", "hardware"),

@@ -50,7 +50,7 @@ fn a_mount_whose_stderr_is_not_drained_serves_reads_and_ends_by_sigterm() {
 }
 
 #[test]
-fn the_last_error_comes_after_the_log_and_never_blocks_the_end() {
+fn the_last_error_follows_the_log_and_never_blocks_the_exit() {
     let emulator = Emulator::start();
     let point = tempfile::tempdir().unwrap();
     let at = point.path().to_str().unwrap();

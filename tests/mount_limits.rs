@@ -58,7 +58,7 @@ fn too_few_threads_are_refused_before_anything_is_mounted() {
 }
 
 #[test]
-fn asynchronous_direct_reads_are_all_on_their_way_at_once() {
+fn asynchronous_direct_reads_are_all_in_flight_at_once() {
     const DEPTH: u64 = 16;
     let emulator = Emulator::start();
     emulator.make_volume("vol-0a", 2048, 0..64);

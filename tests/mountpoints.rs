@@ -113,7 +113,7 @@ fn hold_in_another_namespace(point: &Path) -> Killed {
 }
 
 #[test]
-fn a_mount_goes_onto_an_empty_folder_that_is_a_mount_itself_and_leaves_it_as_it_was() {
+fn a_mount_on_an_empty_mountpoint_leaves_the_lower_mount_unchanged() {
     let place = Place::new();
     sh(&format!(
         "cd {}

@@ -60,7 +60,7 @@ fn json_runs(json: &str, field: &str) -> Vec<(u64, u64, bool)> {
 }
 
 #[test]
-fn delta_raw_holds_exactly_what_changed_and_the_maps_say_where() {
+fn delta_raw_holds_exactly_the_changes_and_the_maps_list_them() {
     let chain = Chain::new();
     let mount = chain.emulator.mount(&[]);
     for (base, head) in PAIRS {
@@ -173,7 +173,7 @@ fn delta_raw_applied_to_a_dirty_loop_device_by_dd_bmaptool_and_ddrescue_gives_th
 }
 
 #[test]
-fn ddrescue_goes_on_where_it_was_killed() {
+fn ddrescue_continues_where_it_was_killed() {
     let chain = Chain::new();
     let mount = chain.emulator.mount(&["--memory", "16MiB"]);
     let pair = mount.pair(&chain.snapshots[0], &chain.snapshots[4]);
@@ -311,7 +311,7 @@ fn a_delta_is_read_through_expired_tokens_and_every_fault_alike() {
 }
 
 #[test]
-fn a_page_of_one_block_is_gone_on_from() {
+fn a_page_of_one_block_is_continued() {
     let chain = Chain::new();
     let expected = chain.changes(0, 4, "csv");
     chain.emulator.set("short_page=0.7&empty_page=0.2");
@@ -321,7 +321,7 @@ fn a_page_of_one_block_is_gone_on_from() {
 }
 
 #[test]
-fn a_listing_that_takes_longer_than_the_timeout_is_gone_on_with_by_whoever_asks_again() {
+fn a_listing_slower_than_the_timeout_is_continued_by_the_next_reader() {
     let emulator = Emulator::with(&[
         "--synthetic",
         "snap-0a:1024:500000",
@@ -359,7 +359,7 @@ fn a_listing_that_takes_longer_than_the_timeout_is_gone_on_with_by_whoever_asks_
 }
 
 #[test]
-fn a_long_way_to_the_next_change_is_gone_on_with_as_well() {
+fn a_long_distance_to_the_next_change_is_continued_by_the_next_reader() {
     // One ListChangedBlocks looks at 1,000 blocks: 2,048 of them say nothing or next to nothing.
     let emulator = Emulator::with(&[
         "--synthetic",
@@ -446,7 +446,7 @@ fn unrelated_snapshots_have_a_folder_whose_files_say_why_not() {
 }
 
 #[test]
-fn what_a_snapshot_holds_is_told_beside_it_in_the_same_formats() {
+fn the_blocks_of_a_snapshot_are_listed_in_the_same_formats() {
     let chain = Chain::new();
     let mount = chain.emulator.mount(&[]);
     for id in &chain.snapshots {

@@ -98,7 +98,7 @@ fn an_emulator_off_loopback_is_refused_before_it_makes_or_says_anything() {
 }
 
 #[test]
-fn what_is_not_allowed_names_the_permission() {
+fn a_denied_call_names_the_permission() {
     let case = Case::new();
     case.emulator.set("deny=ebs:ListSnapshotBlocks");
     refused(
@@ -190,7 +190,7 @@ fn a_snapshot_that_ec2_knows_before_the_direct_apis_do_is_waited_for() {
 }
 
 #[test]
-fn no_credentials_no_region_no_endpoint_are_told_apart() {
+fn missing_credentials_region_and_endpoint_have_different_errors() {
     let case = Case::new();
     let id = case.snapshot.as_str();
     refused(
@@ -308,7 +308,7 @@ fn more_snapshots_than_can_be_listed_in_a_few_seconds_can_be_named() {
 }
 
 #[test]
-fn a_mountpoint_that_cannot_be_used_is_said_so_before_any_call() {
+fn an_unusable_mountpoint_is_refused_before_any_call() {
     let case = Case::new();
     let id = case.snapshot.as_str();
     let mount = |at: &str| case.emulator.ebsfs(&["mount", at, id]);
@@ -343,7 +343,7 @@ fn a_mount_whose_program_was_killed_is_recognised() {
 }
 
 #[test]
-fn without_dev_fuse_it_says_what_is_missing() {
+fn without_dev_fuse_the_error_names_it() {
     let case = Case::new();
     // In a mount namespace of its own, where /dev has no fuse.
     let script = format!(
@@ -360,7 +360,7 @@ fn without_dev_fuse_it_says_what_is_missing() {
 }
 
 #[test]
-fn a_user_who_may_not_open_dev_fuse_is_told_that() {
+fn a_user_who_may_not_open_dev_fuse_gets_the_remedy() {
     let case = Case::new();
     run(Command::new("chown").arg("65534").arg(case.point.path()));
     let script = format!(
@@ -378,7 +378,7 @@ fn a_user_who_may_not_open_dev_fuse_is_told_that() {
 }
 
 #[test]
-fn wrong_arguments_are_refused_with_what_is_right() {
+fn wrong_arguments_are_refused_with_the_accepted_ones() {
     let case = Case::new();
     for (args, says) in [
         (&["vol-"][..], "selects nothing"),

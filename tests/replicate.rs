@@ -173,7 +173,7 @@ fn a_comparison_sees_a_byte_in_what_is_a_hole_of_the_other_file() {
 }
 
 #[test]
-fn what_is_already_there_is_not_copied_again_and_a_state_says_so() {
+fn replicas_that_exist_are_not_copied_again_and_the_state_lists_them() {
     let mut site = Site::new(fastrand::u64(..));
     site.write();
     let job = site.job(&format!(

@@ -206,7 +206,7 @@ fn all_disks_come_back_as_they_were_at_one_instant() {
 }
 
 #[test]
-fn what_is_there_is_not_overwritten_and_the_other_disks_come_back() {
+fn existing_files_are_not_overwritten_and_the_other_disks_are_restored() {
     let account = Account::new();
     let (snapshots, _) = account.capture("copies");
     account.bring(&snapshots);
@@ -278,7 +278,7 @@ fn a_set_needs_all_disks_but_those_that_a_person_leaves_out() {
 }
 
 #[test]
-fn what_is_no_inventory_and_a_damaged_set_are_refused() {
+fn a_wrong_inventory_and_a_damaged_set_are_refused() {
     let account = Account::new();
     let (snapshots, _) = account.capture("copies");
     account.bring(&snapshots);

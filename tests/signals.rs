@@ -85,7 +85,7 @@ fn a_signal_that_a_mount_was_started_to_ignore_stays_ignored() {
 }
 
 #[test]
-fn a_foreground_mount_ends_when_its_terminal_goes() {
+fn a_foreground_mount_ends_when_its_terminal_closes() {
     let (emulator, snapshot) = with_snapshot();
     let mut mount = emulator.mount(&[&snapshot]);
     mount.signal("HUP");

@@ -289,7 +289,7 @@ fn a_run_that_is_killed_at_random_moments_never_makes_two_snapshots_of_a_cycle()
 }
 
 #[test]
-fn what_a_run_has_made_as_it_was_killed_is_adopted_though_ec2_does_not_show_it_yet() {
+fn snapshots_of_a_killed_run_are_adopted_although_ec2_lists_them_late() {
     let emulator = account();
     emulator.set("shown_ms=500");
     let cycle = cycle("killed");

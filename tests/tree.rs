@@ -257,7 +257,7 @@ fn a_description_that_grows_is_read_whole() {
 }
 
 #[test]
-fn whatever_writes_is_told_that_the_filesystem_is_read_only() {
+fn every_write_fails_with_read_only_filesystem() {
     let emulator = Emulator::start();
     emulator.make_volume("vol-0a", 2048, [0]);
     let snapshot = emulator.snapshot("vol-0a");

@@ -97,7 +97,7 @@ fn options_variables_and_sections_name_the_url_of_a_service() {
 }
 
 #[test]
-fn what_is_no_url_is_refused_without_its_password() {
+fn a_wrong_url_is_refused_without_printing_its_password() {
     let person = person();
     for (url, words) in [
         ("http://user:hush@127.0.0.1:9", "user or password"),
@@ -175,7 +175,7 @@ fn a_reply_cannot_command_the_terminal_and_a_redirect_is_not_followed() {
 
 /// They are tried again for five minutes: what the log says of them meanwhile is enough.
 #[test]
-fn the_log_names_what_is_tried_again_and_cannot_command_the_terminal() {
+fn the_log_names_retries_and_cannot_command_the_terminal() {
     let person = person();
     let folder = tempfile::tempdir().unwrap();
     for (status, words) in [(429, "429"), (500, "500")] {

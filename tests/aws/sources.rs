@@ -174,7 +174,7 @@ fn keys_in_the_environment_lose_against_an_option() {
 }
 
 #[test]
-fn what_is_not_supported_or_wrong_names_the_option_and_the_way_out() {
+fn unsupported_or_wrong_settings_are_named_with_a_remedy() {
     let person = Person::new();
     write_profiles(&person);
     let image = person.write("disk.raw", &"x".repeat(1 << 20));

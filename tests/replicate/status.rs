@@ -138,7 +138,7 @@ fn a_status_says_to_which_point_each_target_can_be_restored() {
 }
 
 #[test]
-fn what_is_half_way_between_two_snapshots_is_not_usable_until_it_is_whole() {
+fn a_target_between_two_snapshots_is_not_usable_until_it_is_whole() {
     let mut site = Site::new(fastrand::u64(..));
     let (held, disk) = (site.at("vol-0a.raw"), site.emulator.volume("vol-0a"));
     let other = site.at("other.raw").display().to_string();

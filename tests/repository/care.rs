@@ -142,7 +142,7 @@ fn damage_is_found_and_the_snapshots_that_suffer_are_named_and_no_wrong_byte_is_
 }
 
 #[test]
-fn old_snapshots_go_and_what_no_snapshot_needs_is_swept_when_its_time_has_come() {
+fn prune_removes_old_snapshots_and_sweeps_unneeded_data_after_the_grace() {
     for objects in [Objects::folder(), Objects::s3()] {
         let chain = three(&objects);
         let (emulator, ids) = (&chain.emulator, &chain.snapshots);
@@ -191,7 +191,7 @@ fn old_snapshots_go_and_what_no_snapshot_needs_is_swept_when_its_time_has_come()
 }
 
 #[test]
-fn a_run_that_has_not_ended_keeps_what_it_counts_on_until_it_is_forgotten() {
+fn prune_keeps_the_data_of_an_unfinished_run_until_it_is_forgotten() {
     let objects = Objects::folder();
     let emulator = crate::sync::large_pair();
     run(&mut objects.bring(&emulator, &["snap-0a"]));
@@ -266,7 +266,7 @@ fn a_run_that_has_not_ended_keeps_what_it_counts_on_until_it_is_forgotten() {
 }
 
 #[test]
-fn a_snapshot_that_is_brought_and_removed_twice_leaves_both_roots_aside_and_then_nothing() {
+fn a_snapshot_copied_and_removed_twice_leaves_two_tombstones_and_then_nothing() {
     let objects = Objects::folder();
     let (emulator, id) = three_blocks();
     for times in 1..=2 {
@@ -287,7 +287,7 @@ fn a_snapshot_that_is_brought_and_removed_twice_leaves_both_roots_aside_and_then
 }
 
 #[test]
-fn what_prune_does_not_know_it_leaves_alone_and_what_is_being_removed_is_not_counted_on() {
+fn prune_ignores_foreign_objects_and_a_run_does_not_rely_on_objects_being_removed() {
     let objects = Objects::folder();
     let chain = three(&objects);
     let (emulator, ids) = (&chain.emulator, &chain.snapshots);

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_chain_of_five_comes_out_of_a_repository_as_it_went_in_to_every_target() {
+fn a_chain_of_five_is_restored_unchanged_to_every_target() {
     let chain = Chain::new();
     let (emulator, ids) = (&chain.emulator, &chain.snapshots);
     let other = Emulator::beside(emulator);
@@ -64,7 +64,7 @@ fn a_chain_of_five_comes_out_of_a_repository_as_it_went_in_to_every_target() {
 }
 
 #[test]
-fn a_snapshot_is_found_by_what_people_call_it_and_an_image_is_one_too() {
+fn a_snapshot_or_image_is_found_by_each_of_its_names() {
     let chain = Chain::new();
     let (emulator, ids) = (&chain.emulator, &chain.snapshots);
     let objects = Objects::folder();

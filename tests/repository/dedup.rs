@@ -49,7 +49,7 @@ fn comes_out(objects: &Objects, emulator: &Emulator, image: &Path, select: &str)
 }
 
 #[test]
-fn what_another_volume_or_another_place_holds_is_not_sent_again() {
+fn blocks_of_another_volume_or_offset_are_not_sent_again() {
     let emulator = Emulator::start();
     let folder = tempfile::tempdir().unwrap();
     for objects in [Objects::folder(), Objects::s3()] {
@@ -79,7 +79,7 @@ fn what_another_volume_or_another_place_holds_is_not_sent_again() {
 }
 
 #[test]
-fn what_was_removed_is_sent_again_and_a_damaged_index_is_made_anew() {
+fn removed_blocks_are_sent_again_and_a_damaged_index_is_rebuilt() {
     let emulator = Emulator::start();
     let folder = tempfile::tempdir().unwrap();
     let objects = Objects::folder();
@@ -131,7 +131,7 @@ fn what_was_removed_is_sent_again_and_a_damaged_index_is_made_anew() {
 }
 
 #[test]
-fn a_sync_that_is_killed_and_gone_on_with_counts_on_its_own_blocks_and_on_those_of_others() {
+fn a_resumed_sync_uses_its_own_blocks_and_those_of_other_runs() {
     let emulator = Emulator::start();
     let folder = tempfile::tempdir().unwrap();
     let objects = Objects::folder();

@@ -6,7 +6,7 @@ use super::*;
 use crate::sync::{large_pair, mounted};
 
 #[test]
-fn a_server_that_stops_for_a_while_is_waited_for_and_one_that_stays_away_is_told() {
+fn a_short_outage_of_the_server_is_waited_out_and_a_long_one_is_an_error() {
     let mut objects = Objects::s3();
     let emulator = large_pair();
     let mut child = objects
@@ -64,7 +64,7 @@ fn a_server_that_stops_for_a_while_is_waited_for_and_one_that_stays_away_is_told
 }
 
 #[test]
-fn what_a_store_refuses_is_one_clear_line() {
+fn a_refusal_of_the_store_is_one_clear_line() {
     let objects = Objects::s3();
     let (emulator, id) = three_blocks();
     let to = objects.to();
@@ -126,7 +126,7 @@ fn an_object_that_a_store_loses_after_it_was_read_back_is_found_by_check() {
 }
 
 #[test]
-fn a_run_whose_files_were_damaged_publishes_nothing_and_begins_anew_when_told() {
+fn a_run_with_damaged_files_publishes_nothing_and_restarts_on_request() {
     let objects = Objects::folder();
     let emulator = large_pair();
     emulator.set("latency_ms=20");

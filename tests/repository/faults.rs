@@ -36,7 +36,7 @@ const FAULTS: [(u64, &str, Fate); 6] = [
 ];
 
 #[test]
-fn a_store_that_refuses_lies_cuts_and_loses_at_times_ends_up_with_every_byte() {
+fn an_unreliable_store_ends_up_with_every_byte() {
     let (objects, proxy) = behind();
     // Some 250 blocks, and 125 changes.
     let snapshots = ["snap-0a:1:120000", "snap-0b:snap-0a:60000"];
@@ -89,7 +89,7 @@ fn whatever_object_a_store_spoils_the_first_time_is_put_again() {
 }
 
 #[test]
-fn a_store_that_keeps_nothing_or_something_else_is_told_and_no_snapshot_is_there() {
+fn a_store_that_loses_or_changes_bytes_is_reported_and_no_snapshot_is_published() {
     let (objects, proxy) = behind();
     let (emulator, id) = three_blocks();
     // Content-MD5 tells the store that it got other bytes than were sent.
@@ -115,7 +115,7 @@ fn a_store_that_keeps_nothing_or_something_else_is_told_and_no_snapshot_is_there
 }
 
 #[test]
-fn a_root_that_is_listed_and_not_there_is_damage_and_nothing_is_swept() {
+fn a_listed_but_absent_manifest_is_damage_and_nothing_is_swept() {
     let (objects, proxy) = behind();
     let (emulator, id) = three_blocks();
     run(&mut objects.bring(&emulator, &[&id]));
@@ -141,7 +141,7 @@ fn a_root_that_is_listed_and_not_there_is_damage_and_nothing_is_swept() {
 }
 
 #[test]
-fn credentials_that_the_store_refuses_in_the_middle_are_named_and_the_same_command_goes_on() {
+fn credentials_refused_by_the_store_during_a_sync_are_named_and_the_same_command_resumes() {
     let (objects, proxy) = behind();
     let emulator = large_pair();
     let bring = ["snap-0a", "--max-in-flight", "8"];
@@ -180,7 +180,7 @@ fn credentials_that_the_store_refuses_in_the_middle_are_named_and_the_same_comma
 }
 
 #[test]
-fn whatever_a_store_answers_is_told_in_one_line() {
+fn every_answer_of_a_store_is_reported_in_one_line() {
     let (objects, proxy) = behind();
     let (emulator, id) = three_blocks();
     for (status, code, exit, words) in [

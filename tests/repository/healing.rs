@@ -199,7 +199,7 @@ fn check_remembers_damage_that_it_read_until_no_snapshot_needs_it() {
 }
 
 #[test]
-fn a_check_that_may_not_write_says_so_in_one_line_and_goes_on() {
+fn a_check_without_write_permission_warns_once_and_continues() {
     let mut objects = Objects::s3();
     let (emulator, id) = three_blocks();
     run(&mut objects.bring(&emulator, &[&id]));
@@ -215,7 +215,7 @@ fn a_check_that_may_not_write_says_so_in_one_line_and_goes_on() {
 }
 
 #[test]
-fn a_repair_finds_blocks_in_the_source_and_in_what_is_left_of_their_pack() {
+fn a_repair_finds_blocks_in_the_source_and_in_the_sound_part_of_their_pack() {
     let objects = Objects::folder();
     let chain = three(&objects);
     let (emulator, ids) = (&chain.emulator, &chain.snapshots);
@@ -269,7 +269,7 @@ fn a_repair_finds_blocks_in_the_source_and_in_what_is_left_of_their_pack() {
 }
 
 #[test]
-fn a_repair_without_a_source_marks_what_is_lost_and_the_snapshot_itself_restores_it_later() {
+fn a_repair_without_a_source_marks_lost_blocks_and_a_later_one_restores_them() {
     let objects = Objects::folder();
     let chain = three(&objects);
     let (emulator, ids) = (&chain.emulator, &chain.snapshots);
@@ -368,7 +368,7 @@ fn a_lost_segment_or_manifest_is_restored_from_the_snapshot_itself() {
 }
 
 #[test]
-fn a_repair_that_is_killed_leaves_whole_snapshots_and_the_next_one_ends_it() {
+fn a_killed_repair_leaves_whole_snapshots_and_the_next_one_finishes() {
     let objects = Objects::folder();
     let chain = three(&objects);
     let (emulator, ids) = (&chain.emulator, &chain.snapshots);

@@ -111,21 +111,21 @@ fn a_prune_is_killed(mut objects: Objects) {
 }
 
 #[test]
-fn a_sync_into_a_folder_that_is_killed_leaves_a_snapshot_whole_or_not_at_all() {
+fn a_killed_sync_into_a_folder_leaves_a_whole_snapshot_or_none() {
     a_sync_is_killed(&Objects::folder(), 1500);
 }
 
 #[test]
-fn a_sync_into_a_store_that_is_killed_leaves_a_snapshot_whole_or_not_at_all() {
+fn a_killed_sync_into_a_store_leaves_a_whole_snapshot_or_none() {
     a_sync_is_killed(&Objects::s3(), 2000);
 }
 
 #[test]
-fn a_prune_of_a_folder_that_is_killed_has_removed_nothing_that_is_needed() {
+fn a_killed_prune_of_a_folder_removes_no_needed_object() {
     a_prune_is_killed(Objects::folder());
 }
 
 #[test]
-fn a_prune_of_a_store_that_is_killed_has_removed_nothing_that_is_needed() {
+fn a_killed_prune_of_a_store_removes_no_needed_object() {
     a_prune_is_killed(Objects::s3());
 }

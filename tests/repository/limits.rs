@@ -28,7 +28,7 @@ fn counted() -> (Objects, Proxy, Emulator) {
 }
 
 #[test]
-fn bandwidth_limits_what_is_sent_to_a_store_and_what_comes_from_it() {
+fn bandwidth_limits_uploads_to_a_store_and_downloads_from_it() {
     let (objects, proxy, emulator) = counted();
     let image = random_image(emulator.folder.path(), "image.raw", 2 * MIB);
     let started = Instant::now();
@@ -80,7 +80,7 @@ fn bandwidth_can_be_less_than_a_block_a_second_where_ebs_has_no_part() {
 }
 
 #[test]
-fn no_more_requests_are_on_their_way_to_a_store_than_max_in_flight() {
+fn requests_to_a_store_stay_within_max_in_flight() {
     let (objects, proxy, emulator) = counted();
     let image = random_image(emulator.folder.path(), "image.raw", 20 * MIB);
     proxy.hold(Duration::from_millis(20));

@@ -38,7 +38,7 @@ fn a_bucket_before_the_host_is_reached_by_a_proxy() {
 }
 
 #[test]
-fn a_store_whose_authority_is_its_own_is_trusted_when_it_is_named_and_not_else() {
+fn a_private_authority_of_a_store_is_trusted_only_when_named() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, content: &str| {
         let path = folder.path().join(name);

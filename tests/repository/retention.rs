@@ -227,7 +227,7 @@ fn prune_says_why_each_snapshot_stays_and_removes_the_rest() {
 }
 
 #[test]
-fn a_removed_snapshot_comes_back_whole_while_its_data_is_there_and_not_after_that() {
+fn undelete_restores_a_whole_snapshot_only_while_its_data_exists() {
     for objects in [Objects::folder(), Objects::s3()] {
         let chain = Chain::new();
         let (emulator, all) = (&chain.emulator, &chain.snapshots[..2]);

@@ -177,7 +177,7 @@ fn a_name_is_taken_once_whatever_the_store_knows_of_conditions() {
 }
 
 #[test]
-fn a_refusal_says_what_it_means_where_and_under_which_id() {
+fn a_refusal_names_its_meaning_the_object_and_the_request_id() {
     let (server, store) = server();
     let cases = [
         (
@@ -328,7 +328,7 @@ fn humantime_of(time: SystemTime) -> String {
 }
 
 #[test]
-fn what_is_locked_is_passed_over_and_a_missing_permission_is_final() {
+fn deletion_skips_locked_objects_and_stops_at_a_missing_permission() {
     let (server, store) = server();
     for (status, code, message) in [
         (
@@ -367,7 +367,7 @@ fn what_is_locked_is_passed_over_and_a_missing_permission_is_final() {
 }
 
 #[test]
-fn what_was_put_is_proven_by_etag_or_checksum_before_it_is_read_back() {
+fn an_object_is_proven_by_etag_or_checksum_before_it_is_read_back() {
     let bytes = Bytes::from_static(b"123456789");
     let head = |tag: String, checksum: Option<&'static str>| {
         let reply = S3Reply::new(200, "")

@@ -102,7 +102,7 @@ fn a_listing_without_its_fences_is_no_listing() {
 }
 
 #[test]
-fn what_latest_names_must_be_listed_and_is_accepted_as_missing_only_when_asked() {
+fn a_snapshot_named_in_latest_must_be_listed_or_accepted_as_missing() {
     let objects = Objects::folder();
     let chain = two(&objects);
     let (emulator, ids) = (&chain.emulator, &chain.snapshots);
@@ -181,7 +181,7 @@ fn garbage_is_marked_and_deleted_by_a_later_prune_after_the_grace() {
 }
 
 #[test]
-fn a_run_that_was_paused_for_longer_than_its_lease_never_publishes_what_was_swept() {
+fn a_run_paused_beyond_its_lease_never_publishes_swept_data() {
     let objects = Objects::folder();
     let emulator = crate::sync::large_pair();
     objects.init();

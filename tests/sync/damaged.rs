@@ -80,7 +80,7 @@ fn a_damaged_block_stays_marked_when_an_image_or_a_device_is_copied_on() {
 }
 
 #[test]
-fn a_damaged_block_of_a_repository_is_never_zeroes_and_is_told_until_it_is_copied_again() {
+fn a_damaged_repository_block_never_reads_as_zeroes_and_is_reported_until_copied_again() {
     let chain = rotten();
     let (emulator, ids) = (&chain.emulator, &chain.snapshots);
     let folder = tempfile::tempdir().unwrap();

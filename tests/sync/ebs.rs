@@ -174,7 +174,7 @@ fn an_image_of_any_size_becomes_a_snapshot_and_comes_back() {
 }
 
 #[test]
-fn a_parent_that_does_not_hold_the_base_is_refused_and_what_is_missing_is_said() {
+fn a_parent_that_does_not_hold_the_base_is_refused_with_the_reason() {
     let chain = Chain::new();
     let (emulator, ids) = (&chain.emulator, &chain.snapshots);
     let other = Emulator::beside(emulator);
@@ -240,7 +240,7 @@ fn a_parent_that_does_not_hold_the_base_is_refused_and_what_is_missing_is_said()
 }
 
 #[test]
-fn a_snapshot_that_was_given_up_is_said_to_be_and_restart_begins_another() {
+fn a_given_up_snapshot_is_reported_and_restart_starts_another() {
     let emulator = large_pair();
     let other = Emulator::beside(&emulator);
     let url = other.url();
@@ -269,7 +269,7 @@ fn a_snapshot_that_was_given_up_is_said_to_be_and_restart_begins_another() {
 }
 
 #[test]
-fn an_unfinished_snapshot_is_resumed_only_as_it_was_begun_and_soon() {
+fn an_unfinished_snapshot_is_resumed_only_with_the_same_request_and_in_time() {
     let emulator = large_pair();
     let key = "arn:aws:kms:us-east-1:123456789012:key/mine";
     let begin = |switches: &str| {
@@ -326,7 +326,7 @@ fn an_unfinished_snapshot_is_resumed_only_as_it_was_begun_and_soon() {
 }
 
 #[test]
-fn what_may_be_encrypted_is_warned_of_and_a_named_profile_is_the_one_that_is_used() {
+fn a_possibly_encrypted_source_gets_a_warning_and_the_named_profile_is_used() {
     let emulator = Emulator::start();
     emulator.make_volume("vol-0a", 2048, [0, 7]);
     let id = emulator.snapshot("vol-0a");

@@ -91,7 +91,7 @@ const FOREIGN_WRITES: [(&str, &str); 5] = [
 ];
 
 #[test]
-fn what_something_else_has_written_to_an_image_is_seen_though_its_time_was_put_back() {
+fn a_foreign_write_to_an_image_is_detected_although_its_mtime_was_set_back() {
     let chain = Chain::new();
     let folder = tempfile::tempdir().unwrap();
     let ids = &chain.snapshots;
@@ -127,7 +127,7 @@ fn what_something_else_has_written_to_an_image_is_seen_though_its_time_was_put_b
 }
 
 #[test]
-fn a_touched_image_is_compared_and_goes_on_without_a_question_and_without_a_full_copy() {
+fn a_touched_image_is_compared_and_gets_a_delta_without_confirmation() {
     let chain = Chain::new();
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image.raw");

@@ -113,7 +113,7 @@ impl Drop for Tmpfs {
 }
 
 #[test]
-fn a_device_that_fails_is_named_and_the_same_command_resumes_once_it_is_mended() {
+fn a_failed_device_is_named_and_the_same_command_resumes_after_repair() {
     let emulator = Emulator::start();
     let volume = emulator.make_volume("vol-0a", 2048, 0..400);
     let id = emulator.snapshot("vol-0a");
@@ -143,7 +143,7 @@ fn a_device_that_fails_is_named_and_the_same_command_resumes_once_it_is_mended()
 }
 
 #[test]
-fn a_permission_that_goes_in_the_middle_is_named_and_the_same_command_goes_on() {
+fn a_permission_revoked_during_a_sync_is_named_and_the_same_command_resumes() {
     let emulator = large_pair();
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image.raw");
@@ -258,7 +258,7 @@ fn stalls_and_tokens_that_expire_while_syncing_change_nothing() {
 }
 
 #[test]
-fn credentials_that_expire_in_the_middle_are_named_and_with_new_ones_the_same_command_goes_on() {
+fn credentials_expired_during_a_sync_are_named_and_the_same_command_resumes_with_new_ones() {
     let emulator = large_pair();
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image.raw");
@@ -413,7 +413,7 @@ fn a_full_copy_without_room_for_its_digests_warns_and_is_recorded_without_eviden
 }
 
 #[test]
-fn a_copy_without_room_for_its_digests_that_is_killed_comes_to_be_whole() {
+fn a_killed_copy_without_room_for_digests_becomes_whole() {
     let emulator = large_pair();
     let folder = tempfile::tempdir().unwrap();
     let state = Tmpfs::at(folder.path().join("state"), "48K");

@@ -24,7 +24,7 @@ pub fn killed_half_way(emulator: &Emulator, args: &[&str], target: &str) {
 }
 
 #[test]
-fn a_target_left_half_way_is_brought_to_a_third_snapshot_when_the_second_is_gone() {
+fn a_half_written_target_becomes_a_third_snapshot_when_the_second_was_deleted() {
     let chain = Chain::new();
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image.raw");
@@ -98,7 +98,7 @@ fn a_target_left_half_way_is_brought_to_a_third_snapshot_when_the_second_is_gone
 }
 
 #[test]
-fn what_one_way_has_done_is_not_resumed_the_other_way() {
+fn a_run_in_place_does_not_use_the_part_of_an_earlier_run() {
     let emulator = large_pair();
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image.raw");
@@ -116,7 +116,7 @@ fn what_one_way_has_done_is_not_resumed_the_other_way() {
 }
 
 #[test]
-fn an_image_that_is_another_than_it_was_half_way_is_refused_or_copied_whole() {
+fn an_image_changed_half_way_is_refused_or_copied_whole() {
     let emulator = large_pair();
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image.raw");

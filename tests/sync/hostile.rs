@@ -303,7 +303,7 @@ fn state_files_that_never_end_or_never_answer_hold_nothing_up() {
 }
 
 #[test]
-fn a_result_is_written_into_what_is_no_regular_file_and_never_replaces_a_target() {
+fn a_result_goes_into_a_device_or_fifo_and_never_replaces_a_target() {
     let chain = Chain::new();
     let ids = &chain.snapshots;
     let folder = tempfile::tempdir().unwrap();

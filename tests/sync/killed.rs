@@ -93,7 +93,7 @@ pub fn kill_some(
 const INTERVAL: u64 = 1024;
 
 #[test]
-fn an_image_that_is_killed_at_any_moment_is_not_there_or_whole_and_little_is_fetched_twice() {
+fn a_killed_sync_leaves_no_image_or_a_whole_one_and_refetches_little() {
     let emulator = large_pair();
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image.raw");
@@ -173,7 +173,7 @@ fn an_image_and_its_changes_killed_at_any_moment_are_the_one_or_the_other() {
 }
 
 #[test]
-fn a_device_that_is_changed_and_killed_is_never_called_whole_and_comes_to_be_whole() {
+fn a_device_of_a_killed_sync_is_never_reported_whole_before_it_is() {
     let emulator = large_pair();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("disk");
@@ -183,7 +183,7 @@ fn a_device_that_is_changed_and_killed_is_never_called_whole_and_comes_to_be_who
 }
 
 #[test]
-fn an_image_that_is_changed_in_place_and_killed_is_never_called_whole_and_comes_to_be_whole() {
+fn an_image_of_a_killed_sync_in_place_is_never_reported_whole_before_it_is() {
     let emulator = large_pair();
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image.raw");

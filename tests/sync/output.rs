@@ -89,7 +89,7 @@ fn each_target_has_a_closing_record_on_stdout_if_json_is_asked_for() {
 }
 
 #[test]
-fn the_state_of_what_no_run_knows_is_said_in_a_line() {
+fn a_target_without_a_record_is_reported_in_one_line() {
     let emulator = Emulator::start();
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image.raw");

@@ -59,7 +59,7 @@ fn a_snapshot_that_only_carries_the_tags_of_a_replica_is_no_parent() {
 }
 
 #[test]
-fn the_same_command_to_an_account_makes_one_snapshot_and_a_key_goes_with_a_base_every_night() {
+fn the_same_command_to_an_account_makes_one_snapshot_and_a_key_allows_nightly_deltas() {
     let chain = Chain::new();
     let other = Emulator::beside(&chain.emulator);
     let ids = &chain.snapshots;
@@ -93,7 +93,7 @@ fn the_same_command_to_an_account_makes_one_snapshot_and_a_key_goes_with_a_base_
 }
 
 #[test]
-fn a_base_that_is_deleted_at_aws_is_passed_over_for_the_newest_that_both_sides_have() {
+fn a_base_deleted_at_aws_is_replaced_by_the_newest_common_one() {
     let chain = Chain::new();
     let emulator = &chain.emulator;
     let other = Emulator::beside(emulator);

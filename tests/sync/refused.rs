@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_base_that_the_target_does_not_hold_is_refused_and_what_it_holds_is_said() {
+fn a_refused_base_names_the_snapshot_that_the_target_holds() {
     let chain = Chain::new();
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image.raw");
@@ -132,7 +132,7 @@ fn a_second_run_at_one_target_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn what_ebsfs_has_not_written_is_not_overwritten_unasked_and_no_target_is_a_typing_error() {
+fn unknown_content_is_not_overwritten_without_consent_and_a_mistyped_target_is_refused() {
     let emulator = Emulator::start();
     emulator.make_volume("vol-0a", 2048, [0]);
     let id = emulator.snapshot("vol-0a");
@@ -168,7 +168,7 @@ fn what_ebsfs_has_not_written_is_not_overwritten_unasked_and_no_target_is_a_typi
 }
 
 #[test]
-fn devices_are_told_apart_and_one_that_was_written_since_is_not_overwritten_unasked() {
+fn devices_are_distinguished_and_a_foreign_write_is_not_overwritten_without_consent() {
     let chain = Chain::new();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("disk");

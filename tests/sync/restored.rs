@@ -125,7 +125,7 @@ fn an_image_that_was_replaced_before_anything_was_kept_is_not_resumed() {
 }
 
 #[test]
-fn what_is_discarded_or_written_past_a_partition_or_not_yet_written_back_is_seen() {
+fn discards_writes_past_a_partition_and_dirty_pages_are_detected() {
     let chain = Chain::new();
     let (emulator, ids) = (&chain.emulator, &chain.snapshots);
     let folder = tempfile::tempdir().unwrap();
@@ -174,7 +174,7 @@ fn what_is_discarded_or_written_past_a_partition_or_not_yet_written_back_is_seen
 }
 
 #[test]
-fn a_record_that_is_damaged_is_not_believed_and_a_half_written_image_is_no_source() {
+fn a_damaged_record_is_ignored_and_a_half_written_image_is_no_source() {
     let emulator = large_pair();
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image.raw");
@@ -204,7 +204,7 @@ fn a_record_that_is_damaged_is_not_believed_and_a_half_written_image_is_no_sourc
 }
 
 #[test]
-fn the_same_command_finishes_what_failed_and_leaves_alone_what_is_there() {
+fn the_same_command_finishes_failed_disks_and_skips_restored_ones() {
     let chain = Chain::new();
     let (emulator, ids) = (&chain.emulator, &chain.snapshots);
     let folder = tempfile::tempdir().unwrap();

@@ -3,8 +3,7 @@
 use super::*;
 
 #[test]
-fn a_half_written_image_is_taken_over_by_a_later_snapshot_and_what_did_not_change_is_not_fetched_again()
- {
+fn a_later_snapshot_takes_over_a_half_written_image_and_fetches_only_changes() {
     let emulator = large_pair();
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image.raw");

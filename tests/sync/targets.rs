@@ -295,7 +295,7 @@ fn sparse_and_thin_targets_stay_thin() {
 }
 
 #[test]
-fn a_damaged_block_is_marked_if_that_is_asked_for_and_tried_again_by_the_next_run() {
+fn a_damaged_block_is_marked_on_request_and_retried_by_the_next_run() {
     let chain = Chain::new();
     let emulator = &chain.emulator;
     let ids = &chain.snapshots;

@@ -152,7 +152,7 @@ fn a_flipped_byte_anywhere_in_an_image_is_found_and_equal_asks_nothing_of_aws() 
 }
 
 #[test]
-fn a_target_is_verified_only_against_what_its_record_or_a_person_names() {
+fn a_target_is_verified_only_against_the_recorded_or_the_named_snapshot() {
     let (emulator, id, folder, image) = copied();
     let verify = |args: &[&str]| verify(&emulator, args);
     let image_name = text(&image);
@@ -219,7 +219,7 @@ fn a_target_is_verified_only_against_what_its_record_or_a_person_names() {
 }
 
 #[test]
-fn a_flipped_byte_on_a_device_is_found_and_what_lies_behind_the_volume_is_not_its() {
+fn verify_finds_a_flipped_byte_and_ignores_bytes_behind_the_volume() {
     let emulator = Emulator::start();
     let folder = tempfile::tempdir().unwrap();
     let source = emulator.make_volume("vol-0a", 20, [0, 3, 19]);

@@ -191,11 +191,11 @@ fn a_repair_is_killed(objects: Objects, most_ms: u64) {
 }
 
 #[test]
-fn a_repair_of_a_folder_that_is_killed_leaves_each_snapshot_as_it_was_or_replaced() {
+fn a_killed_repair_of_a_folder_leaves_each_snapshot_unchanged_or_replaced() {
     a_repair_is_killed(Objects::folder(), 700);
 }
 
 #[test]
-fn a_repair_of_a_store_that_is_killed_leaves_each_snapshot_as_it_was_or_replaced() {
+fn a_killed_repair_of_a_store_leaves_each_snapshot_unchanged_or_replaced() {
     a_repair_is_killed(Objects::s3(), 1000);
 }

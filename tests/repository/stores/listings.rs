@@ -14,7 +14,7 @@ fn listed(store: &Store) -> Vec<String> {
 }
 
 #[test]
-fn a_listing_goes_on_by_token_or_by_marker() {
+fn a_listing_continues_by_token_or_by_marker() {
     let all = names(25);
     let expected: Vec<_> = all.iter().map(|(key, _)| key[2..].to_owned()).collect();
     let (server, store) = server();
@@ -48,7 +48,7 @@ fn a_listing_goes_on_by_token_or_by_marker() {
 }
 
 #[test]
-fn version_1_is_asked_for_from_the_start_when_it_is_chosen() {
+fn list_version_1_is_used_from_the_first_request_when_chosen() {
     let server = S3Server::start();
     let options = S3Options {
         is_list_version_1: true,
@@ -66,7 +66,7 @@ fn version_1_is_asked_for_from_the_start_when_it_is_chosen() {
 }
 
 #[test]
-fn pages_come_one_by_one() {
+fn pages_are_requested_one_by_one() {
     let (server, store) = server();
     let all = names(25);
     server.on(move |request| Some(page(&all, request, 10)));
