@@ -1,27 +1,31 @@
 //! # ebsfs: an Amazon EBS snapshot as a file
 //!
 //! `ebsfs mount` shows each snapshot as a read-only raw disk image, whose 512 KiB blocks are fetched with the EBS direct
-//! APIs the moment something reads them. This page is the architecture; each module's own page goes on from here.
+//! APIs when something reads them. This page is the architecture; the page of each module has the details.
 //!
 //! # Words
 //! *block*: 512 KiB, the unit of the EBS direct APIs. *extent*: a run of blocks, end exclusive. *hole*: blocks that a
 //! snapshot does not hold, which read as zeroes. *geometry*: a volume's size in bytes and blocks. *image*: a volume's
-//! bytes as one raw disk file. *token*: what EBS wants with each read of a block. *flight*: the one fetch of a block that
-//! all its readers wait for. *listing*, *page*, *cursor*: a whole list operation, one reply of it, the position in it.
+//! bytes as one raw disk file. *token*: the secret that EBS requires for each read of a block. *fetch*: the one request for a
+//! block that all its readers wait for. *listing*, *page*, *cursor*: a whole list operation, one reply of it, the position in
+//! it.
 //!
 //! *base*, *head*: the two ends of a comparison. *delta*: what the base needs to become the head. A changed block is *written*
 //! (it has data in the head) or *zeroed* (it reads as zeroes in the head).
 //!
-//! *source*, *target*: where blocks come from and go to. *sink*: the open target that takes writes. *job*, *run*: what was asked
-//! for, one execution of it. *observe*, *decide*, *plan*: see the state of a target, choose the action, list the blocks to write
-//! and zero. *record*, *checkpoint*: what a target holds now, the progress of an unfinished run. *part*: an image that is not whole.
+//! *source*, *target*: where blocks come from and go to. *sink*: the open target that takes writes. *job*, *run*: the request of the
+//! user, one execution of it. *observe*, *decide*, *plan*: read the state of a target, choose the action, list the blocks to
+//! write and zero. *record*, *checkpoint*: what a target holds now, the progress of an unfinished run. *part*: an image that is
+//! not whole.
 //! *resume*, *restart*, *take over*: continue the same run, drop its progress, continue from another run's half-written
-//! target. *mark*: what the kernel tells of a target's last change. *evidence*: a mark that still matches, or a comparison that
-//! found no difference. *identity*: what tells a device from others. *foreign write*: a write by something else. *compare*,
+//! target. *mark*: what the kernel reports about a target's last change. *evidence*: a mark that still matches, or a comparison
+//! that found no difference. *identity*: what distinguishes a device from others. *foreign write*: a write by something else.
+//! *compare*,
 //! *verify*: a target against its kept digests before a run, what was written after it. *publish*: make a finished target visible.
 //!
 //! *capture*: make snapshots of volumes. *cycle*: one capture of a job, however often it is run. *set*: the snapshots of one
-//! instance's volumes at one instant. *adopt*: use a snapshot of the cycle that an earlier run, or a call without an answer, has made.
+//! instance's volumes at one instant. *adopt*: use a snapshot of the cycle that an earlier run, or a call without an answer,
+//! made.
 //!
 //! # Layers
 //! A row imports only rows above it; `tests/layers.rs` reads `src/` and fails on an import that climbs.
@@ -47,18 +51,18 @@
 //! kernel READ(ino, offset, len)
 //!  fs/fuse.rs     read        polled once: a hit is answered at once; else a task waits, and the reply moves into it
 //!  image.rs       read_at     geometry.split -> parts, all blocks asked for at once; one block: a slice, no copy
-//!                             readahead.observe -> a wish, made after the reader's own blocks
-//!  cache          read_block  memory; a known hole; else join or start the one flight
+//!                             readahead.observe -> a prefetch, requested after the reader's own blocks
+//!  cache          read_block  memory; a known hole; else join or start its one fetch
 //!  cache/disk     find        with --cache-dir: the block there, if it has its digest and EBS still allows the snapshot
 //!  ebs/snapshot   read_block  map.token(index): none -> Block::Zero; else client.get; a stale token: list again, once
 //!  ebs/snapshot/block_map     token: listed? else list a page around it (ebs/listing: what a page proves)
 //!  ebs/client     get         retry with backoff around one attempt:
-//!  ebs/client/limiter block   a place among the requests in flight, and a turn at the rate; who waits goes first
+//!  ebs/client/limiter block   a place among the requests in flight, and a turn at the rate; waiting readers go first
 //!  ebs/client/wire    send    one signed HTTPS GET, on the connections and credentials that the SDK set up
-//!  digest         check       SHA-256, side by side with whatever else has come -> Block
+//!  digest         check       SHA-256, in parallel with other blocks that have arrived -> Block
 //! ```
 //! Readahead goes the same way by [`source::BlockSource::prefetch`], with a smaller budget of its own, gives way to readers
-//! in the queue of `ebs/client/limiter`, and waits some milliseconds for company in `digest`. A reader that joins such a flight
+//! in the queue of `ebs/client/limiter`, and waits some milliseconds for a batch in `digest`. A reader that joins such a fetch
 //! makes it [`source::Wanted`]. Bytes are verified where they enter the process (`ebs/client`, `cache/disk`) and nowhere else.
 //!
 //! # The path of a delta
@@ -66,10 +70,10 @@
 //! kernel LOOKUP(changes/A..B, changes.json)
 //!  fs/tree        drawn       the folder's map: kept, or listed once for all who look at the folder
 //!  ebs/catalog    delta       the one listing of the pair; when a waiter is dropped, another one continues it
-//!  ebs/delta/listing  run     pages of ListChangedBlocks in ranges side by side -> Delta; where they meet they must agree,
+//!  ebs/delta/listing  run     pages of ListChangedBlocks, ranges in parallel -> Delta; overlapping pages must agree,
 //!                             and blocks gained minus lost must be what EC2 states
 //!  ebs/listing/cursor page    past empty pages, refused and lost page tokens, to the next page that proves something
-//!  maps/text      new         goes through the runs once: size, and where each 512th record begins
+//!  maps/text      new         scans the runs once: size, and where each 512th record begins
 //! kernel READ(delta.raw)       as above, over source/delta (holes elsewhere), cached with the head's own blocks, by the
 //!  ebs/delta/source   token   tokens of that listing
 //! ```
@@ -82,7 +86,7 @@
 //! ```text
 //! kernel READDIR(snapshots/)
 //!  fs/tree            listing    shown for a minute; else waits no longer than any reader may: EAGAIN, and the listing continues
-//!  ebs/catalog/known  list       the one listing, a task that all waiters join; what EC2 says is kept by its time
+//!  ebs/catalog/known  list       the one listing, a task that all waiters join; EC2's answers are kept by their times
 //!  ec2/pages          list_pages 1,000 snapshots a page, until there is no token; tokens must not repeat
 //!  ec2/call           call       attempts with backoff; a time-out by silence, a limit of bytes; throttles are waited out
 //! ```
@@ -93,11 +97,11 @@
 //!  cli/sync         job        arguments -> SyncJob, Source, targets: plain values and traits from here on
 //!  sync             run        each target by itself, one that fails does not stop the others:
 //!  sync/lock        take         its name, its inode or disk
-//!  target           observe      Facts: what is there, its mark, what holds it, what an unfinished run left
+//!  target           observe      Facts: its content, its mark, its holders, the state of an unfinished run
 //!  sync/plan        decide       a pure function of job, source and Observed -> Decision
-//!  sync/observe     compare      where the mark proves nothing: the target against its kept digests, then decide again
-//!  sync/planner     plan         Decision -> Delta: all, what changed, or what is left; each listing made once for all targets
-//!  cli/sync/show    plans      shown; what overwrites unknown content is confirmed
+//!  sync/observe     compare      where the mark has changed: the target against its kept digests, then decide again
+//!  sync/planner     plan         Decision -> Delta: all blocks, the changed ones, or the remaining ones; each listing made once for all targets
+//!  cli/sync/show    plans      shown; overwriting unknown content is confirmed
 //!  sync/stage       fill       --stage: a delta for a target in place is fetched whole to local disk, and read from there below
 //!  sync/execute     open       checkpoint saved, record "between": the target is named before it is touched
 //!  sync/copy        copy       zero, then blocks in flight: each fetched once, written to every sink that wants it
@@ -106,39 +110,39 @@
 //!  sync/copy        keep         flush, digests, checkpoint: in that order, while others are in flight
 //!  sync/finish      verify     read back past the page cache, if it is asked for
 //!  target           publish    fsync, rename, fsync of the folder; CompleteSnapshot, and wait (which is verified then)
-//!  sync/finish      record     what the target holds now, with its mark; its digests stay, the checkpoint goes
+//!  sync/finish      record     the target's content and mark; its digests stay, the checkpoint is removed
 //! ```
 //! [`sync`] is the page of it, `docs/sync.md` the one for operators.
 //!
 //! # The path of a snapshot through a repository
 //! ```text
-//!  repository/target observe    is it there already; the newest manifest of the volume is the parent, proven to its last segment and
+//!  repository/target observe    whether the snapshot exists; the newest manifest of the volume is the parent, proven to its last segment and
 //!                               pack
-//!  sync/planner     plan        with a base only what changed since it is read
-//!  repository/settled  among    a manifest whose removal has begun, or whose own run has not ended, is no base
-//!  repository/target open       the run is on record in the store before anything there is counted on
-//!  repository/sink  write_block as the parent has it: noted; so is what the dedup index or this run has; else zstd, into a
+//!  sync/planner     plan        with a base, only the blocks changed since it are read
+//!  repository/settled  among    a manifest whose removal has started, or whose own run has not ended, is no base
+//!  repository/target open       the run is on record in the store before it relies on any object there
+//!  repository/sink  write_block a block of the parent, the dedup index or this run is only referenced; else zstd, into a
 //!                               pack; a full one is put and verified
 //!  repository/pace  of          how large packs are, and how many are sent at once, from the line's rate and latency
 //!  repository/store/bandwidth  turn  under a limit each piece of a body waits for its turn
-//!  repository/sink  flush       the open pack is put; where blocks are survives a crash of this machine
+//!  repository/sink  flush       the open pack is put; the locations of blocks survive a crash of this machine
 //!  repository/sink  publish     each segment that changed
-//!  repository/publish           the manifest: now the snapshot is there, unless a prune has begun to delete what it needs
+//!  repository/publish           the manifest: now the snapshot exists, unless a prune has started to delete its data
 //!
 //!  repository/catalog find      latest, an id, VOLUME@TIME -> a manifest, by a complete listing
-//!  repository/source  read_block segment -> pack, offset, length; neighbours that are wanted together are one ranged GET
-//!  digest             check      SHA-256 of the block, as the segment says
+//!  repository/source  read_block segment -> pack, offset, length; neighbours that are wanted together share one ranged GET
+//!  digest             check      SHA-256 of the block, against the segment
 //! ```
-//! [`repository`] has the format and what makes it safe.
+//! [`repository`] has the format and its safety rules.
 //!
 //! # The path of a capture
 //! ```text
 //!  cli/snapshot     job        arguments -> CaptureJob
 //!  capture/plan     observe    DescribeVolumes, DescribeInstances; then a pure function: volumes of one instance are one call
 //!  capture/take     look       the snapshots of the cycle, by their tag
-//!  capture/adopt    decide     a pure function: adopt them, look again, or make them
+//!  capture/adopt    decide     a pure function: adopt them, list again, or make them
 //!  capture/hooks    before     the command before the calls; if it fails, nothing is made
-//!  ec2/create       create     one attempt: made, refused, limited or unknown; take looks again before it repeats an unknown one
+//!  ec2/create       create     one attempt: made, refused, limited or unknown; take lists again before it repeats an unknown one
 //!  capture/hooks    after      the command after the calls, whatever their outcome
 //!  snapshot/own     tag        ebsfs:self, its own id
 //!  capture/wait     completed  waits until EC2 has completed each, or reports why it failed
@@ -189,9 +193,41 @@
 //! are bounded for all snapshots together (32 MiB), and so is presence (48 MiB): two bitmaps in chunks for each snapshot that is
 //! read, at most 16 MiB each for 64 TiB and next to nothing where all blocks of a chunk are alike. Maps that are shown are bitmaps
 //! too, 48 MiB of them kept. A node of the tree is kept while the kernel knows it. A repository's segments are read and made one
-//! by one, eight of them kept (3 MB each); blocks in packs that are filled or on their way take at most 72 MiB. The index of
+//! by one, eight of them kept (3 MB each); blocks in packs that are filled or in flight take at most 72 MiB. The index of
 //! `--dedup` is on disk; of the run's own blocks it remembers 2^17, in some 13 MB. A disk cache adds 16 MiB of blocks that wait
 //! to be written and up to 8 MiB for the order of use. Nothing else grows with how much is read.
+//!
+//! # Example
+//! The delta between two images of this machine, and the changed bytes. A snapshot is read in the same way: its
+//! [`source::BlockSource`] comes from a [`source::Catalog`].
+//! ```
+//! use std::sync::Arc;
+//!
+//! use ebsfs::block::{BLOCK_SIZE, BlockIndex, Change, Extent};
+//! use ebsfs::compare;
+//! use ebsfs::image::{Image, ReadaheadBudget};
+//! use ebsfs::source::DiskSource;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let folder = tempfile::tempdir()?;
+//! let (old, new) = (folder.path().join("old.raw"), folder.path().join("new.raw"));
+//! let mut bytes = vec![7; 4 * BLOCK_SIZE as usize];
+//! std::fs::write(&old, &bytes)?;
+//! let changed = 2 * u64::from(BLOCK_SIZE) + 100;
+//! bytes[changed as usize] = 8;
+//! std::fs::write(&new, &bytes)?;
+//!
+//! let (base, head) = (DiskSource::open(&old)?, DiskSource::open(&new)?);
+//! let delta = compare::unrelated(&base, &head).await?;
+//! let runs: Vec<_> = delta.runs().collect();
+//! assert_eq!(runs, [(Extent::of(BlockIndex(2)), Change::Write)]);
+//!
+//! let image = Image::new(Arc::new(head), ReadaheadBudget::new(16));
+//! assert_eq!(image.read_at(changed - 1, 3).await?[..], [7, 8, 7]);
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! # Errors
 //! [`error::Kind`]s exist where a caller acts differently; an [`error::Remedy`] says what a person can do, as a value. Each border
