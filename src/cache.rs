@@ -30,7 +30,7 @@ pub use disk::{DISK_DESCRIPTORS, DISK_THREADS, DiskCache, DiskCacheConfig, MIN_D
 
 use disk::{Asker, OnDisk, SnapshotTier};
 use failed::FailedBlocks;
-use fetches::{Asks, Fetches};
+use fetches::{FetchPriority, Fetches};
 use memory::Memory;
 
 /// The least memory that keeps a sequential reader at one fetch a block: 16 blocks.
@@ -235,7 +235,9 @@ impl BlockSource for CachedSource {
         let join = move || {
             let cached = || self.cache.memory.get(key);
             let fetch = |_| self.fetch(index, None);
-            self.cache.fetches.join(key, Asks::Now, cached, fetch)
+            self.cache
+                .fetches
+                .join(key, FetchPriority::Now, cached, fetch)
         };
         let ends_early = self.cache.fetches.ends_before_a_reader(key);
         let fetch = join();
@@ -280,15 +282,19 @@ impl BlockSource for CachedSource {
             };
             let cached = || self.cache.memory.get(key);
             // The answer is not awaited: the fetch itself keeps the block, and a reader may join it.
-            drop(self.cache.fetches.join(key, Asks::Ahead, cached, |wanted| {
-                let fetch = self.fetch(index, Some(PrefetchGuard { unread, wanted }));
-                async move {
-                    let block = fetch.await;
-                    drop(prefetching);
-                    block
-                }
-                .boxed()
-            }));
+            drop(
+                self.cache
+                    .fetches
+                    .join(key, FetchPriority::Ahead, cached, |wanted| {
+                        let fetch = self.fetch(index, Some(PrefetchGuard { unread, wanted }));
+                        async move {
+                            let block = fetch.await;
+                            drop(prefetching);
+                            block
+                        }
+                        .boxed()
+                    }),
+            );
         }
         blocks.len()
     }

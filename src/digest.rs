@@ -45,7 +45,7 @@ pub struct Digester {
 
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: Vec<Waiting>,
+    waiting: Vec<WaitingBlock>,
     /// Whether a thread hashes; it checks the queue again before it ends.
     busy: bool,
     /// Whether a task will start a thread in time for the oldest block.
@@ -53,7 +53,7 @@ struct Queue {
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct WaitingBlock {
     bytes: Bytes,
     /// When it is to be hashed, full lanes or not.
     by: Instant,
@@ -100,7 +100,7 @@ impl Digester {
             }
             let (sender, answer) = oneshot::channel();
             let now = Instant::now();
-            queue.waiting.push(Waiting {
+            queue.waiting.push(WaitingBlock {
                 bytes: bytes.clone(),
                 by: if is_wanted { now } else { now + BATCH_WAIT },
                 answer: sender,
@@ -132,7 +132,7 @@ fn lanes() -> usize {
 }
 
 /// Whether the lanes are full, or one is due.
-fn is_due(waiting: &[Waiting], now: Instant) -> bool {
+fn is_due(waiting: &[WaitingBlock], now: Instant) -> bool {
     waiting.len() >= lanes() || waiting.iter().any(|waiting| waiting.by <= now)
 }
 
@@ -174,7 +174,7 @@ impl Drop for Hashing<'_> {
 fn hash_what_is_due(shared: &Arc<Mutex<Queue>>) {
     let _hashing = Hashing(shared);
     loop {
-        let batch: Vec<Waiting> = {
+        let batch: Vec<WaitingBlock> = {
             let mut queue = shared.lock();
             let now = Instant::now();
             if !is_due(&queue.waiting, now) {

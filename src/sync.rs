@@ -45,7 +45,7 @@ pub use lock::overlaps;
 pub use needs::needed_bases;
 pub use plan::{Decided, Decision};
 pub use report::{REPORT_VERSION, Report, ReportFile};
-pub use source::{LookAtMark, Source};
+pub use source::{ReadMark, Source};
 pub use stage::staged_source;
 pub use status::{Status, Unfinished, recorded, status, unfinished};
 pub use transfer::{RecordImport, RecordView, export_record, import_record, view_record};

@@ -25,7 +25,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use sha2::{Digest as _, Sha256};
 
-pub use facts::{Ask, Base, Existence, Facts, Left, Replica, SourceInfo};
+pub use facts::{Base, Existence, Facts, ObserveRequest, Replica, SourceInfo, UnfinishedState};
 pub use mark::{DeviceMark, Mark};
 pub use record::{Content, TargetRecord, Task};
 pub use state::{SinkBody, SinkState};
@@ -122,7 +122,7 @@ pub trait Target: Send + Sync {
     ///
     /// # Errors
     /// Why it cannot be looked at.
-    fn observe<'a>(&'a self, ask: &'a Ask<'a>) -> BoxFuture<'a, Result<Facts>>;
+    fn observe<'a>(&'a self, ask: &'a ObserveRequest<'a>) -> BoxFuture<'a, Result<Facts>>;
 
     /// Fits a plan to the target: adds blocks to zero where an absent block does not read as zeroes, and sets the size that the
     /// target needs. A plan without [`Delta::base`] is a full copy. `base` is the replica that a delta starts from, where the

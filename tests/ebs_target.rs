@@ -11,8 +11,8 @@ use ebsfs::ec2::Ec2;
 use ebsfs::error::{Kind, Remedy};
 use ebsfs::snapshot::{Descriptions, Selector, Snapshot, SnapshotId, SnapshotState};
 use ebsfs::target::{
-    Ask, Base, Facts, Left, Opened, Opening, Replica, SinkState, SourceInfo, Stop, Target, Task,
-    Written,
+    Base, Facts, ObserveRequest, Opened, Opening, Replica, SinkState, SourceInfo, Stop, Target,
+    Task, UnfinishedState, Written,
 };
 use ebsfs::targets::{EbsAccount, EbsJob, EbsTarget};
 use sha2::{Digest as _, Sha256};
@@ -145,7 +145,7 @@ fn source(name: &str) -> SourceInfo {
 }
 
 async fn look(target: &EbsTarget, of: &str, base: Base, left: Option<&SinkState>) -> Facts {
-    let ask = Ask {
+    let ask = ObserveRequest {
         source: &source(of),
         base: &base,
         left,
@@ -200,7 +200,7 @@ fn the_same_command_twice_makes_one_snapshot() {
         assert_eq!(case.named.lock().unwrap().len(), 3);
         assert!(!opened.zero_the_rest);
         let facts = look(&target, SOURCE, Base::Auto, Some(&opened.state)).await;
-        assert_eq!((facts.left, facts.holds), (Left::Proven, None));
+        assert_eq!((facts.left, facts.holds), (UnfinishedState::Proven, None));
         // The checkpoint is lost: the same command finds what it started; one with --restart does not.
         let again = case.open(&target, &plan, None, None, false).await.unwrap();
         assert_eq!(case.emulator.made().len(), 1);
@@ -224,7 +224,7 @@ fn the_same_command_twice_makes_one_snapshot() {
         assert_eq!(facts.holds.unwrap().as_str(), id);
         assert_eq!(facts.replicas[0].id.as_str(), id);
         // Only the end was missing: it is completed once more.
-        assert_eq!(facts.left, Left::Proven);
+        assert_eq!(facts.left, UnfinishedState::Proven);
         let resumed = case.open(&other, &plan, None, Some(&opened.state), false);
         let resumed = resumed.await.unwrap();
         let digests = [0, 7, 2047].map(|index| {
@@ -295,7 +295,7 @@ fn without_create_tags_a_snapshot_is_made_and_is_proven_by_the_record_alone() {
         let facts = look(&target, SOURCE, Base::Auto, None).await;
         assert!(facts.holds.is_none() && facts.replicas.is_empty());
         let of = source(SOURCE);
-        let ask = Ask {
+        let ask = ObserveRequest {
             source: &of,
             base: &Base::Auto,
             left: None,
@@ -344,7 +344,7 @@ fn a_refused_start_leaves_nothing_to_resume() {
         case.emulator.set("deny=");
         let left = case.named.lock().unwrap().last().cloned();
         let facts = look(&target, SOURCE, Base::Auto, left.as_ref()).await;
-        assert_eq!(facts.left, Left::Gone);
+        assert_eq!(facts.left, UnfinishedState::Absent);
         assert!(case.emulator.made().is_empty());
     });
 }
@@ -362,7 +362,7 @@ fn an_unfinished_snapshot_of_another_job_is_left() {
         };
         let other = case.target(&job);
         let facts = look(&other, SOURCE, Base::Auto, Some(&opened.state)).await;
-        assert_eq!(facts.left, Left::Gone);
+        assert_eq!(facts.left, UnfinishedState::Absent);
         let id = &case.emulator.made()[0].0;
         assert!(facts.warnings[0].contains(id), "{:?}", facts.warnings);
         target.discard(&opened.state).await.unwrap();

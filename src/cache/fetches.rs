@@ -26,13 +26,13 @@ type FetchTable = Arc<Mutex<HashMap<Key, PendingFetch>>>;
 struct PendingFetch {
     answer: watch::Receiver<Answer>,
     wanted: Wanted,
-    asked: Asks,
+    asked: FetchPriority,
     since: Instant,
 }
 
 /// Why a block is fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Asks {
+pub(super) enum FetchPriority {
     /// A reader that waits.
     Now,
     /// Readahead.
@@ -55,7 +55,7 @@ impl Fetches {
     pub(super) fn ends_before_a_reader(&self, key: Key) -> bool {
         let table = self.table.lock();
         table.get(&key).is_some_and(|pending| {
-            pending.asked == Asks::Ahead || pending.since.elapsed() >= JOINED_LATE
+            pending.asked == FetchPriority::Ahead || pending.since.elapsed() >= JOINED_LATE
         })
     }
 
@@ -67,13 +67,13 @@ impl Fetches {
     pub(super) fn join(
         &self,
         key: Key,
-        asks: Asks,
+        asks: FetchPriority,
         cached: impl FnOnce() -> Option<Block>,
         fetch: impl FnOnce(Wanted) -> BoxFuture<'static, Result<Block>>,
     ) -> BoxFuture<'static, Result<Block>> {
         let mut table = self.table.lock();
         if let Some(pending) = table.get(&key) {
-            if asks == Asks::Now {
+            if asks == FetchPriority::Now {
                 pending.wanted.want();
             }
             return wait(pending.answer.clone()).boxed();

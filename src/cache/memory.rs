@@ -19,10 +19,10 @@ const ENTRY: u32 = 256;
 const ABANDONED: Duration = Duration::from_secs(10);
 
 /// A block that eviction can empty at once: moka itself frees an evicted entry only when its epoch ends.
-type Slot = Arc<RwLock<Option<Kept>>>;
+type Slot = Arc<RwLock<Option<CachedBlock>>>;
 
 #[derive(Debug)]
-struct Kept {
+struct CachedBlock {
     block: Block,
     /// Held while a block read ahead waits for its reader.
     _unread: Option<OwnedSemaphorePermit>,
@@ -116,7 +116,7 @@ impl Memory {
 }
 
 fn slot_of(block: Block, unread: Option<OwnedSemaphorePermit>) -> Slot {
-    let kept = Kept {
+    let kept = CachedBlock {
         block,
         _unread: unread,
     };

@@ -32,7 +32,7 @@ pub struct Commands {
 
 /// What a command can read in its environment: `EBSFS_CYCLE`, `EBSFS_VOLUMES`, `EBSFS_SNAPSHOTS`.
 #[derive(Clone, Debug)]
-pub(super) struct Moment {
+pub(super) struct HookContext {
     pub(super) cycle: String,
     pub(super) volumes: Vec<String>,
     /// The snapshots that were made, for the command after.
@@ -89,7 +89,11 @@ impl Commands {
     ///
     /// # Errors
     /// `Io` when it cannot be started.
-    pub(super) async fn before(&self, moment: &Moment, stop: &Stop) -> Result<Option<CommandRun>> {
+    pub(super) async fn before(
+        &self,
+        moment: &HookContext,
+        stop: &Stop,
+    ) -> Result<Option<CommandRun>> {
         match &self.before {
             Some(command) => self.run("before", command, moment, stop).await.map(Some),
             None => Ok(None),
@@ -100,7 +104,7 @@ impl Commands {
     ///
     /// # Errors
     /// `Io` when it cannot be started.
-    pub(super) async fn after(&self, moment: &Moment) -> Result<Option<CommandRun>> {
+    pub(super) async fn after(&self, moment: &HookContext) -> Result<Option<CommandRun>> {
         match &self.after {
             Some(command) => self
                 .run("after", command, moment, &Stop::never())
@@ -114,7 +118,7 @@ impl Commands {
         &self,
         when: &'static str,
         command: &str,
-        moment: &Moment,
+        moment: &HookContext,
         stop: &Stop,
     ) -> Result<CommandRun> {
         let call = CommandCall {

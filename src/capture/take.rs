@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::adopt::{CallDecision, decide};
 use super::cycle::CYCLE_TAG;
-use super::hooks::{CommandRun, Moment};
+use super::hooks::{CommandRun, HookContext};
 use super::plan::PlannedCall;
 use super::{CaptureJob, CaptureReport, CapturedSnapshot};
 use crate::error::{Error, Kind, Result};
@@ -218,7 +218,7 @@ impl Taking<'_> {
         let (job, maker) = (self.job, self.maker);
         self.stop.check()?;
         let volumes: Vec<String> = calls.iter().flat_map(|call| call.planned.ids()).collect();
-        let mut moment = Moment {
+        let mut moment = HookContext {
             cycle: job.cycle.to_string(),
             volumes,
             snapshots: Vec::new(),

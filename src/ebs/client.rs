@@ -240,7 +240,7 @@ impl Client {
             target: format!("{} block {}", block.snapshot, block.index),
             deadline,
         };
-        let mut waits = Waits::new();
+        let mut waits = CallRetries::new();
         // The digest of a body that did not match its checksum. The same wrong bytes twice are wrong where they are
         // stored, and a retry cannot help; other wrong bytes were damaged in transit.
         let mut wrong = None;
@@ -261,7 +261,7 @@ impl Client {
     async fn one_try<T>(
         &self,
         call: &EbsCall,
-        waits: &mut Waits,
+        waits: &mut CallRetries,
         once: impl Future<Output = std::result::Result<T, ErrorClass>>,
     ) -> std::result::Result<Option<T>, CallFailure> {
         trace!("{} {}", call.action, call.target);
@@ -327,7 +327,7 @@ impl Client {
     }
 
     /// Logs what is waited for, one line for all blocks in [`WAIT_LOG_EVERY`].
-    fn log_wait(&self, call: &EbsCall, waits: &Waits, error: &Error, now: Instant) {
+    fn log_wait(&self, call: &EbsCall, waits: &CallRetries, error: &Error, now: Instant) {
         let mut last = self.last_wait_log.lock();
         // A single retry is normal: the log line comes with the second failure in a row.
         if waits.attempts < 2 || last.is_some_and(|last| now < last + WAIT_LOG_EVERY) {
@@ -359,7 +359,7 @@ impl EbsCall {
 
 /// The attempts of one call.
 #[derive(Debug)]
-struct Waits {
+struct CallRetries {
     since: Instant,
     attempts: u32,
     /// Whether it was sent again because of the clock.
@@ -368,7 +368,7 @@ struct Waits {
     refusals: u32,
 }
 
-impl Waits {
+impl CallRetries {
     fn new() -> Self {
         Self {
             since: Instant::now(),
@@ -394,7 +394,7 @@ mod tests {
 
     #[test]
     fn pauses_grow_to_their_longest_and_are_never_nothing() {
-        let mut waits = Waits::new();
+        let mut waits = CallRetries::new();
         let pauses: Vec<_> = (0..20).map(|_| waits.next_pause()).collect();
         assert!(pauses[0] >= FIRST_PAUSE / 4 && pauses[0] <= FIRST_PAUSE);
         assert!(pauses.iter().all(|pause| *pause <= LONGEST_PAUSE));

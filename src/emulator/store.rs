@@ -25,7 +25,7 @@ use sha2::{Digest, Sha256};
 
 use super::record::{PER_GIB, SnapshotRecord, millis};
 use super::synthetic::{self, REPETITIVE, SyntheticStep, SyntheticVolume};
-use super::view::{Held, View};
+use super::view::{StoredBlock, View};
 use super::{ACCOUNT, BLOCK};
 
 const GIB: u64 = 1 << 30;
@@ -35,12 +35,12 @@ const GIB: u64 = 1 << 30;
 pub(super) struct StoredSnapshot {
     pub(super) record: SnapshotRecord,
     /// Empty for a synthetic one.
-    pub(super) blocks: Arc<BTreeMap<u32, Held>>,
+    pub(super) blocks: Arc<BTreeMap<u32, StoredBlock>>,
     held: std::sync::OnceLock<u64>,
 }
 
 impl StoredSnapshot {
-    fn new(record: SnapshotRecord, blocks: BTreeMap<u32, Held>) -> Self {
+    fn new(record: SnapshotRecord, blocks: BTreeMap<u32, StoredBlock>) -> Self {
         Self {
             record,
             blocks: Arc::new(blocks),
@@ -76,7 +76,7 @@ pub(super) struct VolumeRecord {
 }
 
 /// A snapshot to be made of a volume.
-pub(super) struct Making<'a> {
+pub(super) struct SnapshotRequest<'a> {
     pub(super) volume: &'a str,
     pub(super) description: &'a str,
     pub(super) tags: BTreeMap<String, String>,
@@ -194,8 +194,8 @@ impl EmulatorStore {
     }
 
     /// Takes a snapshot of a volume's present state.
-    pub(super) fn create(&mut self, making: Making<'_>) -> io::Result<SnapshotRecord> {
-        let Making { volume, now, .. } = making;
+    pub(super) fn create(&mut self, making: SnapshotRequest<'_>) -> io::Result<SnapshotRecord> {
+        let SnapshotRequest { volume, now, .. } = making;
         let file = File::open(self.volume_path(volume, "raw"))?;
         let mut state = self.volume_record(volume);
         let parent = state
@@ -230,7 +230,7 @@ impl EmulatorStore {
                 Some(held) => *held,
                 None => {
                     own.write_all_at(&bytes, u64::from(index) * BLOCK as u64)?;
-                    Held {
+                    StoredBlock {
                         writer: record.number,
                         digest,
                     }
@@ -361,7 +361,7 @@ impl EmulatorStore {
     pub(super) fn add(
         &mut self,
         record: SnapshotRecord,
-        blocks: BTreeMap<u32, Held>,
+        blocks: BTreeMap<u32, StoredBlock>,
     ) -> io::Result<()> {
         write_map(&self.path(&record.id, "map"), &blocks)?;
         self.save(&record)?;
@@ -494,7 +494,7 @@ fn private(empty: bool) -> OpenOptions {
 
 const ENTRY: usize = 40;
 
-fn write_map(path: &Path, blocks: &BTreeMap<u32, Held>) -> io::Result<()> {
+fn write_map(path: &Path, blocks: &BTreeMap<u32, StoredBlock>) -> io::Result<()> {
     let mut bytes = Vec::with_capacity(blocks.len() * ENTRY);
     for (index, held) in blocks {
         bytes.extend_from_slice(&index.to_le_bytes());
@@ -504,7 +504,7 @@ fn write_map(path: &Path, blocks: &BTreeMap<u32, Held>) -> io::Result<()> {
     fs::write(path, bytes)
 }
 
-fn read_map(path: &Path) -> io::Result<BTreeMap<u32, Held>> {
+fn read_map(path: &Path) -> io::Result<BTreeMap<u32, StoredBlock>> {
     let bytes = match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
         bytes => bytes?,
@@ -515,7 +515,7 @@ fn read_map(path: &Path) -> io::Result<BTreeMap<u32, Held>> {
         .filter_map(|entry| {
             let (index, rest) = entry.split_at_checked(4)?;
             let (writer, digest) = rest.split_at_checked(4)?;
-            let held = Held {
+            let held = StoredBlock {
                 writer: number(writer),
                 digest: digest.try_into().ok()?,
             };

@@ -48,7 +48,7 @@ pub(super) struct Sealer {
 
 /// Why a token is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Bad {
+pub(super) enum TokenFault {
     /// Not made by this emulator, or for something else.
     Foreign,
     Expired,
@@ -90,14 +90,16 @@ impl Sealer {
         token: &str,
         now: SystemTime,
         not_before: SystemTime,
-    ) -> Result<u64, Bad> {
-        let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| Bad::Foreign)?;
+    ) -> Result<u64, TokenFault> {
+        let bytes = URL_SAFE_NO_PAD
+            .decode(token)
+            .map_err(|_| TokenFault::Foreign)?;
         if bytes.len() != kind.len() || !bytes.starts_with(&kind.bytes()) {
-            return Err(Bad::Foreign);
+            return Err(TokenFault::Foreign);
         }
         let (head, mac) = bytes.split_at(bytes.len() - MAC);
         if self.mac(head, scope) != mac {
-            return Err(Bad::Foreign);
+            return Err(TokenFault::Foreign);
         }
         let field = |n: usize| {
             head.get(KIND + 8 * n..KIND + 8 + 8 * n)
@@ -105,7 +107,7 @@ impl Sealer {
                 .map_or(0, u64::from_le_bytes)
         };
         if millis(now) >= field(1) || field(0) < millis(not_before) {
-            return Err(Bad::Expired);
+            return Err(TokenFault::Expired);
         }
         Ok(field(2))
     }
@@ -153,7 +155,7 @@ mod tests {
         );
         assert_eq!(
             sealer.open(TokenKind::Page, "changed", &page, start, start),
-            Err(Bad::Foreign)
+            Err(TokenFault::Foreign)
         );
         assert!(
             token
@@ -167,24 +169,24 @@ mod tests {
         );
         assert_eq!(
             sealer.open(TokenKind::Block, "get/snap-1/8", &token, later, start),
-            Err(Bad::Foreign)
+            Err(TokenFault::Foreign)
         );
         assert_eq!(
             sealer.open(TokenKind::Block, "get/snap-1/7", "rubbish", later, start),
-            Err(Bad::Foreign)
+            Err(TokenFault::Foreign)
         );
         let late = start + Duration::from_secs(60);
         assert_eq!(
             sealer.open(TokenKind::Block, "get/snap-1/7", &token, late, start),
-            Err(Bad::Expired)
+            Err(TokenFault::Expired)
         );
         assert_eq!(
             sealer.open(TokenKind::Block, "get/snap-1/7", &token, later, later),
-            Err(Bad::Expired)
+            Err(TokenFault::Expired)
         );
         assert_eq!(
             Sealer::new().open(TokenKind::Block, "get/snap-1/7", &token, later, start),
-            Err(Bad::Foreign)
+            Err(TokenFault::Foreign)
         );
     }
 }

@@ -7,7 +7,7 @@ use super::synthetic::SyntheticVolume;
 
 /// A block that a snapshot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Held {
+pub(super) struct StoredBlock {
     /// Number of the snapshot that wrote it.
     pub(super) writer: u32,
     pub(super) digest: [u8; 32],
@@ -17,13 +17,13 @@ pub(super) struct Held {
 #[derive(Debug)]
 pub(super) struct View {
     synthetic: Option<SyntheticVolume>,
-    blocks: Arc<BTreeMap<u32, Held>>,
+    blocks: Arc<BTreeMap<u32, StoredBlock>>,
 }
 
 impl View {
     pub(super) fn new(
         synthetic: Option<SyntheticVolume>,
-        blocks: Arc<BTreeMap<u32, Held>>,
+        blocks: Arc<BTreeMap<u32, StoredBlock>>,
     ) -> Self {
         Self { synthetic, blocks }
     }

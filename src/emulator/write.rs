@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use super::direct::block_index;
 use super::record::{SnapshotRecord, StartedUpload, millis};
 use super::reply::{Refusal, Reply, json_reply, json_text, object, seconds, text_or_null};
-use super::view::Held;
+use super::view::StoredBlock;
 use super::{ACCOUNT, BLOCK, Emulator, REGION};
 
 #[derive(Debug, Default, Deserialize)]
@@ -361,7 +361,7 @@ impl Emulator {
         let writer = record.number;
         blocks.extend(
             put.into_iter()
-                .map(|(index, digest)| (index, Held { writer, digest })),
+                .map(|(index, digest)| (index, StoredBlock { writer, digest })),
         );
         let added: io::Result<()> = store.add(record, blocks);
         added.map_err(|_| Refusal::internal())?;

@@ -12,7 +12,7 @@ const ANSWER: Duration = Duration::from_secs(2);
 
 /// What is found at a mountpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FoundThere {
+enum MountpointContent {
     Missing,
     NoFolder,
     Dead,
@@ -49,10 +49,10 @@ pub fn check_mountpoint(path: &Path) -> Result<()> {
 }
 
 /// Like [`look`], with a time limit: a mount of ebsfs that hangs counts as not empty.
-fn look_in_time(path: &Path) -> std::io::Result<FoundThere> {
+fn look_in_time(path: &Path) -> std::io::Result<MountpointContent> {
     let path = path.to_path_buf();
     let looked = ask_mount(move || look(&path))?;
-    looked.unwrap_or(Ok(FoundThere::NotEmpty))
+    looked.unwrap_or(Ok(MountpointContent::NotEmpty))
 }
 
 /// Runs work that a mount of ebsfs may never answer; `None` after [`ANSWER`]. Its thread then waits until the mount is unmounted.
@@ -67,34 +67,36 @@ pub(super) fn ask_mount<T: Send + 'static>(
     Ok(received.recv_timeout(ANSWER).ok())
 }
 
-fn look(path: &Path) -> std::io::Result<FoundThere> {
+fn look(path: &Path) -> std::io::Result<MountpointContent> {
     // The kernel may still cache attributes of a mount whose process died; reading its names fails.
     let looked = std::fs::metadata(path).and_then(|metadata| {
         if !metadata.is_dir() {
-            return Ok(FoundThere::NoFolder);
+            return Ok(MountpointContent::NoFolder);
         }
         match std::fs::read_dir(path)?.next() {
-            None => Ok(FoundThere::Empty),
-            Some(first) => first.map(|_| FoundThere::NotEmpty),
+            None => Ok(MountpointContent::Empty),
+            Some(first) => first.map(|_| MountpointContent::NotEmpty),
         }
     });
     match looked {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(FoundThere::Missing),
-        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => Ok(FoundThere::Dead),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Ok(MountpointContent::Missing)
+        }
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => Ok(MountpointContent::Dead),
         looked => looked,
     }
 }
 
-fn wrong(found: FoundThere, is_ours: bool) -> Option<&'static str> {
+fn wrong(found: MountpointContent, is_ours: bool) -> Option<&'static str> {
     match (found, is_ours) {
-        (FoundThere::Missing, _) => Some("it does not exist: make it with mkdir"),
-        (FoundThere::NoFolder, _) => Some("it is not a folder"),
-        (FoundThere::Dead, _) => {
+        (MountpointContent::Missing, _) => Some("it does not exist: make it with mkdir"),
+        (MountpointContent::NoFolder, _) => Some("it is not a folder"),
+        (MountpointContent::Dead, _) => {
             Some("it is a mount whose program has died: unmount it with fusermount3 -u")
         }
         (_, true) => Some("ebsfs has mounted there already: unmount it with ebsfs umount"),
-        (FoundThere::NotEmpty, _) => Some("it is not empty"),
-        (FoundThere::Empty, false) => None,
+        (MountpointContent::NotEmpty, _) => Some("it is not empty"),
+        (MountpointContent::Empty, false) => None,
     }
 }
 
@@ -149,15 +151,15 @@ mod tests {
     #[test]
     fn only_an_empty_folder_without_a_mount_of_ours_will_do() {
         let all = [
-            FoundThere::Missing,
-            FoundThere::NoFolder,
-            FoundThere::Dead,
-            FoundThere::Empty,
-            FoundThere::NotEmpty,
+            MountpointContent::Missing,
+            MountpointContent::NoFolder,
+            MountpointContent::Dead,
+            MountpointContent::Empty,
+            MountpointContent::NotEmpty,
         ];
         for found in all {
             for is_ours in [false, true] {
-                let good = found == FoundThere::Empty && !is_ours;
+                let good = found == MountpointContent::Empty && !is_ours;
                 assert_eq!(wrong(found, is_ours).is_none(), good, "{found:?} {is_ours}");
             }
         }

@@ -196,7 +196,7 @@ impl RepositoryCatalog {
     pub(super) async fn list_manifests(
         &self,
         fence: Option<&Fence>,
-    ) -> Result<(Vec<(ManifestName, Object)>, listing::Ends)> {
+    ) -> Result<(Vec<(ManifestName, Object)>, listing::ListingExtras)> {
         let listed = listing::list(self.store(), "snapshots", fence).await?;
         self.warn_of(&listed.ends.foreign);
         let named = listed.objects.into_iter().filter_map(|object| {

@@ -18,7 +18,7 @@ use super::lease;
 use super::listing::objects;
 use super::manifest::{Manifest, ManifestName, manifest_object};
 use super::pack::Name;
-use super::presence::{self, Lack, MOST_HEADS};
+use super::presence::{self, MOST_HEADS, PackFault};
 use super::segments::{self, object};
 use super::store::Store;
 use crate::error::{Error, Kind, Result};
@@ -93,12 +93,12 @@ pub struct RepositoryCheck {
     pub missing: Vec<String>,
     /// Where a repair looks.
     #[serde(skip)]
-    pub(super) suspects: Suspects,
+    pub(super) suspects: SuspectObjects,
 }
 
 /// Objects that a repair must not trust.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Suspects {
+pub(super) struct SuspectObjects {
     /// Packs that are missing, cut short or damaged.
     pub(super) packs: HashSet<Name>,
     /// Sound packs, and the wrong entries of segments about them.
@@ -139,14 +139,14 @@ struct Check<'a> {
     damages: Damages,
     /// Which of the manifests lead to damage.
     suffering: BTreeSet<usize>,
-    suspects: Suspects,
+    suspects: SuspectObjects,
 }
 
 /// A pack that the listing lacks.
-struct Doubt {
+struct UnlistedPack {
     end: u64,
     manifests: BTreeSet<usize>,
-    lack: Lack,
+    lack: PackFault,
 }
 
 /// Reads every manifest and every segment, asks whether every pack is there and long enough, and reads the wanted packs: every
@@ -203,7 +203,7 @@ pub(super) async fn inspect(
         manifests,
         damages,
         suffering: BTreeSet::new(),
-        suspects: Suspects::default(),
+        suspects: SuspectObjects::default(),
     };
     let sizes = check.sizes().await?;
     let (used, doubts) = check.segments(&sizes, before, read).await?;
@@ -338,8 +338,8 @@ impl Check<'_> {
         sizes: &BTreeMap<u64, u64>,
         before: &LastCheck,
         read: ReadData,
-    ) -> Result<(HashSet<u64>, BTreeMap<Name, Doubt>)> {
-        let (mut used, mut doubts) = (HashSet::new(), BTreeMap::<Name, Doubt>::new());
+    ) -> Result<(HashSet<u64>, BTreeMap<Name, UnlistedPack>)> {
+        let (mut used, mut doubts) = (HashSet::new(), BTreeMap::<Name, UnlistedPack>::new());
         let mut counts: HashMap<Name, u64> = HashMap::new();
         let store = self.store;
         let names: Vec<Name> = self.segments.keys().copied().collect();
@@ -381,11 +381,11 @@ impl Check<'_> {
                     self.note_data(object("packs", &pack), &what, &manifests);
                 }
                 let lack = match sizes.get(&short(&pack)) {
-                    None => Lack::Missing,
-                    Some(size) if *size < end => Lack::Short,
+                    None => PackFault::Missing,
+                    Some(size) if *size < end => PackFault::Short,
                     Some(_) => continue,
                 };
-                let doubt = doubts.entry(pack).or_insert_with(|| Doubt {
+                let doubt = doubts.entry(pack).or_insert_with(|| UnlistedPack {
                     end,
                     manifests: BTreeSet::new(),
                     lack,
@@ -422,7 +422,7 @@ impl Check<'_> {
     }
 
     /// Asks for the packs that the listing lacks by their names: an incomplete listing is no proof of damage.
-    async fn settle(&mut self, doubts: BTreeMap<Name, Doubt>) -> Result<()> {
+    async fn settle(&mut self, doubts: BTreeMap<Name, UnlistedPack>) -> Result<()> {
         let asked = doubts.iter().take(MOST_HEADS);
         let asked: Vec<_> = asked.map(|(name, doubt)| (*name, doubt.end)).collect();
         let count = asked.len();
@@ -434,7 +434,7 @@ impl Check<'_> {
         if lacking.len() < count {
             return Err(presence::incomplete(self.store));
         }
-        let known: HashMap<Name, Lack> = lacking.into_iter().collect();
+        let known: HashMap<Name, PackFault> = lacking.into_iter().collect();
         for (name, doubt) in doubts {
             let lack = known.get(&name).copied().unwrap_or(doubt.lack);
             self.suspects.packs.insert(name);

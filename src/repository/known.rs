@@ -1,4 +1,4 @@
-//! [`Known`]: the blocks that a run with `--dedup` does not send: those that the repository holds in any snapshot, and those
+//! [`KnownBlocks`]: the blocks that a run with `--dedup` does not send: those that the repository holds in any snapshot, and those
 //! that the run itself wrote last.
 
 use std::num::NonZeroUsize;
@@ -26,7 +26,7 @@ const NUMBERED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
 /// The blocks that are not sent again.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct KnownBlocks {
     index: Arc<Index>,
     last: LastCheck,
     swept: Arc<Swept>,
@@ -34,7 +34,7 @@ pub(super) struct Known {
     numbers: Mutex<LruCache<Name, u32>>,
 }
 
-impl Known {
+impl KnownBlocks {
     pub(super) fn new(index: Index, last: LastCheck, swept: Arc<Swept>) -> Self {
         Self {
             index: Arc::new(index),

@@ -387,7 +387,7 @@ pub async fn runs(store: &Store) -> Result<Vec<RunOnRecord>> {
 pub(super) async fn all(
     store: &Store,
     fence: Option<&Fence>,
-) -> Result<(Vec<RunOnRecord>, listing::Ends)> {
+) -> Result<(Vec<RunOnRecord>, listing::ListingExtras)> {
     let listed = listing::list(store, "runs", fence).await?;
     let mut runs = Vec::new();
     for object in listed.objects {

@@ -160,7 +160,7 @@ impl<'a> Proof<'a> {
         page
     }
 
-    fn end(self, store: &Store) -> Result<Ends> {
+    fn end(self, store: &Store) -> Result<ListingExtras> {
         let missing = [("first", &self.firsts), ("last", &self.lasts)]
             .into_iter()
             .find(|(_, ids)| match self.fence {
@@ -181,7 +181,7 @@ impl<'a> Proof<'a> {
         }
         let others = |id: &&String| self.fence.is_some_and(|fence| fence.0 != **id);
         let old = self.firsts.iter().filter(others);
-        Ok(Ends {
+        Ok(ListingExtras {
             old_fences: old.map(|id| Fence(id.clone())).collect(),
             foreign: Foreign {
                 count: self.foreign,
@@ -200,7 +200,7 @@ pub(super) struct Foreign {
 
 /// The other objects of a complete listing.
 #[derive(Debug)]
-pub(super) struct Ends {
+pub(super) struct ListingExtras {
     /// Pairs of earlier prunes, where a pair of this one was asked for.
     pub(super) old_fences: Vec<Fence>,
     pub(super) foreign: Foreign,
@@ -211,7 +211,7 @@ pub(super) struct Ends {
 pub(super) struct FencedListing {
     /// The repository's own objects, in the store's order.
     pub(super) objects: Vec<Object>,
-    pub(super) ends: Ends,
+    pub(super) ends: ListingExtras,
 }
 
 /// Lists a folder, all at once; with `fence` the listing must have that very pair.
@@ -242,7 +242,7 @@ pub(super) async fn for_each_page(
     folder: &str,
     fence: Option<&Fence>,
     mut take: impl FnMut(Vec<Object>) -> Result<()>,
-) -> Result<Ends> {
+) -> Result<ListingExtras> {
     let mut proof = Proof::new(folder, fence);
     let mut pages = pin!(store.pages(folder));
     while let Some(page) = pages.try_next().await? {

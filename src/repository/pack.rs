@@ -112,7 +112,7 @@ impl Stored {
 
 /// A pack being filled.
 #[derive(Debug, Default)]
-pub(super) struct Filling {
+pub(super) struct OpenPack {
     blocks: Vec<(BlockIndex, Digest, Stored)>,
     bytes: u64,
     /// The memory of its blocks, released when it is dropped.
@@ -129,7 +129,7 @@ pub(super) struct Packed {
     _places: Vec<OwnedSemaphorePermit>,
 }
 
-impl Filling {
+impl OpenPack {
     /// Whether one more block may not fit into a pack of this many bytes.
     pub(super) fn is_full(&self, most_bytes: u64) -> bool {
         let table = (MOST_BLOCKS * ENTRY + 64) as u64;
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_pack_holds_what_was_put_into_it_and_damage_is_found() {
-        let (mut filling, mut packer) = (Filling::default(), Packer::new().unwrap());
+        let (mut filling, mut packer) = (OpenPack::default(), Packer::new().unwrap());
         let mut blocks = Vec::new();
         for number in (0..5u8).rev() {
             let mut bytes = vec![number; BLOCK_SIZE as usize];
@@ -280,7 +280,7 @@ mod tests {
 
     #[test]
     fn a_full_pack_is_not_larger_than_one_put_may_be() {
-        let mut filling = Filling::default();
+        let mut filling = OpenPack::default();
         let bytes = Bytes::from(vec![7; BLOCK_SIZE as usize]);
         while !filling.is_full(MOST_BYTES) {
             let stored = Stored {

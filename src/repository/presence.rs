@@ -24,12 +24,12 @@ const HEADS: usize = 16;
 
 /// The fault of a pack that is not whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lack {
+pub(super) enum PackFault {
     Missing,
     Short,
 }
 
-impl Lack {
+impl PackFault {
     pub(super) fn what(self) -> &'static str {
         match self {
             Self::Missing => "it is missing",
@@ -52,12 +52,12 @@ pub(super) fn ends(segment: &Segment) -> BTreeMap<Name, u64> {
 pub(super) async fn lacking(
     store: &Store,
     packs: impl IntoIterator<Item = (Name, u64)>,
-) -> Result<Vec<(Name, Lack)>> {
+) -> Result<Vec<(Name, PackFault)>> {
     let asked = stream::iter(packs).map(|(name, end)| async move {
         match store.head(&object("packs", &name)).await {
             Ok(found) if found.size >= end => Ok(None),
-            Ok(_) => Ok(Some((name, Lack::Short))),
-            Err(error) if error.kind() == Kind::NotFound => Ok(Some((name, Lack::Missing))),
+            Ok(_) => Ok(Some((name, PackFault::Short))),
+            Err(error) if error.kind() == Kind::NotFound => Ok(Some((name, PackFault::Missing))),
             Err(error) => Err(error),
         }
     });
@@ -142,7 +142,7 @@ impl PackNeeds {
     }
 }
 
-fn refuse_lacking(store: &Store, lacking: &[(Name, Lack)]) -> Result<()> {
+fn refuse_lacking(store: &Store, lacking: &[(Name, PackFault)]) -> Result<()> {
     let Some((name, lack)) = lacking.first() else {
         return Ok(());
     };

@@ -451,8 +451,8 @@ impl<'a> Prune<'a> {
     async fn still_unneeded(
         &mut self,
         before: &[Manifest],
-        mut doomed: Vec<sweep::Doomed>,
-    ) -> Result<Vec<sweep::Doomed>> {
+        mut doomed: Vec<sweep::SweptObject>,
+    ) -> Result<Vec<sweep::SweptObject>> {
         let sweeps = marks::put_sweep(self.store, &doomed).await?;
         let needed = self.published_meanwhile(before).await?;
         marks::put_spared(self.store, &sweeps, &doomed, &needed).await?;

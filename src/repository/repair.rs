@@ -22,7 +22,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::SEGMENT_BLOCKS;
 use super::catalog::RepositoryCatalog;
-use super::check::{LastCheck, ReadData, RepositoryCheck, Suspects, inspect, is_damage, row};
+use super::check::{LastCheck, ReadData, RepositoryCheck, SuspectObjects, inspect, is_damage, row};
 use super::header::{Salt, salt_of_run};
 use super::latest;
 use super::lease::{Lease, LeaseKind};
@@ -39,8 +39,8 @@ use crate::files::blocking;
 use crate::progress::Progress;
 use crate::snapshot::Snapshot;
 use crate::source::BlockSource;
-use search::Lost;
-use writer::Finds;
+use search::LostDigests;
+use writer::FoundBlocks;
 
 /// The memory limits of a repair.
 #[derive(Clone, Copy, Debug)]
@@ -122,14 +122,14 @@ struct Repair<'a> {
     lasting: BTreeSet<Name>,
     /// Blocks of each segment that can be read.
     counts: HashMap<Name, u32>,
-    suspects: Suspects,
+    suspects: SuspectObjects,
     /// What prunes are about to delete.
     swept: Swept,
     /// Packs that were found damaged by this repair.
     also: BTreeSet<String>,
     /// Lists of the snapshots that must be there, which are damaged.
     damaged_lists: Vec<String>,
-    finds: Finds,
+    finds: FoundBlocks,
     fixed: HashMap<Name, Fixed>,
     done: Repaired,
 }
@@ -180,7 +180,7 @@ async fn repair_within(
         swept,
         also: BTreeSet::new(),
         damaged_lists: Vec::new(),
-        finds: Finds::new(salt, limits.places),
+        finds: FoundBlocks::new(salt, limits.places),
         fixed: HashMap::new(),
         done: Repaired::default(),
     };
@@ -270,7 +270,7 @@ impl Repair<'_> {
 
     /// Whether an entry leads to damage, or to a pack that a prune is about to delete.
     fn is_bad(&self, entry: &SegmentEntry) -> bool {
-        let Suspects { packs, lacks } = &self.suspects;
+        let SuspectObjects { packs, lacks } = &self.suspects;
         let lacks = lacks.get(&entry.pack);
         packs.contains(&entry.pack)
             || self.swept.has(&entry.pack)
@@ -309,7 +309,7 @@ impl Repair<'_> {
     /// Finds the lost blocks of some segments, and writes the segments again.
     async fn heal(&mut self, names: &[Name]) -> Result<()> {
         self.finds.forget_many();
-        let mut lost = Lost::default();
+        let mut lost = LostDigests::default();
         for name in names {
             let segment = segments::read(self.store, name).await?;
             let numbers = self.numbers.get(name).into_iter().flatten();

@@ -20,12 +20,12 @@ use super::SEGMENT_BLOCKS;
 use super::check::LastCheck;
 use super::header::{Salt, salt_of_run};
 use super::index::Index;
-use super::known::Known;
+use super::known::KnownBlocks;
 use super::lease::{Lease, LeaseKind};
 use super::locations::{Location, Locations};
 use super::manifest::{FORMAT, Manifest, SegmentOf};
 use super::pace::{HELD, PackPace, SHARES};
-use super::pack::{Filling, Packer};
+use super::pack::{OpenPack, Packer};
 use super::prune::new_sweeps;
 use super::publish::publish;
 use super::run::{RunState, forgotten};
@@ -47,9 +47,9 @@ pub struct RepositorySink {
     parent: Option<Manifest>,
     segments: Arc<Segments>,
     locations: Arc<Locations>,
-    known: Option<Arc<Known>>,
+    known: Option<Arc<KnownBlocks>>,
     files: PathBuf,
-    filling: Mutex<Filling>,
+    filling: Mutex<OpenPack>,
     /// Blocks compressed at once: no more than there are processors.
     packing: Semaphore,
     packers: Mutex<Vec<Packer>>,
@@ -143,7 +143,7 @@ impl RepositorySink {
     /// The index must be updated after the sink was opened.
     #[must_use]
     pub(super) fn with_index(mut self, index: Index, last: LastCheck, swept: Arc<Swept>) -> Self {
-        self.known = Some(Arc::new(Known::new(index, last, swept)));
+        self.known = Some(Arc::new(KnownBlocks::new(index, last, swept)));
         self
     }
 
@@ -207,7 +207,7 @@ impl RepositorySink {
     }
 
     /// Starts to send a pack; a flush waits for it.
-    fn send(&self, filling: Filling) {
+    fn send(&self, filling: OpenPack) {
         let number = self.packs.fetch_add(1, Ordering::Relaxed) + 1;
         let (store, locations) = (Arc::clone(self.store()), Arc::clone(&self.locations));
         let (salt, known) = (self.salt(), self.known.clone());

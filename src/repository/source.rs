@@ -224,12 +224,12 @@ impl BlockSource for RepositorySource {
 struct Packs {
     store: Arc<Store>,
     /// Of each pack the wanted spots that are not requested yet.
-    wants: Mutex<HashMap<Name, Vec<Want>>>,
+    wants: Mutex<HashMap<Name, Vec<WantedSpot>>>,
     /// Packs that were found cut short, and their bytes.
     short: Mutex<LruCache<Name, u64>>,
 }
 
-struct Want {
+struct WantedSpot {
     spot: Spot,
     answer: oneshot::Sender<Result<Bytes>>,
 }
@@ -240,7 +240,7 @@ impl Packs {
         let is_first = {
             let mut wants = self.wants.lock();
             let wants = wants.entry(pack).or_default();
-            wants.push(Want { spot, answer });
+            wants.push(WantedSpot { spot, answer });
             wants.len() == 1
         };
         if is_first {
@@ -268,7 +268,7 @@ impl Packs {
         }
     }
 
-    async fn get_group(&self, pack: &Name, group: Vec<Want>) {
+    async fn get_group(&self, pack: &Name, group: Vec<WantedSpot>) {
         let start = group.first().map_or(0, |want| want.spot.offset.into());
         let end = group.iter().map(|want| want.spot.end()).max().unwrap_or(0);
         let got = self.get_range(pack, start, end).await;
@@ -345,8 +345,8 @@ impl Packs {
 }
 
 /// Joins neighbours: sorted, without gaps, of at most [`MOST_AT_ONCE`] bytes.
-fn grouped(wants: Vec<Want>) -> Vec<Vec<Want>> {
-    let mut groups: Vec<Vec<Want>> = Vec::new();
+fn grouped(wants: Vec<WantedSpot>) -> Vec<Vec<WantedSpot>> {
+    let mut groups: Vec<Vec<WantedSpot>> = Vec::new();
     let mut range = 0..0;
     for want in wants {
         let (start, end) = (u64::from(want.spot.offset), want.spot.end());
@@ -372,7 +372,7 @@ mod tests {
 
     #[test]
     fn neighbours_are_asked_for_together_and_gaps_are_not() {
-        let want = |offset: u32, length: u32| Want {
+        let want = |offset: u32, length: u32| WantedSpot {
             spot: Spot { offset, length },
             answer: oneshot::channel().0,
         };

@@ -46,7 +46,7 @@ pub use bandwidth::Bandwidth;
 pub use reach::{BucketStyle, Connection, S3Options};
 pub use traffic::{OperationCounts, StoreTraffic, TrafficCounts};
 
-use self::backend::{Backend, ListCursor, Next, ObjectHead, StoreAnswer, StoreFault};
+use self::backend::{Backend, FaultAction, ListCursor, ObjectHead, StoreAnswer, StoreFault};
 use self::listing::ListingCheck;
 use self::transfer::{Latency, Transfer, UploadRate};
 use crate::aws::Credentials;
@@ -266,7 +266,7 @@ impl Store {
         let key = &self.key(name);
         self.until("delete", key, |transfer| async move {
             match self.backend.delete(key, &transfer).await {
-                Err(fault) if fault.next == Next::Locked => {
+                Err(fault) if fault.next == FaultAction::Locked => {
                     Ok(Deleted::Locked(fault.error.to_string()))
                 }
                 done => done.map(|()| Deleted::Done),
@@ -320,7 +320,7 @@ impl Store {
                         self.backend.forget_idle();
                         let what = format!("no byte moved for {silence:?}");
                         let error = self.backend.error(Kind::Unavailable, verb, key, &what);
-                        Err(StoreFault::new(Next::Retry, error))
+                        Err(StoreFault::new(FaultAction::Retry, error))
                     })
                 }
             };
@@ -336,15 +336,17 @@ impl Store {
             waited += transfer.waited_in_all();
             since += waited;
             let is_worth = match next {
-                Next::Retry => true,
-                Next::Skewed => !std::mem::replace(&mut was_skewed, true),
-                Next::Refused => {
+                FaultAction::Retry => true,
+                FaultAction::Skewed => !std::mem::replace(&mut was_skewed, true),
+                FaultAction::Refused => {
                     refusals += 1;
                     refusals <= Credentials::MAX_REFUSALS && self.backend.refused(used)
                 }
-                Next::Final | Next::Absent | Next::Exists | Next::NoCondition | Next::Locked => {
-                    false
-                }
+                FaultAction::Final
+                | FaultAction::Absent
+                | FaultAction::Exists
+                | FaultAction::NoCondition
+                | FaultAction::Locked => false,
             };
             if !is_worth {
                 return Err(error);

@@ -36,8 +36,8 @@ use crate::files::{blocking, with_ending};
 use crate::snapshot::SnapshotId;
 use crate::source::BlockSource;
 use crate::target::{
-    Ask, Facts, LockPath, Opened, Opening, Replica, Sink, SinkState, SourceInfo, StatePaths,
-    Target, TargetKind, stem_in,
+    Facts, LockPath, ObserveRequest, Opened, Opening, Replica, Sink, SinkState, SourceInfo,
+    StatePaths, Target, TargetKind, stem_in,
 };
 use observe::of_volume;
 
@@ -308,7 +308,7 @@ impl Target for RepositoryTarget {
         Ok(Vec::new())
     }
 
-    fn observe<'a>(&'a self, ask: &'a Ask<'a>) -> BoxFuture<'a, Result<Facts>> {
+    fn observe<'a>(&'a self, ask: &'a ObserveRequest<'a>) -> BoxFuture<'a, Result<Facts>> {
         self.facts(ask).boxed()
     }
 

@@ -24,7 +24,7 @@ use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
 use crate::snapshot::{Snapshot, SnapshotId};
 use crate::source::BlockSource;
-use crate::target::{Ask, Base, Opening, SourceInfo, Stop, Target, Task, VolumeKey};
+use crate::target::{Base, ObserveRequest, Opening, SourceInfo, Stop, Target, Task, VolumeKey};
 
 /// Blocks of a volume.
 const BLOCKS: u32 = 8;
@@ -190,7 +190,7 @@ impl Process {
     async fn sync(&self, made: &Made, dedup: bool, known: &[Made]) -> Result<()> {
         let info = made.info();
         let target = self.target(&info, dedup).await?;
-        let ask = Ask {
+        let ask = ObserveRequest {
             source: &info,
             base: if known.is_empty() {
                 &Base::None

@@ -94,10 +94,10 @@ struct Copy<'a> {
 }
 
 /// A step of keeping what a target has.
-type Keep = BoxFuture<'static, (usize, Result<SaveStep>)>;
+type KeepStep = BoxFuture<'static, (usize, Result<KeptPart>)>;
 
-/// A finished step of a [`Keep`].
-enum SaveStep {
+/// A finished step of a [`KeepStep`].
+enum KeptPart {
     /// The data survive a crash, and so do the digests unless the second says why not. The state is what a resumed sink needs.
     Flushed(SinkState, Result<()>),
     /// The checkpoint that names them survives too, unless the result says why not.
@@ -195,7 +195,7 @@ impl Copy<'_> {
     async fn fetch(&mut self) -> Result<()> {
         // One task for each block, so that all processors work; dropping the set aborts them.
         let mut copies = JoinSet::new();
-        let mut keeps: FuturesUnordered<Keep> = FuturesUnordered::new();
+        let mut keeps: FuturesUnordered<KeepStep> = FuturesUnordered::new();
         let stop = self.rules.stop.clone();
         let mut cursor = Some(BlockIndex(0));
         // Blocks before the cursor that a comparison found changed.
@@ -324,7 +324,7 @@ impl Copy<'_> {
     }
 
     /// Starts to flush what a target has taken: when enough is written, when it is due, or at the end.
-    fn keep(&mut self, number: usize, is_last: bool) -> Option<Keep> {
+    fn keep(&mut self, number: usize, is_last: bool) -> Option<KeepStep> {
         let copying = self.targets.get_mut(number)?;
         let is_due = is_last || copying.kept_at.elapsed() >= KEEP_EVERY;
         let enough = if is_due { 1 } else { INTERVAL / 2 };
@@ -343,28 +343,28 @@ impl Copy<'_> {
                 Some(file) => blocking(move || file.write(&digests)).await,
                 None => Ok(()),
             };
-            Ok(SaveStep::Flushed(state, digested))
+            Ok(KeptPart::Flushed(state, digested))
         };
         Some(flushed.map(move |step| (number, step)).boxed())
     }
 
     /// After a flush, starts to save the checkpoint; after the save, the target may be flushed again.
-    fn kept(&mut self, number: usize, step: Result<SaveStep>) -> Option<Keep> {
+    fn kept(&mut self, number: usize, step: Result<KeptPart>) -> Option<KeepStep> {
         let copying = self.targets.get_mut(number)?;
         let kept = match step {
-            Ok(SaveStep::Flushed(state, digested)) => {
+            Ok(KeptPart::Flushed(state, digested)) => {
                 let blocks = copying.keeping.iter().flatten();
                 let extents = blocks.map(|(index, _)| Extent::of(*index));
                 let checkpoint = &mut copying.target.checkpoint;
                 let digested = digested.or_else(|error| checkpoint.give_up_digests(error));
                 digested.map(|()| checkpoint.mark(extents, state))
             }
-            Ok(SaveStep::Saved(Ok(()))) => {
+            Ok(KeptPart::Saved(Ok(()))) => {
                 copying.keeping = None;
                 return None;
             }
             // The digests may have taken the checkpoint's room.
-            Ok(SaveStep::Saved(Err(error))) => copying.target.checkpoint.give_up_digests(error),
+            Ok(KeptPart::Saved(Err(error))) => copying.target.checkpoint.give_up_digests(error),
             Err(error) => Err(error),
         };
         if let Err(error) = kept {
@@ -373,7 +373,7 @@ impl Copy<'_> {
             return None;
         }
         let saved = copying.target.checkpoint.encode();
-        let save = blocking(move || Ok(SaveStep::Saved(saved.write())));
+        let save = blocking(move || Ok(KeptPart::Saved(saved.write())));
         Some(save.map(move |step| (number, step)).boxed())
     }
 }

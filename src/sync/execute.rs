@@ -24,7 +24,8 @@ use crate::error::{Error, Kind, Result};
 use crate::files::blocking;
 use crate::source::BlockSource;
 use crate::target::{
-    Content, Left, Opening, Replica, Sink, SinkState, Stop, TargetKind, TargetRecord, Task,
+    Content, Opening, Replica, Sink, SinkState, Stop, TargetKind, TargetRecord, Task,
+    UnfinishedState,
 };
 
 /// The run after its plans.
@@ -251,7 +252,7 @@ impl Execution<'_> {
         let (sink, checkpoint) = self
             .open_sink(&candidate, checkpoint, replica.as_ref())
             .await?;
-        let is_unproven = candidate.seen.facts.left == Left::Unproven;
+        let is_unproven = candidate.seen.facts.left == UnfinishedState::Unproven;
         let recheck =
             match is_resumed && is_unproven && candidate.target.kind() == TargetKind::Image {
                 true => sink.read_back().await?,

@@ -7,7 +7,7 @@ use super::checkpoint::Checkpoint;
 use super::files::StateFiles;
 use super::record;
 use crate::error::Result;
-use crate::target::{Ask, Base, Content, SourceInfo, Target};
+use crate::target::{Base, Content, ObserveRequest, SourceInfo, Target};
 
 /// The names of the snapshots that a target holds, and of those that its unfinished run comes from and leads to. It changes nothing.
 ///
@@ -37,7 +37,7 @@ pub async fn needed_bases(target: &dyn Target, source: &SourceInfo) -> Result<BT
     }
     if target.kind().is_new() {
         let replica = record.as_ref().and_then(|record| record.replica.as_deref());
-        let ask = Ask {
+        let ask = ObserveRequest {
             source,
             base: &Base::Auto,
             left: checkpoint.as_ref().and_then(Checkpoint::state),

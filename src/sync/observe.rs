@@ -20,7 +20,9 @@ use crate::block::{BlockIndex, BlockSet, Extent, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::{make_folder_of, remove_if_there};
 use crate::snapshot::SnapshotId;
-use crate::target::{Ask, Content, Left, SourceInfo, Stop, Target, TargetRecord};
+use crate::target::{
+    Content, ObserveRequest, SourceInfo, Stop, Target, TargetRecord, UnfinishedState,
+};
 
 /// A target of a run, until it is opened.
 pub(super) struct Candidate {
@@ -175,7 +177,7 @@ impl Candidate {
             checkpoint.mark(written.iter().map(|(index, _)| Extent::of(*index)), state);
         }
         self.seen.unfinished = Some((checkpoint.task().clone(), checkpoint.done()));
-        self.seen.facts.left = Left::Proven;
+        self.seen.facts.left = UnfinishedState::Proven;
         Ok(())
     }
 
@@ -390,7 +392,7 @@ async fn look(
 ) -> Result<Observed> {
     let known = record::load(&files.record(), None)?;
     let replica = known.as_ref().and_then(|record| record.replica.as_deref());
-    let ask = Ask {
+    let ask = ObserveRequest {
         source: &source.info,
         base: &job.base,
         left: checkpoint.and_then(Checkpoint::state),

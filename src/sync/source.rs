@@ -9,7 +9,7 @@ use crate::source::{BlockSource, Catalog, Changes, HeldDigests, held};
 use crate::target::{Mark, SourceInfo, Stop};
 
 /// Reads the mark of a source of this machine.
-pub type LookAtMark = Box<dyn Fn() -> Option<Mark> + Send + Sync>;
+pub type ReadMark = Box<dyn Fn() -> Option<Mark> + Send + Sync>;
 
 /// A snapshot, or an image or device of this machine.
 pub struct Source {
@@ -20,7 +20,7 @@ pub struct Source {
     /// Lists what changed, of a snapshot.
     pub catalog: Option<Arc<dyn Catalog>>,
     /// Its mark now, where it can change.
-    pub mark: Option<LookAtMark>,
+    pub mark: Option<ReadMark>,
     /// Whether it is what an earlier run staged on this machine.
     pub is_staged: bool,
 }

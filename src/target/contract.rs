@@ -99,7 +99,7 @@ impl ContractRun {
 
     pub(crate) async fn observe(&self, target: &dyn Target) -> Facts {
         let left = self.state.lock().clone();
-        let ask = Ask {
+        let ask = ObserveRequest {
             source: &self.source,
             base: &Base::None,
             left: left.as_ref(),
@@ -268,7 +268,7 @@ pub(crate) async fn names_first_and_publishes_every_byte(place: &dyn ContractFix
     let target = place.target().await;
     let run = ContractRun::new(place, &*target).await;
     let facts = run.observe(&*target).await;
-    assert_eq!(facts.left, Left::Gone);
+    assert_eq!(facts.left, UnfinishedState::Absent);
     // A name that cannot be kept: nothing is changed.
     let before = target.mark().unwrap();
     let refuse = |_: &SinkState| Err(crate::error::Error::new(Kind::NoSpace, "full"));
@@ -324,18 +324,18 @@ pub(crate) async fn survives_a_crash_between_any_two_calls(place: &dyn ContractF
         let target = place.target().await;
         let facts = run.observe(&*target).await;
         let left = match last {
-            None => vec![Left::Gone],
-            Some(ContractStep::Open | ContractStep::Flush) => vec![Left::Proven],
+            None => vec![UnfinishedState::Absent],
+            Some(ContractStep::Open | ContractStep::Flush) => vec![UnfinishedState::Proven],
             // An image in place may have been cut to its size.
             Some(ContractStep::Publish) if target.kind() == TargetKind::ImageInPlace => {
-                vec![Left::Proven, Left::Unproven]
+                vec![UnfinishedState::Proven, UnfinishedState::Unproven]
             }
             Some(ContractStep::Publish) if target.kind() == TargetKind::Image => {
                 assert!(facts.is_published, "{at}");
-                vec![Left::Gone]
+                vec![UnfinishedState::Absent]
             }
-            Some(ContractStep::Publish) => vec![Left::Proven],
-            Some(_) => vec![Left::Unproven, Left::Proven],
+            Some(ContractStep::Publish) => vec![UnfinishedState::Proven],
+            Some(_) => vec![UnfinishedState::Unproven, UnfinishedState::Proven],
         };
         assert!(left.contains(&facts.left), "{:?} {at}", facts.left);
         let opened = run.open(&*target, &facts).await.unwrap();

@@ -73,7 +73,7 @@ pub enum Base {
 
 /// What [`super::Target::observe`] is asked.
 #[derive(Debug)]
-pub struct Ask<'a> {
+pub struct ObserveRequest<'a> {
     /// What is going to be copied.
     pub source: &'a SourceInfo,
     /// The requested base.
@@ -97,9 +97,9 @@ pub enum Existence {
 
 /// What an unfinished run has left, against its checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Left {
+pub enum UnfinishedState {
     /// Nothing of it is there: another part, another image, a snapshot that EBS has given up.
-    Gone,
+    Absent,
     /// It is there, and its mark, or the kernel's count of sectors, proves that nothing else has written it since.
     Proven,
     /// It is there; its mark does not prove that nothing else has written it.
@@ -144,8 +144,8 @@ pub struct Facts {
     pub obstacles: Vec<String>,
     /// What the user should know; it stops nothing.
     pub warnings: Vec<String>,
-    /// What an unfinished run has left; `Gone` where none was asked about.
-    pub left: Left,
+    /// What an unfinished run has left; `Absent` where none was asked about.
+    pub left: UnfinishedState,
     /// Sectors written to it since the unfinished run began, as the kernel counts; none where that is not known.
     pub written_since: Option<u64>,
     /// Whether zeroing counts as writing all of the sectors: not where a device cannot unmap, and only what is not zero is written.
@@ -179,7 +179,7 @@ impl Facts {
             mark_proves: true,
             obstacles: Vec::new(),
             warnings: Vec::new(),
-            left: Left::Gone,
+            left: UnfinishedState::Absent,
             written_since: None,
             counts_zeroes: false,
             is_published: false,

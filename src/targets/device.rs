@@ -20,8 +20,9 @@ use crate::files::blocking;
 use crate::source::{BlockSource, DiskSource, size_of};
 use crate::sysfs::{BlockDevice, Sysfs};
 use crate::target::{
-    Ask, DeviceMark, Existence, Facts, Left, LockPath, Mark, Opened, Opening, Published, Replica,
-    Sink, SinkBody, SinkState, StatePaths, Target, TargetKind, Written, stem_in,
+    DeviceMark, Existence, Facts, LockPath, Mark, ObserveRequest, Opened, Opening, Published,
+    Replica, Sink, SinkBody, SinkState, StatePaths, Target, TargetKind, UnfinishedState, Written,
+    stem_in,
 };
 
 /// A block device.
@@ -185,17 +186,17 @@ fn written_since(state: Option<&SinkState>, now: Option<&DeviceMark>) -> Option<
 }
 
 /// What an unfinished run has left on a device with this mark. A state of another version proves nothing.
-fn left_by(state: Option<&SinkState>, mark: Option<&DeviceMark>) -> Left {
+fn left_by(state: Option<&SinkState>, mark: Option<&DeviceMark>) -> UnfinishedState {
     let Some(state) = state else {
-        return Left::Gone;
+        return UnfinishedState::Absent;
     };
     let last = state
         .open::<DeviceState>()
         .ok()
         .and_then(|state| state.mark);
     match mark.is_some() && last.as_ref() == mark {
-        true => Left::Proven,
-        false => Left::Unproven,
+        true => UnfinishedState::Proven,
+        false => UnfinishedState::Unproven,
     }
 }
 
@@ -252,7 +253,7 @@ impl Target for DeviceTarget {
         Ok(self.mark_of(&self.open_for_reading()?))
     }
 
-    fn observe<'a>(&'a self, ask: &'a Ask<'a>) -> BoxFuture<'a, Result<Facts>> {
+    fn observe<'a>(&'a self, ask: &'a ObserveRequest<'a>) -> BoxFuture<'a, Result<Facts>> {
         let (target, left) = (self.clone(), ask.left.cloned());
         blocking(move || target.facts(left.as_ref())).boxed()
     }

@@ -38,8 +38,8 @@ use crate::error::{Error, Kind, Remedy, Result};
 use crate::snapshot::{Descriptions, Selector, Snapshot, SnapshotId, SnapshotState, YOUNG};
 use crate::source::{BlockSource, Catalog, held};
 use crate::target::{
-    Ask, Facts, LockPath, Opened, Opening, Replica, SinkState, SourceInfo, StatePaths, Target,
-    TargetKind, stem_in,
+    Facts, LockPath, ObserveRequest, Opened, Opening, Replica, SinkState, SourceInfo, StatePaths,
+    Target, TargetKind, stem_in,
 };
 
 use evidence::{NO_VOLUME, OWN_TAGS};
@@ -228,7 +228,7 @@ impl Target for EbsTarget {
         Ok(Vec::new())
     }
 
-    fn observe<'a>(&'a self, ask: &'a Ask<'a>) -> BoxFuture<'a, Result<Facts>> {
+    fn observe<'a>(&'a self, ask: &'a ObserveRequest<'a>) -> BoxFuture<'a, Result<Facts>> {
         self.look(ask).boxed()
     }
 

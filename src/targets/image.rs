@@ -20,8 +20,8 @@ use crate::files::{self, FileMark, blocking, copy_data, folder_of, remove_if_the
 use crate::snapshot::SnapshotId;
 use crate::source::{BlockSource, DiskSource};
 use crate::target::{
-    Ask, Base, Existence, Facts, Left, LockPath, Mark, Opened, Opening, Replica, SinkBody,
-    SinkState, StatePaths, Target, TargetKind,
+    Base, Existence, Facts, LockPath, Mark, ObserveRequest, Opened, Opening, Replica, SinkBody,
+    SinkState, StatePaths, Target, TargetKind, UnfinishedState,
 };
 use sink::{ImageSink, NO_ATTRIBUTES, Replaced, set_attributes};
 
@@ -103,7 +103,7 @@ impl ImageTarget {
         with_ending(&self.path, ".ebsfs-part")
     }
 
-    fn look(&self, ask: &Ask<'_>) -> Result<Facts> {
+    fn look(&self, ask: &ObserveRequest<'_>) -> Result<Facts> {
         let failed = |error| Error::of_file(&self.path, "cannot look at", error);
         let metadata = match std::fs::metadata(&self.path) {
             Ok(metadata) => Some(metadata),
@@ -144,25 +144,25 @@ impl ImageTarget {
     }
 
     /// What an unfinished run has left.
-    fn left(&self, state: &SinkState, now: Option<&Mark>) -> Result<Left> {
+    fn left(&self, state: &SinkState, now: Option<&Mark>) -> Result<UnfinishedState> {
         let Ok(ImageState { mark, .. }) = state.open() else {
-            return Ok(Left::Gone);
+            return Ok(UnfinishedState::Absent);
         };
         let against = |now: &FileMark| match (now == &mark, now.inode == mark.inode) {
-            (true, _) if mark.proves_at(&self.path) => Left::Proven,
-            (_, true) => Left::Unproven,
-            (_, false) => Left::Gone,
+            (true, _) if mark.proves_at(&self.path) => UnfinishedState::Proven,
+            (_, true) => UnfinishedState::Unproven,
+            (_, false) => UnfinishedState::Absent,
         };
         let image = match now {
             Some(Mark::Image(now)) => Some(now),
             _ => None,
         };
         if self.is_in_place {
-            return Ok(image.map_or(Left::Gone, against));
+            return Ok(image.map_or(UnfinishedState::Absent, against));
         }
         let part = self.part();
         let Some(file) = files::open_ours(&part, false)? else {
-            return Ok(Left::Gone);
+            return Ok(UnfinishedState::Absent);
         };
         let failed = |error| Error::of_file(&part, "cannot look at", error);
         file.sync_all().map_err(failed)?;
@@ -372,7 +372,7 @@ impl Target for ImageTarget {
         }
     }
 
-    fn observe<'a>(&'a self, ask: &'a Ask<'a>) -> BoxFuture<'a, Result<Facts>> {
+    fn observe<'a>(&'a self, ask: &'a ObserveRequest<'a>) -> BoxFuture<'a, Result<Facts>> {
         std::future::ready(self.look(ask)).boxed()
     }
 

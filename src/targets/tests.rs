@@ -13,7 +13,7 @@ use super::*;
 use crate::block::{BLOCK_SIZE, Geometry};
 use crate::sysfs::tests::LoopDevice;
 use crate::target::contract::{self, ContractFixture, ContractRun};
-use crate::target::{Left, SourceInfo, Target};
+use crate::target::{SourceInfo, Target, UnfinishedState};
 
 /// Eight blocks, the last one of two pages.
 const SIZE: u64 = 7 * BLOCK_SIZE as u64 + 8192;
@@ -243,7 +243,7 @@ async fn discard_removes_the_part_and_nothing_else() {
         assert_eq!(image.names(), ["image", "other"]);
         assert_eq!(std::fs::read(image.path()).unwrap(), before);
     }
-    assert_eq!(run.observe(&*target).await.left, Left::Gone);
+    assert_eq!(run.observe(&*target).await.left, UnfinishedState::Absent);
 }
 
 #[tokio::test]
@@ -266,7 +266,7 @@ async fn another_file_in_the_place_of_a_part_or_an_image_is_not_taken_for_it() {
         file.set_len(SIZE).unwrap();
         std::fs::rename(&new, image.path()).unwrap();
         let left = run.observe(&*target).await.left;
-        assert_eq!(left, Left::Gone, "file {number}");
+        assert_eq!(left, UnfinishedState::Absent, "file {number}");
     }
 }
 

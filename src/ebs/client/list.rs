@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer};
 use tokio::time::Instant;
 
 use super::wire::{Request, escaped};
-use super::{CallFailure, Client, EbsCall, HEADERS_TIMEOUT, Waits};
+use super::{CallFailure, CallRetries, Client, EbsCall, HEADERS_TIMEOUT};
 use crate::aws::ErrorClass;
 use crate::block::{BLOCK_SIZE, BlockIndex};
 use crate::ebs::listing::{ChangedBlock, ListFrom, ListReply, Token};
@@ -117,7 +117,7 @@ impl Client {
             }
             Ok(reply)
         };
-        let mut waits = Waits::new();
+        let mut waits = CallRetries::new();
         loop {
             if let Some(reply) = self.one_try(call, &mut waits, once()).await? {
                 return Ok(reply);

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::wire::{Request, short_body};
-use super::{Client, EbsCall, HEADERS_TIMEOUT, Waits};
+use super::{CallRetries, Client, EbsCall, HEADERS_TIMEOUT};
 use crate::aws::{ErrorClass, classify};
 use crate::block::{BLOCK_SIZE, BlockIndex, Digest};
 use crate::error::{Error, Kind, Result};
@@ -171,7 +171,7 @@ impl Client {
             counted.answered();
             Ok(())
         };
-        let mut waits = Waits::new();
+        let mut waits = CallRetries::new();
         while self.one_try(&call, &mut waits, once()).await?.is_none() {}
         Ok(())
     }
@@ -232,7 +232,7 @@ impl Client {
             counted.answered();
             Ok(reply)
         };
-        let mut waits = Waits::new();
+        let mut waits = CallRetries::new();
         loop {
             let answer = self.one_try(call, &mut waits, once()).await;
             if let Some(answer) = answer.map_err(Error::from)? {

@@ -94,12 +94,12 @@ struct Range {
     stop: u32,
     cursor: SharedCursor,
     /// What the last page lists after `stop`, once that is reached.
-    beyond: Option<Beyond>,
+    beyond: Option<RangeOverlap>,
 }
 
 /// The changes between `stop` and `end`, by one range's last page.
 #[derive(Clone, Debug)]
-struct Beyond {
+struct RangeOverlap {
     blocks: Vec<(BlockIndex, Change)>,
     end: u32,
 }
@@ -261,7 +261,7 @@ impl DeltaListing {
             // A page that ends where the next range begins does not overlap it yet: one more page must, with its anchor.
             let nothing_follows = !page.more || (end == range.stop && end == self.end());
             if page.end > range.stop || nothing_follows {
-                range.beyond = Some(Beyond {
+                range.beyond = Some(RangeOverlap {
                     blocks: beyond
                         .iter()
                         .map(|(index, block)| (*index, change(block)))

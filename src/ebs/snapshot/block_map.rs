@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::warn;
 
 use super::Tokens;
-use super::map_memory::{Forget, MapMemory};
+use super::map_memory::{Forgettable, MapMemory};
 use super::presence::{CountNotice, NextExtent, Presence, StatedFacts};
 use crate::block::{BlockIndex, Extent, Geometry};
 use crate::ebs::client::{CallFailure, Client};
@@ -72,7 +72,7 @@ struct MapState {
     corrupt: Option<Error>,
 }
 
-impl Forget for Mutex<MapState> {
+impl Forgettable for Mutex<MapState> {
     fn forget(&self) -> bool {
         let mut state = self.lock();
         // A second count compares with the first one.

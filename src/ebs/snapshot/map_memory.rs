@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 const MAX_BYTES: usize = 48 << 20;
 
 /// A map that can forget.
-pub(super) trait Forget: Send + Sync {
+pub(super) trait Forgettable: Send + Sync {
     /// Forgets what can be listed again. `false`: it cannot forget now, and keeps its memory.
     fn forget(&self) -> bool;
 }
@@ -30,7 +30,7 @@ struct ChargedMaps {
 
 struct ChargedMap {
     bytes: usize,
-    map: Weak<dyn Forget>,
+    map: Weak<dyn Forgettable>,
 }
 
 impl ChargedMaps {
@@ -71,7 +71,7 @@ impl MapMemory {
     }
 
     /// Sets the bytes of a map. Above the limit, the least recently used other maps forget. The caller holds no map's lock.
-    pub(super) fn charge(&self, number: u32, bytes: usize, map: Weak<dyn Forget>) {
+    pub(super) fn charge(&self, number: u32, bytes: usize, map: Weak<dyn Forgettable>) {
         let mut victims = Vec::new();
         {
             let mut maps = self.maps.lock();
@@ -111,7 +111,7 @@ mod tests {
     /// Whether it has forgotten; one that cannot has `None`.
     struct Map(Mutex<Option<bool>>);
 
-    impl Forget for Map {
+    impl Forgettable for Map {
         fn forget(&self) -> bool {
             let mut forgotten = self.0.lock();
             *forgotten = forgotten.map(|_| true);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::super::Emulator;
 use super::super::record::{SnapshotRecord, millis};
 use super::super::reply::Refusal;
-use super::super::store::{EmulatorStore, Making, is_volume_id};
+use super::super::store::{EmulatorStore, SnapshotRequest, is_volume_id};
 use super::snapshots::snapshot_fields;
 use super::volumes::attached_to;
 use super::{MOST_TAGS, QueryForm};
@@ -124,7 +124,7 @@ impl Emulator {
         let mut made = Vec::new();
         for (place, (volume, tags)) in (1..).zip(volumes) {
             let shown = Duration::from_millis(switches.shown_ms).saturating_mul(place);
-            let making = Making {
+            let making = SnapshotRequest {
                 volume,
                 description,
                 tags: tags.clone(),

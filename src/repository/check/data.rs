@@ -24,7 +24,7 @@ const ROWS: usize = 1 << 20;
 pub(in crate::repository) type Row = (u64, Spot);
 
 /// What is wrong with a pack.
-enum Wrong {
+enum PackDamage {
     /// The pack itself.
     Damaged(String),
     /// The segments contradict its table: they are wrong.
@@ -54,7 +54,7 @@ impl Check<'_> {
     /// Reads the wanted ones of these packs; returns how many were read, and their bytes.
     pub(super) async fn read(&mut self, packs: usize, wanted: ReadData) -> Result<(u64, u64)> {
         let parts = (packs * MOST_BLOCKS).div_ceil(ROWS).max(1) as u64;
-        let mut wrong: BTreeMap<Name, Wrong> = BTreeMap::new();
+        let mut wrong: BTreeMap<Name, PackDamage> = BTreeMap::new();
         let (mut read, mut bytes) = (0, 0);
         let (store, progress) = (self.store, self.progress);
         let of = if wanted == ReadData::All { packs } else { 0 };
@@ -87,7 +87,7 @@ impl Check<'_> {
     }
 
     /// Adds the snapshots that need a damaged pack. They are searched only here, because damage is rare.
-    async fn blame(&mut self, wrong: BTreeMap<Name, Wrong>) {
+    async fn blame(&mut self, wrong: BTreeMap<Name, PackDamage>) {
         let store = self.store;
         for (name, manifests) in self.segments.clone() {
             let Ok(segment) = segments::read(store, &name).await else {
@@ -95,11 +95,11 @@ impl Check<'_> {
             };
             for pack in segment.packs() {
                 match wrong.get(pack) {
-                    Some(Wrong::Damaged(what)) => {
+                    Some(PackDamage::Damaged(what)) => {
                         self.suspects.packs.insert(*pack);
                         self.note_data(object("packs", pack), what, &manifests);
                     }
-                    Some(Wrong::Lacks(rows)) => {
+                    Some(PackDamage::Lacks(rows)) => {
                         let mut its = segment.entries().filter(|(_, entry)| entry.pack == *pack);
                         if its.any(|(_, entry)| rows.contains(&row(&entry.digest, entry.spot))) {
                             let what = "a block that it speaks of is not where it says";
@@ -111,7 +111,7 @@ impl Check<'_> {
             }
         }
         for (name, found) in wrong {
-            if let Wrong::Lacks(rows) = found {
+            if let PackDamage::Lacks(rows) = found {
                 self.suspects.lacks.insert(name, rows);
             }
         }
@@ -146,14 +146,16 @@ async fn look_at(
     store: &Store,
     name: &Name,
     mut claims: HashSet<Row>,
-) -> Result<(Option<Wrong>, u64)> {
+) -> Result<(Option<PackDamage>, u64)> {
     let bytes = match store.get(&object("packs", name)).await {
-        Err(error) if is_damage(&error) => return Ok((Some(Wrong::Damaged(error.chain())), 0)),
+        Err(error) if is_damage(&error) => {
+            return Ok((Some(PackDamage::Damaged(error.chain())), 0));
+        }
         bytes => bytes?,
     };
     let (name, len) = (*name, bytes.len() as u64);
     let wrong = blocking(move || {
-        let damaged = |what: &str| Ok(Some(Wrong::Damaged(what.to_owned())));
+        let damaged = |what: &str| Ok(Some(PackDamage::Damaged(what.to_owned())));
         let Some((found, table)) = pack::table(&bytes) else {
             return damaged("it is no pack");
         };
@@ -171,7 +173,7 @@ async fn look_at(
             }
             claims.remove(&row(&digest, spot));
         }
-        Ok((!claims.is_empty()).then_some(Wrong::Lacks(claims)))
+        Ok((!claims.is_empty()).then_some(PackDamage::Lacks(claims)))
     });
     Ok((wrong.await?, len))
 }

@@ -9,7 +9,7 @@ use super::*;
 use crate::block::{BlockIndex, Digest};
 use crate::progress::Progress;
 use crate::repository::manifest::{FORMAT, SegmentOf, manifest_object};
-use crate::repository::pack::{Filling, Packer, Spot};
+use crate::repository::pack::{OpenPack, Packer, Spot};
 use crate::repository::segment::{Segment, SegmentEntry};
 use crate::repository::store::Connection;
 
@@ -60,7 +60,7 @@ async fn a_segment_with_entries_that_no_pack_holds_damages_only_its_own_snapshot
     let catalog = repository(folder.path()).await;
     let store = catalog.store();
     let places = Arc::new(Semaphore::new(2));
-    let (mut filling, mut packer) = (Filling::default(), Packer::new().unwrap());
+    let (mut filling, mut packer) = (OpenPack::default(), Packer::new().unwrap());
     for number in 1..=2u8 {
         let block = Bytes::from(vec![number; 1 << 19]);
         let digest = Sha256::digest(&block).into();
@@ -117,13 +117,13 @@ async fn a_listing_that_lacks_an_existing_pack_is_no_proof_of_damage() {
             segments: BTreeMap::new(),
             damages: Damages::new(),
             suffering: BTreeSet::new(),
-            suspects: Suspects::default(),
+            suspects: SuspectObjects::default(),
         };
         let doubts = doubted.iter().map(|(name, end)| {
-            let doubt = Doubt {
+            let doubt = UnlistedPack {
                 end: *end,
                 manifests: BTreeSet::new(),
-                lack: Lack::Missing,
+                lack: PackFault::Missing,
             };
             (*name, doubt)
         });

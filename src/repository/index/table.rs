@@ -31,7 +31,7 @@ pub(super) const RUN_BUFFER: usize = 64 << 10;
 /// A block as it is in the file, which sorts by its digest.
 pub(super) type IndexEntry = [u8; ENTRY];
 /// A unique prefix of a pack's name.
-type Short = [u8; 16];
+type ShortName = [u8; 16];
 
 pub(super) fn entry_of(digest: &Digest, pack: &Name, spot: Spot) -> IndexEntry {
     let mut entry = [0; ENTRY];
@@ -199,7 +199,7 @@ impl Write for Hashed<'_> {
 /// A segment that the table has the blocks of, and the packs that they are in.
 pub(super) struct IndexedSegment {
     pub(super) name: Name,
-    pub(super) packs: Vec<Short>,
+    pub(super) packs: Vec<ShortName>,
 }
 
 impl IndexedSegment {

@@ -11,7 +11,7 @@ use futures_util::stream::{self, StreamExt};
 
 use super::before;
 use super::needed::Needed;
-use super::sweep::Doomed;
+use super::sweep::SweptObject;
 use crate::block::random_id;
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::repository::check::short;
@@ -50,7 +50,7 @@ pub(super) async fn put_marks(store: &Store, names: &[String]) -> Result<()> {
 }
 
 /// Records that these objects are about to be deleted; returns the objects of the record.
-pub(super) async fn put_sweep(store: &Store, doomed: &[Doomed]) -> Result<Vec<String>> {
+pub(super) async fn put_sweep(store: &Store, doomed: &[SweptObject]) -> Result<Vec<String>> {
     let names: Vec<String> = doomed.iter().map(|doomed| doomed.name.clone()).collect();
     put(store, &names, SWEEP).await
 }
@@ -60,7 +60,7 @@ pub(super) async fn put_sweep(store: &Store, doomed: &[Doomed]) -> Result<Vec<St
 pub(super) async fn put_spared(
     store: &Store,
     sweeps: &[String],
-    doomed: &[Doomed],
+    doomed: &[SweptObject],
     needed: &Needed,
 ) -> Result<()> {
     for (sweep, part) in sweeps.iter().zip(doomed.chunks(MOST_NAMES)) {

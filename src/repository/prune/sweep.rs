@@ -20,14 +20,14 @@ const DELETES: usize = 16;
 
 /// An object that is about to be deleted.
 #[derive(Clone, Debug)]
-pub(super) struct Doomed {
+pub(super) struct SweptObject {
     pub(super) name: String,
     folder: &'static str,
     short: u64,
     bytes: u64,
 }
 
-impl Doomed {
+impl SweptObject {
     pub(super) fn is_needed(&self, needed: &Needed) -> bool {
         needed.within(self.folder).contains(&self.short)
     }
@@ -36,7 +36,7 @@ impl Doomed {
 /// An object that no manifest needs.
 #[derive(Clone, Debug)]
 struct Unneeded {
-    object: Doomed,
+    object: SweptObject,
     /// Whether an earlier prune marked it a grace ago.
     is_ripe: bool,
     /// Whether it was written a grace ago.
@@ -116,7 +116,7 @@ impl Sweep {
             is_kept: self
                 .kept_since
                 .is_some_and(|since| object.modified >= since),
-            object: Doomed {
+            object: SweptObject {
                 name: object.name,
                 folder,
                 short,
@@ -131,7 +131,7 @@ impl Sweep {
     }
 
     /// The objects to delete now.
-    pub(super) fn doomed(&self, is_immediate: bool) -> Vec<Doomed> {
+    pub(super) fn doomed(&self, is_immediate: bool) -> Vec<SweptObject> {
         let due = self.unneeded.iter();
         let due = due.filter(|one| Self::is_due(one, is_immediate) && !one.is_kept);
         due.map(|one| one.object.clone()).collect()
@@ -164,7 +164,7 @@ impl Sweep {
 }
 
 /// Leaves out needed objects, and corrects the counts.
-pub(super) fn spare(doomed: &mut Vec<Doomed>, needed: &Needed, pruned: &mut Pruned) {
+pub(super) fn spare(doomed: &mut Vec<SweptObject>, needed: &Needed, pruned: &mut Pruned) {
     doomed.retain(|one| {
         let is_needed = one.is_needed(needed);
         if is_needed {
@@ -178,7 +178,7 @@ pub(super) fn spare(doomed: &mut Vec<Doomed>, needed: &Needed, pruned: &mut Prun
 /// Deletes objects, and subtracts those that were not deleted from the counts.
 pub(super) async fn delete(
     store: &Store,
-    doomed: Vec<Doomed>,
+    doomed: Vec<SweptObject>,
     deadline: Duration,
     pruned: &mut Pruned,
     progress: &Progress,

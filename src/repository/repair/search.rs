@@ -24,7 +24,7 @@ const SCANS: usize = 3;
 
 /// The lost blocks of segments.
 #[derive(Default)]
-pub(super) struct Lost {
+pub(super) struct LostDigests {
     pub(super) digests: HashSet<Digest>,
     /// The entries of segments about damaged packs.
     pub(super) claims: HashMap<Name, Vec<(Digest, Spot)>>,
@@ -52,7 +52,7 @@ async fn is_there(store: &Store, digest: Digest, pack: Name, spot: Spot) -> Resu
 
 impl Repair<'_> {
     /// Finds as many of these blocks as possible.
-    pub(super) async fn search(&mut self, lost: &Lost) -> Result<()> {
+    pub(super) async fn search(&mut self, lost: &LostDigests) -> Result<()> {
         self.search_packs(&lost.digests).await?;
         self.count_found(lost);
         self.salvage(&lost.claims).await?;
@@ -67,13 +67,13 @@ impl Repair<'_> {
         Ok(())
     }
 
-    fn count_found(&self, lost: &Lost) {
+    fn count_found(&self, lost: &LostDigests) {
         let found = lost.digests.iter();
         let found = found.filter(|digest| self.finds.has(digest)).count();
         self.progress.reach(found as u64);
     }
 
-    fn has_all(&self, lost: &Lost) -> bool {
+    fn has_all(&self, lost: &LostDigests) -> bool {
         lost.digests.iter().all(|digest| self.finds.has(digest))
     }
 
@@ -154,7 +154,7 @@ impl Repair<'_> {
     }
 
     /// Reads the source where the blocks belong, then all of it.
-    async fn search_origin(&mut self, origin: &RepairOrigin, lost: &Lost) -> Result<()> {
+    async fn search_origin(&mut self, origin: &RepairOrigin, lost: &LostDigests) -> Result<()> {
         let count = origin.blocks.geometry().block_count();
         let missing = lost
             .indexes
@@ -185,7 +185,7 @@ impl Repair<'_> {
     async fn try_blocks(
         &mut self,
         origin: &RepairOrigin,
-        lost: &Lost,
+        lost: &LostDigests,
         indexes: Vec<u32>,
     ) -> Result<()> {
         let source = &origin.blocks;

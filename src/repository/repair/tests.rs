@@ -10,7 +10,7 @@ use super::*;
 use crate::block::{BLOCK_SIZE, Block, Geometry};
 use crate::repository::check::check;
 use crate::repository::manifest::{FORMAT, SegmentOf, manifest_object};
-use crate::repository::pack::{Filling, Packer, Spot};
+use crate::repository::pack::{OpenPack, Packer, Spot};
 use crate::repository::store::Connection;
 use crate::source::Catalog;
 use crate::target::VolumeKey;
@@ -75,7 +75,7 @@ impl BlockSource for Blocks {
 
 async fn put_segment(store: &Store, number: u32, blocks: &[(u16, u8)]) -> (SegmentOf, Name) {
     let places = Arc::new(Semaphore::new(blocks.len()));
-    let (mut filling, mut packer) = (Filling::default(), Packer::new().unwrap());
+    let (mut filling, mut packer) = (OpenPack::default(), Packer::new().unwrap());
     for (within, content) in blocks {
         let (bytes, digest) = block(*content);
         let place = Arc::clone(&places).try_acquire_owned().unwrap();

@@ -1,4 +1,4 @@
-//! [`Finds`]: lost blocks that were found: where they are, or the new packs that they are being written into.
+//! [`FoundBlocks`]: lost blocks that were found: where they are, or the new packs that they are being written into.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,17 +10,17 @@ use crate::block::{BlockIndex, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::files::blocking;
 use crate::repository::header::Salt;
-use crate::repository::pack::{Filling, MOST_BLOCKS, MOST_BYTES, Name, Packer, Spot, Stored};
+use crate::repository::pack::{MOST_BLOCKS, MOST_BYTES, Name, OpenPack, Packer, Spot, Stored};
 use crate::repository::segments::object;
 use crate::repository::store::Store;
 
 /// Where blocks are by their digests.
-pub(super) struct Finds {
+pub(super) struct FoundBlocks {
     salt: Salt,
     /// Places that are remembered from one round to the next.
     most_places: usize,
     places: HashMap<Digest, Option<(Name, Spot)>>,
-    filling: Filling,
+    filling: OpenPack,
     /// Blocks in the pack that is being filled, in the order in which they came.
     next: u32,
     packer: Option<Packer>,
@@ -29,13 +29,13 @@ pub(super) struct Finds {
     pub(super) written: u64,
 }
 
-impl Finds {
+impl FoundBlocks {
     pub(super) fn new(salt: Salt, most_places: usize) -> Self {
         Self {
             salt,
             most_places,
             places: HashMap::new(),
-            filling: Filling::default(),
+            filling: OpenPack::default(),
             next: 0,
             packer: None,
             room: Arc::new(Semaphore::new(MOST_BLOCKS)),

@@ -18,7 +18,7 @@ pub(super) const MOST_BYTES: u64 = 64 << 20;
 
 /// What a caller does about a failed request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
+pub(super) enum FaultAction {
     /// Send it again until the deadline.
     Retry,
     /// Fail: another attempt would fail too.
@@ -41,18 +41,18 @@ pub(super) enum Next {
 #[derive(Clone, Debug)]
 pub(super) struct StoreFault {
     pub(super) error: Error,
-    pub(super) next: Next,
+    pub(super) next: FaultAction,
 }
 
 pub(super) type StoreAnswer<T> = std::result::Result<T, StoreFault>;
 
 impl StoreFault {
-    pub(super) fn new(next: Next, error: Error) -> Self {
+    pub(super) fn new(next: FaultAction, error: Error) -> Self {
         Self { error, next }
     }
 
     pub(super) fn is_absent(&self) -> bool {
-        self.next == Next::Absent
+        self.next == FaultAction::Absent
     }
 }
 
@@ -143,7 +143,7 @@ pub(super) trait Backend: Send + Sync {
         transfer: &Arc<Transfer>,
     ) -> StoreAnswer<Bytes>;
 
-    /// Puts an object; with `create` only where there is none ([`Next::Exists`], [`Next::NoCondition`]).
+    /// Puts an object; with `create` only where there is none ([`FaultAction::Exists`], [`FaultAction::NoCondition`]).
     async fn put(
         &self,
         key: &str,

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::backend::{
-    Backend, ListCursor, ListedKey, MOST_BYTES, Next, ObjectHead, StoreAnswer, StoreFault,
+    Backend, FaultAction, ListCursor, ListedKey, MOST_BYTES, ObjectHead, StoreAnswer, StoreFault,
     StorePage, Upload,
 };
 use super::bandwidth::Direction;
@@ -67,8 +67,8 @@ impl FolderBackend {
             blocking(move || work(&path).map_err(|error| Error::of_file(&path, &what, error)));
         done.await.map_err(|error| {
             let next = match error.kind() {
-                Kind::NotFound => Next::Absent,
-                _ => Next::Final,
+                Kind::NotFound => FaultAction::Absent,
+                _ => FaultAction::Final,
             };
             StoreFault::new(next, error)
         })
@@ -131,7 +131,7 @@ impl Backend for FolderBackend {
             true => Ok(()),
             false => {
                 let error = self.error(Kind::Io, "put", key, "an object of this name exists");
-                Err(StoreFault::new(Next::Exists, error))
+                Err(StoreFault::new(FaultAction::Exists, error))
             }
         }
     }

@@ -5,12 +5,12 @@ use std::error::Error as StdError;
 
 use object_store::Error as LibraryError;
 
-use super::backend::Next;
+use super::backend::FaultAction;
 use super::refusal::StoreRefusal;
 use crate::error::Kind;
 
 /// The refusal of a store, or the library's own error where it has no status.
-pub(super) fn refusal(error: &LibraryError) -> (StoreRefusal, Option<(Kind, Next)>) {
+pub(super) fn refusal(error: &LibraryError) -> (StoreRefusal, Option<(Kind, FaultAction)>) {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -35,22 +35,22 @@ pub(super) fn refusal(error: &LibraryError) -> (StoreRefusal, Option<(Kind, Next
         ..StoreRefusal::default()
     };
     let known = match error {
-        LibraryError::NotFound { .. } => Some((Kind::NotFound, Next::Absent)),
+        LibraryError::NotFound { .. } => Some((Kind::NotFound, FaultAction::Absent)),
         LibraryError::AlreadyExists { .. } | LibraryError::Precondition { .. } => {
-            Some((Kind::Io, Next::Exists))
+            Some((Kind::Io, FaultAction::Exists))
         }
         LibraryError::NotImplemented { .. } | LibraryError::NotSupported { .. } => {
-            Some((Kind::Invalid, Next::NoCondition))
+            Some((Kind::Invalid, FaultAction::NoCondition))
         }
         LibraryError::PermissionDenied { .. } | LibraryError::Unauthenticated { .. } => {
-            Some((Kind::Denied, Next::Final))
+            Some((Kind::Denied, FaultAction::Final))
         }
         // Later attempts would fail in the same way.
         LibraryError::Generic { .. } if text.contains("invalid peer certificate") => {
-            Some((Kind::Unavailable, Next::Final))
+            Some((Kind::Unavailable, FaultAction::Final))
         }
-        LibraryError::Generic { .. } => Some((Kind::Unavailable, Next::Retry)),
-        _ => Some((Kind::Invalid, Next::Final)),
+        LibraryError::Generic { .. } => Some((Kind::Unavailable, FaultAction::Retry)),
+        _ => Some((Kind::Invalid, FaultAction::Final)),
     };
     (refusal, known)
 }
@@ -75,6 +75,6 @@ mod tests {
         };
         let (said, known) = refusal(&error);
         assert_eq!(said.line(), "connection refused");
-        assert_eq!(known, Some((Kind::Unavailable, Next::Retry)));
+        assert_eq!(known, Some((Kind::Unavailable, FaultAction::Retry)));
     }
 }

@@ -18,7 +18,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::backend::{
-    Backend, ListCursor, ListedKey, Next, ObjectHead, StoreAnswer, StoreFault, StorePage, Upload,
+    Backend, FaultAction, ListCursor, ListedKey, ObjectHead, StoreAnswer, StoreFault, StorePage,
+    Upload,
 };
 use super::transfer::Transfer;
 use super::{Address, Connection, Store};
@@ -260,12 +261,12 @@ impl HostileBackend {
 
     fn unavailable(&self, verb: &str, key: &str) -> StoreFault {
         let error = self.error(Kind::Unavailable, verb, key, "503 SlowDown");
-        StoreFault::new(Next::Retry, error)
+        StoreFault::new(FaultAction::Retry, error)
     }
 
     fn absent(&self, verb: &str, key: &str) -> StoreFault {
         let error = self.error(Kind::NotFound, verb, key, "404 NoSuchKey");
-        StoreFault::new(Next::Absent, error)
+        StoreFault::new(FaultAction::Absent, error)
     }
 
     /// One request: it takes some time, has an effect, and its reply can be lost.
@@ -409,7 +410,7 @@ impl Backend for HostileBackend {
             let conflict = create && self.lies_now();
             if conflict || create && kept.seen(key).is_some() {
                 let error = self.error(Kind::Invalid, "put", key, "412 PreconditionFailed");
-                return Err(StoreFault::new(Next::Exists, error));
+                return Err(StoreFault::new(FaultAction::Exists, error));
             }
             let mut bytes = Vec::new();
             upload
@@ -472,7 +473,7 @@ impl Backend for HostileBackend {
         let page = self.request("list", prefix, |kept| {
             if self.lies_now() {
                 let error = self.error(Kind::Corrupt, "list", prefix, "the reply is HTML");
-                return Err(StoreFault::new(Next::Final, error));
+                return Err(StoreFault::new(FaultAction::Final, error));
             }
             Ok(self.page_of(&self.listed(kept, prefix), from))
         });

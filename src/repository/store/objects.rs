@@ -15,7 +15,7 @@ use object_store::{
 
 use super::address::{Address, Scheme};
 use super::backend::{
-    Backend, ListCursor, ListedKey, MOST_BYTES, Next, ObjectHead, StoreAnswer, StoreFault,
+    Backend, FaultAction, ListCursor, ListedKey, MOST_BYTES, ObjectHead, StoreAnswer, StoreFault,
     StorePage, Upload,
 };
 use super::bandwidth::Direction;
@@ -109,7 +109,7 @@ impl Backend for ForeignBackend {
         if size > MOST_BYTES {
             let what = format!("it has {size} bytes, more than any object of a repository");
             return Err(StoreFault::new(
-                Next::Final,
+                FaultAction::Final,
                 self.error(Kind::Corrupt, "get", key, &what),
             ));
         }
@@ -121,7 +121,7 @@ impl Backend for ForeignBackend {
             bytes.extend_from_slice(&part);
             if bytes.len() as u64 > MOST_BYTES {
                 let error = self.error(Kind::Corrupt, "get", key, "the reply does not end");
-                return Err(StoreFault::new(Next::Final, error));
+                return Err(StoreFault::new(FaultAction::Final, error));
             }
         }
         Ok(bytes.freeze())
@@ -248,7 +248,10 @@ mod tests {
         for key in ["p/packs/b", "p/packs/a", "p/packs2/c"] {
             put(key, true).await.unwrap();
         }
-        assert_eq!(put("p/packs/a", true).await.unwrap_err().next, Next::Exists);
+        assert_eq!(
+            put("p/packs/a", true).await.unwrap_err().next,
+            FaultAction::Exists
+        );
         put("p/packs/a", false).await.unwrap();
         let part = backend.get("p/packs/a", Some(1..3), transfer).await;
         assert_eq!(part.unwrap(), "yt");

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
-use super::backend::{Next, StoreAnswer, StoreFault, Upload};
+use super::backend::{FaultAction, StoreAnswer, StoreFault, Upload};
 use super::transfer::Transfer;
 use super::{Store, proof};
 use crate::error::{Kind, Result};
@@ -79,7 +79,7 @@ impl Store {
     fn lost(&self, key: &str, what: &str) -> StoreFault {
         let what = format!("the store has taken it, and {what}");
         StoreFault::new(
-            Next::Retry,
+            FaultAction::Retry,
             self.backend.error(Kind::Corrupt, "put", key, &what),
         )
     }
@@ -106,12 +106,12 @@ impl Store {
                 there => there.is_none(),
             };
             match self.backend.put(key, upload, create, &transfer).await {
-                Err(fault) if fault.next == Next::NoCondition => {
+                Err(fault) if fault.next == FaultAction::NoCondition => {
                     self.backend.put(key, upload, false, &transfer).await?;
                     self.traffic.written(upload.len);
                 }
                 // Perhaps by this very request, whose reply was lost.
-                Err(fault) if fault.next == Next::Exists => {}
+                Err(fault) if fault.next == FaultAction::Exists => {}
                 put => {
                     put?;
                     self.traffic.written(upload.len);

@@ -1,6 +1,6 @@
 //! Classifies the refusal of a store: one table from status, code and message to a kind, a remedy and the caller's next step.
 
-use super::backend::Next;
+use super::backend::FaultAction;
 use crate::aws::presentable;
 use crate::error::Kind;
 
@@ -23,7 +23,7 @@ pub(super) struct StoreRefusal {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RefusalClass {
     pub(super) kind: Kind,
-    pub(super) next: Next,
+    pub(super) next: FaultAction,
     /// What to do about it; can be empty.
     pub(super) need: String,
 }
@@ -56,24 +56,26 @@ impl StoreRefusal {
         };
         let status = self.status.unwrap_or_default();
         match (status, &*self.code) {
-            _ if self.is_locked() => class(Kind::Denied, Next::Locked, ""),
+            _ if self.is_locked() => class(Kind::Denied, FaultAction::Locked, ""),
             (_, "InvalidObjectState") => class(
                 Kind::Denied,
-                Next::Final,
+                FaultAction::Final,
                 "the object is archived: restore it first (aws s3api restore-object), and keep lifecycle rules from archiving a repository",
             ),
             (_, "NoSuchBucket" | "ContainerNotFound") => {
-                class(Kind::NotFound, Next::Final, "make the bucket first")
+                class(Kind::NotFound, FaultAction::Final, "make the bucket first")
             }
             (_, "BadDigest" | "XAmzContentSHA256Mismatch" | "IncompleteBody") => {
-                class(Kind::Corrupt, Next::Retry, "")
+                class(Kind::Corrupt, FaultAction::Retry, "")
             }
-            (_, "RequestTimeTooSkewed") => class(Kind::Denied, Next::Skewed, "the clock is wrong"),
+            (_, "RequestTimeTooSkewed") => {
+                class(Kind::Denied, FaultAction::Skewed, "the clock is wrong")
+            }
             _ if self.is_skewed
                 && matches!(status, 400 | 401 | 403)
                 && self.code != "AccessDenied" =>
             {
-                class(Kind::Denied, Next::Skewed, "the clock is wrong")
+                class(Kind::Denied, FaultAction::Skewed, "the clock is wrong")
             }
             (
                 _,
@@ -82,7 +84,7 @@ impl StoreRefusal {
                 | "InternalError"
                 | "Throttling"
                 | "RequestLimitExceeded",
-            ) => class(Kind::Unavailable, Next::Retry, ""),
+            ) => class(Kind::Unavailable, FaultAction::Retry, ""),
             (
                 _,
                 "PermanentRedirect"
@@ -96,28 +98,28 @@ impl StoreRefusal {
                 let region = region.map(|region| format!(" (it names the Region {region})"));
                 class(
                     Kind::Invalid,
-                    Next::Final,
+                    FaultAction::Final,
                     &format!("{ELSEWHERE}{}", region.unwrap_or_default()),
                 )
             }
             (412, _) | (409, "ConditionalRequestConflict" | "PreconditionFailed")
                 if is_conditional =>
             {
-                class(Kind::Io, Next::Exists, "")
+                class(Kind::Io, FaultAction::Exists, "")
             }
-            (409, _) if is_conditional => class(Kind::Unavailable, Next::Exists, ""),
+            (409, _) if is_conditional => class(Kind::Unavailable, FaultAction::Exists, ""),
             (_, "NotImplemented") | (400 | 405 | 501, _) if is_conditional => {
-                class(Kind::Invalid, Next::NoCondition, "")
+                class(Kind::Invalid, FaultAction::NoCondition, "")
             }
             (409, "OperationAborted" | "ConditionalRequestConflict") => {
-                class(Kind::Unavailable, Next::Retry, "")
+                class(Kind::Unavailable, FaultAction::Retry, "")
             }
             (501, _) | (_, "NotImplemented") => class(
                 Kind::Invalid,
-                Next::Final,
+                FaultAction::Final,
                 "the store does not know this request",
             ),
-            (408 | 429 | 500.., _) => class(Kind::Unavailable, Next::Retry, ""),
+            (408 | 429 | 500.., _) => class(Kind::Unavailable, FaultAction::Retry, ""),
             (
                 _,
                 "ExpiredToken"
@@ -126,25 +128,27 @@ impl StoreRefusal {
                 | "TokenRefreshRequired",
             ) => class(
                 Kind::Denied,
-                Next::Refused,
+                FaultAction::Refused,
                 "the credentials have expired: renew them and do it again",
             ),
             (_, "SignatureDoesNotMatch" | "InvalidAccessKeyId" | "InvalidToken") => class(
                 Kind::Denied,
-                Next::Refused,
+                FaultAction::Refused,
                 "the credentials are not the store's, or the Region is another",
             ),
-            (401 | 403, "") => class(Kind::Denied, Next::Refused, DENIED),
-            (401 | 403, _) => class(Kind::Denied, Next::Final, DENIED),
+            (401 | 403, "") => class(Kind::Denied, FaultAction::Refused, DENIED),
+            (401 | 403, _) => class(Kind::Denied, FaultAction::Final, DENIED),
             // AWS answers a HEAD with an expired token, or for a wrong Region, with this status alone.
             (400, "") if self.is_silent => class(
                 Kind::Denied,
-                Next::Refused,
+                FaultAction::Refused,
                 "the credentials have expired, or the Region is another",
             ),
-            (404, _) | (_, "NoSuchKey" | "BlobNotFound") => class(Kind::NotFound, Next::Absent, ""),
-            (400..=499, _) => class(Kind::Invalid, Next::Final, ""),
-            _ => class(Kind::Unavailable, Next::Retry, ""),
+            (404, _) | (_, "NoSuchKey" | "BlobNotFound") => {
+                class(Kind::NotFound, FaultAction::Absent, "")
+            }
+            (400..=499, _) => class(Kind::Invalid, FaultAction::Final, ""),
+            _ => class(Kind::Unavailable, FaultAction::Retry, ""),
         }
     }
 
@@ -171,7 +175,12 @@ impl StoreRefusal {
 mod tests {
     use super::*;
 
-    fn classified(status: u16, code: &str, message: &str, is_conditional: bool) -> (Kind, Next) {
+    fn classified(
+        status: u16,
+        code: &str,
+        message: &str,
+        is_conditional: bool,
+    ) -> (Kind, FaultAction) {
         let refusal = StoreRefusal {
             status: Some(status),
             code: code.to_owned(),
@@ -185,8 +194,8 @@ mod tests {
 
     #[test]
     fn each_refusal_of_a_store_has_its_meaning() {
+        use FaultAction::{Absent, Final, Locked, Refused, Retry, Skewed};
         use Kind::{Corrupt, Denied, Invalid, NotFound, Unavailable};
-        use Next::{Absent, Final, Locked, Refused, Retry, Skewed};
         let lock = "Access Denied because object protected by object lock.";
         let needs_md5 = "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests with Object Lock parameters";
         for (status, code, message, expected) in [
@@ -230,14 +239,14 @@ mod tests {
     #[test]
     fn a_conditional_write_tells_a_taken_name_from_an_unknown_condition() {
         for (status, code, next) in [
-            (412, "PreconditionFailed", Next::Exists),
-            (409, "ConditionalRequestConflict", Next::Exists),
-            (501, "NotImplemented", Next::NoCondition),
-            (400, "NotImplemented", Next::NoCondition),
-            (400, "InvalidArgument", Next::NoCondition),
-            (400, "BadDigest", Next::Retry),
-            (503, "SlowDown", Next::Retry),
-            (403, "AccessDenied", Next::Final),
+            (412, "PreconditionFailed", FaultAction::Exists),
+            (409, "ConditionalRequestConflict", FaultAction::Exists),
+            (501, "NotImplemented", FaultAction::NoCondition),
+            (400, "NotImplemented", FaultAction::NoCondition),
+            (400, "InvalidArgument", FaultAction::NoCondition),
+            (400, "BadDigest", FaultAction::Retry),
+            (503, "SlowDown", FaultAction::Retry),
+            (403, "AccessDenied", FaultAction::Final),
         ] {
             assert_eq!(
                 classified(status, code, "", true).1,

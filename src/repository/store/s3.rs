@@ -30,7 +30,7 @@ use tracing::info;
 use self::faults::{causes, is_endless};
 use self::watch::Watch;
 use super::backend::{
-    Backend, ListCursor, ListedKey, MOST_BYTES, Next, ObjectHead, StoreAnswer, StoreFault,
+    Backend, FaultAction, ListCursor, ListedKey, MOST_BYTES, ObjectHead, StoreAnswer, StoreFault,
     StorePage, Upload,
 };
 use super::bandwidth::Direction;
@@ -132,7 +132,7 @@ impl S3Backend {
         });
         listed.collect::<Option<_>>().ok_or_else(|| {
             let what = "the reply is not a listing: an entry has no key, size or time";
-            self.wrong(Next::Final, "list", prefix, what)
+            self.wrong(FaultAction::Final, "list", prefix, what)
         })
     }
 
@@ -141,7 +141,7 @@ impl S3Backend {
         let missing = || {
             let what =
                 "the reply is not a listing: it does not say whether it is whole (IsTruncated)";
-            self.wrong(Next::Final, "list", prefix, what)
+            self.wrong(FaultAction::Final, "list", prefix, what)
         };
         is_truncated
             .map(|is_truncated| !is_truncated)
@@ -177,7 +177,7 @@ impl S3Backend {
 
     fn no_way_on(&self, prefix: &str) -> StoreFault {
         let what = "the reply is not a listing: it is truncated, and nothing says where it goes on";
-        self.wrong(Next::Final, "list", prefix, what)
+        self.wrong(FaultAction::Final, "list", prefix, what)
     }
 }
 
@@ -206,16 +206,16 @@ impl Backend for S3Backend {
             .and_then(|size| u64::try_from(size).ok());
         if let Some(size) = size.filter(|size| *size > MOST_BYTES) {
             let what = format!("it has {size} bytes, more than any object of a repository");
-            return Err(self.wrong(Next::Final, "get", key, &what));
+            return Err(self.wrong(FaultAction::Final, "get", key, &what));
         }
         let is_part = reply.content_range().is_some();
         let body = reply.body.collect().await.map_err(|error| {
             if is_endless(&error) {
-                return self.wrong(Next::Final, "get", key, "the reply does not end");
+                return self.wrong(FaultAction::Final, "get", key, "the reply does not end");
             }
             let what = format!("broken reply: {}", causes(&error));
             StoreFault::new(
-                Next::Retry,
+                FaultAction::Retry,
                 self.error(Kind::Unavailable, "get", key, &what),
             )
         })?;
@@ -379,8 +379,8 @@ impl Backend for S3Backend {
         Box::pin(async {
             let loaded = self.credentials.current().await.map(drop);
             loaded.map_err(|error| match ErrorClass::without_credentials(error) {
-                ErrorClass::Retry(error) => StoreFault::new(Next::Retry, error),
-                class => StoreFault::new(Next::Final, class.into_error()),
+                ErrorClass::Retry(error) => StoreFault::new(FaultAction::Retry, error),
+                class => StoreFault::new(FaultAction::Final, class.into_error()),
             })
         })
     }

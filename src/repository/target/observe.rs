@@ -15,13 +15,15 @@ use crate::repository::run::{RunState, removed};
 use crate::repository::segments::{self, object};
 use crate::repository::settled::{Unsettled, is_on_record};
 use crate::snapshot::SnapshotId;
-use crate::target::{Ask, Base, Existence, Facts, Left, Replica, SinkState, SourceInfo};
+use crate::target::{
+    Base, Existence, Facts, ObserveRequest, Replica, SinkState, SourceInfo, UnfinishedState,
+};
 
 /// The newest snapshots of a volume that are examined as a base: one a day for two months. Each costs a GET of at most 250 KB.
 const MOST_REPLICAS: usize = 64;
 
 impl RepositoryTarget {
-    pub(super) async fn facts(&self, ask: &Ask<'_>) -> Result<Facts> {
+    pub(super) async fn facts(&self, ask: &ObserveRequest<'_>) -> Result<Facts> {
         let mut facts = Facts::of(&*self.name, Existence::Absent);
         let names = self.proven_names(ask).await?;
         if let Some(id) = ask.source.id()
@@ -69,7 +71,7 @@ impl RepositoryTarget {
     }
 
     /// The names of all manifests; proven complete for the volume where a delta starts from one of them.
-    async fn proven_names(&self, ask: &Ask<'_>) -> Result<Vec<ManifestName>> {
+    async fn proven_names(&self, ask: &ObserveRequest<'_>) -> Result<Vec<ManifestName>> {
         match ask.base {
             Base::None => self.catalog.names().await,
             _ => {
@@ -231,12 +233,12 @@ impl RepositoryTarget {
         left: &SinkState,
         source: &SourceInfo,
         warnings: &mut Vec<String>,
-    ) -> Result<Left> {
+    ) -> Result<UnfinishedState> {
         let Ok(state) = left.open::<RunState>() else {
-            return Ok(Left::Gone);
+            return Ok(UnfinishedState::Absent);
         };
         if !is_of(&state, source) {
-            return Ok(Left::Gone);
+            return Ok(UnfinishedState::Absent);
         }
         let store = self.store();
         match lease::read(store, &state.run).await {
@@ -245,17 +247,17 @@ impl RepositoryTarget {
                 return match state.published(store).await {
                     // Its run can have ended because its data was swept.
                     Ok(Some(manifest)) if self.is_sound(&manifest, warnings).await? => {
-                        Ok(Left::Proven)
+                        Ok(UnfinishedState::Proven)
                     }
-                    Ok(_) => Ok(Left::Gone),
-                    Err(error) if is_damage(&error) => Ok(Left::Gone),
+                    Ok(_) => Ok(UnfinishedState::Absent),
+                    Err(error) if is_damage(&error) => Ok(UnfinishedState::Absent),
                     Err(error) => Err(error),
                 };
             }
             Err(error) => return Err(error),
         }
         let Some(parent) = &state.parent else {
-            return Ok(Left::Proven);
+            return Ok(UnfinishedState::Proven);
         };
         let is_sound = match parent.read(store, false).await {
             Ok(manifest) => self.is_sound(&manifest, warnings).await?,
@@ -265,7 +267,11 @@ impl RepositoryTarget {
             }
             Err(error) => return Err(error),
         };
-        Ok(if is_sound { Left::Proven } else { Left::Gone })
+        Ok(if is_sound {
+            UnfinishedState::Proven
+        } else {
+            UnfinishedState::Absent
+        })
     }
 }
 

@@ -13,7 +13,7 @@ use crate::files::folder_of;
 use crate::progress::Progress;
 use crate::repository::{Address, Connection, PruneRequest, Retention, prune};
 use crate::snapshot::Snapshot;
-use crate::target::{Base, Left, Published, Stop, Task, VolumeKey};
+use crate::target::{Base, Published, Stop, Task, UnfinishedState, VolumeKey};
 use sha2::{Digest as _, Sha256};
 
 const BLOCKS: u32 = 12;
@@ -59,7 +59,7 @@ impl RepositoryFixture {
     }
 
     async fn facts(&self, source: &SourceInfo, base: &Base, left: Option<&SinkState>) -> Facts {
-        let ask = Ask {
+        let ask = ObserveRequest {
             source,
             base,
             left,
@@ -299,15 +299,15 @@ async fn a_run_is_proven_while_it_is_on_record_and_dropped_when_forgotten_or_of_
     let state = opened.state.clone();
     let left =
         async |source: &SourceInfo| place.facts(source, &Base::Auto, Some(&state)).await.left;
-    assert_eq!(left(&one).await, Left::Proven);
-    assert_eq!(left(&source(2)).await, Left::Gone);
+    assert_eq!(left(&one).await, UnfinishedState::Proven);
+    assert_eq!(left(&source(2)).await, UnfinishedState::Absent);
     let published = publish(&opened, &blocks, &[]).await.unwrap();
     let name = format!("{}#snap-01", target.name());
     assert_eq!(published.snapshot, Some(name));
     assert_eq!(published.replica, one.id());
     // Published, and only the record on this machine is missing.
     assert!(place.objects("runs").is_empty());
-    assert_eq!(left(&one).await, Left::Proven);
+    assert_eq!(left(&one).await, UnfinishedState::Proven);
     let again = open(&target, &one, None, &blocks, Some(&state))
         .await
         .unwrap();
@@ -321,17 +321,17 @@ async fn a_run_is_proven_while_it_is_on_record_and_dropped_when_forgotten_or_of_
     let state = opened.state.clone();
     let left =
         async |source: &SourceInfo| place.facts(source, &Base::Auto, Some(&state)).await.left;
-    assert_eq!(left(&two).await, Left::Proven);
+    assert_eq!(left(&two).await, UnfinishedState::Proven);
     let runs = place.objects("runs");
     std::fs::remove_file(&runs[0]).unwrap();
-    assert_eq!(left(&two).await, Left::Gone);
+    assert_eq!(left(&two).await, UnfinishedState::Absent);
     let refused = open(&target, &two, None, &blocks, Some(&state)).await;
     assert_eq!(refused.unwrap_err().remedy(), Some(&Remedy::Restart));
     // A resumed run whose parent has been damaged cannot be published.
     let opened = open(&target, &two, None, &blocks, None).await.unwrap();
     flip(&place.objects("segments")[0]);
     let facts = place.facts(&two, &Base::Auto, Some(&opened.state)).await;
-    assert_eq!(facts.left, Left::Gone);
+    assert_eq!(facts.left, UnfinishedState::Absent);
 }
 
 #[tokio::test]

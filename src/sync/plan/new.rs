@@ -3,7 +3,7 @@
 use super::{Decided, Decider, Decision};
 use crate::error::Remedy;
 use crate::sync::SyncJob;
-use crate::target::{Base, Facts, Left, Replica, SourceInfo, TargetKind};
+use crate::target::{Base, Facts, Replica, SourceInfo, TargetKind, UnfinishedState};
 
 /// The replicas that a delta can start from. A child is encrypted as its parent is: where one is, those that would make a plain copy
 /// of an encrypted source are left out.
@@ -50,7 +50,7 @@ impl Decider<'_> {
         }
         if let Some(task) = unfinished
             && self.is_same_command(task)
-            && facts.left != Left::Gone
+            && facts.left != UnfinishedState::Absent
         {
             return Decided::of(Decision::Resume);
         }

@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::*;
 use crate::block::Geometry;
 use crate::files::FileMark;
-use crate::target::{Content, Existence, Left, Mark, Replica};
+use crate::target::{Content, Existence, Mark, Replica, UnfinishedState};
 
 const SIZE: u64 = 64 << 20;
 /// What is copied, a snapshot of the volume.

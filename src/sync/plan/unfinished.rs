@@ -4,7 +4,7 @@ use super::{Comparison, Decided, Decider, Decision};
 use crate::error::Remedy;
 use crate::snapshot::SnapshotId;
 use crate::sync::SyncJob;
-use crate::target::{Base, Existence, Left, Task};
+use crate::target::{Base, Existence, Task, UnfinishedState};
 
 impl Decider<'_> {
     /// An image or a device of this machine.
@@ -18,8 +18,8 @@ impl Decider<'_> {
         if !self.seen.kind.is_in_place() || !task.in_place {
             return self.part(task);
         }
-        let is_there =
-            self.seen.facts.existence == Existence::There && self.seen.facts.left != Left::Gone;
+        let is_there = self.seen.facts.existence == Existence::There
+            && self.seen.facts.left != UnfinishedState::Absent;
         if self.has_begun(task) && is_there && !self.is_overwritten() {
             return self.half_written(task);
         }
@@ -32,9 +32,9 @@ impl Decider<'_> {
     /// A part beside an image: usable by the command that began it, and by one that takes it over.
     pub(super) fn part(&self, task: &Task) -> Decided {
         let is_provable = match self.seen.facts.left {
-            Left::Gone => false,
-            Left::Proven => true,
-            Left::Unproven => self.seen.unfinished_has_digests,
+            UnfinishedState::Absent => false,
+            UnfinishedState::Proven => true,
+            UnfinishedState::Unproven => self.seen.unfinished_has_digests,
         };
         let is_resumed = is_provable && self.is_same_command(task);
         let dropped = |decided| Decided {
@@ -69,7 +69,10 @@ impl Decider<'_> {
     /// The snapshot of the same volume that a part is an unfinished copy of, if the command wants another one of it.
     fn part_of_other(&self, task: &Task) -> Option<SnapshotId> {
         let is_part = !task.in_place && !self.seen.kind.is_in_place();
-        let is_there = matches!(self.seen.facts.left, Left::Proven | Left::Unproven);
+        let is_there = matches!(
+            self.seen.facts.left,
+            UnfinishedState::Proven | UnfinishedState::Unproven
+        );
         let is_same_volume = task.volume.is_some() && task.volume == self.source.volume;
         // A copy of all blocks rests on no base that another run was given.
         let fits_base = match &self.job.base {
@@ -114,7 +117,7 @@ impl Decider<'_> {
             needs_base && !(self.job.restart && trusted.as_str() == self.source.name)
         });
         match (self.seen.facts.left, &self.seen.compared, trusted) {
-            (Left::Proven, ..) | (_, Some(Comparison::Same), _) => {}
+            (UnfinishedState::Proven, ..) | (_, Some(Comparison::Same), _) => {}
             // What the run may have written is written again, and a person vouches for the rest.
             (_, _, Some(trusted)) if Some(trusted) == task_base.as_ref() => {}
             (_, _, Some(trusted)) => {

@@ -31,7 +31,7 @@ fn source(geometry: Geometry) -> SourceInfo {
 
 async fn observe(target: &DeviceTarget, left: Option<&SinkState>) -> Facts {
     let source = source(volume(1));
-    let ask = Ask {
+    let ask = ObserveRequest {
         source: &source,
         base: &Base::None,
         left,
@@ -132,11 +132,11 @@ async fn a_copy_is_proven_until_something_else_writes_the_device() {
     let opened = open(&target, &plan, &name).await.unwrap();
     assert_eq!(named.load(Ordering::Relaxed), 1);
     assert!(!opened.zero_the_rest);
-    assert_eq!(observe(&target, None).await.left, Left::Gone);
+    assert_eq!(observe(&target, None).await.left, UnfinishedState::Absent);
     let facts = observe(&target, Some(&opened.state)).await;
     assert_eq!(
         (facts.left, facts.existence),
-        (Left::Proven, Existence::There)
+        (UnfinishedState::Proven, Existence::There)
     );
     let published = copy(&*opened.sink).await;
     let mut expected = vec![7; 4 << 20];
@@ -151,7 +151,7 @@ async fn a_copy_is_proven_until_something_else_writes_the_device() {
     ));
     drop((opened, read));
     let facts = observe(&target, Some(&state)).await;
-    assert_eq!(facts.left, Left::Proven);
+    assert_eq!(facts.left, UnfinishedState::Proven);
     assert!(published.mark.is_some());
     assert_eq!(facts.mark, published.mark);
     assert_eq!(
@@ -162,7 +162,7 @@ async fn a_copy_is_proven_until_something_else_writes_the_device() {
     assert_eq!(facts.obstacles, <[String; 0]>::default());
     write(device.path(), b"foreign", 3 << 20);
     let facts = observe(&target, Some(&state)).await;
-    assert_eq!(facts.left, Left::Unproven);
+    assert_eq!(facts.left, UnfinishedState::Unproven);
     assert_ne!(facts.mark, published.mark);
     let before = observe(&target, None).await.mark;
     // The file behind the device, with its time of write set back.
@@ -176,7 +176,7 @@ async fn a_copy_is_proven_until_something_else_writes_the_device() {
     assert!(target.reader(None, volume(9)).await.is_err());
     let shared = target.shared();
     let facts = observe(&shared, Some(&state)).await;
-    assert_eq!((facts.mark, facts.left), (None, Left::Unproven));
+    assert_eq!((facts.mark, facts.left), (None, UnfinishedState::Unproven));
 }
 
 #[tokio::test]
@@ -354,14 +354,26 @@ fn only_a_state_with_the_same_mark_proves_anything() {
     }
     let one = mark(1);
     let rows = [
-        (None, None, Left::Gone),
-        (None, Some(&one), Left::Gone),
-        (Some(state(None)), None, Left::Unproven),
-        (Some(state(None)), Some(&one), Left::Unproven),
-        (Some(state(Some(mark(1)))), None, Left::Unproven),
-        (Some(state(Some(mark(1)))), Some(&one), Left::Proven),
-        (Some(state(Some(mark(2)))), Some(&one), Left::Unproven),
-        (Some(SinkState::of(&Other {})), Some(&one), Left::Unproven),
+        (None, None, UnfinishedState::Absent),
+        (None, Some(&one), UnfinishedState::Absent),
+        (Some(state(None)), None, UnfinishedState::Unproven),
+        (Some(state(None)), Some(&one), UnfinishedState::Unproven),
+        (Some(state(Some(mark(1)))), None, UnfinishedState::Unproven),
+        (
+            Some(state(Some(mark(1)))),
+            Some(&one),
+            UnfinishedState::Proven,
+        ),
+        (
+            Some(state(Some(mark(2)))),
+            Some(&one),
+            UnfinishedState::Unproven,
+        ),
+        (
+            Some(SinkState::of(&Other {})),
+            Some(&one),
+            UnfinishedState::Unproven,
+        ),
     ];
     for (state, mark, expected) in rows {
         assert_eq!(
@@ -412,7 +424,7 @@ async fn a_device_without_identity_is_copied_and_proves_nothing() {
     expected[2 * BLOCK..3 * BLOCK].fill(0);
     assert_eq!(bytes(&path), expected);
     let facts = observe(&target, Some(&opened.state)).await;
-    assert_eq!((facts.left, facts.mark), (Left::Unproven, None));
+    assert_eq!((facts.left, facts.mark), (UnfinishedState::Unproven, None));
     assert_eq!((facts.token, facts.has_identity), (name.clone(), false));
     let warnings = facts.warnings;
     assert!(warnings[0].starts_with(&format!("{name} has no WWN")));

@@ -3,17 +3,17 @@
 use crate::block::Geometry;
 use crate::error::{Error, Kind, Result};
 use crate::snapshot::{Selector, Snapshot, SnapshotId, sort_by_time};
-use crate::target::{Ask, Base, Existence, Facts, Left};
+use crate::target::{Base, Existence, Facts, ObserveRequest, UnfinishedState};
 
 use super::evidence::{Offer, ReplicaQuery, SOURCE_TAG, VOLUME_TAG, has_tag, is_made, offer};
-use super::state::{EbsState, Seen, left};
+use super::state::{EbsState, ReportedSnapshot, left};
 use super::{EbsTarget, volume_of};
 
 /// A tag that candidates must have: key and value.
 type TagPair<'a> = (&'static str, &'a str);
 
 impl EbsTarget {
-    pub(super) async fn look(&self, ask: &Ask<'_>) -> Result<Facts> {
+    pub(super) async fn look(&self, ask: &ObserveRequest<'_>) -> Result<Facts> {
         let mut facts = Facts::of(self.id.clone(), Existence::Absent);
         let parent = self.named_parent().await?;
         let by_default = self.encrypts_by_default().await?;
@@ -30,7 +30,7 @@ impl EbsTarget {
                     facts.warnings.extend(why);
                 }
                 Err(error) => {
-                    facts.left = Left::Gone;
+                    facts.left = UnfinishedState::Absent;
                     facts.warnings.push(error.chain());
                 }
             }
@@ -69,13 +69,13 @@ impl EbsTarget {
         Ok(facts)
     }
 
-    async fn look_at_left(&self, state: &EbsState) -> Result<(Left, Option<String>)> {
+    async fn look_at_left(&self, state: &EbsState) -> Result<(UnfinishedState, Option<String>)> {
         let seen = match &state.snapshot {
-            None => Seen::Absent,
+            None => ReportedSnapshot::Absent,
             Some(id) => match self.describe(id).await {
-                Ok(Some(found)) => Seen::There(found.state, found.state_message),
-                Ok(None) => Seen::Absent,
-                Err(error) if error.kind() == Kind::Denied => Seen::Denied,
+                Ok(Some(found)) => ReportedSnapshot::There(found.state, found.state_message),
+                Ok(None) => ReportedSnapshot::Absent,
+                Err(error) if error.kind() == Kind::Denied => ReportedSnapshot::Denied,
                 Err(error) => return Err(error),
             },
         };
@@ -159,7 +159,7 @@ impl EbsTarget {
 }
 
 /// The tag of every snapshot that can be a base.
-fn base_tag<'a>(ask: &'a Ask<'_>) -> Option<TagPair<'a>> {
+fn base_tag<'a>(ask: &'a ObserveRequest<'_>) -> Option<TagPair<'a>> {
     match ask.base {
         Base::None => None,
         Base::Auto => volume_of(ask.source).map(|volume| (VOLUME_TAG, volume)),

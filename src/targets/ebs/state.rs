@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ebs::NewSnapshot;
 use crate::snapshot::{SnapshotId, SnapshotState};
-use crate::target::{Left, SinkBody};
+use crate::target::{SinkBody, UnfinishedState};
 
 use super::{EbsJob, YOUNG};
 
@@ -54,7 +54,7 @@ impl EbsState {
 
 /// What EC2 reports of an unfinished snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
+pub(super) enum ReportedSnapshot {
     /// Its state, if EC2 tells one.
     There(Option<SnapshotState>, Option<String>),
     /// EC2 does not know it.
@@ -64,34 +64,45 @@ pub(super) enum Seen {
 }
 
 /// What is left of an unfinished snapshot, and what a person should know about it.
-pub(super) fn left(state: &EbsState, job: &EbsJob, seen: &Seen) -> (Left, Option<String>) {
+pub(super) fn left(
+    state: &EbsState,
+    job: &EbsJob,
+    seen: &ReportedSnapshot,
+) -> (UnfinishedState, Option<String>) {
     let Some(id) = &state.snapshot else {
         // Started with the same token, EBS answers with the same snapshot if it has one.
         let is_wanted = state.job == *job && !state.is_refused;
-        return (if is_wanted { Left::Proven } else { Left::Gone }, None);
+        return (
+            if is_wanted {
+                UnfinishedState::Proven
+            } else {
+                UnfinishedState::Absent
+            },
+            None,
+        );
     };
     let is_alive = match seen {
-        Seen::There(Some(SnapshotState::Other(_)), _) => false,
-        Seen::There(..) | Seen::Denied => true,
-        Seen::Absent => state.is_young(),
+        ReportedSnapshot::There(Some(SnapshotState::Other(_)), _) => false,
+        ReportedSnapshot::There(..) | ReportedSnapshot::Denied => true,
+        ReportedSnapshot::Absent => state.is_young(),
     };
     if !is_alive {
         let why = match seen {
-            Seen::There(Some(found), message) => {
+            ReportedSnapshot::There(Some(found), message) => {
                 let message = message.as_deref().unwrap_or("without a reason");
                 format!("it is in state {found} ({message})")
             }
             _ => "it does not exist any more".to_owned(),
         };
         let what = format!("{id} cannot be resumed: {why}; its progress is dropped");
-        return (Left::Gone, Some(what));
+        return (UnfinishedState::Absent, Some(what));
     }
     if state.job != *job {
         let what = format!(
             "{id} is left unfinished: it was started with another KMS key, parent, tag or description; EBS gives it up"
         );
-        return (Left::Gone, Some(what));
+        return (UnfinishedState::Absent, Some(what));
     }
     // Completing it twice does no harm: finishing is all that is left of a completed one.
-    (Left::Proven, None)
+    (UnfinishedState::Proven, None)
 }

@@ -8,10 +8,10 @@ use std::time::{Duration, SystemTime};
 use super::evidence::*;
 use super::request::{Seed, body, seed, token};
 use super::sink::linear;
-use super::state::{Seen, left};
+use super::state::{ReportedSnapshot, left};
 use super::*;
 use crate::block::{BlockIndex, BlockSet, Change, ZERO_BLOCK};
-use crate::target::Left;
+use crate::target::UnfinishedState;
 use sha2::{Digest as _, Sha256};
 
 const ONE: &str = "snap-01";
@@ -288,9 +288,9 @@ fn a_stale_snapshot_never_blocks_the_next_run() {
         description: Some("other".into()),
         ..EbsJob::default()
     };
-    let there = |state| Seen::There(Some(state), None);
+    let there = |state| ReportedSnapshot::There(Some(state), None);
     let error = || {
-        Seen::There(
+        ReportedSnapshot::There(
             Some(SnapshotState::Other("error".into())),
             Some("timed out".into()),
         )
@@ -305,25 +305,32 @@ fn a_stale_snapshot_never_blocks_the_next_run() {
             "not started",
             state(None, long_ago),
             &same,
-            Seen::Absent,
-            Left::Proven,
+            ReportedSnapshot::Absent,
+            UnfinishedState::Proven,
             None,
         ),
         (
             "not started",
             state(None, long_ago),
             &other,
-            Seen::Absent,
-            Left::Gone,
+            ReportedSnapshot::Absent,
+            UnfinishedState::Absent,
             None,
         ),
-        ("refused", refused, &same, Seen::Absent, Left::Gone, None),
+        (
+            "refused",
+            refused,
+            &same,
+            ReportedSnapshot::Absent,
+            UnfinishedState::Absent,
+            None,
+        ),
         (
             "pending",
             started(long_ago),
             &same,
             there(SnapshotState::Pending),
-            Left::Proven,
+            UnfinishedState::Proven,
             None,
         ),
         (
@@ -331,39 +338,39 @@ fn a_stale_snapshot_never_blocks_the_next_run() {
             started(long_ago),
             &same,
             there(SnapshotState::Completed),
-            Left::Proven,
+            UnfinishedState::Proven,
             None,
         ),
         (
             "unknown state",
             started(long_ago),
             &same,
-            Seen::There(None, None),
-            Left::Proven,
+            ReportedSnapshot::There(None, None),
+            UnfinishedState::Proven,
             None,
         ),
         (
             "denied",
             started(long_ago),
             &same,
-            Seen::Denied,
-            Left::Proven,
+            ReportedSnapshot::Denied,
+            UnfinishedState::Proven,
             None,
         ),
         (
             "young",
             started(now),
             &same,
-            Seen::Absent,
-            Left::Proven,
+            ReportedSnapshot::Absent,
+            UnfinishedState::Proven,
             None,
         ),
         (
             "absent",
             started(long_ago),
             &same,
-            Seen::Absent,
-            Left::Gone,
+            ReportedSnapshot::Absent,
+            UnfinishedState::Absent,
             Some("does not exist"),
         ),
         (
@@ -371,7 +378,7 @@ fn a_stale_snapshot_never_blocks_the_next_run() {
             started(now),
             &same,
             error(),
-            Left::Gone,
+            UnfinishedState::Absent,
             Some("timed out"),
         ),
         (
@@ -379,15 +386,15 @@ fn a_stale_snapshot_never_blocks_the_next_run() {
             started(now),
             &other,
             there(SnapshotState::Pending),
-            Left::Gone,
+            UnfinishedState::Absent,
             Some("left unfinished"),
         ),
         (
             "denied",
             started(now),
             &other,
-            Seen::Denied,
-            Left::Gone,
+            ReportedSnapshot::Denied,
+            UnfinishedState::Absent,
             Some("left unfinished"),
         ),
     ] {

@@ -15,13 +15,13 @@ use super::reply::BREAKS_OFF;
 use super::watch::Watch;
 use crate::aws::{ErrorClass, classify, skew};
 use crate::error::Kind;
-use crate::repository::store::backend::{Backend as _, Next, StoreAnswer, StoreFault};
+use crate::repository::store::backend::{Backend as _, FaultAction, StoreAnswer, StoreFault};
 use crate::repository::store::refusal::StoreRefusal;
 
 /// A clock this far off has its signatures refused (15 minutes at AWS, 5 elsewhere).
 const SKEWED_MS: u64 = 240_000;
 impl S3Backend {
-    pub(super) fn wrong(&self, next: Next, verb: &str, key: &str, what: &str) -> StoreFault {
+    pub(super) fn wrong(&self, next: FaultAction, verb: &str, key: &str, what: &str) -> StoreFault {
         StoreFault::new(next, self.error(Kind::Corrupt, verb, key, what))
     }
 
@@ -37,7 +37,7 @@ impl S3Backend {
         E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
     {
         if is_endless(&error) {
-            return self.wrong(Next::Final, verb, key, "the reply does not end");
+            return self.wrong(FaultAction::Final, verb, key, "the reply does not end");
         }
         let (raw, code, message) = match &error {
             SdkError::ServiceError(service) => {
@@ -48,8 +48,8 @@ impl S3Backend {
             _ => {
                 let class = classify(error, &*format!("cannot {verb}"), &self.target(key));
                 let next = match class {
-                    ErrorClass::Permanent(_) => Next::Final,
-                    _ => Next::Retry,
+                    ErrorClass::Permanent(_) => FaultAction::Final,
+                    _ => FaultAction::Retry,
                 };
                 return StoreFault::new(next, class.into_error());
             }
@@ -57,7 +57,7 @@ impl S3Backend {
         let status = raw.status().as_u16();
         if raw.status().is_success() {
             let what = format!("broken reply: {}", causes(&error));
-            return self.wrong(Next::Retry, verb, key, &what);
+            return self.wrong(FaultAction::Retry, verb, key, &what);
         }
         let ahead = skew(raw.headers(), SystemTime::now());
         let is_skewed = skew(raw.headers(), self.clock.now())
@@ -81,7 +81,7 @@ impl S3Backend {
             is_skewed,
         };
         let class = refusal.classify(is_conditional);
-        if let (Next::Skewed, Some(ahead)) = (class.next, ahead) {
+        if let (FaultAction::Skewed, Some(ahead)) = (class.next, ahead) {
             self.clock.ahead.store(ahead, Ordering::Relaxed);
         }
         let mut line = refusal.line();
@@ -104,8 +104,8 @@ impl S3Backend {
     {
         if let Some(fault) = watch.fault() {
             let next = match fault.starts_with(BREAKS_OFF) {
-                true => Next::Retry,
-                false => Next::Final,
+                true => FaultAction::Retry,
+                false => FaultAction::Final,
             };
             let what = format!("the reply is not a listing: {fault}");
             return Err(self.wrong(next, "list", prefix, &what));

@@ -19,7 +19,12 @@ fn changed(kind: TargetKind, has_digests: bool, compared: Option<Comparison>) ->
 }
 
 /// A target between the older snapshot and what a run was copying.
-fn between(head: &str, left: Left, has_digests: bool, compared: Option<Comparison>) -> Observed {
+fn between(
+    head: &str,
+    left: UnfinishedState,
+    has_digests: bool,
+    compared: Option<Comparison>,
+) -> Observed {
     let mut seen = seen(TargetKind::Device, Existence::There);
     let mut task = task(&snapshot(Some(false)), true, Some(HELD));
     task.source = head.into();
@@ -36,7 +41,7 @@ fn between(head: &str, left: Left, has_digests: bool, compared: Option<Compariso
 }
 
 /// An image that holds the older snapshot, and the part of a run beside it.
-fn part(head: &str, left: Left, image: Observed) -> Observed {
+fn part(head: &str, left: UnfinishedState, image: Observed) -> Observed {
     let mut task = task(&snapshot(Some(false)), false, Some(HELD));
     task.source = head.into();
     Observed {
@@ -235,37 +240,37 @@ fn a_device_is_believed_and_overwritten_only_for_a_reason() {
         (
             "2: half-written, proven",
             auto(),
-            between(HEAD, Left::Proven, true, None),
+            between(HEAD, UnfinishedState::Proven, true, None),
             Is(Resume),
         ),
         (
             "2: ... not",
             auto(),
-            between(HEAD, Left::Unproven, true, None),
+            between(HEAD, UnfinishedState::Unproven, true, None),
             Is(Compare),
         ),
         (
             "2: ... same",
             auto(),
-            between(HEAD, Left::Unproven, true, same()),
+            between(HEAD, UnfinishedState::Unproven, true, same()),
             Is(Resume),
         ),
         (
             "2: ... 21 bytes",
             auto(),
-            between(HEAD, Left::Unproven, true, Some(foreign())),
+            between(HEAD, UnfinishedState::Unproven, true, Some(foreign())),
             Refused(Remedy::DiscardForeignWrites),
         ),
         (
             "2: ... discarded",
             discarding(),
-            between(HEAD, Left::Unproven, true, Some(foreign())),
+            between(HEAD, UnfinishedState::Unproven, true, Some(foreign())),
             Is(TakeOver(id(HELD))),
         ),
         (
             "2: ... no digests",
             auto(),
-            between(HEAD, Left::Unproven, false, None),
+            between(HEAD, UnfinishedState::Unproven, false, None),
             Is(Full),
         ),
         ("3: a record", auto(), recorded(Device), delta()),
@@ -329,7 +334,7 @@ fn every_common_base_is_tried_and_never_one_that_is_not_proven() {
 #[test]
 fn a_stale_run_blocks_no_later_one() {
     let delta = || Is(Delta(vec![id(HELD)]));
-    let proven = |head| part(head, Left::Proven, recorded(Image));
+    let proven = |head| part(head, UnfinishedState::Proven, recorded(Image));
     let mut in_place = recorded(ImageInPlace);
     in_place.unfinished = Some((task(&snapshot(None), true, Some(HELD)), 7));
     let restarting = SyncJob {
@@ -348,39 +353,43 @@ fn a_stale_run_blocks_no_later_one() {
         (
             "the part is gone",
             auto(),
-            part(HEAD, Left::Gone, recorded(Image)),
+            part(HEAD, UnfinishedState::Absent, recorded(Image)),
             delta(),
         ),
         ("begun, not written", auto(), in_place, delta()),
         (
             "taken over",
             auto(),
-            between(LATER, Left::Proven, true, None),
+            between(LATER, UnfinishedState::Proven, true, None),
             Is(TakeOver(id(HELD))),
         ),
         (
             "copied again",
             job(Base::None),
-            between(LATER, Left::Proven, true, None),
+            between(LATER, UnfinishedState::Proven, true, None),
             Is(Full),
         ),
         // The image was started in a failover while its next part lay beside it.
         (
             "the image that the part replaces is compared",
             auto(),
-            part(HEAD, Left::Proven, changed(Image, true, None)),
+            part(HEAD, UnfinishedState::Proven, changed(Image, true, None)),
             Is(Compare),
         ),
         (
             "... and not replaced",
             auto(),
-            part(HEAD, Left::Proven, changed(Image, true, Some(foreign()))),
+            part(
+                HEAD,
+                UnfinishedState::Proven,
+                changed(Image, true, Some(foreign())),
+            ),
             Refused(Remedy::DiscardForeignWrites),
         ),
         (
             "... nor is what has come in its place",
             auto(),
-            part(HEAD, Left::Proven, seen(Image, There)),
+            part(HEAD, UnfinishedState::Proven, seen(Image, There)),
             overwrite(),
         ),
     ]);
@@ -408,7 +417,7 @@ fn an_encrypted_source_is_copied_plain_only_if_allowed() {
     let mixed = [replica(OTHER, true), replica(HELD, false)];
     let mut begun = account(&[], Some(false));
     begun.unfinished = Some((task(&snapshot(None), false, None), 7));
-    begun.facts.left = Left::Proven;
+    begun.facts.left = UnfinishedState::Proven;
     let all = Base::None;
     check_from(
         &snapshot(Some(true)),
@@ -461,7 +470,7 @@ fn an_encrypted_source_is_copied_plain_only_if_allowed() {
 #[test]
 fn trust_applies_to_unproven_content_and_covers_untouched_blocks_of_an_unfinished_run() {
     let base = || Base::Snapshot(id(HELD));
-    let between = || between(HEAD, Left::Unproven, false, None);
+    let between = || between(HEAD, UnfinishedState::Unproven, false, None);
     check(vec![
         (
             "proven otherwise",

@@ -60,7 +60,7 @@ struct LocalState {
     has_digests: bool,
     compared: Compared,
     unfinished: Unfinished,
-    left: Left,
+    left: UnfinishedState,
     /// Whether the digests of the unfinished run speak of every block.
     is_whole: bool,
     /// Whether the unfinished run is a delta of the older snapshot.
@@ -161,7 +161,9 @@ impl LocalState {
                 "what has not changed is not compared",
             ),
             (
-                self.compared != Compared::None && self.is_half_written() && left == Left::Proven,
+                self.compared != Compared::None
+                    && self.is_half_written()
+                    && left == UnfinishedState::Proven,
                 "what is proven is not compared",
             ),
             (
@@ -172,7 +174,7 @@ impl LocalState {
                 self.compared != Compared::None && self.is_of_other_volume(),
                 "a replica of another volume is not compared",
             ),
-            (none && left != Left::Gone, "nothing was left"),
+            (none && left != UnfinishedState::Absent, "nothing was left"),
             (none && self.is_whole, "no run has digests"),
             (none && self.has_task_base, "no run has a base"),
             (
@@ -209,18 +211,18 @@ impl LocalState {
                 "a device has bytes",
             ),
             (
-                !none && kind == TargetKind::Device && left == Left::Gone,
+                !none && kind == TargetKind::Device && left == UnfinishedState::Absent,
                 "a device does not go",
             ),
             (
                 !none
                     && kind == TargetKind::Image
                     && self.task_is_in_place()
-                    && matches!(left, Left::Proven | Left::Unproven),
+                    && matches!(left, UnfinishedState::Proven | UnfinishedState::Unproven),
                 "an image is not its own part",
             ),
             (
-                kind == TargetKind::ImageInPlace && !there && left == Left::Proven,
+                kind == TargetKind::ImageInPlace && !there && left == UnfinishedState::Proven,
                 "an image that was written is not empty",
             ),
         ];
@@ -301,7 +303,7 @@ impl LocalState {
     fn has_begun(&self) -> bool {
         let is_alive = !matches!(self.unfinished, Unfinished::None | Unfinished::Ended);
         let is_its = matches!(self.recorded, Recorded::Between | Recorded::BetweenBefore);
-        let is_there = self.existence == Existence::There && self.left != Left::Gone;
+        let is_there = self.existence == Existence::There && self.left != UnfinishedState::Absent;
         is_alive && is_its && self.is_in_place() && is_there
     }
 
@@ -364,7 +366,11 @@ fn states() -> impl Iterator<Item = LocalState> {
         &[Marked::Matches, Marked::Differs, Marked::None],
     );
     let evidence = product2(&two, &[Compared::None, Compared::Same, Compared::Foreign]);
-    let lefts = [Left::Gone, Left::Proven, Left::Unproven];
+    let lefts = [
+        UnfinishedState::Absent,
+        UnfinishedState::Proven,
+        UnfinishedState::Unproven,
+    ];
     let unfinished = product4(&runs, &lefts, &two, &product2(&two, &two));
     let rest = product2(&evidence, &unfinished);
     targets.into_iter().flat_map(move |target| {

@@ -28,7 +28,7 @@ struct Row {
     has_no_base: bool,
     encrypts: Option<bool>,
     unfinished: Unfinished,
-    left: Left,
+    left: UnfinishedState,
     has_task_base: bool,
     is_image: bool,
     encrypted: Option<bool>,
@@ -70,10 +70,13 @@ impl Row {
                 self.is_image && self.encrypted != Some(false),
                 "an image is plain",
             ),
-            (none && self.left != Left::Gone, "nothing was left"),
+            (
+                none && self.left != UnfinishedState::Absent,
+                "nothing was left",
+            ),
             (none && self.has_task_base, "no run has a base"),
             (
-                self.left == Left::Unproven,
+                self.left == UnfinishedState::Unproven,
                 "what was left there is there or gone",
             ),
             (
@@ -158,10 +161,10 @@ impl Row {
         let is_resumed = decided.decision == Decision::Resume;
         if is_resumed {
             must(
-                self.is_same_command() && self.left == Left::Proven,
+                self.is_same_command() && self.left == UnfinishedState::Proven,
                 "the same command resumes what is there",
             );
-        } else if self.is_same_command() && self.left == Left::Proven && !holds {
+        } else if self.is_same_command() && self.left == UnfinishedState::Proven && !holds {
             must(
                 is_refused(&decided),
                 "the same command resumes what is there",
@@ -265,7 +268,11 @@ impl Row {
 fn every_combination_of_a_new_object_is_decided_by_the_rules_or_impossible() {
     let two = [false, true];
     let encryption = [Some(true), Some(false), None];
-    let lefts = [Left::Gone, Left::Proven, Left::Unproven];
+    let lefts = [
+        UnfinishedState::Absent,
+        UnfinishedState::Proven,
+        UnfinishedState::Unproven,
+    ];
     let replicas = [
         Replicas::None,
         Replicas::Encrypted,

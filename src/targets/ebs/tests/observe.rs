@@ -52,7 +52,7 @@ fn target(snapshots: Option<Vec<Snapshot>>, job: EbsJob) -> EbsTarget {
 
 async fn look(target: &EbsTarget, base: &Base, replica: Option<&str>) -> Result<Facts> {
     let source = source();
-    let ask = Ask {
+    let ask = ObserveRequest {
         source: &source,
         base,
         left: None,

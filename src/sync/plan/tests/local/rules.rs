@@ -147,7 +147,7 @@ impl Row<'_> {
         if !state.task_is_in_place() && state.unfinished != Unfinished::None {
             let mut without = self.seen.clone();
             without.unfinished = None;
-            without.facts.left = Left::Gone;
+            without.facts.left = UnfinishedState::Absent;
             let without = decide(job, self.source, &without);
             self.must(
                 is_refused(&without) || !is_refused(decided),
@@ -203,7 +203,7 @@ impl Row<'_> {
         );
         self.must(!state.is_image, "an image lists no changes");
         self.must(
-            state.left == Left::Proven
+            state.left == UnfinishedState::Proven
                 || state.compared == Compared::Same
                 || self.trusts(HELD)
                 || (self.is_discarded() && self.decided.rewrites_foreign),
@@ -232,7 +232,7 @@ impl Row<'_> {
         if state.is_in_place() {
             self.must(state.has_begun(), "what was not begun is not resumed");
             self.must(
-                state.left == Left::Proven
+                state.left == UnfinishedState::Proven
                     || state.compared == Compared::Same
                     || (state.has_task_base && self.trusts(HELD)),
                 "what is resumed in place is proven",
@@ -240,11 +240,11 @@ impl Row<'_> {
             return;
         }
         self.must(
-            state.left != Left::Gone,
+            state.left != UnfinishedState::Absent,
             "a part that is gone is not resumed",
         );
         self.must(
-            state.left == Left::Proven || state.is_whole,
+            state.left == UnfinishedState::Proven || state.is_whole,
             "a part is proven by its mark or by the digests of all its blocks",
         );
         self.replaces();
@@ -262,7 +262,8 @@ impl Row<'_> {
         );
         self.must(!state.is_image && !job.restart, "a snapshot takes over");
         self.must(
-            state.left == Left::Proven || (state.left == Left::Unproven && state.is_whole),
+            state.left == UnfinishedState::Proven
+                || (state.left == UnfinishedState::Unproven && state.is_whole),
             "a part that is taken over is proven by its mark or its digests",
         );
         let fits = match &job.base {
@@ -316,7 +317,7 @@ impl Row<'_> {
             !state.has_digests
                 || state.marked == Marked::Matches
                 || state.compared != Compared::None
-                || state.left == Left::Proven
+                || state.left == UnfinishedState::Proven
                 || (state.is_of_other_volume() && named)
                 || self.is_given_up()
                 || (state.is_half_written() && !state.has_begun()),
