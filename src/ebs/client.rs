@@ -158,7 +158,7 @@ impl Client {
         }
     }
 
-    /// A client whose calls all fail.
+    /// A client without a service: each call would fail.
     #[cfg(test)]
     pub(crate) fn unreachable() -> Self {
         let service = ServiceConfig::fixed("http://127.0.0.1:9", "us-east-1", "id", "secret");

@@ -63,7 +63,7 @@ fn is_token_label(text: &str) -> bool {
     label.is_some_and(|label| label.to_ascii_lowercase().ends_with("token"))
 }
 
-/// Whether a word is a part of an ARN, which follow colons: a role's path and session name.
+/// Whether a word is a part of an ARN after a colon: a role's path and session name.
 fn is_arn_part(text: &str, word: &str) -> bool {
     let before = text.rsplit(char::is_whitespace).next().unwrap_or_default();
     let is_in_arn = before.ends_with(':') && before.contains("arn:");

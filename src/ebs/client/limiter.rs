@@ -71,7 +71,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The share of one of `programs` of an account: of what all of them may request a second. A snapshot is read by one
+    /// The share of one of `parts` programs of an account: of what all of them may request a second. A snapshot is read by one
     /// program, so its limit is not divided.
     #[must_use]
     pub fn divided(self, parts: u32) -> Self {
