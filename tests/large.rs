@@ -33,7 +33,7 @@ fn sixty_four_tib_are_mounted_and_read_anywhere_with_few_requests_and_bounded_me
         assert_eq!(bytes[end - 16..end - 8], 1u64.to_le_bytes());
     }
 
-    // A run of 64 TiB: a seek that nobody can interrupt tells an end before it, where data goes on.
+    // A run of 64 TiB: a seek, which cannot be interrupted, reports an earlier end, and the next one continues there.
     emulator.reset();
     let file = open(&disk);
     let from = i64::try_from(40 * TIB).unwrap();

@@ -79,10 +79,10 @@ fn delta_raw_holds_exactly_the_changes_and_the_maps_list_them() {
 
         let csv = chain.changes(base, head, "csv");
         let found = merged(extents(&delta).iter().map(|(a, b)| (*a, *b, true)));
-        let told = lines(&csv)
+        let shown = lines(&csv)
             .into_iter()
             .map(|(start, len, _)| (start, start + len, true));
-        assert_eq!(found, merged(told), "SEEK_DATA and SEEK_HOLE");
+        assert_eq!(found, merged(shown), "SEEK_DATA and SEEK_HOLE");
         let image = chain.image(head);
         assert_eq!(
             fs::metadata(&delta).unwrap().len(),
@@ -349,7 +349,7 @@ fn a_listing_slower_than_the_timeout_is_continued_by_the_next_reader() {
         listed <= 10 + 2 + 2 * refused,
         "{listed} listings, {refused} refused"
     );
-    // Nobody waits any more: nothing is listed any more.
+    // Without a waiter nothing is listed.
     let other = mount.pair("snap-0b", "snap-0a").join("changes.csv");
     fs::metadata(&other).unwrap_err();
     std::thread::sleep(std::time::Duration::from_millis(500));
@@ -457,10 +457,10 @@ fn the_blocks_of_a_snapshot_are_listed_in_the_same_formats() {
             .into_iter()
             .chain([("heatmap.svg".to_owned(), "svg")])
         {
-            let told = run(&mut chain.emulator.ebsfs(&["blocks", id, "--format", format]));
+            let shown = run(&mut chain.emulator.ebsfs(&["blocks", id, "--format", format]));
             assert_eq!(
                 fs::read_to_string(folder.join(&name)).unwrap(),
-                told,
+                shown,
                 "{name}"
             );
         }

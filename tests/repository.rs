@@ -1,4 +1,4 @@
-//! Repositories: in a folder, and in an S3 server that nobody here wrote (rclone's).
+//! Repositories: in a folder, and in an S3 server that this project did not write (rclone's).
 
 mod care;
 mod copies;
@@ -79,14 +79,14 @@ impl Objects {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-        let told = lines.find_map(|line| {
+        let shown = lines.find_map(|line| {
             let line = line.unwrap();
             let (_, rest) = line.split_once("://")?;
             Some(rest.split(['/', ']']).next()?.to_owned())
         });
         // Else it stops at a full pipe.
         std::thread::spawn(move || lines.for_each(drop));
-        self.server = Some((process, told.unwrap()));
+        self.server = Some((process, shown.unwrap()));
     }
 
     /// Stops the server; the answer starts it again at the same place.
@@ -276,8 +276,8 @@ fn three_blocks() -> (Emulator, String) {
 
 /// Blocks that the newest snapshots of a repository have sent, oldest first.
 fn sent(objects: &Objects, emulator: &Emulator) -> Vec<u64> {
-    let told = objects.look_json(emulator, &["ls"]);
-    let snapshots = told.as_array().unwrap().iter();
+    let shown = objects.look_json(emulator, &["ls"]);
+    let snapshots = shown.as_array().unwrap().iter();
     snapshots
         .map(|snapshot| snapshot["sent_blocks"].as_u64().unwrap())
         .collect()

@@ -153,7 +153,7 @@ fn all_disks_come_back_as_they_were_at_one_instant() {
     let said = run(&mut account.add(&[]));
     let (first_time, instance) = said.trim_end().split_once(' ').unwrap();
     assert!(is_within(first_time, &first_second) && instance == INSTANCE);
-    // Instants are told from each other by the millisecond.
+    // Instants are distinguished by the millisecond.
     std::thread::sleep(std::time::Duration::from_millis(1100));
     account.write("vol-0a", 7, "later");
     account.write("vol-0b", 3, "later");

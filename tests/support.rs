@@ -182,9 +182,9 @@ impl Emulator {
 
     /// The id and the secret of its one access key.
     pub fn keys(&self) -> (String, String) {
-        let told = std::fs::read_to_string(self.folder.path().join("credentials")).unwrap();
+        let shown = std::fs::read_to_string(self.folder.path().join("credentials")).unwrap();
         let value = |name: &str| {
-            let line = told.lines().find_map(|line| line.strip_prefix(name));
+            let line = shown.lines().find_map(|line| line.strip_prefix(name));
             line.unwrap().trim_start_matches([' ', '=']).to_owned()
         };
         (value("aws_access_key_id"), value("aws_secret_access_key"))

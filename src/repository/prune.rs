@@ -10,7 +10,7 @@
 //!           then what still none of them needs is deleted
 //! ```
 //! A writer publishes its manifest and then lists sweeps; a prune writes its sweep and then lists manifests. So one of the two
-//! sees the other, whatever their clocks show. A lease only spares a run that conflict: nothing that was written
+//! sees the other, whatever their clocks show. A lease only makes that conflict rare: nothing that was written
 //! since the oldest living run began is swept.
 
 mod clean_up;
@@ -460,7 +460,7 @@ impl<'a> Prune<'a> {
         Ok(doomed)
     }
 
-    /// The objects that manifests need which were published after `before` was listed.
+    /// The needs of manifests that were published after `before` was listed.
     async fn published_meanwhile(&self, before: &[Manifest]) -> Result<Needed> {
         let fence = Fence::new();
         fence.put(self.store, "snapshots").await?;

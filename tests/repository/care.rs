@@ -21,8 +21,8 @@ pub(super) fn damaged(objects: &Objects, emulator: &Emulator, args: &[&str]) -> 
     let mut command = objects.look(emulator, &[&["check"], args, &["--json"]].concat());
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(8));
-    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
-    told["damages"].as_array().unwrap().clone()
+    let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+    shown["damages"].as_array().unwrap().clone()
 }
 
 #[test]
@@ -153,10 +153,10 @@ fn prune_removes_old_snapshots_and_sweeps_unneeded_data_after_the_grace() {
         );
         assert_eq!(dry["removed"].as_array().unwrap().len(), 2);
         assert_eq!(objects.objects("snapshots").len(), 3);
-        // With a grace nothing goes yet, and a snapshot that was removed can be brought anew.
-        let told = objects.look_json(emulator, &["prune", "--keep", "1"]);
+        // Within the grace nothing is deleted, and a removed snapshot can be copied again.
+        let shown = objects.look_json(emulator, &["prune", "--keep", "1"]);
         assert_eq!(
-            (&told["swept"], objects.objects("removed").len()),
+            (&shown["swept"], objects.objects("removed").len()),
             (&0.into(), 2)
         );
         assert_eq!(
@@ -166,9 +166,9 @@ fn prune_removes_old_snapshots_and_sweeps_unneeded_data_after_the_grace() {
         let unused = objects.look_json(emulator, &["check"])["unused"].clone();
         assert!(unused.as_u64() >= Some(2), "{unused}");
         std::thread::sleep(std::time::Duration::from_millis(2100));
-        let told = objects.look_json(emulator, &["prune", "--grace", "1s"]);
-        // The segments of two, and perhaps a pack of which the third has every block anew.
-        assert_eq!(told["swept"], unused, "{told}");
+        let shown = objects.look_json(emulator, &["prune", "--grace", "1s"]);
+        // The segments of two, and perhaps a pack whose blocks the third has all rewritten.
+        assert_eq!(shown["swept"], unused, "{shown}");
         assert!(objects.objects("removed").is_empty());
         let checked = objects.look_json(emulator, &["check", "--read-data"]);
         assert_eq!(
@@ -218,9 +218,9 @@ fn prune_keeps_the_data_of_an_unfinished_run_until_it_is_forgotten() {
         .output();
     let output = output.unwrap();
     assert_eq!(output.status.code(), Some(10), "it may be alive");
-    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(
-        (&told["swept"], told["runs"].as_array().unwrap().len()),
+        (&shown["swept"], shown["runs"].as_array().unwrap().len()),
         (&0.into(), 1)
     );
     run(&mut objects.bring(&emulator, &["snap-0b", "--base", "snap-0a"]));
@@ -311,9 +311,9 @@ fn prune_ignores_foreign_objects_and_a_run_does_not_rely_on_objects_being_remove
         sh(&format!("touch -d '1 hour ago' {}", text(file)));
     }
     std::thread::sleep(std::time::Duration::from_millis(20));
-    let told = objects.look_json(emulator, &prune);
+    let shown = objects.look_json(emulator, &prune);
     assert_eq!(
-        (&told["swept"], kept.exists(), left.exists()),
+        (&shown["swept"], kept.exists(), left.exists()),
         (&0.into(), true, false)
     );
     let one = format!("{}#snap-0f", objects.url());

@@ -115,7 +115,7 @@ fn a_snapshot_or_image_is_found_by_each_of_its_names() {
     assert_same(&image, &source);
     let (code, said) = ends(&mut objects.take(emulator, first, &["ebs:", "--allow-plaintext"]));
     assert!(code == 2 && said.contains("512 KiB"), "{code} {said}");
-    // Nobody else reads it.
+    // No other user reads it.
     use std::os::unix::fs::PermissionsExt;
     for path in objects.objects("") {
         let mode = fs::metadata(&path).unwrap().permissions().mode();

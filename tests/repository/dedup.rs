@@ -62,10 +62,10 @@ fn blocks_of_another_volume_or_offset_are_not_sent_again() {
         let second = image(folder.path(), "second.raw", moved.chain(own));
         bring(&second);
         comes_out(&objects, &emulator, &second, text(&second));
-        let told = sent(&objects, &emulator);
-        assert_eq!(told[0], 300);
+        let shown = sent(&objects, &emulator);
+        assert_eq!(shown[0], 300);
         // Those that are on their way when the next of them comes are sent too.
-        assert!((5..5 + 200).contains(&told[1]), "{told:?}");
+        assert!((5..5 + 200).contains(&shown[1]), "{shown:?}");
         // Without it another volume's blocks are sent, and with it nothing at all.
         let third = image(folder.path(), "third.raw", (0..20).map(Some));
         run(&mut objects.bring(&emulator, &[text(&third)]));
@@ -97,8 +97,11 @@ fn removed_blocks_are_sent_again_and_a_damaged_index_is_rebuilt() {
     let third = image(folder.path(), "third.raw", (0..300).map(Some));
     bring(&third);
     // What is left in packs that the second needs is known too.
-    let told = sent(&objects, &emulator);
-    assert!(told[0] == 100 && (37..=100).contains(&told[1]), "{told:?}");
+    let shown = sent(&objects, &emulator);
+    assert!(
+        shown[0] == 100 && (37..=100).contains(&shown[1]),
+        "{shown:?}"
+    );
     objects.empty(&emulator);
     bring(&first);
     assert_eq!(sent(&objects, &emulator), [200]);
@@ -186,8 +189,8 @@ fn two_that_bring_and_one_that_prunes_at_once_are_not_in_each_others_way() {
             };
             prune();
             // The oldest ones go.
-            let told = objects.look_json(&emulator, &["ls"]);
-            let oldest = told[0]["snapshot"].as_str().unwrap();
+            let shown = objects.look_json(&emulator, &["ls"]);
+            let oldest = shown[0]["snapshot"].as_str().unwrap();
             objects.remove(&emulator, oldest);
             prune();
         }

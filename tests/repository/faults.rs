@@ -170,7 +170,7 @@ fn credentials_refused_by_the_store_during_a_sync_are_named_and_the_same_command
     run(&mut objects.bring(&emulator, &bring));
     let (mount, disk) = mounted(&emulator, "snap-0a");
     let replica = objects.mount(&emulator);
-    // And a reader is told, gets no wrong byte, and can go on.
+    // A reader gets an error, no wrong byte, and can continue.
     proxy.set(|_| Fate::Say(403, "ExpiredToken"));
     let copy = replica.disk("snap-0a");
     assert!(fs::read(&copy).is_err());

@@ -74,11 +74,11 @@ fn a_repository_lives_on(filesystem: &OnFilesystem, coarsest_time: Duration) {
     let rest = format!("{}#17", text(&objects.objects("packs")[0]));
     fs::write(&rest, "half").unwrap();
     sh(&format!("touch -d '1 hour ago' '{rest}'"));
-    let told = objects.look_json(emulator, &["prune", "--keep", "2"]);
-    assert_eq!(told["swept"], 0, "{told}");
+    let shown = objects.look_json(emulator, &["prune", "--keep", "2"]);
+    assert_eq!(shown["swept"], 0, "{shown}");
     std::thread::sleep(coarsest_time + Duration::from_millis(100));
-    let told = objects.look_json(emulator, &["prune", "--grace", "0s"]);
-    assert_ne!(told["swept"], 0, "{told}");
+    let shown = objects.look_json(emulator, &["prune", "--grace", "0s"]);
+    assert_ne!(shown["swept"], 0, "{shown}");
     assert!(objects.objects("removed").is_empty());
     assert!(!Path::new(&rest).exists());
     let checked = objects.look_json(emulator, &["check", "--read-data"]);

@@ -453,9 +453,9 @@ fn parts_of_a_check_read_each_pack_once() {
         let part = format!("{part}/3");
         let args = ["check", "--read-data-subset", &part, "--json"];
         let output = objects.look(emulator, &args).output().unwrap();
-        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert_eq!(told["read"], *part);
-        packs += told["read_packs"].as_u64().unwrap();
+        let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(shown["read"], *part);
+        packs += shown["read_packs"].as_u64().unwrap();
         codes.push(output.status.code().unwrap());
     }
     assert_eq!(packs, all["packs"].as_u64().unwrap());

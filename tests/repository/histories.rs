@@ -84,8 +84,8 @@ impl History<'_> {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         let code = output.status.code();
         assert!(matches!(code, Some(0 | 10 | 11)), "{code:?} {said}");
-        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
-        for name in told["removed"].as_array().unwrap() {
+        let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+        for name in shown["removed"].as_array().unwrap() {
             let id = name.as_str().unwrap().rsplit('.').next().unwrap();
             let bytes = self.there.remove(id).unwrap();
             self.removed.insert(id.to_owned(), bytes);

@@ -25,7 +25,7 @@ fn a_bucket_before_the_host_is_reached_by_a_proxy() {
         count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         Fate::Pass
     });
-    // Nobody knows this host but the proxy.
+    // Only the proxy knows this host.
     objects.front = Some("http://obs.example".into());
     goes_in_and_out(&objects, |mut command| {
         command.args(["--bucket-style", "host"]);

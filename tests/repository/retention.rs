@@ -125,10 +125,10 @@ fn a_snapshot_of_an_unknown_volume_is_announced_and_stays_until_a_person_removes
     assert_eq!(snapshots(&objects, &emulator)[0]["volume_key"], "unknown");
     assert!(run(&mut objects.look(&emulator, &["ls"])).contains("unknown"));
     let all = ["prune", "--keep", "0", "--remove-all"];
-    let told = run(&mut objects.look(&emulator, &all));
+    let reported = run(&mut objects.look(&emulator, &all));
     assert!(
-        told.contains("1 snapshots stay: of unknown volumes"),
-        "{told}"
+        reported.contains("1 snapshots stay: of unknown volumes"),
+        "{reported}"
     );
     run(&mut one(&objects, &emulator, &["rm"], made));
     assert!(ids(&objects, &emulator).is_empty());
@@ -191,9 +191,9 @@ fn prune_says_why_each_snapshot_stays_and_removes_the_rest() {
     assert!(line(&all[1]).ends_with("remove"), "{table}");
     assert!(line(&all[2]).contains("keep    last, yearly 20"), "{table}");
     assert!(table.contains("1 snapshots stay: pinned"), "{table}");
-    let told = objects.look_json(emulator, &dry);
-    let decided = told["snapshots"].as_array().unwrap();
-    assert_eq!(decided.len(), 4, "{told}");
+    let reported = objects.look_json(emulator, &dry);
+    let decided = reported["snapshots"].as_array().unwrap();
+    assert_eq!(decided.len(), 4, "{reported}");
     let of = |id: &str| decided.iter().find(|one| one["snapshot"] == *id).unwrap();
     assert_eq!(
         (&of(&all[1])["kept"], &of(&all[0])["reasons"][0]),
@@ -202,8 +202,11 @@ fn prune_says_why_each_snapshot_stays_and_removes_the_rest() {
     assert_eq!(ids(&objects, emulator).len(), 4);
     // Narrowed to a volume, the others are counted.
     let narrow = ["prune", "--keep", "1", "--volume", "web"];
-    let told = run(&mut objects.look(emulator, &narrow));
-    assert!(told.contains("3 snapshots stay: not covered"), "{told}");
+    let reported = run(&mut objects.look(emulator, &narrow));
+    assert!(
+        reported.contains("3 snapshots stay: not covered"),
+        "{reported}"
+    );
     for wrong in [
         &["prune", "--volume", "web"][..],
         &["prune", "--remove-all"],
@@ -290,8 +293,8 @@ fn stats_count_each_block_once_and_runs_on_record_are_listed() {
     for id in all {
         run(&mut objects.bring(emulator, &[id, "--base", "auto"]));
     }
-    let told = objects.look_json(emulator, &["stats"]);
-    let volume = &told["volumes"]["vol-0a"];
+    let reported = objects.look_json(emulator, &["stats"]);
+    let volume = &reported["volumes"]["vol-0a"];
     assert_eq!(
         (&volume["snapshots"], &volume["unique_blocks"]),
         (&2.into(), &74.into())
@@ -299,20 +302,23 @@ fn stats_count_each_block_once_and_runs_on_record_are_listed() {
     assert_eq!(volume["volume_bytes"], 1 << 30);
     assert_eq!(volume["all_held_bytes"], (50 + 71) * BLOCK);
     assert_eq!(volume["growth"].as_array().unwrap().len(), 2);
-    assert_eq!(told["total"]["unique_blocks"], 74);
+    assert_eq!(reported["total"]["unique_blocks"], 74);
     let checked = objects.look_json(emulator, &["check"]);
     let (stored, packed) = (&volume["stored_bytes"], &checked["packed_bytes"]);
     assert!(
         stored.as_u64() < packed.as_u64() && stored.as_u64() > Some(0),
-        "{told}"
+        "{reported}"
     );
     // Another volume of the same blocks: each counts them, all together count them once.
     let image = chain.image(1);
     run(&mut objects.bring(emulator, &[text(&image), "--volume", "twin", "--dedup"]));
-    let told = objects.look_json(emulator, &["stats"]);
-    assert_eq!(told["volumes"]["twin"]["unique_blocks"], 71, "{told}");
-    assert_eq!(told["total"]["unique_blocks"], 74, "{told}");
-    assert_eq!(told["total"]["snapshots"], 3);
+    let reported = objects.look_json(emulator, &["stats"]);
+    assert_eq!(
+        reported["volumes"]["twin"]["unique_blocks"], 71,
+        "{reported}"
+    );
+    assert_eq!(reported["total"]["unique_blocks"], 74, "{reported}");
+    assert_eq!(reported["total"]["snapshots"], 3);
     let table = run(&mut objects.look(emulator, &["stats"]));
     assert!(
         table.lines().count() == 4 && table.contains("\nall "),
@@ -349,12 +355,12 @@ fn stats_count_each_block_once_and_runs_on_record_are_listed() {
             && table.lines().count() == 3,
         "{table}"
     );
-    let told: Value = serde_json::from_str(&run(
+    let reported: Value = serde_json::from_str(&run(
         &mut objects.look(emulator, &["ls", "--runs", "--json"])
     ))
     .unwrap();
     assert_eq!(
-        (&told[0]["id"], &told[0]["kind"]),
+        (&reported[0]["id"], &reported[0]["kind"]),
         (&"0a".into(), &"sync".into())
     );
 }

@@ -152,8 +152,8 @@ fn garbage_is_marked_and_deleted_by_a_later_prune_after_the_grace() {
     objects.remove(emulator, &ids[0]);
     let all = data(&objects);
     let swept = |args: &[&str]| {
-        let told = objects.look_json(emulator, &[&["prune"], args].concat());
-        told["swept"].as_u64().unwrap()
+        let reported = objects.look_json(emulator, &[&["prune"], args].concat());
+        reported["swept"].as_u64().unwrap()
     };
     // The tombstone keeps all of it for a grace.
     assert_eq!(swept(&[]), 0);
@@ -215,7 +215,7 @@ fn a_run_paused_beyond_its_lease_never_publishes_swept_data() {
     assert_eq!(output.status.code(), Some(10), "{said}");
     assert!(said.contains("a prune may have deleted data"), "{said}");
     assert!(objects.objects("snapshots").is_empty());
-    // The same command begins anew, and is right.
+    // The same command starts from the beginning, and succeeds.
     run(&mut objects.bring(&emulator, &bring));
     let checked = objects.look_json(&emulator, &["check", "--read-data"]);
     assert_eq!(checked["snapshots"], 1);

@@ -116,10 +116,10 @@ fn a_damaged_repository_block_never_reads_as_zeroes_and_is_reported_until_copied
             String::from_utf8(output.stdout).unwrap(),
         )
     };
-    let told: Value = serde_json::from_str(&said).unwrap();
+    let reported: Value = serde_json::from_str(&said).unwrap();
     assert_eq!(exit, Some(12));
     assert_eq!(
-        (&told["status"], &told["damaged_blocks"]),
+        (&reported["status"], &reported["damaged_blocks"]),
         (&"already".into(), &1.into())
     );
     run(&mut emulator.ebsfs(&["repository", "rm", &named]));
@@ -176,10 +176,10 @@ fn a_copy_of_an_ebs_snapshot_that_is_tagged_as_damaged_ends_as_marked() {
     let args = [&*made, text(&image), "--report", text(&report)];
     let said = code(emulator, &args, 12);
     assert!(said.contains("1 of its blocks"), "{said}");
-    let told: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
-    let warning = told["targets"][0]["warnings"][0].as_str().unwrap();
-    assert!(warning.contains("ebsfs:damaged"), "{told}");
-    assert_eq!(told["targets"][0]["damaged_in_source"], 1, "{told}");
+    let reported: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+    let warning = reported["targets"][0]["warnings"][0].as_str().unwrap();
+    assert!(warning.contains("ebsfs:damaged"), "{reported}");
+    assert_eq!(reported["targets"][0]["damaged_in_source"], 1, "{reported}");
 
     // Which block it is only the record of the first run tells. How many there are every copy of a copy says.
     let in_source = |target: &str| {

@@ -37,10 +37,10 @@ fn a_chain_arrives_in_another_account_as_children_and_only_changed_blocks_are_pu
     let first = replicate(&chain.emulator, &other, &[&ids[0], "--verify"]);
     assert_eq!(other.count("PutSnapshotBlock"), 50);
     assert_holds(&other, &first, &chain.image(0));
-    let told = described(&other, &first);
-    assert_eq!(told["tags"]["ebsfs:source"], ids[0].as_str());
-    assert_eq!(told["tags"]["ebsfs:volume"], "vol-0a");
-    assert_eq!(told["state"], "completed");
+    let shown = described(&other, &first);
+    assert_eq!(shown["tags"]["ebsfs:source"], ids[0].as_str());
+    assert_eq!(shown["tags"]["ebsfs:volume"], "vol-0a");
+    assert_eq!(shown["state"], "completed");
     for (base, head) in [(0, 1), (1, 2), (2, 3), (3, 4)] {
         chain.emulator.reset();
         other.reset();
@@ -107,7 +107,7 @@ fn where_new_snapshots_are_encrypted_every_block_is_put_and_plaintext_has_to_be_
     assert_eq!(other.count("PutSnapshotBlock"), 2048);
     assert_eq!(described(&other, &made)["encrypted"], true);
     assert_holds(&other, &made, &volume);
-    // What cannot be told before is told by StartSnapshot.
+    // StartSnapshot reports what could not be known before.
     other.set("deny=ec2:GetEbsEncryptionByDefault");
     other.reset();
     assert_eq!(replicate(&emulator, &other, &[&plain]), made);
@@ -151,9 +151,12 @@ fn an_image_of_any_size_becomes_a_snapshot_and_comes_back() {
     ));
     let mut lines = said.lines();
     let (made, digest) = (lines.next().unwrap(), lines.next().unwrap());
-    let told = described(&emulator, made);
-    assert_eq!(told["tags"]["ebsfs:size"], (100 * BLOCK + 1234).to_string());
-    assert_eq!(told["volume_size"], 1 << 30);
+    let shown = described(&emulator, made);
+    assert_eq!(
+        shown["tags"]["ebsfs:size"],
+        (100 * BLOCK + 1234).to_string()
+    );
+    assert_eq!(shown["volume_size"], 1 << 30);
     let padded = folder.path().join("padded.raw");
     fs::copy(&image, &padded).unwrap();
     writable(&padded).set_len(1 << 30).unwrap();
@@ -292,11 +295,11 @@ fn an_unfinished_snapshot_is_resumed_only_with_the_same_request_and_in_time() {
         let (other, begun) = begin("");
         let made = replicate(&emulator, &other, &["snap-0a", option, value]);
         assert_ne!(made, begun);
-        let told = described(&other, &made)[member].to_string();
-        assert!(told.contains("mine"), "{told}");
+        let shown = described(&other, &made)[member].to_string();
+        assert!(shown.contains("mine"), "{shown}");
         let (_mount, disk) = mounted(&emulator, "snap-0a");
         assert_holds(&other, &made, &disk);
-        // The stale one is left to EBS, and in nobody's way.
+        // The stale one is left to EBS, and blocks no run.
         assert_eq!(
             other.made(),
             [

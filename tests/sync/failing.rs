@@ -130,10 +130,10 @@ fn a_failed_device_is_named_and_the_same_command_resumes_after_repair() {
     // As the kernel passes it on.
     assert!([1, 9].contains(&code), "{code} {said}");
     assert!(said.contains(&device.0), "{said}");
-    let told = status(&emulator, &device.0);
+    let shown = status(&emulator, &device.0);
     assert!(
-        told.starts_with(&format!("between something unknown and {id}: not usable")),
-        "{told}"
+        shown.starts_with(&format!("between something unknown and {id}: not usable")),
+        "{shown}"
     );
     small.resize("1200M");
     run(&mut sync(&emulator, &[&id, &device.0, "--verify"]));
@@ -168,8 +168,8 @@ fn a_permission_revoked_during_a_sync_is_named_and_the_same_command_resumes() {
     assert_eq!(output.status.code(), Some(4), "{said}");
     assert!(said.contains("ebs:GetSnapshotBlock"), "{said}");
     assert!(!image.exists());
-    let told: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
-    assert_eq!(told["targets"][0]["status"], "failed");
+    let shown: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+    assert_eq!(shown["targets"][0]["status"], "failed");
     emulator.set("deny=");
     run(&mut sync(&emulator, &[&args[..], &["--verify"]].concat()));
     let gets = emulator.gets();
@@ -177,8 +177,8 @@ fn a_permission_revoked_during_a_sync_is_named_and_the_same_command_resumes() {
     assert_same(&image, &disk);
     // What was on its way when it ended was kept too; some were refused.
     assert!(gets < held(&disk) + 100, "{gets}");
-    let told: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
-    let target = &told["targets"][0];
+    let shown: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+    let target = &shown["targets"][0];
     assert_eq!(target["status"], "done");
     let blocks = target["blocks"].as_array().unwrap();
     assert_eq!(blocks.len() as u64, held(&disk));

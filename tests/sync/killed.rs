@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Kills of runs of a copy, each begun again until it came to its end; copies are made anew until there were enough.
+/// Kills runs of a copy, each repeated until it ended; copies start from the beginning until there were enough kills.
 struct Kills {
     kills: u64,
     copies: u64,

@@ -57,7 +57,7 @@ fn each_target_has_a_closing_record_on_stdout_if_json_is_asked_for() {
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
     records.sort_by_key(|record| record["target"].as_str().unwrap().to_owned());
-    let told: Vec<_> = records
+    let shown: Vec<_> = records
         .iter()
         .map(|record| {
             (
@@ -71,7 +71,7 @@ fn each_target_has_a_closing_record_on_stdout_if_json_is_asked_for() {
         (text(&image), "done"),
         (text(&mine), "failed"),
     ];
-    assert_eq!(told, wanted, "{said}");
+    assert_eq!(shown, wanted, "{said}");
     assert!(
         records.iter().all(|record| record["version"].is_u64()),
         "{said}"
@@ -103,8 +103,8 @@ fn a_target_without_a_record_is_reported_in_one_line() {
         let said = status(&emulator, target);
         assert_eq!(said.lines().count(), 1, "{said}");
         let said = run(&mut sync(&emulator, &["--status", target, "--json"]));
-        let told: Value = serde_json::from_str(&said).unwrap();
-        assert_eq!(told["target"], target, "{said}");
+        let shown: Value = serde_json::from_str(&said).unwrap();
+        assert_eq!(shown["target"], target, "{said}");
     }
 }
 
@@ -123,9 +123,9 @@ fn a_volume_or_a_tag_is_copied_by_its_newest_completed_snapshot() {
         .folder
         .path()
         .join(format!("snapshots/{}.json", chain.snapshots[1]));
-    let mut told: Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
-    told["tags"] = serde_json::json!({"Name": "the database"});
-    fs::write(&record, told.to_string()).unwrap();
+    let mut shown: Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+    shown["tags"] = serde_json::json!({"Name": "the database"});
+    fs::write(&record, shown.to_string()).unwrap();
     emulator.post("reload");
     run(&mut sync(
         emulator,
@@ -288,9 +288,9 @@ fn an_encrypted_snapshot_becomes_plaintext_only_with_a_word_or_a_warning() {
     let args = [id, text(&image), "--report", text(&report)];
     let (_, said) = printed(&mut sync(emulator, &args));
     assert_eq!(said.matches("is encrypted, and").count(), 1, "{said}");
-    let told: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
-    let warnings = told["targets"][0]["warnings"].to_string();
-    assert!(warnings.contains("is encrypted, and"), "{told}");
+    let shown: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+    let warnings = shown["targets"][0]["warnings"].to_string();
+    assert!(warnings.contains("is encrypted, and"), "{shown}");
     // Whether it is encrypted is not known: what would tell is said.
     emulator.set("deny=ec2:DescribeSnapshots");
     let unknown = folder.path().join("unknown.raw");

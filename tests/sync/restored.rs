@@ -11,7 +11,7 @@ fn partitioned(file: &Path) -> (Loop, PathBuf) {
         file.display()
     ));
     let disk = Loop::over(file);
-    // Without a node where nobody makes one.
+    // A machine without udev makes no node of the partition.
     sh(&format!("partx --update {}", disk.0));
     let part = PathBuf::from(format!("{}p1", disk.0));
     if !part.exists() {
@@ -166,9 +166,9 @@ fn discards_writes_past_a_partition_and_dirty_pages_are_detected() {
     again(3);
     let name = disk.0.trim_start_matches("/dev/");
     sh(&format!("echo 0 > /sys/block/{name}/queue/iostats"));
-    let told = status(emulator, target);
+    let shown = status(emulator, target);
     sh(&format!("echo 1 > /sys/block/{name}/queue/iostats"));
-    assert_eq!(told, held_by_its_digests(&ids[3]));
+    assert_eq!(shown, held_by_its_digests(&ids[3]));
     drop(disk);
     let _ = fs::remove_file(&part);
 }
@@ -199,7 +199,7 @@ fn a_damaged_record_is_ignored_and_a_half_written_image_is_no_source() {
     assert_eq!(code, 2, "{said}");
     assert!(said.contains("is not whole"), "{said}");
     assert!(!copy.exists());
-    // A reader of what is told may go.
+    // The reader of the status may close its pipe.
     sh(&format!("{EBSFS} sync --status {} | true", image.display()));
 }
 

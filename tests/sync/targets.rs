@@ -104,13 +104,13 @@ fn a_bad_target_does_not_stop_the_good_ones_and_the_report_is_written() {
         for good in &good {
             assert_same(good, &chain.image(0));
         }
-        let told: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
-        let targets = told["targets"].as_array().unwrap();
+        let shown: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+        let targets = shown["targets"].as_array().unwrap();
         let ended = |status: &str| {
             let with = targets.iter().filter(|target| target["status"] == status);
             with.count()
         };
-        assert_eq!((ended("done"), ended("failed")), (2, 1), "{bad}: {told}");
+        assert_eq!((ended("done"), ended("failed")), (2, 1), "{bad}: {shown}");
         fs::remove_file(&report).unwrap();
     }
 }
@@ -131,12 +131,12 @@ fn a_run_whose_targets_all_fail_or_whose_source_is_missing_still_writes_its_repo
         let mut command = sync(&chain.emulator, &args);
         let (ended, said) = ends(command.current_dir(folder.path()));
         assert_eq!(ended, code, "{said}");
-        let told: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
-        assert_eq!(told["targets"][0]["status"], "failed", "{told}");
-        assert!(told["program"].as_str().unwrap().starts_with("ebsfs "));
+        let shown: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+        assert_eq!(shown["targets"][0]["status"], "failed", "{shown}");
+        assert!(shown["program"].as_str().unwrap().starts_with("ebsfs "));
         assert!(
-            told["host"].is_string() && told["user"].is_string(),
-            "{told}"
+            shown["host"].is_string() && shown["user"].is_string(),
+            "{shown}"
         );
         fs::remove_file(&report).unwrap();
     }
@@ -313,9 +313,9 @@ fn a_damaged_block_is_marked_on_request_and_retried_by_the_next_run() {
     let marking = [&args[..], &["--on-damage", "mark"]].concat();
     let (code, said) = ends(&mut sync(emulator, &marking));
     assert_eq!(code, 12, "{said}");
-    let told: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
-    let target = &told["targets"][0];
-    assert_eq!(target["damaged"], serde_json::json!([[6, 7]]), "{told}");
+    let shown: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+    let target = &shown["targets"][0];
+    assert_eq!(target["damaged"], serde_json::json!([[6, 7]]), "{shown}");
     let said = run(&mut sync(emulator, &["--status", text(&image), "--json"]));
     let known: Value = serde_json::from_str(&said).unwrap();
     assert_eq!(known["status"]["damaged"], serde_json::json!([[6, 7]]));

@@ -20,7 +20,7 @@ use crate::repository::segment::{SegmentEntry, place_of};
 use crate::repository::segments;
 use crate::source::held;
 
-/// The blocks of a segment of this number in a volume of `blocks` blocks.
+/// The blocks of a segment of this number in a volume of `end` blocks.
 fn extent_of(number: u32, end: u32) -> Option<Extent> {
     let first = number.saturating_mul(SEGMENT_BLOCKS);
     let last = first.saturating_add(SEGMENT_BLOCKS).min(end);

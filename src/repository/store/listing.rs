@@ -23,7 +23,7 @@ impl ListingCheck {
         }
     }
 
-    /// Takes the page that `from` led to.
+    /// Takes the page that `from` led to. The error names the fault of the page.
     pub(super) fn take(&mut self, from: &ListCursor, page: &StorePage) -> Result<(), String> {
         for listed in &page.keys {
             let key = &listed.key;
