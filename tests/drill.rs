@@ -203,6 +203,15 @@ fn journals_are_replayed_and_filesystems_checked_while_the_repository_stays_as_i
     place.assert_left_nothing();
     // Readers renew a record of theirs, which ends with them.
     assert_eq!(digests(&place.at("repository")), before);
+    let (code, found, log) = report(&mut place.drill(&source, &["--bandwidth", "100MiB"]));
+    assert_eq!((code, results(&found)), (11, expected), "{log}");
+    let image = image.to_str().unwrap();
+    let (code, found, log) = report(&mut place.drill(image, &["--bandwidth", "100MiB"]));
+    assert!(code == 2 && found.is_null(), "{code} {log}");
+    assert!(
+        log.contains("cannot use --bandwidth: it is for repositories alone"),
+        "{log}"
+    );
 }
 
 #[test]

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::getpid;
 
 use super::aws::AwsArgs;
-use super::limits::LimitArgs;
+use super::limits::{LimitArgs, bandwidth};
 use super::output;
 use super::plain;
 use super::signals::{listen, only_read};
@@ -25,6 +27,9 @@ use crate::files::default_state_dir;
 use crate::repository::{Address, Bandwidth, Lease, MachineSet};
 use crate::target::Stop;
 use crate::time::rfc3339_millis;
+
+/// Set in a drill that a job has started: the job lives as long as stdin is open.
+pub(super) const ENDS_WITH_STDIN: &str = "EBSFS_DRILL_ENDS_WITH_STDIN";
 
 /// Check the disks of a recovery point in overlays: replay journals, check filesystems, boot
 #[derive(Args, Debug)]
@@ -53,6 +58,9 @@ pub(super) struct DrillArgs {
     /// is not checked
     #[arg(long)]
     replay_xfs: bool,
+    /// Maximum bytes per second to read from a repository, for example 10MiB [default: unlimited]
+    #[arg(long, value_name = "SIZE", value_parser = bandwidth)]
+    bandwidth: Option<ByteSize>,
     /// Print the report as one JSON object
     #[arg(long)]
     json: bool,
@@ -152,6 +160,9 @@ impl DrillArgs {
     pub(super) fn run(self) -> Result<()> {
         // Before the runtime starts its threads, which inherit it.
         let has_own_mounts = enter_own_mounts();
+        if std::env::var_os(ENDS_WITH_STDIN).is_some() {
+            std::thread::spawn(stop_after_stdin);
+        }
         let runtime = super::runtime()?;
         let done = runtime.block_on(self.drill(has_own_mounts));
         runtime.shutdown_timeout(Duration::from_millis(200));
@@ -188,8 +199,9 @@ impl DrillArgs {
         }
     }
 
-    fn store(&self) -> StoreOptions {
-        let line = StoreLine::of(&self.limits.limits(), Bandwidth::default());
+    /// All disks share one bandwidth.
+    fn store(&self, bandwidth: &Bandwidth) -> StoreOptions {
+        let line = StoreLine::of(&self.limits.limits(), bandwidth.clone());
         let store = self.store.options(line).writing(&self.new);
         store.with_lease(self.lease.lease())
     }
@@ -199,14 +211,17 @@ impl DrillArgs {
         let places = addresses([&*self.set]);
         check_s3(&self.store.given(), &places)?;
         check_s3(&self.new.given(), &places)?;
-        check_repositories(&self.lease.given(), &places)
+        check_repositories(&self.lease.given(), &places)?;
+        check_repositories(&[("--bandwidth", self.bandwidth.is_some())], &places)
     }
 
     async fn drill(&self, has_own_mounts: bool) -> Result<DrillReport> {
         self.check()?;
         let stop = listen()?;
         let mut opened = OpenedMachine::default();
-        let found = match self.machine(&mut opened, &stop).await {
+        let bandwidth = self.bandwidth.map(|bandwidth| bandwidth.as_u64());
+        let store = self.store(&bandwidth.map_or_else(Bandwidth::default, Bandwidth::of));
+        let found = match self.machine(&mut opened, &store, &stop).await {
             Ok(()) => drill(&self.job(has_own_mounts), &opened.machine, &stop).await,
             Err(error) => Err(error),
         };
@@ -217,13 +232,18 @@ impl DrillArgs {
     }
 
     /// Opens all disks of the set, or the one source.
-    async fn machine(&self, opened: &mut OpenedMachine, stop: &Stop) -> Result<()> {
+    async fn machine(
+        &self,
+        opened: &mut OpenedMachine,
+        store: &StoreOptions,
+        stop: &Stop,
+    ) -> Result<()> {
         let select = match Address::looks_like(&self.set) {
             true => self.set.parse::<Address>()?.select,
             false => None,
         };
         let Some(select) = select.filter(|select| select.starts_with("i-")) else {
-            let source = self.open(&self.set, stop).await?;
+            let source = self.open(&self.set, store, stop).await?;
             let time = source.source.info.time();
             opened.machine.time = time.map(rfc3339_millis);
             opened.push(self.set.clone(), None, source);
@@ -232,7 +252,7 @@ impl DrillArgs {
         let address: Address = self.set.parse()?;
         let set = stop
             .unless(async {
-                let catalog = self.store().repository(&address, &self.aws).await?;
+                let catalog = store.repository(&address, &self.aws).await?;
                 catalog.find_set(&select).await
             })
             .await?;
@@ -241,18 +261,18 @@ impl DrillArgs {
             let name = disk.device.as_ref().unwrap_or(&disk.volume);
             let name = plain(name);
             let source = format!("{address}#{}", disk.snapshot);
-            let source = self.open(&source, stop).await?;
+            let source = self.open(&source, store, stop).await?;
             opened.push(name, Some(disk.volume.clone()), source);
         }
         Ok(())
     }
 
-    async fn open(&self, name: &str, stop: &Stop) -> Result<OpenedSource> {
+    async fn open(&self, name: &str, store: &StoreOptions, stop: &Stop) -> Result<OpenedSource> {
         let state_dir = self.state_dir.clone().unwrap_or_else(default_state_dir);
         let request = SourceRequest {
             name,
             aws: &self.aws,
-            store: self.store(),
+            store: store.clone(),
             limits: self.limits.limits(),
             wait: None,
             state_dir: &state_dir,
@@ -281,6 +301,13 @@ impl DrillArgs {
         };
         output::write(None, |out| out.write_all(text.as_bytes()))
     }
+}
+
+/// Stops this process at the end of stdin. A signal at the death of the parent would come once for each of its threads, and the second
+/// one ends a program before it has removed what it made.
+fn stop_after_stdin() {
+    let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+    let _ = kill(getpid(), Signal::SIGTERM);
 }
 
 /// Whether an XFS was left out for its log alone.
