@@ -152,6 +152,15 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
         .map_err(|error| Error::with_source(Kind::Io, "cannot start threads", error))
 }
 
+/// An option with its value, if it has one, as two words of a command line.
+fn option_words(
+    option: &str,
+    value: Option<impl Into<std::ffi::OsString>>,
+) -> impl Iterator<Item = std::ffi::OsString> {
+    let words = value.map(|value| [option.into(), value.into()]);
+    words.into_iter().flatten()
+}
+
 /// A text without control characters: a name can hold anything, and the terminal stays whole.
 fn plain(text: &str) -> String {
     let chars = text.chars();

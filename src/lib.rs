@@ -38,7 +38,7 @@
 //! | 3 | [`targets`], [`repository`], [`capture`] | each other, cache, image; only [`targets`] sees [`ebs`] |
 //! | 4 | [`fs`], [`sync`] | each other, ebs, ec2, cache, targets, repository, capture |
 //! | 5 | [`drill`] | aws, ebs, ec2, repository, targets, capture, sync |
-//! | 5 | [`replicate`] | ebs, ec2, targets, fs, metrics |
+//! | 5 | [`replicate`] | ebs, ec2, targets, fs, drill, metrics |
 //! | 5 | [`metrics`] | ebs, ec2, image, compare, targets, capture: it sees counts, and the status of a job |
 //! | 6 | [`cli`] | nothing: the one place where concrete types are stacked |
 //! | - | [`emulator`] | everything but [`error`]: it plays the other side |
@@ -161,6 +161,8 @@
 //!  replicate/sets     arrived    a pure function: all disks of an instance are there -> inventory, repository/sets add_set
 //!  replicate/retain   removable  a pure function: the job's own snapshots that no target needs
 //!  replicate/clean    retain     DeleteSnapshot; manifests of a repository by its retention
+//!  replicate/drills   units      pure functions: which recovery points are drilled, and when; is_due
+//!  cli/replicate/drill  drill_one  a process `ebsfs drill` of its own, beside cycles
 //!  replicate/state    update     what the next run, and people, can read
 //!
 //!  cli/status         run        the state files of jobs; sync/status recorded: the records of images and devices

@@ -18,6 +18,7 @@
 //! | [`places`] | what a cycle is connected to |
 //! | [`cycle`] | one cycle, from its snapshots to retention |
 //! | [`copy`] | the copies of one volume |
+//! | [`drills`] | which recovery points are drilled, and when (pure); drills them |
 //! | [`sets`] | keeps the machines of the instances beside the snapshots of their disks |
 //! | [`clean`] | carries out retention on both sides |
 //! | [`hooks`] | the commands of a job |
@@ -39,6 +40,7 @@
 mod clean;
 mod copy;
 mod cycle;
+mod drills;
 mod gateway;
 mod hooks;
 mod job;
@@ -58,9 +60,10 @@ mod window;
 
 pub use clean::JOB_TAG;
 pub use cycle::{CycleRun, StartedCycle};
+pub use drills::{DrillFindings, DrillOutcome, DrillRequest, DrillUnit, StartedDrill};
 pub use job::{
-    Ec2Volumes, GatewaySource, JobHooks, JobSource, JobTarget, LEAST_RATE, ReplicateJob,
-    TargetAccess, read,
+    DrillBoot, Ec2Volumes, GatewaySource, JobDrill, JobHooks, JobSource, JobTarget, LEAST_RATE,
+    ReplicateJob, TargetAccess, read,
 };
 pub use live::{LiveCopies, LiveCounts};
 pub use places::{OpenedSnapshot, Places};
@@ -69,12 +72,13 @@ pub use retain::NeededBases;
 pub use schedule::{CycleHistory, DueCycle, Schedule, due_cycle, time_zone, wanted_cycle};
 pub use shard::{Shard, shard_of_engine};
 pub use state::{
-    CopyPhase, CopyUnderWay, CycleRequests, JobMemory, JobState, LastRun, RecoveryPoint,
-    StateError, StateFile, TargetState, VolumeState, present_divisions, read_state, state_names,
+    CopyPhase, CopyUnderWay, CycleRequests, DrillLock, DrillMemory, JobMemory, JobState, LastDrill,
+    LastRun, RecoveryPoint, StateError, StateFile, TargetState, UnitDrills, VolumeState,
+    present_divisions, read_state, state_names,
 };
 pub use status::{
-    CopyStatus, JobStatus, LocalContent, MonthStatus, PointState, RunStatus, STATUS_VERSION,
-    StatusRequest, TargetStatus, VolumeStatus,
+    CopyStatus, DrillState, DrillsStatus, JobStatus, LocalContent, MonthStatus, PointState,
+    RunStatus, STATUS_VERSION, StatusRequest, TargetStatus, UnitStatus, VolumeStatus,
 };
 pub use template::{AssignedTarget, is_shared};
 pub use totals::{MonthTotals, RunTotals};

@@ -88,7 +88,7 @@ const RULES: &[(&str, u8, &str)] = &[
     (
         "replicate",
         5,
-        "metrics targets ebs ec2 cache image compare fs readahead maps sysfs aws digest",
+        "metrics drill targets ebs ec2 cache image compare fs readahead maps sysfs aws digest",
     ),
     ("cli", 6, ""),
 ];

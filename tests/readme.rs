@@ -289,6 +289,11 @@ fn the_status_page_works_as_it_stands_there_and_explains_every_member() {
     for target in volume["targets"].as_object_mut().unwrap().values_mut() {
         target["error"] = error.clone();
     }
+    known["drills"] = serde_json::json!({"schedule": "every 7days", "next": null, "units": {"vol-0a": {
+        "since": null, "overdue_at": null, "failure": error,
+        "last": {"source": "/a.raw", "point": "snap-0a", "time": null, "started": null, "ended": null,
+            "partitions": {"clean": 1}, "booted": null, "error": error},
+    }}});
     known["last_run"]["error"] = error;
     std::fs::write(&path, known.to_string()).unwrap();
     std::fs::copy(&path, state.join("job-other.json")).unwrap();
@@ -301,7 +306,14 @@ fn the_status_page_works_as_it_stands_there_and_explains_every_member() {
     let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
     let mut found = BTreeSet::new();
     members(&shown, &mut found);
-    for name in ["why_unusable", "phase", "late_at", "failures", "message"] {
+    for name in [
+        "why_unusable",
+        "phase",
+        "late_at",
+        "failures",
+        "message",
+        "is_overdue",
+    ] {
         assert!(found.contains(name), "no {name}: {shown}");
     }
     for name in found {

@@ -1,5 +1,6 @@
 //! `ebsfs replicate` against the emulator: cycles to all kinds of targets, retention on both sides, kills, refusals, new proxies.
 
+mod drills;
 mod frozen;
 mod gateway;
 mod killed;

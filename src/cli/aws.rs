@@ -1,10 +1,12 @@
 //! The options of AWS, and the settings that they make. What they mean is [`crate::aws`]'s.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
 
+use super::option_words;
 use crate::aws::{Aws, Given, RequestCounts, Service, Settings};
 use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::error::{Error, Kind, Remedy, Result};
@@ -84,6 +86,35 @@ impl AwsArgs {
             ..target
         };
         other
+    }
+
+    /// The options that give the same settings to another process of this program, as settings of its source.
+    pub(super) fn words(&self) -> Vec<OsString> {
+        let target = &self.target;
+        let region = target.region.as_ref().map(|region| &region.value);
+        let mut words = Vec::new();
+        for (option, value) in [
+            ("--region", region.or(self.region.as_ref())),
+            (
+                "--profile",
+                target.profile.as_ref().or(self.profile.as_ref()),
+            ),
+            (
+                "--endpoint-url",
+                target.endpoint_url.as_ref().or(self.endpoint_url.as_ref()),
+            ),
+            ("--ebs-endpoint", self.ebs_endpoint.as_ref()),
+            ("--ec2-endpoint", self.ec2_endpoint.as_ref()),
+            ("--s3-endpoint", self.s3_endpoint.as_ref()),
+            ("--sts-endpoint", self.sts_endpoint.as_ref()),
+        ] {
+            words.extend(option_words(option, value));
+        }
+        let bundle = target.ca_bundle.as_ref().or(self.ca_bundle.as_ref());
+        words.extend(option_words("--ca-bundle", bundle));
+        words.extend(self.use_fips.then(|| "--use-fips".into()));
+        words.extend(self.use_dualstack.then(|| "--use-dualstack".into()));
+        words
     }
 
     /// The settings, each with the option that gives it.
@@ -228,4 +259,47 @@ pub(super) fn needed_descriptions(aws: &Aws, what: &str) -> Result<Arc<dyn Descr
         );
         error.with_remedy(Remedy::Do("name snapshots by their ids".into()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        aws: AwsArgs,
+    }
+
+    fn parsed(words: impl IntoIterator<Item = OsString>) -> AwsArgs {
+        let words = std::iter::once("ebsfs".into()).chain(words);
+        CommandLine::try_parse_from(words).unwrap().aws
+    }
+
+    #[test]
+    fn the_words_of_options_are_read_as_the_same_options() {
+        let line = "--region eu-west-1 --profile p --endpoint-url http://a --ebs-endpoint http://b --ec2-endpoint http://c \
+            --s3-endpoint http://d --sts-endpoint http://e --ca-bundle /ca.pem --use-fips --use-dualstack";
+        let given: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+        let whole = parsed(given.clone());
+        assert_eq!(whole.words().len(), given.len());
+        assert_eq!(parsed(whole.words()).words(), whole.words());
+        let none: [OsString; 0] = [];
+        assert_eq!(parsed(none.clone()).words(), none);
+        // What a target says goes before; endpoints of the source are not those of another Region.
+        let its = TargetAws {
+            profile: Some("dr".into()),
+            region: Some(Given::new("us-east-1".to_owned(), "region")),
+            ca_bundle: Some("/dr.pem".into()),
+            ..TargetAws::default()
+        };
+        let words = whole.for_target(its, false).words();
+        let line: Vec<_> = words.iter().map(|word| word.to_str().unwrap()).collect();
+        assert_eq!(
+            line.join(" "),
+            "--region us-east-1 --profile dr --s3-endpoint http://d --sts-endpoint http://e --ca-bundle /dr.pem --use-fips \
+             --use-dualstack"
+        );
+    }
 }

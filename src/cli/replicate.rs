@@ -1,6 +1,7 @@
 //! `ebsfs replicate`: a job file, or arguments, become a [`ReplicateJob`]; [`crate::replicate`] does the rest.
 
 mod daemon;
+mod drill;
 mod metrics;
 mod notify;
 mod places;
@@ -11,6 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
+use tokio::time::sleep;
+use tracing::{debug, info};
 
 use super::aws::AwsArgs;
 use super::limits::LimitArgs;
@@ -21,12 +24,15 @@ use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::default_state_dir;
 use crate::metrics::{MetricsFile, MetricsServer};
 use crate::replicate::{
-    CycleRun, Ec2Volumes, GatewaySource, JobMemory, JobSource, JobTarget, ReplicateJob, Schedule,
-    Shard, is_shared, read, shard_of_engine, wanted_cycle,
+    CycleReport, CycleRun, Ec2Volumes, GatewaySource, JobMemory, JobSource, JobTarget,
+    ReplicateJob, Schedule, Shard, is_shared, read, shard_of_engine, wanted_cycle,
 };
 use crate::snapshot::{VolumeSelector, volume_id};
 use crate::target::Stop;
 use places::AwsPlaces;
+
+/// How often a run that has drilled looks whether another one has ended its cycle.
+const TAKE_BACK: Duration = Duration::from_millis(500);
 
 /// Snapshot volumes on a schedule, copy what changed to other places, prove the copies, remove old ones
 #[derive(Args, Debug)]
@@ -229,8 +235,54 @@ impl ReplicateArgs {
                 run.begin(due).await
             }
         };
-        let report = run.finish(started).await;
+        let mut report = run.finish(started).await;
+        drills_of_run(&run, &mut report).await;
         words::print(&job.name, &report, self.json)
+    }
+}
+
+/// Drills what is due after the only cycle of a run. Other runs can do cycles of the job meanwhile, unless they would write what is
+/// drilled.
+async fn drills_of_run(run: &CycleRun, report: &mut CycleReport) {
+    for unit in run.due_drills() {
+        if run.stop.is_stopped() {
+            return;
+        }
+        let started = match run.begin_drill(unit).await {
+            Ok(Some(started)) => started,
+            Ok(None) => return info!("another process drills the job {}", run.job.name),
+            Err(error) => return report.failures.push(error),
+        };
+        let is_released = !started.holds_volumes();
+        if is_released && let Err(error) = run.memory.release() {
+            return report.failures.push(error);
+        }
+        let outcome = run.carry_out(&started).await;
+        let taken = match is_released {
+            true => take_back(run).await,
+            false => Ok(()),
+        };
+        if let Err(error) = taken {
+            let what = format!("cannot note the drill of {}", outcome.unit.source);
+            report.failures.extend(outcome.found.err());
+            return report.failures.push(error.context(what));
+        }
+        let ended = run.end_drill(started, outcome).await;
+        report.drills.extend(ended.drills);
+        report.failures.extend(ended.failures);
+    }
+}
+
+/// Waits until no other process runs cycles of the job.
+async fn take_back(run: &CycleRun) -> Result<()> {
+    loop {
+        match run.memory.take_back() {
+            Err(error) if error.kind() == Kind::Busy && !run.stop.is_stopped() => {
+                debug!("{}", error.chain());
+            }
+            taken => return taken,
+        }
+        sleep(TAKE_BACK).await;
     }
 }
 

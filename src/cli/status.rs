@@ -16,8 +16,8 @@ use super::{output, remedy};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::default_state_dir;
 use crate::replicate::{
-    JobState, JobStatus, LocalContent, PointState, STATUS_VERSION, StatusRequest, is_shared,
-    present_divisions, read, read_state, state_names,
+    DrillState, JobState, JobStatus, LocalContent, PointState, STATUS_VERSION, StatusRequest,
+    is_shared, present_divisions, read, read_state, state_names,
 };
 use crate::sync;
 use crate::time::rfc3339_millis;
@@ -28,8 +28,8 @@ use crate::time::rfc3339_millis;
     long_about = "Show to which point in time the volumes of replication jobs can be restored: for each volume and target the recovery \
     point, its age and state, what is under way, the last run, and the cost of the month.\n\n\
     Reads the state directory only. Nothing is asked of AWS, and the job may run.\n\n\
-    Exit code 0: each volume has a current recovery point on each target and the last run did not fail. 11: a person must decide. \
-    13: a recovery point is missing, late or not usable, or a run failed. docs/status.md describes states and JSON."
+    Exit code 0: each volume has a current recovery point on each target and the last run did not fail. 11: a person must decide, or \
+    a drill failed. 13: a recovery point is missing, late or not usable, a run failed, or a drill is overdue or came to no result. docs/status.md describes states and JSON."
 )]
 pub(super) struct StatusArgs {
     /// Name of a job, or path of its job file (with `/` or `.toml`) [default: all jobs of the state directory]
@@ -135,7 +135,7 @@ pub(super) fn local_contents(state: &JobState, state_dir: &Path) -> BTreeMap<Str
         .collect()
 }
 
-fn local_content(name: &str, state_dir: &Path) -> LocalContent {
+pub(super) fn local_content(name: &str, state_dir: &Path) -> LocalContent {
     let found = existing_target(name, state_dir);
     let recorded = found.and_then(|target| sync::recorded(&*target));
     match recorded {
@@ -171,6 +171,17 @@ fn problem(job: &JobStatus) -> Option<Error> {
             "its last run ended with exit code {}",
             job.exit_code()
         ));
+    }
+    for (count, name) in [
+        (job.drills_in(DrillState::Failed), "failed"),
+        (job.drills_in(DrillState::NotDone), "came to no result"),
+    ] {
+        if count > 0 {
+            why.push(format!("drills that {name}: {count}"));
+        }
+    }
+    if job.overdue_drills() > 0 {
+        why.push(format!("drills that are overdue: {}", job.overdue_drills()));
     }
     let what = format!(
         "cannot rely on the {all} recovery {} of the job {name}: {}",

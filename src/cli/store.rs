@@ -1,12 +1,14 @@
 //! Turns the options of verbs into [`StoreOptions`]: how a repository is reached and written. One verb can have two stores, a source
 //! and a target, each with options of its own.
 
+use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
 use super::aws::AwsArgs;
+use super::option_words;
 use crate::aws::Service;
 use crate::ebs::Limits;
 use crate::error::{Error, Kind, Result};
@@ -170,6 +172,19 @@ impl StoreArgs {
         ]
     }
 
+    /// The options, for another process of this program.
+    pub(super) fn words(&self) -> Vec<OsString> {
+        let style = self.bucket_style.as_ref().map(|style| match style {
+            Style::Path => "path",
+            Style::Host => "host",
+        });
+        let version = self.list_version.map(|version| version.to_string());
+        let style = option_words("--bucket-style", style);
+        style
+            .chain(option_words("--list-version", version))
+            .collect()
+    }
+
     /// The same for a target, by its own options where these are given.
     pub(super) fn for_target(&self, style: Option<Style>, list_version: Option<u8>) -> Self {
         Self {
@@ -181,6 +196,16 @@ impl StoreArgs {
 }
 
 impl NewObjectArgs {
+    /// The options, for another process of this program.
+    pub(super) fn words(&self) -> Vec<OsString> {
+        let sse = self.sse.as_ref().map(|sse| match &sse.key {
+            Some(key) => format!("{}:{key}", sse.algorithm),
+            None => sse.algorithm.clone(),
+        });
+        let class = option_words("--storage-class", self.storage_class.as_ref());
+        option_words("--sse", sse).chain(class).collect()
+    }
+
     /// Which options were given.
     pub(super) fn given(&self) -> [(&'static str, bool); 2] {
         [
@@ -191,6 +216,13 @@ impl NewObjectArgs {
 }
 
 impl LeaseArgs {
+    /// The option, for another process of this program.
+    pub(super) fn words(&self) -> Vec<OsString> {
+        let time = self.lease.map(humantime::format_duration);
+        let time = time.map(|time| time.to_string());
+        option_words("--lease", time).collect()
+    }
+
     /// How long a record holds.
     pub(super) fn lease(&self) -> Duration {
         self.lease.unwrap_or(LEASE)
@@ -334,6 +366,40 @@ mod tests {
         }
         assert!(storage_class("DEEP_ARCHIVE").is_err());
         assert!(storage_class("GLACIER_IR").is_ok());
+    }
+
+    #[test]
+    fn the_words_of_options_are_read_as_the_same_options() {
+        use clap::Parser;
+
+        #[derive(Debug, Parser)]
+        struct CommandLine {
+            #[command(flatten)]
+            store: StoreArgs,
+            #[command(flatten)]
+            new: NewObjectArgs,
+            #[command(flatten)]
+            lease: LeaseArgs,
+        }
+
+        for line in [
+            "",
+            "--bucket-style path --list-version 1 --sse aws:kms:alias/x --storage-class STANDARD_IA",
+            "--bucket-style host --sse aws:kms:dsse --lease 90s",
+            "--sse AES256",
+        ] {
+            let words = std::iter::once("ebsfs").chain(line.split_whitespace());
+            let read = CommandLine::try_parse_from(words).unwrap();
+            let words = [read.store.words(), read.new.words(), read.lease.words()].concat();
+            assert_eq!(words.len(), line.split_whitespace().count(), "{line}");
+            let again = std::iter::once("ebsfs".into()).chain(words);
+            let again = CommandLine::try_parse_from(again).unwrap();
+            assert_eq!(again.store.given(), read.store.given());
+            assert_eq!(again.store.bucket_style, read.store.bucket_style);
+            assert_eq!(again.new.sse, read.new.sse);
+            assert_eq!(again.new.storage_class, read.new.storage_class);
+            assert_eq!(again.lease.lease(), read.lease.lease());
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::process::seconds;
 use super::{Metric, MetricValues, counter, counters, gauge};
-use crate::replicate::{JobStatus, LiveCounts, PointState};
+use crate::replicate::{DrillState, DrillsStatus, JobStatus, LiveCounts, PointState};
 
 /// Metrics of a job by its status; `exit_code` is that of a run that has ended, without it that of the last cycle.
 ///
@@ -13,6 +13,10 @@ pub fn replicate(status: &JobStatus, exit_code: Option<u8>) -> Vec<Metric> {
         let labels = vec![("state", state.name())];
         (labels, status.count(state) as f64)
     });
+    let drills = DrillState::ALL.map(|state| {
+        let labels = vec![("state", state.name())];
+        (labels, status.drills_in(state) as f64)
+    });
     let under_way = status.volumes.iter();
     let under_way = under_way.filter(|volume| volume.under_way.is_some());
     let last = status.last_run.as_ref();
@@ -22,6 +26,16 @@ pub fn replicate(status: &JobStatus, exit_code: Option<u8>) -> Vec<Metric> {
             help: "Recovery points by their state: one for each volume and target",
             values: MetricValues::Gauges(points.into()),
         },
+        Metric {
+            name: "ebsfs_replicate_drills",
+            help: "Instances and volumes by how their last drill ended",
+            values: MetricValues::Gauges(drills.into()),
+        },
+        gauge(
+            "ebsfs_replicate_drills_overdue",
+            "Instances and volumes whose next drill is overdue",
+            status.overdue_drills() as f64,
+        ),
         gauge(
             "ebsfs_replicate_volumes",
             "Volumes that the last cycle selected",
@@ -70,6 +84,11 @@ pub fn replicate(status: &JobStatus, exit_code: Option<u8>) -> Vec<Metric> {
             status.last_success,
         ),
         (
+            "ebsfs_replicate_drill_timestamp_seconds",
+            "When the oldest of the last drills ended, in seconds since 1970",
+            status.drills.as_ref().and_then(DrillsStatus::oldest),
+        ),
+        (
             "ebsfs_replicate_next_run_timestamp_seconds",
             "When the next cycle is due, in seconds since 1970",
             status.next_run,
@@ -112,7 +131,10 @@ mod tests {
     use super::*;
     use crate::error::{Error, Kind};
     use crate::metrics::text::render;
-    use crate::replicate::{JobState, LastRun, RecoveryPoint, StateError, StatusRequest};
+    use crate::replicate::{
+        DrillMemory, JobState, LastDrill, LastRun, RecoveryPoint, StateError, StatusRequest,
+        UnitDrills,
+    };
 
     #[test]
     fn a_job_is_shown_by_its_oldest_recovery_point_and_the_states_of_all() {
@@ -152,12 +174,39 @@ mod tests {
             ..LastRun::default()
         });
         state.next_run = Some(at(1100));
+        let passed = LastDrill {
+            ended: Some(at(700)),
+            ..LastDrill::default()
+        };
+        let overdue = UnitDrills {
+            overdue_at: Some(at(1000)),
+            last: Some(passed.clone()),
+            ..UnitDrills::default()
+        };
+        let failed = UnitDrills {
+            last: Some(LastDrill {
+                ended: Some(at(800)),
+                error: Some(StateError::of(&Error::new(Kind::Corrupt, "no"), at(800))),
+                ..passed
+            }),
+            ..UnitDrills::default()
+        };
+        state.drills = Some(DrillMemory {
+            units: [("vol-0a".into(), overdue), ("vol-0b".into(), failed)].into(),
+            ..DrillMemory::default()
+        });
         let found = text(&state, None);
         for line in [
             "ebsfs_replicate_recovery_points{state=\"current\"} 1.0",
             "ebsfs_replicate_recovery_points{state=\"late\"} 1.0",
             "ebsfs_replicate_recovery_points{state=\"missing\"} 0.0",
             "ebsfs_replicate_recovery_point_timestamp_seconds 400.0",
+            "ebsfs_replicate_drills{state=\"passed\"} 1.0",
+            "ebsfs_replicate_drills{state=\"failed\"} 1.0",
+            "ebsfs_replicate_drills{state=\"not_done\"} 0.0",
+            "ebsfs_replicate_drills{state=\"missing\"} 0.0",
+            "ebsfs_replicate_drills_overdue 1.0",
+            "ebsfs_replicate_drill_timestamp_seconds 700.0",
             "ebsfs_replicate_volumes 2.0",
             "ebsfs_replicate_volumes_under_way 0.0",
             "ebsfs_replicate_start_timestamp_seconds 910.0",

@@ -21,11 +21,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
 use tracing::info;
 
 use super::copy::{OpenTargets, VolumeWork};
+use super::drills;
 use super::hooks::{self, HookTime};
 use super::job::{JobSource, ReplicateJob};
 use super::live::LiveCopies;
@@ -62,6 +64,8 @@ pub struct CycleRun {
     /// What the copies of all cycles do.
     pub live: Arc<LiveCopies>,
     pub(super) open: Arc<OpenTargets>,
+    /// Volumes whose images or devices are drilled: cycles leave them out.
+    pub(super) held: Arc<Mutex<BTreeSet<String>>>,
     /// The requests of `places` that are in the sums of the month: cycles that overlap count each once.
     accounted: Arc<RequestLedger>,
 }
@@ -119,6 +123,7 @@ impl CycleRun {
             stop,
             live: Arc::default(),
             open: Arc::default(),
+            held: Arc::default(),
             accounted: Arc::default(),
         }
     }
@@ -177,7 +182,8 @@ impl CycleRun {
             }
         };
         let mut started = StartedCycle::of(cycle.to_string(), self, BTreeMap::new());
-        let busy = self.unfinished();
+        let mut busy = self.unfinished();
+        busy.extend(self.held.lock().iter().cloned());
         self.memory.update(|state| {
             state.under_way = Some(due.time);
             state.last = Some(due.time);
@@ -391,6 +397,7 @@ impl CycleRun {
             }
             state.account(now, &totals);
             state.set_schedule(schedule, self.job.snapshot_schedule());
+            drills::refresh(state, &self.job, now);
         });
         // A scrape that sees the count sees the state of it too.
         if let Some(is_failed) = is_failed {

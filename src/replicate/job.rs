@@ -1,5 +1,6 @@
 //! [`ReplicateJob`]: what is replicated where and when, as plain values. [`mod@file`] reads it from TOML.
 
+mod drill;
 mod file;
 
 use std::collections::BTreeSet;
@@ -15,6 +16,7 @@ use crate::error::{Error, Kind, Remedy, Result};
 use crate::repository::{Address, Retention};
 use crate::snapshot::VolumeSelector;
 
+pub use drill::{DrillBoot, JobDrill};
 pub use file::read;
 
 /// The least rate: EBS sends and takes whole blocks.
@@ -54,6 +56,8 @@ pub struct ReplicateJob {
     pub inventory: Option<bool>,
     /// Tags of all snapshots, besides those of their volumes.
     pub snapshot_tags: Vec<(String, String)>,
+    /// How and when its recovery points are drilled; none: never.
+    pub drill: Option<JobDrill>,
     /// Commands.
     pub hooks: JobHooks,
     /// How long a cycle that was started before looks for its snapshots before it makes them.
@@ -259,6 +263,7 @@ impl ReplicateJob {
             reserve: 0,
             inventory: None,
             snapshot_tags: Vec::new(),
+            drill: None,
             hooks: JobHooks {
                 timeout: Duration::from_secs(60),
                 ..JobHooks::default()
@@ -377,7 +382,10 @@ impl ReplicateJob {
                 "a rate must be at least 512KiB a second: EBS sends and takes whole blocks".into(),
             );
         }
-        Ok(())
+        match &self.drill {
+            Some(drill) => drill.check(self),
+            None => Ok(()),
+        }
     }
 }
 

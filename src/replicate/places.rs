@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
 
+use super::drills::{DrillFindings, DrillRequest};
 use super::job::JobTarget;
 use super::state::CycleRequests;
 use crate::error::Result;
@@ -12,7 +13,7 @@ use crate::inventory::Inventory;
 use crate::repository::{Lease, RepositoryCatalog};
 use crate::snapshot::{SnapshotId, SnapshotMaker};
 use crate::sync::Source;
-use crate::target::{SourceInfo, Target};
+use crate::target::{SourceInfo, Stop, Target};
 
 /// A snapshot of the source that is open.
 #[derive(Debug)]
@@ -85,6 +86,16 @@ pub trait Places: Send + Sync {
     /// # Errors
     /// `NotFound` when there is no such instance, `Denied` where it may not be described, else why it is not answered.
     fn inventory<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<Inventory>>;
+
+    /// Drills a recovery point; a stop ends it at once.
+    ///
+    /// # Errors
+    /// `Stopped`; why it came to no result. A drill that failed is no error: see [`DrillFindings::failure`].
+    fn drill<'a>(
+        &'a self,
+        request: &'a DrillRequest<'a>,
+        stop: &'a Stop,
+    ) -> BoxFuture<'a, Result<DrillFindings>>;
 
     /// Sets the rate of each direction in bytes a second; none: unlimited.
     fn set_rate(&self, bytes_a_second: Option<u64>);

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 use tracing::warn;
 
+use super::drills::DrillOutcome;
 use super::retain::NeededBases;
 use super::shard::Shard;
 use super::state::{CycleRequests, RecoveryPoint};
@@ -37,6 +38,8 @@ pub struct CycleReport {
     pub removed: Vec<String>,
     /// Sets that were added, as `ebsfs restore` names them: `REPOSITORY#INSTANCE@TIME`.
     pub sets: Vec<String>,
+    /// Drills that ended.
+    pub drills: Vec<DrillOutcome>,
     /// Requests to EBS.
     pub requests: CycleRequests,
     /// How long it took.
@@ -96,6 +99,7 @@ impl CycleReport {
             deleted: Vec::new(),
             removed: Vec::new(),
             sets: Vec::new(),
+            drills: Vec::new(),
             requests: CycleRequests::default(),
             took: Duration::ZERO,
         }
@@ -109,7 +113,8 @@ impl CycleReport {
     /// All failures.
     pub fn failures(&self) -> impl Iterator<Item = &Error> {
         let of_volumes = self.volumes.iter().flat_map(VolumeOutcome::failures);
-        self.failures.iter().chain(of_volumes)
+        let of_drills = self.drills.iter().filter_map(DrillOutcome::failure);
+        self.failures.iter().chain(of_volumes).chain(of_drills)
     }
 
     /// The failure that gives the exit code: the first of those with the lowest rank.
@@ -161,6 +166,7 @@ impl CycleReport {
             "deleted": self.deleted,
             "removed": self.removed,
             "sets": self.sets,
+            "drills": self.drills.iter().map(DrillOutcome::to_json).collect::<Vec<_>>(),
             "seconds": self.took.as_secs_f64(),
         })
     }

@@ -162,7 +162,7 @@ impl CycleRun {
 }
 
 /// What names the sets of an instance in a repository.
-fn key(repository: &str, instance: &str) -> String {
+pub(super) fn key(repository: &str, instance: &str) -> String {
     format!("{repository}#{instance}")
 }
 

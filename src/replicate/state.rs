@@ -4,6 +4,7 @@
 //! continues as on a new machine.
 
 mod division;
+mod drills;
 mod file;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +18,7 @@ use crate::error::Error;
 use crate::snapshot::SnapshotId;
 
 pub use division::present_divisions;
+pub use drills::{DrillLock, DrillMemory, LastDrill, UnitDrills};
 pub use file::{JobMemory, StateFile, read_state, state_names};
 
 /// Version of the file.
@@ -65,6 +67,9 @@ pub struct JobState {
     /// The sums of the last month in which a cycle ended.
     #[serde(default)]
     pub month: Option<MonthTotals>,
+    /// The drills; none: the job has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drills: Option<DrillMemory>,
     /// When a running process last wrote this file.
     #[serde(default, with = "time_text")]
     pub saved: Option<SystemTime>,
@@ -240,6 +245,7 @@ impl JobState {
             sets: BTreeMap::new(),
             last_success: None,
             month: None,
+            drills: None,
             saved: None,
         }
     }
@@ -359,6 +365,7 @@ mod tests {
         }"#;
         let state: JobState = serde_json::from_str(old).unwrap();
         assert_eq!((&state.month, state.saved), (&None, None));
+        assert_eq!(state.drills, None);
         let volume = state.volumes.get("vol-0a").unwrap();
         assert_eq!((volume.month_bytes, volume.instance.clone()), (0, None));
         let point = volume.targets.get("/a.raw").unwrap();

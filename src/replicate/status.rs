@@ -4,6 +4,8 @@
 //! A snapshot in a repository or at an `ebs:` target is usable once it is there: nothing changes it. An image or a device can be half
 //! way between two snapshots: its record says so ([`crate::sync::recorded`]), and [`LocalContent`] carries that.
 
+mod drills;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
@@ -16,6 +18,8 @@ use super::state::{
 use super::totals::MonthTotals;
 use crate::error::Kind;
 use crate::target::Content;
+
+pub use drills::{DrillState, DrillsStatus, UnitStatus};
 
 /// Version of the JSON of [`JobStatus`]; `docs/status.md` describes it.
 pub const STATUS_VERSION: u32 = 1;
@@ -120,6 +124,8 @@ pub struct JobStatus {
     pub last_success: Option<SystemTime>,
     /// The sums of this month.
     pub month: MonthStatus,
+    /// Its drills; none: it has none.
+    pub drills: Option<DrillsStatus>,
     /// Its volumes.
     pub volumes: Vec<VolumeStatus>,
 }
@@ -240,6 +246,10 @@ impl JobStatus {
             }),
             last_success: state.last_success,
             month: MonthStatus::of(totals.unwrap_or(present)),
+            drills: state
+                .drills
+                .as_ref()
+                .map(|drills| DrillsStatus::of(drills, request.now)),
             volumes: volumes.collect(),
         }
     }
@@ -284,15 +294,30 @@ impl JobStatus {
         self.points().next().is_none() && (self.shard.is_none() || self.last_run.is_none())
     }
 
-    /// What is wrong; none: each volume that counts has a current recovery point on each of its targets, and the last cycle had no
-    /// failure. `Undecided` goes before `Late`: it does not pass by itself.
+    /// How many of its instances and volumes have drills in a state.
+    pub fn drills_in(&self, state: DrillState) -> usize {
+        self.drills.as_ref().map_or(0, |drills| drills.count(state))
+    }
+
+    /// How many of its instances and volumes have a drill that is overdue.
+    pub fn overdue_drills(&self) -> usize {
+        self.drills.as_ref().map_or(0, DrillsStatus::overdue)
+    }
+
+    /// What is wrong; none: each volume that counts has a current recovery point on each of its targets, the last cycle had no
+    /// failure, no drill failed or came to no result, and none is overdue. `Undecided` goes before `Late`: it does not pass by itself.
     pub fn verdict(&self) -> Option<Kind> {
         let code = self.exit_code();
-        if self.count(PointState::Undecided) > 0 || code == Kind::Undecided.exit_code() {
+        let is_undecided = self.count(PointState::Undecided) > 0
+            || code == Kind::Undecided.exit_code()
+            || self.drills_in(DrillState::Failed) > 0;
+        if is_undecided {
             return Some(Kind::Undecided);
         }
+        let is_drilled = self.drills_in(DrillState::NotDone) + self.overdue_drills() == 0;
         let (all, current) = (self.points().count(), self.count(PointState::Current));
-        (self.lacks_volumes() || current < all || code != 0).then_some(Kind::Late)
+        let is_good = is_drilled && current == all && code == 0 && !self.lacks_volumes();
+        (!is_good).then_some(Kind::Late)
     }
 }
 

@@ -18,12 +18,17 @@ impl Drop for Running {
     }
 }
 
-/// Runs a job of vol-0a into an image.
-fn start(emulator: &Emulator, folder: &Path) -> Running {
+/// Runs a job of vol-0a into an image; `more` is at the top of its file.
+fn start(emulator: &Emulator, folder: &Path, more: &str) -> Running {
+    let job = folder.join("job.toml");
     let image = folder.join("vol-0a.raw").display().to_string();
-    let mut command = emulator.ebsfs(&["replicate", "--name", "web", "--volume", "vol-0a"]);
+    let text = format!(
+        "name = 'web'\nvolumes = ['vol-0a']\nevery = '1h'\n{more}\n[[target]]\nto = '{image}'\n"
+    );
+    std::fs::write(&job, text).unwrap();
+    let mut command = emulator.ebsfs(&["replicate"]);
     command
-        .args(["--every", "1h", "--to", &image])
+        .arg(&job)
         .args(SERVED)
         .arg("--state-dir")
         .arg(folder.join("job-state"));
@@ -42,14 +47,19 @@ fn start(emulator: &Emulator, folder: &Path) -> Running {
     }
 }
 
-/// The text of a job's metrics after its first cycle.
+/// The text of a job's metrics after its first cycle, and the drill of that.
 pub(super) fn served(emulator: &Emulator, folder: &Path) -> String {
-    let running = start(emulator, folder);
+    let running = start(emulator, folder, "drill = 'weekly'");
     let mut text = String::new();
-    wait_for("the first cycle", || {
+    wait_for("the first cycle and the first drill", || {
         text = scrape(running.at);
-        values(&text)["ebsfs_replicate_cycles_total{result=\"succeeded\"}"] == 1.0
+        let found = values(&text);
+        found["ebsfs_replicate_cycles_total{result=\"succeeded\"}"] == 1.0
+            && found.contains_key("ebsfs_replicate_drill_timestamp_seconds")
     });
+    // No filesystem is there.
+    let failed = "ebsfs_replicate_drills{state=\"failed\"}";
+    assert_eq!(values(&text)[failed], 1.0, "{text}");
     text
 }
 
@@ -59,7 +69,7 @@ fn a_job_serves_its_metrics_while_a_cycle_is_under_way_and_after_it() {
     emulator.make_volume("vol-0a", 2048, 0..300);
     let folder = tempfile::tempdir().unwrap();
     emulator.set("latency_ms=300");
-    let running = start(&emulator, folder.path());
+    let running = start(&emulator, folder.path(), "");
     let mut text = String::new();
     wait_for("some blocks", || {
         text = scrape(running.at);
@@ -212,6 +222,10 @@ tests:
         values: '1x5 0x54'
       - series: 'ebsfs_replicate_recovery_points{{instance="proxy",state="undecided"}}'
         values: '0x29 2x30'
+      - series: 'ebsfs_replicate_drills{{instance="proxy",state="failed"}}'
+        values: '0x39 2x20'
+      - series: 'ebsfs_replicate_drills_overdue{{instance="proxy"}}'
+        values: '0x9 3x90'
       - series: 'ebsfs_replicate_next_run_timestamp_seconds{{instance="proxy"}}'
         values: '900x300'
     alert_rule_test:
@@ -229,6 +243,20 @@ tests:
         exp_alerts:
           - exp_labels: {{severity: critical, instance: proxy, state: undecided}}
             exp_annotations: {{summary: "2 targets of proxy wait for a decision: ebsfs status names them"}}
+      - eval_time: 39m
+        alertname: EbsfsDrillFailed
+      - eval_time: 40m
+        alertname: EbsfsDrillFailed
+        exp_alerts:
+          - exp_labels: {{severity: critical, instance: proxy, state: failed}}
+            exp_annotations: {{summary: "2 drills of proxy failed: ebsfs status names them"}}
+      - eval_time: 69m
+        alertname: EbsfsDrillOverdue
+      - eval_time: 70m
+        alertname: EbsfsDrillOverdue
+        exp_alerts:
+          - exp_labels: {{severity: warning, instance: proxy}}
+            exp_annotations: {{summary: 3 drills of proxy are overdue}}
       - eval_time: 134m
         alertname: EbsfsReplicateNotRun
       - eval_time: 136m

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use super::*;
 
 /// A running service, and what it has sent to its manager.
-struct Service {
-    process: Child,
+pub(super) struct Service {
+    pub(super) process: Child,
     said: Arc<Mutex<Vec<String>>>,
 }
 
 impl Service {
-    fn start(site: &Site, args: &[&str]) -> Self {
+    pub(super) fn start(site: &Site, args: &[&str]) -> Self {
         let path = site.at("notify");
         let _ = std::fs::remove_file(&path);
         let socket = UnixDatagram::bind(&path).unwrap();
@@ -43,17 +43,17 @@ impl Service {
     }
 
     /// Whether it has sent this to its manager.
-    fn has_said(&self, words: &str) -> bool {
+    pub(super) fn has_said(&self, words: &str) -> bool {
         let said = self.said.lock().unwrap();
         said.iter().any(|said| said.contains(words))
     }
 
-    fn signal(&self, name: &str) {
+    pub(super) fn signal(&self, name: &str) {
         run(Command::new("kill").args([&format!("-{name}"), &self.process.id().to_string()]));
     }
 
     /// Stops it; its exit code and its log.
-    fn stop(mut self) -> (Option<i32>, String) {
+    pub(super) fn stop(mut self) -> (Option<i32>, String) {
         self.signal("TERM");
         let began = Instant::now();
         let status = self.process.wait().unwrap();
@@ -77,13 +77,13 @@ impl Drop for Service {
     }
 }
 
-fn state(site: &Site) -> Value {
+pub(super) fn state(site: &Site) -> Value {
     let bytes = std::fs::read(site.at("state/job-web.json")).unwrap_or_default();
     serde_json::from_slice(&bytes).unwrap_or(Value::Null)
 }
 
 /// Whether the image is there and holds what the volume does.
-fn holds_newest(site: &Site) -> bool {
+pub(super) fn holds_newest(site: &Site) -> bool {
     let (image, disk) = (site.at("vol-0a.raw"), site.emulator.volume("vol-0a"));
     image.exists() && is_same(&image, &disk)
 }

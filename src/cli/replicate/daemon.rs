@@ -12,7 +12,7 @@ use super::notify::Notifier;
 use super::places::AwsPlaces;
 use super::{ReplicateArgs, words};
 use crate::cli::signals;
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::replicate::{CycleReport, CycleRun, JobState, ReplicateJob, due_cycle};
 use crate::target::Stop;
 use crate::time::rfc3339_seconds;
@@ -39,6 +39,7 @@ async fn serve(args: &ReplicateArgs, job: Arc<ReplicateJob>) -> Result<()> {
     let (schedule, of_snapshots) = (run.job.schedule.as_ref(), run.job.snapshot_schedule());
     run.memory
         .update(|state| state.set_schedule(schedule, of_snapshots));
+    run.note_drills();
     let _served = server.map(|server| args.serve_metrics(server, &run));
     let mut service = JobService {
         args,
@@ -46,6 +47,7 @@ async fn serve(args: &ReplicateArgs, job: Arc<ReplicateJob>) -> Result<()> {
         stop,
         notifier: &notifier,
         cycles: JoinSet::new(),
+        drills: JoinSet::new(),
         not_before: SystemTime::UNIX_EPOCH,
         pause: PAUSES.0,
     };
@@ -71,6 +73,8 @@ struct JobService<'a> {
     notifier: &'a Notifier,
     /// Cycles that have their snapshots.
     cycles: JoinSet<CycleReport>,
+    /// The drill that runs beside them: one at most.
+    drills: JoinSet<CycleReport>,
     /// When the next cycle may begin after one that could not get its snapshots.
     not_before: SystemTime,
     pause: Duration,
@@ -83,15 +87,20 @@ impl JobService<'_> {
             if self.stop.is_stopped() {
                 break;
             }
+            self.begin_drill().await;
             tokio::select! {
                 () = sleep(wake) => {}
                 () = self.stop.stopped() => {}
                 () = hang_up.received() => self.reload(),
                 Some(ended) = self.cycles.join_next() => self.ended(ended),
+                Some(ended) = self.drills.join_next() => self.drill_ended(ended),
             }
         }
         self.notifier.stopping();
-        // They stop at their next checkpoints.
+        // It ends at once; cycles stop at their next checkpoints.
+        while let Some(ended) = self.drills.join_next().await {
+            self.drill_ended(ended);
+        }
         while let Some(ended) = self.cycles.join_next().await {
             self.ended(ended);
         }
@@ -140,6 +149,41 @@ impl JobService<'_> {
         Duration::ZERO
     }
 
+    /// Begins the first drill that is due, when none runs. It runs beside cycles.
+    async fn begin_drill(&mut self) {
+        if !self.drills.is_empty() {
+            return;
+        }
+        let Some(unit) = self.run.due_drills().into_iter().next() else {
+            return;
+        };
+        match self.run.begin_drill(unit).await {
+            Ok(Some(started)) => {
+                let run = self.run.clone();
+                self.drills.spawn_local(async move {
+                    let outcome = run.carry_out(&started).await;
+                    run.end_drill(started, outcome).await
+                });
+            }
+            Ok(None) => debug!("another process drills the job {}", self.run.job.name),
+            Err(error) => warn!("{}", words::in_words(&error)),
+        }
+    }
+
+    fn drill_ended(&self, ended: std::result::Result<CycleReport, tokio::task::JoinError>) {
+        match ended {
+            Ok(report) => {
+                let failures = report.failures();
+                for failure in failures.filter(|failure| failure.kind() != Kind::Stopped) {
+                    warn!("{}", words::in_words(failure));
+                }
+            }
+            Err(error) => warn!("a drill has ended without a report: {error}"),
+        }
+        // The job may have been read again meanwhile.
+        self.run.note_drills();
+    }
+
     fn hold_back(&mut self) {
         self.not_before = SystemTime::now() + self.pause;
         self.pause = self.pause.saturating_mul(2).min(PAUSES.1);
@@ -180,6 +224,7 @@ impl JobService<'_> {
                 self.run.memory.update(|state| {
                     state.set_schedule(job.schedule.as_ref(), job.snapshot_schedule());
                 });
+                self.run.note_drills();
             }
             Err(error) => warn!("the job stays as it is: {}", words::in_words(&error)),
         }

@@ -2,6 +2,7 @@
 //! client of the source, one of each account and Region, and one bandwidth.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,6 +15,7 @@ use parking_lot::Mutex;
 use super::ReplicateArgs;
 use crate::aws::{Aws, Given, Service};
 use crate::cli::aws::{AwsArgs, TargetAws, descriptions, machines, snapshot_maker};
+use crate::cli::option_words;
 use crate::cli::source::{check_whole_blocks, completed, of_repository, of_snapshot};
 use crate::cli::store::{
     StoreLine, StoreOptions, addresses, check_repositories, check_s3, end_reading,
@@ -23,13 +25,13 @@ use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::error::{Error, Kind, Result};
 use crate::inventory::{DescribeMachine, Inventory, inventory};
 use crate::replicate::{
-    CycleRequests, JOB_TAG, JobSource, JobTarget, LEAST_RATE, OpenedSnapshot, Places, ReplicateJob,
-    TargetAccess,
+    CycleRequests, DrillFindings, DrillRequest, JOB_TAG, JobSource, JobTarget, LEAST_RATE,
+    OpenedSnapshot, Places, ReplicateJob, TargetAccess,
 };
 use crate::repository::{Address, Bandwidth, RepositoryCatalog, Store};
 use crate::snapshot::{Descriptions, Selector, SnapshotId, SnapshotMaker};
 use crate::source::Catalog;
-use crate::target::{SourceInfo, Target};
+use crate::target::{SourceInfo, Stop, Target};
 use crate::targets::{EbsAccount, EbsTarget};
 
 /// An account and Region of a target, and what makes and deletes snapshots there.
@@ -60,6 +62,9 @@ pub(super) struct AwsPlaces {
     store: StoreOptions,
     limits: Limits,
     state_dir: PathBuf,
+    /// Options of s3:// and of all repositories, for another process.
+    s3_words: Vec<OsString>,
+    lease_words: Vec<OsString>,
     job: String,
     source: ConnectedSource,
     bandwidth: Bandwidth,
@@ -107,6 +112,8 @@ impl AwsPlaces {
             store: store.writing(&args.new),
             limits,
             state_dir: args.state_dir(),
+            s3_words: [args.store.words(), args.new.words()].concat(),
+            lease_words: args.lease.words(),
             job: job.name.clone(),
             max_rps: AtomicU32::new(limits.max_rps),
             bandwidth,
@@ -180,6 +187,33 @@ impl AwsPlaces {
         address.names_no_snapshot()?;
         let account = self.to(target).account(&self.aws);
         self.store.repository(&address, &account).await
+    }
+
+    /// The limits of a part of the job.
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(super) fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
+    /// The options by which another process of this program reaches what is drilled.
+    pub(super) fn words_of(&self, request: &DrillRequest<'_>) -> Vec<OsString> {
+        let mut words: Vec<OsString> = option_words("--state-dir", Some(&self.state_dir)).collect();
+        let Ok(address) = request.unit.target.name.parse::<Address>() else {
+            return words;
+        };
+        words.extend(self.to(request.target).account(&self.aws).words());
+        words.extend(self.lease_words.iter().cloned());
+        if address.is_s3() {
+            words.extend(self.s3_words.iter().cloned());
+        }
+        let timeout = humantime::format_duration(self.limits.timeout).to_string();
+        words.extend(option_words("--timeout", Some(timeout)));
+        let in_flight = self.limits.max_in_flight.to_string();
+        words.extend(option_words("--max-in-flight", Some(in_flight)));
+        words
     }
 
     /// The client of EBS at the source, if there is one.
@@ -315,6 +349,14 @@ impl Places for AwsPlaces {
             inventory(machines, instance, region, SystemTime::now()).await
         }
         .boxed()
+    }
+
+    fn drill<'a>(
+        &'a self,
+        request: &'a DrillRequest<'a>,
+        stop: &'a Stop,
+    ) -> BoxFuture<'a, Result<DrillFindings>> {
+        self.drill_one(request, stop).boxed()
     }
 
     fn set_rate(&self, bytes_a_second: Option<u64>) {

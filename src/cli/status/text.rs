@@ -6,8 +6,8 @@ use bytesize::ByteSize;
 
 use crate::cli::{plain, table};
 use crate::replicate::{
-    CopyStatus, CycleRequests, JobStatus, MonthStatus, RunStatus, StateError, TargetStatus,
-    VolumeStatus,
+    CopyStatus, CycleRequests, DrillFindings, DrillsStatus, JobStatus, MonthStatus, RunStatus,
+    StateError, TargetStatus, UnitStatus, VolumeStatus,
 };
 use crate::time::rfc3339_seconds;
 
@@ -30,6 +30,7 @@ pub(super) fn of(job: &JobStatus, now: SystemTime) -> String {
         return text;
     }
     text.push_str(&recovery_points(job));
+    text.extend(job.drills.as_ref().map(drills));
     for volume in &job.volumes {
         if let Some(copy) = &volume.under_way {
             text.push_str(&under_way(&volume.volume, copy, now));
@@ -146,6 +147,46 @@ fn row(volume: &VolumeStatus, target: &TargetStatus) -> [String; 6] {
         after.map_or("-".into(), |after| format!("+{}", span(after))),
         target.target.clone(),
     ]
+}
+
+/// A line for all drills, and one for each instance or volume.
+fn drills(drills: &DrillsStatus) -> String {
+    let next = drills.next.map(rfc3339_seconds);
+    let next = next.map(|next| format!(", next due {next}"));
+    let mut text = format!("drills {}{}\n", drills.schedule, next.unwrap_or_default());
+    for unit in &drills.units {
+        text.push_str(&plain(&drills_of(unit)));
+        text.push('\n');
+    }
+    text
+}
+
+fn drills_of(unit: &UnitStatus) -> String {
+    let mut parts = Vec::new();
+    match &unit.last {
+        None => parts.push("not drilled yet".to_owned()),
+        Some(last) => {
+            let ended = last.ended.map(rfc3339_seconds).unwrap_or_default();
+            // The name of a set ends with its time, that of an image with nothing.
+            let of = match last.source.ends_with(&last.point) {
+                true => String::new(),
+                false => format!(" as {}", last.point),
+            };
+            let found = DrillFindings::in_words(&last.partitions, last.booted);
+            parts.push(match &last.error {
+                None => format!("passed {ended}: {}{of}: {found}", last.source),
+                Some(error) => format!("{}: {found}", failed(error)),
+            });
+        }
+    }
+    parts.extend(unit.failure.as_ref().map(|error| {
+        let when = error.when.map(rfc3339_seconds).unwrap_or_default();
+        format!("no result {when}: {}", error.message)
+    }));
+    if unit.is_overdue {
+        parts.push("overdue".to_owned());
+    }
+    format!("  {}: {}", unit.unit, parts.join("; "))
 }
 
 /// What is not selected any more does not count.

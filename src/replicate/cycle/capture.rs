@@ -41,7 +41,12 @@ impl CycleRun {
             .collect();
         for volume in &not_now {
             report.warn(format!(
-                "{volume} is not in the cycle {cycle}: an earlier copy of it is under way"
+                "{volume} is not in the cycle {cycle}: {} of it is under way",
+                if self.held.lock().contains(volume) {
+                    "a drill"
+                } else {
+                    "an earlier copy"
+                }
             ));
         }
         let blocked = not_now.union(&others).cloned().collect();

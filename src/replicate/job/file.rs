@@ -1,5 +1,7 @@
 //! The job as a TOML file. An unknown key is an error, and each error of a value has its line.
 
+mod drill;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
@@ -10,6 +12,8 @@ use bytesize::ByteSize;
 use chrono::NaiveTime;
 use chrono_tz::Tz;
 use serde::de::{Deserialize, Deserializer, Error as _};
+
+use drill::DrillValue;
 
 use super::{
     Ec2Volumes, GatewaySource, JobHooks, JobSource, JobTarget, ReplicateJob, TargetAccess,
@@ -130,6 +134,7 @@ struct JobTable {
     snapshot_tags: BTreeMap<String, String>,
     look_again: Option<TextValue<Duration>>,
     snapshot_timeout: Option<TextValue<Duration>>,
+    drill: Option<DrillValue>,
     #[serde(default)]
     hooks: HooksTable,
     #[serde(default)]
@@ -241,9 +246,12 @@ impl JobTable {
     fn job(mut self) -> Result<ReplicateJob> {
         let source = self.take_source()?;
         let zone = self.time_zone.map(|zone| zone.0);
-        let needs_zone = self.cron.is_some() || !self.bandwidth.is_empty();
+        let is_drilled_by_zone = self.drill.as_ref().is_some_and(DrillValue::needs_zone);
+        let needs_zone = self.cron.is_some() || !self.bandwidth.is_empty() || is_drilled_by_zone;
         if zone.is_some() && !needs_zone {
-            return Err(invalid("time_zone is for cron and bandwidth"));
+            return Err(invalid(
+                "time_zone is for cron, bandwidth and a drill by cron or monthly",
+            ));
         }
         let zone = zone.unwrap_or(Tz::UTC);
         let schedule = match (self.every, self.cron) {
@@ -257,6 +265,7 @@ impl JobTable {
             (None, Some(_)) => return Err(invalid("jitter is for every and cron")),
             (schedule, None) => schedule,
         };
+        let drill = self.drill.map(|value| value.drill(&self.name, zone));
         let targets = self.target.into_iter().map(TargetTable::target);
         let plain = ReplicateJob::new(&self.name, source, targets.collect::<Result<_>>()?);
         let windows = self.bandwidth.into_iter().map(WindowTable::window);
@@ -276,6 +285,7 @@ impl JobTable {
             reserve: self.reserve.map_or(0, |size| size.0.as_u64()),
             inventory: self.inventory,
             snapshot_tags: self.snapshot_tags.into_iter().collect(),
+            drill: drill.transpose()?,
             hooks: self.hooks.hooks(plain.hooks.timeout),
             look_again: self.look_again.map_or(plain.look_again, |time| time.0),
             timeout: self.snapshot_timeout.map_or(plain.timeout, |time| time.0),

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use tracing::warn;
 
 use super::division::last_of_others;
-use super::{JobState, VERSION};
+use super::{DrillLock, JobState, VERSION};
 use crate::capture::Cycle;
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::{OwnFile, make_folder_of, open_lock, read_ours, read_own, replace};
@@ -23,7 +23,7 @@ const NOTED: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct StateFile {
     path: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl StateFile {
@@ -40,16 +40,33 @@ impl StateFile {
         let path = Self::path_of(state_dir, job);
         make_folder_of(&path)?;
         let lock = path.with_extension("lock");
-        let failed = |error| Error::of_file(&lock, "cannot lock", error);
-        let file = open_lock(&lock).map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self { path, _lock: file }),
+        let file = open_lock(&lock);
+        let file = file.map_err(|error| Error::of_file(&lock, "cannot lock", error))?;
+        let locked = Self { path, lock: file };
+        locked.lock_again(job)?;
+        Ok(locked)
+    }
+
+    /// Locks the state after [`Self::unlock`].
+    ///
+    /// # Errors
+    /// As for [`Self::lock`].
+    fn lock_again(&self, job: &str) -> Result<()> {
+        match self.lock.try_lock() {
+            Ok(()) => Ok(()),
             Err(TryLockError::WouldBlock) => {
                 let what = format!("cannot run the job {job}: another process runs it");
                 Err(Error::new(Kind::Busy, what).with_remedy(Remedy::TryLater))
             }
-            Err(TryLockError::Error(error)) => Err(failed(error)),
+            Err(TryLockError::Error(error)) => {
+                Err(Error::of_file(&self.path, "cannot lock", error))
+            }
         }
+    }
+
+    fn unlock(&self) -> Result<()> {
+        let unlocked = self.lock.unlock();
+        unlocked.map_err(|error| Error::of_file(&self.path, "cannot unlock", error))
     }
 
     /// What is remembered of the job. A file that is damaged, or of another version, is ignored with a warning: all of it can be found
@@ -85,6 +102,8 @@ struct Remembered {
     state: JobState,
     /// When the file was written last; none: not by this process.
     saved: Option<Instant>,
+    /// Whether the lock is given up: another process may write the file.
+    is_released: bool,
 }
 
 impl JobMemory {
@@ -99,8 +118,53 @@ impl JobMemory {
         if let Some(last) = last_of_others(state_dir, job, shard)? {
             state.forget_older(last);
         }
-        let remembered = Mutex::new(Remembered { state, saved: None });
+        let remembered = Mutex::new(Remembered {
+            state,
+            saved: None,
+            is_released: false,
+        });
         Ok(Self { file, remembered })
+    }
+
+    /// Gives up the lock, so that another process can run cycles of the job. Until [`Self::take_back`] nothing is saved.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn release(&self) -> Result<()> {
+        let mut remembered = self.remembered.lock();
+        remembered.is_released = true;
+        self.file.unlock()
+    }
+
+    /// Locks the state again, and loads what another process has saved meanwhile.
+    ///
+    /// # Errors
+    /// `Busy` while another process runs the job; what the system says.
+    pub fn take_back(&self) -> Result<()> {
+        let mut remembered = self.remembered.lock();
+        let job = remembered.state.job.clone();
+        self.file.lock_again(&job)?;
+        remembered.state = JobState {
+            shard: remembered.state.shard.clone(),
+            ..self.file.load(&job)?
+        };
+        remembered.is_released = false;
+        Ok(())
+    }
+
+    /// Locks the drills of the job; none: another process has locked them.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn lock_drills(&self) -> Result<Option<DrillLock>> {
+        let path = self.file.path.with_extension("drill");
+        let failed = |error| Error::of_file(&path, "cannot lock", error);
+        let file = open_lock(&path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(DrillLock::new(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(failed(error)),
+        }
     }
 
     /// Changes what is remembered. A state that cannot be saved is a warning: a crash then costs a second snapshot, and no data.
@@ -124,6 +188,9 @@ impl JobMemory {
     }
 
     fn save(&self, remembered: &mut Remembered) {
+        if remembered.is_released {
+            return;
+        }
         remembered.state.saved = Some(SystemTime::now());
         remembered.saved = Some(Instant::now());
         if let Err(error) = self.file.save(&remembered.state) {
@@ -258,6 +325,38 @@ mod tests {
 
     fn at(seconds: u64) -> Option<SystemTime> {
         Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn a_released_state_can_be_written_by_another_process_until_it_is_taken_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || JobMemory::open(folder.path(), "web", Shard::WHOLE);
+        let set = |memory: &JobMemory, seconds| memory.update(|state| state.last = at(seconds));
+        let last = |memory: &JobMemory| memory.look(|state| state.last);
+        let first = open().unwrap();
+        set(&first, 1);
+        assert_eq!(open().unwrap_err().kind(), Kind::Busy);
+        first.release().unwrap();
+        let second = open().unwrap();
+        assert_eq!(last(&second), at(1));
+        set(&second, 2);
+        // It must not write over what the other one has saved.
+        set(&first, 3);
+        assert_eq!(first.take_back().unwrap_err().kind(), Kind::Busy);
+        drop(second);
+        first.take_back().unwrap();
+        assert_eq!(last(&first), at(2));
+        assert_eq!(open().unwrap_err().kind(), Kind::Busy);
+        set(&first, 4);
+        drop(first);
+        let third = open().unwrap();
+        assert_eq!(last(&third), at(4));
+        // Drills have a lock of their own.
+        let held = third.lock_drills().unwrap();
+        assert!(held.is_some() && third.lock_drills().unwrap().is_none());
+        drop(held);
+        assert!(third.lock_drills().unwrap().is_some());
+        assert_eq!(state_names(folder.path(), None).unwrap(), ["web"]);
     }
 
     #[test]

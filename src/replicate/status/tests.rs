@@ -1,5 +1,6 @@
 use super::*;
 use crate::error::Error;
+use crate::replicate::state::{DrillMemory, LastDrill, UnitDrills};
 
 /// The present time of the tests.
 const NOW: u64 = 1_782_820_800;
@@ -301,4 +302,69 @@ fn the_sums_of_an_earlier_month_are_not_those_of_this_one() {
         let volume = found.volumes.first().unwrap();
         assert_eq!((volume.month_bytes, volume.last_bytes), (bytes, 5));
     }
+}
+
+#[test]
+fn drills_that_fail_or_are_overdue_are_wrong_whatever_the_recovery_points() {
+    use DrillState::{Failed, Missing, NotDone, Passed};
+    let drilled = |error: Option<Kind>| {
+        Some(LastDrill {
+            ended: Some(at(NOW - 60)),
+            error: error.map(failure),
+            ..LastDrill::default()
+        })
+    };
+    for (last, later, overdue_at, state, code) in [
+        (None, None, None, Missing, 0),
+        (None, None, Some(NOW + 1), Missing, 0),
+        (None, None, Some(NOW), Missing, 13),
+        (drilled(None), None, None, Passed, 0),
+        (drilled(None), None, Some(NOW), Passed, 13),
+        (drilled(None), Some(Kind::Unavailable), None, NotDone, 13),
+        (None, Some(Kind::Io), None, NotDone, 13),
+        (drilled(Some(Kind::Corrupt)), None, None, Failed, 11),
+        (drilled(Some(Kind::Undecided)), None, Some(NOW), Failed, 11),
+        (
+            drilled(Some(Kind::Corrupt)),
+            Some(Kind::Io),
+            None,
+            Failed,
+            11,
+        ),
+    ] {
+        let mut job = job(&[(true, &[(Some(point(Some(NOW - 60), None)), None)])]);
+        let unit = UnitDrills {
+            since: Some(at(1)),
+            overdue_at: overdue_at.map(at),
+            last,
+            failure: later.map(failure),
+        };
+        let shown = format!("{unit:?}");
+        let other = UnitDrills {
+            last: drilled(None),
+            ..UnitDrills::default()
+        };
+        job.drills = Some(DrillMemory {
+            schedule: "every 7days".into(),
+            next: None,
+            units: [("i-1".to_owned(), unit), ("vol-0".to_owned(), other)].into(),
+        });
+        let status = status(&job);
+        let found = status.verdict().map_or(0, Kind::exit_code);
+        assert_eq!(found, code, "{shown}");
+        let drills = status.drills.as_ref().unwrap();
+        assert_eq!(drills.units.first().unwrap().state, state, "{shown}");
+        assert_eq!(
+            status.overdue_drills(),
+            usize::from(overdue_at == Some(NOW))
+        );
+        for one in DrillState::ALL {
+            let expected = usize::from(one == state) + usize::from(one == Passed);
+            assert_eq!(status.drills_in(one), expected, "{one:?} {shown}");
+            assert_eq!(serde_json::to_value(one).unwrap(), one.name());
+        }
+        assert_eq!(drills.oldest(), Some(at(NOW - 60)));
+    }
+    let none = status(&job(&[(true, &[])]));
+    assert_eq!((none.drills_in(Missing), none.overdue_drills()), (0, 0));
 }

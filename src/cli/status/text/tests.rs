@@ -3,8 +3,8 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::error::{Error, Kind};
 use crate::replicate::{
-    CopyPhase, CopyUnderWay, JobState, LastRun, LocalContent, MonthTotals, RecoveryPoint,
-    StatusRequest, TargetState,
+    CopyPhase, CopyUnderWay, DrillMemory, JobState, LastDrill, LastRun, LocalContent, MonthTotals,
+    RecoveryPoint, StatusRequest, TargetState, UnitDrills,
 };
 use crate::target::Content;
 
@@ -156,6 +156,66 @@ fn a_job_before_its_first_cycle_and_one_that_stopped_say_so() {
     let found = text(&state);
     assert!(found.contains("next run was due 2026-06-30T12:00:00Z, 2m 10s ago"));
     assert!(found.contains("interrupted; the next run continues it"));
+}
+
+#[test]
+fn drills_are_shown_with_what_they_found() {
+    let mut state = job();
+    let drilled = |source: &str, point: &str, error: Option<&Error>| LastDrill {
+        source: source.into(),
+        point: point.into(),
+        ended: Some(at("2026-06-30T11:50:00Z")),
+        partitions: [("clean".to_owned(), 2), ("replayed".to_owned(), 1)].into(),
+        error: error.map(|error| StateError::of(error, at("2026-06-30T11:50:00Z"))),
+        ..LastDrill::default()
+    };
+    let overdue = Some(at("2026-06-30T12:00:00Z"));
+    let damaged = Error::new(Kind::Corrupt, "cannot confirm\u{7} it");
+    let busy = Error::new(Kind::Busy, "why");
+    let units = [
+        (
+            "i-1",
+            Some(drilled("s3://b/p#i-1@T", "T", None)),
+            None,
+            None,
+        ),
+        (
+            "vol-0a",
+            Some(drilled("/a.raw", "snap-0a", None)),
+            None,
+            overdue,
+        ),
+        (
+            "vol-0b",
+            Some(drilled("/b.raw", "snap-0b", Some(&damaged))),
+            Some(&busy),
+            None,
+        ),
+        ("vol-0c", None, None, overdue),
+    ];
+    let units = units.map(|(id, last, failure, overdue_at)| {
+        let unit = UnitDrills {
+            since: None,
+            overdue_at,
+            last,
+            failure: failure.map(|error| StateError::of(error, at("2026-06-30T12:00:00Z"))),
+        };
+        (id.to_owned(), unit)
+    });
+    state.drills = Some(DrillMemory {
+        schedule: "every 7days".into(),
+        next: Some(at("2026-07-02T00:00:00Z")),
+        units: units.into(),
+    });
+    let found = text(&state);
+    let expected = "
+drills every 7days, next due 2026-07-02T00:00:00Z
+  i-1: passed 2026-06-30T11:50:00Z: s3://b/p#i-1@T: 2 clean, 1 replayed
+  vol-0a: passed 2026-06-30T11:50:00Z: /a.raw as snap-0a: 2 clean, 1 replayed; overdue
+  vol-0b: failed 2026-06-30T11:50:00Z with exit code 8: cannot confirm? it: 2 clean, 1 replayed; no result 2026-06-30T12:00:00Z: why
+  vol-0c: not drilled yet; overdue
+";
+    assert!(found.contains(expected), "{found}");
 }
 
 #[test]
