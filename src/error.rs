@@ -192,6 +192,10 @@ pub enum Remedy {
     AdoptCycle(String),
     /// Remove the pin of this snapshot of a repository.
     Unpin(String),
+    /// Choose a Region of AWS, by what is named here (an option) or otherwise.
+    GiveRegion(String),
+    /// Give credentials of AWS, by a profile that is named by this (an option) or otherwise.
+    GiveCredentials(String),
     /// Anything else: a sentence that names no option of the command line.
     Do(String),
 }

@@ -279,8 +279,5 @@ fn known_cause(error: &(dyn StdError + 'static), failed: &str) -> Option<ErrorCl
 /// The error that says how to give credentials; `profile_option` names a profile.
 pub(super) fn no_credentials(profile_option: &str, why: &str) -> Error {
     let error = Error::new(Kind::Denied, format!("no AWS credentials ({why})"));
-    let remedy = format!(
-        "set {profile_option} or AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run on an instance with a role"
-    );
-    error.with_remedy(Remedy::Do(remedy))
+    error.with_remedy(Remedy::GiveCredentials(profile_option.to_owned()))
 }

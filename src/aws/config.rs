@@ -326,9 +326,11 @@ impl Aws {
             return Ok(self);
         }
         let option = &self.settled.settings.region_option;
-        let remedy = format!("use {option}, AWS_REGION or a profile that has one");
-        let error = Error::new(Kind::Invalid, "no AWS Region is known");
-        Err(error.with_remedy(Remedy::Do(remedy)))
+        let error = Error::new(
+            Kind::Invalid,
+            "cannot choose an endpoint: no AWS Region is set",
+        );
+        Err(error.with_remedy(Remedy::GiveRegion(option.clone())))
     }
 
     /// The credentials.

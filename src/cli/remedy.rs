@@ -64,12 +64,21 @@ fn option(remedy: &Remedy) -> String {
         Remedy::Unpin(snapshot) => {
             format!("ebsfs repository unpin {} allows it", quoted(snapshot))
         }
+        Remedy::GiveRegion(option) => {
+            format!(
+                "use {option} REGION, AWS_REGION, or a region in ~/.aws/config (aws configure); ebsfs demo needs none"
+            )
+        }
+        Remedy::GiveCredentials(option) => format!(
+            "use {option} or AWS_PROFILE (aws configure or aws sso login makes a profile), AWS_ACCESS_KEY_ID with \
+             AWS_SECRET_ACCESS_KEY, or the role of an instance, task or pod; ebsfs demo needs none"
+        ),
         Remedy::Do(what) => what.clone(),
     }
 }
 
 /// A token as a shell reads it.
-fn quoted(token: &str) -> String {
+pub(super) fn quoted(token: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@".contains(c);
     if !token.is_empty() && token.chars().all(is_plain) {
         return token.to_owned();

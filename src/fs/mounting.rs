@@ -19,7 +19,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use super::mount_table::{MountIdentity, MountTable};
 use super::mountpoint::check_mountpoint;
 use super::unmount;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Remedy, Result};
 
 /// Source of the mount, and subtype of its filesystem: they identify mounts of ebsfs in the mount table.
 const NAME: &str = "ebsfs";
@@ -151,21 +151,154 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
     Ok(None)
 }
 
+/// What opening `/dev/fuse` tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FuseDevice {
+    Usable,
+    /// There is no such file.
+    Missing,
+    /// The file is there, and no driver behind it.
+    NoDriver,
+    /// Its permissions forbid it to this user.
+    Denied,
+    /// The device rules of a container forbid it to everyone in it.
+    Forbidden,
+    /// Another error, or another file.
+    Other,
+}
+
+impl FuseDevice {
+    /// Opens the device and closes it again.
+    fn look() -> Self {
+        use std::os::unix::fs::FileTypeExt;
+        let path = Path::new("/dev/fuse");
+        match OpenOptions::new().read(true).write(true).open(path) {
+            Ok(device) => {
+                let found = device.metadata();
+                match found.is_ok_and(|found| found.file_type().is_char_device()) {
+                    true => Self::Usable,
+                    false => Self::Other,
+                }
+            }
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ENOENT) => Self::Missing,
+                Some(libc::ENODEV | libc::ENXIO) => Self::NoDriver,
+                Some(libc::EACCES) => Self::Denied,
+                Some(libc::EPERM) => Self::Forbidden,
+                _ => Self::Other,
+            },
+        }
+    }
+}
+
+/// What is known of a mount that failed.
+#[derive(Clone, Copy, Debug)]
+struct FailedMount {
+    device: FuseDevice,
+    is_root: bool,
+    allows_others: bool,
+    has_fusermount: bool,
+    reason: io::ErrorKind,
+}
+
+impl FailedMount {
+    /// What a person can do about it, if that is known.
+    fn remedy(self) -> Option<&'static str> {
+        Some(match self.device {
+            FuseDevice::Missing | FuseDevice::NoDriver => {
+                "load the kernel module fuse (modprobe fuse); a container needs --device /dev/fuse --cap-add SYS_ADMIN"
+            }
+            FuseDevice::Denied => {
+                "this user may not open /dev/fuse: install the package fuse3, which opens it to all users, or chmod 666 /dev/fuse"
+            }
+            FuseDevice::Forbidden => {
+                "start the container with --device /dev/fuse --cap-add SYS_ADMIN"
+            }
+            _ if self.allows_others && self.reason == io::ErrorKind::PermissionDenied => {
+                "a mount of a user other than root is shared only with the line user_allow_other in /etc/fuse.conf"
+            }
+            _ if self.is_root => match self.reason {
+                io::ErrorKind::NotFound
+                | io::ErrorKind::PermissionDenied
+                | io::ErrorKind::Other => {
+                    "root may mount only with CAP_SYS_ADMIN; start the container with --device /dev/fuse --cap-add SYS_ADMIN"
+                }
+                _ => return None,
+            },
+            _ if !self.has_fusermount => {
+                "users other than root mount by fusermount3: install the package fuse3, or run this as root"
+            }
+            _ => return None,
+        })
+    }
+}
+
 /// The error of a failed mount, with its remedy.
 fn cannot_mount(mountpoint: &Path, allows_others: bool, error: io::Error) -> Error {
-    let what = format!("cannot mount at {}", mountpoint.display());
-    let hint = if !Path::new("/dev/fuse").exists() {
-        "; there is no /dev/fuse: load the module (modprobe fuse), or give the container the device"
-    } else if let Err(device) = OpenOptions::new().read(true).write(true).open("/dev/fuse")
-        && device.kind() == io::ErrorKind::PermissionDenied
-    {
-        "; this user may not open /dev/fuse: the package fuse3 gives it to all users"
-    } else if allows_others && error.kind() == io::ErrorKind::PermissionDenied {
-        "; --allow-other and --allow-root need user_allow_other in /etc/fuse.conf"
-    } else if error.kind() == io::ErrorKind::NotFound {
-        "; mounting without being root needs fusermount3 (package fuse3)"
-    } else {
-        ""
+    let failed = FailedMount {
+        device: FuseDevice::look(),
+        is_root: geteuid().is_root(),
+        allows_others,
+        // Of what this user runs, only fusermount3 can be missing.
+        has_fusermount: error.kind() != io::ErrorKind::NotFound,
+        reason: error.kind(),
     };
-    Error::with_source(Kind::Io, format!("{what}{hint}"), error)
+    let what = match failed.device {
+        FuseDevice::Missing => "there is no /dev/fuse",
+        FuseDevice::NoDriver => "/dev/fuse has no driver",
+        _ if !failed.is_root && !failed.has_fusermount => "there is no fusermount3",
+        _ => "",
+    };
+    let at = mountpoint.display();
+    let failure = match what {
+        "" => Error::with_source(Kind::Io, format!("cannot mount at {at}"), error),
+        what => Error::new(Kind::Io, format!("cannot mount at {at}: {what}")),
+    };
+    match failed.remedy() {
+        Some(remedy) => failure.with_remedy(Remedy::Do(remedy.into())),
+        None => failure,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_mount_names_the_package_the_module_or_the_option_of_the_container() {
+        use FuseDevice::{Denied, Forbidden, Missing, NoDriver, Other, Usable};
+        use io::ErrorKind::{InvalidInput, NotFound, PermissionDenied};
+        let reason_other = io::ErrorKind::Other;
+        for (device, is_root, allows_others, reason, words) in [
+            (Missing, true, false, NotFound, "modprobe fuse"),
+            (Missing, false, false, NotFound, "--device /dev/fuse"),
+            (NoDriver, true, false, reason_other, "modprobe fuse"),
+            (Denied, false, false, PermissionDenied, "package fuse3"),
+            (
+                Forbidden,
+                true,
+                false,
+                PermissionDenied,
+                "start the container",
+            ),
+            (Usable, false, true, PermissionDenied, "user_allow_other"),
+            (Usable, false, false, NotFound, "package fuse3"),
+            // Without CAP_SYS_ADMIN the system call is refused, and fusermount3, where there is one, fails too.
+            (Usable, true, false, NotFound, "CAP_SYS_ADMIN"),
+            (Usable, true, false, reason_other, "CAP_SYS_ADMIN"),
+            (Usable, false, false, reason_other, ""),
+            (Other, true, false, InvalidInput, ""),
+        ] {
+            let failed = FailedMount {
+                device,
+                is_root,
+                allows_others,
+                has_fusermount: reason != NotFound,
+                reason,
+            };
+            let remedy = failed.remedy().unwrap_or_default();
+            assert!(remedy.contains(words), "{failed:?}: {remedy}");
+            assert_eq!(remedy.is_empty(), words.is_empty(), "{failed:?}: {remedy}");
+        }
+    }
 }

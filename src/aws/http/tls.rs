@@ -83,7 +83,7 @@ impl Trust {
     fn wrong_certificate(&self, wrong: &CertificateError) -> String {
         let untrusted = || {
             if self.is_empty {
-                return "no CA certificates are installed on this system (package ca-certificates), so its certificate cannot be checked".to_owned();
+                return "no CA certificates are installed on this system, so its certificate cannot be checked: install the package ca-certificates, or name a file with AWS_CA_BUNDLE".to_owned();
             }
             format!(
                 "its certificate is signed by an authority that is not among those of {}; AWS_CA_BUNDLE names a file with others",

@@ -176,6 +176,8 @@ fn follow(job: &SyncJob, remedy: &Remedy) -> Option<SyncJob> {
         | Remedy::RemoveAll
         | Remedy::AdoptCycle(_)
         | Remedy::Unpin(_)
+        | Remedy::GiveRegion(_)
+        | Remedy::GiveCredentials(_)
         | Remedy::Do(_) => return None,
     }
     Some(job)
