@@ -5,9 +5,11 @@ mod background;
 mod blocks;
 mod cache;
 mod changes;
+mod demo;
 mod digest;
 mod drill;
 mod emulator;
+mod help;
 mod inventory;
 mod limits;
 mod log;
@@ -36,31 +38,33 @@ mod warm;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{FromArgMatches, Parser, Subcommand};
 use tracing::Level;
 
 use crate::error::{EXIT_CODES, Error, Kind, Result};
+pub use help::command;
 use log::LogFormat;
 
 /// Use Amazon EBS snapshots as files
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true, after_help = exit_codes())]
+#[command(version, after_help = exit_codes())]
 struct Args {
     #[command(subcommand)]
-    verb: Verb,
+    verb: Option<Verb>,
     /// Increase log detail (-v: retries, -vv: every request)
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, help_heading = "Log", action = clap::ArgAction::Count)]
     verbose: u8,
     /// Format of log lines
-    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    #[arg(long, global = true, help_heading = "Log", value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
     /// Append the log to this file instead of stderr
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, global = true, help_heading = "Log", value_name = "PATH")]
     log_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Demo(demo::DemoArgs),
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
     Warm(warm::WarmArgs),
@@ -91,8 +95,21 @@ fn exit_codes() -> String {
 
 /// Runs the program: parses the command line, does what it says, prints one line if that fails.
 pub fn main() -> ExitCode {
-    let args = Args::parse();
-    let code = match run(args) {
+    let parsed = Args::from_arg_matches(&command().get_matches());
+    let mut args = match parsed {
+        Ok(args) => args,
+        Err(error) => error.exit(),
+    };
+    let Some(verb) = args.verb.take() else {
+        // Not 0: a script whose command is an empty variable must not look as if it had done its work.
+        let printed = output::write(None, |out| out.write_all(help::overview().as_bytes()));
+        return ExitCode::from(
+            printed
+                .map_or_else(|error| error.kind(), |()| Kind::Invalid)
+                .exit_code(),
+        );
+    };
+    let code = match run(verb, &args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::say_last(&format!("ebsfs: {}", remedy::in_words(&error)));
@@ -103,9 +120,9 @@ pub fn main() -> ExitCode {
     code
 }
 
-fn run(args: Args) -> Result<()> {
+fn run(verb: Verb, args: &Args) -> Result<()> {
     log::start_stderr(args.log_format)?;
-    if let Verb::Mount(mount) = &args.verb
+    if let Verb::Mount(mount) = &verb
         && mount.background
         && !background::is_child()
     {
@@ -113,7 +130,7 @@ fn run(args: Args) -> Result<()> {
         return background::start();
     }
     let file = args.log_file.as_deref();
-    let is_quiet = file.is_none() && matches!(&args.verb, Verb::Sync(sync) if sync.is_quiet());
+    let is_quiet = file.is_none() && matches!(&verb, Verb::Sync(sync) if sync.is_quiet());
     let level = match args.verbose {
         0 if is_quiet => Level::WARN,
         0 => Level::INFO,
@@ -121,7 +138,8 @@ fn run(args: Args) -> Result<()> {
         _ => Level::TRACE,
     };
     log::start(level, args.log_format, file)?;
-    match args.verb {
+    match verb {
+        Verb::Demo(demo) => demo.run(),
         Verb::Mount(mount) => mount.run(),
         Verb::Umount(umount) => umount.run(),
         Verb::Warm(warm) => warm.run(),
@@ -193,10 +211,9 @@ fn table<const N: usize>(rows: &[[String; N]]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Args::command().debug_assert();
+        command().debug_assert();
     }
 }

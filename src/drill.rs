@@ -44,6 +44,7 @@ use scratch::Scratch;
 
 pub use boot::{BootJob, DiskBus, Firmware, MachineFacts};
 pub use isolation::{Isolation, enter_own_mounts};
+pub(crate) use program::find_program;
 pub use report::{
     BootReport, CheckResult, DRILL_VERSION, DiskReport, DrillReport, PartitionReport,
 };

@@ -175,6 +175,23 @@ impl Emulator {
         self.folder.join("credentials")
     }
 
+    /// The access key and its secret.
+    pub fn keys(&self) -> (&str, &str) {
+        (&self.access_key, &self.secret_key)
+    }
+
+    /// CreateSnapshot without a request: takes a volume as it stands, and returns the id of the snapshot.
+    ///
+    /// # Errors
+    /// `Io` with what CreateSnapshot would answer.
+    pub fn make_snapshot(&self, volume: &str, description: &str) -> Result<String> {
+        let made = self.create_snapshot(volume, description, BTreeMap::new());
+        made.map(|record| record.id).map_err(|refusal| {
+            let what = format!("cannot make a snapshot of {volume}: {}", refusal.message);
+            Error::new(Kind::Io, what)
+        })
+    }
+
     /// Adds a snapshot whose bytes are computed, `gib` large, of whose blocks `density` in a million are held.
     ///
     /// # Errors

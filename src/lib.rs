@@ -80,7 +80,8 @@
 //! `ebsfs changes` goes the same way and writes the map as a stream; `compare` makes deltas by bytes where a listing cannot.
 //!
 //! `cli/mount` stacks the types: an [`ebs::EbsCatalog`] over a client and EC2's descriptions, a [`cache::CachedCatalog`]
-//! over that, an [`fs::Tree`] over that, mounted.
+//! over that, an [`fs::Tree`] over that, mounted. `cli/demo` stacks the same over an [`emulator`] in its own process.
+//! [`cli::command`] is the definition of the command line, from which `examples/manual.rs` makes man pages and completions.
 //!
 //! # The path of a listing of snapshots
 //! ```text

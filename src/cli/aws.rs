@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::option_words;
-use crate::aws::{Aws, Given, RequestCounts, Service, Settings};
+use crate::aws::{Aws, Given, RequestCounts, Service, ServiceConfig, Settings};
 use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::inventory::DescribeMachine;
@@ -208,16 +208,20 @@ pub(super) fn place(aws: &Aws) -> Result<String> {
 }
 
 /// What EC2 tells, where that is built in.
-#[cfg(feature = "ec2")]
 pub(super) fn descriptions(aws: &Aws) -> Result<Option<Arc<dyn Descriptions>>> {
-    let config = aws.service(Service::Ec2)?;
-    Ok(Some(Arc::new(crate::ec2::Ec2::new(&config))))
+    Ok(descriptions_by(&aws.service(Service::Ec2)?))
+}
+
+/// The same by the settings of a client.
+#[cfg(feature = "ec2")]
+pub(super) fn descriptions_by(config: &ServiceConfig) -> Option<Arc<dyn Descriptions>> {
+    Some(Arc::new(crate::ec2::Ec2::new(config)))
 }
 
 /// Nothing: EC2 is not built in.
 #[cfg(not(feature = "ec2"))]
-pub(super) fn descriptions(_aws: &Aws) -> Result<Option<Arc<dyn Descriptions>>> {
-    Ok(None)
+pub(super) fn descriptions_by(_config: &ServiceConfig) -> Option<Arc<dyn Descriptions>> {
+    None
 }
 
 /// What makes snapshots of volumes.

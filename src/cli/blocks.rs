@@ -17,14 +17,14 @@ use crate::source::{Catalog, held};
 /// Show which blocks a snapshot holds; all others read as zeroes
 #[derive(Args, Debug)]
 pub(super) struct BlocksArgs {
-    /// The snapshot
+    /// Snapshot id, for example snap-0123456789abcdef0
     snapshot: SnapshotId,
     #[command(flatten)]
     form: FormArgs,
     #[command(flatten)]
-    aws: AwsArgs,
-    #[command(flatten)]
     limits: LimitArgs,
+    #[command(flatten)]
+    aws: AwsArgs,
 }
 
 impl BlocksArgs {

@@ -29,43 +29,42 @@ use crate::source::Catalog;
     A rewrite with the same bytes counts as written: AWS lists writes, not differences. --exact reads both and compares."
 )]
 pub(super) struct ChangesArgs {
-    /// The snapshot to start from
+    /// Snapshot to start from: the base
     #[arg(required_unless_present = "volume", requires = "head")]
     base: Option<SnapshotId>,
-    /// The snapshot to end with
+    /// Snapshot to end with: the head
     head: Option<SnapshotId>,
-    /// Each step along the snapshots of this volume, oldest first
+    /// Show each step along the snapshots of this volume, oldest first, for example vol-0123456789abcdef0
     #[arg(long, value_name = "VOLUME", conflicts_with_all = ["base", "format", "output", "exact", "unrelated"])]
     volume: Option<String>,
-    /// Leave out blocks that were written with the bytes that they held; reads each twice, once a snapshot
+    /// Leave out blocks that were rewritten with the same bytes; reads each changed block from both snapshots
     #[arg(long)]
     exact: bool,
-    /// What to do about snapshots without a common history
+    /// Action for snapshots without a common history
     #[arg(long, value_enum, default_value_t = Unrelated::Refuse)]
     unrelated: Unrelated,
     #[command(flatten)]
     form: FormArgs,
-    // Last: its heading would hold for all that follows.
-    #[command(flatten)]
-    aws: AwsArgs,
     #[command(flatten)]
     limits: LimitArgs,
+    #[command(flatten)]
+    aws: AwsArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Unrelated {
-    /// Say so
+    /// End with exit code 2
     Refuse,
-    /// List both, read the blocks that both hold, and compare
+    /// List both, read the blocks that both hold, and compare them
     Compare,
 }
 
 #[derive(Args, Debug)]
 pub(super) struct FormArgs {
-    /// How to show it
+    /// Format of the result
     #[arg(long, value_enum, default_value_t = Form::Table)]
     format: Form,
-    /// Write to this file, which appears whole or not at all
+    /// Write the result to FILE, which appears whole or not at all [default: stdout]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 }

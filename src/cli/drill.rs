@@ -41,7 +41,7 @@ pub(super) const ENDS_WITH_STDIN: &str = "EBSFS_DRILL_ENDS_WITH_STDIN";
     It needs qemu-img, qemu-storage-daemon and the checkers of the filesystems; --boot needs qemu-system-x86_64."
 )]
 pub(super) struct DrillArgs {
-    /// What to check: all disks of an instance, REPOSITORY#INSTANCE or REPOSITORY#INSTANCE@TIME; or one disk: REPOSITORY#SNAPSHOT,
+    /// Recovery point to check: all disks of an instance, REPOSITORY#INSTANCE or REPOSITORY#INSTANCE@TIME; or one disk: REPOSITORY#SNAPSHOT,
     /// a snapshot id, a raw image, a block device
     #[arg(value_name = "SET | SOURCE")]
     set: String,
@@ -64,11 +64,11 @@ pub(super) struct DrillArgs {
     /// Print the report as one JSON object
     #[arg(long)]
     json: bool,
-    #[command(flatten)]
-    boot: BootArgs,
     /// Directory for the records of devices [env: EBSFS_STATE_DIR; default: /var/lib/ebsfs for root, else $XDG_STATE_HOME/ebsfs]
     #[arg(long, value_name = "DIRECTORY")]
     state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    boot: BootArgs,
     #[command(flatten)]
     store: StoreArgs,
     #[command(flatten)]
@@ -96,10 +96,10 @@ struct BootArgs {
     /// Memory of the machine
     #[arg(long, value_name = "SIZE", default_value = "1GiB", requires = "boot", value_parser = guest_memory)]
     memory: ByteSize,
-    /// What starts the disk; auto: as the instance did, else by the disk
+    /// Firmware that starts the disk; auto: as the instance did, else by the disk
     #[arg(long, value_enum, default_value_t = FirmwareArg::Auto, requires = "boot")]
     firmware: FirmwareArg,
-    /// How the machine sees its disks: nvme as instances on Nitro do; the others for systems without its driver
+    /// Bus of the disks: nvme as on Nitro instances; virtio or sata for systems without an NVMe driver
     #[arg(long, value_enum, default_value_t = BusArg::Nvme, requires = "boot")]
     bus: BusArg,
     /// Write what the console prints to FILE, 16 MiB at most

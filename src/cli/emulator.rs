@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
@@ -21,27 +21,27 @@ use crate::error::{Error, Kind, Result};
     answers programs of this machine, not web pages. The environment to use it is printed."
 )]
 pub(super) struct EmulatorArgs {
-    /// Where volumes and snapshots are kept; made when it is not there
+    /// Folder of the volumes and snapshots; made if it does not exist
     folder: PathBuf,
-    /// The address; port 0 takes a free one
+    /// Address to listen on, loopback only; port 0 takes a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:4566")]
     listen: SocketAddr,
     /// Serve HTTPS; the authority to trust is written to FOLDER/ca.pem
     #[arg(long)]
     tls: bool,
-    /// Set a switch, as POST /_emulator/switches does: latency_ms=15
+    /// Set a switch, as POST /_emulator/switches does, for example latency_ms=15; repeat for several
     #[arg(long = "set", value_name = "SWITCH=VALUE")]
     settings: Vec<String>,
-    /// Add a snapshot whose bytes are computed; DENSITY is blocks held in a million
+    /// Add a snapshot whose bytes are computed; DENSITY is blocks held in a million, for example snap-0a:65536:10000
     #[arg(long, value_name = "ID:GIB:DENSITY")]
     synthetic: Vec<Synthetic>,
     /// Serve blocks at /_emulator/blocks/SNAPSHOT/INDEX without a signature, to any program of this machine: for benchmarks
     #[arg(long)]
     unsigned_blocks: bool,
-    /// Blocks of synthetic snapshots repeat one page, so that they can be compressed
+    /// Repeat one page in each block of synthetic snapshots, so that they can be compressed
     #[arg(long)]
     repetitive: bool,
-    /// Add a snapshot of a synthetic one's volume; CHANGED is blocks in a million that are other ones
+    /// Add a later snapshot of a synthetic one's volume; CHANGED is blocks in a million that differ, for example snap-0b:snap-0a:10000
     #[arg(long, value_name = "ID:PARENT:CHANGED")]
     synthetic_child: Vec<SyntheticChild>,
 }
@@ -58,6 +58,19 @@ const OVERRIDES: [&str; 8] = [
     "AWS_USE_FIPS_ENDPOINT",
     "AWS_USE_DUALSTACK_ENDPOINT",
 ];
+
+/// What a shell needs to use an emulator, ready to be evaluated. `authority` is the file with the authority to trust.
+pub(super) fn environment(url: &str, credentials: &Path, authority: Option<&Path>) -> String {
+    let quoted = |path: &Path| format!("'{}'", path.display().to_string().replace('\'', "'\\''"));
+    let trust = authority.map(|file| format!(" AWS_CA_BUNDLE={}", quoted(file)));
+    format!(
+        "export AWS_ENDPOINT_URL={url} AWS_REGION={REGION} AWS_DEFAULT_REGION={REGION} AWS_PROFILE={PROFILE} \
+         AWS_SHARED_CREDENTIALS_FILE={}{}\nunset {}\n",
+        quoted(credentials),
+        trust.unwrap_or_default(),
+        OVERRIDES.join(" ")
+    )
+}
 
 #[derive(Clone, Debug)]
 struct SyntheticChild {
@@ -126,21 +139,16 @@ impl EmulatorArgs {
             let failed = |error| Error::with_source(Kind::Io, "emulator", error);
             let address = listener.local_addr().map_err(failed)?;
             let tls = self.tls.then(|| Emulator::tls(&self.folder)).transpose()?;
-            let (scheme, trust) = match &tls {
-                Some(tls) => {
-                    let authority = std::path::absolute(tls.authority()).map_err(failed)?;
-                    ("https", format!(" AWS_CA_BUNDLE='{}'", authority.display()))
-                }
-                None => ("http", String::new()),
-            };
-            // What a shell needs to use it, ready to be evaluated. In one write: a reader may leave after the first line.
+            let scheme = if tls.is_some() { "https" } else { "http" };
+            let authority = tls.as_ref().map(|tls| std::path::absolute(tls.authority()));
+            let authority = authority.transpose().map_err(failed)?;
             let credentials = std::path::absolute(emulator.credentials_file()).map_err(failed)?;
-            let environment = format!(
-                "export AWS_ENDPOINT_URL={scheme}://{address} AWS_REGION={REGION} AWS_DEFAULT_REGION={REGION} \
-                 AWS_PROFILE={PROFILE} AWS_SHARED_CREDENTIALS_FILE='{}'{trust}\nunset {}\n",
-                credentials.display(),
-                OVERRIDES.join(" ")
+            let environment = environment(
+                &format!("{scheme}://{address}"),
+                &credentials,
+                authority.as_deref(),
             );
+            // In one write: a reader may leave after the first line.
             std::io::stdout()
                 .write_all(environment.as_bytes())
                 .map_err(failed)?;

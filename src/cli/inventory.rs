@@ -19,7 +19,7 @@ use crate::snapshot::instance_id;
     What the caller may not describe is left out, and \"omitted\" names it with the IAM action. User data and secrets are never read."
 )]
 pub(super) struct InventoryArgs {
-    /// The instance, for example i-0123456789abcdef0
+    /// Instance to describe, for example i-0123456789abcdef0
     #[arg(value_name = "INSTANCE", value_parser = instance_id)]
     instance: String,
     #[command(flatten)]

@@ -8,13 +8,13 @@ use super::output;
 use crate::error::{Error, Kind, Result};
 use crate::snapshot::{Selector, Snapshot, sort_by_time};
 
-/// List snapshots
+/// List EBS snapshots: id, volume, start, size, state, name
 #[derive(Args, Debug)]
 pub(super) struct LsArgs {
-    /// What to list; nothing: all snapshots of the account
+    /// Snapshots to list: snapshot ids, volume ids, tag:KEY=VALUE [default: all snapshots of the account]
     #[arg(value_name = "SNAPSHOT | VOLUME | tag:KEY=VALUE")]
     select: Vec<Selector>,
-    /// One JSON array instead of a table
+    /// Print one JSON array instead of a table
     #[arg(long)]
     json: bool,
     #[command(flatten)]

@@ -54,10 +54,10 @@ const CLOSING: Duration = Duration::from_secs(3);
     In the background SIGHUP opens --log-file again, for logrotate. Signals that it was started to ignore (nohup) stay ignored."
 )]
 pub(super) struct MountArgs {
-    /// An empty folder; for a repository its URL (s3://BUCKET/PREFIX, az://, gs://, file:///FOLDER), and then the folder
+    /// Empty folder to mount at; for a repository its URL (s3://BUCKET/PREFIX, az://, gs://, file:///FOLDER), and then the folder
     #[arg(value_name = "MOUNTPOINT | REPOSITORY MOUNTPOINT")]
     mountpoint: PathBuf,
-    /// What to list: snapshot ids, volume ids, tag:KEY=VALUE; nothing: all snapshots of the account
+    /// Snapshots to list: snapshot ids, volume ids, tag:KEY=VALUE [default: all snapshots of the account]
     #[arg(value_name = "SNAPSHOT | VOLUME | tag:KEY=VALUE")]
     select: Vec<String>,
     /// Return when the mount answers, and serve it in the background; the log then goes to --log-file or is lost
@@ -195,7 +195,7 @@ impl MountArgs {
 
     async fn serve(self) -> Result<()> {
         // From here on a signal ends the program in order, even before the mount exists.
-        let mut signals = Signals::new()?;
+        let mut signals = MountSignals::new()?;
         let server = self.metrics.bind().await?;
         tokio::select! {
             mounted = self.mount() => {
@@ -368,15 +368,15 @@ impl AccessArgs {
 }
 
 /// The signals that end a mount.
-struct Signals {
+pub(super) struct MountSignals {
     interrupt: TakenSignal,
     terminate: TakenSignal,
     /// The terminal was closed. In the background: open the log file again.
     hang_up: TakenSignal,
 }
 
-impl Signals {
-    fn new() -> Result<Self> {
+impl MountSignals {
+    pub(super) fn new() -> Result<Self> {
         Ok(Self {
             interrupt: take(SignalKind::interrupt())?,
             terminate: take(SignalKind::terminate())?,
@@ -385,7 +385,7 @@ impl Signals {
     }
 
     /// Waits for a signal that ends the mount.
-    async fn next(&mut self) {
+    pub(super) async fn next(&mut self) {
         loop {
             tokio::select! {
                 () = self.interrupt.received() => return,
@@ -400,7 +400,7 @@ impl Signals {
 }
 
 /// Serves until the mount is unmounted or a signal ends it. After the first signal a busy mount stays, the second detaches it.
-async fn serve_until_end(mounted: &Mounted, signals: &mut Signals) -> Result<()> {
+pub(super) async fn serve_until_end(mounted: &Mounted, signals: &mut MountSignals) -> Result<()> {
     tokio::select! {
         ended = mounted.ended() => return ended,
         () = signals.next() => {}

@@ -21,11 +21,13 @@ use crate::sync::Progress;
 use crate::target::Stop;
 
 #[derive(Args, Debug)]
+// The heading of options before these would hold for them too.
+#[command(next_help_heading = None::<&str>)]
 pub(super) struct ReadArgs {
     /// Print the result as one JSON object
     #[arg(long)]
     pub(super) json: bool,
-    /// How to show progress, on stderr
+    /// Form of the progress on stderr
     #[arg(long, value_enum, default_value_t = ProgressForm::Auto)]
     progress: ProgressForm,
     /// Directory for the records and digests of devices [env: EBSFS_STATE_DIR; default: /var/lib/ebsfs for root, else $XDG_STATE_HOME/ebsfs]

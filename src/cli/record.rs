@@ -49,7 +49,7 @@ struct TargetArgs {
 struct RecordShowArgs {
     #[command(flatten)]
     of: TargetArgs,
-    /// Print it as one JSON object
+    /// Print the record as one JSON object
     #[arg(long)]
     json: bool,
 }

@@ -47,7 +47,7 @@ const MOST_NAME: usize = 32;
     by the rules of ebsfs sync; nothing is written before all of them are accepted."
 )]
 pub(super) struct RestoreArgs {
-    /// The set: s3://BUCKET/PREFIX#INSTANCE (az://, gs://, file:///FOLDER) for the newest, #INSTANCE@TIME for the last one until then
+    /// Set to restore: s3://BUCKET/PREFIX#INSTANCE (az://, gs://, file:///FOLDER) for the newest, #INSTANCE@TIME for the last one until then
     #[arg(value_name = "REPOSITORY#INSTANCE[@TIME]")]
     set: String,
     /// Folder for the images, made if it does not exist; or `ebs:`, ebs:REGION: a new EBS snapshot of each disk

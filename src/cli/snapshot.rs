@@ -21,8 +21,9 @@ const MANUAL: &str = "manual";
 #[derive(Args, Debug)]
 #[command(
     group(ArgGroup::new("what").args(["instance", "volume", "tag"]).required(true).multiple(true)),
-    after_help = "Prints a line for each snapshot: its id, its volume, the time whose bytes it holds. The tags of a volume are \
-                  copied to its snapshots."
+    long_about = "Make EBS snapshots of volumes; the volumes of one instance share one instant.\n\n\
+    Prints a line for each snapshot: its id, its volume, the time whose bytes it holds. The tags of a volume are copied to its \
+    snapshots."
 )]
 pub(super) struct SnapshotArgs {
     /// All volumes of this instance, for example i-0123456789abcdef0; can be given several times

@@ -30,7 +30,7 @@ pub(super) async fn end_reading(lease: Option<Lease>) {
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Repositories")]
 pub(super) struct StoreArgs {
-    /// Where the bucket's name goes in requests to s3:// [default: before the host for AWS itself, in the path elsewhere]
+    /// Place of the bucket's name in requests to s3:// [default: before the host for AWS itself, in the path elsewhere]
     #[arg(long, value_enum, value_name = "STYLE")]
     bucket_style: Option<Style>,
     /// Version of ListObjects to ask s3:// for [default: 2, and 1 where the store answers so]

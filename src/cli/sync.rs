@@ -56,7 +56,7 @@ const IN_FLIGHT_WITH_PACKS: u32 = 40;
     kept digests finds no difference. What something else has written is never overwritten without --discard-foreign-writes."
 )]
 pub(super) struct SyncArgs {
-    /// What to copy: a snapshot id; a volume id or tag:KEY=VALUE for its newest completed snapshot; a raw image or block device;
+    /// Source to copy: a snapshot id; a volume id or tag:KEY=VALUE for its newest completed snapshot; a raw image or block device;
     /// or a snapshot of a repository, s3://BUCKET/PREFIX#SNAPSHOT, #latest, #VOLUME or #VOLUME@TIME
     #[arg(required_unless_present = "status")]
     source: Option<String>,
@@ -125,7 +125,7 @@ pub(super) struct SyncArgs {
     /// Write a JSON report to FILE, with the SHA-256 of each block
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// How to show progress, on stderr
+    /// Form of the progress on stderr
     #[arg(long, value_enum, default_value_t = ProgressForm::Auto)]
     progress: ProgressForm,
     /// Print the result of each target as a line of JSON on stdout; with --dry-run the plans, with --status the state

@@ -38,7 +38,7 @@ pub(super) struct ToArgs {
     /// Certificate authorities to trust for the target [default: the source's]
     #[arg(long, value_name = "FILE")]
     to_ca_bundle: Option<PathBuf>,
-    /// Where the target bucket's name goes in requests to s3:// [default: as --bucket-style]
+    /// Place of the target bucket's name in requests to s3:// [default: as --bucket-style]
     #[arg(long, value_enum, value_name = "STYLE")]
     to_bucket_style: Option<Style>,
     /// Version of ListObjects to ask a target in s3:// for [default: as --list-version]

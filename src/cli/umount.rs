@@ -11,9 +11,9 @@ use crate::fs::{UnmountReport, Unmounted};
 /// Unmount a mount of `ebsfs mount`
 #[derive(Args, Debug)]
 pub(super) struct UmountArgs {
-    /// Mountpoint of the mount
+    /// Mountpoint, as given to ebsfs mount
     mountpoint: PathBuf,
-    /// Detach it even while files are open; open files can be read until they are closed
+    /// Detach the mount even while files are open; open files can be read until they are closed
     #[arg(long)]
     lazy: bool,
 }

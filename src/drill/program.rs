@@ -57,7 +57,7 @@ impl ProgramEnd {
 }
 
 /// The path of a program, in PATH or in the folders of the system.
-pub(super) fn find_program(name: &str) -> Option<PathBuf> {
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).filter(|folder| folder.is_absolute());
     let mut folders = folders.chain(SYSTEM_FOLDERS.iter().map(PathBuf::from));

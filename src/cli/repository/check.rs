@@ -36,7 +36,7 @@ pub(super) struct CheckArgs {
     /// not found, and end with exit code 12
     #[arg(long)]
     repair: bool,
-    /// Where else to find lost blocks: a snapshot id, an image or device, or REPOSITORY#SNAPSHOT. The snapshot itself restores
+    /// Source of lost blocks: a snapshot id, an image or device, or REPOSITORY#SNAPSHOT. The snapshot itself restores
     /// segments, marked blocks and its manifest too
     #[arg(long, value_name = "SOURCE", requires = "repair")]
     from: Option<String>,
@@ -63,7 +63,7 @@ pub(super) struct CheckArgs {
     /// Print one JSON object instead of lines
     #[arg(long)]
     json: bool,
-    /// How to show progress, on stderr
+    /// Form of the progress on stderr
     #[arg(long, value_enum, default_value_t = ProgressForm::Auto)]
     progress: ProgressForm,
     #[command(flatten)]

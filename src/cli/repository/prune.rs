@@ -77,7 +77,7 @@ pub(super) struct PruneArgs {
     /// Print one JSON object instead of lines
     #[arg(long)]
     json: bool,
-    /// How to show progress, on stderr
+    /// Form of the progress on stderr
     #[arg(long, value_enum, default_value_t = ProgressForm::Auto)]
     progress: ProgressForm,
     #[command(flatten)]

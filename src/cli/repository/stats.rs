@@ -17,7 +17,7 @@ pub(super) struct StatsArgs {
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
-    /// How to show progress, on stderr
+    /// Form of the progress on stderr
     #[arg(long, value_enum, default_value_t = ProgressForm::Auto)]
     progress: ProgressForm,
     #[command(flatten)]
