@@ -30,12 +30,14 @@ mod emulator;
 mod ends;
 mod faults;
 mod filesystems;
+mod first_run;
 mod hostile_api;
 #[cfg(feature = "ec2")]
 mod inventory;
 mod large;
 mod layers;
 mod log;
+mod manual;
 mod metrics;
 mod mount_limits;
 mod mountpoints;

@@ -244,3 +244,45 @@ fn a_file_that_is_too_large_is_not_read() {
     std::fs::write(&path, [0xff]).unwrap();
     assert!(read(&path).unwrap_err().chain().contains("not UTF-8"));
 }
+
+/// The keys that the parser of a table knows: it lists them when it sees another one.
+fn known_keys(text: &str) -> BTreeSet<String> {
+    let said = parse(text).unwrap_err().chain();
+    assert!(said.contains("unknown field `zzz`"), "{said}");
+    let (_, expected) = said.split_once("expected ").unwrap();
+    let quoted = expected.split('`').skip(1).step_by(2);
+    quoted.map(str::to_owned).collect()
+}
+
+#[test]
+fn the_manual_describes_every_key_of_the_job_file_and_no_other() {
+    let manual = include_str!("../../../../docs/man/ebsfs-job.5");
+    let with = |lines: &str| format!("name = 'a'\nvolumes = ['vol-0a']\n{lines}");
+    for (table, text) in [
+        ("", "zzz = 1".to_owned()),
+        (" source", with("[source]\nzzz = 1")),
+        (" bandwidth", with("bandwidth = [{ zzz = 1 }]")),
+        (" hooks", with("[hooks]\nzzz = 1")),
+        (" target", with("[[target]]\nzzz = 1")),
+        (" keep", with("[[target]]\nto = '/a'\nkeep = { zzz = 1 }")),
+    ] {
+        let marker = format!("\n.\\\" keys:{table}\n");
+        let (_, section) = manual.split_once(&marker).unwrap();
+        let section = section.split("\n.S").next().unwrap();
+        let keys = section
+            .lines()
+            .filter_map(|line| line.strip_prefix(".It Ic "));
+        let described: Vec<String> = keys.map(str::to_owned).collect();
+        let distinct: BTreeSet<String> = described.iter().cloned().collect();
+        assert_eq!(described.len(), distinct.len(), "{table}");
+        assert_eq!(distinct, known_keys(&text), "{table}");
+    }
+}
+
+#[test]
+fn the_job_of_the_manual_is_a_job() {
+    let manual = include_str!("../../../../docs/man/ebsfs-job.5");
+    let (_, example) = manual.split_once(".Bd -literal\n").unwrap();
+    let job = parse(example.split("\n.Ed").next().unwrap()).unwrap();
+    assert_eq!((&*job.name, job.targets.len()), ("web", 2));
+}
