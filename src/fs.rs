@@ -18,7 +18,7 @@ mod unmount;
 pub use activity::{Activity, ActivityCounts};
 pub use fuse::{Access, mount};
 pub use mounted::Mounted;
-pub use mountpoint::check_mountpoint;
+pub use mountpoint::{check_mountpoint, is_dead_mount};
 pub use resources::{Needs, reserve};
 pub use server::{UnmountReport, unmount_at};
 pub use tree::{Ownership, Provenance, Tree};

@@ -73,7 +73,10 @@ impl DemoArgs {
         // From here on a signal ends the demo in order.
         let mut signals = MountSignals::new()?;
         if let Some(mountpoint) = &self.mountpoint {
-            detach_dead(mountpoint);
+            if crate::fs::is_dead_mount(mountpoint) {
+                // What it cannot unmount, the check reports.
+                let _ = crate::fs::unmount_at(mountpoint, true);
+            }
             crate::fs::check_mountpoint(mountpoint)?;
         }
         let folder = DemoFolder::make(&std::env::temp_dir())?;
@@ -92,7 +95,7 @@ impl DemoArgs {
             () = signals.next() => Err(Error::new(Kind::Stopped, "stopped before the demo was mounted")),
         };
         let (disk, snapshots) = prepared?;
-        let mounted = mount(&emulator, &url, &mountpoint)?;
+        let mounted = mount(&emulator, &url, &snapshots, &mountpoint)?;
         let shown = DemoText {
             disk: &disk,
             snapshots: &snapshots,
@@ -125,15 +128,6 @@ fn failed(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> 
     Error::with_source(Kind::Io, what, error)
 }
 
-/// Detaches the mount of a demo, or of another ebsfs, that was killed.
-fn detach_dead(mountpoint: &Path) {
-    let looked = std::fs::read_dir(mountpoint);
-    if looked.is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN)) {
-        // What it cannot unmount, the check of the mountpoint reports.
-        let _ = crate::fs::unmount_at(mountpoint, true);
-    }
-}
-
 /// Makes the volume and its two snapshots.
 async fn prepare(folder: &DemoFolder, emulator: &Emulator) -> Result<(DemoDisk, DemoSnapshots)> {
     folder.check_space()?;
@@ -146,8 +140,13 @@ async fn prepare(folder: &DemoFolder, emulator: &Emulator) -> Result<(DemoDisk, 
     Ok((disk, DemoSnapshots { first, second }))
 }
 
-/// Mounts all snapshots of the emulator.
-fn mount(emulator: &Emulator, url: &str, mountpoint: &Path) -> Result<Mounted> {
+/// Mounts all snapshots of the emulator, also later ones; without EC2, which lists them, those of the demo.
+fn mount(
+    emulator: &Emulator,
+    url: &str,
+    snapshots: &DemoSnapshots,
+    mountpoint: &Path,
+) -> Result<Mounted> {
     let (key, secret) = emulator.keys();
     let service = ServiceConfig::fixed(url, REGION, key, secret)?;
     let limits = Limits {
@@ -156,7 +155,11 @@ fn mount(emulator: &Emulator, url: &str, mountpoint: &Path) -> Result<Mounted> {
     };
     let client = Arc::new(Client::new(&service, &limits));
     let descriptions = aws::descriptions_by(&service);
-    let catalog = EbsCatalog::new(client, descriptions, Vec::new());
+    let select = match &descriptions {
+        Some(_) => Vec::new(),
+        None => vec![snapshots.first.parse()?, snapshots.second.parse()?],
+    };
+    let catalog = EbsCatalog::new(client, descriptions, select);
     let cache = Cache::new(MEMORY, IN_FLIGHT)?;
     let readahead = ReadaheadBudget::new(cache.max_readahead());
     let tree = Tree::new(

@@ -168,3 +168,31 @@ impl EmulatorArgs {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_is_read_by_a_shell_as_it_was_written() {
+        let (keys, ca) = (
+            Path::new("/tmp/it's a/credentials"),
+            Path::new("/a b/ca.pem"),
+        );
+        let text = environment("https://127.0.0.1:1", keys, Some(ca));
+        let show = "printf '%s|' \"$AWS_ENDPOINT_URL\" \"$AWS_SHARED_CREDENTIALS_FILE\" \"$AWS_CA_BUNDLE\" \"$AWS_PROFILE\"";
+        let output = std::process::Command::new("sh")
+            .args(["-euc", &format!("{text}{show}")])
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        let expected = "https://127.0.0.1:1|/tmp/it's a/credentials|/a b/ca.pem|default|";
+        assert_eq!(
+            said,
+            expected,
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert!(!environment("http://a", keys, None).contains("AWS_CA_BUNDLE"));
+    }
+}

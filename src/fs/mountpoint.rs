@@ -55,6 +55,13 @@ fn look_in_time(path: &Path) -> std::io::Result<MountpointContent> {
     looked.unwrap_or(Ok(MountpointContent::NotEmpty))
 }
 
+/// Whether a path is a mount whose program has died. A mount that hangs is none.
+pub fn is_dead_mount(path: &Path) -> bool {
+    let path = path.to_path_buf();
+    let looked = ask_mount(move || look(&path));
+    matches!(looked, Ok(Some(Ok(FoundThere::Dead))))
+}
+
 /// Runs work that a mount of ebsfs may never answer; `None` after [`ANSWER`]. Its thread then waits until the mount is unmounted.
 ///
 /// # Errors

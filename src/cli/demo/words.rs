@@ -70,9 +70,14 @@ impl DemoText<'_> {
             }
             false => format!("head -n 1 {}", path(&disk)),
         };
+        let list = match cfg!(feature = "ec2") {
+            true => format!("{ebsfs} ls"),
+            // EC2 lists the snapshots of an account.
+            false => format!("{ebsfs} blocks {first}"),
+        };
         vec![
             format!(". {}", path(&self.folder.environment())),
-            format!("{ebsfs} ls"),
+            list,
             format!("ls -lR {}", path(&self.mountpoint.join("snapshots"))),
             read,
             format!("{ebsfs} changes {first} {second}"),
