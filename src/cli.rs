@@ -55,7 +55,7 @@ struct Args {
     #[arg(short, long, global = true, help_heading = "Log", action = clap::ArgAction::Count)]
     verbose: u8,
     /// Format of log lines
-    #[arg(long, global = true, help_heading = "Log", value_enum, default_value_t = LogFormat::Text)]
+    #[arg(long, global = true, help_heading = "Log", value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
     /// Append the log to this file instead of stderr
     #[arg(long, global = true, help_heading = "Log", value_name = "PATH")]

@@ -41,7 +41,7 @@ pub(super) struct ChangesArgs {
     #[arg(long)]
     exact: bool,
     /// Action for snapshots without a common history
-    #[arg(long, value_enum, default_value_t = Unrelated::Refuse)]
+    #[arg(long, value_name = "ACTION", value_enum, default_value_t = Unrelated::Refuse)]
     unrelated: Unrelated,
     #[command(flatten)]
     form: FormArgs,

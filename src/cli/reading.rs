@@ -28,7 +28,7 @@ pub(super) struct ReadArgs {
     #[arg(long)]
     pub(super) json: bool,
     /// Form of the progress on stderr
-    #[arg(long, value_enum, default_value_t = ProgressForm::Auto)]
+    #[arg(long, value_name = "FORM", value_enum, default_value_t = ProgressForm::Auto)]
     progress: ProgressForm,
     /// Directory for the records and digests of devices [env: EBSFS_STATE_DIR; default: /var/lib/ebsfs for root, else $XDG_STATE_HOME/ebsfs]
     #[arg(long, value_name = "DIRECTORY")]

@@ -102,7 +102,7 @@ pub(super) struct SyncArgs {
     #[arg(long)]
     restart: bool,
     /// Action for a damaged block of the source; mark: leave it zero, list it, end with exit code 12
-    #[arg(long, value_enum, default_value_t = OnDamageArg::Fail)]
+    #[arg(long, value_name = "ACTION", value_enum, default_value_t = OnDamageArg::Fail)]
     on_damage: OnDamageArg,
     /// Allow an unencrypted copy of an encrypted source (ebs:, repositories)
     #[arg(long)]
@@ -126,7 +126,7 @@ pub(super) struct SyncArgs {
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     /// Form of the progress on stderr
-    #[arg(long, value_enum, default_value_t = ProgressForm::Auto)]
+    #[arg(long, value_name = "FORM", value_enum, default_value_t = ProgressForm::Auto)]
     progress: ProgressForm,
     /// Print the result of each target as a line of JSON on stdout; with --dry-run the plans, with --status the state
     #[arg(long)]

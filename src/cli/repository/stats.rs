@@ -18,7 +18,7 @@ pub(super) struct StatsArgs {
     #[arg(long)]
     json: bool,
     /// Form of the progress on stderr
-    #[arg(long, value_enum, default_value_t = ProgressForm::Auto)]
+    #[arg(long, value_name = "FORM", value_enum, default_value_t = ProgressForm::Auto)]
     progress: ProgressForm,
     #[command(flatten)]
     place: Where,
