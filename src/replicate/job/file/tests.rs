@@ -265,6 +265,7 @@ fn the_manual_describes_every_key_of_the_job_file_and_no_other() {
         (" hooks", with("[hooks]\nzzz = 1")),
         (" target", with("[[target]]\nzzz = 1")),
         (" keep", with("[[target]]\nto = '/a'\nkeep = { zzz = 1 }")),
+        (" drill", with("[drill]\nzzz = 1")),
     ] {
         let marker = format!("\n.\\\" keys:{table}\n");
         let (_, section) = manual.split_once(&marker).unwrap();
