@@ -248,7 +248,7 @@ async fn drills_of_run(run: &CycleRun, report: &mut CycleReport) {
         if run.stop.is_stopped() {
             return;
         }
-        let started = match run.begin_drill(unit).await {
+        let started = match run.begin_drill(unit) {
             Ok(Some(started)) => started,
             Ok(None) => return info!("another process drills the job {}", run.job.name),
             Err(error) => return report.failures.push(error),

@@ -5,8 +5,8 @@
 //! is_due    a pure function of the schedule, the last drill, the present recovery point and the time
 //! refresh   notes in the state when drills are due and overdue, for people
 //! ```
-//! A set and a snapshot of a repository stay as they are, so cycles run beside their drills. What is written in place changes with
-//! the next copy: while it is drilled, cycles leave its volume out. A drill begins when no volume of it is being copied; one of a
+//! A set and a snapshot of a repository stay as they are, so cycles run beside their drills. An image or a device is
+//! changed or replaced by the next copy: while it is drilled, cycles leave its volume out. A drill begins when no volume of it is being copied; one of a
 //! repository begins all the same once it is overdue, because copies can follow each other without a pause.
 
 mod run;

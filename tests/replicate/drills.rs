@@ -18,9 +18,9 @@ fn programs(site: &Site) -> usize {
 
 /// Whether a drill has started its machine.
 fn has_machine(site: &Site) -> bool {
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut entries = std::fs::read_dir("/proc").unwrap().flatten();
     let scratch = format!("{}/ebsfs-drill-", site.at("scratch").display());
-    entries.into_iter().any(|entry| {
+    entries.any(|entry| {
         let read = |name: &str| std::fs::read(entry.path().join(name)).unwrap_or_default();
         let is_qemu = read("comm").starts_with(b"qemu-system");
         is_qemu && String::from_utf8_lossy(&read("cmdline")).contains(&scratch)
@@ -180,7 +180,10 @@ fn stop(mut process: Child) -> Option<i32> {
 #[test]
 fn cycles_run_beside_a_drill_and_a_stop_or_a_kill_ends_it() {
     let mut site = site();
-    let job = endless(&site, "");
+    let repository = format!("file://{}", site.at("repository").display());
+    init_repository(&repository);
+    // The repository is drilled, the image shows the cycles.
+    let job = endless(&site, &format!("[[target]]\nto = '{repository}'"));
     // Another run does the next cycles while one drills.
     let mut command = site.once(&job, "state");
     command.stdout(Stdio::null()).stderr(Stdio::null());
@@ -207,9 +210,9 @@ fn cycles_run_beside_a_drill_and_a_stop_or_a_kill_ends_it() {
 }
 
 #[test]
-fn what_is_written_in_place_waits_for_its_drill() {
+fn an_image_waits_for_its_drill() {
     let mut site = site();
-    let job = endless(&site, "in_place = true");
+    let job = endless(&site, "");
     let service = Service::start(&site, &[job.to_str().unwrap()]);
     wait_for("the machine", || has_machine(&site));
     let before = site.at("before.raw");

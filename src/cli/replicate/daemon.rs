@@ -87,7 +87,7 @@ impl JobService<'_> {
             if self.stop.is_stopped() {
                 break;
             }
-            self.begin_drill().await;
+            self.begin_drill();
             tokio::select! {
                 () = sleep(wake) => {}
                 () = self.stop.stopped() => {}
@@ -150,14 +150,14 @@ impl JobService<'_> {
     }
 
     /// Begins the first drill that is due, when none runs. It runs beside cycles.
-    async fn begin_drill(&mut self) {
+    fn begin_drill(&mut self) {
         if !self.drills.is_empty() {
             return;
         }
         let Some(unit) = self.run.due_drills().into_iter().next() else {
             return;
         };
-        match self.run.begin_drill(unit).await {
+        match self.run.begin_drill(unit) {
             Ok(Some(started)) => {
                 let run = self.run.clone();
                 self.drills.spawn_local(async move {

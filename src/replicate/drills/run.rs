@@ -1,7 +1,6 @@
 //! Carries out drills: locks, holds the volumes that must not be written meanwhile, notes the result, runs `on_failure`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,7 +10,6 @@ use tracing::info;
 
 use super::{DrillUnit, is_due, is_ready, note, refresh, units};
 use crate::error::{Error, Kind, Result};
-use crate::files::blocking;
 use crate::replicate::cycle::CycleRun;
 use crate::replicate::hooks::{self, HookTime};
 use crate::replicate::job::{JobDrill, JobTarget, ReplicateJob};
@@ -126,7 +124,7 @@ pub struct StartedDrill {
 }
 
 impl StartedDrill {
-    /// Whether cycles must leave volumes out meanwhile: what is drilled is written in place.
+    /// Whether cycles must leave volumes out meanwhile: what is drilled is an image or a device, which the next copy changes or replaces.
     pub fn holds_volumes(&self) -> bool {
         !self.held.own.is_empty()
     }
@@ -163,13 +161,13 @@ impl CycleRun {
     ///
     /// # Errors
     /// Why the drills cannot be locked.
-    pub async fn begin_drill(&self, unit: DrillUnit) -> Result<Option<StartedDrill>> {
+    pub fn begin_drill(&self, unit: DrillUnit) -> Result<Option<StartedDrill>> {
         let Some(lock) = self.memory.lock_drills()? else {
             return Ok(None);
         };
-        let own = match self.is_written_in_place(&unit).await {
-            true => unit.volumes.clone(),
-            false => BTreeSet::new(),
+        let own = match unit.is_fixed {
+            true => BTreeSet::new(),
+            false => unit.volumes.clone(),
         };
         self.held.lock().extend(own.iter().cloned());
         Ok(Some(StartedDrill {
@@ -181,19 +179,6 @@ impl CycleRun {
             },
             _lock: lock,
         }))
-    }
-
-    async fn is_written_in_place(&self, unit: &DrillUnit) -> bool {
-        let target = self.job.targets.get(unit.target.number);
-        if unit.is_fixed || target.is_some_and(|target| target.in_place) {
-            return !unit.is_fixed;
-        }
-        let name = unit.target.name.clone();
-        let is_device = blocking(move || {
-            let found = std::fs::metadata(&name);
-            Ok(found.is_ok_and(|found| found.file_type().is_block_device()))
-        });
-        is_device.await.unwrap_or(true)
     }
 
     /// Drills. A stop ends it.
