@@ -19,6 +19,10 @@ fn booting(place: &Place, image: &str) -> (Child, u32) {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
+    // One that loses its disk while it starts would end by itself, and where /dev/kvm is there and does not work a first one does.
+    wait_for("the first words of the machine", || {
+        fs::metadata(&console).is_ok_and(|file| file.len() > 0)
+    });
     let mut machine = None;
     wait_for("the machine", || {
         machine = place.processes().into_iter().find(|id| {
@@ -29,10 +33,6 @@ fn booting(place: &Place, image: &str) -> (Child, u32) {
         machine.is_some()
     });
     let machine = machine.unwrap();
-    // One that loses its disk while it starts would end by itself.
-    wait_for("its first words", || {
-        fs::metadata(&console).is_ok_and(|file| file.len() > 0)
-    });
     (drill, machine)
 }
 
