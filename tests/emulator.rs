@@ -452,3 +452,42 @@ fn an_account_of_two_hundred_thousand_snapshots_is_listed_in_pages() {
     }
     assert_eq!(ids.len(), 3000);
 }
+
+#[test]
+fn a_synthetic_volume_changes_from_one_snapshot_to_the_next_as_its_totals_say() {
+    let emulator = Emulator::start();
+    let volume = "synthetic?id=vol-0a&gib=1&density=200000&seed=7&changed=50000";
+    emulator.post(volume);
+    let totals = || {
+        let url = format!("{}/_emulator/synthetic", emulator.url());
+        let shown = run(Command::new("curl").args(["-sSf", &url]));
+        let totals: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        ["volumes", "snapshots", "written", "freed"].map(|name| totals[name].as_u64().unwrap())
+    };
+    assert_eq!(totals(), [1, 0, 0, 0]);
+    let first = emulator.snapshot("vol-0a");
+    let [_, _, held, _] = totals();
+    assert!((300..500).contains(&held), "{held} of 2048 blocks");
+    let second = emulator.snapshot("vol-0a");
+    let [volumes, snapshots, written, freed] = totals();
+    assert_eq!((volumes, snapshots), (1, 2));
+    // Blocks of a listing, and what reading them all takes.
+    let image = emulator.folder.path().join("image.raw");
+    let sync = |args: &[&str]| {
+        emulator.reset();
+        let mut command = emulator.ebsfs(&["sync", "--progress", "none"]);
+        run(command.args(args).arg(&image));
+        emulator.gets()
+    };
+    assert_eq!(sync(&[&first]), held);
+    assert_eq!(sync(&[&second, "--base", "auto"]), written - held);
+    assert!(
+        freed > 0 && written > held,
+        "{written} written, {freed} freed"
+    );
+    let mount = emulator.mount(&[&second]);
+    assert_same(&image, &mount.disk(&second));
+    let again = format!("{}/_emulator/{volume}", emulator.url());
+    let refused = run(Command::new("curl").args(["-sS", "-X", "POST", &again]));
+    assert!(refused.contains("cannot make vol-0a"), "{refused}");
+}

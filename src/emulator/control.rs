@@ -17,6 +17,8 @@
 //! POST /_emulator/volumes/vol-1/touch?block=7   counts as written, whatever its bytes
 //! POST /_emulator/reload                        reads the folder's snapshots again, as after a start
 //! POST /_emulator/synthetic?id=snap-1&gib=65536&density=10000&seed=1
+//! POST /_emulator/synthetic?id=vol-1&gib=8&density=20000&seed=1&changed=10000
+//! GET  /_emulator/synthetic                     what the snapshots of synthetic volumes have written and freed
 //! ```
 
 use std::collections::BTreeMap;
@@ -30,6 +32,7 @@ use super::record::set_attribute;
 use super::reply::{Reply, json_reply};
 use super::store::EmulatorStore;
 use super::switches::{Buckets, CENTURY_S};
+use super::synthetic::SyntheticVolume;
 
 impl Emulator {
     pub(super) fn control(&self, method: &Method, path: &str, query: &str) -> Reply {
@@ -134,11 +137,21 @@ impl Emulator {
             ["synthetic"] if post => {
                 let (gib, density) = (small("gib")?, small("density")?);
                 let seed = number("seed")?;
-                let now = self.now();
-                self.store
-                    .lock()
-                    .add_synthetic(get("id")?, gib, density, seed, now)?;
+                let (id, now) = (get("id")?, self.now());
+                let mut store = self.store.lock();
+                match id.starts_with("vol-") {
+                    true => {
+                        let volume = SyntheticVolume::new(gib, density, seed);
+                        store.add_synthetic_volume(id, volume, small("changed")?)?;
+                    }
+                    false => store.add_synthetic(id, gib, density, seed, now)?,
+                }
                 Ok(json!({}))
+            }
+            ["synthetic"] => {
+                let totals = self.store.lock().synthetic_totals();
+                let totals = totals.map_err(|error| error.to_string())?;
+                serde_json::to_value(totals).map_err(|error| error.to_string())
             }
             _ => Err(format!("there is no {method} /_emulator/{path}")),
         }

@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! volumes/vol-1.raw           an ordinary file, sparse or not, that anyone may write
-//! volumes/vol-1.json          which snapshot was taken of it last
+//! volumes/vol-1.json          which snapshot was taken of it last, or how its bytes are computed
 //! snapshots/snap-A.json       what EC2 reports of it
 //! snapshots/snap-A.map        the blocks it holds: index, which snapshot wrote it, SHA-256
 //! snapshots/snap-A.raw        the blocks that it wrote itself, each at its offset, sparse
 //! ```
 //! A snapshot is a complete view; blocks that it did not write itself are those of the snapshot that did. Two snapshots differ
 //! in a block when different snapshots wrote it: the comparison is by writing, as AWS's is, and not by content.
+
+mod computed;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -23,10 +25,11 @@ use nix::unistd::{Whence, lseek};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::record::{PER_GIB, SnapshotRecord, millis};
-use super::synthetic::{self, REPETITIVE, SyntheticStep, SyntheticVolume};
+use super::record::{SnapshotRecord, millis};
+use super::synthetic;
 use super::view::{StoredBlock, View};
 use super::{ACCOUNT, BLOCK};
+use computed::ChangingVolume;
 
 const GIB: u64 = 1 << 30;
 
@@ -73,6 +76,8 @@ pub(super) struct VolumeRecord {
     pub(super) instance: Option<String>,
     /// Its tags.
     pub(super) tags: BTreeMap<String, String>,
+    /// Set where its bytes are computed, whatever its file holds.
+    synthetic: Option<ChangingVolume>,
 }
 
 /// A snapshot to be made of a volume.
@@ -218,6 +223,16 @@ impl EmulatorStore {
         record.shown_ms = millis(making.shown);
         record.description = making.description.to_owned();
         record.tags = making.tags;
+        if let Some(synthetic) = &mut state.synthetic {
+            record.synthetic = Some(synthetic.take(&record.id));
+            self.snapshots.insert(
+                record.id.clone(),
+                Snapshot::new(record.clone(), BTreeMap::new()),
+            );
+            state.last_snapshot = Some(record.id.clone());
+            self.save_volume(volume, &state)?;
+            return Ok(record);
+        }
         let own = private(true).open(self.path(&record.id, "raw"))?;
         let mut blocks = BTreeMap::new();
         for index in allocated(&file)? {
@@ -270,80 +285,6 @@ impl EmulatorStore {
         let mut state = self.volume_record(volume);
         state.touched.push(index);
         self.save_volume(volume, &state)
-    }
-
-    /// Adds a computed snapshot.
-    pub(super) fn add_synthetic(
-        &mut self,
-        id: &str,
-        gib: u32,
-        density: u32,
-        seed: u64,
-        now: SystemTime,
-    ) -> Result<(), String> {
-        let digits = id.strip_prefix("snap-").unwrap_or_default();
-        if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(format!("{id:?} is no snapshot id"));
-        }
-        if !(1..=65_536).contains(&gib) || density > 1_000_000 {
-            return Err(
-                "a synthetic volume has 1 to 65536 GiB and a density of at most 1000000".into(),
-            );
-        }
-        if self.snapshots.contains_key(id) {
-            return Err(format!("{id} is there already"));
-        }
-        let mut record = self.record(now);
-        record.id = id.to_owned();
-        record.lineage = id.to_owned();
-        record.volume_id = format!("vol-{digits}");
-        record.volume_gib = gib;
-        record.state = "completed".into();
-        record.settles_ms = Some(millis(now));
-        record.synthetic = Some(SyntheticVolume {
-            blocks: gib * PER_GIB,
-            density,
-            seed,
-            steps: Vec::new(),
-        });
-        // Not kept in the folder: each start of the emulator names it again.
-        self.snapshots.insert(
-            record.id.clone(),
-            StoredSnapshot::new(record, BTreeMap::new()),
-        );
-        Ok(())
-    }
-
-    /// Adds a computed snapshot of a computed one's volume, `changed` blocks in a million later.
-    pub(super) fn add_synthetic_child(
-        &mut self,
-        id: &str,
-        parent: &str,
-        changed: u32,
-        now: SystemTime,
-    ) -> Result<(), String> {
-        let parent = self
-            .get(parent)
-            .ok_or_else(|| format!("there is no {parent}"))?;
-        let (lineage, volume_id) = (
-            parent.record.lineage.clone(),
-            parent.record.volume_id.clone(),
-        );
-        let gib = parent.record.volume_gib;
-        let mut synthetic = parent
-            .record
-            .synthetic
-            .clone()
-            .ok_or("the parent is not synthetic")?;
-        let seed = fnv(id) & !REPETITIVE | synthetic.seed & REPETITIVE;
-        synthetic.steps.push(SyntheticStep { changed, seed });
-        self.add_synthetic(id, gib, synthetic.density, synthetic.seed, now)?;
-        if let Some(child) = self.snapshots.get_mut(id) {
-            child.record.lineage = lineage;
-            child.record.volume_id = volume_id;
-            child.record.synthetic = Some(synthetic);
-        }
-        Ok(())
     }
 
     /// A new record with defaults.
@@ -412,13 +353,6 @@ pub(super) fn is_volume_id(text: &str) -> bool {
     let is_hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
     let digits = text.strip_prefix("vol-").unwrap_or_default();
     !digits.is_empty() && text.len() <= 64 && digits.bytes().all(is_hex)
-}
-
-/// A number for a name: FNV-1a.
-fn fnv(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-    })
 }
 
 /// Where a block's bytes are, to be read without holding the store.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::BLOCK;
+use super::record::PER_GIB;
 
 const PATTERNS: usize = 16;
 const TAIL: usize = 64;
@@ -71,6 +72,16 @@ fn patterns() -> &'static [Pattern] {
 }
 
 impl SyntheticVolume {
+    /// A volume of `gib`, of whose blocks `density` in a million are held, before any change.
+    pub(super) fn new(gib: u32, density: u32, seed: u64) -> Self {
+        Self {
+            blocks: gib.saturating_mul(PER_GIB),
+            density,
+            seed,
+            steps: Vec::new(),
+        }
+    }
+
     /// The last step that changed the block, and the hash that chooses its effect.
     fn last_change(&self, index: u32) -> Option<(usize, u64)> {
         let changes = self.steps.iter().enumerate().rev();

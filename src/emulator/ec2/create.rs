@@ -151,7 +151,11 @@ impl CreationLimits {
     fn check(&self, store: &EmulatorStore, volumes: &[&str], now: u64) -> Result<(), Refusal> {
         let of_volumes = || {
             let all = store.snapshots.values().map(|snapshot| &snapshot.record);
-            all.filter(|record| record.volume_id != "vol-ffffffff" && record.synthetic.is_none())
+            // A synthetic snapshot of no volume is of its own lineage.
+            let is_of_volume =
+                |record: &&SnapshotRecord| record.synthetic.is_none() || record.lineage == record.volume_id;
+            all.filter(|record| record.volume_id != "vol-ffffffff")
+                .filter(is_of_volume)
         };
         let is_pending = |record: &&SnapshotRecord| record.state_at(now).0 == "pending";
         if of_volumes().filter(is_pending).count() + volumes.len() > self.pending {
