@@ -103,7 +103,7 @@
 //!  sync/observe     compare      where the mark has changed: the target against its kept digests, then decide again
 //!  sync/planner     plan         Decision -> Delta: all blocks, the changed ones, or the remaining ones; each listing made once for all targets
 //!  cli/sync/show    plans      shown; overwriting unknown content is confirmed
-//!  sync/stage       fill       --stage: a delta for a target in place is fetched whole to local disk, and read from there below
+//!  sync/stage       fill       --stage: a delta for a target in place is fetched whole to local disk, and applied from there at once
 //!  sync/execute     open       checkpoint saved, record "between": the target is named before it is touched
 //!  sync/copy        copy       zero, then blocks in flight: each fetched once, written to every sink that wants it
 //!  ebs/...          read_ahead   as above, without the cache; verified there
@@ -158,6 +158,7 @@
 //!  replicate/gateway  to_copy    a pure function: of a repository as the source, the volumes with a target that is behind
 //!  capture            capture    as above: adopts or makes the snapshots of the cycle
 //!  replicate/template assign     a pure function: which target belongs to which volume
+//!  replicate/copy/local  apply_staged  what an earlier run has staged whole is applied; the source is not asked
 //!  sync               run        as above, a volume at a time in each slot: from the base that each target is proven to hold
 //!  replicate/sets     arrived    a pure function: all disks of an instance are there -> inventory, repository/sets add_set
 //!  replicate/retain   removable  a pure function: the job's own snapshots that no target needs

@@ -1,5 +1,7 @@
 //! The copies of one volume: its snapshot into all of its targets, each from the base that the target is proven to hold.
 
+mod local;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -147,6 +149,12 @@ fn can_pass(error: &Error) -> bool {
 }
 
 impl VolumeOutcome {
+    /// Those of these targets that do not hold the snapshot, as far as is known.
+    fn without_snapshot(&self, targets: &[AssignedTarget]) -> Vec<AssignedTarget> {
+        let without = targets.iter().filter(|target| !self.holds(target));
+        without.cloned().collect()
+    }
+
     /// Sets how the copy to a target ended, in place of an earlier attempt.
     fn set(&mut self, target: &AssignedTarget, held: Result<RecoveryPoint>) {
         self.targets.retain(|copy| copy.target != *target);
@@ -247,16 +255,7 @@ impl CycleRun {
                 outcome.failure = Some(error);
             }
             // Where the snapshot could not be opened, no target has been tried.
-            let failed = |target: &AssignedTarget| {
-                let ended = outcome.targets.iter().find(|copy| copy.target == *target);
-                ended.is_none_or(|copy| copy.held.is_err())
-            };
-            left = work
-                .targets
-                .iter()
-                .filter(|target| failed(target))
-                .cloned()
-                .collect();
+            left = outcome.without_snapshot(&work.targets);
             let may_pass = outcome.failures().any(can_pass) && !self.stop.is_stopped();
             let until = self.retries_until(work, &outcome, began);
             if left.is_empty() || !may_pass || SystemTime::now() + pause > until {
@@ -304,7 +303,8 @@ impl CycleRun {
         }
     }
 
-    /// Opens the snapshot and the targets that are left, and copies. Outcomes of targets replace those of an earlier attempt.
+    /// Applies what is staged, then opens the snapshot and the targets that are left, and copies. Outcomes of targets replace those of
+    /// an earlier attempt.
     async fn attempt(
         &self,
         work: &VolumeWork,
@@ -313,9 +313,22 @@ impl CycleRun {
         outcome: &mut VolumeOutcome,
     ) -> Result<()> {
         let id = &work.copy.snapshot;
+        self.apply_staged(work, left, progress, outcome).await;
+        let left = &*outcome.without_snapshot(left);
+        if left.is_empty() {
+            outcome.needed = NeededBases::These([id.clone()].into());
+            return Ok(());
+        }
         progress.begin(format!("waiting for {id}"), 0);
         let opened = self.places.source(id, self.job.timeout);
         let opened = self.stop.unless(opened).await;
+        if opened.is_err() {
+            self.note_held(work, left, outcome);
+            if outcome.without_snapshot(left).is_empty() {
+                outcome.needed = NeededBases::These([id.clone()].into());
+                return Ok(());
+            }
+        }
         let OpenedSnapshot {
             mut source,
             published,

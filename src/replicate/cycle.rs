@@ -37,7 +37,7 @@ use super::schedule::DueCycle;
 use super::state::{
     CopyUnderWay, CycleRequests, JobMemory, LastRun, RecoveryPoint, StateError, TargetState,
 };
-use super::template::{Assignment, CycleVolume, assign};
+use super::template::{AssignedTarget, Assignment, CycleVolume, assign};
 use super::totals::{RequestLedger, RunTotals};
 use crate::capture::Cycle;
 use crate::error::{Error, Kind};
@@ -342,7 +342,9 @@ impl CycleRun {
             let Some(error) = outcome.failure.as_ref().filter(|_| !is_stopped) else {
                 return;
             };
-            for assigned in &work.targets {
+            // A target that holds the snapshot has not failed.
+            let holds = |assigned: &&AssignedTarget| outcome.holds(assigned);
+            for assigned in work.targets.iter().filter(|one| !holds(one)) {
                 let target = volume.targets.entry(assigned.name.clone()).or_default();
                 target.error = Some(StateError::of(error, now));
             }

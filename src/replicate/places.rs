@@ -61,6 +61,12 @@ pub trait Places: Send + Sync {
         source: &'a SourceInfo,
     ) -> BoxFuture<'a, Result<Arc<dyn Target>>>;
 
+    /// Opens an image or a device of this machine. Nothing outside it is asked, and nothing is made or changed.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    fn local_target(&self, target: &JobTarget, name: &str) -> Result<Arc<dyn Target>>;
+
     /// Opens a repository, to remove snapshots from it.
     ///
     /// # Errors

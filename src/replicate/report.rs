@@ -77,6 +77,12 @@ pub struct CopyOutcome {
 }
 
 impl VolumeOutcome {
+    /// Whether a target holds the snapshot.
+    pub(super) fn holds(&self, target: &AssignedTarget) -> bool {
+        let mut copies = self.targets.iter();
+        copies.any(|copy| copy.target == *target && copy.held.is_ok())
+    }
+
     /// All failures.
     pub fn failures(&self) -> impl Iterator<Item = &Error> {
         let targets = self.targets.iter();

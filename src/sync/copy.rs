@@ -51,6 +51,17 @@ pub(super) struct CopyTarget {
     pub(super) recheck: Option<Arc<dyn BlockSource>>,
 }
 
+/// What a copy counts: a block that is staged is fetched by one copy, and written by another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CopyCounts {
+    /// Bytes that are fetched.
+    Fetched,
+    /// Blocks that are written.
+    Written,
+    /// Both.
+    Both,
+}
+
 /// The rules of a copy.
 pub(super) struct Rules<'a> {
     /// Blocks in flight, at most.
@@ -59,6 +70,8 @@ pub(super) struct Rules<'a> {
     pub(super) on_damage: OnDamage,
     /// Counts blocks and bytes.
     pub(super) progress: &'a Arc<Progress>,
+    /// What it counts of them.
+    pub(super) counts: CopyCounts,
     /// The first signal.
     pub(super) stop: &'a Stop,
 }
@@ -319,7 +332,15 @@ impl Copy<'_> {
                 Err(error) => copying.fail(error),
             }
         }
-        self.rules.progress.copied(copied.bytes);
+        let progress = self.rules.progress;
+        match self.rules.counts {
+            CopyCounts::Fetched => {
+                progress.step(1);
+                progress.read(copied.bytes);
+            }
+            CopyCounts::Written => progress.copied(0),
+            CopyCounts::Both => progress.copied(copied.bytes),
+        }
         Ok(())
     }
 

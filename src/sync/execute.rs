@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tracing::{info, warn};
 
 use super::checkpoint::Checkpoint;
-use super::copy::{CopyTarget, Rules, copy};
+use super::copy::{CopyCounts, CopyTarget, Rules, copy};
 use super::digests::Digests;
 use super::finish::half_way;
 use super::job::SyncJob;
@@ -75,7 +75,7 @@ impl Execution<'_> {
     ) -> Vec<TargetOutcome> {
         let mut outcomes = Vec::new();
         // Each block is fetched once for all of these; a stage is read for its own target alone.
-        let (mut together, mut staged) = (Group::over(Arc::clone(&self.blocks)), Vec::new());
+        let mut together = Group::over(Arc::clone(&self.blocks));
         for plan in planned {
             let name = plan.name().to_owned();
             self.context.progress.begin(format!("opening {name}"), 0);
@@ -83,9 +83,10 @@ impl Execution<'_> {
                 Work::Nothing => self.held(&plan.candidate, report).await,
                 work => match self.ready(plan.candidate, work, plan.warnings).await {
                     Ok((Some(blocks), target, opened)) => {
+                        // At once: from when it is opened until it is whole it is between two snapshots.
                         let mut group = Group::over(blocks);
                         group.push(target, opened);
-                        staged.push(group);
+                        outcomes.extend(self.copy(group, CopyCounts::Written, report).await);
                         continue;
                     }
                     Ok((None, target, opened)) => {
@@ -97,18 +98,27 @@ impl Execution<'_> {
             };
             outcomes.push(outcome(&name, ended, report));
         }
-        for group in std::iter::once(together).chain(staged) {
-            outcomes.extend(self.copy(group, report).await);
-        }
+        let counts = match self.source.is_staged {
+            true => CopyCounts::Written,
+            false => CopyCounts::Both,
+        };
+        outcomes.extend(self.copy(together, counts, report).await);
         outcomes
     }
 
     /// Copies a group of targets from one source, and finishes each.
-    async fn copy(&self, group: Group, report: &mut Option<ReportFile>) -> Vec<TargetOutcome> {
+    async fn copy(
+        &self,
+        group: Group,
+        counts: CopyCounts,
+        report: &mut Option<ReportFile>,
+    ) -> Vec<TargetOutcome> {
         if group.targets.is_empty() {
             return Vec::new();
         }
-        let copied = self.fill(group.blocks, group.targets, "copying").await;
+        let copied = self
+            .fill(group.blocks, group.targets, counts, "copying")
+            .await;
         let mut outcomes = Vec::new();
         for ((target, copied), opened) in copied.into_iter().zip(group.open) {
             let name = target.name.clone();
@@ -126,6 +136,7 @@ impl Execution<'_> {
         &self,
         blocks: Arc<dyn BlockSource>,
         targets: Vec<CopyTarget>,
+        counts: CopyCounts,
         what: &str,
     ) -> Vec<(CopyTarget, Result<()>)> {
         let left = targets
@@ -138,6 +149,7 @@ impl Execution<'_> {
             in_flight: self.job.in_flight,
             on_damage: self.job.on_damage,
             progress,
+            counts,
             stop: &self.context.stop,
         };
         copy(blocks, targets, &rules).await
@@ -169,7 +181,12 @@ impl Execution<'_> {
             Work::New(run) if run.plan.base().is_some() => {
                 let target = stage.open(&run.task, &run.plan).await?;
                 let filled = self
-                    .fill(Arc::clone(&self.blocks), vec![target], "staging")
+                    .fill(
+                        Arc::clone(&self.blocks),
+                        vec![target],
+                        CopyCounts::Fetched,
+                        "staging",
+                    )
                     .await;
                 for (_, ended) in filled {
                     ended?;

@@ -20,7 +20,7 @@ use crate::cli::source::{check_whole_blocks, completed, of_repository, of_snapsh
 use crate::cli::store::{
     StoreLine, StoreOptions, addresses, check_repositories, check_s3, end_reading,
 };
-use crate::cli::target::{TargetRequest, ToArgs, connect};
+use crate::cli::target::{TargetRequest, ToArgs, connect, local_target};
 use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::error::{Error, Kind, Result};
 use crate::inventory::{DescribeMachine, Inventory, inventory};
@@ -174,8 +174,7 @@ impl AwsPlaces {
             store: self.store.clone(),
             limits: self.limits,
             state_dir: &self.state_dir,
-            // The first copy makes the image.
-            in_place: target.in_place && Path::new(name).exists(),
+            in_place: is_in_place(target, name),
             is_shared: target.shared,
             dedup: target.dedup,
         };
@@ -223,6 +222,11 @@ impl AwsPlaces {
             ConnectedSource::Repository(_) => None,
         }
     }
+}
+
+/// Whether an image is changed itself. The first copy makes it.
+fn is_in_place(target: &JobTarget, name: &str) -> bool {
+    target.in_place && Path::new(name).exists()
 }
 
 /// How the store of a source is reached.
@@ -324,6 +328,15 @@ impl Places for AwsPlaces {
         source: &'a SourceInfo,
     ) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
         self.open_target(target, name, source).boxed()
+    }
+
+    fn local_target(&self, target: &JobTarget, name: &str) -> Result<Arc<dyn Target>> {
+        local_target(
+            name,
+            is_in_place(target, name),
+            target.shared,
+            &self.state_dir,
+        )
     }
 
     fn repository<'a>(
