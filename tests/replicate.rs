@@ -4,12 +4,14 @@ mod drills;
 mod frozen;
 mod gateway;
 mod killed;
+mod lost;
 mod proxies;
 mod refused;
 mod service;
 mod sets;
 mod shards;
 mod slurm;
+mod standby;
 mod status;
 mod writers;
 

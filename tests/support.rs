@@ -57,9 +57,35 @@ impl Emulator {
     }
 
     fn in_folder(folder: TempDir, args: &[&str]) -> Self {
+        let (process, address) = Self::serve(folder.path(), args);
+        Self {
+            folder,
+            address,
+            process,
+        }
+    }
+
+    /// Kills it: from now on its address refuses connections.
+    pub fn kill(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+
+    /// Serves the same folder at another address, after [`Self::kill`].
+    pub fn start_again(&mut self) {
+        self.kill();
+        (self.process, self.address) = Self::serve(self.folder.path(), &[]);
+    }
+
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    fn serve(folder: &Path, args: &[&str]) -> (Child, SocketAddr) {
         let mut process = Command::new(EBSFS)
             .arg("emulator")
-            .arg(folder.path())
+            .arg(folder)
             .args(["--listen", "127.0.0.1:0"])
             .args([
                 "--set",
@@ -87,11 +113,7 @@ impl Emulator {
             .and_then(|(_, rest)| rest.split_once(' '))
             .unwrap_or_else(|| panic!("emulator said {line:?}"))
             .0;
-        Self {
-            folder,
-            address: address.parse().unwrap(),
-            process,
-        }
+        (process, address.parse().unwrap())
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -229,8 +251,7 @@ impl Control {
 
 impl Drop for Emulator {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        self.kill();
     }
 }
 

@@ -11,20 +11,20 @@ use super::*;
 use crate::sync::{Loop, kill_until_done};
 
 /// An endpoint that must not be asked.
-struct UnaskedEndpoint(TcpListener);
+pub struct UnaskedEndpoint(TcpListener);
 
 impl UnaskedEndpoint {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         Self(listener)
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("http://{}", self.0.local_addr().unwrap())
     }
 
-    fn assert_unasked(&self) {
+    pub fn assert_unasked(&self) {
         assert!(self.0.accept().is_err(), "AWS was asked");
     }
 }
@@ -124,7 +124,7 @@ impl ProxyAndGateway {
 }
 
 /// Blocks that a cycle fetched of a volume, for all targets together.
-fn fetched(report: &Value, volume: &str) -> u64 {
+pub fn fetched(report: &Value, volume: &str) -> u64 {
     let volumes = report["volumes"].as_array().unwrap();
     let its = volumes.iter().find(|one| one["volume"] == volume);
     its.unwrap()["bytes"].as_u64().unwrap() / BLOCK

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use super::*;
 
 /// Exit code, the status of the only job as JSON, and stderr. Nothing of AWS is in the environment.
-fn status(site: &Site, args: &[&str]) -> (i32, Value, String) {
+pub fn status(site: &Site, args: &[&str]) -> (i32, Value, String) {
     let state = site.at("state");
     let mut command = Command::new(EBSFS);
     let command = command.args(["status", "--json", "--state-dir"]);
@@ -17,7 +17,7 @@ fn status(site: &Site, args: &[&str]) -> (i32, Value, String) {
 }
 
 /// A target of the only volume.
-fn target<'a>(job: &'a Value, name: &str) -> &'a Value {
+pub fn target<'a>(job: &'a Value, name: &str) -> &'a Value {
     let targets = job["volumes"][0]["targets"].as_array().unwrap();
     let found = targets.iter().find(|one| one["target"] == name);
     found.unwrap_or_else(|| panic!("{name}: {job}"))

@@ -6,6 +6,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::frozen::Frozen;
+use super::gateway::fetched;
+use super::standby::Standby;
 use super::*;
 use crate::repository::Objects;
 
@@ -83,6 +85,7 @@ fn every_cycle_of_volumes_that_keep_writing_copies_its_snapshots_to_every_kind_o
         store.to()[1],
         other.url(),
     ));
+    let standby = Standby::of(&site, &store);
     let writer = Writer::start(&site.emulator, &VOLUMES, seed);
     for round in 1..=cycles {
         site.emulator.reset();
@@ -106,6 +109,8 @@ fn every_cycle_of_volumes_that_keep_writing_copies_its_snapshots_to_every_kind_o
         assert!(changed > 0);
         assert_eq!(site.emulator.gets(), changed, "round {round}");
         assert_eq!(other.count("PutSnapshotBlock"), changed, "round {round}");
+        let applied = standby.apply();
+        assert_eq!(site.emulator.gets(), changed, "round {round}");
         let source = site.snapshots();
         for set in [&VOLUMES[..2], &VOLUMES[2..]] {
             let starts: BTreeSet<String> = set
@@ -137,6 +142,10 @@ fn every_cycle_of_volumes_that_keep_writing_copies_its_snapshots_to_every_kind_o
                 .iter()
                 .find(|one| one["tags"]["ebsfs:source"] == **snapshot);
             frozen.assert_same(&replicas.disk(id(newest.unwrap())));
+            // The gateway too fetches each changed block once.
+            assert_eq!(snapshot_of(&applied, volume), *snapshot);
+            assert_eq!(fetched(&applied, volume), frozen.changed, "round {round}");
+            assert_eq!(standby.difference(volume, frozen), None, "round {round}");
         }
     }
     drop(writer);
