@@ -19,7 +19,7 @@ EBSFS = os.path.abspath(f"{TARGET}/ebsfs")
 def built(bench):
     """The program of one of benches/."""
     found = (p for p in glob.glob(f"{TARGET}/deps/{bench}-*") if os.access(p, os.X_OK) and "." not in os.path.basename(p))
-    return max(found, key=os.path.getmtime)
+    return max(found, key=os.path.getmtime, default=None)
 
 
 LIMIT = built("limit")
