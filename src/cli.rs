@@ -16,6 +16,8 @@ mod log;
 mod ls;
 mod metrics;
 mod mount;
+mod mount_helper;
+mod notify;
 mod output;
 mod progress;
 mod reading;
@@ -35,6 +37,7 @@ mod umount;
 mod verify;
 mod warm;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -95,6 +98,10 @@ fn exit_codes() -> String {
 
 /// Runs the program: parses the command line, does what it says, prints one line if that fails.
 pub fn main() -> ExitCode {
+    let program = std::env::args_os().next();
+    if program.is_some_and(|program| mount_helper::is_called(&program)) {
+        return mount_helper::main();
+    }
     let parsed = Args::from_arg_matches(&command().get_matches());
     let mut args = match parsed {
         Ok(args) => args,
@@ -110,7 +117,7 @@ pub fn main() -> ExitCode {
         );
     };
     let code = match run(verb, &args) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             log::say_last(&format!("ebsfs: {}", remedy::in_words(&error)));
             ExitCode::from(error.kind().exit_code())
@@ -120,14 +127,16 @@ pub fn main() -> ExitCode {
     code
 }
 
-fn run(verb: Verb, args: &Args) -> Result<()> {
+/// The exit code, where there is no error to print: a mount in the background prints its own.
+fn run(verb: Verb, args: &Args) -> Result<u8> {
     log::start_stderr(args.log_format)?;
     if let Verb::Mount(mount) = &verb
         && mount.background
         && !background::is_child()
     {
         mount.check()?;
-        return background::start();
+        let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+        return background::start(&arguments, &[]);
     }
     let file = args.log_file.as_deref();
     let is_quiet = file.is_none() && matches!(&verb, Verb::Sync(sync) if sync.is_quiet());
@@ -159,6 +168,7 @@ fn run(verb: Verb, args: &Args) -> Result<()> {
         Verb::Repository(repository) => repository.run(),
         Verb::Emulator(emulator) => emulator.run(),
     }
+    .map(|()| 0)
 }
 
 /// A runtime of two threads: verification is what it computes, and a sync proxy has two processors.
@@ -173,8 +183,8 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 /// An option with its value, if it has one, as two words of a command line.
 fn option_words(
     option: &str,
-    value: Option<impl Into<std::ffi::OsString>>,
-) -> impl Iterator<Item = std::ffi::OsString> {
+    value: Option<impl Into<OsString>>,
+) -> impl Iterator<Item = OsString> {
     let words = value.map(|value| [option.into(), value.into()]);
     words.into_iter().flatten()
 }

@@ -1,6 +1,7 @@
 //! `--background`: the program starts itself again as a child of its own session, and waits until that one says that the
 //! mount answers. An error is printed by the child, whose exit code is passed on.
 
+use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
@@ -17,12 +18,17 @@ pub(super) fn is_child() -> bool {
     std::env::var_os(CHILD).is_some()
 }
 
-/// Starts the child with the same arguments and waits for it to be ready, or to fail.
-pub(super) fn start() -> Result<()> {
+/// Starts the child with these arguments and variables, and waits for it to be ready, or to fail. Returns its exit code, 0 when it is
+/// ready; a child that fails prints its error itself.
+///
+/// # Errors
+/// `Io` where no child can be started.
+pub(super) fn start(arguments: &[OsString], variables: &[(&str, OsString)]) -> Result<u8> {
     let failed = |error| Error::with_source(Kind::Io, "cannot start in the background", error);
     let program = std::env::current_exe().map_err(failed)?;
     let mut child = Command::new(program)
-        .args(std::env::args_os().skip(1))
+        .args(arguments)
+        .envs(variables.iter().map(|(name, value)| (name, value)))
         .env(CHILD, "1")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -33,10 +39,12 @@ pub(super) fn start() -> Result<()> {
         pipe.read_to_end(&mut said).map_err(failed)?;
     }
     if said == READY {
-        return Ok(());
+        return Ok(0);
     }
     let status = child.wait().map_err(failed)?;
-    std::process::exit(status.code().unwrap_or(1));
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    // It ends without a code when a signal kills it.
+    Ok(code.unwrap_or(1))
 }
 
 /// Leaves the terminal's session, so that its end is not ours.

@@ -17,6 +17,7 @@ use super::cache::DiskCacheArgs;
 use super::limits::LimitArgs;
 use super::log;
 use super::metrics::{self, MetricsArgs};
+use super::notify::Notifier;
 use super::signals::{TakenSignal, take};
 use super::store::{
     LeaseArgs, NewObjectArgs, StoreArgs, StoreLine, check_repositories, check_s3, end_reading,
@@ -169,6 +170,17 @@ impl MountArgs {
         }
     }
 
+    /// The source that the mount table shows: what a line of /etc/fstab names, so that `mount -a` finds it mounted.
+    fn source_in_table(&self) -> String {
+        let first = self.mountpoint.to_str();
+        let address = first.filter(|first| Address::looks_like(first));
+        match (address, &self.select[..]) {
+            (Some(address), _) => address.to_owned(),
+            (None, [one]) => one.clone(),
+            (None, _) => "ebsfs".to_owned(),
+        }
+    }
+
     pub(super) fn run(self) -> Result<()> {
         self.check()?;
         if background::is_child() {
@@ -206,6 +218,8 @@ impl MountArgs {
                     background::ready().inspect_err(|_| {
                         let _ = mounted.detach();
                     })?;
+                } else {
+                    Notifier::from_environment().ready();
                 }
                 info!("mounted at {}", mounted.mountpoint().display());
                 let done = serve_until_end(&mounted, &mut signals).await;
@@ -257,6 +271,7 @@ impl MountArgs {
 
     async fn mount(&self) -> Result<Served> {
         let (what, mountpoint) = self.what()?;
+        let source = self.source_in_table();
         let mut origin = Provenance::default();
         let mut lease = None;
         let (client, catalog): (_, Arc<dyn Catalog>) = match what {
@@ -296,7 +311,7 @@ impl MountArgs {
             self.limits.timeout,
             origin,
         );
-        let mounted = crate::fs::mount(tree, mountpoint, self.access.access())?;
+        let mounted = crate::fs::mount(tree, mountpoint, &source, self.access.access())?;
         if let Some(client) = &client {
             client.set_timeout(self.limits.timeout);
         }

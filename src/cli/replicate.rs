@@ -3,7 +3,6 @@
 mod daemon;
 mod drill;
 mod metrics;
-mod notify;
 mod places;
 mod words;
 

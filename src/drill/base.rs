@@ -127,7 +127,7 @@ impl MountedDisks {
             Some(_) => Access::AllUsers,
             None => Access::Owner,
         };
-        let mounted = crate::fs::mount(tree, &scratch.folder("disks")?, access)?;
+        let mounted = crate::fs::mount(tree, &scratch.folder("disks")?, "ebsfs", access)?;
         Ok(Self {
             mounted,
             disks: disks.len(),

@@ -132,7 +132,7 @@ fn line(text: &[u8]) -> Option<MountLine> {
         parent: number(fields.get(1)?)?,
         device: String::from_utf8(fields.get(2)?.to_vec()).ok()?,
         mountpoint: unescaped(fields.get(4)?),
-        is_ours: matches!(kind, b"fuse" | b"fuse.ebsfs") && source == b"ebsfs",
+        is_ours: kind == b"fuse.ebsfs" || (kind == b"fuse" && source == b"ebsfs"),
     })
 }
 
@@ -217,6 +217,25 @@ mod tests {
             table.place(&identity(40, "0:52")),
             MountLocation::Reachable(path)
         );
+    }
+
+    #[test]
+    fn a_mount_of_ebsfs_is_known_by_its_type_whatever_its_source() {
+        for (kind, source, is_ours) in [
+            ("fuse.ebsfs", "ebsfs", true),
+            ("fuse.ebsfs", "snap-0123456789abcdef0", true),
+            ("fuse.ebsfs", "tag:a\\040b=c", true),
+            // As fusermount names it to a kernel that knows no subtypes.
+            ("fuse", "ebsfs", true),
+            ("fuse", "sshfs", false),
+            ("fuse.sshfs", "ebsfs", false),
+            ("ext4", "ebsfs", false),
+        ] {
+            let text = format!("40 30 0:52 / /mnt ro shared:1 - {kind} {source} ro\n");
+            let table = MountTable::parse(text.as_bytes());
+            let found = table.mounted_at(Path::new("/mnt")).unwrap();
+            assert_eq!(found.is_ours, is_ours, "{kind} {source}");
+        }
     }
 
     #[test]

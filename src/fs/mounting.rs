@@ -21,23 +21,27 @@ use super::mountpoint::check_mountpoint;
 use super::unmount;
 use crate::error::{Error, Kind, Remedy, Result};
 
-/// Source of the mount, and subtype of its filesystem: they identify mounts of ebsfs in the mount table.
+/// Subtype of the filesystem: it identifies mounts of ebsfs in the mount table.
 const NAME: &str = "ebsfs";
 /// How long to wait while another process mounts at the same folder. A lock held for longer has another purpose.
 const OTHERS: Duration = Duration::from_secs(2);
 
-/// Mounts at an absolute path without links. Returns the connection to the kernel; the mount answers once a session serves it.
+/// Mounts at an absolute path without links; the mount table shows `source`. Returns the connection to the kernel; the mount answers once a session serves it.
 ///
 /// # Errors
 /// `Io` with the reason and the remedy.
-pub(super) fn mount_at(mountpoint: &Path, allows_others: bool) -> Result<(OwnedFd, MountIdentity)> {
+pub(super) fn mount_at(
+    mountpoint: &Path,
+    source: &str,
+    allows_others: bool,
+) -> Result<(OwnedFd, MountIdentity)> {
     // Of two processes that start at once, the second one finds the mount of the first and refuses.
     let _alone = lock(mountpoint);
     check_mountpoint(mountpoint)?;
-    let connection = mount_as_root(mountpoint, allows_others)
+    let connection = mount_as_root(mountpoint, source, allows_others)
         .and_then(|mounted| match mounted {
             Some(connection) => Ok(connection),
-            None => mount_as_user(mountpoint, allows_others),
+            None => mount_as_user(mountpoint, source, allows_others),
         })
         .map_err(|error| cannot_mount(mountpoint, allows_others, error))?;
     let table = MountTable::read()?;
@@ -65,7 +69,11 @@ fn lock(mountpoint: &Path) -> Option<File> {
 }
 
 /// `None` where only root may mount.
-fn mount_as_root(mountpoint: &Path, allows_others: bool) -> io::Result<Option<OwnedFd>> {
+fn mount_as_root(
+    mountpoint: &Path,
+    source: &str,
+    allows_others: bool,
+) -> io::Result<Option<OwnedFd>> {
     let device = OpenOptions::new()
         .read(true)
         .write(true)
@@ -85,7 +93,7 @@ fn mount_as_root(mountpoint: &Path, allows_others: bool) -> io::Result<Option<Ow
         | MsFlags::MS_NOATIME;
     let kind = format!("fuse.{NAME}");
     match mount(
-        Some(NAME),
+        Some(source),
         mountpoint,
         Some(kind.as_str()),
         flags,
@@ -98,10 +106,12 @@ fn mount_as_root(mountpoint: &Path, allows_others: bool) -> io::Result<Option<Ow
 }
 
 /// `fusermount3` mounts, and sends the descriptor through the socket that `_FUSE_COMMFD` names: its stdin.
-fn mount_as_user(mountpoint: &Path, allows_others: bool) -> io::Result<OwnedFd> {
+fn mount_as_user(mountpoint: &Path, source: &str, allows_others: bool) -> io::Result<OwnedFd> {
     let (ours, theirs) = UnixStream::pair()?;
-    let mut options =
-        format!("fsname={NAME},subtype={NAME},default_permissions,ro,nodev,nosuid,noexec,noatime");
+    let mut options = format!(
+        "fsname={},subtype={NAME},default_permissions,ro,nodev,nosuid,noexec,noatime",
+        escaped(source)
+    );
     if allows_others {
         options.push_str(",allow_other");
     }
@@ -128,6 +138,11 @@ fn mount_as_user(mountpoint: &Path, allows_others: bool) -> io::Result<OwnedFd> 
             Err(io::Error::new(kind, message))
         }
     }
+}
+
+/// A value as `fusermount3` takes it: behind a backslash a comma ends no option.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace(',', "\\,")
 }
 
 /// `None` when the other side ends without sending one.

@@ -8,9 +8,9 @@ use tokio::task::{JoinSet, LocalSet};
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
-use super::notify::Notifier;
 use super::places::AwsPlaces;
 use super::{ReplicateArgs, words};
+use crate::cli::notify::Notifier;
 use crate::cli::signals;
 use crate::error::{Kind, Result};
 use crate::replicate::{CycleReport, CycleRun, JobState, ReplicateJob, due_cycle};

@@ -33,12 +33,12 @@ pub enum Access {
     AllUsers,
 }
 
-/// Mounts `tree` at `mountpoint`; the mount answers when this returns. Requests run on the current tokio runtime. None waits
+/// Mounts `tree` at `mountpoint`, with `source` in the mount table; the mount answers when this returns. Requests run on the current tokio runtime. None waits
 /// longer than the tree's timeout and 2 s, in which the lower layers fail with their own reason.
 ///
 /// # Errors
 /// `Io` when `mountpoint` is not an empty folder, or the system refuses the mount or a thread.
-pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
+pub fn mount(tree: Tree, mountpoint: &Path, source: &str, access: Access) -> Result<Mounted> {
     let mountpoint = mountpoint.canonicalize().map_err(|error| {
         let what = format!("cannot mount at {}", mountpoint.display());
         Error::with_source(Kind::Io, what, error)
@@ -73,7 +73,7 @@ pub fn mount(tree: Tree, mountpoint: &Path, access: Access) -> Result<Mounted> {
         }
     });
     waiting.map_err(|error| Error::with_source(Kind::Io, "cannot start a thread", error))?;
-    let (connection, identity) = mount_at(&mountpoint, access != Access::Owner)?;
+    let (connection, identity) = mount_at(&mountpoint, source, access != Access::Owner)?;
     let acl = config.acl;
     let session = Session::from_fd(filesystem, connection, acl, config).and_then(Session::spawn);
     let session = session.map_err(|error| {
