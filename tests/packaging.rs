@@ -1,6 +1,7 @@
 //! The manifests of `scripts/packaging`: by the schemas of their engines, by the rules of this project, and run as they are.
 
 mod fstab;
+mod installed;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
