@@ -335,6 +335,57 @@ fn the_units_of_a_job_replicate_with_the_rights_that_they_have() {
 }
 
 #[test]
+fn the_rule_of_udev_marks_the_disks_of_its_list_and_no_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let _held = Holders(folder.path().to_owned());
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let rule = fs::read_to_string(packaging("udev/61-ebsfs-replicas.rules")).unwrap();
+    assert_eq!(rule.matches("/etc/ebsfs/replicas").count(), 7);
+    fs::write(
+        at("61.rules"),
+        rule.replace("/etc/ebsfs/replicas", &at("replicas")),
+    )
+    .unwrap();
+    // Loop devices have no identity of their own.
+    let identity = "KERNEL==\"loop*\", ENV{ID_SERIAL}=\"disk_7\", ENV{ID_SERIAL_SHORT}=\"7\", ENV{ID_WWN}=\"0x5002\"\n";
+    fs::write(at("60-zz.rules"), identity).unwrap();
+    for (list, is_replica) in [
+        (None, false),
+        (Some(""), false),
+        (Some("\n70\ndisk_70\nxwwn-0x5002\n"), false),
+        (Some("other\n7\n"), true),
+        (Some("disk_7\n"), true),
+        (Some("wwn-0x5002\n"), true),
+    ] {
+        if let Some(list) = list {
+            fs::write(at("replicas"), list).unwrap();
+        }
+        let script = format!(
+            "mount -t tmpfs none /run; mkdir -p /run/udev/rules.d; cp {0}/*.rules /run/udev/rules.d
+             truncate -s 16M {0}/disk; mkfs.ext4 -qF {0}/disk
+             device=$(losetup --find --show {0}/disk)
+             udevadm test --action=add /sys/block/${{device#/dev/}} 2>/dev/null
+             losetup --detach $device",
+            folder.path().display()
+        );
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "bash", "-euc"]);
+        let found = run(command.arg(script));
+        for mark in [
+            "EBSFS_REPLICA=1",
+            "ID_FS_TYPE=ebsfs_replica",
+            "UDISKS_IGNORE=1",
+            "DM_UDEV_DISABLE_OTHER_RULES_FLAG=1",
+        ] {
+            assert_eq!(found.contains(mark), is_replica, "{list:?} {mark}: {found}");
+        }
+        // What is on it is found, and hidden from the rules behind this one.
+        let is_seen = found.contains("ID_FS_TYPE=ext4");
+        assert_eq!(is_seen, !is_replica, "{list:?}: {found}");
+    }
+}
+
+#[test]
 fn the_container_image_is_whole_has_no_root_and_mounts_in_a_chroot() {
     let made = packages();
     let version = env!("CARGO_PKG_VERSION");
