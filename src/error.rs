@@ -46,7 +46,7 @@ pub enum Kind {
     Late,
 }
 
-/// Exit codes by kind: the one table, used by every verb. `--help` and the README print it.
+/// Exit codes by kind: the one table, used by every verb. `--help` and docs/troubleshooting.md print it.
 pub const EXIT_CODES: &[(u8, &str)] = &[
     (0, "done"),
     (1, "this machine (mountpoint, file, socket)"),

@@ -211,23 +211,11 @@ fn files_have_one_subject() {
 #[test]
 fn everything_is_ascii() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut files = vec![
-        root.join("README.md"),
-        root.join("CHANGELOG.md"),
-        root.join("docs/aws.md"),
-        root.join("docs/stores.md"),
-        root.join("docs/sync.md"),
-        root.join("docs/snapshot.md"),
-        root.join("docs/metrics.md"),
-        root.join("docs/inventory.md"),
-        root.join("docs/restore.md"),
-        root.join("docs/drill.md"),
-        root.join("docs/replicate.md"),
-        root.join("docs/gateway.md"),
-        root.join("docs/status.md"),
-        root.join("docs/aws-assumptions.md"),
-        root.join("Cargo.toml"),
-    ];
+    let mut files: Vec<_> = crate::readme::all_pages()
+        .iter()
+        .map(|page| root.join(page))
+        .collect();
+    files.push(root.join("Cargo.toml"));
     for folder in ["src", "tests", "benches"] {
         sources(&root.join(folder), &mut files);
     }
