@@ -176,5 +176,5 @@ fn mount(
             ..Provenance::default()
         },
     );
-    crate::fs::mount(tree, mountpoint, Access::Owner)
+    crate::fs::mount(tree, mountpoint, "ebsfs demo", Access::Owner)
 }

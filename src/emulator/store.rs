@@ -227,7 +227,7 @@ impl EmulatorStore {
             record.synthetic = Some(synthetic.take(&record.id));
             self.snapshots.insert(
                 record.id.clone(),
-                Snapshot::new(record.clone(), BTreeMap::new()),
+                StoredSnapshot::new(record.clone(), BTreeMap::new()),
             );
             state.last_snapshot = Some(record.id.clone());
             self.save_volume(volume, &state)?;

@@ -59,7 +59,7 @@ fn look_in_time(path: &Path) -> std::io::Result<MountpointContent> {
 pub fn is_dead_mount(path: &Path) -> bool {
     let path = path.to_path_buf();
     let looked = ask_mount(move || look(&path));
-    matches!(looked, Ok(Some(Ok(FoundThere::Dead))))
+    matches!(looked, Ok(Some(Ok(MountpointContent::Dead))))
 }
 
 /// Runs work that a mount of ebsfs may never answer; `None` after [`ANSWER`]. Its thread then waits until the mount is unmounted.

@@ -152,8 +152,9 @@ impl CreationLimits {
         let of_volumes = || {
             let all = store.snapshots.values().map(|snapshot| &snapshot.record);
             // A synthetic snapshot of no volume is of its own lineage.
-            let is_of_volume =
-                |record: &&SnapshotRecord| record.synthetic.is_none() || record.lineage == record.volume_id;
+            let is_of_volume = |record: &&SnapshotRecord| {
+                record.synthetic.is_none() || record.lineage == record.volume_id
+            };
             all.filter(|record| record.volume_id != "vol-ffffffff")
                 .filter(is_of_volume)
         };

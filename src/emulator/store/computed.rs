@@ -129,8 +129,10 @@ impl EmulatorStore {
         record.settles_ms = Some(millis(now));
         record.synthetic = Some(SyntheticVolume::new(gib, density, seed));
         // Not kept in the folder: each start of the emulator names it again.
-        self.snapshots
-            .insert(record.id.clone(), StoredSnapshot::new(record, BTreeMap::new()));
+        self.snapshots.insert(
+            record.id.clone(),
+            StoredSnapshot::new(record, BTreeMap::new()),
+        );
         Ok(())
     }
 
