@@ -72,12 +72,14 @@ impl Emulator {
     }
 
     /// Serves the same folder at another address, after [`Self::kill`].
+    #[cfg(feature = "ec2")]
     pub fn start_again(&mut self) {
         self.kill();
         (self.process, self.address) = Self::serve(self.folder.path(), &[]);
     }
 
     /// Its process.
+    #[cfg(feature = "ec2")]
     pub fn id(&self) -> u32 {
         self.process.id()
     }

@@ -320,7 +320,7 @@ fn with_a_stage_a_recovery_point_remains_wherever_aws_is_lost_for_good() {
                 scope.spawn(move || lose(*moment, seed))
             });
             let lost: Vec<_> = lost.collect();
-            let ended = lost.into_iter().map(|one| one.join());
+            let ended = lost.into_iter().map(std::thread::ScopedJoinHandle::join);
             seen.extend(
                 ended.map(|one| one.unwrap_or_else(|panic| std::panic::resume_unwind(panic))),
             );
