@@ -180,13 +180,13 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
         .map_err(|error| Error::with_source(Kind::Io, "cannot start threads", error))
 }
 
-/// An option with its value, if it has one, as two words of a command line.
-fn option_words(
-    option: &str,
-    value: Option<impl Into<OsString>>,
-) -> impl Iterator<Item = OsString> {
-    let words = value.map(|value| [option.into(), value.into()]);
-    words.into_iter().flatten()
+/// An option with its value, if it has one, as one word of a command line: a value may begin with a dash.
+fn option_word(option: &str, value: Option<impl Into<OsString>>) -> Option<OsString> {
+    let value = value?.into();
+    let mut word = OsString::from(option);
+    word.push("=");
+    word.push(value);
+    Some(word)
 }
 
 /// A text without control characters: a name can hold anything, and the terminal stays whole.

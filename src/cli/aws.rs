@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::option_words;
+use super::option_word;
 use crate::aws::{Aws, Given, RequestCounts, Service, ServiceConfig, Settings};
 use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::error::{Error, Kind, Remedy, Result};
@@ -108,10 +108,10 @@ impl AwsArgs {
             ("--s3-endpoint", self.s3_endpoint.as_ref()),
             ("--sts-endpoint", self.sts_endpoint.as_ref()),
         ] {
-            words.extend(option_words(option, value));
+            words.extend(option_word(option, value));
         }
         let bundle = target.ca_bundle.as_ref().or(self.ca_bundle.as_ref());
-        words.extend(option_words("--ca-bundle", bundle));
+        words.extend(option_word("--ca-bundle", bundle));
         words.extend(self.use_fips.then(|| "--use-fips".into()));
         words.extend(self.use_dualstack.then(|| "--use-dualstack".into()));
         words
@@ -287,7 +287,8 @@ mod tests {
             --s3-endpoint http://d --sts-endpoint http://e --ca-bundle /ca.pem --use-fips --use-dualstack";
         let given: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
         let whole = parsed(given.clone());
-        assert_eq!(whole.words().len(), given.len());
+        // Ten options, one word each.
+        assert_eq!(whole.words().len(), 10);
         assert_eq!(parsed(whole.words()).words(), whole.words());
         let none: [OsString; 0] = [];
         assert_eq!(parsed(none.clone()).words(), none);
@@ -302,7 +303,7 @@ mod tests {
         let line: Vec<_> = words.iter().map(|word| word.to_str().unwrap()).collect();
         assert_eq!(
             line.join(" "),
-            "--region us-east-1 --profile dr --s3-endpoint http://d --sts-endpoint http://e --ca-bundle /dr.pem --use-fips \
+            "--region=us-east-1 --profile=dr --s3-endpoint=http://d --sts-endpoint=http://e --ca-bundle=/dr.pem --use-fips \
              --use-dualstack"
         );
     }

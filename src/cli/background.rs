@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use super::log;
@@ -27,6 +28,8 @@ pub(super) fn start(arguments: &[OsString], variables: &[(&str, OsString)]) -> R
     let failed = |error| Error::with_source(Kind::Io, "cannot start in the background", error);
     let program = std::env::current_exe().map_err(failed)?;
     let mut child = Command::new(program)
+        // A copy of the program that is called mount.ebsfs, and no link, would be the helper again.
+        .arg0("ebsfs")
         .args(arguments)
         .envs(variables.iter().map(|(name, value)| (name, value)))
         .env(CHILD, "1")

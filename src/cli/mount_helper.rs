@@ -78,7 +78,7 @@ const VARIABLES: &[(&str, &str)] = &[
 struct MountHelperArgs {
     /// A snapshot id, a volume id, tag:KEY=VALUE, the URL of a repository, or ebsfs: all snapshots of the account
     source: OsString,
-    /// An empty folder
+    /// Empty folder to mount at
     directory: PathBuf,
     /// Ignore options behind -o that are unknown
     #[arg(short = 's')]
@@ -86,13 +86,13 @@ struct MountHelperArgs {
     /// Check the arguments and the folder, and do not mount
     #[arg(short = 'f')]
     is_fake: bool,
-    /// Nothing: there is no /etc/mtab to leave out
+    /// Ignored: there is no /etc/mtab
     #[arg(short = 'n')]
     _no_mtab: bool,
     /// Increase log detail
     #[arg(short = 'v', action = ArgAction::Count)]
     verbose: u8,
-    /// A mount namespace; refused
+    /// Refused: mount namespace
     #[arg(short = 'N', value_name = "NAMESPACE")]
     namespace: Option<OsString>,
     /// Options, with commas between them

@@ -6,13 +6,14 @@ mod metrics;
 mod places;
 mod words;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use clap::Args;
 use tokio::time::sleep;
-use tracing::{debug, info};
+use tracing::info;
 
 use super::aws::AwsArgs;
 use super::limits::LimitArgs;
@@ -30,8 +31,8 @@ use crate::snapshot::{VolumeSelector, volume_id};
 use crate::target::Stop;
 use places::AwsPlaces;
 
-/// How often a run that has drilled looks whether another one has ended its cycle.
-const TAKE_BACK: Duration = Duration::from_millis(500);
+/// How often a run that has drilled looks whether another one has ended its cycle, and for how long: a service never ends.
+const TAKE_BACK: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(3600));
 
 /// Snapshot volumes on a schedule, copy what changed to other places, prove the copies, remove old ones
 #[derive(Args, Debug)]
@@ -243,10 +244,17 @@ impl ReplicateArgs {
 /// Drills what is due after the only cycle of a run. Other runs can do cycles of the job meanwhile, unless they would write what is
 /// drilled.
 async fn drills_of_run(run: &CycleRun, report: &mut CycleReport) {
-    for unit in run.due_drills() {
+    let mut drilled = BTreeSet::new();
+    // Asked again each time: meanwhile another run can have copied a newer recovery point, or drilled it.
+    while let Some(unit) = run
+        .due_drills()
+        .into_iter()
+        .find(|unit| !drilled.contains(&unit.id))
+    {
         if run.stop.is_stopped() {
             return;
         }
+        drilled.insert(unit.id.clone());
         let started = match run.begin_drill(unit) {
             Ok(Some(started)) => started,
             Ok(None) => return info!("another process drills the job {}", run.job.name),
@@ -274,14 +282,23 @@ async fn drills_of_run(run: &CycleRun, report: &mut CycleReport) {
 
 /// Waits until no other process runs cycles of the job.
 async fn take_back(run: &CycleRun) -> Result<()> {
+    let (pause, limit) = TAKE_BACK;
+    let began = Instant::now();
+    let mut is_first = true;
     loop {
         match run.memory.take_back() {
-            Err(error) if error.kind() == Kind::Busy && !run.stop.is_stopped() => {
-                debug!("{}", error.chain());
+            Err(error)
+                if error.kind() == Kind::Busy
+                    && !run.stop.is_stopped()
+                    && began.elapsed() < limit =>
+            {
+                if std::mem::take(&mut is_first) {
+                    info!("waiting to note the drill: {}", error.chain());
+                }
             }
             taken => return taken,
         }
-        sleep(TAKE_BACK).await;
+        sleep(pause).await;
     }
 }
 

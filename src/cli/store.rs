@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::aws::AwsArgs;
-use super::option_words;
+use super::option_word;
 use crate::aws::Service;
 use crate::ebs::Limits;
 use crate::error::{Error, Kind, Result};
@@ -179,9 +179,9 @@ impl StoreArgs {
             Style::Host => "host",
         });
         let version = self.list_version.map(|version| version.to_string());
-        let style = option_words("--bucket-style", style);
+        let style = option_word("--bucket-style", style).into_iter();
         style
-            .chain(option_words("--list-version", version))
+            .chain(option_word("--list-version", version))
             .collect()
     }
 
@@ -202,8 +202,8 @@ impl NewObjectArgs {
             Some(key) => format!("{}:{key}", sse.algorithm),
             None => sse.algorithm.clone(),
         });
-        let class = option_words("--storage-class", self.storage_class.as_ref());
-        option_words("--sse", sse).chain(class).collect()
+        let class = option_word("--storage-class", self.storage_class.as_ref());
+        option_word("--sse", sse).into_iter().chain(class).collect()
     }
 
     /// Which options were given.
@@ -220,7 +220,7 @@ impl LeaseArgs {
     pub(super) fn words(&self) -> Vec<OsString> {
         let time = self.lease.map(humantime::format_duration);
         let time = time.map(|time| time.to_string());
-        option_words("--lease", time).collect()
+        option_word("--lease", time).into_iter().collect()
     }
 
     /// How long a record holds.
@@ -382,16 +382,19 @@ mod tests {
             lease: LeaseArgs,
         }
 
-        for line in [
-            "",
-            "--bucket-style path --list-version 1 --sse aws:kms:alias/x --storage-class STANDARD_IA",
-            "--bucket-style host --sse aws:kms:dsse --lease 90s",
-            "--sse AES256",
+        for (line, options) in [
+            ("", 0),
+            (
+                "--bucket-style path --list-version 1 --sse aws:kms:alias/x --storage-class STANDARD_IA",
+                4,
+            ),
+            ("--bucket-style host --sse aws:kms:dsse --lease 90s", 3),
+            ("--sse AES256", 1),
         ] {
             let words = std::iter::once("ebsfs").chain(line.split_whitespace());
             let read = CommandLine::try_parse_from(words).unwrap();
             let words = [read.store.words(), read.new.words(), read.lease.words()].concat();
-            assert_eq!(words.len(), line.split_whitespace().count(), "{line}");
+            assert_eq!(words.len(), options, "{line}");
             let again = std::iter::once("ebsfs".into()).chain(words);
             let again = CommandLine::try_parse_from(again).unwrap();
             assert_eq!(again.store.given(), read.store.given());

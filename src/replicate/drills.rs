@@ -241,7 +241,7 @@ pub(super) fn is_ready(state: &JobState, unit: &DrillUnit, now: SystemTime) -> b
 }
 
 /// Notes when the drills of the job are due, and when the next one of each unit is overdue: at the second due time after the last.
-/// Units that are no more are forgotten.
+/// Drops units that no longer exist.
 pub(super) fn refresh(state: &mut JobState, job: &ReplicateJob, now: SystemTime) {
     let Some(drill) = &job.drill else {
         state.drills = None;

@@ -2,7 +2,7 @@
 //! files; without them a pattern.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -238,8 +238,11 @@ async fn run(tool: &Path, arguments: &[&str], input: &str, folder: &Path) -> Res
 /// The last line of a tool's messages, without control characters.
 fn last_line(messages: &Path) -> String {
     let mut bytes = Vec::new();
-    let read =
-        File::open(messages).and_then(|file| file.take(MOST_MESSAGES).read_to_end(&mut bytes));
+    let read = File::open(messages).and_then(|mut file| {
+        let len = file.metadata()?.len();
+        file.seek(SeekFrom::Start(len.saturating_sub(MOST_MESSAGES)))?;
+        file.take(MOST_MESSAGES).read_to_end(&mut bytes)
+    });
     let text = String::from_utf8_lossy(&bytes);
     let line = text.lines().rfind(|line| !line.trim().is_empty());
     match (read, line) {

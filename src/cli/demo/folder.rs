@@ -17,7 +17,7 @@ const SPACE: ByteSize = ByteSize::mib(256);
 pub(super) struct DemoFolder(PathBuf);
 
 impl DemoFolder {
-    /// Makes one in `parent`, with a name that cannot be guessed.
+    /// Makes one in `parent`, with a random name; an existing one is an error.
     ///
     /// # Errors
     /// What the system says.
@@ -87,11 +87,11 @@ impl Drop for DemoFolder {
         let mountpoint = self.mountpoint_path();
         let at = self.0.display();
         // A mount that stayed keeps its mountpoint, and nothing in it is touched.
-        let is_free = match fs::remove_dir(&mountpoint) {
+        let removed = match fs::remove_dir(&mountpoint) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
             _ => fs::remove_dir_all(&self.0),
         };
-        if let Err(error) = is_free {
+        if let Err(error) = removed {
             warn!(
                 "cannot remove {at}: {error}; ebsfs umount --lazy {}; rm -r {at}",
                 mountpoint.display()

@@ -112,11 +112,11 @@ impl AwsPlaces {
     }
 }
 
-/// The options that say what is done.
+/// The options of the drill itself.
 fn drill_words(request: &DrillRequest<'_>) -> Vec<OsString> {
     let drill = request.drill;
     let mut words: Vec<OsString> = vec!["--json".into()];
-    let mut add = |option: &str, value: OsString| words.extend([option.into(), value]);
+    let mut add = |option: &str, value: OsString| words.extend(option_word(option, Some(value)));
     if let Some(scratch) = &drill.scratch {
         add("--scratch", scratch.into());
     }
@@ -147,12 +147,12 @@ fn drill_words(request: &DrillRequest<'_>) -> Vec<OsString> {
     if drill.replays_xfs {
         words.push("--replay-xfs".into());
     }
-    // Whatever the name begins with.
+    // The name may begin with a dash.
     words.extend(["--".into(), request.unit.source.as_str().into()]);
     words
 }
 
-/// What the end of the process means.
+/// Turns the exit code and the report into findings.
 ///
 /// # Errors
 /// Why the drill came to no result.

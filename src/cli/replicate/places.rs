@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use super::ReplicateArgs;
 use crate::aws::{Aws, Given, Service};
 use crate::cli::aws::{AwsArgs, TargetAws, descriptions, machines, snapshot_maker};
-use crate::cli::option_words;
+use crate::cli::option_word;
 use crate::cli::source::{check_whole_blocks, completed, of_repository, of_snapshot};
 use crate::cli::store::{
     StoreLine, StoreOptions, addresses, check_repositories, check_s3, end_reading,
@@ -199,7 +199,9 @@ impl AwsPlaces {
 
     /// The options by which another process of this program reaches what is drilled.
     pub(super) fn words_of(&self, request: &DrillRequest<'_>) -> Vec<OsString> {
-        let mut words: Vec<OsString> = option_words("--state-dir", Some(&self.state_dir)).collect();
+        let mut words: Vec<OsString> = option_word("--state-dir", Some(&self.state_dir))
+            .into_iter()
+            .collect();
         let Ok(address) = request.unit.target.name.parse::<Address>() else {
             return words;
         };
@@ -209,9 +211,9 @@ impl AwsPlaces {
             words.extend(self.s3_words.iter().cloned());
         }
         let timeout = humantime::format_duration(self.limits.timeout).to_string();
-        words.extend(option_words("--timeout", Some(timeout)));
+        words.extend(option_word("--timeout", Some(timeout)));
         let in_flight = self.limits.max_in_flight.to_string();
-        words.extend(option_words("--max-in-flight", Some(in_flight)));
+        words.extend(option_word("--max-in-flight", Some(in_flight)));
         words
     }
 

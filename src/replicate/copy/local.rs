@@ -29,8 +29,8 @@ impl CycleRun {
             let applied = match self.staged(work, assigned) {
                 Ok(Some((target, source))) => {
                     info!(
-                        "{}: what {} needs of {} is staged: the source is not asked",
-                        work.volume, assigned.name, work.copy.snapshot
+                        "{}: the changes of {} for {} are staged: copying without the source",
+                        work.volume, work.copy.snapshot, assigned.name
                     );
                     outcome.time = source.info.time().or(outcome.time);
                     self.apply(work, assigned, target, &source, progress).await
@@ -41,7 +41,11 @@ impl CycleRun {
             match applied {
                 Ok(point) => outcome.set(assigned, Ok(point)),
                 // The copy from the source reports what is wrong with the target, and stages again what is wrong with the stage.
-                Err(error) => debug!("what is staged is not applied: {}", error.chain()),
+                Err(error) => debug!(
+                    "cannot apply the stage of {}: {}",
+                    assigned.name,
+                    error.chain()
+                ),
             }
         }
     }

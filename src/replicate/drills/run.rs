@@ -18,14 +18,14 @@ use crate::replicate::state::DrillLock;
 use crate::target::Stop;
 use crate::time::rfc3339_millis;
 
-/// What is drilled, and how.
+/// A drill to carry out.
 #[derive(Debug)]
 pub struct DrillRequest<'a> {
     /// The recovery point.
     pub unit: &'a DrillUnit,
     /// The target of the job that it is at.
     pub target: &'a JobTarget,
-    /// How.
+    /// The settings of the drill.
     pub drill: &'a JobDrill,
     /// Bytes a second that may be read from a repository; none: unlimited.
     pub rate: Option<u64>,

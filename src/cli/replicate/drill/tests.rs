@@ -125,7 +125,7 @@ fn a_job_says_how_its_recovery_points_are_drilled() {
     };
     assert_eq!(line(&drill, &unit, None), "--json -- file:///r#i-1");
     drill.boot = Some(DrillBoot {
-        wait_for: Some("up".into()),
+        wait_for: Some("--up--".into()),
         timeout: Some(Duration::from_secs(90)),
         memory: Some(2 << 30),
     });
@@ -133,14 +133,14 @@ fn a_job_says_how_its_recovery_points_are_drilled() {
     drill.replays_xfs = true;
     assert_eq!(
         line(&drill, &unit, Some(1 << 20)),
-        "--json --scratch /s --overlay-limit 7 --bandwidth 1048576 --wait-for up --boot-timeout 1m 30s --memory 2147483648 --boot \
+        "--json --scratch=/s --overlay-limit=7 --bandwidth=1048576 --wait-for=--up-- --boot-timeout=1m 30s --memory=2147483648 --boot \
          --replay-xfs -- file:///r#i-1"
     );
     // One of several disks does not boot, and no rate is for files of this machine.
     (unit.is_machine, unit.is_fixed) = (false, false);
     assert_eq!(
         line(&drill, &unit, Some(1)),
-        "--json --scratch /s --overlay-limit 7 --replay-xfs -- file:///r#i-1"
+        "--json --scratch=/s --overlay-limit=7 --replay-xfs -- file:///r#i-1"
     );
 }
 
