@@ -7,6 +7,7 @@
 mod machine;
 mod own;
 mod sparse;
+mod temporary;
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use machine::machine_id;
 pub use own::{OwnFile, create_ours, open_lock, open_ours, read_ours, read_own};
 pub use sparse::{copy_data, data_after, punch, read_padded};
+pub use temporary::{safe_parent, temporary_folder};
 
 use crate::error::{Error, Kind, Result};
 

@@ -26,6 +26,7 @@ use crate::cache::{Cache, CachedCatalog};
 use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::emulator::{Emulator, REGION};
 use crate::error::{Error, Kind, Result};
+use crate::files::temporary_folder;
 use crate::fs::{Access, Mounted, Ownership, Provenance, Tree};
 use crate::image::ReadaheadBudget;
 use disk::DemoDisk;
@@ -79,7 +80,7 @@ impl DemoArgs {
             }
             crate::fs::check_mountpoint(mountpoint)?;
         }
-        let folder = DemoFolder::make(&std::env::temp_dir())?;
+        let folder = DemoFolder::make(&temporary_folder())?;
         let mountpoint = match &self.mountpoint {
             Some(mountpoint) => mountpoint.clone(),
             None => folder.mountpoint()?,

@@ -23,7 +23,7 @@ use crate::drill::{
     drill, enter_own_mounts,
 };
 use crate::error::{Error, Kind, Result};
-use crate::files::default_state_dir;
+use crate::files::{default_state_dir, temporary_folder};
 use crate::repository::{Address, Bandwidth, Lease, MachineSet};
 use crate::target::Stop;
 use crate::time::rfc3339_millis;
@@ -189,7 +189,7 @@ impl DrillArgs {
             console: self.boot.console.clone(),
         });
         DrillJob {
-            scratch: self.scratch.clone().unwrap_or_else(std::env::temp_dir),
+            scratch: self.scratch.clone().unwrap_or_else(temporary_folder),
             silence: self.silence,
             read_timeout: self.limits.timeout,
             overlay_limit: self.overlay_limit.as_u64(),

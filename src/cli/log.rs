@@ -125,15 +125,21 @@ fn start_thread(name: &str, writer: impl LineWriter, format: LogFormat) -> Resul
 }
 
 fn open(path: &Path) -> Result<File> {
-    OpenOptions::new()
+    let opened = OpenOptions::new()
         .append(true)
         .create(true)
         .mode(0o600)
-        .open(path)
-        .map_err(|error| {
-            let what = format!("cannot open the log file {}", path.display());
-            Error::with_source(Kind::Io, what, error)
-        })
+        // A FIFO without a reader is an error and not a wait.
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path);
+    let waits = |file: File| {
+        rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::APPEND)?;
+        Ok(file)
+    };
+    opened.and_then(waits).map_err(|error| {
+        let what = format!("cannot open the log file {}", path.display());
+        Error::with_source(Kind::Io, what, error)
+    })
 }
 
 /// The line that reports how many lines are missing before it.

@@ -258,12 +258,21 @@ fn add(
             )),
         };
     };
-    call.arguments.push(match (takes_value, value) {
-        (true, Some(value)) => format!("--{long}={value}").into(),
+    let word = match (takes_value, value) {
+        (true, Some(value)) => format!("--{long}={value}"),
         (true, None) => return Err(needed()),
-        (false, None) => format!("--{long}").into(),
+        (false, None) => format!("--{long}"),
         (false, Some(_)) => return Err(format!("the option {name} takes no value")),
-    });
+    };
+    // mount(8) joins the options of /etc/fstab and its own: the last one holds.
+    if long != "verbose" {
+        let name = word.split('=').next().unwrap_or_default();
+        call.arguments.retain(|earlier| {
+            let earlier = earlier.to_string_lossy();
+            earlier.split('=').next() != Some(name)
+        });
+    }
+    call.arguments.push(word.into());
     Ok(())
 }
 

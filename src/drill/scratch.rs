@@ -11,7 +11,7 @@ use nix::unistd::geteuid;
 use tracing::{info, warn};
 
 use crate::error::{Error, Kind, Result};
-use crate::files::open_lock;
+use crate::files::{open_lock, safe_parent};
 use crate::sysfs::unescaped;
 
 /// How folders of drills begin; 16 hexadecimal digits follow.
@@ -31,11 +31,9 @@ impl Scratch {
     /// have a user of their own.
     ///
     /// # Errors
-    /// `Io` and the like: what the system says.
+    /// `Invalid` when another user could replace what is in `parent`; what the system says.
     pub(super) fn make(parent: &Path, is_shared: bool) -> Result<Self> {
-        let parent = parent
-            .canonicalize()
-            .map_err(|error| Error::of_file(parent, "cannot use", error))?;
+        let parent = safe_parent(parent)?;
         remove_left(&parent);
         let path = parent.join(format!("{PREFIX}{:016x}", fastrand::u64(..)));
         let mode = if is_shared { 0o711 } else { 0o700 };

@@ -89,8 +89,9 @@ impl Ui for LogUi<'_> {
                 "{}: {} to {}, changes since {since}: {} blocks to write, {} to zero",
                 self.volume, plan.source, plan.target, plan.write, plan.zero
             );
-            for warning in plan.warnings.iter().chain(&plan.room) {
-                warn!("{warning}");
+            // The run itself logs the other warnings.
+            if let Some(room) = &plan.room {
+                warn!("{room}");
             }
         }
         Ok(())

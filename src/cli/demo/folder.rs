@@ -8,6 +8,7 @@ use bytesize::ByteSize;
 use tracing::warn;
 
 use crate::error::{Error, Kind, Remedy, Result};
+use crate::files::safe_parent;
 
 /// Space for a volume, its copy, two snapshots and what the filesystem is made of: some 110 MB.
 const SPACE: ByteSize = ByteSize::mib(256);
@@ -20,18 +21,17 @@ impl DemoFolder {
     /// Makes one in `parent`, with a random name; an existing one is an error.
     ///
     /// # Errors
-    /// What the system says.
+    /// `Invalid` when another user could replace what is in `parent`; what the system says.
     pub(super) fn make(parent: &Path) -> Result<Self> {
-        let remedy = || Remedy::Do("set TMPDIR to a folder that can be written".into());
-        let cannot = |verb: &str, path: &Path, error| {
-            Error::of_file(path, verb, error).with_remedy(remedy())
+        let with_remedy = |error: Error| {
+            error.with_remedy(Remedy::Do(
+                "set TMPDIR to a folder that you can write and others cannot".into(),
+            ))
         };
-        let parent = parent
-            .canonicalize()
-            .map_err(|error| cannot("cannot use", parent, error))?;
+        let parent = safe_parent(parent).map_err(with_remedy)?;
         let path = parent.join(format!("ebsfs-demo-{:016x}", fastrand::u64(..)));
         let made = DirBuilder::new().mode(0o700).create(&path);
-        made.map_err(|error| cannot("cannot make", &path, error))?;
+        made.map_err(|error| with_remedy(Error::of_file(&path, "cannot make", error)))?;
         Ok(Self(path))
     }
 

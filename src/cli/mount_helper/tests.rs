@@ -52,6 +52,25 @@ fn arguments_of_mount_become_those_of_ebsfs_mount() {
                 SNAPSHOT,
             ],
         ),
+        // mount(8) puts the options of fstab before its own.
+        (
+            &[
+                SNAPSHOT,
+                "/mnt",
+                "-o",
+                "mode=0444,allow_other,region=a,mode=0400,allow-other,verbose,verbose",
+            ],
+            &[
+                "--region=a",
+                "--mode=0400",
+                "--allow-other",
+                "--verbose",
+                "--verbose",
+                "--",
+                "/mnt",
+                SNAPSHOT,
+            ],
+        ),
         // Both spellings, several -o, options of the program itself.
         (
             &[

@@ -17,8 +17,8 @@ use tracing::{debug, warn};
 
 use super::places::AwsPlaces;
 use crate::cli::drill::ENDS_WITH_STDIN;
-use crate::cli::plain;
 use crate::cli::status::local_content;
+use crate::cli::{option_word, plain};
 use crate::drill::DRILL_VERSION;
 use crate::error::{Error, Kind, Result};
 use crate::files::blocking;

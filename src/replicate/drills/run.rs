@@ -202,14 +202,23 @@ impl CycleRun {
             }
         };
         let took = began.elapsed();
-        if let Ok(found) = &found
-            && found.failure.is_none()
-        {
-            let words = DrillFindings::in_words(&found.partitions, found.booted);
-            info!(
-                "the drill of {} was passed after {took:.1?}: {words}",
-                unit.source
-            );
+        match &found {
+            Ok(found) => {
+                let words = DrillFindings::in_words(&found.partitions, found.booted);
+                let passed = match found.failure {
+                    None => "passed",
+                    Some(_) => "failed",
+                };
+                info!(
+                    "the drill of {} {passed} after {took:.1?}: {words}",
+                    unit.source
+                );
+            }
+            Err(error) => info!(
+                "the drill of {} came to no result after {took:.1?}: {}",
+                unit.source,
+                error.chain()
+            ),
         }
         DrillOutcome {
             unit: unit.clone(),
