@@ -17,7 +17,7 @@ const USER: u32 = 65534;
 /// A folder that every user can enter and write.
 fn public_folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let mode = std::fs::Permissions::from_mode(0o777);
+    let mode = std::fs::Permissions::from_mode(0o1777);
     std::fs::set_permissions(folder.path(), mode).unwrap();
     folder
 }
@@ -176,6 +176,32 @@ fn a_user_other_than_root_sees_the_demo_in_a_private_folder() {
     let path = demo.folder();
     assert_eq!(demo.end("-INT"), Some(0));
     assert!(!path.exists());
+}
+
+#[test]
+fn nothing_is_made_where_another_user_can_replace_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image.raw");
+    std::fs::write(&image, vec![0; 1 << 20]).unwrap();
+    let open = folder.path().join("open");
+    std::fs::create_dir(&open).unwrap();
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let of_user = folder.path().join("of a user");
+    std::fs::create_dir(&of_user).unwrap();
+    std::os::unix::fs::chown(&of_user, Some(USER), Some(USER)).unwrap();
+    for place in [&open, &of_user] {
+        let mut demo = Command::new(EBSFS);
+        demo.arg("demo").env("TMPDIR", place);
+        let mut drill = Command::new(EBSFS);
+        drill.arg("drill").arg(&image).arg("--scratch").arg(place);
+        for command in [&mut demo, &mut drill] {
+            let output = command.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(2), "{said}");
+            assert!(said.contains("cannot make private files in"), "{said}");
+        }
+        assert_eq!(std::fs::read_dir(place).unwrap().count(), 0);
+    }
 }
 
 #[test]
