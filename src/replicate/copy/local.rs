@@ -42,7 +42,7 @@ impl CycleRun {
                 Ok(point) => outcome.set(assigned, Ok(point)),
                 // The copy from the source reports what is wrong with the target, and stages again what is wrong with the stage.
                 Err(error) => debug!(
-                    "cannot apply the stage of {}: {}",
+                    "the stage of {} is not applied: {}",
                     assigned.name,
                     error.chain()
                 ),
