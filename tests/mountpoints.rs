@@ -376,6 +376,15 @@ fn a_mount_that_hangs_is_detached_and_an_umount_without_that_says_that_it_hangs(
     let mut mount = place.mount();
     let point = mount.point.path().to_owned();
     mount.signal("STOP");
+    // A request that one of its threads has taken would keep the one who asks, even dead, until it is answered.
+    let threads = format!("/proc/{}/task", mount.process.id());
+    wait_for("a stop of all threads", || {
+        let mut threads = std::fs::read_dir(&threads).unwrap();
+        threads.all(|thread| {
+            let stat = std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();
+            stat.rsplit(") ").next().unwrap().starts_with('T')
+        })
+    });
     let mut another = place.emulator.ebsfs(&["mount"]);
     let (code, said) = ends(another.arg(&point).arg(&place.snapshot));
     assert_eq!(code, 1, "{said}");
