@@ -13,9 +13,9 @@ mod http;
 mod requests;
 
 pub(crate) use classify::presentable;
-pub use classify::{Action, ErrorClass, classify, classify_reply, classify_sending, skew};
+pub(crate) use classify::{Action, ErrorClass, classify, classify_reply, classify_sending, skew};
 pub use config::{Aws, ServiceConfig, Settings};
-pub use credentials::{Credentials, Generation, Usable};
-pub use endpoints::{Given, Service, without_password};
-pub use http::{Http, Proxies};
-pub use requests::{ActionCounts, RequestCounts};
+pub(crate) use credentials::{Credentials, Generation};
+pub(crate) use endpoints::{Given, Service};
+pub(crate) use http::Http;
+pub(crate) use requests::{ActionCounts, RequestCounts};

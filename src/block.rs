@@ -22,10 +22,10 @@ pub const BLOCK_SIZE: u32 = 512 * 1024;
 /// Bytes of the largest volume, 64 TiB (gp3 and io2), which has 2^27 blocks.
 ///
 /// <https://docs.aws.amazon.com/ebs/latest/userguide/volume_constraints.html>
-pub const MAX_VOLUME_SIZE: u64 = 64 << 40;
+pub(crate) const MAX_VOLUME_SIZE: u64 = 64 << 40;
 
 /// A block of zeroes.
-pub static ZEROES: [u8; BLOCK_SIZE as usize] = [0; BLOCK_SIZE as usize];
+pub(crate) static ZEROES: [u8; BLOCK_SIZE as usize] = [0; BLOCK_SIZE as usize];
 
 /// SHA-256 of 512 KiB of zeroes.
 pub const ZERO_BLOCK: Digest = [
@@ -97,13 +97,13 @@ pub struct Geometry {
 
 /// The bytes of one block that a byte range touches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Part {
+pub(crate) struct Part {
     /// The block.
-    pub index: BlockIndex,
+    pub(crate) index: BlockIndex,
     /// First byte within the block.
-    pub start: usize,
+    pub(crate) start: usize,
     /// Byte after the last one within the block; more than `start`.
-    pub end: usize,
+    pub(crate) end: usize,
 }
 
 impl Geometry {
@@ -129,7 +129,7 @@ impl Geometry {
     ///
     /// # Errors
     /// `Invalid` beyond 64 TiB.
-    pub fn rounded_to_gib(self) -> Result<Self> {
+    pub(crate) fn rounded_to_gib(self) -> Result<Self> {
         Self::new(self.size.next_multiple_of(1 << 30))
     }
 
@@ -144,12 +144,12 @@ impl Geometry {
     }
 
     /// The byte offset at which a block begins, the volume's size for every block beyond the end.
-    pub fn offset(self, index: BlockIndex) -> u64 {
+    pub(crate) fn offset(self, index: BlockIndex) -> u64 {
         (u64::from(index.0) * u64::from(BLOCK_SIZE)).min(self.size)
     }
 
     /// The block that holds the byte at `offset`; none at or beyond the end.
-    pub fn block_at(self, offset: u64) -> Option<BlockIndex> {
+    pub(crate) fn block_at(self, offset: u64) -> Option<BlockIndex> {
         (offset < self.size)
             .then(|| u32::try_from(offset / u64::from(BLOCK_SIZE)).ok())
             .flatten()
@@ -157,13 +157,13 @@ impl Geometry {
     }
 
     /// The bytes of one block: 512 KiB, or less for a short last block; 0 beyond the end.
-    pub fn block_len(self, index: BlockIndex) -> usize {
+    pub(crate) fn block_len(self, index: BlockIndex) -> usize {
         let len = self.offset(BlockIndex(index.0.saturating_add(1))) - self.offset(index);
         usize::try_from(len).unwrap_or(0)
     }
 
     /// The parts of blocks that the bytes `offset..offset + len` touch, cut at the end of the volume.
-    pub fn split(self, offset: u64, len: usize) -> impl Iterator<Item = Part> {
+    pub(crate) fn split(self, offset: u64, len: usize) -> impl Iterator<Item = Part> {
         let end = offset.saturating_add(len as u64).min(self.size);
         let mut at = offset;
         std::iter::from_fn(move || {
@@ -188,7 +188,7 @@ impl Geometry {
 pub type Digest = [u8; 32];
 
 /// A digest as people write it.
-pub fn hexadecimal(digest: &[u8]) -> String {
+pub(crate) fn hexadecimal(digest: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

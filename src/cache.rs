@@ -26,7 +26,7 @@ use crate::error::{Error, Kind, Result};
 use crate::snapshot::{Snapshot, SnapshotId};
 use crate::source::{BlockSource, Catalog, Changes, Wanted};
 
-pub use disk::{DISK_DESCRIPTORS, DISK_THREADS, DiskCache, DiskCacheConfig, MIN_DISK};
+pub(crate) use disk::{DISK_DESCRIPTORS, DISK_THREADS, DiskCache, DiskCacheConfig};
 
 use disk::{Asker, OnDisk, SnapshotTier};
 use failed::FailedBlocks;
@@ -34,7 +34,7 @@ use fetches::{FetchPriority, Fetches};
 use memory::Memory;
 
 /// The least memory that keeps a sequential reader at one fetch a block: 16 blocks.
-pub const MIN_MEMORY: ByteSize = ByteSize::mib(8);
+pub(crate) const MIN_MEMORY: ByteSize = ByteSize::mib(8);
 
 /// The most blocks read ahead: at 1,000 blocks a second and 100 ms each, twice as many as are in flight.
 const MOST_AHEAD: u64 = 256;
@@ -105,7 +105,7 @@ impl Cache {
     }
 
     /// Blocks answered from memory, and blocks fetched, since the start.
-    pub fn counts(&self) -> (u64, u64) {
+    pub(crate) fn counts(&self) -> (u64, u64) {
         (
             self.hits.load(Ordering::Relaxed),
             self.fetched.load(Ordering::Relaxed),
@@ -328,7 +328,7 @@ impl CachedCatalog {
 
     /// Keeps blocks on disk too, if `disk` is there.
     #[must_use]
-    pub fn with_disk(mut self, disk: Option<Arc<DiskCache>>) -> Self {
+    pub(crate) fn with_disk(mut self, disk: Option<Arc<DiskCache>>) -> Self {
         self.disk = disk;
         self
     }

@@ -41,68 +41,68 @@ use crate::error::{Error, Kind, Remedy, Result};
 use crate::snapshot::{Snapshot, SnapshotMaker, VolumeSelector};
 use crate::target::Stop;
 
-pub use cycle::{CYCLE_TAG, Cycle};
+pub(crate) use cycle::{CYCLE_TAG, Cycle};
 pub(crate) use hooks::CommandCall;
-pub use hooks::{CommandRun, Commands};
-pub use ownership::{Claim, ForeignReason, Standing, standing};
+pub(crate) use hooks::{CommandRun, Commands};
+pub(crate) use ownership::{Claim, Standing, standing};
 
 /// What to make snapshots of, and how.
 #[derive(Clone, Debug)]
-pub struct CaptureJob {
+pub(crate) struct CaptureJob {
     /// The volumes; those that several selectors name are taken once.
-    pub select: Vec<VolumeSelector>,
+    pub(crate) select: Vec<VolumeSelector>,
     /// Leave out the volumes that instances boot from, unless they are named by their ids.
-    pub without_boot: bool,
+    pub(crate) without_boot: bool,
     /// Leave out these volumes.
-    pub without: Vec<String>,
+    pub(crate) without: Vec<String>,
     /// The cycle of the snapshots.
-    pub cycle: Cycle,
+    pub(crate) cycle: Cycle,
     /// Whether no other run can have made snapshots of this cycle.
-    pub is_new_cycle: bool,
+    pub(crate) is_new_cycle: bool,
     /// How long to look for snapshots of the cycle that EC2 may not show yet.
-    pub look_again: Duration,
+    pub(crate) look_again: Duration,
     /// The description of all snapshots.
-    pub description: Option<String>,
+    pub(crate) description: Option<String>,
     /// Tags of all snapshots, besides those of their volumes.
-    pub tags: Vec<(String, String)>,
+    pub(crate) tags: Vec<(String, String)>,
     /// Commands to run before and after.
-    pub commands: Commands,
+    pub(crate) commands: Commands,
     /// Whether to wait until they are completed.
-    pub waits: bool,
+    pub(crate) waits: bool,
     /// How long to wait for limits, and then for EC2 to complete the snapshots.
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
     /// Whether nothing is wrong where every selected volume is left out: something else snapshots them.
-    pub may_be_empty: bool,
+    pub(crate) may_be_empty: bool,
 }
 
 /// A snapshot of a cycle.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CapturedSnapshot {
+pub(crate) struct CapturedSnapshot {
     /// As EC2 described it last.
-    pub snapshot: Snapshot,
+    pub(crate) snapshot: Snapshot,
     /// The instance whose set it is of; none for one of a volume alone.
-    pub instance: Option<String>,
+    pub(crate) instance: Option<String>,
     /// Whether an earlier run, or a call without an answer, has made it.
-    pub is_adopted: bool,
+    pub(crate) is_adopted: bool,
     /// Whether it carries its own id.
-    pub is_tagged: bool,
+    pub(crate) is_tagged: bool,
     /// Whether EC2 could not complete it.
-    pub is_failed: bool,
+    pub(crate) is_failed: bool,
 }
 
 /// The result of a run.
 #[derive(Debug)]
-pub struct CaptureReport {
+pub(crate) struct CaptureReport {
     /// The volumes that are selected.
-    pub volumes: BTreeSet<String>,
+    pub(crate) volumes: BTreeSet<String>,
     /// The snapshots that were made or adopted.
-    pub snapshots: Vec<CapturedSnapshot>,
+    pub(crate) snapshots: Vec<CapturedSnapshot>,
     /// The commands that were run, in order.
-    pub commands: Vec<CommandRun>,
+    pub(crate) commands: Vec<CommandRun>,
     /// What a person should know.
-    pub warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
     /// What failed.
-    pub failures: Vec<Error>,
+    pub(crate) failures: Vec<Error>,
 }
 
 impl CaptureReport {
@@ -112,7 +112,7 @@ impl CaptureReport {
     }
 
     /// The failure that gives the exit code: the first of those with the lowest rank.
-    pub fn failure(&self) -> Option<&Error> {
+    pub(crate) fn failure(&self) -> Option<&Error> {
         let ranked = self.failures.iter();
         ranked.min_by_key(|error| error.kind().rank())
     }
@@ -123,7 +123,7 @@ impl CaptureReport {
 /// # Errors
 /// Nothing was made: `Invalid` when the job contradicts itself, `NotFound` when EC2 does not know what it names, or has nothing
 /// there. Later failures are in the report.
-pub async fn capture(
+pub(crate) async fn capture(
     maker: &dyn SnapshotMaker,
     job: &CaptureJob,
     stop: &Stop,

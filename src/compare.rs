@@ -40,7 +40,11 @@ pub async fn unrelated(base: &dyn BlockSource, head: &dyn BlockSource) -> Result
 ///
 /// # Errors
 /// Why a block cannot be read.
-pub async fn exact(delta: &Delta, base: &dyn BlockSource, head: &dyn BlockSource) -> Result<Delta> {
+pub(crate) async fn exact(
+    delta: &Delta,
+    base: &dyn BlockSource,
+    head: &dyn BlockSource,
+) -> Result<Delta> {
     let (mut compared, mut alike) = (0u64, 0u64);
     let mut logged = Instant::now();
     let blocks = delta

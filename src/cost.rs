@@ -2,19 +2,19 @@
 //! GetSnapshotBlock and PutSnapshotBlock are priced per block, list calls per request.
 
 /// Where the prices are from, for reports.
-pub const PRICES: &str = "us-east-1, https://aws.amazon.com/ebs/pricing/";
+pub(crate) const PRICES: &str = "us-east-1, https://aws.amazon.com/ebs/pricing/";
 
 /// Dollars for this many GetSnapshotBlock requests.
-pub fn of_gets(requests: u64) -> f64 {
+pub(crate) fn of_gets(requests: u64) -> f64 {
     requests as f64 * (0.003 / 1000.0)
 }
 
 /// Dollars for this many PutSnapshotBlock requests.
-pub fn of_puts(requests: u64) -> f64 {
+pub(crate) fn of_puts(requests: u64) -> f64 {
     requests as f64 * (0.006 / 1000.0)
 }
 
 /// Dollars for this many ListSnapshotBlocks or ListChangedBlocks requests.
-pub fn of_lists(requests: u64) -> f64 {
+pub(crate) fn of_lists(requests: u64) -> f64 {
     requests as f64 * (0.0006 / 1000.0)
 }

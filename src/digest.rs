@@ -26,7 +26,7 @@ const BATCH_WAIT: Duration = Duration::from_millis(10);
 
 /// The result of comparing a block with its digest.
 #[derive(Debug, PartialEq, Eq)]
-pub enum DigestOutcome {
+pub(crate) enum DigestOutcome {
     /// They agree.
     Good,
     /// They agree, and all bytes are zero.
@@ -37,7 +37,7 @@ pub enum DigestOutcome {
 
 /// Hashes the blocks of a process.
 #[derive(Debug, Default)]
-pub struct Digester {
+pub(crate) struct Digester {
     queue: Arc<Mutex<Queue>>,
     /// Set when the batch hasher was found wrong: from then on blocks are hashed one by one.
     distrusted: AtomicBool,
@@ -62,12 +62,17 @@ struct WaitingBlock {
 
 impl Digester {
     /// Nothing waits yet.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
     /// Compares a block with the digest that it must have.
-    pub async fn check(&self, bytes: &Bytes, promised: &Digest, is_wanted: bool) -> DigestOutcome {
+    pub(crate) async fn check(
+        &self,
+        bytes: &Bytes,
+        promised: &Digest,
+        is_wanted: bool,
+    ) -> DigestOutcome {
         if *promised == ZERO_BLOCK && bytes.iter().all(|byte| *byte == 0) {
             return DigestOutcome::Zero;
         }
@@ -88,7 +93,7 @@ impl Digester {
     }
 
     /// The digest of a block; only whole blocks are put together.
-    pub async fn digest(&self, bytes: &Bytes, is_wanted: bool) -> Digest {
+    pub(crate) async fn digest(&self, bytes: &Bytes, is_wanted: bool) -> Digest {
         if self.distrusted.load(Ordering::Relaxed) || bytes.len() != BLOCK_SIZE as usize {
             return one(bytes);
         }

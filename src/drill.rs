@@ -42,12 +42,10 @@ use boot::BootResources;
 use check::{Checker, divide};
 use scratch::Scratch;
 
-pub use boot::{BootJob, DiskBus, Firmware, MachineFacts};
-pub use isolation::{Isolation, enter_own_mounts};
+pub(crate) use boot::{BootJob, DiskBus, Firmware, MachineFacts};
+pub(crate) use isolation::{Isolation, enter_own_mounts};
 pub(crate) use program::find_program;
-pub use report::{
-    BootReport, CheckResult, DRILL_VERSION, DiskReport, DrillReport, PartitionReport,
-};
+pub(crate) use report::{BootReport, DRILL_VERSION, DiskReport, DrillReport};
 
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::source::BlockSource;
@@ -58,33 +56,33 @@ const LEAST_FREE: u64 = 64 << 20;
 
 /// The parameters of a drill.
 #[derive(Clone, Debug)]
-pub struct DrillJob {
+pub(crate) struct DrillJob {
     /// The folder for overlays and mountpoints; the drill makes one of its own in it.
-    pub scratch: PathBuf,
+    pub(crate) scratch: PathBuf,
     /// How long a checker may give no sign of work.
-    pub silence: Duration,
+    pub(crate) silence: Duration,
     /// How long a read of a disk may take, with its retries.
-    pub read_timeout: Duration,
+    pub(crate) read_timeout: Duration,
     /// Bytes that the overlay of a disk may take.
-    pub overlay_limit: u64,
+    pub(crate) overlay_limit: u64,
     /// Whether this machine's kernel may mount an XFS to replay its log.
-    pub replays_xfs: bool,
+    pub(crate) replays_xfs: bool,
     /// Whether the process has mounts of its own: see [`enter_own_mounts`].
-    pub has_own_mounts: bool,
+    pub(crate) has_own_mounts: bool,
     /// The start of the machine, if it is asked for.
-    pub boot: Option<BootJob>,
+    pub(crate) boot: Option<BootJob>,
 }
 
 /// A disk.
-pub struct DrillDisk {
+pub(crate) struct DrillDisk {
     /// What people call it: a device of the instance, or the source.
-    pub name: String,
+    pub(crate) name: String,
     /// The volume's id, if it is known.
-    pub volume: Option<String>,
+    pub(crate) volume: Option<String>,
     /// The snapshot's id, if it is one.
-    pub snapshot: Option<String>,
+    pub(crate) snapshot: Option<String>,
     /// Its bytes.
-    pub blocks: Arc<dyn BlockSource>,
+    pub(crate) blocks: Arc<dyn BlockSource>,
 }
 
 impl std::fmt::Debug for DrillDisk {
@@ -95,17 +93,17 @@ impl std::fmt::Debug for DrillDisk {
 
 /// The disks of a drill, the one that boots first, and the machine that they are of.
 #[derive(Debug, Default)]
-pub struct DrillMachine {
+pub(crate) struct DrillMachine {
     /// The instance, if it is one.
-    pub instance: Option<String>,
+    pub(crate) instance: Option<String>,
     /// The instant of the disks, if it is known.
-    pub time: Option<String>,
+    pub(crate) time: Option<String>,
     /// Volumes of the instance that were left out of the set.
-    pub left_out: Vec<String>,
+    pub(crate) left_out: Vec<String>,
     /// What its boot depends on.
-    pub facts: MachineFacts,
+    pub(crate) facts: MachineFacts,
     /// Its disks.
-    pub disks: Vec<DrillDisk>,
+    pub(crate) disks: Vec<DrillDisk>,
 }
 
 /// Checks the disks, and boots them if the job says so. Nothing is written but in the scratch folder, which is removed at the end.
@@ -113,7 +111,11 @@ pub struct DrillMachine {
 /// # Errors
 /// `Stopped`; `Io` when a disk cannot be read, or a program that the whole drill needs is missing. What was found is no error: see
 /// [`DrillReport::verdict`].
-pub async fn drill(job: &DrillJob, machine: &DrillMachine, stop: &Stop) -> Result<DrillReport> {
+pub(crate) async fn drill(
+    job: &DrillJob,
+    machine: &DrillMachine,
+    stop: &Stop,
+) -> Result<DrillReport> {
     let began = Instant::now();
     // A check takes hours: what no boot can do is refused before.
     if let Some(boot) = &job.boot {

@@ -60,16 +60,16 @@ use crate::error::{Error, Kind, Result};
 use connections::Connections;
 use store::EmulatorStore;
 use switches::{Buckets, Switches};
-pub use synthetic::REPETITIVE;
+pub(crate) use synthetic::REPETITIVE;
 use tokens::Sealer;
 
 /// Bytes of a block.
 const BLOCK: usize = 512 * 1024;
 /// The Region that the emulator plays, and its account.
-pub const REGION: &str = "us-east-1";
+pub(crate) const REGION: &str = "us-east-1";
 pub(crate) const ACCOUNT: &str = "111122223333";
 /// The profile to use with the `credentials` file in the emulator's folder.
-pub const PROFILE: &str = "default";
+pub(crate) const PROFILE: &str = "default";
 
 /// An emulator over one folder.
 #[derive(Debug)]
@@ -105,7 +105,7 @@ pub struct Tls {
 
 impl Tls {
     /// The file with the authority that clients must trust.
-    pub fn authority(&self) -> &Path {
+    pub(crate) fn authority(&self) -> &Path {
         &self.authority
     }
 }
@@ -166,7 +166,7 @@ impl Emulator {
     }
 
     /// Lets any program of this machine read blocks at `/_emulator/blocks/`, without a signature: for benchmarks.
-    pub fn serve_unsigned_blocks(&self) {
+    pub(crate) fn serve_unsigned_blocks(&self) {
         self.unsigned_blocks.store(true, Ordering::Relaxed);
     }
 
@@ -176,7 +176,7 @@ impl Emulator {
     }
 
     /// The access key and its secret.
-    pub fn keys(&self) -> (&str, &str) {
+    pub(crate) fn keys(&self) -> (&str, &str) {
         (&self.access_key, &self.secret_key)
     }
 
@@ -184,7 +184,7 @@ impl Emulator {
     ///
     /// # Errors
     /// `Io` with what CreateSnapshot would answer.
-    pub fn make_snapshot(&self, volume: &str, description: &str) -> Result<String> {
+    pub(crate) fn make_snapshot(&self, volume: &str, description: &str) -> Result<String> {
         let made = self.create_snapshot(volume, description, BTreeMap::new());
         made.map(|record| record.id).map_err(|refusal| {
             let what = format!("cannot make a snapshot of {volume}: {}", refusal.message);
@@ -207,7 +207,7 @@ impl Emulator {
     ///
     /// # Errors
     /// `Invalid` when the id is none or is taken, or the parent is no computed snapshot.
-    pub fn add_synthetic_child(&self, id: &str, parent: &str, changed: u32) -> Result<()> {
+    pub(crate) fn add_synthetic_child(&self, id: &str, parent: &str, changed: u32) -> Result<()> {
         self.store
             .lock()
             .add_synthetic_child(id, parent, changed, self.now())
@@ -228,7 +228,7 @@ impl Emulator {
     ///
     /// # Errors
     /// `Io` when the authority to trust cannot be written to the folder.
-    pub fn tls(folder: &Path) -> Result<Tls> {
+    pub(crate) fn tls(folder: &Path) -> Result<Tls> {
         let (acceptor, authority) = tls::acceptor(folder)?;
         Ok(Tls {
             acceptor,

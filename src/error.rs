@@ -70,7 +70,7 @@ pub const EXIT_CODES: &[(u8, &str)] = &[
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::NotFound,
         Self::Denied,
         Self::Pending,
@@ -89,7 +89,7 @@ impl Kind {
     ];
 
     /// The exit code of a program that ends with an error of this kind: see [`EXIT_CODES`].
-    pub fn exit_code(self) -> u8 {
+    pub(crate) fn exit_code(self) -> u8 {
         match self {
             Self::Io => 1,
             Self::Invalid | Self::Unrelated => 2,
@@ -109,7 +109,7 @@ impl Kind {
     }
 
     /// Its name in lower case with underscores, for counts by kind.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::NotFound => "not_found",
             Self::Denied => "denied",
@@ -131,7 +131,7 @@ impl Kind {
 
     /// Which of several failures of one command gives its exit code, the lowest first: stopped, then a fault (the first
     /// target's), then a decision that a person must take, then busy, then marked damage, then a late recovery point.
-    pub fn rank(self) -> u8 {
+    pub(crate) fn rank(self) -> u8 {
         match self {
             Self::Stopped => 0,
             Self::Undecided => 2,
@@ -213,7 +213,7 @@ pub struct Error {
 
 impl Error {
     /// An error without a deeper cause.
-    pub fn new(kind: Kind, context: impl Into<String>) -> Self {
+    pub(crate) fn new(kind: Kind, context: impl Into<String>) -> Self {
         Self {
             kind,
             context: context.into().into(),
@@ -223,7 +223,7 @@ impl Error {
     }
 
     /// An error with the cause that a reader of the log wants to see behind it.
-    pub fn with_source(
+    pub(crate) fn with_source(
         kind: Kind,
         context: impl Into<String>,
         source: impl StdError + Send + Sync + 'static,
@@ -238,14 +238,14 @@ impl Error {
 
     /// The same error with what a person can do about it.
     #[must_use]
-    pub fn with_remedy(mut self, remedy: Remedy) -> Self {
+    pub(crate) fn with_remedy(mut self, remedy: Remedy) -> Self {
         self.remedy = Some(Arc::new(remedy));
         self
     }
 
     /// The same error of another kind.
     #[must_use]
-    pub fn with_kind(mut self, kind: Kind) -> Self {
+    pub(crate) fn with_kind(mut self, kind: Kind) -> Self {
         self.kind = kind;
         self
     }
@@ -256,7 +256,7 @@ impl Error {
     }
 
     /// The system's error about a file: `what` was being done to it (`cannot read`).
-    pub fn of_file(path: &Path, what: &str, error: io::Error) -> Self {
+    pub(crate) fn of_file(path: &Path, what: &str, error: io::Error) -> Self {
         let kind = match error.kind() {
             io::ErrorKind::NotFound => Kind::NotFound,
             io::ErrorKind::PermissionDenied => Kind::Denied,
@@ -267,7 +267,7 @@ impl Error {
     }
 
     /// The same failure seen from one step further out: same kind, a new line in front.
-    pub fn context(self, context: impl Into<String>) -> Self {
+    pub(crate) fn context(self, context: impl Into<String>) -> Self {
         let (kind, remedy) = (self.kind, self.remedy.clone());
         Self {
             remedy,

@@ -18,19 +18,19 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::{Deserialize, Serialize};
 
-pub use machine::machine_id;
-pub use own::{OwnFile, create_ours, open_lock, open_ours, read_ours, read_own};
-pub use sparse::{copy_data, data_after, punch, read_padded};
-pub use temporary::{safe_parent, temporary_folder};
+pub(crate) use machine::machine_id;
+pub(crate) use own::{OwnFile, create_ours, open_lock, open_ours, read_ours, read_own};
+pub(crate) use sparse::{copy_data, data_after, punch, read_padded};
+pub(crate) use temporary::{safe_parent, temporary_folder};
 
 use crate::error::{Error, Kind, Result};
 
 /// The largest state file that is read whole: a checkpoint of 64 TiB is three bitmaps of 16 MiB.
-pub const STATE_LIMIT: u64 = 128 << 20;
+pub(crate) const STATE_LIMIT: u64 = 128 << 20;
 
 /// A file that appears under its name whole or not at all. If it is dropped before [`AtomicFile::commit`], it is removed.
 #[derive(Debug)]
-pub struct AtomicFile {
+pub(crate) struct AtomicFile {
     path: PathBuf,
     temporary: PathBuf,
     out: BufWriter<File>,
@@ -43,7 +43,7 @@ impl AtomicFile {
     ///
     /// # Errors
     /// `Invalid` when something else than a regular file is at `path`; the system's error.
-    pub fn create(path: &Path) -> Result<Self> {
+    pub(crate) fn create(path: &Path) -> Result<Self> {
         refuse_special(path)?;
         let temporary = with_ending(path, &format!(".{:016x}.tmp", fastrand::u64(..)));
         let file = OpenOptions::new()
@@ -72,7 +72,7 @@ impl AtomicFile {
     ///
     /// # Errors
     /// The system's error.
-    pub fn readable_by_all(self) -> Result<Self> {
+    pub(crate) fn readable_by_all(self) -> Result<Self> {
         let mode = Permissions::from_mode(0o644);
         let set = self.out.get_ref().set_permissions(mode);
         set.map_err(|error| Error::of_file(&self.path, "cannot write", error))?;
@@ -83,7 +83,7 @@ impl AtomicFile {
     ///
     /// # Errors
     /// The system's error: then the old file remains.
-    pub fn commit(mut self) -> Result<()> {
+    pub(crate) fn commit(mut self) -> Result<()> {
         let failed = |error| Error::of_file(&self.path, "cannot write", error);
         self.out.flush().map_err(failed)?;
         self.out.get_ref().sync_all().map_err(failed)?;
@@ -132,7 +132,7 @@ pub(crate) fn refuse_special(path: &Path) -> Result<()> {
 /// What a person named for output: a regular file that appears whole or not at all, or something else that is written into and
 /// never replaced, such as `/dev/stdout`, `/dev/null` or a FIFO.
 #[derive(Debug)]
-pub enum OutputFile {
+pub(crate) enum OutputFile {
     /// A regular file, or none yet; a link is followed.
     Atomic(AtomicFile),
     /// A FIFO or a character device.
@@ -144,7 +144,7 @@ impl OutputFile {
     ///
     /// # Errors
     /// `Invalid` for a block device, a folder, a socket or a link that leads nowhere; the system's error.
-    pub fn create(path: &Path) -> Result<Self> {
+    pub(crate) fn create(path: &Path) -> Result<Self> {
         let refused = |what: &str| {
             let what = format!("cannot write {}: {what}", path.display());
             Err(Error::new(Kind::Invalid, what))
@@ -185,7 +185,7 @@ impl OutputFile {
     ///
     /// # Errors
     /// The system's error.
-    pub fn commit(self) -> Result<()> {
+    pub(crate) fn commit(self) -> Result<()> {
         match self {
             Self::Atomic(file) => file.commit(),
             Self::Special(path, mut file) => file
@@ -215,7 +215,7 @@ impl Write for OutputFile {
 ///
 /// # Errors
 /// As for [`AtomicFile`].
-pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes)
         .map_err(|error| Error::of_file(path, "cannot write", error))?;
@@ -224,7 +224,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// The directory for state files: that of EBSFS_STATE_DIR, else `/var/lib/ebsfs` for root, else `ebsfs` in the user's XDG
 /// state directory.
-pub fn default_state_dir() -> PathBuf {
+pub(crate) fn default_state_dir() -> PathBuf {
     let of = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     if let Some(named) = of("EBSFS_STATE_DIR") {
         return named.into();
@@ -257,15 +257,15 @@ const FINE_TIMES: [i64; 9] = [
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileMark {
     /// Number of the inode.
-    pub inode: u64,
+    pub(crate) inode: u64,
     /// Bytes.
-    pub size: u64,
+    pub(crate) size: u64,
     /// Last write, nanoseconds since 1970. A user who may write the file can set it back.
-    pub modified_ns: i64,
+    pub(crate) modified_ns: i64,
     /// Last change of data or metadata, nanoseconds since 1970; nothing but the kernel's clock sets it.
-    pub changed_ns: i64,
+    pub(crate) changed_ns: i64,
     /// Birth, nanoseconds since 1970; none where the filesystem does not keep it.
-    pub born_ns: Option<i64>,
+    pub(crate) born_ns: Option<i64>,
 }
 
 impl FileMark {
@@ -273,13 +273,13 @@ impl FileMark {
     ///
     /// # Errors
     /// The system's error.
-    pub fn of(file: &File) -> io::Result<Self> {
+    pub(crate) fn of(file: &File) -> io::Result<Self> {
         Ok(Self::from(&file.metadata()?))
     }
 
     /// Whether an equal mark later proves that nothing wrote the file in between. Not where its change time is a whole second: ext4
     /// with inodes of 128 bytes keeps no more, and a second is long.
-    pub fn proves_at(&self, path: &Path) -> bool {
+    pub(crate) fn proves_at(&self, path: &Path) -> bool {
         let kind = nix::sys::statfs::statfs(path).map(|found| found.filesystem_type().0);
         self.changed_ns % 1_000_000_000 != 0 && kind.is_ok_and(|kind| FINE_TIMES.contains(&kind))
     }
@@ -288,7 +288,7 @@ impl FileMark {
     ///
     /// # Errors
     /// The system's error.
-    pub fn flushed(path: &Path) -> io::Result<Self> {
+    pub(crate) fn flushed(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         file.sync_all()?;
         Self::of(&file)
@@ -312,14 +312,14 @@ impl From<&Metadata> for FileMark {
 }
 
 /// The folder that a file is in.
-pub fn folder_of(path: &Path) -> &Path {
+pub(crate) fn folder_of(path: &Path) -> &Path {
     let folder = path.parent();
     let named = folder.filter(|folder| !folder.as_os_str().is_empty());
     named.unwrap_or(Path::new("."))
 }
 
 /// A file's path with `ending` behind its name: what belongs to the file and lies beside it.
-pub fn with_ending(path: &Path, ending: &str) -> PathBuf {
+pub(crate) fn with_ending(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     name.into()
@@ -329,7 +329,7 @@ pub fn with_ending(path: &Path, ending: &str) -> PathBuf {
 ///
 /// # Errors
 /// The system's error.
-pub fn make_folder_of(path: &Path) -> Result<()> {
+pub(crate) fn make_folder_of(path: &Path) -> Result<()> {
     let folder = folder_of(path);
     let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
     made.map_err(|error| Error::of_file(folder, "cannot make", error))
@@ -339,7 +339,7 @@ pub fn make_folder_of(path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// The system's error.
-pub fn sync_folder(path: &Path) -> std::io::Result<()> {
+pub(crate) fn sync_folder(path: &Path) -> std::io::Result<()> {
     File::open(folder_of(path))?.sync_all()
 }
 
@@ -347,7 +347,7 @@ pub fn sync_folder(path: &Path) -> std::io::Result<()> {
 ///
 /// # Errors
 /// The system's error.
-pub fn remove_if_there(path: &Path) -> Result<()> {
+pub(crate) fn remove_if_there(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(Error::of_file(path, "cannot remove", error))
@@ -360,7 +360,7 @@ pub fn remove_if_there(path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// The error of `work`; `Io` when the work panicked or the runtime shuts down.
-pub async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let done = tokio::task::spawn_blocking(work).await;

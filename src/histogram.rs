@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 /// The upper ends of the steps, in seconds: from an answer out of memory to one that waits for many retries.
-pub const STEPS: [f64; 12] = [
+pub(crate) const STEPS: [f64; 12] = [
     0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0,
 ];
 
 /// Counts of durations by their length.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Histogram {
+pub(crate) struct Histogram {
     /// Durations of at most each step of [`STEPS`] and more than the step before.
     counts: [u64; STEPS.len()],
     /// Durations beyond the last step.
@@ -19,7 +19,7 @@ pub struct Histogram {
 
 impl Histogram {
     /// Counts one duration.
-    pub fn observe(&mut self, took: Duration) {
+    pub(crate) fn observe(&mut self, took: Duration) {
         let seconds = took.as_secs_f64();
         let step = STEPS.iter().position(|end| seconds <= *end);
         match step.and_then(|step| self.counts.get_mut(step)) {
@@ -30,18 +30,18 @@ impl Histogram {
     }
 
     /// The steps: the upper end of each in seconds, and the durations in it alone. The last one has no end.
-    pub fn steps(&self) -> impl Iterator<Item = (f64, u64)> + '_ {
+    pub(crate) fn steps(&self) -> impl Iterator<Item = (f64, u64)> + '_ {
         let ends = STEPS.into_iter().chain([f64::INFINITY]);
         ends.zip(self.counts.iter().copied().chain([self.longer]))
     }
 
     /// How many durations there are.
-    pub fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.counts.iter().sum::<u64>() + self.longer
     }
 
     /// All durations together.
-    pub fn sum(&self) -> Duration {
+    pub(crate) fn sum(&self) -> Duration {
         self.sum
     }
 }

@@ -42,7 +42,7 @@ impl Image {
     }
 
     /// Bytes of the image.
-    pub fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.geometry().size()
     }
 
@@ -104,7 +104,7 @@ impl Image {
     ///
     /// # Errors
     /// Why the source cannot tell.
-    pub async fn seek_data(&self, offset: u64) -> Result<Option<u64>> {
+    pub(crate) async fn seek_data(&self, offset: u64) -> Result<Option<u64>> {
         let Some(index) = self.geometry().block_at(offset) else {
             return Ok(None);
         };
@@ -123,7 +123,7 @@ impl Image {
     ///
     /// # Errors
     /// Why the source cannot tell.
-    pub async fn seek_hole(&self, offset: u64) -> Result<Option<u64>> {
+    pub(crate) async fn seek_hole(&self, offset: u64) -> Result<Option<u64>> {
         let Some(mut index) = self.geometry().block_at(offset) else {
             return Ok(None);
         };

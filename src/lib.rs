@@ -241,16 +241,16 @@
 pub mod error;
 
 pub mod block;
-pub mod histogram;
+mod histogram;
 mod time;
 
 pub mod aws;
-pub mod cost;
-pub mod digest;
+mod cost;
+mod digest;
 pub mod files;
-pub mod inventory;
-pub mod maps;
-pub mod progress;
+mod inventory;
+mod maps;
+mod progress;
 pub mod readahead;
 pub mod snapshot;
 pub mod source;
@@ -266,16 +266,16 @@ pub mod ec2;
 pub mod image;
 pub mod repository;
 
-pub mod capture;
+mod capture;
 pub mod targets;
 
-pub mod fs;
-pub mod sync;
+mod fs;
+mod sync;
 
-pub mod drill;
-pub mod metrics;
+mod drill;
+mod metrics;
 
-pub mod replicate;
+mod replicate;
 
 pub mod cli;
 

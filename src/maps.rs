@@ -7,15 +7,15 @@ mod text;
 
 use std::sync::Arc;
 
-pub use heatmap::title;
-pub use summary::{Summary, Totals};
-pub use text::{Format, Text};
+pub(crate) use heatmap::title;
+pub(crate) use summary::Totals;
+pub(crate) use text::{Format, Text};
 
 use crate::block::{BLOCK_SIZE, BlockIndex, BlockSet, Change, Delta, Extent, Geometry};
 
 /// What a map is drawn of.
 #[derive(Clone, Debug)]
-pub enum Map {
+pub(crate) enum Map {
     /// What differs between two volumes.
     Changes(Arc<Delta>),
     /// What one volume holds.
@@ -45,7 +45,7 @@ struct Run {
 
 impl Map {
     /// The volume's size: that of the head.
-    pub fn geometry(&self) -> Geometry {
+    pub(crate) fn geometry(&self) -> Geometry {
         match self {
             Self::Changes(delta) => delta.head(),
             Self::Blocks(geometry, _) => *geometry,
@@ -53,7 +53,7 @@ impl Map {
     }
 
     /// Bytes of memory that it takes.
-    pub fn memory(&self) -> usize {
+    pub(crate) fn memory(&self) -> usize {
         match self {
             Self::Changes(delta) => delta.write().memory() + delta.zero().memory(),
             Self::Blocks(_, held) => held.memory(),
@@ -61,7 +61,7 @@ impl Map {
     }
 
     /// Bytes of the blocks that changed or are held.
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         let (data, zeroed) = self.counts();
         ((data + zeroed) * u64::from(BLOCK_SIZE)).min(self.geometry().size())
     }

@@ -24,32 +24,32 @@ mod text;
 
 use crate::histogram::Histogram;
 
-pub use file::MetricsFile;
-pub use mount::{CacheUse, mount};
-pub use process::process;
-pub use replicate::{replicate, replicate_counts};
-pub use requests::requests;
-pub use server::{MetricsServer, ServedMetrics};
-pub use stores::stores;
-pub use sync::{KEPT, SyncEnd, sync, sync_end};
+pub(crate) use file::MetricsFile;
+pub(crate) use mount::{CacheUse, mount};
+pub(crate) use process::process;
+pub(crate) use replicate::{replicate, replicate_counts};
+pub(crate) use requests::requests;
+pub(crate) use server::{MetricsServer, ServedMetrics};
+pub(crate) use stores::stores;
+pub(crate) use sync::{KEPT, SyncEnd, sync, sync_end};
 
 /// A metric: its name, what it is, and its values.
 #[derive(Clone, Debug)]
-pub struct Metric {
+pub(crate) struct Metric {
     /// The whole name, with `_total` for a counter.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// One sentence.
-    pub help: &'static str,
+    pub(crate) help: &'static str,
     /// Its values, each with its labels.
-    pub values: MetricValues,
+    pub(crate) values: MetricValues,
 }
 
 /// The name of a label and its value.
-pub type MetricLabel = (&'static str, &'static str);
+pub(crate) type MetricLabel = (&'static str, &'static str);
 
 /// Values of one type, each with its labels.
 #[derive(Clone, Debug)]
-pub enum MetricValues {
+pub(crate) enum MetricValues {
     /// Numbers that only grow while the process runs.
     Counters(Vec<(Vec<MetricLabel>, u64)>),
     /// Numbers that can change in any way.

@@ -7,13 +7,13 @@ use parking_lot::Mutex;
 
 /// What a run is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Phase {
+pub(crate) struct Phase {
     /// A verb and its object: `listing snap-1`, `comparing /dev/sdb`.
-    pub what: String,
+    pub(crate) what: String,
     /// What is counted: `blocks`, `packs`, `segments`.
-    pub unit: &'static str,
+    pub(crate) unit: &'static str,
     /// Since when.
-    pub since: Instant,
+    pub(crate) since: Instant,
 }
 
 /// What most phases count.
@@ -21,7 +21,7 @@ const BLOCKS: &str = "blocks";
 
 /// Counts of one run.
 #[derive(Debug)]
-pub struct Progress {
+pub(crate) struct Progress {
     phase: Mutex<Phase>,
     /// The total of this phase and how much of it is done, in the phase's unit.
     expected: AtomicU64,
@@ -52,12 +52,12 @@ impl Default for Progress {
 
 impl Progress {
     /// Starts a phase of `blocks` blocks; 0 where the number is unknown.
-    pub fn begin(&self, what: impl Into<String>, blocks: u64) {
+    pub(crate) fn begin(&self, what: impl Into<String>, blocks: u64) {
         self.begin_units(what, BLOCKS, blocks);
     }
 
     /// Starts a phase that counts `unit` instead of blocks; `of` is their number, 0 where it is unknown.
-    pub fn begin_units(&self, what: impl Into<String>, unit: &'static str, of: u64) {
+    pub(crate) fn begin_units(&self, what: impl Into<String>, unit: &'static str, of: u64) {
         let mut phase = self.phase.lock();
         self.expected.store(of, Ordering::Relaxed);
         self.done.store(0, Ordering::Relaxed);
@@ -100,28 +100,28 @@ impl Progress {
     }
 
     /// What the run is doing.
-    pub fn phase(&self) -> Phase {
+    pub(crate) fn phase(&self) -> Phase {
         self.phase.lock().clone()
     }
 
     /// How much of the phase is done, and its total (0 where that is not known), in its unit.
-    pub fn phase_counts(&self) -> (u64, u64) {
+    pub(crate) fn phase_counts(&self) -> (u64, u64) {
         let done = self.done.load(Ordering::Relaxed);
         (done, self.expected.load(Ordering::Relaxed))
     }
 
     /// Blocks fetched and written in this run.
-    pub fn blocks(&self) -> u64 {
+    pub(crate) fn blocks(&self) -> u64 {
         self.blocks.load(Ordering::Relaxed)
     }
 
     /// Bytes fetched in this run: of blocks, blocks of zeroes included, or of what a check reads.
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
     /// Blocks zeroed in this run.
-    pub fn blocks_zeroed(&self) -> u64 {
+    pub(crate) fn blocks_zeroed(&self) -> u64 {
         self.zeroed.load(Ordering::Relaxed)
     }
 }

@@ -89,28 +89,28 @@ impl Budget {
 
 /// One read of an image.
 #[derive(Clone, Copy, Debug)]
-pub struct Read {
+pub(crate) struct Read {
     /// Its first byte.
-    pub offset: u64,
+    pub(crate) offset: u64,
     /// Its bytes.
-    pub len: usize,
+    pub(crate) len: usize,
     /// Whether it has to wait for one of its blocks.
-    pub waits: bool,
+    pub(crate) waits: bool,
     /// When it arrived.
-    pub at: Instant,
+    pub(crate) at: Instant,
 }
 
 /// Blocks to fetch ahead of a reader, the nearest first.
 #[derive(Debug)]
-pub struct PrefetchRequest {
+pub(crate) struct PrefetchRequest {
     /// The blocks; never empty.
-    pub blocks: Vec<BlockIndex>,
+    pub(crate) blocks: Vec<BlockIndex>,
     stream: Option<usize>,
 }
 
 /// The streams of one image.
 #[derive(Debug)]
-pub struct Readahead {
+pub(crate) struct Readahead {
     geometry: Geometry,
     budget: Arc<Budget>,
     streams: Vec<Stream>,
@@ -119,7 +119,7 @@ pub struct Readahead {
 
 impl Readahead {
     /// No streams yet.
-    pub fn new(geometry: Geometry, budget: Arc<Budget>) -> Self {
+    pub(crate) fn new(geometry: Geometry, budget: Arc<Budget>) -> Self {
         let stride = Stride::new(budget.number());
         Self {
             geometry,
@@ -130,7 +130,7 @@ impl Readahead {
     }
 
     /// Records a read and returns the blocks to prefetch for it, if any. Known holes are left out.
-    pub fn observe(
+    pub(crate) fn observe(
         &mut self,
         read: Read,
         is_hole: impl Fn(BlockIndex) -> bool,
@@ -162,7 +162,7 @@ impl Readahead {
     }
 
     /// Records that only the first `taken` blocks of a request are fetched: the others are requested again.
-    pub fn was_taken(&mut self, request: &PrefetchRequest, taken: usize) {
+    pub(crate) fn was_taken(&mut self, request: &PrefetchRequest, taken: usize) {
         let not_taken = request.blocks.len().saturating_sub(taken);
         match request.stream {
             Some(at) => {

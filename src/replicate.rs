@@ -58,28 +58,35 @@ mod totals;
 mod volumes;
 mod window;
 
-pub use clean::JOB_TAG;
-pub use cycle::{CycleRun, StartedCycle};
-pub use drills::{DrillFindings, DrillOutcome, DrillRequest, DrillUnit, StartedDrill};
-pub use job::{
-    DrillBoot, Ec2Volumes, GatewaySource, JobDrill, JobHooks, JobSource, JobTarget, LEAST_RATE,
-    ReplicateJob, TargetAccess, read,
+pub(crate) use clean::JOB_TAG;
+pub(crate) use cycle::CycleRun;
+pub(crate) use drills::{DrillFindings, DrillRequest, DrillUnit};
+pub(crate) use job::{
+    DrillBoot, Ec2Volumes, GatewaySource, JobSource, JobTarget, LEAST_RATE, ReplicateJob,
+    TargetAccess, read,
 };
-pub use live::{LiveCopies, LiveCounts};
-pub use places::{OpenedSnapshot, Places};
-pub use report::{CopyOutcome, CycleReport, VolumeOutcome};
-pub use retain::NeededBases;
-pub use schedule::{CycleHistory, DueCycle, Schedule, due_cycle, time_zone, wanted_cycle};
-pub use shard::{Shard, shard_of_engine};
-pub use state::{
-    CopyPhase, CopyUnderWay, CycleRequests, DrillLock, DrillMemory, JobMemory, JobState, LastDrill,
-    LastRun, RecoveryPoint, StateError, StateFile, TargetState, UnitDrills, VolumeState,
-    present_divisions, read_state, state_names,
+pub(crate) use live::LiveCounts;
+pub(crate) use places::{OpenedSnapshot, Places};
+pub(crate) use report::CycleReport;
+pub(crate) use schedule::{Schedule, due_cycle, wanted_cycle};
+pub(crate) use shard::{Shard, shard_of_engine};
+pub(crate) use state::{
+    CycleRequests, JobMemory, JobState, StateError, present_divisions, read_state, state_names,
 };
-pub use status::{
+pub(crate) use status::{
     CopyStatus, DrillState, DrillsStatus, JobStatus, LocalContent, MonthStatus, PointState,
     RunStatus, STATUS_VERSION, StatusRequest, TargetStatus, UnitStatus, VolumeStatus,
 };
-pub use template::{AssignedTarget, is_shared};
-pub use totals::{MonthTotals, RunTotals};
-pub use window::{RateWindow, Rates};
+pub(crate) use template::is_shared;
+
+// What a job and its state hold, for the tests of those who show them.
+#[cfg(test)]
+pub(crate) use {
+    job::JobDrill,
+    state::{
+        CopyPhase, CopyUnderWay, DrillMemory, LastDrill, LastRun, RecoveryPoint, TargetState,
+        UnitDrills,
+    },
+    template::AssignedTarget,
+    totals::MonthTotals,
+};

@@ -48,25 +48,19 @@ mod undelete;
 mod tests;
 
 pub use catalog::RepositoryCatalog;
-pub use check::{Damage, LastCheck, ReadData, RepositoryCheck, check};
-pub use index::Index;
-pub use lease::{LEASE, Lease, LeaseKind, RunOnRecord, runs};
-pub use manifest::{Manifest, ManifestName};
-pub use pins::{Pin, pin, pinned, unpin};
-pub use prune::{Denied, PruneRequest, Pruned, PrunedRun, forget_run, prune, remove};
-pub use repair::{LostBlocks, RepairOrigin, Repaired, repair};
-pub use retention::{Decisions, Period, Reason, Retention, RetentionCandidate, RetentionDecision};
-pub use run::{Parent, RunState};
-pub use sets::{MachineSet, SetDisk, SetName};
-pub use sink::RepositorySink;
-pub use source::RepositorySource;
-pub use stats::{Growth, Stats, Usage, stats};
-pub use store::{
-    Address, Bandwidth, BucketStyle, Connection, Deleted, KnownLine, OperationCounts, S3Options,
-    Store, StoreTraffic, TrafficCounts,
-};
-pub use target::RepositoryTarget;
-pub use undelete::undelete;
+pub(crate) use check::{Damage, LastCheck, ReadData, RepositoryCheck, check};
+pub(crate) use lease::{LEASE, Lease, LeaseKind, RunOnRecord, runs};
+pub(crate) use manifest::{Manifest, ManifestName};
+pub(crate) use pins::{pin, pinned, unpin};
+pub(crate) use prune::{PruneRequest, Pruned, forget_run, prune, remove};
+pub(crate) use repair::{RepairOrigin, Repaired, repair};
+pub(crate) use retention::{Period, Retention, RetentionCandidate, RetentionDecision};
+pub(crate) use sets::{MachineSet, SetDisk, SetName};
+pub(crate) use stats::{Growth, Usage, stats};
+pub(crate) use store::{Address, Bandwidth, OperationCounts, StoreTraffic};
+pub use store::{BucketStyle, Connection, Deleted, S3Options, Store};
+pub(crate) use target::RepositoryTarget;
+pub(crate) use undelete::undelete;
 
 /// Blocks of a segment: 32 GiB of a volume.
-pub const SEGMENT_BLOCKS: u32 = 1 << 16;
+pub(crate) const SEGMENT_BLOCKS: u32 = 1 << 16;

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::error::{Error, Kind, Result};
 
-pub use creation::{
+pub(crate) use creation::{
     Creation, Deletion, InstanceInfo, NewSnapshots, SnapshotMaker, SnapshotsOf, VolumeInfo,
     VolumeSelector, instance_id, volume_id,
 };
@@ -69,13 +69,13 @@ pub trait Descriptions: Send + Sync {
 #[derive(Clone, Debug, Default)]
 pub struct ListingProgress {
     /// Snapshots listed so far.
-    pub snapshots: usize,
+    pub(crate) snapshots: usize,
     /// The failure that is waited out now: a throttle, or no answer.
-    pub waiting: Option<Error>,
+    pub(crate) waiting: Option<Error>,
 }
 
 /// A callback for the progress of a listing.
-pub type ListingReport<'a> = &'a (dyn Fn(&ListingProgress) + Send + Sync);
+pub(crate) type ListingReport<'a> = &'a (dyn Fn(&ListingProgress) + Send + Sync);
 
 /// A snapshot's id: `snap-` and hexadecimal digits, at most 64 characters.
 ///
@@ -215,26 +215,26 @@ pub struct Snapshot {
     /// Its state.
     pub state: Option<SnapshotState>,
     /// Why its state is what it is, if EC2 says so: what was wrong with one in error.
-    pub state_message: Option<String>,
+    pub(crate) state_message: Option<String>,
     /// How far it is made, as EC2 writes it: `45%`.
-    pub progress: Option<String>,
+    pub(crate) progress: Option<String>,
     /// The instant whose bytes it holds.
     #[serde(serialize_with = "iso8601")]
-    pub start_time: Option<SystemTime>,
+    pub(crate) start_time: Option<SystemTime>,
     /// Bytes of the volume.
     pub volume_size: Option<u64>,
     /// Bytes of all blocks held: `FullSnapshotSizeInBytes`, absent while pending.
-    pub full_size: Option<u64>,
+    pub(crate) full_size: Option<u64>,
     /// Whether it is encrypted at rest. What is read here is always plain.
-    pub encrypted: Option<bool>,
+    pub(crate) encrypted: Option<bool>,
     /// The KMS key's ARN.
-    pub kms_key_id: Option<String>,
+    pub(crate) kms_key_id: Option<String>,
     /// `standard` or `archive`; the direct APIs cannot read an archived snapshot.
-    pub storage_tier: Option<String>,
+    pub(crate) storage_tier: Option<String>,
     /// The account that owns it.
-    pub owner_id: Option<String>,
+    pub(crate) owner_id: Option<String>,
     /// Its description.
-    pub description: Option<String>,
+    pub(crate) description: Option<String>,
     /// Its tags.
     pub tags: BTreeMap<String, String>,
 }
@@ -284,7 +284,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// `Pending` while it is being made, `Denied` when archived, in error or in the Recycle Bin.
-    pub fn readable(&self) -> Result<()> {
+    pub(crate) fn readable(&self) -> Result<()> {
         let id = &self.id;
         if self.storage_tier.as_deref() == Some("archive") {
             return Err(Error::new(
@@ -310,7 +310,7 @@ impl Snapshot {
 }
 
 /// Oldest first, each once, whichever of several selectors brought it.
-pub fn sort_by_time<S: Borrow<Snapshot>>(snapshots: &mut Vec<S>) {
+pub(crate) fn sort_by_time<S: Borrow<Snapshot>>(snapshots: &mut Vec<S>) {
     let key = |snapshot: &S| (snapshot.borrow().start_time, snapshot.borrow().id.clone());
     snapshots.sort_by_cached_key(key);
     snapshots.dedup_by(|a, b| (*a).borrow().id == (*b).borrow().id);

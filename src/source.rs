@@ -18,9 +18,9 @@ use crate::snapshot::{Snapshot, SnapshotId};
 pub use damaged::DamagedSource;
 pub(crate) use damaged::{damaged_before, with_damaged};
 pub use delta::DeltaSource;
-pub use digests::{HeldDigest, HeldDigests};
+pub(crate) use digests::{HeldDigest, HeldDigests};
 pub use disk::{DiskSource, size_of};
-pub use held::held;
+pub(crate) use held::held;
 
 /// The blocks of one volume at one instant. They never change.
 pub trait BlockSource: Send + Sync {
@@ -63,23 +63,23 @@ pub struct Wanted(Arc<AtomicBool>);
 
 impl Wanted {
     /// A reader waits from the start.
-    pub fn already() -> Self {
+    pub(crate) fn already() -> Self {
         Self(Arc::new(AtomicBool::new(true)))
     }
 
     /// From now on a reader waits.
-    pub fn want(&self) {
+    pub(crate) fn want(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
     /// Whether a reader waits.
-    pub fn is_wanted(&self) -> bool {
+    pub(crate) fn is_wanted(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
 /// A delta, and its head to read it from.
-pub type Changes = (Arc<Delta>, Arc<dyn BlockSource>);
+pub(crate) type Changes = (Arc<Delta>, Arc<dyn BlockSource>);
 
 /// Which snapshots there are, and how to read one.
 pub trait Catalog: Send + Sync {

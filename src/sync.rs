@@ -37,18 +37,18 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 pub(crate) use check::source_digest;
-pub use check::{CheckBasis, CheckReport, TargetCheck};
+pub(crate) use check::{CheckBasis, CheckReport, TargetCheck};
 
-pub use crate::progress::{Phase, Progress};
-pub use job::{OnDamage, SyncJob};
-pub use lock::overlaps;
-pub use needs::needed_bases;
-pub use plan::{Decided, Decision};
-pub use report::{REPORT_VERSION, Report, ReportFile};
-pub use source::{ReadMark, Source};
-pub use stage::staged_source;
-pub use status::{Status, Unfinished, recorded, status, unfinished};
-pub use transfer::{RecordImport, RecordView, export_record, import_record, view_record};
+pub(crate) use crate::progress::Progress;
+pub(crate) use job::{OnDamage, SyncJob};
+pub(crate) use lock::overlaps;
+pub(crate) use needs::needed_bases;
+pub(crate) use plan::Decision;
+pub(crate) use report::{REPORT_VERSION, Report, ReportFile};
+pub(crate) use source::Source;
+pub(crate) use stage::staged_source;
+pub(crate) use status::{Status, Unfinished, recorded, status, unfinished};
+pub(crate) use transfer::{RecordImport, RecordView, export_record, import_record, view_record};
 pub(crate) use verify::{DigestRequest, HeldBlock, ImageDigests};
 
 use crate::error::{Error, Result};
@@ -58,13 +58,13 @@ use observe::Candidate;
 use planner::{Planned, Planner};
 
 /// What a run needs besides its job.
-pub struct Context<'a> {
+pub(crate) struct Context<'a> {
     /// Shows plans, and asks before overwriting.
-    pub ui: &'a dyn Ui,
+    pub(crate) ui: &'a dyn Ui,
     /// Counts blocks and bytes.
-    pub progress: Arc<Progress>,
+    pub(crate) progress: Arc<Progress>,
     /// The first signal.
-    pub stop: Stop,
+    pub(crate) stop: Stop,
 }
 
 impl std::fmt::Debug for Context<'_> {
@@ -74,7 +74,7 @@ impl std::fmt::Debug for Context<'_> {
 }
 
 /// The user interface of a run.
-pub trait Ui: Send + Sync {
+pub(crate) trait Ui: Send + Sync {
     /// The plans of all targets, before anything is changed.
     ///
     /// # Errors
@@ -90,47 +90,47 @@ pub trait Ui: Send + Sync {
 
 /// The plan of one target, for people and as JSON.
 #[derive(Clone, Debug)]
-pub struct PlanReport {
+pub(crate) struct PlanReport {
     /// The target as a person writes it.
-    pub target: String,
+    pub(crate) target: String,
     /// What kind of target it is.
-    pub kind: TargetKind,
+    pub(crate) kind: TargetKind,
     /// What is done.
-    pub decision: Decision,
+    pub(crate) decision: Decision,
     /// What is copied.
-    pub source: String,
+    pub(crate) source: String,
     /// The base snapshot, if only changes are copied.
-    pub base: Option<String>,
+    pub(crate) base: Option<String>,
     /// Blocks to write.
-    pub write: u64,
+    pub(crate) write: u64,
     /// Blocks to zero.
-    pub zero: u64,
+    pub(crate) zero: u64,
     /// Blocks of these two that an earlier run has done.
-    pub done: u64,
+    pub(crate) done: u64,
     /// Bytes that a clone of the old image takes.
-    pub clone_bytes: u64,
+    pub(crate) clone_bytes: u64,
     /// Bytes of the target to compare before the decision, or to read back for verify where it holds the source already.
-    pub compare_bytes: u64,
+    pub(crate) compare_bytes: u64,
     /// How long that takes, by a measurement of its first 64 MiB; none where it is not known.
-    pub compare_time: Option<Duration>,
+    pub(crate) compare_time: Option<Duration>,
     /// A warning when the free space may not be enough.
-    pub room: Option<String>,
+    pub(crate) room: Option<String>,
     /// What a person should know.
-    pub warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
 }
 
 /// The result of one target.
 #[derive(Clone, Debug)]
-pub struct TargetOutcome {
+pub(crate) struct TargetOutcome {
     /// The target as a person writes it.
-    pub target: String,
+    pub(crate) target: String,
     /// How it ended.
-    pub ended: Result<Ended>,
+    pub(crate) ended: Result<Ended>,
 }
 
 /// The result of a target that did not fail.
 #[derive(Clone, Debug)]
-pub enum Ended {
+pub(crate) enum Ended {
     /// A dry run: only its plan was made.
     Planned,
     /// It held the source already; with the SHA-256 of the image, if that was asked for.
@@ -151,7 +151,7 @@ pub enum Ended {
 }
 
 /// Copies a source to targets. One that fails does not stop the others; every one has an outcome.
-pub async fn run(
+pub(crate) async fn run(
     job: &SyncJob,
     source: &Source,
     targets: Vec<Arc<dyn Target>>,

@@ -26,7 +26,7 @@ use futures_util::future::BoxFuture;
 use sha2::{Digest as _, Sha256};
 
 pub use facts::{Base, Existence, Facts, ObserveRequest, Replica, SourceInfo, UnfinishedState};
-pub use mark::{DeviceMark, Mark};
+pub(crate) use mark::{DeviceMark, Mark};
 pub use record::{Content, TargetRecord, Task};
 pub use state::{SinkBody, SinkState};
 pub use stop::Stop;
@@ -57,12 +57,12 @@ pub enum TargetKind {
 
 impl TargetKind {
     /// Whether writes show at once, so that the target is between two snapshots during a run.
-    pub fn is_in_place(self) -> bool {
+    pub(crate) fn is_in_place(self) -> bool {
         matches!(self, Self::ImageInPlace | Self::Device)
     }
 
     /// Whether a run makes a new object and changes no existing one.
-    pub fn is_new(self) -> bool {
+    pub(crate) fn is_new(self) -> bool {
         matches!(self, Self::Ebs | Self::Repository)
     }
 }
@@ -71,11 +71,11 @@ impl TargetKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StatePaths {
     /// What the names of the state files begin with: the image's own path, or a name in the state directory.
-    pub stem: PathBuf,
+    pub(crate) stem: PathBuf,
 }
 
 /// What the names of the files of an object begin with in a directory: the first 32 digits of the SHA-256 of its id.
-pub fn stem_in(directory: &Path, id: &str) -> PathBuf {
+pub(crate) fn stem_in(directory: &Path, id: &str) -> PathBuf {
     let digest = hexadecimal(&Sha256::digest(id));
     directory.join(digest.get(..32).unwrap_or(&digest))
 }
@@ -85,9 +85,9 @@ pub fn stem_in(directory: &Path, id: &str) -> PathBuf {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LockPath {
     /// An existing file or device node, locked with flock(2) on its inode.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// Whether a run waits a minute for it: the disk of a sibling partition.
-    pub waits: bool,
+    pub(crate) waits: bool,
 }
 
 /// One target of a sync.
@@ -258,7 +258,7 @@ pub trait Sink: Send + Sync {
 #[derive(Clone, Debug, Default)]
 pub struct Published {
     /// Its mark after the last write, if nothing changed it for two clock ticks since.
-    pub mark: Option<Mark>,
+    pub(crate) mark: Option<Mark>,
     /// The name of a snapshot that was made: an EBS snapshot's id, or `s3://BUCKET/PREFIX#SNAPSHOT`.
     pub snapshot: Option<String>,
     /// That snapshot's id, where the target keeps several.

@@ -20,11 +20,11 @@ use crate::error::{Error, Kind, Remedy};
 use crate::files::FileMark;
 use crate::target::Mark;
 
-pub use device::DeviceTarget;
+pub(crate) use device::DeviceTarget;
 pub use ebs::{EbsAccount, EbsJob, EbsTarget};
-pub use holders::mounted_twins;
-pub use image::ImageTarget;
-pub use volume::volume_key_of;
+pub(crate) use holders::mounted_twins;
+pub(crate) use image::ImageTarget;
+pub(crate) use volume::volume_key_of;
 
 /// Two ticks of the coarsest kernel clock that stamps files (100 Hz): writes at least this far apart have different change
 /// times.
@@ -47,7 +47,7 @@ fn over_anything(plan: Arc<Delta>, may_hold_anything: bool) -> Arc<Delta> {
 }
 
 /// Flushes an image or a device of this machine and returns its mark; none where the target has no mark.
-pub fn mark_of(path: &Path) -> Option<Mark> {
+pub(crate) fn mark_of(path: &Path) -> Option<Mark> {
     let file = File::open(path).ok()?;
     if file.metadata().ok()?.file_type().is_block_device() {
         return identity::device_mark(&file).map(Mark::Device);

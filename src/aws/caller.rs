@@ -17,7 +17,7 @@ impl Aws {
     ///
     /// # Errors
     /// `Unavailable` when STS returns an error or does not answer within 10 s; errors of the endpoint's settings.
-    pub async fn caller(&self) -> Result<String> {
+    pub(crate) async fn caller(&self) -> Result<String> {
         let config = self.service(Service::Sts)?;
         let sts = aws_sdk_sts::Client::new(&config.sdk);
         let failed = |why| {

@@ -24,7 +24,7 @@ pub(crate) use text::presentable;
 
 /// What to do about a failed call.
 #[derive(Clone, Debug)]
-pub enum ErrorClass {
+pub(crate) enum ErrorClass {
     /// It can succeed later: a throttle, a 5xx, a broken connection.
     Retry(Error),
     /// A block or page token is expired or foreign: list again for a fresh one.
@@ -40,7 +40,7 @@ pub enum ErrorClass {
 
 impl ErrorClass {
     /// No credentials now: [`Kind::Unavailable`] where the next load may bring some.
-    pub fn without_credentials(error: Error) -> Self {
+    pub(crate) fn without_credentials(error: Error) -> Self {
         match error.kind() {
             Kind::Unavailable => Self::Retry(error),
             _ => Self::Permanent(error),
@@ -48,12 +48,12 @@ impl ErrorClass {
     }
 
     /// Whether there were too many requests.
-    pub fn is_throttle(&self) -> bool {
+    pub(crate) fn is_throttle(&self) -> bool {
         matches!(self, Self::Retry(error) if error.kind() == Kind::Throttled)
     }
 
     /// The error itself.
-    pub fn into_error(self) -> Error {
+    pub(crate) fn into_error(self) -> Error {
         match self {
             Self::Retry(error)
             | Self::StaleToken(error)
@@ -66,14 +66,14 @@ impl ErrorClass {
 
 /// The IAM action that a call needs, and the partition of its Region, for what is advised.
 #[derive(Clone, Copy, Debug)]
-pub struct Action<'a> {
+pub(crate) struct Action<'a> {
     name: &'a str,
     partition: &'static str,
 }
 
 impl<'a> Action<'a> {
     /// An action in a Region.
-    pub fn in_region(name: &'a str, region: &str) -> Self {
+    pub(crate) fn in_region(name: &'a str, region: &str) -> Self {
         let partition = partition_of(region).id;
         Self { name, partition }
     }
@@ -99,7 +99,7 @@ struct ErrorBody {
 }
 
 /// Classifies a failed call. `action` is the IAM action it needs, `target` what it was made on.
-pub fn classify<'a, E>(
+pub(crate) fn classify<'a, E>(
     error: SdkError<E, HttpResponse>,
     action: impl Into<Action<'a>>,
     target: &str,
@@ -161,7 +161,7 @@ where
 }
 
 /// Classifies a reply that is no success, by its status, headers and body. `now` is what the request was signed with.
-pub fn classify_reply<'a>(
+pub(crate) fn classify_reply<'a>(
     reply: &HttpResponse,
     body: &[u8],
     now: SystemTime,
@@ -191,7 +191,7 @@ pub fn classify_reply<'a>(
 }
 
 /// Classifies a request that could not be sent or was not answered.
-pub fn classify_sending<'a>(
+pub(crate) fn classify_sending<'a>(
     error: ConnectorError,
     action: impl Into<Action<'a>>,
     target: &str,
@@ -240,7 +240,7 @@ fn is_misconfigured(error: &(dyn StdError + 'static)) -> bool {
 }
 
 /// How far the service's clock is ahead of `now`, by the Date of a reply, in milliseconds; negative when it is behind.
-pub fn skew(headers: &Headers, now: SystemTime) -> Option<i64> {
+pub(crate) fn skew(headers: &Headers, now: SystemTime) -> Option<i64> {
     let date = httpdate::parse_http_date(headers.get("date")?).ok()?;
     let millis = |off: Duration| i64::try_from(off.as_millis()).unwrap_or(i64::MAX);
     Some(match date.duration_since(now) {

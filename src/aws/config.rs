@@ -31,31 +31,31 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(12);
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// The Region.
-    pub region: Option<Given<String>>,
+    pub(crate) region: Option<Given<String>>,
     /// The profile.
-    pub profile: Option<Given<String>>,
+    pub(crate) profile: Option<Given<String>>,
     /// The URL of EBS and EC2, or of an object store.
-    pub endpoint_url: Option<Given<String>>,
+    pub(crate) endpoint_url: Option<Given<String>>,
     /// The URL of the EBS direct APIs.
-    pub ebs_endpoint: Option<Given<String>>,
+    pub(crate) ebs_endpoint: Option<Given<String>>,
     /// The URL of EC2.
-    pub ec2_endpoint: Option<Given<String>>,
+    pub(crate) ec2_endpoint: Option<Given<String>>,
     /// The URL of S3.
-    pub s3_endpoint: Option<Given<String>>,
+    pub(crate) s3_endpoint: Option<Given<String>>,
     /// The URL of STS.
-    pub sts_endpoint: Option<Given<String>>,
+    pub(crate) sts_endpoint: Option<Given<String>>,
     /// The certificate authorities to trust, in PEM.
-    pub ca_bundle: Option<Given<PathBuf>>,
+    pub(crate) ca_bundle: Option<Given<PathBuf>>,
     /// FIPS endpoints only.
-    pub use_fips: Option<Given<bool>>,
+    pub(crate) use_fips: Option<Given<bool>>,
     /// Endpoints that have IPv6 addresses too.
-    pub use_dual_stack: Option<Given<bool>>,
+    pub(crate) use_dual_stack: Option<Given<bool>>,
     /// How a person names a profile, for advice.
-    pub profile_option: String,
+    pub(crate) profile_option: String,
     /// How a person names a Region, for advice.
-    pub region_option: String,
+    pub(crate) region_option: String,
     /// Counts the requests of all clients that are made from these settings.
-    pub requests: RequestCounts,
+    pub(crate) requests: RequestCounts,
 }
 
 /// Settings as they hold for this run.
@@ -87,15 +87,15 @@ pub struct Aws {
 #[derive(Clone, Debug)]
 pub struct ServiceConfig {
     /// Region, endpoint, credentials and connections, as the SDK takes them.
-    pub sdk: SdkConfig,
+    pub(crate) sdk: SdkConfig,
     /// The URL that was chosen instead of the service's own.
-    pub url: Option<String>,
+    pub(crate) url: Option<String>,
     /// The credentials; the SDK asks the same ones.
-    pub credentials: Credentials,
+    pub(crate) credentials: Credentials,
     /// The connections; the SDK uses the same ones.
-    pub http: Http,
+    pub(crate) http: Http,
     /// Counts the client's requests.
-    pub requests: RequestCounts,
+    pub(crate) requests: RequestCounts,
 }
 
 impl Settings {
@@ -104,7 +104,7 @@ impl Settings {
     ///
     /// # Errors
     /// `Invalid` for settings that contradict each other or cannot be read, and for a Region that is none.
-    pub async fn load(self) -> Result<Aws> {
+    pub(crate) async fn load(self) -> Result<Aws> {
         let environment = Environment::of_process();
         let profiles = Profiles::read(&environment).await?;
         let settled = Arc::new(self.settle(environment, profiles).await?);
@@ -313,7 +313,7 @@ impl Settled {
 
 impl Aws {
     /// The Region; stores may have none.
-    pub fn region(&self) -> Option<&str> {
+    pub(crate) fn region(&self) -> Option<&str> {
         self.settled.region.as_deref()
     }
 
@@ -321,7 +321,7 @@ impl Aws {
     ///
     /// # Errors
     /// `Invalid` with what to set.
-    pub fn with_region(self) -> Result<Self> {
+    pub(crate) fn with_region(self) -> Result<Self> {
         if self.settled.region.is_some() {
             return Ok(self);
         }
@@ -333,16 +333,11 @@ impl Aws {
         Err(error.with_remedy(Remedy::GiveRegion(option.clone())))
     }
 
-    /// The credentials.
-    pub fn credentials(&self) -> &Credentials {
-        &self.credentials
-    }
-
     /// Loads the credentials now, so that what is missing is reported at once.
     ///
     /// # Errors
     /// `Denied` when there are none.
-    pub async fn check_credentials(&self) -> Result<()> {
+    pub(crate) async fn check_credentials(&self) -> Result<()> {
         self.credentials.current().await.map(drop)
     }
 
@@ -350,7 +345,7 @@ impl Aws {
     ///
     /// # Errors
     /// `Invalid` for an endpoint that cannot be used.
-    pub fn service(&self, service: Service) -> Result<ServiceConfig> {
+    pub(crate) fn service(&self, service: Service) -> Result<ServiceConfig> {
         let sdk = self.settled.sdk(service, None)?;
         let provider = SharedCredentialsProvider::new(self.credentials.clone());
         Ok(ServiceConfig {
@@ -389,7 +384,7 @@ impl ServiceConfig {
     }
 
     /// Where requests go, for people: the URL that was chosen, or the service and its Region.
-    pub fn endpoint(&self, service: &str) -> String {
+    pub(crate) fn endpoint(&self, service: &str) -> String {
         let region = self.sdk.region().map_or("no Region", AsRef::as_ref);
         let usual = || format!("{service} in {region}");
         self.url.clone().unwrap_or_else(usual)

@@ -39,24 +39,15 @@ const PAUSE: Duration = Duration::from_millis(1500);
 const LOAD_TIMEOUT: Duration = Duration::from_secs(90);
 
 type Load = dyn Fn() -> BoxFuture<'static, Result<Keys>> + Send + Sync;
-type RunningLoad = Shared<BoxFuture<'static, Result<Usable>>>;
+type RunningLoad = Shared<BoxFuture<'static, Result<Keys>>>;
 
 /// Which of the credentials that were loaded one after the other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Generation(u64);
-
-/// Credentials that may sign requests now.
-#[derive(Clone, Debug)]
-pub struct Usable {
-    /// The keys.
-    pub keys: Keys,
-    /// To say which were refused ([`Credentials::refused`]).
-    pub generation: Generation,
-}
+pub(crate) struct Generation(u64);
 
 /// A cache of credentials; clones share it.
 #[derive(Clone)]
-pub struct Credentials {
+pub(crate) struct Credentials {
     shared: Arc<CredentialCache>,
 }
 
@@ -75,7 +66,7 @@ struct Cached {
 
 /// Credentials in the cache.
 struct HeldKeys {
-    usable: Usable,
+    keys: Keys,
     loaded: Instant,
     /// Between loading and expiry, by the clock at loading; none for credentials that do not expire.
     life: Option<Duration>,
@@ -144,7 +135,7 @@ impl fmt::Debug for Credentials {
 impl Credentials {
     /// How often a call may have its credentials refused: by old ones that many calls still use while others are loaded, by the
     /// loaded ones, and by those of a rotation meanwhile.
-    pub const MAX_REFUSALS: u32 = 3;
+    pub(crate) const MAX_REFUSALS: u32 = 3;
 
     pub(super) fn new(
         load: impl Fn() -> BoxFuture<'static, Result<Keys>> + Send + Sync + 'static,
@@ -158,7 +149,7 @@ impl Credentials {
     }
 
     /// Keys that are known and never change, for tests and benches.
-    pub fn fixed(key_id: &str, secret: &str) -> Self {
+    pub(crate) fn fixed(key_id: &str, secret: &str) -> Self {
         let keys = Keys::new(key_id, secret, None, None, "fixed");
         Self::new(move || {
             let keys = keys.clone();
@@ -171,14 +162,14 @@ impl Credentials {
     /// # Errors
     /// `Denied` when there are none, `Unavailable` when there were some and the next load may bring others; at once for some
     /// seconds after a failed load.
-    pub async fn current(&self) -> Result<Usable> {
+    pub(crate) async fn current(&self) -> Result<Keys> {
         let load = {
             let mut cached = self.shared.cached.lock();
             match cached.supplies().decide() {
-                Supply::Use => return cached.usable(),
+                Supply::Use => return cached.keys(),
                 Supply::UseAndRenew => {
                     drop(self.begin_load(&mut cached));
-                    return cached.usable();
+                    return cached.keys();
                 }
                 Supply::Fail => {
                     let failure = cached.failure.as_ref().map(|(error, _)| error.clone());
@@ -191,13 +182,13 @@ impl Credentials {
     }
 
     /// The credentials that the next request is signed with, as far as they are loaded.
-    pub fn generation(&self) -> Generation {
+    pub(crate) fn generation(&self) -> Generation {
         self.shared.cached.lock().generation
     }
 
     /// A service refused these credentials as expired or unknown. Whether to try again: others are held by now, or the next
     /// [`Credentials::current`] reads files and runs programs again. Not so when that was just done and brought the same.
-    pub fn refused(&self, used: Generation) -> bool {
+    pub(crate) fn refused(&self, used: Generation) -> bool {
         let mut cached = self.shared.cached.lock();
         if cached.generation != used {
             return true;
@@ -267,9 +258,9 @@ impl Cached {
         }
     }
 
-    fn usable(&self) -> Result<Usable> {
+    fn keys(&self) -> Result<Keys> {
         let held = self.held.as_ref();
-        held.map(|held| held.usable.clone()).ok_or_else(none_held)
+        held.map(|held| held.keys.clone()).ok_or_else(none_held)
     }
 
     /// A failed load as its callers see it. In the middle of a run a program or a service that fails may do better the next
@@ -283,7 +274,7 @@ impl Cached {
     }
 
     /// Puts what a load brought into the cache.
-    fn take(&mut self, loaded: Result<Keys>) -> Result<Usable> {
+    fn take(&mut self, loaded: Result<Keys>) -> Result<Keys> {
         self.running = None;
         let keys = match loaded {
             Ok(keys) => keys,
@@ -302,7 +293,7 @@ impl Cached {
         };
         self.failure = None;
         let is_same = |held: &&HeldKeys| {
-            let known = &held.usable.keys;
+            let known = &held.keys;
             known.access_key_id() == keys.access_key_id()
                 && known.secret_access_key() == keys.secret_access_key()
                 && known.session_token() == keys.session_token()
@@ -316,18 +307,14 @@ impl Cached {
             let left = expiry.duration_since(SystemTime::now());
             left.unwrap_or_default()
         });
-        let usable = Usable {
-            keys,
-            generation: self.generation,
-        };
         self.held = Some(HeldKeys {
-            usable: usable.clone(),
+            keys: keys.clone(),
             loaded: Instant::now(),
             life,
             is_stale: false,
             was_rechecked,
         });
-        Ok(usable)
+        Ok(keys)
     }
 }
 
@@ -337,10 +324,8 @@ impl ProvideCredentials for Credentials {
         Self: 'a,
     {
         future::ProvideCredentials::new(async {
-            let usable = self.current().await;
-            usable
-                .map(|usable| usable.keys)
-                .map_err(CredentialsError::provider_error)
+            let keys = self.current().await;
+            keys.map_err(CredentialsError::provider_error)
         })
     }
 }

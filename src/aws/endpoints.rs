@@ -4,7 +4,7 @@ use crate::error::{Error, Kind, Result};
 
 /// A service of AWS that this program calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Service {
+pub(crate) enum Service {
     /// The EBS direct APIs.
     Ebs,
     /// EC2: descriptions, tags.
@@ -36,16 +36,16 @@ impl Service {
 
 /// A value, and where it was given: an option, a variable or a profile, for messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Given<T> {
+pub(crate) struct Given<T> {
     /// What was given.
-    pub value: T,
+    pub(crate) value: T,
     /// Where, as a person would name it.
-    pub from: String,
+    pub(crate) from: String,
 }
 
 impl<T> Given<T> {
     /// A value from a place.
-    pub fn new(value: T, from: impl Into<String>) -> Self {
+    pub(crate) fn new(value: T, from: impl Into<String>) -> Self {
         let from = from.into();
         Self { value, from }
     }
@@ -152,7 +152,7 @@ fn is_host(host: &str) -> bool {
 }
 
 /// A URL without the user and password in it.
-pub fn without_password(url: &str) -> String {
+pub(crate) fn without_password(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);

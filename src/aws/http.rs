@@ -16,8 +16,7 @@ use std::time::Duration;
 
 use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_runtime_api::client::http::{
-    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
-    SharedHttpConnector,
+    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
 };
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::ConnectorError;
@@ -31,7 +30,7 @@ use tokio::time::Instant;
 use self::connect::Dialer;
 use crate::error::{Kind, Result};
 
-pub use proxy::Proxies;
+pub(crate) use proxy::Proxies;
 
 /// An idle connection is closed after this time: load balancers and NAT gateways drop them silently after 60 s or more.
 const POOL_IDLE: Duration = Duration::from_secs(50);
@@ -57,7 +56,7 @@ impl StdError for Unreachable {}
 
 /// Connections to AWS; clones share them.
 #[derive(Clone)]
-pub struct Http {
+pub(crate) struct Http {
     connections: Arc<SharedConnections>,
 }
 
@@ -78,7 +77,7 @@ impl Http {
     ///
     /// # Errors
     /// `Invalid` when the bundle cannot be read or holds no usable certificate.
-    pub fn new(proxies: Proxies, ca_bundle: Option<&Path>) -> Result<Self> {
+    pub(crate) fn new(proxies: Proxies, ca_bundle: Option<&Path>) -> Result<Self> {
         let tls = tls::Trust::new(ca_bundle)?;
         Ok(Self::with(Dialer::new(proxies, tls, None)))
     }
@@ -87,7 +86,7 @@ impl Http {
     ///
     /// # Errors
     /// As for [`Http::new`].
-    pub fn metadata(ca_bundle: Option<&Path>) -> Result<Self> {
+    pub(crate) fn metadata(ca_bundle: Option<&Path>) -> Result<Self> {
         let tls = tls::Trust::new(ca_bundle)?;
         let dialer = Dialer::new(Proxies::default(), tls, Some(METADATA_CONNECT));
         Ok(Self::with(dialer))
@@ -106,7 +105,7 @@ impl Http {
 
     /// Closes the idle connections. After one connection was silent the others are suspect too: a firewall that forgot
     /// one forgot them all, and each would cost a time-out. Requests under way keep theirs.
-    pub fn forget_idle(&self) {
+    pub(crate) fn forget_idle(&self) {
         let mut forgotten = self.connections.forgotten.lock();
         if forgotten.is_some_and(|at| at.elapsed() < FORGET_EVERY) {
             return;
@@ -116,16 +115,11 @@ impl Http {
         *self.connections.pool.write() = fresh;
     }
 
-    /// The client as the SDK takes it.
-    pub fn for_sdk(&self) -> SharedHttpClient {
-        SharedHttpClient::new(self.clone())
-    }
-
     /// Sends a request; the time until the reply's headers is limited by the caller.
     ///
     /// # Errors
     /// The error of the connection.
-    pub async fn send(
+    pub(crate) async fn send(
         &self,
         request: HttpRequest,
     ) -> std::result::Result<HttpResponse, ConnectorError> {

@@ -10,26 +10,26 @@ use crate::histogram::Histogram;
 
 /// Counts of requests; clones count together. All clients of one command share them.
 #[derive(Clone, Debug, Default)]
-pub struct RequestCounts(Arc<Mutex<BTreeMap<&'static str, ActionCounts>>>);
+pub(crate) struct RequestCounts(Arc<Mutex<BTreeMap<&'static str, ActionCounts>>>);
 
 /// Requests of one action since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct ActionCounts {
+pub(crate) struct ActionCounts {
     /// Requests sent, repeated ones included.
-    pub sent: u64,
+    pub(crate) sent: u64,
     /// Requests sent again after a failure.
-    pub retries: u64,
+    pub(crate) retries: u64,
     /// Requests sent a second time because the first was slow.
-    pub hedges: u64,
+    pub(crate) hedges: u64,
     /// Requests that the service refused because there were too many.
-    pub throttles: u64,
+    pub(crate) throttles: u64,
     /// How long the answers took that were no failures, from the request to the end of the body.
-    pub answers: Histogram,
+    pub(crate) answers: Histogram,
 }
 
 impl RequestCounts {
     /// The counts so far, by action: `ebs:GetSnapshotBlock`.
-    pub fn by_action(&self) -> BTreeMap<&'static str, ActionCounts> {
+    pub(crate) fn by_action(&self) -> BTreeMap<&'static str, ActionCounts> {
         self.0.lock().clone()
     }
 

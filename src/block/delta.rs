@@ -44,7 +44,7 @@ impl Delta {
 
     /// Adds what the volume has grown by, all of it if it grew from nothing: what lies behind the base's end in a target is
     /// not the base's, so it is zeroed where it is not written.
-    pub fn zero_what_grew(&mut self) {
+    pub(crate) fn zero_what_grew(&mut self) {
         let end = BlockIndex(self.head.block_count());
         let mut at = BlockIndex(self.base.map_or(0, Geometry::block_count));
         let written = self.write.runs_in(at, end);
@@ -58,7 +58,7 @@ impl Delta {
     }
 
     /// Like this delta, for a new target of the head's size, which reads as zeroes beyond the base's end.
-    pub fn without_growth(&self) -> Self {
+    pub(crate) fn without_growth(&self) -> Self {
         let base = BlockIndex(self.base.map_or(0, Geometry::block_count));
         let mut zero = BlockSet::new();
         for run in self.zero.runs_in(BlockIndex(0), base) {
@@ -86,7 +86,7 @@ impl Delta {
     }
 
     /// Zeroes the blocks of `held` within the head that this delta does not touch.
-    pub fn zero_where_held(&mut self, held: &BlockSet) {
+    pub(crate) fn zero_where_held(&mut self, held: &BlockSet) {
         let end = BlockIndex(self.head.block_count());
         for held in held.runs_in(BlockIndex(0), end) {
             for run in self.left_alone(held.start(), held.end()) {
@@ -97,7 +97,7 @@ impl Delta {
 
     /// Writes the last block of a base that ends within it, where the head is of another size: what lies behind the base's end in a
     /// target is unknown.
-    pub fn cover_short_end(&mut self) {
+    pub(crate) fn cover_short_end(&mut self) {
         let Some(base) = self.base.filter(|base| *base != self.head) else {
             return;
         };
@@ -110,7 +110,7 @@ impl Delta {
     }
 
     /// Adds blocks to `write` and removes them from `zero`; ignores blocks beyond the head.
-    pub fn write_too(&mut self, blocks: &BlockSet) {
+    pub(crate) fn write_too(&mut self, blocks: &BlockSet) {
         let end = BlockIndex(self.head.block_count());
         for run in blocks.runs_in(BlockIndex(0), end) {
             self.write.insert_extent(run);
@@ -134,7 +134,7 @@ impl Delta {
     /// Adds every block that `other` touches to `write`, unless this delta touches it, so that a half-applied `other` is
     /// overwritten.
     /// Blocks beyond the end of `other`'s head may have been cut off, and are written too.
-    pub fn rewrite_touched(&mut self, other: &Self) {
+    pub(crate) fn rewrite_touched(&mut self, other: &Self) {
         let end = BlockIndex(self.head.block_count());
         let cut_off = Extent::new(BlockIndex(other.head.block_count()), end);
         let touched = other.runs().map(|(extent, _)| extent);
@@ -146,7 +146,7 @@ impl Delta {
     }
 
     /// Appends the delta to `out`.
-    pub fn encode(&self, out: &mut Vec<u8>) {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.base.map_or(0, Geometry::size).to_le_bytes());
         out.extend_from_slice(&self.head.size().to_le_bytes());
         self.write.encode(out);
@@ -154,7 +154,7 @@ impl Delta {
     }
 
     /// Takes a delta from the front of `bytes`; none when they do not encode one.
-    pub fn decode(bytes: &mut &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &mut &[u8]) -> Option<Self> {
         let mut size = || {
             let (size, rest) = bytes.split_first_chunk()?;
             *bytes = rest;
@@ -170,17 +170,17 @@ impl Delta {
     }
 
     /// The volume that it starts from; none for a full copy.
-    pub fn base(&self) -> Option<Geometry> {
+    pub(crate) fn base(&self) -> Option<Geometry> {
         self.base
     }
 
     /// The volume that it leads to.
-    pub fn head(&self) -> Geometry {
+    pub(crate) fn head(&self) -> Geometry {
         self.head
     }
 
     /// Blocks that must be written.
-    pub fn write(&self) -> &BlockSet {
+    pub(crate) fn write(&self) -> &BlockSet {
         &self.write
     }
 
@@ -199,7 +199,7 @@ impl Delta {
     }
 
     /// The first run at or after `from` that needs something.
-    pub fn next_run(&self, from: BlockIndex) -> Option<(Extent, Change)> {
+    pub(crate) fn next_run(&self, from: BlockIndex) -> Option<(Extent, Change)> {
         let write = self.write.next_in(from);
         let zero = self.zero.next_in(from);
         let is_write = match (write, zero) {
@@ -226,7 +226,7 @@ impl Delta {
     }
 
     /// Every block of `within` that needs something, ascending.
-    pub fn blocks_in(&self, within: Extent) -> impl Iterator<Item = (BlockIndex, Change)> {
+    pub(crate) fn blocks_in(&self, within: Extent) -> impl Iterator<Item = (BlockIndex, Change)> {
         let mut at = within.start();
         std::iter::from_fn(move || {
             let (extent, change) = self.next_run(at)?;

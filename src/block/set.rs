@@ -49,12 +49,12 @@ impl BlockSet {
     }
 
     /// Whether no block is in the set.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// Bytes of memory that the set takes.
-    pub fn memory(&self) -> usize {
+    pub(crate) fn memory(&self) -> usize {
         let is_bits = |chunk: &&Chunk| matches!(chunk, Chunk::Bits(_));
         let bits = self.chunks.iter().filter(is_bits).count();
         bits * size_of::<[u64; WORDS]>() + self.chunks.capacity() * size_of::<Chunk>()
@@ -81,7 +81,7 @@ impl BlockSet {
     }
 
     /// Adds a run of blocks.
-    pub fn insert_extent(&mut self, extent: Extent) {
+    pub(crate) fn insert_extent(&mut self, extent: Extent) {
         self.insert_range(extent.start, extent.end);
     }
 
@@ -102,19 +102,19 @@ impl BlockSet {
     }
 
     /// The first block at or after `from` that is in the set.
-    pub fn next_in(&self, from: BlockIndex) -> Option<BlockIndex> {
+    pub(crate) fn next_in(&self, from: BlockIndex) -> Option<BlockIndex> {
         self.scan(from.0, true)
     }
 
     /// The first block at or after `from` that is not in the set.
-    pub fn next_out(&self, from: BlockIndex) -> BlockIndex {
+    pub(crate) fn next_out(&self, from: BlockIndex) -> BlockIndex {
         let beyond = u32::try_from(self.chunks.len()).map_or(u32::MAX, |n| n.saturating_mul(CHUNK));
         self.scan(from.0, false)
             .unwrap_or(BlockIndex(beyond.max(from.0)))
     }
 
     /// Whether all blocks of the run are in the set.
-    pub fn covers(&self, extent: Extent) -> bool {
+    pub(crate) fn covers(&self, extent: Extent) -> bool {
         let mut at = extent.start;
         while at < extent.end {
             let chunk_start = at - at % CHUNK;
@@ -134,7 +134,11 @@ impl BlockSet {
     }
 
     /// The runs of blocks from `start` to before `end` that are in the set, ascending.
-    pub fn runs_in(&self, start: BlockIndex, end: BlockIndex) -> impl Iterator<Item = Extent> {
+    pub(crate) fn runs_in(
+        &self,
+        start: BlockIndex,
+        end: BlockIndex,
+    ) -> impl Iterator<Item = Extent> {
         let mut at = start;
         std::iter::from_fn(move || {
             let first = self.next_in(at).filter(|first| *first < end)?;
@@ -144,18 +148,18 @@ impl BlockSet {
     }
 
     /// How many blocks of the run are in the set.
-    pub fn count_in(&self, extent: Extent) -> u32 {
+    pub(crate) fn count_in(&self, extent: Extent) -> u32 {
         let runs = self.runs_in(extent.start(), extent.end());
         runs.map(Extent::count).sum()
     }
 
     /// Every run of the set, ascending.
-    pub fn runs(&self) -> impl Iterator<Item = Extent> {
+    pub(crate) fn runs(&self) -> impl Iterator<Item = Extent> {
         self.runs_in(BlockIndex(0), BlockIndex(u32::MAX))
     }
 
     /// Adds every block of another set.
-    pub fn insert_all(&mut self, other: &Self) {
+    pub(crate) fn insert_all(&mut self, other: &Self) {
         for run in other.runs() {
             self.insert_extent(run);
         }
@@ -163,7 +167,7 @@ impl BlockSet {
 
     /// The blocks of this set that are not in another.
     #[must_use]
-    pub fn without(&self, other: &Self) -> Self {
+    pub(crate) fn without(&self, other: &Self) -> Self {
         let mut rest = Self::new();
         for run in self.runs() {
             let mut at = run.start();
@@ -184,7 +188,7 @@ impl BlockSet {
     }
 
     /// Appends the set to `out`: how many chunks, then each as it is shortest: empty, full, its members, or its bits.
-    pub fn encode(&self, out: &mut Vec<u8>) {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         let count = u32::try_from(self.chunks.len()).unwrap_or(u32::MAX);
         out.extend_from_slice(&count.to_le_bytes());
         for chunk in &self.chunks {
@@ -208,7 +212,7 @@ impl BlockSet {
     }
 
     /// Takes a set from the front of `bytes`; none when they do not encode one.
-    pub fn decode(bytes: &mut &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &mut &[u8]) -> Option<Self> {
         let count = u32::from_le_bytes(take(bytes)?);
         let mut set = Self::new();
         for number in 0..count {

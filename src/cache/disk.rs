@@ -36,7 +36,7 @@ use slots::{Recorded, SlotFiles};
 use writer::SlotQueue;
 
 /// The least size of a cache in bytes: an eviction takes up to 64 MiB.
-pub const MIN_DISK: u64 = 256 << 20;
+pub(crate) const MIN_DISK: u64 = 256 << 20;
 
 /// Most snapshots whose permission is remembered.
 const MOST_TIERS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
@@ -48,21 +48,21 @@ const SLOW: Duration = Duration::from_secs(5);
 const ASKING: Duration = Duration::from_secs(5);
 
 /// Threads of a disk cache, besides those of the memory cache.
-pub const DISK_THREADS: usize = READS + 1;
+pub(crate) const DISK_THREADS: usize = READS + 1;
 /// Descriptors of a disk cache: the open files of snapshots, those of reads under way, the lock.
-pub const DISK_DESCRIPTORS: u64 = 2 * (folder::MOST_OPEN as u64 + READS as u64) + 2;
+pub(crate) const DISK_DESCRIPTORS: u64 = 2 * (folder::MOST_OPEN as u64 + READS as u64) + 2;
 
 /// Settings of a disk cache.
 #[derive(Clone, Debug)]
-pub struct DiskCacheConfig {
+pub(crate) struct DiskCacheConfig {
     /// The folder, made if it is absent.
-    pub folder: PathBuf,
+    pub(crate) folder: PathBuf,
     /// The most bytes that its files may take on disk; at least [`MIN_DISK`].
-    pub size: u64,
+    pub(crate) size: u64,
     /// Whether blocks of encrypted snapshots are kept too, as plain bytes.
-    pub keep_encrypted: bool,
+    pub(crate) keep_encrypted: bool,
     /// Region and endpoint, or the repository: the same snapshot id elsewhere may be another snapshot.
-    pub origin: String,
+    pub(crate) origin: String,
 }
 
 impl DiskCacheConfig {
@@ -70,7 +70,7 @@ impl DiskCacheConfig {
     ///
     /// # Errors
     /// `Invalid` for a size below [`MIN_DISK`].
-    pub fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         if self.size < MIN_DISK {
             let what = format!(
                 "cannot use a block cache of {} bytes on disk: the least is {} MiB",
@@ -85,7 +85,7 @@ impl DiskCacheConfig {
 
 /// The blocks on disk.
 #[derive(Debug)]
-pub struct DiskCache {
+pub(crate) struct DiskCache {
     shared: Arc<DiskShared>,
     keep_encrypted: bool,
     origin: String,
@@ -141,7 +141,7 @@ impl DiskCache {
     /// # Errors
     /// `Invalid` when the size is below [`MIN_DISK`], the folder belongs to another user, others can write it, or its filesystem
     /// cannot free a part of a file; `Busy` when another process uses it; `Io` or `NoSpace` for a failure of the system.
-    pub fn open(config: DiskCacheConfig) -> Result<Arc<Self>> {
+    pub(crate) fn open(config: DiskCacheConfig) -> Result<Arc<Self>> {
         config.check()?;
         Self::open_with(config, false)
     }
@@ -150,7 +150,7 @@ impl DiskCache {
     ///
     /// # Errors
     /// As for [`DiskCache::open`].
-    pub fn open_patient(config: DiskCacheConfig) -> Result<Arc<Self>> {
+    pub(crate) fn open_patient(config: DiskCacheConfig) -> Result<Arc<Self>> {
         config.check()?;
         Self::open_with(config, true)
     }
@@ -174,7 +174,7 @@ impl DiskCache {
     }
 
     /// Blocks answered from disk since the start.
-    pub fn hits(&self) -> u64 {
+    pub(crate) fn hits(&self) -> u64 {
         self.shared.hits.load(Ordering::Relaxed)
     }
 
@@ -213,7 +213,7 @@ impl DiskCache {
     }
 
     /// Whether blocks of a snapshot are kept. `encrypted` is what EC2 states; `None` if it is unknown.
-    pub fn keeps(&self, encrypted: Option<bool>) -> bool {
+    pub(crate) fn keeps(&self, encrypted: Option<bool>) -> bool {
         may_keep(encrypted, self.keep_encrypted)
     }
 
@@ -221,7 +221,7 @@ impl DiskCache {
     ///
     /// # Errors
     /// Why it is off.
-    pub fn check_on(&self) -> Result<()> {
+    pub(crate) fn check_on(&self) -> Result<()> {
         self.shared.off.get().cloned().map_or(Ok(()), Err)
     }
 
@@ -229,7 +229,7 @@ impl DiskCache {
     ///
     /// # Errors
     /// Why the cache is off.
-    pub fn finish(&self) -> Result<()> {
+    pub(crate) fn finish(&self) -> Result<()> {
         self.queue.flush();
         self.check_on()
     }

@@ -8,7 +8,7 @@ use crate::error::{Error, Kind};
 use crate::time::{rfc3339_millis, rfc3339_seconds};
 
 /// The tag of all snapshots of a cycle: `JOB/TIME`.
-pub const CYCLE_TAG: &str = "ebsfs:cycle";
+pub(crate) const CYCLE_TAG: &str = "ebsfs:cycle";
 
 /// The most characters of a job's name.
 const MOST_NAME: usize = 100;
@@ -20,7 +20,7 @@ const LATER: Duration = Duration::from_secs(24 * 3600);
 
 /// One cycle of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cycle {
+pub(crate) struct Cycle {
     job: String,
     time: SystemTime,
 }
@@ -30,22 +30,22 @@ impl Cycle {
     ///
     /// # Errors
     /// `Invalid` when `job` is no valid name of a job.
-    pub fn new(job: &str, time: SystemTime) -> Result<Self, Error> {
+    pub(crate) fn new(job: &str, time: SystemTime) -> Result<Self, Error> {
         format!("{job}/{}", rfc3339_millis(time)).parse()
     }
 
     /// The job's name.
-    pub fn job(&self) -> &str {
+    pub(crate) fn job(&self) -> &str {
         &self.job
     }
 
     /// Its time.
-    pub fn time(&self) -> SystemTime {
+    pub(crate) fn time(&self) -> SystemTime {
         self.time
     }
 
     /// Whether a snapshot that started then can be of this cycle: from an hour before its time until a day after.
-    pub fn agrees_with(&self, start: SystemTime) -> bool {
+    pub(crate) fn agrees_with(&self, start: SystemTime) -> bool {
         match start.duration_since(self.time) {
             Ok(later) => later <= LATER,
             Err(earlier) => earlier.duration() <= EARLIER,

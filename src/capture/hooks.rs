@@ -21,13 +21,13 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// Command lines for `sh`.
 #[derive(Clone, Debug, Default)]
-pub struct Commands {
+pub(crate) struct Commands {
     /// Before the calls that make snapshots. They are made only if it ends with 0.
-    pub before: Option<String>,
+    pub(crate) before: Option<String>,
     /// After them, whenever the one before was started: also if it failed, if the calls did, and if the run is stopped.
-    pub after: Option<String>,
+    pub(crate) after: Option<String>,
     /// How long each may take.
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
 }
 
 /// What a command can read in its environment: `EBSFS_CYCLE`, `EBSFS_VOLUMES`, `EBSFS_SNAPSHOTS`.
@@ -41,17 +41,17 @@ pub(super) struct HookContext {
 
 /// One run of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CommandRun {
+pub(crate) struct CommandRun {
     /// When it was run: `before`, `after` and the like.
-    pub when: &'static str,
+    pub(crate) when: &'static str,
     /// Its exit code, unless a signal ended it.
-    pub exit_code: Option<i32>,
+    pub(crate) exit_code: Option<i32>,
     /// The signal that ended it.
-    pub signal: Option<i32>,
+    pub(crate) signal: Option<i32>,
     /// How long it took.
-    pub took: Duration,
+    pub(crate) took: Duration,
     /// Whether ebsfs ended it after [`Commands::timeout`].
-    pub is_late: bool,
+    pub(crate) is_late: bool,
 }
 
 impl CommandRun {

@@ -8,18 +8,18 @@ use crate::snapshot::{SELF_TAG, Snapshot, SnapshotId, carries_own_id};
 
 /// What a job claims.
 #[derive(Clone, Copy, Debug)]
-pub struct Claim<'a> {
+pub(crate) struct Claim<'a> {
     /// The job's name.
-    pub job: &'a str,
+    pub(crate) job: &'a str,
     /// The volumes that it makes snapshots of.
-    pub volumes: &'a BTreeSet<String>,
+    pub(crate) volumes: &'a BTreeSet<String>,
     /// The snapshots that its own record, or a manifest of its repository, names.
-    pub recorded: &'a BTreeSet<SnapshotId>,
+    pub(crate) recorded: &'a BTreeSet<SnapshotId>,
 }
 
 /// What a snapshot is to a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub(crate) enum Standing {
     /// The job has made it.
     Ours,
     /// It has all but its own id: a run that ended before it could set that may have made it. A run of the same cycle adopts it;
@@ -31,7 +31,7 @@ pub enum Standing {
 
 /// Why a snapshot is not a job's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ForeignReason {
+pub(crate) enum ForeignReason {
     /// It has no cycle tag, or a malformed one.
     NoCycle,
     /// The cycle is another job's.
@@ -45,7 +45,7 @@ pub enum ForeignReason {
 }
 
 /// What a snapshot is to a job.
-pub fn standing(snapshot: &Snapshot, claim: &Claim<'_>) -> Standing {
+pub(crate) fn standing(snapshot: &Snapshot, claim: &Claim<'_>) -> Standing {
     if claim.recorded.contains(&snapshot.id) {
         return Standing::Ours;
     }

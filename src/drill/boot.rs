@@ -50,7 +50,7 @@ const UEFI: &[(&str, &str)] = &[
 
 /// What starts a machine's disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Firmware {
+pub(crate) enum Firmware {
     /// The boot code of the first sector.
     Bios,
     /// The EFI system partition.
@@ -59,7 +59,7 @@ pub enum Firmware {
 
 /// How the machine sees its disks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DiskBus {
+pub(crate) enum DiskBus {
     /// As instances on Nitro do.
     Nvme,
     /// For systems without a driver for NVMe.
@@ -70,30 +70,30 @@ pub enum DiskBus {
 
 /// The parameters of a boot.
 #[derive(Clone, Debug)]
-pub struct BootJob {
+pub(crate) struct BootJob {
     /// The text on the console that ends it well.
-    pub wait_for: String,
+    pub(crate) wait_for: String,
     /// How long it may take.
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
     /// Bytes of the machine's memory.
-    pub memory: u64,
+    pub(crate) memory: u64,
     /// What starts it; none: what the instance or the disk tells.
-    pub firmware: Option<Firmware>,
+    pub(crate) firmware: Option<Firmware>,
     /// How it sees its disks.
-    pub bus: DiskBus,
+    pub(crate) bus: DiskBus,
     /// Where the console's output goes besides the report.
-    pub console: Option<PathBuf>,
+    pub(crate) console: Option<PathBuf>,
 }
 
 /// What is known of the machine that the disks are of.
 #[derive(Clone, Debug, Default)]
-pub struct MachineFacts {
+pub(crate) struct MachineFacts {
     /// `x86_64`, `arm64` and so on.
-    pub architecture: Option<String>,
+    pub(crate) architecture: Option<String>,
     /// The boot mode that it had: `legacy-bios`, `uefi`.
-    pub current_boot_mode: Option<String>,
+    pub(crate) current_boot_mode: Option<String>,
     /// The boot mode that its image asks for: `legacy-bios`, `uefi`, `uefi-preferred`.
-    pub boot_mode: Option<String>,
+    pub(crate) boot_mode: Option<String>,
 }
 
 /// Chooses the firmware: by the job, by the instance, else by whether the first disk has an EFI system partition and no boot code.

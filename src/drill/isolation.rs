@@ -41,15 +41,15 @@ pub(super) enum ProgramRole {
 
 /// How programs are isolated.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Isolation {
+pub(crate) struct Isolation {
     /// Whether the mounts of the drill are in a namespace of their own: no other program sees them, and they end with it.
-    pub own_mounts: bool,
+    pub(crate) own_mounts: bool,
     /// Whether programs have no network.
-    pub no_network: bool,
+    pub(crate) no_network: bool,
     /// The user id that parsers have; none: that of ebsfs.
-    pub user: Option<u32>,
+    pub(crate) user: Option<u32>,
     /// Whether parsers have no capabilities and cannot get any.
-    pub no_privileges: bool,
+    pub(crate) no_privileges: bool,
     /// Whether this is root.
     #[serde(skip)]
     is_root: bool,
@@ -57,7 +57,7 @@ pub struct Isolation {
 
 /// Moves this process into a mount namespace of its own, whose mounts do not show outside. Call it before threads are started: they
 /// inherit it. `false` where the system refuses: then the drill's mounts are visible.
-pub fn enter_own_mounts() -> bool {
+pub(crate) fn enter_own_mounts() -> bool {
     let entered = unshare(CloneFlags::CLONE_NEWNS).and_then(|()| {
         let flags = MsFlags::MS_REC | MsFlags::MS_SLAVE;
         mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)

@@ -6,12 +6,12 @@ use super::isolation::Isolation;
 use crate::error::{Error, Kind, Remedy, Result};
 
 /// The version of the JSON of [`DrillReport`]; `docs/drill.md` describes it.
-pub const DRILL_VERSION: u32 = 1;
+pub(crate) const DRILL_VERSION: u32 = 1;
 
 /// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum CheckResult {
+pub(crate) enum CheckResult {
     /// It is consistent.
     Clean,
     /// Its journal was replayed, as after a power cut; then it was consistent.
@@ -26,7 +26,7 @@ pub enum CheckResult {
 
 impl CheckResult {
     /// What people read.
-    pub fn text(self) -> &'static str {
+    pub(crate) fn text(self) -> &'static str {
         match self {
             Self::Clean => "clean",
             Self::Replayed => "replayed",
@@ -39,90 +39,90 @@ impl CheckResult {
 
 /// What was found in a partition.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct PartitionReport {
+pub(crate) struct PartitionReport {
     /// Its number in the table; 0: the disk has none, or the table itself is damaged.
-    pub partition: u32,
+    pub(crate) partition: u32,
     /// Bytes from the start of the disk.
-    pub start_bytes: u64,
+    pub(crate) start_bytes: u64,
     /// Its bytes.
-    pub size_bytes: u64,
+    pub(crate) size_bytes: u64,
     /// `ext4`, `xfs`, `btrfs`, `vfat`, `swap`, `lvm` and so on; `empty`, `unknown`; `table` for the table itself.
-    pub filesystem: String,
+    pub(crate) filesystem: String,
     /// What became of it.
-    pub result: CheckResult,
+    pub(crate) result: CheckResult,
     /// Why it was not checked, or what the result needs to be understood.
-    pub reason: Option<String>,
+    pub(crate) reason: Option<String>,
     /// Whether this program can check such a filesystem and did not.
-    pub is_missed: bool,
+    pub(crate) is_missed: bool,
     /// What the checker reported: lines.
-    pub details: Vec<String>,
+    pub(crate) details: Vec<String>,
     /// How long it took, in seconds.
     #[serde(serialize_with = "rounded")]
-    pub seconds: f64,
+    pub(crate) seconds: f64,
 }
 
 /// What was found on a disk.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct DiskReport {
+pub(crate) struct DiskReport {
     /// What people call it: a device of the instance, or the source.
-    pub disk: String,
+    pub(crate) disk: String,
     /// The volume's id, if it is known.
-    pub volume: Option<String>,
+    pub(crate) volume: Option<String>,
     /// The snapshot's id, if it is one.
-    pub snapshot: Option<String>,
+    pub(crate) snapshot: Option<String>,
     /// Its bytes.
-    pub size_bytes: u64,
+    pub(crate) size_bytes: u64,
     /// `gpt`, `mbr`, or `none`.
-    pub table: String,
+    pub(crate) table: String,
     /// Its partitions, in order.
-    pub partitions: Vec<PartitionReport>,
+    pub(crate) partitions: Vec<PartitionReport>,
 }
 
 /// How the start of the machine went.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct BootReport {
+pub(crate) struct BootReport {
     /// Whether the text came.
-    pub booted: bool,
+    pub(crate) booted: bool,
     /// Whether the machine ended by itself, or its text came: it was not ended by the time-out.
     #[serde(skip)]
-    pub has_ended: bool,
+    pub(crate) has_ended: bool,
     /// The text.
-    pub wait_for: String,
+    pub(crate) wait_for: String,
     /// Why it did not boot.
-    pub reason: Option<String>,
+    pub(crate) reason: Option<String>,
     /// `bios` or `uefi`.
-    pub firmware: String,
+    pub(crate) firmware: String,
     /// `kvm` or `tcg`, which is QEMU's software emulation.
-    pub accelerator: String,
+    pub(crate) accelerator: String,
     /// How long it took, in seconds.
     #[serde(serialize_with = "rounded")]
-    pub seconds: f64,
+    pub(crate) seconds: f64,
     /// Bytes that the console printed.
-    pub console_bytes: u64,
+    pub(crate) console_bytes: u64,
     /// The last lines of the console.
-    pub console: Vec<String>,
+    pub(crate) console: Vec<String>,
 }
 
 /// What a drill found.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct DrillReport {
+pub(crate) struct DrillReport {
     /// [`DRILL_VERSION`].
-    pub version: u32,
+    pub(crate) version: u32,
     /// The instance, if the drill was of one.
-    pub instance: Option<String>,
+    pub(crate) instance: Option<String>,
     /// The instant of its disks, if it is known.
-    pub time: Option<String>,
+    pub(crate) time: Option<String>,
     /// Volumes of the instance that were left out of the set.
-    pub left_out: Vec<String>,
+    pub(crate) left_out: Vec<String>,
     /// How the programs were isolated.
-    pub isolation: Isolation,
+    pub(crate) isolation: Isolation,
     /// The disks, in device order.
-    pub disks: Vec<DiskReport>,
+    pub(crate) disks: Vec<DiskReport>,
     /// How the start of the machine went, if it was asked for.
-    pub boot: Option<BootReport>,
+    pub(crate) boot: Option<BootReport>,
     /// How long all of it took, in seconds.
     #[serde(serialize_with = "rounded")]
-    pub seconds: f64,
+    pub(crate) seconds: f64,
 }
 
 fn rounded<S: Serializer>(seconds: &f64, serializer: S) -> std::result::Result<S::Ok, S::Error> {
@@ -138,7 +138,7 @@ impl DrillReport {
     ///
     /// # Errors
     /// `Corrupt` when a filesystem is damaged, also where it could be repaired; `Undecided` for everything else.
-    pub fn verdict(&self) -> Result<()> {
+    pub(crate) fn verdict(&self) -> Result<()> {
         let all = || {
             let disks = self.disks.iter();
             disks.flat_map(|disk| disk.partitions.iter().map(move |found| (disk, found)))

@@ -80,7 +80,7 @@ impl EbsCatalog {
     ///
     /// # Errors
     /// Why there is no listing; `Unavailable` when EC2 has not answered within `limit`.
-    pub async fn begin_listing(&self, limit: Duration) -> Result<()> {
+    pub(crate) async fn begin_listing(&self, limit: Duration) -> Result<()> {
         self.known.begin(limit).await
     }
 

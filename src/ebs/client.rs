@@ -78,17 +78,17 @@ pub struct Client {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// GetSnapshotBlock requests sent.
-    pub gets: u64,
+    pub(crate) gets: u64,
     /// PutSnapshotBlock requests sent.
-    pub puts: u64,
+    pub(crate) puts: u64,
     /// ListSnapshotBlocks and ListChangedBlocks requests sent.
-    pub lists: u64,
+    pub(crate) lists: u64,
     /// GetSnapshotBlock requests among them that were sent a second time because the first was slow.
-    pub hedges: u64,
+    pub(crate) hedges: u64,
     /// Requests sent again.
-    pub retries: u64,
+    pub(crate) retries: u64,
     /// Requests that the service refused because there were too many.
-    pub throttles: u64,
+    pub(crate) throttles: u64,
 }
 
 /// A block to get.
@@ -166,17 +166,17 @@ impl Client {
     }
 
     /// Where requests go, for people: a URL, or EBS in a Region.
-    pub fn endpoint(&self) -> &str {
+    pub(crate) fn endpoint(&self) -> &str {
         &self.endpoint
     }
 
     /// When a read that starts now gives up.
-    pub fn deadline(&self) -> Instant {
+    pub(crate) fn deadline(&self) -> Instant {
         Instant::now() + *self.timeout.lock()
     }
 
     /// From now on a block may take this long, all its attempts together.
-    pub fn set_timeout(&self, timeout: Duration) {
+    pub(crate) fn set_timeout(&self, timeout: Duration) {
         *self.timeout.lock() = timeout;
     }
 
@@ -190,17 +190,17 @@ impl Client {
     }
 
     /// The warnings so far that belong in a report.
-    pub fn notices(&self) -> Vec<String> {
+    pub(crate) fn notices(&self) -> Vec<String> {
         self.notices.lock().clone()
     }
 
     /// Changes how many block requests may be sent a second.
-    pub fn set_max_rps(&self, max_rps: u32) {
+    pub(crate) fn set_max_rps(&self, max_rps: u32) {
         self.limiter.set_max_rps(max_rps);
     }
 
     /// Requests since the start.
-    pub fn counts(&self) -> Counts {
+    pub(crate) fn counts(&self) -> Counts {
         Counts {
             gets: self.gets.load(Ordering::Relaxed),
             puts: self.puts.load(Ordering::Relaxed),

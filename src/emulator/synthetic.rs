@@ -15,7 +15,7 @@ use super::record::PER_GIB;
 const PATTERNS: usize = 16;
 const TAIL: usize = 64;
 /// The bit of a seed that makes each pattern one repeated page, which zstd compresses well.
-pub const REPETITIVE: u64 = 1 << 63;
+pub(crate) const REPETITIVE: u64 = 1 << 63;
 const PAGE: usize = 4096;
 
 /// One of this many blocks that a step changes is freed.

@@ -4,7 +4,7 @@
 const MACHINE_IDS: &[&str] = &["/etc/machine-id", "/var/lib/dbus/machine-id"];
 
 /// This machine's id, 32 hexadecimal digits; none where it is not set.
-pub fn machine_id() -> Option<String> {
+pub(crate) fn machine_id() -> Option<String> {
     let read = |file: &&str| read_id(&std::fs::read_to_string(file).ok()?);
     MACHINE_IDS.iter().find_map(read)
 }

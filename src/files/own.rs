@@ -15,7 +15,7 @@ use crate::error::{Error, Kind, Result};
 ///
 /// # Errors
 /// The system's error.
-pub fn open_ours(path: &Path, write: bool) -> Result<Option<File>> {
+pub(crate) fn open_ours(path: &Path, write: bool) -> Result<Option<File>> {
     match open_own(path, write)? {
         OwnFile::Read(file) => Ok(Some(file)),
         OwnFile::Absent => Ok(None),
@@ -28,7 +28,7 @@ pub fn open_ours(path: &Path, write: bool) -> Result<Option<File>> {
 
 /// A state file: open, or its bytes.
 #[derive(Debug)]
-pub enum OwnFile<T> {
+pub(crate) enum OwnFile<T> {
     /// It is ours.
     Read(T),
     /// There is none.
@@ -68,7 +68,7 @@ fn open_own(path: &Path, write: bool) -> Result<OwnFile<File>> {
 ///
 /// # Errors
 /// The system's error, also when the old file cannot be removed.
-pub fn create_ours(path: &Path) -> Result<File> {
+pub(crate) fn create_ours(path: &Path) -> Result<File> {
     remove_if_there(path)?;
     OpenOptions::new()
         .read(true)
@@ -95,7 +95,7 @@ fn not_ours(metadata: &Metadata) -> Option<&'static str> {
 ///
 /// # Errors
 /// The system's error; `ELOOP` for a symbolic link, which another user may have put there.
-pub fn open_lock(path: &Path) -> io::Result<File> {
+pub(crate) fn open_lock(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
         .write(true)
@@ -111,7 +111,7 @@ pub fn open_lock(path: &Path) -> io::Result<File> {
 ///
 /// # Errors
 /// `Corrupt` beyond [`STATE_LIMIT`]; the system's error.
-pub fn read_ours(path: &Path) -> Result<Option<Vec<u8>>> {
+pub(crate) fn read_ours(path: &Path) -> Result<Option<Vec<u8>>> {
     let file = open_ours(path, false)?;
     file.map(|file| read_whole(path, file)).transpose()
 }
@@ -120,7 +120,7 @@ pub fn read_ours(path: &Path) -> Result<Option<Vec<u8>>> {
 ///
 /// # Errors
 /// As for [`read_ours`].
-pub fn read_own(path: &Path) -> Result<OwnFile<Vec<u8>>> {
+pub(crate) fn read_own(path: &Path) -> Result<OwnFile<Vec<u8>>> {
     Ok(match open_own(path, false)? {
         OwnFile::Read(file) => OwnFile::Read(read_whole(path, file)?),
         OwnFile::Absent => OwnFile::Absent,

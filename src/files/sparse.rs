@@ -21,7 +21,7 @@ const COPY_BY_HAND: usize = 1 << 20;
 ///
 /// # Errors
 /// The system's error.
-pub fn read_padded(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+pub(crate) fn read_padded(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
     let mut rest = bytes;
     let mut at = offset;
     while !rest.is_empty() {
@@ -43,7 +43,7 @@ pub fn read_padded(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()>
 ///
 /// # Errors
 /// The system's error.
-pub fn data_after(file: &File, at: u64) -> io::Result<Option<Range<u64>>> {
+pub(crate) fn data_after(file: &File, at: u64) -> io::Result<Option<Range<u64>>> {
     let len = file.metadata()?.len();
     if at >= len {
         return Ok(None);
@@ -72,7 +72,7 @@ pub fn data_after(file: &File, at: u64) -> io::Result<Option<Range<u64>>> {
 ///
 /// # Errors
 /// The system's error, with the file that it is about as far as that is known; the error of `check`.
-pub fn copy_data(
+pub(crate) fn copy_data(
     from: &File,
     from_path: &Path,
     to: &File,
@@ -128,7 +128,7 @@ fn copy_by_hand(from: &File, to: &File, at: u64, len: usize) -> io::Result<u64> 
 ///
 /// # Errors
 /// The system's error.
-pub fn punch(file: &File, start: u64, len: u64) -> io::Result<bool> {
+pub(crate) fn punch(file: &File, start: u64, len: u64) -> io::Result<bool> {
     let number = |value: u64| i64::try_from(value).map_err(io::Error::other);
     let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     loop {

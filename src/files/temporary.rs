@@ -9,7 +9,7 @@ use nix::unistd::{getegid, geteuid};
 use crate::error::{Error, Kind, Result};
 
 /// The folder for temporary files: `TMPDIR`, else `/tmp`. An empty `TMPDIR` counts as none.
-pub fn temporary_folder() -> PathBuf {
+pub(crate) fn temporary_folder() -> PathBuf {
     let named = std::env::var_os("TMPDIR").filter(|named| !named.is_empty());
     named.map_or_else(|| "/tmp".into(), PathBuf::from)
 }
@@ -19,7 +19,7 @@ pub fn temporary_folder() -> PathBuf {
 ///
 /// # Errors
 /// `Invalid` when another user than root could; what the system says.
-pub fn safe_parent(folder: &Path) -> Result<PathBuf> {
+pub(crate) fn safe_parent(folder: &Path) -> Result<PathBuf> {
     let cannot = |error| Error::of_file(folder, "cannot use", error);
     let resolved = folder.canonicalize().map_err(cannot)?;
     for at in resolved.ancestors() {

@@ -10,24 +10,24 @@ use crate::histogram::Histogram;
 
 /// Counts of a mount's requests.
 #[derive(Debug, Default)]
-pub struct Activity(Mutex<ActivityCounts>);
+pub(crate) struct Activity(Mutex<ActivityCounts>);
 
 /// Requests of readers since the mount.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct ActivityCounts {
+pub(crate) struct ActivityCounts {
     /// How long reads took that were answered with bytes.
-    pub reads: Histogram,
+    pub(crate) reads: Histogram,
     /// Bytes of these reads.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Requests of any sort that were answered with an error, by [`Kind::name`].
-    pub failures: BTreeMap<&'static str, u64>,
+    pub(crate) failures: BTreeMap<&'static str, u64>,
     /// Files that are open now.
-    pub open_files: u64,
+    pub(crate) open_files: u64,
 }
 
 impl Activity {
     /// The counts so far.
-    pub fn counts(&self) -> ActivityCounts {
+    pub(crate) fn counts(&self) -> ActivityCounts {
         self.0.lock().clone()
     }
 

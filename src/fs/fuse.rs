@@ -31,7 +31,7 @@ use super::tree::{Attributes, FileKind, FolderEntry, NAME_MAX, Tree};
 use crate::block::BLOCK_SIZE;
 use crate::error::{Error, Kind, Result};
 
-pub use session::{Access, mount};
+pub(crate) use session::{Access, mount};
 
 /// How long the kernel may keep names and attributes. Snapshots never change; what is listed and described does.
 const FOREVER: Duration = Duration::from_secs(3600);

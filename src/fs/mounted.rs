@@ -7,14 +7,14 @@ use tokio::sync::watch;
 use tracing::debug;
 
 use super::activity::Activity;
-use super::mount_table::{MountIdentity, MountLocation, MountTable};
+use super::mount_table::MountIdentity;
 use super::unmount::{Unmounted, unmount};
 use crate::block::BLOCK_SIZE;
 use crate::error::Result;
 
 /// A mounted tree. Dropping it does not unmount: the caller says how.
 #[derive(Debug)]
-pub struct Mounted {
+pub(crate) struct Mounted {
     pub(super) mountpoint: PathBuf,
     pub(super) identity: MountIdentity,
     pub(super) draining: watch::Sender<bool>,
@@ -24,12 +24,12 @@ pub struct Mounted {
 
 impl Mounted {
     /// Where it was mounted.
-    pub fn mountpoint(&self) -> &Path {
+    pub(crate) fn mountpoint(&self) -> &Path {
         &self.mountpoint
     }
 
     /// Counts of its readers' requests.
-    pub fn activity(&self) -> Arc<Activity> {
+    pub(crate) fn activity(&self) -> Arc<Activity> {
         Arc::clone(&self.activity)
     }
 
@@ -37,7 +37,7 @@ impl Mounted {
     ///
     /// # Errors
     /// `Io` when the connection to the kernel broke.
-    pub async fn ended(&self) -> Result<()> {
+    pub(crate) async fn ended(&self) -> Result<()> {
         let mut ended = self.ended.clone();
         match ended.wait_for(Option::is_some).await {
             Ok(ended) => ended.clone().unwrap_or(Ok(())),
@@ -46,7 +46,7 @@ impl Mounted {
     }
 
     /// While draining, each request that waits gets EIO, and so does each that would have to wait.
-    pub fn drain(&self, draining: bool) {
+    pub(crate) fn drain(&self, draining: bool) {
         self.draining.send_replace(draining);
     }
 
@@ -54,7 +54,7 @@ impl Mounted {
     ///
     /// # Errors
     /// `Io` when it cannot be unmounted for another reason than those of [`Unmounted`].
-    pub fn unmount(&self) -> Result<Unmounted> {
+    pub(crate) fn unmount(&self) -> Result<Unmounted> {
         unmount(&self.identity, false)
     }
 
@@ -62,16 +62,8 @@ impl Mounted {
     ///
     /// # Errors
     /// `Io` when the system refuses it.
-    pub fn detach(&self) -> Result<Unmounted> {
+    pub(crate) fn detach(&self) -> Result<Unmounted> {
         unmount(&self.identity, true)
-    }
-
-    /// Whether it is still in this mount namespace.
-    ///
-    /// # Errors
-    /// `Io` without /proc.
-    pub fn is_here(&self) -> Result<bool> {
-        Ok(MountTable::read()?.place(&self.identity) != MountLocation::Absent)
     }
 }
 

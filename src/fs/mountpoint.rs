@@ -24,7 +24,7 @@ enum MountpointContent {
 ///
 /// # Errors
 /// `Io` when it is missing, not a folder, not empty, a mount of ebsfs, or a mount whose process died.
-pub fn check_mountpoint(path: &Path) -> Result<()> {
+pub(crate) fn check_mountpoint(path: &Path) -> Result<()> {
     let failed = |error| {
         let what = format!("cannot mount at {}", path.display());
         Error::with_source(Kind::Io, what, error)
@@ -56,7 +56,7 @@ fn look_in_time(path: &Path) -> std::io::Result<MountpointContent> {
 }
 
 /// Whether a path is a mount whose program has died. A mount that hangs is none.
-pub fn is_dead_mount(path: &Path) -> bool {
+pub(crate) fn is_dead_mount(path: &Path) -> bool {
     let path = path.to_path_buf();
     let looked = ask_mount(move || look(&path));
     matches!(looked, Ok(Some(Ok(MountpointContent::Dead))))

@@ -11,13 +11,13 @@ use crate::error::{Error, Kind, Result};
 
 /// Resources that a mount needs.
 #[derive(Clone, Copy, Debug)]
-pub struct Needs {
+pub(crate) struct Needs {
     /// Threads, besides those that run already.
-    pub threads: usize,
+    pub(crate) threads: usize,
     /// File descriptors, besides those that are open already.
-    pub descriptors: u64,
+    pub(crate) descriptors: u64,
     /// Memory for blocks, in bytes.
-    pub memory: u64,
+    pub(crate) memory: u64,
 }
 
 /// Checks that the process can get the resources. It raises the soft limit of descriptors if needed, starts and ends the threads,
@@ -25,7 +25,7 @@ pub struct Needs {
 ///
 /// # Errors
 /// `Io` with the limit that is too low.
-pub fn reserve(needs: Needs) -> Result<()> {
+pub(crate) fn reserve(needs: Needs) -> Result<()> {
     reserve_descriptors(needs.descriptors)?;
     reserve_threads(needs.threads)?;
     reserve_memory(needs.memory)

@@ -20,22 +20,22 @@ const MOST_HOLDERS: usize = 5;
 
 /// The result of [`unmount_at`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UnmountReport {
+pub(crate) struct UnmountReport {
     /// The result of the unmount.
-    pub unmounted: Unmounted,
+    pub(crate) unmounted: Unmounted,
     /// The id of the process that still serves it, if known; only for [`Unmounted::Done`].
-    pub server: Option<u32>,
+    pub(crate) server: Option<u32>,
     /// Holders of the connection in words: mount namespaces, open files. At most five are named, and only visible processes.
-    pub holders: Vec<String>,
+    pub(crate) holders: Vec<String>,
     /// The mount did not answer within 2 s. The request for its process id stays pending and keeps it busy.
-    pub hangs: bool,
+    pub(crate) hangs: bool,
 }
 
 /// Unmounts the mount of ebsfs at a path, and waits up to 3 s for the end of its process. `lazy` detaches a busy mount.
 ///
 /// # Errors
 /// `Io` when there is no mount of ebsfs, it is locked, or the system refuses the unmount.
-pub fn unmount_at(path: &Path, lazy: bool) -> Result<UnmountReport> {
+pub(crate) fn unmount_at(path: &Path, lazy: bool) -> Result<UnmountReport> {
     let identity = ours_at(path)?;
     let asked = server_of(path);
     let hangs = asked.is_none();

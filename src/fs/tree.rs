@@ -34,7 +34,7 @@ use crate::maps::Map;
 use crate::snapshot::{Snapshot, SnapshotId};
 use crate::source::{Catalog, DeltaSource, held};
 
-pub use attributes::Ownership;
+pub(crate) use attributes::Ownership;
 pub(super) use attributes::{Attributes, FileKind, FolderEntry};
 pub(super) use contents::Contents;
 use contents::Rendered;
@@ -43,13 +43,13 @@ use listing::{Listing, ShownListing};
 pub(super) use names::NAME_MAX;
 use names::{CHANGES, File, SNAPSHOTS, VOLUMES};
 use nodes::{Node, Nodes, Subject, TreeSnapshot};
-pub use totals::Provenance;
+pub(crate) use totals::Provenance;
 
 /// Most files whose size is remembered after a listing.
 const MOST_SIZES: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
 
 /// The tree of a mount.
-pub struct Tree {
+pub(crate) struct Tree {
     catalog: Arc<dyn Catalog>,
     ownership: Ownership,
     readahead: Arc<ReadaheadBudget>,
@@ -71,7 +71,7 @@ impl std::fmt::Debug for Tree {
 impl Tree {
     /// The tree of a catalog. It makes no request before its first lookup. A reader that waits for a listing gets an error one
     /// second after `timeout`; every other request fails by itself within `timeout`.
-    pub fn new(
+    pub(crate) fn new(
         catalog: Arc<dyn Catalog>,
         ownership: Ownership,
         readahead: Arc<ReadaheadBudget>,

@@ -14,7 +14,7 @@ pub(super) const FUSERMOUNT: &str = "fusermount3";
 
 /// The result of an attempt to unmount.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Unmounted {
+pub(crate) enum Unmounted {
     /// The mount is no longer at its path.
     Done,
     /// Something still uses it, and it stays mounted.

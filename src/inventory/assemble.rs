@@ -12,26 +12,26 @@ use crate::time::rfc3339_seconds;
 
 /// The answers for the parts; none where nothing was asked.
 #[derive(Debug, Default)]
-pub struct MachineParts {
+pub(crate) struct MachineParts {
     /// The instance's type.
-    pub hardware: Option<Result<InventoryHardware>>,
+    pub(crate) hardware: Option<Result<InventoryHardware>>,
     /// Its volumes.
-    pub details: Option<Result<DetailsByVolume>>,
+    pub(crate) details: Option<Result<DetailsByVolume>>,
     /// The VPCs of its interfaces.
-    pub vpcs: Option<Result<Vec<InventoryVpc>>>,
+    pub(crate) vpcs: Option<Result<Vec<InventoryVpc>>>,
     /// Their subnets.
-    pub subnets: Option<Result<Vec<InventorySubnet>>>,
+    pub(crate) subnets: Option<Result<Vec<InventorySubnet>>>,
     /// Their security groups.
-    pub security_groups: Option<Result<Vec<InventoryGroup>>>,
+    pub(crate) security_groups: Option<Result<Vec<InventoryGroup>>>,
     /// Its image.
-    pub image: Option<Result<InventoryImage>>,
+    pub(crate) image: Option<Result<InventoryImage>>,
 }
 
 /// An inventory of an instance and the answers for its parts, read at `now`.
 ///
 /// # Errors
 /// An answer that is neither a refusal nor a thing that does not exist: asking again later can succeed.
-pub fn assemble(
+pub(crate) fn assemble(
     machine: Machine,
     parts: MachineParts,
     region: Option<&str>,

@@ -14,7 +14,7 @@ use crate::error::Result;
 /// # Errors
 /// `NotFound` when there is no such instance, `Denied` where it may not be described; why a part is not answered. A part that may not
 /// be described is no error: it is left out.
-pub async fn inventory(
+pub(crate) async fn inventory(
     describe: &dyn DescribeMachine,
     instance: &str,
     region: Option<&str>,

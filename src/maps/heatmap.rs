@@ -34,7 +34,7 @@ const SHADES: [(f64, &str, &str); 5] = [
 ];
 
 /// What a picture is called: of the changes since `base`, or of what `head` holds.
-pub fn title(base: Option<&str>, head: &str) -> String {
+pub(crate) fn title(base: Option<&str>, head: &str) -> String {
     match base {
         Some(base) => format!("Changes from {base} to {head}"),
         None => format!("What {head} holds"),
@@ -43,7 +43,7 @@ pub fn title(base: Option<&str>, head: &str) -> String {
 
 impl Map {
     /// The picture, under a title.
-    pub fn heatmap(&self, title: &str) -> String {
+    pub(crate) fn heatmap(&self, title: &str) -> String {
         let grid = Grid::of(self.geometry().block_count());
         let (data, zeroed) = self.counts();
         let is_delta = matches!(self, Self::Changes(_));

@@ -9,15 +9,15 @@ use crate::cost;
 const BLOCKS_A_LISTING: u64 = 10_000;
 /// The totals of a delta.
 #[derive(Clone, Copy, Debug)]
-pub struct Totals {
+pub(crate) struct Totals {
     /// Blocks written.
-    pub written: u64,
+    pub(crate) written: u64,
     /// Blocks zeroed: changed, and reading as zeroes in the head. Growth that is not written counts as zeroed.
-    pub zeroed: u64,
+    pub(crate) zeroed: u64,
     /// Bytes of the blocks written.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Of all blocks of the head, from 0 to 1.
-    pub share: f64,
+    pub(crate) share: f64,
     base: u64,
     head: u64,
     /// Blocks that the listing reports: the blocks that a volume has grown by are not listed.
@@ -26,7 +26,7 @@ pub struct Totals {
 
 impl Totals {
     /// Counts.
-    pub fn of(delta: &Delta) -> Self {
+    pub(crate) fn of(delta: &Delta) -> Self {
         let (written, zeroed) = (delta.write().len(), delta.zero().len());
         Self {
             written,
@@ -44,7 +44,7 @@ impl Totals {
     }
 
     /// All of it, for a program; `base` and `head` are what the two are called.
-    pub fn summary<'a>(&self, base: &'a str, head: &'a str) -> Summary<'a> {
+    pub(crate) fn summary<'a>(&self, base: &'a str, head: &'a str) -> Summary<'a> {
         let volume = |snapshot, bytes| Volume { snapshot, bytes };
         let count = |blocks| Count {
             blocks,
@@ -70,7 +70,7 @@ impl Totals {
 
 /// `summary.json`.
 #[derive(Debug, Serialize)]
-pub struct Summary<'a> {
+pub(crate) struct Summary<'a> {
     base: Volume<'a>,
     head: Volume<'a>,
     block_size: u32,

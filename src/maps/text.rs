@@ -22,7 +22,7 @@ const STEP: usize = 512;
 
 /// How a map is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Format {
+pub(crate) enum Format {
     /// As `qemu-img map --output=json`.
     Json,
     /// A header and a line a run.
@@ -37,7 +37,7 @@ pub enum Format {
 
 /// A map in one format, readable from anywhere: where every [`STEP`]th record begins is known.
 #[derive(Debug)]
-pub struct Text {
+pub(crate) struct Text {
     map: Map,
     format: Format,
     head: Vec<u8>,
@@ -49,7 +49,7 @@ pub struct Text {
 
 impl Text {
     /// Scans the map once, to measure the length of the text.
-    pub fn new(map: Map, format: Format) -> Self {
+    pub(crate) fn new(map: Map, format: Format) -> Self {
         let head = map.head(format);
         let mut at = head.len() as u64;
         let mut steps = Vec::new();
@@ -72,17 +72,17 @@ impl Text {
     }
 
     /// Bytes of memory that it takes besides the map.
-    pub fn memory(&self) -> usize {
+    pub(crate) fn memory(&self) -> usize {
         self.head.len() + self.steps.capacity() * size_of::<(u64, BlockIndex)>()
     }
 
     /// Bytes of the text.
-    pub fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.records_end + self.format.tail().len() as u64
     }
 
     /// The bytes from `offset`, `len` of them or as many as there are.
-    pub fn read_at(&self, offset: u64, len: usize) -> Bytes {
+    pub(crate) fn read_at(&self, offset: u64, len: usize) -> Bytes {
         let size = self.size();
         let start = offset.min(size);
         let len = len.min(usize::try_from(size - start).unwrap_or(len));
@@ -137,7 +137,7 @@ impl Map {
     ///
     /// # Errors
     /// The error of `out`.
-    pub fn write(&self, format: Format, out: &mut dyn Write) -> io::Result<()> {
+    pub(crate) fn write(&self, format: Format, out: &mut dyn Write) -> io::Result<()> {
         out.write_all(&self.head(format))?;
         let mut record = Vec::new();
         for run in self.records(format, BlockIndex(0)) {

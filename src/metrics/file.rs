@@ -15,7 +15,7 @@ const LABEL: &str = "name";
 
 /// A file of metrics.
 #[derive(Clone, Debug)]
-pub struct MetricsFile {
+pub(crate) struct MetricsFile {
     path: PathBuf,
     /// Its name without the ending.
     name: String,
@@ -26,7 +26,7 @@ impl MetricsFile {
     ///
     /// # Errors
     /// `Invalid` where node_exporter would not read it, or something else than a regular file is there; what the system says.
-    pub fn new(path: &Path) -> Result<Self> {
+    pub(crate) fn new(path: &Path) -> Result<Self> {
         let is_read = path.extension().is_some_and(|ending| ending == ENDING);
         let name = path.file_stem().and_then(|name| name.to_str());
         let Some(name) = name.filter(|_| is_read) else {
@@ -45,7 +45,7 @@ impl MetricsFile {
     }
 
     /// The values that the file has for metrics without labels of their own; none where it is absent or not ours.
-    pub fn earlier(&self, names: &[&'static str]) -> Vec<(&'static str, f64)> {
+    pub(crate) fn earlier(&self, names: &[&'static str]) -> Vec<(&'static str, f64)> {
         let bytes = read_ours(&self.path).ok().flatten().unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);
         let found = names.iter().map(|name| Some((*name, value(&text, name)?)));
@@ -56,7 +56,7 @@ impl MetricsFile {
     ///
     /// # Errors
     /// What the system says: then the old file stands.
-    pub fn write(&self, metrics: Vec<Metric>) -> Result<()> {
+    pub(crate) fn write(&self, metrics: Vec<Metric>) -> Result<()> {
         let text = render(metrics, Some((LABEL, self.name.clone())));
         let mut file = AtomicFile::create(&self.path)?.readable_by_all()?;
         file.write_all(text.as_bytes())

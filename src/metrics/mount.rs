@@ -6,17 +6,17 @@ use crate::fs::ActivityCounts;
 
 /// How the caches of a mount were used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CacheUse {
+pub(crate) struct CacheUse {
     /// Reads of blocks that memory answered.
-    pub memory_hits: u64,
+    pub(crate) memory_hits: u64,
     /// Blocks that the cache on disk answered; none without one.
-    pub disk_hits: Option<u64>,
+    pub(crate) disk_hits: Option<u64>,
     /// Blocks fetched from the source.
-    pub fetched: u64,
+    pub(crate) fetched: u64,
 }
 
 /// Metrics of a mount.
-pub fn mount(activity: &ActivityCounts, cache: CacheUse) -> Vec<Metric> {
+pub(crate) fn mount(activity: &ActivityCounts, cache: CacheUse) -> Vec<Metric> {
     // Each kind from the start: Prometheus sees no growth in a series that begins at 1.
     let failures = Kind::ALL.map(|kind| {
         let count = activity.failures.get(kind.name());

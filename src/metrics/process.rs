@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use super::{Metric, MetricValues, gauge};
 
 /// Metrics of this process, which began at `started`.
-pub fn process(started: SystemTime) -> Vec<Metric> {
+pub(crate) fn process(started: SystemTime) -> Vec<Metric> {
     let mut metrics = vec![
         Metric {
             name: "ebsfs_build_info",

@@ -7,7 +7,7 @@ use crate::replicate::{DrillState, DrillsStatus, JobStatus, LiveCounts, PointSta
 /// Metrics of a job by its status; `exit_code` is that of a run that has ended, without it that of the last cycle.
 ///
 /// Volumes are no labels: the counts by state, and the oldest recovery point, are what an alert needs. `ebsfs status` names them.
-pub fn replicate(status: &JobStatus, exit_code: Option<u8>) -> Vec<Metric> {
+pub(crate) fn replicate(status: &JobStatus, exit_code: Option<u8>) -> Vec<Metric> {
     // Each state from the start: an alert on a series that is absent is none.
     let points = PointState::ALL.map(|state| {
         let labels = vec![("state", state.name())];
@@ -107,7 +107,7 @@ pub fn replicate(status: &JobStatus, exit_code: Option<u8>) -> Vec<Metric> {
 }
 
 /// Metrics of a process that runs a job.
-pub fn replicate_counts(counts: &LiveCounts) -> Vec<Metric> {
+pub(crate) fn replicate_counts(counts: &LiveCounts) -> Vec<Metric> {
     vec![
         counters(
             "ebsfs_replicate_cycles_total",

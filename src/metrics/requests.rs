@@ -4,7 +4,7 @@ use super::{Metric, MetricValues, counters};
 use crate::aws::{ActionCounts, RequestCounts};
 
 /// Metrics of requests to AWS, by IAM action.
-pub fn requests(counts: &RequestCounts) -> Vec<Metric> {
+pub(crate) fn requests(counts: &RequestCounts) -> Vec<Metric> {
     let counts = counts.by_action();
     let of = |name, help, value: fn(&ActionCounts) -> u64| {
         let values = counts

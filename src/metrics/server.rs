@@ -43,20 +43,20 @@ type ReadMetrics = dyn Fn() -> Vec<Metric> + Send + Sync;
 
 /// An address at which metrics will be served.
 #[derive(Debug)]
-pub struct MetricsServer {
+pub(crate) struct MetricsServer {
     listener: TcpListener,
     started: SystemTime,
 }
 
 impl MetricsServer {
     /// File descriptors that it takes, at most.
-    pub const DESCRIPTORS: u64 = CONNECTIONS as u64 + 2;
+    pub(crate) const DESCRIPTORS: u64 = CONNECTIONS as u64 + 2;
 
     /// Takes the address. Port 0 is any free port; the log says which.
     ///
     /// # Errors
     /// `Io` when it is in use, is no address of this machine or is not allowed.
-    pub async fn bind(address: SocketAddr) -> Result<Self> {
+    pub(crate) async fn bind(address: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind(address).await.map_err(|error| {
             let what = format!("cannot serve metrics at {address}");
             let remedy = "name a free address and port of this machine".to_owned();
@@ -72,7 +72,10 @@ impl MetricsServer {
     }
 
     /// Serves what `read` returns, and the metrics of the process, until the result is dropped.
-    pub fn serve(self, read: impl Fn() -> Vec<Metric> + Send + Sync + 'static) -> ServedMetrics {
+    pub(crate) fn serve(
+        self,
+        read: impl Fn() -> Vec<Metric> + Send + Sync + 'static,
+    ) -> ServedMetrics {
         let started = self.started;
         let read: Arc<ReadMetrics> = Arc::new(move || {
             let mut metrics = process(started);
@@ -85,7 +88,7 @@ impl MetricsServer {
 
 /// Metrics that are served until this is dropped.
 #[derive(Debug)]
-pub struct ServedMetrics(JoinHandle<Infallible>);
+pub(crate) struct ServedMetrics(JoinHandle<Infallible>);
 
 impl Drop for ServedMetrics {
     fn drop(&mut self) {

@@ -4,7 +4,7 @@ use super::{Metric, counter, counters};
 use crate::repository::{OperationCounts, StoreTraffic};
 
 /// Metrics of operations on object stores.
-pub fn stores(traffic: &StoreTraffic) -> Vec<Metric> {
+pub(crate) fn stores(traffic: &StoreTraffic) -> Vec<Metric> {
     let counts = traffic.counts();
     let of = |name, help, value: fn(&OperationCounts) -> u64| {
         let values = counts.operations.iter();

@@ -12,10 +12,10 @@ const LAST_SUCCESS: &str = "ebsfs_sync_last_success_timestamp_seconds";
 const RECOVERY_POINT: &str = "ebsfs_sync_recovery_point_timestamp_seconds";
 
 /// Metrics of the last run that succeeded: a run that fails keeps their values.
-pub const KEPT: [&str; 2] = [LAST_SUCCESS, RECOVERY_POINT];
+pub(crate) const KEPT: [&str; 2] = [LAST_SUCCESS, RECOVERY_POINT];
 
 /// Metrics of a run that is under way.
-pub fn sync(progress: &Progress) -> Vec<Metric> {
+pub(crate) fn sync(progress: &Progress) -> Vec<Metric> {
     let (done, of) = progress.phase_counts();
     let ratio = match of {
         0 => 0.0,
@@ -47,21 +47,21 @@ pub fn sync(progress: &Progress) -> Vec<Metric> {
 
 /// How a run ended.
 #[derive(Debug)]
-pub struct SyncEnd<'a> {
+pub(crate) struct SyncEnd<'a> {
     /// When it began.
-    pub started: SystemTime,
+    pub(crate) started: SystemTime,
     /// When it ended.
-    pub ended: SystemTime,
+    pub(crate) ended: SystemTime,
     /// The result of each target.
-    pub outcomes: &'a [TargetOutcome],
+    pub(crate) outcomes: &'a [TargetOutcome],
     /// The result of all.
-    pub result: &'a Result<()>,
+    pub(crate) result: &'a Result<()>,
     /// The time whose bytes its source holds.
-    pub source_time: Option<SystemTime>,
+    pub(crate) source_time: Option<SystemTime>,
 }
 
 /// Metrics of a run that has ended. `kept` has the values that an earlier run left for [`KEPT`].
-pub fn sync_end(end: &SyncEnd<'_>, kept: &[(&'static str, f64)]) -> Vec<Metric> {
+pub(crate) fn sync_end(end: &SyncEnd<'_>, kept: &[(&'static str, f64)]) -> Vec<Metric> {
     let kept = |name| {
         let found = kept.iter().find(|(of, _)| *of == name);
         found.map(|(_, value)| *value)

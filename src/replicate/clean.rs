@@ -25,7 +25,7 @@ use crate::snapshot::{
 use crate::target::VolumeKey;
 
 /// The tag of what a job made at a target, EBS snapshots and those that it copied from a repository to another one: the job's name.
-pub const JOB_TAG: &str = "ebsfs:job";
+pub(crate) const JOB_TAG: &str = "ebsfs:job";
 /// The volume of a snapshot that was made of none.
 const NO_VOLUME: &str = "vol-ffffffff";
 /// Between two sweeps of a repository, which list all of its objects.

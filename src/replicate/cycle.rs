@@ -48,21 +48,21 @@ const RATE_EVERY: Duration = Duration::from_secs(5);
 
 /// What a cycle runs with.
 #[derive(Clone)]
-pub struct CycleRun {
+pub(crate) struct CycleRun {
     /// The job.
-    pub job: Arc<ReplicateJob>,
+    pub(crate) job: Arc<ReplicateJob>,
     /// What it is connected to.
-    pub places: Arc<dyn Places>,
+    pub(crate) places: Arc<dyn Places>,
     /// What is remembered.
-    pub memory: Arc<JobMemory>,
+    pub(crate) memory: Arc<JobMemory>,
     /// Room for volumes that are copied at once; cycles that overlap share it.
-    pub slots: Arc<Semaphore>,
+    pub(crate) slots: Arc<Semaphore>,
     /// Until when copies are tried again whose failure can pass; none: they are not.
-    pub retry_until: Option<SystemTime>,
+    pub(crate) retry_until: Option<SystemTime>,
     /// The first signal.
-    pub stop: Stop,
+    pub(crate) stop: Stop,
     /// What the copies of all cycles do.
-    pub live: Arc<LiveCopies>,
+    pub(crate) live: Arc<LiveCopies>,
     pub(super) open: Arc<OpenTargets>,
     /// Volumes whose images or devices are drilled: cycles leave them out.
     pub(super) held: Arc<Mutex<BTreeSet<String>>>,
@@ -72,7 +72,7 @@ pub struct CycleRun {
 
 /// A cycle that has its snapshots, as far as they could be made.
 #[derive(Debug)]
-pub struct StartedCycle {
+pub(crate) struct StartedCycle {
     report: CycleReport,
     copies: BTreeMap<String, CopyUnderWay>,
     since: Instant,
@@ -90,12 +90,12 @@ impl StartedCycle {
     }
 
     /// Whether there was nothing to copy, at a source that is only looked at.
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.report.is_idle
     }
 
     /// The volumes that are copied.
-    pub fn volumes(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn volumes(&self) -> impl Iterator<Item = &str> {
         self.copies.keys().map(String::as_str)
     }
 }
@@ -108,7 +108,7 @@ impl std::fmt::Debug for CycleRun {
 
 impl CycleRun {
     /// Cycles of a job. Clones share the volumes that are copied at once.
-    pub fn new(
+    pub(crate) fn new(
         job: Arc<ReplicateJob>,
         places: Arc<dyn Places>,
         memory: Arc<JobMemory>,
@@ -129,13 +129,13 @@ impl CycleRun {
     }
 
     /// Connects the next cycles to other places, whose requests begin at zero.
-    pub fn connect_to(&mut self, places: Arc<dyn Places>) {
+    pub(crate) fn connect_to(&mut self, places: Arc<dyn Places>) {
         self.places = places;
         self.accounted = Arc::default();
     }
 
     /// The volumes with a copy under way.
-    pub fn unfinished(&self) -> BTreeSet<String> {
+    pub(crate) fn unfinished(&self) -> BTreeSet<String> {
         self.memory.look(|state| {
             let volumes = state.volumes.iter();
             let unfinished = volumes.filter(|(_, volume)| volume.under_way.is_some());
@@ -145,7 +145,7 @@ impl CycleRun {
 
     /// The same with another job, from the next cycle on.
     #[must_use]
-    pub fn with_job(&self, job: Arc<ReplicateJob>) -> Self {
+    pub(crate) fn with_job(&self, job: Arc<ReplicateJob>) -> Self {
         Self {
             slots: Arc::new(Semaphore::new(job.at_once)),
             job,
@@ -154,7 +154,7 @@ impl CycleRun {
     }
 
     /// The copies under way, with the snapshots that they have.
-    pub fn resume(&self) -> StartedCycle {
+    pub(crate) fn resume(&self) -> StartedCycle {
         let copies: BTreeMap<String, CopyUnderWay> = self.memory.look(|state| {
             let volumes = state.volumes.iter();
             let copies =
@@ -172,7 +172,7 @@ impl CycleRun {
     }
 
     /// Begins a cycle: adopts or makes the snapshots of all volumes but those that are still being copied.
-    pub async fn begin(&self, due: DueCycle) -> StartedCycle {
+    pub(crate) async fn begin(&self, due: DueCycle) -> StartedCycle {
         let cycle = match Cycle::new(&self.job.name, due.time) {
             Ok(cycle) => cycle,
             Err(error) => {
@@ -205,7 +205,7 @@ impl CycleRun {
     }
 
     /// Copies what a cycle has snapshots of, and ends it.
-    pub async fn finish(&self, started: StartedCycle) -> CycleReport {
+    pub(crate) async fn finish(&self, started: StartedCycle) -> CycleReport {
         let StartedCycle {
             mut report,
             copies,

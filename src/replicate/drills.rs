@@ -23,7 +23,7 @@ use crate::error::Kind;
 use crate::repository::Address;
 use crate::snapshot::VolumeSelector;
 
-pub use run::{DrillFindings, DrillOutcome, DrillRequest, StartedDrill};
+pub(crate) use run::{DrillFindings, DrillOutcome, DrillRequest};
 
 /// When a drill that came to no result is tried again.
 const NEXT_TRY: Duration = Duration::from_secs(3600);
@@ -32,23 +32,23 @@ const AFTER_FAILURE: Duration = Duration::from_secs(24 * 3600);
 
 /// What one drill is of.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DrillUnit {
+pub(crate) struct DrillUnit {
     /// The id of an instance, or of a volume.
-    pub id: String,
+    pub(crate) id: String,
     /// The target that holds the recovery point.
-    pub target: AssignedTarget,
+    pub(crate) target: AssignedTarget,
     /// What is drilled, as `ebsfs drill` names it.
-    pub source: String,
+    pub(crate) source: String,
     /// What the target holds: the snapshot, or the instant of the set.
-    pub point: String,
+    pub(crate) point: String,
     /// The instant whose bytes it holds.
-    pub time: Option<SystemTime>,
+    pub(crate) time: Option<SystemTime>,
     /// Its volumes.
-    pub volumes: BTreeSet<String>,
+    pub(crate) volumes: BTreeSet<String>,
     /// Whether it is a machine, which can be started: a set, or a volume that is not one of several of an instance of the job.
-    pub is_machine: bool,
+    pub(crate) is_machine: bool,
     /// Whether the target is a repository: what it holds stays as it is.
-    pub is_fixed: bool,
+    pub(crate) is_fixed: bool,
 }
 
 /// What the job drills at present. Volumes without a recovery point that can be drilled have no unit.

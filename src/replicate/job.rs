@@ -9,68 +9,68 @@ use std::time::{Duration, SystemTime};
 
 use super::schedule::Schedule;
 use super::shard::Shard;
-use super::template::{check, is_for_each, is_shared};
+use super::template::{check, is_for_each};
 use super::window::Rates;
 use crate::capture::Cycle;
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::repository::{Address, Retention};
 use crate::snapshot::VolumeSelector;
 
-pub use drill::{DrillBoot, JobDrill};
-pub use file::read;
+pub(crate) use drill::{DrillBoot, JobDrill};
+pub(crate) use file::read;
 
 /// The least rate: EBS sends and takes whole blocks.
-pub const LEAST_RATE: u64 = 512 << 10;
+pub(crate) const LEAST_RATE: u64 = 512 << 10;
 /// The most volumes that are copied at once.
 const MOST_AT_ONCE: usize = 64;
 
 /// A job.
 #[derive(Clone, Debug)]
-pub struct ReplicateJob {
+pub(crate) struct ReplicateJob {
     /// Its name, which its snapshots carry.
-    pub name: String,
+    pub(crate) name: String,
     /// Where its snapshots come from.
-    pub source: JobSource,
+    pub(crate) source: JobSource,
     /// When cycles are due; none: only when they are asked for.
-    pub schedule: Option<Schedule>,
+    pub(crate) schedule: Option<Schedule>,
     /// Where the volumes go.
-    pub targets: Vec<JobTarget>,
+    pub(crate) targets: Vec<JobTarget>,
     /// How many completed snapshots of each volume stay at the source, at least one.
-    pub keep: usize,
+    pub(crate) keep: usize,
     /// Bytes a second.
-    pub rates: Rates,
+    pub(crate) rates: Rates,
     /// How many volumes are copied at once.
-    pub at_once: usize,
+    pub(crate) at_once: usize,
     /// Whether whole targets are read back after each copy.
-    pub verify: bool,
+    pub(crate) verify: bool,
     /// Where deltas for targets in place are kept whole before they are applied.
-    pub stage: Option<PathBuf>,
+    pub(crate) stage: Option<PathBuf>,
     /// Allow unencrypted copies of encrypted volumes.
-    pub allow_plaintext: bool,
+    pub(crate) allow_plaintext: bool,
     /// Targets of unknown content that may be overwritten, by their tokens.
-    pub overwrite: Vec<String>,
+    pub(crate) overwrite: Vec<String>,
     /// Bytes to leave free where images are written.
-    pub reserve: u64,
+    pub(crate) reserve: u64,
     /// Whether the machines of its instances are kept beside the snapshots of their disks in repositories; none: where it selects
     /// instances and has a repository.
-    pub inventory: Option<bool>,
+    pub(crate) inventory: Option<bool>,
     /// Tags of all snapshots, besides those of their volumes.
-    pub snapshot_tags: Vec<(String, String)>,
+    pub(crate) snapshot_tags: Vec<(String, String)>,
     /// How and when its recovery points are drilled; none: never.
-    pub drill: Option<JobDrill>,
+    pub(crate) drill: Option<JobDrill>,
     /// Commands.
-    pub hooks: JobHooks,
+    pub(crate) hooks: JobHooks,
     /// How long a cycle that was started before looks for its snapshots before it makes them.
-    pub look_again: Duration,
+    pub(crate) look_again: Duration,
     /// How long EC2 may take to complete a snapshot.
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
     /// Which of its volumes this process takes.
-    pub shard: Shard,
+    pub(crate) shard: Shard,
 }
 
 /// Where the snapshots of a job come from.
 #[derive(Clone, Debug)]
-pub enum JobSource {
+pub(crate) enum JobSource {
     /// Volumes in EC2: each cycle makes snapshots of them.
     Ec2(Ec2Volumes),
     /// A repository that another job fills: each cycle takes the newest snapshots.
@@ -79,31 +79,31 @@ pub enum JobSource {
 
 /// Which volumes a job makes snapshots of.
 #[derive(Clone, Debug, Default)]
-pub struct Ec2Volumes {
+pub(crate) struct Ec2Volumes {
     /// What selects them, in each cycle again.
-    pub select: Vec<VolumeSelector>,
+    pub(crate) select: Vec<VolumeSelector>,
     /// Leave out the volumes that instances boot from, unless they are named by their ids.
-    pub without_boot: bool,
+    pub(crate) without_boot: bool,
     /// Leave out these volumes.
-    pub without: Vec<String>,
+    pub(crate) without: Vec<String>,
 }
 
 /// A repository as the source of a job, and which of its volumes are copied.
 #[derive(Clone, Debug)]
-pub struct GatewaySource {
+pub(crate) struct GatewaySource {
     /// The repository.
-    pub address: Address,
+    pub(crate) address: Address,
     /// The volumes; none: all.
-    pub volumes: BTreeSet<String>,
+    pub(crate) volumes: BTreeSet<String>,
     /// Leave out these volumes.
-    pub without: BTreeSet<String>,
+    pub(crate) without: BTreeSet<String>,
     /// How the store is reached; what is not given is as on the command line.
-    pub access: TargetAccess,
+    pub(crate) access: TargetAccess,
 }
 
 impl GatewaySource {
     /// All volumes of a repository.
-    pub fn new(address: Address) -> Self {
+    pub(crate) fn new(address: Address) -> Self {
         Self {
             address,
             volumes: BTreeSet::new(),
@@ -148,58 +148,58 @@ impl GatewaySource {
 
 /// A target of a job: a template, and how what it names is reached and written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JobTarget {
+pub(crate) struct JobTarget {
     /// Its name; `{volume}` and `{instance}` stand for ids.
-    pub to: String,
+    pub(crate) to: String,
     /// The volumes that it is for; none: for all.
-    pub volumes: BTreeSet<String>,
+    pub(crate) volumes: BTreeSet<String>,
     /// Which snapshots stay there, where it keeps several; none: all.
-    pub keep: Option<Retention>,
+    pub(crate) keep: Option<Retention>,
     /// Whether an image is changed itself.
-    pub in_place: bool,
+    pub(crate) in_place: bool,
     /// Whether other hosts can write the device.
-    pub shared: bool,
+    pub(crate) shared: bool,
     /// Whether a repository is sent only blocks that none of its snapshots holds.
-    pub dedup: bool,
+    pub(crate) dedup: bool,
     /// How its account is reached.
-    pub access: TargetAccess,
+    pub(crate) access: TargetAccess,
 }
 
 /// How the account of a target is reached; what is not given is as for the source.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TargetAccess {
+pub(crate) struct TargetAccess {
     /// AWS profile.
-    pub profile: Option<String>,
+    pub(crate) profile: Option<String>,
     /// Region.
-    pub region: Option<String>,
+    pub(crate) region: Option<String>,
     /// URL of the service.
-    pub endpoint_url: Option<String>,
+    pub(crate) endpoint_url: Option<String>,
     /// Certificate authorities to trust.
-    pub ca_bundle: Option<PathBuf>,
+    pub(crate) ca_bundle: Option<PathBuf>,
     /// KMS key of new EBS snapshots.
-    pub kms_key: Option<String>,
+    pub(crate) kms_key: Option<String>,
 }
 
 /// Command lines for `sh`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct JobHooks {
+pub(crate) struct JobHooks {
     /// Before a cycle. The cycle fails if it fails.
-    pub before: Option<String>,
+    pub(crate) before: Option<String>,
     /// After a cycle without failures.
-    pub after: Option<String>,
+    pub(crate) after: Option<String>,
     /// After a cycle with failures.
-    pub on_failure: Option<String>,
+    pub(crate) on_failure: Option<String>,
     /// Right before the calls that make snapshots.
-    pub freeze: Option<String>,
+    pub(crate) freeze: Option<String>,
     /// Right after them, whatever their outcome.
-    pub thaw: Option<String>,
+    pub(crate) thaw: Option<String>,
     /// How long each may take.
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
 }
 
 impl JobTarget {
     /// A target of which only the name is given.
-    pub fn new(to: &str) -> Self {
+    pub(crate) fn new(to: &str) -> Self {
         Self {
             to: to.to_owned(),
             volumes: BTreeSet::new(),
@@ -209,11 +209,6 @@ impl JobTarget {
             dedup: false,
             access: TargetAccess::default(),
         }
-    }
-
-    /// Whether it keeps the snapshots that it held before.
-    pub fn keeps_several(&self) -> bool {
-        is_shared(&self.to)
     }
 
     fn check(&self) -> Result<()> {
@@ -247,7 +242,7 @@ impl JobTarget {
 
 impl ReplicateJob {
     /// A job with this source, these targets and every other value at its default.
-    pub fn new(name: &str, source: JobSource, targets: Vec<JobTarget>) -> Self {
+    pub(crate) fn new(name: &str, source: JobSource, targets: Vec<JobTarget>) -> Self {
         Self {
             name: name.to_owned(),
             source,
@@ -279,7 +274,7 @@ impl ReplicateJob {
     /// # Errors
     /// `Invalid` when a share of a rate is too small, or when a target is for the only volume of the job: no shard can know that its
     /// volume is the only one.
-    pub fn for_shard(self, shard: Shard) -> Result<Self> {
+    pub(crate) fn for_shard(self, shard: Shard) -> Result<Self> {
         let count = shard.count();
         let rates = self.rates.divided(count);
         if rates.least().is_some_and(|rate| rate < LEAST_RATE) {
@@ -311,12 +306,12 @@ impl ReplicateJob {
     }
 
     /// The name of its state: its own, or that of its shard.
-    pub fn state_name(&self) -> String {
+    pub(crate) fn state_name(&self) -> String {
         self.shard.state_name(&self.name)
     }
 
     /// The schedule by which its snapshots are made; none where it has none, or where another job makes them.
-    pub fn snapshot_schedule(&self) -> Option<&Schedule> {
+    pub(crate) fn snapshot_schedule(&self) -> Option<&Schedule> {
         match self.source {
             JobSource::Ec2(_) => self.schedule.as_ref(),
             JobSource::Repository(_) => None,
@@ -324,7 +319,7 @@ impl ReplicateJob {
     }
 
     /// Whether it keeps the machines of its instances in repositories.
-    pub fn keeps_machines(&self) -> bool {
+    pub(crate) fn keeps_machines(&self) -> bool {
         self.inventory.unwrap_or(true) && self.can_keep_machines()
     }
 
@@ -341,7 +336,7 @@ impl ReplicateJob {
     ///
     /// # Errors
     /// `Invalid`, which says what is wrong.
-    pub fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let invalid = |what: String| Err(Error::new(Kind::Invalid, what));
         // The name is a part of a tag.
         Cycle::new(&self.name, SystemTime::UNIX_EPOCH).map_err(|_| {

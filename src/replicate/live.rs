@@ -10,7 +10,7 @@ use crate::progress::Progress;
 
 /// What the copies of this process do now. All cycles of a job share it.
 #[derive(Debug, Default)]
-pub struct LiveCopies(Mutex<LiveState>);
+pub(crate) struct LiveCopies(Mutex<LiveState>);
 
 #[derive(Debug, Default)]
 struct LiveState {
@@ -21,13 +21,13 @@ struct LiveState {
 
 /// Counts since the process began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LiveCounts {
+pub(crate) struct LiveCounts {
     /// Bytes fetched, those of copies under way included.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Cycles that ended without failures.
-    pub succeeded: u64,
+    pub(crate) succeeded: u64,
     /// Cycles that ended with failures.
-    pub failed: u64,
+    pub(crate) failed: u64,
 }
 
 impl LiveCopies {
@@ -71,7 +71,7 @@ impl LiveCopies {
     }
 
     /// The counts now.
-    pub fn counts(&self) -> LiveCounts {
+    pub(crate) fn counts(&self) -> LiveCounts {
         let live = self.0.lock();
         let bytes = live.under_way.values().map(|progress| progress.bytes());
         LiveCounts {

@@ -17,17 +17,17 @@ use crate::target::{SourceInfo, Stop, Target};
 
 /// A snapshot of the source that is open.
 #[derive(Debug)]
-pub struct OpenedSnapshot {
+pub(crate) struct OpenedSnapshot {
     /// The snapshot.
-    pub source: Source,
+    pub(crate) source: Source,
     /// When it was complete in the repository that is the source; none where the source is EC2.
-    pub published: Option<SystemTime>,
+    pub(crate) published: Option<SystemTime>,
     /// Keeps what is read of a repository from being swept; none where the source is EC2, or may not be written.
-    pub lease: Option<Lease>,
+    pub(crate) lease: Option<Lease>,
 }
 
 /// Opens what a cycle reads and writes. All of it shares one rate.
-pub trait Places: Send + Sync {
+pub(crate) trait Places: Send + Sync {
     /// EC2 of the source.
     ///
     /// # Errors

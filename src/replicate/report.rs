@@ -19,61 +19,61 @@ const HOOK_VERSION: u32 = 1;
 
 /// How a cycle ended.
 #[derive(Debug)]
-pub struct CycleReport {
+pub(crate) struct CycleReport {
     /// The cycle, as its snapshots carry it.
-    pub cycle: String,
+    pub(crate) cycle: String,
     /// The part of the job that was run.
-    pub shard: Shard,
+    pub(crate) shard: Shard,
     /// Whether there was nothing to copy, at a source that is only looked at: no command is run.
-    pub is_idle: bool,
+    pub(crate) is_idle: bool,
     /// The volumes that have their snapshots.
-    pub volumes: Vec<VolumeOutcome>,
+    pub(crate) volumes: Vec<VolumeOutcome>,
     /// What failed besides targets.
-    pub failures: Vec<Error>,
+    pub(crate) failures: Vec<Error>,
     /// What a person should know.
-    pub warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
     /// Snapshots that were deleted at the source.
-    pub deleted: Vec<SnapshotId>,
+    pub(crate) deleted: Vec<SnapshotId>,
     /// Snapshots that were removed at targets, with the target's name.
-    pub removed: Vec<String>,
+    pub(crate) removed: Vec<String>,
     /// Sets that were added, as `ebsfs restore` names them: `REPOSITORY#INSTANCE@TIME`.
-    pub sets: Vec<String>,
+    pub(crate) sets: Vec<String>,
     /// Drills that ended.
-    pub drills: Vec<DrillOutcome>,
+    pub(crate) drills: Vec<DrillOutcome>,
     /// Requests to EBS.
-    pub requests: CycleRequests,
+    pub(crate) requests: CycleRequests,
     /// How long it took.
-    pub took: Duration,
+    pub(crate) took: Duration,
 }
 
 /// How the copies of one volume ended.
 #[derive(Debug)]
-pub struct VolumeOutcome {
+pub(crate) struct VolumeOutcome {
     /// The volume.
-    pub volume: String,
+    pub(crate) volume: String,
     /// Its snapshot.
-    pub snapshot: SnapshotId,
+    pub(crate) snapshot: SnapshotId,
     /// The instant whose bytes it holds.
-    pub time: Option<SystemTime>,
+    pub(crate) time: Option<SystemTime>,
     /// Each target.
-    pub targets: Vec<CopyOutcome>,
+    pub(crate) targets: Vec<CopyOutcome>,
     /// Why the snapshot could not be opened.
-    pub failure: Option<Error>,
+    pub(crate) failure: Option<Error>,
     /// The snapshots that its targets need.
-    pub needed: NeededBases,
+    pub(crate) needed: NeededBases,
     /// Who claims its snapshots for images and devices of this machine; none without such targets.
-    pub claimant: Option<String>,
+    pub(crate) claimant: Option<String>,
     /// Bytes fetched.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 /// How the copy to one target ended.
 #[derive(Debug)]
-pub struct CopyOutcome {
+pub(crate) struct CopyOutcome {
     /// The target.
-    pub target: AssignedTarget,
+    pub(crate) target: AssignedTarget,
     /// What it holds now, or why it does not hold the snapshot.
-    pub held: Result<RecoveryPoint>,
+    pub(crate) held: Result<RecoveryPoint>,
 }
 
 impl VolumeOutcome {
@@ -84,7 +84,7 @@ impl VolumeOutcome {
     }
 
     /// All failures.
-    pub fn failures(&self) -> impl Iterator<Item = &Error> {
+    pub(crate) fn failures(&self) -> impl Iterator<Item = &Error> {
         let targets = self.targets.iter();
         targets
             .filter_map(|copy| copy.held.as_ref().err())
@@ -117,24 +117,24 @@ impl CycleReport {
     }
 
     /// All failures.
-    pub fn failures(&self) -> impl Iterator<Item = &Error> {
+    pub(crate) fn failures(&self) -> impl Iterator<Item = &Error> {
         let of_volumes = self.volumes.iter().flat_map(VolumeOutcome::failures);
         let of_drills = self.drills.iter().filter_map(DrillOutcome::failure);
         self.failures.iter().chain(of_volumes).chain(of_drills)
     }
 
     /// The failure that gives the exit code: the first of those with the lowest rank.
-    pub fn failure(&self) -> Option<&Error> {
+    pub(crate) fn failure(&self) -> Option<&Error> {
         self.failures().min_by_key(|error| error.kind().rank())
     }
 
     /// Bytes fetched.
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.volumes.iter().map(|volume| volume.bytes).sum()
     }
 
     /// What hooks read.
-    pub fn to_json(&self, job: &str) -> Value {
+    pub(crate) fn to_json(&self, job: &str) -> Value {
         let failed =
             |error: &Error| json!({"error": error.chain(), "exit_code": error.kind().exit_code()});
         let volumes = self.volumes.iter().map(|volume| {

@@ -13,18 +13,18 @@ use crate::snapshot::{Snapshot, SnapshotId};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct OwnSnapshot {
     /// Its id.
-    pub id: SnapshotId,
+    pub(crate) id: SnapshotId,
     /// The instant whose bytes it holds; none: it stays.
-    pub time: Option<SystemTime>,
+    pub(crate) time: Option<SystemTime>,
     /// Whether it is completed.
-    pub is_completed: bool,
+    pub(crate) is_completed: bool,
     /// Whether EC2 could not complete it.
-    pub is_failed: bool,
+    pub(crate) is_failed: bool,
 }
 
 /// The snapshots that the targets of a volume need as bases.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NeededBases {
+pub(crate) enum NeededBases {
     /// These: what each target holds, and what an unfinished copy comes from and leads to.
     These(BTreeSet<SnapshotId>),
     /// A target could not be asked: any snapshot may be its base.
@@ -33,7 +33,7 @@ pub enum NeededBases {
 
 impl NeededBases {
     /// Adds what another target needs; none: it could not be asked.
-    pub fn add(&mut self, more: Option<BTreeSet<SnapshotId>>) {
+    pub(crate) fn add(&mut self, more: Option<BTreeSet<SnapshotId>>) {
         match (&mut *self, more) {
             (Self::These(ids), Some(more)) => ids.extend(more),
             _ => *self = Self::Unknown,

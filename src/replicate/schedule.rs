@@ -23,7 +23,7 @@ const CAUGHT_UP: Duration = Duration::from_secs(20 * 3600);
 
 /// When the cycles of a job are due.
 #[derive(Clone)]
-pub struct Schedule {
+pub(crate) struct Schedule {
     rule: DueRule,
     /// How much later than the rule says, always the same for one job.
     jitter: Duration,
@@ -59,7 +59,7 @@ impl Schedule {
     ///
     /// # Errors
     /// `Invalid` when the interval is below a second or beyond a year.
-    pub fn every(interval: Duration) -> Result<Self> {
+    pub(crate) fn every(interval: Duration) -> Result<Self> {
         if !(SHORTEST..=LONGEST).contains(&interval) {
             return Err(invalid("an interval must be from 1s to 366days"));
         }
@@ -73,7 +73,7 @@ impl Schedule {
     ///
     /// # Errors
     /// `Invalid` when it is no pattern, or never due.
-    pub fn cron(pattern: &str, zone: Tz) -> Result<Self> {
+    pub(crate) fn cron(pattern: &str, zone: Tz) -> Result<Self> {
         let parser = CronParser::builder()
             .seconds(Seconds::Disallowed)
             .year(Year::Disallowed)
@@ -99,7 +99,7 @@ impl Schedule {
     ///
     /// # Errors
     /// `Invalid` when `most` is longer than the interval.
-    pub fn with_jitter(mut self, most: Duration, job: &str) -> Result<Self> {
+    pub(crate) fn with_jitter(mut self, most: Duration, job: &str) -> Result<Self> {
         let limit = match &self.rule {
             DueRule::Every(interval) => *interval,
             DueRule::Cron(..) => LONGEST,
@@ -120,7 +120,7 @@ impl Schedule {
     }
 
     /// The last due time that is not after `now`.
-    pub fn last_due(&self, now: SystemTime) -> Option<SystemTime> {
+    pub(crate) fn last_due(&self, now: SystemTime) -> Option<SystemTime> {
         let ruled = now.checked_sub(self.jitter)?;
         let due = match &self.rule {
             DueRule::Every(interval) => multiple(ruled, *interval)?,
@@ -133,7 +133,7 @@ impl Schedule {
     }
 
     /// The first due time after `now`.
-    pub fn next_due(&self, now: SystemTime) -> Option<SystemTime> {
+    pub(crate) fn next_due(&self, now: SystemTime) -> Option<SystemTime> {
         let ruled = now.checked_sub(self.jitter)?;
         let due = match &self.rule {
             DueRule::Every(interval) => multiple(ruled, *interval)?.checked_add(*interval)?,
@@ -147,7 +147,7 @@ impl Schedule {
 
     /// When a recovery point of `time` is late: at the second due time after it. The copy of the first one has had a whole interval
     /// then.
-    pub fn late_at(&self, time: SystemTime) -> Option<SystemTime> {
+    pub(crate) fn late_at(&self, time: SystemTime) -> Option<SystemTime> {
         let first = self.next_due(time)?;
         let interval = self.next_due(first)?.duration_since(first).ok()?;
         // EC2's clock may say that the snapshot of a cycle is from just before its due time.
@@ -173,7 +173,7 @@ fn invalid(what: &str) -> Error {
 ///
 /// # Errors
 /// `Invalid` when there is none of this name.
-pub fn time_zone(name: &str) -> Result<Tz> {
+pub(crate) fn time_zone(name: &str) -> Result<Tz> {
     Tz::from_str(name).map_err(|_| {
         invalid(&format!(
             "{name:?} is no time zone: it must look like Europe/Berlin or UTC"
@@ -183,24 +183,28 @@ pub fn time_zone(name: &str) -> Result<Tz> {
 
 /// The cycle to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DueCycle {
+pub(crate) struct DueCycle {
     /// Its time.
-    pub time: SystemTime,
+    pub(crate) time: SystemTime,
     /// Whether this machine has not started it before.
-    pub is_new: bool,
+    pub(crate) is_new: bool,
 }
 
 /// What is known of the cycles that this machine has run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CycleHistory {
+pub(crate) struct CycleHistory {
     /// The cycle that was started and does not have its snapshots yet.
-    pub under_way: Option<SystemTime>,
+    pub(crate) under_way: Option<SystemTime>,
     /// The last one that was started.
-    pub last: Option<SystemTime>,
+    pub(crate) last: Option<SystemTime>,
 }
 
 /// The cycle that a schedule wants now; none before the next one is due. Intervals that were missed are caught up by one cycle.
-pub fn due_cycle(schedule: &Schedule, history: &CycleHistory, now: SystemTime) -> Option<DueCycle> {
+pub(crate) fn due_cycle(
+    schedule: &Schedule,
+    history: &CycleHistory,
+    now: SystemTime,
+) -> Option<DueCycle> {
     if let Some(unfinished) = unfinished(history, now) {
         return Some(unfinished);
     }
@@ -216,7 +220,7 @@ pub fn due_cycle(schedule: &Schedule, history: &CycleHistory, now: SystemTime) -
 
 /// The cycle of a run that a person or another scheduler has started: the one without its snapshots, else a new one. On a machine
 /// that knows of no cycle the time is that of the schedule, so that it adopts what another machine has started.
-pub fn wanted_cycle(
+pub(crate) fn wanted_cycle(
     schedule: Option<&Schedule>,
     history: &CycleHistory,
     now: SystemTime,

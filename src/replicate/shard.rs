@@ -14,27 +14,27 @@ use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Kind};
 
-pub use engine::shard_of_engine;
+pub(crate) use engine::shard_of_engine;
 
 /// The most shards of a job: the largest array of AWS Batch.
 const MOST_SHARDS: u32 = 10_000;
 
 /// A shard of a job: one of so many, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shard {
+pub(crate) struct Shard {
     index: u32,
     count: u32,
 }
 
 impl Shard {
     /// The only one: the whole job.
-    pub const WHOLE: Self = Self { index: 0, count: 1 };
+    pub(crate) const WHOLE: Self = Self { index: 0, count: 1 };
 
     /// A shard by its number, from 0, and how many there are.
     ///
     /// # Errors
     /// `Invalid` when there are none or too many, or when it is not among them.
-    pub fn new(index: u64, count: u64) -> Result<Self, Error> {
+    pub(crate) fn new(index: u64, count: u64) -> Result<Self, Error> {
         let invalid = |what: String| Err(Error::new(Kind::Invalid, what));
         match (u32::try_from(index), u32::try_from(count)) {
             (_, Ok(0)) => invalid("cannot divide a job into 0 shards".into()),
@@ -49,22 +49,22 @@ impl Shard {
     }
 
     /// Its number, from 0.
-    pub fn index(self) -> u32 {
+    pub(crate) fn index(self) -> u32 {
         self.index
     }
 
     /// How many there are.
-    pub fn count(self) -> u32 {
+    pub(crate) fn count(self) -> u32 {
         self.count
     }
 
     /// Whether it is the whole job.
-    pub fn is_whole(self) -> bool {
+    pub(crate) fn is_whole(self) -> bool {
         self.count == 1
     }
 
     /// Whether this shard has a unit.
-    pub fn has(self, unit: &str) -> bool {
+    pub(crate) fn has(self, unit: &str) -> bool {
         let own = weight(self.index, unit);
         // The lower number has it where two weights are equal.
         (0..self.count).all(|other| {

@@ -17,98 +17,98 @@ use super::totals::{MonthTotals, RunTotals};
 use crate::error::Error;
 use crate::snapshot::SnapshotId;
 
-pub use division::present_divisions;
-pub use drills::{DrillLock, DrillMemory, LastDrill, UnitDrills};
-pub use file::{JobMemory, StateFile, read_state, state_names};
+pub(crate) use division::present_divisions;
+pub(crate) use drills::{DrillLock, DrillMemory, LastDrill, UnitDrills};
+pub(crate) use file::{JobMemory, read_state, state_names};
 
 /// Version of the file.
 const VERSION: u32 = 1;
 
 /// What is remembered of a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct JobState {
+pub(crate) struct JobState {
     /// Version of the file.
     version: u32,
     /// The job's name.
-    pub job: String,
+    pub(crate) job: String,
     /// The part of the job, such as `0/4`; none: the whole job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub shard: Option<String>,
+    pub(crate) shard: Option<String>,
     /// When its cycles are due, in words.
     #[serde(default)]
-    pub schedule: Option<String>,
+    pub(crate) schedule: Option<String>,
     /// The cycle that was started and does not have its snapshots yet.
     #[serde(default, with = "time_text")]
-    pub under_way: Option<SystemTime>,
+    pub(crate) under_way: Option<SystemTime>,
     /// Time of the last cycle that was started.
     #[serde(default, with = "time_text")]
-    pub last: Option<SystemTime>,
+    pub(crate) last: Option<SystemTime>,
     /// The last cycle that ended.
     #[serde(default)]
-    pub last_run: Option<LastRun>,
+    pub(crate) last_run: Option<LastRun>,
     /// When the next cycle is due.
     #[serde(default, with = "time_text")]
-    pub next_run: Option<SystemTime>,
+    pub(crate) next_run: Option<SystemTime>,
     /// The volumes, by id.
     #[serde(default)]
-    pub volumes: BTreeMap<String, VolumeState>,
+    pub(crate) volumes: BTreeMap<String, VolumeState>,
     /// What was said once and is not said again: refused deletions.
     #[serde(default)]
-    pub said: BTreeSet<String>,
+    pub(crate) said: BTreeSet<String>,
     /// When each repository was last swept, by its address.
     #[serde(default)]
-    pub swept: BTreeMap<String, String>,
+    pub(crate) swept: BTreeMap<String, String>,
     /// The instant of the last set that was added, by `REPOSITORY#INSTANCE`.
     #[serde(default)]
-    pub sets: BTreeMap<String, String>,
+    pub(crate) sets: BTreeMap<String, String>,
     /// When the last cycle without failures ended.
     #[serde(default, with = "time_text")]
-    pub last_success: Option<SystemTime>,
+    pub(crate) last_success: Option<SystemTime>,
     /// The sums of the last month in which a cycle ended.
     #[serde(default)]
-    pub month: Option<MonthTotals>,
+    pub(crate) month: Option<MonthTotals>,
     /// The drills; none: the job has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub drills: Option<DrillMemory>,
+    pub(crate) drills: Option<DrillMemory>,
     /// When a running process last wrote this file.
     #[serde(default, with = "time_text")]
-    pub saved: Option<SystemTime>,
+    pub(crate) saved: Option<SystemTime>,
 }
 
 /// How a cycle ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LastRun {
+pub(crate) struct LastRun {
     /// The cycle, as its snapshots carry it.
-    pub cycle: String,
+    pub(crate) cycle: String,
     /// When it began on this machine.
     #[serde(with = "time_text")]
-    pub started: Option<SystemTime>,
+    pub(crate) started: Option<SystemTime>,
     /// When it ended.
     #[serde(with = "time_text")]
-    pub ended: Option<SystemTime>,
+    pub(crate) ended: Option<SystemTime>,
     /// The failure that gives the exit code; none: all volumes were replicated.
-    pub error: Option<StateError>,
+    pub(crate) error: Option<StateError>,
     /// Bytes fetched.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Requests to EBS.
-    pub requests: CycleRequests,
+    pub(crate) requests: CycleRequests,
 }
 
 /// Requests to EBS, retries included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CycleRequests {
+pub(crate) struct CycleRequests {
     /// GetSnapshotBlock.
-    pub gets: u64,
+    pub(crate) gets: u64,
     /// PutSnapshotBlock.
-    pub puts: u64,
+    pub(crate) puts: u64,
     /// ListSnapshotBlocks and ListChangedBlocks.
-    pub lists: u64,
+    pub(crate) lists: u64,
 }
 
 impl CycleRequests {
     /// What was added since an earlier count.
     #[must_use]
-    pub fn since(self, before: Self) -> Self {
+    pub(crate) fn since(self, before: Self) -> Self {
         Self {
             gets: self.gets.saturating_sub(before.gets),
             puts: self.puts.saturating_sub(before.puts),
@@ -119,106 +119,106 @@ impl CycleRequests {
 
 /// A failure.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StateError {
+pub(crate) struct StateError {
     /// One line.
-    pub message: String,
+    pub(crate) message: String,
     /// The exit code of its kind.
-    pub exit_code: u8,
+    pub(crate) exit_code: u8,
     /// When it happened.
     #[serde(with = "time_text")]
-    pub when: Option<SystemTime>,
+    pub(crate) when: Option<SystemTime>,
 }
 
 /// What is remembered of a volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VolumeState {
+pub(crate) struct VolumeState {
     /// Whether the last cycle selected it.
-    pub is_selected: bool,
+    pub(crate) is_selected: bool,
     /// The instance that it was attached to when the last cycle selected it.
     #[serde(default)]
-    pub instance: Option<String>,
+    pub(crate) instance: Option<String>,
     /// Bytes fetched by its last copy.
     #[serde(default)]
-    pub last_bytes: u64,
+    pub(crate) last_bytes: u64,
     /// Bytes fetched in the month of [`JobState::month`].
     #[serde(default)]
-    pub month_bytes: u64,
+    pub(crate) month_bytes: u64,
     /// The copy under way.
     #[serde(default)]
-    pub under_way: Option<CopyUnderWay>,
+    pub(crate) under_way: Option<CopyUnderWay>,
     /// Snapshots that this machine has made or adopted for the job, and that it does not know as deleted.
-    pub snapshots: BTreeSet<SnapshotId>,
+    pub(crate) snapshots: BTreeSet<SnapshotId>,
     /// Its targets, by name.
-    pub targets: BTreeMap<String, TargetState>,
+    pub(crate) targets: BTreeMap<String, TargetState>,
 }
 
 /// A copy that has not ended: the next run continues it with the same snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CopyUnderWay {
+pub(crate) struct CopyUnderWay {
     /// The cycle, as its snapshots carry it.
-    pub cycle: String,
+    pub(crate) cycle: String,
     /// The snapshot.
-    pub snapshot: SnapshotId,
+    pub(crate) snapshot: SnapshotId,
     /// The instance that the volume was attached to.
-    pub instance: Option<String>,
+    pub(crate) instance: Option<String>,
     /// Since when.
     #[serde(default, with = "time_text")]
-    pub since: Option<SystemTime>,
+    pub(crate) since: Option<SystemTime>,
     /// What it did when this was last saved; none while it waits for room or for another attempt.
     #[serde(default)]
-    pub phase: Option<CopyPhase>,
+    pub(crate) phase: Option<CopyPhase>,
 }
 
 /// What a copy does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CopyPhase {
+pub(crate) struct CopyPhase {
     /// A verb and its object: `copying snap-1`.
-    pub what: String,
+    pub(crate) what: String,
     /// What is counted: `blocks`.
-    pub unit: String,
+    pub(crate) unit: String,
     /// How many of them are done in this phase.
-    pub done: u64,
+    pub(crate) done: u64,
     /// How many there are in this phase; 0 where that is not known.
-    pub of: u64,
+    pub(crate) of: u64,
     /// Bytes fetched since the copy began in this process.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 /// What is remembered of a target of a volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TargetState {
+pub(crate) struct TargetState {
     /// The recovery point there; none before the first.
-    pub recovery_point: Option<RecoveryPoint>,
+    pub(crate) recovery_point: Option<RecoveryPoint>,
     /// Why the last cycle failed; none: it did not.
-    pub error: Option<StateError>,
+    pub(crate) error: Option<StateError>,
 }
 
 /// A snapshot that a target is proven to hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RecoveryPoint {
+pub(crate) struct RecoveryPoint {
     /// The snapshot of the source.
-    pub snapshot: SnapshotId,
+    pub(crate) snapshot: SnapshotId,
     /// The instant whose bytes it holds.
     #[serde(with = "time_text")]
-    pub time: Option<SystemTime>,
+    pub(crate) time: Option<SystemTime>,
     /// When it was complete in the repository that is the source, by the clock of the machine that wrote it; none where the source is
     /// EC2.
     #[serde(default, with = "time_text")]
-    pub published: Option<SystemTime>,
+    pub(crate) published: Option<SystemTime>,
     /// When it was complete at the target.
     #[serde(with = "time_text")]
-    pub arrived: Option<SystemTime>,
+    pub(crate) arrived: Option<SystemTime>,
     /// When it is late by the schedule: its successor should have arrived by then. None without a schedule.
     #[serde(default, with = "time_text")]
-    pub late_at: Option<SystemTime>,
+    pub(crate) late_at: Option<SystemTime>,
     /// Blocks that are zero there because their source is damaged.
     #[serde(default)]
-    pub damaged_blocks: u64,
+    pub(crate) damaged_blocks: u64,
 }
 
 impl StateError {
     /// An error as it is remembered.
-    pub fn of(error: &Error, when: SystemTime) -> Self {
+    pub(crate) fn of(error: &Error, when: SystemTime) -> Self {
         Self {
             message: error.chain(),
             exit_code: error.kind().exit_code(),
@@ -229,7 +229,7 @@ impl StateError {
 
 impl JobState {
     /// The state of a job that has never run here.
-    pub fn new(job: &str) -> Self {
+    pub(crate) fn new(job: &str) -> Self {
         Self {
             version: VERSION,
             job: job.to_owned(),
@@ -251,7 +251,7 @@ impl JobState {
     }
 
     /// What decides which cycle is next.
-    pub fn history(&self) -> CycleHistory {
+    pub(crate) fn history(&self) -> CycleHistory {
         CycleHistory {
             under_way: self.under_way,
             last: self.last,
@@ -259,7 +259,7 @@ impl JobState {
     }
 
     /// The snapshots of all volumes that this machine has made or adopted.
-    pub fn recorded(&self) -> BTreeSet<SnapshotId> {
+    pub(crate) fn recorded(&self) -> BTreeSet<SnapshotId> {
         let volumes = self.volumes.values();
         volumes
             .flat_map(|volume| volume.snapshots.iter().cloned())
@@ -268,7 +268,11 @@ impl JobState {
 
     /// Notes the schedule, when the next cycle is due, and when each recovery point is late. `of_snapshots` is the schedule by which the
     /// snapshots are made: none where another job makes them.
-    pub fn set_schedule(&mut self, schedule: Option<&Schedule>, of_snapshots: Option<&Schedule>) {
+    pub(crate) fn set_schedule(
+        &mut self,
+        schedule: Option<&Schedule>,
+        of_snapshots: Option<&Schedule>,
+    ) {
         self.schedule = schedule.map(ToString::to_string);
         self.next_run = schedule.and_then(|schedule| schedule.next_due(SystemTime::now()));
         let volumes = self.volumes.values_mut();
@@ -281,7 +285,7 @@ impl JobState {
     }
 
     /// Adds a run to the sums of the month of `now`. Another month begins at zero.
-    pub fn account(&mut self, now: SystemTime, run: &RunTotals) {
+    pub(crate) fn account(&mut self, now: SystemTime, run: &RunTotals) {
         let month = MonthTotals::of(now);
         if self.month.as_ref().map(|known| &known.month) != Some(&month.month) {
             self.month = Some(month);
@@ -301,7 +305,7 @@ impl JobState {
     }
 
     /// Sets the targets of a volume to these. What was remembered of others is dropped: the job does not serve them any more.
-    pub fn set_targets(&mut self, volume: &str, names: &BTreeSet<&str>, has_all: bool) {
+    pub(crate) fn set_targets(&mut self, volume: &str, names: &BTreeSet<&str>, has_all: bool) {
         let volume = self.volumes.entry(volume.to_owned()).or_default();
         if has_all {
             volume.targets.retain(|name, _| names.contains(&**name));
@@ -312,7 +316,7 @@ impl JobState {
     }
 
     /// Whether this is the first time that something is reported.
-    pub fn says(&mut self, what: &str) -> bool {
+    pub(crate) fn says(&mut self, what: &str) -> bool {
         self.said.insert(what.to_owned())
     }
 }

@@ -19,10 +19,10 @@ use super::totals::MonthTotals;
 use crate::error::Kind;
 use crate::target::Content;
 
-pub use drills::{DrillState, DrillsStatus, UnitStatus};
+pub(crate) use drills::{DrillState, DrillsStatus, UnitStatus};
 
 /// Version of the JSON of [`JobStatus`]; `docs/status.md` describes it.
-pub const STATUS_VERSION: u32 = 1;
+pub(crate) const STATUS_VERSION: u32 = 1;
 /// How much a recovery point may be of the future: AWS takes requests of clocks that are wrong by so much.
 const CLOCKS: Duration = Duration::from_secs(300);
 /// A process that copies saves its state more often.
@@ -30,7 +30,7 @@ const SILENT: Duration = Duration::from_secs(120);
 
 /// What the record of an image or a device of this machine says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LocalContent {
+pub(crate) enum LocalContent {
     /// It is not there, or cannot be looked at: why.
     Absent(String),
     /// There is no record of it.
@@ -45,7 +45,7 @@ pub enum LocalContent {
 /// The state of a recovery point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum PointState {
+pub(crate) enum PointState {
     /// Usable, young enough, and the last copy did not fail.
     Current,
     /// Usable and young enough, but the last copy failed.
@@ -64,7 +64,7 @@ pub enum PointState {
 
 impl PointState {
     /// All states.
-    pub const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Current,
         Self::Failed,
         Self::Late,
@@ -75,7 +75,7 @@ impl PointState {
     ];
 
     /// Its name, as in JSON.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Current => "current",
             Self::Failed => "failed",
@@ -90,130 +90,130 @@ impl PointState {
 
 /// The input of [`JobStatus::of`] besides the state.
 #[derive(Clone, Copy, Debug)]
-pub struct StatusRequest<'a> {
+pub(crate) struct StatusRequest<'a> {
     /// The present time.
-    pub now: SystemTime,
+    pub(crate) now: SystemTime,
     /// How old a recovery point may be; none: as the schedule says.
-    pub max_age: Option<Duration>,
+    pub(crate) max_age: Option<Duration>,
     /// What the images and devices of this machine hold, by their names.
-    pub local: &'a BTreeMap<String, LocalContent>,
+    pub(crate) local: &'a BTreeMap<String, LocalContent>,
 }
 
 /// The status of a job.
 #[derive(Clone, Debug, Serialize)]
-pub struct JobStatus {
+pub(crate) struct JobStatus {
     /// Its name.
-    pub job: String,
+    pub(crate) job: String,
     /// The part of the job, such as `0/4`; none: the whole job.
-    pub shard: Option<String>,
+    pub(crate) shard: Option<String>,
     /// When its cycles are due, in words.
-    pub schedule: Option<String>,
+    pub(crate) schedule: Option<String>,
     /// When the next cycle is due.
     #[serde(serialize_with = "time_text::serialize")]
-    pub next_run: Option<SystemTime>,
+    pub(crate) next_run: Option<SystemTime>,
     /// When a process that runs the job last saved its state.
     #[serde(serialize_with = "time_text::serialize")]
-    pub saved: Option<SystemTime>,
+    pub(crate) saved: Option<SystemTime>,
     /// The cycle whose snapshots are not made yet.
     #[serde(serialize_with = "time_text::serialize")]
-    pub starting: Option<SystemTime>,
+    pub(crate) starting: Option<SystemTime>,
     /// The last cycle that ended.
-    pub last_run: Option<RunStatus>,
+    pub(crate) last_run: Option<RunStatus>,
     /// When the last cycle without failures ended.
     #[serde(serialize_with = "time_text::serialize")]
-    pub last_success: Option<SystemTime>,
+    pub(crate) last_success: Option<SystemTime>,
     /// The sums of this month.
-    pub month: MonthStatus,
+    pub(crate) month: MonthStatus,
     /// Its drills; none: it has none.
-    pub drills: Option<DrillsStatus>,
+    pub(crate) drills: Option<DrillsStatus>,
     /// Its volumes.
-    pub volumes: Vec<VolumeStatus>,
+    pub(crate) volumes: Vec<VolumeStatus>,
 }
 
 /// A cycle that ended, with its cost.
 #[derive(Clone, Debug, Serialize)]
-pub struct RunStatus {
+pub(crate) struct RunStatus {
     /// What was recorded.
     #[serde(flatten)]
-    pub run: LastRun,
+    pub(crate) run: LastRun,
     /// What its requests to EBS cost.
-    pub dollars: f64,
+    pub(crate) dollars: f64,
 }
 
 /// The sums of a month, with their cost.
 #[derive(Clone, Debug, Serialize)]
-pub struct MonthStatus {
+pub(crate) struct MonthStatus {
     /// What was recorded.
     #[serde(flatten)]
-    pub totals: MonthTotals,
+    pub(crate) totals: MonthTotals,
     /// What the requests to EBS cost.
-    pub dollars: f64,
+    pub(crate) dollars: f64,
 }
 
 /// The status of a volume.
 #[derive(Clone, Debug, Serialize)]
-pub struct VolumeStatus {
+pub(crate) struct VolumeStatus {
     /// Its id.
-    pub volume: String,
+    pub(crate) volume: String,
     /// The instance that it was attached to.
-    pub instance: Option<String>,
+    pub(crate) instance: Option<String>,
     /// Whether the last cycle selected it. Others do not count.
-    pub is_selected: bool,
+    pub(crate) is_selected: bool,
     /// The copy under way.
-    pub under_way: Option<CopyStatus>,
+    pub(crate) under_way: Option<CopyStatus>,
     /// Bytes fetched by its last copy.
-    pub last_bytes: u64,
+    pub(crate) last_bytes: u64,
     /// Bytes fetched in this month.
-    pub month_bytes: u64,
+    pub(crate) month_bytes: u64,
     /// Its targets; none: the job gives it none, or its first snapshot could not be made.
-    pub targets: Vec<TargetStatus>,
+    pub(crate) targets: Vec<TargetStatus>,
 }
 
 /// A copy under way.
 #[derive(Clone, Debug, Serialize)]
-pub struct CopyStatus {
+pub(crate) struct CopyStatus {
     /// The cycle, as its snapshots carry it.
-    pub cycle: String,
+    pub(crate) cycle: String,
     /// The snapshot.
-    pub snapshot: String,
+    pub(crate) snapshot: String,
     /// Since when.
     #[serde(serialize_with = "time_text::serialize")]
-    pub since: Option<SystemTime>,
+    pub(crate) since: Option<SystemTime>,
     /// What it did when the state was saved.
-    pub phase: Option<CopyPhase>,
+    pub(crate) phase: Option<CopyPhase>,
     /// Whether no process seems to copy it: the state is not saved any more. The next run continues it.
-    pub is_interrupted: bool,
+    pub(crate) is_interrupted: bool,
 }
 
 /// The status of one target of a volume.
 #[derive(Clone, Debug, Serialize)]
-pub struct TargetStatus {
+pub(crate) struct TargetStatus {
     /// Its name.
-    pub target: String,
+    pub(crate) target: String,
     /// How its recovery point is.
-    pub state: PointState,
+    pub(crate) state: PointState,
     /// The recovery point.
-    pub recovery_point: Option<RecoveryPoint>,
+    pub(crate) recovery_point: Option<RecoveryPoint>,
     /// Seconds from the time of the recovery point until now.
-    pub lag_seconds: Option<u64>,
+    pub(crate) lag_seconds: Option<u64>,
     /// Whether the volume can be restored from it now.
-    pub is_usable: bool,
+    pub(crate) is_usable: bool,
     /// Why it is not usable.
-    pub why_unusable: Option<String>,
+    pub(crate) why_unusable: Option<String>,
     /// Why the last copy failed.
-    pub error: Option<StateError>,
+    pub(crate) error: Option<StateError>,
 }
 
 impl TargetStatus {
     /// The time from the recovery point until now.
-    pub fn lag(&self) -> Option<Duration> {
+    pub(crate) fn lag(&self) -> Option<Duration> {
         self.lag_seconds.map(Duration::from_secs)
     }
 }
 
 impl JobStatus {
     /// Judges a state.
-    pub fn of(state: &JobState, request: &StatusRequest<'_>) -> Self {
+    pub(crate) fn of(state: &JobState, request: &StatusRequest<'_>) -> Self {
         let present = MonthTotals::of(request.now);
         let totals = state.month.clone();
         let totals = totals.filter(|known| known.month == present.month);
@@ -255,12 +255,12 @@ impl JobStatus {
     }
 
     /// The volumes that the last cycle selected.
-    pub fn selected(&self) -> impl Iterator<Item = &VolumeStatus> {
+    pub(crate) fn selected(&self) -> impl Iterator<Item = &VolumeStatus> {
         self.volumes.iter().filter(|volume| volume.is_selected)
     }
 
     /// The states of all recovery points of the volumes that count. A volume without a target has one that is missing.
-    pub fn points(&self) -> impl Iterator<Item = PointState> {
+    pub(crate) fn points(&self) -> impl Iterator<Item = PointState> {
         self.selected().flat_map(|volume| {
             let states: Vec<PointState> = match &*volume.targets {
                 [] => vec![PointState::Missing],
@@ -271,42 +271,42 @@ impl JobStatus {
     }
 
     /// How many recovery points have a state.
-    pub fn count(&self, state: PointState) -> usize {
+    pub(crate) fn count(&self, state: PointState) -> usize {
         self.points().filter(|point| *point == state).count()
     }
 
     /// The time of the oldest recovery point of the volumes that count.
-    pub fn oldest(&self) -> Option<SystemTime> {
+    pub(crate) fn oldest(&self) -> Option<SystemTime> {
         let targets = self.selected().flat_map(|volume| &volume.targets);
         let points = targets.filter_map(|target| target.recovery_point.as_ref());
         points.filter_map(|point| point.time).min()
     }
 
     /// The exit code of the last cycle.
-    pub fn exit_code(&self) -> u8 {
+    pub(crate) fn exit_code(&self) -> u8 {
         let last = self.last_run.as_ref();
         let error = last.and_then(|last| last.run.error.as_ref());
         error.map_or(0, |error| error.exit_code)
     }
 
     /// Whether it has no recovery point to show yet. A shard that has run may have no volume.
-    pub fn lacks_volumes(&self) -> bool {
+    pub(crate) fn lacks_volumes(&self) -> bool {
         self.points().next().is_none() && (self.shard.is_none() || self.last_run.is_none())
     }
 
     /// How many of its instances and volumes have drills in a state.
-    pub fn drills_in(&self, state: DrillState) -> usize {
+    pub(crate) fn drills_in(&self, state: DrillState) -> usize {
         self.drills.as_ref().map_or(0, |drills| drills.count(state))
     }
 
     /// How many of its instances and volumes have a drill that is overdue.
-    pub fn overdue_drills(&self) -> usize {
+    pub(crate) fn overdue_drills(&self) -> usize {
         self.drills.as_ref().map_or(0, DrillsStatus::overdue)
     }
 
     /// What is wrong; none: each volume that counts has a current recovery point on each of its targets, the last cycle had no
     /// failure, no drill failed or came to no result, and none is overdue. `Undecided` goes before `Late`: it does not pass by itself.
-    pub fn verdict(&self) -> Option<Kind> {
+    pub(crate) fn verdict(&self) -> Option<Kind> {
         let code = self.exit_code();
         let is_undecided = self.count(PointState::Undecided) > 0
             || code == Kind::Undecided.exit_code()

@@ -15,27 +15,27 @@ const NAMES: [&str; 2] = ["volume", "instance"];
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct CycleVolume {
     /// Its id.
-    pub id: String,
+    pub(crate) id: String,
     /// The instance whose set it is in.
-    pub instance: Option<String>,
+    pub(crate) instance: Option<String>,
 }
 
 /// A target of one volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AssignedTarget {
+pub(crate) struct AssignedTarget {
     /// Which of the job's targets it is made of.
-    pub number: usize,
+    pub(crate) number: usize,
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
 }
 
 /// A target that is left out, or is missing.
 #[derive(Debug)]
 pub(super) struct AssignmentProblem {
     /// The volumes that it would be for.
-    pub volumes: BTreeSet<String>,
+    pub(crate) volumes: BTreeSet<String>,
     /// What is wrong.
-    pub error: Error,
+    pub(crate) error: Error,
 }
 
 impl AssignmentProblem {
@@ -51,15 +51,15 @@ impl AssignmentProblem {
 #[derive(Debug, Default)]
 pub(super) struct Assignment {
     /// Each volume with its targets.
-    pub volumes: BTreeMap<String, Vec<AssignedTarget>>,
+    pub(crate) volumes: BTreeMap<String, Vec<AssignedTarget>>,
     /// Volumes without a target, and targets that more than one volume would have: these are left out.
-    pub problems: Vec<AssignmentProblem>,
+    pub(crate) problems: Vec<AssignmentProblem>,
     /// Volumes of which a target was left out: it may hold any of their snapshots.
-    pub incomplete: BTreeSet<String>,
+    pub(crate) incomplete: BTreeSet<String>,
 }
 
 /// Whether a name is of something that many volumes can share: a repository, an account and Region.
-pub fn is_shared(name: &str) -> bool {
+pub(crate) fn is_shared(name: &str) -> bool {
     name.starts_with("ebs:") || Address::looks_like(name)
 }
 

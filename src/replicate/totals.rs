@@ -11,35 +11,35 @@ use crate::time::rfc3339_seconds;
 
 /// What a run adds to the sums of its month.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RunTotals {
+pub(crate) struct RunTotals {
     /// Bytes fetched.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Requests to EBS.
-    pub requests: CycleRequests,
+    pub(crate) requests: CycleRequests,
     /// Whether it failed; none: it was stopped, and is no run of its own.
-    pub is_failed: Option<bool>,
+    pub(crate) is_failed: Option<bool>,
     /// Bytes fetched of each volume.
-    pub volumes: Vec<(String, u64)>,
+    pub(crate) volumes: Vec<(String, u64)>,
 }
 
 /// The sums of a calendar month, in UTC. A run that is killed adds nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MonthTotals {
+pub(crate) struct MonthTotals {
     /// The month: `2026-06`.
-    pub month: String,
+    pub(crate) month: String,
     /// Cycles that ended.
-    pub runs: u64,
+    pub(crate) runs: u64,
     /// Those among them with a failure.
-    pub failed: u64,
+    pub(crate) failed: u64,
     /// Bytes fetched.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Requests to EBS.
-    pub requests: CycleRequests,
+    pub(crate) requests: CycleRequests,
 }
 
 impl MonthTotals {
     /// The month of a time, without a run.
-    pub fn of(time: SystemTime) -> Self {
+    pub(crate) fn of(time: SystemTime) -> Self {
         let text = rfc3339_seconds(time);
         Self {
             month: text.get(..7).unwrap_or_default().to_owned(),
@@ -74,7 +74,7 @@ impl RequestLedger {
 impl CycleRequests {
     /// These and others.
     #[must_use]
-    pub fn and(self, more: Self) -> Self {
+    pub(crate) fn and(self, more: Self) -> Self {
         Self {
             gets: self.gets.saturating_add(more.gets),
             puts: self.puts.saturating_add(more.puts),
@@ -83,7 +83,7 @@ impl CycleRequests {
     }
 
     /// What they cost, in dollars, by [`cost::PRICES`].
-    pub fn dollars(self) -> f64 {
+    pub(crate) fn dollars(self) -> f64 {
         cost::of_gets(self.gets) + cost::of_puts(self.puts) + cost::of_lists(self.lists)
     }
 }

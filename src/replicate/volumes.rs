@@ -12,11 +12,11 @@ use crate::snapshot::{SnapshotMaker, VolumeSelector};
 #[derive(Debug, Default)]
 pub(super) struct VolumeSelection {
     /// The selectors that name something, and the volumes that each names.
-    pub select: Vec<(VolumeSelector, BTreeSet<String>)>,
+    pub(crate) select: Vec<(VolumeSelector, BTreeSet<String>)>,
     /// All of these volumes, before any is left out, and the instance whose set each is in.
-    pub instances: BTreeMap<String, Option<String>>,
+    pub(crate) instances: BTreeMap<String, Option<String>>,
     /// Selectors that name nothing. One shard reports each.
-    pub failures: Vec<Error>,
+    pub(crate) failures: Vec<Error>,
 }
 
 /// Asks EC2 for the volumes of a job. A selector that names nothing does not hold up the others.

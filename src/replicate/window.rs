@@ -7,13 +7,13 @@ use chrono_tz::Tz;
 
 /// A part of each day with a rate of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RateWindow {
+pub(crate) struct RateWindow {
     /// When it begins.
-    pub from: NaiveTime,
+    pub(crate) from: NaiveTime,
     /// When it ends, the next day if that is not after its begin.
-    pub to: NaiveTime,
+    pub(crate) to: NaiveTime,
     /// Bytes a second.
-    pub rate: u64,
+    pub(crate) rate: u64,
 }
 
 impl RateWindow {
@@ -27,18 +27,18 @@ impl RateWindow {
 
 /// The rates of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rates {
+pub(crate) struct Rates {
     /// Bytes a second outside all windows; none: unlimited.
-    pub usual: Option<u64>,
+    pub(crate) usual: Option<u64>,
     /// Windows; where several overlap the least rate counts.
-    pub windows: Vec<RateWindow>,
+    pub(crate) windows: Vec<RateWindow>,
     /// Whose clock the windows are of.
-    pub zone: Tz,
+    pub(crate) zone: Tz,
 }
 
 impl Rates {
     /// No limit at any time.
-    pub fn unlimited() -> Self {
+    pub(crate) fn unlimited() -> Self {
         Self {
             usual: None,
             windows: Vec::new(),
@@ -47,7 +47,7 @@ impl Rates {
     }
 
     /// Bytes a second at this time; none: unlimited.
-    pub fn at(&self, now: SystemTime) -> Option<u64> {
+    pub(crate) fn at(&self, now: SystemTime) -> Option<u64> {
         let time = DateTime::<Utc>::from(now).with_timezone(&self.zone).time();
         let open = self.windows.iter().filter(|window| window.contains(time));
         open.map(|window| window.rate).min().or(self.usual)
@@ -69,7 +69,7 @@ impl Rates {
     }
 
     /// The least of all rates: what is in flight must be done in time at this one too.
-    pub fn least(&self) -> Option<u64> {
+    pub(crate) fn least(&self) -> Option<u64> {
         let windows = self.windows.iter().map(|window| window.rate);
         windows.chain(self.usual).min()
     }

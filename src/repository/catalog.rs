@@ -71,7 +71,7 @@ impl RepositoryCatalog {
     ///
     /// # Errors
     /// `Invalid` when there is one already; else why it cannot be made.
-    pub async fn init(store: Arc<Store>) -> Result<Self> {
+    pub(crate) async fn init(store: Arc<Store>) -> Result<Self> {
         let already = || {
             let what = format!("cannot make a repository: {} is one", store.address());
             Err(Error::new(Kind::Invalid, what))
@@ -145,14 +145,14 @@ impl RepositoryCatalog {
 
     /// The same with leases of another length than [`LEASE`].
     #[must_use]
-    pub fn with_lease(mut self, lease: Duration) -> Self {
+    pub(crate) fn with_lease(mut self, lease: Duration) -> Self {
         self.lease = lease;
         self
     }
 
     /// The same without warnings of foreign objects, for a listing that is repeated.
     #[must_use]
-    pub fn without_warnings(self) -> Self {
+    pub(crate) fn without_warnings(self) -> Self {
         self.has_warned.store(true, Ordering::Relaxed);
         self
     }
@@ -167,7 +167,7 @@ impl RepositoryCatalog {
     ///
     /// # Errors
     /// Why the store cannot be reached.
-    pub async fn begin_reading(&self, what: &str) -> Result<Option<Lease>> {
+    pub(crate) async fn begin_reading(&self, what: &str) -> Result<Option<Lease>> {
         let id = random_id();
         let store = Arc::clone(self.store());
         match Lease::begin(store, LeaseKind::Read, &id, what, self.lease, &[]).await {
@@ -183,12 +183,12 @@ impl RepositoryCatalog {
     }
 
     /// Its unique id.
-    pub fn id(&self) -> &str {
+    pub(crate) fn id(&self) -> &str {
         &self.id
     }
 
     /// Its objects.
-    pub fn store(&self) -> &Arc<Store> {
+    pub(crate) fn store(&self) -> &Arc<Store> {
         self.segments.store()
     }
 
@@ -224,7 +224,7 @@ impl RepositoryCatalog {
     ///
     /// # Errors
     /// `Corrupt` when the listing is not complete; else why they cannot be listed.
-    pub async fn names(&self) -> Result<Vec<ManifestName>> {
+    pub(crate) async fn names(&self) -> Result<Vec<ManifestName>> {
         let (named, _) = self.list_manifests(None).await?;
         Ok(named.into_iter().map(|(name, _)| name).collect())
     }
@@ -233,7 +233,7 @@ impl RepositoryCatalog {
     ///
     /// # Errors
     /// `NotFound` when there is none or its run withdrew it; `Corrupt` when it is damaged.
-    pub async fn manifest(&self, name: &ManifestName) -> Result<Manifest> {
+    pub(crate) async fn manifest(&self, name: &ManifestName) -> Result<Manifest> {
         let manifest = self.unless_withdrawn(name).await?;
         manifest.ok_or_else(|| {
             let address = self.store().address();
@@ -264,7 +264,7 @@ impl RepositoryCatalog {
     ///
     /// # Errors
     /// Why they cannot be listed again; each result carries its own error.
-    pub async fn manifests<T>(
+    pub(crate) async fn manifests<T>(
         &self,
         names: Vec<ManifestName>,
         take: impl Fn(Manifest) -> T,

@@ -24,14 +24,14 @@ use super::store::Store;
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
 pub(super) use data::{Row, row};
-pub use last::LastCheck;
+pub(crate) use last::LastCheck;
 
 /// Words that name the check that found some damage.
 const KNOWN: &str = "found by the check of";
 
 /// Which packs a check reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReadData {
+pub(crate) enum ReadData {
     /// None: whether they are there and long enough.
     None,
     /// Part N of M, counted from 1: which packs these are depends on their names alone.
@@ -52,45 +52,45 @@ impl std::fmt::Display for ReadData {
 
 /// A damaged object, and the snapshots that need it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Damage {
+pub(crate) struct Damage {
     /// The object.
-    pub object: String,
+    pub(crate) object: String,
     /// What is wrong with it.
-    pub what: String,
+    pub(crate) what: String,
     /// Whether only reading its bytes shows it.
     #[serde(default)]
-    pub in_data: bool,
+    pub(crate) in_data: bool,
     /// The snapshots that cannot be read whole, by the names of their manifests.
-    pub snapshots: Vec<String>,
+    pub(crate) snapshots: Vec<String>,
 }
 
 /// What a check found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct RepositoryCheck {
+pub(crate) struct RepositoryCheck {
     /// Snapshots there.
-    pub snapshots: u64,
+    pub(crate) snapshots: u64,
     /// Segments that they lead to.
-    pub segments: u64,
+    pub(crate) segments: u64,
     /// Packs that those lead to.
-    pub packs: u64,
+    pub(crate) packs: u64,
     /// Bytes of these packs.
-    pub packed_bytes: u64,
+    pub(crate) packed_bytes: u64,
     /// Which of these packs were read: `none`, `all`, or a part such as `3/30`.
-    pub read: String,
+    pub(crate) read: String,
     /// How many that were.
-    pub read_packs: u64,
+    pub(crate) read_packs: u64,
     /// Their bytes.
-    pub read_bytes: u64,
+    pub(crate) read_bytes: u64,
     /// Segments and packs that no snapshot leads to: of unfinished runs, or garbage.
-    pub unused: u64,
+    pub(crate) unused: u64,
     /// Bytes of those.
-    pub unused_bytes: u64,
+    pub(crate) unused_bytes: u64,
     /// Runs that have not ended.
-    pub runs: u64,
+    pub(crate) runs: u64,
     /// What is damaged.
-    pub damages: Vec<Damage>,
+    pub(crate) damages: Vec<Damage>,
     /// The manifests among it that are not there: `latest/` or the last prune names them, and nothing says that they were removed.
-    pub missing: Vec<String>,
+    pub(crate) missing: Vec<String>,
     /// Where a repair looks.
     #[serde(skip)]
     pub(super) suspects: SuspectObjects,
@@ -155,7 +155,7 @@ struct UnlistedPack {
 ///
 /// # Errors
 /// Why the repository cannot be read; `Corrupt` when the listing of packs lacks some that are there. Damage is no error.
-pub async fn check(
+pub(crate) async fn check(
     catalog: &RepositoryCatalog,
     read: ReadData,
     progress: &Progress,

@@ -34,7 +34,7 @@ use table::IndexTable;
 
 /// The blocks of a repository.
 #[derive(Debug)]
-pub struct Index {
+pub(crate) struct Index {
     path: PathBuf,
     table: IndexTable,
     is_damaged: AtomicBool,
@@ -46,7 +46,11 @@ impl Index {
     ///
     /// # Errors
     /// Why the repository cannot be read, or the index not be written; `Stopped`. What is damaged there is left out.
-    pub async fn update(catalog: &RepositoryCatalog, path: &Path, stop: &Stop) -> Result<Self> {
+    pub(crate) async fn update(
+        catalog: &RepositoryCatalog,
+        path: &Path,
+        stop: &Stop,
+    ) -> Result<Self> {
         match stop.unless(Self::updated(catalog, path, stop)).await {
             Err(error) if error.kind() == Kind::Corrupt => {
                 warn!("making a new index: {}", error.chain());

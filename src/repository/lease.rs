@@ -20,7 +20,7 @@ use super::store::{Object, Store};
 use crate::error::{Error, Kind, Result};
 
 /// How long a lease holds without a renewal.
-pub const LEASE: Duration = Duration::from_hours(1);
+pub(crate) const LEASE: Duration = Duration::from_hours(1);
 /// Renewals within that time: three before the half that a run may miss.
 const RENEWALS: u32 = 6;
 /// Bytes of a record that are read.
@@ -31,7 +31,7 @@ const MOST_SWEEPS: usize = 1000;
 /// The work of its holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum LeaseKind {
+pub(crate) enum LeaseKind {
     /// Writes a snapshot.
     Sync,
     /// Repairs snapshots.
@@ -42,7 +42,7 @@ pub enum LeaseKind {
 
 impl LeaseKind {
     /// The word for it.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Sync => "sync",
             Self::Repair => "repair",
@@ -131,7 +131,7 @@ pub(super) async fn read(store: &Store, run: &str) -> Result<LeaseRecord> {
 
 /// A lease that is held.
 #[derive(Debug)]
-pub struct Lease {
+pub(crate) struct Lease {
     store: Arc<Store>,
     object: String,
     state: Arc<LeaseState>,
@@ -264,7 +264,7 @@ impl Lease {
     ///
     /// # Errors
     /// Why the store could not be reached.
-    pub async fn end(self) -> Result<()> {
+    pub(crate) async fn end(self) -> Result<()> {
         self.renewing.abort();
         let record = self.state.record.lock().clone();
         end_record(&self.store, &self.object, Some(record)).await
@@ -302,28 +302,28 @@ async fn end_record(store: &Store, object: &str, record: Option<LeaseRecord>) ->
 
 /// A run or reader on record, as a prune sees it.
 #[derive(Clone, Debug)]
-pub struct RunOnRecord {
+pub(crate) struct RunOnRecord {
     /// Its id, the name of its record.
-    pub id: String,
+    pub(crate) id: String,
     /// What it does; none where the record cannot be read.
-    pub kind: Option<LeaseKind>,
+    pub(crate) kind: Option<LeaseKind>,
     /// The snapshot that is written, or what is read.
-    pub what: String,
+    pub(crate) what: String,
     /// The machine, user and process.
-    pub holder: String,
+    pub(crate) holder: String,
     /// When it began.
-    pub started: SystemTime,
+    pub(crate) started: SystemTime,
     /// When it was last renewed.
-    pub renewed: SystemTime,
+    pub(crate) renewed: SystemTime,
     /// How long it holds after that.
-    pub lease: Duration,
+    pub(crate) lease: Duration,
     /// Whether it has ended, and only its record could not be deleted.
-    pub has_ended: bool,
+    pub(crate) has_ended: bool,
 }
 
 impl RunOnRecord {
     /// Whether it may be alive at a time of the store's clock.
-    pub fn is_alive(&self, now: SystemTime) -> bool {
+    pub(crate) fn is_alive(&self, now: SystemTime) -> bool {
         !self.has_ended && now < self.renewed + self.lease
     }
 
@@ -377,7 +377,7 @@ impl RunOnRecord {
 ///
 /// # Errors
 /// `Corrupt` when the listing of them is not complete; else why they cannot be read.
-pub async fn runs(store: &Store) -> Result<Vec<RunOnRecord>> {
+pub(crate) async fn runs(store: &Store) -> Result<Vec<RunOnRecord>> {
     let (mut runs, _) = all(store, None).await?;
     runs.retain(|run| !run.has_ended);
     Ok(runs)

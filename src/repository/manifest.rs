@@ -27,41 +27,41 @@ const WITHDRAWN: &Magic = b"ebsfwdr2";
 
 /// The manifest of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Manifest {
+pub(crate) struct Manifest {
     pub(super) format: u32,
     /// The run that wrote it.
-    pub run: String,
+    pub(crate) run: String,
     /// The snapshot's id; of an image one that is made of the run's.
-    pub snapshot: SnapshotId,
+    pub(crate) snapshot: SnapshotId,
     /// The volume that it is of, or the path of the image or device; none where it is unknown.
-    pub volume: Option<String>,
+    pub(crate) volume: Option<String>,
     /// Which volume it is a version of.
-    pub volume_key: VolumeKey,
+    pub(crate) volume_key: VolumeKey,
     /// The instant whose bytes it holds; of an image when the run began.
-    pub time: SystemTime,
+    pub(crate) time: SystemTime,
     /// Bytes of the volume.
-    pub volume_bytes: u64,
+    pub(crate) volume_bytes: u64,
     /// The base: only the changes since it were sent.
-    pub base: Option<SnapshotId>,
+    pub(crate) base: Option<SnapshotId>,
     /// The description and the tags that it has where it comes from.
-    pub description: Option<String>,
+    pub(crate) description: Option<String>,
     /// See `description`.
-    pub tags: BTreeMap<String, String>,
+    pub(crate) tags: BTreeMap<String, String>,
     /// When this was written.
-    pub written: SystemTime,
+    pub(crate) written: SystemTime,
     /// Whether it is encrypted where it comes from; here it is not.
-    pub encrypted: Option<bool>,
+    pub(crate) encrypted: Option<bool>,
     /// Blocks held.
-    pub blocks: u64,
+    pub(crate) blocks: u64,
     /// Blocks that the run sent, their bytes, and what was stored for them.
-    pub sent_blocks: u64,
+    pub(crate) sent_blocks: u64,
     /// See `sent_blocks`.
-    pub sent_bytes: u64,
+    pub(crate) sent_bytes: u64,
     /// See `sent_blocks`.
-    pub stored_bytes: u64,
+    pub(crate) stored_bytes: u64,
     /// Runs of blocks (first, end) that are zero here because their source was damaged: the next delta writes them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub damaged: Vec<(u32, u32)>,
+    pub(crate) damaged: Vec<(u32, u32)>,
     /// The segments that hold something, ascending.
     pub(super) segments: Vec<SegmentOf>,
 }
@@ -87,7 +87,7 @@ impl Manifest {
     ///
     /// # Errors
     /// `Corrupt` when it is none.
-    pub fn geometry(&self) -> Result<Geometry> {
+    pub(crate) fn geometry(&self) -> Result<Geometry> {
         let geometry = Geometry::new(self.volume_bytes);
         geometry.map_err(|error| Error::with_source(Kind::Corrupt, "the manifest's volume", error))
     }
@@ -99,7 +99,7 @@ impl Manifest {
     }
 
     /// The object's name within `snapshots/`.
-    pub fn name(&self) -> ManifestName {
+    pub(crate) fn name(&self) -> ManifestName {
         ManifestName {
             time: whole_millis(self.time),
             volume: self.volume_key.clone(),
@@ -108,7 +108,7 @@ impl Manifest {
     }
 
     /// As a catalog shows it.
-    pub fn shown(&self) -> Snapshot {
+    pub(crate) fn shown(&self) -> Snapshot {
         Snapshot {
             volume_id: self.volume.clone(),
             state: Some(SnapshotState::Completed),
@@ -223,13 +223,13 @@ pub(super) fn parse_time(text: &str) -> Option<SystemTime> {
 
 /// The parts of a manifest's name, which one listing shows for all snapshots.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ManifestName {
+pub(crate) struct ManifestName {
     /// The instant whose bytes it holds, in whole milliseconds.
-    pub time: SystemTime,
+    pub(crate) time: SystemTime,
     /// Which volume it is a version of.
-    pub volume: VolumeKey,
+    pub(crate) volume: VolumeKey,
     /// The snapshot's id.
-    pub snapshot: SnapshotId,
+    pub(crate) snapshot: SnapshotId,
 }
 
 impl fmt::Display for ManifestName {

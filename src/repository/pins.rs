@@ -13,12 +13,12 @@ use crate::error::{Error, Kind, Remedy, Result};
 
 /// The content of a pin, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pin {
+pub(crate) struct Pin {
     /// When it was made, by the clock of the machine that made it.
-    pub when: String,
+    pub(crate) when: String,
     /// Why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub note: Option<String>,
+    pub(crate) note: Option<String>,
 }
 
 fn object(name: &ManifestName) -> String {
@@ -29,7 +29,7 @@ fn object(name: &ManifestName) -> String {
 ///
 /// # Errors
 /// `NotFound` when it was removed meanwhile; else why the pin could not be written.
-pub async fn pin(
+pub(crate) async fn pin(
     catalog: &RepositoryCatalog,
     name: &ManifestName,
     note: Option<&str>,
@@ -57,7 +57,7 @@ pub async fn pin(
 ///
 /// # Errors
 /// `NotFound` when it has none; else why the pin could not be removed.
-pub async fn unpin(catalog: &RepositoryCatalog, name: &ManifestName) -> Result<()> {
+pub(crate) async fn unpin(catalog: &RepositoryCatalog, name: &ManifestName) -> Result<()> {
     let store = catalog.store();
     if !is_pinned(store, name).await? {
         let what = format!("cannot unpin {name}: it is not pinned");
@@ -70,7 +70,7 @@ pub async fn unpin(catalog: &RepositoryCatalog, name: &ManifestName) -> Result<(
 ///
 /// # Errors
 /// Why the pins could not be listed.
-pub async fn pinned(store: &Store) -> Result<HashSet<String>> {
+pub(crate) async fn pinned(store: &Store) -> Result<HashSet<String>> {
     let pins = listing::list(store, "pins", None)
         .await?
         .objects

@@ -53,54 +53,54 @@ const MOST_TIME: Duration = Duration::from_hours(84);
 
 /// The request to a prune.
 #[derive(Clone, Debug)]
-pub struct PruneRequest {
+pub(crate) struct PruneRequest {
     /// Which snapshots stay.
-    pub retention: Retention,
+    pub(crate) retention: Retention,
     /// The grace: how long an object must have been marked before it is deleted.
-    pub grace: Duration,
+    pub(crate) grace: Duration,
     /// Report only; delete nothing.
-    pub dry_run: bool,
+    pub(crate) dry_run: bool,
     /// Manifests that may be missing.
-    pub accept_missing: Vec<String>,
+    pub(crate) accept_missing: Vec<String>,
 }
 
 /// What a prune did, or would do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Pruned {
+pub(crate) struct Pruned {
     /// Which snapshots stay, and why.
     #[serde(flatten)]
-    pub decisions: Decisions,
+    pub(crate) decisions: Decisions,
     /// Snapshots removed, by the names of their manifests.
-    pub removed: Vec<String>,
+    pub(crate) removed: Vec<String>,
     /// Objects deleted.
-    pub swept: u64,
+    pub(crate) swept: u64,
     /// Their bytes.
-    pub swept_bytes: u64,
+    pub(crate) swept_bytes: u64,
     /// Unneeded objects that stay for now: not marked for a grace, or held by a run or reader.
-    pub waiting: u64,
+    pub(crate) waiting: u64,
     /// Their bytes.
-    pub waiting_bytes: u64,
+    pub(crate) waiting_bytes: u64,
     /// Objects that the store refuses to delete: retention or a legal hold.
-    pub locked: u64,
+    pub(crate) locked: u64,
     /// The first reason for that, in the store's words.
-    pub locked_why: Option<String>,
+    pub(crate) locked_why: Option<String>,
     /// Runs and readers on record.
-    pub runs: Vec<PrunedRun>,
+    pub(crate) runs: Vec<PrunedRun>,
     /// Objects that would have been deleted if none of these were on record.
-    pub held: u64,
+    pub(crate) held: u64,
     /// Whether one of those that hold objects back is alive.
-    pub is_held_by_living: bool,
+    pub(crate) is_held_by_living: bool,
     /// Where the repository is.
     #[serde(skip)]
-    pub repository: String,
+    pub(crate) repository: String,
     /// Why nothing was deleted, where this user may not.
     #[serde(skip)]
-    pub denied: Option<Denied>,
+    pub(crate) denied: Option<Denied>,
 }
 
 /// The refusal of a store to delete anything; any two are equal.
 #[derive(Clone, Debug)]
-pub struct Denied(pub Error);
+pub(crate) struct Denied(pub(crate) Error);
 
 impl PartialEq for Denied {
     fn eq(&self, other: &Self) -> bool {
@@ -112,17 +112,17 @@ impl Eq for Denied {}
 
 /// A run or reader that is on record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct PrunedRun {
+pub(crate) struct PrunedRun {
     /// Its id.
-    pub run: String,
+    pub(crate) run: String,
     /// User, machine and process.
-    pub holder: String,
+    pub(crate) holder: String,
     /// When it began.
-    pub started: String,
+    pub(crate) started: String,
     /// When it was last renewed.
-    pub renewed: String,
+    pub(crate) renewed: String,
     /// Whether its lease holds.
-    pub is_alive: bool,
+    pub(crate) is_alive: bool,
 }
 
 impl PrunedRun {
@@ -143,7 +143,7 @@ impl Pruned {
     /// # Errors
     /// `Denied` when nothing could be deleted; `Busy` when a living run or reader holds something back; `Undecided` when a dead
     /// one does.
-    pub fn ended(&self) -> Result<()> {
+    pub(crate) fn ended(&self) -> Result<()> {
         if let Some(Denied(error)) = &self.denied {
             return Err(error.clone());
         }
@@ -173,7 +173,7 @@ impl Pruned {
 ///
 /// # Errors
 /// `Undecided` when it is pinned; else why it could not be removed: it may be there or not.
-pub async fn remove(store: &Store, name: &ManifestName) -> Result<Deleted> {
+pub(crate) async fn remove(store: &Store, name: &ManifestName) -> Result<Deleted> {
     refuse_pinned(store, name).await?;
     let object = manifest_object(name);
     let mut buried: Option<String> = None;
@@ -222,7 +222,7 @@ async fn decide(store: &Store, manifests: &[Manifest], retention: &Retention) ->
 /// # Errors
 /// Why the repository could not be read: when a listing is not complete, or a manifest or a segment cannot be read, nothing
 /// is deleted.
-pub async fn prune(
+pub(crate) async fn prune(
     catalog: &RepositoryCatalog,
     request: &PruneRequest,
     progress: &Progress,
@@ -492,7 +492,7 @@ fn before(time: SystemTime, by: Duration) -> SystemTime {
 ///
 /// # Errors
 /// `NotFound` when there is none; else why it cannot be forgotten.
-pub async fn forget_run(store: &Store, run: &str) -> Result<()> {
+pub(crate) async fn forget_run(store: &Store, run: &str) -> Result<()> {
     let object = lease::run_object(run);
     store.head(&object).await.map_err(|error| {
         let what = format!(

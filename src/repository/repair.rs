@@ -57,15 +57,15 @@ const LIMITS: RepairLimits = RepairLimits {
 };
 
 /// A source that a person names for lost blocks.
-pub struct RepairOrigin {
+pub(crate) struct RepairOrigin {
     /// What people call it.
-    pub name: String,
+    pub(crate) name: String,
     /// Its blocks.
-    pub blocks: Arc<dyn BlockSource>,
+    pub(crate) blocks: Arc<dyn BlockSource>,
     /// The snapshot that it is; none of an image or device, which may have changed since.
-    pub snapshot: Option<Snapshot>,
+    pub(crate) snapshot: Option<Snapshot>,
     /// The snapshot's volume.
-    pub volume: Option<String>,
+    pub(crate) volume: Option<String>,
 }
 
 impl std::fmt::Debug for RepairOrigin {
@@ -76,26 +76,26 @@ impl std::fmt::Debug for RepairOrigin {
 
 /// Blocks of a snapshot that were not found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct LostBlocks {
+pub(crate) struct LostBlocks {
     /// The name of its manifest.
-    pub snapshot: String,
+    pub(crate) snapshot: String,
     /// How many are lost.
-    pub blocks: u64,
+    pub(crate) blocks: u64,
 }
 
 /// What a repair did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Repaired {
+pub(crate) struct Repaired {
     /// The manifests that were replaced, by name.
-    pub replaced: Vec<String>,
+    pub(crate) replaced: Vec<String>,
     /// Blocks written into new packs.
-    pub written_blocks: u64,
+    pub(crate) written_blocks: u64,
     /// Snapshots with blocks that were not found: these are zero and marked.
-    pub lost: Vec<LostBlocks>,
+    pub(crate) lost: Vec<LostBlocks>,
     /// The remaining damage.
-    pub left: Vec<super::Damage>,
+    pub(crate) left: Vec<super::Damage>,
     /// The manifests among it that are not there.
-    pub missing: Vec<String>,
+    pub(crate) missing: Vec<String>,
 }
 
 /// A segment that is replaced.
@@ -138,7 +138,7 @@ struct Repair<'a> {
 ///
 /// # Errors
 /// Why the repository cannot be read or written. Blocks that are not found are no error here.
-pub async fn repair(
+pub(crate) async fn repair(
     catalog: &RepositoryCatalog,
     checked: &RepositoryCheck,
     origin: Option<&RepairOrigin>,

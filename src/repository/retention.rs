@@ -16,39 +16,39 @@ use serde::ser::{Serialize, SerializeStruct, Serializer};
 use super::manifest::ManifestName;
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::target::VolumeKey;
-pub use calendar::Period;
+pub(crate) use calendar::Period;
 
 /// Which snapshots stay. Without a rule all of them do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Retention {
+pub(crate) struct Retention {
     /// How many of the newest snapshots of each volume to keep.
-    pub last: Option<usize>,
+    pub(crate) last: Option<usize>,
     /// For how many periods of each kind to keep the newest snapshot of each volume.
-    pub periods: BTreeMap<Period, usize>,
+    pub(crate) periods: BTreeMap<Period, usize>,
     /// The most time before the volume's newest snapshot.
-    pub within: Option<Duration>,
+    pub(crate) within: Option<Duration>,
     /// Only snapshots of these volumes are removed; none: of all volumes.
-    pub volumes: BTreeSet<VolumeKey>,
+    pub(crate) volumes: BTreeSet<VolumeKey>,
     /// Only snapshots that have all of these tags are removed.
-    pub tags: BTreeMap<String, String>,
+    pub(crate) tags: BTreeMap<String, String>,
     /// A volume may lose all of its snapshots.
-    pub remove_all: bool,
+    pub(crate) remove_all: bool,
 }
 
 /// A snapshot that a retention decides on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RetentionCandidate {
+pub(crate) struct RetentionCandidate {
     /// Its manifest's name.
-    pub name: ManifestName,
+    pub(crate) name: ManifestName,
     /// Its tags; only a retention with tags reads them.
-    pub tags: BTreeMap<String, String>,
+    pub(crate) tags: BTreeMap<String, String>,
     /// Whether it is pinned.
-    pub is_pinned: bool,
+    pub(crate) is_pinned: bool,
 }
 
 /// Why a snapshot stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub(crate) enum Reason {
     /// There is no rule.
     NoRule,
     /// It is pinned.
@@ -87,11 +87,11 @@ impl Serialize for Reason {
 
 /// The decision on a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RetentionDecision {
+pub(crate) struct RetentionDecision {
     /// Its manifest's name.
-    pub name: ManifestName,
+    pub(crate) name: ManifestName,
     /// Why it stays; empty if it is removed.
-    pub reasons: Vec<Reason>,
+    pub(crate) reasons: Vec<Reason>,
 }
 
 impl Serialize for RetentionDecision {
@@ -109,29 +109,29 @@ impl Serialize for RetentionDecision {
 
 impl RetentionDecision {
     /// Whether the snapshot stays.
-    pub fn is_kept(&self) -> bool {
+    pub(crate) fn is_kept(&self) -> bool {
         !self.reasons.is_empty()
     }
 }
 
 /// The decisions on all snapshots.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Decisions {
+pub(crate) struct Decisions {
     /// Each snapshot, by volume, the newest first.
-    pub snapshots: Vec<RetentionDecision>,
+    pub(crate) snapshots: Vec<RetentionDecision>,
     /// Volumes that would lose all of their snapshots.
-    pub emptied: Vec<VolumeKey>,
+    pub(crate) emptied: Vec<VolumeKey>,
     /// Pinned snapshots.
-    pub pinned: usize,
+    pub(crate) pinned: usize,
     /// Snapshots of unknown volumes, which no rule covers.
-    pub unknown: usize,
+    pub(crate) unknown: usize,
     /// Snapshots of other volumes or tags than the rules are for.
-    pub not_covered: usize,
+    pub(crate) not_covered: usize,
 }
 
 impl Decisions {
     /// The snapshots to remove, the oldest of a volume first.
-    pub fn removed(&self) -> impl Iterator<Item = &ManifestName> {
+    pub(crate) fn removed(&self) -> impl Iterator<Item = &ManifestName> {
         let removed = self.snapshots.iter().rev();
         removed.filter(|one| !one.is_kept()).map(|one| &one.name)
     }
@@ -140,7 +140,7 @@ impl Decisions {
     ///
     /// # Errors
     /// `Undecided` when a volume would lose all, and the retention does not allow that.
-    pub fn check(&self, retention: &Retention) -> Result<()> {
+    pub(crate) fn check(&self, retention: &Retention) -> Result<()> {
         if self.emptied.is_empty() || retention.remove_all {
             return Ok(());
         }
@@ -155,12 +155,12 @@ impl Decisions {
 
 impl Retention {
     /// Whether it has a rule: without one nothing is removed.
-    pub fn has_rules(&self) -> bool {
+    pub(crate) fn has_rules(&self) -> bool {
         self.last.is_some() || self.within.is_some() || !self.periods.is_empty()
     }
 
     /// Decides which of the snapshots stay. They come in any order.
-    pub fn decide(&self, candidates: &[RetentionCandidate]) -> Decisions {
+    pub(crate) fn decide(&self, candidates: &[RetentionCandidate]) -> Decisions {
         let mut volumes: BTreeMap<&VolumeKey, Vec<&RetentionCandidate>> = BTreeMap::new();
         for candidate in candidates {
             let its = volumes.entry(&candidate.name.volume).or_default();

@@ -14,47 +14,47 @@ use crate::target::{SinkBody, VolumeKey};
 
 /// The snapshot that a run writes, and its progress: the body of the sink's state in the checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RunState {
+pub(crate) struct RunState {
     /// The run, which names its object in `runs/`.
-    pub run: String,
+    pub(crate) run: String,
     /// Where the repository is, for people.
-    pub address: String,
+    pub(crate) address: String,
     /// See [`Manifest`].
-    pub snapshot: SnapshotId,
+    pub(crate) snapshot: SnapshotId,
     /// See [`Manifest`].
-    pub volume: Option<String>,
+    pub(crate) volume: Option<String>,
     /// See [`Manifest`].
-    pub volume_key: VolumeKey,
+    pub(crate) volume_key: VolumeKey,
     /// See [`Manifest`].
-    pub time: SystemTime,
+    pub(crate) time: SystemTime,
     /// See [`Manifest`].
-    pub volume_bytes: u64,
+    pub(crate) volume_bytes: u64,
     /// The snapshot that the plan is a delta of; then `parent` is its manifest. None for a full copy.
-    pub base: Option<SnapshotId>,
+    pub(crate) base: Option<SnapshotId>,
     /// The manifest whose blocks are not sent again where they are the same.
-    pub parent: Option<Parent>,
+    pub(crate) parent: Option<Parent>,
     /// The run of the damaged manifest of the same snapshot, which this run replaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub replaces: Option<String>,
+    pub(crate) replaces: Option<String>,
     /// See [`Manifest`].
-    pub encrypted: Option<bool>,
+    pub(crate) encrypted: Option<bool>,
     /// See [`Manifest`].
-    pub description: Option<String>,
+    pub(crate) description: Option<String>,
     /// See [`Manifest`].
-    pub tags: BTreeMap<String, String>,
+    pub(crate) tags: BTreeMap<String, String>,
     /// Packs named so far.
-    pub packs: u32,
+    pub(crate) packs: u32,
     /// See [`Manifest`].
-    pub sent_blocks: u64,
+    pub(crate) sent_blocks: u64,
     /// See [`Manifest`].
-    pub sent_bytes: u64,
+    pub(crate) sent_bytes: u64,
     /// See [`Manifest`].
-    pub stored_bytes: u64,
+    pub(crate) stored_bytes: u64,
 }
 
 /// A manifest that a run relies on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Parent {
+pub(crate) struct Parent {
     name: String,
     /// The run that wrote it: another run may have written the same snapshot since.
     run: String,
@@ -62,7 +62,7 @@ pub struct Parent {
 
 impl Parent {
     /// This manifest.
-    pub fn of(manifest: &Manifest) -> Self {
+    pub(crate) fn of(manifest: &Manifest) -> Self {
         Self {
             name: manifest.name().to_string(),
             run: manifest.run.clone(),

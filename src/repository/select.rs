@@ -71,7 +71,7 @@ impl RepositoryCatalog {
     ///
     /// # Errors
     /// `NotFound` when none does, `Invalid` when it names nothing or snapshots of several volumes.
-    pub async fn find(&self, select: &str) -> Result<ManifestName> {
+    pub(crate) async fn find(&self, select: &str) -> Result<ManifestName> {
         let selection = Selection::read(select)?;
         let names = match selection.what {
             "latest" => self.proven_names(None).await?,

@@ -32,11 +32,11 @@ const FOLDER: &str = "instances";
 
 /// The name of a set: an instance at an instant.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SetName {
+pub(crate) struct SetName {
     /// The instant whose bytes all its snapshots hold, in whole milliseconds.
-    pub time: SystemTime,
+    pub(crate) time: SystemTime,
     /// The instance's id.
-    pub instance: String,
+    pub(crate) instance: String,
 }
 
 impl fmt::Display for SetName {
@@ -62,36 +62,36 @@ impl FromStr for SetName {
 
 /// The disks of an instance at one instant, and the machine around them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MachineSet {
+pub(crate) struct MachineSet {
     format: u32,
     /// The instance's id.
-    pub instance: String,
+    pub(crate) instance: String,
     /// The instant whose bytes all its snapshots hold.
-    pub time: SystemTime,
+    pub(crate) time: SystemTime,
     /// Its disks in device order, the root first.
-    pub disks: Vec<SetDisk>,
+    pub(crate) disks: Vec<SetDisk>,
     /// Volumes of the instance without a snapshot in the set, because a person has excluded them.
-    pub left_out: Vec<String>,
+    pub(crate) left_out: Vec<String>,
     /// The machine, as it was when the set was added.
-    pub inventory: Inventory,
+    pub(crate) inventory: Inventory,
 }
 
 /// A disk of a set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SetDisk {
+pub(crate) struct SetDisk {
     /// The name of the device, as EC2 calls it.
-    pub device: Option<String>,
+    pub(crate) device: Option<String>,
     /// Whether the instance boots from it.
-    pub is_root: bool,
+    pub(crate) is_root: bool,
     /// The volume's id.
-    pub volume: String,
+    pub(crate) volume: String,
     /// The snapshot of it.
-    pub snapshot: SnapshotId,
+    pub(crate) snapshot: SnapshotId,
 }
 
 impl MachineSet {
     /// Its name.
-    pub fn name(&self) -> SetName {
+    pub(crate) fn name(&self) -> SetName {
         SetName {
             time: whole_millis(self.time),
             instance: self.instance.clone(),
@@ -140,7 +140,11 @@ impl RepositoryCatalog {
     /// # Errors
     /// `NotFound` when there is no such instant; `Invalid` for an inventory of another version or without disks, and when a volume
     /// of `without` is none of its disks; why it could not be written.
-    pub async fn add_set(&self, inventory: Inventory, without: &[String]) -> Result<MachineSet> {
+    pub(crate) async fn add_set(
+        &self,
+        inventory: Inventory,
+        without: &[String],
+    ) -> Result<MachineSet> {
         if inventory.version != INVENTORY_VERSION {
             let version = inventory.version;
             let what = format!(
@@ -183,7 +187,7 @@ impl RepositoryCatalog {
     ///
     /// # Errors
     /// Why they cannot be listed.
-    pub async fn sets(&self) -> Result<Vec<SetName>> {
+    pub(crate) async fn sets(&self) -> Result<Vec<SetName>> {
         let mut names = listed(self.store()).await?;
         names.sort();
         Ok(names)
@@ -193,7 +197,7 @@ impl RepositoryCatalog {
     ///
     /// # Errors
     /// `NotFound` when there is none, `Corrupt` when it is damaged.
-    pub async fn find_set(&self, select: &str) -> Result<MachineSet> {
+    pub(crate) async fn find_set(&self, select: &str) -> Result<MachineSet> {
         let selection = Selection::read(select)?;
         let instance = instance_id(selection.what)?;
         let is_meant = |name: &&SetName| {

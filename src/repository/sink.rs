@@ -41,7 +41,7 @@ use crate::source::BlockSource;
 use crate::target::{Published, Sink, SinkState, Written};
 
 /// A snapshot being written.
-pub struct RepositorySink {
+pub(crate) struct RepositorySink {
     state: RunState,
     geometry: Geometry,
     parent: Option<Manifest>,

@@ -38,7 +38,7 @@ const SHORT: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 const BROKEN_FOR: Duration = Duration::from_secs(60);
 
 /// A snapshot of a repository.
-pub struct RepositorySource {
+pub(crate) struct RepositorySource {
     manifest: Manifest,
     geometry: Geometry,
     /// Blocks that are zero here because their source was damaged: they are held, and cannot be read.
@@ -87,7 +87,7 @@ impl RepositorySource {
     }
 
     /// The snapshot's manifest.
-    pub fn manifest(&self) -> &Manifest {
+    pub(crate) fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 

@@ -24,39 +24,39 @@ const ROWS: usize = 1 << 20;
 
 /// The sizes of the snapshots of a volume, or of all volumes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Usage {
+pub(crate) struct Usage {
     /// Snapshots.
-    pub snapshots: u64,
+    pub(crate) snapshots: u64,
     /// Bytes of the volume, by its newest snapshot.
-    pub volume_bytes: u64,
+    pub(crate) volume_bytes: u64,
     /// Bytes of the blocks that the newest snapshot holds.
-    pub held_bytes: u64,
+    pub(crate) held_bytes: u64,
     /// Bytes of the blocks that all snapshots hold, each counted by itself.
-    pub all_held_bytes: u64,
+    pub(crate) all_held_bytes: u64,
     /// Distinct blocks in packs that the snapshots lead to.
-    pub unique_blocks: u64,
+    pub(crate) unique_blocks: u64,
     /// Bytes of those in packs.
-    pub stored_bytes: u64,
+    pub(crate) stored_bytes: u64,
     /// Held bytes of all snapshots for each byte of distinct blocks.
-    pub dedup_ratio: f64,
+    pub(crate) dedup_ratio: f64,
     /// Bytes of distinct blocks for each byte stored.
-    pub compression_ratio: f64,
+    pub(crate) compression_ratio: f64,
     /// The growth by each snapshot, the oldest first.
-    pub growth: Vec<Growth>,
+    pub(crate) growth: Vec<Growth>,
 }
 
 /// The growth by the run of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Growth {
+pub(crate) struct Growth {
     /// The name of its manifest.
-    pub name: String,
+    pub(crate) name: String,
     /// Its time.
     #[serde(serialize_with = "seconds")]
-    pub time: SystemTime,
+    pub(crate) time: SystemTime,
     /// Bytes of the blocks that were sent.
-    pub sent_bytes: u64,
+    pub(crate) sent_bytes: u64,
     /// Bytes stored for them.
-    pub stored_bytes: u64,
+    pub(crate) stored_bytes: u64,
 }
 
 fn seconds<S: Serializer>(
@@ -68,20 +68,20 @@ fn seconds<S: Serializer>(
 
 /// The sizes of a repository's snapshots.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Stats {
+pub(crate) struct Stats {
     /// By volume.
-    pub volumes: BTreeMap<VolumeKey, Usage>,
+    pub(crate) volumes: BTreeMap<VolumeKey, Usage>,
     /// All volumes together, blocks that they share counted once; without `growth`.
-    pub total: Usage,
+    pub(crate) total: Usage,
     /// Manifests and segments that could not be read; what they lead to is not counted.
-    pub unreadable: u64,
+    pub(crate) unreadable: u64,
 }
 
 /// Counts the sizes of the snapshots of each volume. `progress` shows the phases.
 ///
 /// # Errors
 /// Why the repository cannot be read.
-pub async fn stats(catalog: &RepositoryCatalog, progress: &Progress) -> Result<Stats> {
+pub(crate) async fn stats(catalog: &RepositoryCatalog, progress: &Progress) -> Result<Stats> {
     let mut stats = Stats::default();
     let mut volumes: BTreeMap<VolumeKey, Vec<Manifest>> = BTreeMap::new();
     progress.begin("listing snapshots", 0);

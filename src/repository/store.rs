@@ -41,10 +41,10 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
-pub use address::Address;
-pub use bandwidth::Bandwidth;
+pub(crate) use address::Address;
+pub(crate) use bandwidth::Bandwidth;
 pub use reach::{BucketStyle, Connection, S3Options};
-pub use traffic::{OperationCounts, StoreTraffic, TrafficCounts};
+pub(crate) use traffic::{OperationCounts, StoreTraffic};
 
 use self::backend::{Backend, FaultAction, ListCursor, ObjectHead, StoreAnswer, StoreFault};
 use self::listing::ListingCheck;
@@ -69,7 +69,7 @@ pub struct Object {
     /// Bytes.
     pub size: u64,
     /// When it was written, by the store's clock.
-    pub modified: SystemTime,
+    pub(crate) modified: SystemTime,
 }
 
 /// What became of an object that was to be deleted.
@@ -87,7 +87,7 @@ pub struct KnownLine {
     /// Bytes a second that all uploads together send, by the latest ones and the limit; none before the first of some size.
     pub upload_rate: Option<u64>,
     /// How long the store takes for a small answer.
-    pub latency: Option<Duration>,
+    pub(crate) latency: Option<Duration>,
 }
 
 /// The objects of one repository.
@@ -144,7 +144,7 @@ impl Store {
     }
 
     /// Where it is.
-    pub fn address(&self) -> &Address {
+    pub(crate) fn address(&self) -> &Address {
         &self.address
     }
 
@@ -387,7 +387,7 @@ impl Store {
     ///
     /// # Errors
     /// The system's error.
-    pub fn sweep_unfinished(&self, until: SystemTime) -> Result<()> {
+    pub(crate) fn sweep_unfinished(&self, until: SystemTime) -> Result<()> {
         match self.address.folder() {
             Some(root) => folder::sweep_unfinished(root, until),
             None => Ok(()),

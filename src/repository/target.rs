@@ -42,7 +42,7 @@ use crate::target::{
 use observe::of_volume;
 
 /// A new snapshot in a repository.
-pub struct RepositoryTarget {
+pub(crate) struct RepositoryTarget {
     catalog: RepositoryCatalog,
     name: String,
     id: String,
@@ -68,7 +68,7 @@ impl std::fmt::Debug for RepositoryTarget {
 impl RepositoryTarget {
     /// The target for snapshots of the source's volume, with its state files in `state_dir`: one stem a volume. `dedup` sends
     /// no block that the repository holds in any snapshot, by an index beside the state files.
-    pub fn new(
+    pub(crate) fn new(
         catalog: RepositoryCatalog,
         dedup: bool,
         source: &SourceInfo,

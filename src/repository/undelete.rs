@@ -29,7 +29,7 @@ const FEW: usize = 1000;
 ///
 /// # Errors
 /// `NotFound` when there is no tombstone or a pack is missing; `Corrupt` when a segment is; `Invalid` when the snapshot was copied again since.
-pub async fn undelete(catalog: &RepositoryCatalog, snapshot: &str) -> Result<ManifestName> {
+pub(crate) async fn undelete(catalog: &RepositoryCatalog, snapshot: &str) -> Result<ManifestName> {
     let store = &**catalog.store();
     let manifest = removed_manifest(store, snapshot).await;
     let manifest =

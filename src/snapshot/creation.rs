@@ -8,7 +8,7 @@ use super::{Descriptions, Snapshot, SnapshotId, is_resource_id};
 use crate::error::{Error, Kind, Result};
 
 /// The calls of EC2 that make snapshots of volumes. Absent where EC2 is not built in.
-pub trait SnapshotMaker: Descriptions {
+pub(crate) trait SnapshotMaker: Descriptions {
     /// The volumes that a selector names.
     ///
     /// # Errors
@@ -38,7 +38,7 @@ pub trait SnapshotMaker: Descriptions {
 
 /// The outcome of a deletion.
 #[derive(Debug)]
-pub enum Deletion {
+pub(crate) enum Deletion {
     /// It is deleted, or EC2 did not know it any more.
     Deleted,
     /// This user may not delete snapshots.
@@ -49,7 +49,7 @@ pub enum Deletion {
 
 /// The outcome of a call that makes snapshots.
 #[derive(Debug)]
-pub enum Creation {
+pub(crate) enum Creation {
     /// They were made.
     Made(Vec<Snapshot>),
     /// A limit of the account or the volume refused it: nothing was made, and the same call can succeed later.
@@ -60,18 +60,18 @@ pub enum Creation {
 
 /// The volumes to make snapshots of, and the snapshots' description and tags.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewSnapshots {
+pub(crate) struct NewSnapshots {
     /// The volume, or the volumes of an instance.
-    pub of: SnapshotsOf,
+    pub(crate) of: SnapshotsOf,
     /// Their description.
-    pub description: Option<String>,
+    pub(crate) description: Option<String>,
     /// Their tags.
-    pub tags: Vec<(String, String)>,
+    pub(crate) tags: Vec<(String, String)>,
 }
 
 /// The volumes of one call.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SnapshotsOf {
+pub(crate) enum SnapshotsOf {
     /// CreateSnapshot of this volume.
     Volume(String),
     /// CreateSnapshots of the volumes of an instance: one instant for all of them.
@@ -89,7 +89,7 @@ pub enum SnapshotsOf {
 
 /// One argument that selects volumes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum VolumeSelector {
+pub(crate) enum VolumeSelector {
     /// One volume, by its id.
     Volume(String),
     /// The volumes that are attached to an instance, by its id.
@@ -107,7 +107,7 @@ pub enum VolumeSelector {
 ///
 /// # Errors
 /// `Invalid` when it is none.
-pub fn volume_id(text: &str) -> Result<String> {
+pub(crate) fn volume_id(text: &str) -> Result<String> {
     resource_id(text, "vol-", "a volume id")
 }
 
@@ -115,7 +115,7 @@ pub fn volume_id(text: &str) -> Result<String> {
 ///
 /// # Errors
 /// `Invalid` when it is none.
-pub fn instance_id(text: &str) -> Result<String> {
+pub(crate) fn instance_id(text: &str) -> Result<String> {
     resource_id(text, "i-", "an instance id")
 }
 
@@ -129,22 +129,22 @@ fn resource_id(text: &str, prefix: &str, what: &str) -> Result<String> {
 
 /// A volume, as EC2 describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VolumeInfo {
+pub(crate) struct VolumeInfo {
     /// Its id.
-    pub id: String,
+    pub(crate) id: String,
     /// The instances that it is attached to; several with Multi-Attach.
-    pub instances: Vec<String>,
+    pub(crate) instances: Vec<String>,
     /// Its tags.
-    pub tags: BTreeMap<String, String>,
+    pub(crate) tags: BTreeMap<String, String>,
 }
 
 /// An instance, as EC2 describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InstanceInfo {
+pub(crate) struct InstanceInfo {
     /// Its id.
-    pub id: String,
+    pub(crate) id: String,
     /// The volume that it boots from; none for an instance store.
-    pub boot_volume: Option<String>,
+    pub(crate) boot_volume: Option<String>,
     /// The volumes that are attached to it.
-    pub volumes: Vec<String>,
+    pub(crate) volumes: Vec<String>,
 }

@@ -62,7 +62,7 @@ impl DiskSource {
     ///
     /// # Errors
     /// `Invalid` beyond 64 TiB.
-    pub fn padded_to_gib(mut self) -> Result<Self> {
+    pub(crate) fn padded_to_gib(mut self) -> Result<Self> {
         self.geometry = self.geometry.rounded_to_gib()?;
         Ok(self)
     }

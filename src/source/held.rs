@@ -20,7 +20,7 @@ const YIELD_EVERY: u32 = 1000;
 ///
 /// # Errors
 /// Why the source cannot tell.
-pub async fn held(source: &dyn BlockSource) -> Result<BlockSet> {
+pub(crate) async fn held(source: &dyn BlockSource) -> Result<BlockSet> {
     let count = source.geometry().block_count();
     let ranges = (count / RANGE).clamp(1, RANGES);
     let width = count.div_ceil(ranges);

@@ -18,7 +18,7 @@ use crate::target::{Content, Mark, Stop, Target, TargetRecord};
 
 /// What a target is compared with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CheckBasis {
+pub(crate) enum CheckBasis {
     /// The digests of the run that wrote it. Nothing outside this machine is asked.
     Digests,
     /// This snapshot or image, as the record or a person names it.
@@ -26,7 +26,7 @@ pub enum CheckBasis {
 }
 
 /// A locked target: no run changes it until this is dropped.
-pub struct TargetCheck {
+pub(crate) struct TargetCheck {
     target: Arc<dyn Target>,
     record: Option<TargetRecord>,
     digests: Option<Digests>,
@@ -43,19 +43,19 @@ impl std::fmt::Debug for TargetCheck {
 
 /// What a check found.
 #[derive(Clone, Debug)]
-pub struct CheckReport {
+pub(crate) struct CheckReport {
     /// The target as a person writes it.
-    pub target: String,
+    pub(crate) target: String,
     /// The snapshot or image that the target ought to hold.
-    pub snapshot: String,
+    pub(crate) snapshot: String,
     /// Whether its kept digests were compared, and not the snapshot itself.
-    pub by_digests: bool,
+    pub(crate) by_digests: bool,
     /// Bytes of the volume.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Blocks that the record lists as left zero because their source is damaged.
-    pub damaged_blocks: u64,
+    pub(crate) damaged_blocks: u64,
     /// How many more are zero because they are so in the source. No list says which.
-    pub damaged_in_source: u64,
+    pub(crate) damaged_in_source: u64,
     geometry: Geometry,
     differing: BlockSet,
     /// Bytes that an image has beyond the end of the volume.
@@ -64,18 +64,18 @@ pub struct CheckReport {
 
 impl CheckReport {
     /// What differs, as (offset, length) in bytes, ascending: whole blocks of 512 KiB, and what lies behind the volume's end.
-    pub fn ranges(&self) -> impl Iterator<Item = (u64, u64)> + use<'_> {
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = (u64, u64)> + use<'_> {
         let behind = (self.surplus > 0).then_some((self.bytes, self.surplus));
         verify::ranges(&self.differing, self.geometry).chain(behind)
     }
 
     /// Blocks that differ.
-    pub fn differing_blocks(&self) -> u64 {
+    pub(crate) fn differing_blocks(&self) -> u64 {
         self.differing.len()
     }
 
     /// Whether nothing differs.
-    pub fn is_equal(&self) -> bool {
+    pub(crate) fn is_equal(&self) -> bool {
         self.differing.is_empty() && self.surplus == 0
     }
 
@@ -83,7 +83,7 @@ impl CheckReport {
     ///
     /// # Errors
     /// `Corrupt` when anything differs.
-    pub fn result(&self) -> Result<()> {
+    pub(crate) fn result(&self) -> Result<()> {
         let (target, snapshot) = (&self.target, &self.snapshot);
         let what = match (self.differing.is_empty(), self.surplus) {
             (true, 0) => return Ok(()),
@@ -104,7 +104,7 @@ impl TargetCheck {
     ///
     /// # Errors
     /// `Busy` while a run works on it; `Stopped`; the system's error.
-    pub async fn begin(
+    pub(crate) async fn begin(
         target: Arc<dyn Target>,
         progress: Arc<Progress>,
         stop: Stop,
@@ -135,7 +135,7 @@ impl TargetCheck {
     ///
     /// # Errors
     /// `Undecided` when the record does not say that the target holds that, or when there are no digests to compare.
-    pub fn basis(&self, asked: Option<&str>, fetches: bool) -> Result<CheckBasis> {
+    pub(crate) fn basis(&self, asked: Option<&str>, fetches: bool) -> Result<CheckBasis> {
         let has_digests = self.digests.is_some();
         let name = self.target.name();
         basis(name, self.record.as_ref(), has_digests, asked, fetches)
@@ -146,7 +146,7 @@ impl TargetCheck {
     /// # Errors
     /// `Undecided` when some block has no digest, or when something else wrote the target meanwhile; `Corrupt`
     /// when the target is shorter than the volume; `Stopped`; why something cannot be read.
-    pub async fn with_digests(&self) -> Result<CheckReport> {
+    pub(crate) async fn with_digests(&self) -> Result<CheckReport> {
         let held = self.record.as_ref().and_then(TargetRecord::held);
         let (Some(digests), Some(held)) = (&self.digests, held) else {
             return Err(no_digests(self.target.name(), held.unwrap_or_default()));
@@ -173,7 +173,7 @@ impl TargetCheck {
     ///
     /// # Errors
     /// As for [`TargetCheck::with_digests`].
-    pub async fn with_source(&self, source: &Source) -> Result<CheckReport> {
+    pub(crate) async fn with_source(&self, source: &Source) -> Result<CheckReport> {
         let geometry = source.info.geometry;
         let (reader, before) = self.open(geometry).await?;
         let blocks = Arc::clone(&source.blocks);

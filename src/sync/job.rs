@@ -7,7 +7,7 @@ use crate::target::{Base, Facts};
 
 /// What happens when a block of the source is damaged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnDamage {
+pub(crate) enum OnDamage {
     /// The copy fails.
     #[default]
     Fail,
@@ -17,35 +17,35 @@ pub enum OnDamage {
 
 /// What the user asked for, the same for all targets of the sync.
 #[derive(Clone, Debug)]
-pub struct SyncJob {
+pub(crate) struct SyncJob {
     /// The base of the copy: only blocks changed since it are copied.
-    pub base: Base,
+    pub(crate) base: Base,
     /// The snapshot that the targets hold, on the user's word.
-    pub trust: Option<SnapshotId>,
+    pub(crate) trust: Option<SnapshotId>,
     /// Targets of unknown content that may be overwritten: identities of devices, paths as given.
-    pub overwrite: Vec<String>,
+    pub(crate) overwrite: Vec<String>,
     /// Drop the progress of unfinished runs.
-    pub restart: bool,
+    pub(crate) restart: bool,
     /// Write over what something else has written to a target.
-    pub discard_foreign_writes: bool,
+    pub(crate) discard_foreign_writes: bool,
     /// Allow an unencrypted copy of an encrypted source.
-    pub allow_plaintext: bool,
+    pub(crate) allow_plaintext: bool,
     /// What happens when a block of the source is damaged.
-    pub on_damage: OnDamage,
+    pub(crate) on_damage: OnDamage,
     /// Read each whole target back and compare.
-    pub verify: bool,
+    pub(crate) verify: bool,
     /// Read each whole target back for its SHA-256.
-    pub digest: bool,
+    pub(crate) digest: bool,
     /// Bytes to leave free where images are written.
-    pub reserve: u64,
+    pub(crate) reserve: u64,
     /// Directory for stages: a delta for a target in place is fetched whole to local disk before it is applied.
-    pub stage: Option<PathBuf>,
+    pub(crate) stage: Option<PathBuf>,
     /// Decide and plan, change nothing.
-    pub dry_run: bool,
+    pub(crate) dry_run: bool,
     /// Blocks that are read in a second, at most.
-    pub rate: u32,
+    pub(crate) rate: u32,
     /// Blocks in flight, at most.
-    pub in_flight: usize,
+    pub(crate) in_flight: usize,
 }
 
 impl SyncJob {
@@ -58,7 +58,7 @@ impl SyncJob {
     }
 
     /// A full copy that overwrites nothing of unknown content.
-    pub fn full() -> Self {
+    pub(crate) fn full() -> Self {
         Self {
             base: Base::None,
             trust: None,

@@ -275,7 +275,7 @@ fn locked_by(locks: &str, dev: u64, inode: u64) -> Option<u32> {
 ///
 /// # Errors
 /// The system's error.
-pub fn overlaps(a: &Path, b: &Path) -> Result<bool> {
+pub(crate) fn overlaps(a: &Path, b: &Path) -> Result<bool> {
     let sysfs = Sysfs::system();
     let (a, b) = (Layers::of(&sysfs, a)?, Layers::of(&sysfs, b)?);
     // Two loop devices over one file, whatever part of it they show.

@@ -13,7 +13,10 @@ use crate::target::{Base, Content, ObserveRequest, SourceInfo, Target};
 ///
 /// # Errors
 /// Why the target could not be asked: then it may need any snapshot.
-pub async fn needed_bases(target: &dyn Target, source: &SourceInfo) -> Result<BTreeSet<String>> {
+pub(crate) async fn needed_bases(
+    target: &dyn Target,
+    source: &SourceInfo,
+) -> Result<BTreeSet<String>> {
     let files = StateFiles::of(&target.state().stem);
     let checkpoint = Checkpoint::load(&files.checkpoint(), &files.next_digests())?;
     let mut needed = BTreeSet::new();

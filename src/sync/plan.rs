@@ -27,23 +27,23 @@ pub(super) use room::room;
 #[derive(Clone, Debug)]
 pub(super) struct Observed {
     /// What it is.
-    pub kind: TargetKind,
+    pub(crate) kind: TargetKind,
     /// As a person writes it.
-    pub name: String,
+    pub(crate) name: String,
     /// [`crate::target::Target::id`].
-    pub id: String,
+    pub(crate) id: String,
     /// What [`crate::target::Target::observe`] found.
-    pub facts: Facts,
+    pub(crate) facts: Facts,
     /// What the last run on it recorded.
-    pub record: Option<TargetRecord>,
+    pub(crate) record: Option<TargetRecord>,
     /// The run of its checkpoint, and how many blocks of it are done.
-    pub unfinished: Option<(Task, u64)>,
+    pub(crate) unfinished: Option<(Task, u64)>,
     /// Whether the digests of every block of the target are there, of the run that wrote the record or that is unfinished.
-    pub has_digests: bool,
+    pub(crate) has_digests: bool,
     /// Whether the digests of the unfinished run speak of every block: only then can what it left be proven.
-    pub unfinished_has_digests: bool,
+    pub(crate) unfinished_has_digests: bool,
     /// What a comparison with those digests found; none before there was one.
-    pub compared: Option<Comparison>,
+    pub(crate) compared: Option<Comparison>,
 }
 
 impl Observed {
@@ -74,7 +74,7 @@ pub(super) enum Comparison {
 
 /// The action for a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
+pub(crate) enum Decision {
     /// Nothing: it holds the source.
     Holds,
     /// All blocks are copied.
@@ -104,17 +104,17 @@ pub enum Decision {
 
 /// A decision and what goes with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Decided {
+pub(crate) struct Decided {
     /// What is done.
-    pub decision: Decision,
+    pub(crate) decision: Decision,
     /// Whether an unfinished run's progress is dropped first.
-    pub drops_unfinished: bool,
+    pub(crate) drops_unfinished: bool,
     /// Whether the blocks that a comparison found to be foreign are written too.
-    pub rewrites_foreign: bool,
+    pub(crate) rewrites_foreign: bool,
     /// Whether a person at a terminal is asked first: something of unknown content is overwritten.
-    pub confirms: bool,
+    pub(crate) confirms: bool,
     /// What a person should know.
-    pub warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
 }
 
 impl Decided {
@@ -147,7 +147,7 @@ impl Decided {
     }
 
     /// The refusal as an error.
-    pub fn refusal(&self) -> Option<Error> {
+    pub(crate) fn refusal(&self) -> Option<Error> {
         let Decision::Refuse {
             kind,
             reason,

@@ -13,46 +13,46 @@ use crate::files::OutputFile;
 use crate::target::{Task, Written};
 
 /// Version of the reports and of the JSON lines; `docs/sync.md` describes it.
-pub const REPORT_VERSION: u32 = 1;
+pub(crate) const REPORT_VERSION: u32 = 1;
 
 /// What a run did for one target.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     /// What was copied where.
-    pub task: Task,
+    pub(crate) task: Task,
     /// When the run that ended it began.
     #[serde(serialize_with = "rfc3339")]
-    pub started: SystemTime,
+    pub(crate) started: SystemTime,
     /// When it ended.
     #[serde(serialize_with = "rfc3339")]
-    pub ended: SystemTime,
+    pub(crate) ended: SystemTime,
     /// The snapshot that was made, if that was the target.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub snapshot: Option<String>,
+    pub(crate) snapshot: Option<String>,
     /// Bytes of the volume.
-    pub volume_bytes: u64,
+    pub(crate) volume_bytes: u64,
     /// Blocks of the plan that were to be written.
-    pub blocks_written: u64,
+    pub(crate) blocks_written: u64,
     /// Blocks of the plan that were to be zeroed.
-    pub blocks_zeroed: u64,
+    pub(crate) blocks_zeroed: u64,
     /// Runs of blocks (first, end) that are zero because their source is damaged.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub damaged: Vec<(u32, u32)>,
+    pub(crate) damaged: Vec<(u32, u32)>,
     /// Blocks that are zero because they are so in the source, whose own source was damaged.
     #[serde(skip_serializing_if = "is_none")]
-    pub damaged_in_source: u64,
+    pub(crate) damaged_in_source: u64,
     /// SHA-256 over the SHA-256 of all blocks written, by index, as CompleteSnapshot's linear checksum; none where there was no
     /// room for the digests.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub linear_sha256: Option<String>,
+    pub(crate) linear_sha256: Option<String>,
     /// Whether the target was read back and compared.
-    pub verified: bool,
+    pub(crate) verified: bool,
     /// SHA-256 of the whole image, holes included, if it was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub image_sha256: Option<String>,
+    pub(crate) image_sha256: Option<String>,
     /// What a person should know: a count that disagrees, a copy that is not encrypted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
 }
 
 fn is_none(count: &u64) -> bool {
@@ -67,7 +67,7 @@ pub(super) fn pairs(set: &BlockSet) -> Vec<(u32, u32)> {
 
 /// The report of a run as a file: one JSON object, written during the run, that appears whole or not at all.
 #[derive(Debug)]
-pub struct ReportFile {
+pub(crate) struct ReportFile {
     file: OutputFile,
     is_first: bool,
 }
@@ -77,7 +77,12 @@ impl ReportFile {
     ///
     /// # Errors
     /// `Invalid` when something else than a regular file is at `path`; the system's error.
-    pub fn begin(path: &Path, source: &str, started: SystemTime, about: &Value) -> Result<Self> {
+    pub(crate) fn begin(
+        path: &Path,
+        source: &str,
+        started: SystemTime,
+        about: &Value,
+    ) -> Result<Self> {
         let mut report = Self {
             file: OutputFile::create(path)?,
             is_first: true,
@@ -153,7 +158,7 @@ impl ReportFile {
     ///
     /// # Errors
     /// The system's error.
-    pub fn failed(&mut self, target: &str, error: &Error) -> Result<()> {
+    pub(crate) fn failed(&mut self, target: &str, error: &Error) -> Result<()> {
         let value = json!({
             "target": target,
             "status": "failed",
@@ -167,7 +172,7 @@ impl ReportFile {
     ///
     /// # Errors
     /// The system's error.
-    pub fn end(mut self, about: &Value) -> Result<()> {
+    pub(crate) fn end(mut self, about: &Value) -> Result<()> {
         let mut tail = json!({"ended": time(SystemTime::now())});
         if let (Some(tail), Some(about)) = (tail.as_object_mut(), about.as_object()) {
             tail.extend(about.clone());

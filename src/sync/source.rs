@@ -9,20 +9,20 @@ use crate::source::{BlockSource, Catalog, Changes, HeldDigests, held};
 use crate::target::{Mark, SourceInfo, Stop};
 
 /// Reads the mark of a source of this machine.
-pub type ReadMark = Box<dyn Fn() -> Option<Mark> + Send + Sync>;
+pub(crate) type ReadMark = Box<dyn Fn() -> Option<Mark> + Send + Sync>;
 
 /// A snapshot, or an image or device of this machine.
-pub struct Source {
+pub(crate) struct Source {
     /// What is known of it.
-    pub info: SourceInfo,
+    pub(crate) info: SourceInfo,
     /// Its blocks.
-    pub blocks: Arc<dyn BlockSource>,
+    pub(crate) blocks: Arc<dyn BlockSource>,
     /// Lists what changed, of a snapshot.
-    pub catalog: Option<Arc<dyn Catalog>>,
+    pub(crate) catalog: Option<Arc<dyn Catalog>>,
     /// Its mark now, where it can change.
-    pub mark: Option<ReadMark>,
+    pub(crate) mark: Option<ReadMark>,
     /// Whether it is what an earlier run staged on this machine.
-    pub is_staged: bool,
+    pub(crate) is_staged: bool,
 }
 
 impl std::fmt::Debug for Source {

@@ -233,7 +233,7 @@ pub(super) fn is_same_plan(one: &Delta, other: &Delta) -> bool {
 ///
 /// # Errors
 /// The system's error.
-pub fn staged_source(
+pub(crate) fn staged_source(
     directory: &Path,
     source: &str,
     target: &dyn Target,

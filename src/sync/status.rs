@@ -14,38 +14,38 @@ use crate::target::{Content, SinkState, Target};
 
 /// What is recorded of a target of this machine.
 #[derive(Clone, Debug, Serialize)]
-pub struct Status {
+pub(crate) struct Status {
     /// What it holds by its record; none without one.
-    pub content: Option<Content>,
+    pub(crate) content: Option<Content>,
     /// Whether its mark proves that nothing has written it since.
-    pub is_proven: bool,
+    pub(crate) is_proven: bool,
     /// Whether there are digests of all its blocks to compare it with.
-    pub has_digests: bool,
+    pub(crate) has_digests: bool,
     /// When its content was taken; of a target between two snapshots when its last usable content was.
     #[serde(serialize_with = "rfc3339")]
-    pub time: Option<SystemTime>,
+    pub(crate) time: Option<SystemTime>,
     /// Runs of blocks (first, end) that are zero because their source is damaged.
-    pub damaged: Vec<(u32, u32)>,
+    pub(crate) damaged: Vec<(u32, u32)>,
     /// How many more are zero because they are so in the source. No list says which.
-    pub damaged_in_source: u64,
+    pub(crate) damaged_in_source: u64,
     /// The run that is not finished.
-    pub unfinished: Option<Unfinished>,
+    pub(crate) unfinished: Option<Unfinished>,
 }
 
 /// A run that is not finished.
 #[derive(Clone, Debug, Serialize)]
-pub struct Unfinished {
+pub(crate) struct Unfinished {
     /// The target as a person writes it.
-    pub target: String,
+    pub(crate) target: String,
     /// What is copied to it.
-    pub source: String,
+    pub(crate) source: String,
     /// The snapshot that is being made, where the target keeps several.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub snapshot: Option<String>,
+    pub(crate) snapshot: Option<String>,
     /// Blocks that are done.
-    pub done: u64,
+    pub(crate) done: u64,
     /// Blocks of the plan.
-    pub blocks: u64,
+    pub(crate) blocks: u64,
 }
 
 fn rfc3339<S: serde::Serializer>(
@@ -59,7 +59,7 @@ fn rfc3339<S: serde::Serializer>(
 ///
 /// # Errors
 /// The system's error; `Corrupt` when its checkpoint is damaged.
-pub fn status(target: &dyn Target) -> Result<Status> {
+pub(crate) fn status(target: &dyn Target) -> Result<Status> {
     let files = StateFiles::of(&target.state().stem);
     let mark = target.mark()?;
     let record = record::load(&files.record(), mark.as_ref())?;
@@ -90,7 +90,7 @@ pub fn status(target: &dyn Target) -> Result<Status> {
 ///
 /// # Errors
 /// The system's error.
-pub fn recorded(target: &dyn Target) -> Result<Option<Content>> {
+pub(crate) fn recorded(target: &dyn Target) -> Result<Option<Content>> {
     let files = StateFiles::of(&target.state().stem);
     let record = record::load(&files.record(), None)?;
     let record = record.filter(|record| record.target == target.id());
@@ -112,7 +112,7 @@ fn unfinished_of(files: &StateFiles) -> Result<Option<Unfinished>> {
 ///
 /// # Errors
 /// The system's error.
-pub fn unfinished(state_dir: &Path, target: &str) -> Result<Vec<Unfinished>> {
+pub(crate) fn unfinished(state_dir: &Path, target: &str) -> Result<Vec<Unfinished>> {
     let failed = |error| Error::of_file(state_dir, "cannot read", error);
     let entries = match std::fs::read_dir(state_dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),

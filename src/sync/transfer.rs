@@ -20,18 +20,18 @@ const IMAGE: &str = "file:";
 
 /// What is recorded of a target.
 #[derive(Clone, Debug)]
-pub struct RecordView {
+pub(crate) struct RecordView {
     /// The record.
-    pub record: TargetRecord,
+    pub(crate) record: TargetRecord,
     /// Whether its mark proves that nothing has written the target since.
-    pub is_proven: bool,
+    pub(crate) is_proven: bool,
     /// Whether there are digests of the same run, and whether they speak of every block.
-    pub whole_digests: Option<bool>,
+    pub(crate) whole_digests: Option<bool>,
 }
 
 impl RecordView {
     /// The record as its file has it: JSON with a version.
-    pub fn encoded(&self) -> Vec<u8> {
+    pub(crate) fn encoded(&self) -> Vec<u8> {
         record::encode(&self.record)
     }
 }
@@ -40,7 +40,7 @@ impl RecordView {
 ///
 /// # Errors
 /// `NotFound` when there is none; the system's error.
-pub fn view_record(target: &dyn Target) -> Result<RecordView> {
+pub(crate) fn view_record(target: &dyn Target) -> Result<RecordView> {
     let files = StateFiles::of(&target.state().stem);
     let mark = target.mark()?;
     let (record, digests) = recorded(target, &files, mark.as_ref())?;
@@ -74,7 +74,11 @@ fn recorded(
 /// # Errors
 /// `NotFound` when there is no record, or no digests of its run; `Busy`; `Stopped`; `Invalid` when something else than a regular
 /// file is at `digests`; the system's error.
-pub fn export_record(target: &dyn Target, digests: Option<&Path>, stop: &Stop) -> Result<Vec<u8>> {
+pub(crate) fn export_record(
+    target: &dyn Target,
+    digests: Option<&Path>,
+    stop: &Stop,
+) -> Result<Vec<u8>> {
     let files = StateFiles::of(&target.state().stem);
     let _locks = Locks::take_to_read(&files.lock(), &target.locks()?, stop)?;
     let (record, its) = recorded(target, &files, target.mark()?.as_ref())?;
@@ -91,13 +95,13 @@ pub fn export_record(target: &dyn Target, digests: Option<&Path>, stop: &Stop) -
 
 /// What is imported.
 #[derive(Clone, Debug)]
-pub struct RecordImport {
+pub(crate) struct RecordImport {
     /// An exported record.
-    pub record: PathBuf,
+    pub(crate) record: PathBuf,
     /// An exported file of its digests.
-    pub digests: Option<PathBuf>,
+    pub(crate) digests: Option<PathBuf>,
     /// Whether a record that is there is replaced.
-    pub replaces: bool,
+    pub(crate) replaces: bool,
 }
 
 /// Takes over a record for a target whose own was lost. The target is not read: the next run compares it with the digests.
@@ -105,7 +109,7 @@ pub struct RecordImport {
 /// # Errors
 /// `Invalid` when the record is none of this version, or the target has not its size; `Undecided` when it is another target's,
 /// when there is a record already, or when the digests are of another run; `Busy`; `Stopped`; the system's error.
-pub async fn import_record(
+pub(crate) async fn import_record(
     target: &dyn Target,
     import: &RecordImport,
     stop: &Stop,

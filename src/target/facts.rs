@@ -35,12 +35,12 @@ pub struct SourceInfo {
 
 impl SourceInfo {
     /// The snapshot's id, if it is one.
-    pub fn id(&self) -> Option<SnapshotId> {
+    pub(crate) fn id(&self) -> Option<SnapshotId> {
         self.snapshot.as_ref().map(|snapshot| snapshot.id.clone())
     }
 
     /// When its bytes were taken, if that is known.
-    pub fn time(&self) -> Option<SystemTime> {
+    pub(crate) fn time(&self) -> Option<SystemTime> {
         self.snapshot.as_ref()?.start_time
     }
 
@@ -52,7 +52,7 @@ impl SourceInfo {
     }
 
     /// Its tags.
-    pub fn tags(&self) -> BTreeMap<String, String> {
+    pub(crate) fn tags(&self) -> BTreeMap<String, String> {
         let snapshot = self.snapshot.as_ref();
         snapshot
             .map(|snapshot| snapshot.tags.clone())
@@ -114,59 +114,59 @@ pub struct Replica {
     /// The snapshot there.
     pub id: SnapshotId,
     /// Bytes of its volume, if they are known.
-    pub volume_bytes: Option<u64>,
+    pub(crate) volume_bytes: Option<u64>,
     /// Whether it is encrypted, if that is known.
-    pub encrypted: Option<bool>,
+    pub(crate) encrypted: Option<bool>,
 }
 
 /// What can be seen of a target.
 #[derive(Clone, Debug)]
 pub struct Facts {
     /// Whether something is there.
-    pub existence: Existence,
+    pub(crate) existence: Existence,
     /// What a person must write to have it overwritten: a device's identity, else its path.
-    pub token: String,
+    pub(crate) token: String,
     /// Other tokens that name it as well.
-    pub other_tokens: Vec<String>,
+    pub(crate) other_tokens: Vec<String>,
     /// Whether `token` is an identity that will be the same tomorrow: without one no record is kept.
-    pub has_identity: bool,
+    pub(crate) has_identity: bool,
     /// Bytes that it has and cannot change: a device's.
-    pub fixed_size: Option<u64>,
+    pub(crate) fixed_size: Option<u64>,
     /// Bytes that are free for it; none where that is not known or does not matter.
-    pub free: Option<u64>,
+    pub(crate) free: Option<u64>,
     /// Bytes that a clone of it takes: 0 where it is by reference.
-    pub clone_bytes: u64,
+    pub(crate) clone_bytes: u64,
     /// Its mark; none where nothing shows writes.
-    pub mark: Option<Mark>,
+    pub(crate) mark: Option<Mark>,
     /// Whether an equal mark proves anything: not where the filesystem's clock is coarse or not its own.
-    pub mark_proves: bool,
+    pub(crate) mark_proves: bool,
     /// Why it cannot be written now, each a sentence: it is mounted, read-only or in use.
-    pub obstacles: Vec<String>,
+    pub(crate) obstacles: Vec<String>,
     /// What the user should know; it stops nothing.
     pub warnings: Vec<String>,
     /// What an unfinished run has left; `Absent` where none was asked about.
     pub left: UnfinishedState,
     /// Sectors written to it since the unfinished run began, as the kernel counts; none where that is not known.
-    pub written_since: Option<u64>,
+    pub(crate) written_since: Option<u64>,
     /// Whether zeroing counts as writing all of the sectors: not where a device cannot unmap, and only what is not zero is written.
-    pub counts_zeroes: bool,
+    pub(crate) counts_zeroes: bool,
     /// Whether it has become the target already, so that only the record is missing.
-    pub is_published: bool,
+    pub(crate) is_published: bool,
     /// The snapshot there that holds the source already, proven, where the target keeps several.
     pub holds: Option<SnapshotId>,
     /// Blocks of that snapshot that are zero because the source was damaged when it was copied.
-    pub held_damaged: u64,
+    pub(crate) held_damaged: u64,
     /// Snapshots there that a delta can start from, proven, newest first, where the target keeps several.
     pub replicas: Vec<Replica>,
     /// Why the requested base cannot be one, where the target keeps several.
-    pub no_base: Option<String>,
+    pub(crate) no_base: Option<String>,
     /// Whether a new object there would be encrypted; none where that is not known.
     pub encrypts: Option<bool>,
 }
 
 impl Facts {
     /// The default facts of a target with this token: an identity, no mark, nothing left, not encrypted.
-    pub fn of(token: impl Into<String>, existence: Existence) -> Self {
+    pub(crate) fn of(token: impl Into<String>, existence: Existence) -> Self {
         Self {
             existence,
             token: token.into(),

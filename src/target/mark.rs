@@ -20,22 +20,22 @@ pub enum Mark {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceMark {
     /// The start of the machine (`/proc/sys/kernel/random/boot_id`): the counters begin again with each.
-    pub boot: String,
+    pub(crate) boot: String,
     /// The kernel's number of this attachment of the disk; none before Linux 5.15.
-    pub diskseq: Option<String>,
+    pub(crate) diskseq: Option<String>,
     /// Sectors of 512 bytes written (kernel.org, block/stat, field 7): of a partition its disk's less its siblings', so that
     /// what is written past the partition table counts too.
-    pub written: u64,
+    pub(crate) written: u64,
     /// Sectors discarded (field 14), likewise.
-    pub discarded: u64,
+    pub(crate) discarded: u64,
     /// Of a loop device the mark of its backing file.
-    pub backing: Option<FileMark>,
+    pub(crate) backing: Option<FileMark>,
 }
 
 impl DeviceMark {
     /// Sectors of 512 bytes written since `earlier`; none where the counters do not show it: after another start of the machine
     /// or another attachment, where sectors were discarded, and of a loop device, whose backing file can be written past it.
-    pub fn sectors_since(&self, earlier: &Self) -> Option<u64> {
+    pub(crate) fn sectors_since(&self, earlier: &Self) -> Option<u64> {
         let is_same_count = self.boot == earlier.boot
             && self.diskseq.is_some()
             && self.diskseq == earlier.diskseq

@@ -50,39 +50,39 @@ pub enum Content {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetRecord {
     /// The run that wrote it.
-    pub run: String,
+    pub(crate) run: String,
     /// [`super::Target::id`].
-    pub target: String,
+    pub(crate) target: String,
     /// What it holds.
-    pub content: Content,
+    pub(crate) content: Content,
     /// The volume that the content is of, if that is known.
-    pub volume: Option<String>,
+    pub(crate) volume: Option<String>,
     /// Bytes of that volume.
-    pub volume_bytes: u64,
+    pub(crate) volume_bytes: u64,
     /// Its mark after the last write; none while it is being written, or where nothing tells.
-    pub mark: Option<Mark>,
+    pub(crate) mark: Option<Mark>,
     /// When the content was complete; of a target between two snapshots when its last usable content was.
-    pub time: Option<SystemTime>,
+    pub(crate) time: Option<SystemTime>,
     /// The snapshot that was made there, for a target that keeps several.
     #[serde(default)]
-    pub replica: Option<String>,
+    pub(crate) replica: Option<String>,
     /// Runs of blocks (first, end) that are zero because their source is damaged.
     #[serde(default)]
-    pub damaged: Vec<(u32, u32)>,
+    pub(crate) damaged: Vec<(u32, u32)>,
     /// How many more are zero because they are so in the source, whose own source was damaged. No list says which.
     #[serde(default)]
-    pub damaged_in_source: u64,
+    pub(crate) damaged_in_source: u64,
     /// Whether it was read from version 1 of the format, which had no change time in its mark.
     #[serde(skip)]
-    pub is_old_format: bool,
+    pub(crate) is_old_format: bool,
     /// What the run that ended it did, for people.
     #[serde(default)]
-    pub report: Value,
+    pub(crate) report: Value,
 }
 
 impl TargetRecord {
     /// The snapshot or image that the target holds; none between two.
-    pub fn held(&self) -> Option<&str> {
+    pub(crate) fn held(&self) -> Option<&str> {
         match &self.content {
             Content::Holds(source) => Some(source),
             Content::Between { .. } => None,

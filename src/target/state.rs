@@ -31,7 +31,7 @@ pub struct SinkState {
 
 impl SinkState {
     /// The state of a sink.
-    pub fn of<T: SinkBody>(body: &T) -> Self {
+    pub(crate) fn of<T: SinkBody>(body: &T) -> Self {
         Self {
             kind: T::KIND.to_owned(),
             version: T::VERSION,
@@ -45,7 +45,7 @@ impl SinkState {
     ///
     /// # Errors
     /// `Corrupt` when it is not.
-    pub fn open<T: SinkBody>(&self) -> Result<T> {
+    pub(crate) fn open<T: SinkBody>(&self) -> Result<T> {
         let wrong = |why: String| {
             Error::new(Kind::Corrupt, format!("cannot use the checkpoint: {why}"))
                 .with_remedy(Remedy::Restart)
@@ -64,13 +64,8 @@ impl SinkState {
     }
 
     /// The object that is being made, for people.
-    pub fn object(&self) -> Option<&str> {
+    pub(crate) fn object(&self) -> Option<&str> {
         self.object.as_deref()
-    }
-
-    /// Which kind of target wrote it.
-    pub fn kind(&self) -> &str {
-        &self.kind
     }
 }
 

@@ -10,7 +10,7 @@ pub struct Stop(watch::Receiver<bool>);
 
 impl Stop {
     /// A stop that comes when the channel's value becomes `true`.
-    pub fn new(stop: watch::Receiver<bool>) -> Self {
+    pub(crate) fn new(stop: watch::Receiver<bool>) -> Self {
         Self(stop)
     }
 
@@ -20,7 +20,7 @@ impl Stop {
     }
 
     /// Whether it has come.
-    pub fn is_stopped(&self) -> bool {
+    pub(crate) fn is_stopped(&self) -> bool {
         *self.0.borrow()
     }
 
@@ -28,7 +28,7 @@ impl Stop {
     ///
     /// # Errors
     /// `Stopped`.
-    pub fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         if self.is_stopped() {
             return Err(Self::error());
         }
@@ -36,7 +36,7 @@ impl Stop {
     }
 
     /// Waits until it comes.
-    pub async fn stopped(&self) {
+    pub(crate) async fn stopped(&self) {
         let mut stop = self.0.clone();
         if stop.wait_for(|stop| *stop).await.is_err() {
             std::future::pending::<()>().await;
@@ -47,7 +47,7 @@ impl Stop {
     ///
     /// # Errors
     /// The work's own, or `Stopped`.
-    pub async fn unless<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(crate) async fn unless<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::select! {
             done = work => done,
             () = self.stopped() => Err(Self::error()),
@@ -55,7 +55,7 @@ impl Stop {
     }
 
     /// What a stopped run ends with.
-    pub fn error() -> Error {
+    pub(crate) fn error() -> Error {
         Error::new(Kind::Stopped, "stopped: the same command resumes")
     }
 }

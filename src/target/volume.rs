@@ -22,12 +22,12 @@ pub struct VolumeKey(String);
 
 impl VolumeKey {
     /// The key of all snapshots whose volume is not known. Two of them may be of different volumes.
-    pub fn unknown() -> Self {
+    pub(crate) fn unknown() -> Self {
         Self(UNKNOWN.into())
     }
 
     /// The key of an EBS volume: its id.
-    pub fn of_volume(id: &str) -> Self {
+    pub(crate) fn of_volume(id: &str) -> Self {
         match id.parse() {
             Ok(key) if id != NO_VOLUME => key,
             _ => Self::unknown(),
@@ -38,7 +38,7 @@ impl VolumeKey {
     ///
     /// # Errors
     /// `Invalid` when it is empty, too long, has other characters, or means something else where a snapshot is selected.
-    pub fn named(name: &str) -> Result<Self> {
+    pub(crate) fn named(name: &str) -> Result<Self> {
         let is_taken = [UNKNOWN, "latest", NO_VOLUME].contains(&name) || name.starts_with("snap-");
         if is_taken {
             let what = format!("cannot use {name:?} as a volume's name: it has another meaning");
@@ -48,18 +48,18 @@ impl VolumeKey {
     }
 
     /// The key of a disk: digits of the SHA-256 of what tells it from all others.
-    pub fn of_identity(identity: &str) -> Self {
+    pub(crate) fn of_identity(identity: &str) -> Self {
         let digest = hexadecimal(&Sha256::digest(identity));
         Self(format!("disk-{}", digest.get(..16).unwrap_or_default()))
     }
 
     /// Whether the volume is not known.
-    pub fn is_unknown(&self) -> bool {
+    pub(crate) fn is_unknown(&self) -> bool {
         self.0 == UNKNOWN
     }
 
     /// As text.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }

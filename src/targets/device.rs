@@ -27,7 +27,7 @@ use crate::target::{
 
 /// A block device.
 #[derive(Clone, Debug)]
-pub struct DeviceTarget {
+pub(crate) struct DeviceTarget {
     /// As a person writes it.
     name: String,
     /// Its node, not a link to it.
@@ -57,7 +57,7 @@ impl DeviceTarget {
     ///
     /// # Errors
     /// `Invalid` when it is no block device; the system's error.
-    pub fn new(path: &Path, state_dir: &Path) -> Result<Self> {
+    pub(crate) fn new(path: &Path, state_dir: &Path) -> Result<Self> {
         let node = path
             .canonicalize()
             .map_err(|error| Error::of_file(path, "cannot find", error))?;
@@ -77,7 +77,7 @@ impl DeviceTarget {
 
     /// Marks the device as writable by other machines: its counters here prove nothing, so it has no mark.
     #[must_use]
-    pub fn shared(mut self) -> Self {
+    pub(crate) fn shared(mut self) -> Self {
         self.is_shared = true;
         self
     }

@@ -14,7 +14,7 @@ use nix::sys::stat::makedev;
 
 use crate::sysfs::{BlockDevice, Sysfs, unescaped};
 
-pub use twins::mounted_twins;
+pub(crate) use twins::mounted_twins;
 
 /// The bytes of a file that qemu locks: 100 and on for what it does, 200 and on for what it lets others do (qemu,
 /// `block/file-posix.c`, `RAW_LOCK_PERM_BASE` and `RAW_LOCK_SHARED_BASE`), five of each at most.

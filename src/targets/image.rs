@@ -44,7 +44,7 @@ impl SinkBody for ImageState {
 
 /// A raw image on this machine.
 #[derive(Debug)]
-pub struct ImageTarget {
+pub(crate) struct ImageTarget {
     path: PathBuf,
     name: String,
     as_given: String,
@@ -58,7 +58,7 @@ impl ImageTarget {
     ///
     /// # Errors
     /// `Invalid` when the path cannot be an image's, `NotFound` where there must be one and is none.
-    pub fn new(path: &Path, is_in_place: bool) -> Result<Self> {
+    pub(crate) fn new(path: &Path, is_in_place: bool) -> Result<Self> {
         let as_given = path.display().to_string();
         let wrong =
             |what: &str| Error::new(Kind::Invalid, format!("cannot write {as_given}: {what}"));

@@ -13,7 +13,7 @@ const WORLDWIDE: &[&str] = &["naa.", "eui.", "uuid.", "nvme."];
 const QEMU: &str = "nvme.1b36-";
 
 /// The key of the image or device at a whole path. It never depends on the path alone: two machines have a disk at one path.
-pub fn volume_key_of(path: &Path) -> VolumeKey {
+pub(crate) fn volume_key_of(path: &Path) -> VolumeKey {
     let machine = machine_id();
     // An image has no identity of its own.
     let device = identity(path).ok();

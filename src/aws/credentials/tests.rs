@@ -102,8 +102,8 @@ fn counted(
     (credentials, loads)
 }
 
-fn token(usable: &Usable) -> &str {
-    usable.keys.session_token().unwrap()
+fn token(keys: &Keys) -> &str {
+    keys.session_token().unwrap()
 }
 
 #[tokio::test]
@@ -121,29 +121,26 @@ async fn a_refusal_loads_others_once_for_all_callers() {
     let (credentials, loads) = counted(|number| Some(["old", "new", "new"][number.min(2)]));
     let old = credentials.current().await.unwrap();
     assert_eq!(token(&old), "old");
+    let used = credentials.generation();
     // Many requests were under way with the old ones.
     for _ in 0..50 {
-        assert!(credentials.refused(old.generation));
+        assert!(credentials.refused(used));
     }
     let new = credentials.current().await.unwrap();
     assert_eq!(token(&new), "new");
-    assert!(
-        credentials.refused(old.generation),
-        "others are held already"
-    );
-    assert_eq!(
-        credentials.current().await.unwrap().generation,
-        new.generation
-    );
+    assert!(credentials.refused(used), "others are held already");
+    assert_eq!(token(&credentials.current().await.unwrap()), "new");
     assert_eq!(loads.load(Ordering::Relaxed), 2);
 }
 
 #[tokio::test]
 async fn the_same_credentials_are_loaded_again_once_and_then_rest() {
     let (credentials, loads) = counted(|_| Some("same"));
-    let used = credentials.current().await.unwrap().generation;
+    credentials.current().await.unwrap();
+    let used = credentials.generation();
     assert!(credentials.refused(used));
-    assert_eq!(credentials.current().await.unwrap().generation, used);
+    credentials.current().await.unwrap();
+    assert_eq!(credentials.generation(), used);
     for _ in 0..50 {
         assert!(!credentials.refused(used), "they came back the same");
     }
@@ -179,8 +176,8 @@ async fn a_program_that_fails_once_in_the_middle_of_a_run_is_tried_again() {
             async move { loaded }.boxed()
         });
         if is_held {
-            let first = credentials.current().await.unwrap();
-            assert!(credentials.refused(first.generation));
+            credentials.current().await.unwrap();
+            assert!(credentials.refused(credentials.generation()));
         }
         let error = credentials.current().await.unwrap_err();
         assert_eq!(error.kind(), expected, "{kind:?}, held: {is_held}");

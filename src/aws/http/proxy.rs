@@ -8,7 +8,7 @@ use crate::error::{Error, Kind, Result};
 
 /// The proxies of this process.
 #[derive(Debug)]
-pub struct Proxies {
+pub(crate) struct Proxies {
     matcher: Matcher,
     /// Exceptions that hold for one port.
     with_port: Vec<(String, u16)>,
@@ -54,7 +54,7 @@ impl Proxies {
     ///
     /// # Errors
     /// `Invalid` when a variable holds no URL of an HTTP proxy; its value is not printed, for it can hold a password.
-    pub fn of_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
+    pub(crate) fn of_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let value = |name: &str| {
             // As in Python, and so in the AWS CLI, the lower case wins.
             let lower = name.to_ascii_lowercase();

@@ -11,7 +11,9 @@ use crate::snapshot::{InstanceInfo, SnapshotsOf};
 
 #[test]
 fn copied_tags_prove_nothing() {
-    use ForeignReason::{NoCycle, OtherId, OtherJob, OtherTime, OtherVolume};
+    use crate::capture::ownership::ForeignReason::{
+        NoCycle, OtherId, OtherJob, OtherTime, OtherVolume,
+    };
     use Standing::{Adoptable, Foreign, Ours};
     let all = [(CYCLE_TAG, CYCLE), (SELF_TAG, "snap-0a")];
     let with = |tags: &[(&str, &str)]| snapshot("snap-0a", tags);

@@ -74,7 +74,7 @@ impl Limits {
     /// The share of one of `parts` programs of an account: of what all of them may request a second. A snapshot is read by one
     /// program, so its limit is not divided.
     #[must_use]
-    pub fn divided(self, parts: u32) -> Self {
+    pub(crate) fn divided(self, parts: u32) -> Self {
         let share = |limit: u32| (limit / parts.max(1)).max(1);
         Self {
             max_rps: share(self.max_rps),

@@ -49,7 +49,7 @@ pub struct StartedSnapshot {
     /// The new snapshot.
     pub id: SnapshotId,
     /// Whether it is encrypted: blocks that are not put then read as anything on a volume made of it.
-    pub is_encrypted: bool,
+    pub(crate) is_encrypted: bool,
     /// Whether it takes blocks. EBS may repeat its first answer for a snapshot that is completed or deleted meanwhile: only
     /// EC2 knows.
     pub is_pending: bool,
@@ -122,7 +122,7 @@ impl Client {
     ///
     /// # Errors
     /// `NotFound` or `Invalid` when the snapshot is no longer being made, and all that any call fails with.
-    pub async fn put_block(
+    pub(crate) async fn put_block(
         &self,
         snapshot: &SnapshotId,
         index: BlockIndex,
@@ -181,7 +181,7 @@ impl Client {
     ///
     /// # Errors
     /// As for [`Client::put_block`].
-    pub async fn complete_snapshot(
+    pub(crate) async fn complete_snapshot(
         &self,
         snapshot: &SnapshotId,
         count: u64,

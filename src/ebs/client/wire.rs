@@ -149,8 +149,8 @@ impl Route {
 
     /// The request, signed with this time.
     async fn signed(&self, call: &Request<'_>, now: SystemTime) -> Result<HttpRequest, ErrorClass> {
-        let usable = self.credentials.current().await;
-        let identity = Identity::from(usable.map_err(ErrorClass::without_credentials)?.keys);
+        let keys = self.credentials.current().await;
+        let identity = Identity::from(keys.map_err(ErrorClass::without_credentials)?);
         let unsigned = |error: BoxError| {
             let what = format!("{}: the request could not be signed: {error}", call.action);
             ErrorClass::Permanent(Error::new(Kind::Invalid, what))

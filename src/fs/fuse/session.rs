@@ -24,7 +24,7 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// Which users may reach the mount; file modes then decide what they may read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
+pub(crate) enum Access {
     /// The user that mounted it.
     Owner,
     /// The user that mounted it, and root. A user other than root needs `user_allow_other` in /etc/fuse.conf to grant it.
@@ -38,7 +38,12 @@ pub enum Access {
 ///
 /// # Errors
 /// `Io` when `mountpoint` is not an empty folder, or the system refuses the mount or a thread.
-pub fn mount(tree: Tree, mountpoint: &Path, source: &str, access: Access) -> Result<Mounted> {
+pub(crate) fn mount(
+    tree: Tree,
+    mountpoint: &Path,
+    source: &str,
+    access: Access,
+) -> Result<Mounted> {
     let mountpoint = mountpoint.canonicalize().map_err(|error| {
         let what = format!("cannot mount at {}", mountpoint.display());
         Error::with_source(Kind::Io, what, error)

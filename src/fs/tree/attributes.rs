@@ -6,13 +6,13 @@ use crate::block::BLOCK_SIZE;
 
 /// Owner and permissions of all files of a mount.
 #[derive(Clone, Copy, Debug)]
-pub struct Ownership {
+pub(crate) struct Ownership {
     /// The owner's user id.
-    pub uid: u32,
+    pub(crate) uid: u32,
     /// The owner's group id.
-    pub gid: u32,
+    pub(crate) gid: u32,
     /// Permissions of files, read bits only (at most 0o444). Each read bit also permits to search folders.
-    pub mode: u16,
+    pub(crate) mode: u16,
 }
 
 /// What kind of file an inode is.

@@ -15,11 +15,11 @@ const TOTALS_WAIT: Duration = Duration::from_secs(1);
 
 /// Where a mount's snapshots come from, for its log.
 #[derive(Clone, Debug, Default)]
-pub struct Provenance {
+pub(crate) struct Provenance {
     /// Region and endpoint, or `repository URL`.
-    pub place: String,
+    pub(crate) place: String,
     /// ARN of the caller, or `unknown (REASON)`; empty until STS has answered.
-    pub caller: Arc<OnceLock<String>>,
+    pub(crate) caller: Arc<OnceLock<String>>,
 }
 
 /// What `df` shows.

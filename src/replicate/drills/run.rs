@@ -20,31 +20,31 @@ use crate::time::rfc3339_millis;
 
 /// A drill to carry out.
 #[derive(Debug)]
-pub struct DrillRequest<'a> {
+pub(crate) struct DrillRequest<'a> {
     /// The recovery point.
-    pub unit: &'a DrillUnit,
+    pub(crate) unit: &'a DrillUnit,
     /// The target of the job that it is at.
-    pub target: &'a JobTarget,
+    pub(crate) target: &'a JobTarget,
     /// The settings of the drill.
-    pub drill: &'a JobDrill,
+    pub(crate) drill: &'a JobDrill,
     /// Bytes a second that may be read from a repository; none: unlimited.
-    pub rate: Option<u64>,
+    pub(crate) rate: Option<u64>,
 }
 
 /// What a drill found.
 #[derive(Debug)]
-pub struct DrillFindings {
+pub(crate) struct DrillFindings {
     /// Partitions by their result: `clean`, `replayed`, `repaired`, `damaged`, `not_checked`.
-    pub partitions: BTreeMap<String, u64>,
+    pub(crate) partitions: BTreeMap<String, u64>,
     /// Whether the machine booted; none: it was not started.
-    pub booted: Option<bool>,
+    pub(crate) booted: Option<bool>,
     /// Why it failed: `Corrupt` or `Undecided`; none: it was passed.
-    pub failure: Option<Error>,
+    pub(crate) failure: Option<Error>,
 }
 
 impl DrillFindings {
     /// What was found, in words: `1 clean, 2 replayed, booted`.
-    pub fn in_words(partitions: &BTreeMap<String, u64>, booted: Option<bool>) -> String {
+    pub(crate) fn in_words(partitions: &BTreeMap<String, u64>, booted: Option<bool>) -> String {
         let counts = partitions.iter();
         let counts = counts.map(|(name, count)| format!("{count} {}", name.replace('_', " ")));
         let booted = booted.map(|booted| if booted { "booted" } else { "not booted" });
@@ -58,18 +58,18 @@ impl DrillFindings {
 
 /// How a drill ended.
 #[derive(Debug)]
-pub struct DrillOutcome {
+pub(crate) struct DrillOutcome {
     /// What was drilled.
-    pub unit: DrillUnit,
+    pub(crate) unit: DrillUnit,
     /// What it found, or why it came to no result.
-    pub found: Result<DrillFindings>,
+    pub(crate) found: Result<DrillFindings>,
     /// How long it took.
-    pub took: Duration,
+    pub(crate) took: Duration,
 }
 
 impl DrillOutcome {
     /// Why it failed or came to no result.
-    pub fn failure(&self) -> Option<&Error> {
+    pub(crate) fn failure(&self) -> Option<&Error> {
         match &self.found {
             Ok(found) => found.failure.as_ref(),
             Err(error) => Some(error),
@@ -116,7 +116,7 @@ impl Drop for HeldVolumes {
 
 /// A drill that can begin: no other process drills the job, and nothing is written meanwhile to what it reads.
 #[derive(Debug)]
-pub struct StartedDrill {
+pub(crate) struct StartedDrill {
     unit: DrillUnit,
     job: Arc<ReplicateJob>,
     held: HeldVolumes,
@@ -125,14 +125,14 @@ pub struct StartedDrill {
 
 impl StartedDrill {
     /// Whether cycles must leave volumes out meanwhile: what is drilled is an image or a device, which the next copy changes or replaces.
-    pub fn holds_volumes(&self) -> bool {
+    pub(crate) fn holds_volumes(&self) -> bool {
         !self.held.own.is_empty()
     }
 }
 
 impl CycleRun {
     /// Notes in the state when the drills of the job are due.
-    pub fn note_drills(&self) {
+    pub(crate) fn note_drills(&self) {
         let is_known = self.memory.look(|state| state.drills.is_some());
         if is_known || self.job.drill.is_some() {
             self.memory
@@ -141,7 +141,7 @@ impl CycleRun {
     }
 
     /// The drills that are due and can begin now.
-    pub fn due_drills(&self) -> Vec<DrillUnit> {
+    pub(crate) fn due_drills(&self) -> Vec<DrillUnit> {
         let Some(drill) = &self.job.drill else {
             return Vec::new();
         };
@@ -161,7 +161,7 @@ impl CycleRun {
     ///
     /// # Errors
     /// Why the drills cannot be locked.
-    pub fn begin_drill(&self, unit: DrillUnit) -> Result<Option<StartedDrill>> {
+    pub(crate) fn begin_drill(&self, unit: DrillUnit) -> Result<Option<StartedDrill>> {
         let Some(lock) = self.memory.lock_drills()? else {
             return Ok(None);
         };
@@ -182,7 +182,7 @@ impl CycleRun {
     }
 
     /// Drills. A stop ends it.
-    pub async fn carry_out(&self, started: &StartedDrill) -> DrillOutcome {
+    pub(crate) async fn carry_out(&self, started: &StartedDrill) -> DrillOutcome {
         let (unit, began) = (&started.unit, Instant::now());
         let job = &started.job;
         info!("drilling {}", unit.source);
@@ -228,7 +228,11 @@ impl CycleRun {
     }
 
     /// Notes how a drill ended, and runs `on_failure` if it was not passed. A stopped one is not noted: it is still due.
-    pub async fn end_drill(&self, started: StartedDrill, outcome: DrillOutcome) -> CycleReport {
+    pub(crate) async fn end_drill(
+        &self,
+        started: StartedDrill,
+        outcome: DrillOutcome,
+    ) -> CycleReport {
         let cycle = self.memory.look(|state| {
             let last = state.last_run.as_ref();
             last.map_or_else(|| state.job.clone(), |last| last.cycle.clone())

@@ -16,31 +16,31 @@ const LEAST_MEMORY: u64 = 16 << 20;
 
 /// How and when the recovery points of a job are drilled. What is not given is as a drill has it by default.
 #[derive(Clone, Debug)]
-pub struct JobDrill {
+pub(crate) struct JobDrill {
     /// When drills are due.
-    pub schedule: Schedule,
+    pub(crate) schedule: Schedule,
     /// The target whose recovery points are drilled, as the job writes it; none: the first of each volume that can be drilled,
     /// repositories before images and devices.
-    pub target: Option<String>,
+    pub(crate) target: Option<String>,
     /// How machines are started; none: filesystems are checked, and nothing is started.
-    pub boot: Option<DrillBoot>,
+    pub(crate) boot: Option<DrillBoot>,
     /// The folder for overlays.
-    pub scratch: Option<PathBuf>,
+    pub(crate) scratch: Option<PathBuf>,
     /// Bytes that the overlay of a disk may take.
-    pub overlay_limit: Option<u64>,
+    pub(crate) overlay_limit: Option<u64>,
     /// Whether this machine's kernel may mount an XFS to replay its log.
-    pub replays_xfs: bool,
+    pub(crate) replays_xfs: bool,
 }
 
 /// How machines are started in a drill.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DrillBoot {
+pub(crate) struct DrillBoot {
     /// The text on the console that shows that the machine is up.
-    pub wait_for: Option<String>,
+    pub(crate) wait_for: Option<String>,
     /// How long the machine has for it.
-    pub timeout: Option<Duration>,
+    pub(crate) timeout: Option<Duration>,
     /// Bytes of its memory.
-    pub memory: Option<u64>,
+    pub(crate) memory: Option<u64>,
 }
 
 impl JobDrill {

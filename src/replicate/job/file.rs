@@ -206,7 +206,7 @@ struct KeepTable {
 ///
 /// # Errors
 /// `Invalid` when it is too large or no job, in one line; what the system says.
-pub fn read(path: &Path) -> Result<ReplicateJob> {
+pub(crate) fn read(path: &Path) -> Result<ReplicateJob> {
     let failed = |error| Error::of_file(path, "cannot read", error);
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(failed)?;

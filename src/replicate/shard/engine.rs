@@ -64,7 +64,7 @@ const ENGINES: [ArrayEngine; 4] = [
 ///
 /// # Errors
 /// `Invalid` when no engine has set its variables, a part of them is missing or wrong, or two disagree.
-pub fn shard_of_engine(variable: impl Fn(&str) -> Option<String>) -> Result<Shard> {
+pub(crate) fn shard_of_engine(variable: impl Fn(&str) -> Option<String>) -> Result<Shard> {
     let mut found: Option<(&ArrayEngine, Shard)> = None;
     for engine in &ENGINES {
         let Some(shard) = engine.shard(&variable)? else {

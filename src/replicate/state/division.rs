@@ -40,7 +40,7 @@ impl JobState {
 }
 
 /// Leaves out the states of earlier divisions: of each job those stay whose division has started the last cycle.
-pub fn present_divisions(mut states: Vec<JobState>) -> Vec<JobState> {
+pub(crate) fn present_divisions(mut states: Vec<JobState>) -> Vec<JobState> {
     let mut newest: BTreeMap<String, (Option<SystemTime>, u32)> = BTreeMap::new();
     for state in &states {
         let seen = (state.last, state.shard_count());

@@ -10,34 +10,34 @@ use super::{StateError, time_text};
 
 /// What is remembered of the drills of a job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DrillMemory {
+pub(crate) struct DrillMemory {
     /// When drills are due, in words.
-    pub schedule: String,
+    pub(crate) schedule: String,
     /// When the next ones are due.
     #[serde(with = "time_text")]
-    pub next: Option<SystemTime>,
+    pub(crate) next: Option<SystemTime>,
     /// By the id of an instance whose set is drilled, or of a volume.
-    pub units: BTreeMap<String, UnitDrills>,
+    pub(crate) units: BTreeMap<String, UnitDrills>,
 }
 
 /// What is remembered of the drills of an instance or a volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UnitDrills {
+pub(crate) struct UnitDrills {
     /// Since when it has a recovery point that can be drilled.
     #[serde(with = "time_text")]
-    pub since: Option<SystemTime>,
+    pub(crate) since: Option<SystemTime>,
     /// When its next drill is overdue; none: its newest recovery point was drilled.
     #[serde(with = "time_text")]
-    pub overdue_at: Option<SystemTime>,
+    pub(crate) overdue_at: Option<SystemTime>,
     /// The last drill that came to a result.
-    pub last: Option<LastDrill>,
+    pub(crate) last: Option<LastDrill>,
     /// Why a later drill came to none.
-    pub failure: Option<StateError>,
+    pub(crate) failure: Option<StateError>,
 }
 
 /// Keeps a second process from drills of the same job while this lives. Cycles are not kept from running.
 #[derive(Debug)]
-pub struct DrillLock {
+pub(crate) struct DrillLock {
     _file: File,
 }
 
@@ -49,24 +49,24 @@ impl DrillLock {
 
 /// A drill that came to a result.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LastDrill {
+pub(crate) struct LastDrill {
     /// What was drilled, as `ebsfs drill` names it.
-    pub source: String,
+    pub(crate) source: String,
     /// The snapshot, or the instant of the set.
-    pub point: String,
+    pub(crate) point: String,
     /// The instant whose bytes it holds.
     #[serde(with = "time_text")]
-    pub time: Option<SystemTime>,
+    pub(crate) time: Option<SystemTime>,
     /// When the drill began.
     #[serde(with = "time_text")]
-    pub started: Option<SystemTime>,
+    pub(crate) started: Option<SystemTime>,
     /// When it ended.
     #[serde(with = "time_text")]
-    pub ended: Option<SystemTime>,
+    pub(crate) ended: Option<SystemTime>,
     /// Its partitions by their result: `clean`, `replayed`, `repaired`, `damaged`, `not_checked`.
-    pub partitions: BTreeMap<String, u64>,
+    pub(crate) partitions: BTreeMap<String, u64>,
     /// Whether the machine booted; none: it was not started.
-    pub booted: Option<bool>,
+    pub(crate) booted: Option<bool>,
     /// Why it failed; none: it was passed.
-    pub error: Option<StateError>,
+    pub(crate) error: Option<StateError>,
 }

@@ -21,14 +21,14 @@ const NOTED: Duration = Duration::from_secs(5);
 
 /// The state file of a job, locked while this lives: one process runs a job of a state directory.
 #[derive(Debug)]
-pub struct StateFile {
+pub(crate) struct StateFile {
     path: PathBuf,
     lock: File,
 }
 
 impl StateFile {
     /// Where the state of a job is, or of a shard by [`Shard::state_name`].
-    pub fn path_of(state_dir: &Path, job: &str) -> PathBuf {
+    pub(crate) fn path_of(state_dir: &Path, job: &str) -> PathBuf {
         state_dir.join(format!("job-{job}.json"))
     }
 
@@ -36,7 +36,7 @@ impl StateFile {
     ///
     /// # Errors
     /// `Busy` when another process runs the job; what the system says.
-    pub fn lock(state_dir: &Path, job: &str) -> Result<Self> {
+    pub(crate) fn lock(state_dir: &Path, job: &str) -> Result<Self> {
         let path = Self::path_of(state_dir, job);
         make_folder_of(&path)?;
         let lock = path.with_extension("lock");
@@ -74,7 +74,7 @@ impl StateFile {
     ///
     /// # Errors
     /// What the system says.
-    pub fn load(&self, job: &str) -> Result<JobState> {
+    pub(crate) fn load(&self, job: &str) -> Result<JobState> {
         Ok(load(&self.path, job)?.unwrap_or_else(|| JobState::new(job)))
     }
 
@@ -82,7 +82,7 @@ impl StateFile {
     ///
     /// # Errors
     /// What the system says: then the old one stands.
-    pub fn save(&self, state: &JobState) -> Result<()> {
+    pub(crate) fn save(&self, state: &JobState) -> Result<()> {
         // Plain data: nothing in it can fail to serialise.
         let mut json = serde_json::to_vec_pretty(state).unwrap_or_default();
         json.push(b'\n');
@@ -92,7 +92,7 @@ impl StateFile {
 
 /// What a job remembers while it runs: each change is saved at once.
 #[derive(Debug)]
-pub struct JobMemory {
+pub(crate) struct JobMemory {
     file: StateFile,
     remembered: Mutex<Remembered>,
 }
@@ -111,7 +111,7 @@ impl JobMemory {
     ///
     /// # Errors
     /// As for [`StateFile::lock`] and [`StateFile::load`].
-    pub fn open(state_dir: &Path, job: &str, shard: Shard) -> Result<Self> {
+    pub(crate) fn open(state_dir: &Path, job: &str, shard: Shard) -> Result<Self> {
         let file = StateFile::lock(state_dir, &shard.state_name(job))?;
         let mut state = file.load(job)?;
         state.shard = (!shard.is_whole()).then(|| shard.to_string());
@@ -130,7 +130,7 @@ impl JobMemory {
     ///
     /// # Errors
     /// What the system says.
-    pub fn release(&self) -> Result<()> {
+    pub(crate) fn release(&self) -> Result<()> {
         let mut remembered = self.remembered.lock();
         remembered.is_released = true;
         self.file.unlock()
@@ -140,7 +140,7 @@ impl JobMemory {
     ///
     /// # Errors
     /// `Busy` while another process runs the job; what the system says.
-    pub fn take_back(&self) -> Result<()> {
+    pub(crate) fn take_back(&self) -> Result<()> {
         let mut remembered = self.remembered.lock();
         let job = remembered.state.job.clone();
         self.file.lock_again(&job)?;
@@ -156,7 +156,7 @@ impl JobMemory {
     ///
     /// # Errors
     /// What the system says.
-    pub fn lock_drills(&self) -> Result<Option<DrillLock>> {
+    pub(crate) fn lock_drills(&self) -> Result<Option<DrillLock>> {
         let path = self.file.path.with_extension("drill");
         let failed = |error| Error::of_file(&path, "cannot lock", error);
         let file = open_lock(&path).map_err(failed)?;
@@ -168,7 +168,7 @@ impl JobMemory {
     }
 
     /// Changes what is remembered. A state that cannot be saved is a warning: a crash then costs a second snapshot, and no data.
-    pub fn update<T>(&self, change: impl FnOnce(&mut JobState) -> T) -> T {
+    pub(crate) fn update<T>(&self, change: impl FnOnce(&mut JobState) -> T) -> T {
         let mut remembered = self.remembered.lock();
         let result = change(&mut remembered.state);
         self.save(&mut remembered);
@@ -176,7 +176,7 @@ impl JobMemory {
     }
 
     /// Changes what only people read: it is saved with the next change, or when the file is older than [`NOTED`].
-    pub fn update_lazily(&self, change: impl FnOnce(&mut JobState)) {
+    pub(crate) fn update_lazily(&self, change: impl FnOnce(&mut JobState)) {
         let mut remembered = self.remembered.lock();
         change(&mut remembered.state);
         if remembered
@@ -199,7 +199,7 @@ impl JobMemory {
     }
 
     /// Looks at what is remembered.
-    pub fn look<T>(&self, look: impl FnOnce(&JobState) -> T) -> T {
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&JobState) -> T) -> T {
         look(&self.remembered.lock().state)
     }
 }
@@ -208,7 +208,7 @@ impl JobMemory {
 ///
 /// # Errors
 /// What the system says; none where the directory does not exist.
-pub fn state_names(state_dir: &Path, job: Option<&str>) -> Result<Vec<String>> {
+pub(crate) fn state_names(state_dir: &Path, job: Option<&str>) -> Result<Vec<String>> {
     let failed = |error| Error::of_file(state_dir, "cannot read", error);
     let entries = match std::fs::read_dir(state_dir) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -243,7 +243,7 @@ pub(super) fn job_and_shard(name: &str) -> Option<(&str, Shard)> {
 /// # Errors
 /// `NotFound` when there is none; `Denied` when it is another user's; `Corrupt` when it is damaged; `Invalid` when it is of a later
 /// version or of another job; what the system says.
-pub fn read_state(state_dir: &Path, name: &str) -> Result<JobState> {
+pub(crate) fn read_state(state_dir: &Path, name: &str) -> Result<JobState> {
     let wrong = |kind: Kind, why: &str| {
         let what = format!("cannot show the job {name:?}: {why}");
         Error::new(kind, what)

@@ -9,7 +9,7 @@ use crate::replicate::state::{DrillMemory, LastDrill, StateError, UnitDrills, ti
 /// How the drills of an instance or a volume are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum DrillState {
+pub(crate) enum DrillState {
     /// The last one was passed.
     Passed,
     /// The last one failed.
@@ -22,10 +22,10 @@ pub enum DrillState {
 
 impl DrillState {
     /// All states.
-    pub const ALL: [Self; 4] = [Self::Passed, Self::Failed, Self::NotDone, Self::Missing];
+    pub(crate) const ALL: [Self; 4] = [Self::Passed, Self::Failed, Self::NotDone, Self::Missing];
 
     /// Its name, as in JSON.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Passed => "passed",
             Self::Failed => "failed",
@@ -48,29 +48,29 @@ impl DrillState {
 
 /// The status of the drills of a job.
 #[derive(Clone, Debug, Serialize)]
-pub struct DrillsStatus {
+pub(crate) struct DrillsStatus {
     /// When drills are due, in words.
-    pub schedule: String,
+    pub(crate) schedule: String,
     /// When the next ones are due.
     #[serde(serialize_with = "time_text::serialize")]
-    pub next: Option<SystemTime>,
+    pub(crate) next: Option<SystemTime>,
     /// The instances and volumes.
-    pub units: Vec<UnitStatus>,
+    pub(crate) units: Vec<UnitStatus>,
 }
 
 /// The status of the drills of an instance or a volume.
 #[derive(Clone, Debug, Serialize)]
-pub struct UnitStatus {
+pub(crate) struct UnitStatus {
     /// The id of an instance whose set is drilled, or of a volume.
-    pub unit: String,
+    pub(crate) unit: String,
     /// How they are.
-    pub state: DrillState,
+    pub(crate) state: DrillState,
     /// Whether the next one should have been done.
-    pub is_overdue: bool,
+    pub(crate) is_overdue: bool,
     /// The last drill that came to a result.
-    pub last: Option<LastDrill>,
+    pub(crate) last: Option<LastDrill>,
     /// Why a later one came to none.
-    pub failure: Option<StateError>,
+    pub(crate) failure: Option<StateError>,
 }
 
 impl DrillsStatus {
@@ -90,18 +90,18 @@ impl DrillsStatus {
     }
 
     /// How many units are in a state.
-    pub fn count(&self, state: DrillState) -> usize {
+    pub(crate) fn count(&self, state: DrillState) -> usize {
         let units = self.units.iter();
         units.filter(|unit| unit.state == state).count()
     }
 
     /// How many units have a drill that is overdue.
-    pub fn overdue(&self) -> usize {
+    pub(crate) fn overdue(&self) -> usize {
         self.units.iter().filter(|unit| unit.is_overdue).count()
     }
 
     /// When the drill ended that is the oldest among the last ones of the units; none before the first.
-    pub fn oldest(&self) -> Option<SystemTime> {
+    pub(crate) fn oldest(&self) -> Option<SystemTime> {
         let last = self.units.iter().filter_map(|unit| unit.last.as_ref());
         last.filter_map(|last| last.ended).min()
     }

@@ -24,7 +24,10 @@ impl RepositoryCatalog {
     ///
     /// # Errors
     /// `Undecided` when one is missing; `Corrupt` when a list of what must be there is damaged; else as for [`RepositoryCatalog::names`].
-    pub async fn proven_names(&self, volume: Option<&VolumeKey>) -> Result<Vec<ManifestName>> {
+    pub(crate) async fn proven_names(
+        &self,
+        volume: Option<&VolumeKey>,
+    ) -> Result<Vec<ManifestName>> {
         let proven = self.list_proven(volume, None, &[]).await?;
         Ok(proven.into_iter().map(|(name, _)| name).collect())
     }

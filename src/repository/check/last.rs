@@ -20,18 +20,18 @@ const MOST_SNAPSHOTS: usize = 10_000;
 
 /// What the last check found. Damage in the bytes of a pack is recorded only here until the pack is read again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LastCheck {
+pub(crate) struct LastCheck {
     format: u32,
     /// When it ended, as text; empty when there was none.
-    pub when: String,
+    pub(crate) when: String,
     /// Which packs were read: `none`, `all`, or a part such as `3/30`.
-    pub read: String,
+    pub(crate) read: String,
     /// How many packs that were.
-    pub read_packs: u64,
+    pub(crate) read_packs: u64,
     /// Damaged objects, sorted by name; of each some of the snapshots that need it.
-    pub damages: Vec<Damage>,
+    pub(crate) damages: Vec<Damage>,
     /// How many more are damaged.
-    pub more: u64,
+    pub(crate) more: u64,
     /// Damaged snapshots: the name of the manifest, a dot, and its run.
     snapshots: BTreeSet<String>,
 }
@@ -69,7 +69,7 @@ impl LastCheck {
     ///
     /// # Errors
     /// Why the repository cannot be reached.
-    pub async fn read(store: &Store) -> Result<Self> {
+    pub(crate) async fn read(store: &Store) -> Result<Self> {
         let bytes = match store.get(OBJECT).await {
             Err(error) if error.kind() == Kind::NotFound => return Ok(Self::default()),
             Err(error) if error.kind() == Kind::Denied => {
@@ -120,7 +120,7 @@ impl LastCheck {
     }
 
     /// Whether the check found a snapshot damaged; not after it was written again.
-    pub fn is_damaged(&self, manifest: &Manifest) -> bool {
+    pub(crate) fn is_damaged(&self, manifest: &Manifest) -> bool {
         self.snapshots.contains(&key(manifest))
     }
 

@@ -9,7 +9,7 @@ const DAY: u64 = 86_400;
 
 /// A part of the calendar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Period {
+pub(crate) enum Period {
     /// An hour.
     Hour,
     /// A day.

@@ -13,7 +13,7 @@ pub struct Address {
     pub(super) bucket: String,
     pub(super) prefix: String,
     /// The snapshot, after `#`.
-    pub select: Option<String>,
+    pub(crate) select: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ const SCHEMES: [(&str, Scheme); 4] = [
 
 impl Address {
     /// Whether it reads like one, right or wrong.
-    pub fn looks_like(text: &str) -> bool {
+    pub(crate) fn looks_like(text: &str) -> bool {
         SCHEMES.iter().any(|(scheme, _)| text.starts_with(scheme))
     }
 
@@ -41,7 +41,7 @@ impl Address {
     ///
     /// # Errors
     /// `Invalid` when one is.
-    pub fn names_no_snapshot(&self) -> Result<()> {
+    pub(crate) fn names_no_snapshot(&self) -> Result<()> {
         match &self.select {
             None => Ok(()),
             Some(select) => {
@@ -53,17 +53,17 @@ impl Address {
     }
 
     /// Whether it is in S3 or a server with the same API.
-    pub fn is_s3(&self) -> bool {
+    pub(crate) fn is_s3(&self) -> bool {
         self.scheme == Scheme::S3
     }
 
     /// Whether it is a folder of this machine.
-    pub fn is_folder(&self) -> bool {
+    pub(crate) fn is_folder(&self) -> bool {
         self.scheme == Scheme::Folder
     }
 
     /// The folder of this machine that it is, if it is one.
-    pub fn folder(&self) -> Option<&std::path::Path> {
+    pub(crate) fn folder(&self) -> Option<&std::path::Path> {
         self.is_folder().then(|| self.bucket.as_ref())
     }
 }

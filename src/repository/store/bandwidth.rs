@@ -43,7 +43,7 @@ struct Directions {
 
 impl Bandwidth {
     /// At most `bytes_a_second` in each direction.
-    pub fn of(bytes_a_second: u64) -> Self {
+    pub(crate) fn of(bytes_a_second: u64) -> Self {
         let now = Instant::now();
         Self(Some(Arc::new(Directions {
             bytes_a_second: AtomicU64::new(bytes_a_second.max(1)),
@@ -53,12 +53,12 @@ impl Bandwidth {
     }
 
     /// A limit that [`Self::set`] changes while it is used; unlimited until then.
-    pub fn adjustable() -> Self {
+    pub(crate) fn adjustable() -> Self {
         Self::of(u64::MAX)
     }
 
     /// Changes the limit for all that share it; none: unlimited. Without effect on one made without a limit.
-    pub fn set(&self, bytes_a_second: Option<u64>) {
+    pub(crate) fn set(&self, bytes_a_second: Option<u64>) {
         if let Some(both) = &self.0 {
             let rate = bytes_a_second.map_or(u64::MAX, |rate| rate.max(1));
             both.bytes_a_second.store(rate, Ordering::Relaxed);
@@ -66,7 +66,7 @@ impl Bandwidth {
     }
 
     /// The limit.
-    pub fn bytes_a_second(&self) -> Option<u64> {
+    pub(crate) fn bytes_a_second(&self) -> Option<u64> {
         let rate = self.0.as_ref()?.bytes_a_second.load(Ordering::Relaxed);
         (rate < u64::MAX).then_some(rate)
     }

@@ -11,27 +11,27 @@ pub struct StoreTraffic(Arc<Mutex<TrafficCounts>>);
 
 /// Operations on object stores since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TrafficCounts {
+pub(crate) struct TrafficCounts {
     /// By their name: `get`, `put`, `list`, `head`, `delete`.
-    pub operations: BTreeMap<&'static str, OperationCounts>,
+    pub(crate) operations: BTreeMap<&'static str, OperationCounts>,
     /// Bytes of objects that were read.
-    pub bytes_read: u64,
+    pub(crate) bytes_read: u64,
     /// Bytes of objects that were written.
-    pub bytes_written: u64,
+    pub(crate) bytes_written: u64,
 }
 
 /// Operations of one name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OperationCounts {
+pub(crate) struct OperationCounts {
     /// Attempts. One can be several requests: a put looks whether the store holds what was sent.
-    pub attempts: u64,
+    pub(crate) attempts: u64,
     /// Attempts after a failure.
-    pub retries: u64,
+    pub(crate) retries: u64,
 }
 
 impl StoreTraffic {
     /// The counts so far.
-    pub fn counts(&self) -> TrafficCounts {
+    pub(crate) fn counts(&self) -> TrafficCounts {
         self.0.lock().clone()
     }
 

@@ -25,7 +25,7 @@ enum VolumeName {
 }
 
 /// Warns of mounted filesystems and disks with a UUID of this image or device. None where it cannot be read.
-pub async fn mounted_twins(path: &Path) -> Vec<String> {
+pub(crate) async fn mounted_twins(path: &Path) -> Vec<String> {
     match DiskSource::open(path) {
         Ok(source) => twins_of(&source, Some(path)).await,
         Err(_) => Vec::new(),
