@@ -17,5 +17,6 @@ pub(crate) use classify::{Action, ErrorClass, classify, classify_reply, classify
 pub use config::{Aws, ServiceConfig, Settings};
 pub(crate) use credentials::{Credentials, Generation};
 pub(crate) use endpoints::{Given, Service};
-pub(crate) use http::Http;
+pub use http::Http;
+pub(crate) use http::{Proxies, Unreachable};
 pub(crate) use requests::{ActionCounts, RequestCounts};

@@ -1,4 +1,4 @@
-//! The one HTTP client for everything that speaks to AWS: EBS, EC2, STS and SSO.
+//! The one HTTP client: for everything that speaks to AWS, and for the object stores of Azure and Google.
 //!
 //! HTTP/1.1 over pooled connections that [`connect`] makes: by a proxy where the environment names one ([`proxy`]), with the
 //! certificate authorities of the system or of a bundle ([`tls`]). The client ignores the SDK's connect time-out: a far
@@ -22,6 +22,8 @@ use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
+use hyper::body::Incoming;
+use hyper::{Request, Response};
 use hyper_util::client::legacy::Client as Pool;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use parking_lot::{Mutex, RwLock};
@@ -54,9 +56,9 @@ impl fmt::Display for Unreachable {
 
 impl StdError for Unreachable {}
 
-/// Connections to AWS; clones share them.
+/// Connections to AWS and to object stores; clones share them.
 #[derive(Clone)]
-pub(crate) struct Http {
+pub struct Http {
     connections: Arc<SharedConnections>,
 }
 
@@ -115,7 +117,7 @@ impl Http {
         *self.connections.pool.write() = fresh;
     }
 
-    /// Sends a request; the time until the reply's headers is limited by the caller.
+    /// Sends a request of the SDK; the time until the reply's headers is limited by the caller.
     ///
     /// # Errors
     /// The error of the connection.
@@ -123,21 +125,29 @@ impl Http {
         &self,
         request: HttpRequest,
     ) -> std::result::Result<HttpResponse, ConnectorError> {
-        let mut request = request
+        let request = request
             .try_into_http1x()
             .map_err(|error| ConnectorError::user(error.into()))?;
+        let reply = self.exchange(request).await?.map(SdkBody::from_body_1_x);
+        HttpResponse::try_from(reply).map_err(|error| ConnectorError::other(error.into(), None))
+    }
+
+    /// Sends a request; the time until the reply's headers is limited by the caller.
+    ///
+    /// # Errors
+    /// The error of the connection.
+    pub(crate) async fn exchange(
+        &self,
+        mut request: Request<SdkBody>,
+    ) -> std::result::Result<Response<Incoming>, ConnectorError> {
         if let Some(value) = self.connections.dialer.plain_proxy_auth(request.uri()) {
             let name = hyper::header::PROXY_AUTHORIZATION;
             request.headers_mut().insert(name, value);
         }
         // The lock is not held while the request is under way.
         let pool = self.connections.pool.read().clone();
-        let reply = pool
-            .request(request)
-            .await
-            .map_err(|error| failed(error.into()))?;
-        let reply = reply.map(SdkBody::from_body_1_x);
-        HttpResponse::try_from(reply).map_err(|error| ConnectorError::other(error.into(), None))
+        let reply = pool.request(request).await;
+        reply.map_err(|error| failed(error.into()))
     }
 }
 

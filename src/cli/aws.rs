@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::option_word;
-use crate::aws::{Aws, Given, RequestCounts, Service, ServiceConfig, Settings};
+use crate::aws::{Aws, Given, Http, Proxies, RequestCounts, Service, ServiceConfig, Settings};
 use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::inventory::DescribeMachine;
@@ -179,13 +179,20 @@ impl AwsArgs {
         Ok(aws)
     }
 
-    /// The certificate authorities to trust with a store that is none of AWS's.
-    pub(super) fn ca_bundle(&self) -> Option<PathBuf> {
+    /// Connections to a store that is not one of AWS's, with the proxies and certificate authorities of the environment.
+    ///
+    /// # Errors
+    /// `Invalid` for a proxy or a bundle that cannot be used.
+    pub(super) fn http(&self) -> Result<Http> {
         let settings = self.settings();
         let given = settings.ca_bundle.map(|given| given.value);
         let variable = || std::env::var_os("AWS_CA_BUNDLE").map(PathBuf::from);
         let found = given.or_else(variable);
-        found.filter(|file| !file.as_os_str().is_empty())
+        let bundle = found.filter(|file| !file.as_os_str().is_empty());
+        let proxies = Proxies::of_variables(|name| {
+            std::env::var(name).ok().filter(|value| !value.is_empty())
+        })?;
+        Http::new(proxies, bundle.as_deref())
     }
 }
 

@@ -321,13 +321,15 @@ impl StoreOptions {
         make: bool,
     ) -> Result<Arc<Store>> {
         let mut connection = Connection {
-            ca_bundle: aws.ca_bundle(),
             bandwidth: self.line.bandwidth.clone(),
             traffic: self.traffic.clone(),
             ..Connection::new(self.line.timeout)
         };
         if let Some(in_flight) = self.line.in_flight {
             connection.in_flight = usize::try_from(in_flight).unwrap_or(usize::MAX);
+        }
+        if !address.is_s3() && !address.is_folder() {
+            connection.http = Some(aws.http()?);
         }
         if address.is_s3() {
             connection.s3 = Some(aws.load_for_store().await?.service(Service::S3)?);

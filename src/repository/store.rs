@@ -13,6 +13,7 @@
 mod address;
 mod backend;
 mod bandwidth;
+mod connector;
 mod folder;
 mod foreign_text;
 #[cfg(test)]

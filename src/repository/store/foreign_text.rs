@@ -7,6 +7,7 @@ use object_store::Error as LibraryError;
 
 use super::backend::FaultAction;
 use super::refusal::StoreRefusal;
+use crate::aws::Unreachable;
 use crate::error::Kind;
 
 /// The refusal of a store, or the library's own error where it has no status.
@@ -14,6 +15,13 @@ pub(super) fn refusal(error: &LibraryError) -> (StoreRefusal, Option<(Kind, Faul
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
+        if let Some(unreachable) = error.downcast_ref::<Unreachable>() {
+            let refusal = StoreRefusal {
+                message: unreachable.reason.clone(),
+                ..StoreRefusal::default()
+            };
+            return (refusal, Some((unreachable.kind, FaultAction::Final)));
+        }
         text.push('\n');
         text.push_str(&error.to_string());
         cause = error.source();
@@ -44,10 +52,6 @@ pub(super) fn refusal(error: &LibraryError) -> (StoreRefusal, Option<(Kind, Faul
         }
         LibraryError::PermissionDenied { .. } | LibraryError::Unauthenticated { .. } => {
             Some((Kind::Denied, FaultAction::Final))
-        }
-        // Later attempts would fail in the same way.
-        LibraryError::Generic { .. } if text.contains("invalid peer certificate") => {
-            Some((Kind::Unavailable, FaultAction::Final))
         }
         LibraryError::Generic { .. } => Some((Kind::Unavailable, FaultAction::Retry)),
         _ => Some((Kind::Invalid, FaultAction::Final)),

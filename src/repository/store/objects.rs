@@ -9,8 +9,8 @@ use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path;
 use object_store::{
-    Certificate, ClientOptions, Error as LibraryError, GetOptions, GetRange, ObjectStore,
-    ObjectStoreExt, PutMode, PutPayload, RetryConfig,
+    ClientOptions, Error as LibraryError, GetOptions, GetRange, ObjectStore, ObjectStoreExt,
+    PutMode, PutPayload, RetryConfig,
 };
 
 use super::address::{Address, Scheme};
@@ -19,8 +19,9 @@ use super::backend::{
     StorePage, Upload,
 };
 use super::bandwidth::Direction;
+use super::connector::PooledConnector;
 use super::foreign_text::refusal;
-use super::reach::{CONNECT_TIMEOUT, Connection};
+use super::reach::Connection;
 use super::transfer::Transfer;
 use crate::error::{Error, Kind, Result};
 
@@ -36,7 +37,12 @@ pub(super) struct ForeignBackend {
 
 impl ForeignBackend {
     pub(super) fn new(address: &Address, connection: &Connection) -> Result<Self> {
-        let client = client_options(connection)?;
+        let Some(http) = &connection.http else {
+            let what = format!("cannot reach {address}: no settings of HTTP");
+            return Err(Error::new(Kind::Invalid, what));
+        };
+        let connector = PooledConnector(http.clone());
+        let client = ClientOptions::new().with_allow_http(true);
         // The loop of the store covers retries, and asks for fresh credentials each time.
         let retry = RetryConfig {
             max_retries: 0,
@@ -49,6 +55,7 @@ impl ForeignBackend {
                 let builder = MicrosoftAzureBuilder::from_env()
                     .with_container_name(bucket)
                     .with_client_options(client)
+                    .with_http_connector(connector)
                     .with_retry(retry);
                 (builder.build().map(|built| Box::new(built) as _), "az")
             }
@@ -56,6 +63,7 @@ impl ForeignBackend {
                 let builder = GoogleCloudStorageBuilder::from_env()
                     .with_bucket_name(bucket)
                     .with_client_options(client)
+                    .with_http_connector(connector)
                     .with_retry(retry);
                 (builder.build().map(|built| Box::new(built) as _), "gs")
             }
@@ -204,27 +212,6 @@ impl Backend for ForeignBackend {
     fn error(&self, kind: Kind, verb: &str, key: &str, what: &str) -> Error {
         Error::new(kind, format!("cannot {verb} {}/{key}: {what}", self.place))
     }
-}
-
-/// The library's own time-outs are off: they run while a body is sent.
-fn client_options(connection: &Connection) -> Result<ClientOptions> {
-    let mut options = ClientOptions::new()
-        .with_allow_http(true)
-        .with_connect_timeout(CONNECT_TIMEOUT)
-        .with_timeout_disabled();
-    if let Some(file) = &connection.ca_bundle {
-        let pem = std::fs::read(file)
-            .map_err(|error| Error::of_file(file, "cannot read the certificates in", error))?;
-        let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| {
-            let what = format!("{} holds no certificates", file.display());
-            Error::with_source(Kind::Invalid, what, error)
-        })?;
-        options = options.with_no_system_certificates(true);
-        for certificate in certificates {
-            options = options.with_root_certificate(certificate);
-        }
-    }
-    Ok(options)
 }
 
 #[cfg(test)]

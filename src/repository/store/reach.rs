@@ -1,6 +1,5 @@
 //! How a store is reached: credentials, endpoint, style, certificates.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::address::{Address, Scheme};
@@ -10,11 +9,8 @@ use super::folder::FolderBackend;
 use super::objects::ForeignBackend;
 use super::s3::S3Backend;
 use super::traffic::StoreTraffic;
-use crate::aws::ServiceConfig;
+use crate::aws::{Http, ServiceConfig};
 use crate::error::{Error, Kind, Result};
-
-/// How long connecting to Azure or Google may take, TLS included.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The default of concurrent requests.
 const IN_FLIGHT: usize = 64;
@@ -48,8 +44,8 @@ pub struct Connection {
     pub s3: Option<ServiceConfig>,
     /// What S3 alone knows.
     pub s3_options: S3Options,
-    /// PEM certificates to trust with Azure and Google instead of the system's.
-    pub ca_bundle: Option<PathBuf>,
+    /// The connections to Azure and Google.
+    pub http: Option<Http>,
     /// None: before the host for AWS itself, in the path elsewhere.
     pub style: Option<BucketStyle>,
     /// How long a request is tried again without progress.
@@ -68,7 +64,7 @@ impl Connection {
         Self {
             s3: None,
             s3_options: S3Options::default(),
-            ca_bundle: None,
+            http: None,
             style: None,
             timeout,
             in_flight: IN_FLIGHT,
