@@ -2,8 +2,6 @@
 //!
 //! ```text
 //!  base        the disks as files of a mount of ebsfs: the kernel refuses each write
-//!  partitions  GPT, MBR, or a filesystem on the whole disk
-//!  sniff       what each partition holds
 //!  export      a qcow2 overlay over the disk; a range of it as a file (qemu-storage-daemon)
 //!  check       the checker of the filesystem replays the journal and checks, in the overlay
 //!  checks      pure functions: what its exit code and its lines mean
@@ -27,11 +25,9 @@ mod check;
 mod checks;
 mod export;
 mod isolation;
-mod partitions;
 mod program;
 mod report;
 mod scratch;
-mod sniff;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -34,7 +34,7 @@
 //! | --- | --- | --- |
 //! | 0 | [`error`], [`block`], [`histogram`], `time` | anything |
 //! | 1 | [`files`], `sysfs`, [`inventory`], [`snapshot`], [`source`], [`target`], [`readahead`], [`digest`], [`maps`], [`cost`], [`progress`], [`aws`] | who implements or uses them |
-//! | 2 | [`ebs`], `ec2`, [`cache`], [`image`], [`compare`] | each other: they see only [`source::BlockSource`] |
+//! | 2 | [`ebs`], `ec2`, [`cache`], [`image`], [`compare`], `volumes` | each other: they see only [`source::BlockSource`] |
 //! | 3 | [`targets`], [`repository`], [`capture`] | each other, cache, image; only [`targets`] sees [`ebs`] |
 //! | 4 | [`fs`], [`sync`] | each other, ebs, ec2, cache, targets, repository, capture |
 //! | 5 | [`drill`] | aws, ebs, ec2, repository, targets, capture, sync |
@@ -185,7 +185,7 @@
 //!  cli/drill        machine    find_set, or one source: DrillMachine, its disks as block sources
 //!  drill/isolation  probe      the least rights that programs can have here
 //!  drill/base       mount      the disks as files that the kernel lets nothing write
-//!  drill/partitions layout     where the filesystems are; drill/sniff: what they are
+//!  volumes          layout     where the filesystems are; volumes/sniff: what they are
 //!  drill/export     start      an overlay, a range of it as a file
 //!  drill/check      partition  its checker runs there; drill/checks: pure functions, what the end of it means
 //!  drill/boot       boot       the disks in QEMU, over new overlays
@@ -265,6 +265,7 @@ pub mod ebs;
 pub mod ec2;
 pub mod image;
 pub mod repository;
+mod volumes;
 
 mod capture;
 pub mod targets;

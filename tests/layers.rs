@@ -46,6 +46,11 @@ const RULES: &[(&str, u8, &str)] = &[
     ("cache", 2, "ebs ec2 image compare target readahead aws"),
     ("image", 2, "ebs ec2 cache compare target aws"),
     (
+        "volumes",
+        2,
+        "ebs ec2 cache image compare files sysfs snapshot inventory target readahead digest maps cost progress aws histogram time",
+    ),
+    (
         "compare",
         2,
         "ebs ec2 cache image target readahead maps aws",

@@ -15,13 +15,12 @@ use super::checks::{
 };
 use super::export::{Export, make_overlay, vanished};
 use super::isolation::{Isolation, ProgramRole};
-use super::partitions::{DiskLayout, DiskPartition, layout};
 use super::program::{ProgramEnd, find_program, run_program};
 use super::report::{CheckResult, DiskReport, PartitionReport, TABLE};
 use super::scratch::Scratch;
-use super::sniff::{DiskContent, HEAD, sniff};
 use crate::drill::DrillDisk;
 use crate::error::{Error, Kind, Result};
+use crate::volumes::{DiskContent, DiskLayout, DiskPartition, HEAD, layout, sniff};
 
 /// Checkers and their packages in Debian.
 const E2FSCK: (&str, &str) = ("e2fsck", "e2fsprogs");

@@ -1,9 +1,13 @@
-//! [`layout`]: the partitions of a disk, by its GPT or MBR. A disk can hold anything: each table has a limit of entries, each
-//! entry is compared with the disk's size, and no chain is followed for longer than [`MOST_LOGICAL`].
+//! [`layout`]: the partitions of a disk, by its GPT or MBR; [`sniff`]: what a partition holds. A disk can hold anything: each table
+//! has a limit of entries, each entry is compared with the disk's size, and no chain is followed for longer than
+//! [`MOST_LOGICAL`].
+
+mod sniff;
 
 use std::io;
 
-use super::sniff::{HEAD, sniff, u32_at, u64_at};
+pub(crate) use sniff::{DiskContent, HEAD, sniff};
+use sniff::{u32_at, u64_at};
 
 /// Entries of a GPT, at most; it has 128.
 const MOST_ENTRIES: u32 = 1024;
@@ -22,7 +26,7 @@ const MBR_EFI_SYSTEM: u8 = 0xef;
 
 /// How a disk is divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum TableKind {
+pub(crate) enum TableKind {
     Gpt,
     Mbr,
     /// One filesystem, or anything else, on the whole disk.
@@ -30,7 +34,7 @@ pub(super) enum TableKind {
 }
 
 impl TableKind {
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Gpt => "gpt",
             Self::Mbr => "mbr",
@@ -41,35 +45,35 @@ impl TableKind {
 
 /// A partition; the whole disk has the number 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct DiskPartition {
-    pub(super) number: u32,
+pub(crate) struct DiskPartition {
+    pub(crate) number: u32,
     /// Bytes from the start of the disk.
-    pub(super) start: u64,
+    pub(crate) start: u64,
     /// Bytes.
-    pub(super) size: u64,
+    pub(crate) size: u64,
     /// Whether the table calls it an EFI system partition.
-    pub(super) is_efi_system: bool,
+    pub(crate) is_efi_system: bool,
 }
 
 /// The partitions of a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct DiskLayout {
-    pub(super) table: TableKind,
-    pub(super) partitions: Vec<DiskPartition>,
+pub(crate) struct DiskLayout {
+    pub(crate) table: TableKind,
+    pub(crate) partitions: Vec<DiskPartition>,
     /// What is wrong with the table: a sentence each.
-    pub(super) damage: Vec<String>,
+    pub(crate) damage: Vec<String>,
     /// What is worth knowing and harms nothing: the first table is damaged, the second one is good.
-    pub(super) notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
 }
 
 /// Reads up to so many bytes at an offset; fewer only at the end of the disk.
-pub(super) type ReadDisk<'a> = &'a dyn Fn(u64, usize) -> io::Result<Vec<u8>>;
+pub(crate) type ReadDisk<'a> = &'a dyn Fn(u64, usize) -> io::Result<Vec<u8>>;
 
 /// Finds the partitions of a disk of `size` bytes.
 ///
 /// # Errors
 /// What the disk cannot be read for.
-pub(super) fn layout(read: ReadDisk<'_>, size: u64) -> io::Result<DiskLayout> {
+pub(crate) fn layout(read: ReadDisk<'_>, size: u64) -> io::Result<DiskLayout> {
     let head = read(0, HEAD)?;
     let (mut has_gpt, is_protected) = (false, is_plausible_mbr(&head) && has_protective(&head));
     let mut found = None;

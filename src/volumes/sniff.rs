@@ -2,14 +2,14 @@
 //! anything.
 
 /// Bytes that [`sniff`] looks at.
-pub(super) const HEAD: usize = 128 << 10;
+pub(crate) const HEAD: usize = 128 << 10;
 /// Where the superblock of ext2, ext3 and ext4 is, and that of btrfs.
 const EXT: usize = 1024;
 const BTRFS: usize = 64 << 10;
 
 /// What a partition holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum DiskContent {
+pub(crate) enum DiskContent {
     /// ext2, ext3 or ext4.
     Ext {
         /// `ext2`, `ext3` or `ext4`.
@@ -43,7 +43,7 @@ pub(super) enum DiskContent {
 
 impl DiskContent {
     /// What reports call it.
-    pub(super) fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Ext { name, .. } | Self::Other(name) => name,
             Self::Xfs => "xfs",
@@ -55,7 +55,7 @@ impl DiskContent {
     }
 
     /// Whether its signature is that of a boot sector: such a disk has no partition table, whatever its last bytes look like.
-    pub(super) fn is_in_first_sector(&self) -> bool {
+    pub(crate) fn is_in_first_sector(&self) -> bool {
         matches!(
             self,
             Self::Xfs | Self::Vfat { .. } | Self::Other("ntfs" | "exfat" | "luks" | "bitlocker")
@@ -79,7 +79,7 @@ const OTHERS: &[(&str, usize, &[u8])] = &[
 ];
 
 /// Recognises what begins with these bytes.
-pub(super) fn sniff(head: &[u8]) -> DiskContent {
+pub(crate) fn sniff(head: &[u8]) -> DiskContent {
     let at = |offset: usize, bytes: &[u8]| head.get(offset..offset + bytes.len()) == Some(bytes);
     let label = |sector: usize| at(sector * 512, b"LABELONE") && at(sector * 512 + 24, b"LVM2 001");
     if (0..4).any(label) {
@@ -142,13 +142,13 @@ fn vfat(head: &[u8], dirty_at: usize) -> DiskContent {
 }
 
 /// A little-endian number; 0 beyond the end.
-pub(super) fn u32_at(bytes: &[u8], offset: usize) -> u32 {
+pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> u32 {
     let found = bytes.get(offset..).and_then(|rest| rest.first_chunk());
     found.map_or(0, |bytes| u32::from_le_bytes(*bytes))
 }
 
 /// A little-endian number; 0 beyond the end.
-pub(super) fn u64_at(bytes: &[u8], offset: usize) -> u64 {
+pub(crate) fn u64_at(bytes: &[u8], offset: usize) -> u64 {
     let found = bytes.get(offset..).and_then(|rest| rest.first_chunk());
     found.map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
