@@ -21,6 +21,7 @@ use super::program::{BoundedOutput, RunningProgram, last_words};
 use super::report::BootReport;
 use super::scratch::Scratch;
 use crate::error::{Error, Kind, Remedy, Result};
+use crate::volumes::DiskPartition;
 
 /// Bytes of the console that are written to a file.
 const CONSOLE_LIMIT: u64 = 16 << 20;
@@ -433,7 +434,11 @@ fn firmware_for(
 ) -> Result<Firmware> {
     let (mut has_efi_system, mut has_boot_code) = (false, false);
     if let Some(root) = place.divided.first() {
-        has_efi_system = root.layout.partitions.iter().any(|one| one.is_efi_system);
+        has_efi_system = root
+            .layout
+            .partitions
+            .iter()
+            .any(DiskPartition::is_efi_system);
         let sector = super::base::read_file(&root.path, 0, 440);
         let sector = sector.map_err(|error| Error::of_file(&root.path, "cannot read", error))?;
         has_boot_code = sector.iter().any(|byte| *byte != 0);

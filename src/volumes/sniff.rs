@@ -1,11 +1,13 @@
 //! [`sniff`]: what a partition holds, by the signatures in its first 128 KiB. A pure function over bytes from a disk that can hold
 //! anything.
 
+use super::{u32_at, u64_at};
+
 /// Bytes that [`sniff`] looks at.
 pub(crate) const HEAD: usize = 128 << 10;
 /// Where the superblock of ext2, ext3 and ext4 is, and that of btrfs.
-const EXT: usize = 1024;
-const BTRFS: usize = 64 << 10;
+pub(super) const EXT: usize = 1024;
+pub(super) const BTRFS: usize = 64 << 10;
 
 /// What a partition holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,11 +56,58 @@ impl DiskContent {
         }
     }
 
+    /// Whether it is a filesystem with files in it.
+    pub(crate) fn is_filesystem(&self) -> bool {
+        match self {
+            Self::Ext { .. } | Self::Xfs | Self::Btrfs { .. } | Self::Vfat { .. } => true,
+            Self::Other(name) => [
+                "ntfs", "exfat", "iso9660", "f2fs", "squashfs", "erofs", "refs",
+            ]
+            .contains(name),
+            Self::Empty | Self::Unknown => false,
+        }
+    }
+
+    /// Whether a mount would replay a journal or a log, or may have to: XFS does not say so in its first bytes.
+    pub(crate) fn needs_replay(&self) -> Option<bool> {
+        match self {
+            Self::Ext { needs_replay, .. } => Some(*needs_replay),
+            Self::Btrfs { has_log, .. } => Some(*has_log),
+            _ => None,
+        }
+    }
+
+    /// What a person can do about a content that no mount can show; none for any other.
+    pub(crate) fn advice(&self) -> Option<&'static str> {
+        match self {
+            Self::Other("luks") => Some(
+                "it is encrypted by LUKS: with its key, cryptsetup open --readonly shows the volume inside",
+            ),
+            Self::Other("bitlocker") => Some(
+                "it is encrypted by BitLocker: with its key, cryptsetup open --type bitlk --readonly shows the volume inside",
+            ),
+            Self::Other("md raid") => Some(
+                "it is one member of a Linux RAID: make loop devices of all members, then mdadm --assemble --readonly",
+            ),
+            Self::Other("lvm") => {
+                Some("it is a physical volume of LVM: name one of its volumes as GROUP/VOLUME")
+            }
+            Self::Other("bcache") => Some("it is a device of bcache: its cache is on another disk"),
+            Self::Other("swap") => Some("it is swap space"),
+            Self::Btrfs { devices, .. } if *devices > 1 => Some(
+                "it is a btrfs of several devices: make loop devices of all of them, then mount one",
+            ),
+            _ => None,
+        }
+    }
+
     /// Whether its signature is that of a boot sector: such a disk has no partition table, whatever its last bytes look like.
     pub(crate) fn is_in_first_sector(&self) -> bool {
         matches!(
             self,
-            Self::Xfs | Self::Vfat { .. } | Self::Other("ntfs" | "exfat" | "luks" | "bitlocker")
+            Self::Xfs
+                | Self::Vfat { .. }
+                | Self::Other("ntfs" | "exfat" | "luks" | "bitlocker" | "refs")
         )
     }
 }
@@ -76,6 +125,13 @@ const OTHERS: &[(&str, usize, &[u8])] = &[
     ("iso9660", 0x8001, b"CD001"),
     ("f2fs", 1024, &[0x10, 0x20, 0xf5, 0xf2]),
     ("squashfs", 0, b"hsqs"),
+    ("erofs", 1024, &[0xe2, 0xe1, 0xf5, 0xe0]),
+    ("refs", 3, b"ReFS\0"),
+    (
+        "bcache",
+        4096 + 24,
+        &[0xc6, 0x85, 0x73, 0xf6, 0x4e, 0x1a, 0x45, 0xca],
+    ),
 ];
 
 /// Recognises what begins with these bytes.
@@ -139,18 +195,6 @@ fn vfat(head: &[u8], dirty_at: usize) -> DiskContent {
         dirty_at: dirty_at as u64,
         is_dirty: state & 1 == 1,
     }
-}
-
-/// A little-endian number; 0 beyond the end.
-pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> u32 {
-    let found = bytes.get(offset..).and_then(|rest| rest.first_chunk());
-    found.map_or(0, |bytes| u32::from_le_bytes(*bytes))
-}
-
-/// A little-endian number; 0 beyond the end.
-pub(crate) fn u64_at(bytes: &[u8], offset: usize) -> u64 {
-    let found = bytes.get(offset..).and_then(|rest| rest.first_chunk());
-    found.map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
 #[cfg(test)]
