@@ -37,7 +37,7 @@ pub(crate) use kinds::PartitionKind;
 pub(crate) use label::FilesystemLabel;
 pub(crate) use lvm::LogicalVolume;
 pub(crate) use sniff::{DiskContent, HEAD, sniff};
-pub(crate) use view::{ByteRange, VolumeView, locate};
+pub(crate) use view::{ByteRange, VolumeView, WHOLE_DISK, locate};
 
 /// Partitions of a table, at most.
 const MOST_PARTITIONS: usize = 1024;

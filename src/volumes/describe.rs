@@ -2,26 +2,26 @@
 
 use serde::Serialize;
 
-use super::{DiskFilesystem, DiskLayout};
+use super::{DiskFilesystem, DiskLayout, WHOLE_DISK};
 
 /// The version of the format of `partitions.json`.
 const PARTITIONS_VERSION: u32 = 1;
 
 #[derive(Serialize)]
-struct LayoutText<'a> {
+struct DescribedLayout<'a> {
     version: u32,
     size_bytes: u64,
     table: &'a str,
     sector_bytes: u64,
     id: Option<&'a str>,
-    partitions: Vec<PartitionText<'a>>,
-    lvm: Vec<LogicalText<'a>>,
+    partitions: Vec<DescribedPartition<'a>>,
+    lvm: Vec<DescribedVolume<'a>>,
     damage: &'a [String],
     notes: &'a [String],
 }
 
 #[derive(Serialize)]
-struct PartitionText<'a> {
+struct DescribedPartition<'a> {
     number: u32,
     name: &'a str,
     kind: &'a str,
@@ -32,11 +32,11 @@ struct PartitionText<'a> {
     /// Its file in this folder; for a disk without a table that of the whole disk, beside this folder.
     file: Option<String>,
     #[serde(flatten)]
-    held: Option<HeldText<'a>>,
+    held: Option<DescribedContent<'a>>,
 }
 
 #[derive(Serialize)]
-struct LogicalText<'a> {
+struct DescribedVolume<'a> {
     partition: u32,
     group: &'a str,
     volume: &'a str,
@@ -47,11 +47,11 @@ struct LogicalText<'a> {
     /// Why it has no file.
     reason: Option<&'a str>,
     #[serde(flatten)]
-    held: Option<HeldText<'a>>,
+    held: Option<DescribedContent<'a>>,
 }
 
 #[derive(Serialize)]
-struct HeldText<'a> {
+struct DescribedContent<'a> {
     content: &'static str,
     label: Option<&'a str>,
     content_uuid: Option<&'a str>,
@@ -59,7 +59,7 @@ struct HeldText<'a> {
     advice: Option<&'static str>,
 }
 
-impl<'a> HeldText<'a> {
+impl<'a> DescribedContent<'a> {
     fn of(held: &'a DiskFilesystem) -> Self {
         Self {
             content: held.content.name(),
@@ -78,22 +78,25 @@ pub(crate) fn describe(layout: &DiskLayout) -> String {
         .views()
         .into_iter()
         .map(|view| match view.file.as_str() {
-            "disk.raw" => "../disk.raw".to_owned(),
+            WHOLE_DISK => "../disk.raw".to_owned(),
             _ => view.file,
         });
-    let partitions = layout.partitions.iter().map(|partition| PartitionText {
-        number: partition.number,
-        name: &partition.name,
-        kind: partition.kind.name,
-        kind_id: &partition.kind.id,
-        uuid: partition.uuid.as_deref(),
-        start_bytes: partition.start,
-        size_bytes: partition.size,
-        file: files.next(),
-        held: partition.filesystem.as_ref().map(HeldText::of),
-    });
+    let partitions = layout
+        .partitions
+        .iter()
+        .map(|partition| DescribedPartition {
+            number: partition.number,
+            name: &partition.name,
+            kind: partition.kind.name,
+            kind_id: &partition.kind.id,
+            uuid: partition.uuid.as_deref(),
+            start_bytes: partition.start,
+            size_bytes: partition.size,
+            file: files.next(),
+            held: partition.filesystem.as_ref().map(DescribedContent::of),
+        });
     let partitions = partitions.collect();
-    let volumes = layout.volumes.iter().map(|volume| LogicalText {
+    let volumes = layout.volumes.iter().map(|volume| DescribedVolume {
         partition: volume.partition,
         group: &volume.group,
         volume: &volume.name,
@@ -101,9 +104,9 @@ pub(crate) fn describe(layout: &DiskLayout) -> String {
         size_bytes: volume.size,
         file: volume.ranges.as_ref().ok().and_then(|_| files.next()),
         reason: volume.ranges.as_ref().err().map(String::as_str),
-        held: volume.filesystem.as_ref().map(HeldText::of),
+        held: volume.filesystem.as_ref().map(DescribedContent::of),
     });
-    let text = LayoutText {
+    let text = DescribedLayout {
         version: PARTITIONS_VERSION,
         size_bytes: layout.size,
         table: layout.table.name(),

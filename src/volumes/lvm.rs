@@ -16,6 +16,8 @@ const CRC_START: u32 = 0xf597_a6cf;
 /// The label is in one of the first four sectors of 512 bytes.
 const LABEL_SECTORS: u64 = 4;
 const SECTOR: u64 = 512;
+/// Bytes of the label.
+const LABEL: usize = 512;
 /// Areas of data or of metadata that a label names, at most.
 const MOST_AREAS: usize = 8;
 /// The header of a metadata area, and what it begins with after its checksum.
@@ -103,11 +105,11 @@ type ReadRange<'a> = &'a dyn Fn(u64, usize) -> io::Result<Vec<u8>>;
 
 fn read_label(read: ReadRange<'_>) -> io::Result<Option<PvLabel>> {
     for sector in 0..LABEL_SECTORS {
-        let bytes = read(sector * SECTOR, SECTOR as usize)?;
+        let bytes = read(sector * SECTOR, LABEL)?;
         let is_label = bytes.starts_with(b"LABELONE")
             && bytes.get(24..32) == Some(b"LVM2 001")
             && u64_at(&bytes, 8) == sector
-            && bytes.len() == SECTOR as usize;
+            && bytes.len() == LABEL;
         if !is_label
             || !bytes
                 .get(20..)

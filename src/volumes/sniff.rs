@@ -258,6 +258,12 @@ mod tests {
             ),
             (with(&[boot, (3, b"NTFS    ")]), DiskContent::Other("ntfs")),
             (with(&[(0, b"LUKS\xba\xbe")]), DiskContent::Other("luks")),
+            (with(&[(3, b"-FVE-FS-")]), DiskContent::Other("bitlocker")),
+            (with(&[(3, b"ReFS\0")]), DiskContent::Other("refs")),
+            (
+                with(&[(1024, &[0xe2, 0xe1, 0xf5, 0xe0])]),
+                DiskContent::Other("erofs"),
+            ),
         ];
         for (head, content) in table {
             assert_eq!(sniff(&head), content);

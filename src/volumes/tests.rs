@@ -59,7 +59,11 @@ fn gpt_disk(sector: usize, partitions: &[(u64, u64)]) -> Vec<u8> {
     let mut entries = vec![0; 128 * 128];
     for (number, (first, last)) in partitions.iter().enumerate() {
         put(&mut entries, number * 128, &EFI_SYSTEM);
-        put(&mut entries, number * 128 + 16, &[number as u8 + 1; 16]);
+        put(
+            &mut entries,
+            number * 128 + 16,
+            &[u8::try_from(number + 1).unwrap(); 16],
+        );
         let name = format!("part {number}");
         for (place, unit) in name.encode_utf16().enumerate() {
             put(

@@ -8,8 +8,10 @@ use crate::error::{Error, Kind, Result};
 
 /// Bytes of a name that comes from a disk, at most.
 const MOST_NAME: usize = 64;
+/// Partitions that a message lists, at most.
+const MOST_SHOWN: usize = 20;
 /// The file that is the whole disk.
-const WHOLE: &str = "disk.raw";
+pub(crate) const WHOLE_DISK: &str = "disk.raw";
 
 /// Bytes of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +42,22 @@ impl VolumeView {
     /// Bytes of the file.
     pub(crate) fn size(&self) -> u64 {
         self.ranges.iter().map(|range| range.size).sum()
+    }
+
+    /// A whole disk of 1 MiB.
+    #[cfg(test)]
+    pub(crate) fn of_whole(filesystem: DiskFilesystem) -> Self {
+        Self {
+            name: "the whole disk".to_owned(),
+            file: WHOLE_DISK.to_owned(),
+            ranges: vec![ByteRange {
+                start: 0,
+                size: 1 << 20,
+            }],
+            filesystem: Some(filesystem),
+            aliases: Vec::new(),
+            is_usual: true,
+        }
     }
 
     fn has_filesystem(&self) -> bool {
@@ -204,10 +222,14 @@ impl LogicalVolume {
 
 /// Views by name and content, for a message.
 fn names_of(views: &[VolumeView]) -> String {
-    let named = views
-        .iter()
-        .map(|view| format!("{} ({})", view.name, view.content()));
-    named.collect::<Vec<_>>().join(", ")
+    let shown = views.iter().take(MOST_SHOWN);
+    let mut named: Vec<_> = shown
+        .map(|view| format!("{} ({})", view.name, view.content()))
+        .collect();
+    if let Some(more) = views.len().checked_sub(MOST_SHOWN).filter(|more| *more > 0) {
+        named.push(format!("and {more} more"));
+    }
+    named.join(", ")
 }
 
 fn of_partition(partition: &DiskPartition) -> VolumeView {
@@ -217,7 +239,7 @@ fn of_partition(partition: &DiskPartition) -> VolumeView {
     aliases.extend(partition.uuid.clone());
     aliases.extend(Some(partition.name.clone()).filter(|name| !name.is_empty()));
     let (name, file) = match partition.number {
-        0 => ("the whole disk".to_owned(), WHOLE.to_owned()),
+        0 => ("the whole disk".to_owned(), WHOLE_DISK.to_owned()),
         number => (
             match partition.name.as_str() {
                 "" => number.to_string(),
