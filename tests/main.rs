@@ -44,6 +44,7 @@ mod mountpoints;
 #[cfg(feature = "ec2")]
 mod packaging;
 mod pairs;
+mod partitions;
 mod read_only;
 mod readme;
 mod refusals;

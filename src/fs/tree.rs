@@ -5,6 +5,8 @@
 //! snapshots/snap-A/disk.raw                     the volume at that instant
 //! snapshots/snap-A/snapshot.json                what is known of it
 //! snapshots/snap-A/blocks.*, heatmap.svg        what it holds
+//! snapshots/snap-A/partitions/2-root.raw        a partition of it; snap-A does not list the folder
+//! snapshots/snap-A/partitions/partitions.json   what is known of all of them
 //! changes/snap-A..snap-B/delta.raw              B's bytes where it differs from A
 //! changes/snap-A..snap-B/changes.*, heatmap.svg where that is
 //! changes/snap-A..snap-B/summary.json           how much that is
@@ -18,6 +20,7 @@ mod drawn;
 mod listing;
 mod names;
 mod nodes;
+mod partitions;
 mod totals;
 
 use std::num::NonZeroUsize;
@@ -41,12 +44,15 @@ use contents::Rendered;
 use drawn::{Drawings, Drawn};
 use listing::{Listing, ShownListing};
 pub(super) use names::NAME_MAX;
-use names::{CHANGES, File, SNAPSHOTS, VOLUMES};
+use names::{CHANGES, File, PARTITIONS, SNAPSHOTS, VOLUMES};
 use nodes::{Node, Nodes, Subject, TreeSnapshot};
+use partitions::KeptTables;
 pub(crate) use totals::Provenance;
 
 /// Most files whose size is remembered after a listing.
 const MOST_SIZES: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
+/// How much longer than a request work may take that several readers share: a call that fails by itself has a better reason.
+const LISTING_GRACE: Duration = Duration::from_secs(1);
 
 /// The tree of a mount.
 pub(crate) struct Tree {
@@ -58,6 +64,7 @@ pub(crate) struct Tree {
     mounted: SystemTime,
     nodes: Mutex<Nodes>,
     drawings: Drawings,
+    tables: KeptTables,
     sizes: Mutex<LruCache<u64, u64>>,
     listing: ShownListing,
 }
@@ -87,6 +94,7 @@ impl Tree {
             mounted: SystemTime::now(),
             nodes: Mutex::default(),
             drawings: Drawings::new(),
+            tables: KeptTables::new(),
             sizes: Mutex::new(LruCache::new(MOST_SIZES)),
             listing: ShownListing::default(),
         }
@@ -162,6 +170,10 @@ impl Tree {
                 }
                 None => None,
             },
+            Node::Folder(Subject { base: None, head }) if name == PARTITIONS => {
+                Some(Node::Partitions(Arc::clone(head)))
+            }
+            Node::Partitions(head) => self.partition(head, name).await?,
             Node::Folder(subject) => {
                 let file = subject.files().find(|(_, known, _)| *known == name);
                 file.map(|(_, _, file)| Node::File(subject.clone(), file))
@@ -178,7 +190,7 @@ impl Tree {
                 let link = links.find(|link| link.name == name);
                 link.map(|link| Node::Link(Arc::new(link)))
             }
-            Node::File(..) | Node::Link(_) => None,
+            Node::File(..) | Node::Link(_) | Node::Partition(_) => None,
         })
     }
 
@@ -221,6 +233,8 @@ impl Tree {
                 regular(sizes, start.unwrap_or(self.mounted), start.is_some())
             }
             Node::Link(link) => Attributes::link(ino, &link.target(), link.time),
+            Node::Partitions(head) => Attributes::folder(ino, self.ownership, self.time_of(head)),
+            Node::Partition(node) => self.partition_attributes(node),
         })
     }
 
@@ -298,7 +312,8 @@ impl Tree {
                 .files()
                 .map(|(ino, name, _)| FolderEntry::new(ino, FileKind::Regular, name))
                 .collect(),
-            Node::File(..) | Node::Link(_) => {
+            Node::Partitions(head) => self.partition_lines(&head).await?,
+            Node::File(..) | Node::Link(_) | Node::Partition(_) => {
                 return Err(Error::new(Kind::Invalid, "not a folder"));
             }
         })
@@ -314,8 +329,10 @@ impl Tree {
 
     /// The contents of a file. It waits for the listing that they need; reads then wait for blocks only.
     pub(super) async fn contents(&self, ino: u64) -> Result<Contents> {
-        let Node::File(subject, file) = self.node(ino).await? else {
-            return Err(Error::new(Kind::Invalid, "not a file"));
+        let (subject, file) = match self.node(ino).await? {
+            Node::File(subject, file) => (subject, file),
+            Node::Partition(node) => return self.partition_contents(&node).await,
+            _ => return Err(Error::new(Kind::Invalid, "not a file")),
         };
         Ok(match (file, &subject.base) {
             (File::Disk, None) => Contents::Image(self.image_of(&subject.head).await?),
@@ -333,15 +350,16 @@ impl Tree {
 
     /// The known extended attributes `user.ebs.*` of a snapshot's image and folder.
     pub(super) fn xattrs(&self, ino: u64) -> Vec<(&'static str, String)> {
-        let subject = match self.nodes.lock().get(ino) {
+        let head = match self.nodes.lock().get(ino) {
             Some(Node::Folder(subject) | Node::File(subject, File::Disk))
                 if subject.base.is_none() =>
             {
-                subject
+                subject.head
             }
+            Some(Node::Partition(node)) if node.is_image() => Arc::clone(&node.head),
             _ => return Vec::new(),
         };
-        let all = self.known(&subject.head).attributes();
+        let all = self.known(&head).attributes();
         all.into_iter()
             .filter_map(|(name, value)| Some((name, value?)))
             .collect()
@@ -403,8 +421,7 @@ impl Tree {
         subject: &Subject,
         work: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        // A call that fails by itself has a better reason, at its own deadline.
-        match timeout(self.timeout + Duration::from_secs(1), work).await {
+        match timeout(self.timeout + LISTING_GRACE, work).await {
             Ok(done) => done,
             Err(_) => Err(Error::new(
                 Kind::Pending,
@@ -436,7 +453,7 @@ impl Tree {
     /// joins it.
     async fn listing(&self) -> Result<Arc<Listing>> {
         let listed = self.listing.get(&*self.catalog);
-        let listed = timeout(self.timeout + Duration::from_secs(1), listed).await;
+        let listed = timeout(self.timeout + LISTING_GRACE, listed).await;
         listed.unwrap_or_else(|_| {
             let what = "the snapshots are still being listed: try again, the listing continues";
             Err(Error::new(Kind::Pending, what))

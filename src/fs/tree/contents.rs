@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::partitions::RangeImage;
 use crate::error::Result;
 use crate::image::Image;
 use crate::maps::Text;
@@ -11,6 +12,8 @@ use crate::maps::Text;
 /// What a file reads as.
 pub(in crate::fs) enum Contents {
     Image(Arc<Image>),
+    /// Parts of an image.
+    Ranges(RangeImage),
     Rendered(Rendered),
     /// Its bytes can differ at the next opening.
     Description(String),
@@ -25,6 +28,7 @@ impl Contents {
     pub(in crate::fs) async fn read_at(&self, offset: u64, len: usize) -> Result<Bytes> {
         match self {
             Self::Image(image) => image.read_at(offset, len).await,
+            Self::Ranges(ranges) => ranges.read_at(offset, len).await,
             Self::Rendered(rendered) => Ok(rendered.read_at(offset, len)),
             Self::Description(text) => {
                 Ok(Rendered::Whole(Bytes::from(text.clone())).read_at(offset, len))
@@ -37,6 +41,7 @@ impl Contents {
         let size = match self {
             Self::Image(image) if to_data => return image.seek_data(offset).await,
             Self::Image(image) => return image.seek_hole(offset).await,
+            Self::Ranges(ranges) => return ranges.seek(offset, to_data).await,
             Self::Rendered(rendered) => rendered.size(),
             Self::Description(text) => text.len() as u64,
         };

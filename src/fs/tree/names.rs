@@ -20,6 +20,11 @@ pub(super) const SNAPSHOTS: u64 = 2;
 pub(super) const CHANGES: u64 = 3;
 pub(super) const VOLUMES: u64 = 4;
 
+/// The folder of a snapshot's partitions, which its folder does not list.
+pub(super) const PARTITIONS: &str = "partitions";
+/// The file in it that describes them.
+pub(super) const DESCRIPTION: &str = "partitions.json";
+
 /// Low bits of an inode number that are 0 for a folder and number its files.
 const FILE_BITS: u32 = 4;
 const FILE_MASK: u64 = (1 << FILE_BITS) - 1;
@@ -95,6 +100,16 @@ pub(super) fn pair_inode(base: &SnapshotId, head: &SnapshotId) -> u64 {
 /// The inode number of a volume's folder.
 pub(super) fn volume_inode(volume: &str) -> u64 {
     hashed(&format!("volumes/{volume}"))
+}
+
+/// The inode number of the folder of a snapshot's partitions.
+pub(super) fn partitions_inode(id: &SnapshotId) -> u64 {
+    hashed(&format!("snapshots/{id}/{PARTITIONS}"))
+}
+
+/// The inode number of a file in that folder.
+pub(super) fn partition_inode(id: &SnapshotId, file: &str) -> u64 {
+    hashed(&format!("snapshots/{id}/{PARTITIONS}/{file}"))
 }
 
 /// The inode number of a link in a volume's folder.

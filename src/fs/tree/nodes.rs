@@ -10,6 +10,7 @@ use super::names::{
     self, CHANGES, File, FileTable, PAIR_FILES, ROOT, SNAPSHOT_FILES, SNAPSHOTS, VOLUMES,
     VolumeLink,
 };
+use super::partitions::PartitionNode;
 use crate::error::{Error, Kind, Result};
 use crate::image::Image;
 use crate::snapshot::{Snapshot, SnapshotId};
@@ -28,6 +29,9 @@ pub(super) enum Node {
     /// The links of one volume's snapshots.
     Volume(Arc<str>),
     Link(Arc<VolumeLink>),
+    /// The folder of a snapshot's partitions.
+    Partitions(Arc<TreeSnapshot>),
+    Partition(Arc<PartitionNode>),
 }
 
 /// A snapshot in use.
@@ -109,6 +113,8 @@ impl Node {
             Self::File(subject, file) => subject.file_ino(*file),
             Self::Volume(volume) => names::volume_inode(volume),
             Self::Link(link) => link.ino,
+            Self::Partitions(head) => names::partitions_inode(&head.id),
+            Self::Partition(node) => node.ino(),
         }
     }
 
@@ -121,6 +127,8 @@ impl Node {
             Self::File(subject, _) => subject.ino(),
             Self::Volume(_) => VOLUMES,
             Self::Link(link) => link.folder,
+            Self::Partitions(head) => names::snapshot_inode(&head.id),
+            Self::Partition(node) => names::partitions_inode(&node.head.id),
         }
     }
 
@@ -134,6 +142,10 @@ impl Node {
             (Self::Volume(one), Self::Volume(other)) => one == other,
             (Self::Link(one), Self::Link(other)) => {
                 (one.folder, &one.name) == (other.folder, &other.name)
+            }
+            (Self::Partitions(one), Self::Partitions(other)) => one.id == other.id,
+            (Self::Partition(one), Self::Partition(other)) => {
+                (&one.head.id, &one.name) == (&other.head.id, &other.name)
             }
             _ => false,
         }

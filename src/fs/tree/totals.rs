@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use super::Tree;
 use super::names::File;
 use super::nodes::Node;
+use super::partitions::path_of;
 use crate::snapshot::SnapshotId;
 
 /// How long `df` waits for a listing.
@@ -35,14 +36,16 @@ impl Tree {
     /// The ids and the origin of an image for the log; `None` for any other file.
     pub(in crate::fs) fn provenance(&self, ino: u64) -> Option<String> {
         let node = self.nodes.lock().get(ino);
-        let Some(Node::File(subject, File::Disk)) = node else {
-            return None;
+        let (name, head) = match node? {
+            Node::File(subject, File::Disk) => (subject.to_string(), subject.head),
+            Node::Partition(node) if node.is_image() => (path_of(&node), Arc::clone(&node.head)),
+            _ => return None,
         };
-        let known = self.known(&subject.head);
+        let known = self.known(&head);
         let or_unknown = |value: &Option<String>| value.clone().unwrap_or("unknown".into());
         let caller = self.origin.caller.get().map_or("unknown", String::as_str);
         Some(format!(
-            "{subject} (volume {}, account {}, {}, caller {caller})",
+            "{name} (volume {}, account {}, {}, caller {caller})",
             or_unknown(&known.volume_id),
             or_unknown(&known.owner_id),
             self.origin.place

@@ -33,7 +33,8 @@ pub(super) fn of_a_disk(emulator: &Emulator, runs: &[PageRun]) {
         .args(["compare", "-f", "raw", "-F", "qcow2"])
         .args([&volume, &readme.at("disk.qcow2")]));
 
-    for number in 1..=4 {
+    for (number, content) in [(1, "ext4"), (2, "xfs"), (3, "btrfs"), (4, "ntfs")] {
+        mount.assert_says(&[&format!("{number}\t{number}-linux.raw\t{content}\n")]);
         mount.assert_says(&[&format!("hello from partition {number}")]);
     }
     let found = sums(mount, ".raw");
