@@ -1,5 +1,6 @@
 //! The command line: one file for each verb, which turns arguments into a job and runs it. Concrete types are stacked only here.
 
+mod attach;
 mod aws;
 mod background;
 mod blocks;
@@ -70,6 +71,8 @@ enum Verb {
     Demo(demo::DemoArgs),
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
+    Attach(Box<attach::AttachArgs>),
+    Detach(attach::DetachArgs),
     Warm(warm::WarmArgs),
     Ls(ls::LsArgs),
     Snapshot(Box<snapshot::SnapshotArgs>),
@@ -130,11 +133,13 @@ pub fn main() -> ExitCode {
 /// The exit code, where there is no error to print: a mount in the background prints its own.
 fn run(verb: Verb, args: &Args) -> Result<u8> {
     log::start_stderr(args.log_format)?;
-    if let Verb::Mount(mount) = &verb
-        && mount.background
-        && !background::is_child()
-    {
-        mount.check()?;
+    let goes_to_background = match &verb {
+        Verb::Mount(mount) => mount.background.then(|| mount.check()),
+        Verb::Attach(attach) => attach.background.then(|| attach.check()),
+        _ => None,
+    };
+    if let Some(checked) = goes_to_background.filter(|_| !background::is_child()) {
+        checked?;
         let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
         return background::start(&arguments, &[]);
     }
@@ -151,6 +156,8 @@ fn run(verb: Verb, args: &Args) -> Result<u8> {
         Verb::Demo(demo) => demo.run(),
         Verb::Mount(mount) => mount.run(),
         Verb::Umount(umount) => umount.run(),
+        Verb::Attach(attach) => attach.run(),
+        Verb::Detach(detach) => detach.run(),
         Verb::Warm(warm) => warm.run(),
         Verb::Ls(ls) => ls.run(),
         Verb::Snapshot(snapshot) => snapshot.run(),

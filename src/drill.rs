@@ -33,15 +33,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use base::MountedDisks;
 use boot::BootResources;
 use check::{Checker, divide};
-use scratch::Scratch;
 
+pub(crate) use base::{MountedDisks, read_file};
 pub(crate) use boot::{BootJob, DiskBus, Firmware, MachineFacts};
+pub(crate) use export::{Export, make_overlay};
 pub(crate) use isolation::{Isolation, enter_own_mounts};
-pub(crate) use program::find_program;
+pub(crate) use program::{find_program, run_program};
 pub(crate) use report::{BootReport, DRILL_VERSION, DiskReport, DrillReport};
+pub(crate) use scratch::Scratch;
 
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::source::BlockSource;

@@ -37,6 +37,7 @@
 //! | 2 | [`ebs`], `ec2`, [`cache`], [`image`], [`compare`], `volumes` | each other: they see only [`source::BlockSource`] |
 //! | 3 | [`targets`], [`repository`], [`capture`] | each other, cache, image; only [`targets`] sees [`ebs`] |
 //! | 4 | [`fs`], [`sync`] | each other, ebs, ec2, cache, targets, repository, capture |
+//! | 5 | `attach` | aws, ebs, ec2, repository, targets, capture, sync |
 //! | 5 | [`drill`] | aws, ebs, ec2, repository, targets, capture, sync |
 //! | 5 | [`replicate`] | ebs, ec2, targets, fs, drill, metrics |
 //! | 5 | [`metrics`] | ebs, ec2, image, compare, targets, capture: it sees counts, and the status of a job |
@@ -192,6 +193,25 @@
 //! ```
 //! [`drill`] has the rules, `docs/drill.md` is the page for operators.
 //!
+//! # The path of a partition
+//! ```text
+//! kernel LOOKUP(snapshots/snap-A/partitions, 2-root.raw)
+//!  fs/tree/partitions table_of   kept, or read once by a thread for all who look; the folder of snap-A does not list it
+//!  volumes          read_table   gpt or mbr; sniff each partition; lvm: the ranges of linear volumes
+//!  volumes/view     views        a safe name and ranges of the disk for each
+//! kernel READ(2-root.raw)
+//!  fs/tree/partitions read_at    the range of the image: its blocks, its readahead
+//!
+//!  cli/attach       serve        arguments -> AttachJob, the disk as a block source
+//!  attach/record    begin        what a killed process has left is removed; then this attachment is on record
+//!  drill/base       mount        the disk as a private mount, with the files of its partitions
+//!  attach/driver    plan         a pure function: filesystem -> drivers and options
+//!  drill/export     start        with an overlay
+//!  attach/loops     make         the file as a block device; it frees itself with its last user, which ends all
+//!  attach/mounts    mount        mount(2), or ntfs-3g
+//! ```
+//! `docs/filesystems.md` is the page for operators.
+//!
 //! # Memory
 //! Blocks, cached and in flight together, keep the budget of `--memory` (a hedge holds a second body for a moment). Tokens
 //! are bounded for all snapshots together (32 MiB), and so is presence (48 MiB): two bitmaps in chunks for each snapshot that is
@@ -199,7 +219,8 @@
 //! too, 48 MiB of them kept. A node of the tree is kept while the kernel knows it. A repository's segments are read and made one
 //! by one, eight of them kept (3 MB each); blocks in packs that are filled or in flight take at most 72 MiB. The index of
 //! `--dedup` is on disk; of the run's own blocks it remembers 2^17, in some 13 MB. A disk cache adds 16 MiB of blocks that wait
-//! to be written and up to 8 MiB for the order of use. Nothing else grows with how much is read.
+//! to be written and up to 8 MiB for the order of use. Partition tables of 32 snapshots are kept: some KB each, at most 1 MB. Nothing else grows with
+//! how much is read.
 //!
 //! # Example
 //! The delta between two images of this machine, and the changed bytes. A snapshot is read in the same way: its
@@ -273,6 +294,7 @@ pub mod targets;
 mod fs;
 mod sync;
 
+mod attach;
 mod drill;
 mod metrics;
 

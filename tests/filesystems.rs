@@ -36,7 +36,7 @@ fn without_replay(disk: &Path, folder: &Path) -> [String; 3] {
 /// A disk with three mounted filesystems, each with a file that was synced just now, as a power cut would leave it.
 ///
 /// `shutdown` stops all writes of ext4 and xfs. btrfs has no such call: it writes nothing before its next commit.
-fn pull_the_plug(folder: &Path, image: &Path) {
+pub fn pull_the_plug(folder: &Path, image: &Path) {
     // mkfs.btrfs refuses while another device of the same file is mounted.
     let script = r#"
         cd "$1"
@@ -97,6 +97,9 @@ fn a_synced_file_is_missing_without_replay_and_whole_in_an_overlay_that_leaves_t
     let held = Holders(folder.path().to_owned());
     assert_eq!(without_replay(&disk, folder.path()), [""; 3]);
 
+    let _turn = crate::attach::ATTACHMENTS
+        .read()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     // The page's commands name a mount in their folder.
     std::os::unix::fs::symlink(mount.point.path(), folder.path().join("ebs")).unwrap();
     let text = page("docs/filesystems.md");
@@ -109,7 +112,13 @@ fn a_synced_file_is_missing_without_replay_and_whole_in_an_overlay_that_leaves_t
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}\n{errors}");
     let lines: Vec<&str> = said.lines().collect();
-    let expected = FILESYSTEMS.map(|(number, ..)| format!("hello from partition {number}"));
+    // `ebsfs attach` comes first.
+    let numbers = [1]
+        .into_iter()
+        .chain(FILESYSTEMS.map(|(number, ..)| number));
+    let expected: Vec<_> = numbers
+        .map(|number| format!("hello from partition {number}"))
+        .collect();
     assert_eq!(lines, expected, "{errors}");
     assert_eq!(sum(), before);
     assert_eq!(held.loops(), [""; 0], "the page leaves loop devices");

@@ -86,14 +86,19 @@ const RULES: &[(&str, u8, &str)] = &[
         "capture targets ebs ec2 cache image compare target source readahead digest maps block snapshot sysfs cost",
     ),
     (
+        "attach",
+        5,
+        "capture targets repository ebs ec2 cache image compare sync metrics replicate inventory source readahead digest maps cost progress aws histogram",
+    ),
+    (
         "drill",
         5,
-        "capture targets repository ebs ec2 compare sync metrics replicate inventory readahead digest maps cost progress aws histogram",
+        "attach capture targets repository ebs ec2 compare sync metrics replicate inventory readahead digest maps cost progress aws histogram",
     ),
     (
         "replicate",
         5,
-        "metrics drill targets ebs ec2 cache image compare fs readahead maps sysfs aws digest",
+        "attach metrics drill targets ebs ec2 cache image compare fs readahead maps sysfs aws digest",
     ),
     ("cli", 6, ""),
 ];

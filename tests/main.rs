@@ -13,6 +13,7 @@
 
 mod support;
 
+mod attach;
 #[cfg(feature = "ec2")]
 mod aws;
 mod changes;

@@ -32,7 +32,7 @@ const CLOSING: Duration = Duration::from_secs(5);
 
 /// The mounted disks. Dropping it detaches the mount.
 #[derive(Debug)]
-pub(super) struct MountedDisks {
+pub(crate) struct MountedDisks {
     mounted: Mounted,
     disks: usize,
 }
@@ -89,7 +89,7 @@ impl MountedDisks {
     ///
     /// # Errors
     /// `Io` when the limits of the process or the system do not allow it.
-    pub(super) fn mount(
+    pub(crate) fn mount(
         disks: &[DrillDisk],
         scratch: &Scratch,
         isolation: &Isolation,
@@ -135,7 +135,7 @@ impl MountedDisks {
     }
 
     /// The file of a disk.
-    pub(super) fn disk(&self, number: usize) -> Result<PathBuf> {
+    pub(crate) fn disk(&self, number: usize) -> Result<PathBuf> {
         let id = disk_id(number.min(self.disks))?;
         let folder = self.mounted.mountpoint().join("snapshots");
         Ok(folder.join(id.as_str()).join("disk.raw"))
@@ -146,11 +146,27 @@ impl MountedDisks {
         self.mounted.activity().counts().failures.values().sum()
     }
 
+    /// Detaches the mount: files that are open stay readable, and the mount ends with the last of them.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn hide(&self) -> Result<()> {
+        self.mounted.detach().map(drop)
+    }
+
+    /// Waits until the kernel has ended the mount.
+    ///
+    /// # Errors
+    /// `Io` when the connection to the kernel broke.
+    pub(crate) async fn ended(&self) -> Result<()> {
+        self.mounted.ended().await
+    }
+
     /// Unmounts the disks when their readers have closed them; detaches them if that takes long.
     ///
     /// # Errors
     /// What the system says.
-    pub(super) async fn unmount(self) -> Result<()> {
+    pub(crate) async fn unmount(self) -> Result<()> {
         self.mounted.drain(true);
         let until = tokio::time::Instant::now() + CLOSING;
         while tokio::time::Instant::now() < until {
@@ -177,7 +193,7 @@ impl Drop for MountedDisks {
 ///
 /// # Errors
 /// What the system says.
-pub(super) fn read_file(path: &Path, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
+pub(crate) fn read_file(path: &Path, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
     use std::io::{Read, Seek, SeekFrom};
     let mut file = std::fs::File::open(path)?;
     file.seek(SeekFrom::Start(offset))?;

@@ -50,7 +50,7 @@ pub(super) fn vanished(name: &str) -> Error {
 ///
 /// # Errors
 /// `Io` without the program, and with what it says.
-pub(super) async fn make_overlay(disk: &Path, overlay: &Path) -> Result<()> {
+pub(crate) async fn make_overlay(disk: &Path, overlay: &Path) -> Result<()> {
     let program = needed(IMG)?;
     let mut words = vec![program.into_os_string()];
     let options = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b"];
@@ -82,7 +82,7 @@ pub(super) fn overlay_node(name: &str, disk: &Path, overlay: &Path) -> Value {
 
 /// A range of an overlay, shown as a file. Dropping it ends the daemon and detaches the file.
 #[derive(Debug)]
-pub(super) struct Export {
+pub(crate) struct Export {
     daemon: RunningProgram,
     output: Arc<Mutex<BoundedOutput>>,
     path: PathBuf,
@@ -93,7 +93,7 @@ impl Export {
     ///
     /// # Errors
     /// `Io` without the program, and with what it says.
-    pub(super) async fn start(
+    pub(crate) async fn start(
         (disk, overlay): (&Path, &Path),
         (start, size): (u64, u64),
         scratch: &Scratch,
@@ -169,7 +169,7 @@ impl Export {
     }
 
     /// The file.
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
@@ -180,7 +180,7 @@ impl Export {
     }
 
     /// Ends the daemon, which unmounts its file. Whether it still ran.
-    pub(super) async fn stop(mut self) -> bool {
+    pub(crate) async fn stop(mut self) -> bool {
         let ran = matches!(self.daemon.child.try_wait(), Ok(None));
         self.daemon.end().await;
         ran

@@ -69,9 +69,8 @@ pub(crate) fn enter_own_mounts() -> bool {
 }
 
 impl Isolation {
-    /// No isolation at all.
-    #[cfg(test)]
-    pub(super) fn none() -> Self {
+    /// No isolation at all: for what runs no program.
+    pub(crate) fn none() -> Self {
         Self {
             own_mounts: false,
             no_network: false,

@@ -37,20 +37,20 @@ const SYSTEM_FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 
 /// How a program ended.
 #[derive(Clone, Debug)]
-pub(super) struct ProgramEnd {
+pub(crate) struct ProgramEnd {
     /// Its exit code; none: a signal ended it.
-    pub(super) code: Option<i32>,
+    pub(crate) code: Option<i32>,
     /// Whether it was ended because nothing was heard of it.
-    pub(super) was_silent: bool,
+    pub(crate) was_silent: bool,
     /// Whether it was ended after [`LONGEST_RUN`].
-    pub(super) ran_too_long: bool,
+    pub(crate) ran_too_long: bool,
     /// What it printed: lines without control characters.
-    pub(super) lines: Vec<String>,
+    pub(crate) lines: Vec<String>,
 }
 
 impl ProgramEnd {
     /// Its last line, for a message.
-    pub(super) fn last_line(&self) -> String {
+    pub(crate) fn last_line(&self) -> String {
         let last = self.lines.last().cloned();
         last.unwrap_or_else(|| "it printed nothing".to_owned())
     }
@@ -235,7 +235,7 @@ impl Drop for RunningProgram {
 ///
 /// # Errors
 /// `Io` when it cannot be started.
-pub(super) async fn run_program(
+pub(crate) async fn run_program(
     name: &str,
     words: &[OsString],
     silence: Duration,

@@ -1,4 +1,4 @@
-//! [`Scratch`]: the folder of one drill, for overlays and mountpoints, which ends with it. What a drill that was killed has left is
+//! [`Scratch`]: the folder of one drill or attachment, for overlays and mountpoints, which ends with it. What a drill that was killed has left is
 //! removed by the next one with the same `--scratch`.
 
 use std::fs::{DirBuilder, File, TryLockError};
@@ -21,7 +21,7 @@ const LOCK: &str = "lock";
 
 /// A folder that is removed when this is dropped.
 #[derive(Debug)]
-pub(super) struct Scratch {
+pub(crate) struct Scratch {
     path: PathBuf,
     _lock: File,
 }
@@ -32,7 +32,7 @@ impl Scratch {
     ///
     /// # Errors
     /// `Invalid` when another user could replace what is in `parent`; what the system says.
-    pub(super) fn make(parent: &Path, is_shared: bool) -> Result<Self> {
+    pub(crate) fn make(parent: &Path, is_shared: bool) -> Result<Self> {
         let parent = safe_parent(parent)?;
         remove_left(&parent);
         let path = parent.join(format!("{PREFIX}{:016x}", fastrand::u64(..)));
@@ -49,8 +49,13 @@ impl Scratch {
         Ok(Self { path, _lock: lock })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Removes folders in `parent` whose processes were killed.
+    pub(crate) fn remove_left(parent: &Path) {
+        remove_left(parent);
     }
 
     /// Makes a folder in it: a mountpoint.
@@ -145,7 +150,7 @@ fn remove_left(parent: &Path) {
         };
         match lock.try_lock() {
             Ok(()) => {
-                info!("removing {}: a drill was killed there", path.display());
+                info!("removing {}: its process was killed", path.display());
                 remove(&path);
             }
             Err(TryLockError::WouldBlock | TryLockError::Error(_)) => {}

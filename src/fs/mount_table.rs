@@ -9,7 +9,7 @@ use crate::sysfs::unescaped;
 
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct MountLine {
+pub(crate) struct MountLine {
     /// Unique among the present mounts; the kernel gives it to a later mount again.
     pub(super) id: u64,
     /// The mount that it is mounted on.
@@ -24,7 +24,7 @@ pub(super) struct MountLine {
 
 impl MountLine {
     /// What identifies the mount from now on.
-    pub(super) fn identity(&self) -> MountIdentity {
+    pub(crate) fn identity(&self) -> MountIdentity {
         MountIdentity {
             id: self.id,
             device: self.device.clone(),
@@ -34,18 +34,18 @@ impl MountLine {
 
 /// The mounts of a namespace, as a process of it sees them.
 #[derive(Debug)]
-pub(super) struct MountTable(Vec<MountLine>);
+pub(crate) struct MountTable(Vec<MountLine>);
 
 /// Identifies a mount: the id is unique among the present mounts, the device while the filesystem exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct MountIdentity {
-    pub(super) id: u64,
-    pub(super) device: String,
+pub(crate) struct MountIdentity {
+    pub(crate) id: u64,
+    pub(crate) device: String,
 }
 
 /// Where a mount is now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum MountLocation {
+pub(crate) enum MountLocation {
     /// This path leads to it.
     Reachable(PathBuf),
     /// Something else is mounted over this path.
@@ -59,7 +59,7 @@ impl MountTable {
     ///
     /// # Errors
     /// `Io` without /proc.
-    pub(super) fn read() -> Result<Self> {
+    pub(crate) fn read() -> Result<Self> {
         let path = "/proc/self/mountinfo";
         let text = std::fs::read(path)
             .map_err(|error| Error::with_source(Kind::Io, format!("cannot read {path}"), error))?;
@@ -98,12 +98,12 @@ impl MountTable {
     }
 
     /// The mount whose root a path is.
-    pub(super) fn mounted_at(&self, path: &Path) -> Option<&MountLine> {
+    pub(crate) fn mounted_at(&self, path: &Path) -> Option<&MountLine> {
         self.at(path).filter(|mount| mount.mountpoint == path)
     }
 
     /// The present place of a mount.
-    pub(super) fn place(&self, identity: &MountIdentity) -> MountLocation {
+    pub(crate) fn place(&self, identity: &MountIdentity) -> MountLocation {
         let ours = |line: &&MountLine| line.id == identity.id && line.device == identity.device;
         let Some(line) = self.0.iter().find(ours) else {
             return MountLocation::Absent;

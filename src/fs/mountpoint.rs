@@ -127,7 +127,7 @@ pub(super) fn ours_at(path: &Path) -> Result<MountIdentity> {
 }
 
 /// The path as the mount table has it. It does not access the mount itself, which may hang.
-fn absolute(path: &Path) -> Result<PathBuf> {
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
     let shown = path.display().to_string();
     let failed = |error| Error::with_source(Kind::Io, shown.clone(), error);
     let mut path = std::path::absolute(path).map_err(failed)?;

@@ -26,7 +26,7 @@ pub(crate) enum Unmounted {
 }
 
 /// Unmounts this mount at its present path, and never another mount. `lazy` detaches a busy one.
-pub(super) fn unmount(identity: &MountIdentity, lazy: bool) -> Result<Unmounted> {
+pub(crate) fn unmount(identity: &MountIdentity, lazy: bool) -> Result<Unmounted> {
     match MountTable::read()?.place(identity) {
         MountLocation::Reachable(path) => {
             if !unmount_path(&path, lazy)? {

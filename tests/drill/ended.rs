@@ -109,7 +109,7 @@ fn what_a_killed_drill_leaves_is_removed_by_the_next_one() {
     assert_eq!(fs::read_dir(place.at("scratch")).unwrap().count(), 1);
     let (code, _, log) = report(&mut place.drill(&image, &["--boot"]));
     assert!(
-        code == 0 && log.contains("a drill was killed there"),
+        code == 0 && log.contains("its process was killed"),
         "{code} {log}"
     );
     place.assert_left_nothing();

@@ -48,6 +48,33 @@ pub(super) const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
+        "attach",
+        &[
+            (
+                "Mount the only filesystem of a snapshot, in the background",
+                "ebsfs attach --background snap-0123456789abcdef0 /mnt/files",
+            ),
+            (
+                "Mount a partition with its journal replayed",
+                "ebsfs attach --overlay snap-0123456789abcdef0 2 /mnt/files",
+            ),
+            (
+                "Mount a volume of LVM",
+                "ebsfs attach snap-0123456789abcdef0 rhel/root /mnt/files",
+            ),
+        ],
+    ),
+    (
+        "detach",
+        &[
+            ("Unmount", "ebsfs detach /mnt/files"),
+            (
+                "Detach a filesystem that is in use",
+                "ebsfs detach --lazy /mnt/files",
+            ),
+        ],
+    ),
+    (
         "warm",
         &[(
             "Fill a cache of at most 64 GiB with a snapshot",
