@@ -15,7 +15,6 @@
 //! error: an error means that the disk could not be read. The parsers allocate no more than they were given bytes times a constant.
 //! The crates gptman 3.1 and mbrman 0.6 are not used: gptman allocates the count of entries that the header states (2^32 entries)
 //! and asserts sizes that it was given; mbrman follows an ascending chain of any length and refuses chains that Linux accepts.
-//! The tests compare with both.
 //!
 //! # Names
 //! *Physical volume*, *volume group*, *logical volume*: as in LVM. *Linear*: its blocks lie on the disk in the same order, in one or

@@ -2,7 +2,6 @@
 
 mod broken;
 mod lvm;
-mod opinions;
 
 use super::*;
 
