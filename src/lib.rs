@@ -34,7 +34,7 @@
 //! | --- | --- | --- |
 //! | 0 | [`error`], [`block`], [`histogram`], `time` | anything |
 //! | 1 | [`files`], `sysfs`, [`inventory`], [`snapshot`], [`source`], [`target`], [`readahead`], [`digest`], [`maps`], [`cost`], [`progress`], [`aws`] | who implements or uses them |
-//! | 2 | [`ebs`], `ec2`, [`cache`], [`image`], [`compare`], `volumes` | each other: they see only [`source::BlockSource`] |
+//! | 2 | [`ebs`], `ec2`, [`cache`], [`image`], [`compare`], `formats`, `volumes` | each other: they see only [`source::BlockSource`] |
 //! | 3 | [`targets`], [`repository`], [`capture`] | each other, cache, image; only [`targets`] sees [`ebs`] |
 //! | 4 | [`fs`], [`sync`] | each other, ebs, ec2, cache, targets, repository, capture |
 //! | 5 | `attach` | aws, ebs, ec2, repository, targets, capture, sync |
@@ -284,6 +284,7 @@ pub mod compare;
 pub mod ebs;
 #[cfg(feature = "ec2")]
 pub mod ec2;
+mod formats;
 pub mod image;
 pub mod repository;
 mod volumes;

@@ -51,6 +51,11 @@ const RULES: &[(&str, u8, &str)] = &[
         "ebs ec2 cache image compare files sysfs snapshot inventory target readahead digest maps cost progress aws histogram time",
     ),
     (
+        "formats",
+        2,
+        "ebs ec2 cache image compare target readahead maps aws",
+    ),
+    (
         "compare",
         2,
         "ebs ec2 cache image target readahead maps aws",
