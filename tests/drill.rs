@@ -4,6 +4,8 @@
 mod booted;
 mod ended;
 
+pub use booted::boot_sector;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

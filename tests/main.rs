@@ -32,6 +32,7 @@ mod ends;
 mod faults;
 mod filesystems;
 mod first_run;
+mod formats;
 mod hostile_api;
 #[cfg(feature = "ec2")]
 mod inventory;

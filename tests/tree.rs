@@ -35,6 +35,8 @@ fn the_tree_shows_the_snapshots_that_the_arguments_select_with_their_size_time_a
             "blocks.json",
             "blocks.mapfile",
             "disk.raw",
+            "disk.vhd",
+            "disk.vmdk",
             "heatmap.svg",
             "snapshot.json"
         ]

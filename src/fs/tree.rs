@@ -3,11 +3,13 @@
 //!
 //! ```text
 //! snapshots/snap-A/disk.raw                     the volume at that instant
+//! snapshots/snap-A/disk.vmdk, disk.vhd          the same in formats of other clouds
 //! snapshots/snap-A/snapshot.json                what is known of it
 //! snapshots/snap-A/blocks.*, heatmap.svg        what it holds
 //! snapshots/snap-A/partitions/2-root.raw        a partition of it; snap-A does not list the folder
 //! snapshots/snap-A/partitions/partitions.json   what is known of all of them
 //! changes/snap-A..snap-B/delta.raw              B's bytes where it differs from A
+//! changes/snap-A..snap-B/overlay.qcow2          the same, over the image of A
 //! changes/snap-A..snap-B/changes.*, heatmap.svg where that is
 //! changes/snap-A..snap-B/summary.json           how much that is
 //! volumes/vol-1/2026-06-30T120000Z -> ../../snapshots/snap-A
@@ -17,6 +19,7 @@
 mod attributes;
 mod contents;
 mod drawn;
+mod formatted;
 mod listing;
 mod names;
 mod nodes;
@@ -176,7 +179,12 @@ impl Tree {
             Node::Partitions(head) => self.partition(head, name).await?,
             Node::Folder(subject) => {
                 let file = subject.files().find(|(_, known, _)| *known == name);
-                file.map(|(_, _, file)| Node::File(subject.clone(), file))
+                match file {
+                    Some((_, _, file)) if self.is_there(subject, file).await? => {
+                        Some(Node::File(subject.clone(), file))
+                    }
+                    _ => None,
+                }
             }
             Node::Volumes => {
                 let listing = self.listing().await?;
@@ -223,6 +231,7 @@ impl Tree {
             Node::File(subject, file) => {
                 let sizes = match file {
                     File::Disk => self.disk_size(subject, ino).await?,
+                    File::Vmdk | File::Vhd => self.formatted_size(subject, *file).await?,
                     file => {
                         let size = self.listed_size(subject, *file, ino).await?;
                         (size, size)
@@ -260,6 +269,7 @@ impl Tree {
         }
         let size = match file {
             File::Disk => self.drawn(subject).await?.held(),
+            File::Overlay => self.overlay(subject).await?.size(),
             file => self.rendered(subject, file).await?.size(),
         };
         self.sizes.lock().put(ino, size);
@@ -310,6 +320,7 @@ impl Tree {
             }
             Node::Folder(subject) => subject
                 .files()
+                .filter(|(.., file)| self.is_listed(&subject, *file))
                 .map(|(ino, name, _)| FolderEntry::new(ino, FileKind::Regular, name))
                 .collect(),
             Node::Partitions(head) => self.partition_lines(&head).await?,
@@ -341,6 +352,9 @@ impl Tree {
                 let image = image.ok_or_else(|| Error::new(Kind::Invalid, "no image"))?;
                 Contents::Image(image)
             }
+            (File::Vhd, None) => Contents::Formatted(self.vhd_file(&subject).await?),
+            (File::Vmdk, None) => Contents::Rendered(self.vmdk_file(&subject).await?),
+            (File::Overlay, Some(_)) => Contents::Formatted(self.overlay(&subject).await?),
             (File::Description, _) => {
                 Contents::Description(description(&self.known(&subject.head)))
             }

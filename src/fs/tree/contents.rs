@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::partitions::RangeImage;
+use super::formatted::FormattedImage;
 use crate::error::Result;
 use crate::image::Image;
 use crate::maps::Text;
@@ -14,6 +15,7 @@ pub(in crate::fs) enum Contents {
     Image(Arc<Image>),
     /// Parts of an image.
     Ranges(RangeImage),
+    Formatted(FormattedImage),
     Rendered(Rendered),
     /// Its bytes can differ at the next opening.
     Description(String),
@@ -29,6 +31,7 @@ impl Contents {
         match self {
             Self::Image(image) => image.read_at(offset, len).await,
             Self::Ranges(ranges) => ranges.read_at(offset, len).await,
+            Self::Formatted(file) => file.read_at(offset, len).await,
             Self::Rendered(rendered) => Ok(rendered.read_at(offset, len)),
             Self::Description(text) => {
                 Ok(Rendered::Whole(Bytes::from(text.clone())).read_at(offset, len))
@@ -42,6 +45,7 @@ impl Contents {
             Self::Image(image) if to_data => return image.seek_data(offset).await,
             Self::Image(image) => return image.seek_hole(offset).await,
             Self::Ranges(ranges) => return ranges.seek(offset, to_data).await,
+            Self::Formatted(file) => return file.seek(offset, to_data).await,
             Self::Rendered(rendered) => rendered.size(),
             Self::Description(text) => text.len() as u64,
         };

@@ -15,6 +15,8 @@ use tokio::sync::OnceCell;
 use super::contents::Rendered;
 use super::names::File;
 use crate::error::{Error, Kind, Result};
+use crate::files::blocking;
+use crate::formats::{Backing, Qcow2Layout};
 use crate::image::Image;
 use crate::maps::{Map, Text, Totals, title};
 
@@ -30,6 +32,7 @@ pub(super) struct Drawn {
     /// Of a delta: its image.
     image: Option<Arc<Image>>,
     texts: Mutex<HashMap<File, Drawing>>,
+    overlay: OnceCell<Arc<Qcow2Layout>>,
 }
 
 /// A file being drawn, or drawn. Its own thread finishes the work even if no caller waits for it.
@@ -46,6 +49,7 @@ impl Drawn {
             names,
             image,
             texts: Mutex::default(),
+            overlay: OnceCell::new(),
         })
     }
 
@@ -66,7 +70,21 @@ impl Drawn {
             Some(Ok(rendered)) => Some(rendered.memory()),
             _ => None,
         });
-        self.map.memory() + drawn.sum::<usize>()
+        let overlay = self.overlay.get().map_or(0, |layout| layout.memory());
+        self.map.memory() + drawn.sum::<usize>() + overlay
+    }
+
+    /// The changed blocks of a delta over the image of its base, which the mount shows too.
+    async fn overlay(&self) -> Result<Arc<Qcow2Layout>> {
+        let make = || async {
+            let (Map::Changes(delta), (Some(base), _)) = (self.map.clone(), &self.names) else {
+                return Err(Error::new(Kind::Invalid, "nothing to draw"));
+            };
+            let backing = Backing::raw(format!("../../snapshots/{base}/disk.raw"))?;
+            // Counting the blocks of a large map takes some milliseconds.
+            blocking(move || Ok(Arc::new(Qcow2Layout::new(&delta, Some(&backing))))).await
+        };
+        self.overlay.get_or_try_init(make).await.cloned()
     }
 
     /// A file, drawn at its first sight.
@@ -137,6 +155,13 @@ impl Drawings {
         let rendered = drawn.render(file).await?;
         self.make_room();
         Ok(rendered)
+    }
+
+    /// The qcow2 file over the base of what is kept.
+    pub(super) async fn overlay(&self, drawn: &Drawn) -> Result<Arc<Qcow2Layout>> {
+        let layout = drawn.overlay().await?;
+        self.make_room();
+        Ok(layout)
     }
 
     /// Drops the least recently used, but never the last one.

@@ -53,12 +53,18 @@ pub(super) enum File {
     Summary,
     /// A picture of the map.
     Heatmap,
+    /// A VMDK descriptor that names the image.
+    Vmdk,
+    /// The image as a fixed VHD.
+    Vhd,
+    /// The changed blocks over the base, as qcow2.
+    Overlay,
 }
 
 /// Files of a folder, in the order of their inode numbers.
-pub(super) type FileTable = [(&'static str, File); 7];
+pub(super) type FileTable = [(&'static str, File)];
 
-pub(super) const SNAPSHOT_FILES: FileTable = [
+pub(super) const SNAPSHOT_FILES: &FileTable = &[
     ("disk.raw", File::Disk),
     ("snapshot.json", File::Description),
     ("blocks.json", File::Map(Format::Json)),
@@ -66,9 +72,11 @@ pub(super) const SNAPSHOT_FILES: FileTable = [
     ("blocks.bmap", File::Map(Format::Bmap)),
     ("blocks.mapfile", File::Map(Format::Mapfile)),
     ("heatmap.svg", File::Heatmap),
+    ("disk.vmdk", File::Vmdk),
+    ("disk.vhd", File::Vhd),
 ];
 
-pub(super) const PAIR_FILES: FileTable = [
+pub(super) const PAIR_FILES: &FileTable = &[
     ("delta.raw", File::Disk),
     ("summary.json", File::Summary),
     ("changes.json", File::Map(Format::Json)),
@@ -76,6 +84,7 @@ pub(super) const PAIR_FILES: FileTable = [
     ("changes.bmap", File::Map(Format::Bmap)),
     ("changes.mapfile", File::Map(Format::Mapfile)),
     ("heatmap.svg", File::Heatmap),
+    ("overlay.qcow2", File::Overlay),
 ];
 
 /// The inode number of a folder or link by its path from the mountpoint.

@@ -63,8 +63,8 @@ impl Subject {
 
     fn table(&self) -> &'static FileTable {
         match self.base {
-            Some(_) => &PAIR_FILES,
-            None => &SNAPSHOT_FILES,
+            Some(_) => PAIR_FILES,
+            None => SNAPSHOT_FILES,
         }
     }
 

@@ -43,6 +43,8 @@ struct Account {
 
 const VOLUMES_OF_ACCOUNT: [&str; 3] = ["vol-1", "vol-2", "/dev/sda"];
 const SNAPSHOTS_OF_ACCOUNT: u64 = 8;
+/// A snapshot of this number has as many GiB, and one more.
+const LARGEST_VHD: u64 = 2039;
 
 fn snapshot(number: u64) -> Arc<Snapshot> {
     let mut snapshot = Snapshot::unknown(format!("snap-{number:x}").parse().unwrap());
@@ -68,6 +70,7 @@ impl Catalog for Account {
         id: &'a SnapshotId,
     ) -> BoxFuture<'a, Result<(Snapshot, Arc<dyn BlockSource>)>> {
         let found = (0..SNAPSHOTS_OF_ACCOUNT)
+            .chain(LARGEST_VHD..=LARGEST_VHD + 1)
             .map(snapshot)
             .find(|of| of.id == *id);
         let opened = found.map(|found| {
@@ -276,5 +279,37 @@ fn a_link_that_the_kernel_still_knows_leads_where_it_was_last_looked_up() {
             panic!("not a link");
         };
         assert_eq!(link.snapshot.as_str(), target);
+    }
+}
+
+#[test]
+fn a_vhd_is_shown_up_to_2040_gib_and_reads_as_the_image_with_a_footer() {
+    let tree = tree(Vec::new());
+    let mut known = Lookups::new();
+    for (number, is_there) in [(LARGEST_VHD, true), (LARGEST_VHD + 1, false)] {
+        let folder = format!("snapshots/snap-{number:x}");
+        let found = walk(&tree, &mut known, &format!("{folder}/disk.vhd")).unwrap();
+        assert_eq!(found.is_some(), is_there, "{folder}");
+        let folder = walk(&tree, &mut known, &folder).unwrap().unwrap();
+        let folder = folder.last().unwrap().ino;
+        let listed = lines(&tree, folder)
+            .iter()
+            .any(|line| line.name == "disk.vhd");
+        assert_eq!(listed, is_there);
+        let Some(vhd) = found else {
+            continue;
+        };
+        let (ino, size) = (vhd.last().unwrap().ino, vhd.last().unwrap().size);
+        assert_eq!(size, (2040 << 30) + 512);
+        let vhd = wait(tree.contents(ino)).unwrap();
+        let end = wait(vhd.read_at((2040 << 30) - 4, 4096)).unwrap();
+        assert_eq!(end.len(), 516);
+        assert_eq!(end[..12], *b"\0\0\0\0conectix");
+        // A volume of holes: the footer is all of the data.
+        let seek = |offset, to_data| wait(vhd.seek(offset, to_data)).unwrap();
+        assert_eq!(seek(0, true), Some(2040 << 30));
+        assert_eq!(seek(0, false), Some(0));
+        assert_eq!(seek(2040 << 30, false), Some(size));
+        assert_eq!(seek(size, true), None);
     }
 }
