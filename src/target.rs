@@ -101,6 +101,11 @@ pub trait Target: Send + Sync {
     /// What it is.
     fn kind(&self) -> TargetKind;
 
+    /// Whether its bytes are those of the volume and nothing else, so that its size tells what is too much or missing.
+    fn is_raw(&self) -> bool {
+        true
+    }
+
     /// Where its state files are.
     fn state(&self) -> StatePaths;
 

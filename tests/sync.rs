@@ -5,6 +5,7 @@ mod ebs;
 mod evidence;
 mod failing;
 mod foreign;
+mod formats;
 mod half_way;
 mod hostile;
 mod killed;

@@ -13,6 +13,7 @@ use super::target::local_target;
 use crate::block::{BLOCK_SIZE, BlockIndex, BlockSet};
 use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::error::{Error, Kind, Remedy, Result};
+use crate::formats::ImageFormat;
 use crate::repository::{Address, Lease, ManifestName, RepositoryCatalog};
 use crate::snapshot::{Selector, Snapshot, SnapshotId, SnapshotState};
 use crate::source::{BlockSource, Catalog, DamagedSource, DiskSource};
@@ -286,6 +287,15 @@ fn disk(request: &SourceRequest<'_>) -> Result<OpenedSource> {
     let path = Path::new(name)
         .canonicalize()
         .map_err(|error| Error::of_file(name.as_ref(), "cannot find", error))?;
+    let format = ImageFormat::of(&path);
+    if format != ImageFormat::Raw {
+        let what = format!(
+            "cannot read {name}: a source is a raw image, not a .{} file",
+            format.name()
+        );
+        let remedy = "make a raw image of it: qemu-img convert -O raw";
+        return Err(Error::new(Kind::Invalid, what).with_remedy(Remedy::Do(remedy.into())));
+    }
     let display = path.display().to_string();
     let recorded = sync::status(&*local_target(&display, true, false, request.state_dir)?)?;
     if let Some(Content::Between { head, .. }) = recorded.content {

@@ -48,7 +48,7 @@ const IN_FLIGHT_WITH_PACKS: u32 = 40;
 /// Copy a snapshot, or only the blocks changed since another one, to one or more targets
 #[derive(Args, Debug)]
 #[command(
-    long_about = "Copy a snapshot, or only the blocks changed since another one, to raw images, block devices, new EBS snapshots \
+    long_about = "Copy a snapshot, or only the blocks changed since another one, to images, block devices, new EBS snapshots \
     and repositories in object stores.\n\n\
     The same command again resumes where it was stopped or killed. A new image appears whole or not at all. A device, or an image \
     with --in-place, is recorded as unusable until it is whole.\n\n\
@@ -60,7 +60,7 @@ pub(super) struct SyncArgs {
     /// or a snapshot of a repository, s3://BUCKET/PREFIX#SNAPSHOT, #latest, #VOLUME or #VOLUME@TIME
     #[arg(required_unless_present = "status")]
     source: Option<String>,
-    /// Targets to write: raw images, block devices, `ebs:` or ebs:REGION for a new EBS snapshot, s3://BUCKET/PREFIX (az://,
+    /// Targets to write: raw images (.qcow2, .vhd and .vmdk: images of that format), block devices, `ebs:` or ebs:REGION for a new EBS snapshot, s3://BUCKET/PREFIX (az://,
     /// gs://, file:///FOLDER) for a repository
     #[arg(required_unless_present = "status", value_name = "TARGET")]
     targets: Vec<String>,

@@ -101,7 +101,9 @@ impl DiskSource {
                 Err(error) => Err(Error::of_file(&self.path, "cannot seek in", error.into())),
             }
         };
-        let Some(data) = seek(offset, Whence::SeekData)? else {
+        // What lies behind the volume is not its: the footer of a VHD.
+        let data = seek(offset, Whence::SeekData)?;
+        let Some(data) = data.filter(|data| *data < self.geometry.size()) else {
             return Ok(None);
         };
         let hole = seek(data, Whence::SeekHole)?.unwrap_or(self.geometry.size());

@@ -206,6 +206,7 @@ impl TargetCheck {
         let name = self.target.name();
         let before = self.mark().await?;
         if let Some(Mark::Image(image)) = &before
+            && self.target.is_raw()
             && image.size < geometry.size()
         {
             let what = format!(
@@ -236,7 +237,9 @@ impl TargetCheck {
     ) -> CheckReport {
         let damaged = self.record.iter().flat_map(|record| &record.damaged);
         let surplus = match mark {
-            Some(Mark::Image(image)) => image.size.saturating_sub(geometry.size()),
+            Some(Mark::Image(image)) if self.target.is_raw() => {
+                image.size.saturating_sub(geometry.size())
+            }
             _ => 0,
         };
         CheckReport {

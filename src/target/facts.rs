@@ -162,6 +162,10 @@ pub struct Facts {
     pub(crate) no_base: Option<String>,
     /// Whether a new object there would be encrypted; none where that is not known.
     pub encrypts: Option<bool>,
+    /// Whether it is only written whole: where a block is in it depends on which others are.
+    pub(crate) takes_no_delta: bool,
+    /// Whether an unfinished copy of another snapshot cannot become one of this.
+    pub(crate) keeps_no_part: bool,
 }
 
 impl Facts {
@@ -188,6 +192,8 @@ impl Facts {
             replicas: Vec::new(),
             no_base: None,
             encrypts: Some(false),
+            takes_no_delta: false,
+            keeps_no_part: false,
         }
     }
 }

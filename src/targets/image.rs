@@ -1,5 +1,7 @@
-//! [`ImageTarget`]: a sparse raw image that appears whole or not at all, or is changed where it is.
+//! [`ImageTarget`]: a sparse image that appears whole or not at all; a raw one can also be changed where it is.
 
+mod descriptor;
+mod layout;
 mod sink;
 
 use std::fs::{File, OpenOptions};
@@ -17,13 +19,16 @@ use super::raw::{self, Raw};
 use crate::block::{Delta, Geometry};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::{self, FileMark, blocking, copy_data, folder_of, remove_if_there, with_ending};
+use crate::formats::{ImageFormat, check_extent_name};
 use crate::snapshot::SnapshotId;
-use crate::source::{BlockSource, DiskSource};
+use crate::source::BlockSource;
 use crate::target::{
     Base, Existence, Facts, LockPath, Mark, ObserveRequest, Opened, Opening, Replica, SinkBody,
     SinkState, StatePaths, Target, TargetKind, UnfinishedState,
 };
-use sink::{ImageSink, NO_ATTRIBUTES, Replaced, set_attributes};
+use descriptor::{VmdkDescriptor, check_descriptor, flat_file_of};
+use layout::{ImageLayout, read_image};
+use sink::{ImageFile, ImageSink, NO_ATTRIBUTES, Replaced, set_attributes};
 
 /// Filesystems that clone by reference: btrfs, XFS (by default since 2018), bcachefs (linux/magic.h).
 const BY_REFERENCE: [i64; 3] = [0x9123_683e, 0x5846_5342, 0xca45_1a4e];
@@ -42,10 +47,14 @@ impl SinkBody for ImageState {
     const VERSION: u32 = 1;
 }
 
-/// A raw image on this machine.
+/// An image on this machine; its format is the one that the ending of its name stands for.
 #[derive(Debug)]
 pub(crate) struct ImageTarget {
+    /// The file that has the blocks.
     path: PathBuf,
+    format: ImageFormat,
+    /// The file of a VMDK that names `path`.
+    descriptor: Option<PathBuf>,
     name: String,
     as_given: String,
     id: String,
@@ -90,11 +99,34 @@ impl ImageTarget {
             .file_name()
             .ok_or_else(|| wrong("it is no file name"))?;
         let path = folder.join(name);
+        let format = ImageFormat::of(&path);
+        if is_in_place && format != ImageFormat::Raw {
+            return Err(wrong("only a raw image is written in place"));
+        }
+        let name = path.display().to_string();
+        let (path, descriptor) = match format {
+            ImageFormat::Vmdk => {
+                let flat = flat_file_of(&path);
+                let named = flat.file_name().and_then(|name| name.to_str());
+                let named = named.ok_or_else(|| wrong("its name is no UTF-8"))?;
+                check_extent_name(named)
+                    .map_err(|error| error.context(format!("cannot write {as_given}")))?;
+                (flat, Some(path))
+            }
+            _ => (path, None),
+        };
+        // An image of another format under the same name is another object.
+        let kind = match format {
+            ImageFormat::Raw => "file",
+            other => other.name(),
+        };
         Ok(Self {
-            name: path.display().to_string(),
-            id: format!("file:{}", path.display()),
+            id: format!("{kind}:{name}"),
+            name,
             as_given,
             path,
+            format,
+            descriptor,
             is_in_place,
         })
     }
@@ -127,9 +159,16 @@ impl ImageTarget {
                 // A process that has the old image open keeps it: the new one is another file.
                 false => facts.warnings = held_by,
             }
-            if !self.is_in_place && *ask.base != Base::None && !is_by_reference(&self.path) {
+            let is_cloned = !self.is_in_place && self.format != ImageFormat::Qcow2;
+            if is_cloned && *ask.base != Base::None && !is_by_reference(&self.path) {
                 facts.clone_bytes = metadata.blocks() * 512;
             }
+        }
+        facts.takes_no_delta = self.format == ImageFormat::Qcow2;
+        // A part of another snapshot has other tables, or a footer in another place.
+        facts.keeps_no_part = matches!(self.format, ImageFormat::Qcow2 | ImageFormat::Vhd);
+        if let Some(path) = &self.descriptor {
+            check_descriptor(path, &self.path)?;
         }
         if !self.is_in_place {
             let free = nix::sys::statvfs::statvfs(folder_of(&self.path));
@@ -182,6 +221,7 @@ impl ImageTarget {
         let part = self.part();
         let failed = |error| Error::of_file(&part, "cannot write", error);
         self.check_image(opening)?;
+        let layout = self.layout(opening)?;
         remove_if_there(&part)?;
         let file = OpenOptions::new()
             .read(true)
@@ -191,44 +231,63 @@ impl ImageTarget {
             .custom_flags(libc::O_NOFOLLOW)
             .open(&part)
             .map_err(failed)?;
-        let geometry = opening.plan.head();
-        file.set_len(geometry.size()).map_err(failed)?;
+        file.set_len(layout.file_size()).map_err(failed)?;
         let file = Arc::new(file);
-        if opening.plan.base().is_some() {
-            let cloned = self.clone_into(&file, geometry, opening).await;
-            if let Err(error) = cloned {
-                // A partial clone is useless, and its bytes may be what fills the disk.
-                remove_if_there(&part)?;
-                return Err(error);
+        let filled = async {
+            if let Some(base) = opening.plan.base() {
+                let size = layout.clone_size(base);
+                self.clone_into(&file, size, opening).await?;
             }
+            write_tables(&layout, &part, &file).await
+        };
+        if let Err(error) = filled.await {
+            // A partial clone is useless, and its bytes may be what fills the disk.
+            remove_if_there(&part)?;
+            return Err(error);
         }
-        let sink = ImageSink::new(
-            self.raw(&part, &file, geometry)?,
-            Some(self.replaced()?),
-            opening.source,
-        );
+        let replaced = Some(self.replaced()?);
+        let sink = self.sink(&part, &file, &layout, replaced, opening)?;
         (opening.name)(&sink.state()?)?;
         Ok(sink)
     }
 
-    /// Clones the image into a part. The image's mark must match the decision before and after.
-    async fn clone_into(
+    /// The layout of the image that a plan makes.
+    fn layout(&self, opening: &Opening<'_>) -> Result<ImageLayout> {
+        let layout = ImageLayout::of(self.format, opening.plan, opening.source);
+        layout.map_err(|error| error.context(format!("cannot write {}", self.name)))
+    }
+
+    fn sink(
         &self,
-        part: &Arc<File>,
-        geometry: Geometry,
+        path: &Path,
+        file: &File,
+        layout: &ImageLayout,
+        image: Option<Replaced>,
         opening: &Opening<'_>,
-    ) -> Result<()> {
+    ) -> Result<ImageSink> {
+        let raw = self.raw(path, file, opening.plan.head())?;
+        let descriptor = self.descriptor.as_ref().map(|path| VmdkDescriptor {
+            path: path.clone(),
+            flat: self.path.clone(),
+            size: opening.plan.head().size(),
+        });
+        let file = ImageFile {
+            format: self.format,
+            size: layout.file_size(),
+            descriptor,
+        };
+        let raw = raw.with_layout(layout.blocks());
+        Ok(ImageSink::new(raw, file, image, opening.source))
+    }
+
+    /// Clones the first `size` bytes of the image into a part. The image's mark must match the decision before and after.
+    async fn clone_into(&self, part: &Arc<File>, size: u64, opening: &Opening<'_>) -> Result<()> {
         let failed = |error| Error::of_file(&self.path, "cannot clone", error);
         let old = Arc::new(File::open(&self.path).map_err(failed)?);
         self.check_mark(&old, opening)?;
         let (from, to, stop) = (Arc::clone(&old), Arc::clone(part), opening.stop.clone());
         let (image, path) = (self.path.clone(), self.part());
-        blocking(move || {
-            copy_data(&from, &image, &to, &path, 0..geometry.size(), &|| {
-                stop.check()
-            })
-        })
-        .await?;
+        blocking(move || copy_data(&from, &image, &to, &path, 0..size, &|| stop.check())).await?;
         let to = Arc::clone(part);
         blocking(move || {
             to.sync_all()
@@ -276,15 +335,14 @@ impl ImageTarget {
         Err(super::changed(&self.name))
     }
 
-    fn raw(&self, path: &Path, file: &Arc<File>, geometry: Geometry) -> Result<Raw> {
+    fn raw(&self, path: &Path, file: &File, geometry: Geometry) -> Result<Raw> {
         let file = file
             .try_clone()
             .map_err(|error| Error::of_file(path, "cannot open", error))?;
         Ok(Raw::new(path, file, geometry, raw::RawKind::File))
     }
 
-    fn resumed(&self, opening: &Opening<'_>) -> Result<ImageSink> {
-        let geometry = opening.plan.head();
+    async fn resumed(&self, opening: &Opening<'_>) -> Result<ImageSink> {
         let part = self.part();
         if self.is_in_place || !part.exists() {
             return self.in_place(opening);
@@ -295,12 +353,12 @@ impl ImageTarget {
             return Err(Error::new(Kind::Denied, what).with_remedy(Remedy::Restart));
         };
         let failed = |error| Error::of_file(&part, "cannot write", error);
-        sink::cut_to(&file, geometry.size()).map_err(failed)?;
-        let sink = ImageSink::new(
-            self.raw(&part, &Arc::new(file), geometry)?,
-            Some(self.replaced()?),
-            opening.source,
-        );
+        let layout = self.layout(opening)?;
+        sink::cut_to(&file, layout.file_size()).map_err(failed)?;
+        let file = Arc::new(file);
+        write_tables(&layout, &part, &file).await?;
+        let replaced = Some(self.replaced()?);
+        let sink = self.sink(&part, &file, &layout, replaced, opening)?;
         (opening.name)(&sink.state()?)?;
         Ok(sink)
     }
@@ -320,8 +378,8 @@ impl ImageTarget {
             remove_if_there(&self.part())?;
         }
         let len = file.metadata().map_err(failed)?.len();
-        let file = Arc::new(file);
-        let sink = ImageSink::new(self.raw(&self.path, &file, geometry)?, None, opening.source);
+        let layout = self.layout(opening)?;
+        let sink = self.sink(&self.path, &file, &layout, None, opening)?;
         (opening.name)(&sink.state()?)?;
         if self.is_in_place {
             // What is between two snapshots is neither.
@@ -348,6 +406,10 @@ impl Target for ImageTarget {
             true => TargetKind::ImageInPlace,
             false => TargetKind::Image,
         }
+    }
+
+    fn is_raw(&self) -> bool {
+        self.format == ImageFormat::Raw
     }
 
     fn state(&self) -> StatePaths {
@@ -387,7 +449,7 @@ impl Target for ImageTarget {
     fn open<'a>(&'a self, opening: Opening<'a>) -> BoxFuture<'a, Result<Opened>> {
         async move {
             let sink = match (opening.resume, self.is_in_place) {
-                (Some(_), _) => self.resumed(&opening)?,
+                (Some(_), _) => self.resumed(&opening).await?,
                 (None, true) => self.in_place(&opening)?,
                 (None, false) => self.new_part(&opening).await?,
             };
@@ -405,17 +467,18 @@ impl Target for ImageTarget {
         _replica: Option<&'a str>,
         geometry: Geometry,
     ) -> BoxFuture<'a, Result<Arc<dyn BlockSource>>> {
-        async move {
-            let path = self.path.clone();
-            let disk = blocking(move || DiskSource::open_past_cache(&path, geometry)).await?;
-            Ok(Arc::new(disk) as Arc<dyn BlockSource>)
-        }
-        .boxed()
+        read_image(self.format, &self.path, geometry).boxed()
     }
 
     fn discard<'a>(&'a self, _left: &'a SinkState) -> BoxFuture<'a, Result<()>> {
         std::future::ready(remove_if_there(&self.part())).boxed()
     }
+}
+
+/// Writes what the file has besides the volume, on a thread that may wait.
+async fn write_tables(layout: &ImageLayout, path: &Path, file: &Arc<File>) -> Result<()> {
+    let (layout, path, file) = (layout.clone(), path.to_owned(), Arc::clone(file));
+    blocking(move || layout.write_tables(&path, &file)).await
 }
 
 /// Whether a file is the one of this state after it was published: its number alone may be another file's by now.

@@ -11,8 +11,9 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 
 use crate::block::{BLOCK_SIZE, BlockIndex, Extent, Geometry, ZEROES};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::blocking;
+use crate::formats::Qcow2Layout;
 
 /// Bytes that one call zeroes: where they must be read for that, a run stops within a second even at 64 MiB/s.
 const ZEROED_AT_ONCE: u64 = 64 << 20;
@@ -26,6 +27,8 @@ pub(super) struct Raw {
     file: Arc<File>,
     geometry: Geometry,
     kind: RawKind,
+    /// Where blocks are; none where each is at its own offset.
+    layout: Option<Arc<Qcow2Layout>>,
 }
 
 /// What is open.
@@ -45,7 +48,13 @@ impl Raw {
             file: Arc::new(file),
             geometry,
             kind,
+            layout: None,
         }
+    }
+
+    /// The same, with blocks where a layout has them.
+    pub(super) fn with_layout(self, layout: Option<Arc<Qcow2Layout>>) -> Self {
+        Self { layout, ..self }
     }
 
     /// Its path.
@@ -70,7 +79,14 @@ impl Raw {
 
     /// Writes a block.
     pub(super) async fn write_block(&self, index: BlockIndex, bytes: Bytes) -> Result<()> {
-        let offset = self.geometry.offset(index);
+        let offset = match &self.layout {
+            None => self.geometry.offset(index),
+            Some(layout) => layout.offset_of(index).ok_or_else(|| {
+                let path = self.path.display();
+                let what = format!("cannot write {path}: block {index} has no place in it");
+                Error::new(Kind::Corrupt, what).with_remedy(Remedy::Restart)
+            })?,
+        };
         self.with("cannot write", move |file| {
             file.write_all_at(&bytes, offset)
         })
@@ -79,9 +95,27 @@ impl Raw {
 
     /// Makes blocks read as zeroes, whatever was there.
     pub(super) async fn write_zeroes(&self, extent: Extent) -> Result<()> {
-        let mut at = self.geometry.offset(extent.start());
-        let end = self.geometry.offset(extent.end());
-        let kind = self.kind;
+        let Some(layout) = &self.layout else {
+            let start = self.geometry.offset(extent.start());
+            return self.zero(start, self.geometry.offset(extent.end())).await;
+        };
+        // A block without a place reads as zeroes.
+        let runs: Vec<_> = layout
+            .data()
+            .runs_in(extent.start(), extent.end())
+            .collect();
+        for run in runs {
+            if let Some(start) = layout.offset_of(run.start()) {
+                let len = u64::from(run.count()) * u64::from(BLOCK_SIZE);
+                self.zero(start, start + len).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Zeroes bytes of the file.
+    async fn zero(&self, start: u64, end: u64) -> Result<()> {
+        let (mut at, kind) = (start, self.kind);
         while at < end {
             let len = (end - at).min(ZEROED_AT_ONCE);
             self.with("cannot write zeroes to", move |file| {

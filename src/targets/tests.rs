@@ -1,5 +1,7 @@
 //! The contract of targets and sinks over images and devices.
 
+mod formatted;
+
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;

@@ -141,7 +141,8 @@ impl Decider<'_> {
     /// A target that is proven to hold `held`, but for foreign writes that are to be discarded.
     pub(super) fn holding(&self, held: &str, rewrites: bool) -> Decided {
         let snapshot = held.parse::<SnapshotId>().ok();
-        let snapshot = snapshot.filter(|_| self.source.has_changes);
+        let takes_deltas = self.source.has_changes && !self.seen.facts.takes_no_delta;
+        let snapshot = snapshot.filter(|_| takes_deltas);
         let record = self.seen.record.as_ref();
         // Blocks that were left zero are tried again.
         let retries = rewrites || record.is_some_and(|record| !record.damaged.is_empty());
@@ -159,6 +160,10 @@ impl Decider<'_> {
                 (Base::None, _) | (Base::Auto, None) => Decision::Full,
                 (Base::Auto, Some(base)) => Decision::Delta(vec![base]),
                 (Base::Snapshot(id), Some(base)) if *id == base => Decision::Delta(vec![base]),
+                (Base::Snapshot(_), _) if self.seen.facts.takes_no_delta => {
+                    let why = "an image of its format takes all blocks, not what changed";
+                    return self.refuse(why, Remedy::CopyAll);
+                }
                 (Base::Snapshot(id), _) => {
                     return self.refuse(&format!("it holds {held}, not {id}"), Remedy::BaseAuto);
                 }

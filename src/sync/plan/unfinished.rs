@@ -68,7 +68,8 @@ impl Decider<'_> {
 
     /// The snapshot of the same volume that a part is an unfinished copy of, if the command wants another one of it.
     fn part_of_other(&self, task: &Task) -> Option<SnapshotId> {
-        let is_part = !task.in_place && !self.seen.kind.is_in_place();
+        let is_part =
+            !task.in_place && !self.seen.kind.is_in_place() && !self.seen.facts.keeps_no_part;
         let is_there = matches!(
             self.seen.facts.left,
             UnfinishedState::Proven | UnfinishedState::Unproven

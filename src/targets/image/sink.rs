@@ -17,17 +17,30 @@ use tracing::debug;
 
 use super::super::raw::Raw;
 use super::ImageState;
+use super::descriptor::VmdkDescriptor;
+use super::layout::read_image;
 use crate::block::{BlockIndex, BlockSet, Digest, Extent};
 use crate::error::{Error, Result};
 use crate::files::{FileMark, refuse_special, sync_folder};
+use crate::formats::ImageFormat;
 use crate::snapshot::Snapshot;
-use crate::source::{BlockSource, DiskSource};
+use crate::source::BlockSource;
 use crate::target::{Mark, Published, Sink, SinkState, SourceInfo, Written};
 use crate::targets::TWO_TICKS;
+
+/// What the file of an image is to be.
+pub(super) struct ImageFile {
+    pub(super) format: ImageFormat,
+    /// Bytes of the file.
+    pub(super) size: u64,
+    /// The file that names it.
+    pub(super) descriptor: Option<VmdkDescriptor>,
+}
 
 /// An image being written.
 pub(super) struct ImageSink {
     raw: Raw,
+    file: ImageFile,
     /// What the part becomes; none in place.
     image: Option<Replaced>,
     /// The extended attributes that it gets.
@@ -120,10 +133,16 @@ impl std::fmt::Debug for ImageSink {
 }
 
 impl ImageSink {
-    pub(super) fn new(raw: Raw, image: Option<Replaced>, source: &SourceInfo) -> Self {
+    pub(super) fn new(
+        raw: Raw,
+        file: ImageFile,
+        image: Option<Replaced>,
+        source: &SourceInfo,
+    ) -> Self {
         let snapshot = source.snapshot.as_ref();
         Self {
             raw,
+            file,
             image,
             attributes: snapshot.map_or(NO_ATTRIBUTES, Snapshot::attributes),
             time: source.time(),
@@ -152,7 +171,7 @@ impl ImageSink {
     }
 
     async fn publish(&self) -> Result<Published> {
-        let size = self.raw.geometry().size();
+        let size = self.file.size;
         let (attributes, time) = (self.attributes.clone(), self.time);
         self.raw
             .with("cannot finish", move |file| {
@@ -171,6 +190,10 @@ impl ImageSink {
             let failed = |error| Error::of_file(&image.path, "cannot replace", error);
             let part = self.raw.path();
             let file = File::open(part).map_err(failed)?;
+            // Before the image: once that has its name, a run that was killed counts as ended.
+            if let Some(descriptor) = &self.file.descriptor {
+                descriptor.write()?;
+            }
             image.replace(part, &file).map_err(failed)??;
             sync_folder(&image.path).map_err(failed)?;
         }
@@ -211,8 +234,9 @@ impl Sink for ImageSink {
 
     fn read_back(&self) -> BoxFuture<'_, Result<Option<Arc<dyn BlockSource>>>> {
         async {
-            let disk = DiskSource::open_past_cache(self.raw.path(), self.raw.geometry())?;
-            Ok(Some(Arc::new(disk) as Arc<dyn BlockSource>))
+            let path = self.raw.path();
+            let read = read_image(self.file.format, path, self.raw.geometry());
+            read.await.map(Some)
         }
         .boxed()
     }

@@ -87,6 +87,28 @@ pub(super) fn sync(emulator: &Emulator, runs: &[PageRun]) {
     }
 }
 
+pub(super) fn convert(emulator: &Emulator, runs: &[PageRun]) {
+    let page = &runs[0];
+    let volume = emulator.volume("vol-0a");
+    assert_eq!(page.said.matches("Images are identical.").count(), 2);
+    assert!(page.said.contains("Image committed."), "{}", page.said);
+    assert_same(&page.at("copy.raw"), &volume);
+    for (name, format) in [("small.qcow2", "qcow2"), ("stream.vmdk", "vmdk")] {
+        crate::formats::compare(&volume, format, &page.at(name));
+    }
+    // The first snapshot, which lacks what was written later.
+    let said = run(Command::new("qemu-img")
+        .args(["compare", "-f", "qcow2", "-F", "vpc"])
+        .args([page.at("disk.qcow2"), page.at("disk.vhd")]));
+    assert!(said.contains("Images are identical."), "{said}");
+    let id = &emulator.made()[0].0;
+    page.assert_says(&[&format!("holds {id}\n")]);
+    run(Command::new("tar")
+        .args(["--extract", "--file", "disk.tar.gz"])
+        .current_dir(page.folder.path()));
+    assert_same(&page.at("disk.raw"), &volume);
+}
+
 pub(super) fn repository(emulator: &Emulator, runs: &[PageRun]) {
     let page = &runs[0];
     page.assert_says(&["2 snapshots, 2 segments", "read all "]);

@@ -511,3 +511,35 @@ fn trust_applies_to_unproven_content_and_covers_untouched_blocks_of_an_unfinishe
         ),
     ]);
 }
+
+#[test]
+fn a_target_that_takes_no_delta_gets_all_blocks_and_no_part_of_another_snapshot() {
+    let source = snapshot(Some(false));
+    let limited = |mut seen: Observed| {
+        seen.facts.takes_no_delta = true;
+        seen.facts.keeps_no_part = true;
+        seen
+    };
+    let held = || limited(recorded(TargetKind::Image));
+    for base in [Base::None, Base::Auto] {
+        let decided = decide(&job(base), &source, &held());
+        assert_eq!(decided.decision, Decision::Full);
+    }
+    let decided = decide(&job(Base::Snapshot(id(HELD))), &source, &held());
+    let refused = decided.refusal().unwrap();
+    assert!(refused.chain().contains("takes all blocks"));
+    assert_eq!(refused.remedy(), Some(&Remedy::CopyAll));
+    // It holds the source already: there is no delta to take.
+    let mut same = held();
+    same.record = Some(holds(HEAD, Some(VOLUME), Some(mark(1))));
+    let decided = decide(&job(Base::Snapshot(id(HELD))), &source, &same);
+    assert_eq!(decided.decision, Decision::Holds);
+    // Its own part is resumed, one of another snapshot is dropped.
+    let own = part(HEAD, UnfinishedState::Proven, held());
+    let decided = decide(&job(Base::Auto), &source, &own);
+    assert_eq!(decided.decision, Decision::Resume);
+    let other = part(LATER, UnfinishedState::Proven, held());
+    let decided = decide(&job(Base::Auto), &source, &other);
+    assert_eq!(decided.decision, Decision::Full);
+    assert!(decided.drops_unfinished);
+}
