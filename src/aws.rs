@@ -1,7 +1,7 @@
 //! The border to AWS. [`config`] settles Region, profile, endpoints, certificate authorities and proxies, once a run, and
 //! every client of EBS, EC2, STS, SSO and S3 is made from it; [`endpoints`] chooses URLs; [`credentials`] finds, keeps and
 //! renews credentials; [`http`] makes connections; [`mod@classify`] turns a failed call into an error class; [`requests`]
-//! counts requests.
+//! counts requests, [`observer`] shows each to a journal.
 
 mod caller;
 mod classify;
@@ -10,8 +10,10 @@ mod credentials;
 mod endpoints;
 mod environment;
 mod http;
+mod observer;
 mod requests;
 
+pub(crate) use caller::CallerIdentity;
 pub(crate) use classify::presentable;
 pub(crate) use classify::{Action, ErrorClass, classify, classify_reply, classify_sending, skew};
 pub use config::{Aws, ServiceConfig, Settings};
@@ -19,4 +21,5 @@ pub(crate) use credentials::{Credentials, Generation};
 pub(crate) use endpoints::{Given, Service};
 pub use http::Http;
 pub(crate) use http::{Proxies, Unreachable};
+pub(crate) use observer::{ObservedRequest, Observer, RequestObserver};
 pub(crate) use requests::{ActionCounts, RequestCounts};

@@ -10,6 +10,7 @@ mod demo;
 mod digest;
 mod drill;
 mod emulator;
+mod evidence;
 mod help;
 mod inventory;
 mod limits;
@@ -86,6 +87,7 @@ enum Verb {
     Status(status::StatusArgs),
     Verify(Box<verify::VerifyArgs>),
     Digest(Box<digest::DigestArgs>),
+    Evidence(Box<evidence::EvidenceArgs>),
     Record(record::RecordArgs),
     Repository(repository::RepositoryArgs),
     Emulator(emulator::EmulatorArgs),
@@ -171,6 +173,7 @@ fn run(verb: Verb, args: &Args) -> Result<u8> {
         Verb::Status(status) => status.run(),
         Verb::Verify(verify) => verify.run(),
         Verb::Digest(digest) => digest.run(),
+        Verb::Evidence(evidence) => evidence.run(),
         Verb::Record(record) => record.run(),
         Verb::Repository(repository) => repository.run(),
         Verb::Emulator(emulator) => emulator.run(),

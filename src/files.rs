@@ -18,7 +18,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use machine::machine_id;
+pub(crate) use machine::{host_name, machine_id, user_name};
 pub(crate) use own::{OwnFile, create_ours, open_lock, open_ours, read_ours, read_own};
 pub(crate) use sparse::{copy_data, data_after, punch, read_padded};
 pub(crate) use temporary::{safe_parent, temporary_folder};
@@ -74,6 +74,17 @@ impl AtomicFile {
     /// The system's error.
     pub(crate) fn readable_by_all(self) -> Result<Self> {
         let mode = Permissions::from_mode(0o644);
+        let set = self.out.get_ref().set_permissions(mode);
+        set.map_err(|error| Error::of_file(&self.path, "cannot write", error))?;
+        Ok(self)
+    }
+
+    /// The same file for its owner to read, and for no user to write.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub(crate) fn read_only(self) -> Result<Self> {
+        let mode = Permissions::from_mode(0o400);
         let set = self.out.get_ref().set_permissions(mode);
         set.map_err(|error| Error::of_file(&self.path, "cannot write", error))?;
         Ok(self)

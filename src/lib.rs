@@ -40,6 +40,7 @@
 //! | 5 | `attach` | aws, ebs, ec2, repository, targets, capture, sync |
 //! | 5 | [`drill`] | aws, ebs, ec2, repository, targets, capture, sync |
 //! | 5 | [`replicate`] | ebs, ec2, targets, fs, drill, metrics |
+//! | 5 | `evidence` | ebs, ec2, repository, targets, capture, fs, replicate |
 //! | 5 | [`metrics`] | ebs, ec2, image, compare, targets, capture: it sees counts, and the status of a job |
 //! | 6 | [`cli`] | nothing: the one place where concrete types are stacked |
 //! | - | [`emulator`] | everything but [`error`]: it plays the other side |
@@ -212,6 +213,21 @@
 //! ```
 //! `docs/filesystems.md` is the page for operators.
 //!
+//! # The path of evidence
+//! ```text
+//!  cli/evidence       collect    arguments -> EvidenceJob; its journal is shown each request of every client
+//!  aws/http           send       a request, its answer, AWS's id and time of it -> evidence/journal: a line of requests.jsonl
+//!  evidence/collect   collect    one pass: sync/verify/image digest_with, as `ebsfs digest` has it
+//!  sync/verify/image/lanes       MD5 and SHA-256 on one thread, SHA-1 on another, a copy of the image on a third
+//!  evidence/manifest  add        a line of blocks.csv for each block that is held
+//!  evidence/signature sign       ssh-keygen signs the statement, which names the other files by their SHA-256
+//!  evidence/collect   publish    evidence.json last: a directory without it is no evidence
+//!
+//!  cli/evidence/verify verify    evidence/signature check, then each file, then an object, block by block in the order of the
+//!                               manifest: nothing of it is held in memory
+//! ```
+//! `docs/forensics.md` is the page for investigators.
+//!
 //! # Memory
 //! Blocks, cached and in flight together, keep the budget of `--memory` (a hedge holds a second body for a moment). Tokens
 //! are bounded for all snapshots together (32 MiB), and so is presence (48 MiB): two bitmaps in chunks for each snapshot that is
@@ -299,6 +315,7 @@ mod attach;
 mod drill;
 mod metrics;
 
+mod evidence;
 mod replicate;
 
 pub mod cli;

@@ -49,7 +49,9 @@ pub(crate) use source::Source;
 pub(crate) use stage::staged_source;
 pub(crate) use status::{Status, Unfinished, recorded, status, unfinished};
 pub(crate) use transfer::{RecordImport, RecordView, export_record, import_record, view_record};
-pub(crate) use verify::{DigestRequest, HeldBlock, ImageDigests};
+pub(crate) use verify::{
+    DigestRequest, HeldBlock, ImageDigests, describe, digest_of_zeroes, digest_with, ranges,
+};
 
 use crate::error::{Error, Result};
 use crate::target::{Stop, Target, TargetKind};

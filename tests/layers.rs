@@ -96,6 +96,11 @@ const RULES: &[(&str, u8, &str)] = &[
         "capture targets repository ebs ec2 cache image compare sync metrics replicate inventory source readahead digest maps cost progress aws histogram",
     ),
     (
+        "evidence",
+        5,
+        "capture targets repository ebs ec2 cache image compare readahead digest maps cost fs metrics replicate inventory sysfs histogram",
+    ),
+    (
         "drill",
         5,
         "attach capture targets repository ebs ec2 compare sync metrics replicate inventory readahead digest maps cost progress aws histogram",

@@ -29,6 +29,8 @@ mod ebs_target;
 mod ec2;
 mod emulator;
 mod ends;
+#[cfg(feature = "ec2")]
+mod evidence;
 mod faults;
 mod filesystems;
 mod first_run;

@@ -1,7 +1,8 @@
-//! The ARN of the caller, from STS, for the log.
+//! Who calls AWS, from STS: for the log and for evidence.
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::Aws;
@@ -11,13 +12,25 @@ use crate::error::{Error, Kind, Result};
 /// Time limit for STS, which a VPC without its endpoint cannot reach; nothing waits for the answer.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// Who calls AWS, as STS states it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CallerIdentity {
+    /// The account's 12 digits.
+    pub(crate) account: Option<String>,
+    /// ARN of the user or of the session of a role.
+    pub(crate) arn: String,
+    /// The unique id, which stays when a user of the same name is made again.
+    pub(crate) user_id: Option<String>,
+}
+
 impl Aws {
-    /// The caller's ARN, by one request to STS. No policy can deny it:
+    /// Who calls, by one request to STS. No policy can deny it:
     /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetCallerIdentity.html>.
     ///
     /// # Errors
     /// `Unavailable` when STS returns an error or does not answer within 10 s; errors of the endpoint's settings.
-    pub(crate) async fn caller(&self) -> Result<String> {
+    pub(crate) async fn caller(&self) -> Result<CallerIdentity> {
         let config = self.service(Service::Sts)?;
         let sts = aws_sdk_sts::Client::new(&config.sdk);
         let failed = |why| {
@@ -30,6 +43,12 @@ impl Aws {
         let identity = asked
             .map_err(|_| failed("no answer".into()))?
             .map_err(|error| failed(error.into_service_error().to_string()))?;
-        identity.arn.ok_or_else(|| failed("an empty reply".into()))
+        Ok(CallerIdentity {
+            account: identity.account,
+            arn: identity
+                .arn
+                .ok_or_else(|| failed("an empty reply".into()))?,
+            user_id: identity.user_id,
+        })
     }
 }

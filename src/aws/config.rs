@@ -20,6 +20,7 @@ use super::credentials::{Credentials, Loader};
 use super::endpoints::{self, Given, Service, UrlSources};
 use super::environment::{Environment, Profiles};
 use super::http::{Http, Proxies};
+use super::observer::Observer;
 use super::requests::RequestCounts;
 use crate::error::{Error, Kind, Remedy, Result};
 
@@ -56,6 +57,8 @@ pub struct Settings {
     pub(crate) region_option: String,
     /// Counts the requests of all clients that are made from these settings.
     pub(crate) requests: RequestCounts,
+    /// Is shown each request of them, but for those to metadata services.
+    pub(crate) observer: Observer,
 }
 
 /// Settings as they hold for this run.
@@ -169,6 +172,7 @@ impl Settings {
         };
         let proxies = Proxies::of_variables(|name| environment.get(name).map(str::to_owned))?;
         let http = Http::new(proxies, file).map_err(in_words)?;
+        let http = http.observed_by(self.observer.clone());
         let metadata = Http::metadata(file)?;
         let imds_url = variable("AWS_EC2_METADATA_SERVICE_ENDPOINT")
             .or_else(|| of_profile("ec2_metadata_service_endpoint"));

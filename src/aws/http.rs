@@ -30,6 +30,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
 
 use self::connect::Dialer;
+use super::observer::Observer;
 use crate::error::{Kind, Result};
 
 pub(crate) use proxy::Proxies;
@@ -60,6 +61,7 @@ impl StdError for Unreachable {}
 #[derive(Clone)]
 pub struct Http {
     connections: Arc<SharedConnections>,
+    observer: Observer,
 }
 
 struct SharedConnections {
@@ -102,7 +104,14 @@ impl Http {
                 pool,
                 forgotten: Mutex::default(),
             }),
+            observer: Observer::default(),
         }
+    }
+
+    /// The same connections; each request is shown to `observer`.
+    pub(super) fn observed_by(mut self, observer: Observer) -> Self {
+        self.observer = observer;
+        self
     }
 
     /// Closes the idle connections. After one connection was silent the others are suspect too: a firewall that forgot
@@ -146,8 +155,13 @@ impl Http {
         }
         // The lock is not held while the request is under way.
         let pool = self.connections.pool.read().clone();
+        let observed = self.observer.begin(&request);
         let reply = pool.request(request).await;
-        reply.map_err(|error| failed(error.into()))
+        let reply = reply.map_err(|error| failed(error.into()))?;
+        if let Some(observed) = observed {
+            observed.answered(reply.status(), reply.headers());
+        }
+        Ok(reply)
     }
 }
 

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::option_word;
-use crate::aws::{Aws, Given, Http, Proxies, RequestCounts, Service, ServiceConfig, Settings};
+use crate::aws::{
+    Aws, Given, Http, Observer, Proxies, RequestCounts, Service, ServiceConfig, Settings,
+};
 use crate::ebs::{Client, EbsCatalog, Limits};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::inventory::DescribeMachine;
@@ -52,6 +54,9 @@ pub(super) struct AwsArgs {
     /// Counts the requests of all clients that are made from these options.
     #[arg(skip)]
     pub(super) requests: RequestCounts,
+    /// Is shown each request of them.
+    #[arg(skip)]
+    pub(super) observer: Observer,
 }
 
 /// The account and Region of a target, as options other than those of the source name them.
@@ -157,6 +162,7 @@ impl AwsArgs {
             profile_option,
             region_option,
             requests: self.requests.clone(),
+            observer: self.observer.clone(),
         }
     }
 

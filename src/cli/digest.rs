@@ -91,8 +91,10 @@ impl DigestArgs {
         };
         let asked = DigestRequest {
             with_md5: self.md5,
+            with_sha1: false,
             in_flight: self.reading.in_flight(),
             on_block: Some(&mut on_block),
+            copy: None,
         };
         let digests = source_digest(source, asked, &progress, &stop).await;
         end_reading(opened.lease).await;

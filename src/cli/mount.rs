@@ -328,7 +328,8 @@ fn tell_caller(config: Aws, origin: &Provenance) {
     tokio::spawn(async move {
         let identity = config.caller().await;
         // Later openings log it.
-        let _ = caller.set(identity.unwrap_or_else(|error| format!("unknown ({})", error.chain())));
+        let arn = identity.map(|identity| identity.arn);
+        let _ = caller.set(arn.unwrap_or_else(|error| format!("unknown ({})", error.chain())));
     });
 }
 

@@ -14,6 +14,7 @@ use super::store::{
     check_s3,
 };
 use super::target::{TargetRequest, ToArgs};
+use crate::aws::{CallerIdentity, Observer, RequestCounts};
 use crate::error::Result;
 use crate::files::default_state_dir;
 use crate::repository::{Address, Bandwidth, RepositoryCatalog};
@@ -46,6 +47,20 @@ pub(super) struct ReadArgs {
 }
 
 impl ReadArgs {
+    /// Shows `observer` each request of the clients that are made from now on; the counts of these.
+    pub(super) fn observe(&mut self, observer: Observer) -> RequestCounts {
+        self.aws.observer = observer;
+        self.aws.requests.clone()
+    }
+
+    /// Who calls AWS, by STS.
+    ///
+    /// # Errors
+    /// As for [`crate::aws::Aws::caller`]; errors of the settings.
+    pub(super) async fn caller(&self) -> Result<CallerIdentity> {
+        self.aws.load_with_credentials().await?.caller().await
+    }
+
     /// Directory for the records and digests of devices.
     pub(super) fn state_dir(&self) -> PathBuf {
         self.state_dir.clone().unwrap_or_else(default_state_dir)

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::output;
 use super::reading::ReadArgs;
@@ -113,6 +113,15 @@ fn json_report(report: &CheckReport, out: &mut dyn std::io::Write) -> std::io::R
         "damaged_in_source": report.damaged_in_source,
         "differing_blocks": report.differing_blocks(),
     });
+    with_ranges(&head, report.ranges(), out)
+}
+
+/// A JSON object on a line, with ranges of bytes as its last member.
+pub(super) fn with_ranges(
+    head: &Value,
+    ranges: impl Iterator<Item = (u64, u64)>,
+    out: &mut dyn std::io::Write,
+) -> std::io::Result<()> {
     let head = head.to_string();
     // There can be millions: one at a time.
     write!(
@@ -120,7 +129,7 @@ fn json_report(report: &CheckReport, out: &mut dyn std::io::Write) -> std::io::R
         "{},\"differing\":[",
         head.strip_suffix('}').unwrap_or(&head)
     )?;
-    for (number, (offset, length)) in report.ranges().enumerate() {
+    for (number, (offset, length)) in ranges.enumerate() {
         let comma = if number == 0 { "" } else { "," };
         write!(
             out,

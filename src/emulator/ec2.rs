@@ -73,6 +73,9 @@ impl QueryForm {
 impl Emulator {
     /// Performs one action. In another Region there is nothing.
     pub(super) fn ec2(&self, action: &str, body: &[u8], here: bool) -> Result<Reply, Refusal> {
+        if action == "GetCallerIdentity" {
+            return Ok(caller_identity());
+        }
         let form = QueryForm(form_urlencoded::parse(body).into_owned().collect());
         let inner = match action {
             "DescribeSnapshots" => self.describe_snapshots(&form, here)?,
@@ -170,6 +173,18 @@ impl Emulator {
         store.save(&record).map_err(|_| Refusal::internal())?;
         Ok("<return>true</return>".into())
     }
+}
+
+/// The reply of STS, whose API is a query API too: one user has the one key.
+fn caller_identity() -> Reply {
+    let id = request_id();
+    let text = format!(
+        "<GetCallerIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><GetCallerIdentityResult>\
+         <Arn>arn:aws:iam::{ACCOUNT}:user/emulator</Arn><UserId>AIDAEMULATOR</UserId><Account>{ACCOUNT}</Account>\
+         </GetCallerIdentityResult><ResponseMetadata><RequestId>{id}</RequestId></ResponseMetadata>\
+         </GetCallerIdentityResponse>"
+    );
+    ec2_reply(200, &id, text)
 }
 
 /// Whether a value of a filter matches: `*` is any text and `?` any character, unless a backslash is before it

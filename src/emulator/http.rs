@@ -316,7 +316,11 @@ impl Emulator {
         }
         let caller = auth::verify(parts, body, &self.access_key, &self.secret_key, self.now())
             .map_err(|refusal| if ec2 { ec2_refusal(&refusal) } else { refusal })?;
-        let service = if ec2 { "ec2" } else { "ebs" };
+        let service = match call {
+            EmulatedCall::Ec2(action) if action == "GetCallerIdentity" => "sts",
+            EmulatedCall::Ec2(_) => "ec2",
+            _ => "ebs",
+        };
         if caller.service != service {
             let message = format!("Credential should be scoped to correct service: '{service}'.");
             return Err(Refusal::new(

@@ -1,4 +1,4 @@
-//! The id of this machine.
+//! The id and the name of this machine, and its user.
 
 /// Files that hold the id of this machine (man 5 machine-id).
 const MACHINE_IDS: &[&str] = &["/etc/machine-id", "/var/lib/dbus/machine-id"];
@@ -7,6 +7,18 @@ const MACHINE_IDS: &[&str] = &["/etc/machine-id", "/var/lib/dbus/machine-id"];
 pub(crate) fn machine_id() -> Option<String> {
     let read = |file: &&str| read_id(&std::fs::read_to_string(file).ok()?);
     MACHINE_IDS.iter().find_map(read)
+}
+
+/// This host's name.
+pub(crate) fn host_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    name.map(|name| name.trim().to_owned())
+}
+
+/// The name of the user that this process acts as; none where the user database has none.
+pub(crate) fn user_name() -> Option<String> {
+    let user = nix::unistd::User::from_uid(nix::unistd::geteuid());
+    user.ok().flatten().map(|user| user.name)
 }
 
 fn read_id(text: &str) -> Option<String> {

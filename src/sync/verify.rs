@@ -309,7 +309,7 @@ fn is_zero(bytes: &Bytes) -> bool {
 }
 
 /// The SHA-256 of a block of zeroes, which can be a short last one.
-fn digest_of_zeroes(len: usize) -> Digest {
+pub(crate) fn digest_of_zeroes(len: usize) -> Digest {
     match ZEROES.get(..len) {
         Some(short) if len < ZEROES.len() => Sha256::digest(short).into(),
         _ => ZERO_BLOCK,

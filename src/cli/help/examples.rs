@@ -230,6 +230,32 @@ pub(super) const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
+        "evidence",
+        &[
+            (
+                "Write signed evidence of a snapshot",
+                "ebsfs evidence snap-0123456789abcdef0 -o case-7 --key ~/.ssh/id_ed25519",
+            ),
+            (
+                "The same with the image itself",
+                "ebsfs evidence snap-0123456789abcdef0 -o case-7 --image",
+            ),
+        ],
+    ),
+    (
+        "evidence verify",
+        &[
+            (
+                "Check the files and the signature",
+                "ebsfs evidence verify case-7",
+            ),
+            (
+                "Check an image against evidence that a known person signed",
+                "ebsfs evidence verify case-7 copy.raw --allowed-signers investigators",
+            ),
+        ],
+    ),
+    (
         "digest",
         &[
             (

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use crate::ebs::{Client, Counts};
+use crate::files::{host_name, user_name};
 use crate::progress::Progress;
 
 /// Counts, requests and warnings of a run, with what is known of its source.
@@ -33,14 +34,10 @@ pub(super) fn about_run(about: &Value, progress: &Progress, clients: &[Arc<Clien
 
 /// Program, host and user, for a report.
 pub(super) fn about_this_program() -> Value {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    let host = host.map(|name| name.trim().to_owned());
-    let uid = nix::unistd::geteuid();
-    let user = nix::unistd::User::from_uid(uid).ok().flatten();
     json!({
         "program": concat!("ebsfs ", env!("CARGO_PKG_VERSION")),
-        "host": host,
-        "user": user.map(|user| user.name),
-        "uid": uid.as_raw(),
+        "host": host_name(),
+        "user": user_name(),
+        "uid": nix::unistd::geteuid().as_raw(),
     })
 }

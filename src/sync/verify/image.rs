@@ -1,19 +1,23 @@
 //! Digests of whole images.
 
-use futures_util::future::try_join3;
+mod lanes;
+
+use std::fs::File;
+
+use futures_util::future::{try_join, try_join_all};
 use futures_util::stream::TryStreamExt;
-use md5::Md5;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
+use self::lanes::{Lane, Piece, lanes};
 use super::{IN_FLIGHT, OnBlocks, VolumeStep, digest_of_zeroes, steps};
-use crate::block::{Block, BlockIndex, Digest, Extent, ZEROES, hexadecimal};
-use crate::error::{Error, Kind, Result};
+use crate::block::{Block, BlockIndex, Digest, Extent, hexadecimal};
+use crate::error::Result;
 use crate::files::blocking;
 use crate::source::BlockSource;
 use crate::target::{Stop, Written};
 
-/// Pieces of at most 8 MiB that wait for a hasher. After a stop, a hasher ends within 0.3 s.
+/// Pieces of at most 8 MiB that wait for a lane. After a stop, a lane ends within 0.3 s.
 const WAITING: usize = 16;
 /// Blocks of a hole in a piece.
 const HOLE_PIECE: u32 = 16;
@@ -23,6 +27,8 @@ const HOLE_PIECE: u32 = 16;
 pub(crate) struct ImageDigests {
     /// SHA-256.
     pub(crate) sha256: Digest,
+    /// SHA-1, if it was asked for.
+    pub(crate) sha1: Option<[u8; 20]>,
     /// MD5, if it was asked for.
     pub(crate) md5: Option<[u8; 16]>,
 }
@@ -45,10 +51,14 @@ pub(crate) type OnHeldBlock<'a> = &'a mut (dyn FnMut(HeldBlock) -> Result<()> + 
 pub(crate) struct DigestRequest<'a> {
     /// Its MD5.
     pub(crate) with_md5: bool,
+    /// Its SHA-1.
+    pub(crate) with_sha1: bool,
     /// Blocks read at once.
     pub(crate) in_flight: usize,
     /// Its blocks.
     pub(crate) on_block: Option<OnHeldBlock<'a>>,
+    /// An empty file that gets its bytes; holes and blocks of zeroes stay holes. It is flushed to the disk at the end.
+    pub(crate) copy: Option<File>,
 }
 
 /// SHA-256 of a whole image, holes included, and MD5 if `with_md5`. `progress` counts blocks of the volume.
@@ -63,8 +73,10 @@ pub(crate) async fn image_digest(
 ) -> Result<ImageDigests> {
     let request = DigestRequest {
         with_md5,
+        with_sha1: false,
         in_flight: IN_FLIGHT,
         on_block: None,
+        copy: None,
     };
     digest_with(source, request, progress, stop).await
 }
@@ -72,7 +84,7 @@ pub(crate) async fn image_digest(
 /// The same with more asked of it; each block is read once.
 ///
 /// # Errors
-/// As for [`image_digest`]; what [`DigestRequest::on_block`] says.
+/// As for [`image_digest`]; what [`DigestRequest::on_block`] says; why [`DigestRequest::copy`] cannot be written.
 pub(crate) async fn digest_with(
     source: &dyn BlockSource,
     request: DigestRequest<'_>,
@@ -82,16 +94,25 @@ pub(crate) async fn digest_with(
     let geometry = source.geometry();
     let DigestRequest {
         with_md5,
+        with_sha1,
         in_flight,
         mut on_block,
+        copy,
     } = request;
-    let (to_sha256, pieces) = mpsc::channel(WAITING);
-    let sha256 = hash::<Sha256>(pieces);
-    let (to_md5, pieces) = mpsc::channel(WAITING);
-    let md5 = hash::<Md5>(pieces);
+    let (mut senders, mut ends) = (Vec::new(), Vec::new());
+    for lane in lanes(with_md5, with_sha1, lanes::has_sha_extensions()) {
+        let (sender, pieces) = mpsc::channel(WAITING);
+        senders.push(sender);
+        ends.push(run_lane(lane, pieces));
+    }
+    if let Some(file) = copy {
+        let (sender, pieces) = mpsc::channel(WAITING);
+        senders.push(sender);
+        ends.push(run_lane(Lane::of_copy(file, geometry.size())?, pieces));
+    }
     let feed = async {
-        // Dropped at the end: the hashers finish then.
-        let (to_sha256, to_md5) = (to_sha256, to_md5);
+        // Dropped at the end: the lanes finish then.
+        let senders = senders;
         let read = |step| async move {
             Ok(match step {
                 VolumeStep::Hole(hole) => (hole, Block::Zero, None),
@@ -121,52 +142,38 @@ pub(crate) async fn digest_with(
             while at < extent.end() {
                 let end = BlockIndex(at.0.saturating_add(HOLE_PIECE)).min(extent.end());
                 let bytes = geometry.offset(end) - geometry.offset(at);
-                let piece = (block.clone(), bytes);
-                if with_md5 {
-                    to_md5.send(piece.clone()).await.map_err(closed)?;
+                for sender in &senders {
+                    let piece: Piece = (block.clone(), bytes);
+                    if sender.send(piece).await.is_err() {
+                        // The lane has failed, and its own error ends this.
+                        std::future::pending::<()>().await;
+                    }
                 }
-                to_sha256.send(piece).await.map_err(closed)?;
                 at = end;
                 progress(at.0.into());
             }
         }
         Ok(())
     };
-    let ((), sha256, md5) = stop.unless(try_join3(feed, sha256, md5)).await?;
-    Ok(ImageDigests {
-        sha256: sha256.into(),
-        md5: with_md5.then_some(md5.into()),
-    })
+    let (ended, ()) = stop.unless(try_join(try_join_all(ends), feed)).await?;
+    let mut whole = Lane::default();
+    ended.into_iter().for_each(|lane| whole.merge(lane));
+    whole.digests()
 }
 
-fn closed<T>(_: mpsc::error::SendError<T>) -> Error {
-    Error::new(Kind::Io, "cannot hash: the hashing thread ended")
-}
-
-/// Hashes pieces of an image on a thread of its own until their sender is dropped. A piece of zeroes has that many bytes.
-async fn hash<H: sha2::Digest + Send + 'static>(
-    mut pieces: mpsc::Receiver<(Block, u64)>,
-) -> Result<sha2::digest::Output<H>> {
+/// Works on pieces of an image on a thread of its own until their sender is dropped.
+async fn run_lane(mut lane: Lane, mut pieces: mpsc::Receiver<Piece>) -> Result<Lane> {
     blocking(move || {
-        let mut hasher = H::new();
         while let Some((block, bytes)) = pieces.blocking_recv() {
             match block {
-                Block::Data(bytes, _) => hasher.update(&bytes),
-                Block::Zero => update_zeroes(&mut hasher, bytes),
+                Block::Data(bytes, _) => lane.data(&bytes)?,
+                Block::Zero => lane.zeroes(bytes),
             }
         }
-        Ok(hasher.finalize())
+        lane.end()?;
+        Ok(lane)
     })
     .await
-}
-
-fn update_zeroes(hasher: &mut impl sha2::Digest, bytes: u64) {
-    let mut left = bytes;
-    while left > 0 {
-        let len = usize::try_from(left).map_or(ZEROES.len(), |left| left.min(ZEROES.len()));
-        hasher.update(ZEROES.get(..len).unwrap_or_default());
-        left -= len as u64;
-    }
 }
 
 /// SHA-256 over the digests of all blocks written, by index, in hexadecimal. A block of zeroes has none.

@@ -57,6 +57,13 @@ pub(super) fn of_a_disk(emulator: &Emulator, runs: &[PageRun]) {
         forensics.said
     );
     forensics.assert_says(&["opened ", "closed ", "(sha256sum)"]);
+    forensics.assert_says(&[
+        "Good \"ebsfs-evidence\" signature for ann@example.com",
+        "signature  by ann@example.com, key SHA256:",
+        "result     equal",
+        "case-7/blocks.csv: OK",
+        "copy.raw: OK",
+    ]);
 }
 
 pub(super) fn sync(emulator: &Emulator, runs: &[PageRun]) {
