@@ -13,9 +13,12 @@
 //! signature covers everything. [`verify`] reads such a directory, which anybody may have changed: names, sizes, links and formats
 //! are checked before anything is believed.
 //!
+//! [`custody`] is the log of who opened which image of a mount.
+//!
 //! Memory: what is in flight, and a line of each file.
 
 mod collect;
+mod custody;
 mod facts;
 mod folder;
 mod journal;
@@ -25,6 +28,7 @@ mod statement;
 mod verify;
 
 pub(crate) use collect::{EvidenceJob, collect};
+pub(crate) use custody::{CustodyLog, CustodyReport, check_custody};
 pub(crate) use facts::ProgramFacts;
 pub(crate) use folder::NewFolder;
 pub(crate) use journal::RequestJournal;

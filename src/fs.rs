@@ -20,6 +20,7 @@ pub(crate) use fuse::{Access, mount};
 pub(crate) use mount_table::{MountIdentity, MountLocation, MountTable};
 pub(crate) use mounted::Mounted;
 pub(crate) use mountpoint::{absolute, check_mountpoint, is_dead_mount};
+pub(crate) use opened::{Custodian, ImageRead, ImageReader};
 pub(crate) use resources::{Needs, reserve};
 pub(crate) use server::{UnmountReport, unmount_at};
 pub(crate) use tree::{Ownership, Provenance, Tree};

@@ -1,6 +1,7 @@
 //! `ebsfs evidence`: the digests are those of other programs, each change is found and named, and what was interrupted is no evidence.
 
 mod changed;
+mod custody;
 mod interrupted;
 mod signed;
 
@@ -334,6 +335,26 @@ fn an_image_and_a_snapshot_of_a_repository_are_sources_too() {
         "{said}"
     );
     assert_eq!(other.emulator().gets(), 0);
+}
+
+#[test]
+fn an_e01_by_the_commands_of_the_page_has_the_digests_of_the_evidence() {
+    let case = Case::of_image();
+    let stated = statement(&case.collect("case", &[]));
+    let page = crate::readme::page("docs/forensics.md");
+    let commands: Vec<&str> = page
+        .lines()
+        .filter(|line| line.starts_with("ewf"))
+        .collect();
+    assert_eq!(commands.len(), 2);
+    let disk = "/mnt/ebs/snapshots/snap-0123456789abcdef0/disk.raw";
+    let commands = commands.join("\n").replace(disk, &case.source);
+    let said = sh(&format!("cd {}\n{commands}", case.scratch.path().display()));
+    assert!(case.at("case-7.E01").metadata().unwrap().len() < BLOCKS * BLOCK);
+    for name in ["md5", "sha1"] {
+        let digest = stated["image"][name].as_str().unwrap();
+        assert!(said.matches(digest).count() >= 2, "{name}: {said}");
+    }
 }
 
 /// `EBSFS_EVIDENCE_GIB=10 target/release/deps/main-... evidence_takes --nocapture`: seconds of evidence and of sha256sum of the mount,

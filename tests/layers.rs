@@ -98,7 +98,7 @@ const RULES: &[(&str, u8, &str)] = &[
     (
         "evidence",
         5,
-        "capture targets repository ebs ec2 cache image compare readahead digest maps cost fs metrics replicate inventory sysfs histogram",
+        "capture targets repository ebs ec2 cache image compare readahead digest maps cost metrics replicate inventory sysfs histogram",
     ),
     (
         "drill",

@@ -27,7 +27,8 @@ use crate::block::BlockIndex;
 use crate::cache::{Cache, CachedCatalog, DISK_DESCRIPTORS, DISK_THREADS, DiskCache};
 use crate::ebs::{Client, EbsCatalog};
 use crate::error::{Error, Kind, Result};
-use crate::fs::{Access, Mounted, Needs, Ownership, Provenance, Tree, Unmounted};
+use crate::evidence::CustodyLog;
+use crate::fs::{Access, Custodian, Mounted, Needs, Ownership, Provenance, Tree, Unmounted};
 use crate::image::ReadaheadBudget;
 use crate::metrics::{CacheUse, MetricsServer, ServedMetrics};
 use crate::repository::{Address, Bandwidth, Lease};
@@ -64,6 +65,9 @@ pub(super) struct MountArgs {
     /// Return when the mount answers, and serve it in the background; the log then goes to --log-file or is lost
     #[arg(long)]
     pub(super) background: bool,
+    /// Append who opens which image, when, and which blocks are read, to FILE; each line has the SHA-256 of the line before
+    #[arg(long, value_name = "FILE")]
+    custody: Option<PathBuf>,
     /// Send no request to EBS or EC2 before the mount is used; without it each named snapshot is checked
     #[arg(long)]
     lazy: bool,
@@ -95,6 +99,7 @@ type Served = (
     Arc<Cache>,
     Option<Arc<DiskCache>>,
     Option<Lease>,
+    Option<Arc<CustodyLog>>,
 );
 
 /// What is mounted.
@@ -211,7 +216,7 @@ impl MountArgs {
         let server = self.metrics.bind().await?;
         tokio::select! {
             mounted = self.mount() => {
-                let (mounted, client, cache, disk, lease) = mounted?;
+                let (mounted, client, cache, disk, lease, custody) = mounted?;
                 let _served = server.map(|server| self.serve_metrics(server, &mounted, &cache, &disk));
                 if background::is_child() {
                     // If the parent process has ended, the mount has no user.
@@ -223,6 +228,7 @@ impl MountArgs {
                 }
                 info!("mounted at {}", mounted.mountpoint().display());
                 let done = serve_until_end(&mounted, &mut signals).await;
+                let done = done.and(end_custody(custody.as_deref()));
                 end_reading(lease).await;
                 let (hits, fetched) = cache.counts();
                 info!("unmounted: {fetched} blocks fetched, {hits} reads answered from memory");
@@ -299,6 +305,15 @@ impl MountArgs {
                 (None, Arc::new(catalog))
             }
         };
+        let custody = match &self.custody {
+            Some(path) => Some(Arc::new(CustodyLog::begin(
+                path,
+                mountpoint,
+                &origin.place,
+            )?)),
+            None => None,
+        };
+        origin.custodian = custody.clone().map(|log| log as Arc<dyn Custodian>);
         let cache = Cache::new(self.memory, self.limits.max_in_flight)?;
         let readahead = ReadaheadBudget::new(cache.max_readahead());
         let disk = self.disk.config(&origin.place);
@@ -311,12 +326,26 @@ impl MountArgs {
             self.limits.timeout,
             origin,
         );
-        let mounted = crate::fs::mount(tree, mountpoint, &source, self.access.access())?;
+        let mounted = crate::fs::mount(tree, mountpoint, &source, self.access.access());
+        if mounted.is_err() {
+            // Its own error is what is reported.
+            let _ = end_custody(custody.as_deref());
+        }
+        let mounted = mounted?;
         if let Some(client) = &client {
             client.set_timeout(self.limits.timeout);
         }
-        Ok((mounted, client, cache, disk, lease))
+        Ok((mounted, client, cache, disk, lease, custody))
     }
+}
+
+/// Writes that a mount has ended, and logs the digest that the chain ends with.
+fn end_custody(custody: Option<&CustodyLog>) -> Result<()> {
+    if let Some(custody) = custody {
+        let last = custody.end()?;
+        info!("the custody log ends with SHA-256 {last}");
+    }
+    Ok(())
 }
 
 /// Gets the caller's ARN from STS if the log shows it (`-v`). Nothing waits for the answer.

@@ -25,7 +25,7 @@ use tokio::sync::watch;
 
 use super::activity::Activity;
 use super::log::FailureLog;
-use super::opened::{OpenFile, Reader};
+use super::opened::{ImageReader, OpenFile};
 use super::server::PID_ATTRIBUTE;
 use super::tree::{Attributes, FileKind, FolderEntry, NAME_MAX, Tree};
 use crate::block::BLOCK_SIZE;
@@ -227,13 +227,15 @@ impl Filesystem for Ebsfs {
         let tree = Arc::clone(&self.tree);
         let (files, activity) = (Arc::clone(&self.files), Arc::clone(&self.activity));
         let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        let reader = Reader {
+        let reader = ImageReader {
             uid: request.uid(),
             pid: request.pid(),
         };
         let work = async move {
             let contents = tree.contents(ino.0).await?;
-            Ok(OpenFile::new(contents, reader, || tree.provenance(ino.0)))
+            OpenFile::new(contents, reader, tree.custodian(), || {
+                tree.provenance(ino.0)
+            })
         };
         self.answer(work, move |opened| match opened {
             Ok(file) => {

@@ -17,7 +17,8 @@ use crate::cli::verify::with_ranges;
 use crate::cli::{output, plain};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::evidence::{
-    EvidenceFolder, EvidenceObject, ObjectReport, SignatureState, SignerRequest,
+    CustodyReport, EvidenceFolder, EvidenceObject, ObjectReport, SignatureState, SignerRequest,
+    check_custody,
 };
 use crate::repository::Address;
 use crate::snapshot::Selector;
@@ -34,7 +35,8 @@ use crate::targets::mark_of;
 )]
 pub(super) struct EvidenceVerifyArgs {
     /// Directory of the evidence
-    directory: PathBuf,
+    #[arg(required_unless_present = "custody")]
+    directory: Option<PathBuf>,
     /// Object to compare: image, block device, disk.raw of a mount, snapshot id, or a snapshot of a repository,
     /// s3://BUCKET/PREFIX#SNAPSHOT
     object: Option<String>,
@@ -44,12 +46,16 @@ pub(super) struct EvidenceVerifyArgs {
     /// Require the signature of this signer of the file [default: the one that the file has for the key]
     #[arg(long, value_name = "NAME", requires = "allowed_signers")]
     signer: Option<String>,
+    /// Check the chain of this custody log, which ebsfs mount --custody wrote, instead
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["directory", "object", "allowed_signers"])]
+    custody: Option<PathBuf>,
     #[command(flatten)]
     reading: ReadArgs,
 }
 
 /// What the checks have found.
 struct Checked {
+    directory: PathBuf,
     folder: EvidenceFolder,
     signature: SignatureState,
     object: Option<ObjectReport>,
@@ -57,6 +63,9 @@ struct Checked {
 
 impl EvidenceVerifyArgs {
     pub(super) fn run(self) -> Result<()> {
+        if let Some(log) = &self.custody {
+            return self.check_custody(log);
+        }
         let runtime = crate::cli::runtime()?;
         let done = runtime.block_on(self.verify());
         runtime.shutdown_timeout(Duration::from_millis(200));
@@ -68,12 +77,34 @@ impl EvidenceVerifyArgs {
         checked.object.map_or(Ok(()), |report| report.result())
     }
 
+    fn check_custody(&self, log: &Path) -> Result<()> {
+        let report = check_custody(log)?;
+        output::write(None, |out| match self.reading.json {
+            true => {
+                let value = json!({
+                    "version": REPORT_VERSION,
+                    "custody": log,
+                    "lines": report.lines,
+                    "openings": report.openings,
+                    "unclosed": report.unclosed,
+                    "ended": report.is_ended,
+                    "last_sha256": report.last,
+                });
+                writeln!(out, "{value}")
+            }
+            false => custody_in_words(log, &report, out),
+        })?;
+        report.result(log)
+    }
+
     async fn verify(&self) -> Result<Checked> {
         self.reading.check(self.object.as_deref())?;
         let stop = listen()?;
         let progress = Arc::new(Progress::default());
         let shown = self.reading.show(&progress);
-        let folder = EvidenceFolder::open(&self.directory)?;
+        // The definition of the options asks for one of both.
+        let directory = self.directory.clone().unwrap_or_default();
+        let folder = EvidenceFolder::open(&directory)?;
         let asked = SignerRequest {
             allowed: self.allowed_signers.clone(),
             signer: self.signer.clone(),
@@ -115,6 +146,7 @@ impl EvidenceVerifyArgs {
             }
         };
         Ok(Checked {
+            directory,
             folder,
             signature,
             object,
@@ -123,7 +155,7 @@ impl EvidenceVerifyArgs {
 
     fn in_words(&self, checked: &Checked, out: &mut dyn Write) -> io::Result<()> {
         let statement = checked.folder.statement();
-        writeln!(out, "evidence   {}", self.directory.display())?;
+        writeln!(out, "evidence   {}", checked.directory.display())?;
         writeln!(out, "statement  {}", checked.folder.sha256())?;
         let signature = match &checked.signature {
             SignatureState::Absent => {
@@ -170,7 +202,7 @@ impl EvidenceVerifyArgs {
         let statement = checked.folder.statement();
         let mut value = json!({
             "version": REPORT_VERSION,
-            "directory": self.directory,
+            "directory": checked.directory,
             "statement_sha256": checked.folder.sha256(),
             "signature": {"state": state, "key": key, "signer": signer},
             "source": statement.source.name,
@@ -191,6 +223,23 @@ impl EvidenceVerifyArgs {
         }
         with_ranges(&value, report.ranges(), out)
     }
+}
+
+fn custody_in_words(log: &Path, report: &CustodyReport, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "custody    {}", log.display())?;
+    writeln!(
+        out,
+        "lines      {}, each follows the one before",
+        report.lines
+    )?;
+    let (openings, unclosed) = (report.openings, report.unclosed);
+    writeln!(out, "openings   {openings}, {unclosed} not closed")?;
+    let end = match report.is_ended {
+        true => "of a mount",
+        false => "unknown: a mount goes on, was killed, or lines are missing",
+    };
+    writeln!(out, "end        {end}")?;
+    writeln!(out, "last line  {}", report.last)
 }
 
 /// Whether a name is a path of this machine.

@@ -9,6 +9,7 @@ use super::Tree;
 use super::names::File;
 use super::nodes::Node;
 use super::partitions::path_of;
+use crate::fs::opened::Custodian;
 use crate::snapshot::SnapshotId;
 
 /// How long `df` waits for a listing.
@@ -21,6 +22,8 @@ pub(crate) struct Provenance {
     pub(crate) place: String,
     /// ARN of the caller, or `unknown (REASON)`; empty until STS has answered.
     pub(crate) caller: Arc<OnceLock<String>>,
+    /// Is shown who opens images; without it none is.
+    pub(crate) custodian: Option<Arc<dyn Custodian>>,
 }
 
 /// What `df` shows.
@@ -33,6 +36,11 @@ pub(in crate::fs) struct MountTotals {
 }
 
 impl Tree {
+    /// Is shown who opens images.
+    pub(in crate::fs) fn custodian(&self) -> Option<Arc<dyn Custodian>> {
+        self.origin.custodian.clone()
+    }
+
     /// The ids and the origin of an image for the log; `None` for any other file.
     pub(in crate::fs) fn provenance(&self, ino: u64) -> Option<String> {
         let node = self.nodes.lock().get(ino);

@@ -61,6 +61,7 @@ pub(super) fn of_a_disk(emulator: &Emulator, runs: &[PageRun]) {
         "Good \"ebsfs-evidence\" signature for ann@example.com",
         "signature  by ann@example.com, key SHA256:",
         "result     equal",
+        "each follows the one before",
         "case-7/blocks.csv: OK",
         "copy.raw: OK",
     ]);

@@ -1,0 +1,92 @@
+//! `ebsfs mount --custody`: who read what, in a chain that shows each change.
+
+use super::*;
+
+/// The events of a log.
+fn events(log: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(log).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    lines.collect()
+}
+
+fn check(log: &Path) -> (i32, String, String) {
+    verify(&["--custody", text(log)])
+}
+
+#[test]
+fn openings_are_recorded_with_their_blocks_and_each_missing_or_changed_line_is_found() {
+    let case = Case::of_snapshot();
+    let log = case.at("custody.jsonl");
+    let args = [case.source.as_str(), "--custody", text(&log)];
+    let mut mount = case.emulator().mount(&args);
+    let disk = mount.disk(&case.source);
+    sh(&format!(
+        "dd if={} of=/dev/null bs=512K skip=3 count=1 iflag=direct status=none",
+        disk.display()
+    ));
+    // It has one writer.
+    let point = case.at("other");
+    std::fs::create_dir(&point).unwrap();
+    let words = ["mount", text(&point), &case.source, "--custody", text(&log)];
+    let (code, errors) = ends(&mut case.emulator().ebsfs(&words));
+    assert_eq!(code, 10, "{errors}");
+    wait_for("the closing", || events(&log).len() == 3);
+    let (code, said, _) = check(&log);
+    assert_eq!(code, 11, "{said}");
+    mount.signal("INT");
+    let limit = std::time::Duration::from_secs(20);
+    assert_eq!(mount.wait(limit), Some(0));
+    let (code, said, errors) = check(&log);
+    assert_eq!(code, 0, "{said}{errors}");
+    let last = sum("sha256sum", &{
+        let path = case.at("last");
+        sh(&format!("tail -n 1 {} > {}", log.display(), path.display()));
+        path
+    });
+    assert!(said.contains(&format!("last line  {last}\n")), "{said}");
+    assert!(mount.log().contains(&last), "{}", mount.log());
+
+    let all = events(&log);
+    let names: Vec<&str> = all.iter().map(|e| e["event"].as_str().unwrap()).collect();
+    assert_eq!(names, ["mount", "open", "close", "unmount"]);
+    assert_eq!(
+        (&all[1]["uid"], &all[1]["command"]),
+        (&0.into(), &"dd".into())
+    );
+    assert!(all[1]["image"].as_str().unwrap().contains(&case.source));
+    assert_eq!(all[2]["blocks"], serde_json::json!([[3, 1]]));
+    assert_eq!(
+        (&all[2]["bytes"], &all[2]["merged"]),
+        (&BLOCK.into(), &false.into())
+    );
+
+    let whole = std::fs::read_to_string(&log).unwrap();
+    let lines: Vec<&str> = whole.split_inclusive('\n').collect();
+    let mut less = lines.clone();
+    less.remove(1);
+    let changed = whole.replace("\"uid\":0,", "\"uid\":7,");
+    for (what, text_of) in [("removed", less.concat()), ("changed", changed)] {
+        std::fs::write(&log, text_of).unwrap();
+        let (code, _, errors) = check(&log);
+        assert_eq!(code, 8, "{what}: {errors}");
+        assert!(errors.contains("does not follow"), "{errors}");
+        let (code, errors) = ends(&mut case.emulator().ebsfs(&words));
+        assert_eq!(code, 8, "a broken chain is not gone on with: {errors}");
+    }
+    // A killed mount closes nothing, and the next one appends.
+    std::fs::write(&log, &whole).unwrap();
+    let mut mount = case.emulator().mount(&args);
+    let file = open(&mount.disk(&case.source));
+    mount.process.kill().unwrap();
+    mount.process.wait().unwrap();
+    drop(file);
+    run(Command::new("umount").arg("--lazy").arg(mount.point.path()));
+    let (code, said, _) = check(&log);
+    assert_eq!(code, 11, "{said}");
+    assert!(said.contains("openings   2, 1 not closed"), "{said}");
+    drop(mount);
+    drop(case.emulator().mount(&args));
+    let text_of = std::fs::read_to_string(&log).unwrap();
+    assert!(text_of.starts_with(&whole));
+    assert_ne!(check(&log).0, 8, "{text_of}");
+}
