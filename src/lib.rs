@@ -223,6 +223,7 @@
 //!  evidence/signature sign       ssh-keygen signs the statement, which names the other files by their SHA-256
 //!  evidence/collect   publish    evidence.json last: a directory without it is no evidence
 //!
+//!  fs/opened          new        of a mount: a Custodian is shown each opening and its blocks -> evidence/custody: chained lines
 //!  cli/evidence/verify verify    evidence/signature check, then each file, then an object, block by block in the order of the
 //!                               manifest: nothing of it is held in memory
 //! ```

@@ -93,7 +93,7 @@ pub(crate) async fn collect(
         });
     }
     let mut warnings = (job.notices)();
-    let start_time = source.snapshot.as_ref().map(|it| &it["start_time"]);
+    let start_time = source.snapshot.as_ref().and_then(|it| it.get("start_time"));
     if job.is_ebs && start_time.is_none_or(Value::is_null) {
         warnings.push("EC2 did not describe the snapshot".to_owned());
     }

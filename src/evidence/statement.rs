@@ -20,6 +20,8 @@ pub(super) const LARGEST: u64 = 1 << 20;
 const FORMAT: &str = "ebsfs-evidence";
 /// The version that this program writes and reads.
 const VERSION: u64 = 1;
+/// Characters of a parser's reason in a message.
+const LONGEST_REASON: usize = 200;
 const OTHER_FILES: &str = "it names other files than evidence has";
 
 /// The statement.
@@ -171,7 +173,7 @@ impl EvidenceStatement {
     /// a later version.
     pub(super) fn decode(bytes: &[u8]) -> Result<Self> {
         let value: Value = serde_json::from_slice(bytes)
-            .map_err(|error| broken(&format!("it is no JSON object ({error})")))?;
+            .map_err(|error| broken(&format!("it is no JSON object ({})", printable(&error))))?;
         if value.get("format").and_then(Value::as_str) != Some(FORMAT) {
             return Err(broken("it is no statement of ebsfs"));
         }
@@ -186,8 +188,12 @@ impl EvidenceStatement {
             _ => return Err(broken("it has no version")),
         }
         // From the text, not the value: a member that is there twice is refused.
-        let statement: Self = serde_json::from_slice(bytes)
-            .map_err(|error| broken(&format!("it is not what the format has there ({error})")))?;
+        let statement: Self = serde_json::from_slice(bytes).map_err(|error| {
+            broken(&format!(
+                "it is not what the format has there ({})",
+                printable(&error)
+            ))
+        })?;
         match statement.fault() {
             None => Ok(statement),
             Some(fault) => Err(broken(fault)),
@@ -249,6 +255,13 @@ impl EvidenceStatement {
     pub(super) fn manifest(&self) -> Result<&FileFacts> {
         self.file(BLOCKS).ok_or_else(|| broken(OTHER_FILES))
     }
+}
+
+/// What a parser says, which repeats names that anybody has written: a short text without control characters.
+fn printable(error: &serde_json::Error) -> String {
+    let plain = error.to_string();
+    let plain = plain.chars().filter(|c| !c.is_control());
+    plain.take(LONGEST_REASON).collect()
 }
 
 fn broken(why: &str) -> Error {

@@ -1,5 +1,6 @@
 //! `ebsfs mount --custody`: who read what, in a chain that shows each change.
 
+use super::interrupted::SmallDisk;
 use super::*;
 
 /// The events of a log.
@@ -89,4 +90,23 @@ fn openings_are_recorded_with_their_blocks_and_each_missing_or_changed_line_is_f
     let text_of = std::fs::read_to_string(&log).unwrap();
     assert!(text_of.starts_with(&whole));
     assert_ne!(check(&log).0, 8, "{text_of}");
+}
+
+#[test]
+fn no_image_is_opened_that_cannot_be_recorded_and_no_half_line_stays() {
+    let case = Case::of_snapshot();
+    let small = SmallDisk::new("4k");
+    let log = small.0.path().join("custody.jsonl");
+    let mount = case
+        .emulator()
+        .mount(&[&case.source, "--custody", text(&log)]);
+    let disk = mount.disk(&case.source);
+    let opened = (0..100).take_while(|_| std::fs::File::open(&disk).is_ok());
+    let opened = opened.count();
+    assert!((1..20).contains(&opened), "{opened} openings in 4 KiB");
+    let (code, said, errors) = check(&log);
+    assert_eq!(code, 11, "{said}{errors}");
+    let openings = format!("openings   {opened}, ");
+    assert!(said.contains(&openings), "{said}");
+    drop(mount);
 }

@@ -54,10 +54,10 @@ fn a_stopped_run_leaves_nothing_and_a_killed_one_no_statement() {
 }
 
 /// A small filesystem.
-struct SmallDisk(TempDir);
+pub struct SmallDisk(pub TempDir);
 
 impl SmallDisk {
-    fn new(size: &str) -> Self {
+    pub fn new(size: &str) -> Self {
         let point = tempfile::tempdir().unwrap();
         sh(&format!(
             "mount -t tmpfs -o size={size},mode=700 none {}",

@@ -1,7 +1,8 @@
 use super::*;
+use crate::block::BLOCK_SIZE;
 use crate::evidence::folder::{BLOCKS, NewFolder};
 
-const BLOCK: u64 = 512 * 1024;
+const BLOCK: u64 = BLOCK_SIZE as u64;
 
 /// The manifest of a volume that ends within a block: holes, zeroes, data, a short last block.
 fn written(is_of_ebs: bool) -> (Vec<u8>, FileFacts, BlockCounts, Geometry) {
@@ -15,7 +16,7 @@ fn written(is_of_ebs: bool) -> (Vec<u8>, FileFacts, BlockCounts, Geometry) {
             index: BlockIndex(index),
             is_zero,
             sha256: match is_zero {
-                true => digest_of_zeroes(BLOCK as usize),
+                true => digest_of_zeroes(BLOCK_SIZE as usize),
                 false => [u8::try_from(index).unwrap(); 32],
             },
         };

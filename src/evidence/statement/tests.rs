@@ -95,6 +95,10 @@ fn what_version_1_does_not_have_is_refused() {
     let mut copy = with_image;
     copy["files"][2]["sha256"] = json!("0".repeat(64));
     assert!(decoded(&copy).unwrap_err().chain().contains("copy"));
+    let mut hostile = good();
+    hostile[format!("\u{1b}[2J{}", "x".repeat(10_000))] = json!(1);
+    let said = decoded(&hostile).unwrap_err().chain();
+    assert!(!said.contains('\u{1b}') && said.len() < 400, "{said}");
     // A member that is there twice: readers would disagree which one counts.
     let text = good().to_string();
     let twice = text.replacen('{', "{\"started\":\"x\",", 1);
