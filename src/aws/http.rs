@@ -109,7 +109,7 @@ impl Http {
     }
 
     /// The same connections; each request is shown to `observer`.
-    pub(super) fn observed_by(mut self, observer: Observer) -> Self {
+    pub(crate) fn observed_by(mut self, observer: Observer) -> Self {
         self.observer = observer;
         self
     }

@@ -198,7 +198,7 @@ impl AwsArgs {
         let proxies = Proxies::of_variables(|name| {
             std::env::var(name).ok().filter(|value| !value.is_empty())
         })?;
-        Http::new(proxies, bundle.as_deref())
+        Ok(Http::new(proxies, bundle.as_deref())?.observed_by(self.observer.clone()))
     }
 }
 
