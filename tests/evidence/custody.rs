@@ -32,6 +32,10 @@ fn openings_are_recorded_with_their_blocks_and_each_missing_or_changed_line_is_f
     let (code, errors) = ends(&mut case.emulator().ebsfs(&words));
     assert_eq!(code, 10, "{errors}");
     wait_for("the closing", || events(&log).len() == 3);
+    // The same bytes under another name are recorded too.
+    let vhd = disk.with_file_name("disk.vhd");
+    sh(&format!("head -c 10 {} > /dev/null", vhd.display()));
+    wait_for("the closing", || events(&log).len() == 5);
     let (code, said, _) = check(&log);
     assert_eq!(code, 11, "{said}");
     mount.signal("INT");
@@ -49,7 +53,11 @@ fn openings_are_recorded_with_their_blocks_and_each_missing_or_changed_line_is_f
 
     let all = events(&log);
     let names: Vec<&str> = all.iter().map(|e| e["event"].as_str().unwrap()).collect();
-    assert_eq!(names, ["mount", "open", "close", "unmount"]);
+    assert_eq!(
+        names,
+        ["mount", "open", "close", "open", "close", "unmount"]
+    );
+    assert!(all[3]["image"].as_str().unwrap().contains("disk.vhd"));
     assert_eq!(
         (&all[1]["uid"], &all[1]["command"]),
         (&0.into(), &"dd".into())
@@ -72,7 +80,7 @@ fn openings_are_recorded_with_their_blocks_and_each_missing_or_changed_line_is_f
         assert_eq!(code, 8, "{what}: {errors}");
         assert!(errors.contains("does not follow"), "{errors}");
         let (code, errors) = ends(&mut case.emulator().ebsfs(&words));
-        assert_eq!(code, 8, "a broken chain is not gone on with: {errors}");
+        assert_eq!(code, 8, "a broken chain is not continued: {errors}");
     }
     // A killed mount closes nothing, and the next one appends.
     std::fs::write(&log, &whole).unwrap();
@@ -84,7 +92,7 @@ fn openings_are_recorded_with_their_blocks_and_each_missing_or_changed_line_is_f
     run(Command::new("umount").arg("--lazy").arg(mount.point.path()));
     let (code, said, _) = check(&log);
     assert_eq!(code, 11, "{said}");
-    assert!(said.contains("openings   2, 1 not closed"), "{said}");
+    assert!(said.contains("openings   3, 1 not closed"), "{said}");
     drop(mount);
     drop(case.emulator().mount(&args));
     let text_of = std::fs::read_to_string(&log).unwrap();

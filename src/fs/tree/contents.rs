@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::partitions::RangeImage;
 use super::formatted::FormattedImage;
+use super::partitions::RangeImage;
 use crate::error::Result;
 use crate::image::Image;
 use crate::maps::Text;

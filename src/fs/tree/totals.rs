@@ -41,11 +41,15 @@ impl Tree {
         self.origin.custodian.clone()
     }
 
-    /// The ids and the origin of an image for the log; `None` for any other file.
+    /// The ids and the origin of a file with bytes of a volume, for the log; `None` for any other file.
     pub(in crate::fs) fn provenance(&self, ino: u64) -> Option<String> {
         let node = self.nodes.lock().get(ino);
         let (name, head) = match node? {
             Node::File(subject, File::Disk) => (subject.to_string(), subject.head),
+            Node::File(subject, File::Vhd) => (format!("{subject}/disk.vhd"), subject.head),
+            Node::File(subject, File::Overlay) => {
+                (format!("{subject}/overlay.qcow2"), subject.head)
+            }
             Node::Partition(node) if node.is_image() => (path_of(&node), Arc::clone(&node.head)),
             _ => return None,
         };
