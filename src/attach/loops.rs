@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tracing::debug;
 
+use crate::block::BLOCK_SIZE;
 use crate::drill::{find_program, run_program};
 use crate::error::{Error, Kind, Remedy, Result};
 
@@ -55,11 +56,24 @@ impl LoopDevice {
         };
         device.remember();
         made(&device.path)?;
+        device.set_readahead();
         Ok(device)
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Sets the kernel's readahead to one block, as that of a mount: its default for such a device is 2.5 MiB, which fetches blocks
+    /// that no reader wants and is slower.
+    fn set_readahead(&self) {
+        let name = self.path.file_name().unwrap_or_default();
+        let setting = Path::new("/sys/block")
+            .join(name)
+            .join("queue/read_ahead_kb");
+        if let Err(error) = std::fs::write(&setting, (BLOCK_SIZE / 1024).to_string()) {
+            debug!("{}: {error}", setting.display());
+        }
     }
 
     /// Lets the kernel free the device when its last user closes it: the mount, from now on.

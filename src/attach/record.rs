@@ -118,7 +118,7 @@ impl AttachRecord {
         Ok(record)
     }
 
-    /// Changes the record. A process that is killed meanwhile leaves one that cannot be read, which counts as one without a mount.
+    /// Changes the record, by one write: a process that is killed leaves the old text or the new one.
     ///
     /// # Errors
     /// What the system says.
@@ -262,12 +262,16 @@ fn remove_dead_in(folder: &Path) -> Result<()> {
             Ok(()) => {}
             Err(TryLockError::WouldBlock | TryLockError::Error(_)) => continue,
         }
-        if let Some(text) = read(&mut file) {
-            info!(
-                "removing what a killed process has attached at {}",
-                text.dir.display()
-            );
-            undo(&text);
+        // One of another version is left to it; an empty one was never begun.
+        let is_empty = file.metadata().is_ok_and(|found| found.len() == 0);
+        match read(&mut file) {
+            Some(text) => {
+                let dir = text.dir.display();
+                info!("removing what a killed process has attached at {dir}");
+                undo(&text);
+            }
+            None if is_empty => {}
+            None => continue,
         }
         crate::files::remove_if_there(&path)?;
     }
@@ -292,4 +296,58 @@ fn undo(text: &AttachText) {
         free_left(device, private);
     }
     Scratch::remove_left(&text.scratch);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_records_of_this_version_whose_processes_have_ended_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let text = |version, dir: &str| AttachText {
+            version,
+            dir: dir.into(),
+            started: 7,
+            below: None,
+            scratch: folder.path().to_owned(),
+            private: None,
+            device: None,
+            // No mount has this id.
+            mount: Some((u64::MAX, "0:0".to_owned())),
+        };
+        for (name, text) in [
+            ("attach-dead.json", text(RECORD_VERSION, "/dead")),
+            ("attach-live.json", text(RECORD_VERSION, "/live")),
+            ("attach-next.json", text(RECORD_VERSION + 1, "/next")),
+            ("other.json", text(RECORD_VERSION, "/other")),
+        ] {
+            std::fs::write(at(name), serde_json::to_vec(&text).unwrap()).unwrap();
+        }
+        std::fs::write(at("attach-empty.json"), "").unwrap();
+        std::fs::write(at("attach-torn.json"), "{\"version\":1,").unwrap();
+        let live = File::open(at("attach-live.json")).unwrap();
+        live.try_lock().unwrap();
+        let found = |dir: &str| find(folder.path(), Path::new(dir)).unwrap().len();
+        assert_eq!(["/dead", "/live", "/next"].map(found), [1, 1, 0]);
+        remove_dead_in(folder.path()).unwrap();
+        let mut left: Vec<_> = std::fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        let expected = [
+            "attach-live.json",
+            "attach-next.json",
+            "attach-torn.json",
+            "other.json",
+        ];
+        assert_eq!(left, expected);
+        assert_eq!(["/dead", "/live"].map(found), [0, 1]);
+        // Its mount is in no table: another one may be made there.
+        let table = MountTable::read().unwrap();
+        let text = find(folder.path(), Path::new("/live")).unwrap().remove(0);
+        assert!(!text.is_there(&table));
+    }
 }
