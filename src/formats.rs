@@ -20,7 +20,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-pub(crate) use qcow2::{Backing, Qcow2Layout, Qcow2Source};
+pub(crate) use qcow2::{Backing, PackedQcow2, Qcow2Layout, Qcow2Source};
 pub(crate) use vhd::{MOST_VHD_BYTES, VhdLayout};
 pub(crate) use vmdk::{check_extent_name, vmdk_descriptor};
 

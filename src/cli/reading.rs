@@ -112,6 +112,7 @@ impl ReadArgs {
             in_place: false,
             is_shared: false,
             dedup: false,
+            compress: false,
         }
     }
 

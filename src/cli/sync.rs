@@ -84,6 +84,9 @@ pub(super) struct SyncArgs {
     /// Send a repository only blocks that none of its snapshots holds; keeps an index in the state directory
     #[arg(long)]
     dedup: bool,
+    /// Compress the blocks of .qcow2 targets with zstd, which QEMU reads since version 5.1
+    #[arg(long)]
+    compress: bool,
     /// Name of the source's volume in repositories [default: the volume's id; of a disk a name made of its WWN or NVMe id, else of
     /// this machine's id and the path]
     #[arg(long, value_name = "NAME", value_parser = VolumeKey::named)]
@@ -233,6 +236,7 @@ impl SyncArgs {
         check_s3(&self.to.given(), &written)?;
         check_s3(&self.store.given(), &all)?;
         check_repositories(&self.lease.given(), &all)?;
+        target::check_compress(self.compress, &self.targets)?;
         if self.volume.is_some() && written.is_empty() {
             let what = "cannot use --volume: none of the targets is a repository";
             return Err(Error::new(Kind::Invalid, what));
@@ -466,6 +470,7 @@ impl SyncArgs {
             in_place: self.in_place,
             is_shared: self.shared,
             dedup: self.dedup,
+            compress: self.compress,
         };
         for name in &self.targets {
             let connected = async {

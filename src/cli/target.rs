@@ -12,6 +12,7 @@ use crate::aws::{Aws, Given};
 use crate::ebs::{Client, Limits};
 use crate::error::{Error, Kind, Result};
 use crate::files::folder_of;
+use crate::formats::ImageFormat;
 use crate::replicate::TargetAccess;
 use crate::repository::{Address, RepositoryTarget};
 use crate::snapshot::{SnapshotId, SnapshotMaker};
@@ -124,6 +125,8 @@ pub(super) struct TargetRequest<'a> {
     /// Whether other hosts can write the devices.
     pub(super) is_shared: bool,
     pub(super) dedup: bool,
+    /// Whether new qcow2 images are compressed.
+    pub(super) compress: bool,
 }
 
 /// Opens the target of a name. It makes nothing.
@@ -143,6 +146,10 @@ pub(super) async fn connect(
             source,
             state_dir,
         )?));
+    }
+    if !Address::looks_like(name) && args.compress && is_qcow2(name) {
+        let target = ImageTarget::new(Path::new(name), args.in_place)?;
+        return Ok(Arc::new(target.compressed()));
     }
     if !Address::looks_like(name) {
         return local_target(name, args.in_place, args.is_shared, state_dir);
@@ -181,6 +188,19 @@ pub(super) fn check(
         ));
     }
     Ok(())
+}
+
+fn is_qcow2(name: &str) -> bool {
+    ImageFormat::of(Path::new(name)) == ImageFormat::Qcow2
+}
+
+/// Refuses `--compress` where no target is a qcow2 image.
+pub(super) fn check_compress(compress: bool, targets: &[String]) -> Result<()> {
+    if !compress || targets.iter().any(|name| is_qcow2(name)) {
+        return Ok(());
+    }
+    let what = "cannot use --compress: none of the targets is a .qcow2 file";
+    Err(Error::new(Kind::Invalid, what))
 }
 
 /// Refuses `--dedup` where no target is a repository.

@@ -3,12 +3,17 @@
 //! The clusters of the file are, in this order: header, refcount table, refcount blocks, L1 table, L2 tables, data. Every one is
 //! in use once, and the data are the written blocks by their index. So all tables follow from the set of written blocks: they
 //! are computed where they are read, and are never changed.
+//!
+//! With compression the place of a block is known only when it is written ([`PackedQcow2`]): the tables have the same places, but
+//! L2 tables and refcounts are written as blocks come.
 
+mod packed;
 mod ranks;
 mod source;
 
 use bytes::Bytes;
 
+pub(crate) use self::packed::PackedQcow2;
 use self::ranks::Ranks;
 pub(crate) use self::source::Qcow2Source;
 use super::{Piece, SECTOR};
@@ -22,6 +27,12 @@ const MAGIC: [u8; 4] = *b"QFI\xfb";
 const VERSION: u32 = 3;
 /// Bytes of the header without extensions.
 const HEADER: u32 = 104;
+/// Bytes of the header with the type of compression.
+const PACKED_HEADER: u32 = 112;
+/// The incompatible feature that the type of compression is not deflate.
+const COMPRESSION_TYPE: u64 = 1 << 3;
+/// Blocks are compressed with zstd. QEMU reads it since 5.1.
+const ZSTD: u8 = 1;
 /// A refcount has 2^4 bits.
 const REFCOUNT_ORDER: u32 = 4;
 /// Refcounts of a refcount block.
@@ -80,12 +91,23 @@ pub(crate) struct Qcow2Layout {
     tables: Vec<u32>,
     header: Bytes,
     refcount_blocks: u64,
+    /// Whether blocks are compressed, so that L2 tables and refcounts do not follow from the sets.
+    is_packed: bool,
 }
 
 impl Qcow2Layout {
     /// The image that has the written blocks of a delta, and zero clusters for its zeroed blocks; everything else is of the
     /// backing file, or reads as zeroes without one.
     pub(crate) fn new(delta: &Delta, backing: Option<&Backing>) -> Self {
+        Self::make(delta, backing, false)
+    }
+
+    /// The tables of an image whose blocks are compressed: see [`PackedQcow2`].
+    pub(crate) fn packed(delta: &Delta) -> Self {
+        Self::make(delta, None, true)
+    }
+
+    fn make(delta: &Delta, backing: Option<&Backing>, is_packed: bool) -> Self {
         let geometry = delta.head();
         let (data, zero) = (delta.write().clone(), delta.zero().clone());
         let tables = (0..geometry.block_count().div_ceil(ENTRIES)).filter(|number| {
@@ -102,9 +124,12 @@ impl Qcow2Layout {
             zero,
             header: Bytes::new(),
             refcount_blocks: 0,
+            is_packed,
         };
-        // The refcount blocks count themselves.
-        while layout.refcount_blocks * REFCOUNTS < layout.clusters() {
+        // The refcount blocks count themselves. Compressed blocks take no more clusters than others, but one that is written
+        // twice takes two places.
+        let twice = if is_packed { layout.data.len() } else { 0 };
+        while layout.refcount_blocks * REFCOUNTS < layout.clusters() + twice {
             layout.refcount_blocks += 1;
         }
         layout.header = layout.make_header(backing).into();
@@ -132,6 +157,25 @@ impl Qcow2Layout {
         let rank = self.ranks.rank(&self.data, index);
         let is_in = self.data.contains(index);
         is_in.then_some((self.first_data() + u64::from(rank)) * CLUSTER)
+    }
+
+    /// The bytes of the file that are written before the blocks: all before the data, or with compression those of them that
+    /// no block changes.
+    pub(crate) fn fixed(&self) -> Vec<std::ops::Range<u64>> {
+        match self.is_packed {
+            false => vec![0..self.tables_size()],
+            true => [0..REFCOUNT_BLOCKS, self.l1()..self.first_table()]
+                .map(|clusters| clusters.start * CLUSTER..clusters.end * CLUSTER)
+                .to_vec(),
+        }
+    }
+
+    /// Where the L2 entry of a block with data is in the file.
+    fn entry_offset(&self, index: BlockIndex) -> Option<u64> {
+        let table = self.tables.binary_search(&(index.0 / ENTRIES)).ok()?;
+        let entry = u64::from(index.0 % ENTRIES) * 8;
+        let is_in = self.data.contains(index);
+        is_in.then_some((self.first_table() + table as u64) * CLUSTER + entry)
     }
 
     /// Blocks with data in the file.
@@ -165,8 +209,12 @@ impl Qcow2Layout {
         }
         extensions.extend([0; 8]);
         let path = backing.map_or("", |backing| &backing.path);
+        let header_len = match self.is_packed {
+            true => PACKED_HEADER,
+            false => HEADER,
+        };
         let path_offset = match backing {
-            Some(_) => u64::from(HEADER) + extensions.len() as u64,
+            Some(_) => u64::from(header_len) + extensions.len() as u64,
             None => 0,
         };
         let path_len = u32::try_from(path.len()).unwrap_or(0);
@@ -186,11 +234,18 @@ impl Qcow2Layout {
         header.extend((self.l1() * CLUSTER).to_be_bytes());
         header.extend((REFCOUNT_TABLE * CLUSTER).to_be_bytes());
         header.extend(1u32.to_be_bytes());
-        // No snapshots, and no features: incompatible, compatible, autoclear.
+        // No snapshots.
         header.extend(0u32.to_be_bytes());
-        header.extend([0; 4 * 8]);
+        header.extend(0u64.to_be_bytes());
+        let incompatible = if self.is_packed { COMPRESSION_TYPE } else { 0 };
+        header.extend(incompatible.to_be_bytes());
+        // No compatible and no autoclear features.
+        header.extend([0; 2 * 8]);
         header.extend(REFCOUNT_ORDER.to_be_bytes());
-        header.extend(HEADER.to_be_bytes());
+        header.extend(header_len.to_be_bytes());
+        if self.is_packed {
+            header.extend([ZSTD, 0, 0, 0, 0, 0, 0, 0]);
+        }
         header.extend(extensions);
         header.extend(path.as_bytes());
         header

@@ -27,7 +27,7 @@ use crate::target::{
     SinkState, StatePaths, Target, TargetKind, UnfinishedState,
 };
 use descriptor::{VmdkDescriptor, check_descriptor, flat_file_of};
-use layout::{ImageLayout, read_image};
+use layout::{BlockPacking, ImageLayout, ImageReading, read_image};
 use sink::{ImageFile, ImageSink, NO_ATTRIBUTES, Replaced, set_attributes};
 
 /// Filesystems that clone by reference: btrfs, XFS (by default since 2018), bcachefs (linux/magic.h).
@@ -40,6 +40,9 @@ struct ImageState {
     /// Nanoseconds since 1970 of the time that the image gets when it is published, if it gets one.
     #[serde(default)]
     time_ns: Option<i64>,
+    /// Where the next compressed block goes in the file; none without compression.
+    #[serde(default)]
+    end: Option<u64>,
 }
 
 impl SinkBody for ImageState {
@@ -59,6 +62,8 @@ pub(crate) struct ImageTarget {
     as_given: String,
     id: String,
     is_in_place: bool,
+    /// Whether the blocks of a new qcow2 image are compressed.
+    compresses: bool,
 }
 
 impl ImageTarget {
@@ -128,7 +133,16 @@ impl ImageTarget {
             format,
             descriptor,
             is_in_place,
+            compresses: false,
         })
+    }
+
+    /// The same, with compressed blocks if it is a new qcow2 image.
+    pub(crate) fn compressed(self) -> Self {
+        Self {
+            compresses: true,
+            ..self
+        }
     }
 
     fn part(&self) -> PathBuf {
@@ -253,7 +267,13 @@ impl ImageTarget {
 
     /// The layout of the image that a plan makes.
     fn layout(&self, opening: &Opening<'_>) -> Result<ImageLayout> {
-        let layout = ImageLayout::of(self.format, opening.plan, opening.source);
+        // A run that is resumed goes on as it began.
+        let packing = match opening.resume.map(SinkState::open::<ImageState>) {
+            None if self.compresses => BlockPacking::From(None),
+            Some(Ok(ImageState { end: Some(end), .. })) => BlockPacking::From(Some(end)),
+            _ => BlockPacking::None,
+        };
+        let layout = ImageLayout::of(self.format, packing, opening.plan, opening.source);
         layout.map_err(|error| error.context(format!("cannot write {}", self.name)))
     }
 
@@ -276,7 +296,7 @@ impl ImageTarget {
             size: layout.file_size(),
             descriptor,
         };
-        let raw = raw.with_layout(layout.blocks());
+        let raw = raw.with_places(layout.places());
         Ok(ImageSink::new(raw, file, image, opening.source))
     }
 
@@ -467,7 +487,7 @@ impl Target for ImageTarget {
         _replica: Option<&'a str>,
         geometry: Geometry,
     ) -> BoxFuture<'a, Result<Arc<dyn BlockSource>>> {
-        read_image(self.format, &self.path, geometry).boxed()
+        read_image(self.format, ImageReading::Strict, &self.path, geometry).boxed()
     }
 
     fn discard<'a>(&'a self, _left: &'a SinkState) -> BoxFuture<'a, Result<()>> {

@@ -13,7 +13,7 @@ use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 use crate::block::{BLOCK_SIZE, BlockIndex, Extent, Geometry, ZEROES};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::blocking;
-use crate::formats::Qcow2Layout;
+use crate::formats::{PackedQcow2, Qcow2Layout};
 
 /// Bytes that one call zeroes: where they must be read for that, a run stops within a second even at 64 MiB/s.
 const ZEROED_AT_ONCE: u64 = 64 << 20;
@@ -27,8 +27,18 @@ pub(super) struct Raw {
     file: Arc<File>,
     geometry: Geometry,
     kind: RawKind,
-    /// Where blocks are; none where each is at its own offset.
-    layout: Option<Arc<Qcow2Layout>>,
+    places: BlockPlaces,
+}
+
+/// Where blocks are in a file.
+#[derive(Clone, Debug)]
+pub(super) enum BlockPlaces {
+    /// Each at its own offset.
+    Own,
+    /// One behind the other.
+    Qcow2(Arc<Qcow2Layout>),
+    /// One behind the other as they come, compressed.
+    Packed(Arc<PackedQcow2>),
 }
 
 /// What is open.
@@ -48,13 +58,21 @@ impl Raw {
             file: Arc::new(file),
             geometry,
             kind,
-            layout: None,
+            places: BlockPlaces::Own,
         }
     }
 
-    /// The same, with blocks where a layout has them.
-    pub(super) fn with_layout(self, layout: Option<Arc<Qcow2Layout>>) -> Self {
-        Self { layout, ..self }
+    /// The same, with blocks at other places.
+    pub(super) fn with_places(self, places: BlockPlaces) -> Self {
+        Self { places, ..self }
+    }
+
+    /// The compressed blocks, if they are.
+    pub(super) fn packed(&self) -> Option<Arc<PackedQcow2>> {
+        match &self.places {
+            BlockPlaces::Packed(packed) => Some(Arc::clone(packed)),
+            _ => None,
+        }
     }
 
     /// Its path.
@@ -79,9 +97,14 @@ impl Raw {
 
     /// Writes a block.
     pub(super) async fn write_block(&self, index: BlockIndex, bytes: Bytes) -> Result<()> {
-        let offset = match &self.layout {
-            None => self.geometry.offset(index),
-            Some(layout) => layout.offset_of(index).ok_or_else(|| {
+        let offset = match &self.places {
+            BlockPlaces::Own => self.geometry.offset(index),
+            BlockPlaces::Packed(packed) => {
+                let packed = Arc::clone(packed);
+                let write = move |file: &File| packed.write(file, index, &bytes);
+                return self.with("cannot write", write).await;
+            }
+            BlockPlaces::Qcow2(layout) => layout.offset_of(index).ok_or_else(|| {
                 let path = self.path.display();
                 let what = format!("cannot write {path}: block {index} has no place in it");
                 Error::new(Kind::Corrupt, what).with_remedy(Remedy::Restart)
@@ -95,9 +118,17 @@ impl Raw {
 
     /// Makes blocks read as zeroes, whatever was there.
     pub(super) async fn write_zeroes(&self, extent: Extent) -> Result<()> {
-        let Some(layout) = &self.layout else {
-            let start = self.geometry.offset(extent.start());
-            return self.zero(start, self.geometry.offset(extent.end())).await;
+        let layout = match &self.places {
+            BlockPlaces::Own => {
+                let start = self.geometry.offset(extent.start());
+                return self.zero(start, self.geometry.offset(extent.end())).await;
+            }
+            BlockPlaces::Packed(packed) => {
+                let packed = Arc::clone(packed);
+                let zero = move |file: &File| packed.zero(file, extent);
+                return self.with("cannot write zeroes to", zero).await;
+            }
+            BlockPlaces::Qcow2(layout) => layout,
         };
         // A block without a place reads as zeroes.
         let runs: Vec<_> = layout
@@ -129,6 +160,10 @@ impl Raw {
 
     /// What was written so far survives a crash.
     pub(super) async fn flush(&self) -> Result<()> {
+        if let Some(packed) = self.packed() {
+            let extend = move |file: &File| packed.extend(file);
+            self.with("cannot write", extend).await?;
+        }
         self.with("cannot flush", File::sync_data).await
     }
 }

@@ -1,5 +1,7 @@
 //! Images of other formats as targets: what QEMU reads of them is the snapshot, whatever happened on the way.
 
+use std::os::unix::fs::FileExt;
+
 use super::*;
 use crate::formats::{compare, qemu_json};
 
@@ -203,4 +205,56 @@ fn an_image_of_each_format_killed_at_any_moment_is_whole_in_the_end() {
             assert_eq!(left_beside(&target), KEPT);
         }
     }
+}
+
+#[test]
+fn a_compressed_qcow2_is_smaller_and_whole_also_after_kills() {
+    let emulator = Emulator::start();
+    let volume = emulator.make_volume("vol-0a", 2048, 0..40);
+    let disk = writable(&volume);
+    for index in 20..60 {
+        let text = format!("block {index} of a log that repeats itself\n").repeat(20_000);
+        let bytes = &text.as_bytes()[..BLOCK as usize];
+        disk.write_all_at(bytes, index * BLOCK).unwrap();
+    }
+    let id = emulator.snapshot("vol-0a");
+    let folder = tempfile::tempdir().unwrap();
+    let [target, plain] = ["small.qcow2", "plain.qcow2"].map(|name| folder.path().join(name));
+    run(&mut sync(&emulator, &[&id, text(&plain)]));
+    emulator.set("latency_ms=30");
+    let kills = kill_until_done(
+        || {
+            let args = [&id, text(&target), "--compress", "--max-in-flight", "4"];
+            sync(&emulator, &args)
+        },
+        1000,
+        || {
+            if target.exists() {
+                is_whole(&volume, "qcow2", &target);
+            }
+        },
+    );
+    println!("{kills} kills");
+    emulator.set("latency_ms=0");
+    is_whole(&volume, "qcow2", &target);
+    let info = qemu_json("info", "qcow2", &target);
+    let kind = &info["format-specific"]["data"]["compression-type"];
+    assert_eq!(kind, "zstd", "{info:#}");
+    let len = |path: &Path| fs::metadata(path).unwrap().len();
+    // Without kills: the tables, 20 blocks that do not shrink, and a cluster with all others.
+    let fresh = folder.path().join("fresh.qcow2");
+    run(&mut sync(&emulator, &[&id, text(&fresh), "--compress"]));
+    is_whole(&volume, "qcow2", &fresh);
+    assert_eq!(len(&plain), (5 + 60) * BLOCK);
+    assert_eq!(len(&fresh), (5 + 20 + 1) * BLOCK);
+    let state = emulator.folder.path().join("state");
+    let verify = ["verify", text(&target), "--progress", "none", "--state-dir"];
+    run(emulator.ebsfs(&verify).arg(state));
+    let raw = text(&folder.path().join("a.raw")).to_owned();
+    let (code, said) = ends(&mut sync(&emulator, &[&id, &raw, "--compress"]));
+    assert_eq!(code, 2, "{said}");
+    assert!(
+        said.contains("none of the targets is a .qcow2 file"),
+        "{said}"
+    );
 }

@@ -177,6 +177,7 @@ impl AwsPlaces {
             in_place: is_in_place(target, name),
             is_shared: target.shared,
             dedup: target.dedup,
+            compress: false,
         };
         connect(&request, name, source, &mut Vec::new()).await
     }

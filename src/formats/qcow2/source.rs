@@ -13,11 +13,12 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
+use super::packed::packed_place;
 use super::{
-    CLUSTER, CLUSTER_BITS, COMPRESSED, ENTRIES, HEADER, MAGIC, OFFSET, REFCOUNT_ORDER, VERSION,
-    ZERO,
+    CLUSTER, CLUSTER_BITS, COMPRESSED, COMPRESSION_TYPE, ENTRIES, MAGIC, OFFSET, ONCE,
+    PACKED_HEADER, REFCOUNT_ORDER, VERSION, ZERO, ZSTD,
 };
-use crate::block::{Block, BlockIndex, Extent, Geometry};
+use crate::block::{BLOCK_SIZE, Block, BlockIndex, Extent, Geometry};
 use crate::digest::Digester;
 use crate::error::{Error, Kind, Result};
 use crate::files::blocking;
@@ -26,9 +27,14 @@ use crate::source::{BlockSource, size_of};
 /// Bits of an L2 entry that must be clear: reserved ones, and offsets that are no multiple of a cluster.
 const WRONG: u64 = 0x3f00_0000_0000_0000 | ((CLUSTER - 1) & !ZERO);
 
+/// What fills a block that is not whole, and its digest, which no block has.
+const NO_BLOCK: u8 = 0xdb;
+
 /// Blocks of a qcow2 image.
 pub(crate) struct Qcow2Source {
     tables: Arc<Qcow2Tables>,
+    /// Whether a block whose place is wrong reads as something that no block is.
+    is_half_written: bool,
     digester: Digester,
 }
 
@@ -41,6 +47,8 @@ struct Qcow2Tables {
     geometry: Geometry,
     /// Where the L1 table is, and how many entries it has.
     l1: (u64, u32),
+    /// Whether compressed blocks are frames of zstd.
+    has_frames: bool,
 }
 
 impl std::fmt::Debug for Qcow2Source {
@@ -63,9 +71,10 @@ impl Qcow2Source {
         let flush = |error| Error::of_file(path, "cannot flush", error);
         file.sync_all().map_err(flush)?;
         let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
-        let mut header = [0; HEADER as usize];
+        // A file without compression is longer than this too.
+        let mut header = [0; PACKED_HEADER as usize];
         let read = file.read_exact_at(&mut header, 0);
-        let l1 = read
+        let (l1, has_frames) = read
             .map_err(|_| "it is too short")
             .and_then(|()| checked(&header, size))
             .map_err(|why| unusable(path, why))?;
@@ -76,9 +85,20 @@ impl Qcow2Source {
                 size,
                 geometry,
                 l1,
+                has_frames,
             }),
+            is_half_written: false,
             digester: Digester::new(),
         })
+    }
+
+    /// The same of an image whose run was killed: a block that is not where its entry says, or is not whole, is no error but
+    /// differs from every block.
+    pub(crate) fn half_written(self) -> Self {
+        Self {
+            is_half_written: true,
+            ..self
+        }
     }
 }
 
@@ -90,8 +110,8 @@ fn unusable(path: &Path, why: &str) -> Error {
     Error::new(Kind::Invalid, what)
 }
 
-/// Checks a header. Returns where the L1 table is, and how many entries it has.
-fn checked(header: &[u8], file_size: u64) -> std::result::Result<(u64, u32), &'static str> {
+/// Checks a header. Returns where the L1 table is and how many entries it has, and whether blocks are compressed with zstd.
+fn checked(header: &[u8], file_size: u64) -> std::result::Result<((u64, u32), bool), &'static str> {
     let u32_at = |at: usize| {
         let bytes = header.get(at..).and_then(|rest| rest.first_chunk());
         u32::from_be_bytes(bytes.copied().unwrap_or_default())
@@ -112,14 +132,21 @@ fn checked(header: &[u8], file_size: u64) -> std::result::Result<(u64, u32), &'s
     if u32_at(60) != 0 {
         return Err("it has snapshots");
     }
-    if u64_at(72) != 0 {
-        return Err("something has it open, or it has features of a newer version");
-    }
+    let has_frames = match u64_at(72) {
+        0 => false,
+        COMPRESSION_TYPE => {
+            if u32_at(100) < PACKED_HEADER || u32_at(104) >> 24 != u32::from(ZSTD) {
+                return Err("its blocks are compressed otherwise");
+            }
+            true
+        }
+        _ => return Err("something has it open, or it has features of a newer version"),
+    };
     let (l1_entries, l1) = (u32_at(36), u64_at(40));
     if l1_entries > ENTRIES || l1 % CLUSTER != 0 || l1.saturating_add(CLUSTER) > file_size {
         return Err("its L1 table is not in the file");
     }
-    Ok((l1, l1_entries))
+    Ok(((l1, l1_entries), has_frames))
 }
 
 impl Qcow2Tables {
@@ -167,7 +194,7 @@ impl Qcow2Tables {
             return Ok(None);
         };
         if entry & COMPRESSED != 0 {
-            return Err(self.wrong(index, "is compressed"));
+            return self.unpacked(index, entry);
         }
         let offset = entry & OFFSET;
         if entry & WRONG != 0 || offset.saturating_add(CLUSTER) > self.size {
@@ -175,6 +202,30 @@ impl Qcow2Tables {
         }
         let mut bytes = BytesMut::zeroed(self.geometry.block_len(index));
         self.read(&mut bytes, offset)?;
+        let is_zero = bytes.iter().all(|byte| *byte == 0);
+        Ok((!is_zero).then_some(bytes))
+    }
+
+    /// The bytes of a compressed block; none for zeroes.
+    fn unpacked(&self, index: BlockIndex, entry: u64) -> Result<Option<BytesMut>> {
+        let (offset, len) = packed_place(entry);
+        if !self.has_frames || entry & ONCE != 0 {
+            return Err(self.wrong(index, "is compressed otherwise"));
+        }
+        if len > CLUSTER || offset.saturating_add(len) > self.size {
+            return Err(self.wrong(index, "is outside of the file"));
+        }
+        let mut frame = vec![0; usize::try_from(len).unwrap_or_default()];
+        self.read(&mut frame, offset)?;
+        let mut bytes = BytesMut::zeroed(BLOCK_SIZE as usize);
+        // What fills the last sector is behind the frame.
+        let frames = zstd::zstd_safe::find_frame_compressed_size(&frame).ok();
+        let frame = frames.and_then(|len| frame.get(..len));
+        let read = frame.map(|frame| zstd::bulk::decompress_to_buffer(frame, &mut bytes[..]));
+        if !matches!(read, Some(Ok(len)) if len == BLOCK_SIZE as usize) {
+            return Err(self.wrong(index, "cannot be decompressed"));
+        }
+        bytes.truncate(self.geometry.block_len(index));
         let is_zero = bytes.iter().all(|byte| *byte == 0);
         Ok((!is_zero).then_some(bytes))
     }
@@ -219,7 +270,14 @@ impl BlockSource for Qcow2Source {
                 );
                 return Err(Error::new(Kind::Invalid, what));
             }
-            let Some(bytes) = blocking(move || tables.block(index)).await? else {
+            let read = match blocking(move || tables.block(index)).await {
+                Err(error) if self.is_half_written && error.kind() == Kind::Invalid => {
+                    let bytes = vec![NO_BLOCK; self.tables.geometry.block_len(index)];
+                    return Ok(Block::Data(bytes.into(), [NO_BLOCK; 32]));
+                }
+                read => read?,
+            };
+            let Some(bytes) = read else {
                 return Ok(Block::Zero);
             };
             let bytes = bytes.freeze();

@@ -222,6 +222,7 @@ fn what_something_else_made_of_an_image_is_an_error_and_no_block() {
         (l2, entry(ONCE | (1 << 40)), "data outside of the file"),
         (l2, entry(ONCE | (CLUSTER + 512)), "data at no cluster"),
         (l2, entry(COMPRESSED | CLUSTER), "compressed"),
+        (79, vec![8], "another compression"),
         (l2, entry(ONCE | (1 << 57) | CLUSTER), "reserved bit"),
     ] {
         let mut wrong = good.clone();
@@ -237,4 +238,135 @@ fn what_something_else_made_of_an_image_is_an_error_and_no_block() {
         zeroed[l2..l2 + 8].copy_from_slice(&zero.to_be_bytes());
         assert!(matches!(read(&zeroed), Ok(Block::Zero)), "{zero:x}");
     }
+}
+
+/// The blocks of an image, each compressible or not.
+fn half_random(index: BlockIndex, len: usize) -> Vec<u8> {
+    let mut bytes = content(index, len);
+    if index.0 % 3 != 0 {
+        bytes[len / 4..].fill(7);
+    }
+    bytes
+}
+
+#[test]
+fn compressed_blocks_read_back_and_take_less_and_damage_is_an_error() {
+    let size = 30 * CLUSTER + 5000;
+    let geometry = Geometry::new(size).unwrap();
+    let mut delta = Delta::new(None, geometry);
+    for index in (0..31).filter(|index| index % 5 != 4) {
+        delta.insert(BlockIndex(index), Change::Write);
+    }
+    let layout = std::sync::Arc::new(Qcow2Layout::packed(&delta));
+    let saved = tempfile::NamedTempFile::new().unwrap();
+    let file = saved.as_file();
+    file.set_len(layout.tables_size()).unwrap();
+    let tables = FileLayout::Qcow2(std::sync::Arc::clone(&layout));
+    for range in layout.fixed() {
+        let len = usize::try_from(range.end - range.start).unwrap();
+        let bytes = bytes(&tables, geometry, range.start, len);
+        std::os::unix::fs::FileExt::write_all_at(file, &bytes, range.start).unwrap();
+    }
+    let blocks: Vec<_> = delta.write().runs().flat_map(Extent::blocks).collect();
+    let packed = PackedQcow2::new(std::sync::Arc::clone(&layout), None);
+    let (first, rest) = blocks.split_at(10);
+    for index in first.iter().rev() {
+        let bytes = half_random(*index, geometry.block_len(*index));
+        packed.write(file, *index, &bytes).unwrap();
+    }
+    packed.extend(file).unwrap();
+    // Another process goes on, and writes a block again.
+    let packed = PackedQcow2::new(std::sync::Arc::clone(&layout), Some(packed.size()));
+    for index in rest.iter().chain(&first[3..5]) {
+        let bytes = half_random(*index, geometry.block_len(*index));
+        packed.write(file, *index, &bytes).unwrap();
+    }
+    packed.zero(file, Extent::of(BlockIndex(1))).unwrap();
+    packed.finish(file).unwrap();
+    let len = file.metadata().unwrap().len();
+    assert_eq!(len, packed.size());
+    let uncompressed = Qcow2Layout::new(&delta, None).size();
+    assert!(len < uncompressed * 3 / 4, "{len} of {uncompressed}");
+
+    let runtime = runtime();
+    let read = |index| {
+        let source = Qcow2Source::open_past_cache(saved.path(), geometry)?;
+        runtime.block_on(source.read_block(BlockIndex(index)))
+    };
+    for index in 0..31 {
+        let is_written = index % 5 != 4 && index != 1;
+        match read(index).unwrap() {
+            Block::Zero => assert!(!is_written, "{index}"),
+            Block::Data(bytes, _) => {
+                let len = geometry.block_len(BlockIndex(index));
+                assert!(is_written && bytes == half_random(BlockIndex(index), len));
+            }
+        }
+    }
+    let refused = packed.write(file, BlockIndex(4), b"not in the plan");
+    assert!(refused.is_err());
+    // A frame that is damaged, or another one.
+    let at = layout.entry_offset(BlockIndex(2)).unwrap();
+    let mut entry = [0; 8];
+    std::os::unix::fs::FileExt::read_exact_at(file, &mut entry, at).unwrap();
+    let entry = u64::from_be_bytes(entry);
+    assert_ne!(entry & COMPRESSED, 0);
+    let write = |bytes: &[u8], at| {
+        std::os::unix::fs::FileExt::write_all_at(file, bytes, at).unwrap();
+    };
+    for wrong in [
+        entry + 512,
+        entry | ONCE,
+        entry | (0x7ff << 51),
+        entry - 512,
+    ] {
+        write(&wrong.to_be_bytes(), at);
+        assert_eq!(read(2).unwrap_err().kind(), Kind::Invalid, "{wrong:x}");
+    }
+    write(&entry.to_be_bytes(), at);
+    assert!(read(2).is_ok());
+    write(&[0; 64], entry & ((1 << 51) - 1));
+    assert_eq!(read(2).unwrap_err().kind(), Kind::Invalid);
+    let half = Qcow2Source::open_past_cache(saved.path(), geometry).unwrap();
+    let half = half.half_written();
+    let found = runtime.block_on(half.read_block(BlockIndex(2))).unwrap();
+    assert!(matches!(found, Block::Data(_, digest) if digest == [0xdb; 32]));
+    assert!(runtime.block_on(half.read_block(BlockIndex(3))).is_ok());
+}
+
+#[test]
+fn frames_and_clusters_never_overlap_and_take_no_more_clusters_than_blocks() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut delta = Delta::new(None, Geometry::new(40 * CLUSTER).unwrap());
+    (0..40).for_each(|index| delta.insert(BlockIndex(index), Change::Write));
+    let layout = std::sync::Arc::new(Qcow2Layout::packed(&delta));
+    let packed = PackedQcow2::new(std::sync::Arc::clone(&layout), None);
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(layout.tables_size()).unwrap();
+    let mut taken = Vec::new();
+    for index in (0..40).map(BlockIndex) {
+        let mut block = content(index, BLOCK_SIZE as usize);
+        let random_bytes = random.usize(..block.len() * 4 / 3).min(block.len());
+        block[random_bytes..].fill(0);
+        packed.write(&file, index, &block).unwrap();
+        let mut entry = [0; 8];
+        let at = layout.entry_offset(index).unwrap();
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut entry, at).unwrap();
+        let entry = u64::from_be_bytes(entry);
+        taken.push(match entry & COMPRESSED {
+            0 => (entry & OFFSET, CLUSTER),
+            _ => packed::packed_place(entry),
+        });
+    }
+    taken.sort_unstable();
+    let mut at = layout.tables_size();
+    for (start, len) in taken {
+        assert!(start >= at && start % 512 == 0, "{start} overlaps");
+        assert!(len < CLUSTER || start % CLUSTER == 0);
+        at = start + len;
+    }
+    assert!(at <= packed.size() && packed.size() % CLUSTER == 0);
+    assert!(packed.size() <= layout.tables_size() + 40 * CLUSTER);
 }

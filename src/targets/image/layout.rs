@@ -5,10 +5,13 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::super::raw::BlockPlaces;
 use crate::block::{BLOCK_SIZE, Delta, Geometry};
 use crate::error::{Error, Kind, Result};
 use crate::files::blocking;
-use crate::formats::{FileLayout, ImageFormat, Piece, Qcow2Layout, Qcow2Source, VhdLayout};
+use crate::formats::{
+    FileLayout, ImageFormat, PackedQcow2, Piece, Qcow2Layout, Qcow2Source, VhdLayout,
+};
 use crate::source::{BlockSource, DiskSource};
 use crate::target::SourceInfo;
 
@@ -22,6 +25,17 @@ pub(super) struct ImageLayout {
     geometry: Geometry,
     /// What is in the file besides the volume; none of a raw or flat file.
     file: Option<FileLayout>,
+    /// The compressed blocks of a qcow2 image.
+    packed: Option<Arc<PackedQcow2>>,
+}
+
+/// Whether blocks are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BlockPacking {
+    /// They are not.
+    None,
+    /// They are, from here in the file on; none for an image that is begun.
+    From(Option<u64>),
 }
 
 impl ImageLayout {
@@ -29,8 +43,14 @@ impl ImageLayout {
     ///
     /// # Errors
     /// `Invalid` where the format cannot hold it: a volume that is too large, a delta.
-    pub(super) fn of(format: ImageFormat, plan: &Delta, source: &SourceInfo) -> Result<Self> {
+    pub(super) fn of(
+        format: ImageFormat,
+        packing: BlockPacking,
+        plan: &Delta,
+        source: &SourceInfo,
+    ) -> Result<Self> {
         let geometry = plan.head();
+        let mut packed = None;
         let file = match format {
             ImageFormat::Raw | ImageFormat::Vmdk => None,
             ImageFormat::Vhd => {
@@ -41,20 +61,28 @@ impl ImageLayout {
                 let what = "a qcow2 image takes all blocks, not what changed";
                 return Err(Error::new(Kind::Invalid, what));
             }
-            ImageFormat::Qcow2 => {
-                let layout = Qcow2Layout::new(plan, None);
-                Some(FileLayout::Qcow2(Arc::new(layout)))
-            }
+            ImageFormat::Qcow2 => Some(FileLayout::Qcow2(match packing {
+                BlockPacking::None => Arc::new(Qcow2Layout::new(plan, None)),
+                BlockPacking::From(end) => {
+                    let layout = Arc::new(Qcow2Layout::packed(plan));
+                    packed = Some(Arc::new(PackedQcow2::new(Arc::clone(&layout), end)));
+                    layout
+                }
+            })),
         };
         Ok(Self {
             format,
             geometry,
             file,
+            packed,
         })
     }
 
     /// Bytes of the file.
     pub(super) fn file_size(&self) -> u64 {
+        if let Some(packed) = &self.packed {
+            return packed.size();
+        }
         match (&self.file, self.format) {
             (Some(file), _) => file.size(),
             (None, ImageFormat::Vmdk) => self.geometry.size().next_multiple_of(SECTOR),
@@ -71,11 +99,12 @@ impl ImageLayout {
         }
     }
 
-    /// Where a qcow2 image has its blocks.
-    pub(super) fn blocks(&self) -> Option<Arc<Qcow2Layout>> {
-        match &self.file {
-            Some(FileLayout::Qcow2(layout)) => Some(Arc::clone(layout)),
-            _ => None,
+    /// Where blocks are in the file.
+    pub(super) fn places(&self) -> BlockPlaces {
+        match (&self.file, &self.packed) {
+            (_, Some(packed)) => BlockPlaces::Packed(Arc::clone(packed)),
+            (Some(FileLayout::Qcow2(layout)), None) => BlockPlaces::Qcow2(Arc::clone(layout)),
+            _ => BlockPlaces::Own,
         }
     }
 
@@ -85,30 +114,32 @@ impl ImageLayout {
     /// # Errors
     /// The system's error.
     pub(super) fn write_tables(&self, path: &Path, file: &File) -> Result<()> {
-        let (start, end) = match &self.file {
-            None => return Ok(()),
-            Some(FileLayout::Vhd(layout)) => (layout.footer_offset(), layout.size()),
-            Some(FileLayout::Qcow2(layout)) => (0, layout.tables_size()),
-        };
-        let failed = |error| Error::of_file(path, "cannot write", error);
         let Some(layout) = &self.file else {
             return Ok(());
         };
-        let (mut at, mut wrote) = (start, false);
+        let ranges = match layout {
+            FileLayout::Vhd(vhd) => vec![vhd.footer_offset()..vhd.size()],
+            FileLayout::Qcow2(qcow2) => qcow2.fixed(),
+        };
+        let failed = |error| Error::of_file(path, "cannot write", error);
+        let mut wrote = false;
         let mut there = vec![0; BLOCK_SIZE as usize];
-        while at < end {
-            let len = usize::try_from(end - at).unwrap_or(usize::MAX);
-            let Some(Piece::Bytes(bytes)) = layout.piece(at, len.min(there.len())) else {
-                break;
-            };
-            let there = there.get_mut(..bytes.len()).unwrap_or_default();
-            file.read_exact_at(there, at).map_err(failed)?;
-            // A hole stays one.
-            if there != &bytes[..] {
-                file.write_all_at(&bytes, at).map_err(failed)?;
-                wrote = true;
+        for range in ranges {
+            let mut at = range.start;
+            while at < range.end {
+                let len = usize::try_from(range.end - at).unwrap_or(usize::MAX);
+                let Some(Piece::Bytes(bytes)) = layout.piece(at, len.min(there.len())) else {
+                    break;
+                };
+                let there = there.get_mut(..bytes.len()).unwrap_or_default();
+                file.read_exact_at(there, at).map_err(failed)?;
+                // A hole stays one.
+                if there != &bytes[..] {
+                    file.write_all_at(&bytes, at).map_err(failed)?;
+                    wrote = true;
+                }
+                at += bytes.len() as u64;
             }
-            at += bytes.len() as u64;
         }
         match wrote {
             true => file.sync_data().map_err(failed),
@@ -117,12 +148,22 @@ impl ImageLayout {
     }
 }
 
+/// How an image is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ImageReading {
+    /// A block whose place is wrong is an error.
+    Strict,
+    /// Such a block reads as something that no block is.
+    HalfWritten,
+}
+
 /// The volume in an image of this machine, by the tables of its format, past every cache.
 ///
 /// # Errors
 /// Why it cannot be read.
 pub(super) async fn read_image(
     format: ImageFormat,
+    reading: ImageReading,
     path: &Path,
     geometry: Geometry,
 ) -> Result<Arc<dyn BlockSource>> {
@@ -130,7 +171,11 @@ pub(super) async fn read_image(
     blocking(move || {
         Ok(match format {
             ImageFormat::Qcow2 => {
-                Arc::new(Qcow2Source::open_past_cache(&path, geometry)?) as Arc<dyn BlockSource>
+                let source = Qcow2Source::open_past_cache(&path, geometry)?;
+                Arc::new(match reading {
+                    ImageReading::Strict => source,
+                    ImageReading::HalfWritten => source.half_written(),
+                }) as Arc<dyn BlockSource>
             }
             _ => Arc::new(DiskSource::open_past_cache(&path, geometry)?),
         })

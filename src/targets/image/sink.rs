@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -18,7 +19,7 @@ use tracing::debug;
 use super::super::raw::Raw;
 use super::ImageState;
 use super::descriptor::VmdkDescriptor;
-use super::layout::read_image;
+use super::layout::{ImageReading, read_image};
 use crate::block::{BlockIndex, BlockSet, Digest, Extent};
 use crate::error::{Error, Result};
 use crate::files::{FileMark, refuse_special, sync_folder};
@@ -45,6 +46,8 @@ pub(super) struct ImageSink {
     image: Option<Replaced>,
     /// The extended attributes that it gets.
     attributes: ImageAttributes,
+    /// Whether blocks were flushed.
+    has_flushed: AtomicBool,
     /// The time of the last write that it gets: the snapshot's.
     time: Option<SystemTime>,
 }
@@ -144,6 +147,7 @@ impl ImageSink {
             raw,
             file,
             image,
+            has_flushed: AtomicBool::new(false),
             attributes: snapshot.map_or(NO_ATTRIBUTES, Snapshot::attributes),
             time: source.time(),
         }
@@ -160,6 +164,7 @@ impl ImageSink {
         Ok(SinkState::of(&ImageState {
             mark,
             time_ns: time.and_then(|time| i64::try_from(time.as_nanos()).ok()),
+            end: self.raw.packed().map(|packed| packed.size()),
         }))
     }
 
@@ -171,11 +176,14 @@ impl ImageSink {
     }
 
     async fn publish(&self) -> Result<Published> {
-        let size = self.file.size;
+        let (size, packed) = (self.file.size, self.raw.packed());
         let (attributes, time) = (self.attributes.clone(), self.time);
         self.raw
             .with("cannot finish", move |file| {
-                cut_to(file, size)?;
+                match packed {
+                    Some(packed) => packed.finish(file)?,
+                    None => cut_to(file, size)?,
+                }
                 set_attributes(file, &attributes);
                 if let Some(time) = time
                     && let Err(error) = file.set_modified(time)
@@ -227,6 +235,7 @@ impl Sink for ImageSink {
     fn flush(&self) -> BoxFuture<'_, Result<SinkState>> {
         async {
             self.raw.flush().await?;
+            self.has_flushed.store(true, Ordering::Relaxed);
             self.state()
         }
         .boxed()
@@ -235,7 +244,12 @@ impl Sink for ImageSink {
     fn read_back(&self) -> BoxFuture<'_, Result<Option<Arc<dyn BlockSource>>>> {
         async {
             let path = self.raw.path();
-            let read = read_image(self.file.format, path, self.raw.geometry());
+            // What a run that was killed has not flushed may be half there: a comparison finds that it differs.
+            let reading = match self.has_flushed.load(Ordering::Relaxed) {
+                true => ImageReading::Strict,
+                false => ImageReading::HalfWritten,
+            };
+            let read = read_image(self.file.format, reading, path, self.raw.geometry());
             read.await.map(Some)
         }
         .boxed()

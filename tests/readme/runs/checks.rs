@@ -101,7 +101,11 @@ pub(super) fn convert(emulator: &Emulator, runs: &[PageRun]) {
     assert_eq!(page.said.matches("Images are identical.").count(), 2);
     assert!(page.said.contains("Image committed."), "{}", page.said);
     assert_same(&page.at("copy.raw"), &volume);
-    for (name, format) in [("small.qcow2", "qcow2"), ("stream.vmdk", "vmdk")] {
+    for (name, format) in [
+        ("packed.qcow2", "qcow2"),
+        ("small.qcow2", "qcow2"),
+        ("stream.vmdk", "vmdk"),
+    ] {
         crate::formats::compare(&volume, format, &page.at(name));
     }
     // The first snapshot, which lacks what was written later.
