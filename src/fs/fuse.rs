@@ -239,7 +239,10 @@ impl Filesystem for Ebsfs {
         };
         self.answer(work, move |opened| match opened {
             Ok(file) => {
-                let flags = if file.contents.is_fixed() {
+                let flags = if file.contents.is_fixed() && file.is_recorded() {
+                    // What this opening reads is to reach us: the kernel drops the pages that it has.
+                    FopenFlags::empty()
+                } else if file.contents.is_fixed() {
                     // The pages that the kernel has are good for every later open.
                     FopenFlags::FOPEN_KEEP_CACHE
                 } else {

@@ -127,6 +127,12 @@ impl OpenFile {
         Ok(Self { contents, record })
     }
 
+    /// Whether a custodian is to learn which blocks are read.
+    pub(super) fn is_recorded(&self) -> bool {
+        let record = self.record.as_ref();
+        record.is_some_and(|record| record.custody.is_some())
+    }
+
     pub(super) async fn read_at(&self, offset: u64, len: usize) -> Result<Bytes> {
         let bytes = self.contents.read_at(offset, len).await?;
         if let Some(record) = &self.record {
