@@ -41,7 +41,6 @@ pub(super) struct EvidenceArgs {
 
 #[derive(Debug, Subcommand)]
 enum EvidenceVerb {
-    /// Check the signature and the files of evidence, and an image, device or snapshot against it
     Verify(Box<verify::EvidenceVerifyArgs>),
 }
 

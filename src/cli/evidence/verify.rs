@@ -26,6 +26,7 @@ use crate::source::{DiskSource, size_of};
 use crate::sync::{Progress, REPORT_VERSION};
 use crate::targets::mark_of;
 
+/// Check the signature and the files of evidence, and an image, device or snapshot against it
 #[derive(Args, Debug)]
 #[command(
     long_about = "Check evidence that ebsfs evidence wrote: the signature of its statement, then each file by the digests of the \
