@@ -9,7 +9,7 @@ use futures_util::stream::TryStreamExt;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
-use self::lanes::{Lane, Piece, lanes};
+use self::lanes::{Lane, LaneBlock, lanes};
 use super::{IN_FLIGHT, OnBlocks, VolumeStep, digest_of_zeroes, steps};
 use crate::block::{Block, BlockIndex, Digest, Extent, hexadecimal};
 use crate::error::Result;
@@ -143,7 +143,7 @@ pub(crate) async fn digest_with(
                 let end = BlockIndex(at.0.saturating_add(HOLE_PIECE)).min(extent.end());
                 let bytes = geometry.offset(end) - geometry.offset(at);
                 for sender in &senders {
-                    let piece: Piece = (block.clone(), bytes);
+                    let piece: LaneBlock = (block.clone(), bytes);
                     if sender.send(piece).await.is_err() {
                         // The lane has failed, and its own error ends this.
                         std::future::pending::<()>().await;
@@ -162,7 +162,7 @@ pub(crate) async fn digest_with(
 }
 
 /// Works on pieces of an image on a thread of its own until their sender is dropped.
-async fn run_lane(mut lane: Lane, mut pieces: mpsc::Receiver<Piece>) -> Result<Lane> {
+async fn run_lane(mut lane: Lane, mut pieces: mpsc::Receiver<LaneBlock>) -> Result<Lane> {
     blocking(move || {
         while let Some((block, bytes)) = pieces.blocking_recv() {
             match block {

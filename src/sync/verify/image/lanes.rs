@@ -18,7 +18,7 @@ use crate::block::{Block, ZEROES};
 use crate::error::{Error, Kind, Result};
 
 /// Bytes of an image: of a block, or so many zeroes.
-pub(super) type Piece = (Block, u64);
+pub(super) type LaneBlock = (Block, u64);
 
 /// What all three functions take at once.
 const STEP: usize = 64;
