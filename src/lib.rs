@@ -35,7 +35,7 @@
 //! | 0 | [`error`], [`block`], [`histogram`], `time` | anything |
 //! | 1 | [`files`], `sysfs`, [`inventory`], [`snapshot`], [`source`], [`target`], [`readahead`], [`digest`], [`maps`], [`cost`], [`progress`], [`aws`] | who implements or uses them |
 //! | 2 | [`ebs`], `ec2`, [`cache`], [`image`], [`compare`], `formats`, `volumes` | each other: they see only [`source::BlockSource`] |
-//! | 3 | [`targets`], [`repository`], [`capture`] | each other, cache, image; only [`targets`] sees [`ebs`] |
+//! | 3 | `browse`, [`targets`], [`repository`], [`capture`] | each other, cache, image; only [`targets`] sees [`ebs`] |
 //! | 4 | [`fs`], [`sync`] | each other, ebs, ec2, cache, targets, repository, capture |
 //! | 5 | `attach` | aws, ebs, ec2, repository, targets, capture, sync |
 //! | 5 | [`drill`] | aws, ebs, ec2, repository, targets, capture, sync |
@@ -182,6 +182,19 @@
 //! ```
 //! `docs/inventory.md` and `docs/restore.md` are the pages for operators.
 //!
+//! # The path of a file inside a disk
+//! ```text
+//!  cli/files        open       the source, as for a sync; its blocks in a cache of their own
+//!  browse/session   start      this program once more, with one socket: the parser
+//!  browse/sandbox   enter      it gives up files, network, user, capabilities and memory
+//!  browse/view      lookup     name by name from the root; links are not followed
+//!  browse/parser    answer     -> ext, fat, ntfs; pieces of the image are asked for through the socket
+//!  browse/session   ask        reads them, checks what the parser says, ends it when it is silent or too busy
+//!  browse/view      segments   where the bytes are: read here, past the parser, unless only it can tell them
+//!  browse/copy      copy_out   below the destination, with modes, times, links, holes and attributes
+//! ```
+//! `docs/files.md` is the page for operators.
+//!
 //! # The path of a drill
 //! ```text
 //!  cli/drill        machine    find_set, or one source: DrillMachine, its disks as block sources
@@ -306,6 +319,7 @@ pub mod image;
 pub mod repository;
 mod volumes;
 
+mod browse;
 mod capture;
 pub mod targets;
 

@@ -61,6 +61,11 @@ const RULES: &[(&str, u8, &str)] = &[
         "ebs ec2 cache image target readahead maps aws",
     ),
     (
+        "browse",
+        3,
+        "capture targets repository ebs ec2 cache image compare readahead digest maps sysfs snapshot cost aws histogram inventory progress",
+    ),
+    (
         "capture",
         3,
         "targets repository ebs ec2 cache image compare readahead digest maps block files sysfs source cost",
@@ -124,6 +129,8 @@ const ONLY: &[(&str, &str)] = &[
     ("object_store::", "repository/store"),
     ("aws_sdk_s3::", "repository/store"),
     ("prometheus_client::", "metrics/text"),
+    ("use ntfs::", "browse/ntfs"),
+    ("landlock::", "browse/sandbox"),
 ];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {

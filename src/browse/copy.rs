@@ -1,0 +1,540 @@
+//! [`copy_out`]: files of a view onto this machine, with what the user may keep of their metadata.
+//!
+//! Each step is below a folder that is open: a name is one component, links are never followed, nothing is opened that the copy did
+//! not make or that is no folder. So neither a hostile filesystem nor another user of this machine can lead it elsewhere.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rustix::fs::{
+    AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags, chownat, fchmod, fchown,
+    fremovexattr, fsetxattr, ftruncate, futimens, linkat, mkdirat, mknodat, openat, symlinkat,
+    unlinkat, utimensat,
+};
+use rustix::fs::{Dev, FileType, makedev, statat};
+use rustix::process::{Gid, Uid, geteuid};
+
+use super::view::FileView;
+use super::walk::{TreeWalk, WalkItem};
+use super::{FsNode, FsTime, NodeKind, SegmentPlace};
+use crate::error::{Error, Kind, Result};
+use crate::target::Stop;
+
+/// Files with several names that are remembered, at most.
+const MOST_LINKED: usize = 1 << 20;
+/// Problems that are named; the others are counted.
+const MOST_PROBLEMS: usize = 20;
+
+/// How files are copied.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CopyOptions {
+    /// Replace files that are there; folders are always merged into.
+    pub(crate) overwrite: bool,
+}
+
+/// What was copied, and what could not be kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct CopyReport {
+    pub(crate) files: u64,
+    pub(crate) folders: u64,
+    /// Links, devices, pipes and sockets.
+    pub(crate) others: u64,
+    /// Bytes of data; holes are not counted.
+    pub(crate) bytes: u64,
+    /// Files whose owner is that of the copy.
+    pub(crate) owners_lost: u64,
+    /// Files without a set-user-id or set-group-id bit that they had.
+    pub(crate) modes_lost: u64,
+    /// Extended attributes that could not be set.
+    pub(crate) xattrs_lost: u64,
+    /// Devices that only root can make.
+    pub(crate) devices_lost: u64,
+    /// Files with more names than are remembered: copied more than once.
+    pub(crate) links_lost: u64,
+    /// Files that could not be read or written.
+    pub(crate) failed: u64,
+    /// The first of them.
+    pub(crate) problems: Vec<String>,
+}
+
+impl CopyReport {
+    fn fail(&mut self, path: &[u8], why: &str) {
+        self.failed += 1;
+        if self.problems.len() < MOST_PROBLEMS {
+            self.problems
+                .push(format!("{}: {why}", super::lines::quoted(path)));
+        }
+    }
+}
+
+/// A folder of the copy that is still filled.
+struct OpenCopy {
+    depth: usize,
+    folder: OwnedFd,
+    path: Vec<u8>,
+    /// Its metadata, set when it is full: a read-only folder could not be filled. None: it was there before.
+    node: Option<FsNode>,
+}
+
+struct TreeCopy<'a> {
+    view: &'a mut FileView,
+    options: CopyOptions,
+    is_root: bool,
+    report: CopyReport,
+    open: Vec<OpenCopy>,
+    /// The folder that all is below.
+    base: OwnedFd,
+    /// The first copy of each file with several names, by its id.
+    linked: HashMap<u64, LinkedCopy>,
+}
+
+/// A copy of a file with several names: its path from the base, and what shows that it is still there.
+struct LinkedCopy {
+    path: Vec<Vec<u8>>,
+    identity: (u64, u64),
+}
+
+/// Copies a file, or a folder with all that is in it, to `destination`: into it under the same name where it is a folder, else as it.
+///
+/// # Errors
+/// `Invalid` when the destination is there and must not be replaced; `Stopped`; what ends the view. What fails for one file is in the
+/// report.
+pub(crate) async fn copy_out(
+    view: &mut FileView,
+    path: &[u8],
+    node: FsNode,
+    destination: &Path,
+    options: CopyOptions,
+    stop: &Stop,
+) -> Result<CopyReport> {
+    let (base, name) = place(path, node.kind, destination)?;
+    let mut copying = TreeCopy {
+        view,
+        options,
+        is_root: geteuid().is_root(),
+        report: CopyReport::default(),
+        open: Vec::new(),
+        base,
+        linked: HashMap::new(),
+    };
+    let mut walk = TreeWalk::new(path, node);
+    loop {
+        let Some(item) = stop.unless(walk.next(copying.view)).await? else {
+            break;
+        };
+        copying.close_above(item.depth).await?;
+        let parent = match copying.open.last() {
+            Some(open) => open.folder.try_clone(),
+            None => copying.base.try_clone(),
+        };
+        let parent =
+            parent.map_err(|error| Error::of_file(destination, "cannot copy to", error))?;
+        let own = match item.depth {
+            0 => name.clone(),
+            _ => item
+                .path
+                .rsplit(|byte| *byte == b'/')
+                .next()
+                .unwrap_or_default()
+                .to_vec(),
+        };
+        let below = item
+            .path
+            .get(path.len()..)
+            .unwrap_or_default()
+            .split(|byte| *byte == b'/');
+        let below = below.filter(|part| !part.is_empty()).map(<[u8]>::to_vec);
+        let full: Vec<Vec<u8>> = std::iter::once(name.clone()).chain(below).collect();
+        let done = stop.unless(copying.item(&item, &parent, &own, full)).await;
+        match done {
+            Ok(()) => {}
+            Err(error) if error.kind() == Kind::Stopped || !copying.view.is_alive() => {
+                return Err(error);
+            }
+            Err(error) => {
+                walk.skip();
+                copying.report.fail(&item.path, &error.chain());
+            }
+        }
+    }
+    copying.close_above(0).await?;
+    Ok(copying.report)
+}
+
+/// The folder that the copy is made in, and its name there.
+fn place(path: &[u8], kind: NodeKind, destination: &Path) -> Result<(OwnedFd, Vec<u8>)> {
+    let cannot =
+        |error: rustix::io::Errno| Error::of_file(destination, "cannot copy to", error.into());
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let own = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    match rustix::fs::open(destination, flags, Mode::empty()) {
+        // The root has no name: what is in it goes into the folder.
+        Ok(folder) if own.is_empty() => return Ok((folder, b".".to_vec())),
+        Ok(folder) => return Ok((folder, own.to_vec())),
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {}
+        Err(error) => return Err(cannot(error)),
+    }
+    let name = destination
+        .file_name()
+        .ok_or_else(|| cannot(rustix::io::Errno::INVAL))?;
+    if kind == NodeKind::Folder && destination.as_os_str().is_empty() {
+        return Err(cannot(rustix::io::Errno::INVAL));
+    }
+    let parent = crate::files::folder_of(destination);
+    let folder = rustix::fs::open(parent, flags, Mode::empty()).map_err(cannot)?;
+    Ok((folder, name.as_bytes().to_vec()))
+}
+
+fn failed(what: &str, error: impl Into<io::Error>) -> Error {
+    Error::with_source(Kind::Io, what.to_owned(), error.into())
+}
+
+impl TreeCopy<'_> {
+    /// Sets the metadata of folders that are full.
+    async fn close_above(&mut self, depth: usize) -> Result<()> {
+        while self.open.last().is_some_and(|open| open.depth >= depth) {
+            let Some(open) = self.open.pop() else {
+                break;
+            };
+            if let Some(node) = open.node
+                && let Err(error) = self.keep(open.folder.as_fd(), &node).await
+            {
+                if !self.view.is_alive() {
+                    return Err(error);
+                }
+                self.report.fail(&open.path, &error.chain());
+            }
+        }
+        Ok(())
+    }
+
+    async fn item(
+        &mut self,
+        item: &WalkItem,
+        parent: &OwnedFd,
+        name: &[u8],
+        path: Vec<Vec<u8>>,
+    ) -> Result<()> {
+        let node = match &item.node {
+            Ok(node) => node.clone(),
+            Err(problem) => return Err(Error::new(Kind::Corrupt, problem.clone())),
+        };
+        let name = OsStr::from_bytes(name);
+        match node.kind {
+            NodeKind::Folder => self.folder(item, parent, name, node),
+            NodeKind::Regular => self.regular(parent, name, &node, path).await,
+            NodeKind::Link => self.link(parent, name, &node),
+            _ => self.special(parent, name, &node),
+        }
+    }
+
+    fn folder(
+        &mut self,
+        item: &WalkItem,
+        parent: &OwnedFd,
+        name: &OsStr,
+        node: FsNode,
+    ) -> Result<()> {
+        let made = match name.as_bytes() {
+            b"." => Ok(false),
+            _ => match mkdirat(parent, name, Mode::from_raw_mode(0o700)) {
+                Ok(()) => Ok(true),
+                Err(rustix::io::Errno::EXIST) => Ok(false),
+                Err(error) => Err(failed("cannot make the folder", error)),
+            },
+        };
+        let made = made?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let folder = openat(parent, name, flags, Mode::empty())
+            .map_err(|error| failed("cannot open the folder: something else is there", error))?;
+        self.report.folders += u64::from(made);
+        self.open.push(OpenCopy {
+            depth: item.depth,
+            folder,
+            path: item.path.clone(),
+            node: made.then_some(node),
+        });
+        Ok(())
+    }
+
+    /// Makes room for a new file, if files may be replaced.
+    fn make_room(&self, parent: &OwnedFd, name: &OsStr) -> Result<()> {
+        if self.options.overwrite {
+            match unlinkat(parent, name, AtFlags::empty()) {
+                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+                Err(error) => return Err(failed("cannot replace it", error)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn regular(
+        &mut self,
+        parent: &OwnedFd,
+        name: &OsStr,
+        node: &FsNode,
+        path: Vec<Vec<u8>>,
+    ) -> Result<()> {
+        self.make_room(parent, name)?;
+        if let Some(first) = self.linked.get(&node.id) {
+            let first = self.reopen(first)?;
+            let path = format!("/proc/self/fd/{}", first.as_raw_fd());
+            let flags = AtFlags::SYMLINK_FOLLOW;
+            linkat(rustix::fs::CWD, path.as_str(), parent, name, flags)
+                .map_err(|error| failed("cannot make another name of it", error))?;
+            self.report.others += 1;
+            return Ok(());
+        }
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(parent, name, flags, Mode::from_raw_mode(0o600)).map_err(new_file)?;
+        let file = File::from(file);
+        let half = HalfFile {
+            parent: parent.as_fd(),
+            name,
+            is_whole: false,
+        };
+        self.fill(&file, node).await?;
+        self.keep(file.as_fd(), node).await?;
+        half.commit();
+        self.report.files += 1;
+        if node.links > 1 {
+            match rustix::fs::fstat(&file) {
+                Ok(made) if self.linked.len() < MOST_LINKED => {
+                    let identity = (made.st_dev, made.st_ino);
+                    self.linked.insert(node.id, LinkedCopy { path, identity });
+                }
+                _ => self.report.links_lost += 1,
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the first copy of a file again, step by step.
+    fn reopen(&self, first: &LinkedCopy) -> Result<OwnedFd> {
+        let lost = |error| failed("cannot find the first copy of it", error);
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut at = self
+            .base
+            .try_clone()
+            .map_err(|error| failed("cannot copy", error))?;
+        for part in &first.path {
+            at = openat(&at, OsStr::from_bytes(part), flags, Mode::empty()).map_err(lost)?;
+        }
+        let found = rustix::fs::fstat(&at).map_err(lost)?;
+        match (found.st_dev, found.st_ino) == first.identity {
+            true => Ok(at),
+            false => Err(Error::new(Kind::Io, "the first copy of it was replaced")),
+        }
+    }
+
+    async fn fill(&mut self, file: &File, node: &FsNode) -> Result<()> {
+        let mut next = (node.size > 0).then_some(0);
+        while let Some(offset) = next {
+            let (segments, after) = self.view.segments(node, offset).await?;
+            for segment in segments {
+                if segment.place == SegmentPlace::Hole {
+                    continue;
+                }
+                let mut rest = segment;
+                while rest.len > 0 {
+                    let bytes = self.view.bytes(node.id, &rest).await?;
+                    file.write_all_at(&bytes, rest.offset)
+                        .map_err(|error| failed("cannot write it", error))?;
+                    self.report.bytes += bytes.len() as u64;
+                    rest = rest.behind(bytes.len() as u64);
+                }
+            }
+            next = after;
+        }
+        // A hole at the end.
+        ftruncate(file, node.size).map_err(|error| failed("cannot set its size", error))
+    }
+
+    fn link(&mut self, parent: &OwnedFd, name: &OsStr, node: &FsNode) -> Result<()> {
+        self.make_room(parent, name)?;
+        symlinkat(OsStr::from_bytes(&node.target), parent, name).map_err(new_file)?;
+        self.report.others += 1;
+        if self.is_root {
+            let (user, group) = owner(node);
+            let flags = AtFlags::SYMLINK_NOFOLLOW;
+            if chownat(parent, name, user, group, flags).is_err() {
+                self.report.owners_lost += 1;
+            }
+        } else if node.uid != geteuid().as_raw() {
+            self.report.owners_lost += 1;
+        }
+        utimensat(parent, name, &times(node), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| failed("cannot set the times of the link", error))
+    }
+
+    fn special(&mut self, parent: &OwnedFd, name: &OsStr, node: &FsNode) -> Result<()> {
+        let (kind, device): (FileType, Dev) = match node.kind {
+            NodeKind::CharDevice => (
+                FileType::CharacterDevice,
+                makedev(node.device.0, node.device.1),
+            ),
+            NodeKind::BlockDevice => (FileType::BlockDevice, makedev(node.device.0, node.device.1)),
+            NodeKind::Socket => (FileType::Socket, 0),
+            _ => (FileType::Fifo, 0),
+        };
+        self.make_room(parent, name)?;
+        match mknodat(parent, name, kind, Mode::from_raw_mode(0o600), device) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) if device != 0 => {
+                self.report.devices_lost += 1;
+                return Ok(());
+            }
+            Err(error) => return Err(new_file(error)),
+        }
+        self.report.others += 1;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let made = openat(parent, name, flags, Mode::empty());
+        let made = made.map_err(|error| failed("cannot open what was made", error))?;
+        // A descriptor of a path has no modes: they are set by its name, after a look that it is still what was made.
+        let now = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW);
+        let ours = rustix::fs::fstat(&made);
+        let is_ours = match (&now, &ours) {
+            (Ok(now), Ok(ours)) => (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino),
+            _ => false,
+        };
+        if !is_ours {
+            return Err(Error::new(Kind::Io, "it was replaced while it was made"));
+        }
+        let path = format!("/proc/self/fd/{}", made.as_raw_fd());
+        if self.is_root {
+            let (user, group) = owner(node);
+            let done = chownat(
+                rustix::fs::CWD,
+                path.as_str(),
+                user,
+                group,
+                AtFlags::empty(),
+            );
+            self.report.owners_lost += u64::from(done.is_err());
+        } else if node.uid != geteuid().as_raw() {
+            self.report.owners_lost += 1;
+        }
+        let mode = Mode::from_raw_mode(node.mode);
+        rustix::fs::chmod(path.as_str(), mode)
+            .map_err(|error| failed("cannot set its mode", error))?;
+        utimensat(
+            rustix::fs::CWD,
+            path.as_str(),
+            &times(node),
+            AtFlags::empty(),
+        )
+        .map_err(|error| failed("cannot set its times", error))
+    }
+
+    /// Sets extended attributes, as far as this user and this filesystem allow.
+    async fn keep_xattrs(&mut self, file: BorrowedFd<'_>, id: u64) -> Result<()> {
+        let found = self.view.xattrs(id).await?;
+        // A list that the destination gives to new files is none of the file's.
+        for inherited in ["system.posix_acl_access", "system.posix_acl_default"] {
+            if !found.iter().any(|(name, _)| name == inherited.as_bytes()) {
+                let _ = fremovexattr(file, inherited);
+            }
+        }
+        for (name, value) in found {
+            let set = fsetxattr(file, OsStr::from_bytes(&name), &value, XattrFlags::empty());
+            self.report.xattrs_lost += u64::from(set.is_err());
+        }
+        Ok(())
+    }
+
+    /// Sets the owner, the extended attributes, the mode and the times, in this order: a change of the owner takes bits of the mode
+    /// and the capabilities of a program, which are an attribute.
+    async fn keep(&mut self, file: BorrowedFd<'_>, node: &FsNode) -> Result<()> {
+        let mut mode = node.mode;
+        let is_owner_kept = match self.is_root {
+            true => {
+                let (user, group) = owner(node);
+                fchown(file, user, group).is_ok()
+            }
+            false => {
+                node.uid == geteuid().as_raw() && {
+                    let (_, group) = owner(node);
+                    fchown(file, None, group).is_ok()
+                }
+            }
+        };
+        if !is_owner_kept {
+            self.report.owners_lost += 1;
+            // Such a bit would give the rights of another user than the file had.
+            if mode & 0o6000 != 0 {
+                self.report.modes_lost += 1;
+                mode &= !0o6000;
+            }
+        }
+        self.keep_xattrs(file, node.id).await?;
+        fchmod(file, Mode::from_raw_mode(mode))
+            .map_err(|error| failed("cannot set its mode", error))?;
+        futimens(file, &times(node)).map_err(|error| failed("cannot set its times", error))
+    }
+}
+
+/// A file that is being copied. If it is dropped before it is whole, it is removed: half a file is no copy.
+struct HalfFile<'a> {
+    parent: BorrowedFd<'a>,
+    name: &'a OsStr,
+    is_whole: bool,
+}
+
+impl HalfFile<'_> {
+    fn commit(mut self) {
+        self.is_whole = true;
+    }
+}
+
+impl Drop for HalfFile<'_> {
+    fn drop(&mut self) {
+        if !self.is_whole {
+            let _ = unlinkat(self.parent, self.name, AtFlags::empty());
+        }
+    }
+}
+
+/// The error of a file that cannot be made.
+fn new_file(error: rustix::io::Errno) -> Error {
+    match error {
+        rustix::io::Errno::EXIST => Error::new(
+            Kind::Invalid,
+            "something is there already: --overwrite replaces it",
+        ),
+        rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT => {
+            Error::with_source(Kind::NoSpace, "cannot make it", io::Error::from(error))
+        }
+        error => failed("cannot make it", error),
+    }
+}
+
+fn owner(node: &FsNode) -> (Option<Uid>, Option<Gid>) {
+    // The largest number means "unchanged" to the system.
+    let user = (node.uid != u32::MAX).then(|| Uid::from_raw(node.uid));
+    let group = (node.gid != u32::MAX).then(|| Gid::from_raw(node.gid));
+    (user, group)
+}
+
+fn times(node: &FsNode) -> Timestamps {
+    let spec = |time: Option<FsTime>| match time {
+        Some(time) => Timespec {
+            tv_sec: time.seconds,
+            tv_nsec: time.nanoseconds.into(),
+        },
+        None => Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+    };
+    Timestamps {
+        last_access: spec(node.times.accessed),
+        last_modification: spec(node.times.modified),
+    }
+}

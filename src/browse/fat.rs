@@ -1,0 +1,484 @@
+//! FAT12, FAT16 and FAT32, read only.
+//!
+//! The crate `fatfs` opens a volume for writing, names no clusters (so that files could not be distinguished, nor read past
+//! the parser), and maps names to an alphabet of its own; the tests compare it with this reader, as a second opinion.
+//!
+//! Times of FAT have no zone; they are taken as UTC. Owners and modes do not exist: all belongs to root, read-only files have 0444.
+
+mod names;
+
+use super::reader::{
+    DiskWindow, FsFailure, FsPage, FsReader, FsResult, NamedValue, PAGE, SEGMENT_PAGE, le16, le32,
+};
+use super::{FsEntry, FsNode, FsSegment, FsTime, NodeKind, NodeTimes, SegmentPlace};
+pub(super) use names::utf8_of;
+use names::{LongName, short_name};
+
+/// Bytes of an entry of a folder.
+const ENTRY: usize = 32;
+/// Entries of a folder, at most: FAT allows 65,536.
+const MOST_ENTRIES: u64 = 65_536;
+/// Marks the id of a folder by its first cluster; a file has the place of its entry.
+const FOLDER: u64 = 1 << 62;
+/// The root folder.
+const ROOT: u64 = FOLDER;
+
+const READ_ONLY: u8 = 0x01;
+const VOLUME: u8 = 0x08;
+const IS_FOLDER: u8 = 0x10;
+const LONG: u8 = 0x0f;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FatWidth {
+    Bits12,
+    Bits16,
+    Bits32,
+}
+
+/// What the boot sector says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FatLayout {
+    width: FatWidth,
+    cluster: u64,
+    /// Bytes from the start of the partition: the FAT that is valid, the root folder of FAT12 and FAT16, the clusters.
+    fat: u64,
+    fat_size: u64,
+    root: u64,
+    root_entries: u64,
+    data: u64,
+    clusters: u64,
+    root_cluster: u64,
+}
+
+impl FatLayout {
+    fn of(boot: &[u8]) -> Option<Self> {
+        let byte = |at: usize| u64::from(boot.get(at).copied().unwrap_or(0));
+        let sector = u64::from(le16(boot, 11));
+        let per_cluster = byte(13);
+        let is_possible = sector.is_power_of_two()
+            && (128..=4096).contains(&sector)
+            && per_cluster.is_power_of_two();
+        if !is_possible {
+            return None;
+        }
+        let either = |small: u16, large: u32| match small {
+            0 => u64::from(large),
+            small => u64::from(small),
+        };
+        let fat_sectors = either(le16(boot, 22), le32(boot, 36));
+        let sectors = either(le16(boot, 19), le32(boot, 32));
+        let (reserved, copies) = (u64::from(le16(boot, 14)), byte(16));
+        let root_entries = u64::from(le16(boot, 17));
+        let root_sectors = (root_entries * ENTRY as u64).div_ceil(sector);
+        let root = reserved + copies * fat_sectors;
+        let data = root + root_sectors;
+        let clusters = sectors.checked_sub(data)? / per_cluster;
+        if reserved == 0 || copies == 0 || fat_sectors == 0 || clusters == 0 {
+            return None;
+        }
+        let width = match clusters {
+            0..4085 => FatWidth::Bits12,
+            4085..65_525 => FatWidth::Bits16,
+            _ => FatWidth::Bits32,
+        };
+        // FAT32 can say that only one copy is valid.
+        let flags = u64::from(le16(boot, 40));
+        let active = match width == FatWidth::Bits32 && flags & 0x80 != 0 {
+            true => (flags & 0xf).min(copies - 1),
+            false => 0,
+        };
+        Some(Self {
+            width,
+            cluster: sector * per_cluster,
+            fat: (reserved + active * fat_sectors) * sector,
+            fat_size: fat_sectors * sector,
+            root: root * sector,
+            root_entries,
+            data: data * sector,
+            clusters,
+            root_cluster: le32(boot, 44).into(),
+        })
+    }
+
+    /// Where a cluster is; none for a number that no cluster has.
+    fn cluster_at(&self, number: u64) -> Option<u64> {
+        let index = number.checked_sub(2)?;
+        (index < self.clusters).then(|| self.data + index * self.cluster)
+    }
+}
+
+/// An entry of a folder.
+struct FatEntry {
+    name: Vec<u8>,
+    node: FsNode,
+}
+
+/// A FAT filesystem.
+pub(super) struct FatReader {
+    window: DiskWindow,
+    layout: FatLayout,
+    is_dirty: bool,
+}
+
+impl FatReader {
+    /// Reads the boot sector.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub(super) fn open(window: DiskWindow) -> FsResult<Self> {
+        let boot = window.bytes_at(0, 512)?;
+        let layout =
+            FatLayout::of(&boot).ok_or_else(|| FsFailure::damaged("the boot sector is damaged"))?;
+        let state = if layout.width == FatWidth::Bits32 {
+            0x41
+        } else {
+            0x25
+        };
+        let is_dirty = boot.get(state).is_some_and(|state| state & 1 == 1);
+        Ok(Self {
+            window,
+            layout,
+            is_dirty,
+        })
+    }
+
+    /// The cluster behind one; none at the end of the chain.
+    fn after(&self, number: u64) -> FsResult<Option<u64>> {
+        let layout = &self.layout;
+        let at = match layout.width {
+            FatWidth::Bits12 => number + number / 2,
+            FatWidth::Bits16 => number * 2,
+            FatWidth::Bits32 => number * 4,
+        };
+        let bytes = if layout.width == FatWidth::Bits32 {
+            4
+        } else {
+            2
+        };
+        if at + bytes > layout.fat_size {
+            return Err(FsFailure::damaged("a chain of clusters leaves the FAT"));
+        }
+        let mut found = [0; 4];
+        let wanted = found
+            .get_mut(..usize::try_from(bytes).unwrap_or(4))
+            .unwrap_or_default();
+        self.window.read_at(layout.fat + at, wanted)?;
+        let raw = u64::from(u32::from_le_bytes(found));
+        let (next, end) = match layout.width {
+            FatWidth::Bits12 if number % 2 == 1 => (raw >> 4, 0xff8),
+            FatWidth::Bits12 => (raw & 0xfff, 0xff8),
+            FatWidth::Bits16 => (raw, 0xfff8),
+            FatWidth::Bits32 => (raw & 0x0fff_ffff, 0x0fff_fff8),
+        };
+        match next {
+            next if next >= end => Ok(None),
+            next if layout.cluster_at(next).is_some() => Ok(Some(next)),
+            _ => Err(FsFailure::damaged("a chain of clusters is broken")),
+        }
+    }
+
+    /// Where the entry `index` of a folder is, when the ones before it were asked for in order.
+    fn entries_of(&self, folder: u64) -> FsResult<EntryPlaces> {
+        let layout = &self.layout;
+        let first = folder & !FOLDER;
+        if first == 0 && layout.width != FatWidth::Bits32 {
+            return Ok(EntryPlaces {
+                at: layout.root,
+                left: layout.root_entries * ENTRY as u64,
+                cluster: None,
+            });
+        }
+        let first = if first == 0 {
+            layout.root_cluster
+        } else {
+            first
+        };
+        let at = layout
+            .cluster_at(first)
+            .ok_or_else(|| FsFailure::damaged("a folder begins nowhere"))?;
+        Ok(EntryPlaces {
+            at,
+            left: layout.cluster,
+            cluster: Some(first),
+        })
+    }
+
+    /// Entries of a folder, from the number `from` of an entry on. `is_full` ends it; returns the number of the next one.
+    fn read_folder(
+        &self,
+        folder: u64,
+        from: u64,
+        visit: &mut dyn FnMut(FatEntry) -> bool,
+    ) -> FsResult<Option<u64>> {
+        if folder & FOLDER == 0 {
+            return Err(FsFailure::damaged("this is no folder"));
+        }
+        let mut places = self.entries_of(folder)?;
+        let mut long = LongName::default();
+        for number in 0..MOST_ENTRIES {
+            if places.left == 0 {
+                let next = match places.cluster {
+                    Some(cluster) => self.after(cluster)?,
+                    None => None,
+                };
+                let Some(next) = next else {
+                    return Ok(None);
+                };
+                let at = self.layout.cluster_at(next);
+                places = EntryPlaces {
+                    at: at.ok_or_else(|| FsFailure::damaged("a folder is broken"))?,
+                    left: self.layout.cluster,
+                    cluster: Some(next),
+                };
+            }
+            let at = places.at;
+            places.at += ENTRY as u64;
+            places.left -= ENTRY as u64;
+            // What was on an earlier page is passed over without being read.
+            if number < from {
+                continue;
+            }
+            let mut raw = [0; ENTRY];
+            self.window.read_at(at, &mut raw)?;
+            match raw {
+                [0, ..] => return Ok(None),
+                [0xe5, ..] => long = LongName::default(),
+                _ if raw[11] & 0x3f == LONG => long.add(&raw),
+                _ if raw[11] & VOLUME != 0 => long = LongName::default(),
+                _ => {
+                    let name = std::mem::take(&mut long).finish(&raw);
+                    let entry = FatEntry {
+                        name: name.unwrap_or_else(|| short_name(&raw)),
+                        node: self.node(&raw, at),
+                    };
+                    if entry.name != b"." && entry.name != b".." && !visit(entry) {
+                        return Ok(Some(number + 1));
+                    }
+                }
+            }
+        }
+        Err(FsFailure::damaged("a folder does not end"))
+    }
+
+    fn node(&self, raw: &[u8; ENTRY], at: u64) -> FsNode {
+        let is_folder = raw[11] & IS_FOLDER != 0;
+        let first = self.first_cluster(raw);
+        FsNode {
+            // A folder whose first cluster is 0 is the root, which a folder can be in only by damage.
+            id: if is_folder { FOLDER | first } else { at },
+            kind: if is_folder {
+                NodeKind::Folder
+            } else {
+                NodeKind::Regular
+            },
+            mode: match (is_folder, raw[11] & READ_ONLY != 0) {
+                (true, _) => 0o755,
+                (false, true) => 0o444,
+                (false, false) => 0o644,
+            },
+            uid: 0,
+            gid: 0,
+            links: 1,
+            size: if is_folder { 0 } else { le32(raw, 28).into() },
+            device: (0, 0),
+            times: NodeTimes {
+                modified: fat_time(le16(raw, 24), le16(raw, 22), 0),
+                accessed: fat_time(le16(raw, 18), 0, 0),
+                changed: None,
+                created: fat_time(le16(raw, 16), le16(raw, 14), raw[13]),
+            },
+            target: Vec::new(),
+        }
+    }
+
+    fn first_cluster(&self, raw: &[u8]) -> u64 {
+        let high = match self.layout.width {
+            FatWidth::Bits32 => le16(raw, 20),
+            _ => 0,
+        };
+        u64::from(high) << 16 | u64::from(le16(raw, 26))
+    }
+}
+
+/// Where entries of a folder are.
+struct EntryPlaces {
+    at: u64,
+    left: u64,
+    /// None: the root folder of FAT12 and FAT16.
+    cluster: Option<u64>,
+}
+
+/// A date and a time of day, with hundredths of a second; none where there is no date.
+fn fat_time(date: u16, time: u16, hundredths: u8) -> Option<FsTime> {
+    let (year, month, day) = (
+        1980 + i64::from(date >> 9),
+        i64::from(date >> 5 & 0xf),
+        i64::from(date & 0x1f),
+    );
+    if !(1..=12).contains(&month) || day == 0 {
+        return None;
+    }
+    // Days since 1970 by Howard Hinnant's algorithm: years begin in March.
+    let (year, month) = if month > 2 {
+        (year, month - 3)
+    } else {
+        (year - 1, month + 9)
+    };
+    let days =
+        365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1 - 719_468;
+    let seconds = i64::from(time >> 11) * 3600
+        + i64::from(time >> 5 & 0x3f) * 60
+        + i64::from(time & 0x1f) * 2;
+    let hundredths = u32::from(hundredths.min(199));
+    Some(FsTime {
+        seconds: days * 86_400 + seconds + i64::from(hundredths / 100),
+        nanoseconds: hundredths % 100 * 10_000_000,
+    })
+}
+
+impl FsReader for FatReader {
+    fn name(&self) -> &'static str {
+        "vfat"
+    }
+
+    fn notes(&self) -> Vec<String> {
+        match self.is_dirty {
+            true => vec!["it was in use: its last changes may be incomplete".to_owned()],
+            false => Vec::new(),
+        }
+    }
+
+    fn root(&mut self) -> FsResult<FsNode> {
+        Ok(FsNode {
+            id: ROOT,
+            kind: NodeKind::Folder,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            links: 1,
+            size: 0,
+            device: (0, 0),
+            times: NodeTimes::default(),
+            target: Vec::new(),
+        })
+    }
+
+    fn list(&mut self, folder: u64, cursor: u64) -> FsResult<FsPage<FsEntry>> {
+        let mut found = Vec::new();
+        let next = self.read_folder(folder, cursor, &mut |entry| {
+            let node = match super::wire::is_name(&entry.name) {
+                true => Ok(entry.node),
+                // A slash or a NUL in a name: shown, and not usable.
+                false => Err("its name is none".to_owned()),
+            };
+            let name: Vec<u8> = entry
+                .name
+                .iter()
+                .map(|byte| match byte {
+                    0 | b'/' => b'?',
+                    byte => *byte,
+                })
+                .collect();
+            if super::wire::is_name(&name) {
+                found.push(FsEntry { name, node });
+            }
+            found.len() < PAGE
+        })?;
+        Ok((found, next))
+    }
+
+    fn segments(&mut self, file: u64, offset: u64) -> FsResult<FsPage<FsSegment>> {
+        if file & FOLDER != 0 {
+            return Err(FsFailure::damaged("a folder has no bytes"));
+        }
+        let raw = self.window.bytes_at(file, ENTRY)?;
+        let size = u64::from(le32(&raw, 28));
+        let mut found: Vec<FsSegment> = Vec::new();
+        let (mut at, mut cluster) = (0, Some(self.first_cluster(&raw)));
+        let mut steps = 0;
+        while at < size {
+            let place = cluster.and_then(|number| self.layout.cluster_at(number));
+            let (Some(number), Some(place)) = (cluster, place) else {
+                return Err(FsFailure::damaged(
+                    "a file is longer than its chain of clusters",
+                ));
+            };
+            let len = self.layout.cluster.min(size - at);
+            if at + len > offset {
+                let within = offset.saturating_sub(at);
+                let image = self.window.in_image(place + within, len - within);
+                let image = image.ok_or_else(|| FsFailure::damaged("a cluster is outside"))?;
+                let follows = |last: &&mut FsSegment| {
+                    last.place.follows(last.len, image) && last.offset + last.len == at
+                };
+                if let Some(last) = found.last_mut().filter(follows) {
+                    last.len += len - within;
+                } else if found.len() >= SEGMENT_PAGE {
+                    return Ok((found, Some(at)));
+                } else {
+                    found.push(FsSegment {
+                        offset: at + within,
+                        len: len - within,
+                        place: SegmentPlace::Image(image),
+                    });
+                }
+            }
+            at += len;
+            steps += 1;
+            // A chain in a circle ends with the size of the file, at most 4 GiB.
+            if at < size {
+                cluster = self.after(number)?;
+            }
+            if steps > self.layout.clusters {
+                return Err(FsFailure::damaged("a chain of clusters is a circle"));
+            }
+        }
+        Ok((found, None))
+    }
+
+    fn content(&mut self, _file: u64, _offset: u64, _len: usize) -> FsResult<Vec<u8>> {
+        Err(FsFailure::damaged("all bytes of a file are in the image"))
+    }
+
+    fn xattrs(&mut self, _file: u64) -> FsResult<Vec<NamedValue>> {
+        Ok(Vec::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_days_since_1980_and_two_seconds() {
+        for (date, time, hundredths, expected) in [
+            (0x0021, 0, 0, Some((315_532_800, 0))),
+            // 2024-02-29 23:59:58 and 199 hundredths.
+            (0x585d, 0xbf7d, 199, Some((1_709_251_199, 990_000_000))),
+            (0, 0, 0, None),
+            (0x0020, 0, 0, None),
+            (0x01e1, 0, 0, None),
+        ] {
+            let found = fat_time(date, time, hundredths).map(|t| (t.seconds, t.nanoseconds));
+            assert_eq!(found, expected, "{date:#x} {time:#x}");
+        }
+    }
+
+    #[test]
+    fn any_boot_sector_is_possible_or_refused() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..5_000 {
+            let mut boot: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(512).collect();
+            boot[11..13].copy_from_slice(&512_u16.to_le_bytes());
+            boot[13] = 1 << random.u8(..8);
+            if let Some(layout) = FatLayout::of(&boot) {
+                assert!(layout.cluster > 0 && layout.clusters > 0);
+                assert_eq!(layout.cluster_at(0), None);
+                assert_eq!(layout.cluster_at(layout.clusters + 2), None);
+                assert!(layout.cluster_at(layout.clusters + 1).is_some());
+            }
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! [`FsReader`]: what each filesystem implements, in the parser; [`DiskWindow`]: the bytes of its partition.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+
+use super::remote::RemoteImage;
+use super::wire::FailureKind;
+use super::{FsEntry, FsNode, FsSegment};
+
+/// Entries of a page of a folder, about.
+pub(super) const PAGE: usize = 1024;
+/// Segments of a page, at most.
+pub(super) const SEGMENT_PAGE: usize = 1024;
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FsFailure {
+    pub(super) kind: FailureKind,
+    pub(super) text: String,
+}
+
+impl FsFailure {
+    pub(super) fn new(kind: FailureKind, text: impl Into<String>) -> Self {
+        Self {
+            kind,
+            text: text.into(),
+        }
+    }
+
+    pub(super) fn damaged(text: impl Into<String>) -> Self {
+        Self::new(FailureKind::Damaged, text)
+    }
+
+    pub(super) fn unsupported(text: impl Into<String>) -> Self {
+        Self::new(FailureKind::Unsupported, text)
+    }
+}
+
+impl From<io::Error> for FsFailure {
+    fn from(error: io::Error) -> Self {
+        let kind = match error.kind() {
+            // What lies outside the partition is asked for by a damaged filesystem only.
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput => FailureKind::Damaged,
+            _ => FailureKind::Image,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+pub(super) type FsResult<T> = std::result::Result<T, FsFailure>;
+
+/// A page of something, and where the next one begins.
+pub(super) type FsPage<T> = (Vec<T>, Option<u64>);
+
+/// A name of an extended attribute, and its value.
+pub(super) type NamedValue = (Vec<u8>, Vec<u8>);
+
+/// A filesystem that is read. The disk can hold anything: each method ends, and none of them recurses by what the disk says.
+pub(super) trait FsReader {
+    /// `ext4`, `vfat`, `ntfs`.
+    fn name(&self) -> &'static str;
+
+    /// What a reader should know: a journal was replayed, something was left out.
+    fn notes(&self) -> Vec<String>;
+
+    /// The root folder.
+    fn root(&mut self) -> FsResult<FsNode>;
+
+    /// Entries of a folder from a cursor on (0 at first).
+    fn list(&mut self, folder: u64, cursor: u64) -> FsResult<FsPage<FsEntry>>;
+
+    /// What a name in a folder is.
+    fn find(&mut self, folder: u64, name: &[u8]) -> FsResult<Option<FsNode>> {
+        let mut cursor = 0;
+        loop {
+            let (entries, next) = self.list(folder, cursor)?;
+            if let Some(entry) = entries.into_iter().find(|entry| entry.name == name) {
+                return entry.node.map(Some).map_err(FsFailure::damaged);
+            }
+            match next {
+                Some(next) if next > cursor => cursor = next,
+                _ => return Ok(None),
+            }
+        }
+    }
+
+    /// Where the bytes of a file are, from `offset` on, without gaps.
+    fn segments(&mut self, file: u64, offset: u64) -> FsResult<FsPage<FsSegment>>;
+
+    /// Bytes of a file that [`super::SegmentPlace::Parser`] names: `len` of them, fewer at the end.
+    fn content(&mut self, file: u64, offset: u64, len: usize) -> FsResult<Vec<u8>>;
+
+    /// Extended attributes.
+    fn xattrs(&mut self, file: u64) -> FsResult<Vec<NamedValue>>;
+}
+
+/// A range of the image: nothing outside of it can be read through it.
+#[derive(Clone)]
+pub(super) struct DiskWindow {
+    image: Rc<RefCell<RemoteImage>>,
+    start: u64,
+    size: u64,
+}
+
+impl DiskWindow {
+    pub(super) fn new(image: Rc<RefCell<RemoteImage>>, start: u64, size: u64) -> Self {
+        Self { image, start, size }
+    }
+
+    /// Bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The byte of the image that is the byte `offset` of the window; none where fewer than `len` bytes of it follow.
+    pub(super) fn in_image(&self, offset: u64, len: u64) -> Option<u64> {
+        let end = offset.checked_add(len)?;
+        (end <= self.size).then(|| self.start.checked_add(offset))?
+    }
+
+    /// Fills `buffer` from `offset`.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` outside the window; why the image cannot be read.
+    pub(super) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let Some(at) = self.in_image(offset, buffer.len() as u64) else {
+            let what = format!("byte {offset} is outside the partition");
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, what));
+        };
+        self.image.borrow_mut().read_at(at, buffer)
+    }
+
+    /// `len` bytes from `offset`.
+    ///
+    /// # Errors
+    /// As for [`DiskWindow::read_at`].
+    pub(super) fn bytes_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        self.read_at(offset, &mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+/// A window as a stream, for crates that read one.
+pub(super) struct WindowStream {
+    window: DiskWindow,
+    position: u64,
+}
+
+impl WindowStream {
+    pub(super) fn new(window: DiskWindow) -> Self {
+        Self {
+            window,
+            position: 0,
+        }
+    }
+}
+
+impl io::Read for WindowStream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.window.size.saturating_sub(self.position);
+        let len = usize::try_from(left)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        let wanted = buffer.get_mut(..len).unwrap_or_default();
+        self.window.read_at(self.position, wanted)?;
+        self.position += len as u64;
+        Ok(len)
+    }
+}
+
+impl io::Seek for WindowStream {
+    fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
+        let found = match to {
+            io::SeekFrom::Start(at) => Some(at),
+            io::SeekFrom::End(by) => self.window.size.checked_add_signed(by),
+            io::SeekFrom::Current(by) => self.position.checked_add_signed(by),
+        };
+        let found = found.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidInput, "a position before the start")
+        })?;
+        self.position = found;
+        Ok(found)
+    }
+}
+
+/// A little-endian number; 0 beyond the end.
+pub(super) fn le16(bytes: &[u8], at: usize) -> u16 {
+    let found = bytes.get(at..).and_then(|rest| rest.first_chunk());
+    found.map_or(0, |bytes| u16::from_le_bytes(*bytes))
+}
+
+/// A little-endian number; 0 beyond the end.
+pub(super) fn le32(bytes: &[u8], at: usize) -> u32 {
+    let found = bytes.get(at..).and_then(|rest| rest.first_chunk());
+    found.map_or(0, |bytes| u32::from_le_bytes(*bytes))
+}
+
+/// A little-endian number; 0 beyond the end.
+pub(super) fn le64(bytes: &[u8], at: usize) -> u64 {
+    let found = bytes.get(at..).and_then(|rest| rest.first_chunk());
+    found.map_or(0, |bytes| u64::from_le_bytes(*bytes))
+}
+
+/// A big-endian number; 0 beyond the end.
+pub(super) fn be32(bytes: &[u8], at: usize) -> u32 {
+    let found = bytes.get(at..).and_then(|rest| rest.first_chunk());
+    found.map_or(0, |bytes| u32::from_be_bytes(*bytes))
+}

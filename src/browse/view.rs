@@ -1,0 +1,498 @@
+//! [`FileView`]: the partitions of an image, and the files of one of them.
+
+mod partitions;
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::try_join_all;
+
+use super::lines::quoted;
+use super::session::{ParserSession, SessionLimits};
+use super::wire::{FrameReader, FrameWriter, NAME_LIMIT, VALUE_LIMIT, is_name, to_parser};
+use super::{FsEntry, FsNode, FsSegment, MOST_DEPTH, NodeKind, SegmentPlace};
+use crate::block::{Block, ZEROES};
+use crate::error::{Error, Kind, Result};
+use crate::source::BlockSource;
+pub(crate) use partitions::ViewPartition;
+use partitions::choose;
+
+/// Partitions and notes of an image, at most.
+const MOST_PARTITIONS: u32 = 256;
+/// Items of a page, at most: a frame holds no more.
+const MOST_ITEMS: u32 = 1 << 17;
+/// Bytes of a file that are read at once: 16 blocks in flight.
+pub(super) const PIECE: u64 = 8 << 20;
+
+/// The bytes of an image, read in exactly the blocks that hold them: nothing is read ahead.
+pub(super) struct ImageBytes {
+    blocks: Arc<dyn BlockSource>,
+}
+
+impl ImageBytes {
+    pub(super) fn new(blocks: Arc<dyn BlockSource>) -> Self {
+        Self { blocks }
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.blocks.geometry().size()
+    }
+
+    /// Bytes of the image, all of them or none.
+    ///
+    /// # Errors
+    /// Why a block cannot be read; `Invalid` beyond the end.
+    pub(super) async fn read(&self, offset: u64, len: usize) -> Result<Bytes> {
+        let geometry = self.blocks.geometry();
+        let parts: Vec<_> = geometry.split(offset, len).collect();
+        let reads = parts.iter().map(|part| self.blocks.read_block(part.index));
+        let blocks = try_join_all(reads).await?;
+        let mut bytes = BytesMut::with_capacity(len);
+        for (part, block) in parts.iter().zip(&blocks) {
+            let there = match block {
+                Block::Zero => ZEROES.get(part.start..part.end),
+                Block::Data(data, _) => data.get(part.start..part.end),
+            };
+            bytes.extend_from_slice(there.unwrap_or_default());
+        }
+        match bytes.len() == len {
+            true => Ok(bytes.freeze()),
+            false => Err(Error::new(
+                Kind::Invalid,
+                format!("cannot read byte {offset} of the image: it ends before that"),
+            )),
+        }
+    }
+}
+
+/// What an image holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ViewLayout {
+    /// `gpt`, `mbr` or `none`.
+    pub(crate) table: String,
+    /// What is wrong with the table, or worth knowing.
+    pub(crate) notes: Vec<String>,
+    pub(crate) partitions: Vec<ViewPartition>,
+}
+
+/// A path that was looked up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FoundPath {
+    /// The path from the root, `/` alone for the root.
+    pub(crate) path: Vec<u8>,
+    pub(crate) node: FsNode,
+}
+
+/// The files of a partition.
+pub(crate) struct FileView {
+    session: ParserSession,
+    image: Arc<ImageBytes>,
+    layout: ViewLayout,
+    partition: Option<ViewPartition>,
+    filesystem: String,
+    root: Option<FsNode>,
+}
+
+impl std::fmt::Debug for FileView {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "FileView({:?})", self.partition)
+    }
+}
+
+fn broken(what: &'static str) -> super::wire::BrokenFrame {
+    super::wire::BrokenFrame(what)
+}
+
+/// A page: a count, the items, and where the next page begins.
+fn page<'f, T>(
+    reader: &mut FrameReader<'f>,
+    item: impl Fn(&mut FrameReader<'f>) -> std::result::Result<T, super::wire::BrokenFrame>,
+) -> std::result::Result<(Vec<T>, Option<u64>), super::wire::BrokenFrame> {
+    let count = reader.u32()?;
+    if count > MOST_ITEMS {
+        return Err(broken("a page has too many items"));
+    }
+    let items = (0..count)
+        .map(|_| item(reader))
+        .collect::<std::result::Result<_, _>>()?;
+    let has_next = reader.u8()? != 0;
+    let next = reader.u64()?;
+    Ok((items, has_next.then_some(next)))
+}
+
+impl FileView {
+    /// Starts a parser for an image, and finds its partitions.
+    ///
+    /// # Errors
+    /// Why the image cannot be read; `Io` when the parser does not start.
+    pub(crate) async fn start(blocks: Arc<dyn BlockSource>, limits: SessionLimits) -> Result<Self> {
+        let image = Arc::new(ImageBytes::new(blocks));
+        let mut session = ParserSession::start(Arc::clone(&image), limits)?;
+        let mut request = FrameWriter::new(to_parser::LAYOUT);
+        let size = image.size();
+        request.u64(size);
+        let layout = session.ask(request, |reader| {
+            let table = reader.text()?;
+            let count = reader.u32()?.min(MOST_PARTITIONS);
+            let notes = (0..count)
+                .map(|_| reader.text())
+                .collect::<std::result::Result<_, _>>()?;
+            let count = reader.u32()?.min(MOST_PARTITIONS);
+            let partitions = (0..count).map(|_| {
+                let found = ViewPartition {
+                    name: reader.text()?,
+                    start: reader.u64()?,
+                    size: reader.u64()?,
+                    content: reader.text()?,
+                    is_efi: reader.u8()? != 0,
+                };
+                let end = found.start.checked_add(found.size);
+                match end.is_some_and(|end| end <= size) {
+                    true => Ok(found),
+                    false => Err(broken("a partition is outside the image")),
+                }
+            });
+            let partitions = partitions.collect::<std::result::Result<_, _>>()?;
+            Ok(ViewLayout {
+                table,
+                notes,
+                partitions,
+            })
+        });
+        let layout = layout.await?;
+        Ok(Self {
+            session,
+            image,
+            layout,
+            partition: None,
+            filesystem: String::new(),
+            root: None,
+        })
+    }
+
+    /// Whether the parser answers further requests.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.session.is_alive()
+    }
+
+    /// What the image holds.
+    pub(crate) fn layout(&self) -> &ViewLayout {
+        &self.layout
+    }
+
+    /// Opens a partition: the one of this name, or the only one that can be read. Returns what is worth knowing of it.
+    ///
+    /// # Errors
+    /// `Undecided` when there are several; `NotFound` when there is no such partition; `Invalid` when it holds something else.
+    pub(crate) async fn open(&mut self, name: Option<&str>) -> Result<Vec<String>> {
+        let chosen = choose(&self.layout.partitions, name)?;
+        let mut request = FrameWriter::new(to_parser::OPEN);
+        request.u64(chosen.start);
+        request.u64(chosen.size);
+        let opened = self.session.ask(request, |reader| {
+            let name = reader.text()?;
+            let count = reader.u32()?.min(MOST_PARTITIONS);
+            let notes: Vec<String> = (0..count)
+                .map(|_| reader.text())
+                .collect::<std::result::Result<_, _>>()?;
+            Ok((name, notes, reader.node()?))
+        });
+        let opened = opened.await.map_err(|error| {
+            let what = match chosen.name.as_str() {
+                "0" => "cannot open the filesystem on the disk".to_owned(),
+                name => format!(
+                    "cannot open the filesystem on partition {}",
+                    quoted(name.as_bytes())
+                ),
+            };
+            error.context(what)
+        });
+        let (name, notes, root) = opened?;
+        if root.kind != NodeKind::Folder {
+            let what = "cannot read the filesystem: its root is no folder";
+            return Err(Error::new(Kind::Corrupt, what));
+        }
+        self.filesystem = name;
+        self.root = Some(root);
+        self.partition = Some(chosen);
+        Ok(notes)
+    }
+
+    /// The open partition.
+    pub(crate) fn partition(&self) -> Option<&ViewPartition> {
+        self.partition.as_ref()
+    }
+
+    /// The name of its filesystem.
+    pub(crate) fn filesystem(&self) -> &str {
+        &self.filesystem
+    }
+
+    /// The root folder.
+    ///
+    /// # Errors
+    /// `Invalid` before a partition is open.
+    pub(crate) fn root(&self) -> Result<FsNode> {
+        let root = self.root.clone();
+        root.ok_or_else(|| Error::new(Kind::Invalid, "no partition is open"))
+    }
+
+    /// A page of a folder, from a cursor on (0 at first), and where the next one begins.
+    ///
+    /// # Errors
+    /// As for [`FileView::start`]; `Corrupt` when the folder is damaged.
+    pub(crate) async fn list(
+        &mut self,
+        folder: u64,
+        cursor: u64,
+    ) -> Result<(Vec<FsEntry>, Option<u64>)> {
+        let mut request = FrameWriter::new(to_parser::LIST);
+        request.u64(folder);
+        request.u64(cursor);
+        let entries = self.session.ask(request, |reader| {
+            let (entries, next) = page(reader, FrameReader::entry)?;
+            match next.is_some_and(|next| next <= cursor) {
+                true => Err(broken("a folder does not end")),
+                false => Ok((entries, next)),
+            }
+        });
+        entries.await
+    }
+
+    /// What a name in a folder is.
+    ///
+    /// # Errors
+    /// As for [`FileView::list`].
+    pub(crate) async fn find(&mut self, folder: u64, name: &[u8]) -> Result<Option<FsNode>> {
+        if !is_name(name) {
+            return Ok(None);
+        }
+        let mut request = FrameWriter::new(to_parser::FIND);
+        request.u64(folder);
+        request.raw(name);
+        let found = self.session.ask(request, |reader| match reader.u8()? {
+            0 => Ok(None),
+            _ => reader.node().map(Some),
+        });
+        found.await
+    }
+
+    /// Looks up a path from the root. `.` is the folder, `..` the one above; links are not followed.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` for a path through something that is no folder; as for [`FileView::list`].
+    pub(crate) async fn lookup(&mut self, path: &[u8]) -> Result<FoundPath> {
+        let mut found = vec![(Vec::new(), self.root()?)];
+        for name in path.split(|byte| *byte == b'/') {
+            match name {
+                b"" | b"." => continue,
+                b".." => {
+                    found.truncate((found.len() - 1).max(1));
+                    continue;
+                }
+                _ => {}
+            }
+            let Some((above, folder)) = found.last() else {
+                break;
+            };
+            let shown = quoted(path);
+            if folder.kind == NodeKind::Link {
+                let target = quoted(&folder.target);
+                let what = format!(
+                    "cannot open {shown}: {} is a link to {target}, and links are not followed",
+                    quoted(above)
+                );
+                return Err(Error::new(Kind::Invalid, what));
+            }
+            if folder.kind != NodeKind::Folder {
+                let what = format!("cannot open {shown}: {} is no folder", quoted(above));
+                return Err(Error::new(Kind::Invalid, what));
+            }
+            if found.len() > MOST_DEPTH || name.len() > NAME_LIMIT {
+                let what = format!("cannot open {shown}: the path is too long");
+                return Err(Error::new(Kind::Invalid, what));
+            }
+            let (id, inner) = (folder.id, [above, &b"/"[..], name].concat());
+            let node = self.find(id, name).await?.ok_or_else(|| {
+                Error::new(
+                    Kind::NotFound,
+                    format!("cannot open {shown}: there is no such file"),
+                )
+            })?;
+            found.push((inner, node));
+        }
+        let last = found.pop();
+        let (path, node) = last.ok_or_else(|| Error::new(Kind::Invalid, "no path"))?;
+        let path = if path.is_empty() { b"/".to_vec() } else { path };
+        Ok(FoundPath { path, node })
+    }
+
+    /// Where the bytes of a file are, from `offset` on: they follow each other without a gap; and where the next page begins.
+    ///
+    /// # Errors
+    /// As for [`FileView::list`].
+    pub(crate) async fn segments(
+        &mut self,
+        file: &FsNode,
+        offset: u64,
+    ) -> Result<(Vec<FsSegment>, Option<u64>)> {
+        let (size, image) = (file.size, self.image.size());
+        if offset >= size {
+            return Ok((Vec::new(), None));
+        }
+        let mut request = FrameWriter::new(to_parser::SEGMENTS);
+        request.u64(file.id);
+        request.u64(offset);
+        let found = self.session.ask(request, |reader| {
+            let (segments, next) = page(reader, FrameReader::segment)?;
+            let end = check_segments(&segments, offset, size, image)?;
+            match (end >= size, next) {
+                (true, _) => Ok((segments, None)),
+                (false, Some(next)) if next == end && end > offset => Ok((segments, Some(end))),
+                _ => Err(broken("bytes of a file are nowhere")),
+            }
+        });
+        found.await
+    }
+
+    /// The bytes of a segment, from its start on, at most [`PIECE`].
+    ///
+    /// # Errors
+    /// Why they cannot be read.
+    pub(crate) async fn bytes(&mut self, file: u64, segment: &FsSegment) -> Result<Bytes> {
+        let len = usize::try_from(segment.len.min(PIECE)).unwrap_or(0);
+        match segment.place {
+            SegmentPlace::Image(at) => self.image.read(at, len).await,
+            SegmentPlace::Hole => Ok(Bytes::from(vec![0; len])),
+            SegmentPlace::Parser => {
+                let mut request = FrameWriter::new(to_parser::CONTENT);
+                request.u64(file);
+                request.u64(segment.offset);
+                let len = u32::try_from(len).unwrap_or(u32::MAX);
+                let len = len.min(super::wire::IMAGE_LIMIT);
+                request.u32(len);
+                let content = self.session.ask(request, |reader| {
+                    let bytes = reader.bytes(len as usize)?;
+                    match bytes.is_empty() {
+                        true => Err(broken("a file is shorter than its size")),
+                        false => Ok(Bytes::copy_from_slice(bytes)),
+                    }
+                });
+                content.await
+            }
+        }
+    }
+
+    /// The bytes of a file from `offset`, at most `len`; fewer at its end.
+    ///
+    /// # Errors
+    /// Why they cannot be read.
+    pub(crate) async fn read(&mut self, file: &FsNode, offset: u64, len: usize) -> Result<Bytes> {
+        let end = offset.saturating_add(len as u64).min(file.size);
+        let mut bytes = BytesMut::new();
+        let mut at = offset;
+        while at < end {
+            let (segments, _) = self.segments(file, at).await?;
+            for segment in segments {
+                let mut rest = segment;
+                while rest.len > 0 && at < end {
+                    let part = FsSegment {
+                        len: rest.len.min(end - at),
+                        ..rest
+                    };
+                    let piece = self.bytes(file.id, &part).await?;
+                    bytes.extend_from_slice(&piece);
+                    at += piece.len() as u64;
+                    rest = rest.behind(piece.len() as u64);
+                }
+            }
+        }
+        Ok(bytes.freeze())
+    }
+
+    /// Extended attributes: names and values.
+    ///
+    /// # Errors
+    /// As for [`FileView::list`].
+    pub(crate) async fn xattrs(&mut self, file: u64) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let mut request = FrameWriter::new(to_parser::XATTRS);
+        request.u64(file);
+        let found = self.session.ask(request, |reader| {
+            let (found, _) = page(reader, |reader| {
+                let name = reader.bytes(NAME_LIMIT)?.to_vec();
+                Ok((name, reader.bytes(VALUE_LIMIT)?.to_vec()))
+            })?;
+            match found.iter().any(|(name, _)| name.contains(&0)) {
+                true => Err(broken("the name of an attribute has a NUL")),
+                false => Ok(found),
+            }
+        });
+        found.await
+    }
+}
+
+impl FsSegment {
+    /// What is left of it behind its first `len` bytes.
+    pub(crate) fn behind(self, len: u64) -> Self {
+        let len = len.min(self.len);
+        Self {
+            offset: self.offset + len,
+            len: self.len - len,
+            place: match self.place {
+                SegmentPlace::Image(at) => SegmentPlace::Image(at + len),
+                other => other,
+            },
+        }
+    }
+}
+
+/// Checks that segments follow each other from `offset` on, within the file and the image. Returns where they end.
+fn check_segments(
+    segments: &[FsSegment],
+    offset: u64,
+    size: u64,
+    image: u64,
+) -> std::result::Result<u64, super::wire::BrokenFrame> {
+    let mut at = offset;
+    for segment in segments {
+        let end = segment.offset.checked_add(segment.len);
+        let end = end.filter(|end| segment.offset == at && *end > at && *end <= size);
+        let is_inside = match segment.place {
+            SegmentPlace::Image(place) => place
+                .checked_add(segment.len)
+                .is_some_and(|end| end <= image),
+            SegmentPlace::Hole | SegmentPlace::Parser => true,
+        };
+        match end {
+            Some(end) if is_inside => at = end,
+            _ => return Err(broken("bytes of a file are at impossible places")),
+        }
+    }
+    Ok(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_follow_each_other_within_the_file_and_the_image() {
+        let part = |offset, len, place| FsSegment { offset, len, place };
+        use SegmentPlace::{Hole, Image, Parser};
+        for (segments, offset, expected) in [
+            (vec![part(0, 4, Image(96)), part(4, 6, Hole)], 0, Ok(10)),
+            (vec![part(2, 8, Parser)], 2, Ok(10)),
+            (vec![part(0, 4, Image(97))], 0, Err(())),
+            (vec![part(0, 4, Image(u64::MAX))], 0, Err(())),
+            (vec![part(0, 11, Hole)], 0, Err(())),
+            (vec![part(1, 4, Hole)], 0, Err(())),
+            (vec![part(0, 0, Hole)], 0, Err(())),
+            (vec![part(0, 4, Hole), part(5, 1, Hole)], 0, Err(())),
+            (vec![part(0, u64::MAX, Hole)], 0, Err(())),
+            (vec![], 3, Ok(3)),
+        ] {
+            let found = check_segments(&segments, offset, 10, 100).map_err(|_| ());
+            assert_eq!(found, expected, "{segments:?}");
+        }
+    }
+}
