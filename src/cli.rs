@@ -11,6 +11,7 @@ mod digest;
 mod drill;
 mod emulator;
 mod evidence;
+mod files;
 mod help;
 mod inventory;
 mod limits;
@@ -78,6 +79,7 @@ enum Verb {
     Ls(ls::LsArgs),
     Snapshot(Box<snapshot::SnapshotArgs>),
     Inventory(Box<inventory::InventoryArgs>),
+    Files(files::FilesArgs),
     Changes(changes::ChangesArgs),
     Blocks(blocks::BlocksArgs),
     Sync(Box<sync::SyncArgs>),
@@ -103,9 +105,14 @@ fn exit_codes() -> String {
 
 /// Runs the program: parses the command line, does what it says, prints one line if that fails.
 pub fn main() -> ExitCode {
-    let program = std::env::args_os().next();
-    if program.is_some_and(|program| mount_helper::is_called(&program)) {
-        return mount_helper::main();
+    let mut words = std::env::args_os();
+    if let Some(program) = words.next() {
+        if crate::browse::is_called(&program) {
+            return crate::browse::parser_main(words);
+        }
+        if mount_helper::is_called(&program) {
+            return mount_helper::main();
+        }
     }
     let parsed = Args::from_arg_matches(&command().get_matches());
     let mut args = match parsed {
@@ -164,6 +171,7 @@ fn run(verb: Verb, args: &Args) -> Result<u8> {
         Verb::Ls(ls) => ls.run(),
         Verb::Snapshot(snapshot) => snapshot.run(),
         Verb::Inventory(inventory) => inventory.run(),
+        Verb::Files(files) => files.run(),
         Verb::Changes(changes) => changes.run(),
         Verb::Blocks(blocks) => blocks.run(),
         Verb::Sync(sync) => sync.run(),

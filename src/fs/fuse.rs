@@ -3,6 +3,7 @@
 //! A request that can be answered at once is answered on the thread that took it; any other becomes a task, so that a
 //! few threads (each holds a 16 MiB buffer) serve any number of waiting readers. A reply that is dropped answers EIO.
 
+mod browsed;
 mod session;
 
 use std::collections::HashMap;
@@ -31,6 +32,7 @@ use super::tree::{Attributes, FileKind, FolderEntry, NAME_MAX, Tree};
 use crate::block::BLOCK_SIZE;
 use crate::error::{Error, Kind, Result};
 
+pub(crate) use browsed::mount_view;
 pub(crate) use session::{Access, mount};
 
 /// How long the kernel may keep names and attributes. Snapshots never change; what is listed and described does.

@@ -116,6 +116,82 @@ pub(super) const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         )],
     ),
     (
+        "files",
+        &[
+            (
+                "Copy a folder out of a snapshot",
+                "ebsfs files cp snap-0123456789abcdef0 /etc .",
+            ),
+            (
+                "List the files that changed between two snapshots",
+                "ebsfs files changes snap-0123456789abcdef0 snap-0fedcba9876543210",
+            ),
+        ],
+    ),
+    (
+        "files ls",
+        &[(
+            "List a folder of the second partition",
+            "ebsfs files ls snap-0123456789abcdef0 --partition 2 --long /var/log",
+        )],
+    ),
+    (
+        "files tree",
+        &[(
+            "Show three levels",
+            "ebsfs files tree snap-0123456789abcdef0 --depth 3",
+        )],
+    ),
+    (
+        "files stat",
+        &[(
+            "Show all metadata of a file as JSON",
+            "ebsfs files stat snap-0123456789abcdef0 /etc/shadow --json",
+        )],
+    ),
+    (
+        "files cat",
+        &[(
+            "Print a file of the newest snapshot of a volume",
+            "ebsfs files cat vol-0123456789abcdef0 /etc/fstab",
+        )],
+    ),
+    (
+        "files cp",
+        &[(
+            "Restore a folder from a repository, with its owners, as root",
+            "ebsfs files cp s3://backups/ebs#latest /srv/data /srv",
+        )],
+    ),
+    (
+        "files find",
+        &[(
+            "Find the databases",
+            "ebsfs files find snap-0123456789abcdef0 --name '*.sqlite' --type file",
+        )],
+    ),
+    (
+        "files timeline",
+        &[(
+            "Make a timeline for mactime",
+            "ebsfs files timeline snap-0123456789abcdef0",
+        )],
+    ),
+    (
+        "files changes",
+        &[(
+            "List what changed below /etc",
+            "ebsfs files changes snap-0123456789abcdef0 snap-0fedcba9876543210 /etc",
+        )],
+    ),
+    (
+        "files mount",
+        &[(
+            "Show the files of a snapshot",
+            "ebsfs files mount snap-0123456789abcdef0 /mnt/files",
+        )],
+    ),
+    (
         "changes",
         &[
             (

@@ -5,12 +5,13 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use fuser::{BackgroundSession, Config, Session, SessionACL};
+use fuser::{BackgroundSession, Config, Filesystem, Session, SessionACL};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::Ebsfs;
 use crate::error::{Error, Kind, Result};
+use crate::fs::activity::Activity;
 use crate::fs::mount_table::MountIdentity;
 use crate::fs::mounted::{Mounted, raise_readahead};
 use crate::fs::mounting::mount_at;
@@ -44,10 +45,6 @@ pub(crate) fn mount(
     source: &str,
     access: Access,
 ) -> Result<Mounted> {
-    let mountpoint = mountpoint.canonicalize().map_err(|error| {
-        let what = format!("cannot mount at {}", mountpoint.display());
-        Error::with_source(Kind::Io, what, error)
-    })?;
     let (draining, drain) = watch::channel(false);
     let activity = Arc::default();
     let filesystem = Ebsfs {
@@ -61,6 +58,25 @@ pub(crate) fn mount(
         log: Arc::default(),
         activity: Arc::clone(&activity),
     };
+    serve(filesystem, mountpoint, source, access, draining, activity)
+}
+
+/// Mounts a filesystem: see [`mount`].
+///
+/// # Errors
+/// As for [`mount`].
+pub(super) fn serve(
+    filesystem: impl Filesystem + Send + Sync + 'static,
+    mountpoint: &Path,
+    source: &str,
+    access: Access,
+    draining: watch::Sender<bool>,
+    activity: Arc<Activity>,
+) -> Result<Mounted> {
+    let mountpoint = mountpoint.canonicalize().map_err(|error| {
+        let what = format!("cannot mount at {}", mountpoint.display());
+        Error::with_source(Kind::Io, what, error)
+    })?;
     let mut config = Config::default();
     config.acl = match access {
         Access::Owner => SessionACL::Owner,
