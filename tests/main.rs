@@ -32,6 +32,7 @@ mod ends;
 #[cfg(feature = "ec2")]
 mod evidence;
 mod faults;
+mod files;
 mod filesystems;
 mod first_run;
 mod formats;

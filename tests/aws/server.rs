@@ -84,7 +84,7 @@ fn serve(mut stream: TcpStream, handle: &Handle, log: &Mutex<Vec<Request>>) {
         head: text.clone(),
         body: String::new(),
     };
-    let length = request
+    let length: usize = request
         .header("content-length")
         .unwrap_or("0")
         .parse()

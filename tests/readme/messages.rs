@@ -26,6 +26,12 @@ const INTERNAL: &[&str] = &[
     "not a link",
     "no image",
     "nothing to draw",
+    "no partition is open",
+    "no path",
+    "a position before the start",
+    "cannot read byte {offset} of the image: it ends before that",
+    "the parser was interrupted",
+    "its name is none",
     "the manifest's volume",
     "the credentials were refused: loading them again",
 ];

@@ -110,6 +110,7 @@ macro_rules! pages {
 pages! {
     pages_of_a_disk_with_filesystems_work:
         ["README.md", "docs/mount.md", "docs/changes.md", "docs/forensics.md"], two_of_a_disk, checks::of_a_disk;
+    the_files_page_works: ["docs/files.md"], two_of_a_disk, checks::files;
     the_sync_page_works: ["docs/sync.md"], two_of_a_volume, checks::sync;
     the_convert_page_works: ["docs/convert.md"], two_of_a_volume, checks::convert;
     the_repository_page_works: ["docs/repository.md"], two_of_a_volume, checks::repository;

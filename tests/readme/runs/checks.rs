@@ -67,6 +67,18 @@ pub(super) fn of_a_disk(emulator: &Emulator, runs: &[PageRun]) {
     ]);
 }
 
+pub(super) fn files(_: &Emulator, runs: &[PageRun]) {
+    let page = &runs[0];
+    page.assert_says(&["\n/hello.txt\n", " hello.txt\n"]);
+    assert_eq!(page.said.matches("hello from partition 1\n").count(), 2);
+    for name in ["hello.txt", "copy/hello.txt"] {
+        let copied = std::fs::read_to_string(page.at(name)).unwrap();
+        assert_eq!(copied, "hello from partition 1\n");
+    }
+    let body = std::fs::read_to_string(page.at("body")).unwrap();
+    assert!(body.contains("0|/hello.txt|"), "{body}");
+}
+
 pub(super) fn sync(emulator: &Emulator, runs: &[PageRun]) {
     let page = &runs[0];
     let made = emulator.made();

@@ -1,0 +1,92 @@
+//! NTFS: ntfs-3g writes and reads the same volume.
+
+use super::*;
+
+#[test]
+fn every_file_of_ntfs_is_as_ntfs_3g_reads_it_compressed_ones_too() {
+    let images = Images::new();
+    images.sh(
+        r#"
+        truncate -s 120M image.raw
+        mkfs.ntfs -q -F -f image.raw > /dev/null
+        mkdir mounted
+        ntfs-3g -o compression,streams_interface=xattr image.raw mounted
+        cd mounted
+        mkdir -p deep/a/b packed many
+        echo hello > hello.txt
+        : > empty.txt
+        head -c 3000000 /dev/urandom > deep/a/large.bin
+        ln hello.txt deep/a/hard.txt
+        ln -s hello.txt link
+        mknod null c 1 3
+        truncate -s 40M sparse.bin
+        echo middle | dd of=sparse.bin bs=1 seek=20000000 conv=notrunc status=none
+        printf 'x' > 'name with blanks.text'
+        printf 'u' > "$(printf '\303\274ml\303\244ut')"
+        for n in $(seq 300); do echo $n > "many/file $n with a rather long name"; done
+        for n in $(seq 400); do echo $n | dd of=pieces-a bs=4096 seek=$n conv=notrunc status=none; echo $n | dd of=pieces-b bs=4096 seek=$((n * 2)) conv=notrunc status=none; done
+        setfattr -n user.stream -v 'an alternate stream' hello.txt
+        # New files in a folder with the flag are compressed.
+        setfattr -h -n system.ntfs_attrib_be -v 0x00000810 packed
+        seq 200000 > packed/text
+        head -c 300000 /dev/urandom > packed/random
+        head -c 1000000 /dev/zero > packed/zeroes
+        (seq 9000; head -c 200000 /dev/zero; head -c 70000 /dev/urandom; seq 9000) > packed/mixed
+        touch -d '2001-02-03T04:05:06.1234567Z' hello.txt
+        cd ..
+        umount mounted
+        mkdir oracle
+        ntfs-3g -o ro,streams_interface=xattr image.raw oracle
+        "#,
+    );
+    let oracle = tree(&images.at("oracle"));
+    let found = images.json(&["find", "image.raw", "--json"]);
+    assert_eq!(
+        found.keys().collect::<Vec<_>>(),
+        oracle.keys().collect::<Vec<_>>()
+    );
+    images.sh("mkdir copy");
+    images.run(&["cp", "image.raw", "/", "copy"]);
+    let copy = tree(&images.at("copy"));
+    for (name, path) in &oracle {
+        let shown = String::from_utf8_lossy(name);
+        let (ours, theirs) = (&copy[name], path.symlink_metadata().unwrap());
+        if theirs.is_file() {
+            assert_eq!(fs::read(ours).unwrap(), fs::read(path).unwrap(), "{shown}");
+            assert_eq!(
+                found[name]["size"].as_u64().unwrap(),
+                theirs.len(),
+                "{shown}"
+            );
+        }
+        if theirs.file_type().is_char_device() {
+            assert_eq!(ours.symlink_metadata().unwrap().rdev(), theirs.rdev());
+        }
+        if theirs.is_symlink() {
+            assert_eq!(fs::read_link(ours).unwrap(), fs::read_link(path).unwrap());
+            continue;
+        }
+        let time = time_text(theirs.mtime(), theirs.mtime_nsec());
+        assert_eq!(found[name]["modified"].as_str().unwrap(), time, "{shown}");
+    }
+    let numbers = ["/hello.txt", "/deep/a/hard.txt"]
+        .map(|name| copy[name.as_bytes()].metadata().unwrap().ino());
+    assert_eq!(numbers[0], numbers[1]);
+    assert_eq!(
+        xattrs(&copy[&b"/hello.txt"[..]])[&OsString::from("user.stream")],
+        b"an alternate stream"
+    );
+    let blocks = copy[&b"/sparse.bin"[..]].metadata().unwrap().blocks();
+    assert!(blocks * 512 < 1 << 20, "{blocks}");
+    images.sh("umount oracle");
+    // The flag worked: most of the text is not on the disk as it is.
+    let packed =
+        images.sh("ntfsinfo -F packed/text image.raw | grep -c 'Attribute flags:.*0x0001'");
+    assert_ne!(packed.trim(), "0", "no file was compressed");
+    // A file of the filesystem itself is found by its name.
+    assert!(
+        images
+            .run(&["cat", "image.raw", "/$MFT"])
+            .starts_with(b"FILE")
+    );
+}
