@@ -6,7 +6,7 @@
 //! # Words
 //! *block*: 512 KiB, the unit of the EBS direct APIs. *extent*: a run of blocks, end exclusive. *hole*: blocks that a
 //! snapshot does not hold, which read as zeroes. *geometry*: a volume's size in bytes and blocks. *image*: a volume's
-//! bytes as one raw disk file. *token*: the secret that EBS requires for each read of a block. *fetch*: the one request for a
+//! bytes as one disk file, raw if no format is named. *token*: the secret that EBS requires for each read of a block. *fetch*: the one request for a
 //! block that all its readers wait for. *listing*, *page*, *cursor*: a whole list operation, one reply of it, the position in
 //! it.
 //!
@@ -19,7 +19,7 @@
 //! not whole.
 //! *resume*, *restart*, *take over*: continue the same run, drop its progress, continue from another run's half-written
 //! target. *mark*: what the kernel reports about a target's last change. *evidence*: a mark that still matches, or a comparison
-//! that found no difference. *identity*: what distinguishes a device from others. *foreign write*: a write by something else.
+//! that found no difference; of a snapshot, the files that `ebsfs evidence` writes. *identity*: what distinguishes a device from others. *foreign write*: a write by something else.
 //! *compare*,
 //! *verify*: a target against its kept digests before a run, what was written after it. *publish*: make a finished target visible.
 //!
@@ -237,8 +237,8 @@
 //!  evidence/collect   publish    evidence.json last: a directory without it is no evidence
 //!
 //!  fs/opened          new        of a mount: a Custodian is shown each opening and its blocks -> evidence/custody: chained lines
-//!  cli/evidence/verify verify    evidence/signature check, then each file, then an object, block by block in the order of the
-//!                               manifest: nothing of it is held in memory
+//!  cli/evidence/verify verify    evidence/signature check, then each file, then an object, block by block in the order of
+//!                               blocks.csv, which is never held in memory as a whole
 //! ```
 //! `docs/forensics.md` is the page for investigators.
 //!

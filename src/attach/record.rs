@@ -262,7 +262,7 @@ fn remove_dead_in(folder: &Path) -> Result<()> {
             Ok(()) => {}
             Err(TryLockError::WouldBlock | TryLockError::Error(_)) => continue,
         }
-        // One of another version is left to it; an empty one was never begun.
+        // Only its own version can read a record of another version. An empty record names nothing.
         let is_empty = file.metadata().is_ok_and(|found| found.len() == 0);
         match read(&mut file) {
             Some(text) => {

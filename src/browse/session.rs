@@ -221,7 +221,7 @@ impl ParserSession {
         let words = self.process.as_mut().map(ParserProcess::end);
         let words = words.map(|words| format!(" ({words})")).unwrap_or_default();
         let text = format!("cannot read the filesystem: {what}{words}");
-        let remedy = "if it is sound, the kernel can read it: ebsfs attach, as root";
+        let remedy = "for a disk that you trust: ebsfs attach, as root";
         let error = Error::new(Kind::Corrupt, text).with_remedy(Remedy::Do(remedy.into()));
         self.ended = Some(error.clone());
         error
@@ -329,7 +329,7 @@ impl ParserSession {
         match timeout(self.limits.silence, self.socket.write_all(frame)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err("its parser ended".to_owned()),
-            Err(_) => Err("its parser was ended: it did not listen".to_owned()),
+            Err(_) => Err("its parser was ended: it stopped reading requests".to_owned()),
         }
     }
 

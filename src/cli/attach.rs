@@ -49,8 +49,8 @@ pub(super) struct AttachArgs {
     /// repository, s3://BUCKET/PREFIX#SNAPSHOT
     #[arg(value_name = "SNAPSHOT")]
     source: String,
-    /// Empty folder to mount at; before it the partition: its number, name, label or UUID, its file in partitions/, or GROUP/VOLUME of
-    /// LVM. Without one: the only partition with a filesystem, EFI system partitions left out
+    /// Empty folder to mount at, after an optional partition: its number, name, label, UUID, file in partitions/, or GROUP/VOLUME of LVM
+    /// [default: the only partition with a filesystem, EFI system partitions left out]
     #[arg(value_name = "DIRECTORY | PARTITION DIRECTORY", num_args = 1..=2, required = true)]
     place: Vec<OsString>,
     /// Replay the journal into a temporary file over the partition
@@ -62,13 +62,13 @@ pub(super) struct AttachArgs {
     /// Return when the filesystem is mounted, and serve it in the background; the log then goes to --log-file or is lost
     #[arg(long)]
     pub(super) background: bool,
-    /// Let programs of the filesystem be run
+    /// Mount without noexec: programs on the filesystem can run
     #[arg(long)]
     exec: bool,
-    /// Let programs of the filesystem run with the rights of their owners
+    /// Mount without nosuid: set-user-id and set-group-id bits have effect
     #[arg(long)]
     suid: bool,
-    /// Let device nodes of the filesystem be devices
+    /// Mount without nodev: device nodes can be opened
     #[arg(long)]
     dev: bool,
     /// Directory for the records of devices [env: EBSFS_STATE_DIR; default: /var/lib/ebsfs for root, else $XDG_STATE_HOME/ebsfs]

@@ -65,7 +65,8 @@ pub(super) struct MountArgs {
     /// Return when the mount answers, and serve it in the background; the log then goes to --log-file or is lost
     #[arg(long)]
     pub(super) background: bool,
-    /// Append who opens which image, when, and which blocks are read, to FILE; each line has the SHA-256 of the line before
+    /// Append a line to FILE for each opening and closing of an image: time, user, process, blocks read; each line has the SHA-256 of
+    /// the line before
     #[arg(long, value_name = "FILE")]
     custody: Option<PathBuf>,
     /// Send no request to EBS or EC2 before the mount is used; without it each named snapshot is checked

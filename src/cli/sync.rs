@@ -60,8 +60,8 @@ pub(super) struct SyncArgs {
     /// or a snapshot of a repository, s3://BUCKET/PREFIX#SNAPSHOT, #latest, #VOLUME or #VOLUME@TIME
     #[arg(required_unless_present = "status")]
     source: Option<String>,
-    /// Targets to write: raw images (.qcow2, .vhd and .vmdk: images of that format), block devices, `ebs:` or ebs:REGION for a new EBS snapshot, s3://BUCKET/PREFIX (az://,
-    /// gs://, file:///FOLDER) for a repository
+    /// Targets to write: images (raw, or in the format of the ending .qcow2, .vhd or .vmdk), block devices, `ebs:` or ebs:REGION for a
+    /// new EBS snapshot, s3://BUCKET/PREFIX (az://, gs://, file:///FOLDER) for a repository
     #[arg(required_unless_present = "status", value_name = "TARGET")]
     targets: Vec<String>,
     /// Copy only the blocks changed since SNAPSHOT, which the targets must be proven to hold; auto: since the snapshot that each

@@ -1,7 +1,7 @@
 //! The custody log of a mount: who opened which image when, and which blocks were read; each line has the SHA-256 of the line before.
 //!
 //! ```text
-//! {"seq":0,"previous":"000...","at":"...","event":"mount","mountpoint":"/mnt/ebs","place":"...","host":"...","user":"...","uid":0}
+//! {"seq":0,"previous":"000...","at":"...","event":"mount","mountpoint":"/mnt/ebs","source":"...","host":"...","user":"...","uid":0}
 //! {"seq":1,"previous":"9f2...","at":"...","event":"open","opening":1,"image":"snap-...","uid":0,"pid":7,"command":"sha256sum"}
 //! {"seq":2,"previous":"41c...","at":"...","event":"close","opening":1,"bytes":4096,"reads":1,"seconds":0.1,"blocks":[[0,1]],"merged":false}
 //! {"seq":3,"previous":"b07...","at":"...","event":"unmount"}
@@ -49,7 +49,7 @@ struct Chain {
 }
 
 impl CustodyLog {
-    /// Opens a log, new or to go on with, and writes that a mount begins.
+    /// Creates or continues a log, and appends the start of a mount.
     ///
     /// # Errors
     /// `Invalid` when it is no regular file; `Corrupt` when its chain is broken; `Busy` when another mount writes it; the system's error.
@@ -82,7 +82,7 @@ impl CustodyLog {
         log.add(json!({
             "event": "mount",
             "mountpoint": mountpoint,
-            "place": place,
+            "source": place,
             "host": host.host,
             "user": host.user,
             "uid": host.uid,

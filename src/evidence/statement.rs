@@ -218,7 +218,7 @@ impl EvidenceStatement {
         let sums = [(&image.sha256, 64), (&image.sha1, 40), (&image.md5, 32)];
         let is_sum = |(text, digits): &(&String, usize)| is_hex(text, *digits);
         if !sums.iter().all(is_sum) || !self.files.iter().all(|file| is_hex(&file.sha256, 64)) {
-            return Some("it has a digest that is none");
+            return Some("it has a malformed digest");
         }
         let names: Vec<&str> = self.files.iter().map(|file| file.name.as_str()).collect();
         if names != [BLOCKS, REQUESTS] && names != [BLOCKS, REQUESTS, IMAGE] {
@@ -230,7 +230,7 @@ impl EvidenceStatement {
         }
         let is_ssh = |facts: &SignatureFacts| *facts == SignatureFacts::of_ssh();
         if !self.signature.as_ref().is_none_or(is_ssh) {
-            return Some("it is to be signed in a way that this program does not know");
+            return Some("its kind of signature is unknown to this program");
         }
         None
     }

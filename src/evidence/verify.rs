@@ -319,7 +319,7 @@ impl ObjectReport {
                 self.surplus
             ),
             _ => format!(
-                "cannot verify {object}: each block is as blocks.csv has it, and the whole has not the digests of evidence.json"
+                "cannot verify {object}: each block matches blocks.csv, but the image does not match the digests of evidence.json"
             ),
         };
         Err(Error::new(Kind::Corrupt, what))

@@ -80,7 +80,8 @@ pub(super) fn choose(partitions: &[ViewPartition], name: Option<&str>) -> Result
     let content = quoted(chosen.content.as_bytes());
     let what = format!("cannot read {content} without the kernel");
     let remedy = match chosen.content.as_str() {
-        "xfs" | "btrfs" | "lvm" => "ebsfs attach mounts it, as root",
+        "xfs" | "btrfs" => "ebsfs attach mounts it, as root",
+        "lvm" => "name one of its volumes as GROUP/VOLUME",
         "luks" | "bitlocker" => {
             "it is encrypted: open it with cryptsetup on ebsfs mount's disk.raw"
         }

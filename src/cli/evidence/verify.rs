@@ -237,7 +237,7 @@ fn custody_in_words(log: &Path, report: &CustodyReport, out: &mut dyn Write) -> 
     writeln!(out, "openings   {openings}, {unclosed} not closed")?;
     let end = match report.is_ended {
         true => "of a mount",
-        false => "unknown: a mount goes on, was killed, or lines are missing",
+        false => "unknown: a mount is still running, was killed, or lines are missing",
     };
     writeln!(out, "end        {end}")?;
     writeln!(out, "last line  {}", report.last)

@@ -41,7 +41,7 @@ pub(super) struct TreeArgs {
     /// Path in the filesystem
     #[arg(default_value = "/")]
     path: OsString,
-    /// Folders within folders, at most
+    /// Print at most N levels of folders [default: all]
     #[arg(long, value_name = "N")]
     depth: Option<usize>,
     #[command(flatten)]
@@ -70,10 +70,10 @@ pub(super) struct FindArgs {
     /// Path in the filesystem
     #[arg(default_value = "/")]
     path: OsString,
-    /// Pattern of the name: * stands for any characters, ? for one
+    /// Print only paths whose last name matches PATTERN: * stands for any characters, ? for one
     #[arg(long, value_name = "PATTERN")]
     name: Option<OsString>,
-    /// Type of the files
+    /// Print only entries of this type
     #[arg(long = "type", value_name = "TYPE", value_enum)]
     kind: Option<KindArg>,
     /// End each path with a NUL instead of a line break

@@ -25,7 +25,7 @@ const DESCRIPTORS: u64 = 48;
     long_about = "Show the files of a partition as a read-only mount, until it is unmounted (ebsfs umount, fusermount3 -u) or gets SIGINT, \
     SIGTERM or SIGHUP. The filesystem is parsed by a process without rights, not by the kernel. Set-user-id bits, devices and programs \
     have no effect there.\n\n\
-    A user other than root sees all files as his own."
+    For a user other than root, all files belong to that user."
 )]
 pub(super) struct MountFilesArgs {
     /// Snapshot id, volume id, tag:KEY=VALUE, snapshot of a repository, raw image or block device

@@ -136,7 +136,7 @@ fn checked(header: &[u8], file_size: u64) -> std::result::Result<((u64, u32), bo
         0 => false,
         COMPRESSION_TYPE => {
             if u32_at(100) < PACKED_HEADER || u32_at(104) >> 24 != u32::from(ZSTD) {
-                return Err("its blocks are compressed otherwise");
+                return Err("its blocks are not compressed with zstd");
             }
             true
         }

@@ -32,9 +32,9 @@ pub(super) struct ImageLayout {
 /// Whether blocks are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BlockPacking {
-    /// They are not.
+    /// Not compressed.
     None,
-    /// They are, from here in the file on; none for an image that is begun.
+    /// Compressed. A resumed run appends at this offset of the file; a new image has none.
     From(Option<u64>),
 }
 
