@@ -11,7 +11,7 @@ use super::blocking;
 use super::driver::AttachPlan;
 use crate::drill::{find_program, run_program};
 use crate::error::{Error, Kind, Remedy, Result};
-use crate::fs::{MountIdentity, MountTable};
+use crate::fs::{MountIdentity, MountLine, MountTable};
 
 /// How long ntfs-3g may take: it reads the volume's own files.
 const NTFS_3G: Duration = Duration::from_secs(300);
@@ -161,7 +161,7 @@ impl Drop for AttachMount {
 /// The mount that is at a folder now.
 fn identify(dir: &Path) -> Result<MountIdentity> {
     let table = MountTable::read()?;
-    let found = table.mounted_at(dir).map(|line| line.identity());
+    let found = table.mounted_at(dir).map(MountLine::identity);
     found.ok_or_else(|| {
         let what = format!(
             "cannot mount at {}: it was unmounted at once",

@@ -49,7 +49,7 @@ impl BlockSet {
     }
 
     /// Whether no block is in the set.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 

@@ -33,7 +33,8 @@ impl Write for MemoryLine {
         if let Some(body) = self.sent.get(4..).filter(|body| !body.is_empty()) {
             let mut frame = FrameReader::new(body);
             assert_eq!(frame.u8(), Ok(from_parser::READ));
-            let (at, len) = (frame.u64().unwrap() as usize, frame.u32().unwrap() as usize);
+            let at = usize::try_from(frame.u64().unwrap()).unwrap();
+            let len = frame.u32().unwrap() as usize;
             let mut reply = FrameWriter::new(to_parser::BYTES);
             reply.raw(&self.image[at..at + len]);
             self.replies.extend(reply.finish());

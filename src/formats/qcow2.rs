@@ -163,7 +163,7 @@ impl Qcow2Layout {
     /// no block changes.
     pub(crate) fn fixed(&self) -> Vec<std::ops::Range<u64>> {
         match self.is_packed {
-            false => vec![0..self.tables_size()],
+            false => std::iter::once(0..self.tables_size()).collect(),
             true => [0..REFCOUNT_BLOCKS, self.l1()..self.first_table()]
                 .map(|clusters| clusters.start * CLUSTER..clusters.end * CLUSTER)
                 .to_vec(),
@@ -265,7 +265,7 @@ impl Qcow2Layout {
                 len,
             };
         }
-        let offset = |cluster: u64| cluster * CLUSTER | ONCE;
+        let offset = |cluster: u64| (cluster * CLUSTER) | ONCE;
         Piece::Bytes(if cluster == 0 {
             let mut bytes = vec![0; len];
             let there = self.header.get(within..).unwrap_or_default();
@@ -311,7 +311,7 @@ impl Qcow2Layout {
                     None => self.ranks.rank(&self.data, index),
                 };
                 last = Some(rank);
-                (self.first_data() + u64::from(rank)) * CLUSTER | ONCE
+                ((self.first_data() + u64::from(rank)) * CLUSTER) | ONCE
             } else if self.zero.contains(index) {
                 ZERO
             } else {

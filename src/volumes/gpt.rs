@@ -142,7 +142,7 @@ fn partitions(table: &GptTable, sector: u64, size: u64) -> DiskLayout {
             kind: PartitionKind::of_gpt(kind),
             uuid: Some(guid(entry.get(16..32).unwrap_or_default())),
             // What overflows is not within the disk.
-            start: first.checked_mul(sector).unwrap_or(u64::MAX),
+            start: first.saturating_mul(sector),
             size: length.unwrap_or(u64::MAX),
             filesystem: None,
         });

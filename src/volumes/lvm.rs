@@ -110,11 +110,8 @@ fn read_label(read: ReadRange<'_>) -> io::Result<Option<PvLabel>> {
             && bytes.get(24..32) == Some(b"LVM2 001")
             && u64_at(&bytes, 8) == sector
             && bytes.len() == LABEL;
-        if !is_label
-            || !bytes
-                .get(20..)
-                .is_some_and(|covered| crc32(CRC_START, covered) == u32_at(&bytes, 16))
-        {
+        let covered = bytes.get(20..).unwrap_or_default();
+        if !is_label || crc32(CRC_START, covered) != u32_at(&bytes, 16) {
             continue;
         }
         let header = bytes.get(u32_at(&bytes, 20) as usize..).unwrap_or_default();

@@ -262,7 +262,7 @@ impl ExtReader {
             }
         }
         let Some(next) = next else {
-            return Ok(page.to_end());
+            return Ok(page.into_end());
         };
         // The hole up to where the next runs are looked for.
         page.push(next.saturating_mul(size).min(page.end), SegmentPlace::Hole);
@@ -323,7 +323,7 @@ impl SegmentPage {
         self.push(until, place);
     }
 
-    fn to_end(mut self) -> FsPage<FsSegment> {
+    fn into_end(mut self) -> FsPage<FsSegment> {
         self.push(self.end, SegmentPlace::Hole);
         (self.found, None)
     }

@@ -1,5 +1,7 @@
 //! [`DataStream`]: the data of a file: its runs of clusters, up to where it was written, and its compression.
 
+use std::num::NonZero;
+
 use ntfs::Ntfs;
 use ntfs::attribute_value::NtfsAttributeValue;
 
@@ -80,7 +82,7 @@ impl DataStream {
             self.runs.push(ClusterRun {
                 start,
                 len,
-                at: run.data_position().value().map(|at| at.get()),
+                at: run.data_position().value().map(NonZero::get),
             });
             start = start.checked_add(len).ok_or_else(wrong)?;
         }

@@ -11,6 +11,11 @@ use futures_util::future::BoxFuture;
 
 const SIZE: u64 = 1000;
 
+/// Reads an answer of one number.
+fn number(reader: &mut FrameReader<'_>) -> std::result::Result<u32, BrokenFrame> {
+    reader.u32()
+}
+
 /// A disk whose bytes are 7.
 struct SevenDisk;
 
@@ -134,20 +139,17 @@ async fn a_parser_that_breaks_a_rule_is_ended() {
         ("an empty frame", |line| put(line, &[0; 4])),
         ("a short answer", |line| put(line, &[1, 0, 0, 0, 2])),
         ("too long an answer", |line| {
-            put(line, &[6, 0, 0, 0, 2, 0, 0, 0, 0, 1])
+            put(line, &[6, 0, 0, 0, 2, 0, 0, 0, 0, 1]);
         }),
         ("silence", |_| ()),
     ];
     for (what, play) in cases {
         let mut session = session(play);
-        let asked = session.ask(request(), |reader| reader.u32());
+        let asked = session.ask(request(), number);
         let error = asked.await.unwrap_err();
         assert_eq!(error.kind(), Kind::Corrupt, "{what}");
         assert!(!session.is_alive(), "{what}");
-        let again = session
-            .ask(request(), |reader| reader.u32())
-            .await
-            .unwrap_err();
+        let again = session.ask(request(), number).await.unwrap_err();
         assert_eq!(again.chain(), error.chain(), "{what}");
     }
 }

@@ -226,7 +226,7 @@ fn pack(bytes: &[u8]) -> io::Result<PackedBlock> {
     let mut whole = bytes.to_vec();
     whole.resize(BLOCK_SIZE as usize, 0);
     let mut frame = zstd::bulk::compress(&whole, LEVEL)?;
-    let len = frame.len().next_multiple_of(SECTOR as usize);
+    let len = frame.len().next_multiple_of(512);
     if len >= BLOCK_SIZE as usize {
         return Ok(PackedBlock::Whole(whole));
     }

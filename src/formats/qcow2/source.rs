@@ -173,7 +173,7 @@ impl Qcow2Tables {
         if table == 0 {
             return Ok(None);
         }
-        if table % CLUSTER != 0 || table.saturating_add(CLUSTER) > self.size {
+        if !table.is_multiple_of(CLUSTER) || table.saturating_add(CLUSTER) > self.size {
             return Err(self.wrong(index, "has its L2 table outside of the file"));
         }
         let len = most.min(ENTRIES - first) as usize * 8;

@@ -243,7 +243,7 @@ fn what_something_else_made_of_an_image_is_an_error_and_no_block() {
 /// The blocks of an image, each compressible or not.
 fn half_random(index: BlockIndex, len: usize) -> Vec<u8> {
     let mut bytes = content(index, len);
-    if index.0 % 3 != 0 {
+    if !index.0.is_multiple_of(3) {
         bytes[len / 4..].fill(7);
     }
     bytes
@@ -367,6 +367,6 @@ fn frames_and_clusters_never_overlap_and_take_no_more_clusters_than_blocks() {
         assert!(len < CLUSTER || start % CLUSTER == 0);
         at = start + len;
     }
-    assert!(at <= packed.size() && packed.size() % CLUSTER == 0);
+    assert!(at <= packed.size() && packed.size().is_multiple_of(CLUSTER));
     assert!(packed.size() <= layout.tables_size() + 40 * CLUSTER);
 }

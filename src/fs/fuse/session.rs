@@ -66,7 +66,7 @@ pub(crate) fn mount(
 /// # Errors
 /// As for [`mount`].
 pub(super) fn serve(
-    filesystem: impl Filesystem + Send + Sync + 'static,
+    filesystem: impl Filesystem,
     mountpoint: &Path,
     source: &str,
     access: Access,

@@ -118,7 +118,7 @@ impl ImageLayout {
             return Ok(());
         };
         let ranges = match layout {
-            FileLayout::Vhd(vhd) => vec![vhd.footer_offset()..vhd.size()],
+            FileLayout::Vhd(vhd) => std::iter::once(vhd.footer_offset()..vhd.size()).collect(),
             FileLayout::Qcow2(qcow2) => qcow2.fixed(),
         };
         let failed = |error| Error::of_file(path, "cannot write", error);

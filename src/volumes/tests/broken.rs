@@ -245,9 +245,8 @@ fn any_text_of_lvm_is_parsed_or_refused() {
             let at = random.usize(..text.len());
             match random.u8(..3) {
                 0 => {
-                    text[at] = *random
-                        .choice(&['{', '}', '[', ']', '"', '=', '9', '\\', '#', ' '])
-                        .unwrap()
+                    let other = ['{', '}', '[', ']', '"', '=', '9', '\\', '#', ' '];
+                    text[at] = *random.choice(&other).unwrap();
                 }
                 1 => drop(text.remove(at)),
                 _ => text.insert(at, *random.choice(&['9', '0', '-', '"', '}']).unwrap()),

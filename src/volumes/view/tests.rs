@@ -34,7 +34,8 @@ fn layout(partitions: &[(&str, u8, DiskContent)]) -> DiskLayout {
 fn one_filesystem_is_taken_and_of_several_a_person_chooses() {
     let luks = || DiskContent::Other("luks");
     type Expected<'a> = std::result::Result<&'a str, (Kind, &'a str)>;
-    let table: [(&[(&str, u8, DiskContent)], Expected<'_>); 7] = [
+    type Partition<'a> = (&'a str, u8, DiskContent);
+    let table: [(&[Partition<'_>], Expected<'_>); 7] = [
         (&[("root", 0x83, XFS)], Ok("1-root")),
         (&[("", 0xef, FAT), ("", 0x83, XFS)], Ok("2")),
         (&[("", 0xef, FAT)], Ok("1")),

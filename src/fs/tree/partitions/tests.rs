@@ -109,7 +109,7 @@ async fn ranges_of_an_image_are_one_file_with_its_bytes_and_holes() {
         assert_eq!(file.size(), size);
         for _ in 0..8 {
             let offset = random.u64(..=size + 10);
-            let len = random.usize(..2 * BLOCK as usize);
+            let len = random.usize(..2 * BLOCK_SIZE as usize);
             let start = usize::try_from(offset).unwrap().min(places.len());
             let end = (start + len).min(places.len());
             let expected: Vec<u8> = places[start..end].iter().map(|at| byte(*at)).collect();
