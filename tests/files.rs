@@ -242,6 +242,7 @@ fn assert_same_metadata(found: &BTreeMap<Vec<u8>, Value>, oracle: &Path) {
 
 /// A time as `date` writes it.
 fn time_text(seconds: i64, nanoseconds: i64) -> String {
-    let date = chrono::DateTime::from_timestamp(seconds, nanoseconds as u32).unwrap();
+    let date =
+        chrono::DateTime::from_timestamp(seconds, u32::try_from(nanoseconds).unwrap()).unwrap();
     date.format("%Y-%m-%dT%H:%M:%S.%fZ").to_string()
 }

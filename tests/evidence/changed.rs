@@ -22,7 +22,7 @@ fn each_changed_file_is_refused_with_its_name() {
                 edit(&at.join("blocks.csv"), |bytes| {
                     let last = bytes.len() - 60;
                     bytes[last] = if bytes[last] == b'0' { b'1' } else { b'0' };
-                })
+                });
             },
             8,
             "blocks.csv: its SHA-256",
@@ -40,8 +40,8 @@ fn each_changed_file_is_refused_with_its_name() {
             "a truncated manifest",
             |at| {
                 edit(&at.join("blocks.csv"), |bytes| {
-                    bytes.truncate(bytes.len() - 1)
-                })
+                    bytes.truncate(bytes.len() - 1);
+                });
             },
             8,
             "blocks.csv: it has",
@@ -63,7 +63,7 @@ fn each_changed_file_is_refused_with_its_name() {
             |at| {
                 edit(&at.join("evidence.json"), |bytes| {
                     bytes.splice(1..1, b"\"note\":1,".iter().copied());
-                })
+                });
             },
             8,
             "evidence.json: it is not what the format has",
@@ -106,7 +106,7 @@ fn each_changed_file_is_refused_with_its_name() {
             |at| {
                 replace(at, "blocks.csv", |path| {
                     std::os::unix::fs::symlink("/etc/passwd", path).unwrap();
-                })
+                });
             },
             8,
             "no regular file",
@@ -116,7 +116,7 @@ fn each_changed_file_is_refused_with_its_name() {
             |at| {
                 replace(at, "requests.jsonl", |path| {
                     nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-                })
+                });
             },
             8,
             "no regular file",
@@ -126,7 +126,7 @@ fn each_changed_file_is_refused_with_its_name() {
             |at| {
                 replace(at, "evidence.json", |path| {
                     nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-                })
+                });
             },
             8,
             "no regular file",

@@ -43,7 +43,7 @@ fn write_files(image: &Path) {
     root.create_dir("folder/deep").unwrap();
     root.create_dir("folder/deep/er").unwrap();
     let large: Vec<u8> = (0..900_000_u32)
-        .flat_map(|n| n.to_le_bytes())
+        .flat_map(u32::to_le_bytes)
         .take(900_000)
         .collect();
     put("folder/deep/er/large.bin", &large);
