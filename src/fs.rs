@@ -1,5 +1,5 @@
 //! A catalog as a filesystem: [`tree`] decides (inodes, names, sizes), [`fuse`] translates (the kernel's requests, errnos).
-//! [`resources`] checks the limits of the process, [`mounting`] mounts, [`mount_table`] finds the mount, and [`unmount`] ends it.
+//! [`resources`] checks the limits of the process, [`mounting`] mounts, [`mount_table`] finds the mount, and [`mod@unmount`] ends it.
 //! [`log`] writes the failures that readers got, [`opened`] who read which image; [`activity`] counts requests.
 
 mod activity;

@@ -2,8 +2,8 @@
 //!
 //! # How the parts fit
 //! Each module counts where things happen, in plain values: [`crate::aws::RequestCounts`], [`crate::repository::StoreTraffic`],
-//! [`crate::fs::Activity`], [`crate::progress::Progress`], [`crate::replicate::JobStatus`]. Here each kind of count has one file that turns it into [`Metric`]s:
-//! [`mod@requests`], [`mod@stores`], [`mod@mount`], [`mod@sync`], [`mod@replicate`], [`mod@process`]. A verb that counts something else gets a file of
+//! [`crate::fs::ActivityCounts`], [`crate::progress::Progress`], [`crate::replicate::JobStatus`]. Here each kind of count has one
+//! file that turns it into [`Metric`]s: [`mod@requests`], [`mod@stores`], [`mod@mount`], [`mod@sync`], [`mod@replicate`], [`mod@process`]. A verb that counts something else gets a file of
 //! its own beside them, named like the verb.
 //! [`text`] writes the text format, the only file that names the library for it; [`server`] sends the text to whom asks by HTTP,
 //! [`mod@file`] writes it for the textfile collector of node_exporter. `docs/metrics.md` explains every metric.

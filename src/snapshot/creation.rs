@@ -38,6 +38,7 @@ pub(crate) trait SnapshotMaker: Descriptions {
 
 /// The outcome of a deletion.
 #[derive(Debug)]
+#[cfg_attr(not(feature = "ec2"), expect(dead_code, reason = "EC2 answers so"))]
 pub(crate) enum Deletion {
     /// It is deleted, or EC2 did not know it any more.
     Deleted,
@@ -49,6 +50,10 @@ pub(crate) enum Deletion {
 
 /// The outcome of a call that makes snapshots.
 #[derive(Debug)]
+#[cfg_attr(
+    all(not(feature = "ec2"), not(test)),
+    expect(dead_code, reason = "EC2 answers so")
+)]
 pub(crate) enum Creation {
     /// They were made.
     Made(Vec<Snapshot>),
