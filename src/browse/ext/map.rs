@@ -237,7 +237,7 @@ impl ExtReader {
             // A block that is in the journal splits the run.
             for split in self.split(run) {
                 let (len, place) = match split {
-                    Piece::Disk(physical, len) => {
+                    MapPiece::Disk(physical, len) => {
                         let at = physical.checked_mul(size);
                         let bytes = len.saturating_mul(size);
                         let at = at.and_then(|at| self.window.in_image(at, bytes));
@@ -248,7 +248,7 @@ impl ExtReader {
                         })?;
                         (len, SegmentPlace::Image(at))
                     }
-                    Piece::Journal => (1, SegmentPlace::Parser),
+                    MapPiece::Journal => (1, SegmentPlace::Parser),
                 };
                 page.put(
                     logical.saturating_mul(size),
@@ -270,25 +270,25 @@ impl ExtReader {
     }
 
     /// A run in pieces that are on the disk, and blocks that are in the journal.
-    fn split(&self, run: BlockRun) -> Vec<Piece> {
+    fn split(&self, run: BlockRun) -> Vec<MapPiece> {
         let mut pieces = Vec::new();
         let mut at = run.physical;
         let end = run.physical.saturating_add(run.len);
         for block in self.replayed.within(at, end) {
             if block > at {
-                pieces.push(Piece::Disk(at, block - at));
+                pieces.push(MapPiece::Disk(at, block - at));
             }
-            pieces.push(Piece::Journal);
+            pieces.push(MapPiece::Journal);
             at = block + 1;
         }
         if at < end {
-            pieces.push(Piece::Disk(at, end - at));
+            pieces.push(MapPiece::Disk(at, end - at));
         }
         pieces
     }
 }
 
-enum Piece {
+enum MapPiece {
     Disk(u64, u64),
     Journal,
 }
