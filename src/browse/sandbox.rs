@@ -14,7 +14,7 @@ use landlock::{
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
-use nix::unistd::{Gid, Uid, close, geteuid, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, close, geteuid, getppid, setgroups, setresgid, setresuid};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
@@ -34,16 +34,14 @@ const OVERFLOW_USER: u32 = 65_534;
 /// When a limit that holds everywhere could not be set: then nothing may be parsed.
 pub(super) fn enter() -> io::Result<Vec<String>> {
     let mut missing = Vec::new();
-    // The parent may have ended already: then the socket is closed, and the loop ends at once.
+    let parent = getppid();
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     close_others();
-    if let Err(reason) = leave_network() {
-        missing.push(format!(
-            "the parser shares the network of this machine: {reason}"
-        ));
-    }
-    if geteuid().is_root() {
-        drop_root()?;
+    leave(&mut missing);
+    // The kernel clears it when the user id or the capabilities change. A parent that ended in between sends no signal.
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    if getppid() != parent {
+        return Err(io::Error::other("the process that started it has ended"));
     }
     prctl::set_no_new_privs()?;
     prctl::set_dumpable(false)?;
@@ -91,31 +89,29 @@ fn close_others() {
     }
 }
 
-/// Moves this process where there is no network: a namespace of its own, as a user other than root inside a user namespace.
-fn leave_network() -> nix::Result<()> {
+/// Moves this process where there is no network, a namespace of its own, and drops the user id of root. Without the right to make
+/// such a namespace it is made inside a user namespace: after root was dropped, whose id would stay the same outside of it.
+fn leave(missing: &mut Vec<String>) {
     // No namespace of mounts: a copy of the mounts of this machine would keep each of them busy.
     let all = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC;
-    match unshare(all) {
-        Err(_) => unshare(all | CloneFlags::CLONE_NEWUSER),
-        done => done,
+    let plain = unshare(all);
+    if geteuid().is_root()
+        && let Err(reason) = drop_root()
+    {
+        missing.push(format!("the parser keeps the user id of root: {reason}"));
+    }
+    if let Err(reason) = plain.or_else(|_| unshare(all | CloneFlags::CLONE_NEWUSER)) {
+        missing.push(format!(
+            "the parser shares the network of this machine: {reason}"
+        ));
     }
 }
 
 /// Becomes a user that owns nothing; the capabilities go with the user id.
 fn drop_root() -> nix::Result<()> {
     let unused = FIRST_USER + std::process::id() % USERS;
-    let mut last = Ok(());
-    for id in [unused, OVERFLOW_USER] {
-        last = become_user(id);
-        if last.is_ok() {
-            return last;
-        }
-    }
     // In a user namespace with one id there is no other: what root of it may do, landlock and the limits take.
-    match last {
-        Err(nix::Error::EINVAL) => Ok(()),
-        other => other,
-    }
+    become_user(unused).or_else(|_| become_user(OVERFLOW_USER))
 }
 
 fn become_user(id: u32) -> nix::Result<()> {
