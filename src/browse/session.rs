@@ -278,7 +278,11 @@ impl ParserSession {
                     self.send(&reply).await?;
                 }
                 from_parser::ANSWER => {
-                    return Ok(Ok(reader.rest().to_vec()));
+                    // Made without bytes that could not be read: what it says of the filesystem is not known to be true.
+                    return Ok(match image_error {
+                        Some(error) => Err(error),
+                        None => Ok(reader.rest().to_vec()),
+                    });
                 }
                 from_parser::FAILED => {
                     let kind = FailureKind::of(reader.u8().map_err(broken)?);
@@ -367,7 +371,8 @@ fn printable(text: &str) -> String {
 fn failure(kind: Option<FailureKind>, text: &str, image: Option<Error>) -> Error {
     let text = printable(text);
     match (kind, image) {
-        (Some(FailureKind::Image), Some(error)) => error,
+        // Whatever the parser makes of it: the filesystem is not to blame.
+        (_, Some(error)) => error,
         (Some(FailureKind::NotFound), _) => Error::new(Kind::NotFound, text),
         (Some(FailureKind::Unsupported), _) => Error::new(Kind::Invalid, text),
         _ => Error::new(Kind::Corrupt, text),

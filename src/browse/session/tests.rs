@@ -16,8 +16,10 @@ fn number(reader: &mut FrameReader<'_>) -> std::result::Result<u32, BrokenFrame>
     reader.u32()
 }
 
-/// A disk whose bytes are 7.
-struct SevenDisk;
+/// A disk whose bytes are 7, or cannot be read.
+struct SevenDisk {
+    fails: bool,
+}
 
 impl BlockSource for SevenDisk {
     fn geometry(&self) -> Geometry {
@@ -26,7 +28,11 @@ impl BlockSource for SevenDisk {
 
     fn read_block(&self, _index: BlockIndex) -> BoxFuture<'_, Result<Block>> {
         let bytes = Bytes::from(vec![7; 1000]);
-        std::future::ready(Ok(Block::Data(bytes, [0; 32]))).boxed()
+        let read = match self.fails {
+            false => Ok(Block::Data(bytes, [0; 32])),
+            true => Err(Error::new(Kind::Unavailable, "no answer")),
+        };
+        std::future::ready(read).boxed()
     }
 
     fn next_extent(&self, _from: BlockIndex) -> BoxFuture<'_, Result<Option<Extent>>> {
@@ -51,6 +57,10 @@ fn limits() -> SessionLimits {
 
 /// A session with a thread that does this after each request.
 fn session(play: impl Fn(&mut StdStream) + Send + 'static) -> ParserSession {
+    session_over(SevenDisk { fails: false }, play)
+}
+
+fn session_over(disk: SevenDisk, play: impl Fn(&mut StdStream) + Send + 'static) -> ParserSession {
     let (ours, mut theirs) = StdStream::pair().unwrap();
     std::thread::spawn(move || {
         loop {
@@ -63,7 +73,7 @@ fn session(play: impl Fn(&mut StdStream) + Send + 'static) -> ParserSession {
             play(&mut theirs);
         }
     });
-    let image = Arc::new(ImageBytes::new(Arc::new(SevenDisk)));
+    let image = Arc::new(ImageBytes::new(Arc::new(disk)));
     ParserSession::over(ours, None, image, limits()).unwrap()
 }
 
@@ -95,6 +105,40 @@ async fn an_answer_is_read_and_the_image_is_given() {
             .ask(request(), |reader| Ok(reader.bytes(100)?.to_vec()))
             .await;
         assert_eq!(found.unwrap(), [7; 10]);
+    }
+}
+
+#[tokio::test]
+async fn a_failed_read_of_the_image_is_the_error_whatever_the_parser_answers() {
+    for kind in [
+        None,
+        Some(FailureKind::Damaged),
+        Some(FailureKind::NotFound),
+    ] {
+        let mut session = session_over(SevenDisk { fails: true }, move |line| {
+            let mut frame = FrameWriter::new(from_parser::READ);
+            frame.u64(0);
+            frame.u32(10);
+            send(line, frame);
+            let mut reply = [0; 5];
+            line.read_exact(&mut reply).unwrap();
+            assert_eq!(reply[4], to_parser::UNREADABLE);
+            let frame = match kind {
+                None => FrameWriter::new(from_parser::ANSWER),
+                Some(kind) => {
+                    let mut frame = FrameWriter::new(from_parser::FAILED);
+                    frame.u8(kind.code());
+                    frame.text("the folder is damaged");
+                    frame
+                }
+            };
+            send(line, frame);
+        });
+        for _ in 0..2 {
+            let error = session.ask(request(), |_| Ok(())).await.unwrap_err();
+            assert_eq!(error.kind(), Kind::Unavailable, "{kind:?}");
+            assert!(session.is_alive());
+        }
     }
 }
 
@@ -190,7 +234,7 @@ async fn a_process_that_computes_for_too_long_is_ended() {
         child,
         last_words: Arc::default(),
     };
-    let image = Arc::new(ImageBytes::new(Arc::new(SevenDisk)));
+    let image = Arc::new(ImageBytes::new(Arc::new(SevenDisk { fails: false })));
     let limits = SessionLimits {
         processor: Duration::from_millis(200),
         silence: Duration::from_secs(60),
