@@ -435,7 +435,8 @@ impl TreeCopy<'_> {
 
     /// Sets extended attributes, as far as this user and this filesystem allow.
     async fn keep_xattrs(&mut self, file: BorrowedFd<'_>, id: u64) -> Result<()> {
-        let found = self.view.xattrs(id).await?;
+        let (found, dropped) = self.view.xattrs(id).await?;
+        self.report.xattrs_lost += dropped;
         // A list that the destination gives to new files is none of the file's.
         for inherited in ["system.posix_acl_access", "system.posix_acl_default"] {
             if !found.iter().any(|(name, _)| name == inherited.as_bytes()) {

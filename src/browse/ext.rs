@@ -15,7 +15,7 @@ mod xattr;
 
 use std::io;
 
-use super::reader::{DiskWindow, FsFailure, FsPage, FsReader, FsResult, NamedValue, le16, le32};
+use super::reader::{DiskWindow, FoundValues, FsFailure, FsPage, FsReader, FsResult, le16, le32};
 use super::wire::TARGET_LIMIT;
 use super::{FsEntry, FsNode, FsSegment, NodeKind};
 use inode::ExtInode;
@@ -276,7 +276,7 @@ impl ExtReader {
 
     fn target(&self, inode: &ExtInode) -> FsResult<Vec<u8>> {
         if inode.is_encrypted() {
-            return Ok(b"(encrypted)".to_vec());
+            return Err(FsFailure::unsupported("the link is encrypted"));
         }
         let len = usize::try_from(inode.size).unwrap_or(usize::MAX);
         if len > TARGET_LIMIT {
@@ -384,10 +384,10 @@ impl FsReader for ExtReader {
         self.bytes_of(&inode, offset, len)
     }
 
-    fn xattrs(&mut self, file: u64) -> FsResult<Vec<NamedValue>> {
+    fn xattrs(&mut self, file: u64) -> FsResult<FoundValues> {
         let inode = self.inode(file)?;
         let mut found = self.all_xattrs(&inode)?;
         found.retain(|(name, _)| name != b"system.data");
-        Ok(found)
+        Ok((found, 0))
     }
 }

@@ -8,7 +8,8 @@
 mod names;
 
 use super::reader::{
-    DiskWindow, FsFailure, FsPage, FsReader, FsResult, NamedValue, PAGE, SEGMENT_PAGE, le16, le32,
+    DiskWindow, FoundValues, FsFailure, FsPage, FsReader, FsResult, PAGE, SEGMENT_PAGE, entry_of,
+    le16, le32,
 };
 use super::{FsEntry, FsNode, FsSegment, FsTime, NodeKind, NodeTimes, SegmentPlace};
 pub(super) use names::utf8_of;
@@ -366,22 +367,7 @@ impl FsReader for FatReader {
     fn list(&mut self, folder: u64, cursor: u64) -> FsResult<FsPage<FsEntry>> {
         let mut found = Vec::new();
         let next = self.read_folder(folder, cursor, &mut |entry| {
-            let node = match super::wire::is_name(&entry.name) {
-                true => Ok(entry.node),
-                // A slash or a NUL in a name: shown, and not usable.
-                false => Err("its name is none".to_owned()),
-            };
-            let name: Vec<u8> = entry
-                .name
-                .iter()
-                .map(|byte| match byte {
-                    0 | b'/' => b'?',
-                    byte => *byte,
-                })
-                .collect();
-            if super::wire::is_name(&name) {
-                found.push(FsEntry { name, node });
-            }
+            found.push(entry_of(&entry.name, || Ok(entry.node)));
             found.len() < PAGE
         })?;
         Ok((found, next))
@@ -440,8 +426,8 @@ impl FsReader for FatReader {
         Err(FsFailure::damaged("all bytes of a file are in the image"))
     }
 
-    fn xattrs(&mut self, _file: u64) -> FsResult<Vec<NamedValue>> {
-        Ok(Vec::new())
+    fn xattrs(&mut self, _file: u64) -> FsResult<FoundValues> {
+        Ok((Vec::new(), 0))
     }
 }
 

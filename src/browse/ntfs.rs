@@ -15,9 +15,10 @@ use ntfs::{
 
 use super::fat::utf8_of;
 use super::reader::{
-    DiskWindow, FsFailure, FsPage, FsReader, FsResult, NamedValue, WindowStream, le16, le32, le64,
+    DiskWindow, FoundValues, FsFailure, FsPage, FsReader, FsResult, NamedValue, WindowStream,
+    entry_of, le16, le32, le64,
 };
-use super::wire::{TARGET_LIMIT, VALUE_LIMIT, is_name};
+use super::wire::{TARGET_LIMIT, VALUE_LIMIT};
 use super::{FsEntry, FsNode, FsSegment, FsTime, NodeKind, NodeTimes};
 use stream::DataStream;
 
@@ -30,6 +31,8 @@ const RECORD: u64 = (1 << 48) - 1;
 const PAGE: usize = 4096;
 /// Attributes of a file that are looked at, at most: a file of 2^32 clusters in as many pieces has them in records of 1 KiB.
 const MOST_ATTRIBUTES: usize = 65_536;
+/// Alternate streams that are shown of a file, at most.
+const MOST_STREAMS: usize = 64;
 /// Bytes of a reparse point, at most: what Windows allows.
 const REPARSE_LIMIT: usize = 16 << 10;
 /// Seconds from 1601 to 1970.
@@ -44,6 +47,14 @@ const MOST_INTERIX: usize = 8 + 2 * 4096;
 const IS_SYSTEM: u32 = 0x4;
 /// Data that lies elsewhere: compressed by CompactOS, deduplicated.
 const ELSEWHERE: [u32; 2] = [0x8000_0017, 0x8000_0013];
+/// A program of the app store: a file without data.
+const APP_LINK: u32 = 0x8000_001b;
+/// Special files of WSL: a socket, a pipe, two kinds of device.
+const WSL_SOCKET: u32 = 0x8000_0023;
+const WSL_PIPE: u32 = 0x8000_0024;
+const WSL_DEVICES: [u32; 2] = [0x8000_0025, 0x8000_0026];
+/// The attributes of a file whose data is fetched from elsewhere when it is read: offline, recall on access of data.
+const IS_ELSEWHERE: u32 = 0x1000 | 0x40_0000;
 
 impl From<NtfsError> for FsFailure {
     fn from(error: NtfsError) -> Self {
@@ -100,13 +111,7 @@ impl NtfsReader {
             let mut found = DataStream::default();
             let window = &self.window;
             visit(ntfs, stream, &file, &mut |part, stream| {
-                if part.attribute.ty().ok() == Some(NtfsAttributeType::ReparsePoint) {
-                    let value = value_of(&part.attribute, stream, REPARSE_LIMIT)?;
-                    if ELSEWHERE.contains(&le32(&value, 0)) {
-                        let what = "the file is compressed by CompactOS or deduplicated";
-                        return Err(FsFailure::unsupported(what));
-                    }
-                }
+                check_place(part, stream)?;
                 match is_data(&part.attribute, &[]) {
                     true => found.add(ntfs, stream, window, part),
                     false => Ok(()),
@@ -176,6 +181,33 @@ fn visit(
         each(&part, stream)?;
     }
     Err(FsFailure::damaged("a list of attributes does not end"))
+}
+
+/// Whether an attribute says that the data of the file is not in it: holes would be read instead.
+///
+/// # Errors
+/// `Unsupported`.
+fn check_place(part: &AttributePart<'_, '_>, stream: &mut WindowStream) -> FsResult<()> {
+    let what = match part.attribute.ty().ok() {
+        Some(NtfsAttributeType::ReparsePoint) => {
+            match le32(&value_of(&part.attribute, stream, REPARSE_LIMIT)?, 0) {
+                APP_LINK => return Ok(()),
+                tag if ELSEWHERE.contains(&tag) => {
+                    "the file is compressed by CompactOS or deduplicated".to_owned()
+                }
+                tag => format!("the data of the file is elsewhere (reparse tag {tag:#010x})"),
+            }
+        }
+        Some(NtfsAttributeType::StandardInformation) => {
+            // The crate leaves out flags that it does not know.
+            match le32(&value_of(&part.attribute, stream, 64)?, 32) & IS_ELSEWHERE {
+                0 => return Ok(()),
+                flags => format!("the data of the file is elsewhere (attributes {flags:#x})"),
+            }
+        }
+        _ => return Ok(()),
+    };
+    Err(FsFailure::unsupported(what))
 }
 
 /// Whether an attribute is the data stream of this name.
@@ -298,7 +330,18 @@ fn node_of(ntfs: &Ntfs, stream: &mut WindowStream, id: u64) -> FsResult<FsNode> 
         (_, Some(target), _) => (NodeKind::Link, target, (0, 0)),
         (_, None, true) => (NodeKind::Folder, Vec::new(), (0, 0)),
         (Some(special), None, false) => special,
-        (None, None, false) => (NodeKind::Regular, Vec::new(), (0, 0)),
+        (None, None, false) => {
+            let tag = summary.reparse.as_deref().map_or(0, |value| le32(value, 0));
+            let kind = match tag {
+                WSL_SOCKET => NodeKind::Socket,
+                WSL_PIPE => NodeKind::Fifo,
+                tag if WSL_DEVICES.contains(&tag) => {
+                    return Err(FsFailure::unsupported("it is a device of WSL"));
+                }
+                _ => NodeKind::Regular,
+            };
+            (kind, Vec::new(), (0, 0))
+        }
     };
     if target.len() > TARGET_LIMIT {
         return Err(FsFailure::damaged("the target of a link is too long"));
@@ -363,7 +406,7 @@ impl NtfsReader {
             }
             let units: Vec<u16> = key.name().u16_iter().collect();
             let name = utf8_of(&units);
-            if !is_name(&name) || !is_wanted(&name) {
+            if name == b"." || name == b".." || !is_wanted(&name) {
                 continue;
             }
             let reference = entry.file_reference();
@@ -399,10 +442,7 @@ impl FsReader for NtfsReader {
             .into_iter()
             .filter(|(_, id)| id & RECORD >= FIRST_USER);
         let (ntfs, stream) = (&self.ntfs, &mut self.stream);
-        let entries = names.map(|(name, id)| FsEntry {
-            name,
-            node: node_of(ntfs, stream, id).map_err(|failure| failure.text),
-        });
+        let entries = names.map(|(name, id)| entry_of(&name, || node_of(ntfs, stream, id)));
         Ok((entries.collect(), next))
     }
 
@@ -424,10 +464,10 @@ impl FsReader for NtfsReader {
         self.data(file)?.content(&window, offset, len)
     }
 
-    fn xattrs(&mut self, file: u64) -> FsResult<Vec<NamedValue>> {
+    fn xattrs(&mut self, file: u64) -> FsResult<FoundValues> {
         let (ntfs, stream) = (&self.ntfs, &mut self.stream);
         let file = open_file(ntfs, stream, file)?;
-        let mut found: Vec<NamedValue> = Vec::new();
+        let (mut found, mut dropped): (Vec<NamedValue>, u64) = (Vec::new(), 0);
         visit(ntfs, stream, &file, &mut |part, stream| {
             if part.attribute.ty().ok() != Some(NtfsAttributeType::Data) || part.first_cluster != 0
             {
@@ -435,19 +475,21 @@ impl FsReader for NtfsReader {
             }
             let units: Vec<u16> = part.attribute.name()?.u16_iter().collect();
             let len = part.attribute.value_length();
-            // Larger ones are no attributes of Linux.
-            if units.is_empty() || len > VALUE_LIMIT as u64 || found.len() >= 64 {
+            if units.is_empty() {
                 return Ok(());
             }
             let name = [b"user.".to_vec(), utf8_of(&units)].concat();
-            let value = match part.attribute.value(stream)? {
-                NtfsAttributeValue::AttributeListNonResident(_) => return Ok(()),
-                _ => value_of(&part.attribute, stream, VALUE_LIMIT)?,
-            };
-            found.push((name, value));
+            let value = part.attribute.value(stream)?;
+            let is_in_pieces = matches!(value, NtfsAttributeValue::AttributeListNonResident(_));
+            // Larger ones are no attributes of Linux.
+            if is_in_pieces || len > VALUE_LIMIT as u64 || found.len() >= MOST_STREAMS {
+                dropped += 1;
+                return Ok(());
+            }
+            found.push((name, value_of(&part.attribute, stream, VALUE_LIMIT)?));
             Ok(())
         })?;
-        Ok(found)
+        Ok((found, dropped))
     }
 }
 

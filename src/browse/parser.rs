@@ -184,7 +184,7 @@ fn answer(
             frame.bytes(&reader.content(id, offset, len)?);
         }
         to_parser::XATTRS => {
-            let values = reader.xattrs(id)?;
+            let (values, dropped) = reader.xattrs(id)?;
             if values
                 .iter()
                 .any(|(name, _)| name.contains(&0) || name.len() > NAME_LIMIT)
@@ -197,6 +197,7 @@ fn answer(
                 frame.bytes(name);
                 frame.bytes(value);
             });
+            frame.u64(dropped);
         }
         _ => return Err(FsFailure::damaged("the session sent an unknown request")),
     }

@@ -5,7 +5,7 @@ use std::io;
 use std::rc::Rc;
 
 use super::remote::RemoteImage;
-use super::wire::FailureKind;
+use super::wire::{FailureKind, NAME_LIMIT, is_name};
 use super::{FsEntry, FsNode, FsSegment};
 
 /// Entries of a page of a folder, about.
@@ -56,6 +56,32 @@ pub(super) type FsPage<T> = (Vec<T>, Option<u64>);
 /// A name of an extended attribute, and its value.
 pub(super) type NamedValue = (Vec<u8>, Vec<u8>);
 
+/// Extended attributes, and how many more a file has that Linux could not hold.
+pub(super) type FoundValues = (Vec<NamedValue>, u64);
+
+/// An entry of a folder. A name that Linux does not allow is shown with question marks, and its file cannot be used.
+pub(super) fn entry_of(name: &[u8], node: impl FnOnce() -> FsResult<FsNode>) -> FsEntry {
+    if is_name(name) {
+        return FsEntry {
+            name: name.to_vec(),
+            node: node().map_err(|failure| failure.text),
+        };
+    }
+    let shown = name.iter().map(|byte| match byte {
+        0 | b'/' => b'?',
+        byte => *byte,
+    });
+    let shown: Vec<u8> = shown.take(NAME_LIMIT).collect();
+    let shown = match is_name(&shown) {
+        true => shown,
+        false => b"?".to_vec(),
+    };
+    FsEntry {
+        name: shown,
+        node: Err("its name is none".to_owned()),
+    }
+}
+
 /// A filesystem that is read. The disk can hold anything: each method ends, and none of them recurses by what the disk says.
 pub(super) trait FsReader {
     /// `ext4`, `vfat`, `ntfs`.
@@ -92,7 +118,7 @@ pub(super) trait FsReader {
     fn content(&mut self, file: u64, offset: u64, len: usize) -> FsResult<Vec<u8>>;
 
     /// Extended attributes.
-    fn xattrs(&mut self, file: u64) -> FsResult<Vec<NamedValue>>;
+    fn xattrs(&mut self, file: u64) -> FsResult<FoundValues>;
 }
 
 /// A range of the image: nothing outside of it can be read through it.

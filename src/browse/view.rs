@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::try_join_all;
 
 use super::lines::quoted;
+use super::reader::NamedValue;
 use super::session::{ParserSession, SessionLimits};
 use super::wire::{FrameReader, FrameWriter, NAME_LIMIT, VALUE_LIMIT, is_name, to_parser};
 use super::{FsEntry, FsNode, FsSegment, MOST_DEPTH, NodeKind, SegmentPlace};
@@ -410,11 +411,11 @@ impl FileView {
         Ok(bytes.freeze())
     }
 
-    /// Extended attributes: names and values.
+    /// Extended attributes: names and values, and how many more the file has that Linux could not hold.
     ///
     /// # Errors
     /// As for [`FileView::list`].
-    pub(crate) async fn xattrs(&mut self, file: u64) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    pub(crate) async fn xattrs(&mut self, file: u64) -> Result<(Vec<NamedValue>, u64)> {
         let mut request = FrameWriter::new(to_parser::XATTRS);
         request.u64(file);
         let found = self.session.ask(request, |reader| {
@@ -424,7 +425,7 @@ impl FileView {
             })?;
             match found.iter().any(|(name, _)| name.contains(&0)) {
                 true => Err(broken("the name of an attribute has a NUL")),
-                false => Ok(found),
+                false => Ok((found, reader.u64()?)),
             }
         });
         found.await

@@ -3,8 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::super::FsEntry;
-use super::super::reader::{FsFailure, FsPage, FsResult, PAGE, le16, le32};
-use super::super::wire::is_name;
+use super::super::reader::{FsFailure, FsPage, FsResult, PAGE, entry_of, le16, le32};
 use super::inode::ExtInode;
 use super::{ExtReader, feature};
 
@@ -79,7 +78,8 @@ impl ExtReader {
                 return Err(FsFailure::damaged(what));
             }
             let name = rest.get(8..8 + name_len).unwrap_or_default();
-            if number != 0 && is_name(name) && visit(name, number).is_break() {
+            let is_entry = number != 0 && name != b"." && name != b"..";
+            if is_entry && visit(name, number).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
             rest = rest.get(len..).unwrap_or_default();
@@ -113,10 +113,7 @@ impl ExtReader {
         let entries = found
             .into_inner()
             .into_iter()
-            .map(|(name, number)| FsEntry {
-                name,
-                node: self.node(number).map_err(|failure| failure.text),
-            });
+            .map(|(name, number)| entry_of(&name, || self.node(number)));
         Ok((entries.collect(), next))
     }
 

@@ -15,6 +15,9 @@ use crate::cli::signals::only_read;
 use crate::error::{Error, Kind, Result};
 use crate::target::Stop;
 
+/// Names of a folder that are sorted in memory, at most.
+const MOST_NAMES: usize = 1 << 22;
+
 /// List a folder
 #[derive(Args, Debug)]
 pub(super) struct LsFilesArgs {
@@ -206,6 +209,9 @@ impl LsFilesArgs {
                         Err(problem) => gaps.add(&entry.name, &problem),
                     }
                 }
+                if files.len() > MOST_NAMES {
+                    return Err(Error::new(Kind::Corrupt, "the folder has too many names"));
+                }
                 cursor = next;
             }
         } else {
@@ -341,7 +347,7 @@ impl StatArgs {
 
     async fn stat(&self, view: &mut FileView, stop: &Stop) -> Result<()> {
         let found = lookup(view, &self.path, stop).await?;
-        let xattrs = stop.unless(view.xattrs(found.node.id)).await?;
+        let (xattrs, _) = stop.unless(view.xattrs(found.node.id)).await?;
         let (path, node) = (&found.path, &found.node);
         let mut lines = Lines::new();
         if self.json {

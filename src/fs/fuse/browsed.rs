@@ -405,7 +405,7 @@ impl Filesystem for BrowsedFs {
         self.run(move |view| {
             async move {
                 match view.xattrs(node.id).await {
-                    Ok(found) => match found.iter().find(|(known, _)| *known == name) {
+                    Ok((found, _)) => match found.iter().find(|(known, _)| *known == name) {
                         Some((_, value)) => reply_xattr(reply, size, value),
                         None => reply.error(Errno::NO_XATTR),
                     },
@@ -424,7 +424,7 @@ impl Filesystem for BrowsedFs {
         self.run(move |view| {
             async move {
                 match view.xattrs(node.id).await {
-                    Ok(found) => {
+                    Ok((found, _)) => {
                         let names = found
                             .into_iter()
                             .flat_map(|(name, _)| [name, vec![0]].concat());
