@@ -186,6 +186,10 @@ pub enum Remedy {
         /// The run's id.
         run: String,
     },
+    /// Name the partition that is read.
+    NamePartition,
+    /// Replace files that are there.
+    ReplaceFiles,
     /// Allow a retention to remove all snapshots of a volume.
     RemoveAll,
     /// Run this cycle again: it adopts the snapshots that were made.

@@ -3,6 +3,8 @@
 //! Each step is below a folder that is open: a name is one component, links are never followed, nothing is opened that the copy did
 //! not make or that is no folder. So neither a hostile filesystem nor another user of this machine can lead it elsewhere.
 
+mod made;
+
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -13,21 +15,23 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags, chownat, fchmod, fchown,
-    fremovexattr, fsetxattr, ftruncate, futimens, linkat, mkdirat, mknodat, openat, symlinkat,
-    unlinkat, utimensat,
+    AtFlags, Dev, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags, fchmod,
+    fchown, fremovexattr, fsetxattr, ftruncate, futimens, linkat, makedev, mkdirat, mknodat,
+    openat, symlinkat,
 };
-use rustix::fs::{Dev, FileType, makedev, statat};
 use rustix::process::{Gid, Uid, geteuid};
 
 use super::view::FileView;
 use super::walk::{TreeWalk, WalkItem};
 use super::{FsNode, FsTime, NodeKind, SegmentPlace};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Remedy, Result};
 use crate::target::Stop;
+use made::{Made, MadeFile, NewName};
 
 /// Files with several names that are remembered, at most.
 const MOST_LINKED: usize = 1 << 20;
+/// Bytes of their paths, at most.
+const MOST_LINKED_BYTES: usize = 256 << 20;
 /// Problems that are named; the others are counted.
 const MOST_PROBLEMS: usize = 20;
 
@@ -59,6 +63,8 @@ pub(crate) struct CopyReport {
     pub(crate) links_lost: u64,
     /// Files that could not be read or written.
     pub(crate) failed: u64,
+    /// Those of them in whose place something is that must not be replaced.
+    pub(crate) occupied: u64,
     /// The first of them.
     pub(crate) problems: Vec<String>,
 }
@@ -92,6 +98,7 @@ struct TreeCopy<'a> {
     base: OwnedFd,
     /// The first copy of each file with several names, by its id.
     linked: HashMap<u64, LinkedCopy>,
+    linked_bytes: usize,
 }
 
 /// A copy of a file with several names: its path from the base, and what shows that it is still there.
@@ -103,8 +110,7 @@ struct LinkedCopy {
 /// Copies a file, or a folder with all that is in it, to `destination`: into it under the same name where it is a folder, else as it.
 ///
 /// # Errors
-/// `Invalid` when the destination is there and must not be replaced; `Stopped`; what ends the view. What fails for one file is in the
-/// report.
+/// `Stopped`; what ends the view. What was copied until then is in the report, and what failed for one file alone.
 pub(crate) async fn copy_out(
     view: &mut FileView,
     path: &[u8],
@@ -112,8 +118,11 @@ pub(crate) async fn copy_out(
     destination: &Path,
     options: CopyOptions,
     stop: &Stop,
-) -> Result<CopyReport> {
-    let (base, name) = place(path, node.kind, destination)?;
+) -> (CopyReport, Result<()>) {
+    let (base, name) = match place(path, node.kind, destination) {
+        Ok(found) => found,
+        Err(error) => return (CopyReport::default(), Err(error)),
+    };
     let mut copying = TreeCopy {
         view,
         options,
@@ -122,49 +131,10 @@ pub(crate) async fn copy_out(
         open: Vec::new(),
         base,
         linked: HashMap::new(),
+        linked_bytes: 0,
     };
-    let mut walk = TreeWalk::new(path, node);
-    loop {
-        let Some(item) = stop.unless(walk.next(copying.view)).await? else {
-            break;
-        };
-        copying.close_above(item.depth).await?;
-        let parent = match copying.open.last() {
-            Some(open) => open.folder.try_clone(),
-            None => copying.base.try_clone(),
-        };
-        let parent =
-            parent.map_err(|error| Error::of_file(destination, "cannot copy to", error))?;
-        let own = match item.depth {
-            0 => name.clone(),
-            _ => item
-                .path
-                .rsplit(|byte| *byte == b'/')
-                .next()
-                .unwrap_or_default()
-                .to_vec(),
-        };
-        let below = item
-            .path
-            .get(path.len()..)
-            .unwrap_or_default()
-            .split(|byte| *byte == b'/');
-        let below = below.filter(|part| !part.is_empty()).map(<[u8]>::to_vec);
-        let full: Vec<Vec<u8>> = std::iter::once(name.clone()).chain(below).collect();
-        let done = stop.unless(copying.item(&item, &parent, &own, full)).await;
-        match done {
-            Ok(()) => {}
-            Err(error) if error.kind() == Kind::Stopped || !copying.view.is_alive() => {
-                return Err(error);
-            }
-            Err(error) => {
-                walk.skip();
-                copying.report.fail(&item.path, &error.chain());
-            }
-        }
-    }
-    copying.close_above(0).await?;
-    Ok(copying.report)
+    let done = copying.all(path, node, &name, destination, stop).await;
+    (copying.report, done)
 }
 
 /// The folder that the copy is made in, and its name there.
@@ -196,6 +166,60 @@ fn failed(what: &str, error: impl Into<io::Error>) -> Error {
 }
 
 impl TreeCopy<'_> {
+    /// Copies all files of a walk.
+    async fn all(
+        &mut self,
+        path: &[u8],
+        node: FsNode,
+        name: &[u8],
+        destination: &Path,
+        stop: &Stop,
+    ) -> Result<()> {
+        let mut walk = TreeWalk::new(path, node);
+        loop {
+            let Some(item) = stop.unless(walk.next(self.view)).await? else {
+                break;
+            };
+            self.close_above(item.depth).await?;
+            let parent = match self.open.last() {
+                Some(open) => open.folder.try_clone(),
+                None => self.base.try_clone(),
+            };
+            let parent =
+                parent.map_err(|error| Error::of_file(destination, "cannot copy to", error))?;
+            let own = match item.depth {
+                0 => name.to_vec(),
+                _ => item
+                    .path
+                    .rsplit(|byte| *byte == b'/')
+                    .next()
+                    .unwrap_or_default()
+                    .to_vec(),
+            };
+            let below = item
+                .path
+                .get(path.len()..)
+                .unwrap_or_default()
+                .split(|byte| *byte == b'/');
+            let below = below.filter(|part| !part.is_empty()).map(<[u8]>::to_vec);
+            let full: Vec<Vec<u8>> = std::iter::once(name.to_vec()).chain(below).collect();
+            let done = stop.unless(self.item(&item, &parent, &own, full)).await;
+            match done {
+                Ok(()) => {}
+                Err(error) if error.kind() == Kind::Stopped || !self.view.is_alive() => {
+                    return Err(error);
+                }
+                Err(error) => {
+                    walk.skip();
+                    let is_occupied = matches!(error.remedy(), Some(Remedy::ReplaceFiles));
+                    self.report.occupied += u64::from(is_occupied);
+                    self.report.fail(&item.path, &error.chain());
+                }
+            }
+        }
+        self.close_above(0).await
+    }
+
     /// Sets the metadata of folders that are full.
     async fn close_above(&mut self, depth: usize) -> Result<()> {
         while self.open.last().is_some_and(|open| open.depth >= depth) {
@@ -254,23 +278,20 @@ impl TreeCopy<'_> {
         let folder = openat(parent, name, flags, Mode::empty())
             .map_err(|error| failed("cannot open the folder: something else is there", error))?;
         self.report.folders += u64::from(made);
+        let own = Made {
+            kind: FileType::Directory,
+            mode: 0o700,
+            device: 0,
+        };
+        // A folder that another user has put there stays as it is.
+        let is_ours = made && own.is_folder(&folder);
+        self.report.owners_lost += u64::from(made && !is_ours);
         self.open.push(OpenCopy {
             depth: item.depth,
             folder,
             path: item.path.clone(),
-            node: made.then_some(node),
+            node: is_ours.then_some(node),
         });
-        Ok(())
-    }
-
-    /// Makes room for a new file, if files may be replaced.
-    fn make_room(&self, parent: &OwnedFd, name: &OsStr) -> Result<()> {
-        if self.options.overwrite {
-            match unlinkat(parent, name, AtFlags::empty()) {
-                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
-                Err(error) => return Err(failed("cannot replace it", error)),
-            }
-        }
         Ok(())
     }
 
@@ -281,34 +302,30 @@ impl TreeCopy<'_> {
         node: &FsNode,
         path: Vec<Vec<u8>>,
     ) -> Result<()> {
-        self.make_room(parent, name)?;
+        let new = NewName::new(parent, name, self.options.overwrite)?;
         if let Some(first) = self.linked.get(&node.id) {
             let first = self.reopen(first)?;
             let path = format!("/proc/self/fd/{}", first.as_raw_fd());
             let flags = AtFlags::SYMLINK_FOLLOW;
-            linkat(rustix::fs::CWD, path.as_str(), parent, name, flags)
+            linkat(rustix::fs::CWD, path.as_str(), parent, new.random(), flags)
                 .map_err(|error| failed("cannot make another name of it", error))?;
+            new.commit()?;
             self.report.others += 1;
             return Ok(());
         }
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(parent, name, flags, Mode::from_raw_mode(0o600)).map_err(new_file)?;
-        let file = File::from(file);
-        let half = HalfFile {
-            parent: parent.as_fd(),
-            name,
-            is_whole: false,
-        };
+        let file = new.file()?;
         self.fill(&file, node).await?;
         self.keep(file.as_fd(), node).await?;
-        half.commit();
+        new.commit()?;
         self.report.files += 1;
         if node.links > 1 {
+            let parts = path.iter().map(|part| part.len() + size_of::<Vec<u8>>());
+            let bytes = parts.sum::<usize>() + self.linked_bytes;
             match rustix::fs::fstat(&file) {
-                Ok(made) if self.linked.len() < MOST_LINKED => {
+                Ok(made) if self.linked.len() < MOST_LINKED && bytes <= MOST_LINKED_BYTES => {
                     let identity = (made.st_dev, made.st_ino);
                     self.linked.insert(node.id, LinkedCopy { path, identity });
+                    self.linked_bytes = bytes;
                 }
                 _ => self.report.links_lost += 1,
             }
@@ -358,20 +375,19 @@ impl TreeCopy<'_> {
     }
 
     fn link(&mut self, parent: &OwnedFd, name: &OsStr, node: &FsNode) -> Result<()> {
-        self.make_room(parent, name)?;
-        symlinkat(OsStr::from_bytes(&node.target), parent, name).map_err(new_file)?;
-        self.report.others += 1;
-        if self.is_root {
-            let (user, group) = owner(node);
-            let flags = AtFlags::SYMLINK_NOFOLLOW;
-            if chownat(parent, name, user, group, flags).is_err() {
-                self.report.owners_lost += 1;
-            }
-        } else if node.uid != geteuid().as_raw() {
-            self.report.owners_lost += 1;
+        let new = NewName::new(parent, name, self.options.overwrite)?;
+        symlinkat(OsStr::from_bytes(&node.target), parent, new.random()).map_err(new_file)?;
+        let made = Made {
+            kind: FileType::Symlink,
+            mode: 0o777,
+            device: 0,
+        };
+        if let Some(made) = self.keep_owner(made, &new, node) {
+            made.set_times(&times(node))?;
         }
-        utimensat(parent, name, &times(node), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|error| failed("cannot set the times of the link", error))
+        new.commit()?;
+        self.report.others += 1;
+        Ok(())
     }
 
     fn special(&mut self, parent: &OwnedFd, name: &OsStr, node: &FsNode) -> Result<()> {
@@ -384,8 +400,9 @@ impl TreeCopy<'_> {
             NodeKind::Socket => (FileType::Socket, 0),
             _ => (FileType::Fifo, 0),
         };
-        self.make_room(parent, name)?;
-        match mknodat(parent, name, kind, Mode::from_raw_mode(0o600), device) {
+        let new = NewName::new(parent, name, self.options.overwrite)?;
+        let mode = Mode::from_raw_mode(0o600);
+        match mknodat(parent, new.random(), kind, mode, device) {
             Ok(()) => {}
             Err(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) if device != 0 => {
                 self.report.devices_lost += 1;
@@ -393,44 +410,33 @@ impl TreeCopy<'_> {
             }
             Err(error) => return Err(new_file(error)),
         }
-        self.report.others += 1;
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let made = openat(parent, name, flags, Mode::empty());
-        let made = made.map_err(|error| failed("cannot open what was made", error))?;
-        // A descriptor of a path has no modes: they are set by its name, after a look that it is still what was made.
-        let now = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW);
-        let ours = rustix::fs::fstat(&made);
-        let is_ours = match (&now, &ours) {
-            (Ok(now), Ok(ours)) => (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino),
-            _ => false,
+        let made = Made {
+            kind,
+            mode: 0o600,
+            device,
         };
-        if !is_ours {
-            return Err(Error::new(Kind::Io, "it was replaced while it was made"));
+        if let Some(made) = self.keep_owner(made, &new, node) {
+            made.set_mode(node.mode)?;
+            made.set_times(&times(node))?;
         }
-        let path = format!("/proc/self/fd/{}", made.as_raw_fd());
-        if self.is_root {
-            let (user, group) = owner(node);
-            let done = chownat(
-                rustix::fs::CWD,
-                path.as_str(),
-                user,
-                group,
-                AtFlags::empty(),
-            );
-            self.report.owners_lost += u64::from(done.is_err());
-        } else if node.uid != geteuid().as_raw() {
-            self.report.owners_lost += 1;
-        }
-        let mode = Mode::from_raw_mode(node.mode);
-        rustix::fs::chmod(path.as_str(), mode)
-            .map_err(|error| failed("cannot set its mode", error))?;
-        utimensat(
-            rustix::fs::CWD,
-            path.as_str(),
-            &times(node),
-            AtFlags::empty(),
-        )
-        .map_err(|error| failed("cannot set its times", error))
+        new.commit()?;
+        self.report.others += 1;
+        Ok(())
+    }
+
+    /// Sets the owner of a link or a special file. None: what has its name may be another user's, and must stay as it is.
+    fn keep_owner(&mut self, made: Made, new: &NewName<'_>, node: &FsNode) -> Option<MadeFile> {
+        let found = made.open(new);
+        let is_kept = match (&found, self.is_root) {
+            (None, _) => false,
+            (Some(found), true) => {
+                let (user, group) = owner(node);
+                found.set_owner(user, group)
+            }
+            (Some(_), false) => node.uid == geteuid().as_raw(),
+        };
+        self.report.owners_lost += u64::from(!is_kept);
+        found
     }
 
     /// Sets extended attributes, as far as this user and this filesystem allow.
@@ -481,34 +487,11 @@ impl TreeCopy<'_> {
     }
 }
 
-/// A file that is being copied. If it is dropped before it is whole, it is removed: half a file is no copy.
-struct HalfFile<'a> {
-    parent: BorrowedFd<'a>,
-    name: &'a OsStr,
-    is_whole: bool,
-}
-
-impl HalfFile<'_> {
-    fn commit(mut self) {
-        self.is_whole = true;
-    }
-}
-
-impl Drop for HalfFile<'_> {
-    fn drop(&mut self) {
-        if !self.is_whole {
-            let _ = unlinkat(self.parent, self.name, AtFlags::empty());
-        }
-    }
-}
-
 /// The error of a file that cannot be made.
 fn new_file(error: rustix::io::Errno) -> Error {
     match error {
-        rustix::io::Errno::EXIST => Error::new(
-            Kind::Invalid,
-            "something is there already: --overwrite replaces it",
-        ),
+        rustix::io::Errno::EXIST => Error::new(Kind::Invalid, "something is there already")
+            .with_remedy(Remedy::ReplaceFiles),
         rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT => {
             Error::with_source(Kind::NoSpace, "cannot make it", io::Error::from(error))
         }

@@ -23,7 +23,7 @@ use super::store::{
 };
 use crate::browse::{CopyOptions, CopyReport, FileView, FoundPath, SessionLimits, copy_out};
 use crate::cache::Cache;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::default_state_dir;
 use crate::repository::{Bandwidth, Lease};
 use crate::sync::Source;
@@ -218,22 +218,33 @@ pub(super) struct CpArgs {
 
 impl CpArgs {
     fn run(self) -> Result<()> {
-        let report = self.view.run(&self.source, async |view, stop| {
+        let done = self.view.run(&self.source, async |view, stop| {
             let found = lookup(view, &self.path, stop).await?;
             let options = CopyOptions {
                 overwrite: self.overwrite,
             };
             let (path, node) = (found.path, found.node);
-            copy_out(view, &path, node, &self.destination, options, stop).await
+            Ok(copy_out(view, &path, node, &self.destination, options, stop).await)
         });
-        let report = report.map_err(|error| match error.kind() {
-            Kind::Stopped => Error::new(
+        let (report, done) = done?;
+        let Err(error) = done else {
+            return show_copy(&report);
+        };
+        if report == CopyReport::default() {
+            return Err(error);
+        }
+        let shown = show_copy(&report);
+        Err(match (error.kind(), shown) {
+            (Kind::Stopped, Ok(())) => Error::new(
                 Kind::Stopped,
                 "stopped: what was copied is complete, the rest is missing",
             ),
+            (Kind::Stopped, Err(failed)) => Error::new(
+                Kind::Stopped,
+                format!("stopped: {}; the rest is missing", failed.chain()),
+            ),
             _ => error,
-        })?;
-        show_copy(&report)
+        })
     }
 }
 
@@ -278,7 +289,11 @@ fn show_copy(report: &CopyReport) -> Result<()> {
         0 => Ok(()),
         count => {
             let what = format!("cannot copy {count} of the files: see the lines above");
-            Err(Error::new(Kind::Io, what))
+            let error = Error::new(Kind::Io, what);
+            Err(match report.occupied {
+                0 => error,
+                _ => error.with_remedy(Remedy::ReplaceFiles),
+            })
         }
     }
 }

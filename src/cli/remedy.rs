@@ -60,6 +60,8 @@ fn option(remedy: &Remedy) -> String {
         Remedy::AdoptCycle(cycle) => {
             format!("the same command with --cycle {cycle} adopts what was made")
         }
+        Remedy::NamePartition => "--partition PARTITION names one".into(),
+        Remedy::ReplaceFiles => "--overwrite replaces files that are there".into(),
         Remedy::RemoveAll => "--remove-all removes them".into(),
         Remedy::Unpin(snapshot) => {
             format!("ebsfs repository unpin {} allows it", quoted(snapshot))

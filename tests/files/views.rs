@@ -158,7 +158,8 @@ fn a_copy_stays_below_its_destination_and_replaces_nothing_unasked() {
     let (code, said) = ends(&mut images.files(&["cp", "image.raw", "/d", "to"]));
     assert_eq!(code, 1, "{said}");
     assert!(
-        said.contains("/d/file: something is there already: --overwrite replaces it"),
+        said.contains("/d/file: something is there already")
+            && said.contains("--overwrite replaces files that are there"),
         "{said}"
     );
     assert_eq!(fs::read(images.at("to/d/file")).unwrap(), b"old\n");
@@ -181,6 +182,59 @@ fn a_copy_stays_below_its_destination_and_replaces_nothing_unasked() {
     // One file to a new name.
     images.run(&["cp", "image.raw", "/d/file", "named"]);
     assert_eq!(fs::read(images.at("named")).unwrap(), b"new\n");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_leaves_what_it_was_to_replace() {
+    let images = Images::new();
+    images.sh(
+        "mkdir -p content/d; echo new > content/d/file; echo new > content/d/other; ln content/d/other content/d/name
+         ln -s target content/d/link; ln -s target content/d/secret; mkfifo content/d/pipe; truncate -s 32M image.raw
+         mkfs.ext4 -q -d content image.raw
+         debugfs -w -R 'sif /d/file flags 0x80800' image.raw 2> /dev/null
+         debugfs -w -R 'sif /d/secret flags 0x800' image.raw 2> /dev/null
+         mkdir -p to/d; for name in file other name link secret pipe; do echo old > to/d/$name; done",
+    );
+    let words = ["cp", "image.raw", "/d", "to", "--overwrite"];
+    let (code, said) = ends(&mut images.files(&words));
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("/d/file: the file is encrypted"), "{said}");
+    assert!(said.contains("/d/secret: the link is encrypted"), "{said}");
+    // No half file is left either.
+    let listed = images
+        .sh("cd to/d; LC_ALL=C ls -A; cat file secret other name; readlink link; test -p pipe");
+    assert_eq!(
+        listed,
+        "file\nlink\nname\nother\npipe\nsecret\nold\nold\nnew\nnew\ntarget\n"
+    );
+    let number = |name: &str| images.at(name).metadata().unwrap().ino();
+    assert_eq!(number("to/d/other"), number("to/d/name"));
+}
+
+#[test]
+fn a_name_that_linux_does_not_allow_is_shown_as_an_error() {
+    let images = Images::new();
+    images.sh(
+        "mkdir content; echo x > content/good; echo x > content/bad-name; truncate -s 32M ext.raw
+         mkfs.ext4 -q -O ^metadata_csum -d content ext.raw
+         truncate -s 32M ntfs.raw; mkfs.ntfs -q -F -f ntfs.raw > /dev/null
+         ntfscp -q ntfs.raw content/good good; ntfscp -q ntfs.raw content/good bad-name
+         python3 - <<'END'
+for image, code in (('ext.raw', 'ascii'), ('ntfs.raw', 'utf-16le')):
+    data = open(image, 'rb').read()
+    assert 'bad-name'.encode(code) in data
+    open(image, 'wb').write(data.replace('bad-name'.encode(code), 'bad/name'.encode(code)))
+END",
+    );
+    for image in ["ext.raw", "ntfs.raw"] {
+        let (code, said) = ends(&mut images.files(&["ls", image]));
+        assert_eq!(code, 8, "{image}: {said}");
+        assert!(
+            said.contains("bad?name: its name is none"),
+            "{image}: {said}"
+        );
+        assert_eq!(images.run(&["cat", image, "/good"]), b"x\n");
+    }
 }
 
 #[test]

@@ -68,8 +68,8 @@ pub(super) fn choose(partitions: &[ViewPartition], name: Option<&str>) -> Result
                 }
                 _ => {
                     let what = format!("cannot choose a partition of the disk: {}", listed());
-                    let remedy = Remedy::Do("--partition PARTITION names one".into());
-                    return Err(Error::new(Kind::Undecided, what).with_remedy(remedy));
+                    let error = Error::new(Kind::Undecided, what);
+                    return Err(error.with_remedy(Remedy::NamePartition));
                 }
             }
         }

@@ -169,6 +169,8 @@ fn follow(job: &SyncJob, remedy: &Remedy) -> Option<SyncJob> {
         | Remedy::CompareUnrelated
         | Remedy::TryLater
         | Remedy::Fetch(_)
+        | Remedy::NamePartition
+        | Remedy::ReplaceFiles
         | Remedy::ReplaceRecord
         | Remedy::InitRepository(_)
         | Remedy::AcceptMissing { .. }
