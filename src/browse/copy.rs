@@ -26,7 +26,7 @@ use super::walk::{TreeWalk, WalkItem};
 use super::{FsNode, FsTime, NodeKind, SegmentPlace};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::target::Stop;
-use made::{Made, MadeFile, NewName};
+use made::{MadeFile, MadeNode, NewName};
 
 /// Files with several names that are remembered, at most.
 const MOST_LINKED: usize = 1 << 20;
@@ -278,7 +278,7 @@ impl TreeCopy<'_> {
         let folder = openat(parent, name, flags, Mode::empty())
             .map_err(|error| failed("cannot open the folder: something else is there", error))?;
         self.report.folders += u64::from(made);
-        let own = Made {
+        let own = MadeNode {
             kind: FileType::Directory,
             mode: 0o700,
             device: 0,
@@ -377,7 +377,7 @@ impl TreeCopy<'_> {
     fn link(&mut self, parent: &OwnedFd, name: &OsStr, node: &FsNode) -> Result<()> {
         let new = NewName::new(parent, name, self.options.overwrite)?;
         symlinkat(OsStr::from_bytes(&node.target), parent, new.random()).map_err(new_file)?;
-        let made = Made {
+        let made = MadeNode {
             kind: FileType::Symlink,
             mode: 0o777,
             device: 0,
@@ -410,7 +410,7 @@ impl TreeCopy<'_> {
             }
             Err(error) => return Err(new_file(error)),
         }
-        let made = Made {
+        let made = MadeNode {
             kind,
             mode: 0o600,
             device,
@@ -425,7 +425,7 @@ impl TreeCopy<'_> {
     }
 
     /// Sets the owner of a link or a special file. None: what has its name may be another user's, and must stay as it is.
-    fn keep_owner(&mut self, made: Made, new: &NewName<'_>, node: &FsNode) -> Option<MadeFile> {
+    fn keep_owner(&mut self, made: MadeNode, new: &NewName<'_>, node: &FsNode) -> Option<MadeFile> {
         let found = made.open(new);
         let is_kept = match (&found, self.is_root) {
             (None, _) => false,

@@ -1,4 +1,4 @@
-//! [`NewName`]: a file of the copy under a random name until it is whole; [`Made`]: what shows that a descriptor is what was made.
+//! [`NewName`]: a file of the copy under a random name until it is whole; [`MadeNode`]: what shows that a descriptor is what was made.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -86,13 +86,13 @@ fn kind_of(found: &Stat) -> FileType {
 
 /// What was made: its type, the permissions that it was made with, and the number of a device.
 #[derive(Clone, Copy)]
-pub(super) struct Made {
+pub(super) struct MadeNode {
     pub(super) kind: FileType,
     pub(super) mode: u32,
     pub(super) device: Dev,
 }
 
-impl Made {
+impl MadeNode {
     /// Whether this can only be what was made: something else that another user has put there has his owner, or another name.
     fn is(self, found: &Stat) -> bool {
         let is_kind = kind_of(found) == self.kind;
