@@ -306,6 +306,16 @@ fn a_flipped_bit_a_lost_end_and_a_longer_copy_are_found_and_named() {
     assert_eq!(code, 8, "{said}");
     let behind = format!("offset {}, 10 bytes", BLOCKS * BLOCK);
     assert!(said.contains(&behind), "{said}");
+    // The bytes of a file of another format are not those of the disk.
+    for (name, format) in [("d.qcow2", "qcow2"), ("d.vhd", "vpc"), ("d.vmdk", "vmdk")] {
+        let other = case.at(name);
+        run(Command::new("qemu-img")
+            .args(["convert", "-f", "raw", "-O", format, &case.source])
+            .arg(&other));
+        let (code, said, errors) = verify(&[text(&folder), text(&other)]);
+        assert_eq!(code, 2, "{said}{errors}");
+        assert!(errors.contains("compared with a raw image"), "{errors}");
+    }
 }
 
 #[test]

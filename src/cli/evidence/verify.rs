@@ -20,6 +20,7 @@ use crate::evidence::{
     CustodyReport, EvidenceFolder, EvidenceObject, ObjectReport, SignatureState, SignerRequest,
     check_custody,
 };
+use crate::formats::ImageFormat;
 use crate::repository::Address;
 use crate::snapshot::Selector;
 use crate::source::{DiskSource, size_of};
@@ -38,7 +39,7 @@ pub(super) struct EvidenceVerifyArgs {
     /// Directory of the evidence
     #[arg(required_unless_present = "custody")]
     directory: Option<PathBuf>,
-    /// Object to compare: image, block device, disk.raw of a mount, snapshot id, or a snapshot of a repository,
+    /// Object to compare: raw image, block device, disk.raw of a mount, snapshot id, or a snapshot of a repository,
     /// s3://BUCKET/PREFIX#SNAPSHOT
     object: Option<String>,
     /// Require a signature by a key of this file (ssh-keygen(1), ALLOWED SIGNERS)
@@ -257,6 +258,15 @@ fn on_disk(name: &str, geometry: Geometry) -> Result<EvidenceObject> {
     let size = size_of(path, &std::fs::File::open(path).map_err(failed)?)?;
     Ok(EvidenceObject {
         name: name.to_owned(),
+    let format = ImageFormat::of(&path.canonicalize().map_err(failed)?);
+    if format != ImageFormat::Raw {
+        let what = format!(
+            "cannot verify {name}: evidence is compared with a raw image, not a .{} file",
+            format.name()
+        );
+        let remedy = "make a raw image of it: qemu-img convert -O raw";
+        return Err(Error::new(Kind::Invalid, what).with_remedy(Remedy::Do(remedy.into())));
+    }
         blocks: Arc::new(blocks),
         size: Some(size),
         may_be_larger: !kind.is_file(),
