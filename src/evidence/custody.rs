@@ -195,7 +195,11 @@ pub(crate) struct CustodyReport {
     pub(crate) openings: u64,
     /// Openings whose closing it does not have.
     pub(crate) unclosed: u64,
-    /// Whether it ends with the end of a mount.
+    /// Mounts that it was begun or continued by.
+    pub(crate) mounts: u64,
+    /// Mounts whose end it does not have.
+    pub(crate) unended: u64,
+    /// Whether the last of them has ended.
     pub(crate) is_ended: bool,
     /// SHA-256 of its last line, in hexadecimal.
     pub(crate) last: String,
@@ -205,13 +209,15 @@ impl CustodyReport {
     /// What the check ends with.
     ///
     /// # Errors
-    /// `Undecided` when the log does not end with the end of a mount.
+    /// `Undecided` when the end of a mount or the closing of an image is missing, anywhere in the log: the lines that a killed mount
+    /// did not write and lines that were cut off before a later mount look alike.
     pub(crate) fn result(&self, path: &Path) -> Result<()> {
-        if self.is_ended {
+        let (unended, unclosed) = (self.unended, self.unclosed);
+        if self.is_ended && unended == 0 && unclosed == 0 {
             return Ok(());
         }
         let what = format!(
-            "cannot tell whether {} is whole: it does not end with the end of a mount",
+            "cannot tell whether {} is whole: mounts that did not end: {unended}, openings that were not closed: {unclosed}",
             path.display()
         );
         let remedy = "compare the digest of its last line with one that was kept elsewhere";
@@ -240,6 +246,8 @@ fn read_chain(path: &Path, file: &File) -> Result<CustodyReport> {
         lines: 0,
         openings: 0,
         unclosed: 0,
+        mounts: 0,
+        unended: 0,
         is_ended: false,
         last: hexadecimal(&NO_LINE),
     };
@@ -279,8 +287,8 @@ impl CustodyReport {
         }
         match text("event") {
             Some("mount") if self.lines == 0 || number("opening").is_none() => {
-                // A mount that was killed has closed nothing.
-                self.unclosed = 0;
+                self.mounts += 1;
+                self.unended += 1;
                 self.is_ended = false;
             }
             Some("open") if number("opening") == Some(self.openings + 1) => {
@@ -290,7 +298,11 @@ impl CustodyReport {
             Some("close") if number("opening").is_some_and(|n| n >= 1 && n <= self.openings) => {
                 self.unclosed = self.unclosed.saturating_sub(1);
             }
-            Some("unmount") => self.is_ended = true,
+            // Of the last mount: the end of an earlier one is not written later, as a log has one writer.
+            Some("unmount") if !self.is_ended && self.mounts > 0 => {
+                self.unended = self.unended.saturating_sub(1);
+                self.is_ended = true;
+            }
             _ => return false,
         }
         self.lines += 1;
@@ -369,6 +381,30 @@ mod tests {
         assert!(more.starts_with(&text));
         let report = check_custody(&path).unwrap();
         assert_eq!((report.lines, report.openings), (12, 4));
+        report.result(&path).unwrap();
+    }
+
+    #[test]
+    fn lines_that_are_missing_before_a_later_mount_are_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("custody");
+        let text = written(&path);
+        let lines: Vec<&str> = text.split_inclusive('\n').collect();
+        for (kept, unended, unclosed) in [(5, 1, 0), (4, 1, 1), (3, 1, 0), (2, 1, 1), (6, 0, 0)] {
+            std::fs::write(&path, lines[..kept].concat()).unwrap();
+            let log = CustodyLog::begin(&path, Path::new("/mnt"), "here").unwrap();
+            log.end().unwrap();
+            let report = check_custody(&path).unwrap();
+            let found = (report.mounts, report.unended, report.unclosed);
+            assert_eq!(found, (2, unended, unclosed), "{kept}");
+            let result = report.result(&path).map_err(|error| error.kind());
+            let expected = if kept == 6 {
+                Ok(())
+            } else {
+                Err(Kind::Undecided)
+            };
+            assert_eq!(result, expected, "{kept}");
+        }
     }
 
     #[test]

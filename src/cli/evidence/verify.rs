@@ -89,6 +89,8 @@ impl EvidenceVerifyArgs {
                     "lines": report.lines,
                     "openings": report.openings,
                     "unclosed": report.unclosed,
+                    "mounts": report.mounts,
+                    "unended": report.unended,
                     "ended": report.is_ended,
                     "last_sha256": report.last,
                 });
@@ -236,6 +238,8 @@ fn custody_in_words(log: &Path, report: &CustodyReport, out: &mut dyn Write) -> 
     )?;
     let (openings, unclosed) = (report.openings, report.unclosed);
     writeln!(out, "openings   {openings}, {unclosed} not closed")?;
+    let (mounts, unended) = (report.mounts, report.unended);
+    writeln!(out, "mounts     {mounts}, {unended} not ended")?;
     let end = match report.is_ended {
         true => "of a mount",
         false => "unknown: a mount is still running, was killed, or lines are missing",
@@ -254,10 +258,6 @@ fn on_disk(name: &str, geometry: Geometry) -> Result<EvidenceObject> {
     let path = Path::new(name);
     let failed = |error| Error::of_file(path, "cannot read", error);
     let kind = path.metadata().map_err(failed)?.file_type();
-    let blocks = DiskSource::open_past_cache(path, geometry)?;
-    let size = size_of(path, &std::fs::File::open(path).map_err(failed)?)?;
-    Ok(EvidenceObject {
-        name: name.to_owned(),
     let format = ImageFormat::of(&path.canonicalize().map_err(failed)?);
     if format != ImageFormat::Raw {
         let what = format!(
@@ -267,6 +267,10 @@ fn on_disk(name: &str, geometry: Geometry) -> Result<EvidenceObject> {
         let remedy = "make a raw image of it: qemu-img convert -O raw";
         return Err(Error::new(Kind::Invalid, what).with_remedy(Remedy::Do(remedy.into())));
     }
+    let blocks = DiskSource::open_past_cache(path, geometry)?;
+    let size = size_of(path, &std::fs::File::open(path).map_err(failed)?)?;
+    Ok(EvidenceObject {
+        name: name.to_owned(),
         blocks: Arc::new(blocks),
         size: Some(size),
         may_be_larger: !kind.is_file(),
