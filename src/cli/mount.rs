@@ -103,6 +103,14 @@ type Served = (
     Option<Arc<CustodyLog>>,
 );
 
+/// A mount, its caches and its log.
+type MountedCatalog = (
+    Mounted,
+    Arc<Cache>,
+    Option<Arc<DiskCache>>,
+    Option<Arc<CustodyLog>>,
+);
+
 /// What is mounted.
 enum What {
     /// Snapshots of EBS.
@@ -219,16 +227,10 @@ impl MountArgs {
             mounted = self.mount() => {
                 let (mounted, client, cache, disk, lease, custody) = mounted?;
                 let _served = server.map(|server| self.serve_metrics(server, &mounted, &cache, &disk));
-                if background::is_child() {
-                    // If the parent process has ended, the mount has no user.
-                    background::ready().inspect_err(|_| {
-                        let _ = mounted.detach();
-                    })?;
-                } else {
-                    Notifier::from_environment().ready();
-                }
-                info!("mounted at {}", mounted.mountpoint().display());
-                let done = serve_until_end(&mounted, &mut signals).await;
+                let done = match announce(&mounted) {
+                    Ok(()) => serve_until_end(&mounted, &mut signals).await,
+                    Err(error) => Err(error),
+                };
                 let done = done.and(end_custody(custody.as_deref()));
                 end_reading(lease).await;
                 let (hits, fetched) = cache.counts();
@@ -306,20 +308,38 @@ impl MountArgs {
                 (None, Arc::new(catalog))
             }
         };
-        let custody = match &self.custody {
-            Some(path) => Some(Arc::new(CustodyLog::begin(
-                path,
-                mountpoint,
-                &origin.place,
-            )?)),
-            None => None,
-        };
-        origin.custodian = custody.clone().map(|log| log as Arc<dyn Custodian>);
+        match self.mount_catalog(catalog, origin, mountpoint, &source) {
+            Ok((mounted, cache, disk, custody)) => {
+                if let Some(client) = &client {
+                    client.set_timeout(self.limits.timeout);
+                }
+                Ok((mounted, client, cache, disk, lease, custody))
+            }
+            Err(error) => {
+                end_reading(lease).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Mounts the snapshots of a catalog.
+    fn mount_catalog(
+        &self,
+        catalog: Arc<dyn Catalog>,
+        mut origin: Provenance,
+        mountpoint: &Path,
+        source: &str,
+    ) -> Result<MountedCatalog> {
         let cache = Cache::new(self.memory, self.limits.max_in_flight)?;
         let readahead = ReadaheadBudget::new(cache.max_readahead());
         let disk = self.disk.config(&origin.place);
         let disk = disk.map(DiskCache::open).transpose()?;
         let cached = CachedCatalog::new(Arc::clone(&cache), catalog).with_disk(disk.clone());
+        // Last: what fails before leaves no mount without an end in the log.
+        let begun = self.custody.as_deref();
+        let begun = begun.map(|path| CustodyLog::begin(path, mountpoint, &origin.place));
+        let custody = begun.transpose()?.map(Arc::new);
+        origin.custodian = custody.clone().map(|log| log as Arc<dyn Custodian>);
         let tree = Tree::new(
             Arc::new(cached),
             self.access.ownership(),
@@ -327,17 +347,26 @@ impl MountArgs {
             self.limits.timeout,
             origin,
         );
-        let mounted = crate::fs::mount(tree, mountpoint, &source, self.access.access());
+        let mounted = crate::fs::mount(tree, mountpoint, source, self.access.access());
         if mounted.is_err() {
             // Its own error is what is reported.
             let _ = end_custody(custody.as_deref());
         }
-        let mounted = mounted?;
-        if let Some(client) = &client {
-            client.set_timeout(self.limits.timeout);
-        }
-        Ok((mounted, client, cache, disk, lease, custody))
+        Ok((mounted?, cache, disk, custody))
     }
+}
+
+/// Says that the mount answers. If the parent process has ended, the mount has no user: it is detached.
+fn announce(mounted: &Mounted) -> Result<()> {
+    if background::is_child() {
+        background::ready().inspect_err(|_| {
+            let _ = mounted.detach();
+        })?;
+    } else {
+        Notifier::from_environment().ready();
+    }
+    info!("mounted at {}", mounted.mountpoint().display());
+    Ok(())
 }
 
 /// Writes that a mount has ended, and logs the digest that the chain ends with.

@@ -110,6 +110,24 @@ fn openings_are_recorded_with_their_blocks_and_each_missing_or_changed_line_is_f
 }
 
 #[test]
+fn a_mount_that_fails_leaves_no_log_without_an_end() {
+    let case = Case::of_snapshot();
+    let (log, cache, point) = (case.at("custody.jsonl"), case.at("cache"), case.at("point"));
+    for folder in [&cache, &point] {
+        std::fs::create_dir(folder).unwrap();
+    }
+    let _mount = case
+        .emulator()
+        .mount(&[&case.source, "--cache-dir", text(&cache)]);
+    // One process for each cache directory.
+    let words = ["mount", text(&point), &case.source, "--custody", text(&log)];
+    let mut second = case.emulator().ebsfs(&words);
+    let (code, errors) = ends(second.arg("--cache-dir").arg(&cache));
+    assert_eq!(code, 10, "{errors}");
+    assert!(!log.exists(), "{:?}", events(&log));
+}
+
+#[test]
 fn no_image_is_opened_that_cannot_be_recorded_and_no_half_line_stays() {
     let case = Case::of_snapshot();
     let small = SmallDisk::new("4k");
