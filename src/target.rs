@@ -158,6 +158,14 @@ pub trait Target: Send + Sync {
         geometry: Geometry,
     ) -> BoxFuture<'a, Result<Arc<dyn BlockSource>>>;
 
+    /// Makes again what a target that holds its snapshot has besides the bytes of the volume, if that is missing or wrong.
+    ///
+    /// # Errors
+    /// Why it cannot be written.
+    fn repair(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Removes what an unfinished run has left besides the state files: a part, a run on record. Nothing published is touched.
     ///
     /// # Errors

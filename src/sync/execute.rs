@@ -374,6 +374,8 @@ impl Execution<'_> {
         for warning in &candidate.decided.warnings {
             warn!("{warning}");
         }
+        // While the state of a killed run is there: if this fails, the next run comes here again.
+        candidate.target.repair()?;
         let left = candidate.checkpoint.as_ref().and_then(Checkpoint::state);
         if let Some(left) = left {
             candidate.target.discard(left).await?;

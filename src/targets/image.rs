@@ -490,6 +490,19 @@ impl Target for ImageTarget {
         read_image(self.format, ImageReading::Strict, &self.path, geometry).boxed()
     }
 
+    fn repair(&self) -> Result<()> {
+        let Some(path) = &self.descriptor else {
+            return Ok(());
+        };
+        let failed = |error| Error::of_file(&self.path, "cannot look at", error);
+        let descriptor = VmdkDescriptor {
+            path: path.clone(),
+            flat: self.path.clone(),
+            size: std::fs::metadata(&self.path).map_err(failed)?.len(),
+        };
+        descriptor.write()
+    }
+
     fn discard<'a>(&'a self, _left: &'a SinkState) -> BoxFuture<'a, Result<()>> {
         std::future::ready(remove_if_there(&self.part())).boxed()
     }

@@ -198,12 +198,13 @@ impl ImageSink {
             let failed = |error| Error::of_file(&image.path, "cannot replace", error);
             let part = self.raw.path();
             let file = File::open(part).map_err(failed)?;
-            // Before the image: once that has its name, a run that was killed counts as ended.
+            image.replace(part, &file).map_err(failed)??;
+            sync_folder(&image.path).map_err(failed)?;
+            // After the image: the descriptor of one that is not replaced stays. A run that is killed before this line counts as
+            // ended, and the next one repairs the descriptor.
             if let Some(descriptor) = &self.file.descriptor {
                 descriptor.write()?;
             }
-            image.replace(part, &file).map_err(failed)??;
-            sync_folder(&image.path).map_err(failed)?;
         }
         let path = self.path();
         let failed = |error| Error::of_file(path, "cannot look at", error);
