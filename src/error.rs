@@ -168,6 +168,10 @@ pub enum Remedy {
     ReplaceRecord,
     /// Compare two snapshots without a common history block by block.
     CompareUnrelated,
+    /// Attach a filesystem with an overlay, in which its journal is replayed.
+    ReplayInOverlay,
+    /// Attach a filesystem without an overlay.
+    NoOverlay,
     /// Run the same command later.
     TryLater,
     /// Make a repository at this address.

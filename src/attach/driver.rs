@@ -69,8 +69,7 @@ pub(super) fn plan(view: &VolumeView, overlay: bool) -> Result<AttachPlan> {
             view.name,
             content.name()
         );
-        let remedy = Remedy::Do("attach it without --overlay".into());
-        return Err(Error::new(Kind::Invalid, what).with_remedy(remedy));
+        return Err(Error::new(Kind::Invalid, what).with_remedy(Remedy::NoOverlay));
     }
     Ok(AttachPlan {
         filesystem: content.name(),

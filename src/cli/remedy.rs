@@ -40,6 +40,8 @@ fn option(remedy: &Remedy) -> String {
         Remedy::CompareUnrelated => {
             "ebsfs changes --unrelated compare reads and compares all blocks".into()
         }
+        Remedy::ReplayInOverlay => "--overlay replays its journal first".into(),
+        Remedy::NoOverlay => "attach it without --overlay".into(),
         Remedy::TryLater => "run the same command later".into(),
         Remedy::InitRepository(address) => format!("ebsfs repository init {address} makes one"),
         Remedy::AcceptMissing {

@@ -167,6 +167,8 @@ fn follow(job: &SyncJob, remedy: &Remedy) -> Option<SyncJob> {
         Remedy::AllowPlaintext => job.allow_plaintext = true,
         Remedy::MarkDamage
         | Remedy::CompareUnrelated
+        | Remedy::ReplayInOverlay
+        | Remedy::NoOverlay
         | Remedy::TryLater
         | Remedy::Fetch(_)
         | Remedy::NamePartition
