@@ -278,15 +278,19 @@ fn remove_dead_in(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The mount of the record's loop device at its folder. A mount of anything else there is not ours.
+fn unrecorded(text: &AttachText, table: &MountTable) -> Option<MountIdentity> {
+    let top = table.mounted_at(&text.dir)?;
+    let identity = top.identity();
+    let is_its = top.is_of(text.device.as_ref()?) && Some(identity.id) != text.below;
+    is_its.then_some(identity)
+}
+
 /// Unmounts, frees and removes what a record names. Reads of such a mount fail: nothing is lost when it is detached.
 fn undo(text: &AttachText) {
     // Between the mount and its record the process could be killed too: by then it has a loop device.
-    let unrecorded = || {
-        let table = MountTable::read().ok()?;
-        let top = table.mounted_at(&text.dir)?.identity();
-        (text.device.is_some() && Some(top.id) != text.below).then_some(top)
-    };
-    if let Some(identity) = text.mounted().or_else(unrecorded) {
+    let of_device = || unrecorded(text, &MountTable::read().ok()?);
+    if let Some(identity) = text.mounted().or_else(of_device) {
         match crate::fs::unmount(&identity, true) {
             Ok(Unmounted::Done | Unmounted::Absent) => {}
             left => warn!("cannot unmount {}: {left:?}", text.dir.display()),
@@ -345,6 +349,18 @@ mod tests {
         ];
         assert_eq!(left, expected);
         assert_eq!(["/dead", "/live"].map(found), [0, 1]);
+        let mut made = text(RECORD_VERSION, "/mnt");
+        for (mount, device, is_its) in [
+            ("0:44 / /mnt rw - tmpfs tmpfs", "/dev/null", false),
+            ("8:1 / /mnt rw - ext4 /dev/sda1", "/dev/null", false),
+            ("1:3 / /mnt rw - ext4 /dev/root", "/dev/null", true),
+            ("0:44 / /mnt ro - btrfs /dev/null", "/dev/null", true),
+        ] {
+            let table = format!("20 1 8:1 / / rw - ext4 /dev/sda1\n30 20 {mount} rw\n");
+            made.device = Some(device.into());
+            let found = unrecorded(&made, &MountTable::parse(table.as_bytes()));
+            assert_eq!(found.is_some(), is_its, "{mount}");
+        }
         // Its mount is in no table: another one may be made there.
         let table = MountTable::read().unwrap();
         let text = find(folder.path(), Path::new("/live")).unwrap().remove(0);

@@ -2,7 +2,10 @@
 //!
 //! <https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html>. `statx` returns a mount's id only since Linux 5.8.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use nix::sys::stat::{major, minor};
 
 use crate::error::{Error, Kind, Result};
 use crate::sysfs::unescaped;
@@ -20,9 +23,20 @@ pub(crate) struct MountLine {
     pub(super) mountpoint: PathBuf,
     /// Whether ebsfs mounted it.
     pub(super) is_ours: bool,
+    /// What was mounted, as its driver tells it: a device, or any word.
+    source: PathBuf,
 }
 
 impl MountLine {
+    /// Whether a block device is mounted there. A filesystem such as btrfs has a device number of its own and is known by its source.
+    pub(crate) fn is_of(&self, block_device: &Path) -> bool {
+        let number = std::fs::metadata(block_device).map(|found| {
+            let number = found.rdev();
+            format!("{}:{}", major(number), minor(number))
+        });
+        self.source == block_device || number.is_ok_and(|number| self.device == number)
+    }
+
     /// What identifies the mount from now on.
     pub(crate) fn identity(&self) -> MountIdentity {
         MountIdentity {
@@ -67,7 +81,7 @@ impl MountTable {
     }
 
     /// Parses a table; malformed lines are left out.
-    pub(super) fn parse(text: &[u8]) -> Self {
+    pub(crate) fn parse(text: &[u8]) -> Self {
         Self(text.split(|byte| *byte == b'\n').filter_map(line).collect())
     }
 
@@ -133,6 +147,7 @@ fn line(text: &[u8]) -> Option<MountLine> {
         device: String::from_utf8(fields.get(2)?.to_vec()).ok()?,
         mountpoint: unescaped(fields.get(4)?),
         is_ours: kind == b"fuse.ebsfs" || (kind == b"fuse" && source == b"ebsfs"),
+        source: unescaped(source),
     })
 }
 
