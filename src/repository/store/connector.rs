@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_types::body::SdkBody;
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::header::{HeaderValue, USER_AGENT};
 use object_store::ClientOptions;
 use object_store::client::{
@@ -12,10 +12,14 @@ use object_store::client::{
     HttpResponseBody, HttpService,
 };
 
+use super::backend::MOST_BYTES;
 use crate::aws::Http;
 
 /// Names the program in the logs of a store.
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("ebsfs/", env!("CARGO_PKG_VERSION")));
+
+/// Bytes of a reply besides an object: object_store reads listings and errors into memory as a whole.
+const HEADROOM: u64 = 1 << 20;
 
 /// Gives object_store the shared connections.
 #[derive(Clone, Debug)]
@@ -33,12 +37,18 @@ impl HttpService for PooledConnector {
         let mut request = request.map(SdkBody::from_body_1_x);
         request.headers_mut().entry(USER_AGENT).or_insert(AGENT);
         let reply = self.0.exchange(request).await.map_err(failed)?;
-        Ok(reply.map(|body| {
-            HttpResponseBody::new(
-                body.map_err(|error| HttpError::new(HttpErrorKind::Interrupted, error)),
-            )
-        }))
+        let most = usize::try_from(MOST_BYTES + HEADROOM).unwrap_or(usize::MAX);
+        Ok(reply.map(|body| HttpResponseBody::new(Limited::new(body, most).map_err(broken))))
     }
+}
+
+/// Why a body has ended too early.
+fn broken(error: Box<dyn std::error::Error + Send + Sync>) -> HttpError {
+    let kind = match error.is::<LengthLimitError>() {
+        true => HttpErrorKind::Decode,
+        false => HttpErrorKind::Interrupted,
+    };
+    HttpError::new_boxed(kind, error)
 }
 
 fn failed(error: ConnectorError) -> HttpError {
@@ -64,8 +74,7 @@ mod tests {
     async fn bucket(
         replies: &'static [&'static str],
     ) -> (GoogleCloudStorage, tokio::task::JoinHandle<Vec<String>>) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (store, listener) = store().await;
         let server = tokio::spawn(async move {
             let mut requests = Vec::new();
             for reply in replies {
@@ -77,6 +86,13 @@ mod tests {
             }
             requests
         });
+        (store, server)
+    }
+
+    /// A bucket and the listener of its server.
+    async fn store() -> (GoogleCloudStorage, TcpListener) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
         let account = format!(
             r#"{{"gcs_base_url":"{url}","disable_oauth":true,"client_email":"","private_key":"","private_key_id":""}}"#
         );
@@ -90,7 +106,25 @@ mod tests {
                 max_retries: 0,
                 ..RetryConfig::default()
             });
-        (store.build().unwrap(), server)
+        (store.build().unwrap(), listener)
+    }
+
+    #[tokio::test]
+    async fn a_reply_without_an_end_is_an_error() {
+        let (store, listener) = store().await;
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 4096]).await.unwrap();
+            let head = "HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\r\n";
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let (mut sent, piece) = (0, vec![b'x'; 1 << 16]);
+            while stream.write_all(&piece).await.is_ok() {
+                sent += 1 << 16;
+                assert!(sent < 2 * MOST_BYTES, "it is read to its end");
+            }
+        });
+        store.get(&"p/packs/a".into()).await.unwrap_err();
+        server.await.unwrap();
     }
 
     #[tokio::test]
