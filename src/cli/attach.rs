@@ -158,6 +158,7 @@ impl AttachArgs {
         let mut signals = MountSignals::new()?;
         let (stop, stopped) = watch::channel(false);
         let stopped = Stop::new(stopped);
+        let (partition, dir) = self.place()?;
         let mut opening = pin!(self.open(&stopped));
         let opened = loop {
             tokio::select! {
@@ -172,7 +173,6 @@ impl AttachArgs {
             snapshot: None,
             blocks: opened.source.blocks,
         };
-        let (partition, dir) = self.place()?;
         let job = AttachJob {
             disk,
             partition,
@@ -196,9 +196,11 @@ impl AttachArgs {
         };
         let done = match attached {
             Ok(attached) if stopped.is_stopped() => {
-                attached.unmount(true)?;
-                attached.finish().await?;
-                stopped.check()
+                let ended = match attached.unmount(true) {
+                    Ok(_) => attached.finish().await,
+                    Err(error) => Err(error),
+                };
+                ended.and_then(|()| stopped.check())
             }
             Ok(attached) => serve_until_end(attached, &mut signals).await,
             Err(error) => Err(error),
@@ -220,7 +222,7 @@ impl AttachArgs {
             state_dir: &state_dir,
             to_ebs: ToEbs::None,
         };
-        stop.unless(open(&request)).await
+        open(&request, stop).await
     }
 }
 

@@ -278,7 +278,7 @@ impl DrillArgs {
             state_dir: &state_dir,
             to_ebs: ToEbs::None,
         };
-        stop.unless(open(&request)).await
+        open(&request, stop).await
     }
 
     fn print(&self, report: &DrillReport) -> Result<()> {

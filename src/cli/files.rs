@@ -109,7 +109,7 @@ impl ViewArgs {
             state_dir: &state_dir,
             to_ebs: ToEbs::None,
         };
-        stop.unless(open(&request)).await
+        open(&request, stop).await
     }
 
     /// Opens the filesystem of a source.

@@ -159,7 +159,7 @@ impl ReadArgs {
             state_dir: &state_dir,
             to_ebs,
         };
-        let opened = stop.unless(open(&request)).await?;
+        let opened = open(&request, stop).await?;
         shown.count(opened.client.as_slice());
         Ok(opened)
     }

@@ -18,7 +18,7 @@ use crate::repository::{Address, Lease, ManifestName, RepositoryCatalog};
 use crate::snapshot::{Selector, Snapshot, SnapshotId, SnapshotState};
 use crate::source::{BlockSource, Catalog, DamagedSource, DiskSource};
 use crate::sync::{self, Source};
-use crate::target::{Content, SourceInfo, VolumeKey};
+use crate::target::{Content, SourceInfo, Stop, VolumeKey};
 use crate::targets::{mark_of, volume_key_of};
 
 /// Between two looks at a snapshot that is pending, at first and at most.
@@ -71,15 +71,15 @@ impl OpenedSource {
     }
 }
 
-/// Opens what a person named.
-pub(super) async fn open(request: &SourceRequest<'_>) -> Result<OpenedSource> {
+/// Opens what a person named, unless the stop comes. A lease that was begun is ended then.
+pub(super) async fn open(request: &SourceRequest<'_>, stop: &Stop) -> Result<OpenedSource> {
     let name = request.name;
     if Address::looks_like(name) {
-        return repository(request, &name.parse()?).await;
+        return repository(request, &name.parse()?, stop).await;
     }
     // A name that selects a snapshot is never read as a file's.
     match name.parse::<Selector>() {
-        Ok(selector) => snapshot(request, selector).await,
+        Ok(selector) => stop.unless(snapshot(request, selector)).await,
         Err(_) => disk(request),
     }
 }
@@ -182,7 +182,11 @@ pub(super) async fn completed(
     }
 }
 
-async fn repository(request: &SourceRequest<'_>, address: &Address) -> Result<OpenedSource> {
+async fn repository(
+    request: &SourceRequest<'_>,
+    address: &Address,
+    stop: &Stop,
+) -> Result<OpenedSource> {
     let select = address.select.as_deref().ok_or_else(|| {
         let what = format!(
             "cannot read {address}: it names no snapshot; use {address}#SNAPSHOT or #latest"
@@ -190,9 +194,10 @@ async fn repository(request: &SourceRequest<'_>, address: &Address) -> Result<Op
         Error::new(Kind::Invalid, what)
     })?;
     let store = request.store.repository(address, request.aws);
-    let catalog = store.await?;
-    let lease = catalog.begin_reading(select).await?;
-    match repository_snapshot(request, address, select, catalog).await {
+    let catalog = stop.unless(store).await?;
+    let lease = stop.unless(catalog.begin_reading(select)).await?;
+    let opened = repository_snapshot(request, address, select, catalog);
+    match stop.unless(opened).await {
         Ok(opened) => Ok(OpenedSource { lease, ..opened }),
         Err(error) => {
             end_reading(lease).await;

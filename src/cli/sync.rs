@@ -446,7 +446,7 @@ impl SyncArgs {
             lease: started,
         } = match self.staged(&state_dir)? {
             Some(source) => OpenedSource::staged(source),
-            None => stop.unless(open(&request)).await?,
+            None => open(&request, stop).await?,
         };
         *lease = started;
         let needs_snapshot = matches!(&self.base, Some(Base::Snapshot(_)));

@@ -1,9 +1,11 @@
 //! `ebsfs files mount`: the files of a partition as a read-only mount.
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::Duration;
 
 use clap::Args;
+use tokio::sync::watch;
 use tracing::info;
 
 use super::ViewArgs;
@@ -53,12 +55,19 @@ impl MountFilesArgs {
 
     async fn serve(&self) -> Result<()> {
         let mut signals = MountSignals::new()?;
-        let never = Stop::never();
-        let opened = tokio::select! {
-            opened = self.view.open(&self.source, &never) => opened?,
-            () = signals.next() => return Err(Stop::error()),
+        let (stop, stopped) = watch::channel(false);
+        let stopped = Stop::new(stopped);
+        // Never dropped half way: it ends the lease that it has begun.
+        let mut opening = pin!(self.view.open(&self.source, &stopped));
+        let opened = loop {
+            tokio::select! {
+                opened = &mut opening => break opened?,
+                () = signals.next() => drop(stop.send_replace(true)),
+            }
         };
-        let mounted = mount_view(opened.view, &self.directory, &self.source, Access::Owner);
+        let mounted = stopped
+            .check()
+            .and_then(|()| mount_view(opened.view, &self.directory, &self.source, Access::Owner));
         let mounted = match mounted {
             Ok(mounted) => mounted,
             Err(error) => {

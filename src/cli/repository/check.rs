@@ -23,6 +23,7 @@ use crate::repository::{
     Bandwidth, Damage, LEASE, ReadData, RepairOrigin, Repaired, RepositoryCatalog, RepositoryCheck,
     check, repair,
 };
+use crate::target::Stop;
 
 #[derive(Args, Debug)]
 pub(super) struct CheckArgs {
@@ -155,7 +156,7 @@ impl CheckArgs {
             state_dir: &default_state_dir(),
             to_ebs: ToEbs::None,
         };
-        let opened = source::open(&request).await?.source;
+        let opened = source::open(&request, &Stop::never()).await?.source;
         Ok(RepairOrigin {
             name: opened.info.name.clone(),
             blocks: opened.blocks,
