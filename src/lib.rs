@@ -115,7 +115,9 @@
 //!  target           publish    fsync, rename, fsync of the folder; CompleteSnapshot, and wait (which is verified then)
 //!  sync/finish      record     the target's content and mark; its digests stay, the checkpoint is removed
 //! ```
-//! [`sync`] is the page of it, `docs/sync.md` the one for operators.
+//! [`sync`] is the page of it, `docs/sync.md` the one for operators. A `.qcow2`, `.vhd` or `.vmdk` file goes the same way:
+//! `targets/image/layout` places its blocks and writes its tables, by the layouts of `formats`. In a mount `fs/tree/formatted`
+//! computes such files around the image while they are read. `docs/convert.md` is the page for operators.
 //!
 //! # The path of a snapshot through a repository
 //! ```text

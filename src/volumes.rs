@@ -78,7 +78,7 @@ pub(crate) struct DiskPartition {
     pub(crate) start: u64,
     /// Bytes.
     pub(crate) size: u64,
-    /// What it holds; none if nothing has looked.
+    /// What it holds; none before its contents are read.
     pub(crate) filesystem: Option<DiskFilesystem>,
 }
 
@@ -204,7 +204,7 @@ pub(crate) type ReadDisk<'a> = &'a dyn Fn(u64, usize) -> io::Result<Vec<u8>>;
 /// partition and the metadata of LVM.
 ///
 /// # Errors
-/// What the disk cannot be read for.
+/// Why the disk cannot be read.
 pub(crate) fn read_table(read: ReadDisk<'_>, size: u64) -> io::Result<DiskLayout> {
     let mut found = layout(read, size)?;
     let (mut volumes, mut notes) = (Vec::new(), Vec::new());
@@ -254,7 +254,7 @@ fn look(read: ReadDisk<'_>, ranges: &[ByteRange]) -> io::Result<DiskFilesystem> 
 /// Finds the partitions of a disk of `size` bytes.
 ///
 /// # Errors
-/// What the disk cannot be read for.
+/// Why the disk cannot be read.
 pub(crate) fn layout(read: ReadDisk<'_>, size: u64) -> io::Result<DiskLayout> {
     let head = read(0, HEAD)?;
     let mut found = match gpt::find(read, &head, size)? {

@@ -28,7 +28,7 @@ struct GptTable {
 /// The table of a disk; none where nothing shows that it has one.
 ///
 /// # Errors
-/// What the disk cannot be read for.
+/// Why the disk cannot be read.
 pub(super) fn find(read: ReadDisk<'_>, head: &[u8], size: u64) -> io::Result<Option<DiskLayout>> {
     let protective = mbr::protective_end(head);
     let mut has_magic = false;

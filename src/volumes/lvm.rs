@@ -41,7 +41,7 @@ pub(crate) struct LogicalVolume {
     pub(crate) size: u64,
     /// Where it is on the disk; or why it cannot be shown as a file.
     pub(crate) ranges: Result<Vec<ByteRange>, String>,
-    /// What it holds; none if nothing has looked, or it cannot be shown.
+    /// What it holds; none before its contents are read, or it cannot be shown.
     pub(crate) filesystem: Option<DiskFilesystem>,
 }
 
@@ -63,7 +63,7 @@ pub(super) struct GroupMetadata {
 /// Reads the label and the metadata of the physical volume in a range.
 ///
 /// # Errors
-/// What the disk cannot be read for.
+/// Why the disk cannot be read.
 pub(super) fn read_group(read: ReadDisk<'_>, range: ByteRange) -> io::Result<PhysicalVolume> {
     let mut found = PhysicalVolume::default();
     let read = |at: u64, len: usize| match range.size.checked_sub(at) {

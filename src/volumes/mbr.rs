@@ -69,7 +69,7 @@ pub(super) fn protective_end(sector: &[u8]) -> Option<u64> {
 /// The partitions of a disk.
 ///
 /// # Errors
-/// What the disk cannot be read for.
+/// Why the disk cannot be read.
 pub(super) fn read(read: ReadDisk<'_>, head: &[u8], size: u64) -> io::Result<DiskLayout> {
     let mut found = DiskLayout::new(TableKind::Mbr, size, SECTOR);
     found.id = Some(format!("{:08x}", u32_at(head, 440)));

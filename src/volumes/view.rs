@@ -30,7 +30,7 @@ pub(crate) struct VolumeView {
     pub(crate) file: String,
     /// Its bytes, in their order.
     pub(crate) ranges: Vec<ByteRange>,
-    /// What it holds; none if nothing has looked.
+    /// What it holds; none before its contents are read.
     pub(crate) filesystem: Option<DiskFilesystem>,
     /// Names that select it, besides its file.
     aliases: Vec<String>,
@@ -88,7 +88,7 @@ pub(crate) fn locate(ranges: &[ByteRange], offset: u64) -> Option<(u64, u64)> {
 /// Reads up to so many bytes of a view; fewer only at its end.
 ///
 /// # Errors
-/// What the disk cannot be read for.
+/// Why the disk cannot be read.
 pub(crate) fn read_view(
     read: ReadDisk<'_>,
     ranges: &[ByteRange],
