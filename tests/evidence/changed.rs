@@ -78,7 +78,7 @@ fn each_changed_file_is_refused_with_its_name() {
             "another digest of the image",
             |at| sed(at, "s/\"md5\": \"./\"md5\": \"x/"),
             8,
-            "digest that is none",
+            "malformed digest",
         ),
         (
             "a truncated statement",
