@@ -263,7 +263,7 @@ fn looking_costs_nothing_a_file_one_listing_and_reading_it_all_one_get_a_written
     assert_eq!(calls().2, written);
 
     // Any pair, backwards too, and one that is alike; but no name that is no pair.
-    assert_eq!(names(&mount.pair(&ids[4], &ids[1])).len(), 7);
+    assert_eq!(names(&mount.pair(&ids[4], &ids[1])).len(), 8);
     let same = mount.pair(&ids[2], &ids[2]);
     assert_eq!(
         fs::read_to_string(same.join("changes.csv"))

@@ -74,7 +74,7 @@ fn what_version_1_does_not_have_is_refused() {
         ("/files/0/name", json!("../blocks.csv"), "other files"),
         ("/files/0/sha256", json!(""), "digest"),
         ("/files", json!([]), "other files"),
-        ("/signature/namespace", json!("file"), "signed in a way"),
+        ("/signature/namespace", json!("file"), "kind of signature"),
     ];
     for (at, value, words) in rows {
         let mut changed = good();
