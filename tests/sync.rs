@@ -19,7 +19,6 @@ mod targets;
 mod verify;
 mod whole;
 
-#[cfg(feature = "ec2")]
 pub use killed::kill_some;
 pub use killed::{kill_until_done, kill_until_ended};
 
