@@ -11,24 +11,18 @@ use tokio::task::block_in_place;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
-use super::aws::AwsArgs;
 use super::background;
-use super::limits::LimitArgs;
 use super::log;
 use super::mount::MountSignals;
 use super::notify::Notifier;
 use super::signals::only_read;
-use super::source::{OpenedSource, SourceRequest, ToEbs, open};
-use super::store::{
-    LeaseArgs, NewObjectArgs, StoreArgs, StoreLine, addresses, check_repositories, check_s3,
-    end_reading,
-};
+use super::source::{OpenedSource, SourceArgs, SourceRequest, open};
+use super::store::end_reading;
 use crate::attach::{AttachJob, AttachRights, Attached, attach, check_root, detach};
 use crate::drill::DrillDisk;
 use crate::error::{Error, Kind, Result};
 use crate::files::{default_state_dir, temporary_folder};
 use crate::fs::Unmounted;
-use crate::repository::Bandwidth;
 use crate::target::Stop;
 
 /// How long users may take to close their files after a signal.
@@ -75,15 +69,7 @@ pub(super) struct AttachArgs {
     #[arg(long, value_name = "DIRECTORY")]
     state_dir: Option<PathBuf>,
     #[command(flatten)]
-    store: StoreArgs,
-    #[command(flatten)]
-    new: NewObjectArgs,
-    #[command(flatten)]
-    lease: LeaseArgs,
-    #[command(flatten)]
-    limits: LimitArgs,
-    #[command(flatten)]
-    aws: AwsArgs,
+    from: SourceArgs,
 }
 
 /// Unmount a filesystem that `ebsfs attach` has mounted, also one whose process was killed
@@ -114,10 +100,7 @@ impl DetachArgs {
 impl AttachArgs {
     /// Checks that need no request.
     pub(super) fn check(&self) -> Result<()> {
-        let places = addresses([&*self.source]);
-        check_s3(&self.store.given(), &places)?;
-        check_s3(&self.new.given(), &places)?;
-        check_repositories(&self.lease.given(), &places)?;
+        self.from.check([&*self.source])?;
         self.place()?;
         check_root("attach")
     }
@@ -179,7 +162,7 @@ impl AttachArgs {
             dir: dir.to_owned(),
             overlay: self.overlay,
             scratch: self.scratch.clone().unwrap_or_else(temporary_folder),
-            read_timeout: self.limits.timeout,
+            read_timeout: self.from.limits.timeout,
             rights: AttachRights {
                 exec: self.exec,
                 suid: self.suid,
@@ -210,17 +193,10 @@ impl AttachArgs {
     }
 
     async fn open(&self, stop: &Stop) -> Result<OpenedSource> {
-        let line = StoreLine::of(&self.limits.limits(), Bandwidth::default());
-        let store = self.store.options(line).writing(&self.new);
         let state_dir = self.state_dir.clone().unwrap_or_else(default_state_dir);
         let request = SourceRequest {
-            name: &self.source,
-            aws: &self.aws,
-            store: store.with_lease(self.lease.lease()),
-            limits: self.limits.mount_limits(),
-            wait: None,
-            state_dir: &state_dir,
-            to_ebs: ToEbs::None,
+            limits: self.from.limits.mount_limits(),
+            ..self.from.request(&self.source, &state_dir)
         };
         open(&request, stop).await
     }

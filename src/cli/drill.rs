@@ -8,16 +8,12 @@ use clap::{Args, ValueEnum};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::getpid;
 
-use super::aws::AwsArgs;
-use super::limits::{LimitArgs, bandwidth};
+use super::limits::bandwidth;
 use super::output;
 use super::plain;
 use super::signals::{listen, only_read};
-use super::source::{OpenedSource, SourceRequest, ToEbs, open};
-use super::store::{
-    LeaseArgs, NewObjectArgs, StoreArgs, StoreLine, StoreOptions, addresses, check_repositories,
-    check_s3, end_reading,
-};
+use super::source::{OpenedSource, SourceArgs, SourceRequest, open};
+use super::store::{StoreOptions, addresses, check_repositories, end_reading};
 use crate::drill::{
     BootJob, DiskBus, DrillDisk, DrillJob, DrillMachine, DrillReport, Firmware, MachineFacts,
     drill, enter_own_mounts,
@@ -70,15 +66,7 @@ pub(super) struct DrillArgs {
     #[command(flatten)]
     boot: BootArgs,
     #[command(flatten)]
-    store: StoreArgs,
-    #[command(flatten)]
-    new: NewObjectArgs,
-    #[command(flatten)]
-    lease: LeaseArgs,
-    #[command(flatten)]
-    limits: LimitArgs,
-    #[command(flatten)]
-    aws: AwsArgs,
+    from: SourceArgs,
 }
 
 #[derive(Args, Debug)]
@@ -191,7 +179,7 @@ impl DrillArgs {
         DrillJob {
             scratch: self.scratch.clone().unwrap_or_else(temporary_folder),
             silence: self.silence,
-            read_timeout: self.limits.timeout,
+            read_timeout: self.from.limits.timeout,
             overlay_limit: self.overlay_limit.as_u64(),
             replays_xfs: self.replay_xfs,
             has_own_mounts,
@@ -199,19 +187,10 @@ impl DrillArgs {
         }
     }
 
-    /// All disks share one bandwidth.
-    fn store(&self, bandwidth: &Bandwidth) -> StoreOptions {
-        let line = StoreLine::of(&self.limits.limits(), bandwidth.clone());
-        let store = self.store.options(line).writing(&self.new);
-        store.with_lease(self.lease.lease())
-    }
-
     /// Refuses options that would do nothing for this source.
     fn check(&self) -> Result<()> {
         let places = addresses([&*self.set]);
-        check_s3(&self.store.given(), &places)?;
-        check_s3(&self.new.given(), &places)?;
-        check_repositories(&self.lease.given(), &places)?;
+        self.from.check([&*self.set])?;
         check_repositories(&[("--bandwidth", self.bandwidth.is_some())], &places)
     }
 
@@ -220,7 +199,9 @@ impl DrillArgs {
         let stop = listen()?;
         let mut opened = OpenedMachine::default();
         let bandwidth = self.bandwidth.map(|bandwidth| bandwidth.as_u64());
-        let store = self.store(&bandwidth.map_or_else(Bandwidth::default, Bandwidth::of));
+        let store = self
+            .from
+            .store(bandwidth.map_or_else(Bandwidth::default, Bandwidth::of));
         let found = match self.machine(&mut opened, &store, &stop).await {
             Ok(()) => drill(&self.job(has_own_mounts), &opened.machine, &stop).await,
             Err(error) => Err(error),
@@ -252,7 +233,7 @@ impl DrillArgs {
         let address: Address = self.set.parse()?;
         let set = stop
             .unless(async {
-                let catalog = store.repository(&address, &self.aws).await?;
+                let catalog = store.repository(&address, &self.from.aws).await?;
                 catalog.find_set(&select).await
             })
             .await?;
@@ -270,13 +251,8 @@ impl DrillArgs {
     async fn open(&self, name: &str, store: &StoreOptions, stop: &Stop) -> Result<OpenedSource> {
         let state_dir = self.state_dir.clone().unwrap_or_else(default_state_dir);
         let request = SourceRequest {
-            name,
-            aws: &self.aws,
             store: store.clone(),
-            limits: self.limits.limits(),
-            wait: None,
-            state_dir: &state_dir,
-            to_ebs: ToEbs::None,
+            ..self.from.request(name, &state_dir)
         };
         open(&request, stop).await
     }

@@ -13,19 +13,14 @@ use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 use tracing::{info, warn};
 
-use super::aws::AwsArgs;
-use super::limits::LimitArgs;
 use super::signals::{listen, only_read};
-use super::source::{OpenedSource, SourceRequest, ToEbs, open};
-use super::store::{
-    LeaseArgs, NewObjectArgs, StoreArgs, StoreLine, addresses, check_repositories, check_s3,
-    end_reading,
-};
+use super::source::{OpenedSource, SourceArgs, open};
+use super::store::end_reading;
 use crate::browse::{CopyOptions, CopyReport, FileView, FoundPath, SessionLimits, copy_out};
 use crate::cache::Cache;
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::default_state_dir;
-use crate::repository::{Bandwidth, Lease};
+use crate::repository::Lease;
 use crate::sync::Source;
 use crate::target::Stop;
 
@@ -69,15 +64,7 @@ pub(super) struct ViewArgs {
     #[arg(long, value_name = "DIRECTORY")]
     state_dir: Option<PathBuf>,
     #[command(flatten)]
-    store: StoreArgs,
-    #[command(flatten)]
-    new: NewObjectArgs,
-    #[command(flatten)]
-    lease: LeaseArgs,
-    #[command(flatten)]
-    limits: LimitArgs,
-    #[command(flatten)]
-    aws: AwsArgs,
+    from: SourceArgs,
 }
 
 /// An open filesystem, and what it is read from.
@@ -90,26 +77,12 @@ pub(super) struct OpenView {
 impl ViewArgs {
     /// Refuses options that would do nothing for these sources.
     fn check(&self, names: &[&str]) -> Result<()> {
-        let places = addresses(names.iter().copied());
-        check_s3(&self.store.given(), &places)?;
-        check_s3(&self.new.given(), &places)?;
-        check_repositories(&self.lease.given(), &places)
+        self.from.check(names.iter().copied())
     }
 
     async fn source(&self, name: &str, stop: &Stop) -> Result<OpenedSource> {
-        let line = StoreLine::of(&self.limits.limits(), Bandwidth::default());
-        let store = self.store.options(line).writing(&self.new);
         let state_dir = self.state_dir.clone().unwrap_or_else(default_state_dir);
-        let request = SourceRequest {
-            name,
-            aws: &self.aws,
-            store: store.with_lease(self.lease.lease()),
-            limits: self.limits.limits(),
-            wait: None,
-            state_dir: &state_dir,
-            to_ebs: ToEbs::None,
-        };
-        open(&request, stop).await
+        open(&self.from.request(name, &state_dir), stop).await
     }
 
     /// Opens the filesystem of a source.
@@ -130,7 +103,7 @@ impl ViewArgs {
     }
 
     async fn open_source(&self, name: &str, opened: &OpenedSource) -> Result<FileView> {
-        let cache = Cache::new(MEMORY, self.limits.max_in_flight)?;
+        let cache = Cache::new(MEMORY, self.from.limits.max_in_flight)?;
         let blocks = Arc::new(cache.wrap(Arc::clone(&opened.source.blocks)));
         let mut view = FileView::start(blocks, SessionLimits::default()).await?;
         for note in &view.layout().notes {

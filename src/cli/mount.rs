@@ -336,9 +336,9 @@ impl MountArgs {
         let disk = disk.map(DiskCache::open).transpose()?;
         let cached = CachedCatalog::new(Arc::clone(&cache), catalog).with_disk(disk.clone());
         // Last: what fails before leaves no mount without an end in the log.
-        let begun = self.custody.as_deref();
-        let begun = begun.map(|path| CustodyLog::begin(path, mountpoint, &origin.place));
-        let custody = begun.transpose()?.map(Arc::new);
+        let log = self.custody.as_deref();
+        let log = log.map(|path| CustodyLog::begin(path, mountpoint, &origin.place));
+        let custody = log.transpose()?.map(Arc::new);
         origin.custodian = custody.clone().map(|log| log as Arc<dyn Custodian>);
         let tree = Tree::new(
             Arc::new(cached),

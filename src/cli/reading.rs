@@ -5,14 +5,8 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::aws::AwsArgs;
-use super::limits::LimitArgs;
 use super::progress::{ProgressForm, Shown};
-use super::source::{OpenedSource, SourceRequest, ToEbs, open};
-use super::store::{
-    LeaseArgs, NewObjectArgs, StoreArgs, StoreLine, StoreOptions, addresses, check_repositories,
-    check_s3,
-};
+use super::source::{OpenedSource, SourceArgs, SourceRequest, ToEbs, open};
 use super::target::{TargetRequest, ToArgs};
 use crate::aws::{CallerIdentity, Observer, RequestCounts};
 use crate::error::Result;
@@ -35,22 +29,14 @@ pub(super) struct ReadArgs {
     #[arg(long, value_name = "DIRECTORY")]
     state_dir: Option<PathBuf>,
     #[command(flatten)]
-    store: StoreArgs,
-    #[command(flatten)]
-    new: NewObjectArgs,
-    #[command(flatten)]
-    lease: LeaseArgs,
-    #[command(flatten)]
-    limits: LimitArgs,
-    #[command(flatten)]
-    aws: AwsArgs,
+    from: SourceArgs,
 }
 
 impl ReadArgs {
     /// Shows `observer` each request of the clients that are made from now on; the counts of these.
     pub(super) fn observe(&mut self, observer: Observer) -> RequestCounts {
-        self.aws.observer = observer;
-        self.aws.requests.clone()
+        self.from.aws.observer = observer;
+        self.from.aws.requests.clone()
     }
 
     /// Who calls AWS, by STS.
@@ -58,7 +44,7 @@ impl ReadArgs {
     /// # Errors
     /// As for [`crate::aws::Aws::caller`]; errors of the settings.
     pub(super) async fn caller(&self) -> Result<CallerIdentity> {
-        self.aws.load_with_credentials().await?.caller().await
+        self.from.aws.load_with_credentials().await?.caller().await
     }
 
     /// Directory for the records and digests of devices.
@@ -73,20 +59,13 @@ impl ReadArgs {
 
     /// Blocks in flight, at most.
     pub(super) fn in_flight(&self) -> usize {
-        self.limits.max_in_flight as usize
+        self.from.limits.max_in_flight as usize
     }
 
     /// Blocks a second, at most.
     pub(super) fn rate(&self) -> u32 {
-        let limits = self.limits.limits();
+        let limits = self.from.limits.limits();
         limits.max_rps.min(limits.max_snapshot_rps)
-    }
-
-    /// How the stores of repositories are reached.
-    fn store(&self) -> StoreOptions {
-        let line = StoreLine::of(&self.limits.limits(), Bandwidth::default());
-        let store = self.store.options(line).writing(&self.new);
-        store.with_lease(self.lease.lease())
     }
 
     /// Opens the repository at an address.
@@ -94,7 +73,10 @@ impl ReadArgs {
     /// # Errors
     /// Why it cannot be opened.
     pub(super) async fn repository(&self, address: &Address) -> Result<RepositoryCatalog> {
-        self.store().repository(address, &self.aws).await
+        self.from
+            .store(Bandwidth::default())
+            .repository(address, &self.from.aws)
+            .await
     }
 
     /// How a target is reached where the source's account is not the target's.
@@ -105,9 +87,9 @@ impl ReadArgs {
     ) -> TargetRequest<'a> {
         TargetRequest {
             to,
-            aws: &self.aws,
-            store: self.store(),
-            limits: self.limits.limits(),
+            aws: &self.from.aws,
+            store: self.from.store(Bandwidth::default()),
+            limits: self.from.limits.limits(),
             state_dir,
             in_place: false,
             is_shared: false,
@@ -118,10 +100,7 @@ impl ReadArgs {
 
     /// Refuses options that would do nothing for a source of this name.
     pub(super) fn check(&self, name: Option<&str>) -> Result<()> {
-        let places = addresses(name);
-        check_s3(&self.store.given(), &places)?;
-        check_s3(&self.new.given(), &places)?;
-        check_repositories(&self.lease.given(), &places)
+        self.from.check(name)
     }
 
     /// Opens a source, and counts its requests.
@@ -149,15 +128,9 @@ impl ReadArgs {
         stop: &Stop,
     ) -> Result<OpenedSource> {
         let state_dir = self.state_dir();
-        let limits = self.limits.limits();
         let request = SourceRequest {
-            name,
-            aws: &self.aws,
-            store: self.store(),
-            limits,
-            wait: None,
-            state_dir: &state_dir,
             to_ebs,
+            ..self.from.request(name, &state_dir)
         };
         let opened = open(&request, stop).await?;
         shown.count(opened.client.as_slice());

@@ -1,5 +1,7 @@
 //! Opens the source of a sync.
 
+mod args;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,6 +22,8 @@ use crate::source::{BlockSource, Catalog, DamagedSource, DiskSource};
 use crate::sync::{self, Source};
 use crate::target::{Content, SourceInfo, Stop, VolumeKey};
 use crate::targets::{mark_of, volume_key_of};
+
+pub(super) use args::SourceArgs;
 
 /// Between two looks at a snapshot that is pending, at first and at most.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
@@ -71,7 +75,7 @@ impl OpenedSource {
     }
 }
 
-/// Opens what a person named, unless the stop comes. A lease that was begun is ended then.
+/// Opens what a person named, unless the stop comes. A lease that has started is ended then.
 pub(super) async fn open(request: &SourceRequest<'_>, stop: &Stop) -> Result<OpenedSource> {
     let name = request.name;
     if Address::looks_like(name) {

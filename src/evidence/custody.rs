@@ -195,7 +195,7 @@ pub(crate) struct CustodyReport {
     pub(crate) openings: u64,
     /// Openings whose closing it does not have.
     pub(crate) unclosed: u64,
-    /// Mounts that it was begun or continued by.
+    /// Mounts that started or continued it.
     pub(crate) mounts: u64,
     /// Mounts whose end it does not have.
     pub(crate) unended: u64,

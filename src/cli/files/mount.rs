@@ -44,7 +44,7 @@ impl MountFilesArgs {
         crate::fs::check_mountpoint(&self.directory)?;
         reserve(Needs {
             threads: THREADS,
-            descriptors: u64::from(self.view.limits.max_in_flight) + DESCRIPTORS,
+            descriptors: u64::from(self.view.from.limits.max_in_flight) + DESCRIPTORS,
             memory: super::MEMORY.as_u64(),
         })?;
         let runtime = crate::cli::runtime()?;
@@ -57,7 +57,7 @@ impl MountFilesArgs {
         let mut signals = MountSignals::new()?;
         let (stop, stopped) = watch::channel(false);
         let stopped = Stop::new(stopped);
-        // Never dropped half way: it ends the lease that it has begun.
+        // Never dropped half way: it ends the lease that it has started.
         let mut opening = pin!(self.view.open(&self.source, &stopped));
         let opened = loop {
             tokio::select! {

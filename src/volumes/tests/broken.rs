@@ -39,7 +39,7 @@ fn check(disk: &[u8]) -> DiskLayout {
         json["partitions"].as_array().unwrap().len(),
         layout.partitions.len()
     );
-    // Whatever is selected is there, or the error is one line.
+    // Each selection is found, or its error is one line.
     for wanted in [None, Some("1"), Some("part 0"), Some("vg-1/root")] {
         if let Err(error) = layout.select(wanted) {
             assert!(!error.chain().contains('\n'));
