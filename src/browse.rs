@@ -17,7 +17,7 @@
 //!
 //! # Names
 //! *Node*: a file, folder or anything else with metadata; its *id* is the filesystem's own (an inode number, a record of the
-//! MFT). *Segment*: a run of a file's bytes, and where they are: in the image, in a hole, or only known to the parser
+//! MFT). *Span*: bytes of a file that follow each other, and where they are: in the image, in a hole, or only known to the parser
 //! (compressed, or in an inode). The session reads what is in the image itself, so a large file never passes through the parser.
 //!
 //! # Rules
@@ -155,7 +155,7 @@ pub(crate) struct FsEntry {
 
 /// Where bytes of a file are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum SegmentPlace {
+pub(crate) enum SpanPlace {
     /// At this byte of the image.
     Image(u64),
     /// They read as zeroes.
@@ -164,7 +164,7 @@ pub(crate) enum SegmentPlace {
     Parser,
 }
 
-impl SegmentPlace {
+impl SpanPlace {
     /// Whether the byte `at` of the image is the one behind `len` bytes here.
     fn follows(self, len: u64, at: u64) -> bool {
         match self {
@@ -176,12 +176,12 @@ impl SegmentPlace {
 
 /// A run of a file's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct FsSegment {
+pub(crate) struct FsSpan {
     /// The first byte within the file.
     pub(crate) offset: u64,
     /// Bytes, more than 0.
     pub(crate) len: u64,
-    pub(crate) place: SegmentPlace,
+    pub(crate) place: SpanPlace,
 }
 
 #[cfg(test)]

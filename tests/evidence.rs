@@ -163,9 +163,9 @@ fn one_pass_gives_the_digests_of_other_programs_and_a_line_for_each_block_and_re
     );
 
     // Each block by itself, and holes between.
-    let manifest = std::fs::read_to_string(folder.join("blocks.csv")).unwrap();
+    let list = std::fs::read_to_string(folder.join("blocks.csv")).unwrap();
     let mut at = 0;
-    for line in manifest.lines().skip(1) {
+    for line in list.lines().skip(1) {
         let cells: Vec<&str> = line.split(',').collect();
         let (first, count): (u64, u64) = (cells[0].parse().unwrap(), cells[1].parse().unwrap());
         assert_eq!(first, at, "{line}");
@@ -328,8 +328,8 @@ fn an_image_and_a_snapshot_of_a_repository_are_sources_too() {
     let called = (&stated["caller"], &stated["requests_listed"]);
     assert_eq!(called, (&Value::Null, &0.into()));
     assert_eq!(stated["image"]["sha256"], sum("sha256sum", image));
-    let manifest = std::fs::read_to_string(folder.join("blocks.csv")).unwrap();
-    let data = manifest.lines().filter(|line| line.contains(",data,"));
+    let list = std::fs::read_to_string(folder.join("blocks.csv")).unwrap();
+    let data = list.lines().filter(|line| line.contains(",data,"));
     assert!(data.clone().count() == HELD.len() && data.clone().all(|line| line.ends_with(',')));
     let repository = case.at("repository");
     std::fs::create_dir(&repository).unwrap();

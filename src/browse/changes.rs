@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::view::{FileView, PIECE};
 use super::walk::join;
-use super::{FsNode, FsSegment, MOST_DEPTH, NodeKind, SegmentPlace};
+use super::{FsNode, FsSpan, MOST_DEPTH, NodeKind, SpanPlace};
 use crate::block::{BLOCK_SIZE, BlockIndex, Delta};
 use crate::error::{Error, Kind, Result};
 use crate::target::Stop;
@@ -202,13 +202,13 @@ impl TreeChanges<'_> {
     async fn has_same_bytes(&mut self, base: &FsNode, head: &FsNode) -> Result<bool> {
         let mut at = 0;
         while at < head.size {
-            let (old, _) = self.base.segments(base, at).await?;
-            let (new, _) = self.head.segments(head, at).await?;
+            let (old, _) = self.base.spans(base, at).await?;
+            let (new, _) = self.head.spans(head, at).await?;
             let (mut old, mut new) = (old.into_iter(), new.into_iter());
             let (mut one, mut other) = (old.next(), new.next());
             while let (Some(a), Some(b)) = (one, other) {
                 let len = a.len.min(b.len).min(PIECE);
-                let cut = |segment: FsSegment| FsSegment { len, ..segment };
+                let cut = |span: FsSpan| FsSpan { len, ..span };
                 let step = match self.can_differ(&cut(a), &cut(b)) {
                     false => len,
                     true => {
@@ -224,8 +224,7 @@ impl TreeChanges<'_> {
                     }
                 };
                 at += step;
-                let behind =
-                    |segment: FsSegment| Some(segment.behind(step)).filter(|rest| rest.len > 0);
+                let behind = |span: FsSpan| Some(span.behind(step)).filter(|rest| rest.len > 0);
                 one = behind(a).or_else(|| old.next());
                 other = behind(b).or_else(|| new.next());
             }
@@ -234,10 +233,10 @@ impl TreeChanges<'_> {
     }
 
     /// Whether the same bytes of two files, of the same length, can differ.
-    fn can_differ(&self, base: &FsSegment, head: &FsSegment) -> bool {
+    fn can_differ(&self, base: &FsSpan, head: &FsSpan) -> bool {
         match (base.place, head.place) {
-            (SegmentPlace::Hole, SegmentPlace::Hole) => false,
-            (SegmentPlace::Image(a), SegmentPlace::Image(b)) if a == b => {
+            (SpanPlace::Hole, SpanPlace::Hole) => false,
+            (SpanPlace::Image(a), SpanPlace::Image(b)) if a == b => {
                 self.delta.is_none_or(|delta| touches(delta, a, head.len))
             }
             _ => true,

@@ -23,7 +23,7 @@ use rustix::process::{Gid, Uid, geteuid};
 
 use super::view::FileView;
 use super::walk::{TreeWalk, WalkItem};
-use super::{FsNode, FsTime, NodeKind, SegmentPlace};
+use super::{FsNode, FsTime, NodeKind, SpanPlace};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::target::Stop;
 use made::{MadeFile, MadeNode, NewName};
@@ -354,12 +354,12 @@ impl TreeCopy<'_> {
     async fn fill(&mut self, file: &File, node: &FsNode) -> Result<()> {
         let mut next = (node.size > 0).then_some(0);
         while let Some(offset) = next {
-            let (segments, after) = self.view.segments(node, offset).await?;
-            for segment in segments {
-                if segment.place == SegmentPlace::Hole {
+            let (spans, after) = self.view.spans(node, offset).await?;
+            for span in spans {
+                if span.place == SpanPlace::Hole {
                     continue;
                 }
-                let mut rest = segment;
+                let mut rest = span;
                 while rest.len > 0 {
                     let bytes = self.view.bytes(node.id, &rest).await?;
                     file.write_all_at(&bytes, rest.offset)

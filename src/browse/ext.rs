@@ -17,7 +17,7 @@ use std::io;
 
 use super::reader::{DiskWindow, FoundValues, FsFailure, FsPage, FsReader, FsResult, le16, le32};
 use super::wire::TARGET_LIMIT;
-use super::{FsEntry, FsNode, FsSegment, NodeKind};
+use super::{FsEntry, FsNode, FsSpan, NodeKind};
 use inode::ExtInode;
 use journal::Replayed;
 
@@ -372,8 +372,8 @@ impl FsReader for ExtReader {
         }
     }
 
-    fn segments(&mut self, file: u64, offset: u64) -> FsResult<FsPage<FsSegment>> {
-        self.segment_page(file, offset)
+    fn spans(&mut self, file: u64, offset: u64) -> FsResult<FsPage<FsSpan>> {
+        self.span_page(file, offset)
     }
 
     fn content(&mut self, file: u64, offset: u64, len: usize) -> FsResult<Vec<u8>> {

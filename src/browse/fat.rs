@@ -8,10 +8,10 @@
 mod names;
 
 use super::reader::{
-    DiskWindow, FoundValues, FsFailure, FsPage, FsReader, FsResult, PAGE, SEGMENT_PAGE, entry_of,
+    DiskWindow, FoundValues, FsFailure, FsPage, FsReader, FsResult, PAGE, SPAN_PAGE, entry_of,
     le16, le32,
 };
-use super::{FsEntry, FsNode, FsSegment, FsTime, NodeKind, NodeTimes, SegmentPlace};
+use super::{FsEntry, FsNode, FsSpan, FsTime, NodeKind, NodeTimes, SpanPlace};
 pub(super) use names::utf8_of;
 use names::{LongName, short_name};
 
@@ -373,13 +373,13 @@ impl FsReader for FatReader {
         Ok((found, next))
     }
 
-    fn segments(&mut self, file: u64, offset: u64) -> FsResult<FsPage<FsSegment>> {
+    fn spans(&mut self, file: u64, offset: u64) -> FsResult<FsPage<FsSpan>> {
         if file & FOLDER != 0 {
             return Err(FsFailure::damaged("a folder has no bytes"));
         }
         let raw = self.window.bytes_at(file, ENTRY)?;
         let size = u64::from(le32(&raw, 28));
-        let mut found: Vec<FsSegment> = Vec::new();
+        let mut found: Vec<FsSpan> = Vec::new();
         let (mut at, mut cluster) = (0, Some(self.first_cluster(&raw)));
         let mut steps = 0;
         while at < size {
@@ -394,18 +394,18 @@ impl FsReader for FatReader {
                 let within = offset.saturating_sub(at);
                 let image = self.window.in_image(place + within, len - within);
                 let image = image.ok_or_else(|| FsFailure::damaged("a cluster is outside"))?;
-                let follows = |last: &&mut FsSegment| {
+                let follows = |last: &&mut FsSpan| {
                     last.place.follows(last.len, image) && last.offset + last.len == at
                 };
                 if let Some(last) = found.last_mut().filter(follows) {
                     last.len += len - within;
-                } else if found.len() >= SEGMENT_PAGE {
+                } else if found.len() >= SPAN_PAGE {
                     return Ok((found, Some(at)));
                 } else {
-                    found.push(FsSegment {
+                    found.push(FsSpan {
                         offset: at + within,
                         len: len - within,
-                        place: SegmentPlace::Image(image),
+                        place: SpanPlace::Image(image),
                     });
                 }
             }

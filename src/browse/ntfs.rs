@@ -19,7 +19,7 @@ use super::reader::{
     entry_of, le16, le32, le64,
 };
 use super::wire::{TARGET_LIMIT, VALUE_LIMIT};
-use super::{FsEntry, FsNode, FsSegment, FsTime, NodeKind, NodeTimes};
+use super::{FsEntry, FsNode, FsSpan, FsTime, NodeKind, NodeTimes};
 use stream::DataStream;
 
 /// The record of the root folder, and the first one that is not the filesystem's own.
@@ -454,9 +454,9 @@ impl FsReader for NtfsReader {
             .transpose()
     }
 
-    fn segments(&mut self, file: u64, offset: u64) -> FsResult<FsPage<FsSegment>> {
+    fn spans(&mut self, file: u64, offset: u64) -> FsResult<FsPage<FsSpan>> {
         let window = self.window.clone();
-        self.data(file)?.segments(&window, offset)
+        self.data(file)?.spans(&window, offset)
     }
 
     fn content(&mut self, file: u64, offset: u64, len: usize) -> FsResult<Vec<u8>> {

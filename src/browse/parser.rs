@@ -174,9 +174,9 @@ fn answer(
             }
             None => frame.u8(0),
         },
-        to_parser::SEGMENTS => {
-            let (segments, next) = reader.segments(id, request.u64().map_err(broken)?)?;
-            put_page(&mut frame, &segments, next, FrameWriter::segment);
+        to_parser::SPANS => {
+            let (spans, next) = reader.spans(id, request.u64().map_err(broken)?)?;
+            put_page(&mut frame, &spans, next, FrameWriter::span);
         }
         to_parser::CONTENT => {
             let offset = request.u64().map_err(broken)?;

@@ -6,12 +6,12 @@ use std::rc::Rc;
 
 use super::remote::RemoteImage;
 use super::wire::{FailureKind, NAME_LIMIT, is_name};
-use super::{FsEntry, FsNode, FsSegment};
+use super::{FsEntry, FsNode, FsSpan};
 
 /// Entries of a page of a folder, about.
 pub(super) const PAGE: usize = 1024;
-/// Segments of a page, at most.
-pub(super) const SEGMENT_PAGE: usize = 1024;
+/// Spans of a page, at most.
+pub(super) const SPAN_PAGE: usize = 1024;
 
 /// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,9 +112,9 @@ pub(super) trait FsReader {
     }
 
     /// Where the bytes of a file are, from `offset` on, without gaps.
-    fn segments(&mut self, file: u64, offset: u64) -> FsResult<FsPage<FsSegment>>;
+    fn spans(&mut self, file: u64, offset: u64) -> FsResult<FsPage<FsSpan>>;
 
-    /// Bytes of a file that [`super::SegmentPlace::Parser`] names: `len` of them, fewer at the end.
+    /// Bytes of a file that [`super::SpanPlace::Parser`] names: `len` of them, fewer at the end.
     fn content(&mut self, file: u64, offset: u64, len: usize) -> FsResult<Vec<u8>>;
 
     /// Extended attributes.

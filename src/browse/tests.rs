@@ -1,4 +1,4 @@
-//! The parsers of this program over damaged images, within the test: nothing hangs, nothing panics, no segment leaves its file.
+//! The parsers of this program over damaged images, within the test: nothing hangs, nothing panics, no span leaves its file.
 //!
 //! `EBSFS_FUZZ=1000000` runs so many cases of each filesystem. tests/files/broken.rs does it through the real processes.
 
@@ -15,7 +15,7 @@ use super::ntfs::NtfsReader;
 use super::reader::{DiskWindow, FsReader, FsResult};
 use super::remote::RemoteImage;
 use super::wire::{FrameReader, FrameWriter, from_parser, to_parser};
-use super::{FsNode, NodeKind, SegmentPlace};
+use super::{FsNode, NodeKind, SpanPlace};
 
 /// Steps of a walk over a damaged image, at most.
 const STEPS: usize = 2_000;
@@ -115,19 +115,19 @@ fn open(image: Vec<u8>, open: Opener) -> FsResult<Box<dyn FsReader>> {
 fn visit_file(reader: &mut dyn FsReader, node: &FsNode, size: u64) -> FsResult<u64> {
     let mut at = 0;
     for _ in 0..20 {
-        let (segments, next) = reader.segments(node.id, at)?;
-        for segment in segments {
-            assert_eq!(segment.offset, at);
-            assert!(segment.len > 0 && at + segment.len <= node.size);
-            if let SegmentPlace::Image(place) = segment.place {
-                assert!(place + segment.len <= size);
+        let (spans, next) = reader.spans(node.id, at)?;
+        for span in spans {
+            assert_eq!(span.offset, at);
+            assert!(span.len > 0 && at + span.len <= node.size);
+            if let SpanPlace::Image(place) = span.place {
+                assert!(place + span.len <= size);
             }
-            if segment.place == SegmentPlace::Parser {
-                let len = segment.len.min(1 << 16);
+            if span.place == SpanPlace::Parser {
+                let len = span.len.min(1 << 16);
                 let bytes = reader.content(node.id, at, len as usize)?;
                 assert!(bytes.len() as u64 <= len);
             }
-            at += segment.len;
+            at += span.len;
         }
         match next {
             Some(next) => assert_eq!(next, at),

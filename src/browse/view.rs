@@ -11,7 +11,7 @@ use super::lines::quoted;
 use super::reader::NamedValue;
 use super::session::{ParserSession, SessionLimits};
 use super::wire::{FrameReader, FrameWriter, NAME_LIMIT, VALUE_LIMIT, is_name, to_parser};
-use super::{FsEntry, FsNode, FsSegment, MOST_DEPTH, NodeKind, SegmentPlace};
+use super::{FsEntry, FsNode, FsSpan, MOST_DEPTH, NodeKind, SpanPlace};
 use crate::block::{Block, ZEROES};
 use crate::error::{Error, Kind, Result};
 use crate::source::BlockSource;
@@ -332,43 +332,43 @@ impl FileView {
     ///
     /// # Errors
     /// As for [`FileView::list`].
-    pub(crate) async fn segments(
+    pub(crate) async fn spans(
         &mut self,
         file: &FsNode,
         offset: u64,
-    ) -> Result<(Vec<FsSegment>, Option<u64>)> {
+    ) -> Result<(Vec<FsSpan>, Option<u64>)> {
         let (size, image) = (file.size, self.image.size());
         if offset >= size {
             return Ok((Vec::new(), None));
         }
-        let mut request = FrameWriter::new(to_parser::SEGMENTS);
+        let mut request = FrameWriter::new(to_parser::SPANS);
         request.u64(file.id);
         request.u64(offset);
         let found = self.session.ask(request, |reader| {
-            let (segments, next) = page(reader, FrameReader::segment)?;
-            let end = check_segments(&segments, offset, size, image)?;
+            let (spans, next) = page(reader, FrameReader::span)?;
+            let end = check_spans(&spans, offset, size, image)?;
             match (end >= size, next) {
-                (true, _) => Ok((segments, None)),
-                (false, Some(next)) if next == end && end > offset => Ok((segments, Some(end))),
+                (true, _) => Ok((spans, None)),
+                (false, Some(next)) if next == end && end > offset => Ok((spans, Some(end))),
                 _ => Err(broken("bytes of a file are nowhere")),
             }
         });
         found.await
     }
 
-    /// The bytes of a segment, from its start on, at most [`PIECE`].
+    /// The bytes of a span, from its start on, at most [`PIECE`].
     ///
     /// # Errors
     /// Why they cannot be read.
-    pub(crate) async fn bytes(&mut self, file: u64, segment: &FsSegment) -> Result<Bytes> {
-        let len = usize::try_from(segment.len.min(PIECE)).unwrap_or(0);
-        match segment.place {
-            SegmentPlace::Image(at) => self.image.read(at, len).await,
-            SegmentPlace::Hole => Ok(Bytes::from(vec![0; len])),
-            SegmentPlace::Parser => {
+    pub(crate) async fn bytes(&mut self, file: u64, span: &FsSpan) -> Result<Bytes> {
+        let len = usize::try_from(span.len.min(PIECE)).unwrap_or(0);
+        match span.place {
+            SpanPlace::Image(at) => self.image.read(at, len).await,
+            SpanPlace::Hole => Ok(Bytes::from(vec![0; len])),
+            SpanPlace::Parser => {
                 let mut request = FrameWriter::new(to_parser::CONTENT);
                 request.u64(file);
-                request.u64(segment.offset);
+                request.u64(span.offset);
                 let len = u32::try_from(len).unwrap_or(u32::MAX);
                 let len = len.min(super::wire::IMAGE_LIMIT);
                 request.u32(len);
@@ -393,11 +393,11 @@ impl FileView {
         let mut bytes = BytesMut::new();
         let mut at = offset;
         while at < end {
-            let (segments, _) = self.segments(file, at).await?;
-            for segment in segments {
-                let mut rest = segment;
+            let (spans, _) = self.spans(file, at).await?;
+            for span in spans {
+                let mut rest = span;
                 while rest.len > 0 && at < end {
-                    let part = FsSegment {
+                    let part = FsSpan {
                         len: rest.len.min(end - at),
                         ..rest
                     };
@@ -432,7 +432,7 @@ impl FileView {
     }
 }
 
-impl FsSegment {
+impl FsSpan {
     /// What is left of it behind its first `len` bytes.
     pub(crate) fn behind(self, len: u64) -> Self {
         let len = len.min(self.len);
@@ -440,29 +440,27 @@ impl FsSegment {
             offset: self.offset + len,
             len: self.len - len,
             place: match self.place {
-                SegmentPlace::Image(at) => SegmentPlace::Image(at + len),
+                SpanPlace::Image(at) => SpanPlace::Image(at + len),
                 other => other,
             },
         }
     }
 }
 
-/// Checks that segments follow each other from `offset` on, within the file and the image. Returns where they end.
-fn check_segments(
-    segments: &[FsSegment],
+/// Checks that spans follow each other from `offset` on, within the file and the image. Returns where they end.
+fn check_spans(
+    spans: &[FsSpan],
     offset: u64,
     size: u64,
     image: u64,
 ) -> std::result::Result<u64, super::wire::BrokenFrame> {
     let mut at = offset;
-    for segment in segments {
-        let end = segment.offset.checked_add(segment.len);
-        let end = end.filter(|end| segment.offset == at && *end > at && *end <= size);
-        let is_inside = match segment.place {
-            SegmentPlace::Image(place) => place
-                .checked_add(segment.len)
-                .is_some_and(|end| end <= image),
-            SegmentPlace::Hole | SegmentPlace::Parser => true,
+    for span in spans {
+        let end = span.offset.checked_add(span.len);
+        let end = end.filter(|end| span.offset == at && *end > at && *end <= size);
+        let is_inside = match span.place {
+            SpanPlace::Image(place) => place.checked_add(span.len).is_some_and(|end| end <= image),
+            SpanPlace::Hole | SpanPlace::Parser => true,
         };
         match end {
             Some(end) if is_inside => at = end,
@@ -477,10 +475,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn segments_follow_each_other_within_the_file_and_the_image() {
-        let part = |offset, len, place| FsSegment { offset, len, place };
-        use SegmentPlace::{Hole, Image, Parser};
-        for (segments, offset, expected) in [
+    fn spans_follow_each_other_within_the_file_and_the_image() {
+        let part = |offset, len, place| FsSpan { offset, len, place };
+        use SpanPlace::{Hole, Image, Parser};
+        for (spans, offset, expected) in [
             (vec![part(0, 4, Image(96)), part(4, 6, Hole)], 0, Ok(10)),
             (vec![part(2, 8, Parser)], 2, Ok(10)),
             (vec![part(0, 4, Image(97))], 0, Err(())),
@@ -492,8 +490,8 @@ mod tests {
             (vec![part(0, u64::MAX, Hole)], 0, Err(())),
             (vec![], 3, Ok(3)),
         ] {
-            let found = check_segments(&segments, offset, 10, 100).map_err(|_| ());
-            assert_eq!(found, expected, "{segments:?}");
+            let found = check_spans(&spans, offset, 10, 100).map_err(|_| ());
+            assert_eq!(found, expected, "{spans:?}");
         }
     }
 }

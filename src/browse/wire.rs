@@ -2,7 +2,7 @@
 //!
 //! The reader of a frame believes nothing: each length is compared with a limit and with the bytes that are there.
 
-use super::{FsEntry, FsNode, FsSegment, FsTime, NodeKind, NodeTimes, SegmentPlace};
+use super::{FsEntry, FsNode, FsSpan, FsTime, NodeKind, NodeTimes, SpanPlace};
 
 /// Bytes of a frame, at most: a page of a folder whose links are all as long as they can be.
 pub(super) const FRAME_LIMIT: usize = 32 << 20;
@@ -44,7 +44,7 @@ pub(super) mod to_parser {
     /// A name in a folder.
     pub(in crate::browse) const FIND: u8 = 13;
     /// Where bytes of a file are.
-    pub(in crate::browse) const SEGMENTS: u8 = 14;
+    pub(in crate::browse) const SPANS: u8 = 14;
     /// Bytes of a file.
     pub(in crate::browse) const CONTENT: u8 = 15;
     /// Extended attributes.
@@ -167,16 +167,16 @@ impl FrameWriter {
         }
     }
 
-    pub(super) fn segment(&mut self, segment: &FsSegment) {
-        self.u64(segment.offset);
-        self.u64(segment.len);
-        match segment.place {
-            SegmentPlace::Image(at) => {
+    pub(super) fn span(&mut self, span: &FsSpan) {
+        self.u64(span.offset);
+        self.u64(span.len);
+        match span.place {
+            SpanPlace::Image(at) => {
                 self.u8(0);
                 self.u64(at);
             }
-            SegmentPlace::Hole => self.u8(1),
-            SegmentPlace::Parser => self.u8(2),
+            SpanPlace::Hole => self.u8(1),
+            SpanPlace::Parser => self.u8(2),
         }
     }
 
@@ -320,15 +320,15 @@ impl<'a> FrameReader<'a> {
         Ok(FsEntry { name, node })
     }
 
-    pub(super) fn segment(&mut self) -> Taken<FsSegment> {
+    pub(super) fn span(&mut self) -> Taken<FsSpan> {
         let (offset, len) = (self.u64()?, self.u64()?);
         let place = match self.u8()? {
-            0 => SegmentPlace::Image(self.u64()?),
-            1 => SegmentPlace::Hole,
-            2 => SegmentPlace::Parser,
+            0 => SpanPlace::Image(self.u64()?),
+            1 => SpanPlace::Hole,
+            2 => SpanPlace::Parser,
             _ => return Err(BrokenFrame("bytes of a file are at no known place")),
         };
-        Ok(FsSegment { offset, len, place })
+        Ok(FsSpan { offset, len, place })
     }
 }
 
@@ -381,15 +381,15 @@ mod tests {
             name: b"x".to_vec(),
             node: Err("inode 5 is damaged".to_owned()),
         };
-        let segment = FsSegment {
+        let span = FsSpan {
             offset: 1,
             len: 2,
-            place: SegmentPlace::Image(3),
+            place: SpanPlace::Image(3),
         };
         let mut frame = FrameWriter::new(from_parser::ANSWER);
         frame.entry(&entry);
         frame.entry(&broken);
-        frame.segment(&segment);
+        frame.span(&span);
         let bytes = frame.finish();
         let (head, body) = bytes.split_at(4);
         assert_eq!(head, u32::try_from(body.len()).unwrap().to_le_bytes());
@@ -397,7 +397,7 @@ mod tests {
         assert_eq!(reader.u8(), Ok(from_parser::ANSWER));
         assert_eq!(reader.entry(), Ok(entry));
         assert_eq!(reader.entry(), Ok(broken));
-        assert_eq!(reader.segment(), Ok(segment));
+        assert_eq!(reader.span(), Ok(span));
         assert_eq!(reader.end(), Ok(()));
     }
 
@@ -437,7 +437,7 @@ mod tests {
                 assert!(node.size <= i64::MAX.unsigned_abs() && node.target.len() <= TARGET_LIMIT);
             }
             let _ = FrameReader::new(&bytes).entry();
-            let _ = FrameReader::new(&bytes).segment();
+            let _ = FrameReader::new(&bytes).span();
         }
     }
 }

@@ -18,7 +18,7 @@ use super::store::end_reading;
 use crate::aws::{CallerIdentity, Observer};
 use crate::error::{Error, Kind, Result};
 use crate::evidence::{
-    EvidenceJob, EvidenceStatement, KeyFile, NewFolder, ProgramFacts, RequestJournal, collect,
+    EvidenceJob, EvidenceStatement, KeyFile, NewFolder, ProgramFacts, RequestLog, collect,
 };
 use crate::sync::{Progress, REPORT_VERSION};
 
@@ -113,10 +113,10 @@ impl CollectArgs {
         let key = self.key.as_deref().map(KeyFile::new).transpose()?;
         let program = stop.unless(ProgramFacts::of_this()).await?;
         let folder = NewFolder::create(&folder)?;
-        let journal = Arc::new(RequestJournal::begin(&folder)?);
+        let request_log = Arc::new(RequestLog::begin(&folder)?);
         let requests = self
             .reading
-            .observe(Observer::new(Arc::clone(&journal) as Arc<_>));
+            .observe(Observer::new(Arc::clone(&request_log) as Arc<_>));
         let progress = Arc::new(Progress::default());
         let shown = self.reading.show(&progress);
         let opened = self.reading.open(&name, &shown, &stop).await?;
@@ -131,7 +131,7 @@ impl CollectArgs {
             about: opened.about,
             is_ebs: opened.client.is_some(),
             caller,
-            journal,
+            request_log,
             requests,
             notices: &notices,
             program,

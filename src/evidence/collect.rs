@@ -7,10 +7,10 @@ use std::time::SystemTime;
 use serde_json::Value;
 use tracing::warn;
 
+use super::block_list::BlockListWriter;
 use super::facts::{HostFacts, ProgramFacts};
 use super::folder::{BLOCKS, FileFacts, IMAGE, NewFolder, SIGNATURE, STATEMENT};
-use super::journal::RequestJournal;
-use super::manifest::ManifestWriter;
+use super::request_log::RequestLog;
 use super::signature::{KeyFile, command_by_hand};
 use super::statement::{EvidenceStatement, ImageFacts, SignatureFacts, SourceFacts, SourceKind};
 use crate::aws::{CallerIdentity, RequestCounts};
@@ -32,7 +32,7 @@ pub(crate) struct EvidenceJob<'a> {
     /// Who calls AWS, or why that is not known; none where nothing of AWS is called.
     pub(crate) caller: Option<Result<CallerIdentity>>,
     /// The requests so far.
-    pub(crate) journal: Arc<RequestJournal>,
+    pub(crate) request_log: Arc<RequestLog>,
     /// Their counts.
     pub(crate) requests: RequestCounts,
     /// What the clients warn of, once all is read.
@@ -61,8 +61,8 @@ pub(crate) async fn collect(
     stop: &Stop,
 ) -> Result<(EvidenceStatement, String)> {
     let geometry = job.source.info.geometry;
-    let mut manifest = ManifestWriter::begin(folder.file(BLOCKS)?, geometry, job.is_ebs)?;
-    let mut on_block = |block: HeldBlock| manifest.add(&block);
+    let mut list = BlockListWriter::begin(folder.file(BLOCKS)?, geometry, job.is_ebs)?;
+    let mut on_block = |block: HeldBlock| list.add(&block);
     let copy = job.with_image.then(|| folder.image()).transpose()?;
     let request = DigestRequest {
         with_md5: true,
@@ -73,7 +73,7 @@ pub(crate) async fn collect(
     };
     let digests = source_digest(job.source, request, progress, stop).await?;
     let ended = SystemTime::now();
-    let (blocks_file, blocks) = manifest.end()?;
+    let (blocks_file, blocks) = list.end()?;
     let image = ImageFacts {
         bytes: geometry.size(),
         block_bytes: BLOCK_SIZE,
@@ -82,7 +82,7 @@ pub(crate) async fn collect(
         md5: hexadecimal(&digests.md5.unwrap_or_default()),
     };
     let source = source_facts(&job);
-    let (requests_file, requests_listed, clocks) = job.journal.end()?;
+    let (requests_file, requests_listed, clocks) = job.request_log.end()?;
     let mut files = vec![blocks_file, requests_file];
     if job.with_image {
         folder.publish_image()?;

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::block_list::BlockCounts;
 use super::facts::{HostFacts, ProgramFacts};
 use super::folder::{BLOCKS, FileFacts, IMAGE, REQUESTS};
-use super::journal::ClockFacts;
-use super::manifest::BlockCounts;
+use super::request_log::ClockFacts;
 use super::signature::NAMESPACE;
 use crate::aws::{ActionCounts, CallerIdentity};
 use crate::block::{BLOCK_SIZE, Geometry, MAX_VOLUME_SIZE};
@@ -248,11 +248,11 @@ impl EvidenceStatement {
         self.files.iter().find(|file| file.name == name)
     }
 
-    /// The manifest.
+    /// The block list.
     ///
     /// # Errors
     /// None that [`EvidenceStatement::decode`] lets through.
-    pub(super) fn manifest(&self) -> Result<&FileFacts> {
+    pub(super) fn block_list(&self) -> Result<&FileFacts> {
         self.file(BLOCKS).ok_or_else(|| broken(OTHER_FILES))
     }
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
+use super::block_list::{BlockListReader, BlockState, ListedRun};
 use super::folder::{BLOCKS, FileFacts, ReadFolder, SIGNATURE, STATEMENT};
-use super::manifest::{BlockState, ManifestReader, ManifestRun};
 use super::signature::{self, SignatureState, SignerRequest};
 use super::statement::{self, EvidenceStatement};
 use crate::block::{BlockIndex, BlockSet, Digest, Extent, Geometry, hexadecimal};
@@ -94,7 +94,7 @@ impl EvidenceFolder {
         signature::check(&self.bytes, signature, is_stated, asked, stop).await
     }
 
-    /// Reads every file that the statement names, and the manifest by its format.
+    /// Reads every file that the statement names, and the block list by its format.
     ///
     /// # Errors
     /// `Corrupt` when one is missing, is not as it is stated, or contradicts the statement; `Stopped`; the system's error.
@@ -105,7 +105,7 @@ impl EvidenceFolder {
             progress.begin(format!("checking {}", facts.name), 0);
             let (name, stopped) = (facts.name.clone(), stop.clone());
             if name == BLOCKS {
-                self.check_manifest(file, stop).await?;
+                self.check_block_list(file, stop).await?;
                 continue;
             }
             let read = blocking(move || {
@@ -124,18 +124,18 @@ impl EvidenceFolder {
         Ok(())
     }
 
-    async fn check_manifest(&self, file: File, stop: &Stop) -> Result<()> {
+    async fn check_block_list(&self, file: File, stop: &Stop) -> Result<()> {
         let geometry = self.statement.geometry()?;
         let stopped = stop.clone();
         let read = blocking(move || {
-            let mut manifest = ManifestReader::begin(file, geometry)?;
-            while manifest.next_run()?.is_some() {
+            let mut list = BlockListReader::begin(file, geometry)?;
+            while list.next_run()?.is_some() {
                 stopped.check()?;
             }
-            Ok(manifest.end())
+            Ok(list.end())
         });
         let (sha256, bytes, counts) = stop.unless(read).await?;
-        self.manifest_as_stated(&sha256, bytes)?;
+        self.block_list_as_stated(&sha256, bytes)?;
         if counts != self.statement.blocks {
             let what = "cannot use blocks.csv: its blocks are not those that evidence.json counts";
             return Err(Error::new(Kind::Corrupt, what));
@@ -143,8 +143,8 @@ impl EvidenceFolder {
         Ok(())
     }
 
-    fn manifest_as_stated(&self, sha256: &str, bytes: u64) -> Result<()> {
-        as_stated(self.statement.manifest()?, bytes, sha256)
+    fn block_list_as_stated(&self, sha256: &str, bytes: u64) -> Result<()> {
+        as_stated(self.statement.block_list()?, bytes, sha256)
     }
 
     /// Opens a file that the statement names, of the length that it states.
@@ -171,10 +171,10 @@ impl EvidenceFolder {
         Ok(file)
     }
 
-    /// Reads a whole object and compares each block with the manifest, and its digests with those of the image.
+    /// Reads a whole object and compares each block with the block list, and its digests with those of the image.
     ///
     /// # Errors
-    /// `Corrupt` when the manifest changes meanwhile; `Stopped`; why a block cannot be read.
+    /// `Corrupt` when the block list changes meanwhile; `Stopped`; why a block cannot be read.
     pub(crate) async fn compare(
         &self,
         object: &EvidenceObject,
@@ -183,9 +183,9 @@ impl EvidenceFolder {
         stop: &Stop,
     ) -> Result<ObjectReport> {
         let geometry = self.statement.geometry()?;
-        let facts = self.statement.manifest()?;
-        let manifest = ManifestReader::begin(self.file(facts)?, geometry)?;
-        let mut matcher = Matcher::new(manifest, geometry);
+        let facts = self.statement.block_list()?;
+        let list = BlockListReader::begin(self.file(facts)?, geometry)?;
+        let mut matcher = Matcher::new(list, geometry);
         let blocks = u64::from(geometry.block_count());
         progress.begin(format!("reading {}", object.name), blocks);
         let mut on_block = |block: HeldBlock| matcher.block(&block);
@@ -199,7 +199,7 @@ impl EvidenceFolder {
         let reach = |blocks| progress.reach(blocks);
         let found = digest_with(&*object.blocks, request, &reach, stop).await?;
         let (differing, (sha256, bytes, _)) = matcher.end()?;
-        self.manifest_as_stated(&sha256, bytes)?;
+        self.block_list_as_stated(&sha256, bytes)?;
         let image = &self.statement.image;
         let is_same = hexadecimal(&found.sha256) == image.sha256
             && hexadecimal(&found.sha1.unwrap_or_default()) == image.sha1
@@ -326,20 +326,20 @@ impl ObjectReport {
     }
 }
 
-/// Compares blocks, which come in order, with the lines of a manifest.
+/// Compares blocks, which come in order, with the lines of a block list.
 struct Matcher<R> {
-    manifest: ManifestReader<R>,
+    list: BlockListReader<R>,
     geometry: Geometry,
     /// The line that the next block may be in.
-    run: Option<ManifestRun>,
+    run: Option<ListedRun>,
     next: BlockIndex,
     differing: BlockSet,
 }
 
 impl<R: Read> Matcher<R> {
-    fn new(manifest: ManifestReader<R>, geometry: Geometry) -> Self {
+    fn new(list: BlockListReader<R>, geometry: Geometry) -> Self {
         Self {
-            manifest,
+            list,
             geometry,
             run: None,
             next: BlockIndex(0),
@@ -385,7 +385,7 @@ impl<R: Read> Matcher<R> {
         }
     }
 
-    /// What the manifest states of a block.
+    /// What the block list states of a block.
     fn stated(&mut self, index: BlockIndex) -> Result<BlockState> {
         loop {
             if let Some(run) = self.run
@@ -393,9 +393,9 @@ impl<R: Read> Matcher<R> {
             {
                 return Ok(run.state);
             }
-            match self.manifest.next_run()? {
+            match self.list.next_run()? {
                 Some(run) => self.run = Some(run),
-                // A manifest covers its volume.
+                // A block list covers its volume.
                 None => {
                     let what = format!("cannot use blocks.csv: it has no block {index}");
                     return Err(Error::new(Kind::Corrupt, what));
@@ -404,11 +404,11 @@ impl<R: Read> Matcher<R> {
         }
     }
 
-    /// After the last block: what differs, and the whole manifest as its reader gives it.
-    fn end(mut self) -> Result<(BlockSet, (String, u64, super::manifest::BlockCounts))> {
+    /// After the last block: what differs, and the whole block list as its reader gives it.
+    fn end(mut self) -> Result<(BlockSet, (String, u64, super::block_list::BlockCounts))> {
         self.hole_up_to(BlockIndex(self.geometry.block_count()))?;
-        while self.manifest.next_run()?.is_some() {}
-        Ok((self.differing, self.manifest.end()))
+        while self.list.next_run()?.is_some() {}
+        Ok((self.differing, self.list.end()))
     }
 }
 
@@ -417,8 +417,8 @@ mod tests {
     use super::*;
     use crate::block::BLOCK_SIZE;
 
-    /// A manifest of these blocks: `h` hole, `z` zeroes, `d` data with a digest of their number.
-    fn manifest(blocks: &[u8]) -> (String, Geometry) {
+    /// A block list of these blocks: `h` hole, `z` zeroes, `d` data with a digest of their number.
+    fn block_list(blocks: &[u8]) -> (String, Geometry) {
         let geometry = Geometry::new(blocks.len() as u64 * u64::from(BLOCK_SIZE)).unwrap();
         let mut text = "first_block,blocks,state,sha256,ebs_checksum\n".to_owned();
         for (index, state) in blocks.iter().enumerate() {
@@ -435,9 +435,9 @@ mod tests {
 
     /// The blocks that differ where the object holds these: `h` hole, `z` zeroes, `d` the data, `x` other data.
     fn differing(stated: &[u8], held: &[u8]) -> Vec<u32> {
-        let (text, geometry) = manifest(stated);
-        let manifest = ManifestReader::begin(text.as_bytes(), geometry).unwrap();
-        let mut matcher = Matcher::new(manifest, geometry);
+        let (text, geometry) = block_list(stated);
+        let list = BlockListReader::begin(text.as_bytes(), geometry).unwrap();
+        let mut matcher = Matcher::new(list, geometry);
         for (number, state) in held.iter().enumerate() {
             let index = u32::try_from(number).unwrap();
             let mut sha256 = [0; 32];

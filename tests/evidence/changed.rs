@@ -17,7 +17,7 @@ fn each_changed_file_is_refused_with_its_name() {
     type Change = fn(&Path);
     let rows: [(&str, Change, i32, &str); 15] = [
         (
-            "a digest in the manifest",
+            "a digest in the block list",
             |at| {
                 edit(&at.join("blocks.csv"), |bytes| {
                     let last = bytes.len() - 60;
@@ -28,7 +28,7 @@ fn each_changed_file_is_refused_with_its_name() {
             "blocks.csv: its SHA-256",
         ),
         (
-            "a manifest of another volume",
+            "a block list of another volume",
             |at| {
                 let text = "first_block,blocks,state,sha256,ebs_checksum\n0,40,hole,,\n";
                 std::fs::write(at.join("blocks.csv"), text).unwrap();
@@ -37,7 +37,7 @@ fn each_changed_file_is_refused_with_its_name() {
             "blocks.csv: it has",
         ),
         (
-            "a truncated manifest",
+            "a truncated block list",
             |at| {
                 edit(&at.join("blocks.csv"), |bytes| {
                     bytes.truncate(bytes.len() - 1);

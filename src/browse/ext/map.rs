@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::super::reader::{FsFailure, FsPage, FsResult, SEGMENT_PAGE, le16, le32};
-use super::super::{FsSegment, SegmentPlace};
+use super::super::reader::{FsFailure, FsPage, FsResult, SPAN_PAGE, le16, le32};
+use super::super::{FsSpan, SpanPlace};
 use super::ExtReader;
 use super::inode::ExtInode;
 
@@ -208,8 +208,8 @@ impl ExtReader {
         )))
     }
 
-    /// A page of the segments of a file: its runs, and the holes between them.
-    pub(super) fn segment_page(&self, file: u64, offset: u64) -> FsResult<FsPage<FsSegment>> {
+    /// A page of the spans of a file: its runs, and the holes between them.
+    pub(super) fn span_page(&self, file: u64, offset: u64) -> FsResult<FsPage<FsSpan>> {
         let inode = self.inode(file)?;
         if offset >= inode.size {
             return Ok((Vec::new(), None));
@@ -218,16 +218,16 @@ impl ExtReader {
             self.check_inline(&inode)?;
         }
         if inode.is_inline() || inode.is_encrypted() {
-            let segment = FsSegment {
+            let span = FsSpan {
                 offset,
                 len: inode.size - offset,
-                place: SegmentPlace::Parser,
+                place: SpanPlace::Parser,
             };
-            return Ok((vec![segment], None));
+            return Ok((vec![span], None));
         }
         let size = self.layout.block_size;
-        let (runs, next) = self.runs(&inode, offset / size, SEGMENT_PAGE / 4)?;
-        let mut page = SegmentPage {
+        let (runs, next) = self.runs(&inode, offset / size, SPAN_PAGE / 4)?;
+        let mut page = SpanPage {
             at: offset,
             end: inode.size,
             found: Vec::new(),
@@ -246,9 +246,9 @@ impl ExtReader {
                                 "inode {file} has blocks outside the partition"
                             ))
                         })?;
-                        (len, SegmentPlace::Image(at))
+                        (len, SpanPlace::Image(at))
                     }
-                    MapPiece::Journal => (1, SegmentPlace::Parser),
+                    MapPiece::Journal => (1, SpanPlace::Parser),
                 };
                 page.put(
                     logical.saturating_mul(size),
@@ -256,7 +256,7 @@ impl ExtReader {
                     place,
                 );
                 logical += len;
-                if page.found.len() >= SEGMENT_PAGE {
+                if page.found.len() >= SPAN_PAGE {
                     return Ok(page.cut());
                 }
             }
@@ -265,7 +265,7 @@ impl ExtReader {
             return Ok(page.into_end());
         };
         // The hole up to where the next runs are looked for.
-        page.push(next.saturating_mul(size).min(page.end), SegmentPlace::Hole);
+        page.push(next.saturating_mul(size).min(page.end), SpanPlace::Hole);
         Ok(page.cut())
     }
 
@@ -293,17 +293,17 @@ enum MapPiece {
     Journal,
 }
 
-/// Segments under construction, without gaps.
-struct SegmentPage {
+/// Spans under construction, without gaps.
+struct SpanPage {
     at: u64,
     end: u64,
-    found: Vec<FsSegment>,
+    found: Vec<FsSpan>,
 }
 
-impl SegmentPage {
-    fn push(&mut self, until: u64, place: SegmentPlace) {
+impl SpanPage {
+    fn push(&mut self, until: u64, place: SpanPlace) {
         if until > self.at {
-            self.found.push(FsSegment {
+            self.found.push(FsSpan {
                 offset: self.at,
                 len: until - self.at,
                 place,
@@ -313,22 +313,22 @@ impl SegmentPage {
     }
 
     /// Adds a run of bytes of the file, and the hole before it; what is before the page or behind the file is cut off.
-    fn put(&mut self, start: u64, len: u64, place: SegmentPlace) {
-        self.push(start.min(self.end), SegmentPlace::Hole);
+    fn put(&mut self, start: u64, len: u64, place: SpanPlace) {
+        self.push(start.min(self.end), SpanPlace::Hole);
         let until = start.saturating_add(len).min(self.end);
         let place = match place {
-            SegmentPlace::Image(at) => SegmentPlace::Image(at + self.at.saturating_sub(start)),
+            SpanPlace::Image(at) => SpanPlace::Image(at + self.at.saturating_sub(start)),
             other => other,
         };
         self.push(until, place);
     }
 
-    fn into_end(mut self) -> FsPage<FsSegment> {
-        self.push(self.end, SegmentPlace::Hole);
+    fn into_end(mut self) -> FsPage<FsSpan> {
+        self.push(self.end, SpanPlace::Hole);
         (self.found, None)
     }
 
-    fn cut(self) -> FsPage<FsSegment> {
+    fn cut(self) -> FsPage<FsSpan> {
         let next = (self.at < self.end).then_some(self.at);
         (self.found, next)
     }

@@ -6,10 +6,10 @@ use ntfs::Ntfs;
 use ntfs::attribute_value::NtfsAttributeValue;
 
 use super::super::reader::{
-    DiskWindow, FsFailure, FsPage, FsResult, SEGMENT_PAGE, WindowStream, le16, le32, le64,
+    DiskWindow, FsFailure, FsPage, FsResult, SPAN_PAGE, WindowStream, le16, le32, le64,
 };
 use super::super::wire::IMAGE_LIMIT;
-use super::super::{FsSegment, SegmentPlace};
+use super::super::{FsSpan, SpanPlace};
 use super::{AttributePart, lznt1, value_of};
 
 /// Runs of a file, at most: 24 bytes each.
@@ -129,7 +129,7 @@ impl DataStream {
         self.runs.get(first..).unwrap_or_default()
     }
 
-    pub(super) fn segments(&self, window: &DiskWindow, offset: u64) -> FsResult<FsPage<FsSegment>> {
+    pub(super) fn spans(&self, window: &DiskWindow, offset: u64) -> FsResult<FsPage<FsSpan>> {
         if offset >= self.size {
             return Ok((Vec::new(), None));
         }
@@ -138,24 +138,24 @@ impl DataStream {
         }
         let mut found = Vec::new();
         let mut at = offset;
-        let mut push = |until: u64, place: SegmentPlace| {
+        let mut push = |until: u64, place: SpanPlace| {
             if until > at {
-                found.push(FsSegment {
+                found.push(FsSpan {
                     offset: at,
                     len: until - at,
                     place,
                 });
                 at = until;
             }
-            (found.len() >= SEGMENT_PAGE).then_some(at)
+            (found.len() >= SPAN_PAGE).then_some(at)
         };
         if self.resident.is_some() {
-            push(self.size, SegmentPlace::Parser);
+            push(self.size, SpanPlace::Parser);
             return Ok((found, None));
         }
         if self.unit.is_some() {
-            push(self.written, SegmentPlace::Parser);
-            push(self.size, SegmentPlace::Hole);
+            push(self.written, SpanPlace::Parser);
+            push(self.size, SpanPlace::Hole);
             return Ok((found, None));
         }
         for run in self.runs_from(offset) {
@@ -163,21 +163,21 @@ impl DataStream {
             let begin = run.start.max(offset);
             let next = match run.at {
                 _ if until <= begin => break,
-                None => push(until, SegmentPlace::Hole),
+                None => push(until, SpanPlace::Hole),
                 Some(place) => {
                     let place = place.checked_add(begin - run.start);
                     let place = place.and_then(|place| window.in_image(place, until - begin));
                     let place = place.ok_or_else(|| {
                         FsFailure::damaged("a file has clusters outside the volume")
                     })?;
-                    push(until, SegmentPlace::Image(place))
+                    push(until, SpanPlace::Image(place))
                 }
             };
             if next.is_some_and(|next| next < self.size) {
                 return Ok((found, next));
             }
         }
-        push(self.size, SegmentPlace::Hole);
+        push(self.size, SpanPlace::Hole);
         Ok((found, None))
     }
 

@@ -122,9 +122,9 @@ pub(super) async fn cat(view: &mut FileView, found: &FoundPath, stop: &Stop) -> 
     let mut lines = Lines::new();
     let mut next = Some(0);
     while let Some(offset) = next {
-        let (segments, after) = stop.unless(view.segments(node, offset)).await?;
-        for segment in segments {
-            let mut rest = segment;
+        let (spans, after) = stop.unless(view.spans(node, offset)).await?;
+        for span in spans {
+            let mut rest = span;
             while rest.len > 0 {
                 let bytes = stop.unless(view.bytes(node.id, &rest)).await?;
                 lines.put(&bytes)?;

@@ -1,4 +1,4 @@
-//! The manifest of the blocks, `blocks.csv`: the whole volume in order and without a gap, one line for each block that is held and
+//! The block list, `blocks.csv`: the whole volume in order and without a gap, one line for each block that is held and
 //! for each run of blocks that is not.
 //!
 //! ```text
@@ -40,7 +40,7 @@ pub(super) enum BlockState {
 
 /// A line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ManifestRun {
+pub(super) struct ListedRun {
     pub(super) extent: Extent,
     pub(super) state: BlockState,
 }
@@ -58,7 +58,7 @@ pub(crate) struct BlockCounts {
 }
 
 impl BlockCounts {
-    fn count(&mut self, run: &ManifestRun) {
+    fn count(&mut self, run: &ListedRun) {
         let blocks = u64::from(run.extent.count());
         match run.state {
             BlockState::Hole => self.hole += blocks,
@@ -69,7 +69,7 @@ impl BlockCounts {
 }
 
 /// The one form of a line. `len` is the length of its first block.
-fn line(run: &ManifestRun, len: usize, is_of_ebs: bool) -> String {
+fn line(run: &ListedRun, len: usize, is_of_ebs: bool) -> String {
     let (first, count) = (run.extent.start(), run.extent.count());
     let (state, digest) = match run.state {
         BlockState::Hole => return format!("{first},{count},hole,,\n"),
@@ -86,8 +86,8 @@ fn line(run: &ManifestRun, len: usize, is_of_ebs: bool) -> String {
     )
 }
 
-/// Writes the manifest while the blocks are read.
-pub(super) struct ManifestWriter {
+/// Writes the block list while the blocks are read.
+pub(super) struct BlockListWriter {
     file: HashedFile,
     geometry: Geometry,
     is_of_ebs: bool,
@@ -95,7 +95,7 @@ pub(super) struct ManifestWriter {
     counts: BlockCounts,
 }
 
-impl ManifestWriter {
+impl BlockListWriter {
     /// Begins it. `is_of_ebs`: EBS states a checksum of each block.
     pub(super) fn begin(mut file: HashedFile, geometry: Geometry, is_of_ebs: bool) -> Result<Self> {
         file.add(HEAD.as_bytes())?;
@@ -116,20 +116,20 @@ impl ManifestWriter {
             false => BlockState::Data(block.sha256),
         };
         let extent = Extent::of(block.index);
-        self.put(ManifestRun { extent, state })
+        self.put(ListedRun { extent, state })
     }
 
     fn hole_up_to(&mut self, end: BlockIndex) -> Result<()> {
         match Extent::new(self.next, end) {
             None => Ok(()),
-            Some(extent) => self.put(ManifestRun {
+            Some(extent) => self.put(ListedRun {
                 extent,
                 state: BlockState::Hole,
             }),
         }
     }
 
-    fn put(&mut self, run: ManifestRun) -> Result<()> {
+    fn put(&mut self, run: ListedRun) -> Result<()> {
         let len = self.geometry.block_len(run.extent.start());
         self.file.add(line(&run, len, self.is_of_ebs).as_bytes())?;
         self.counts.count(&run);
@@ -144,8 +144,8 @@ impl ManifestWriter {
     }
 }
 
-/// Reads a manifest that may hold anything.
-pub(super) struct ManifestReader<R> {
+/// Reads a block list that may hold anything.
+pub(super) struct BlockListReader<R> {
     from: BufReader<R>,
     geometry: Geometry,
     next: BlockIndex,
@@ -156,7 +156,7 @@ pub(super) struct ManifestReader<R> {
     buffer: Vec<u8>,
 }
 
-impl<R: Read> ManifestReader<R> {
+impl<R: Read> BlockListReader<R> {
     /// Reads the head line.
     ///
     /// # Errors
@@ -183,7 +183,7 @@ impl<R: Read> ManifestReader<R> {
     ///
     /// # Errors
     /// `Corrupt` when a line has not its one form, is out of order, or a part of the volume is missing; the system's error.
-    pub(super) fn next_run(&mut self) -> Result<Option<ManifestRun>> {
+    pub(super) fn next_run(&mut self) -> Result<Option<ListedRun>> {
         let is_line = self.read_line()?;
         if self.next.0 >= self.geometry.block_count() {
             return match is_line {
@@ -192,7 +192,7 @@ impl<R: Read> ManifestReader<R> {
             };
         }
         let run = std::str::from_utf8(&self.buffer).ok().and_then(parse);
-        let fits = |run: &ManifestRun| {
+        let fits = |run: &ListedRun| {
             let len = self.geometry.block_len(run.extent.start());
             let is_alone = run.state == BlockState::Hole || run.extent.count() == 1;
             let is_in_order = run.extent.start() == self.next
@@ -208,7 +208,7 @@ impl<R: Read> ManifestReader<R> {
         Ok(Some(run))
     }
 
-    /// The whole file, once [`ManifestReader::next_run`] has returned none: SHA-256 in hexadecimal, bytes, blocks of each state.
+    /// The whole file, once [`BlockListReader::next_run`] has returned none: SHA-256 in hexadecimal, bytes, blocks of each state.
     pub(super) fn end(self) -> (String, u64, BlockCounts) {
         let sha256 = hexadecimal(&self.sha256.finalize());
         (sha256, self.bytes, self.counts)
@@ -235,7 +235,7 @@ impl<R: Read> ManifestReader<R> {
 }
 
 /// A line as it may be; whether it has the one form is checked after that.
-fn parse(text: &str) -> Option<ManifestRun> {
+fn parse(text: &str) -> Option<ListedRun> {
     let mut cells = text.trim_end().split(',');
     let (first, count) = (cells.next()?, cells.next()?);
     let (first, count): (u32, u32) = (first.parse().ok()?, count.parse().ok()?);
@@ -248,7 +248,7 @@ fn parse(text: &str) -> Option<ManifestRun> {
     };
     let end = BlockIndex(first.checked_add(count)?);
     let extent = Extent::new(BlockIndex(first), end)?;
-    Some(ManifestRun { extent, state })
+    Some(ListedRun { extent, state })
 }
 
 /// A SHA-256 of 64 hexadecimal digits.

@@ -4,13 +4,13 @@ use crate::evidence::folder::{BLOCKS, NewFolder};
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
 
-/// The manifest of a volume that ends within a block: holes, zeroes, data, a short last block.
+/// The block list of a volume that ends within a block: holes, zeroes, data, a short last block.
 fn written(is_of_ebs: bool) -> (Vec<u8>, FileFacts, BlockCounts, Geometry) {
     let scratch = tempfile::tempdir().unwrap();
     let folder = NewFolder::create(&scratch.path().join("e")).unwrap();
     let geometry = Geometry::new(9 * BLOCK + 100).unwrap();
     let file = folder.file(BLOCKS).unwrap();
-    let mut writer = ManifestWriter::begin(file, geometry, is_of_ebs).unwrap();
+    let mut writer = BlockListWriter::begin(file, geometry, is_of_ebs).unwrap();
     for (index, is_zero) in [(2, false), (3, true), (9, false)] {
         let block = HeldBlock {
             index: BlockIndex(index),
@@ -27,8 +27,8 @@ fn written(is_of_ebs: bool) -> (Vec<u8>, FileFacts, BlockCounts, Geometry) {
     (text, facts, counts, geometry)
 }
 
-fn read(text: &[u8], geometry: Geometry) -> Result<(Vec<ManifestRun>, (String, u64, BlockCounts))> {
-    let mut reader = ManifestReader::begin(text, geometry)?;
+fn read(text: &[u8], geometry: Geometry) -> Result<(Vec<ListedRun>, (String, u64, BlockCounts))> {
+    let mut reader = BlockListReader::begin(text, geometry)?;
     let mut runs = Vec::new();
     while let Some(run) = reader.next_run()? {
         runs.push(run);
@@ -37,7 +37,7 @@ fn read(text: &[u8], geometry: Geometry) -> Result<(Vec<ManifestRun>, (String, u
 }
 
 #[test]
-fn a_manifest_covers_the_volume_and_reads_as_it_was_written() {
+fn a_block_list_covers_the_volume_and_reads_as_it_was_written() {
     for is_of_ebs in [true, false] {
         let (text, facts, counts, geometry) = written(is_of_ebs);
         let (runs, (sha256, bytes, read_counts)) = read(&text, geometry).unwrap();

@@ -1,4 +1,4 @@
-//! [`RequestJournal`]: a line for each request to AWS, with AWS's id of it, and how far AWS's clocks are from ours.
+//! [`RequestLog`]: a line for each request to AWS, with AWS's id of it, and how far AWS's clocks are from ours.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -62,23 +62,23 @@ fn between(to: SystemTime, from: SystemTime) -> i64 {
 
 /// The file of requests, written while they are made.
 #[derive(Debug)]
-pub(crate) struct RequestJournal(Mutex<JournalState>);
+pub(crate) struct RequestLog(Mutex<RequestLogState>);
 
 #[derive(Debug)]
-struct JournalState {
+struct RequestLogState {
     file: Option<HashedFile>,
     failed: Option<Error>,
     lines: u64,
     clocks: BTreeMap<String, ClockFacts>,
 }
 
-impl RequestJournal {
+impl RequestLog {
     /// Begins it.
     ///
     /// # Errors
     /// The system's error.
     pub(crate) fn begin(folder: &NewFolder) -> Result<Self> {
-        Ok(Self(Mutex::new(JournalState {
+        Ok(Self(Mutex::new(RequestLogState {
             file: Some(folder.file(REQUESTS)?),
             failed: None,
             lines: 0,
@@ -104,7 +104,7 @@ impl RequestJournal {
     }
 }
 
-impl RequestObserver for RequestJournal {
+impl RequestObserver for RequestLog {
     fn observe(&self, request: &ObservedRequest) {
         let line = json!({
             "sent": rfc3339_millis(request.sent),
@@ -166,10 +166,10 @@ mod tests {
     }
 
     #[test]
-    fn each_request_is_one_line_and_ends_with_the_journal() {
+    fn each_request_is_one_line_and_ends_with_the_log() {
         let scratch = tempfile::tempdir().unwrap();
         let folder = NewFolder::create(&scratch.path().join("e")).unwrap();
-        let journal = RequestJournal::begin(&folder).unwrap();
+        let log = RequestLog::begin(&folder).unwrap();
         let request = ObservedRequest {
             method: "GET".into(),
             host: "ebs".into(),
@@ -182,10 +182,10 @@ mod tests {
             date: Some(UNIX_EPOCH),
         };
         for _ in 0..3 {
-            journal.observe(&request);
+            log.observe(&request);
         }
-        let (facts, lines, clocks) = journal.end().unwrap();
-        journal.observe(&request);
+        let (facts, lines, clocks) = log.end().unwrap();
+        log.observe(&request);
         let text = std::fs::read_to_string(folder.path().join(REQUESTS)).unwrap();
         assert_eq!((lines, text.lines().count()), (3, 3));
         assert_eq!(facts.bytes, text.len() as u64);
@@ -193,6 +193,6 @@ mod tests {
         assert_eq!(line["request_id"], "0a-1b");
         assert_eq!(line["path"], "/snapshots/\n\"");
         assert_eq!((clocks.len(), clocks[0].answers), (1, 3));
-        assert!(journal.end().is_err());
+        assert!(log.end().is_err());
     }
 }
