@@ -5,7 +5,8 @@
 //! reads blocks of the image for the parser, and believes nothing that it says ([`wire`]).
 //!
 //! ```text
-//!  session     starts the parser, asks it, reads the image for it, ends it when it is silent or busy for too long
+//!  session     starts the parser, asks it, reads the image for it, ends it when it is silent or busy for too long; restart: the
+//!              next parser, for a mount
 //!  view        what a session shows: partitions, folders, bytes of files; paths are looked up name by name
 //!  walk        all files below a folder, in bounded memory
 //!  copy        files onto this machine: only below the destination, never through a link
@@ -43,7 +44,7 @@ pub(crate) use changes::{ChangeKind, FileChange, TreeChanges};
 pub(crate) use copy::{CopyOptions, CopyReport, copy_out};
 pub(crate) use lines::{body_line, mode_text, quoted, shown_time, utf8_or_hex};
 pub(crate) use parser::{is_called, parser_main};
-pub(crate) use session::SessionLimits;
+pub(crate) use session::{RestartLimit, SessionLimits};
 pub(crate) use view::{FileView, FoundPath};
 pub(crate) use walk::{TreeWalk, WalkItem};
 

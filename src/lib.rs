@@ -192,6 +192,7 @@
 //!  browse/view      lookup     name by name from the root; links are not followed
 //!  browse/parser    answer     -> ext, fat, ntfs; pieces of the image are asked for through the socket
 //!  browse/session   ask        reads them, checks what the parser says, ends it when it is silent or too busy
+//!  browse/session/restart ask  of a mount: a parser that has ended is started again, without the request that ended it
 //!  browse/view      spans      where the bytes are: read here, past the parser, unless only it can tell them
 //!  browse/copy      copy_out   below the destination, with modes, times, links, holes and attributes
 //! ```

@@ -4,6 +4,7 @@ mod broken;
 mod ext;
 mod fat;
 mod ntfs;
+mod restarts;
 mod sandbox;
 mod views;
 

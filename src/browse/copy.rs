@@ -308,7 +308,7 @@ impl TreeCopy<'_> {
             let path = format!("/proc/self/fd/{}", first.as_raw_fd());
             let flags = AtFlags::SYMLINK_FOLLOW;
             linkat(rustix::fs::CWD, path.as_str(), parent, new.random(), flags)
-                .map_err(|error| failed("cannot make another name of it", error))?;
+                .map_err(|error| failed("cannot link it to its first copy", error))?;
             new.commit()?;
             self.report.others += 1;
             return Ok(());

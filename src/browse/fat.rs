@@ -196,7 +196,7 @@ impl FatReader {
         };
         let at = layout
             .cluster_at(first)
-            .ok_or_else(|| FsFailure::damaged("a folder begins nowhere"))?;
+            .ok_or_else(|| FsFailure::damaged("a folder begins at an impossible cluster"))?;
         Ok(EntryPlaces {
             at,
             left: layout.cluster,

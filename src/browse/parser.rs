@@ -142,6 +142,7 @@ fn answer(
         return Ok(frame);
     }
     if verb == to_parser::OPEN {
+        image.borrow_mut().set_size(request.u64().map_err(broken)?);
         let (start, size) = (
             request.u64().map_err(broken)?,
             request.u64().map_err(broken)?,
@@ -162,12 +163,13 @@ fn answer(
         .as_deref_mut()
         .ok_or_else(|| FsFailure::damaged("no filesystem is open"))?;
     let id = request.u64().map_err(broken)?;
+    let name = request.bytes(NAME_LIMIT).map_err(broken)?;
     match verb {
         to_parser::LIST => {
             let (entries, next) = reader.list(id, request.u64().map_err(broken)?)?;
             put_page(&mut frame, &entries, next, FrameWriter::entry);
         }
-        to_parser::FIND => match reader.find(id, request.rest())? {
+        to_parser::FIND => match reader.find(id, name)? {
             Some(node) => {
                 frame.u8(1);
                 frame.node(&node);

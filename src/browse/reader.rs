@@ -78,7 +78,7 @@ pub(super) fn entry_of(name: &[u8], node: impl FnOnce() -> FsResult<FsNode>) -> 
     };
     FsEntry {
         name: shown,
-        node: Err("its name is none".to_owned()),
+        node: Err("its name is not allowed on Linux".to_owned()),
     }
 }
 

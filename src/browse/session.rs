@@ -3,6 +3,8 @@
 //! The parser may be broken or taken over by what it reads. So every frame has a limit, every value is checked, what it asks of the
 //! image is within the image, and it is ended when an answer costs it too much processor time or it says nothing.
 
+mod restart;
+
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -25,6 +27,8 @@ use super::wire::{
     to_parser,
 };
 use crate::error::{Error, Kind, Remedy, Result};
+pub(crate) use restart::RestartLimit;
+pub(super) use restart::{FsRequest, LastingSession, SessionStart};
 
 /// Between two looks at a parser that says nothing.
 const LOOK: Duration = Duration::from_millis(500);
@@ -99,6 +103,11 @@ impl ParserProcess {
             .read_to_string(&mut text)
             .ok()?;
         processor_ticks(&text).map(|ticks| Duration::from_millis(ticks * 1000 / TICKS))
+    }
+
+    /// Whether the process is still there.
+    fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
     }
 
     /// Ends it, and returns its last line.
@@ -214,6 +223,12 @@ impl ParserSession {
     /// Whether it answers further requests.
     pub(super) fn is_alive(&self) -> bool {
         self.ended.is_none()
+    }
+
+    /// Whether it answers further requests, and its process has not ended by itself meanwhile.
+    fn is_running(&mut self) -> bool {
+        let process = self.process.as_mut();
+        self.ended.is_none() && process.is_none_or(ParserProcess::is_running)
     }
 
     /// Ends the parser for good.

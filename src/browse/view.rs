@@ -9,7 +9,9 @@ use futures_util::future::try_join_all;
 
 use super::lines::quoted;
 use super::reader::NamedValue;
-use super::session::{ParserSession, SessionLimits};
+use super::session::{
+    FsRequest, LastingSession, ParserSession, RestartLimit, SessionLimits, SessionStart,
+};
 use super::wire::{FrameReader, FrameWriter, NAME_LIMIT, VALUE_LIMIT, is_name, to_parser};
 use super::{FsEntry, FsNode, FsSpan, MOST_DEPTH, NodeKind, SpanPlace};
 use crate::block::{Block, ZEROES};
@@ -86,7 +88,7 @@ pub(crate) struct FoundPath {
 
 /// The files of a partition.
 pub(crate) struct FileView {
-    session: ParserSession,
+    session: LastingSession,
     image: Arc<ImageBytes>,
     layout: ViewLayout,
     partition: Option<ViewPartition>,
@@ -128,11 +130,13 @@ impl FileView {
     /// Why the image cannot be read; `Io` when the parser does not start.
     pub(crate) async fn start(blocks: Arc<dyn BlockSource>, limits: SessionLimits) -> Result<Self> {
         let image = Arc::new(ImageBytes::new(blocks));
-        let mut session = ParserSession::start(Arc::clone(&image), limits)?;
+        let own = Arc::clone(&image);
+        let start: SessionStart = Box::new(move || ParserSession::start(Arc::clone(&own), limits));
+        let mut session = LastingSession::start(start)?;
         let mut request = FrameWriter::new(to_parser::LAYOUT);
         let size = image.size();
         request.u64(size);
-        let layout = session.ask(request, |reader| {
+        let layout = session.ask_image(request, |reader| {
             let table = reader.text()?;
             let count = reader.u32()?.min(MOST_PARTITIONS);
             let notes = (0..count)
@@ -171,6 +175,11 @@ impl FileView {
         })
     }
 
+    /// Starts the parser again when it has ended, up to a limit. The request at which it ended fails, and is not sent again.
+    pub(crate) fn restart_within(&mut self, limit: RestartLimit) {
+        self.session.restart_within(limit);
+    }
+
     /// Whether the parser answers further requests.
     pub(crate) fn is_alive(&self) -> bool {
         self.session.is_alive()
@@ -187,17 +196,7 @@ impl FileView {
     /// `Undecided` when there are several; `NotFound` when there is no such partition; `Invalid` when it holds something else.
     pub(crate) async fn open(&mut self, name: Option<&str>) -> Result<Vec<String>> {
         let chosen = choose(&self.layout.partitions, name)?;
-        let mut request = FrameWriter::new(to_parser::OPEN);
-        request.u64(chosen.start);
-        request.u64(chosen.size);
-        let opened = self.session.ask(request, |reader| {
-            let name = reader.text()?;
-            let count = reader.u32()?.min(MOST_PARTITIONS);
-            let notes: Vec<String> = (0..count)
-                .map(|_| reader.text())
-                .collect::<std::result::Result<_, _>>()?;
-            Ok((name, notes, reader.node()?))
-        });
+        let opened = self.session.open(chosen.start, chosen.size);
         let opened = opened.await.map_err(|error| {
             let what = match chosen.name.as_str() {
                 "0" => "cannot open the filesystem on the disk".to_owned(),
@@ -208,15 +207,15 @@ impl FileView {
             };
             error.context(what)
         });
-        let (name, notes, root) = opened?;
-        if root.kind != NodeKind::Folder {
+        let opened = opened?;
+        if opened.root.kind != NodeKind::Folder {
             let what = "cannot read the filesystem: its root is no folder";
             return Err(Error::new(Kind::Corrupt, what));
         }
-        self.filesystem = name;
-        self.root = Some(root);
+        self.filesystem = opened.name;
+        self.root = Some(opened.root);
         self.partition = Some(chosen);
-        Ok(notes)
+        Ok(opened.notes)
     }
 
     /// The open partition.
@@ -247,9 +246,7 @@ impl FileView {
         folder: u64,
         cursor: u64,
     ) -> Result<(Vec<FsEntry>, Option<u64>)> {
-        let mut request = FrameWriter::new(to_parser::LIST);
-        request.u64(folder);
-        request.u64(cursor);
+        let request = FsRequest::new(to_parser::LIST, folder, b"").at(cursor);
         let entries = self.session.ask(request, |reader| {
             let (entries, next) = page(reader, FrameReader::entry)?;
             match next.is_some_and(|next| next <= cursor) {
@@ -268,9 +265,7 @@ impl FileView {
         if !is_name(name) {
             return Ok(None);
         }
-        let mut request = FrameWriter::new(to_parser::FIND);
-        request.u64(folder);
-        request.raw(name);
+        let request = FsRequest::new(to_parser::FIND, folder, name);
         let found = self.session.ask(request, |reader| match reader.u8()? {
             0 => Ok(None),
             _ => reader.node().map(Some),
@@ -341,16 +336,14 @@ impl FileView {
         if offset >= size {
             return Ok((Vec::new(), None));
         }
-        let mut request = FrameWriter::new(to_parser::SPANS);
-        request.u64(file.id);
-        request.u64(offset);
+        let request = FsRequest::new(to_parser::SPANS, file.id, b"").at(offset);
         let found = self.session.ask(request, |reader| {
             let (spans, next) = page(reader, FrameReader::span)?;
             let end = check_spans(&spans, offset, size, image)?;
             match (end >= size, next) {
                 (true, _) => Ok((spans, None)),
                 (false, Some(next)) if next == end && end > offset => Ok((spans, Some(end))),
-                _ => Err(broken("bytes of a file are nowhere")),
+                _ => Err(broken("a file has bytes at no known place")),
             }
         });
         found.await
@@ -366,12 +359,10 @@ impl FileView {
             SpanPlace::Image(at) => self.image.read(at, len).await,
             SpanPlace::Hole => Ok(Bytes::from(vec![0; len])),
             SpanPlace::Parser => {
-                let mut request = FrameWriter::new(to_parser::CONTENT);
-                request.u64(file);
-                request.u64(span.offset);
                 let len = u32::try_from(len).unwrap_or(u32::MAX);
                 let len = len.min(super::wire::IMAGE_LIMIT);
-                request.u32(len);
+                let request = FsRequest::new(to_parser::CONTENT, file, b"");
+                let request = request.at(span.offset).up_to(len);
                 let content = self.session.ask(request, |reader| {
                     let bytes = reader.bytes(len as usize)?;
                     match bytes.is_empty() {
@@ -416,8 +407,7 @@ impl FileView {
     /// # Errors
     /// As for [`FileView::list`].
     pub(crate) async fn xattrs(&mut self, file: u64) -> Result<(Vec<NamedValue>, u64)> {
-        let mut request = FrameWriter::new(to_parser::XATTRS);
-        request.u64(file);
+        let request = FsRequest::new(to_parser::XATTRS, file, b"");
         let found = self.session.ask(request, |reader| {
             let (found, _) = page(reader, |reader| {
                 let name = reader.bytes(NAME_LIMIT)?.to_vec();

@@ -37,7 +37,7 @@ pub(super) mod to_parser {
     pub(in crate::browse) const UNREADABLE: u8 = 2;
     /// The size of the image: find its partitions.
     pub(in crate::browse) const LAYOUT: u8 = 10;
-    /// Open the filesystem in a range of bytes.
+    /// The size of the image, and the range of bytes whose filesystem is opened.
     pub(in crate::browse) const OPEN: u8 = 11;
     /// A page of a folder.
     pub(in crate::browse) const LIST: u8 = 12;
@@ -98,6 +98,11 @@ impl FrameWriter {
     /// Bytes of the body so far.
     pub(super) fn len(&self) -> usize {
         self.0.len() - 4
+    }
+
+    /// The body so far.
+    pub(super) fn body(&self) -> &[u8] {
+        self.0.get(4..).unwrap_or_default()
     }
 
     pub(super) fn u8(&mut self, value: u8) {
@@ -311,7 +316,7 @@ impl<'a> FrameReader<'a> {
     pub(super) fn entry(&mut self) -> Taken<FsEntry> {
         let name = self.bytes(NAME_LIMIT)?.to_vec();
         if !is_name(&name) {
-            return Err(BrokenFrame("a name is none"));
+            return Err(BrokenFrame("a folder has a name that no file can have"));
         }
         let node = match self.u8()? {
             0 => Err(self.text()?),

@@ -31,7 +31,6 @@ const INTERNAL: &[&str] = &[
     "a position before the start",
     "cannot read byte {offset} of the image: it ends before that",
     "the parser was interrupted",
-    "its name is none",
     "the manifest's volume",
     "the credentials were refused: loading them again",
 ];

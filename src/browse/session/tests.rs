@@ -9,7 +9,7 @@ use crate::source::BlockSource;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-const SIZE: u64 = 1000;
+pub(super) const SIZE: u64 = 1000;
 
 /// Reads an answer of one number.
 fn number(reader: &mut FrameReader<'_>) -> std::result::Result<u32, BrokenFrame> {
@@ -17,8 +17,8 @@ fn number(reader: &mut FrameReader<'_>) -> std::result::Result<u32, BrokenFrame>
 }
 
 /// A disk whose bytes are 7, or cannot be read.
-struct SevenDisk {
-    fails: bool,
+pub(super) struct SevenDisk {
+    pub(super) fails: bool,
 }
 
 impl BlockSource for SevenDisk {
@@ -48,7 +48,7 @@ impl BlockSource for SevenDisk {
     }
 }
 
-fn limits() -> SessionLimits {
+pub(super) fn limits() -> SessionLimits {
     SessionLimits {
         processor: Duration::from_secs(5),
         silence: Duration::from_millis(100),
@@ -77,7 +77,7 @@ fn session_over(disk: SevenDisk, play: impl Fn(&mut StdStream) + Send + 'static)
     ParserSession::over(ours, None, image, limits()).unwrap()
 }
 
-fn send(line: &mut StdStream, frame: FrameWriter) {
+pub(super) fn send(line: &mut StdStream, frame: FrameWriter) {
     let _ = line.write_all(&frame.finish());
 }
 

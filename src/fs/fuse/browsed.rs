@@ -1,7 +1,8 @@
 //! [`mount_view`]: the files of a [`FileView`] as a read-only mount. The kernel's requests are read here, the foreign filesystem is parsed
 //! elsewhere: neither side sees the other's bytes unchecked.
 //!
-//! A view answers one request at a time. So one task owns it, and requests wait for their turn.
+//! A view answers one request at a time. So one task owns it, and requests wait for their turn. Its parser is started again when a
+//! request has ended it: the numbers of files are the filesystem's own, so nothing that the kernel knows changes.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -23,7 +24,7 @@ use tokio::sync::watch;
 
 use super::session::serve;
 use super::{Access, STATFS_UNIT, errno, reply_xattr};
-use crate::browse::{FileView, FsNode, FsTime, NodeKind};
+use crate::browse::{FileView, FsNode, FsTime, NodeKind, RestartLimit};
 use crate::error::{Error, Kind, Result};
 use crate::fs::log::FailureLog;
 use crate::fs::mounted::Mounted;
@@ -37,6 +38,12 @@ const NAME_MAX: u32 = 255;
 const MOST_NAMES: usize = 1 << 22;
 /// Inodes that the kernel may know at once; it forgets some when there are more.
 const MOST_NODES: usize = 1 << 22;
+
+/// Files that end the parser, each of which is refused from then on. Ten of them in a minute are an attack or a fault of the parser.
+const RESTARTS: RestartLimit = RestartLimit {
+    count: 10,
+    within: Duration::from_secs(60),
+};
 
 type Job = Box<dyn for<'a> FnOnce(&'a mut FileView) -> BoxFuture<'a, ()> + Send>;
 
@@ -449,6 +456,7 @@ pub(crate) fn mount_view(
     access: Access,
 ) -> Result<Mounted> {
     let root = view.root()?;
+    view.restart_within(RESTARTS);
     let bytes = view.partition().map_or(0, |partition| partition.size);
     let (jobs, mut waiting) = mpsc::unbounded_channel::<Job>();
     let (draining, drain) = watch::channel(false);

@@ -1,0 +1,273 @@
+//! [`LastingSession`]: a parser that is started again when it has ended, so that a hostile file of a mount costs that file alone.
+//!
+//! A request that ends the parser fails and is not sent again: what it asked about is refused from then on. Only a few parsers are
+//! started in a time ([`RestartLimit`]); then every request fails.
+
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use lru::LruCache;
+use tokio::time::Instant;
+use tracing::info;
+
+use super::super::FsNode;
+use super::super::wire::{BrokenFrame, FrameReader, FrameWriter, to_parser};
+use super::ParserSession;
+use crate::error::{Error, Kind, Remedy, Result};
+
+/// Requests that are remembered because they ended the parser. With the restarts of a mount, the oldest is hours old.
+const REFUSED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+/// Notes of a filesystem, at most.
+const MOST_NOTES: u32 = 256;
+
+/// How often a parser is started again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RestartLimit {
+    /// Parsers, the first one not counted.
+    pub(crate) count: usize,
+    /// In any time of this length.
+    pub(crate) within: Duration,
+}
+
+/// The restarts of late.
+#[derive(Debug, Default)]
+struct RestartBudget(VecDeque<Instant>);
+
+impl RestartBudget {
+    /// Takes one more restart; none is left when there were as many as the limit allows within its time.
+    fn take(&mut self, limit: RestartLimit, now: Instant) -> bool {
+        while self.0.front().is_some_and(|at| now >= *at + limit.within) {
+            self.0.pop_front();
+        }
+        let is_left = self.0.len() < limit.count;
+        if is_left {
+            self.0.push_back(now);
+        }
+        is_left
+    }
+}
+
+/// A request about a file of the open filesystem: what it asks about, then which part of it.
+#[derive(Debug)]
+pub(in crate::browse) struct FsRequest {
+    frame: FrameWriter,
+    /// Bytes of the body that say what is asked about.
+    subject: usize,
+}
+
+impl FsRequest {
+    /// `name`: one in the folder `id`, or of a stream of the file `id`; empty: the file or folder itself.
+    pub(in crate::browse) fn new(verb: u8, id: u64, name: &[u8]) -> Self {
+        let mut frame = FrameWriter::new(verb);
+        frame.u64(id);
+        frame.bytes(name);
+        let subject = frame.len();
+        Self { frame, subject }
+    }
+
+    /// Adds where the wanted part begins.
+    pub(in crate::browse) fn at(mut self, at: u64) -> Self {
+        self.frame.u64(at);
+        self
+    }
+
+    /// Adds how long the wanted part is.
+    pub(in crate::browse) fn up_to(mut self, len: u32) -> Self {
+        self.frame.u32(len);
+        self
+    }
+
+    fn subject(&self) -> Vec<u8> {
+        let body = self.frame.body();
+        body.get(..self.subject).unwrap_or(body).to_vec()
+    }
+}
+
+/// A filesystem as the parser opened it.
+#[derive(Clone, Debug)]
+pub(in crate::browse) struct OpenedFs {
+    /// `ext4`, `vfat`, `ntfs`.
+    pub(in crate::browse) name: String,
+    /// What is worth knowing of it.
+    pub(in crate::browse) notes: Vec<String>,
+    /// Its root folder.
+    pub(in crate::browse) root: FsNode,
+}
+
+/// Bytes of the image that hold the open filesystem, and what must be found there again.
+#[derive(Clone, Debug)]
+struct OpenRange {
+    start: u64,
+    size: u64,
+    name: String,
+    root: u64,
+}
+
+/// Starts a parser.
+pub(in crate::browse) type SessionStart = Box<dyn Fn() -> Result<ParserSession> + Send + Sync>;
+
+/// A parser, and the ones after it.
+pub(in crate::browse) struct LastingSession {
+    start: SessionStart,
+    session: ParserSession,
+    /// None: the first parser is the only one.
+    limit: Option<RestartLimit>,
+    budget: RestartBudget,
+    opened: Option<OpenRange>,
+    /// Whether the present parser has it open.
+    is_open: bool,
+    refused: LruCache<Vec<u8>, ()>,
+    /// Why no request is sent any more.
+    failed: Option<Error>,
+}
+
+impl LastingSession {
+    /// Starts the first parser.
+    ///
+    /// # Errors
+    /// Why it does not start.
+    pub(in crate::browse) fn start(start: SessionStart) -> Result<Self> {
+        Ok(Self {
+            session: start()?,
+            start,
+            limit: None,
+            budget: RestartBudget::default(),
+            opened: None,
+            is_open: false,
+            refused: LruCache::new(REFUSED),
+            failed: None,
+        })
+    }
+
+    /// Starts further parsers from now on, up to a limit.
+    pub(in crate::browse) fn restart_within(&mut self, limit: RestartLimit) {
+        self.limit = Some(limit);
+    }
+
+    /// Whether the present parser answers further requests.
+    pub(in crate::browse) fn is_alive(&self) -> bool {
+        self.session.is_alive()
+    }
+
+    /// Asks about the image as a whole: never repeated.
+    ///
+    /// # Errors
+    /// As for [`ParserSession::ask`].
+    pub(in crate::browse) async fn ask_image<T>(
+        &mut self,
+        request: FrameWriter,
+        read: impl FnOnce(&mut FrameReader<'_>) -> std::result::Result<T, BrokenFrame>,
+    ) -> Result<T> {
+        self.session.ask(request, read).await
+    }
+
+    /// Opens the filesystem in a range of the image.
+    ///
+    /// # Errors
+    /// As for [`ParserSession::ask`].
+    pub(in crate::browse) async fn open(&mut self, start: u64, size: u64) -> Result<OpenedFs> {
+        let opened = self.open_now(start, size).await?;
+        self.opened = Some(OpenRange {
+            start,
+            size,
+            name: opened.name.clone(),
+            root: opened.root.id,
+        });
+        self.is_open = true;
+        Ok(opened)
+    }
+
+    async fn open_now(&mut self, start: u64, size: u64) -> Result<OpenedFs> {
+        let mut request = FrameWriter::new(to_parser::OPEN);
+        // A parser after the first one was not asked for the layout.
+        request.u64(self.session.image.size());
+        request.u64(start);
+        request.u64(size);
+        let opened = self.session.ask(request, |reader| {
+            let name = reader.text()?;
+            let count = reader.u32()?.min(MOST_NOTES);
+            let notes = (0..count)
+                .map(|_| reader.text())
+                .collect::<std::result::Result<_, _>>()?;
+            let root = reader.node()?;
+            Ok(OpenedFs { name, notes, root })
+        });
+        opened.await
+    }
+
+    /// Asks about a file of the open filesystem. A parser that has ended is started again first.
+    ///
+    /// # Errors
+    /// As for [`ParserSession::ask`]; `Corrupt` when the request has ended a parser before, or too many parsers have ended.
+    pub(in crate::browse) async fn ask<T>(
+        &mut self,
+        request: FsRequest,
+        read: impl FnOnce(&mut FrameReader<'_>) -> std::result::Result<T, BrokenFrame>,
+    ) -> Result<T> {
+        let Some(limit) = self.limit else {
+            return self.session.ask(request.frame, read).await;
+        };
+        let subject = request.subject();
+        if self.refused.get(&subject).is_some() {
+            let what = "cannot read the filesystem: the parser ended at this request before, so it is not sent again";
+            return Err(Error::new(Kind::Corrupt, what));
+        }
+        self.revive(limit).await?;
+        let answer = self.session.ask(request.frame, read).await;
+        if !self.session.is_alive() {
+            self.refused.put(subject, ());
+        }
+        answer
+    }
+
+    /// Makes sure that a parser runs and has the filesystem open. An image that cannot be read costs no restart: the parser that waits
+    /// opens the filesystem at the next request.
+    async fn revive(&mut self, limit: RestartLimit) -> Result<()> {
+        if let Some(failed) = &self.failed {
+            return Err(failed.clone());
+        }
+        let Some(range) = self.opened.clone() else {
+            return Ok(());
+        };
+        if !self.session.is_running() {
+            if !self.budget.take(limit, Instant::now()) {
+                return Err(self.give_up(limit));
+            }
+            self.session = (self.start)()?;
+            self.is_open = false;
+            info!(
+                "the parser of the filesystem ended and was started again ({} of {} times in {} s)",
+                self.budget.0.len(),
+                limit.count,
+                limit.within.as_secs()
+            );
+        }
+        if !self.is_open {
+            let found = self.open_now(range.start, range.size).await?;
+            if found.name != range.name || found.root.id != range.root {
+                let what = "cannot read the filesystem: it is another one than before";
+                return Err(Error::new(Kind::Corrupt, what));
+            }
+            self.is_open = true;
+        }
+        Ok(())
+    }
+
+    /// No parser is started any more.
+    fn give_up(&mut self, limit: RestartLimit) -> Error {
+        let what = format!(
+            "cannot read the filesystem any more: its parser ended {} times within {} s",
+            limit.count + 1,
+            limit.within.as_secs()
+        );
+        let remedy =
+            "unmount it and mount it again; for a disk that you trust: ebsfs attach, as root";
+        let error = Error::new(Kind::Corrupt, what).with_remedy(Remedy::Do(remedy.into()));
+        self.failed = Some(error.clone());
+        error
+    }
+}
+
+#[cfg(test)]
+mod tests;

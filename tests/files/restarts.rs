@@ -1,0 +1,121 @@
+//! A mount whose parser ends: the request in flight fails, and nothing else does, until it ends too often.
+
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use super::*;
+
+/// The number of the parser that a mount has.
+fn parser_of(mount: &Mount) -> u32 {
+    let mut found = None;
+    wait_for("a parser", || {
+        let of = format!(
+            "pgrep -P {} -f 'ebsfs files-parser' || true",
+            mount.process.id()
+        );
+        found = sh(&of).trim().parse().ok();
+        found.is_some()
+    });
+    found.unwrap()
+}
+
+fn signal(process: u32, name: &str) {
+    run(Command::new("kill").args([&format!("-{name}"), &process.to_string()]));
+}
+
+/// Kills a parser, and waits until it has ended.
+fn kill(parser: u32) {
+    signal(parser, "KILL");
+    wait_for("the parser to end", || {
+        let stat = fs::read_to_string(format!("/proc/{parser}/stat"));
+        stat.map_or(true, |stat| stat.contains(") Z "))
+    });
+}
+
+#[test]
+fn a_parser_that_ends_costs_the_request_in_flight_alone() {
+    let images = Images::new();
+    images.sh(
+        "mkdir -p content/folder
+         for name in hostile kept folder/other; do head -c 1000000 /dev/urandom > content/$name; done
+         truncate -s 32M image.raw; mkfs.ext4 -q -d content image.raw",
+    );
+    let point = tempfile::tempdir().unwrap();
+    let at = point.path().to_owned();
+    let mut mount = Mount::start_at(point, images.files(&["mount", "image.raw"]), &[]);
+    let expected = |name: &str| fs::read(images.at("content").join(name)).unwrap();
+    let first = parser_of(&mount);
+    let (kept, hostile) = (open(&at.join("kept")), open(&at.join("hostile")));
+    let number = kept.metadata().unwrap().ino();
+    let mut start = [0; 100];
+    kept.read_exact_at(&mut start, 0).unwrap();
+
+    // The parser hangs at one file, and is ended with its request unanswered.
+    signal(first, "STOP");
+    let reader = std::thread::spawn(move || {
+        let read = hostile.read_at(&mut [0; 100], 0);
+        (hostile, read.unwrap_err().raw_os_error())
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!reader.is_finished());
+    kill(first);
+    let (hostile, error) = reader.join().unwrap();
+    assert_eq!(error, Some(libc::EIO));
+
+    // Open files and known numbers stay valid.
+    let mut end = vec![0; 500_000];
+    kept.read_exact_at(&mut end, 500_000).unwrap();
+    assert_eq!(start, expected("kept")[..100]);
+    assert_eq!(end, expected("kept")[500_000..]);
+    assert_eq!(at.join("kept").metadata().unwrap().ino(), number);
+    assert_eq!(
+        fs::read(at.join("folder/other")).unwrap(),
+        expected("folder/other")
+    );
+    assert_eq!(
+        tree(&at).len(),
+        tree(&images.at("content")).len() + 1,
+        "and lost+found"
+    );
+    let second = parser_of(&mount);
+    assert_ne!(first, second);
+
+    // The request that ended it is not sent again.
+    for _ in 0..2 {
+        let error = hostile.read_at(&mut [0; 100], 0).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    }
+    assert_eq!(parser_of(&mount), second);
+    let log = mount.log();
+    assert!(
+        log.contains("its parser ended (signal: 9 (SIGKILL))"),
+        "{log}"
+    );
+    assert!(
+        log.contains("was started again (1 of 10 times in 60 s)"),
+        "{log}"
+    );
+
+    // One that ended between requests costs none, nine more times.
+    let since = Instant::now();
+    let look = |name: String| at.join(name).metadata().unwrap_err().raw_os_error();
+    for time in 0..9 {
+        kill(parser_of(&mount));
+        assert_eq!(look(format!("no-such-{time}")), Some(libc::ENOENT));
+    }
+    kill(parser_of(&mount));
+    for time in 0..3 {
+        assert_eq!(
+            look(format!("failed-{time}")),
+            Some(libc::EIO),
+            "{:?}",
+            since.elapsed()
+        );
+    }
+    let log = mount.log();
+    let what = "cannot read the filesystem any more: its parser ended 11 times within 60 s";
+    assert!(log.contains(what), "{log}");
+    drop((kept, hostile));
+    mount.signal("TERM");
+    assert_eq!(mount.wait(Duration::from_secs(10)), Some(0));
+}
