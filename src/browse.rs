@@ -45,7 +45,7 @@ pub(crate) use copy::{CopyOptions, CopyReport, copy_out};
 pub(crate) use lines::{body_line, mode_text, quoted, shown_time, utf8_or_hex};
 pub(crate) use parser::{is_called, parser_main};
 pub(crate) use session::{RestartLimit, SessionLimits};
-pub(crate) use view::{FileView, FoundPath};
+pub(crate) use view::{FileView, FoundPath, stream_path};
 pub(crate) use walk::{TreeWalk, WalkItem};
 
 /// Folders within folders, at most. Linux has no limit; a path of 4,096 bytes has 2,048 folders.
@@ -136,6 +136,8 @@ pub(crate) struct FsNode {
     pub(crate) gid: u32,
     /// Names of it.
     pub(crate) links: u32,
+    /// Named streams that it has besides its data; only NTFS has them.
+    pub(crate) streams: u32,
     /// Bytes, at most 2^63 - 1.
     pub(crate) size: u64,
     /// Major and minor number of a device.
@@ -143,6 +145,45 @@ pub(crate) struct FsNode {
     pub(crate) times: NodeTimes,
     /// Where a link points, as it is on the disk.
     pub(crate) target: Vec<u8>,
+}
+
+/// A named stream of a file or folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FsStream {
+    /// Without the colon before it.
+    pub(crate) name: Vec<u8>,
+    /// Bytes, at most 2^63 - 1.
+    pub(crate) size: u64,
+}
+
+/// Bytes that are read: the data of a file, or one of its streams.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FsData {
+    /// The id of the file.
+    pub(crate) file: u64,
+    /// The name of the stream; empty: the data itself.
+    pub(crate) stream: Vec<u8>,
+    pub(crate) size: u64,
+}
+
+impl FsNode {
+    /// The data of the file.
+    pub(crate) fn data(&self) -> FsData {
+        FsData {
+            file: self.id,
+            stream: Vec::new(),
+            size: self.size,
+        }
+    }
+
+    /// One of its streams.
+    pub(crate) fn data_of(&self, stream: &FsStream) -> FsData {
+        FsData {
+            file: self.id,
+            stream: stream.name.clone(),
+            size: stream.size,
+        }
+    }
 }
 
 /// A name in a folder.

@@ -194,6 +194,8 @@ pub enum Remedy {
     NamePartition,
     /// Replace files that are there.
     ReplaceFiles,
+    /// Write each stream of a file as a file of its own.
+    StreamFiles,
     /// Allow a retention to remove all snapshots of a volume.
     RemoveAll,
     /// Run this cycle again: it adopts the snapshots that were made.

@@ -6,6 +6,7 @@ mod fat;
 mod ntfs;
 mod restarts;
 mod sandbox;
+mod streams;
 mod views;
 
 use std::collections::BTreeMap;

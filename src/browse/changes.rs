@@ -200,10 +200,11 @@ impl TreeChanges<'_> {
 
     /// Whether two files of the same size have the same bytes.
     async fn has_same_bytes(&mut self, base: &FsNode, head: &FsNode) -> Result<bool> {
+        let (base, head) = (base.data(), head.data());
         let mut at = 0;
         while at < head.size {
-            let (old, _) = self.base.spans(base, at).await?;
-            let (new, _) = self.head.spans(head, at).await?;
+            let (old, _) = self.base.spans(&base, at).await?;
+            let (new, _) = self.head.spans(&head, at).await?;
             let (mut old, mut new) = (old.into_iter(), new.into_iter());
             let (mut one, mut other) = (old.next(), new.next());
             while let (Some(a), Some(b)) = (one, other) {
@@ -213,8 +214,8 @@ impl TreeChanges<'_> {
                     false => len,
                     true => {
                         let (x, y) = (
-                            self.base.bytes(base.id, &cut(a)).await?,
-                            self.head.bytes(head.id, &cut(b)).await?,
+                            self.base.bytes(&base, &cut(a)).await?,
+                            self.head.bytes(&head, &cut(b)).await?,
                         );
                         let len = x.len().min(y.len());
                         if x.get(..len) != y.get(..len) {
@@ -275,6 +276,7 @@ fn has_same_metadata(base: &FsNode, head: &FsNode) -> bool {
             node.uid,
             node.gid,
             node.links,
+            node.streams,
             times.modified,
             times.changed,
             times.created,

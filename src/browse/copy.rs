@@ -2,8 +2,12 @@
 //!
 //! Each step is below a folder that is open: a name is one component, links are never followed, nothing is opened that the copy did
 //! not make or that is no folder. So neither a hostile filesystem nor another user of this machine can lead it elsewhere.
+//!
+//! [`streams`]: the named streams of NTFS.
 
 mod made;
+mod report;
+mod streams;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -23,60 +27,24 @@ use rustix::process::{Gid, Uid, geteuid};
 
 use super::view::FileView;
 use super::walk::{TreeWalk, WalkItem};
-use super::{FsNode, FsTime, NodeKind, SpanPlace};
+use super::{FsData, FsNode, FsTime, NodeKind, SpanPlace};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::target::Stop;
 use made::{MadeFile, MadeNode, NewName};
+pub(crate) use report::CopyReport;
 
 /// Files with several names that are remembered, at most.
 const MOST_LINKED: usize = 1 << 20;
 /// Bytes of their paths, at most.
 const MOST_LINKED_BYTES: usize = 256 << 20;
-/// Problems that are named; the others are counted.
-const MOST_PROBLEMS: usize = 20;
 
 /// How files are copied.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct CopyOptions {
     /// Replace files that are there; folders are always merged into.
     pub(crate) overwrite: bool,
-}
-
-/// What was copied, and what could not be kept.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct CopyReport {
-    pub(crate) files: u64,
-    pub(crate) folders: u64,
-    /// Links, devices, pipes and sockets.
-    pub(crate) others: u64,
-    /// Bytes of data; holes are not counted.
-    pub(crate) bytes: u64,
-    /// Files whose owner is that of the copy.
-    pub(crate) owners_lost: u64,
-    /// Files without a set-user-id or set-group-id bit that they had.
-    pub(crate) modes_lost: u64,
-    /// Extended attributes that could not be set.
-    pub(crate) xattrs_lost: u64,
-    /// Devices that only root can make.
-    pub(crate) devices_lost: u64,
-    /// Files with more names than are remembered: copied more than once.
-    pub(crate) links_lost: u64,
-    /// Files that could not be read or written.
-    pub(crate) failed: u64,
-    /// Those of them in whose place something is that must not be replaced.
-    pub(crate) occupied: u64,
-    /// The first of them.
-    pub(crate) problems: Vec<String>,
-}
-
-impl CopyReport {
-    fn fail(&mut self, path: &[u8], why: &str) {
-        self.failed += 1;
-        if self.problems.len() < MOST_PROBLEMS {
-            self.problems
-                .push(format!("{}: {why}", super::lines::quoted(path)));
-        }
-    }
+    /// Write named streams as files, and not as attributes.
+    pub(crate) streams: bool,
 }
 
 /// A folder of the copy that is still filled.
@@ -211,9 +179,7 @@ impl TreeCopy<'_> {
                 }
                 Err(error) => {
                     walk.skip();
-                    let is_occupied = matches!(error.remedy(), Some(Remedy::ReplaceFiles));
-                    self.report.occupied += u64::from(is_occupied);
-                    self.report.fail(&item.path, &error.chain());
+                    self.report.fail(&item.path, &error);
                 }
             }
         }
@@ -227,12 +193,12 @@ impl TreeCopy<'_> {
                 break;
             };
             if let Some(node) = open.node
-                && let Err(error) = self.keep(open.folder.as_fd(), &node).await
+                && let Err(error) = self.keep(open.folder.as_fd(), &open.path, &node).await
             {
                 if !self.view.is_alive() {
                     return Err(error);
                 }
-                self.report.fail(&open.path, &error.chain());
+                self.report.fail(&open.path, &error);
             }
         }
         Ok(())
@@ -251,11 +217,12 @@ impl TreeCopy<'_> {
         };
         let name = OsStr::from_bytes(name);
         match node.kind {
-            NodeKind::Folder => self.folder(item, parent, name, node),
-            NodeKind::Regular => self.regular(parent, name, &node, path).await,
-            NodeKind::Link => self.link(parent, name, &node),
-            _ => self.special(parent, name, &node),
+            NodeKind::Folder => self.folder(item, parent, name, &node)?,
+            NodeKind::Regular => self.regular(item, parent, name, &node, path).await?,
+            NodeKind::Link => self.link(parent, name, &node)?,
+            _ => self.special(parent, name, &node)?,
         }
+        self.streams_beside(item, parent, name, &node).await
     }
 
     fn folder(
@@ -263,7 +230,7 @@ impl TreeCopy<'_> {
         item: &WalkItem,
         parent: &OwnedFd,
         name: &OsStr,
-        node: FsNode,
+        node: &FsNode,
     ) -> Result<()> {
         let made = match name.as_bytes() {
             b"." => Ok(false),
@@ -286,17 +253,22 @@ impl TreeCopy<'_> {
         // A folder that another user has put there stays as it is.
         let is_ours = made && own.is_folder(&folder);
         self.report.owners_lost += u64::from(made && !is_ours);
+        if !is_ours && !self.options.streams {
+            let why = "the folder was there before, and its attributes stay";
+            self.report.lose_streams(&item.path, node.streams, why);
+        }
         self.open.push(OpenCopy {
             depth: item.depth,
             folder,
             path: item.path.clone(),
-            node: is_ours.then_some(node),
+            node: is_ours.then(|| node.clone()),
         });
         Ok(())
     }
 
     async fn regular(
         &mut self,
+        item: &WalkItem,
         parent: &OwnedFd,
         name: &OsStr,
         node: &FsNode,
@@ -314,8 +286,8 @@ impl TreeCopy<'_> {
             return Ok(());
         }
         let file = new.file()?;
-        self.fill(&file, node).await?;
-        self.keep(file.as_fd(), node).await?;
+        self.fill(&file, &node.data()).await?;
+        self.keep(file.as_fd(), &item.path, node).await?;
         new.commit()?;
         self.report.files += 1;
         if node.links > 1 {
@@ -351,17 +323,17 @@ impl TreeCopy<'_> {
         }
     }
 
-    async fn fill(&mut self, file: &File, node: &FsNode) -> Result<()> {
-        let mut next = (node.size > 0).then_some(0);
+    async fn fill(&mut self, file: &File, data: &FsData) -> Result<()> {
+        let mut next = (data.size > 0).then_some(0);
         while let Some(offset) = next {
-            let (spans, after) = self.view.spans(node, offset).await?;
+            let (spans, after) = self.view.spans(data, offset).await?;
             for span in spans {
                 if span.place == SpanPlace::Hole {
                     continue;
                 }
                 let mut rest = span;
                 while rest.len > 0 {
-                    let bytes = self.view.bytes(node.id, &rest).await?;
+                    let bytes = self.view.bytes(data, &rest).await?;
                     file.write_all_at(&bytes, rest.offset)
                         .map_err(|error| failed("cannot write it", error))?;
                     self.report.bytes += bytes.len() as u64;
@@ -371,7 +343,7 @@ impl TreeCopy<'_> {
             next = after;
         }
         // A hole at the end.
-        ftruncate(file, node.size).map_err(|error| failed("cannot set its size", error))
+        ftruncate(file, data.size).map_err(|error| failed("cannot set its size", error))
     }
 
     fn link(&mut self, parent: &OwnedFd, name: &OsStr, node: &FsNode) -> Result<()> {
@@ -440,8 +412,17 @@ impl TreeCopy<'_> {
     }
 
     /// Sets extended attributes, as far as this user and this filesystem allow.
-    async fn keep_xattrs(&mut self, file: BorrowedFd<'_>, id: u64) -> Result<()> {
-        let (found, dropped) = self.view.xattrs(id).await?;
+    async fn keep_xattrs(
+        &mut self,
+        file: BorrowedFd<'_>,
+        path: &[u8],
+        node: &FsNode,
+    ) -> Result<()> {
+        let (found, dropped) = match node.streams {
+            0 => self.view.xattrs(node.id).await?,
+            // Its streams are all the attributes that it has.
+            _ => (Vec::new(), 0),
+        };
         self.report.xattrs_lost += dropped;
         // A list that the destination gives to new files is none of the file's.
         for inherited in ["system.posix_acl_access", "system.posix_acl_default"] {
@@ -453,12 +434,22 @@ impl TreeCopy<'_> {
             let set = fsetxattr(file, OsStr::from_bytes(&name), &value, XattrFlags::empty());
             self.report.xattrs_lost += u64::from(set.is_err());
         }
-        Ok(())
+        match self.options.streams {
+            true => Ok(()),
+            false => self.streams_as_attributes(file, path, node).await,
+        }
     }
 
     /// Sets the owner, the extended attributes, the mode and the times, in this order: a change of the owner takes bits of the mode
     /// and the capabilities of a program, which are an attribute.
-    async fn keep(&mut self, file: BorrowedFd<'_>, node: &FsNode) -> Result<()> {
+    async fn keep(&mut self, file: BorrowedFd<'_>, path: &[u8], node: &FsNode) -> Result<()> {
+        let mode = self.keep_file_owner(file, node);
+        self.keep_xattrs(file, path, node).await?;
+        set_mode_and_times(file, node, mode)
+    }
+
+    /// Sets the owner of a file. Returns the mode that it may have then.
+    fn keep_file_owner(&mut self, file: BorrowedFd<'_>, node: &FsNode) -> u32 {
         let mut mode = node.mode;
         let is_owner_kept = match self.is_root {
             true => {
@@ -480,11 +471,14 @@ impl TreeCopy<'_> {
                 mode &= !0o6000;
             }
         }
-        self.keep_xattrs(file, node.id).await?;
-        fchmod(file, Mode::from_raw_mode(mode))
-            .map_err(|error| failed("cannot set its mode", error))?;
-        futimens(file, &times(node)).map_err(|error| failed("cannot set its times", error))
+        mode
     }
+}
+
+fn set_mode_and_times(file: BorrowedFd<'_>, node: &FsNode, mode: u32) -> Result<()> {
+    fchmod(file, Mode::from_raw_mode(mode))
+        .map_err(|error| failed("cannot set its mode", error))?;
+    futimens(file, &times(node)).map_err(|error| failed("cannot set its times", error))
 }
 
 /// The error of a file that cannot be made.

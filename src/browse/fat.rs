@@ -280,6 +280,7 @@ impl FatReader {
             uid: 0,
             gid: 0,
             links: 1,
+            streams: 0,
             size: if is_folder { 0 } else { le32(raw, 28).into() },
             device: (0, 0),
             times: NodeTimes {
@@ -357,6 +358,7 @@ impl FsReader for FatReader {
             uid: 0,
             gid: 0,
             links: 1,
+            streams: 0,
             size: 0,
             device: (0, 0),
             times: NodeTimes::default(),

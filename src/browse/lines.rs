@@ -139,6 +139,7 @@ mod tests {
             uid: 1000,
             gid: 100,
             links: 1,
+            streams: 0,
             size: 5,
             device: (0, 0),
             times: NodeTimes::default(),

@@ -1,12 +1,12 @@
 //! NTFS, read only, by the crate `ntfs`; what it lacks is here: compressed files, sizes up to which a file was written, links.
 //!
-//! Owners and permissions of NTFS are security descriptors: they are not shown, all belongs to root. Alternate streams are extended
-//! attributes `user.NAME`, as ntfs-3g shows them. Files of the filesystem itself ($MFT, $LogFile) are not listed, and found by name.
+//! Owners and permissions of NTFS are security descriptors: they are not shown, all belongs to root. Named streams are listed and read
+//! whole; those that Linux can hold are extended attributes `user.NAME` too, as ntfs-3g shows them. Files of the filesystem itself ($MFT, $LogFile) are not listed, and found by name.
 
 mod lznt1;
+mod special;
 mod stream;
 
-use ntfs::attribute_value::NtfsAttributeValue;
 use ntfs::structured_values::{NtfsAttributeList, NtfsFileNamespace, NtfsStandardInformation};
 use ntfs::{
     Ntfs, NtfsAttribute, NtfsAttributeType, NtfsError, NtfsFile, NtfsFileFlags, NtfsReadSeek,
@@ -15,11 +15,12 @@ use ntfs::{
 
 use super::fat::utf8_of;
 use super::reader::{
-    DiskWindow, FoundValues, FsFailure, FsPage, FsReader, FsResult, NamedValue, WindowStream,
-    entry_of, le16, le32, le64,
+    DiskWindow, FoundValues, FsFailure, FsPage, FsReader, FsResult, NamedValue, STREAM_PAGE,
+    WindowStream, entry_of, le32, no_stream,
 };
-use super::wire::{TARGET_LIMIT, VALUE_LIMIT};
-use super::{FsEntry, FsNode, FsSpan, FsTime, NodeKind, NodeTimes};
+use super::wire::{FailureKind, TARGET_LIMIT, VALUE_LIMIT};
+use super::{FsEntry, FsNode, FsSpan, FsStream, FsTime, NodeKind, NodeTimes};
+use special::{MOST_INTERIX, interix, target_of};
 use stream::DataStream;
 
 /// The record of the root folder, and the first one that is not the filesystem's own.
@@ -31,18 +32,13 @@ const RECORD: u64 = (1 << 48) - 1;
 const PAGE: usize = 4096;
 /// Attributes of a file that are looked at, at most: a file of 2^32 clusters in as many pieces has them in records of 1 KiB.
 const MOST_ATTRIBUTES: usize = 65_536;
-/// Alternate streams that are shown of a file, at most.
-const MOST_STREAMS: usize = 64;
+/// Streams of a file that are shown as extended attributes, at most.
+const MOST_VALUES: usize = 64;
 /// Bytes of a reparse point, at most: what Windows allows.
 const REPARSE_LIMIT: usize = 16 << 10;
 /// Seconds from 1601 to 1970.
 const EPOCH: i64 = 11_644_473_600;
 
-const SYMBOLIC_LINK: u32 = 0xa000_000c;
-const MOUNT_POINT: u32 = 0xa000_0003;
-const LINUX_LINK: u32 = 0xa000_001d;
-/// Bytes of the largest special file of Interix: a link of 4,096 characters.
-const MOST_INTERIX: usize = 8 + 2 * 4096;
 /// The attribute that special files of Interix have.
 const IS_SYSTEM: u32 = 0x4;
 /// Data that lies elsewhere: compressed by CompactOS, deduplicated.
@@ -71,14 +67,15 @@ pub(super) struct NtfsReader {
     window: DiskWindow,
     stream: WindowStream,
     is_dirty: bool,
-    /// The data of the file that was asked for last.
-    last: Option<(u64, DataStream)>,
+    /// The data, or the named stream, of the file that was asked for last.
+    last: Option<(u64, Vec<u8>, DataStream)>,
 }
 
 /// What the attributes of a file say.
 #[derive(Default)]
 struct NtfsSummary {
     size: Option<u64>,
+    streams: u32,
     reparse: Option<Vec<u8>>,
     /// The data of a file that can be a special one of Interix.
     interix: Option<Vec<u8>>,
@@ -104,23 +101,37 @@ impl NtfsReader {
         })
     }
 
-    fn data(&mut self, id: u64) -> FsResult<&DataStream> {
-        if self.last.as_ref().is_none_or(|(known, _)| *known != id) {
+    /// The data of a file; its stream of this name, where there is a name.
+    fn data(&mut self, id: u64, name: &[u8]) -> FsResult<&DataStream> {
+        let is_it =
+            |(known, stream, _): &(u64, Vec<u8>, DataStream)| *known == id && stream == name;
+        if !self.last.as_ref().is_some_and(is_it) {
             let (ntfs, stream) = (&self.ntfs, &mut self.stream);
             let file = open_file(ntfs, stream, id)?;
             let mut found = DataStream::default();
+            // A file may have no data; a stream that is asked for must be there.
+            let mut is_there = name.is_empty();
             let window = &self.window;
-            visit(ntfs, stream, &file, &mut |part, stream| {
-                check_place(part, stream)?;
-                match is_data(&part.attribute, &[]) {
-                    true => found.add(ntfs, stream, window, part),
+            let only = (!name.is_empty()).then_some(name);
+            visit(ntfs, stream, &file, only, &mut |part, stream| {
+                if name.is_empty() {
+                    check_place(part, stream)?;
+                }
+                match is_data(&part.attribute, name) {
+                    true => {
+                        is_there = true;
+                        found.add(ntfs, stream, window, part)
+                    }
                     false => Ok(()),
                 }
             })?;
-            self.last = Some((id, found));
+            if !is_there {
+                return Err(no_stream());
+            }
+            self.last = Some((id, name.to_vec(), found));
         }
         match &self.last {
-            Some((_, found)) => Ok(found),
+            Some((.., found)) => Ok(found),
             None => Err(FsFailure::damaged("the file has no data")),
         }
     }
@@ -133,11 +144,13 @@ struct AttributePart<'n, 'f> {
     first_cluster: i64,
 }
 
-/// Visits all attributes of a file: those of its record, and those that its list of attributes names in others.
+/// Visits the attributes of a file: those of its record, and those that its list of attributes names in others. `only`: of the others
+/// the data with this name alone, so that the other records are not read.
 fn visit(
     ntfs: &Ntfs,
     stream: &mut WindowStream,
     file: &NtfsFile<'_>,
+    only: Option<&[u8]>,
     each: &mut dyn FnMut(&AttributePart<'_, '_>, &mut WindowStream) -> FsResult<()>,
 ) -> FsResult<()> {
     let mut list = None;
@@ -171,6 +184,12 @@ fn visit(
         let record = entry.base_file_reference().file_record_number();
         if record == file.file_record_number() {
             continue;
+        }
+        if let Some(name) = only {
+            let units: Vec<u16> = entry.name().u16_iter().collect();
+            if entry.ty().ok() != Some(NtfsAttributeType::Data) || utf8_of(&units) != name {
+                continue;
+            }
         }
         let other = entry.to_file(ntfs, stream)?;
         let part = AttributePart {
@@ -210,12 +229,30 @@ fn check_place(part: &AttributePart<'_, '_>, stream: &mut WindowStream) -> FsRes
     Err(FsFailure::unsupported(what))
 }
 
-/// Whether an attribute is the data stream of this name.
-fn is_data(attribute: &NtfsAttribute<'_, '_>, name: &[u16]) -> bool {
-    let is_named = attribute
-        .name()
-        .is_ok_and(|found| found.u16_iter().eq(name.iter().copied()));
-    attribute.ty().ok() == Some(NtfsAttributeType::Data) && is_named
+/// The name of an attribute with data: empty for that of the file itself; none: it is another attribute.
+fn data_name(attribute: &NtfsAttribute<'_, '_>) -> Option<Vec<u8>> {
+    if attribute.ty().ok() != Some(NtfsAttributeType::Data) {
+        return None;
+    }
+    let units: Vec<u16> = attribute.name().ok()?.u16_iter().collect();
+    Some(utf8_of(&units))
+}
+
+/// Whether an attribute has the data, or is of the stream of this name.
+fn is_data(attribute: &NtfsAttribute<'_, '_>, name: &[u8]) -> bool {
+    data_name(attribute).is_some_and(|found| found == name)
+}
+
+/// The name of the stream that begins with this attribute.
+///
+/// # Errors
+/// When the name is damaged: the stream must not be lost without a trace.
+fn begins_stream(part: &AttributePart<'_, '_>) -> FsResult<Option<Vec<u8>>> {
+    if part.attribute.ty().ok() != Some(NtfsAttributeType::Data) || part.first_cluster != 0 {
+        return Ok(None);
+    }
+    part.attribute.name()?;
+    Ok(data_name(&part.attribute).filter(|name| !name.is_empty()))
 }
 
 /// The first bytes of an attribute.
@@ -261,64 +298,22 @@ fn time_of(time: NtfsTime) -> FsTime {
     }
 }
 
-/// The target of a link in a reparse point, if it is one.
-fn target_of(reparse: &[u8]) -> Option<Vec<u8>> {
-    let tag = le32(reparse, 0);
-    let data = reparse.get(8..)?;
-    if tag == LINUX_LINK {
-        return data.get(4..).map(<[u8]>::to_vec);
-    }
-    let names = match tag {
-        SYMBOLIC_LINK => 12,
-        MOUNT_POINT => 8,
-        _ => return None,
-    };
-    // The name for people, and without one the name that is resolved.
-    let part = |at: usize| {
-        let (offset, len) = (usize::from(le16(data, at)), usize::from(le16(data, at + 2)));
-        let bytes = data.get(names + offset..)?.get(..len)?;
-        let pairs = bytes.chunks_exact(2);
-        let units: Vec<u16> = pairs
-            .map(|pair| le16(pair, 0))
-            .take_while(|unit| *unit != 0)
-            .collect();
-        (!units.is_empty()).then(|| utf8_of(&units))
-    };
-    part(4).or_else(|| part(0))
-}
-
-/// A special file of Interix, as ntfs-3g makes and reads them: a link, or a device.
-fn interix(data: &[u8]) -> Option<(NodeKind, Vec<u8>, (u32, u32))> {
-    let (mark, rest) = data.split_first_chunk::<8>()?;
-    let device = || {
-        let number = |at: usize| u32::try_from(le64(rest, at)).ok();
-        Some((number(0)?, number(8)?)).filter(|_| rest.len() == 16)
-    };
-    match mark {
-        b"IntxLNK\x01" => {
-            let units: Vec<u16> = rest.chunks_exact(2).map(|pair| le16(pair, 0)).collect();
-            Some((NodeKind::Link, utf8_of(&units), (0, 0)))
-        }
-        b"IntxCHR\0" => Some((NodeKind::CharDevice, Vec::new(), device()?)),
-        b"IntxBLK\0" => Some((NodeKind::BlockDevice, Vec::new(), device()?)),
-        _ => None,
-    }
-}
-
 /// The metadata of a file.
 fn node_of(ntfs: &Ntfs, stream: &mut WindowStream, id: u64) -> FsResult<FsNode> {
     let file = open_file(ntfs, stream, id)?;
     let info: NtfsStandardInformation = file.info()?;
     let attributes = info.file_attributes().bits();
     let mut summary = NtfsSummary::default();
-    visit(ntfs, stream, &file, &mut |part, stream| {
-        if is_data(&part.attribute, &[]) && summary.size.is_none() {
+    visit(ntfs, stream, &file, None, &mut |part, stream| {
+        if is_data(&part.attribute, b"") && summary.size.is_none() {
             let size = part.attribute.value_length();
             summary.size = Some(size);
             if attributes & IS_SYSTEM != 0 && (9..=MOST_INTERIX as u64).contains(&size) {
                 summary.interix = Some(value_of(&part.attribute, stream, MOST_INTERIX)?);
             }
         }
+        // One whose name is damaged is counted too: the list of streams is an error then.
+        summary.streams += u32::from(!matches!(begins_stream(part), Ok(None)));
         if part.attribute.ty().ok() == Some(NtfsAttributeType::ReparsePoint) {
             summary.reparse = Some(value_of(&part.attribute, stream, REPARSE_LIMIT)?);
         }
@@ -360,6 +355,7 @@ fn node_of(ntfs: &Ntfs, stream: &mut WindowStream, id: u64) -> FsResult<FsNode> 
         gid: 0,
         // A short name of DOS is counted there too, and is no name here: without it one is left.
         links: 1.max(file.hard_link_count().into()),
+        streams: summary.streams,
         size: match kind {
             NodeKind::Link => target.len() as u64,
             NodeKind::Regular => summary.size.unwrap_or(0).min(i64::MAX.unsigned_abs()),
@@ -456,85 +452,68 @@ impl FsReader for NtfsReader {
 
     fn spans(&mut self, file: u64, offset: u64) -> FsResult<FsPage<FsSpan>> {
         let window = self.window.clone();
-        self.data(file)?.spans(&window, offset)
+        self.data(file, b"")?.spans(&window, offset)
     }
 
     fn content(&mut self, file: u64, offset: u64, len: usize) -> FsResult<Vec<u8>> {
         let window = self.window.clone();
-        self.data(file)?.content(&window, offset, len)
+        self.data(file, b"")?.content(&window, offset, len)
+    }
+
+    fn streams(&mut self, file: u64, cursor: u64) -> FsResult<FsPage<FsStream>> {
+        let (ntfs, stream) = (&self.ntfs, &mut self.stream);
+        let file = open_file(ntfs, stream, file)?;
+        let (mut found, mut number): (Vec<FsStream>, u64) = (Vec::new(), 0);
+        visit(ntfs, stream, &file, None, &mut |part, _| {
+            let Some(name) = begins_stream(part)? else {
+                return Ok(());
+            };
+            number += 1;
+            if number > cursor && found.len() < STREAM_PAGE {
+                let size = part.attribute.value_length();
+                let size = size.min(i64::MAX.unsigned_abs());
+                found.push(FsStream { name, size });
+            }
+            Ok(())
+        })?;
+        let next = cursor + found.len() as u64;
+        Ok((found, (number > next).then_some(next)))
+    }
+
+    fn stream_spans(&mut self, file: u64, name: &[u8], at: u64) -> FsResult<FsPage<FsSpan>> {
+        let window = self.window.clone();
+        self.data(file, name)?.spans(&window, at)
+    }
+
+    fn stream_content(
+        &mut self,
+        file: u64,
+        name: &[u8],
+        offset: u64,
+        len: usize,
+    ) -> FsResult<Vec<u8>> {
+        let window = self.window.clone();
+        self.data(file, name)?.content(&window, offset, len)
     }
 
     fn xattrs(&mut self, file: u64) -> FsResult<FoundValues> {
-        let (ntfs, stream) = (&self.ntfs, &mut self.stream);
-        let file = open_file(ntfs, stream, file)?;
-        let (mut found, mut dropped): (Vec<NamedValue>, u64) = (Vec::new(), 0);
-        visit(ntfs, stream, &file, &mut |part, stream| {
-            if part.attribute.ty().ok() != Some(NtfsAttributeType::Data) || part.first_cluster != 0
-            {
-                return Ok(());
-            }
-            let units: Vec<u16> = part.attribute.name()?.u16_iter().collect();
-            let len = part.attribute.value_length();
-            if units.is_empty() {
-                return Ok(());
-            }
-            let name = [b"user.".to_vec(), utf8_of(&units)].concat();
-            let value = part.attribute.value(stream)?;
-            let is_in_pieces = matches!(value, NtfsAttributeValue::AttributeListNonResident(_));
+        let (streams, next) = self.streams(file, 0)?;
+        let more = u64::from(next.is_some());
+        let (mut found, mut dropped): (Vec<NamedValue>, u64) = (Vec::new(), more);
+        for stream in streams {
             // Larger ones are no attributes of Linux.
-            if is_in_pieces || len > VALUE_LIMIT as u64 || found.len() >= MOST_STREAMS {
+            if stream.size > VALUE_LIMIT as u64 || found.len() >= MOST_VALUES {
                 dropped += 1;
-                return Ok(());
+                continue;
             }
-            found.push((name, value_of(&part.attribute, stream, VALUE_LIMIT)?));
-            Ok(())
-        })?;
-        Ok((found, dropped))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_link_has_the_name_for_people() {
-        let text = |text: &str| {
-            text.encode_utf16()
-                .flat_map(u16::to_le_bytes)
-                .collect::<Vec<u8>>()
-        };
-        let (real, shown) = (text(r"\??\C:\x"), text(r"C:\x"));
-        let link = |tag: u32, gap: usize, shown_len: usize| {
-            let mut bytes = tag.to_le_bytes().to_vec();
-            bytes.extend([0; 4]);
-            for value in [0, real.len(), real.len(), shown_len] {
-                bytes.extend(u16::try_from(value).unwrap().to_le_bytes());
+            let window = self.window.clone();
+            let data = self.data(file, &stream.name)?;
+            match data.content(&window, 0, VALUE_LIMIT) {
+                Ok(value) => found.push(([b"user.", &stream.name[..]].concat(), value)),
+                Err(failure) if failure.kind == FailureKind::Unsupported => dropped += 1,
+                Err(failure) => return Err(failure),
             }
-            bytes.extend(vec![0; gap]);
-            bytes.extend(&real);
-            bytes.extend(&shown);
-            bytes
-        };
-        let found = |bytes: &[u8]| target_of(bytes).map(|bytes| String::from_utf8(bytes).unwrap());
-        assert_eq!(
-            found(&link(SYMBOLIC_LINK, 4, shown.len())).unwrap(),
-            r"C:\x"
-        );
-        assert_eq!(found(&link(MOUNT_POINT, 0, shown.len())).unwrap(), r"C:\x");
-        assert_eq!(found(&link(MOUNT_POINT, 0, 0)).unwrap(), r"\??\C:\x");
-        assert_eq!(found(&link(ELSEWHERE[0], 0, 0)), None);
-        let whole = link(SYMBOLIC_LINK, 4, shown.len());
-        for len in 0..whole.len() {
-            let _ = target_of(&whole[..len]);
         }
-        let linux = [
-            &LINUX_LINK.to_le_bytes()[..],
-            &[0; 4],
-            &[2, 0, 0, 0],
-            b"../a",
-        ]
-        .concat();
-        assert_eq!(found(&linux).unwrap(), "../a");
+        Ok((found, dropped))
     }
 }

@@ -177,13 +177,24 @@ fn answer(
             None => frame.u8(0),
         },
         to_parser::SPANS => {
-            let (spans, next) = reader.spans(id, request.u64().map_err(broken)?)?;
+            let at = request.u64().map_err(broken)?;
+            let (spans, next) = match name.is_empty() {
+                true => reader.spans(id, at)?,
+                false => reader.stream_spans(id, name, at)?,
+            };
             put_page(&mut frame, &spans, next, FrameWriter::span);
         }
         to_parser::CONTENT => {
             let offset = request.u64().map_err(broken)?;
             let len = request.u32().map_err(broken)?.min(IMAGE_LIMIT) as usize;
-            frame.bytes(&reader.content(id, offset, len)?);
+            frame.bytes(&match name.is_empty() {
+                true => reader.content(id, offset, len)?,
+                false => reader.stream_content(id, name, offset, len)?,
+            });
+        }
+        to_parser::STREAMS => {
+            let (streams, next) = reader.streams(id, request.u64().map_err(broken)?)?;
+            put_page(&mut frame, &streams, next, FrameWriter::stream);
         }
         to_parser::XATTRS => {
             let (values, dropped) = reader.xattrs(id)?;

@@ -6,12 +6,14 @@ use std::rc::Rc;
 
 use super::remote::RemoteImage;
 use super::wire::{FailureKind, NAME_LIMIT, is_name};
-use super::{FsEntry, FsNode, FsSpan};
+use super::{FsEntry, FsNode, FsSpan, FsStream};
 
 /// Entries of a page of a folder, about.
 pub(super) const PAGE: usize = 1024;
 /// Spans of a page, at most.
 pub(super) const SPAN_PAGE: usize = 1024;
+/// Streams of a page, at most.
+pub(super) const STREAM_PAGE: usize = 256;
 
 /// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +84,11 @@ pub(super) fn entry_of(name: &[u8], node: impl FnOnce() -> FsResult<FsNode>) -> 
     }
 }
 
+/// The failure of a request for a stream that a file does not have.
+pub(super) fn no_stream() -> FsFailure {
+    FsFailure::new(FailureKind::NotFound, "the file has no such stream")
+}
+
 /// A filesystem that is read. The disk can hold anything: each method ends, and none of them recurses by what the disk says.
 pub(super) trait FsReader {
     /// `ext4`, `vfat`, `ntfs`.
@@ -116,6 +123,27 @@ pub(super) trait FsReader {
 
     /// Bytes of a file that [`super::SpanPlace::Parser`] names: `len` of them, fewer at the end.
     fn content(&mut self, file: u64, offset: u64, len: usize) -> FsResult<Vec<u8>>;
+
+    /// Named streams of a file, from the one of this number on (0 at first).
+    fn streams(&mut self, _file: u64, _cursor: u64) -> FsResult<FsPage<FsStream>> {
+        Ok((Vec::new(), None))
+    }
+
+    /// As [`FsReader::spans`], of a named stream.
+    fn stream_spans(&mut self, _file: u64, _name: &[u8], _at: u64) -> FsResult<FsPage<FsSpan>> {
+        Err(no_stream())
+    }
+
+    /// As [`FsReader::content`], of a named stream.
+    fn stream_content(
+        &mut self,
+        _file: u64,
+        _name: &[u8],
+        _offset: u64,
+        _len: usize,
+    ) -> FsResult<Vec<u8>> {
+        Err(no_stream())
+    }
 
     /// Extended attributes.
     fn xattrs(&mut self, file: u64) -> FsResult<FoundValues>;

@@ -1,6 +1,7 @@
 //! [`FileView`]: the partitions of an image, and the files of one of them.
 
 mod partitions;
+mod paths;
 
 use std::sync::Arc;
 
@@ -13,17 +14,20 @@ use super::session::{
     FsRequest, LastingSession, ParserSession, RestartLimit, SessionLimits, SessionStart,
 };
 use super::wire::{FrameReader, FrameWriter, NAME_LIMIT, VALUE_LIMIT, is_name, to_parser};
-use super::{FsEntry, FsNode, FsSpan, MOST_DEPTH, NodeKind, SpanPlace};
+use super::{FsData, FsEntry, FsNode, FsSpan, FsStream, NodeKind, SpanPlace};
 use crate::block::{Block, ZEROES};
 use crate::error::{Error, Kind, Result};
 use crate::source::BlockSource;
 pub(crate) use partitions::ViewPartition;
 use partitions::choose;
+pub(crate) use paths::{FoundPath, stream_path};
 
 /// Partitions and notes of an image, at most.
 const MOST_PARTITIONS: u32 = 256;
 /// Items of a page, at most: a frame holds no more.
 const MOST_ITEMS: u32 = 1 << 17;
+/// Streams of a file, at most: its attributes are described in at most 256 KiB.
+const MOST_STREAMS: usize = 1 << 16;
 /// Bytes of a file that are read at once: 16 blocks in flight.
 pub(super) const PIECE: u64 = 8 << 20;
 
@@ -76,14 +80,6 @@ pub(crate) struct ViewLayout {
     /// What is wrong with the table, or worth knowing.
     pub(crate) notes: Vec<String>,
     pub(crate) partitions: Vec<ViewPartition>,
-}
-
-/// A path that was looked up.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct FoundPath {
-    /// The path from the root, `/` alone for the root.
-    pub(crate) path: Vec<u8>,
-    pub(crate) node: FsNode,
 }
 
 /// The files of a partition.
@@ -273,70 +269,20 @@ impl FileView {
         found.await
     }
 
-    /// Looks up a path from the root. `.` is the folder, `..` the one above; links are not followed.
-    ///
-    /// # Errors
-    /// `NotFound`; `Invalid` for a path through something that is no folder; as for [`FileView::list`].
-    pub(crate) async fn lookup(&mut self, path: &[u8]) -> Result<FoundPath> {
-        let mut found = vec![(Vec::new(), self.root()?)];
-        for name in path.split(|byte| *byte == b'/') {
-            match name {
-                b"" | b"." => continue,
-                b".." => {
-                    found.truncate((found.len() - 1).max(1));
-                    continue;
-                }
-                _ => {}
-            }
-            let Some((above, folder)) = found.last() else {
-                break;
-            };
-            let shown = quoted(path);
-            if folder.kind == NodeKind::Link {
-                let target = quoted(&folder.target);
-                let what = format!(
-                    "cannot open {shown}: {} is a link to {target}, and links are not followed",
-                    quoted(above)
-                );
-                return Err(Error::new(Kind::Invalid, what));
-            }
-            if folder.kind != NodeKind::Folder {
-                let what = format!("cannot open {shown}: {} is no folder", quoted(above));
-                return Err(Error::new(Kind::Invalid, what));
-            }
-            if found.len() > MOST_DEPTH || name.len() > NAME_LIMIT {
-                let what = format!("cannot open {shown}: the path is too long");
-                return Err(Error::new(Kind::Invalid, what));
-            }
-            let (id, inner) = (folder.id, [above, &b"/"[..], name].concat());
-            let node = self.find(id, name).await?.ok_or_else(|| {
-                Error::new(
-                    Kind::NotFound,
-                    format!("cannot open {shown}: there is no such file"),
-                )
-            })?;
-            found.push((inner, node));
-        }
-        let last = found.pop();
-        let (path, node) = last.ok_or_else(|| Error::new(Kind::Invalid, "no path"))?;
-        let path = if path.is_empty() { b"/".to_vec() } else { path };
-        Ok(FoundPath { path, node })
-    }
-
     /// Where the bytes of a file are, from `offset` on: they follow each other without a gap; and where the next page begins.
     ///
     /// # Errors
     /// As for [`FileView::list`].
     pub(crate) async fn spans(
         &mut self,
-        file: &FsNode,
+        data: &FsData,
         offset: u64,
     ) -> Result<(Vec<FsSpan>, Option<u64>)> {
-        let (size, image) = (file.size, self.image.size());
+        let (size, image) = (data.size, self.image.size());
         if offset >= size {
             return Ok((Vec::new(), None));
         }
-        let request = FsRequest::new(to_parser::SPANS, file.id, b"").at(offset);
+        let request = FsRequest::new(to_parser::SPANS, data.file, &data.stream).at(offset);
         let found = self.session.ask(request, |reader| {
             let (spans, next) = page(reader, FrameReader::span)?;
             let end = check_spans(&spans, offset, size, image)?;
@@ -353,7 +299,7 @@ impl FileView {
     ///
     /// # Errors
     /// Why they cannot be read.
-    pub(crate) async fn bytes(&mut self, file: u64, span: &FsSpan) -> Result<Bytes> {
+    pub(crate) async fn bytes(&mut self, data: &FsData, span: &FsSpan) -> Result<Bytes> {
         let len = usize::try_from(span.len.min(PIECE)).unwrap_or(0);
         match span.place {
             SpanPlace::Image(at) => self.image.read(at, len).await,
@@ -361,7 +307,7 @@ impl FileView {
             SpanPlace::Parser => {
                 let len = u32::try_from(len).unwrap_or(u32::MAX);
                 let len = len.min(super::wire::IMAGE_LIMIT);
-                let request = FsRequest::new(to_parser::CONTENT, file, b"");
+                let request = FsRequest::new(to_parser::CONTENT, data.file, &data.stream);
                 let request = request.at(span.offset).up_to(len);
                 let content = self.session.ask(request, |reader| {
                     let bytes = reader.bytes(len as usize)?;
@@ -379,12 +325,12 @@ impl FileView {
     ///
     /// # Errors
     /// Why they cannot be read.
-    pub(crate) async fn read(&mut self, file: &FsNode, offset: u64, len: usize) -> Result<Bytes> {
-        let end = offset.saturating_add(len as u64).min(file.size);
+    pub(crate) async fn read(&mut self, data: &FsData, offset: u64, len: usize) -> Result<Bytes> {
+        let end = offset.saturating_add(len as u64).min(data.size);
         let mut bytes = BytesMut::new();
         let mut at = offset;
         while at < end {
-            let (spans, _) = self.spans(file, at).await?;
+            let (spans, _) = self.spans(data, at).await?;
             for span in spans {
                 let mut rest = span;
                 while rest.len > 0 && at < end {
@@ -392,7 +338,7 @@ impl FileView {
                         len: rest.len.min(end - at),
                         ..rest
                     };
-                    let piece = self.bytes(file.id, &part).await?;
+                    let piece = self.bytes(data, &part).await?;
                     bytes.extend_from_slice(&piece);
                     at += piece.len() as u64;
                     rest = rest.behind(piece.len() as u64);
@@ -400,6 +346,33 @@ impl FileView {
             }
         }
         Ok(bytes.freeze())
+    }
+
+    /// The named streams of a file.
+    ///
+    /// # Errors
+    /// As for [`FileView::list`].
+    pub(crate) async fn streams(&mut self, file: &FsNode) -> Result<Vec<FsStream>> {
+        let mut all = Vec::new();
+        let mut cursor = (file.streams > 0).then_some(0);
+        while let Some(at) = cursor {
+            let request = FsRequest::new(to_parser::STREAMS, file.id, b"").at(at);
+            let found = self.session.ask(request, |reader| {
+                let (found, next) = page(reader, FrameReader::stream)?;
+                match next.is_some_and(|next| next <= at) {
+                    true => Err(broken("the streams of a file do not end")),
+                    false => Ok((found, next)),
+                }
+            });
+            let (found, next) = found.await?;
+            all.extend(found);
+            if all.len() > MOST_STREAMS {
+                let what = "a file has too many streams";
+                return Err(Error::new(Kind::Corrupt, what));
+            }
+            cursor = next;
+        }
+        Ok(all)
     }
 
     /// Extended attributes: names and values, and how many more the file has that Linux could not hold.

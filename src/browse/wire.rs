@@ -2,7 +2,7 @@
 //!
 //! The reader of a frame believes nothing: each length is compared with a limit and with the bytes that are there.
 
-use super::{FsEntry, FsNode, FsSpan, FsTime, NodeKind, NodeTimes, SpanPlace};
+use super::{FsEntry, FsNode, FsSpan, FsStream, FsTime, NodeKind, NodeTimes, SpanPlace};
 
 /// Bytes of a frame, at most: a page of a folder whose links are all as long as they can be.
 pub(super) const FRAME_LIMIT: usize = 32 << 20;
@@ -43,12 +43,14 @@ pub(super) mod to_parser {
     pub(in crate::browse) const LIST: u8 = 12;
     /// A name in a folder.
     pub(in crate::browse) const FIND: u8 = 13;
-    /// Where bytes of a file are.
+    /// Where bytes of a file, or of a stream of it, are.
     pub(in crate::browse) const SPANS: u8 = 14;
-    /// Bytes of a file.
+    /// Bytes of a file, or of a stream of it.
     pub(in crate::browse) const CONTENT: u8 = 15;
     /// Extended attributes.
     pub(in crate::browse) const XATTRS: u8 = 16;
+    /// A page of the names and sizes of a file's streams.
+    pub(in crate::browse) const STREAMS: u8 = 17;
 }
 
 /// Why a request failed, as the parser sees it.
@@ -145,7 +147,7 @@ impl FrameWriter {
     pub(super) fn node(&mut self, node: &FsNode) {
         self.u64(node.id);
         self.u8(node.kind.code());
-        for value in [node.mode, node.uid, node.gid, node.links] {
+        for value in [node.mode, node.uid, node.gid, node.links, node.streams] {
             self.u32(value);
         }
         self.u64(node.size);
@@ -170,6 +172,11 @@ impl FrameWriter {
                 self.text(problem);
             }
         }
+    }
+
+    pub(super) fn stream(&mut self, stream: &FsStream) {
+        self.bytes(&stream.name);
+        self.u64(stream.size);
     }
 
     pub(super) fn span(&mut self, span: &FsSpan) {
@@ -283,7 +290,8 @@ impl<'a> FrameReader<'a> {
     pub(super) fn node(&mut self) -> Taken<FsNode> {
         let id = self.u64()?;
         let kind = NodeKind::of(self.u8()?).ok_or(BrokenFrame("a file has no known type"))?;
-        let (mode, uid, gid, links) = (self.u32()?, self.u32()?, self.u32()?, self.u32()?);
+        let (mode, uid, gid) = (self.u32()?, self.u32()?, self.u32()?);
+        let (links, streams) = (self.u32()?, self.u32()?);
         let size = self.u64()?;
         let device = (self.u32()?, self.u32()?);
         let times = NodeTimes {
@@ -306,6 +314,7 @@ impl<'a> FrameReader<'a> {
             uid,
             gid,
             links,
+            streams,
             size,
             device,
             times,
@@ -323,6 +332,19 @@ impl<'a> FrameReader<'a> {
             _ => Ok(self.node()?),
         };
         Ok(FsEntry { name, node })
+    }
+
+    pub(super) fn stream(&mut self) -> Taken<FsStream> {
+        let name = self.bytes(NAME_LIMIT)?.to_vec();
+        let size = self.u64()?;
+        // The name may have a slash: it is shown, and refused where a file would get it.
+        if name.is_empty() || name.contains(&0) {
+            return Err(BrokenFrame("a stream has a name that no stream can have"));
+        }
+        if size > i64::MAX.unsigned_abs() {
+            return Err(BrokenFrame("a stream is larger than any file can be"));
+        }
+        Ok(FsStream { name, size })
     }
 
     pub(super) fn span(&mut self) -> Taken<FsSpan> {
@@ -359,6 +381,7 @@ mod tests {
             uid: 1,
             gid: 2,
             links: 3,
+            streams: 2,
             size: 9,
             device: (8, 1),
             times: NodeTimes {
@@ -391,10 +414,15 @@ mod tests {
             len: 2,
             place: SpanPlace::Image(3),
         };
+        let stream = FsStream {
+            name: b"a/b".to_vec(),
+            size: 1 << 40,
+        };
         let mut frame = FrameWriter::new(from_parser::ANSWER);
         frame.entry(&entry);
         frame.entry(&broken);
         frame.span(&span);
+        frame.stream(&stream);
         let bytes = frame.finish();
         let (head, body) = bytes.split_at(4);
         assert_eq!(head, u32::try_from(body.len()).unwrap().to_le_bytes());
@@ -403,6 +431,7 @@ mod tests {
         assert_eq!(reader.entry(), Ok(entry));
         assert_eq!(reader.entry(), Ok(broken));
         assert_eq!(reader.span(), Ok(span));
+        assert_eq!(reader.stream(), Ok(stream));
         assert_eq!(reader.end(), Ok(()));
     }
 
@@ -443,6 +472,9 @@ mod tests {
             }
             let _ = FrameReader::new(&bytes).entry();
             let _ = FrameReader::new(&bytes).span();
+            if let Ok(stream) = FrameReader::new(&bytes).stream() {
+                assert!(stream.size <= i64::MAX.unsigned_abs() && !stream.name.contains(&0));
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ mod changes;
 mod list;
 mod mount;
 mod out;
+mod stat;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,7 +45,7 @@ pub(super) struct FilesArgs {
 enum FilesCommand {
     Ls(Box<list::LsFilesArgs>),
     Tree(Box<list::TreeArgs>),
-    Stat(Box<list::StatArgs>),
+    Stat(Box<stat::StatArgs>),
     Cat(Box<CatArgs>),
     Cp(Box<CpArgs>),
     Find(Box<list::FindArgs>),
@@ -146,12 +147,12 @@ async fn lookup(view: &mut FileView, path: &std::ffi::OsStr, stop: &Stop) -> Res
     stop.unless(view.lookup(path_bytes(path))).await
 }
 
-/// Print the bytes of a file
+/// Print the bytes of a file, or of a named stream of it
 #[derive(Args, Debug)]
 pub(super) struct CatArgs {
     /// Snapshot id, volume id, tag:KEY=VALUE, snapshot of a repository, raw image or block device
     source: String,
-    /// Path in the filesystem, for example /etc/fstab
+    /// Path in the filesystem, for example /etc/fstab; FILE:STREAM for a named stream of NTFS
     path: std::ffi::OsString,
     #[command(flatten)]
     view: ViewArgs,
@@ -160,7 +161,9 @@ pub(super) struct CatArgs {
 impl CatArgs {
     fn run(self) -> Result<()> {
         let done = self.view.run(&self.source, async |view, stop| {
-            let found = lookup(view, &self.path, stop).await?;
+            let found = stop
+                .unless(view.lookup_data(path_bytes(&self.path)))
+                .await?;
             out::cat(view, &found, stop).await
         });
         done.map_err(only_read)
@@ -172,6 +175,8 @@ impl CatArgs {
 #[command(
     long_about = "Copy a file, or a folder with all that is in it, to this machine, with modes, times, links, holes and extended \
     attributes; as root with owners and devices too. What could not be kept is counted.\n\n\
+    Named streams of NTFS become extended attributes user.NAME, or with --streams files NAME:STREAM. A stream that is too large for an \
+    attribute is named, and the exit code is 1.\n\n\
     Nothing is written outside of the destination, whatever the names and links of the filesystem are, and nothing is replaced without \
     --overwrite."
 )]
@@ -185,6 +190,9 @@ pub(super) struct CpArgs {
     /// Replace files that are there; folders are merged in any case
     #[arg(long)]
     overwrite: bool,
+    /// Write each named stream of NTFS as a file NAME:STREAM beside its file, whatever its size
+    #[arg(long)]
+    streams: bool,
     #[command(flatten)]
     view: ViewArgs,
 }
@@ -195,6 +203,7 @@ impl CpArgs {
             let found = lookup(view, &self.path, stop).await?;
             let options = CopyOptions {
                 overwrite: self.overwrite,
+                streams: self.streams,
             };
             let (path, node) = (found.path, found.node);
             Ok(copy_out(view, &path, node, &self.destination, options, stop).await)
@@ -231,7 +240,11 @@ fn show_copy(report: &CopyReport) -> Result<()> {
         ..
     } = report;
     let bytes = ByteSize::b(*bytes);
-    info!("copied {files} files, {folders} folders, {others} links and others: {bytes}");
+    let streams = match report.streams {
+        0 => String::new(),
+        count => format!(", {count} streams"),
+    };
+    info!("copied {files} files, {folders} folders, {others} links and others{streams}: {bytes}");
     for (count, what) in [
         (
             report.owners_lost,
@@ -242,6 +255,7 @@ fn show_copy(report: &CopyReport) -> Result<()> {
             "set-user-id and set-group-id bits were not kept",
         ),
         (report.xattrs_lost, "extended attributes were not kept"),
+        (report.streams_lost, "streams of NTFS were not kept"),
         (
             report.devices_lost,
             "devices were not made: only root can make them",
@@ -259,6 +273,11 @@ fn show_copy(report: &CopyReport) -> Result<()> {
         warn!("not copied: {problem}");
     }
     match report.failed {
+        0 if report.streams_lost > 0 => {
+            let count = report.streams_lost;
+            let what = format!("cannot keep {count} streams of the files: see the lines above");
+            Err(Error::new(Kind::Io, what).with_remedy(Remedy::StreamFiles))
+        }
         0 => Ok(()),
         count => {
             let what = format!("cannot copy {count} of the files: see the lines above");

@@ -64,6 +64,7 @@ fn option(remedy: &Remedy) -> String {
         }
         Remedy::NamePartition => "--partition PARTITION names one".into(),
         Remedy::ReplaceFiles => "--overwrite replaces files that are there".into(),
+        Remedy::StreamFiles => "--streams writes each one as a file NAME:STREAM".into(),
         Remedy::RemoveAll => "--remove-all removes them".into(),
         Remedy::Unpin(snapshot) => {
             format!("ebsfs repository unpin {} allows it", quoted(snapshot))

@@ -107,6 +107,7 @@ impl ExtInode {
             uid: half(0x2, 0x78),
             gid: half(0x18, 0x7a),
             links: le16(&self.raw, 0x1a).into(),
+            streams: 0,
             size: match kind {
                 NodeKind::Regular | NodeKind::Folder | NodeKind::Link => {
                     self.size.min(i64::MAX.unsigned_abs())

@@ -98,7 +98,7 @@ impl FileChangesArgs {
             return lines.put(&[format!("{letter} ").as_bytes(), &path, end.as_bytes()].concat());
         }
         let mut map = match &change.node {
-            Some(node) => json_of(&change.path, node),
+            Some(node) => json_of(&change.path, node, &[]),
             None => {
                 let mut map = serde_json::Map::new();
                 map.insert("path".into(), utf8_or_hex(&change.path).0.into());

@@ -1,4 +1,4 @@
-//! `ebsfs files ls`, `tree`, `stat`, `find` and `timeline`.
+//! `ebsfs files ls`, `tree`, `find` and `timeline`.
 
 use std::ffi::OsString;
 
@@ -8,8 +8,8 @@ use tracing::warn;
 use super::out::{Lines, json_of, time_text};
 use super::{ViewArgs, lookup, path_bytes};
 use crate::browse::{
-    FileView, FsNode, NodeKind, TreeWalk, WalkItem, body_line, mode_text, quoted, shown_time,
-    utf8_or_hex,
+    FileView, FsNode, FsStream, NodeKind, TreeWalk, WalkItem, body_line, mode_text, quoted,
+    stream_path,
 };
 use crate::cli::signals::only_read;
 use crate::error::{Error, Kind, Result};
@@ -26,7 +26,7 @@ pub(super) struct LsFilesArgs {
     /// Path in the filesystem
     #[arg(default_value = "/")]
     path: OsString,
-    /// Print mode, links, owner, group, size and time of each file
+    /// Print mode, links, owner, group, size and time of each file, and of each named stream of NTFS
     #[arg(short, long)]
     long: bool,
     /// Print one JSON object a line
@@ -47,20 +47,6 @@ pub(super) struct TreeArgs {
     /// Print at most N levels of folders [default: all]
     #[arg(long, value_name = "N")]
     depth: Option<usize>,
-    #[command(flatten)]
-    view: ViewArgs,
-}
-
-/// Print all metadata of a file
-#[derive(Args, Debug)]
-pub(super) struct StatArgs {
-    /// Snapshot id, volume id, tag:KEY=VALUE, snapshot of a repository, raw image or block device
-    source: String,
-    /// Path in the filesystem
-    path: OsString,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
     view: ViewArgs,
 }
@@ -146,23 +132,55 @@ impl Gaps {
     }
 }
 
+/// Lists the streams of a file. Where they are damaged, that is a gap.
+async fn streams_of(
+    view: &mut FileView,
+    path: &[u8],
+    node: &FsNode,
+    gaps: &mut Gaps,
+    stop: &Stop,
+) -> Result<Vec<FsStream>> {
+    match stop.unless(view.streams(node)).await {
+        Err(error) if error.kind() == Kind::Corrupt && view.is_alive() => {
+            gaps.add(path, &error.to_string());
+            Ok(Vec::new())
+        }
+        done => done,
+    }
+}
+
+/// What a walk shows.
+#[derive(Clone, Copy)]
+struct WalkOptions {
+    /// Levels of folders; none: all.
+    depth: Option<usize>,
+    /// Whether streams are listed.
+    streams: bool,
+}
+
 /// Visits all files below a path.
 async fn walk(
     view: &mut FileView,
     path: &OsString,
     stop: &Stop,
-    depth: Option<usize>,
-    mut each: impl FnMut(&WalkItem, &FsNode, &mut Lines) -> Result<()>,
+    options: WalkOptions,
+    mut each: impl FnMut(&WalkItem, &FsNode, &[FsStream], &mut Lines) -> Result<()>,
 ) -> Result<()> {
     let found = lookup(view, path, stop).await?;
     let mut walk = TreeWalk::new(&found.path, found.node);
     let (mut lines, mut gaps) = (Lines::new(), Gaps::default());
     while let Some(item) = stop.unless(walk.next(view)).await? {
-        if depth.is_some_and(|depth| item.depth >= depth) {
+        if options.depth.is_some_and(|depth| item.depth >= depth) {
             walk.skip();
         }
         match &item.node {
-            Ok(node) => each(&item, node, &mut lines)?,
+            Ok(node) => {
+                let streams = match options.streams {
+                    true => streams_of(view, &item.path, node, &mut gaps, stop).await?,
+                    false => Vec::new(),
+                };
+                each(&item, node, &streams, &mut lines)?;
+            }
             Err(problem) => gaps.add(&item.path, problem),
         }
         if lines.is_closed() {
@@ -174,7 +192,7 @@ async fn walk(
 }
 
 /// A name, and the target of a link.
-fn name_of(lines: &Lines, name: &[u8], node: &FsNode) -> Vec<u8> {
+pub(super) fn name_of(lines: &Lines, name: &[u8], node: &FsNode) -> Vec<u8> {
     let name = lines.name(name);
     match node.kind {
         NodeKind::Link => [name, b" -> ".to_vec(), lines.name(&node.target)].concat(),
@@ -182,8 +200,8 @@ fn name_of(lines: &Lines, name: &[u8], node: &FsNode) -> Vec<u8> {
     }
 }
 
-fn json_line(path: &[u8], node: &FsNode) -> Vec<u8> {
-    let mut line = serde_json::Value::Object(json_of(path, node)).to_string();
+fn json_line(path: &[u8], node: &FsNode, streams: &[FsStream]) -> Vec<u8> {
+    let mut line = serde_json::Value::Object(json_of(path, node, streams)).to_string();
     line.push('\n');
     line.into_bytes()
 }
@@ -218,13 +236,30 @@ impl LsFilesArgs {
             files.push((found.path, found.node));
         }
         files.sort_by(|one, other| one.0.cmp(&other.0));
+        let mut listed = Vec::new();
+        for (name, node) in files {
+            let streams = match self.json || self.long {
+                true => streams_of(view, &name, &node, &mut gaps, stop).await?,
+                false => Vec::new(),
+            };
+            if self.json {
+                listed.push((name, node, streams));
+                continue;
+            }
+            // A stream has a line of its own, with its name behind that of the file.
+            let rows = streams.iter().map(|stream| {
+                let mut own = node.clone();
+                (own.size, own.kind) = (stream.size, NodeKind::Regular);
+                (stream_path(&name, stream), own, Vec::new())
+            });
+            let rows: Vec<_> = rows.collect();
+            listed.push((name, node, Vec::new()));
+            listed.extend(rows);
+        }
         let mut lines = Lines::new();
         let width = |value: &dyn Fn(&FsNode) -> String| {
-            files
-                .iter()
-                .map(|(_, node)| value(node).len())
-                .max()
-                .unwrap_or(0)
+            let widths = listed.iter().map(|(_, node, _)| value(node).len());
+            widths.max().unwrap_or(0)
         };
         let (links, uid, gid, size) = (
             width(&|node| node.links.to_string()),
@@ -232,9 +267,9 @@ impl LsFilesArgs {
             width(&|node| node.gid.to_string()),
             width(&size_text),
         );
-        for (name, node) in &files {
+        for (name, node, streams) in &listed {
             if self.json {
-                lines.put(&json_line(name, node))?;
+                lines.put(&json_line(name, node, streams))?;
                 continue;
             }
             if !self.long {
@@ -260,7 +295,7 @@ impl LsFilesArgs {
 }
 
 /// The size of a file, or the numbers of a device.
-fn size_text(node: &FsNode) -> String {
+pub(super) fn size_text(node: &FsNode) -> String {
     match node.kind {
         NodeKind::CharDevice | NodeKind::BlockDevice => {
             format!("{},{}", node.device.0, node.device.1)
@@ -272,7 +307,11 @@ fn size_text(node: &FsNode) -> String {
 impl TreeArgs {
     pub(super) fn run(self) -> Result<()> {
         let done = self.view.run(&self.source, async |view, stop| {
-            walk(view, &self.path, stop, self.depth, |item, node, lines| {
+            let options = WalkOptions {
+                depth: self.depth,
+                streams: false,
+            };
+            walk(view, &self.path, stop, options, |item, node, _, lines| {
                 let name = match item.depth {
                     0 => item.path.clone(),
                     _ => item
@@ -299,25 +338,35 @@ impl TreeArgs {
 impl FindArgs {
     pub(super) fn run(self) -> Result<()> {
         let done = self.view.run(&self.source, async |view, stop| {
-            walk(view, &self.path, stop, None, |item, node, lines| {
-                let name = item
-                    .path
-                    .rsplit(|byte| *byte == b'/')
-                    .next()
-                    .unwrap_or_default();
-                let pattern = self.name.as_ref().map(|pattern| path_bytes(pattern));
-                let is_wanted = pattern.is_none_or(|pattern| matches(pattern, name))
-                    && self.kind.is_none_or(|kind| kind.is_of(node.kind));
-                match (is_wanted, self.json, self.null) {
-                    (false, ..) => Ok(()),
-                    (true, true, _) => lines.put(&json_line(&item.path, node)),
-                    (true, false, true) => lines.put(&[&item.path, &b"\0"[..]].concat()),
-                    (true, false, false) => {
-                        let path = lines.name(&item.path);
-                        lines.put(&[&path, &b"\n"[..]].concat())
+            let options = WalkOptions {
+                depth: None,
+                streams: self.json,
+            };
+            walk(
+                view,
+                &self.path,
+                stop,
+                options,
+                |item, node, streams, lines| {
+                    let name = item
+                        .path
+                        .rsplit(|byte| *byte == b'/')
+                        .next()
+                        .unwrap_or_default();
+                    let pattern = self.name.as_ref().map(|pattern| path_bytes(pattern));
+                    let is_wanted = pattern.is_none_or(|pattern| matches(pattern, name))
+                        && self.kind.is_none_or(|kind| kind.is_of(node.kind));
+                    match (is_wanted, self.json, self.null) {
+                        (false, ..) => Ok(()),
+                        (true, true, _) => lines.put(&json_line(&item.path, node, streams)),
+                        (true, false, true) => lines.put(&[&item.path, &b"\0"[..]].concat()),
+                        (true, false, false) => {
+                            let path = lines.name(&item.path);
+                            lines.put(&[&path, &b"\n"[..]].concat())
+                        }
                     }
-                }
-            })
+                },
+            )
             .await
         });
         done.map_err(only_read)
@@ -327,77 +376,30 @@ impl FindArgs {
 impl TimelineArgs {
     pub(super) fn run(self) -> Result<()> {
         let done = self.view.run(&self.source, async |view, stop| {
-            walk(view, &self.path, stop, None, |item, node, lines| {
-                let line = body_line(&item.path, node);
-                lines.put(&[line.as_bytes(), b"\n"].concat())
-            })
+            let options = WalkOptions {
+                depth: None,
+                streams: true,
+            };
+            walk(
+                view,
+                &self.path,
+                stop,
+                options,
+                |item, node, streams, lines| {
+                    let line = body_line(&item.path, node);
+                    lines.put(&[line.as_bytes(), b"\n"].concat())?;
+                    for stream in streams {
+                        let mut own = node.clone();
+                        (own.size, own.kind) = (stream.size, NodeKind::Regular);
+                        let line = body_line(&stream_path(&item.path, stream), &own);
+                        lines.put(&[line.as_bytes(), b"\n"].concat())?;
+                    }
+                    Ok(())
+                },
+            )
             .await
         });
         done.map_err(only_read)
-    }
-}
-
-impl StatArgs {
-    pub(super) fn run(self) -> Result<()> {
-        let done = self
-            .view
-            .run(&self.source, async |view, stop| self.stat(view, stop).await);
-        done.map_err(only_read)
-    }
-
-    async fn stat(&self, view: &mut FileView, stop: &Stop) -> Result<()> {
-        let found = lookup(view, &self.path, stop).await?;
-        let (xattrs, _) = stop.unless(view.xattrs(found.node.id)).await?;
-        let (path, node) = (&found.path, &found.node);
-        let mut lines = Lines::new();
-        if self.json {
-            let mut map = json_of(path, node);
-            let named = xattrs.iter().map(|(name, value)| {
-                let (name, _) = utf8_or_hex(name);
-                (name, crate::block::hexadecimal(value).into())
-            });
-            map.insert(
-                "xattrs_hex".into(),
-                serde_json::Value::Object(named.collect()),
-            );
-            map.insert("filesystem".into(), view.filesystem().into());
-            let partition = view.partition().map(|partition| partition.name.as_str());
-            map.insert("partition".into(), partition.into());
-            lines.put(format!("{}\n", serde_json::Value::Object(map)).as_bytes())?;
-            return lines.finish();
-        }
-        let name = [
-            b"path      ".to_vec(),
-            name_of(&lines, path, node),
-            b"\n".to_vec(),
-        ]
-        .concat();
-        lines.put(&name)?;
-        let times = &node.times;
-        let mut rows = vec![
-            ("type", node.kind.name().to_owned()),
-            ("mode", format!("{:04o} {}", node.mode, mode_text(node))),
-            ("owner", format!("{}:{}", node.uid, node.gid)),
-            ("size", size_text(node)),
-            ("links", node.links.to_string()),
-            ("inode", node.id.to_string()),
-        ];
-        for (name, time) in [
-            ("modified", times.modified),
-            ("accessed", times.accessed),
-            ("changed", times.changed),
-            ("created", times.created),
-        ] {
-            rows.extend(time.map(|time| (name, shown_time(time, true))));
-        }
-        for (name, value) in rows {
-            lines.put(format!("{name:10}{value}\n").as_bytes())?;
-        }
-        for (name, value) in xattrs {
-            let line = format!("xattr     {} = {}\n", quoted(&name), quoted(&value));
-            lines.put(line.as_bytes())?;
-        }
-        lines.finish()
     }
 }
 

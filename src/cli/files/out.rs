@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 use serde_json::{Map, Value, json};
 
 use crate::browse::{
-    FileView, FoundPath, FsNode, FsTime, NodeKind, quoted, shown_time, utf8_or_hex,
+    FileView, FoundPath, FsNode, FsStream, FsTime, NodeKind, quoted, shown_time, utf8_or_hex,
 };
 use crate::error::{Error, Kind, Result};
 use crate::target::Stop;
@@ -66,8 +66,8 @@ impl Lines {
     }
 }
 
-/// A file as JSON.
-pub(super) fn json_of(path: &[u8], node: &FsNode) -> Map<String, Value> {
+/// A file as JSON, with the streams that are known of it.
+pub(super) fn json_of(path: &[u8], node: &FsNode, streams: &[FsStream]) -> Map<String, Value> {
     let mut map = Map::new();
     let (text, bytes) = utf8_or_hex(path);
     map.insert("path".into(), text.into());
@@ -100,6 +100,20 @@ pub(super) fn json_of(path: &[u8], node: &FsNode) -> Map<String, Value> {
     if matches!(node.kind, NodeKind::CharDevice | NodeKind::BlockDevice) {
         map.insert("device".into(), json!([node.device.0, node.device.1]));
     }
+    if !streams.is_empty() {
+        let streams = streams.iter().map(|stream| {
+            let (name, bytes) = utf8_or_hex(&stream.name);
+            let mut map = Map::from_iter([
+                ("name".to_owned(), name.into()),
+                ("size".to_owned(), stream.size.into()),
+            ]);
+            if let Some(bytes) = bytes {
+                map.insert("name_hex".into(), bytes.into());
+            }
+            Value::Object(map)
+        });
+        map.insert("streams".into(), streams.collect());
+    }
     map
 }
 
@@ -108,10 +122,10 @@ pub(super) fn time_text(time: Option<FsTime>) -> String {
     time.map_or_else(|| "-".to_owned(), |time| shown_time(time, false))
 }
 
-/// Prints the bytes of a file.
+/// Prints the bytes of a file or stream.
 pub(super) async fn cat(view: &mut FileView, found: &FoundPath, stop: &Stop) -> Result<()> {
     let node = &found.node;
-    if node.kind != NodeKind::Regular {
+    if node.kind != NodeKind::Regular && found.stream.is_none() {
         let what = format!(
             "cannot print {}: it is no regular file ({})",
             quoted(&found.path),
@@ -119,14 +133,15 @@ pub(super) async fn cat(view: &mut FileView, found: &FoundPath, stop: &Stop) -> 
         );
         return Err(Error::new(Kind::Invalid, what));
     }
+    let data = found.data();
     let mut lines = Lines::new();
     let mut next = Some(0);
     while let Some(offset) = next {
-        let (spans, after) = stop.unless(view.spans(node, offset)).await?;
+        let (spans, after) = stop.unless(view.spans(&data, offset)).await?;
         for span in spans {
             let mut rest = span;
             while rest.len > 0 {
-                let bytes = stop.unless(view.bytes(node.id, &rest)).await?;
+                let bytes = stop.unless(view.bytes(&data, &rest)).await?;
                 lines.put(&bytes)?;
                 if lines.is_closed() {
                     return Ok(());

@@ -324,7 +324,7 @@ impl Filesystem for BrowsedFs {
         let refuse = self.refuse();
         self.run(move |view| {
             async move {
-                match view.read(&node, offset, size as usize).await {
+                match view.read(&node.data(), offset, size as usize).await {
                     Ok(bytes) => reply.data(&bytes),
                     Err(error) => reply.error(refuse(&error)),
                 }
@@ -506,6 +506,7 @@ mod tests {
             uid: 5,
             gid: 6,
             links: 1,
+            streams: 0,
             size: 0,
             device: (8, 300),
             times: NodeTimes {

@@ -173,6 +173,7 @@ fn follow(job: &SyncJob, remedy: &Remedy) -> Option<SyncJob> {
         | Remedy::Fetch(_)
         | Remedy::NamePartition
         | Remedy::ReplaceFiles
+        | Remedy::StreamFiles
         | Remedy::ReplaceRecord
         | Remedy::InitRepository(_)
         | Remedy::AcceptMissing { .. }

@@ -28,6 +28,7 @@ fn root(id: u64) -> FsNode {
         uid: 0,
         gid: 0,
         links: 1,
+        streams: 0,
         size: 0,
         device: (0, 0),
         times: NodeTimes::default(),

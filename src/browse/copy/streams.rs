@@ -1,0 +1,138 @@
+//! Named streams of NTFS in a copy: extended attributes `user.NAME` where they fit, or files `NAME:STREAM`. One that is neither is
+//! named and counted.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::fs::{XattrFlags, fsetxattr};
+
+use super::super::view::stream_path;
+use super::super::walk::WalkItem;
+use super::super::wire::{VALUE_LIMIT, is_name};
+use super::super::{FsNode, FsStream, NodeKind};
+use super::made::NewName;
+use super::{TreeCopy, set_mode_and_times};
+use crate::error::{Error, Kind, Result};
+
+/// The bits of a mode that a stream can have: it is data, also that of a folder.
+const STREAM_MODE: u32 = 0o666;
+
+impl TreeCopy<'_> {
+    /// Sets the streams of a file or folder as attributes.
+    pub(super) async fn streams_as_attributes(
+        &mut self,
+        file: BorrowedFd<'_>,
+        path: &[u8],
+        node: &FsNode,
+    ) -> Result<()> {
+        for stream in self.streams_of(path, node).await? {
+            let why = match self.stream_value(node, &stream).await? {
+                Ok(value) => {
+                    let name = [b"user.", &stream.name[..]].concat();
+                    let name = OsStr::from_bytes(&name);
+                    match fsetxattr(file, name, &value, XattrFlags::empty()) {
+                        Ok(()) => continue,
+                        Err(error) => format!("the destination holds no such attribute ({error})"),
+                    }
+                }
+                Err(why) => why,
+            };
+            self.report
+                .lose_streams(&stream_path(path, &stream), 1, &why);
+        }
+        Ok(())
+    }
+
+    /// The streams of a file. Where they are damaged, all of them are lost, and the file is not.
+    async fn streams_of(&mut self, path: &[u8], node: &FsNode) -> Result<Vec<FsStream>> {
+        match self.view.streams(node).await {
+            Err(error) if self.is_of_the_file(&error) => {
+                let why = format!("its streams cannot be listed: {error}");
+                self.report.lose_streams(path, node.streams, &why);
+                Ok(Vec::new())
+            }
+            done => done,
+        }
+    }
+
+    /// The bytes of a stream, or why it can be no attribute.
+    async fn stream_value(
+        &mut self,
+        node: &FsNode,
+        stream: &FsStream,
+    ) -> Result<std::result::Result<bytes::Bytes, String>> {
+        if stream.size > VALUE_LIMIT as u64 {
+            let size = stream.size;
+            let why = format!("{size} bytes, and an attribute holds at most {VALUE_LIMIT}");
+            return Ok(Err(why));
+        }
+        match self.view.read(&node.data_of(stream), 0, VALUE_LIMIT).await {
+            Ok(bytes) => Ok(Ok(bytes)),
+            Err(error) if self.is_of_the_file(&error) => Ok(Err(error.chain())),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes the streams of what was copied as files beside it; without that option, names those that can be no attributes.
+    pub(super) async fn streams_beside(
+        &mut self,
+        item: &WalkItem,
+        parent: &OwnedFd,
+        name: &OsStr,
+        node: &FsNode,
+    ) -> Result<()> {
+        if !self.options.streams {
+            if !matches!(node.kind, NodeKind::Regular | NodeKind::Folder) {
+                let why = "a link or special file has no attributes";
+                self.report.lose_streams(&item.path, node.streams, why);
+            }
+            return Ok(());
+        }
+        for stream in self.streams_of(&item.path, node).await? {
+            match self.stream_file(parent, name, node, &stream).await {
+                Ok(()) => self.report.streams += 1,
+                Err(error) if error.kind() == Kind::Stopped || !self.view.is_alive() => {
+                    return Err(error);
+                }
+                Err(error) => self.report.fail(&stream_path(&item.path, &stream), &error),
+            }
+        }
+        Ok(())
+    }
+
+    async fn stream_file(
+        &mut self,
+        parent: &OwnedFd,
+        name: &OsStr,
+        node: &FsNode,
+        stream: &FsStream,
+    ) -> Result<()> {
+        // The root folder has no name.
+        let file = match name.as_bytes() {
+            b"." => b"",
+            name => name,
+        };
+        let name = stream_path(file, stream);
+        if !is_name(&name) {
+            let what = "its name is not allowed on Linux";
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        let new = NewName::new(parent, OsStr::from_bytes(&name), self.options.overwrite)?;
+        let file = new.file()?;
+        self.fill(&file, &node.data_of(stream)).await?;
+        let own = FsNode {
+            mode: node.mode & STREAM_MODE,
+            ..node.clone()
+        };
+        let mode = self.keep_file_owner(file.as_fd(), &own);
+        set_mode_and_times(file.as_fd(), &own, mode)?;
+        new.commit()
+    }
+
+    /// Whether an error is about one file, and the next one can be read.
+    fn is_of_the_file(&self, error: &Error) -> bool {
+        let is_of_it = matches!(error.kind(), Kind::Corrupt | Kind::Invalid | Kind::NotFound);
+        is_of_it && self.view.is_alive()
+    }
+}
