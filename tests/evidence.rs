@@ -2,6 +2,7 @@
 
 mod changed;
 mod custody;
+mod damaged;
 mod interrupted;
 mod signed;
 

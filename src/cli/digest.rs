@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::files::OutputFile;
 use crate::repository::Address;
 use crate::sync::{
-    DigestRequest, HeldBlock, ImageDigests, Progress, REPORT_VERSION, source_digest,
+    DigestRequest, HeldBlock, ImageDigests, OnDamage, Progress, REPORT_VERSION, source_digest,
 };
 
 /// Print the SHA-256 of a whole snapshot, image or device, holes included
@@ -93,6 +93,7 @@ impl DigestArgs {
             with_md5: self.md5,
             with_sha1: false,
             in_flight: self.reading.in_flight(),
+            on_damage: OnDamage::Fail,
             on_block: Some(&mut on_block),
             copy: None,
         };

@@ -15,6 +15,7 @@ use super::output;
 use super::reading::ReadArgs;
 use super::signals::{listen, only_read};
 use super::store::end_reading;
+use super::sync::OnDamageArg;
 use crate::aws::{CallerIdentity, Observer};
 use crate::error::{Error, Kind, Result};
 use crate::evidence::{
@@ -59,6 +60,9 @@ struct CollectArgs {
     /// Write the image too, as disk.raw: sparse, with mode 0400, in the same pass
     #[arg(long)]
     image: bool,
+    /// Action for a damaged block of the source; mark: take it as zeroes in the digests, name it, end with exit code 12
+    #[arg(long, value_name = "ACTION", value_enum, default_value_t = OnDamageArg::Fail)]
+    on_damage: OnDamageArg,
     #[command(flatten)]
     reading: ReadArgs,
 }
@@ -99,7 +103,15 @@ impl CollectArgs {
                 writeln!(out, "{value}")
             }
             false => in_words(&done, out),
-        })
+        })?;
+        match done.statement.blocks.damaged {
+            0 => Ok(()),
+            count => {
+                let what =
+                    format!("{count} damaged blocks are zeroes in the digests of the evidence");
+                Err(Error::new(Kind::Marked, what))
+            }
+        }
     }
 
     async fn collect(&mut self) -> Result<Collected> {
@@ -138,6 +150,7 @@ impl CollectArgs {
             key,
             with_image: self.image,
             in_flight: self.reading.in_flight(),
+            on_damage: self.on_damage.into(),
             started,
         };
         let at = folder.path().to_owned();
@@ -173,9 +186,13 @@ fn in_words(done: &Collected, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "sha256     {}", image.sha256)?;
     writeln!(out, "sha1       {}", image.sha1)?;
     writeln!(out, "md5        {}", image.md5)?;
+    let damaged = match blocks.damaged {
+        0 => String::new(),
+        count => format!(", {count} damaged"),
+    };
     writeln!(
         out,
-        "blocks     {} with data, {} of zeroes, {} not held",
+        "blocks     {} with data, {} of zeroes, {} not held{damaged}",
         blocks.data, blocks.zero, blocks.hole
     )?;
     for clock in &statement.clocks {

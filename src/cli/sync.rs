@@ -165,11 +165,20 @@ pub(super) struct SyncArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum OnDamageArg {
+pub(super) enum OnDamageArg {
     /// End with exit code 8
     Fail,
     /// Leave the block zero and list it
     Mark,
+}
+
+impl From<OnDamageArg> for OnDamage {
+    fn from(arg: OnDamageArg) -> Self {
+        match arg {
+            OnDamageArg::Fail => Self::Fail,
+            OnDamageArg::Mark => Self::Mark,
+        }
+    }
 }
 
 fn base(text: &str) -> std::result::Result<Base, String> {
@@ -289,10 +298,7 @@ impl SyncArgs {
             restart: self.restart,
             discard_foreign_writes: self.discard_foreign_writes,
             allow_plaintext: self.allow_plaintext,
-            on_damage: match self.on_damage {
-                OnDamageArg::Fail => OnDamage::Fail,
-                OnDamageArg::Mark => OnDamage::Mark,
-            },
+            on_damage: self.on_damage.into(),
             verify: self.verify,
             digest: self.digest,
             reserve: self.reserve.as_u64(),

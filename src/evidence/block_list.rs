@@ -5,10 +5,12 @@
 //! first_block,blocks,state,sha256,ebs_checksum
 //! 0,1,data,6f3c...,bzw...
 //! 1,1,zero,0785...,B4VN...
-//! 2,2046,hole,,
+//! 2,1,damaged,,
+//! 3,2045,hole,,
 //! ```
 //! `sha256` is computed here of the block's bytes. `ebs_checksum` is what EBS stated with the block (`x-amz-checksum`, the SHA-256
-//! in base64); a block whose bytes do not have it is never accepted. It is empty where the blocks came from elsewhere. Each line has one
+//! in base64); a block whose bytes do not have it is never accepted: the run ends there, or the block is `damaged`, has no digest here and
+//! is zeroes in the digests of the image. The checksum is empty where the blocks came from elsewhere. Each line has one
 //! form alone, which is compared byte for byte when it is read.
 
 use std::io::{BufRead, BufReader, Read};
@@ -36,6 +38,8 @@ pub(super) enum BlockState {
     Zero,
     /// Bytes with this SHA-256.
     Data(Digest),
+    /// Bytes that could not be read because they are damaged.
+    Damaged,
 }
 
 /// A line.
@@ -55,15 +59,30 @@ pub(crate) struct BlockCounts {
     pub(crate) zero: u64,
     /// Blocks that are not held.
     pub(crate) hole: u64,
+    /// Blocks that are held and damaged; evidence without any does not have the member.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub(crate) damaged: u64,
+}
+
+/// Whether a count is left out.
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 impl BlockCounts {
+    /// All blocks; none where there are more than any volume has.
+    pub(super) fn sum(&self) -> Option<u64> {
+        let counts = [self.data, self.zero, self.hole, self.damaged];
+        counts.into_iter().try_fold(0u64, u64::checked_add)
+    }
+
     fn count(&mut self, run: &ListedRun) {
         let blocks = u64::from(run.extent.count());
         match run.state {
             BlockState::Hole => self.hole += blocks,
             BlockState::Zero => self.zero += blocks,
             BlockState::Data(_) => self.data += blocks,
+            BlockState::Damaged => self.damaged += blocks,
         }
     }
 }
@@ -73,6 +92,7 @@ fn line(run: &ListedRun, len: usize, is_of_ebs: bool) -> String {
     let (first, count) = (run.extent.start(), run.extent.count());
     let (state, digest) = match run.state {
         BlockState::Hole => return format!("{first},{count},hole,,\n"),
+        BlockState::Damaged => return format!("{first},{count},damaged,,\n"),
         BlockState::Zero => ("zero", digest_of_zeroes(len)),
         BlockState::Data(digest) => ("data", digest),
     };
@@ -111,9 +131,10 @@ impl BlockListWriter {
     /// Adds a block that is held; they come in order.
     pub(super) fn add(&mut self, block: &HeldBlock) -> Result<()> {
         self.hole_up_to(block.index)?;
-        let state = match block.is_zero {
-            true => BlockState::Zero,
-            false => BlockState::Data(block.sha256),
+        let state = match (block.is_damaged, block.is_zero) {
+            (true, _) => BlockState::Damaged,
+            (false, true) => BlockState::Zero,
+            (false, false) => BlockState::Data(block.sha256),
         };
         let extent = Extent::of(block.index);
         self.put(ListedRun { extent, state })
@@ -226,10 +247,7 @@ impl<R: Read> BlockListReader<R> {
     }
 
     fn wrong(&self) -> Error {
-        let what = format!(
-            "cannot use blocks.csv: line {} is not what the format has there",
-            self.lines
-        );
+        let what = format!("cannot use blocks.csv: line {} is malformed", self.lines);
         Error::new(Kind::Corrupt, what)
     }
 }
@@ -243,6 +261,7 @@ fn parse(text: &str) -> Option<ListedRun> {
     let state = match state {
         "hole" => BlockState::Hole,
         "zero" => BlockState::Zero,
+        "damaged" => BlockState::Damaged,
         "data" => BlockState::Data(parse_digest(digest)?),
         _ => return None,
     };

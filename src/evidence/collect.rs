@@ -17,7 +17,7 @@ use crate::aws::{CallerIdentity, RequestCounts};
 use crate::block::{BLOCK_SIZE, hexadecimal};
 use crate::error::{Kind, Remedy, Result};
 use crate::progress::Progress;
-use crate::sync::{DigestRequest, HeldBlock, Source, source_digest};
+use crate::sync::{DigestRequest, HeldBlock, OnDamage, Source, source_digest};
 use crate::target::Stop;
 use crate::time::rfc3339_millis;
 
@@ -45,6 +45,8 @@ pub(crate) struct EvidenceJob<'a> {
     pub(crate) with_image: bool,
     /// Blocks read at once.
     pub(crate) in_flight: usize,
+    /// What happens when a block is damaged.
+    pub(crate) on_damage: OnDamage,
     /// When the run began.
     pub(crate) started: SystemTime,
 }
@@ -68,6 +70,7 @@ pub(crate) async fn collect(
         with_md5: true,
         with_sha1: true,
         in_flight: job.in_flight,
+        on_damage: job.on_damage,
         on_block: Some(&mut on_block),
         copy,
     };
@@ -96,6 +99,12 @@ pub(crate) async fn collect(
     let start_time = source.snapshot.as_ref().and_then(|it| it.get("start_time"));
     if job.is_ebs && start_time.is_none_or(Value::is_null) {
         warnings.push("EC2 did not describe the snapshot".to_owned());
+    }
+    if blocks.damaged > 0 {
+        warnings.push(format!(
+            "{} damaged blocks could not be read: blocks.csv names them, and every digest of the image takes them as zeroes",
+            blocks.damaged
+        ));
     }
     let by_action = job.requests.by_action().into_iter();
     let requests: BTreeMap<_, _> = by_action

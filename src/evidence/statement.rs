@@ -72,7 +72,7 @@ pub(crate) struct ImageFacts {
     pub(crate) bytes: u64,
     /// Bytes of a block.
     pub(crate) block_bytes: u32,
-    /// SHA-256 of the image, holes included, in hexadecimal.
+    /// SHA-256 of the image, in hexadecimal. Holes and damaged blocks are zeroes in it, and in the other digests.
     pub(crate) sha256: String,
     /// SHA-1.
     pub(crate) sha1: String,
@@ -188,12 +188,8 @@ impl EvidenceStatement {
             _ => return Err(broken("it has no version")),
         }
         // From the text, not the value: a member that is there twice is refused.
-        let statement: Self = serde_json::from_slice(bytes).map_err(|error| {
-            broken(&format!(
-                "it is not what the format has there ({})",
-                printable(&error)
-            ))
-        })?;
+        let statement: Self = serde_json::from_slice(bytes)
+            .map_err(|error| broken(&format!("it is malformed ({})", printable(&error))))?;
         match statement.fault() {
             None => Ok(statement),
             Some(fault) => Err(broken(fault)),
@@ -206,9 +202,7 @@ impl EvidenceStatement {
         if image.bytes == 0 || image.bytes > MAX_VOLUME_SIZE || image.block_bytes != BLOCK_SIZE {
             return Some("it states a size that no volume has");
         }
-        let counts = [self.blocks.data, self.blocks.zero, self.blocks.hole];
-        let sum = counts.into_iter().try_fold(0u64, u64::checked_add);
-        if sum != Some(image.bytes.div_ceil(u64::from(BLOCK_SIZE))) {
+        if self.blocks.sum() != Some(image.bytes.div_ceil(u64::from(BLOCK_SIZE))) {
             return Some("its counts of blocks are not those of its image");
         }
         let is_hex = |text: &str, digits: usize| {

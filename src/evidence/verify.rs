@@ -16,7 +16,9 @@ use crate::error::{Error, Kind, Result};
 use crate::files::blocking;
 use crate::progress::Progress;
 use crate::source::BlockSource;
-use crate::sync::{DigestRequest, HeldBlock, describe, digest_of_zeroes, digest_with, ranges};
+use crate::sync::{
+    DigestRequest, HeldBlock, OnDamage, describe, digest_of_zeroes, digest_with, ranges,
+};
 use crate::target::Stop;
 
 /// Names of a directory that are looked at.
@@ -38,7 +40,7 @@ impl EvidenceFolder {
     /// Reads the statement and the signature. Nothing is believed yet.
     ///
     /// # Errors
-    /// `NotFound` when there is no directory or no statement in it; `Corrupt` when one of them is not what the format has; the
+    /// `NotFound` when there is no directory or no statement in it; `Corrupt` when one of them is malformed; the
     /// system's error.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let folder = ReadFolder::open(path)?;
@@ -193,6 +195,11 @@ impl EvidenceFolder {
             with_md5: true,
             with_sha1: true,
             in_flight,
+            // A block that was damaged then may be so still: it is zeroes in the evidence too.
+            on_damage: match self.statement.blocks.damaged {
+                0 => OnDamage::Fail,
+                _ => OnDamage::Mark,
+            },
             on_block: Some(&mut on_block),
             copy: None,
         };
@@ -381,7 +388,7 @@ impl<R: Read> Matcher<R> {
     fn digest(&self, state: BlockState, len: usize) -> Digest {
         match state {
             BlockState::Data(digest) => digest,
-            BlockState::Hole | BlockState::Zero => digest_of_zeroes(len),
+            BlockState::Hole | BlockState::Zero | BlockState::Damaged => digest_of_zeroes(len),
         }
     }
 
@@ -427,6 +434,7 @@ mod tests {
             text.push_str(&match state {
                 b'h' => format!("{index},1,hole,,\n"),
                 b'z' => format!("{index},1,zero,{zeroes},\n"),
+                b'l' => format!("{index},1,damaged,,\n"),
                 _ => format!("{index},1,data,{of_data},\n"),
             });
         }
@@ -452,6 +460,7 @@ mod tests {
                     index,
                     is_zero,
                     sha256,
+                    is_damaged: false,
                 };
                 matcher.block(&block).unwrap();
             }
@@ -472,6 +481,9 @@ mod tests {
             ("hhhh", "hhhx", vec![3]),
             ("dhhh", "hhhh", vec![0]),
             ("hhhh", "hhhh", vec![]),
+            // Damaged blocks are zeroes in the digests.
+            ("lldd", "hzdd", vec![]),
+            ("llhd", "xdhd", vec![0, 1]),
         ] {
             let found = differing(stated.as_bytes(), held.as_bytes());
             assert_eq!(found, expected, "{stated} {held}");

@@ -24,7 +24,7 @@ use super::checkpoint::Checkpoint;
 use super::job::OnDamage;
 use super::verify::{self, Compared};
 use crate::block::{Block, BlockIndex, BlockSet, Digest, Extent};
-use crate::error::{Error, Kind, Remedy, Result};
+use crate::error::{Error, Kind, Result};
 use crate::files::blocking;
 use crate::progress::Progress;
 use crate::source::{BlockSource, Wanted};
@@ -427,11 +427,7 @@ async fn copy_block(
     let len = source.geometry().block_len(index) as u64;
     // At low priority: a block may wait to be hashed together with others.
     match source.read_ahead(index, Wanted::default()).await {
-        // Only a block whose own bytes are wrong where they are stored; a listing that contradicts itself is no damage of a
-        // block.
-        Err(error)
-            if error.remedy() == Some(&Remedy::MarkDamage) && on_damage == OnDamage::Mark =>
-        {
+        Err(error) if on_damage.passes(&error) => {
             warn!("block {index} stays zero: {}", error.chain());
             copied.is_damaged = true;
         }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::error::{Error, Remedy};
 use crate::snapshot::SnapshotId;
 use crate::target::{Base, Facts};
 
@@ -11,8 +12,16 @@ pub(crate) enum OnDamage {
     /// The copy fails.
     #[default]
     Fail,
-    /// The block stays zero in the target and is listed; the next run tries it again.
+    /// The block stays zero in the target, or is taken as zeroes in a digest, and is listed; the next run tries it again.
     Mark,
+}
+
+impl OnDamage {
+    /// Whether this error of a block is passed over. Only where the bytes of a block are wrong where they are stored: a listing that
+    /// contradicts itself is no damage of a block.
+    pub(super) fn passes(self, error: &Error) -> bool {
+        self == Self::Mark && error.remedy() == Some(&Remedy::MarkDamage)
+    }
 }
 
 /// What the user asked for, the same for all targets of the sync.

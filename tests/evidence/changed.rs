@@ -66,7 +66,7 @@ fn each_changed_file_is_refused_with_its_name() {
                 });
             },
             8,
-            "evidence.json: it is not what the format has",
+            "evidence.json: it is malformed",
         ),
         (
             "a later version",

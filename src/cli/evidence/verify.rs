@@ -174,6 +174,13 @@ impl EvidenceVerifyArgs {
         let size = ByteSize::b(statement.image.bytes);
         writeln!(out, "image      {}, {size}", plain(&statement.source.name))?;
         writeln!(out, "sha256     {}", statement.image.sha256)?;
+        if statement.blocks.damaged > 0 {
+            let count = statement.blocks.damaged;
+            writeln!(
+                out,
+                "damaged    {count} blocks were not read: they are zeroes in the digests"
+            )?;
+        }
         for file in &statement.files {
             writeln!(out, "file       {}: as stated", file.name)?;
         }
@@ -211,6 +218,7 @@ impl EvidenceVerifyArgs {
             "signature": {"state": state, "key": key, "signer": signer},
             "source": statement.source.name,
             "image": statement.image,
+            "damaged_blocks": statement.blocks.damaged,
             "unlisted": checked.folder.unlisted(),
         });
         let Some(report) = &checked.object else {

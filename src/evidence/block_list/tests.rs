@@ -11,7 +11,7 @@ fn written(is_of_ebs: bool) -> (Vec<u8>, FileFacts, BlockCounts, Geometry) {
     let geometry = Geometry::new(9 * BLOCK + 100).unwrap();
     let file = folder.file(BLOCKS).unwrap();
     let mut writer = BlockListWriter::begin(file, geometry, is_of_ebs).unwrap();
-    for (index, is_zero) in [(2, false), (3, true), (9, false)] {
+    for (index, is_zero) in [(2, false), (3, true), (5, true), (9, false)] {
         let block = HeldBlock {
             index: BlockIndex(index),
             is_zero,
@@ -19,6 +19,7 @@ fn written(is_of_ebs: bool) -> (Vec<u8>, FileFacts, BlockCounts, Geometry) {
                 true => digest_of_zeroes(BLOCK_SIZE as usize),
                 false => [u8::try_from(index).unwrap(); 32],
             },
+            is_damaged: index == 5,
         };
         writer.add(&block).unwrap();
     }
@@ -51,17 +52,23 @@ fn a_block_list_covers_the_volume_and_reads_as_it_was_written() {
                 (0, 2, BlockState::Hole),
                 (2, 1, BlockState::Data([2; 32])),
                 (3, 1, BlockState::Zero),
-                (4, 5, BlockState::Hole),
+                (4, 1, BlockState::Hole),
+                (5, 1, BlockState::Damaged),
+                (6, 3, BlockState::Hole),
                 (9, 1, BlockState::Data([9; 32])),
             ]
         );
         assert_eq!((sha256, bytes), (facts.sha256, facts.bytes));
         assert_eq!(counts, read_counts);
-        assert_eq!((counts.data, counts.zero, counts.hole), (2, 1, 7));
+        let of_each = (counts.data, counts.zero, counts.hole, counts.damaged);
+        assert_eq!(of_each, (2, 1, 6, 1));
         let text = String::from_utf8(text).unwrap();
         let checksum = STANDARD.encode([2; 32]);
         assert_eq!(text.contains(&checksum), is_of_ebs, "{text}");
-        assert!(text.contains("\n4,5,hole,,\n"), "{text}");
+        assert!(
+            text.contains("\n4,1,hole,,\n5,1,damaged,,\n6,3,hole,,\n"),
+            "{text}"
+        );
     }
 }
 
@@ -96,6 +103,7 @@ fn every_byte_counts_and_no_text_panics() {
         "4294967295,4294967295,hole,,\n",
         "0,10,hole,,\r\n",
         "0,10,zero,,\n",
+        "0,10,damaged,,\n",
         "0,5,hole,,\n0,5,hole,,\n",
         "0,5,hole,,\n5,5,hole,,\n5,5,hole,,\n",
         &"9".repeat(100_000),

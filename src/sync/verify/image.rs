@@ -8,8 +8,10 @@ use futures_util::future::{try_join, try_join_all};
 use futures_util::stream::TryStreamExt;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
+use tracing::warn;
 
 use self::lanes::{Lane, LaneBlock, lanes};
+use super::super::job::OnDamage;
 use super::{IN_FLIGHT, OnBlocks, VolumeStep, digest_of_zeroes, steps};
 use crate::block::{Block, BlockIndex, Digest, Extent, hexadecimal};
 use crate::error::Result;
@@ -42,6 +44,8 @@ pub(crate) struct HeldBlock {
     pub(crate) is_zero: bool,
     /// SHA-256 of its bytes, which can be fewer in the last block.
     pub(crate) sha256: Digest,
+    /// Whether it could not be read because it is damaged: it is taken as zeroes.
+    pub(crate) is_damaged: bool,
 }
 
 /// Called with each block that an image holds, by index.
@@ -55,6 +59,8 @@ pub(crate) struct DigestRequest<'a> {
     pub(crate) with_sha1: bool,
     /// Blocks read at once.
     pub(crate) in_flight: usize,
+    /// What happens when a block is damaged.
+    pub(crate) on_damage: OnDamage,
     /// Its blocks.
     pub(crate) on_block: Option<OnHeldBlock<'a>>,
     /// An empty file that gets its bytes; holes and blocks of zeroes stay holes. It is flushed to the disk at the end.
@@ -75,6 +81,7 @@ pub(crate) async fn image_digest(
         with_md5,
         with_sha1: false,
         in_flight: IN_FLIGHT,
+        on_damage: OnDamage::Fail,
         on_block: None,
         copy: None,
     };
@@ -96,6 +103,7 @@ pub(crate) async fn digest_with(
         with_md5,
         with_sha1,
         in_flight,
+        on_damage,
         mut on_block,
         copy,
     } = request;
@@ -116,18 +124,23 @@ pub(crate) async fn digest_with(
         let read = |step| async move {
             Ok(match step {
                 VolumeStep::Hole(hole) => (hole, Block::Zero, None),
-                VolumeStep::Block(index) => (
-                    Extent::of(index),
-                    source.read_block(index).await?,
-                    Some(index),
-                ),
+                VolumeStep::Block(index) => {
+                    let (block, is_damaged) = match source.read_block(index).await {
+                        Err(error) if on_damage.passes(&error) => {
+                            warn!("block {index} is taken as zeroes: {}", error.chain());
+                            (Block::Zero, true)
+                        }
+                        read => (read?, false),
+                    };
+                    (Extent::of(index), block, Some((index, is_damaged)))
+                }
             })
         };
         let mut pieces = steps(source, BlockIndex(0))
             .map_ok(read)
             .try_buffered(in_flight.max(1));
         while let Some((extent, block, held)) = pieces.try_next().await? {
-            if let (Some(index), Some(on_block)) = (held, &mut on_block) {
+            if let (Some((index, is_damaged)), Some(on_block)) = (held, &mut on_block) {
                 let sha256 = match &block {
                     Block::Data(_, digest) => *digest,
                     Block::Zero => digest_of_zeroes(geometry.block_len(index)),
@@ -136,6 +149,7 @@ pub(crate) async fn digest_with(
                     index,
                     is_zero: block == Block::Zero,
                     sha256,
+                    is_damaged,
                 })?;
             }
             let mut at = extent.start();
