@@ -14,13 +14,13 @@ use crate::cli::limits::bandwidth;
 use crate::cli::output;
 use crate::cli::progress::{ProgressForm, Shown};
 use crate::cli::source::{self, SourceRequest, ToEbs};
-use crate::cli::store::{StoreOptions, lease};
+use crate::cli::store::{StoreOptions, end_reading, lease};
 use crate::ebs::Limits;
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::default_state_dir;
 use crate::progress::Progress;
 use crate::repository::{
-    Bandwidth, Damage, LEASE, ReadData, RepairOrigin, Repaired, RepositoryCatalog, RepositoryCheck,
+    Bandwidth, Damage, LEASE, Lease, ReadData, RepairOrigin, Repaired, RepositoryCatalog, RepositoryCheck,
     check, repair,
 };
 use crate::target::Stop;
@@ -91,13 +91,18 @@ impl CheckArgs {
             None => ReadData::None,
         };
         // A source that cannot be opened must not cost a check first.
-        let origin = match &self.from {
-            Some(name) => Some(self.origin(name, options).await?),
-            None => None,
+        let (origin, lease) = match &self.from {
+            Some(name) => {
+                let (origin, lease) = self.origin(name, options).await?;
+                (Some(origin), lease)
+            }
+            None => (None, None),
         };
         let shown = Shown::start(self.progress, Arc::clone(&progress));
         let done = self.check(&catalog, read, origin.as_ref(), &progress).await;
         drop(shown);
+        // Until here, no prune of its repository removes what is read.
+        end_reading(lease).await;
         let (checked, repaired) = done?;
         self.print(&checked, repaired.as_ref())?;
         self.ended(&checked, repaired.as_ref())
@@ -125,7 +130,12 @@ impl CheckArgs {
         Ok(options.with_line(self.max_in_flight, bandwidth))
     }
 
-    async fn origin(&self, name: &str, options: StoreOptions) -> Result<RepairOrigin> {
+    /// Opens the source of `--from`, and the lease under which it is read where it is in a repository.
+    async fn origin(
+        &self,
+        name: &str,
+        options: StoreOptions,
+    ) -> Result<(RepairOrigin, Option<Lease>)> {
         let from = TargetAws {
             role: "from",
             profile: self.from_profile.clone(),
@@ -156,13 +166,15 @@ impl CheckArgs {
             state_dir: &default_state_dir(),
             to_ebs: ToEbs::None,
         };
-        let opened = source::open(&request, &Stop::never()).await?.source;
-        Ok(RepairOrigin {
-            name: opened.info.name.clone(),
-            blocks: opened.blocks,
-            snapshot: opened.info.snapshot,
-            volume: opened.info.volume,
-        })
+        let opened = source::open(&request, &Stop::never()).await?;
+        let source = opened.source;
+        let origin = RepairOrigin {
+            name: source.info.name.clone(),
+            blocks: source.blocks,
+            snapshot: source.info.snapshot,
+            volume: source.info.volume,
+        };
+        Ok((origin, opened.lease))
     }
 
     fn print(&self, checked: &RepositoryCheck, repaired: Option<&Repaired>) -> Result<()> {

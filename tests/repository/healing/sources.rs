@@ -80,4 +80,11 @@ fn a_repair_reads_its_own_repository_and_a_newest_snapshot_by_name() {
     let (code, said) = check_exit(&objects, emulator, &["--repair", "--from", &latest]);
     assert_eq!(code, 0, "{said}");
     assert_whole(&objects, &chain, 0..3);
+    // Neither the repair nor the reader of its source stays on record.
+    for folder in [objects.files(), files.clone()] {
+        let mut left = Vec::new();
+        walk(&folder.join("runs"), &mut left);
+        left.retain(|path| !text(path).contains("-fence-"));
+        assert!(left.is_empty(), "{left:?}");
+    }
 }
