@@ -30,7 +30,7 @@ use super::walk::{TreeWalk, WalkItem};
 use super::{FsData, FsNode, FsTime, NodeKind, SpanPlace};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::target::Stop;
-use made::{MadeFile, MadeNode, NewName};
+use made::{MadeFile, MadeNode, NewName, is_lacking, mode_result};
 pub(crate) use report::CopyReport;
 
 /// Files with several names that are remembered, at most.
@@ -279,18 +279,25 @@ impl TreeCopy<'_> {
             let first = self.reopen(first)?;
             let path = format!("/proc/self/fd/{}", first.as_raw_fd());
             let flags = AtFlags::SYMLINK_FOLLOW;
-            linkat(rustix::fs::CWD, path.as_str(), parent, new.random(), flags)
-                .map_err(|error| failed("cannot link it to its first copy", error))?;
-            new.commit()?;
-            self.report.others += 1;
-            return Ok(());
+            match linkat(rustix::fs::CWD, path.as_str(), parent, new.random(), flags) {
+                Ok(()) => {
+                    new.commit()?;
+                    self.report.others += 1;
+                    return Ok(());
+                }
+                // It is copied again: this name alone, and each further one.
+                Err(error) if is_lacking(error) || error == rustix::io::Errno::MLINK => {
+                    self.report.links_lost += 1;
+                }
+                Err(error) => return Err(failed("cannot link it to its first copy", error)),
+            }
         }
         let file = new.file()?;
         self.fill(&file, &node.data()).await?;
         self.keep(file.as_fd(), &item.path, node).await?;
         new.commit()?;
         self.report.files += 1;
-        if node.links > 1 {
+        if node.links > 1 && !self.linked.contains_key(&node.id) {
             let parts = path.iter().map(|part| part.len() + size_of::<Vec<u8>>());
             let bytes = parts.sum::<usize>() + self.linked_bytes;
             match rustix::fs::fstat(&file) {
@@ -388,7 +395,7 @@ impl TreeCopy<'_> {
             device,
         };
         if let Some(made) = self.keep_owner(made, &new, node) {
-            made.set_mode(node.mode)?;
+            self.report.permissions_lost += u64::from(!made.set_mode(node.mode)?);
             made.set_times(&times(node))?;
         }
         new.commit()?;
@@ -445,7 +452,19 @@ impl TreeCopy<'_> {
     async fn keep(&mut self, file: BorrowedFd<'_>, path: &[u8], node: &FsNode) -> Result<()> {
         let mode = self.keep_file_owner(file, node);
         self.keep_xattrs(file, path, node).await?;
-        set_mode_and_times(file, node, mode)
+        self.keep_mode_and_times(file, node, mode)
+    }
+
+    fn keep_mode_and_times(
+        &mut self,
+        file: BorrowedFd<'_>,
+        node: &FsNode,
+        mode: u32,
+    ) -> Result<()> {
+        let set = fchmod(file, Mode::from_raw_mode(mode));
+        let is_kept = mode_result(set, rustix::fs::fstat(file), mode)?;
+        self.report.permissions_lost += u64::from(!is_kept);
+        futimens(file, &times(node)).map_err(|error| failed("cannot set its times", error))
     }
 
     /// Sets the owner of a file. Returns the mode that it may have then.
@@ -473,12 +492,6 @@ impl TreeCopy<'_> {
         }
         mode
     }
-}
-
-fn set_mode_and_times(file: BorrowedFd<'_>, node: &FsNode, mode: u32) -> Result<()> {
-    fchmod(file, Mode::from_raw_mode(mode))
-        .map_err(|error| failed("cannot set its mode", error))?;
-    futimens(file, &times(node)).map_err(|error| failed("cannot set its times", error))
 }
 
 /// The error of a file that cannot be made.

@@ -248,11 +248,15 @@ fn show_copy(report: &CopyReport) -> Result<()> {
     for (count, what) in [
         (
             report.owners_lost,
-            "owners were not kept: only root can set them",
+            "owners were not kept: only root can set them, where the destination has owners",
         ),
         (
             report.modes_lost,
             "set-user-id and set-group-id bits were not kept",
+        ),
+        (
+            report.permissions_lost,
+            "modes were not kept: the destination does not hold them",
         ),
         (report.xattrs_lost, "extended attributes were not kept"),
         (report.streams_lost, "streams of NTFS were not kept"),

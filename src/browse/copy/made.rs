@@ -66,12 +66,35 @@ impl<'a> NewName<'a> {
         }
         match renameat_with(parent, random, parent, name, RenameFlags::NOREPLACE) {
             // NFS and others: another name, which replaces nothing either.
-            Err(Errno::INVAL | Errno::NOSYS) => {
-                linkat(parent, random, parent, name, AtFlags::empty()).map_err(new_file)
-            }
+            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {}
+            done => return done.map_err(new_file),
+        }
+        match linkat(parent, random, parent, name, AtFlags::empty()) {
+            // exFAT by FUSE and others have no second names.
+            Err(error) if is_lacking(error) => self.rename_over_own(),
             done => done.map_err(new_file),
         }
     }
+}
+
+impl NewName<'_> {
+    /// Renames over an empty file that only this call can have made.
+    fn rename_over_own(&self) -> Result<()> {
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(0o600);
+        let (parent, random, name) = (self.parent, &self.random, self.name);
+        drop(openat(parent, name, flags, mode).map_err(new_file)?);
+        renameat(parent, random, parent, name).map_err(|error| {
+            let _ = unlinkat(parent, name, AtFlags::empty());
+            new_file(error)
+        })
+    }
+}
+
+/// Whether a filesystem refuses a call because it lacks what is asked for: second names, modes.
+pub(super) fn is_lacking(error: Errno) -> bool {
+    [Errno::PERM, Errno::NOSYS, Errno::NOTSUP, Errno::INVAL].contains(&error)
 }
 
 impl Drop for NewName<'_> {
@@ -123,6 +146,22 @@ impl MadeNode {
     }
 }
 
+/// Whether a file has the mode that was set: some filesystems refuse the call, others answer it and keep their own.
+///
+/// # Errors
+/// Any other failure.
+pub(super) fn mode_result(
+    set: rustix::io::Result<()>,
+    found: rustix::io::Result<Stat>,
+    mode: u32,
+) -> Result<bool> {
+    match set {
+        Err(error) if is_lacking(error) => return Ok(false),
+        set => set.map_err(|error| failed("cannot set its mode", error))?,
+    }
+    Ok(found.is_ok_and(|found| found.st_mode & 0o7777 == mode & 0o7777))
+}
+
 /// A link or a special file that the copy has made, by a descriptor of its path.
 pub(super) struct MadeFile(OwnedFd);
 
@@ -136,9 +175,10 @@ impl MadeFile {
         format!("/proc/self/fd/{}", self.0.as_raw_fd())
     }
 
-    pub(super) fn set_mode(&self, mode: u32) -> Result<()> {
-        rustix::fs::chmod(self.name(), Mode::from_raw_mode(mode))
-            .map_err(|error| failed("cannot set its mode", error))
+    /// Sets the mode. Returns whether the filesystem has kept it.
+    pub(super) fn set_mode(&self, mode: u32) -> Result<bool> {
+        let set = rustix::fs::chmod(self.name(), Mode::from_raw_mode(mode));
+        mode_result(set, fstat(&self.0), mode)
     }
 
     pub(super) fn set_times(&self, times: &Timestamps) -> Result<()> {

@@ -19,6 +19,8 @@ pub(crate) struct CopyReport {
     pub(crate) owners_lost: u64,
     /// Files without a set-user-id or set-group-id bit that they had.
     pub(crate) modes_lost: u64,
+    /// Files whose mode the destination does not hold.
+    pub(crate) permissions_lost: u64,
     /// Extended attributes that could not be set.
     pub(crate) xattrs_lost: u64,
     /// Named streams that were written as files.
@@ -27,7 +29,7 @@ pub(crate) struct CopyReport {
     pub(crate) streams_lost: u64,
     /// Devices that only root can make.
     pub(crate) devices_lost: u64,
-    /// Files with more names than are remembered: copied more than once.
+    /// Files with more names than are remembered, or than the destination holds: copied more than once.
     pub(crate) links_lost: u64,
     /// Files that could not be read or written.
     pub(crate) failed: u64,

@@ -11,8 +11,8 @@ use super::super::view::stream_path;
 use super::super::walk::WalkItem;
 use super::super::wire::{VALUE_LIMIT, is_name};
 use super::super::{FsNode, FsStream, NodeKind};
+use super::TreeCopy;
 use super::made::NewName;
-use super::{TreeCopy, set_mode_and_times};
 use crate::error::{Error, Kind, Result};
 
 /// The bits of a mode that a stream can have: it is data, also that of a folder.
@@ -126,7 +126,7 @@ impl TreeCopy<'_> {
             ..node.clone()
         };
         let mode = self.keep_file_owner(file.as_fd(), &own);
-        set_mode_and_times(file.as_fd(), &own, mode)?;
+        self.keep_mode_and_times(file.as_fd(), &own, mode)?;
         new.commit()
     }
 

@@ -20,8 +20,8 @@ use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::default_state_dir;
 use crate::progress::Progress;
 use crate::repository::{
-    Bandwidth, Damage, LEASE, Lease, ReadData, RepairOrigin, Repaired, RepositoryCatalog, RepositoryCheck,
-    check, repair,
+    Bandwidth, Damage, LEASE, Lease, ReadData, RepairOrigin, Repaired, RepositoryCatalog,
+    RepositoryCheck, check, repair,
 };
 use crate::target::Stop;
 
