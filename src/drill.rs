@@ -124,8 +124,7 @@ pub(crate) async fn drill(
             "cannot make overlays in {}: less than 64 MiB are free",
             job.scratch.display()
         );
-        let remedy = Remedy::Do("--scratch DIRECTORY takes another one".into());
-        return Err(Error::new(Kind::NoSpace, what).with_remedy(remedy));
+        return Err(Error::new(Kind::NoSpace, what).with_remedy(Remedy::NameScratch));
     }
     let probed = Isolation::probe(job.has_own_mounts, &scratch);
     let isolation = stop.unless(probed).await?;

@@ -194,6 +194,12 @@ pub enum Remedy {
     NamePartition,
     /// Replace files that are there.
     ReplaceFiles,
+    /// Name another directory for the overlays of a drill.
+    NameScratch,
+    /// Keep what the booted machine prints.
+    KeepConsole,
+    /// Boot the disks.
+    BootDisks,
     /// Write each stream of a file as a file of its own.
     StreamFiles,
     /// Allow a retention to remove all snapshots of a volume.

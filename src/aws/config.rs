@@ -57,7 +57,7 @@ pub struct Settings {
     pub(crate) region_option: String,
     /// Counts the requests of all clients that are made from these settings.
     pub(crate) requests: RequestCounts,
-    /// Is shown each request of them, but for those to metadata services.
+    /// Receives each request of them, except those to metadata services.
     pub(crate) observer: Observer,
 }
 

@@ -1,4 +1,4 @@
-//! [`Observer`]: a journal that is shown each request to AWS and its answer, with AWS's id of it.
+//! [`Observer`]: what receives each request to AWS and its answer, with AWS's id of it.
 //!
 //! It sees the path of a URL and never its query or headers: block tokens and signatures are secrets.
 
@@ -38,7 +38,7 @@ pub(crate) struct ObservedRequest {
     pub(crate) date: Option<SystemTime>,
 }
 
-/// Is shown each request.
+/// Receives each request.
 pub(crate) trait RequestObserver: Send + Sync {
     /// A request has been answered, or given up. Called by the task of the request: it must not wait for the network.
     fn observe(&self, request: &ObservedRequest);
@@ -59,17 +59,17 @@ impl fmt::Debug for Observer {
 }
 
 impl Observer {
-    /// Shows each request to `journal`.
-    pub(crate) fn new(journal: Arc<dyn RequestObserver>) -> Self {
-        Self(Some(journal))
+    /// Shows each request to `observer`.
+    pub(crate) fn new(observer: Arc<dyn RequestObserver>) -> Self {
+        Self(Some(observer))
     }
 
     /// A request is sent. What this returns is dropped when the request is given up.
     pub(super) fn begin(&self, request: &hyper::Request<SdkBody>) -> Option<RequestUnderWay> {
-        let journal = Arc::clone(self.0.as_ref()?);
+        let observer = Arc::clone(self.0.as_ref()?);
         let uri = request.uri();
         Some(RequestUnderWay {
-            journal,
+            observer,
             since: Instant::now(),
             request: ObservedRequest {
                 method: request.method().to_string(),
@@ -88,7 +88,7 @@ impl Observer {
 
 /// A request that is not answered yet.
 pub(super) struct RequestUnderWay {
-    journal: Arc<dyn RequestObserver>,
+    observer: Arc<dyn RequestObserver>,
     since: Instant,
     request: ObservedRequest,
 }
@@ -108,7 +108,7 @@ impl RequestUnderWay {
 impl Drop for RequestUnderWay {
     fn drop(&mut self) {
         self.request.took = self.since.elapsed();
-        self.journal.observe(&self.request);
+        self.observer.observe(&self.request);
     }
 }
 

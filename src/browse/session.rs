@@ -276,7 +276,7 @@ impl ParserSession {
                         .checked_add(len.into())
                         .is_some_and(|end| end <= self.image.size());
                     if len == 0 || len > IMAGE_LIMIT || !is_inside {
-                        return Err("the parser asked for what is no part of the image".to_owned());
+                        return Err("the parser asked for bytes outside of the image".to_owned());
                     }
                     let reply = match self.image.read(offset, len as usize).await {
                         Ok(bytes) => {
@@ -309,7 +309,7 @@ impl ParserSession {
                     let text = reader.text().map_err(broken)?;
                     warn!("{}", printable(&text));
                 }
-                _ => return Err("the parser sent what is no answer".to_owned()),
+                _ => return Err("the parser sent an unknown frame".to_owned()),
             }
         }
     }

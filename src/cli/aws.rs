@@ -54,7 +54,7 @@ pub(super) struct AwsArgs {
     /// Counts the requests of all clients that are made from these options.
     #[arg(skip)]
     pub(super) requests: RequestCounts,
-    /// Is shown each request of them.
+    /// Receives each request of them.
     #[arg(skip)]
     pub(super) observer: Observer,
 }

@@ -161,8 +161,7 @@ impl DrillReport {
         if let Some(boot) = self.boot.as_ref().filter(|boot| !boot.booted) {
             let why = boot.reason.as_deref().unwrap_or("unknown");
             let what = format!("cannot boot the disks: {why}");
-            let remedy = Remedy::Do("--console FILE keeps what the machine printed".into());
-            return Err(Error::new(Kind::Undecided, what).with_remedy(remedy));
+            return Err(Error::new(Kind::Undecided, what).with_remedy(Remedy::KeepConsole));
         }
         let missed = names(&|found| found.is_missed);
         if !missed.is_empty() {
@@ -175,8 +174,7 @@ impl DrillReport {
             .any(|(_, found)| found.filesystem != TABLE && found.result != CheckResult::NotChecked);
         if !is_checked && self.boot.is_none() {
             let what = "cannot check the disks: no filesystem that the drill knows is on them";
-            let remedy = Remedy::Do("use --boot".into());
-            return Err(Error::new(Kind::Undecided, what).with_remedy(remedy));
+            return Err(Error::new(Kind::Undecided, what).with_remedy(Remedy::BootDisks));
         }
         Ok(())
     }

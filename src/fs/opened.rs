@@ -53,7 +53,7 @@ pub(crate) struct ImageRead {
     pub(crate) blocks: BlockSet,
 }
 
-/// Is shown who opens images of a mount, and what they read.
+/// Records who opens images of a mount, and what they read.
 pub(crate) trait Custodian: fmt::Debug + Send + Sync {
     /// An image is opened. The number of the opening; it is not answered before this returns.
     ///

@@ -22,7 +22,7 @@ pub(crate) struct Provenance {
     pub(crate) place: String,
     /// ARN of the caller, or `unknown (REASON)`; empty until STS has answered.
     pub(crate) caller: Arc<OnceLock<String>>,
-    /// Is shown who opens images; without it none is.
+    /// Records who opens images; none: nothing is recorded.
     pub(crate) custodian: Option<Arc<dyn Custodian>>,
 }
 
@@ -36,7 +36,7 @@ pub(in crate::fs) struct MountTotals {
 }
 
 impl Tree {
-    /// Is shown who opens images.
+    /// What records who opens images.
     pub(in crate::fs) fn custodian(&self) -> Option<Arc<dyn Custodian>> {
         self.origin.custodian.clone()
     }

@@ -174,6 +174,9 @@ fn follow(job: &SyncJob, remedy: &Remedy) -> Option<SyncJob> {
         | Remedy::NamePartition
         | Remedy::ReplaceFiles
         | Remedy::StreamFiles
+        | Remedy::NameScratch
+        | Remedy::KeepConsole
+        | Remedy::BootDisks
         | Remedy::ReplaceRecord
         | Remedy::InitRepository(_)
         | Remedy::AcceptMissing { .. }
