@@ -198,6 +198,8 @@ pub enum Remedy {
     NameScratch,
     /// Keep what the booted machine prints.
     KeepConsole,
+    /// Give the booted machine less memory.
+    GuestMemory,
     /// Boot the disks.
     BootDisks,
     /// Write each stream of a file as a file of its own.

@@ -231,11 +231,11 @@
 //!
 //! # The path of evidence
 //! ```text
-//!  cli/evidence       collect    arguments -> EvidenceJob; its journal is shown each request of every client
-//!  aws/http           send       a request, its answer, AWS's id and time of it -> evidence/journal: a line of requests.jsonl
+//!  cli/evidence       collect    arguments -> EvidenceJob; its request log gets each request of every client
+//!  aws/http           send       a request, its answer, AWS's id and time of it -> evidence/request_log: a line of requests.jsonl
 //!  evidence/collect   collect    one pass: sync/verify/image digest_with, as `ebsfs digest` has it
 //!  sync/verify/image/lanes       MD5 and SHA-256 on one thread, SHA-1 on another, a copy of the image on a third
-//!  evidence/manifest  add        a line of blocks.csv for each block that is held
+//!  evidence/block_list add        a line of blocks.csv for each block that is held
 //!  evidence/signature sign       ssh-keygen signs the statement, which names the other files by their SHA-256
 //!  evidence/collect   publish    evidence.json last: a directory without it is no evidence
 //!

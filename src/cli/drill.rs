@@ -79,7 +79,7 @@ struct BootArgs {
     #[arg(long, value_name = "TEXT", default_value = "login:", requires = "boot", value_parser = console_text)]
     wait_for: String,
     /// Time that the machine has for it; software emulation, without /dev/kvm, takes 10 to 50 times as long
-    #[arg(long, value_name = "TIME", default_value = "10m", requires = "boot", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "10m", requires = "boot", value_parser = boot_timeout)]
     boot_timeout: Duration,
     /// Memory of the machine
     #[arg(long, value_name = "SIZE", default_value = "1GiB", requires = "boot", value_parser = guest_memory)]
@@ -113,6 +113,14 @@ fn console_text(text: &str) -> std::result::Result<String, String> {
     match text.len() {
         1..=1024 => Ok(text.to_owned()),
         _ => Err("must have 1 to 1,024 bytes".into()),
+    }
+}
+
+fn boot_timeout(text: &str) -> std::result::Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match time.is_zero() {
+        true => Err("must be longer than 0s".into()),
+        false => Ok(time),
     }
 }
 

@@ -64,8 +64,9 @@ const REFUSED: &[(&str, &str)] = &[
 /// Options that become variables of the environment, which a line of /etc/fstab cannot set.
 const VARIABLES: &[(&str, &str)] = &[
     ("config-file", "AWS_CONFIG_FILE"),
-    ("credentials-file", "AWS_SHARED_CREDENTIALS_FILE"),
+    ("credentials-file", CREDENTIALS),
 ];
+const CREDENTIALS: &str = "AWS_SHARED_CREDENTIALS_FILE";
 
 /// Mount EBS snapshots or a repository, for mount(8)
 #[derive(Debug, Parser)]
@@ -160,6 +161,13 @@ fn mount(helper: &MountHelperArgs) -> Result<u8> {
         .map_err(|error| cannot(helper, &first_line(&error)))?;
     if let Some(Verb::Mount(mount)) = &args.verb {
         mount.check()?;
+    }
+    // To the SDK, a file that is not there is an empty one: the profile would seem to be missing.
+    let named = call.variables.iter();
+    for (_, path) in named.filter(|(name, _)| *name == CREDENTIALS) {
+        // Not opened: a FIFO has one reader.
+        let readable = rustix::fs::access(path.as_str(), rustix::fs::Access::READ_OK);
+        readable.map_err(|error| Error::of_file(Path::new(path), "cannot read", error.into()))?;
     }
     if helper.is_fake {
         return Ok(0);

@@ -66,6 +66,7 @@ fn option(remedy: &Remedy) -> String {
         Remedy::ReplaceFiles => "--overwrite replaces files that are there".into(),
         Remedy::NameScratch => "--scratch DIRECTORY takes another one".into(),
         Remedy::KeepConsole => "--console FILE keeps what the machine printed".into(),
+        Remedy::GuestMemory => "--memory SIZE gives it less".into(),
         Remedy::BootDisks => "use --boot".into(),
         Remedy::StreamFiles => "--streams writes each one as a file NAME:STREAM".into(),
         Remedy::RemoveAll => "--remove-all removes them".into(),

@@ -282,9 +282,14 @@ pub(super) async fn boot(
     Ok(first)
 }
 
+/// Whether a line of QEMU says that it does not get the memory of its machine.
+fn lacks_memory(line: &str) -> bool {
+    line.contains("cannot set up guest memory")
+}
+
 /// Whether the machine ended without a sign of life: in a machine that is virtual itself, `/dev/kvm` can be there and not work.
 fn is_broken_kvm(report: &BootReport) -> bool {
-    !report.booted && report.has_ended && report.console_bytes == 0
+    !report.booted && report.has_ended && report.console_bytes == 0 && !report.lacks_memory
 }
 
 /// One start of the machine.
@@ -339,6 +344,8 @@ impl BootRun<'_> {
             },
             reason => reason,
         };
+        let lacks_memory =
+            console.written == 0 && errors.lock().lines().iter().any(|line| lacks_memory(line));
         let has_fallen_back = |line: &String| line.contains("falling back to tcg");
         let is_tcg = kvm.is_none() || errors.lock().lines().iter().any(has_fallen_back);
         let lines = console.output.lines();
@@ -346,6 +353,7 @@ impl BootRun<'_> {
         Ok(BootReport {
             booted: reason.is_none(),
             has_ended,
+            lacks_memory,
             wait_for: job.wait_for.clone(),
             reason,
             firmware: match self.firmware {

@@ -86,6 +86,9 @@ pub(crate) struct BootReport {
     /// Whether the machine ended by itself, or its text came: it was not ended by the time-out.
     #[serde(skip)]
     pub(crate) has_ended: bool,
+    /// Whether this machine has too little memory for the other one, which was never started.
+    #[serde(skip)]
+    pub(crate) lacks_memory: bool,
     /// The text.
     pub(crate) wait_for: String,
     /// Why it did not boot.
@@ -161,6 +164,9 @@ impl DrillReport {
         if let Some(boot) = self.boot.as_ref().filter(|boot| !boot.booted) {
             let why = boot.reason.as_deref().unwrap_or("unknown");
             let what = format!("cannot boot the disks: {why}");
+            if boot.lacks_memory {
+                return Err(Error::new(Kind::Io, what).with_remedy(Remedy::GuestMemory));
+            }
             return Err(Error::new(Kind::Undecided, what).with_remedy(Remedy::KeepConsole));
         }
         let missed = names(&|found| found.is_missed);
@@ -220,6 +226,7 @@ mod tests {
             boot: booted.map(|booted| BootReport {
                 booted,
                 has_ended: booted,
+                lacks_memory: false,
                 wait_for: "login:".into(),
                 reason: (!booted).then(|| "no text".into()),
                 firmware: "bios".into(),
@@ -277,5 +284,15 @@ mod tests {
         assert_eq!(found.verdict().unwrap_err().kind(), Kind::Undecided);
         found.disks[0].partitions[1].result = CheckResult::Clean;
         assert!(found.verdict().is_ok());
+    }
+
+    #[test]
+    fn too_little_memory_here_says_nothing_of_the_disks() {
+        let mut found = report(&[(CheckResult::Clean, false)], Some(false));
+        found.boot.as_mut().unwrap().lacks_memory = true;
+        assert_eq!(found.verdict().unwrap_err().kind(), Kind::Io);
+        // Damage is what counts.
+        found.disks[0].partitions[0].result = CheckResult::Damaged;
+        assert_eq!(found.verdict().unwrap_err().kind(), Kind::Corrupt);
     }
 }

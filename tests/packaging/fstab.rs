@@ -121,7 +121,11 @@ fn a_mount_that_fails_is_one_line_and_an_exit_code_of_mount() {
             "snap-0123456789abcdef0",
         ),
         ("-o $O disk.raw $M", 1, "selects nothing"),
-        ("-o $O,credentials_file=/nonexistent $S $M", 32, "ebsfs: "),
+        (
+            "-o $O,credentials_file=/nonexistent $S $M",
+            32,
+            "cannot read /nonexistent: ",
+        ),
         (
             "-o $O file:///nonexistent/repository $M",
             32,

@@ -32,6 +32,7 @@ const INTERNAL: &[&str] = &[
     "cannot read byte {offset} of the image: it ends before that",
     "the parser was interrupted",
     "the manifest's volume",
+    "cannot set up guest memory",
     "the credentials were refused: loading them again",
 ];
 

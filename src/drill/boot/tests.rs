@@ -38,6 +38,7 @@ fn a_machine_is_started_without_kvm_only_if_it_ended_without_a_sign_of_life() {
         let report = BootReport {
             booted,
             has_ended,
+            lacks_memory: false,
             wait_for: String::new(),
             reason: None,
             firmware: String::new(),
@@ -47,6 +48,23 @@ fn a_machine_is_started_without_kvm_only_if_it_ended_without_a_sign_of_life() {
             console: Vec::new(),
         };
         assert_eq!(is_broken_kvm(&report), expected, "{report:?}");
+    }
+}
+
+#[test]
+fn too_little_memory_is_known_by_the_words_of_qemu() {
+    for (line, expected) in [
+        (
+            "qemu-system-x86_64: cannot set up guest memory 'pc.ram': Cannot allocate memory",
+            true,
+        ),
+        (
+            "qemu-system-x86_64: -blockdev x: Could not open 'x': Permission denied",
+            false,
+        ),
+        ("", false),
+    ] {
+        assert_eq!(lacks_memory(line), expected, "{line}");
     }
 }
 

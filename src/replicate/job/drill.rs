@@ -82,6 +82,9 @@ impl JobDrill {
         if text.is_some_and(|text| !(1..=LONGEST_TEXT).contains(&text.len())) {
             return invalid("wait_for of drill must have 1 to 1,024 bytes");
         }
+        if boot.timeout.is_some_and(|time| time.is_zero()) {
+            return invalid("boot_timeout of drill must be longer than 0s");
+        }
         if boot.memory.is_some_and(|bytes| bytes < LEAST_MEMORY) {
             return invalid("memory of drill must be at least 16MiB");
         }

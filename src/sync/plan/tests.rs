@@ -177,6 +177,7 @@ fn follow(job: &SyncJob, remedy: &Remedy) -> Option<SyncJob> {
         | Remedy::NameScratch
         | Remedy::KeepConsole
         | Remedy::BootDisks
+        | Remedy::GuestMemory
         | Remedy::ReplaceRecord
         | Remedy::InitRepository(_)
         | Remedy::AcceptMissing { .. }

@@ -138,6 +138,11 @@ fn a_drill_that_cannot_be_is_refused_in_one_line() {
             "boot_timeout of drill is for boot",
         ),
         (
+            "drill = { every = 'daily', boot = true, boot_timeout = '0s' }",
+            "/a",
+            "boot_timeout of drill must be longer than 0s",
+        ),
+        (
             "drill = { every = 'daily', boot = true, memory = '1MiB' }",
             "/a",
             "at least 16MiB",
