@@ -1,5 +1,9 @@
-//! [`LoopDevice`]: a file as a block device, by losetup of util-linux. Direct I/O: without it the page cache holds everything twice,
-//! and the kernel's thread of the device waits for each piece.
+//! [`LoopDevice`]: a file as a block device, by losetup of util-linux.
+//!
+//! One that is only read has direct I/O: without it the page cache holds everything twice, and the kernel's thread of the device waits
+//! for each piece. One that is written must wait so. With several writes at once, FUSE exports of qemu-storage-daemon write the bytes
+//! of one to the place of another: QEMU 7.2 in half of all writes. The fix was posted in 2025 ("fuse: Copy write buffer content before
+//! polling"), and no version number says whether a distribution has it.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -34,10 +38,15 @@ impl LoopDevice {
         is_read_only: bool,
         made: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<Self> {
-        let mut args: Vec<OsString> = ["--find", "--show", "--direct-io=on"]
-            .map(OsString::from)
-            .to_vec();
-        args.extend(is_read_only.then(|| "--read-only".into()));
+        let mut args: Vec<OsString> = ["--find", "--show"].map(OsString::from).to_vec();
+        args.extend(
+            match is_read_only {
+                true => ["--read-only", "--direct-io=on"].as_slice(),
+                false => &["--direct-io=off"],
+            }
+            .iter()
+            .map(OsString::from),
+        );
         args.extend(["--".into(), file.as_os_str().to_owned()]);
         let lines = losetup(args).await.map_err(|why| {
             let what = format!("cannot make a loop device: {why}");
