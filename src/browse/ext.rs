@@ -28,6 +28,8 @@ const MOST_GROUPS: u64 = 1 << 23;
 
 /// Features without which a volume cannot be read right.
 mod feature {
+    /// Of the compatible ones, which say nothing of the layout but this.
+    pub(super) const SPARSE_SUPER_2: u32 = 0x200;
     pub(super) const FILE_TYPE: u32 = 0x2;
     pub(super) const RECOVER: u32 = 0x4;
     pub(super) const META_GROUPS: u32 = 0x10;
@@ -67,6 +69,8 @@ struct ExtLayout {
     read_only: u32,
     journal_inode: u64,
     has_outside_journal: bool,
+    /// With sparse_super2 the groups that have a copy of the superblock; 0: none.
+    backups: [u32; 2],
 }
 
 impl ExtLayout {
@@ -109,6 +113,7 @@ impl ExtLayout {
             read_only: if is_old { 0 } else { le32(superblock, 0x64) },
             journal_inode: le32(superblock, 0xe0).into(),
             has_outside_journal: le32(superblock, 0xe4) != 0,
+            backups: [le32(superblock, 0x24c), le32(superblock, 0x250)],
         };
         let unknown = layout.incompatible & !feature::KNOWN;
         if unknown != 0 {
@@ -137,6 +142,12 @@ impl ExtLayout {
 
     /// Whether a group begins with a copy of the superblock.
     fn has_superblock(&self, group: u64) -> bool {
+        if group > 0 && self.compatible & feature::SPARSE_SUPER_2 != 0 {
+            return self
+                .backups
+                .iter()
+                .any(|backup| u64::from(*backup) == group);
+        }
         let is_power = |base: u64| {
             let mut power = base;
             while power < group {
@@ -153,12 +164,19 @@ impl ExtLayout {
         let in_a_block = (self.block_size / self.descriptor_size).max(1);
         let (number, within) = (group / in_a_block, group % in_a_block);
         let is_meta = self.incompatible & feature::META_GROUPS != 0;
+        // The superblock is at byte 1024, and the first group begins there or, with clusters of several blocks, before it.
+        let superblock = 1024 / self.block_size;
         let block = match is_meta && number >= self.first_meta_group {
-            false => self.first_data_block + 1 + number,
+            false => superblock + 1 + number,
             true => {
                 let first = number * in_a_block;
                 let start = self.first_data_block + first * u64::from(self.blocks_per_group);
-                start + u64::from(self.has_superblock(first))
+                let gap = if number == 0 {
+                    superblock.saturating_sub(self.first_data_block)
+                } else {
+                    0
+                };
+                start + gap + u64::from(self.has_superblock(first))
             }
         };
         (block, within * self.descriptor_size)

@@ -77,10 +77,11 @@ impl FatLayout {
         if reserved == 0 || copies == 0 || fat_sectors == 0 || clusters == 0 {
             return None;
         }
-        let width = match clusters {
-            0..4085 => FatWidth::Bits12,
-            4085..65_525 => FatWidth::Bits16,
-            _ => FatWidth::Bits32,
+        // As Linux: FAT32 has no length of 16 bits. It may have few clusters, as on a small EFI system partition of mkfs.fat -F 32.
+        let width = match (le16(boot, 22), clusters) {
+            (0, _) => FatWidth::Bits32,
+            (_, 0..4085) => FatWidth::Bits12,
+            _ => FatWidth::Bits16,
         };
         // FAT32 can say that only one copy is valid.
         let flags = u64::from(le16(boot, 40));
@@ -449,6 +450,27 @@ mod tests {
         ] {
             let found = fat_time(date, time, hundredths).map(|t| (t.seconds, t.nanoseconds));
             assert_eq!(found, expected, "{date:#x} {time:#x}");
+        }
+    }
+
+    #[test]
+    fn the_width_is_that_of_linux() {
+        // Sectors of 512 bytes, one a cluster, two copies: the length of 16 bits, the one of 32 bits, all sectors.
+        for (small, large, sectors, width) in [
+            (12, 0, 4000, Some(FatWidth::Bits12)),
+            (80, 0, 20_000, Some(FatWidth::Bits16)),
+            (0, 160, 20_000, Some(FatWidth::Bits32)),
+            (0, 600, 70_000, Some(FatWidth::Bits32)),
+            (0, 0, 70_000, None),
+        ] {
+            let mut boot = [0; 512];
+            boot[11..13].copy_from_slice(&512_u16.to_le_bytes());
+            (boot[13], boot[14], boot[16]) = (1, 1, 2);
+            boot[22..24].copy_from_slice(&u16::to_le_bytes(small));
+            boot[32..36].copy_from_slice(&u32::to_le_bytes(sectors));
+            boot[36..40].copy_from_slice(&u32::to_le_bytes(large));
+            let found = FatLayout::of(&boot).map(|layout| layout.width);
+            assert_eq!(found, width, "{small} {large} {sectors}");
         }
     }
 
