@@ -1,13 +1,15 @@
 //! NTFS, read only, by the crate `ntfs`; what it lacks is here: compressed files, sizes up to which a file was written, links.
 //!
 //! Owners and permissions of NTFS are security descriptors: they are not shown, all belongs to root. Named streams are listed and read
-//! whole; those that Linux can hold are extended attributes `user.NAME` too, as ntfs-3g shows them. Files of the filesystem itself ($MFT, $LogFile) are not listed, and found by name.
+//! whole; those that Linux can hold are extended attributes `user.NAME` too, as ntfs-3g shows them. Files of the filesystem itself
+//! ($MFT, $LogFile) are not listed, and found by name.
 
+mod index;
 mod lznt1;
 mod special;
 mod stream;
 
-use ntfs::structured_values::{NtfsAttributeList, NtfsFileNamespace, NtfsStandardInformation};
+use ntfs::structured_values::{NtfsAttributeList, NtfsStandardInformation};
 use ntfs::{
     Ntfs, NtfsAttribute, NtfsAttributeType, NtfsError, NtfsFile, NtfsFileFlags, NtfsReadSeek,
     NtfsTime,
@@ -20,6 +22,7 @@ use super::reader::{
 };
 use super::wire::{FailureKind, TARGET_LIMIT, VALUE_LIMIT};
 use super::{FsEntry, FsNode, FsSpan, FsStream, FsTime, NodeKind, NodeTimes};
+use index::FolderIndex;
 use special::{MOST_INTERIX, interix, target_of};
 use stream::DataStream;
 
@@ -28,7 +31,7 @@ const ROOT: u64 = 5;
 const FIRST_USER: u64 = 24;
 /// Bits of a record's number in an id; its sequence number is above them.
 const RECORD: u64 = (1 << 48) - 1;
-/// Entries of a page of a folder: each page walks the index from its start.
+/// Entries of a page of a folder: it ends with the block of the index that has so many.
 const PAGE: usize = 4096;
 /// Attributes of a file that are looked at, at most: a file of 2^32 clusters in as many pieces has them in records of 1 KiB.
 const MOST_ATTRIBUTES: usize = 65_536;
@@ -255,6 +258,13 @@ fn begins_stream(part: &AttributePart<'_, '_>) -> FsResult<Option<Vec<u8>>> {
     Ok(data_name(&part.attribute).filter(|name| !name.is_empty()))
 }
 
+/// Whether an attribute has this name.
+fn is_named(attribute: &NtfsAttribute<'_, '_>, name: &[u16]) -> bool {
+    attribute
+        .name()
+        .is_ok_and(|found| found.u16_iter().eq(name.iter().copied()))
+}
+
 /// The first bytes of an attribute.
 fn value_of(
     attribute: &NtfsAttribute<'_, '_>,
@@ -373,7 +383,7 @@ fn node_of(ntfs: &Ntfs, stream: &mut WindowStream, id: u64) -> FsResult<FsNode> 
 }
 
 impl NtfsReader {
-    /// Names of a folder, from the one of this number on: with their ids, at most `most`.
+    /// Names of a folder, from the part of its index with this number on: with their ids, those of the parts up to `most`.
     fn names(
         &mut self,
         folder: u64,
@@ -383,36 +393,20 @@ impl NtfsReader {
     ) -> FsResult<FsPage<(Vec<u8>, u64)>> {
         let (ntfs, stream) = (&self.ntfs, &mut self.stream);
         let file = open_file(ntfs, stream, folder)?;
-        let index = file.directory_index(stream)?;
-        let mut entries = index.entries();
+        let index = FolderIndex::open(ntfs, stream, &self.window, &file)?;
         let mut found = Vec::new();
-        let mut number = 0;
-        while let Some(entry) = entries.next(stream) {
-            let entry = entry?;
-            number += 1;
-            if number <= from {
-                continue;
-            }
-            let Some(key) = entry.key() else {
-                continue;
-            };
-            let key = key?;
-            if key.namespace() == NtfsFileNamespace::Dos {
-                continue;
-            }
-            let units: Vec<u16> = key.name().u16_iter().collect();
-            let name = utf8_of(&units);
-            if name == b"." || name == b".." || !is_wanted(&name) {
-                continue;
-            }
-            let reference = entry.file_reference();
-            let id = reference.file_record_number() | u64::from(reference.sequence_number()) << 48;
-            found.push((name, id));
-            if found.len() >= most {
-                return Ok((found, Some(number)));
+        let mut next = Some(from);
+        while let Some(number) = next.filter(|_| found.len() < most) {
+            let (entries, after) = index.part(&self.window, number)?;
+            next = after;
+            for entry in entries {
+                let name = utf8_of(&entry.name);
+                if name != b"." && name != b".." && is_wanted(&name) {
+                    found.push((name, entry.id));
+                }
             }
         }
-        Ok((found, None))
+        Ok((found, next))
     }
 }
 

@@ -6,7 +6,7 @@ use ntfs::Ntfs;
 use ntfs::attribute_value::NtfsAttributeValue;
 
 use super::super::reader::{
-    DiskWindow, FsFailure, FsPage, FsResult, SPAN_PAGE, WindowStream, le16, le32, le64,
+    DiskWindow, FsFailure, FsPage, FsResult, SPAN_PAGE, WindowStream, le16, le64,
 };
 use super::super::wire::IMAGE_LIMIT;
 use super::super::{FsSpan, SpanPlace};
@@ -43,6 +43,11 @@ pub(super) struct DataStream {
 }
 
 impl DataStream {
+    /// Bytes of the stream.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
     /// Adds an attribute of the file's data; they come in order.
     pub(super) fn add(
         &mut self,
@@ -104,7 +109,7 @@ impl DataStream {
         let at = part.attribute.position().value().ok_or_else(wrong)?.get();
         let record_size = (ntfs.file_record_size() as usize).min(MOST_RECORD);
         let mut record = window.bytes_at(start, record_size)?;
-        fix_up(&mut record).ok_or_else(wrong)?;
+        fix_up(&mut record, b"FILE").ok_or_else(wrong)?;
         let header = at
             .checked_sub(start)
             .and_then(|at| usize::try_from(at).ok());
@@ -262,8 +267,8 @@ impl DataStream {
     }
 }
 
-/// Puts the last two bytes of each 512 in a record back, which its header keeps.
-fn fix_up(record: &mut [u8]) -> Option<()> {
+/// Puts the last two bytes of each 512 in a record back, which its header keeps. The record begins with `signature`.
+pub(super) fn fix_up(record: &mut [u8], signature: &[u8; 4]) -> Option<()> {
     let (at, count) = (usize::from(le16(record, 4)), usize::from(le16(record, 6)));
     let kept = record.get(at..at + count * 2)?.to_vec();
     let (mark, kept) = kept.split_first_chunk::<2>()?;
@@ -274,7 +279,7 @@ fn fix_up(record: &mut [u8]) -> Option<()> {
         }
         end.copy_from_slice(bytes);
     }
-    (le32(record, 0) == u32::from_le_bytes(*b"FILE")).then_some(())
+    record.starts_with(signature).then_some(())
 }
 
 #[cfg(test)]
@@ -291,10 +296,10 @@ mod tests {
             record[end..end + 2].copy_from_slice(&[7, 7]);
         }
         let mut good = record.clone();
-        assert_eq!(fix_up(&mut good), Some(()));
+        assert_eq!(fix_up(&mut good, b"FILE"), Some(()));
         assert_eq!((good[510], good[511], good[1022], good[1023]), (1, 2, 3, 4));
         record[1023] = 8;
-        assert_eq!(fix_up(&mut record), None);
-        assert_eq!(fix_up(&mut [0; 10]), None);
+        assert_eq!(fix_up(&mut record, b"FILE"), None);
+        assert_eq!(fix_up(&mut [0; 10], b"FILE"), None);
     }
 }

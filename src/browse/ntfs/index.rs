@@ -1,0 +1,232 @@
+//! [`FolderIndex`]: the names of a folder: those in its record, and those in the blocks of its index that are in use.
+//!
+//! The crate descends from block to block. It takes their numbers for clusters, but they are sectors of 512 bytes where a cluster is
+//! larger than a block, so that it reads no large folder of a volume with clusters of 8 KiB or more. Here all blocks are read in
+//! their order on the disk, as ntfs-3g does; a page of a folder begins where the last one ended.
+
+use ntfs::{Ntfs, NtfsAttributeType, NtfsFile};
+
+use super::super::reader::{DiskWindow, FsFailure, FsResult, WindowStream, le16, le32, le64};
+use super::stream::{DataStream, fix_up};
+use super::{is_named, value_of, visit};
+
+/// The name of the index of a folder.
+const NAME: [u16; 4] = [0x24, 0x49, 0x33, 0x30];
+/// Bytes of the root of an index, at most: it is in a record of the MFT.
+const MOST_ROOT: usize = 64 << 10;
+/// Bytes of the bitmap of an index, at most: 2^23 blocks of 4 KiB are more names than an MFT has records.
+const MOST_BITMAP: usize = 1 << 20;
+/// Bytes of a block of an index.
+const BLOCK_SIZES: std::ops::RangeInclusive<u64> = 512..=64 << 10;
+/// Where a block has the header of its entries, and the root.
+const BLOCK_HEADER: usize = 24;
+const ROOT_HEADER: usize = 16;
+/// The flag of the entry behind the last name.
+const LAST: u16 = 0x2;
+/// The namespace of short names.
+const DOS: u8 = 2;
+
+/// A name in a folder: in UTF-16, and the id of its file.
+pub(super) struct IndexedName {
+    pub(super) name: Vec<u16>,
+    pub(super) id: u64,
+}
+
+/// The index of a folder.
+pub(super) struct FolderIndex {
+    root: Vec<u8>,
+    block_size: u64,
+    blocks: DataStream,
+    /// A bit for each block: whether it is in use.
+    bitmap: Vec<u8>,
+}
+
+impl FolderIndex {
+    /// Finds the parts of the index of a folder.
+    ///
+    /// # Errors
+    /// When it is damaged, or the file is no folder.
+    pub(super) fn open(
+        ntfs: &Ntfs,
+        stream: &mut WindowStream,
+        window: &DiskWindow,
+        file: &NtfsFile<'_>,
+    ) -> FsResult<Self> {
+        let mut root = None;
+        let (mut blocks, mut bitmap) = (DataStream::default(), DataStream::default());
+        visit(ntfs, stream, file, &mut |part, stream| {
+            if !is_named(&part.attribute, &NAME) {
+                return Ok(());
+            }
+            match part.attribute.ty().ok() {
+                Some(NtfsAttributeType::IndexRoot) => {
+                    root = Some(value_of(&part.attribute, stream, MOST_ROOT)?);
+                    Ok(())
+                }
+                Some(NtfsAttributeType::IndexAllocation) => blocks.add(ntfs, stream, window, part),
+                Some(NtfsAttributeType::Bitmap) => bitmap.add(ntfs, stream, window, part),
+                _ => Ok(()),
+            }
+        })?;
+        let root = root.ok_or_else(|| FsFailure::damaged("a folder has no index"))?;
+        let block_size = u64::from(le32(&root, 8));
+        if !block_size.is_power_of_two() || !BLOCK_SIZES.contains(&block_size) {
+            return Err(wrong());
+        }
+        let len = usize::try_from(bitmap.size()).unwrap_or(usize::MAX);
+        let bitmap = bitmap.content(window, 0, len.min(MOST_BITMAP))?;
+        Ok(Self {
+            root,
+            block_size,
+            blocks,
+            bitmap,
+        })
+    }
+
+    /// The names of the part with this number, 0 for the root and then the blocks that are in use; and the number of the next part.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub(super) fn part(
+        &self,
+        window: &DiskWindow,
+        number: u64,
+    ) -> FsResult<(Vec<IndexedName>, Option<u64>)> {
+        let next = self.in_use(number).map(|block| block + 1);
+        let Some(block) = number.checked_sub(1) else {
+            return Ok((entries(&self.root, ROOT_HEADER)?, next));
+        };
+        let at = block.checked_mul(self.block_size).ok_or_else(wrong)?;
+        let len = usize::try_from(self.block_size).map_err(|_| wrong())?;
+        let mut bytes = self.blocks.content(window, at, len)?;
+        fix_up(&mut bytes, b"INDX").ok_or_else(wrong)?;
+        Ok((entries(&bytes, BLOCK_HEADER)?, next))
+    }
+
+    /// The first block from this one on that is in use.
+    fn in_use(&self, from: u64) -> Option<u64> {
+        let most = (self.blocks.size() / self.block_size).min(self.bitmap.len() as u64 * 8);
+        (from..most).find(|block| {
+            let byte = usize::try_from(block / 8).ok();
+            let byte = byte.and_then(|at| self.bitmap.get(at));
+            byte.is_some_and(|byte| byte >> (block % 8) & 1 == 1)
+        })
+    }
+}
+
+fn wrong() -> FsFailure {
+    FsFailure::damaged("the index of a folder is damaged")
+}
+
+/// The names of a part, whose header is at `header`. Short names of DOS are names of files that have another one.
+fn entries(part: &[u8], header: usize) -> FsResult<Vec<IndexedName>> {
+    let word = |at: usize| usize::try_from(le32(part, at)).unwrap_or(usize::MAX);
+    let (start, len) = (word(header), word(header + 4));
+    let used = part.get(header..).and_then(|rest| rest.get(start..len));
+    let mut rest = used.ok_or_else(wrong)?;
+    let mut found = Vec::new();
+    loop {
+        let (entry_len, key_len) = (usize::from(le16(rest, 8)), usize::from(le16(rest, 10)));
+        if rest.len() < 16 || entry_len < 16 || entry_len > rest.len() {
+            return Err(wrong());
+        }
+        if le16(rest, 12) & LAST != 0 {
+            return Ok(found);
+        }
+        let key = rest.get(16..entry_len).and_then(|key| key.get(..key_len));
+        let key = key.ok_or_else(wrong)?;
+        let &[name_len, namespace] = key
+            .get(64..)
+            .and_then(|rest| rest.first_chunk::<2>())
+            .ok_or_else(wrong)?;
+        let name = key
+            .get(66..)
+            .and_then(|rest| rest.get(..usize::from(name_len) * 2));
+        let name = name.ok_or_else(wrong)?;
+        if namespace != DOS {
+            let units = name.chunks_exact(2).map(|pair| le16(pair, 0));
+            found.push(IndexedName {
+                name: units.collect(),
+                id: le64(rest, 0),
+            });
+        }
+        rest = rest.get(entry_len..).unwrap_or_default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An entry of a name, or the last one.
+    fn entry(id: u64, name: Option<(&str, u8)>) -> Vec<u8> {
+        let mut key = Vec::new();
+        if let Some((name, namespace)) = name {
+            let units: Vec<u16> = name.encode_utf16().collect();
+            key = vec![0; 64];
+            key.extend([u8::try_from(units.len()).unwrap(), namespace]);
+            key.extend(units.iter().flat_map(|unit| unit.to_le_bytes()));
+        }
+        let len = (16 + key.len()).next_multiple_of(8);
+        let mut bytes = id.to_le_bytes().to_vec();
+        for value in [len, key.len(), if name.is_none() { 2 } else { 0 }, 0] {
+            bytes.extend(u16::try_from(value).unwrap().to_le_bytes());
+        }
+        bytes.extend(key);
+        bytes.resize(len, 0);
+        bytes
+    }
+
+    fn part(entries: &[Vec<u8>]) -> Vec<u8> {
+        let entries = entries.concat();
+        let mut bytes = vec![0; ROOT_HEADER];
+        for value in [16, 16 + entries.len(), 16 + entries.len(), 0] {
+            bytes.extend(u32::try_from(value).unwrap().to_le_bytes());
+        }
+        bytes.extend(entries);
+        bytes
+    }
+
+    fn names(part: &[u8]) -> Option<Vec<(String, u64)>> {
+        let found = entries(part, ROOT_HEADER).ok()?;
+        let names = found
+            .into_iter()
+            .map(|one| (String::from_utf16(&one.name).unwrap(), one.id));
+        Some(names.collect())
+    }
+
+    #[test]
+    fn a_short_name_is_no_name_and_the_last_entry_ends_a_part() {
+        let last = entry(0, None);
+        let long = entry(7 << 48 | 30, Some(("a long name", 1)));
+        let short = entry(7 << 48 | 30, Some(("ALONGN~1", DOS)));
+        let both = entry(31, Some(("BOTH", 3)));
+        let whole = part(&[
+            long,
+            short,
+            both,
+            last.clone(),
+            entry(9, Some(("behind", 1))),
+        ]);
+        let expected = [
+            ("a long name".to_owned(), 7 << 48 | 30),
+            ("BOTH".to_owned(), 31),
+        ];
+        assert_eq!(names(&whole).unwrap(), expected);
+        assert_eq!(names(&part(&[last])).unwrap(), []);
+    }
+
+    #[test]
+    fn a_part_that_is_cut_or_has_no_end_is_refused() {
+        let one = entry(30, Some(("name", 1)));
+        assert!(names(&part(&[one.clone()])).is_none());
+        let whole = part(&[one, entry(0, None)]);
+        for len in 0..whole.len() {
+            assert!(names(&whole[..len]).is_none(), "{len}");
+        }
+        // An entry of no length would be read for ever.
+        let mut endless = whole;
+        endless[ROOT_HEADER + 16 + 8] = 0;
+        assert!(names(&endless).is_none());
+    }
+}
