@@ -1,8 +1,9 @@
 //! The border to AWS. [`config`] settles Region, profile, endpoints, certificate authorities and proxies, once a run, and
 //! every client of EBS, EC2, STS, SSO and S3 is made from it; [`endpoints`] chooses URLs; [`credentials`] finds, keeps and
-//! renews credentials; [`http`] makes connections; [`mod@classify`] turns a failed call into an error class; [`requests`]
-//! counts requests, [`observer`] shows each to a journal.
+//! renews credentials; [`http`] makes connections; [`actions`] is the table of IAM actions; [`mod@classify`] turns a failed call
+//! into an error class; [`requests`] counts requests, [`observer`] shows each to a journal.
 
+mod actions;
 mod caller;
 mod classify;
 mod config;
@@ -13,6 +14,9 @@ mod http;
 mod observer;
 mod requests;
 
+pub(crate) use actions::{
+    ActionNeed, ActionResource, ActionService, AwsVerb, IamAction, all_needs,
+};
 pub(crate) use caller::CallerIdentity;
 pub(crate) use classify::presentable;
 pub(crate) use classify::{Action, ErrorClass, classify, classify_reply, classify_sending, skew};

@@ -22,6 +22,7 @@ mod mount;
 mod mount_helper;
 mod notify;
 mod output;
+mod policy;
 mod progress;
 mod reading;
 mod record;
@@ -92,6 +93,7 @@ enum Verb {
     Evidence(Box<evidence::EvidenceArgs>),
     Record(record::RecordArgs),
     Repository(repository::RepositoryArgs),
+    Policy(Box<policy::PolicyArgs>),
     Emulator(emulator::EmulatorArgs),
 }
 
@@ -184,6 +186,7 @@ fn run(verb: Verb, args: &Args) -> Result<u8> {
         Verb::Evidence(evidence) => evidence.run(),
         Verb::Record(record) => record.run(),
         Verb::Repository(repository) => repository.run(),
+        Verb::Policy(policy) => policy.run(),
         Verb::Emulator(emulator) => emulator.run(),
     }
     .map(|()| 0)

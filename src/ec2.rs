@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::info;
 
-use crate::aws::ServiceConfig;
+use crate::aws::{IamAction, ServiceConfig};
 use crate::error::{Error, Result};
 use crate::snapshot::{
     Descriptions, ListingProgress, ListingReport, Selector, Snapshot, SnapshotId, SnapshotState,
@@ -259,7 +259,7 @@ impl Descriptions for Ec2 {
     fn encrypts_by_default(&self) -> BoxFuture<'_, Result<bool>> {
         async {
             let name = CallName {
-                action: "ec2:GetEbsEncryptionByDefault",
+                action: IamAction::GetEbsEncryptionByDefault.name(),
                 target: "in this Region",
                 repeat: Repeat::Single,
             };
@@ -280,7 +280,7 @@ impl Descriptions for Ec2 {
     ) -> BoxFuture<'a, Result<()>> {
         async move {
             let name = CallName {
-                action: "ec2:CreateTags",
+                action: IamAction::CreateTags.name(),
                 target: id.as_str(),
                 repeat: Repeat::Single,
             };

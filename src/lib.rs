@@ -41,6 +41,7 @@
 //! | 5 | [`drill`] | aws, ebs, ec2, repository, targets, capture, sync |
 //! | 5 | [`replicate`] | ebs, ec2, targets, fs, drill, metrics |
 //! | 5 | `evidence` | ebs, ec2, repository, targets, capture, replicate |
+//! | 5 | `policy` | everything but [`aws`]: it makes documents of a table |
 //! | 5 | [`metrics`] | ebs, ec2, image, compare, targets, capture: it sees counts, and the status of a job |
 //! | 6 | [`cli`] | nothing: the one place where concrete types are stacked |
 //! | - | [`emulator`] | everything but [`error`]: it plays the other side |
@@ -332,6 +333,7 @@ mod sync;
 mod attach;
 mod drill;
 mod metrics;
+mod policy;
 
 mod evidence;
 mod replicate;

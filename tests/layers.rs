@@ -115,6 +115,11 @@ const RULES: &[(&str, u8, &str)] = &[
         5,
         "attach metrics drill targets ebs ec2 cache image compare fs readahead maps sysfs aws digest",
     ),
+    (
+        "policy",
+        5,
+        "error block histogram time files sysfs inventory snapshot source target readahead digest maps cost progress ebs ec2 cache image compare formats volumes browse targets repository capture fs sync attach drill replicate evidence metrics",
+    ),
     ("cli", 6, ""),
 ];
 

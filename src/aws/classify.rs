@@ -1,5 +1,6 @@
 //! Classifies errors of the AWS SDK. One table from AWS codes to [`Kind`]s, for every service.
 
+mod needs;
 mod table;
 mod text;
 

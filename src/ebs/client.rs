@@ -27,7 +27,9 @@ use self::hedge::Hedge;
 use self::limiter::Limiter;
 use self::wire::{Probe, Route};
 use super::listing::Token;
-use crate::aws::{Action, Credentials, ErrorClass, Http, RequestCounts, ServiceConfig, classify};
+use crate::aws::{
+    Action, Credentials, ErrorClass, Http, IamAction, RequestCounts, ServiceConfig, classify,
+};
 use crate::block::{Block, BlockIndex};
 use crate::digest::Digester;
 use crate::error::{Error, Kind};
@@ -236,7 +238,7 @@ impl Client {
         deadline: Instant,
     ) -> std::result::Result<Block, CallFailure> {
         let call = EbsCall {
-            action: "ebs:GetSnapshotBlock",
+            action: IamAction::GetSnapshotBlock.name(),
             target: format!("{} block {}", block.snapshot, block.index),
             deadline,
         };

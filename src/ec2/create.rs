@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 
 use super::call::{CallName, CallRefusal, Repeat, call};
 use super::{Ec2, snapshot, tag};
+use crate::aws::IamAction;
 use crate::error::{Error, Kind, Result};
 use crate::snapshot::{
     Creation, Deletion, InstanceInfo, NewSnapshots, Snapshot, SnapshotId, SnapshotMaker,
@@ -44,7 +45,7 @@ impl SnapshotMaker for Ec2 {
                         let call = call.tag_specifications(tagged.clone());
                         call.customize().interceptor(watch).send()
                     };
-                    let name = name("ec2:CreateSnapshot", id);
+                    let name = name(IamAction::CreateSnapshot.name(), id);
                     let made = call(&self.access, name, &|_| {}, send).await;
                     outcome(name, made.map(|reply| vec![of_volume(reply)]))
                 }
@@ -68,7 +69,7 @@ impl SnapshotMaker for Ec2 {
                         let call = call.set_copy_tags_from_source(copied);
                         call.customize().interceptor(watch).send()
                     };
-                    let name = name("ec2:CreateSnapshots", id);
+                    let name = name(IamAction::CreateSnapshots.name(), id);
                     let made = call(&self.access, name, &|_| {}, send).await;
                     let each = |infos: Vec<SnapshotInfo>| infos.into_iter().map(of_set).collect();
                     outcome(
@@ -84,7 +85,7 @@ impl SnapshotMaker for Ec2 {
     fn delete<'a>(&'a self, id: &'a SnapshotId) -> BoxFuture<'a, Result<Deletion>> {
         async move {
             let name = CallName {
-                action: "ec2:DeleteSnapshot",
+                action: IamAction::DeleteSnapshot.name(),
                 target: id.as_str(),
                 repeat: Repeat::Single,
             };

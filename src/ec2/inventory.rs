@@ -9,6 +9,7 @@ use super::machine;
 use super::pages::{DescribedPage, list_pages};
 use super::volumes::VOLUMES_PER_PAGE;
 use super::{Ec2, filter};
+use crate::aws::IamAction;
 use crate::error::{Error, Kind, Result};
 use crate::inventory::{
     DescribeMachine, DetailsByVolume, InventoryGroup, InventoryHardware, InventoryImage,
@@ -43,7 +44,7 @@ impl Ec2 {
                 Some(_) => Repeat::Listing,
                 None => Repeat::Single,
             },
-            ..name("ec2:DescribeVolumes", "of the instance")
+            ..name(IamAction::DescribeVolumes.name(), "of the instance")
         };
         let send = |watch| {
             let request = self.sdk.describe_volumes().filters(filters.clone());
@@ -67,7 +68,7 @@ impl DescribeMachine for Ec2 {
                 let request = self.sdk.describe_instances().instance_ids(instance);
                 request.customize().interceptor(watch).send()
             };
-            let name = name("ec2:DescribeInstances", instance);
+            let name = name(IamAction::DescribeInstances.name(), instance);
             let reply = call(&self.access, name, &|_| {}, send).await?;
             let reservations = reply.reservations.unwrap_or_default().into_iter();
             let mut found = reservations.filter_map(|one| machine::machine(one, instance));
@@ -83,7 +84,7 @@ impl DescribeMachine for Ec2 {
                 let request = request.instance_types(instance_type.into());
                 request.customize().interceptor(watch).send()
             };
-            let name = name("ec2:DescribeInstanceTypes", instance_type);
+            let name = name(IamAction::DescribeInstanceTypes.name(), instance_type);
             let reply = call(&self.access, name, &|_| {}, send).await?;
             let mut types = reply.instance_types.unwrap_or_default().into_iter();
             let is_it = |one: &aws_sdk_ec2::types::InstanceTypeInfo| {
@@ -122,7 +123,7 @@ impl DescribeMachine for Ec2 {
                 request.customize().interceptor(watch).send()
             };
             let target = ids.join(", ");
-            let name = name("ec2:DescribeVpcs", &target);
+            let name = name(IamAction::DescribeVpcs.name(), &target);
             let reply = call(&self.access, name, &|_| {}, send).await?;
             let vpcs = reply.vpcs.unwrap_or_default().into_iter();
             Ok(vpcs.filter_map(machine::vpc).collect())
@@ -138,7 +139,7 @@ impl DescribeMachine for Ec2 {
                 request.customize().interceptor(watch).send()
             };
             let target = ids.join(", ");
-            let name = name("ec2:DescribeSubnets", &target);
+            let name = name(IamAction::DescribeSubnets.name(), &target);
             let reply = call(&self.access, name, &|_| {}, send).await?;
             let subnets = reply.subnets.unwrap_or_default().into_iter();
             Ok(subnets.filter_map(machine::subnet).collect())
@@ -157,7 +158,7 @@ impl DescribeMachine for Ec2 {
                 request.customize().interceptor(watch).send()
             };
             let target = ids.join(", ");
-            let name = name("ec2:DescribeSecurityGroups", &target);
+            let name = name(IamAction::DescribeSecurityGroups.name(), &target);
             let reply = call(&self.access, name, &|_| {}, send).await?;
             let groups = reply.security_groups.unwrap_or_default().into_iter();
             Ok(groups.filter_map(machine::group).collect())
@@ -173,7 +174,7 @@ impl DescribeMachine for Ec2 {
                 let request = request.include_deprecated(true).include_disabled(true);
                 request.customize().interceptor(watch).send()
             };
-            let name = name("ec2:DescribeImages", id);
+            let name = name(IamAction::DescribeImages.name(), id);
             let reply = call(&self.access, name, &|_| {}, send).await?;
             let images = reply.images.unwrap_or_default().into_iter();
             let mut found = images.filter_map(machine::image);

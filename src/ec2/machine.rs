@@ -10,6 +10,7 @@ use aws_sdk_ec2::types::{
 
 use super::pages::PageItem;
 use super::tags;
+use crate::aws::IamAction;
 use crate::inventory::{
     DiskDetails, InventoryAddress, InventoryDisk, InventoryGroup, InventoryHardware,
     InventoryImage, InventoryInstance, InventoryInterface, InventoryPeer, InventoryRule,
@@ -26,7 +27,7 @@ pub(super) struct NamedDetails {
 
 impl PageItem for NamedDetails {
     const MANY: &'static str = "volumes";
-    const ACTION: &'static str = "ec2:DescribeVolumes";
+    const ACTION: &'static str = IamAction::DescribeVolumes.name();
 
     fn id(&self) -> &str {
         &self.id

@@ -6,6 +6,7 @@ use std::hash::{BuildHasher, RandomState};
 use futures_util::future::BoxFuture;
 
 use super::call::CallRefusal;
+use crate::aws::IamAction;
 use crate::error::{Error, Kind, Result};
 use crate::snapshot::{Snapshot, VolumeInfo};
 
@@ -29,7 +30,7 @@ pub(super) trait PageItem {
 
 impl PageItem for Snapshot {
     const MANY: &'static str = "snapshots";
-    const ACTION: &'static str = "ec2:DescribeSnapshots";
+    const ACTION: &'static str = IamAction::DescribeSnapshots.name();
 
     fn id(&self) -> &str {
         self.id.as_str()
@@ -38,7 +39,7 @@ impl PageItem for Snapshot {
 
 impl PageItem for VolumeInfo {
     const MANY: &'static str = "volumes";
-    const ACTION: &'static str = "ec2:DescribeVolumes";
+    const ACTION: &'static str = IamAction::DescribeVolumes.name();
 
     fn id(&self) -> &str {
         &self.id

@@ -7,6 +7,7 @@ use futures_util::FutureExt;
 use super::call::{CallName, CallRefusal, Repeat, call};
 use super::pages::{DescribedPage, PageItem, list_pages};
 use super::{Ec2, filter, tags};
+use crate::aws::IamAction;
 use crate::error::{Error, Kind, Result};
 use crate::snapshot::{InstanceInfo, VolumeInfo, VolumeSelector};
 
@@ -93,7 +94,7 @@ impl Ec2 {
     pub(super) async fn describe_instances(&self, ids: &[String]) -> Result<Vec<InstanceInfo>> {
         let target = ids.join(", ");
         let name = CallName {
-            action: "ec2:DescribeInstances",
+            action: IamAction::DescribeInstances.name(),
             target: &target,
             repeat: Repeat::Single,
         };

@@ -1,6 +1,8 @@
-//! docs/policies: valid policies of IAM, quoted by pages as they are, and enough for what docs/permissions.md says.
+//! docs/policies: valid policies of IAM, quoted by pages as they are, and what `ebsfs policy` prints. That they are enough, and
+//! not too much, is tested in tests/policy.rs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -107,71 +109,67 @@ fn policies_are_valid_and_pages_quote_them_as_they_are() {
     assert!(quoted > 5, "{quoted}");
 }
 
-/// Denies all actions of EBS and EC2 but those of these policies.
-fn allow_only(emulator: &Emulator, allowed: &[&Value]) {
-    let policies = policies();
-    let allowed: BTreeSet<&str> = allowed.iter().flat_map(|policy| actions(policy)).collect();
-    let denied: Vec<&str> = policies
-        .values()
-        .flat_map(actions)
-        .filter(|action| action.starts_with("ebs:") || action.starts_with("ec2:"))
-        .filter(|action| !allowed.contains(action))
-        .collect();
-    assert!(denied.len() > 5, "{denied:?}");
-    emulator.set(&format!("deny={}", denied.join(",")));
-}
+/// The command that prints each file, as docs/permissions.md names it.
+const COMMANDS: &[(&str, &str)] = &[
+    (
+        "read.json",
+        "ebsfs policy mount --kms arn:aws:kms:REGION:ACCOUNT:key/KEY",
+    ),
+    (
+        "new-snapshots.json",
+        "ebsfs policy upload --kms arn:aws:kms:REGION:ACCOUNT:key/KEY",
+    ),
+    ("snapshot.json", "ebsfs policy snapshot"),
+    ("inventory.json", "ebsfs policy inventory"),
+    ("replicate.json", "ebsfs policy replicate --job web"),
+    (
+        "gateway.json",
+        "ebsfs policy gateway --bucket dr-bucket/replicas",
+    ),
+    (
+        "repository-read.json",
+        "ebsfs policy repository-read --minimal --bucket dr-bucket/replicas",
+    ),
+    (
+        "repository-write.json",
+        "ebsfs policy repository-write --minimal --bucket dr-bucket/replicas",
+    ),
+    (
+        "repository-prune.json",
+        "ebsfs policy repository --bucket dr-bucket/replicas",
+    ),
+];
 
 #[test]
-fn each_policy_is_enough_for_its_commands() {
-    const INSTANCE: &str = "i-0123456789abcdef0";
+fn each_file_is_what_its_command_prints() {
     let policies = policies();
-    let policy = |name: &str| &policies[&format!("{name}.json")];
-    let emulator = Emulator::start();
-    emulator.make_volume("vol-0a", 8, [0, 3]);
-    let snapshot = emulator.snapshot("vol-0a");
-    let later = emulator.snapshot("vol-0a");
-    let folder = tempfile::tempdir().unwrap();
-    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    let job = at("web.toml");
-    let text = format!(
-        "name = \"web\"\ninstances = [\"{INSTANCE}\"]\n[[target]]\nto = \"{}\"\n",
-        at("{volume}.raw")
-    );
-    std::fs::write(&job, text).unwrap();
-    let image = at("image.raw");
-    let (read, made) = (policy("read"), policy("new-snapshots"));
-    let commands: &[(&[&Value], &[&str])] = &[
-        (&[read], &["ls"]),
-        (&[read], &["digest", &snapshot]),
-        (&[read], &["changes", &snapshot, &later]),
-        (&[read], &["sync", &snapshot, &image]),
-        (&[read, made], &["sync", &snapshot, "ebs:"]),
-        (&[read, made], &["sync", &later, "ebs:", "--base", "auto"]),
-        (&[policy("snapshot")], &["snapshot", "--instance", INSTANCE]),
-        (&[policy("snapshot")], &["snapshot", "--volume", "vol-0a"]),
-        (&[policy("inventory")], &["inventory", INSTANCE]),
-        (&[policy("replicate")], &["replicate", "--once", &job]),
-        // A second one has an old snapshot to delete.
-        (&[policy("replicate")], &["replicate", "--once", &job]),
-    ];
-    for (allowed, args) in commands {
-        allow_only(&emulator, allowed);
-        let mut command = emulator.ebsfs(args);
-        let (code, said) = ends(command.env("EBSFS_STATE_DIR", at("state")));
-        assert_eq!(code, 0, "{args:?}: {said}");
-        for words in ["permission", "left out", "not allowed"] {
-            assert!(!said.contains(words), "{args:?}: {said}");
-        }
+    let permissions = page("docs/permissions.md");
+    assert_eq!(policies.len(), COMMANDS.len());
+    for (name, command) in COMMANDS {
+        let words = command.split(' ').skip(1);
+        let printed: Value = serde_json::from_str(&run(Command::new(EBSFS).args(words))).unwrap();
+        assert_eq!(policies[*name], printed, "{name}: {command}");
+        assert!(permissions.contains(&format!("`{command}`")), "{command}");
     }
-    assert!(emulator.count("DeleteSnapshot") > 0);
-    // Each action for blocks is needed.
-    for (denied, args) in [
-        ("ebs:GetSnapshotBlock", &["digest", &snapshot][..]),
-        ("ebs:ListSnapshotBlocks", &["digest", &snapshot]),
-        ("ebs:ListChangedBlocks", &["changes", &snapshot, &later]),
-    ] {
-        emulator.set(&format!("deny={denied}"));
-        let (code, said) = ends(&mut emulator.ebsfs(args));
-        assert!(code == 4 && said.contains(denied), "{denied}: {said}");
-    }
+}
+
+/// The role of the Batch template may do what the verbs need, and use its file system.
+#[test]
+fn the_batch_template_grants_what_is_printed() {
+    let text = page("scripts/packaging/batch/replicate.yaml");
+    let role = text.split("\n  TaskRole:\n").nth(1).unwrap();
+    let role = role.split("\n\n").next().unwrap();
+    let (_, policy) = role.split_once("PolicyDocument:").unwrap();
+    let words = policy.split('"').skip(1).step_by(2);
+    let granted: BTreeSet<&str> = words
+        .filter(|word| {
+            ["ebs:", "ec2:", "s3:"]
+                .iter()
+                .any(|start| word.starts_with(start))
+        })
+        .collect();
+    let mut command = Command::new(EBSFS);
+    command.args(["policy", "replicate", "repository", "--bucket", "b"]);
+    let printed: Value = serde_json::from_str(&run(&mut command)).unwrap();
+    assert_eq!(granted, actions(&printed));
 }

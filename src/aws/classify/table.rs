@@ -1,6 +1,6 @@
 //! The table: HTTP status, AWS code, reason and message to a class.
 
-use super::{Action, ErrorClass};
+use super::{Action, ErrorClass, needs};
 use crate::error::{Error, Kind, Remedy};
 
 /// A refusal by AWS.
@@ -30,8 +30,8 @@ impl ServiceRefusal<'_> {
         } = *self;
         let said = self.in_words(action, target);
         let error = |kind| Error::new(kind, said.clone());
-        let needs = |kind, need: &str| Error::new(kind, format!("{said}; {need}"));
-        let kms = || needs(Kind::Denied, kms_need(action));
+        let with_need = |kind, need: &str| Error::new(kind, format!("{said}; {need}"));
+        let kms = || with_need(Kind::Denied, &needs::kms(action));
         match (code, reason) {
             _ if code.contains("Throttl") || code == "RequestLimitExceeded" || status == 429 => {
                 ErrorClass::Retry(error(Kind::Throttled))
@@ -46,7 +46,7 @@ impl ServiceRefusal<'_> {
                 ErrorClass::Retry(error(Kind::Corrupt))
             }
             (_, "WRITE_REQUEST_TIMEOUT") => ErrorClass::Retry(error(Kind::Unavailable)),
-            ("ConcurrentLimitExceededException", _) => ErrorClass::Retry(needs(
+            ("ConcurrentLimitExceededException", _) => ErrorClass::Retry(with_need(
                 Kind::Throttled,
                 "too many snapshots of this account are pending: complete or delete some",
             )),
@@ -73,19 +73,19 @@ impl ServiceRefusal<'_> {
                 | "INVALID_CUSTOMER_KEY",
             ) => ErrorClass::Permanent(kms()),
             ("ServiceQuotaExceededException" | "SnapshotLimitExceeded", _) => {
-                ErrorClass::Permanent(needs(
+                ErrorClass::Permanent(with_need(
                     Kind::Denied,
                     "a quota of this account is used up: delete snapshots or ask for more in Service Quotas",
                 ))
             }
-            ("ConflictException", _) => ErrorClass::Permanent(needs(
+            ("ConflictException", _) => ErrorClass::Permanent(with_need(
                 Kind::Undecided,
                 "another request with the same client token and other parameters was made before",
             )),
             (_, "UNRELATED_SNAPSHOTS") => {
                 let need = "they have no history in common (a copy to another Region, a rebuilt volume): copy the second one whole, \
                             or compare all blocks of both";
-                let error = needs(Kind::Unrelated, need).with_remedy(Remedy::CompareUnrelated);
+                let error = with_need(Kind::Unrelated, need).with_remedy(Remedy::CompareUnrelated);
                 ErrorClass::Permanent(error)
             }
             (_, "INVALID_SNAPSHOT_ID") => ErrorClass::Permanent(self.bad_snapshot(&said)),
@@ -103,21 +103,17 @@ impl ServiceRefusal<'_> {
                 | "InvalidSubnetID.NotFound"
                 | "InvalidGroup.NotFound",
                 _,
-            ) => ErrorClass::Permanent(needs(
+            ) => ErrorClass::Permanent(with_need(
                 Kind::NotFound,
                 "check the id, the Region and the account",
             )),
             ("ResourceNotFoundException", _) => ErrorClass::Permanent(error(Kind::NotFound)),
             ("AccessDeniedException" | "UnauthorizedOperation" | "AccessDenied", _) => {
-                let need = format!(
-                    "the caller needs the permission {}{}",
-                    action.name,
-                    resource(action)
-                );
-                ErrorClass::Permanent(needs(Kind::Denied, &need))
+                let need = needs::permission(action, message);
+                ErrorClass::Permanent(with_need(Kind::Denied, &need))
             }
             _ if skewed && matches!(status, 400 | 401 | 403) => {
-                ErrorClass::Skewed(needs(Kind::Denied, "the clock is wrong"))
+                ErrorClass::Skewed(with_need(Kind::Denied, "the clock is wrong"))
             }
             (
                 "ExpiredTokenException"
@@ -125,30 +121,30 @@ impl ServiceRefusal<'_> {
                 | "RequestExpired"
                 | "TokenRefreshRequired",
                 _,
-            ) => ErrorClass::Refused(needs(
+            ) => ErrorClass::Refused(with_need(
                 Kind::Denied,
                 "the credentials have expired: renew them",
             )),
-            ("OptInRequired", _) => ErrorClass::Permanent(needs(
+            ("OptInRequired", _) => ErrorClass::Permanent(with_need(
                 Kind::Denied,
                 "this account has not enabled the Region or the service",
             )),
-            ("AuthFailure", _) => ErrorClass::Refused(needs(
+            ("AuthFailure", _) => ErrorClass::Refused(with_need(
                 Kind::Denied,
                 "the credentials were refused: check that they are valid, not expired, and that this account has enabled the Region (aws account list-regions)",
             )),
             (
                 "InvalidClientTokenId" | "UnrecognizedClientException" | "InvalidIdentityToken",
                 _,
-            ) => ErrorClass::Refused(needs(
+            ) => ErrorClass::Refused(with_need(
                 Kind::Denied,
                 "the credentials were refused: check that they are valid, of this partition, and that this account has enabled the Region",
             )),
-            _ if matches!(status, 401 | 403) => ErrorClass::Refused(needs(
+            _ if matches!(status, 401 | 403) => ErrorClass::Refused(with_need(
                 Kind::Denied,
                 "the credentials were refused: check that they are valid, not expired, and that the clock is right",
             )),
-            _ if (300..400).contains(&status) => ErrorClass::Permanent(needs(
+            _ if (300..400).contains(&status) => ErrorClass::Permanent(with_need(
                 Kind::Invalid,
                 "the endpoint is that of another Region or service; redirects are not followed, because the credentials would go along",
             )),
@@ -201,24 +197,6 @@ impl ServiceRefusal<'_> {
 /// Whether a refused signature is one of the body's checksum: the headers that carry it are signed.
 fn is_about_checksum(message: &str) -> bool {
     message.to_ascii_lowercase().contains("checksum")
-}
-
-fn kms_need(action: Action<'_>) -> &'static str {
-    if action.name == "ebs:StartSnapshot" {
-        "the caller needs kms:DescribeKey and kms:GenerateDataKey* on the KMS key, for a child kms:ReEncrypt* and \
-         kms:Decrypt (kms:ViaService is ec2)"
-    } else {
-        "the caller needs kms:DescribeKey and kms:Decrypt on the snapshot's KMS key (kms:ViaService is ec2)"
-    }
-}
-
-/// The resource to grant a permission on: the account field of a snapshot's ARN is empty.
-fn resource(action: Action<'_>) -> String {
-    if action.name.starts_with("ebs:") || action.name == "ec2:CreateTags" {
-        format!(" on arn:{}:ec2:*::snapshot/*", action.partition)
-    } else {
-        String::new()
-    }
 }
 
 #[cfg(test)]

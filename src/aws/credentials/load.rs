@@ -16,11 +16,11 @@ use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvid
 
 use super::plan::{self, CredentialPlan, KeySet, Origin, RoleStep, SsoRole};
 use super::program;
-use crate::aws::ErrorClass;
 use crate::aws::classify::{causes_of, classify, no_credentials};
 use crate::aws::config::Settled;
 use crate::aws::endpoints::Service;
 use crate::aws::environment::Environment;
+use crate::aws::{ErrorClass, IamAction};
 use crate::error::{Error, Kind, Remedy, Result};
 
 /// Loads credentials from their beginning each time: files are read and programs run again. A load that fails with
@@ -99,8 +99,9 @@ impl Loader {
             .set_duration_seconds(role.seconds)
             .send()
             .await;
-        let reply = reply.map_err(|error| refused(classify(error, "sts:AssumeRole", &role.arn)))?;
-        of_sts(reply.credentials(), "sts:AssumeRole")
+        let reply = reply
+            .map_err(|error| refused(classify(error, IamAction::AssumeRole.name(), &role.arn)))?;
+        of_sts(reply.credentials(), IamAction::AssumeRole.name())
     }
 
     async fn web_identity(&self, role: &RoleStep, file: &str) -> Result<Keys> {
@@ -118,7 +119,7 @@ impl Loader {
             .set_duration_seconds(role.seconds)
             .send()
             .await;
-        let action = "sts:AssumeRoleWithWebIdentity";
+        let action = IamAction::AssumeRoleWithWebIdentity.name();
         let reply = reply.map_err(|error| refused(classify(error, action, &role.arn)))?;
         of_sts(reply.credentials(), action)
     }

@@ -495,6 +495,27 @@ pub(super) const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         )],
     ),
     (
+        "policy",
+        &[
+            (
+                "Print the policy of a user that copies to new EBS snapshots",
+                "ebsfs policy sync upload",
+            ),
+            (
+                "Limit reading to snapshots with a tag, encrypted with one key",
+                "ebsfs policy mount --tag team=a --kms arn:aws:kms:eu-west-1:111122223333:key/0a",
+            ),
+            (
+                "Print the policies of the VPC endpoints, by service",
+                "ebsfs policy replicate --bucket backups/ebs --endpoint",
+            ),
+            (
+                "Show what each action is for",
+                "ebsfs policy replicate --explain",
+            ),
+        ],
+    ),
+    (
         "emulator",
         &[
             (

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::wire::{Request, escaped};
 use super::{CallFailure, CallRetries, Client, EbsCall, HEADERS_TIMEOUT};
-use crate::aws::ErrorClass;
+use crate::aws::{ErrorClass, IamAction};
 use crate::block::{BLOCK_SIZE, BlockIndex};
 use crate::ebs::listing::{ChangedBlock, ListFrom, ListReply, Token};
 use crate::error::Kind;
@@ -36,7 +36,7 @@ impl Client {
         deadline: Instant,
     ) -> Result<ListReply<Token>, CallFailure> {
         let call = EbsCall {
-            action: "ebs:ListSnapshotBlocks",
+            action: IamAction::ListSnapshotBlocks.name(),
             target: snapshot.to_string(),
             deadline,
         };
@@ -54,7 +54,7 @@ impl Client {
         deadline: Instant,
     ) -> Result<ListReply<ChangedBlock>, CallFailure> {
         let call = EbsCall {
-            action: "ebs:ListChangedBlocks",
+            action: IamAction::ListChangedBlocks.name(),
             target: format!("{base}..{head}"),
             deadline,
         };

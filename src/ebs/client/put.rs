@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::wire::{Request, short_body};
 use super::{CallRetries, Client, EbsCall, HEADERS_TIMEOUT};
-use crate::aws::{ErrorClass, classify};
+use crate::aws::{ErrorClass, IamAction, classify};
 use crate::block::{BLOCK_SIZE, BlockIndex, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::snapshot::SnapshotId;
@@ -67,7 +67,7 @@ impl Client {
     /// `Denied`, `NotFound` (the parent), `Invalid` or `Throttled` (100 snapshots are pending) as EBS says.
     pub async fn start_snapshot(&self, new: &NewSnapshot) -> Result<Option<StartedSnapshot>> {
         let call = EbsCall {
-            action: "ebs:StartSnapshot",
+            action: IamAction::StartSnapshot.name(),
             target: format!("of {} GiB", new.volume_gib),
             deadline: self.deadline(),
         };
@@ -131,7 +131,7 @@ impl Client {
         is_young: bool,
     ) -> Result<()> {
         let call = EbsCall {
-            action: "ebs:PutSnapshotBlock",
+            action: IamAction::PutSnapshotBlock.name(),
             target: format!("{snapshot} block {index}"),
             deadline: self.deadline(),
         };
@@ -189,7 +189,7 @@ impl Client {
         is_young: bool,
     ) -> Result<()> {
         let call = EbsCall {
-            action: "ebs:CompleteSnapshot",
+            action: IamAction::CompleteSnapshot.name(),
             target: snapshot.to_string(),
             deadline: self.deadline(),
         };
