@@ -5,13 +5,15 @@
 //!
 //! | file | subject |
 //! | --- | --- |
-//! | [`http`] | accepting, routing, latency, permissions and broken replies |
+//! | [`http`] | accepting, routing, latency and broken replies |
+//! | [`call`] | what a request asks for |
 //! | [`connections`] | idle connections, closed or frozen |
 //! | [`guard`] | who may use the control endpoint |
 //! | [`reply`] | replies as each of the two services writes them |
 //! | [`names`] | header names as AWS spells them |
 //! | [`mod@tls`] | HTTPS |
-//! | [`auth`] | Signature Version 4 |
+//! | [`auth`] | Signature Version 4, access keys |
+//! | [`policy`] | policies of users, KMS keys and VPC endpoints |
 //! | [`direct`] | the read calls of the EBS direct APIs |
 //! | [`page`] | one reply of a listing, and its faults |
 //! | [`mod@write`] | the calls of the EBS direct APIs that make a snapshot |
@@ -25,6 +27,7 @@
 //! | [`control`] | the endpoint that sets them and reads the counters |
 
 mod auth;
+mod call;
 mod connections;
 mod control;
 mod direct;
@@ -33,6 +36,7 @@ mod guard;
 mod http;
 mod names;
 mod page;
+mod policy;
 mod record;
 mod reply;
 mod store;
@@ -57,7 +61,9 @@ use tracing::warn;
 
 use crate::error::{Error, Kind, Result};
 
+use auth::AccessKey;
 use connections::Connections;
+use policy::AccessPolicies;
 use store::EmulatorStore;
 use switches::{Buckets, Switches};
 pub(crate) use synthetic::REPETITIVE;
@@ -75,8 +81,12 @@ pub(crate) const PROFILE: &str = "default";
 #[derive(Debug)]
 pub struct Emulator {
     folder: PathBuf,
-    access_key: String,
-    secret_key: String,
+    /// That of the profile `default` first.
+    access_keys: Mutex<Arc<Vec<AccessKey>>>,
+    /// Who may do what; none: everyone everything, and no actions are recorded.
+    policies: Mutex<Option<Arc<AccessPolicies>>>,
+    /// Actions that calls needed, by user.
+    actions: Mutex<BTreeMap<String, BTreeMap<String, u64>>>,
     store: Mutex<EmulatorStore>,
     switches: Mutex<Switches>,
     buckets: Mutex<Buckets>,
@@ -132,7 +142,7 @@ impl Emulator {
         for inside in ["volumes", "snapshots"] {
             std::fs::create_dir_all(folder.join(inside)).map_err(failed)?;
         }
-        let (access_key, secret_key) = auth::credentials(folder).map_err(failed)?;
+        let access_keys = auth::credentials(folder).map_err(failed)?;
         let mut switches = Switches::default();
         for setting in settings {
             let (name, value) = setting.split_once('=').unwrap_or((setting, "1"));
@@ -148,8 +158,9 @@ impl Emulator {
         }
         Ok(Arc::new(Self {
             folder: folder.to_owned(),
-            access_key,
-            secret_key,
+            access_keys: Mutex::new(Arc::new(access_keys)),
+            policies: Mutex::default(),
+            actions: Mutex::default(),
             store: Mutex::new(store),
             switches: Mutex::new(switches),
             buckets: Mutex::default(),
@@ -175,9 +186,28 @@ impl Emulator {
         self.folder.join("credentials")
     }
 
-    /// The access key and its secret.
-    pub(crate) fn keys(&self) -> (&str, &str) {
-        (&self.access_key, &self.secret_key)
+    /// The access key of the profile [`PROFILE`] and its secret.
+    pub(crate) fn keys(&self) -> (String, String) {
+        let keys = self.access_keys();
+        let first = keys.first().map(|key| (key.id.clone(), key.secret.clone()));
+        first.unwrap_or_default()
+    }
+
+    /// Puts the policies of a file in force: docs/emulator.md describes it.
+    ///
+    /// # Errors
+    /// `Io` when it cannot be read, `Invalid` when something in it is not known.
+    pub(crate) fn load_policies(&self, file: &Path) -> Result<()> {
+        let text =
+            std::fs::read(file).map_err(|error| Error::of_file(file, "cannot read", error))?;
+        self.set_policies(&text).map_err(|why| {
+            let what = format!("cannot use the policies of {}: {why}", file.display());
+            Error::new(Kind::Invalid, what)
+        })
+    }
+
+    fn access_keys(&self) -> Arc<Vec<AccessKey>> {
+        Arc::clone(&self.access_keys.lock())
     }
 
     /// CreateSnapshot without a request: takes a volume as it stands, and returns the id of the snapshot.
@@ -236,7 +266,7 @@ impl Emulator {
         })
     }
 
-    /// A listener for [`Self::serve`]. Only on loopback: the emulator has one key for all callers.
+    /// A listener for [`Self::serve`]. Only on loopback: its keys lie in a file.
     ///
     /// # Errors
     /// `Invalid` for any other address, `Io` when the address cannot be bound.

@@ -149,7 +149,7 @@ fn mount(
     mountpoint: &Path,
 ) -> Result<Mounted> {
     let (key, secret) = emulator.keys();
-    let service = ServiceConfig::fixed(url, REGION, key, secret)?;
+    let service = ServiceConfig::fixed(url, REGION, &key, &secret)?;
     let limits = Limits {
         max_in_flight: IN_FLIGHT,
         ..Limits::default()

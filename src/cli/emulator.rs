@@ -32,6 +32,9 @@ pub(super) struct EmulatorArgs {
     /// Set a switch, as POST /_emulator/switches does, for example latency_ms=15; repeat for several
     #[arg(long = "set", value_name = "SWITCH=VALUE")]
     settings: Vec<String>,
+    /// File with policies of users, KMS keys and VPC endpoints that are in force, as POST /_emulator/policies takes them
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
     /// Add a snapshot whose bytes are computed; DENSITY is blocks held in a million, for example snap-0a:65536:10000
     #[arg(long, value_name = "ID:GIB:DENSITY")]
     synthetic: Vec<Synthetic>,
@@ -126,6 +129,9 @@ impl EmulatorArgs {
         super::runtime()?.block_on(async {
             let listener = Emulator::listen(self.listen).await?;
             let emulator = Emulator::open(&self.folder, &self.settings)?;
+            if let Some(file) = &self.policy {
+                emulator.load_policies(file)?;
+            }
             if self.unsigned_blocks {
                 emulator.serve_unsigned_blocks();
             }

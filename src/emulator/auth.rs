@@ -1,4 +1,4 @@
-//! Signature Version 4, checked: only requests signed with the emulator's own key are answered.
+//! Signature Version 4, checked: only requests signed with a key of the emulator's folder are answered.
 //!
 //! <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html>
 
@@ -14,6 +14,7 @@ use hyper::http::request::Parts;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use sha2::{Digest, Sha256};
 
+use super::ACCOUNT;
 use super::reply::Refusal;
 
 /// All but the unreserved characters of RFC 3986.
@@ -32,51 +33,129 @@ const SKEW: Duration = Duration::from_secs(300);
 pub(super) struct Caller {
     pub(super) region: String,
     pub(super) service: String,
+    /// The profile of its key in the `credentials` file.
+    pub(super) user: String,
 }
 
-/// Reads the key of the folder's `credentials` file, or makes one.
-pub(super) fn credentials(folder: &Path) -> io::Result<(String, String)> {
-    let path = folder.join("credentials");
-    let find = |text: &str, name: &str| {
-        text.lines().find_map(|line| {
-            let (key, value) = line.split_once('=')?;
-            (key.trim() == name).then(|| value.trim().to_owned())
-        })
-    };
-    match std::fs::read_to_string(&path) {
-        Ok(text) => {
-            let keys = find(&text, "aws_access_key_id").zip(find(&text, "aws_secret_access_key"));
-            keys.ok_or_else(|| io::Error::other("the credentials file holds no key"))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let random: String = std::iter::repeat_with(fastrand::alphanumeric)
-                .take(40)
-                .collect();
-            let id = format!("AKIAEMU{}", fastrand::u64(..))
-                .chars()
-                .take(20)
-                .collect::<String>();
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(path)?;
-            write!(
-                file,
-                "[default]\naws_access_key_id = {id}\naws_secret_access_key = {random}\n"
-            )?;
-            Ok((id, random))
-        }
-        Err(error) => Err(error),
+/// The profile that the emulator itself makes; its user has this name in IAM.
+const FIRST: (&str, &str) = ("default", "emulator");
+
+impl Caller {
+    /// The ARN of the user.
+    pub(super) fn arn(&self) -> String {
+        let name = if self.user == FIRST.0 {
+            FIRST.1
+        } else {
+            &self.user
+        };
+        format!("arn:aws:iam::{ACCOUNT}:user/{name}")
+    }
+
+    /// The unique id of the user.
+    pub(super) fn unique_id(&self) -> String {
+        let name = if self.user == FIRST.0 {
+            FIRST.1
+        } else {
+            &self.user
+        };
+        let letters = name.chars().filter(char::is_ascii_alphanumeric);
+        format!("AIDA{}", letters.collect::<String>().to_ascii_uppercase())
     }
 }
 
-/// Checks a request's signature against the one key.
+/// A user's access key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct AccessKey {
+    pub(super) user: String,
+    pub(super) id: String,
+    pub(super) secret: String,
+}
+
+impl AccessKey {
+    /// Makes the key of a user and adds it to the folder's `credentials` file.
+    pub(super) fn add(folder: &Path, user: &str) -> io::Result<Self> {
+        let random = std::iter::repeat_with(fastrand::alphanumeric);
+        let id = format!("AKIAEMU{:020}", fastrand::u64(..));
+        let key = Self {
+            user: user.to_owned(),
+            id: id.chars().take(20).collect(),
+            secret: random.take(40).collect(),
+        };
+        let path = folder.join("credentials");
+        let mut file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(path)?;
+        let start = if file.metadata()?.len() > 0 { "\n" } else { "" };
+        // In one write: a client may read the file meanwhile.
+        let text = format!(
+            "{start}[{user}]\naws_access_key_id = {}\naws_secret_access_key = {}\n",
+            key.id, key.secret
+        );
+        file.write_all(text.as_bytes())?;
+        Ok(key)
+    }
+}
+
+/// Reads the keys of the folder's `credentials` file, or makes the first one. That of the profile `default` comes first.
+pub(super) fn credentials(folder: &Path) -> io::Result<Vec<AccessKey>> {
+    let text = match std::fs::read_to_string(folder.join("credentials")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(vec![AccessKey::add(folder, FIRST.0)?]);
+        }
+        read => read?,
+    };
+    let mut keys = parse_credentials(&text);
+    keys.sort_by_key(|key| key.user != FIRST.0);
+    match keys.first().is_some_and(|first| first.user == FIRST.0) {
+        true => Ok(keys),
+        false => Err(io::Error::other("the credentials file holds no key")),
+    }
+}
+
+/// The profiles of a credentials file that have a key. Lines before the first profile are of `default`.
+fn parse_credentials(text: &str) -> Vec<AccessKey> {
+    let mut keys: Vec<AccessKey> = Vec::new();
+    let mut user = FIRST.0;
+    for line in text.lines() {
+        let line = line.trim();
+        if let Some(name) = line
+            .strip_prefix('[')
+            .and_then(|line| line.strip_suffix(']'))
+        {
+            user = name.trim();
+            continue;
+        }
+        let Some((name, value)) = line.split_once('=') else {
+            continue;
+        };
+        let at = keys.iter().position(|key| key.user == user);
+        let at = at.unwrap_or_else(|| {
+            keys.push(AccessKey {
+                user: user.to_owned(),
+                id: String::new(),
+                secret: String::new(),
+            });
+            keys.len() - 1
+        });
+        if let Some(key) = keys.get_mut(at) {
+            match name.trim() {
+                "aws_access_key_id" => key.id = value.trim().to_owned(),
+                "aws_secret_access_key" => key.secret = value.trim().to_owned(),
+                _ => {}
+            }
+        }
+    }
+    keys.retain(|key| !key.id.is_empty() && !key.secret.is_empty());
+    keys
+}
+
+/// Checks a request's signature against the key that it names.
 pub(super) fn verify(
     request: &Parts,
     body: &[u8],
-    access_key: &str,
-    secret_key: &str,
+    keys: &[AccessKey],
     now: SystemTime,
 ) -> Result<Caller, Refusal> {
     let header = |name: &str| {
@@ -110,14 +189,14 @@ pub(super) fn verify(
     let [key, date, region, service, "aws4_request"] = scope[..] else {
         return Err(refuse("the credential scope is malformed"));
     };
-    if key != access_key {
+    let Some(access) = keys.iter().find(|known| known.id == key) else {
         return Err(Refusal::new(
             403,
             "UnrecognizedClientException",
             None,
             "The security token included in the request is invalid.",
         ));
-    }
+    };
     let time = header("x-amz-date").unwrap_or_default();
     let off = parse_time(time).map(|at| match now.duration_since(at) {
         Ok(late) => late,
@@ -160,7 +239,7 @@ pub(super) fn verify(
         "AWS4-HMAC-SHA256\n{time}\n{date}/{region}/{service}/aws4_request\n{}",
         hex(&Sha256::digest(canonical))
     );
-    let mut signing = hmac(format!("AWS4{secret_key}").as_bytes(), date);
+    let mut signing = hmac(format!("AWS4{}", access.secret).as_bytes(), date);
     for step in [region, service, "aws4_request"] {
         signing = hmac(&signing, step);
     }
@@ -172,6 +251,7 @@ pub(super) fn verify(
     Ok(Caller {
         region: region.to_owned(),
         service: service.to_owned(),
+        user: access.user.clone(),
     })
 }
 
@@ -256,6 +336,15 @@ mod tests {
 
     const SECRET: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
 
+    fn keys(id: &str, secret: &str) -> Vec<AccessKey> {
+        let key = |user: &str, id: &str, secret: &str| AccessKey {
+            user: user.into(),
+            id: id.into(),
+            secret: secret.into(),
+        };
+        vec![key("default", "AKIDFIRST", "first"), key("web", id, secret)]
+    }
+
     fn at(text: &str) -> SystemTime {
         parse_time(text).unwrap()
     }
@@ -263,28 +352,48 @@ mod tests {
     #[test]
     fn the_documented_example_passes_and_a_changed_one_does_not() {
         let now = at("20150830T123700Z");
-        let caller = verify(&example(), b"", "AKIDEXAMPLE", SECRET, now).unwrap();
+        let caller = verify(&example(), b"", &keys("AKIDEXAMPLE", SECRET), now).unwrap();
         assert_eq!(
             (caller.region.as_str(), caller.service.as_str()),
             ("us-east-1", "iam")
         );
+        assert_eq!(caller.arn(), "arn:aws:iam::111122223333:user/web");
         let code = |result: Result<Caller, Refusal>| result.unwrap_err().code;
         assert_eq!(
-            code(verify(&example(), b"x", "AKIDEXAMPLE", SECRET, now)),
+            code(verify(&example(), b"x", &keys("AKIDEXAMPLE", SECRET), now)),
             "InvalidSignatureException"
         );
         assert_eq!(
-            code(verify(&example(), b"", "AKIDEXAMPLE", "other", now)),
+            code(verify(&example(), b"", &keys("AKIDEXAMPLE", "other"), now)),
             "InvalidSignatureException"
         );
         assert_eq!(
-            code(verify(&example(), b"", "AKIDOTHER", SECRET, now)),
+            code(verify(&example(), b"", &keys("AKIDOTHER", SECRET), now)),
             "UnrecognizedClientException"
         );
         let late = at("20150830T124300Z");
         assert_eq!(
-            code(verify(&example(), b"", "AKIDEXAMPLE", SECRET, late)),
+            code(verify(&example(), b"", &keys("AKIDEXAMPLE", SECRET), late)),
             "InvalidSignatureException"
+        );
+    }
+
+    #[test]
+    fn each_profile_of_a_credentials_file_is_a_user() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = credentials(folder.path()).unwrap();
+        let added = AccessKey::add(folder.path(), "web").unwrap();
+        assert_eq!(
+            credentials(folder.path()).unwrap(),
+            [first[0].clone(), added]
+        );
+        let text =
+            "aws_access_key_id=A\naws_secret_access_key = B\n[half]\naws_access_key_id = C\n";
+        let parsed = parse_credentials(text);
+        assert_eq!(parsed.len(), 1);
+        assert_eq!(
+            (parsed[0].user.as_str(), parsed[0].id.as_str()),
+            ("default", "A")
         );
     }
 }

@@ -3,6 +3,8 @@
 //!
 //! ```text
 //! GET  /_emulator/                              the same as counters
+//! GET  /_emulator/actions                       actions of IAM and KMS that calls needed, by user, once there are policies
+//! POST /_emulator/policies                      the body becomes the policies in force
 //! GET  /_emulator/counters                      calls by name, and what was throttled
 //! POST /_emulator/counters/reset
 //! GET  /_emulator/switches
@@ -11,7 +13,7 @@
 //! POST /_emulator/clock?ahead_s=86400
 //! POST /_emulator/connections/close             closes all idle connections
 //! POST /_emulator/connections/freeze            never answers again on the connections that there are now
-//! POST /_emulator/snapshots/snap-1?tier=archive&public=1&owner=444455556666&kms_denied=1&state=error&deleted=1&image=ami-1&locked=1&tag=a%3Db
+//! POST /_emulator/snapshots/snap-1?tier=archive&public=1&owner=444455556666&kms_denied=1&kms_key=ARN&state=error&deleted=1&image=ami-1&locked=1&tag=a%3Db
 //! POST /_emulator/volumes/vol-1?instance=i-1&tag=Name%3Dweb   attached to this instance (empty: to none), with this tag
 //! POST /_emulator/volumes/vol-1/snapshot        CreateSnapshot without a signature: {"snapshot_id": "snap-..."}
 //! POST /_emulator/volumes/vol-1/touch?block=7   counts as written, whatever its bytes
@@ -35,14 +37,20 @@ use super::switches::{Buckets, CENTURY_S};
 use super::synthetic::SyntheticVolume;
 
 impl Emulator {
-    pub(super) fn control(&self, method: &Method, path: &str, query: &str) -> Reply {
-        match self.control_or_say(method, path, query) {
+    pub(super) fn control(&self, method: &Method, path: &str, query: &str, body: &[u8]) -> Reply {
+        match self.control_or_say(method, path, query, body) {
             Ok(body) => json_reply(200, &body),
             Err(what) => json_reply(400, &json!({"error": what})),
         }
     }
 
-    fn control_or_say(&self, method: &Method, path: &str, query: &str) -> Result<Value, String> {
+    fn control_or_say(
+        &self,
+        method: &Method,
+        path: &str,
+        query: &str,
+        body: &[u8],
+    ) -> Result<Value, String> {
         let pairs: Vec<(String, String)> = form_urlencoded::parse(query.as_bytes())
             .into_owned()
             .collect();
@@ -65,8 +73,11 @@ impl Emulator {
             [] | ["counters"] if !post => Ok(json!(*self.counters.lock())),
             ["counters", "reset"] if post => {
                 self.counters.lock().clear();
+                self.actions.lock().clear();
                 Ok(json!({}))
             }
+            ["actions"] if !post => Ok(json!(*self.actions.lock())),
+            ["policies"] if post => self.set_policies(body).map(|()| json!({})),
             ["switches"] => {
                 let mut switches = self.switches.lock();
                 if post {

@@ -13,6 +13,7 @@ mod volumes;
 
 use std::collections::BTreeMap;
 
+use super::auth::Caller;
 use super::record::millis;
 use super::reply::{Refusal, Reply, ec2_reply, request_id};
 use super::{ACCOUNT, Emulator, REGION};
@@ -23,15 +24,19 @@ const INSTANCE: &str = "i-0123456789abcdef0";
 const MOST_TAGS: usize = 50;
 
 /// The form of a query call: `Filter.1.Value.2=x`.
-struct QueryForm(BTreeMap<String, String>);
+pub(super) struct QueryForm(BTreeMap<String, String>);
 
 impl QueryForm {
-    fn get(&self, name: &str) -> Option<&str> {
+    pub(super) fn parse(body: &[u8]) -> Self {
+        Self(form_urlencoded::parse(body).into_owned().collect())
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
 
     /// `NAME.1`, `NAME.2` and so on.
-    fn list(&self, name: &str) -> Vec<&str> {
+    pub(super) fn list(&self, name: &str) -> Vec<&str> {
         (1..)
             .map_while(|n| self.get(&format!("{name}.{n}")))
             .collect()
@@ -48,7 +53,7 @@ impl QueryForm {
     }
 
     /// Tags of `TagSpecification.N` for snapshots.
-    fn tags(&self) -> BTreeMap<String, String> {
+    pub(super) fn tags(&self) -> BTreeMap<String, String> {
         (1..)
             .map_while(|n| {
                 let kind = self.get(&format!("TagSpecification.{n}.ResourceType"))?;
@@ -59,7 +64,7 @@ impl QueryForm {
             .collect()
     }
 
-    fn tag_list(&self, prefix: &str) -> Vec<(String, String)> {
+    pub(super) fn tag_list(&self, prefix: &str) -> Vec<(String, String)> {
         (1..)
             .map_while(|n| {
                 let key = self.get(&format!("{prefix}.{n}.Key"))?;
@@ -72,11 +77,17 @@ impl QueryForm {
 
 impl Emulator {
     /// Performs one action. In another Region there is nothing.
-    pub(super) fn ec2(&self, action: &str, body: &[u8], here: bool) -> Result<Reply, Refusal> {
+    pub(super) fn ec2(
+        &self,
+        action: &str,
+        body: &[u8],
+        here: bool,
+        caller: &Caller,
+    ) -> Result<Reply, Refusal> {
         if action == "GetCallerIdentity" {
-            return Ok(caller_identity());
+            return Ok(caller_identity(caller));
         }
-        let form = QueryForm(form_urlencoded::parse(body).into_owned().collect());
+        let form = QueryForm::parse(body);
         let inner = match action {
             "DescribeSnapshots" => self.describe_snapshots(&form, here)?,
             "DescribeVolumes" => self.describe_volumes(&form, here)?,
@@ -175,12 +186,13 @@ impl Emulator {
     }
 }
 
-/// The reply of STS, whose API is a query API too: one user has the one key.
-fn caller_identity() -> Reply {
-    let id = request_id();
+/// The reply of STS, whose API is a query API too: each access key is that of a user.
+fn caller_identity(caller: &Caller) -> Reply {
+    let (id, arn) = (request_id(), caller.arn());
+    let unique = caller.unique_id();
     let text = format!(
         "<GetCallerIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><GetCallerIdentityResult>\
-         <Arn>arn:aws:iam::{ACCOUNT}:user/emulator</Arn><UserId>AIDAEMULATOR</UserId><Account>{ACCOUNT}</Account>\
+         <Arn>{arn}</Arn><UserId>{unique}</UserId><Account>{ACCOUNT}</Account>\
          </GetCallerIdentityResult><ResponseMetadata><RequestId>{id}</RequestId></ResponseMetadata>\
          </GetCallerIdentityResponse>"
     );

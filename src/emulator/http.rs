@@ -1,4 +1,4 @@
-//! Accepting, routing, latency, permissions, and replies that break while they are sent.
+//! Accepting, routing, latency, and replies that break while they are sent.
 
 use std::io;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use hyper::http::Extensions;
 use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{HeaderMap, Method, Request, Response};
+use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -22,10 +22,11 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
+use super::call::EmulatedCall;
 use super::direct::Query;
 use super::reply::{Body, Refusal, Reply, block_reply, full, json_reply, reply};
 use super::switches::{Switches, happens};
-use super::{ACCOUNT, Emulator, REGION, auth, connections, guard, names};
+use super::{Emulator, REGION, auth, connections, guard, names};
 
 /// Bytes of the largest request: a block and some.
 const MAX_BODY: usize = 1 << 20;
@@ -168,11 +169,11 @@ impl Emulator {
             return json_reply(403, &json!({"error": what}));
         }
         let Some(place) = path.strip_prefix("blocks/") else {
-            return self.control(&parts.method, path, parts.uri.query().unwrap_or_default());
+            let query = parts.uri.query().unwrap_or_default();
+            return self.control(&parts.method, path, query, body);
         };
         if !self.unsigned_blocks.load(Ordering::Relaxed)
-            && let Err(refusal) =
-                auth::verify(parts, body, &self.access_key, &self.secret_key, self.now())
+            && let Err(refusal) = auth::verify(parts, body, &self.access_keys(), self.now())
         {
             return refusal.rest_json();
         }
@@ -208,95 +209,6 @@ impl Emulator {
     }
 }
 
-/// What a request asks for.
-#[derive(Debug)]
-enum EmulatedCall {
-    ListSnapshotBlocks(String),
-    ListChangedBlocks(String),
-    GetSnapshotBlock(String, String),
-    StartSnapshot,
-    PutSnapshotBlock(String, String),
-    CompleteSnapshot(String),
-    /// An action of the EC2 query API.
-    Ec2(String),
-    Unknown,
-}
-
-impl EmulatedCall {
-    fn of(parts: &Parts, body: &[u8]) -> Self {
-        let steps: Vec<&str> = parts
-            .uri
-            .path()
-            .split('/')
-            .filter(|step| !step.is_empty())
-            .collect();
-        let own = str::to_owned;
-        match (&parts.method, &steps[..]) {
-            (&Method::GET, ["snapshots", id, "blocks"]) => Self::ListSnapshotBlocks(own(id)),
-            (&Method::GET, ["snapshots", id, "changedblocks"]) => Self::ListChangedBlocks(own(id)),
-            (&Method::GET, ["snapshots", id, "blocks", index]) => {
-                Self::GetSnapshotBlock(own(id), own(index))
-            }
-            (&Method::PUT, ["snapshots", id, "blocks", index]) => {
-                Self::PutSnapshotBlock(own(id), own(index))
-            }
-            (&Method::POST, ["snapshots"]) => Self::StartSnapshot,
-            (&Method::POST, ["snapshots", "completion", id]) => Self::CompleteSnapshot(own(id)),
-            (&Method::POST, []) => form_urlencoded::parse(body)
-                .find(|(name, _)| name == "Action")
-                .map_or(Self::Unknown, |(_, action)| Self::Ec2(action.into_owned())),
-            _ => Self::Unknown,
-        }
-    }
-
-    fn name(&self) -> &str {
-        match self {
-            Self::ListSnapshotBlocks(_) => "ListSnapshotBlocks",
-            Self::ListChangedBlocks(_) => "ListChangedBlocks",
-            Self::GetSnapshotBlock(..) => "GetSnapshotBlock",
-            Self::StartSnapshot => "StartSnapshot",
-            Self::PutSnapshotBlock(..) => "PutSnapshotBlock",
-            Self::CompleteSnapshot(_) => "CompleteSnapshot",
-            Self::Ec2(action) => action,
-            Self::Unknown => "unknown",
-        }
-    }
-
-    /// Whether it lists something, in pages.
-    fn is_list(&self) -> bool {
-        match self {
-            Self::ListSnapshotBlocks(_) | Self::ListChangedBlocks(_) => true,
-            Self::Ec2(action) => action == "DescribeSnapshots",
-            _ => false,
-        }
-    }
-
-    /// Whether it makes snapshots of volumes.
-    fn makes_snapshots(&self) -> bool {
-        matches!(self, Self::Ec2(action) if action == "CreateSnapshot" || action == "CreateSnapshots")
-    }
-
-    /// The ARN of the call's object.
-    fn resource(&self) -> String {
-        let id: &str = match self {
-            Self::ListSnapshotBlocks(id)
-            | Self::ListChangedBlocks(id)
-            | Self::GetSnapshotBlock(id, _)
-            | Self::PutSnapshotBlock(id, _)
-            | Self::CompleteSnapshot(id) => id,
-            Self::StartSnapshot | Self::Ec2(_) | Self::Unknown => "*",
-        };
-        format!("arn:aws:ec2:{REGION}::snapshot/{id}")
-    }
-
-    fn refuse(&self, refusal: &Refusal) -> Reply {
-        match self {
-            Self::Ec2(_) => refusal.ec2_xml(),
-            _ => refusal.rest_json(),
-        }
-    }
-}
-
 impl Emulator {
     fn perform(
         &self,
@@ -314,13 +226,9 @@ impl Emulator {
             };
             return Err(Refusal::new(status, code, None, message));
         }
-        let caller = auth::verify(parts, body, &self.access_key, &self.secret_key, self.now())
+        let caller = auth::verify(parts, body, &self.access_keys(), self.now())
             .map_err(|refusal| if ec2 { ec2_refusal(&refusal) } else { refusal })?;
-        let service = match call {
-            EmulatedCall::Ec2(action) if action == "GetCallerIdentity" => "sts",
-            EmulatedCall::Ec2(_) => "ec2",
-            _ => "ebs",
-        };
+        let service = call.service();
         if caller.service != service {
             let message = format!("Credential should be scoped to correct service: '{service}'.");
             return Err(Refusal::new(
@@ -330,25 +238,7 @@ impl Emulator {
                 message,
             ));
         }
-        let action = format!("{service}:{}", call.name());
-        if switches.deny.contains(&action) {
-            let user = format!("arn:aws:iam::{ACCOUNT}:user/emulator");
-            let why = "with an explicit deny in an identity-based policy";
-            let (code, message) = if ec2 {
-                let message = format!(
-                    "You are not authorized to perform this operation. User: {user} is not authorized to perform: \
-                     {action} {why}"
-                );
-                ("UnauthorizedOperation", message)
-            } else {
-                let message = format!(
-                    "User: {user} is not authorized to perform: {action} on resource: {} {why}",
-                    call.resource()
-                );
-                ("AccessDeniedException", message)
-            };
-            return Err(Refusal::new(403, code, None, message));
-        }
+        self.authorize(&caller, call, parts, body, switches)?;
         let here = caller.region == REGION;
         let query = Query::parse(parts.uri.query().unwrap_or_default());
         match call {
@@ -377,7 +267,7 @@ impl Emulator {
                     let message = "Request limit exceeded.";
                     return Err(Refusal::new(503, "RequestLimitExceeded", None, message));
                 }
-                self.ec2(action, body, here)
+                self.ec2(action, body, here, &caller)
             }
             EmulatedCall::Unknown => Err(Refusal::new(404, "UnknownOperationException", None, "")),
         }

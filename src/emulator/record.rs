@@ -150,6 +150,10 @@ pub(super) fn set_attribute(
         "public" => record.public = yes,
         "kms_denied" => record.kms_denied = yes,
         "encrypted" => record.encrypted = yes,
+        "kms_key" => {
+            record.encrypted = true;
+            record.kms_key = Some(value.into());
+        }
         "deleted" => record.deleted = yes,
         "image" => record.image = value.into(),
         "locked" => record.locked = yes,

@@ -116,6 +116,7 @@ pages! {
     the_repository_page_works: ["docs/repository.md"], two_of_a_volume, checks::repository;
     the_retention_page_works: ["docs/retention.md"], two_of_a_volume, checks::retention;
     the_emulator_page_works: ["docs/emulator.md"], none, checks::emulator;
+    the_permissions_page_works: ["docs/permissions.md"], none, checks::permissions;
     the_snapshot_page_works: ["docs/snapshot.md"], three_volumes, checks::snapshot;
     the_replicate_page_works: ["docs/replicate.md"], two_volumes, checks::replicate;
     the_status_page_works: ["docs/status.md"], one_volume, checks::status;

@@ -54,6 +54,18 @@ impl Emulator {
         Ok(described.collect())
     }
 
+    /// The volumes of an instance with their tags, its root first.
+    pub(in super::super) fn volumes_of(
+        &self,
+        instance: &str,
+    ) -> Result<Vec<(String, BTreeMap<String, String>)>, Refusal> {
+        let volumes = self.volumes_here(true)?;
+        let attached = attached_to(&volumes, instance).into_iter();
+        Ok(attached
+            .map(|volume| (volume.id.clone(), volume.tags.clone()))
+            .collect())
+    }
+
     pub(super) fn describe_volumes(&self, form: &QueryForm, here: bool) -> Result<String, Refusal> {
         let ids = form.list("VolumeId");
         let filters = form.filters();

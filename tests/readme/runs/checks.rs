@@ -148,7 +148,22 @@ pub(super) fn retention(emulator: &Emulator, runs: &[PageRun]) {
 }
 
 pub(super) fn emulator(_: &Emulator, runs: &[PageRun]) {
-    runs[0].assert_says(&["snap-", "vol-0a"]);
+    runs[0].assert_says(&["snap-", "vol-0a", "{\"reader\":{\"ec2:DescribeSnapshots\":"]);
+}
+
+pub(super) fn permissions(_: &Emulator, runs: &[PageRun]) {
+    let page = &runs[0];
+    page.assert_says(&["ebs:PutSnapshotBlock", "WITHOUT IT", "web/*"]);
+    for (file, action) in [
+        ("ebs.json", "ebs:StartSnapshot"),
+        ("bucket.json", "s3:GetObject"),
+        ("key.json", "kms:Decrypt"),
+    ] {
+        let text = std::fs::read_to_string(page.at(file)).unwrap();
+        let policy: Value = serde_json::from_str(&text).unwrap();
+        assert!(policy["Statement"][0]["Principal"] != Value::Null, "{file}");
+        assert!(text.contains(action), "{file}: {text}");
+    }
 }
 
 pub(super) fn snapshot(emulator: &Emulator, runs: &[PageRun]) {

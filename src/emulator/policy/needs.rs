@@ -1,0 +1,291 @@
+//! What each call asks for: the actions of IAM and KMS, on which resources, with which values of condition keys.
+//!
+//! Resources are those of the Service Authorization Reference, and where recordings of the real service differ, theirs: a
+//! StartSnapshot without a parent is decided on `snapshot/*`, one with a parent on the parent; a comparison needs both
+//! snapshots; the KMS actions are those without which each call was refused.
+
+use std::collections::BTreeMap;
+
+use hyper::http::request::Parts;
+use serde::Deserialize;
+
+use super::condition::AccessContext;
+use crate::emulator::auth::Caller;
+use crate::emulator::call::EmulatedCall;
+use crate::emulator::direct::Query;
+use crate::emulator::ec2::QueryForm;
+use crate::emulator::reply::Refusal;
+use crate::emulator::{ACCOUNT, Emulator};
+
+/// One action that a call needs.
+#[derive(Clone, Debug)]
+pub(super) struct AccessRequest {
+    pub(super) action: String,
+    pub(super) resource: String,
+    pub(super) context: AccessContext,
+    /// The KMS key that it is asked of.
+    pub(super) key: Option<String>,
+}
+
+/// The tags and the parent of a StartSnapshot. What else it holds is read where it is done.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct StartNeeds {
+    parent_snapshot_id: Option<String>,
+    tags: Option<Vec<TagNeed>>,
+    kms_key_arn: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct TagNeed {
+    key: String,
+    #[serde(default)]
+    value: String,
+}
+
+/// What is known of a snapshot that is named.
+#[derive(Default)]
+struct NamedSnapshot {
+    tags: BTreeMap<String, String>,
+    key: Option<String>,
+}
+
+/// Makes the requests of one call.
+struct NeedList<'a> {
+    caller: &'a Caller,
+    all: Vec<AccessRequest>,
+}
+
+impl NeedList<'_> {
+    fn context(&self) -> AccessContext {
+        let mut context = AccessContext::default();
+        context.add("aws:RequestedRegion", &self.caller.region);
+        context.add("aws:PrincipalArn", &self.caller.arn());
+        context.add("aws:PrincipalAccount", ACCOUNT);
+        context
+    }
+
+    fn snapshot(&self, id: &str) -> String {
+        format!("arn:aws:ec2:{}::snapshot/{id}", self.caller.region)
+    }
+
+    fn of_account(&self, kind: &str, id: &str) -> String {
+        format!("arn:aws:ec2:{}:{ACCOUNT}:{kind}/{id}", self.caller.region)
+    }
+
+    fn add(&mut self, action: &str, resource: String, context: AccessContext) {
+        self.all.push(AccessRequest {
+            action: action.to_owned(),
+            resource,
+            context,
+            key: None,
+        });
+    }
+
+    /// An action on a snapshot with these tags.
+    fn add_on(&mut self, action: &str, id: &str, tags: &BTreeMap<String, String>) {
+        let mut context = self.context();
+        add_tags(&mut context, tags);
+        self.add(action, self.snapshot(id), context);
+    }
+
+    /// KMS actions of a key of a customer. All users of the account may use the key of EBS itself.
+    fn add_kms(&mut self, key: Option<&str>, actions: &[&str]) {
+        for action in actions
+            .iter()
+            .filter(|_| !key.is_none_or(is_own_key_of_ebs))
+        {
+            let mut context = self.context();
+            let via = format!("ec2.{}.amazonaws.com", self.caller.region);
+            context.add("kms:ViaService", &via);
+            context.add("kms:CallerAccount", ACCOUNT);
+            self.all.push(AccessRequest {
+                action: (*action).to_owned(),
+                resource: key.unwrap_or_default().to_owned(),
+                context,
+                key: key.map(str::to_owned),
+            });
+        }
+    }
+
+    /// The tags that a new snapshot starts with.
+    fn add_new_tags(&mut self, tags: &BTreeMap<String, String>, creating: Option<&str>) {
+        if tags.is_empty() {
+            return;
+        }
+        let mut context = self.context();
+        add_request_tags(&mut context, tags);
+        if let Some(creating) = creating {
+            context.add("ec2:CreateAction", creating);
+        }
+        self.add("ec2:CreateTags", self.snapshot("*"), context);
+    }
+}
+
+fn is_own_key_of_ebs(key: &str) -> bool {
+    key.ends_with(":key/aws-ebs")
+}
+
+fn add_tags(context: &mut AccessContext, tags: &BTreeMap<String, String>) {
+    for (key, value) in tags {
+        context.add(&format!("aws:ResourceTag/{key}"), value);
+        context.add(&format!("ec2:ResourceTag/{key}"), value);
+    }
+}
+
+fn add_request_tags(context: &mut AccessContext, tags: &BTreeMap<String, String>) {
+    for (key, value) in tags {
+        context.add(&format!("aws:RequestTag/{key}"), value);
+        context.add("aws:TagKeys", key);
+    }
+}
+
+impl Emulator {
+    fn named_snapshot(&self, id: &str) -> NamedSnapshot {
+        let store = self.store.lock();
+        let record = store.get(id).map(|snapshot| &snapshot.record);
+        record.map_or_else(NamedSnapshot::default, |record| NamedSnapshot {
+            tags: record.tags.clone(),
+            key: record.kms_key.clone(),
+        })
+    }
+
+    /// What a call asks for, in the order in which it is decided.
+    pub(super) fn access_requests(
+        &self,
+        caller: &Caller,
+        call: &EmulatedCall,
+        parts: &Parts,
+        body: &[u8],
+    ) -> Result<Vec<AccessRequest>, Refusal> {
+        let mut list = NeedList {
+            caller,
+            all: Vec::new(),
+        };
+        let own = format!("{}:{}", call.service(), call.name());
+        match call {
+            EmulatedCall::ListSnapshotBlocks(id) => {
+                let named = self.named_snapshot(id);
+                list.add_on(&own, id, &named.tags);
+                list.add_kms(named.key.as_deref(), &["kms:DescribeKey"]);
+            }
+            EmulatedCall::ListChangedBlocks(id) => {
+                let query = Query::parse(parts.uri.query().unwrap_or_default());
+                for id in [query.get("firstSnapshotId"), Some(id.as_str())]
+                    .into_iter()
+                    .flatten()
+                {
+                    let named = self.named_snapshot(id);
+                    list.add_on(&own, id, &named.tags);
+                    list.add_kms(named.key.as_deref(), &["kms:DescribeKey"]);
+                }
+            }
+            EmulatedCall::GetSnapshotBlock(id, _) => {
+                let named = self.named_snapshot(id);
+                list.add_on(&own, id, &named.tags);
+                list.add_kms(named.key.as_deref(), &["kms:DescribeKey", "kms:Decrypt"]);
+            }
+            EmulatedCall::PutSnapshotBlock(id, _) | EmulatedCall::CompleteSnapshot(id) => {
+                list.add_on(&own, id, &self.named_snapshot(id).tags);
+            }
+            EmulatedCall::StartSnapshot => self.start_needs(&mut list, &own, body),
+            EmulatedCall::Ec2(action) => {
+                let form = QueryForm::parse(body);
+                self.ec2_needs(&mut list, action, &own, &form)?;
+            }
+            EmulatedCall::Unknown => {}
+        }
+        Ok(list.all)
+    }
+
+    /// A body that is none is refused where it is read.
+    fn start_needs(&self, list: &mut NeedList<'_>, own: &str, body: &[u8]) {
+        let start: StartNeeds = serde_json::from_slice(body).unwrap_or_default();
+        let tags = start.tags.unwrap_or_default().into_iter();
+        let tags: BTreeMap<String, String> = tags.map(|tag| (tag.key, tag.value)).collect();
+        let mut context = list.context();
+        add_request_tags(&mut context, &tags);
+        let parent = start.parent_snapshot_id.as_deref();
+        let named = parent.map(|id| self.named_snapshot(id)).unwrap_or_default();
+        if let Some(id) = parent {
+            add_tags(&mut context, &named.tags);
+            context.add("ebs:ParentSnapshot", &list.snapshot(id));
+        }
+        let resource = list.snapshot(parent.unwrap_or("*"));
+        list.add(own, resource, context);
+        list.add_kms(
+            named.key.as_deref(),
+            &[
+                "kms:DescribeKey",
+                "kms:ReEncryptFrom",
+                "kms:ReEncryptTo",
+                "kms:Decrypt",
+            ],
+        );
+        list.add_kms(
+            start.kms_key_arn.as_deref(),
+            &["kms:DescribeKey", "kms:GenerateDataKey"],
+        );
+        list.add_new_tags(&tags, None);
+    }
+
+    fn ec2_needs(
+        &self,
+        list: &mut NeedList<'_>,
+        action: &str,
+        own: &str,
+        form: &QueryForm,
+    ) -> Result<(), Refusal> {
+        let new_tags = form.tags();
+        match action {
+            "CreateSnapshot" | "CreateSnapshots" => {
+                let instance = form.get("InstanceSpecification.InstanceId");
+                let mut on = Vec::new();
+                if let Some(instance) = instance {
+                    on.push((list.of_account("instance", instance), BTreeMap::new()));
+                }
+                let named = form.get("VolumeId").into_iter();
+                let named = named.map(|id| (id.to_owned(), BTreeMap::new()));
+                let no_boot = form.get("InstanceSpecification.ExcludeBootVolume") == Some("true");
+                let excluded = form.list("InstanceSpecification.ExcludeDataVolumeId");
+                let attached = match instance {
+                    Some(instance) => self.volumes_of(instance)?,
+                    None => Vec::new(),
+                };
+                let attached = attached.into_iter().skip(usize::from(no_boot));
+                let attached = attached.filter(|(id, _)| !excluded.contains(&id.as_str()));
+                for (id, tags) in named.chain(attached) {
+                    on.push((list.of_account("volume", &id), tags));
+                }
+                for (resource, tags) in on {
+                    let mut context = list.context();
+                    add_tags(&mut context, &tags);
+                    list.add(own, resource, context);
+                }
+                let mut context = list.context();
+                add_request_tags(&mut context, &new_tags);
+                list.add(own, list.snapshot("*"), context);
+                list.add_new_tags(&new_tags, Some(action));
+            }
+            "CreateTags" => {
+                let tags = form.tag_list("Tag").into_iter().collect();
+                for id in form.list("ResourceId") {
+                    let mut context = list.context();
+                    add_tags(&mut context, &self.named_snapshot(id).tags);
+                    add_request_tags(&mut context, &tags);
+                    list.add(own, list.snapshot(id), context);
+                }
+            }
+            "DeleteSnapshot" => {
+                let id = form.get("SnapshotId").unwrap_or_default();
+                list.add_on(own, id, &self.named_snapshot(id).tags);
+            }
+            _ => {
+                let context = list.context();
+                list.add(own, "*".into(), context);
+            }
+        }
+        Ok(())
+    }
+}

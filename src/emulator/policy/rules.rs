@@ -1,0 +1,252 @@
+//! Statements of policies: what they match.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::condition::{PolicyCondition, is_like};
+use super::needs::AccessRequest;
+use super::root;
+use crate::emulator::ACCOUNT;
+
+/// What a policy is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PolicyKind {
+    /// A user: it names no principal.
+    Identity,
+    /// A key or an endpoint: each statement names who it is for.
+    Granting,
+}
+
+/// A policy as text.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+struct PolicyText {
+    version: String,
+    #[serde(rename = "Id")]
+    _id: Option<String>,
+    statement: TextList<StatementText>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+struct StatementText {
+    #[serde(rename = "Sid")]
+    _sid: Option<String>,
+    effect: EffectText,
+    principal: Option<Value>,
+    action: TextList<String>,
+    resource: TextList<String>,
+    #[serde(default)]
+    condition: BTreeMap<String, BTreeMap<String, Value>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+enum EffectText {
+    Allow,
+    Deny,
+}
+
+/// One thing, or a list of them.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum TextList<T> {
+    One(T),
+    Many(Vec<T>),
+}
+
+impl<T> TextList<T> {
+    fn into_vec(self) -> Vec<T> {
+        match self {
+            Self::One(one) => vec![one],
+            Self::Many(many) => many,
+        }
+    }
+}
+
+/// Who a statement is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum PrincipalPattern {
+    Everyone,
+    /// The account: users of it that identity policies allow.
+    Account,
+    /// The user of this ARN.
+    User(String),
+}
+
+/// How a principal matches a caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum PrincipalMatch {
+    /// As a user of the account.
+    Account,
+    /// As itself.
+    Caller,
+}
+
+/// One statement.
+#[derive(Clone, Debug)]
+struct PolicyRule {
+    effect: EffectText,
+    principals: Vec<PrincipalPattern>,
+    actions: Vec<String>,
+    resources: Vec<String>,
+    conditions: Vec<PolicyCondition>,
+}
+
+/// The statements of one or more policies.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PolicyRules(Vec<PolicyRule>);
+
+/// What statements say about a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RuleVerdict {
+    pub(super) is_denied: bool,
+    /// The nearest principal that is allowed; none where nothing allows it.
+    pub(super) allowed: Option<PrincipalMatch>,
+}
+
+impl PolicyRules {
+    /// Reads a policy.
+    pub(super) fn parse(value: Value, kind: PolicyKind) -> Result<Self, String> {
+        // The text of serde for a list in several forms names none of them.
+        let text: PolicyText = serde_json::from_value(value).map_err(|error| {
+            format!("no policy that the emulator knows: {error} (NotAction, NotResource and NotPrincipal are not known)")
+        })?;
+        if text.version != "2012-10-17" {
+            return Err(format!("Version is {:?}, not 2012-10-17", text.version));
+        }
+        let statements = text.statement.into_vec();
+        if statements.is_empty() {
+            return Err("no statement".into());
+        }
+        let rules = (1..).zip(statements).map(|(number, statement)| {
+            PolicyRule::parse(statement, kind).map_err(|why| format!("statement {number}: {why}"))
+        });
+        rules.collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Several policies as one.
+    pub(super) fn merged(all: Vec<Self>) -> Self {
+        Self(all.into_iter().flat_map(|rules| rules.0).collect())
+    }
+
+    /// What the statements say about a request of the user of this ARN.
+    pub(super) fn verdict(&self, request: &AccessRequest, arn: &str) -> RuleVerdict {
+        let matching = self.0.iter();
+        let matching: Vec<_> = matching
+            .filter_map(|rule| Some((rule.effect, rule.matches(request, arn)?)))
+            .collect();
+        let allowed = matching
+            .iter()
+            .filter(|(effect, _)| *effect == EffectText::Allow);
+        RuleVerdict {
+            is_denied: matching
+                .iter()
+                .any(|(effect, _)| *effect == EffectText::Deny),
+            allowed: allowed.map(|(_, principal)| *principal).max(),
+        }
+    }
+}
+
+impl PolicyRule {
+    fn parse(text: StatementText, kind: PolicyKind) -> Result<Self, String> {
+        let principals = match (text.principal, kind) {
+            (None, PolicyKind::Identity) => vec![PrincipalPattern::Everyone],
+            (Some(value), PolicyKind::Granting) => principals(&value)?,
+            (Some(_), PolicyKind::Identity) => {
+                return Err("the policy of a user names a Principal".into());
+            }
+            (None, PolicyKind::Granting) => return Err("it names no Principal".into()),
+        };
+        let (actions, resources) = (text.action.into_vec(), text.resource.into_vec());
+        if actions.is_empty() || resources.is_empty() {
+            return Err("it has no Action or no Resource".into());
+        }
+        if let Some(wrong) = actions
+            .iter()
+            .find(|action| *action != "*" && !action.contains(':'))
+        {
+            return Err(format!(
+                "{wrong:?} is no action: it must look like ebs:GetSnapshotBlock"
+            ));
+        }
+        let is_arn = |resource: &str| resource.splitn(6, ':').count() == 6;
+        if let Some(wrong) = resources.iter().find(|one| *one != "*" && !is_arn(one)) {
+            return Err(format!("{wrong:?} is no resource: it must be * or an ARN"));
+        }
+        let conditions = PolicyCondition::parse(&text.condition)?;
+        let values = text.condition.values().flat_map(BTreeMap::values);
+        let mut all = values
+            .map(Value::to_string)
+            .chain(resources.iter().cloned());
+        if let Some(wrong) = all.find(|text| text.contains("${")) {
+            return Err(format!("the emulator does not know variables: {wrong}"));
+        }
+        Ok(Self {
+            effect: text.effect,
+            principals,
+            actions,
+            resources,
+            conditions,
+        })
+    }
+
+    /// How it matches a request of this user; none where it does not.
+    fn matches(&self, request: &AccessRequest, arn: &str) -> Option<PrincipalMatch> {
+        // Names of actions have no case.
+        let action = request.action.to_ascii_lowercase();
+        let is_action = |pattern: &String| is_like(&pattern.to_ascii_lowercase(), &action);
+        let is_resource = |pattern: &String| is_arn_like(pattern, &request.resource);
+        let applies = self.actions.iter().any(is_action)
+            && self.resources.iter().any(is_resource)
+            && self
+                .conditions
+                .iter()
+                .all(|one| one.holds(&request.context));
+        let principal = |pattern: &PrincipalPattern| match pattern {
+            PrincipalPattern::Everyone => Some(PrincipalMatch::Caller),
+            PrincipalPattern::User(user) if user == arn => Some(PrincipalMatch::Caller),
+            PrincipalPattern::Account => Some(PrincipalMatch::Account),
+            PrincipalPattern::User(_) => None,
+        };
+        let nearest = self.principals.iter().filter_map(principal).max();
+        nearest.filter(|_| applies)
+    }
+}
+
+/// Whether a resource is of a pattern: part by part, so that a `*` does not reach over a colon.
+fn is_arn_like(pattern: &str, resource: &str) -> bool {
+    if pattern == "*" {
+        return true;
+    }
+    let (pattern, resource): (Vec<_>, Vec<_>) = (
+        pattern.splitn(6, ':').collect(),
+        resource.splitn(6, ':').collect(),
+    );
+    pattern.len() == resource.len()
+        && pattern
+            .iter()
+            .zip(resource)
+            .all(|(pattern, part)| is_like(pattern, part))
+}
+
+/// `"*"`, or an object with `AWS` alone.
+fn principals(value: &Value) -> Result<Vec<PrincipalPattern>, String> {
+    let unknown = || format!("the emulator does not know the Principal {value}");
+    let one = |value: &Value| match value.as_str() {
+        Some("*") => Ok(PrincipalPattern::Everyone),
+        Some(text) if text == ACCOUNT || text == root() => Ok(PrincipalPattern::Account),
+        Some(text) if text.starts_with("arn:") => Ok(PrincipalPattern::User(text.to_owned())),
+        _ => Err(unknown()),
+    };
+    let aws = match value {
+        Value::String(_) => value,
+        Value::Object(members) if members.len() == 1 => members.get("AWS").ok_or_else(unknown)?,
+        _ => return Err(unknown()),
+    };
+    match aws {
+        Value::Array(all) => all.iter().map(one).collect(),
+        aws => Ok(vec![one(aws)?]),
+    }
+}
