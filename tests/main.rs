@@ -50,6 +50,8 @@ mod mountpoints;
 mod packaging;
 mod pairs;
 mod partitions;
+#[cfg(feature = "ec2")]
+mod policy;
 mod read_only;
 mod readme;
 mod refusals;
