@@ -54,7 +54,7 @@ impl FolderIndex {
     ) -> FsResult<Self> {
         let mut root = None;
         let (mut blocks, mut bitmap) = (DataStream::default(), DataStream::default());
-        visit(ntfs, stream, file, &mut |part, stream| {
+        visit(ntfs, stream, file, None, &mut |part, stream| {
             if !is_named(&part.attribute, &NAME) {
                 return Ok(());
             }
