@@ -132,8 +132,9 @@ const FILES: &[ActionNeed] = &[
     CHANGED.or("the files that changed are found by reading all metadata"),
     DESCRIBE_TO_READ,
 ];
+// The listing of a snapshot states its size, where EC2 does not.
 const CHANGES: &[ActionNeed] = &[
-    LIST.or("no comparison of snapshots without a common history"),
+    LIST,
     GET.or("no comparison of bytes"),
     CHANGED,
     DESCRIBE_TO_READ,
