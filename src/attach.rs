@@ -8,7 +8,7 @@
 //!  volumes   read_table, select   which partition
 //!  driver    plan       a pure function: filesystem -> driver and options, or why not
 //!  drill     Export     with an overlay: a qcow2 file over the partition takes what a replay writes
-//!  loops     LoopDevice the file as a block device, with direct I/O where it is only read
+//!  loops     LoopDevice the file as a block device, with direct I/O if it is read only
 //!  mounts    mount      mount(2), or ntfs-3g
 //! ```
 //!

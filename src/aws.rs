@@ -1,7 +1,7 @@
 //! The border to AWS. [`config`] settles Region, profile, endpoints, certificate authorities and proxies, once a run, and
 //! every client of EBS, EC2, STS, SSO and S3 is made from it; [`endpoints`] chooses URLs; [`credentials`] finds, keeps and
 //! renews credentials; [`http`] makes connections; [`actions`] is the table of IAM actions; [`mod@classify`] turns a failed call
-//! into an error class; [`requests`] counts requests, [`observer`] shows each to a journal.
+//! into an error class; [`requests`] counts requests, [`observer`] passes each one to an observer.
 
 mod actions;
 mod caller;

@@ -81,9 +81,9 @@ pub(crate) const PROFILE: &str = "default";
 #[derive(Debug)]
 pub struct Emulator {
     folder: PathBuf,
-    /// That of the profile `default` first.
+    /// The key of the profile `default` comes first.
     access_keys: Mutex<Arc<Vec<AccessKey>>>,
-    /// Who may do what; none: everyone everything, and no actions are recorded.
+    /// The policies in force. None: every user may do everything, and actions are not counted.
     policies: Mutex<Option<Arc<AccessPolicies>>>,
     /// Actions that calls needed, by user.
     actions: Mutex<BTreeMap<String, BTreeMap<String, u64>>>,

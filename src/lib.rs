@@ -41,7 +41,7 @@
 //! | 5 | [`drill`] | aws, ebs, ec2, repository, targets, capture, sync |
 //! | 5 | [`replicate`] | ebs, ec2, targets, fs, drill, metrics |
 //! | 5 | `evidence` | ebs, ec2, repository, targets, capture, replicate |
-//! | 5 | `policy` | everything but [`aws`]: it makes documents of a table |
+//! | 5 | `policy` | everything but [`aws`]: it makes documents from a table |
 //! | 5 | [`metrics`] | ebs, ec2, image, compare, targets, capture: it sees counts, and the status of a job |
 //! | 6 | [`cli`] | nothing: the one place where concrete types are stacked |
 //! | - | [`emulator`] | everything but [`error`]: it plays the other side |
@@ -193,8 +193,8 @@
 //!  browse/view      lookup     name by name from the root; links are not followed
 //!  browse/parser    answer     -> ext, fat, ntfs; pieces of the image are asked for through the socket
 //!  browse/session   ask        reads them, checks what the parser says, ends it when it is silent or too busy
-//!  browse/session/restart ask  of a mount: a parser that has ended is started again, without the request that ended it
-//!  browse/view      spans      where the bytes are: read here, past the parser, unless only it can tell them
+//!  browse/session/restart ask  for a mount: restarts a parser that has ended, without the request that ended it
+//!  browse/view      spans      where the bytes are: in the image, where this process reads, or only known to the parser
 //!  browse/copy      copy_out   below the destination, with modes, times, links, holes and attributes
 //! ```
 //! `docs/files.md` is the page for operators.

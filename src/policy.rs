@@ -1,4 +1,4 @@
-//! The least policies for verbs: pure functions from the table of actions ([`AwsVerb`]) to documents of IAM.
+//! Least-privilege policies for verbs: pure functions from the table of actions ([`AwsVerb`]) to IAM policy documents.
 //!
 //! | file | subject |
 //! | --- | --- |
@@ -6,7 +6,7 @@
 //! | [`document`] | documents as IAM reads them |
 //!
 //! An identity policy is what a user or role needs. A policy of a VPC endpoint limits what goes through it, a bucket policy and
-//! a key policy grant access from their side. All four are made of the same needs, so that none is wider than another.
+//! a key policy grant access to a resource. All four are made from the same needs, so that none is wider than another.
 
 mod document;
 mod values;
@@ -22,7 +22,7 @@ pub(crate) use values::{
     RegionName,
 };
 
-/// The KMS actions in the order of a policy.
+/// The KMS actions, in their order in a policy.
 const KMS_ORDER: [&str; 5] = [
     "kms:DescribeKey",
     "kms:Decrypt",
@@ -162,7 +162,7 @@ impl PolicyScope {
         (!statements.is_empty()).then(|| PolicyDocument::new(statements))
     }
 
-    /// One row an action: its name, where it is granted, the KMS actions behind it, what is lost without it.
+    /// One row for each action: its name, the resources that it is granted on, the KMS actions behind it, what is lost without it.
     pub(crate) fn rows(&self) -> Vec<[String; 4]> {
         let row = |need: &ActionNeed| {
             [

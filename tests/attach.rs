@@ -374,7 +374,7 @@ fn a_synced_file_is_there_with_an_overlay_alone_and_the_image_stays_as_it_is() {
         let synced = fs::read_to_string(place.files().join("hello.txt")).unwrap();
         assert_eq!(synced, format!("hello from partition {partition}\n"));
         let [source, .., flags] = place.mounted().unwrap();
-        // qemu-storage-daemon mixes up the bytes of writes that come at once.
+        // qemu-storage-daemon mixes up the bytes of concurrent writes.
         let direct = format!("/sys/block/{}/loop/dio", source.trim_start_matches("/dev/"));
         assert_eq!(fs::read_to_string(direct).unwrap(), "0\n");
         assert!(flags.split(',').any(|one| one == "ro"), "{flags}");

@@ -1,8 +1,8 @@
-//! `ebsfs policy`: what it prints is what the calls of each verb need, not one action more or less, by an emulator that refuses
-//! everything else.
+//! `ebsfs policy`: the printed policy has exactly the actions that the calls of each verb need. The emulator enforces the policy
+//! and counts the actions.
 
+mod documented;
 mod refused;
-mod seed;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -53,7 +53,7 @@ impl PolicySite {
         command
     }
 
-    /// The standard output of a command that must succeed and miss nothing.
+    /// The standard output of a command that must succeed, without a warning about a missing permission.
     fn ok(&self, args: &[&str]) -> String {
         let output = self.ebsfs(args).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
@@ -88,7 +88,7 @@ impl PolicySite {
         self.bucket.seen();
     }
 
-    /// The actions of EBS, EC2 and KMS that were asked for since the last reset.
+    /// The actions of EBS, EC2 and KMS that calls needed since the last reset.
     fn asked(&self) -> BTreeSet<String> {
         let url = format!("{}/_emulator/actions", self.emulator.url());
         let text = run(Command::new("curl").args(["-sSf", &url]));
@@ -98,7 +98,7 @@ impl PolicySite {
         asked.cloned().collect()
     }
 
-    /// Runs commands under the policy that is printed for a verb, and compares it with what they have asked for.
+    /// Runs commands under the printed policy of a verb, and compares the policy with the actions that they needed.
     fn check(&self, verb: &[&str], commands: impl FnOnce(&Self)) {
         let policy = printed(verb);
         self.enforce_for_all(&policy);
@@ -129,7 +129,7 @@ impl PolicySite {
             missing.is_empty() && missing_of_bucket.is_empty() && idle.is_empty(),
             "{verb:?}: lacks {missing:?} {missing_of_bucket:?}, and has too much: {idle:?}"
         );
-        // The next verb is prepared without limits.
+        // The setup of the next verb needs other actions.
         self.enforce(&json!({}));
         self.bucket.on(|_| None);
     }
@@ -324,7 +324,7 @@ fn attach_and_drill_need_exactly_their_policies() {
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     let site = PolicySite::new();
     let [first, _] = two_of_a_filesystem(&site);
-    // A drill copies all mounts into a namespace of its own: those on a shared mount end there too.
+    // A drill copies all mounts into a mount namespace. On a shared mount, an unmount reaches that namespace too.
     let shared = site.path("shared");
     sh(&format!(
         "mkdir {shared}; mount --bind {shared} {shared}; mount --make-shared {shared}; mkdir {shared}/files {shared}/scratch"
@@ -364,7 +364,7 @@ fn each_verb_that_makes_snapshots_needs_exactly_its_policy() {
     encrypt(&site, &parent);
     site.check(&["upload", "--kms", KEY], |site| {
         site.ok(&upload);
-        // Encrypted, all blocks of a GiB would be put: what is of interest ends before.
+        // An encrypted copy puts all blocks of a GiB: the deny ends it after the calls that this test is about.
         site.emulator.set("deny=ebs:PutSnapshotBlock");
         for option in [["--kms-key", KEY], ["--parent", &parent]] {
             let command = [&upload[..], &option].concat();

@@ -1,9 +1,9 @@
 //! [`LoopDevice`]: a file as a block device, by losetup of util-linux.
 //!
-//! One that is only read has direct I/O: without it the page cache holds everything twice, and the kernel's thread of the device waits
-//! for each piece. One that is written must wait so. With several writes at once, FUSE exports of qemu-storage-daemon write the bytes
-//! of one to the place of another: QEMU 7.2 in half of all writes. The fix was posted in 2025 ("fuse: Copy write buffer content before
-//! polling"), and no version number says whether a distribution has it.
+//! A read-only device uses direct I/O: without it the page cache holds all data twice, and the loop thread of the kernel handles
+//! one request at a time. A writable device must do exactly that. With several writes in flight, FUSE exports of
+//! qemu-storage-daemon write the bytes of one at the offset of another: QEMU 7.2 in half of all writes. The fix was posted in
+//! 2025 ("fuse: Copy write buffer content before polling"), and no version number shows whether a distribution has it.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

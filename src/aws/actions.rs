@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_needs_the_kms_actions_of_a_root_and_of_a_child() {
+    fn a_start_needs_the_kms_actions_with_and_without_a_parent() {
         let needed = IamAction::StartSnapshot.kms();
         for action in [KMS_TO_START, KMS_FOR_CHILD].concat() {
             assert!(needed.contains(&action), "{action}");

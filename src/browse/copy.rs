@@ -254,7 +254,7 @@ impl TreeCopy<'_> {
         let is_ours = made && own.is_folder(&folder);
         self.report.owners_lost += u64::from(made && !is_ours);
         if !is_ours && !self.options.streams {
-            let why = "the folder was there before, and its attributes stay";
+            let why = "the folder existed before the copy, and keeps its attributes";
             self.report.lose_streams(&item.path, node.streams, why);
         }
         self.open.push(OpenCopy {
@@ -285,7 +285,7 @@ impl TreeCopy<'_> {
                     self.report.others += 1;
                     return Ok(());
                 }
-                // It is copied again: this name alone, and each further one.
+                // The file is copied again, for this name and for each further one.
                 Err(error) if is_lacking(error) || error == rustix::io::Errno::MLINK => {
                     self.report.links_lost += 1;
                 }

@@ -28,7 +28,7 @@ const MOST_GROUPS: u64 = 1 << 23;
 
 /// Features without which a volume cannot be read right.
 mod feature {
-    /// Of the compatible ones, which say nothing of the layout but this.
+    /// A compatible feature. It is the only one of them that changes the layout.
     pub(super) const SPARSE_SUPER_2: u32 = 0x200;
     pub(super) const FILE_TYPE: u32 = 0x2;
     pub(super) const RECOVER: u32 = 0x4;

@@ -70,7 +70,7 @@ pub(super) struct NtfsReader {
     window: DiskWindow,
     stream: WindowStream,
     is_dirty: bool,
-    /// The data, or the named stream, of the file that was asked for last.
+    /// The data or named stream of the last request.
     last: Option<(u64, Vec<u8>, DataStream)>,
 }
 
@@ -104,7 +104,7 @@ impl NtfsReader {
         })
     }
 
-    /// The data of a file; its stream of this name, where there is a name.
+    /// The data of a file, or the stream of this name if the name is not empty.
     fn data(&mut self, id: u64, name: &[u8]) -> FsResult<&DataStream> {
         let is_it =
             |(known, stream, _): &(u64, Vec<u8>, DataStream)| *known == id && stream == name;
@@ -112,7 +112,7 @@ impl NtfsReader {
             let (ntfs, stream) = (&self.ntfs, &mut self.stream);
             let file = open_file(ntfs, stream, id)?;
             let mut found = DataStream::default();
-            // A file may have no data; a stream that is asked for must be there.
+            // A file may have no data, but a stream that was requested must exist.
             let mut is_there = name.is_empty();
             let window = &self.window;
             let only = (!name.is_empty()).then_some(name);
@@ -147,8 +147,8 @@ struct AttributePart<'n, 'f> {
     first_cluster: i64,
 }
 
-/// Visits the attributes of a file: those of its record, and those that its list of attributes names in others. `only`: of the others
-/// the data with this name alone, so that the other records are not read.
+/// Visits the attributes of a file: those of its record, and those of other records, which its attribute list names. With `only`,
+/// it reads of those records only the ones that have the data with this name.
 fn visit(
     ntfs: &Ntfs,
     stream: &mut WindowStream,
@@ -232,7 +232,7 @@ fn check_place(part: &AttributePart<'_, '_>, stream: &mut WindowStream) -> FsRes
     Err(FsFailure::unsupported(what))
 }
 
-/// The name of an attribute with data: empty for that of the file itself; none: it is another attribute.
+/// The name of a data attribute, empty for the data of the file itself. None for an attribute of another type.
 fn data_name(attribute: &NtfsAttribute<'_, '_>) -> Option<Vec<u8>> {
     if attribute.ty().ok() != Some(NtfsAttributeType::Data) {
         return None;
@@ -249,7 +249,7 @@ fn is_data(attribute: &NtfsAttribute<'_, '_>, name: &[u8]) -> bool {
 /// The name of the stream that begins with this attribute.
 ///
 /// # Errors
-/// When the name is damaged: the stream must not be lost without a trace.
+/// When the name is damaged: a stream must not be left out silently.
 fn begins_stream(part: &AttributePart<'_, '_>) -> FsResult<Option<Vec<u8>>> {
     if part.attribute.ty().ok() != Some(NtfsAttributeType::Data) || part.first_cluster != 0 {
         return Ok(None);
@@ -322,7 +322,7 @@ fn node_of(ntfs: &Ntfs, stream: &mut WindowStream, id: u64) -> FsResult<FsNode> 
                 summary.interix = Some(value_of(&part.attribute, stream, MOST_INTERIX)?);
             }
         }
-        // One whose name is damaged is counted too: the list of streams is an error then.
+        // A stream with a damaged name counts too: listing the streams then fails.
         summary.streams += u32::from(!matches!(begins_stream(part), Ok(None)));
         if part.attribute.ty().ok() == Some(NtfsAttributeType::ReparsePoint) {
             summary.reparse = Some(value_of(&part.attribute, stream, REPARSE_LIMIT)?);

@@ -225,7 +225,7 @@ impl ParserSession {
         self.ended.is_none()
     }
 
-    /// Whether it answers further requests, and its process has not ended by itself meanwhile.
+    /// Whether it answers further requests, and its process still runs.
     fn is_running(&mut self) -> bool {
         let process = self.process.as_mut();
         self.ended.is_none() && process.is_none_or(ParserProcess::is_running)

@@ -337,7 +337,7 @@ impl<'a> FrameReader<'a> {
     pub(super) fn stream(&mut self) -> Taken<FsStream> {
         let name = self.bytes(NAME_LIMIT)?.to_vec();
         let size = self.u64()?;
-        // The name may have a slash: it is shown, and refused where a file would get it.
+        // The name may have a slash: it is only shown, and refused as the name of a file.
         if name.is_empty() || name.contains(&0) {
             return Err(BrokenFrame("a stream has a name that no stream can have"));
         }

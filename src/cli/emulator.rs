@@ -32,7 +32,7 @@ pub(super) struct EmulatorArgs {
     /// Set a switch, as POST /_emulator/switches does, for example latency_ms=15; repeat for several
     #[arg(long = "set", value_name = "SWITCH=VALUE")]
     settings: Vec<String>,
-    /// File with policies of users, KMS keys and VPC endpoints that are in force, as POST /_emulator/policies takes them
+    /// Enforce the policies of users, KMS keys and VPC endpoints in this JSON file (docs/emulator.md) [default: allow all requests]
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
     /// Add a snapshot whose bytes are computed; DENSITY is blocks held in a million, for example snap-0a:65536:10000

@@ -60,7 +60,7 @@ struct CollectArgs {
     /// Write the image too, as disk.raw: sparse, with mode 0400, in the same pass
     #[arg(long)]
     image: bool,
-    /// Action for a damaged block of the source; mark: take it as zeroes in the digests, name it, end with exit code 12
+    /// Action for a damaged block of the source; mark: list it, count it as zeroes in the digests, end with exit code 12
     #[arg(long, value_name = "ACTION", value_enum, default_value_t = OnDamageArg::Fail)]
     on_damage: OnDamageArg,
     #[command(flatten)]

@@ -175,8 +175,8 @@ impl CatArgs {
 #[command(
     long_about = "Copy a file, or a folder with all that is in it, to this machine, with modes, times, links, holes and extended \
     attributes; as root with owners and devices too. What could not be kept is counted.\n\n\
-    Named streams of NTFS become extended attributes user.NAME, or with --streams files NAME:STREAM. A stream that is too large for an \
-    attribute is named, and the exit code is 1.\n\n\
+    Named streams of NTFS become extended attributes user.NAME, or with --streams files NAME:STREAM. The log names a stream \
+    that is too large for an attribute, and the exit code is 1.\n\n\
     Nothing is written outside of the destination, whatever the names and links of the filesystem are, and nothing is replaced without \
     --overwrite."
 )]
@@ -248,7 +248,7 @@ fn show_copy(report: &CopyReport) -> Result<()> {
     for (count, what) in [
         (
             report.owners_lost,
-            "owners were not kept: only root can set them, where the destination has owners",
+            "owners were not kept: only root can set them, and only if the destination stores owners",
         ),
         (
             report.modes_lost,

@@ -162,10 +162,10 @@ fn mount(helper: &MountHelperArgs) -> Result<u8> {
     if let Some(Verb::Mount(mount)) = &args.verb {
         mount.check()?;
     }
-    // To the SDK, a file that is not there is an empty one: the profile would seem to be missing.
+    // The SDK takes a missing file as an empty one: its error would be a missing profile.
     let named = call.variables.iter();
     for (_, path) in named.filter(|(name, _)| *name == CREDENTIALS) {
-        // Not opened: a FIFO has one reader.
+        // The file is not opened here: it can be a FIFO, which has one reader.
         let readable = rustix::fs::access(path.as_str(), rustix::fs::Access::READ_OK);
         readable.map_err(|error| Error::of_file(Path::new(path), "cannot read", error.into()))?;
     }

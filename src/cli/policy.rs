@@ -1,4 +1,4 @@
-//! `ebsfs policy`: the least policies for verbs, as JSON.
+//! `ebsfs policy`: least-privilege policies for verbs, as JSON.
 
 use std::collections::BTreeMap;
 
@@ -14,37 +14,37 @@ use crate::policy::{
     PolicyTag, PrincipalArn, RegionName,
 };
 
-/// Print the least policy that AWS must grant for a verb
+/// Print the least-privilege IAM policy for a verb
 #[derive(Args, Debug)]
 #[command(
-    long_about = "Print the least policy that AWS must grant for a verb, as JSON: what its user or role needs, the policy of a VPC \
-    endpoint, or the statements that a bucket or a KMS key needs. Sends no request.\n\n\
-    Several verbs make one policy. --explain prints what each action is for. What a verb can do without is part of the \
-    policy; --minimal leaves it out."
+    long_about = "Print the least-privilege policy for a verb, as JSON: the policy of its user or role, the policy of a VPC \
+    endpoint, or the statements for the policy of a bucket or a KMS key. Sends no request.\n\n\
+    Several verbs make one policy. --explain prints what is lost without each action. The policy includes actions that a verb can \
+    do without; --minimal leaves them out."
 )]
 pub(super) struct PolicyArgs {
     /// Verbs that the policy is for
     #[arg(value_name = "VERB", required = true, value_parser = verbs())]
     verbs: Vec<AwsVerb>,
-    /// Allow only snapshots with this tag to be read and deleted
+    /// Allow only snapshots with this tag to be read and deleted [default: all snapshots]
     #[arg(long, value_name = "KEY=VALUE")]
     tag: Option<PolicyTag>,
-    /// Allow encrypted snapshots with this KMS key, by its ARN; repeat for several
+    /// Allow snapshots that are encrypted with this KMS key, by its ARN; repeat for several [default: none]
     #[arg(long, value_name = "ARN")]
     kms: Vec<KmsKeyArn>,
     /// Bucket of the repository, with its prefix, for example backups/ebs
     #[arg(long, value_name = "BUCKET[/PREFIX]")]
     bucket: Option<BucketPath>,
-    /// Allow objects that the bucket encrypts with this KMS key, by its ARN; repeat for several
+    /// Allow objects that the bucket encrypts with this KMS key, by its ARN; repeat for several [default: none]
     #[arg(long, value_name = "ARN", requires = "bucket")]
     bucket_kms: Vec<KmsKeyArn>,
     /// Allow only snapshots of this job to be deleted [default: those of all jobs]
     #[arg(long, value_name = "NAME")]
     job: Option<PolicyJobName>,
-    /// Region of the ARNs [default: all Regions; for a key its own]
+    /// Region of the ARNs [default: all Regions; for a KMS key the Region of its ARN]
     #[arg(long, value_name = "REGION")]
     region: Option<RegionName>,
-    /// Account of volumes, instances and principals [default: any]
+    /// Account of volumes, instances and principals, 12 digits [default: any]
     #[arg(long, value_name = "DIGITS")]
     account: Option<AccountId>,
     /// Partition of the ARNs
@@ -53,7 +53,7 @@ pub(super) struct PolicyArgs {
     /// Leave out actions that the verbs can do without
     #[arg(long)]
     minimal: bool,
-    /// Print the policies of the VPC endpoints by service, or that of one service
+    /// Print the policies of the VPC endpoints of all services; --endpoint=SERVICE prints that of one
     #[arg(
         long,
         value_name = "SERVICE",
@@ -94,7 +94,7 @@ enum EndpointService {
 }
 
 impl EndpointService {
-    /// Its name; none is all.
+    /// Its name; none for all services.
     fn name(self) -> Option<&'static str> {
         match self {
             Self::All => None,
@@ -141,7 +141,7 @@ impl PolicyArgs {
             return endpoint(scope.endpoints(), service, &self.names());
         }
         let unnamed = |what: &str| {
-            let why = "name who it is for with --principal or --account";
+            let why = "it must name a principal; give --principal or --account";
             Error::new(
                 Kind::Invalid,
                 format!("cannot print a policy of a {what}: {why}"),
@@ -193,7 +193,7 @@ impl PolicyArgs {
         let of_repository = self.verbs.iter().find(|verb| verb.is_of_repository());
         if let Some(verb) = of_repository.filter(|_| self.bucket.is_none()) {
             let what = format!(
-                "cannot print a policy for {}: name its bucket with --bucket",
+                "cannot print a policy for {}: it needs a bucket; name it with --bucket",
                 verb.name()
             );
             return Err(Error::new(Kind::Invalid, what));
@@ -215,7 +215,7 @@ impl PolicyArgs {
                 "--kms",
                 !self.kms.is_empty(),
                 scope.uses_keys(false),
-                "no key of EBS",
+                "no KMS key of snapshots",
             ),
             (
                 "--bucket-kms",
@@ -305,7 +305,7 @@ mod tests {
     fn an_option_without_effect_is_refused_and_named() {
         const KEY: &str = "arn:aws:kms:eu-west-1:111122223333:key/0a";
         for (line, words) in [
-            ("repository", "name its bucket with --bucket"),
+            ("repository", "it needs a bucket; name it with --bucket"),
             ("mount restore", "cannot print a policy for restore"),
             ("ls --bucket b", "cannot use --bucket: ls needs no bucket"),
             (
@@ -314,7 +314,7 @@ mod tests {
             ),
             (
                 &format!("ls --kms {KEY}"),
-                "cannot use --kms: ls needs no key of EBS",
+                "cannot use --kms: ls needs no KMS key of snapshots",
             ),
             ("mount --job web", "cannot use --job"),
             ("mount --account 111122223333", "cannot use --account"),
@@ -329,11 +329,11 @@ mod tests {
             ("mount --endpoint=s3", "mount does not call it"),
             (
                 "gateway --bucket b --bucket-policy",
-                "name who it is for with --principal or --account",
+                "it must name a principal; give --principal or --account",
             ),
             (
                 "mount --key-policy",
-                "name who it is for with --principal or --account",
+                "it must name a principal; give --principal or --account",
             ),
             (
                 "ls --key-policy --account 111122223333",

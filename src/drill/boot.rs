@@ -282,7 +282,7 @@ pub(super) async fn boot(
     Ok(first)
 }
 
-/// Whether a line of QEMU says that it does not get the memory of its machine.
+/// Whether a line of QEMU's output says that it cannot allocate the memory of the guest.
 fn lacks_memory(line: &str) -> bool {
     line.contains("cannot set up guest memory")
 }

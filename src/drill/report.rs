@@ -86,7 +86,7 @@ pub(crate) struct BootReport {
     /// Whether the machine ended by itself, or its text came: it was not ended by the time-out.
     #[serde(skip)]
     pub(crate) has_ended: bool,
-    /// Whether this machine has too little memory for the other one, which was never started.
+    /// Whether this machine has too little memory for the guest, which was never started.
     #[serde(skip)]
     pub(crate) lacks_memory: bool,
     /// The text.
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn too_little_memory_here_says_nothing_of_the_disks() {
+    fn too_little_memory_is_an_error_of_this_machine_and_not_of_the_disks() {
         let mut found = report(&[(CheckResult::Clean, false)], Some(false));
         found.boot.as_mut().unwrap().lacks_memory = true;
         assert_eq!(found.verdict().unwrap_err().kind(), Kind::Io);

@@ -88,7 +88,7 @@ impl AccessKey {
             .mode(0o600)
             .open(path)?;
         let start = if file.metadata()?.len() > 0 { "\n" } else { "" };
-        // In one write: a client may read the file meanwhile.
+        // In one write: a client may read the file at the same time.
         let text = format!(
             "{start}[{user}]\naws_access_key_id = {}\naws_secret_access_key = {}\n",
             key.id, key.secret

@@ -1,9 +1,8 @@
-//! Who may do what: policies of users, of KMS keys and of VPC endpoints, and the decision on a call.
+//! Policies of users, of KMS keys and of VPC endpoints, and the decision whether they allow a call.
 //!
-//! A user without policies of its own may do everything. An explicit deny wins over an allow, and what no policy allows is
-//! refused, in the words that AWS uses
-//! (<https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html>). What the evaluator does not know, an
-//! operator, a condition key, a member, makes it refuse the whole file: an unread condition must not become an allow.
+//! A user without policies may do everything. An explicit deny wins over an allow. A call that no policy allows gets the error
+//! message of AWS (<https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html>). A file with an unknown
+//! operator, condition key or member is refused as a whole: a condition that is not read must not become an allow.
 //!
 //! | file | subject |
 //! | --- | --- |
@@ -57,9 +56,9 @@ pub(super) struct AccessPolicies {
 
 /// The decision on one action.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Verdict {
+enum AccessDecision {
     Allowed,
-    /// Refused, for a reason in the words of AWS.
+    /// Refused, with the reason as AWS words it.
     Refused(String),
 }
 
@@ -68,7 +67,7 @@ impl AccessPolicies {
     pub(super) fn parse(text: &[u8]) -> Result<Self, String> {
         let file: Value = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         if !file.is_object() {
-            return Err("it is no JSON object".into());
+            return Err("it is not a JSON object".into());
         }
         let file: PolicyFile = serde_json::from_value(file).map_err(|error| error.to_string())?;
         if file.users.len() > MOST_USERS {
@@ -79,7 +78,7 @@ impl AccessPolicies {
             let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
             if user.is_empty() || user.len() > 64 || !user.chars().all(is_name) {
                 return Err(format!(
-                    "users: {user:?} is no name of letters, digits, -, _ and ."
+                    "users: {user:?} is not a name of letters, digits, -, _ and ."
                 ));
             }
             let one = |value| PolicyRules::parse(value, PolicyKind::Identity);
@@ -92,7 +91,7 @@ impl AccessPolicies {
         }
         for (arn, value) in file.kms_keys {
             if !arn.starts_with("arn:") || !arn.contains(":key/") {
-                return Err(format!("kms_keys: {arn:?} is no ARN of a key"));
+                return Err(format!("kms_keys: {arn:?} is not the ARN of a key"));
             }
             let rules = PolicyRules::parse(value, PolicyKind::Granting);
             let rules = rules.map_err(|why| format!("kms_keys: {arn}: {why}"))?;
@@ -110,65 +109,69 @@ impl AccessPolicies {
     }
 
     /// Decides on one action of a call to `service`.
-    fn decide(&self, user: &str, arn: &str, service: &str, request: &AccessRequest) -> Verdict {
+    fn decide(
+        &self,
+        user: &str,
+        arn: &str,
+        service: &str,
+        request: &AccessRequest,
+    ) -> AccessDecision {
         let action = &request.action;
-        let identity = self
-            .users
-            .get(user)
-            .map(|rules| rules.verdict(request, arn));
+        let identity = self.users.get(user).map(|rules| rules.decide(request, arn));
         if let Some(key) = &request.key {
             return self.decide_on_key(key, identity.as_ref(), arn, request);
         }
         let endpoint = self
             .endpoints
             .get(service)
-            .map(|rules| rules.verdict(request, arn));
-        // It needs no permission, but an endpoint can be closed to it.
+            .map(|rules| rules.decide(request, arn));
+        // GetCallerIdentity needs no permission, but an endpoint policy can refuse it.
         let identity = identity.filter(|_| action != "sts:GetCallerIdentity");
-        for (verdict, kind) in [(&identity, "identity-based"), (&endpoint, "VPC endpoint")] {
-            if verdict.as_ref().is_some_and(|verdict| verdict.is_denied) {
+        for (decision, kind) in [(&identity, "identity-based"), (&endpoint, "VPC endpoint")] {
+            if decision.as_ref().is_some_and(|decision| decision.is_denied) {
                 let article = if kind.starts_with('i') { "an" } else { "a" };
-                return Verdict::Refused(format!(
+                return AccessDecision::Refused(format!(
                     "with an explicit deny in {article} {kind} policy"
                 ));
             }
         }
-        for (verdict, kind) in [(&identity, "identity-based"), (&endpoint, "VPC endpoint")] {
-            if verdict
+        for (decision, kind) in [(&identity, "identity-based"), (&endpoint, "VPC endpoint")] {
+            if decision
                 .as_ref()
-                .is_some_and(|verdict| verdict.allowed.is_none())
+                .is_some_and(|decision| decision.allowed.is_none())
             {
                 let why = format!("because no {kind} policy allows the {action} action");
-                return Verdict::Refused(why);
+                return AccessDecision::Refused(why);
             }
         }
-        Verdict::Allowed
+        AccessDecision::Allowed
     }
 
     /// A KMS key: its policy grants access to the caller, or leaves it to the account, whose identity policies then must
     /// (<https://docs.aws.amazon.com/kms/latest/developerguide/key-policy-overview.html>). A key without a policy here has the
-    /// default one, which leaves it to the account. EBS asks KMS, so that no endpoint is in the way.
+    /// default one, which leaves it to the account. EBS asks KMS itself, so no endpoint policy applies.
     fn decide_on_key(
         &self,
         key: &str,
-        identity: Option<&rules::RuleVerdict>,
+        identity: Option<&rules::RuleDecision>,
         arn: &str,
         request: &AccessRequest,
-    ) -> Verdict {
-        let refused = || Verdict::Refused("by KMS".into());
+    ) -> AccessDecision {
+        let refused = || AccessDecision::Refused("by KMS".into());
         let by_key = self
             .kms_keys
             .get(key)
-            .map(|rules| rules.verdict(request, arn));
-        let is_denied = |verdict: Option<&rules::RuleVerdict>| verdict.is_some_and(|v| v.is_denied);
+            .map(|rules| rules.decide(request, arn));
+        let is_denied =
+            |decision: Option<&rules::RuleDecision>| decision.is_some_and(|v| v.is_denied);
         if is_denied(identity) || is_denied(by_key.as_ref()) {
             return refused();
         }
-        let by_identity = identity.is_none_or(|verdict| verdict.allowed.is_some());
-        let granted = by_key.map_or(Some(PrincipalMatch::Account), |verdict| verdict.allowed);
+        let by_identity = identity.is_none_or(|decision| decision.allowed.is_some());
+        let granted = by_key.map_or(Some(PrincipalMatch::Account), |decision| decision.allowed);
         match granted {
-            Some(PrincipalMatch::Caller) => Verdict::Allowed,
-            Some(PrincipalMatch::Account) if by_identity => Verdict::Allowed,
+            Some(PrincipalMatch::Caller) => AccessDecision::Allowed,
+            Some(PrincipalMatch::Account) if by_identity => AccessDecision::Allowed,
             _ => refused(),
         }
     }
@@ -187,7 +190,7 @@ fn endpoints(value: Value) -> Result<BTreeMap<&'static str, PolicyRules>, String
     let of_service = |(name, value): (String, Value)| {
         let known = ENDPOINTS.into_iter().find(|service| *service == name);
         let service =
-            known.ok_or_else(|| format!("{name:?} is none of {}", ENDPOINTS.join(", ")))?;
+            known.ok_or_else(|| format!("{name:?} is not one of {}", ENDPOINTS.join(", ")))?;
         let rules = one(value).map_err(|why| format!("{name}: {why}"))?;
         Ok((service, rules))
     };
@@ -198,7 +201,7 @@ impl Emulator {
     /// Puts policies in force, and gives each of their users an access key, a profile of the credentials file.
     ///
     /// # Errors
-    /// What is wrong with the text; then the policies of before stay.
+    /// What is wrong with the text. The policies in force then stay.
     pub(super) fn set_policies(&self, text: &[u8]) -> Result<(), String> {
         let policies = AccessPolicies::parse(text)?;
         let mut keys = self.access_keys.lock();
@@ -215,7 +218,7 @@ impl Emulator {
         Ok(())
     }
 
-    /// Refuses a call that the switches or the policies deny, and puts its actions on record where there are policies.
+    /// Refuses a call that the switches or the policies deny, and counts its actions if policies are in force.
     pub(super) fn authorize(
         &self,
         caller: &Caller,
@@ -243,8 +246,8 @@ impl Emulator {
             let of_user = actions.entry(caller.user.clone()).or_default();
             *of_user.entry(request.action.clone()).or_default() += 1;
             drop(actions);
-            let verdict = policies.decide(&caller.user, &arn, call.service(), request);
-            if let Verdict::Refused(why) = verdict {
+            let decision = policies.decide(&caller.user, &arn, call.service(), request);
+            if let AccessDecision::Refused(why) = decision {
                 return Err(match &request.key {
                     Some(_) => refusal_by_kms(call),
                     None => refusal(caller, call, request, &why),
@@ -255,7 +258,7 @@ impl Emulator {
     }
 }
 
-/// The refusal of a service, in its words. EC2 names the resource only where it can be limited.
+/// The refusal as the service words it. It names the resource only if the action can be limited to one.
 fn refusal(caller: &Caller, call: &EmulatedCall, request: &AccessRequest, why: &str) -> Refusal {
     let (arn, action) = (caller.arn(), &request.action);
     let on = match &*request.resource {
@@ -273,7 +276,7 @@ fn refusal(caller: &Caller, call: &EmulatedCall, request: &AccessRequest, why: &
     }
 }
 
-/// As recorded, a refused key looks like one that does not exist.
+/// In recordings of AWS, a refused key looks like one that does not exist.
 fn refusal_by_kms(call: &EmulatedCall) -> Refusal {
     match call {
         EmulatedCall::StartSnapshot => Refusal::invalid(

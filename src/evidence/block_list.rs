@@ -8,10 +8,10 @@
 //! 2,1,damaged,,
 //! 3,2045,hole,,
 //! ```
-//! `sha256` is computed here of the block's bytes. `ebs_checksum` is what EBS stated with the block (`x-amz-checksum`, the SHA-256
-//! in base64); a block whose bytes do not have it is never accepted: the run ends there, or the block is `damaged`, has no digest here and
-//! is zeroes in the digests of the image. The checksum is empty where the blocks came from elsewhere. Each line has one
-//! form alone, which is compared byte for byte when it is read.
+//! `sha256` is computed here of the block's bytes. `ebs_checksum` is what EBS stated with the block (`x-amz-checksum`, the
+//! SHA-256 in base64); a block whose bytes do not match it is never accepted: the run ends there, or the block is `damaged`, has
+//! no digest here and is zeroes in the digests of the image. The checksum is empty where the blocks came from elsewhere. Each
+//! line has one form alone, which is compared byte for byte when it is read.
 
 use std::io::{BufRead, BufReader, Read};
 
@@ -59,18 +59,18 @@ pub(crate) struct BlockCounts {
     pub(crate) zero: u64,
     /// Blocks that are not held.
     pub(crate) hole: u64,
-    /// Blocks that are held and damaged; evidence without any does not have the member.
+    /// Blocks that are held and damaged. The JSON has the member only if there are any.
     #[serde(default, skip_serializing_if = "is_none")]
     pub(crate) damaged: u64,
 }
 
-/// Whether a count is left out.
+/// Whether a count is 0 and left out.
 fn is_none(count: &u64) -> bool {
     *count == 0
 }
 
 impl BlockCounts {
-    /// All blocks; none where there are more than any volume has.
+    /// The number of all blocks. None if no volume has so many.
     pub(super) fn sum(&self) -> Option<u64> {
         let counts = [self.data, self.zero, self.hole, self.damaged];
         counts.into_iter().try_fold(0u64, u64::checked_add)
@@ -165,7 +165,7 @@ impl BlockListWriter {
     }
 }
 
-/// Reads a block list that may hold anything.
+/// Reads a block list, without trust in its content.
 pub(super) struct BlockListReader<R> {
     from: BufReader<R>,
     geometry: Geometry,

@@ -195,7 +195,7 @@ impl EvidenceFolder {
             with_md5: true,
             with_sha1: true,
             in_flight,
-            // A block that was damaged then may be so still: it is zeroes in the evidence too.
+            // A block that was damaged may still be damaged: it is zeroes in the evidence too.
             on_damage: match self.statement.blocks.damaged {
                 0 => OnDamage::Fail,
                 _ => OnDamage::Mark,

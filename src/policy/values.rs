@@ -1,9 +1,9 @@
-//! What a policy names: each value is checked when it is read, because a `*`, a `?` or a `${...}` in it would widen the policy.
+//! Values that a policy names. Each one is checked when it is parsed, because a `*`, a `?` or a `${...}` would widen the policy.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Characters that mean something else in a policy than themselves.
+/// Whether a text has characters that have a special meaning in a policy.
 fn is_wild(text: &str) -> bool {
     text.contains(['*', '?', '$', '"', '\\']) || text.chars().any(char::is_control)
 }
@@ -108,7 +108,7 @@ impl FromStr for AccountId {
     }
 }
 
-/// The name of a replication job, as its snapshots are tagged with.
+/// The name of a replication job, which is in the tags of its snapshots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PolicyJobName(String);
 
@@ -234,7 +234,7 @@ impl FromStr for KmsKeyArn {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let parts: Vec<&str> = text.split(':').collect();
-        let wrong = "it must be the ARN of a KMS key, arn:PARTITION:kms:REGION:ACCOUNT:key/ID; an alias is none";
+        let wrong = "it must be the ARN of a KMS key, arn:PARTITION:kms:REGION:ACCOUNT:key/ID, not of an alias";
         let ["arn", partition, "kms", region, account, key] = parts[..] else {
             return Err(wrong.into());
         };

@@ -17,8 +17,8 @@ pub(crate) enum OnDamage {
 }
 
 impl OnDamage {
-    /// Whether this error of a block is passed over. Only where the bytes of a block are wrong where they are stored: a listing that
-    /// contradicts itself is no damage of a block.
+    /// Whether a run continues after this error of a block. Only if the stored bytes of the block are wrong: a listing that
+    /// contradicts itself is not damage of a block.
     pub(super) fn passes(self, error: &Error) -> bool {
         self == Self::Mark && error.remedy() == Some(&Remedy::MarkDamage)
     }

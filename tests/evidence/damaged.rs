@@ -1,4 +1,4 @@
-//! A block that EBS cannot deliver whole: the end of the run, or a line `damaged` and zeroes in the digests.
+//! A block that EBS cannot deliver whole ends the run, or is a line `damaged` and zeroes in the digests.
 
 use super::*;
 
@@ -9,7 +9,7 @@ const MARK: [&str; 3] = ["--on-damage", "mark", "--image"];
 #[test]
 fn a_damaged_block_ends_the_run_or_is_marked_and_zero_in_every_digest() {
     let case = Case::of_snapshot();
-    // The image with zeroes there.
+    // The image with zeroes in place of the damaged block.
     let expected = case.at("expected.raw");
     let image = case.emulator().volume("vol-0a");
     sh(&format!(
@@ -59,7 +59,7 @@ fn a_damaged_block_ends_the_run_or_is_marked_and_zero_in_every_digest() {
     assert_eq!(stated["image"]["sha256"], sum("sha256sum", &expected));
     assert_same(&folder.join("disk.raw"), &expected);
 
-    // Verified, against zeroes there and against the damaged snapshot itself.
+    // The evidence matches that image, and the damaged snapshot itself.
     let (code, said, errors) = verify(&[text(&folder), text(&expected)]);
     assert_eq!(code, 0, "{said}{errors}");
     assert!(said.contains("damaged    1 blocks were not read"), "{said}");

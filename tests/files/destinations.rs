@@ -33,7 +33,7 @@ fn on_exfat_all_bytes_are_copied_and_what_it_lacks_is_counted() {
     for name in ["one", "two", "again", "folder/three", "folder/again"] {
         assert_same(&to.join(name), &images.at("content").join(name));
     }
-    // Nothing is replaced, and nothing but the copies is there.
+    // The second copy replaces nothing, and no temporary file stays.
     let (code, said) = ends(&mut images.files(&["cp", "image.raw", "/", "to"]));
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("/one: something is there already"), "{said}");

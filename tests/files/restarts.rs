@@ -1,11 +1,11 @@
-//! A mount whose parser ends: the request in flight fails, and nothing else does, until it ends too often.
+//! A mount whose parser ends: only the request in flight fails, until the parser has ended too often.
 
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use super::*;
 
-/// The number of the parser that a mount has.
+/// The process id of the parser of a mount.
 fn parser_of(mount: &Mount) -> u32 {
     let mut found = None;
     wait_for("a parser", || {
@@ -33,7 +33,7 @@ fn kill(parser: u32) {
 }
 
 #[test]
-fn a_parser_that_ends_costs_the_request_in_flight_alone() {
+fn a_parser_that_ends_fails_only_the_request_in_flight() {
     let images = Images::new();
     images.sh(
         "mkdir -p content/folder
@@ -50,7 +50,7 @@ fn a_parser_that_ends_costs_the_request_in_flight_alone() {
     let mut start = [0; 100];
     kept.read_exact_at(&mut start, 0).unwrap();
 
-    // The parser hangs at one file, and is ended with its request unanswered.
+    // The parser hangs at one file, and is killed before it answers.
     signal(first, "STOP");
     let reader = std::thread::spawn(move || {
         let read = hostile.read_at(&mut [0; 100], 0);
@@ -62,7 +62,7 @@ fn a_parser_that_ends_costs_the_request_in_flight_alone() {
     let (hostile, error) = reader.join().unwrap();
     assert_eq!(error, Some(libc::EIO));
 
-    // Open files and known numbers stay valid.
+    // Open files and inode numbers stay valid.
     let mut end = vec![0; 500_000];
     kept.read_exact_at(&mut end, 500_000).unwrap();
     assert_eq!(start, expected("kept")[..100]);
@@ -96,7 +96,7 @@ fn a_parser_that_ends_costs_the_request_in_flight_alone() {
         "{log}"
     );
 
-    // One that ended between requests costs none, nine more times.
+    // If the parser ends between requests, no request fails: nine more times.
     let since = Instant::now();
     let look = |name: String| at.join(name).metadata().unwrap_err().raw_os_error();
     for time in 0..9 {

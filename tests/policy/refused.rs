@@ -1,4 +1,4 @@
-//! What a policy leaves out is refused, in the words of AWS, and the message says which policy must allow it.
+//! An action that a policy does not allow is refused with the message of AWS, and our message names the policy that must allow it.
 
 use serde_json::{Value, json};
 
@@ -19,7 +19,7 @@ fn without(policy: &Value, action: &str) -> Value {
 }
 
 #[test]
-fn users_have_keys_and_policies_of_their_own() {
+fn each_user_has_its_own_key_and_policies() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("policies.json");
     let users = json!({"users": {"reader": printed(&["mount"]), "lister": printed(&["ls"])}});
@@ -34,7 +34,7 @@ fn users_have_keys_and_policies_of_their_own() {
     for user in ["default", "reader", "lister"] {
         assert_eq!(as_user(user, &["ls"]).0, 0, "{user}");
     }
-    // Who has no policy may do everything.
+    // A user without a policy may do everything.
     for user in ["default", "reader"] {
         assert_eq!(as_user(user, &["digest", &id]).0, 0, "{user}");
     }
@@ -49,7 +49,7 @@ fn users_have_keys_and_policies_of_their_own() {
     let refused = "is not authorized to perform: ec2:DescribeVolumes because no identity-based policy allows the \
                    ec2:DescribeVolumes action";
     assert!(code == 4 && said.contains(refused), "{said}");
-    // Other keys are those of before.
+    // The other keys are unchanged.
     let keys = |name: &str| {
         let text = std::fs::read_to_string(emulator.folder.path().join("credentials")).unwrap();
         text.lines()
@@ -172,7 +172,7 @@ fn a_kms_key_is_refused_by_its_own_policy_and_by_that_of_the_user() {
                 "{code} {said}"
             ),
         }
-        // Encrypted, all blocks of a GiB would be put: what is of interest ends before.
+        // An encrypted copy puts all blocks of a GiB: the deny ends it after the calls that this test is about.
         site.emulator.set("deny=ebs:PutSnapshotBlock");
         let (code, said) = ends_within(LIMIT, &mut site.ebsfs(&upload));
         site.emulator.set("deny=");
@@ -210,6 +210,6 @@ fn a_file_with_something_unknown_is_refused_at_the_start_and_at_run_time() {
     let mut post = std::process::Command::new("curl");
     let said = run(post.args(["-sS", "--data-binary", unknown, &url]));
     assert!(said.contains(why), "{said}");
-    // Those of before stay.
+    // The policies in force stay.
     assert_eq!(ends_within(LIMIT, &mut site.ebsfs(&["digest", &id])).0, 4);
 }

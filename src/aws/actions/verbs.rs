@@ -111,7 +111,7 @@ const CREATE_ONE: ActionNeed = need(IamAction::CreateSnapshot);
 const CREATE_SET: ActionNeed = need(IamAction::CreateSnapshots).or("no sets of an instance");
 const TAG: ActionNeed = need(IamAction::CreateTags);
 const DESCRIBE_FOR_SETS: ActionNeed =
-    DESCRIBE_INSTANCES.or("no sets of an instance, no volumes without their boot volume");
+    DESCRIBE_INSTANCES.or("no sets of an instance, no exclusion of boot volumes");
 
 const MOUNT: &[ActionNeed] = &[
     LIST,
@@ -142,7 +142,7 @@ const CHANGES: &[ActionNeed] = &[
 const SYNC: &[ActionNeed] = &[
     LIST,
     GET,
-    CHANGED.or("no copies of changes alone: all blocks are copied"),
+    CHANGED.or("all blocks are copied, not only the changed ones"),
     DESCRIBE_TO_READ,
 ];
 const UPLOAD: &[ActionNeed] = &[
@@ -293,8 +293,8 @@ impl AwsVerb {
         }
     }
 
-    /// What it needs besides where a bucket is named: a reader reads a repository there, a copy writes one. None where no
-    /// bucket is used.
+    /// What it needs in addition if a bucket is named: a reader reads a repository in it, a copy writes one. None if the verb
+    /// uses no bucket.
     pub(crate) const fn needs_of_bucket(self) -> Option<&'static [ActionNeed]> {
         match self {
             Self::Mount
@@ -320,7 +320,7 @@ impl AwsVerb {
         }
     }
 
-    /// Whether it is of a repository alone: it cannot do without a bucket.
+    /// Whether all its actions are on a bucket, so that it cannot do without one.
     pub(crate) fn is_of_repository(self) -> bool {
         let is_of_bucket = |need: &ActionNeed| {
             matches!(
@@ -332,8 +332,8 @@ impl AwsVerb {
     }
 }
 
-/// The needs of several verbs, each action once for each kind of resource, and those of their bucket if there is one. An
-/// action that one of them cannot do without is needed.
+/// The needs of several verbs, and those on their bucket if there is one: each action once for each kind of resource. It is
+/// optional only if each of the verbs can do without it.
 pub(crate) fn all_needs(verbs: &[AwsVerb], with_bucket: bool) -> Vec<ActionNeed> {
     let mut all: Vec<ActionNeed> = Vec::new();
     let of_bucket = |verb: &AwsVerb| verb.needs_of_bucket().filter(|_| with_bucket);
@@ -354,7 +354,7 @@ pub(crate) fn all_needs(verbs: &[AwsVerb], with_bucket: bool) -> Vec<ActionNeed>
         .filter(|need| need.on == ActionResource::Objects && need.without.is_none())
         .map(|need| need.action)
         .collect();
-    // The objects of runs are objects.
+    // An action on all objects includes the objects of runs.
     all.retain(|need| need.on != ActionResource::RunObjects || !whole.contains(&need.action));
     all
 }

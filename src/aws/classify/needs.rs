@@ -1,9 +1,9 @@
-//! What a refused call needs: the policy that must allow it, by the reason that AWS gives, and the KMS actions behind it.
+//! What a refused call needs: the policy that must allow it, if AWS names one, and the KMS actions behind it.
 
 use super::Action;
 use crate::aws::actions::{IamAction, KMS_FOR_CHILD, KMS_TO_READ, KMS_TO_START};
 
-/// Kinds of policies as AWS names them in a reason, and what a person calls the one that refuses.
+/// Kinds of policies as AWS names them in a message, and as our messages name them.
 ///
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html>
 const REFUSING: &[(&str, &str)] = &[
@@ -23,7 +23,7 @@ const REFUSING: &[(&str, &str)] = &[
     ("session policy", "the session policy of the caller"),
 ];
 
-/// The permission that is missing. `message` is the answer of the service.
+/// States the missing permission. `message` is that of the service.
 pub(super) fn permission(action: Action<'_>, message: &str) -> String {
     // A call can need more than the action of its name: StartSnapshot with tags needs ec2:CreateTags.
     let action = match refused_action(message) {
@@ -41,7 +41,7 @@ pub(super) fn permission(action: Action<'_>, message: &str) -> String {
     }
 }
 
-/// The action that an answer names, if it is one of this program.
+/// The action that a message names, if this program uses it.
 fn refused_action(message: &str) -> Option<IamAction> {
     let (_, rest) = message.split_once("is not authorized to perform: ")?;
     IamAction::of(rest.split(' ').next()?)

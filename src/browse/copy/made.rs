@@ -70,7 +70,7 @@ impl<'a> NewName<'a> {
             done => return done.map_err(new_file),
         }
         match linkat(parent, random, parent, name, AtFlags::empty()) {
-            // exFAT by FUSE and others have no second names.
+            // Filesystems such as exFAT by FUSE have no second names.
             Err(error) if is_lacking(error) => self.rename_over_own(),
             done => done.map_err(new_file),
         }
@@ -146,7 +146,7 @@ impl MadeNode {
     }
 }
 
-/// Whether a file has the mode that was set: some filesystems refuse the call, others answer it and keep their own.
+/// Whether a file has the mode that was set: some filesystems refuse the call, others report success and keep their own mode.
 ///
 /// # Errors
 /// Any other failure.

@@ -3,7 +3,7 @@
 use super::super::lines::quoted;
 use crate::error::{Error, Remedy};
 
-/// Problems that are named; the others are counted.
+/// Problems that are listed; the others are only counted.
 const MOST_PROBLEMS: usize = 20;
 
 /// What was copied, and what could not be kept.
@@ -15,7 +15,7 @@ pub(crate) struct CopyReport {
     pub(crate) others: u64,
     /// Bytes of data; holes are not counted.
     pub(crate) bytes: u64,
-    /// Files whose owner is that of the copy.
+    /// Files whose owner could not be set.
     pub(crate) owners_lost: u64,
     /// Files without a set-user-id or set-group-id bit that they had.
     pub(crate) modes_lost: u64,
@@ -33,7 +33,7 @@ pub(crate) struct CopyReport {
     pub(crate) links_lost: u64,
     /// Files that could not be read or written.
     pub(crate) failed: u64,
-    /// Those of them in whose place something is that must not be replaced.
+    /// Of these, files whose destination exists and must not be replaced.
     pub(crate) occupied: u64,
     /// The first of these and of the lost streams.
     pub(crate) problems: Vec<String>,
@@ -47,7 +47,7 @@ impl CopyReport {
         self.name(path, &error.chain());
     }
 
-    /// Counts streams of a file that were not kept; `path` is that of the stream, or of the file of several.
+    /// Counts streams of a file that were not kept. `path` is that of the stream, or for several streams that of the file.
     pub(super) fn lose_streams(&mut self, path: &[u8], count: u32, why: &str) {
         if count > 0 {
             self.streams_lost += u64::from(count);

@@ -1,5 +1,5 @@
-//! Named streams of NTFS in a copy: extended attributes `user.NAME` where they fit, or files `NAME:STREAM`. One that is neither is
-//! named and counted.
+//! Named streams of NTFS in a copy: extended attributes `user.NAME` where they fit, or files `NAME:STREAM`. The report lists a
+//! stream that is neither.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -44,7 +44,7 @@ impl TreeCopy<'_> {
         Ok(())
     }
 
-    /// The streams of a file. Where they are damaged, all of them are lost, and the file is not.
+    /// The streams of a file. If they are damaged, all of them count as lost, and the file is still copied.
     async fn streams_of(&mut self, path: &[u8], node: &FsNode) -> Result<Vec<FsStream>> {
         match self.view.streams(node).await {
             Err(error) if self.is_of_the_file(&error) => {
@@ -56,7 +56,7 @@ impl TreeCopy<'_> {
         }
     }
 
-    /// The bytes of a stream, or why it can be no attribute.
+    /// The bytes of a stream, or why it cannot be an attribute.
     async fn stream_value(
         &mut self,
         node: &FsNode,
@@ -74,7 +74,8 @@ impl TreeCopy<'_> {
         }
     }
 
-    /// Writes the streams of what was copied as files beside it; without that option, names those that can be no attributes.
+    /// Writes the streams of a copied file as files beside it, if the job asks for that. Else reports the streams of links and
+    /// special files, which cannot be attributes.
     pub(super) async fn streams_beside(
         &mut self,
         item: &WalkItem,

@@ -1,8 +1,8 @@
 //! [`FolderIndex`]: the names of a folder: those in its record, and those in the blocks of its index that are in use.
 //!
-//! The crate descends from block to block. It takes their numbers for clusters, but they are sectors of 512 bytes where a cluster is
-//! larger than a block, so that it reads no large folder of a volume with clusters of 8 KiB or more. Here all blocks are read in
-//! their order on the disk, as ntfs-3g does; a page of a folder begins where the last one ended.
+//! The crate `ntfs` descends from block to block. It takes block numbers for clusters, but they count sectors of 512 bytes if a
+//! cluster is larger than a block, so it cannot read a large folder of a volume with clusters of 8 KiB or more. This module reads
+//! all blocks in their order on the disk, as ntfs-3g does; a page of a folder begins where the last one ended.
 
 use ntfs::{Ntfs, NtfsAttributeType, NtfsFile};
 
@@ -23,7 +23,7 @@ const BLOCK_HEADER: usize = 24;
 const ROOT_HEADER: usize = 16;
 /// The flag of the entry behind the last name.
 const LAST: u16 = 0x2;
-/// The namespace of short names.
+/// The namespace of short DOS names.
 const DOS: u8 = 2;
 
 /// A name in a folder: in UTF-16, and the id of its file.
@@ -118,7 +118,7 @@ fn wrong() -> FsFailure {
     FsFailure::damaged("the index of a folder is damaged")
 }
 
-/// The names of a part, whose header is at `header`. Short names of DOS are names of files that have another one.
+/// The names of a part, whose header is at `header`. Short DOS names are left out: their files have a long name too.
 fn entries(part: &[u8], header: usize) -> FsResult<Vec<IndexedName>> {
     let word = |at: usize| usize::try_from(le32(part, at)).unwrap_or(usize::MAX);
     let (start, len) = (word(header), word(header + 4));
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_name_is_no_name_and_the_last_entry_ends_a_part() {
+    fn short_names_are_left_out_and_the_last_entry_ends_a_part() {
         let last = entry(0, None);
         let long = entry(7 << 48 | 30, Some(("a long name", 1)));
         let short = entry(7 << 48 | 30, Some(("ALONGN~1", DOS)));
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_that_is_cut_or_has_no_end_is_refused() {
+    fn a_truncated_part_or_one_without_a_last_entry_is_refused() {
         let one = entry(30, Some(("name", 1)));
         assert!(names(&part(&[one.clone()])).is_none());
         let whole = part(&[one, entry(0, None)]);

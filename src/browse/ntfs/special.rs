@@ -22,7 +22,7 @@ pub(super) fn target_of(reparse: &[u8]) -> Option<Vec<u8>> {
         MOUNT_POINT => 8,
         _ => return None,
     };
-    // The name for people, and without one the name that is resolved.
+    // The print name, or without one the substitute name.
     let part = |at: usize| {
         let (offset, len) = (usize::from(le16(data, at)), usize::from(le16(data, at + 2)));
         let bytes = data.get(names + offset..)?.get(..len)?;
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_link_has_the_name_for_people() {
+    fn a_link_has_its_print_name() {
         let text = |text: &str| {
             text.encode_utf16()
                 .flat_map(u16::to_le_bytes)

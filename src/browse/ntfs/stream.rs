@@ -267,7 +267,7 @@ impl DataStream {
     }
 }
 
-/// Puts the last two bytes of each 512 in a record back, which its header keeps. The record begins with `signature`.
+/// Restores the last two bytes of each 512 of a record, which its header keeps. The record must begin with `signature`.
 pub(super) fn fix_up(record: &mut [u8], signature: &[u8; 4]) -> Option<()> {
     let (at, count) = (usize::from(le16(record, 4)), usize::from(le16(record, 6)));
     let kept = record.get(at..at + count * 2)?.to_vec();

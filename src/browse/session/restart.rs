@@ -1,7 +1,7 @@
-//! [`LastingSession`]: a parser that is started again when it has ended, so that a hostile file of a mount costs that file alone.
+//! [`LastingSession`]: a parser that is started again after it ended, so that a hostile file makes only requests about itself fail.
 //!
-//! A request that ends the parser fails and is not sent again: what it asked about is refused from then on. Only a few parsers are
-//! started in a time ([`RestartLimit`]); then every request fails.
+//! A request that ends the parser fails and is not sent again: further requests about the same file or name are refused. After
+//! too many restarts within a period ([`RestartLimit`]) every request fails.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
@@ -16,7 +16,7 @@ use super::super::wire::{BrokenFrame, FrameReader, FrameWriter, to_parser};
 use super::ParserSession;
 use crate::error::{Error, Kind, Remedy, Result};
 
-/// Requests that are remembered because they ended the parser. With the restarts of a mount, the oldest is hours old.
+/// Most requests that are remembered because they ended a parser: at 10 restarts a minute, those of 6 hours.
 const REFUSED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 /// Notes of a filesystem, at most.
 const MOST_NOTES: u32 = 256;
@@ -24,18 +24,18 @@ const MOST_NOTES: u32 = 256;
 /// How often a parser is started again.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RestartLimit {
-    /// Parsers, the first one not counted.
+    /// Most restarts within the period.
     pub(crate) count: usize,
-    /// In any time of this length.
+    /// The length of the period.
     pub(crate) within: Duration,
 }
 
-/// The restarts of late.
+/// The times of the restarts in the last period.
 #[derive(Debug, Default)]
 struct RestartBudget(VecDeque<Instant>);
 
 impl RestartBudget {
-    /// Takes one more restart; none is left when there were as many as the limit allows within its time.
+    /// Takes one more restart. False if the limit is reached.
     fn take(&mut self, limit: RestartLimit, now: Instant) -> bool {
         while self.0.front().is_some_and(|at| now >= *at + limit.within) {
             self.0.pop_front();
@@ -52,12 +52,12 @@ impl RestartBudget {
 #[derive(Debug)]
 pub(in crate::browse) struct FsRequest {
     frame: FrameWriter,
-    /// Bytes of the body that say what is asked about.
+    /// Length of the start of the body that names the file.
     subject: usize,
 }
 
 impl FsRequest {
-    /// `name`: one in the folder `id`, or of a stream of the file `id`; empty: the file or folder itself.
+    /// `name`: a name in the folder `id`, or a stream of the file `id`; empty for the file or folder itself.
     pub(in crate::browse) fn new(verb: u8, id: u64, name: &[u8]) -> Self {
         let mut frame = FrameWriter::new(verb);
         frame.u64(id);
@@ -107,7 +107,7 @@ struct OpenRange {
 /// Starts a parser.
 pub(in crate::browse) type SessionStart = Box<dyn Fn() -> Result<ParserSession> + Send + Sync>;
 
-/// A parser, and the ones after it.
+/// A parser, and its successors.
 pub(in crate::browse) struct LastingSession {
     start: SessionStart,
     session: ParserSession,
@@ -150,7 +150,7 @@ impl LastingSession {
         self.session.is_alive()
     }
 
-    /// Asks about the image as a whole: never repeated.
+    /// Asks about the image as a whole. A parser that has ended is not started again for it.
     ///
     /// # Errors
     /// As for [`ParserSession::ask`].
@@ -180,7 +180,7 @@ impl LastingSession {
 
     async fn open_now(&mut self, start: u64, size: u64) -> Result<OpenedFs> {
         let mut request = FrameWriter::new(to_parser::OPEN);
-        // A parser after the first one was not asked for the layout.
+        // A restarted parser was never asked for the layout, so it does not know the size.
         request.u64(self.session.image.size());
         request.u64(start);
         request.u64(size);
@@ -221,8 +221,8 @@ impl LastingSession {
         answer
     }
 
-    /// Makes sure that a parser runs and has the filesystem open. An image that cannot be read costs no restart: the parser that waits
-    /// opens the filesystem at the next request.
+    /// Makes sure that a parser runs and has the filesystem open. If the image cannot be read, the parser stays, and the next
+    /// request opens the filesystem without a restart.
     async fn revive(&mut self, limit: RestartLimit) -> Result<()> {
         if let Some(failed) = &self.failed {
             return Err(failed.clone());
@@ -254,7 +254,7 @@ impl LastingSession {
         Ok(())
     }
 
-    /// No parser is started any more.
+    /// Makes this and all later requests fail.
     fn give_up(&mut self, limit: RestartLimit) -> Error {
         let what = format!(
             "cannot read the filesystem any more: its parser ended {} times within {} s",

@@ -84,7 +84,7 @@ impl FileView {
         })
     }
 
-    /// Looks up a path, or a stream: `PATH:STREAM` where no file has this name. `:$DATA` behind it is the same stream.
+    /// Looks up a path, or a stream: `PATH:STREAM` if no file has this name. A `:$DATA` at the end is ignored.
     ///
     /// # Errors
     /// `NotFound` when there is neither; as for [`FileView::lookup`].
@@ -115,12 +115,12 @@ impl FileView {
     }
 }
 
-/// The path of a stream.
+/// The path of a stream: `FILE:STREAM`.
 pub(crate) fn stream_path(file: &[u8], stream: &FsStream) -> Vec<u8> {
     [file, b":", &stream.name].concat()
 }
 
-/// A path as a file and a stream of it: Windows allows no colon in a name.
+/// Splits a path at the first colon of its last name into a file and a stream: Windows allows no colon in a name.
 fn split_stream(path: &[u8]) -> Option<(&[u8], &[u8])> {
     let start = path.iter().rposition(|byte| *byte == b'/');
     let start = start.map_or(0, |slash| slash + 1);

@@ -132,7 +132,7 @@ impl Gaps {
     }
 }
 
-/// Lists the streams of a file. Where they are damaged, that is a gap.
+/// Lists the streams of a file. Damaged streams count as a gap.
 async fn streams_of(
     view: &mut FileView,
     path: &[u8],

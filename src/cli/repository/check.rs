@@ -101,7 +101,7 @@ impl CheckArgs {
         let shown = Shown::start(self.progress, Arc::clone(&progress));
         let done = self.check(&catalog, read, origin.as_ref(), &progress).await;
         drop(shown);
-        // Until here, no prune of its repository removes what is read.
+        // The lease holds until here, so that no prune of that repository removes what this run reads.
         end_reading(lease).await;
         let (checked, repaired) = done?;
         self.print(&checked, repaired.as_ref())?;

@@ -52,7 +52,7 @@ fn a_machine_is_started_without_kvm_only_if_it_ended_without_a_sign_of_life() {
 }
 
 #[test]
-fn too_little_memory_is_known_by_the_words_of_qemu() {
+fn too_little_memory_is_recognized_in_the_output_of_qemu() {
     for (line, expected) in [
         (
             "qemu-system-x86_64: cannot set up guest memory 'pc.ram': Cannot allocate memory",

@@ -17,10 +17,10 @@ const KEYS: [&str; 8] = [
     "kms:viaservice",
     "kms:calleraccount",
 ];
-/// Keys with the key of a tag behind a slash.
+/// Condition keys that end with a slash and the key of a tag.
 const TAG_KEYS: [&str; 3] = ["aws:resourcetag", "ec2:resourcetag", "aws:requesttag"];
 
-/// The values of condition keys in a request, by names as [`key_name`] writes them.
+/// The values of condition keys in a request, by the names that [`key_name`] returns.
 #[derive(Clone, Debug, Default)]
 pub(super) struct AccessContext(BTreeMap<String, Vec<String>>);
 
@@ -32,7 +32,7 @@ impl AccessContext {
     }
 }
 
-/// The name of a key, whose case does not matter; that of a tag does. None for a key that is not known.
+/// The name of a condition key in lower case, with the key of a tag as it is: only there case matters. None for an unknown key.
 fn key_name(key: &str) -> Option<String> {
     let (head, tag) = match key.split_once('/') {
         Some((head, tag)) => (head, Some(tag)),
@@ -110,7 +110,7 @@ impl PolicyCondition {
         Ok(conditions)
     }
 
-    /// Whether it holds. A key that a request does not have holds for a negated operator, and for all of no values.
+    /// Whether it holds. If the request lacks the key, a negated operator and `ForAllValues` hold.
     pub(super) fn holds(&self, context: &AccessContext) -> bool {
         let found = context.0.get(&self.key).map_or(&[][..], Vec::as_slice);
         match self.quantity {
@@ -132,7 +132,7 @@ impl PolicyCondition {
     }
 }
 
-/// One value or several, as text; none where there is none, or one is no text, number or truth.
+/// One value or several, as text. None if there is no value, or one that is not a string, a number or a boolean.
 fn texts(value: &Value) -> Option<Vec<String>> {
     let one = |value: &Value| match value {
         Value::String(text) => Some(text.clone()),
@@ -147,7 +147,7 @@ fn texts(value: &Value) -> Option<Vec<String>> {
     (!all.is_empty()).then_some(all)
 }
 
-/// Whether a text is of a pattern: `*` is any text, `?` any character. In time that is the product of both lengths.
+/// Whether a text matches a pattern: `*` is any text, `?` any character. Takes time in the product of both lengths.
 pub(super) fn is_like(pattern: &str, text: &str) -> bool {
     let (pattern, text): (Vec<char>, Vec<char>) =
         (pattern.chars().collect(), text.chars().collect());

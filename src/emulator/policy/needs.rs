@@ -1,8 +1,8 @@
-//! What each call asks for: the actions of IAM and KMS, on which resources, with which values of condition keys.
+//! What each call needs: actions of IAM and KMS, the resources they are on, and the values of condition keys.
 //!
-//! Resources are those of the Service Authorization Reference, and where recordings of the real service differ, theirs: a
+//! Resources are those of the Service Authorization Reference. If recordings of the real service differ, the recordings win: a
 //! StartSnapshot without a parent is decided on `snapshot/*`, one with a parent on the parent; a comparison needs both
-//! snapshots; the KMS actions are those without which each call was refused.
+//! snapshots; a call needs the KMS actions without which AWS refused it.
 
 use std::collections::BTreeMap;
 
@@ -23,11 +23,11 @@ pub(super) struct AccessRequest {
     pub(super) action: String,
     pub(super) resource: String,
     pub(super) context: AccessContext,
-    /// The KMS key that it is asked of.
+    /// The KMS key that it is on.
     pub(super) key: Option<String>,
 }
 
-/// The tags and the parent of a StartSnapshot. What else it holds is read where it is done.
+/// The tags and the parent of a StartSnapshot. The call itself reads the other members.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct StartNeeds {
@@ -90,7 +90,7 @@ impl NeedList<'_> {
         self.add(action, self.snapshot(id), context);
     }
 
-    /// KMS actions of a key of a customer. All users of the account may use the key of EBS itself.
+    /// KMS actions on a customer managed key. All users of the account may use the AWS managed key of EBS.
     fn add_kms(&mut self, key: Option<&str>, actions: &[&str]) {
         for action in actions
             .iter()
@@ -151,7 +151,7 @@ impl Emulator {
         })
     }
 
-    /// What a call asks for, in the order in which it is decided.
+    /// What a call needs, in the order of the decisions.
     pub(super) fn access_requests(
         &self,
         caller: &Caller,
@@ -199,7 +199,7 @@ impl Emulator {
         Ok(list.all)
     }
 
-    /// A body that is none is refused where it is read.
+    /// A body that cannot be parsed needs nothing here: the call itself refuses it.
     fn start_needs(&self, list: &mut NeedList<'_>, own: &str, body: &[u8]) {
         let start: StartNeeds = serde_json::from_slice(body).unwrap_or_default();
         let tags = start.tags.unwrap_or_default().into_iter();

@@ -1,4 +1,4 @@
-//! Statements of policies: what they match.
+//! Statements of policies, and the requests that they match.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use crate::emulator::ACCOUNT;
 pub(super) enum PolicyKind {
     /// A user: it names no principal.
     Identity,
-    /// A key or an endpoint: each statement names who it is for.
+    /// A key or an endpoint: each statement names its principal.
     Granting,
 }
 
@@ -69,7 +69,7 @@ impl<T> TextList<T> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum PrincipalPattern {
     Everyone,
-    /// The account: users of it that identity policies allow.
+    /// The account: those of its users that identity policies allow.
     Account,
     /// The user of this ARN.
     User(String),
@@ -98,9 +98,9 @@ struct PolicyRule {
 #[derive(Clone, Debug, Default)]
 pub(super) struct PolicyRules(Vec<PolicyRule>);
 
-/// What statements say about a request.
+/// What statements decide about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct RuleVerdict {
+pub(super) struct RuleDecision {
     pub(super) is_denied: bool,
     /// The nearest principal that is allowed; none where nothing allows it.
     pub(super) allowed: Option<PrincipalMatch>,
@@ -109,9 +109,9 @@ pub(super) struct RuleVerdict {
 impl PolicyRules {
     /// Reads a policy.
     pub(super) fn parse(value: Value, kind: PolicyKind) -> Result<Self, String> {
-        // The text of serde for a list in several forms names none of them.
+        // The message of serde for an untagged enum does not name the member.
         let text: PolicyText = serde_json::from_value(value).map_err(|error| {
-            format!("no policy that the emulator knows: {error} (NotAction, NotResource and NotPrincipal are not known)")
+            format!("the emulator does not know this policy: {error} (NotAction, NotResource and NotPrincipal are not known)")
         })?;
         if text.version != "2012-10-17" {
             return Err(format!("Version is {:?}, not 2012-10-17", text.version));
@@ -131,8 +131,8 @@ impl PolicyRules {
         Self(all.into_iter().flat_map(|rules| rules.0).collect())
     }
 
-    /// What the statements say about a request of the user of this ARN.
-    pub(super) fn verdict(&self, request: &AccessRequest, arn: &str) -> RuleVerdict {
+    /// Decides on a request of the user with this ARN.
+    pub(super) fn decide(&self, request: &AccessRequest, arn: &str) -> RuleDecision {
         let matching = self.0.iter();
         let matching: Vec<_> = matching
             .filter_map(|rule| Some((rule.effect, rule.matches(request, arn)?)))
@@ -140,7 +140,7 @@ impl PolicyRules {
         let allowed = matching
             .iter()
             .filter(|(effect, _)| *effect == EffectText::Allow);
-        RuleVerdict {
+        RuleDecision {
             is_denied: matching
                 .iter()
                 .any(|(effect, _)| *effect == EffectText::Deny),
@@ -168,12 +168,14 @@ impl PolicyRule {
             .find(|action| *action != "*" && !action.contains(':'))
         {
             return Err(format!(
-                "{wrong:?} is no action: it must look like ebs:GetSnapshotBlock"
+                "{wrong:?} is not an action: it must look like ebs:GetSnapshotBlock"
             ));
         }
         let is_arn = |resource: &str| resource.splitn(6, ':').count() == 6;
         if let Some(wrong) = resources.iter().find(|one| *one != "*" && !is_arn(one)) {
-            return Err(format!("{wrong:?} is no resource: it must be * or an ARN"));
+            return Err(format!(
+                "{wrong:?} is not a resource: it must be * or an ARN"
+            ));
         }
         let conditions = PolicyCondition::parse(&text.condition)?;
         let values = text.condition.values().flat_map(BTreeMap::values);
@@ -215,7 +217,7 @@ impl PolicyRule {
     }
 }
 
-/// Whether a resource is of a pattern: part by part, so that a `*` does not reach over a colon.
+/// Whether a resource matches a pattern: part by part, so that a `*` does not match a colon.
 fn is_arn_like(pattern: &str, resource: &str) -> bool {
     if pattern == "*" {
         return true;

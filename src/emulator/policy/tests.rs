@@ -36,8 +36,8 @@ fn request(action: &str, resource: &str, keys: &[(&str, &str)]) -> AccessRequest
 fn refused(statements: &[Value], request: &AccessRequest) -> String {
     let policies = parsed(&json!({"users": {"web": policy(statements)}})).unwrap();
     match policies.decide("web", USER, "ebs", request) {
-        Verdict::Allowed => String::new(),
-        Verdict::Refused(why) => why,
+        AccessDecision::Allowed => String::new(),
+        AccessDecision::Refused(why) => why,
     }
 }
 
@@ -275,9 +275,9 @@ fn a_key_allows_a_user_itself_or_leaves_it_to_the_account() {
         if let Some(own) = &key {
             file["kms_keys"] = json!({KEY: policy(std::slice::from_ref(own))});
         }
-        let verdict = parsed(&file).unwrap().decide("web", USER, "ebs", &decrypt);
+        let decision = parsed(&file).unwrap().decide("web", USER, "ebs", &decrypt);
         assert_eq!(
-            verdict == Verdict::Allowed,
+            decision == AccessDecision::Allowed,
             expected,
             "{identity:?} {key:?}"
         );
@@ -291,13 +291,13 @@ fn an_endpoint_limits_its_service_and_grants_nothing() {
     let reads = policy(&[statement("Allow", "ebs:*", "*")]);
     let file = |users: Value, endpoint: Value| json!({"users": users, "endpoint": endpoint});
     let why = |file: &Value, service: &str, action: &str| {
-        let verdict =
+        let decision =
             parsed(file)
                 .unwrap()
                 .decide("web", USER, service, &request(action, "*", &[]));
-        match verdict {
-            Verdict::Allowed => String::new(),
-            Verdict::Refused(why) => why,
+        match decision {
+            AccessDecision::Allowed => String::new(),
+            AccessDecision::Refused(why) => why,
         }
     };
     let limited = file(

@@ -39,7 +39,7 @@ const MOST_NAMES: usize = 1 << 22;
 /// Inodes that the kernel may know at once; it forgets some when there are more.
 const MOST_NODES: usize = 1 << 22;
 
-/// Files that end the parser, each of which is refused from then on. Ten of them in a minute are an attack or a fault of the parser.
+/// Each file that ended the parser is refused from then on. Ten of them in a minute are an attack or a fault of the parser.
 const RESTARTS: RestartLimit = RestartLimit {
     count: 10,
     within: Duration::from_secs(60),

@@ -44,7 +44,7 @@ pub(crate) struct HeldBlock {
     pub(crate) is_zero: bool,
     /// SHA-256 of its bytes, which can be fewer in the last block.
     pub(crate) sha256: Digest,
-    /// Whether it could not be read because it is damaged: it is taken as zeroes.
+    /// Whether it is damaged and could not be read: it counts as zeroes.
     pub(crate) is_damaged: bool,
 }
 

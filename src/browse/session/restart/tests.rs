@@ -142,7 +142,7 @@ async fn a_request_that_ends_the_parser_is_sent_once_and_all_others_are_answered
 }
 
 #[tokio::test]
-async fn another_name_of_a_hostile_folder_is_asked_for() {
+async fn a_request_for_another_name_in_a_hostile_folder_is_sent() {
     let played = Played::default();
     let mut session = played.session();
     session.restart_within(LIMIT);
@@ -154,7 +154,7 @@ async fn another_name_of_a_hostile_folder_is_asked_for() {
 }
 
 #[tokio::test]
-async fn too_many_ends_in_a_time_are_the_end_of_all_requests() {
+async fn after_too_many_restarts_within_the_period_every_request_fails() {
     let played = Played::default();
     let mut session = played.session();
     session.restart_within(LIMIT);
@@ -173,7 +173,7 @@ async fn too_many_ends_in_a_time_are_the_end_of_all_requests() {
 }
 
 #[tokio::test]
-async fn without_a_limit_no_parser_follows_the_first() {
+async fn without_a_limit_the_parser_is_not_started_again() {
     let played = Played::default();
     let mut session = played.session();
     session.open(0, 1000).await.unwrap();
@@ -184,7 +184,7 @@ async fn without_a_limit_no_parser_follows_the_first() {
 }
 
 #[tokio::test]
-async fn a_filesystem_that_is_another_one_than_before_is_not_read() {
+async fn a_restarted_parser_refuses_another_filesystem() {
     let played = Played::default();
     let mut session = played.session();
     session.restart_within(LIMIT);
@@ -200,7 +200,7 @@ async fn a_filesystem_that_is_another_one_than_before_is_not_read() {
 }
 
 #[test]
-fn restarts_are_counted_in_a_moving_time() {
+fn the_restart_limit_holds_in_every_period() {
     let begin = Instant::now();
     let mut budget = RestartBudget::default();
     for (second, expected) in [

@@ -1,7 +1,8 @@
-//! The policies that the EBS User Guide gives its readers, against what the verbs need.
+//! The policies that the EBS User Guide recommends, compared with what the verbs need.
 //!
-//! `ebsapi-permissions.json` has the three of <https://docs.aws.amazon.com/ebs/latest/userguide/ebsapi-permissions.html> that
-//! its readers attach to read, to write, and for encrypted snapshots, with a Region and a key.
+//! `ebsapi-permissions.json` has the three policies of
+//! <https://docs.aws.amazon.com/ebs/latest/userguide/ebsapi-permissions.html>: for reading, for writing and for encrypted
+//! snapshots, with a Region and a key filled in.
 
 use std::collections::BTreeSet;
 
@@ -10,13 +11,13 @@ use serde_json::{Value, json};
 use super::{KEY, LIMIT, PolicySite, is_below, is_named, pairs, printed};
 use crate::support::*;
 
-fn seed() -> Vec<Value> {
+fn documented() -> Vec<Value> {
     serde_json::from_str(include_str!("../fixtures/ebsapi-permissions.json")).unwrap()
 }
 
 #[test]
-fn the_documented_policies_lack_what_a_copy_needs_and_have_what_none_needs() {
-    let seed: BTreeSet<_> = seed().iter().flat_map(pairs).collect();
+fn the_documented_policies_lack_some_needed_actions_and_have_unneeded_ones() {
+    let documented: BTreeSet<_> = documented().iter().flat_map(pairs).collect();
     let needed = ["sync", "upload", "--region", "us-east-1", "--kms", KEY];
     let needed = pairs(&printed(&needed));
     let covers = |wide: &(String, String), pair: &(String, String)| {
@@ -30,11 +31,11 @@ fn the_documented_policies_lack_what_a_copy_needs_and_have_what_none_needs() {
     };
     let lacks: Vec<_> = needed
         .iter()
-        .filter(|pair| !seed.iter().any(|wide| covers(wide, pair)))
-        // Part of a pattern is enough, where the calls need that part.
-        .filter(|pair| !(pair.0.ends_with('*') && seed.iter().any(|own| covers(pair, own))))
+        .filter(|pair| !documented.iter().any(|wide| covers(wide, pair)))
+        // A documented action that a needed pattern includes is enough.
+        .filter(|pair| !(pair.0.ends_with('*') && documented.iter().any(|own| covers(pair, own))))
         .collect();
-    let excess: Vec<_> = seed
+    let excess: Vec<_> = documented
         .iter()
         .filter(|pair| !needed.iter().any(|wide| covers(wide, pair)))
         .collect();
@@ -53,7 +54,7 @@ fn the_documented_policies_lack_what_a_copy_needs_and_have_what_none_needs() {
             "ec2:GetEbsEncryptionByDefault on *",
         ])
     );
-    // Those of EC2 are granted on a key, where they match nothing.
+    // The guide grants these actions of EC2 on the ARN of a key, where they have no effect.
     assert_eq!(
         excess,
         set(&[
@@ -66,11 +67,11 @@ fn the_documented_policies_lack_what_a_copy_needs_and_have_what_none_needs() {
 }
 
 #[test]
-fn with_the_documented_policies_a_snapshot_is_read_and_none_is_made() {
+fn the_documented_policies_are_enough_to_read_but_not_to_upload() {
     let site = PolicySite::new();
     site.emulator.make_volume("vol-0a", 2048, [0, 3]);
     let id = site.emulator.snapshot("vol-0a");
-    site.enforce(&json!({"users": {"default": seed()}}));
+    site.enforce(&json!({"users": {"default": documented()}}));
     let image = site.path("image.raw");
     let (code, said) = ends_within(LIMIT, &mut site.ebsfs(&["sync", &id, &image]));
     assert!(
