@@ -363,7 +363,9 @@ impl<R: Read> Matcher<R> {
             false => block.sha256,
         };
         let stated = self.stated(block.index)?;
-        if self.digest(stated, len) != found {
+        // What cannot be read is equal to nothing, but was not read then either.
+        let is_unread = block.is_damaged && stated != BlockState::Damaged;
+        if is_unread || self.digest(stated, len) != found {
             self.differing.insert(block.index);
         }
         self.next = Extent::of(block.index).end();
@@ -441,7 +443,7 @@ mod tests {
         (text, geometry)
     }
 
-    /// The blocks that differ where the object holds these: `h` hole, `z` zeroes, `d` the data, `x` other data.
+    /// The blocks that differ where the object holds these: `h` hole, `z` zeroes, `d` the data, `x` other data, `l` unreadable.
     fn differing(stated: &[u8], held: &[u8]) -> Vec<u32> {
         let (text, geometry) = block_list(stated);
         let list = BlockListReader::begin(text.as_bytes(), geometry).unwrap();
@@ -454,13 +456,14 @@ mod tests {
                 sha256[0] = 1;
             }
             if *state != b'h' {
-                let is_zero = *state == b'z';
+                let is_damaged = *state == b'l';
+                let is_zero = is_damaged || *state == b'z';
                 let index = BlockIndex(index);
                 let block = HeldBlock {
                     index,
                     is_zero,
                     sha256,
-                    is_damaged: false,
+                    is_damaged,
                 };
                 matcher.block(&block).unwrap();
             }
@@ -484,6 +487,8 @@ mod tests {
             // Damaged blocks are zeroes in the digests.
             ("lldd", "hzdd", vec![]),
             ("llhd", "xdhd", vec![0, 1]),
+            ("lldd", "lldd", vec![]),
+            ("zdhh", "llhl", vec![0, 1, 3]),
         ] {
             let found = differing(stated.as_bytes(), held.as_bytes());
             assert_eq!(found, expected, "{stated} {held}");

@@ -125,3 +125,47 @@ fn a_file_whose_data_is_elsewhere_is_refused_and_its_streams_are_read() {
         b"small\n"
     );
 }
+
+/// Where the value of an attribute in a record of the MFT is, and its length.
+fn resident_value(image: &[u8], record: usize, wanted: u32) -> std::ops::Range<usize> {
+    let le16 = |at: usize| usize::from(u16::from_le_bytes([image[at], image[at + 1]]));
+    let le32 = |at: usize| u32::from_le_bytes(image[at..at + 4].try_into().unwrap());
+    let cluster = le16(11) * usize::from(image[13]);
+    let mft = usize::try_from(u64::from_le_bytes(image[48..56].try_into().unwrap())).unwrap();
+    let record = mft * cluster + record * 1024;
+    let mut at = record + le16(record + 20);
+    while le32(at) != wanted {
+        at += usize::try_from(le32(at + 4)).unwrap();
+    }
+    assert_eq!(image[at + 8], 0, "resident");
+    let start = at + le16(at + 20);
+    start..start + usize::try_from(le32(at + 16)).unwrap()
+}
+
+#[test]
+fn names_of_a_folder_whose_index_misses_a_block_are_not_lost_in_silence() {
+    let images = Images::new();
+    images.sh("truncate -s 20M image.raw
+        mkfs.ntfs -q -F -f image.raw > /dev/null
+        mkdir mounted
+        ntfs-3g image.raw mounted
+        for n in 1 2 3; do echo $n > mounted/file$n; done
+        umount mounted");
+    let names = String::from_utf8(images.run(&["ls", "image.raw"])).unwrap();
+    assert!(names.contains("file3"), "{names}");
+    let path = images.at("image.raw");
+    let mut image = fs::read(&path).unwrap();
+    // The bitmap of the root folder: no block of its index is in use.
+    let value = resident_value(&image, 5, 0xb0);
+    image[value].fill(0);
+    fs::write(&path, image).unwrap();
+    for args in [&["ls", "image.raw"][..], &["cat", "image.raw", "/file1"]] {
+        let output = images.files(args).output().unwrap();
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{args:?}: {message}");
+        assert!(
+            message.contains("index of a folder is damaged"),
+            "{message}"
+        );
+    }
+}

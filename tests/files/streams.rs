@@ -162,3 +162,23 @@ fn each_stream_is_listed_read_and_copied_or_named() {
     assert!(said.contains("--overwrite replaces files"), "{said}");
     images.run(&[&again[..], &["--overwrite"]].concat());
 }
+
+#[test]
+fn a_stream_never_replaces_a_file_of_the_same_copy() {
+    let images = Images::new();
+    images.sh("truncate -s 20M image.raw
+         mkfs.ntfs -q -F -f image.raw > /dev/null
+         mkdir mounted out
+         ntfs-3g -o streams_interface=xattr image.raw mounted
+         cd mounted
+         echo file > a; setfattr -n user.b -v stream a; echo other > a:b
+         cd ..; umount mounted");
+    for more in [&[][..], &["--overwrite"]] {
+        let words = [&["cp", "image.raw", "/", "out", "--streams"], more].concat();
+        let (code, said) = ends(&mut images.files(&words));
+        assert_eq!(code, 1, "{said}");
+        assert_eq!(fs::read(images.at("out/a:b")).unwrap(), b"other\n");
+    }
+    let said = images.sh("ls out");
+    assert_eq!(said, "a\na:b\n");
+}

@@ -91,7 +91,7 @@ impl TreeCopy<'_> {
             return Ok(());
         }
         for stream in self.streams_of(&item.path, node).await? {
-            match self.stream_file(parent, name, node, &stream).await {
+            match self.stream_file(item, parent, name, node, &stream).await {
                 Ok(()) => self.report.streams += 1,
                 Err(error) if error.kind() == Kind::Stopped || !self.view.is_alive() => {
                     return Err(error);
@@ -104,20 +104,33 @@ impl TreeCopy<'_> {
 
     async fn stream_file(
         &mut self,
+        item: &WalkItem,
         parent: &OwnedFd,
         name: &OsStr,
         node: &FsNode,
         stream: &FsStream,
     ) -> Result<()> {
         // The root folder has no name.
-        let file = match name.as_bytes() {
-            b"." => b"",
-            name => name,
+        let (folder, file) = match name.as_bytes() {
+            b"." => (&item.path[..], &b""[..]),
+            name => {
+                let last = item.path.iter().rposition(|byte| *byte == b'/');
+                (item.path.get(..last.unwrap_or(0)).unwrap_or_default(), name)
+            }
         };
         let name = stream_path(file, stream);
-        if !is_name(&name) {
+        // With a second colon, it could be the file of another stream.
+        if !is_name(&name) || stream.name.contains(&b':') {
             let what = "its name is not allowed on Linux";
             return Err(Error::new(Kind::Invalid, what));
+        }
+        match self.view.lookup(&[folder, b"/", &name].concat()).await {
+            Err(error) if error.kind() == Kind::NotFound => {}
+            Err(error) => return Err(error),
+            Ok(_) => {
+                let what = "a file of this name is beside it";
+                return Err(Error::new(Kind::Invalid, what));
+            }
         }
         let new = NewName::new(parent, OsStr::from_bytes(&name), self.options.overwrite)?;
         let file = new.file()?;

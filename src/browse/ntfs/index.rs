@@ -23,6 +23,10 @@ const BLOCK_HEADER: usize = 24;
 const ROOT_HEADER: usize = 16;
 /// The flag of the entry behind the last name.
 const LAST: u16 = 0x2;
+/// The flag of an entry that names a block with the names before it.
+const SUBNODE: u16 = 0x1;
+/// The unit of the numbers of blocks that are smaller than a cluster.
+const SECTOR: u64 = 512;
 /// The namespace of short DOS names.
 const DOS: u8 = 2;
 
@@ -36,6 +40,8 @@ pub(super) struct IndexedName {
 pub(super) struct FolderIndex {
     root: Vec<u8>,
     block_size: u64,
+    /// Bytes in which the numbers of blocks count.
+    unit: u64,
     blocks: DataStream,
     /// A bit for each block: whether it is in use.
     bitmap: Vec<u8>,
@@ -74,10 +80,19 @@ impl FolderIndex {
             return Err(wrong());
         }
         let len = usize::try_from(bitmap.size()).unwrap_or(usize::MAX);
-        let bitmap = bitmap.content(window, 0, len.min(MOST_BITMAP))?;
+        if len > MOST_BITMAP {
+            return Err(wrong());
+        }
+        let bitmap = bitmap.content(window, 0, len)?;
+        let cluster = u64::from(ntfs.cluster_size());
         Ok(Self {
             root,
             block_size,
+            unit: if cluster > block_size {
+                SECTOR
+            } else {
+                cluster
+            },
             blocks,
             bitmap,
         })
@@ -86,7 +101,7 @@ impl FolderIndex {
     /// The names of the part with this number, 0 for the root and then the blocks that are in use; and the number of the next part.
     ///
     /// # Errors
-    /// When it is damaged.
+    /// When it is damaged, or names a block that is not in use: its names would be missing without a trace.
     pub(super) fn part(
         &self,
         window: &DiskWindow,
@@ -94,13 +109,29 @@ impl FolderIndex {
     ) -> FsResult<(Vec<IndexedName>, Option<u64>)> {
         let next = self.in_use(number).map(|block| block + 1);
         let Some(block) = number.checked_sub(1) else {
-            return Ok((entries(&self.root, ROOT_HEADER)?, next));
+            return Ok((self.names(&self.root, ROOT_HEADER)?, next));
         };
         let at = block.checked_mul(self.block_size).ok_or_else(wrong)?;
         let len = usize::try_from(self.block_size).map_err(|_| wrong())?;
         let mut bytes = self.blocks.content(window, at, len)?;
         fix_up(&mut bytes, b"INDX").ok_or_else(wrong)?;
-        Ok((entries(&bytes, BLOCK_HEADER)?, next))
+        Ok((self.names(&bytes, BLOCK_HEADER)?, next))
+    }
+
+    /// The names of a part. Each block that it names is read as a part of its own.
+    fn names(&self, part: &[u8], header: usize) -> FsResult<Vec<IndexedName>> {
+        let (names, subnodes) = entries(part, header)?;
+        let are_read = subnodes.into_iter().all(|number| {
+            let at = number.checked_mul(self.unit);
+            let block = at.filter(|at| at % self.block_size == 0);
+            block
+                .map(|at| at / self.block_size)
+                .is_some_and(|block| self.in_use(block) == Some(block))
+        });
+        match are_read {
+            true => Ok(names),
+            false => Err(wrong()),
+        }
     }
 
     /// The first block from this one on that is in use.
@@ -118,20 +149,26 @@ fn wrong() -> FsFailure {
     FsFailure::damaged("the index of a folder is damaged")
 }
 
-/// The names of a part, whose header is at `header`. Short DOS names are left out: their files have a long name too.
-fn entries(part: &[u8], header: usize) -> FsResult<Vec<IndexedName>> {
+/// The names of a part, whose header is at `header`, and the numbers of the blocks that it names. Short DOS names are left out: their files have a long name too.
+fn entries(part: &[u8], header: usize) -> FsResult<(Vec<IndexedName>, Vec<u64>)> {
     let word = |at: usize| usize::try_from(le32(part, at)).unwrap_or(usize::MAX);
     let (start, len) = (word(header), word(header + 4));
     let used = part.get(header..).and_then(|rest| rest.get(start..len));
     let mut rest = used.ok_or_else(wrong)?;
-    let mut found = Vec::new();
+    let (mut found, mut subnodes) = (Vec::new(), Vec::new());
     loop {
         let (entry_len, key_len) = (usize::from(le16(rest, 8)), usize::from(le16(rest, 10)));
         if rest.len() < 16 || entry_len < 16 || entry_len > rest.len() {
             return Err(wrong());
         }
-        if le16(rest, 12) & LAST != 0 {
-            return Ok(found);
+        let flags = le16(rest, 12);
+        if flags & SUBNODE != 0 {
+            // Behind the name, at the end of the entry.
+            let at = entry_len.checked_sub(8).filter(|at| *at >= 16);
+            subnodes.push(le64(rest, at.ok_or_else(wrong)?));
+        }
+        if flags & LAST != 0 {
+            return Ok((found, subnodes));
         }
         let key = rest.get(16..entry_len).and_then(|key| key.get(..key_len));
         let key = key.ok_or_else(wrong)?;
@@ -188,7 +225,7 @@ mod tests {
     }
 
     fn names(part: &[u8]) -> Option<Vec<(String, u64)>> {
-        let found = entries(part, ROOT_HEADER).ok()?;
+        let (found, _) = entries(part, ROOT_HEADER).ok()?;
         let names = found
             .into_iter()
             .map(|one| (String::from_utf16(&one.name).unwrap(), one.id));

@@ -58,8 +58,15 @@ impl DataStream {
     ) -> FsResult<()> {
         let wrong = || FsFailure::damaged("the data runs of a file are damaged");
         let attribute = &part.attribute;
+        // Data in a record is whole: a second attribute of the name would hide the first.
+        if self.resident.is_some() {
+            return Err(wrong());
+        }
         let value = match attribute.value(stream)? {
             NtfsAttributeValue::Resident(_) => {
+                if !self.runs.is_empty() {
+                    return Err(wrong());
+                }
                 let bytes = value_of(attribute, stream, MOST_RECORD)?;
                 self.size = bytes.len() as u64;
                 self.resident = Some(bytes);

@@ -18,6 +18,8 @@ use crate::error::{Error, Kind, Remedy, Result};
 
 /// Most requests that are remembered because they ended a parser: at 10 restarts a minute, those of 6 hours.
 const REFUSED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+/// Names in a folder that ended the parser, after which the folder is refused: a hostile index can end it at every name.
+const REFUSED_NAMES: u32 = 3;
 /// Notes of a filesystem, at most.
 const MOST_NOTES: u32 = 256;
 
@@ -54,6 +56,8 @@ pub(in crate::browse) struct FsRequest {
     frame: FrameWriter,
     /// Length of the start of the body that names the file.
     subject: usize,
+    /// The folder in which a name is looked up.
+    folder: Option<u64>,
 }
 
 impl FsRequest {
@@ -63,7 +67,11 @@ impl FsRequest {
         frame.u64(id);
         frame.bytes(name);
         let subject = frame.len();
-        Self { frame, subject }
+        Self {
+            frame,
+            subject,
+            folder: (verb == to_parser::FIND).then_some(id),
+        }
     }
 
     /// Adds where the wanted part begins.
@@ -118,6 +126,8 @@ pub(in crate::browse) struct LastingSession {
     /// Whether the present parser has it open.
     is_open: bool,
     refused: LruCache<Vec<u8>, ()>,
+    /// Names of folders that ended the parser.
+    refused_names: LruCache<u64, u32>,
     /// Why no request is sent any more.
     failed: Option<Error>,
 }
@@ -136,6 +146,7 @@ impl LastingSession {
             opened: None,
             is_open: false,
             refused: LruCache::new(REFUSED),
+            refused_names: LruCache::new(REFUSED),
             failed: None,
         })
     }
@@ -208,8 +219,11 @@ impl LastingSession {
         let Some(limit) = self.limit else {
             return self.session.ask(request.frame, read).await;
         };
-        let subject = request.subject();
-        if self.refused.get(&subject).is_some() {
+        let (subject, folder) = (request.subject(), request.folder);
+        let names = folder.and_then(|folder| self.refused_names.get(&folder));
+        if self.refused.get(&subject).is_some()
+            || names.is_some_and(|names| *names >= REFUSED_NAMES)
+        {
             let what = "cannot read the filesystem: the parser ended at this request before, so it is not sent again";
             return Err(Error::new(Kind::Corrupt, what));
         }
@@ -217,6 +231,9 @@ impl LastingSession {
         let answer = self.session.ask(request.frame, read).await;
         if !self.session.is_alive() {
             self.refused.put(subject, ());
+            if let Some(folder) = folder {
+                *self.refused_names.get_or_insert_mut(folder, || 0) += 1;
+            }
         }
         answer
     }

@@ -221,3 +221,18 @@ fn the_restart_limit_holds_in_every_period() {
         assert_eq!(budget.take(LIMIT, now), expected, "{second}");
     }
 }
+
+#[tokio::test]
+async fn a_folder_in_which_every_name_ends_the_parser_is_refused_after_some_names() {
+    let played = Played::default();
+    let mut session = played.session();
+    let limit = RestartLimit { count: 4, ..LIMIT };
+    session.restart_within(limit);
+    session.open(0, 1000).await.unwrap();
+    for name in 0..20u8 {
+        let request = FsRequest::new(to_parser::FIND, CRASHES, &[b'a' + name]);
+        assert!(ask(&mut session, request).await.is_err());
+    }
+    assert_eq!(played.count(to_parser::FIND, CRASHES), 3);
+    assert_eq!(ask(&mut session, request(7, b"", 0)).await.unwrap(), 7);
+}
