@@ -39,14 +39,11 @@ impl LoopDevice {
         made: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<Self> {
         let mut args: Vec<OsString> = ["--find", "--show"].map(OsString::from).to_vec();
-        args.extend(
-            match is_read_only {
-                true => ["--read-only", "--direct-io=on"].as_slice(),
-                false => &["--direct-io=off"],
-            }
-            .iter()
-            .map(OsString::from),
-        );
+        let more: &[&str] = match is_read_only {
+            true => &["--read-only", "--direct-io=on"],
+            false => &["--direct-io=off"],
+        };
+        args.extend(more.iter().map(OsString::from));
         args.extend(["--".into(), file.as_os_str().to_owned()]);
         let lines = losetup(args).await.map_err(|why| {
             let what = format!("cannot make a loop device: {why}");

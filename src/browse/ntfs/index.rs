@@ -250,7 +250,7 @@ mod tests {
             ("BOTH".to_owned(), 31),
         ];
         assert_eq!(names(&whole).unwrap(), expected);
-        assert_eq!(names(&part(&[last])).unwrap(), []);
+        assert!(names(&part(&[last])).unwrap().is_empty());
     }
 
     #[test]
