@@ -84,6 +84,7 @@ impl EmulatedCall {
 
     pub(super) fn refuse(&self, refusal: &Refusal) -> Reply {
         match self {
+            Self::Ec2(_) if self.service() == "sts" => refusal.sts_xml(),
             Self::Ec2(_) => refusal.ec2_xml(),
             _ => refusal.rest_json(),
         }

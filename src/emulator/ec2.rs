@@ -76,7 +76,7 @@ impl QueryForm {
 }
 
 impl Emulator {
-    /// Performs one action. In another Region there is nothing.
+    /// Performs one action, or says of a dry run that it is allowed. In another Region there is nothing.
     pub(super) fn ec2(
         &self,
         action: &str,
@@ -88,6 +88,10 @@ impl Emulator {
             return Ok(caller_identity(caller));
         }
         let form = QueryForm::parse(body);
+        if form.get("DryRun") == Some("true") {
+            let message = "Request would have succeeded, but DryRun flag is set.";
+            return Err(Refusal::new(412, "DryRunOperation", None, message));
+        }
         let inner = match action {
             "DescribeSnapshots" => self.describe_snapshots(&form, here)?,
             "DescribeVolumes" => self.describe_volumes(&form, here)?,

@@ -217,18 +217,24 @@ impl Emulator {
         body: &Bytes,
         switches: &Switches,
     ) -> Result<Reply, Refusal> {
-        let ec2 = matches!(call, EmulatedCall::Ec2(_));
+        let service = call.service();
         if self.is_expired(&parts.headers, switches) {
             let message = "The security token included in the request is expired";
-            let (status, code) = match ec2 {
-                true => (400, "RequestExpired"),
-                false => (403, "ExpiredTokenException"),
+            let (status, code) = match service {
+                "sts" => (403, "ExpiredToken"),
+                "ec2" => (400, "RequestExpired"),
+                _ => (403, "ExpiredTokenException"),
             };
             return Err(Refusal::new(status, code, None, message));
         }
-        let caller = auth::verify(parts, body, &self.access_keys(), self.now())
-            .map_err(|refusal| if ec2 { ec2_refusal(&refusal) } else { refusal })?;
-        let service = call.service();
+        let caller =
+            auth::verify(parts, body, &self.access_keys(), self.now()).map_err(|refusal| {
+                match service {
+                    "sts" => sts_refusal(refusal),
+                    "ec2" => ec2_refusal(&refusal),
+                    _ => refusal,
+                }
+            })?;
         if caller.service != service {
             let message = format!("Credential should be scoped to correct service: '{service}'.");
             return Err(Refusal::new(
@@ -272,6 +278,17 @@ impl Emulator {
             EmulatedCall::Unknown => Err(Refusal::new(404, "UnknownOperationException", None, "")),
         }
     }
+}
+
+/// The codes of STS (<https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html>).
+fn sts_refusal(refusal: Refusal) -> Refusal {
+    let code = match refusal.code {
+        "InvalidSignatureException" => "SignatureDoesNotMatch",
+        "UnrecognizedClientException" => "InvalidClientTokenId",
+        "MissingAuthenticationTokenException" => "MissingAuthenticationToken",
+        other => other,
+    };
+    Refusal::new(403, code, None, refusal.message)
 }
 
 /// EC2's error codes for a bad signature.

@@ -125,6 +125,20 @@ impl Refusal {
     }
 }
 
+impl Refusal {
+    /// As STS writes it.
+    pub(super) fn sts_xml(&self) -> Reply {
+        let id = request_id();
+        let text = format!(
+            "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\n  <Error>\n    <Type>Sender</Type>\n    <Code>{}</Code>\n    \
+             <Message>{}</Message>\n  </Error>\n  <RequestId>{id}</RequestId>\n</ErrorResponse>\n",
+            self.code,
+            escape(&self.message),
+        );
+        ec2_reply(self.status, &id, text)
+    }
+}
+
 /// Text as XML has it.
 pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
