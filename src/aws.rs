@@ -10,6 +10,7 @@ mod config;
 mod credentials;
 mod endpoints;
 mod environment;
+mod facts;
 mod http;
 mod observer;
 mod requests;
@@ -18,12 +19,16 @@ pub(crate) use actions::{
     ActionNeed, ActionResource, ActionService, AwsVerb, IamAction, all_needs,
 };
 pub(crate) use caller::CallerIdentity;
-pub(crate) use classify::presentable;
 pub(crate) use classify::{Action, ErrorClass, classify, classify_reply, classify_sending, skew};
+pub(crate) use classify::{causes_of, presentable};
 pub use config::{Aws, ServiceConfig, Settings};
 pub(crate) use credentials::{Credentials, Generation};
 pub(crate) use endpoints::{Given, Service};
+pub(crate) use facts::{CredentialOrigin, no_url, service_url};
 pub use http::Http;
-pub(crate) use http::{Proxies, Unreachable};
+pub(crate) use http::{
+    CertificateFacts, ConnectionTrace, Proxies, TraceFailure, TraceFailureKind, TraceStep,
+    Unreachable,
+};
 pub(crate) use observer::{ObservedRequest, Observer, RequestObserver};
 pub(crate) use requests::{ActionCounts, RequestCounts};

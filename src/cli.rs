@@ -8,6 +8,7 @@ mod cache;
 mod changes;
 mod demo;
 mod digest;
+mod doctor;
 mod drill;
 mod emulator;
 mod evidence;
@@ -72,6 +73,7 @@ struct Args {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Demo(demo::DemoArgs),
+    Doctor(Box<doctor::DoctorArgs>),
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
     Attach(Box<attach::AttachArgs>),
@@ -165,6 +167,7 @@ fn run(verb: Verb, args: &Args) -> Result<u8> {
     log::start(level, args.log_format, file)?;
     match verb {
         Verb::Demo(demo) => demo.run(),
+        Verb::Doctor(doctor) => doctor.run(),
         Verb::Mount(mount) => mount.run(),
         Verb::Umount(umount) => umount.run(),
         Verb::Attach(attach) => attach.run(),

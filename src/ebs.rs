@@ -11,4 +11,5 @@ mod listing;
 mod snapshot;
 
 pub use catalog::EbsCatalog;
+pub(crate) use client::url;
 pub use client::{Client, Counts, Limits, NewSnapshot, StartedSnapshot};

@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::info;
 
-use crate::aws::{IamAction, ServiceConfig};
+use crate::aws::{Aws, IamAction, Service, ServiceConfig, service_url};
 use crate::error::{Error, Result};
 use crate::snapshot::{
     Descriptions, ListingProgress, ListingReport, Selector, Snapshot, SnapshotId, SnapshotState,
@@ -40,6 +40,14 @@ use pages::{DescribedPage, PageItem, list_pages};
 const PAGE: i32 = 1000;
 /// Values a filter (<https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_Filter.html>).
 const VALUES: usize = 200;
+
+/// The URL of EC2 in the Region of `aws`.
+///
+/// # Errors
+/// `Invalid` for an endpoint that cannot be used, and without a Region.
+pub(crate) async fn url(aws: &Aws) -> Result<String> {
+    service_url!(aws_sdk_ec2::config::endpoint, aws, Service::Ec2)
+}
 
 /// A client of EC2 in one Region.
 #[derive(Debug)]

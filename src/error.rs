@@ -214,6 +214,8 @@ pub enum Remedy {
     GiveRegion(String),
     /// Give credentials of AWS, by a profile that is named by this (an option) or otherwise.
     GiveCredentials(String),
+    /// Let a check write.
+    AllowWrites,
     /// Anything else: a sentence that names no option of the command line.
     Do(String),
 }

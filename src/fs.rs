@@ -19,6 +19,7 @@ pub(crate) use activity::ActivityCounts;
 pub(crate) use fuse::{Access, mount, mount_view};
 pub(crate) use mount_table::{MountIdentity, MountLine, MountLocation, MountTable};
 pub(crate) use mounted::Mounted;
+pub(crate) use mounting::check_mounting;
 pub(crate) use mountpoint::{absolute, check_mountpoint, is_dead_mount};
 pub(crate) use opened::{Custodian, ImageRead, ImageReader};
 pub(crate) use resources::{Needs, reserve};

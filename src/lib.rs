@@ -40,6 +40,7 @@
 //! | 5 | `attach` | aws, ebs, ec2, repository, targets, capture, sync |
 //! | 5 | [`drill`] | aws, ebs, ec2, repository, targets, capture, sync |
 //! | 5 | [`replicate`] | ebs, ec2, targets, fs, drill, metrics |
+//! | 5 | `doctor` | ebs, ec2, cache, image, compare, formats, volumes, browse, sync, replicate, drill, attach, metrics |
 //! | 5 | `evidence` | ebs, ec2, repository, targets, capture, replicate |
 //! | 5 | `policy` | everything but [`aws`]: it makes documents from a table |
 //! | 5 | [`metrics`] | ebs, ec2, image, compare, targets, capture: it sees counts, and the status of a job |
@@ -246,6 +247,19 @@
 //! ```
 //! `docs/forensics.md` is the page for investigators.
 //!
+//! # The path of a check
+//! ```text
+//!  cli/doctor         job        arguments of a verb -> DoctorJob: accounts, stores, what is needed of this machine
+//!  doctor/row         plan       each row before its result: what has none after 15 s, or after a failed row, is unknown
+//!  doctor/account     check      aws/config load, the URL of each service, then the way there and credentials at once
+//!  doctor/network     check      aws/http/connect trace: the steps of a connection, as requests make them; two requests unsigned
+//!  doctor/network/decide         pure functions: what a step means and what to do
+//!  doctor/permission  check      harmless reads by the clients of the verb; doctor/refusal: who has denied one
+//!  doctor/machine     check      fs/mounting, fs/resources, targets/holders: what the verb itself checks
+//!  doctor/store       check      repository/store; objects of its own with `--write`
+//! ```
+//! `docs/doctor.md` is the page for operators.
+//!
 //! # Memory
 //! Blocks, cached and in flight together, keep the budget of `--memory` (a hedge holds a second body for a moment). Tokens
 //! are bounded for all snapshots together (32 MiB), and so is presence (48 MiB): two bitmaps in chunks for each snapshot that is
@@ -331,6 +345,7 @@ mod fs;
 mod sync;
 
 mod attach;
+mod doctor;
 mod drill;
 mod metrics;
 mod policy;

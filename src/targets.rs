@@ -22,7 +22,7 @@ use crate::target::Mark;
 
 pub(crate) use device::DeviceTarget;
 pub use ebs::{EbsAccount, EbsJob, EbsTarget};
-pub(crate) use holders::mounted_twins;
+pub(crate) use holders::{mounted_twins, obstacles};
 pub(crate) use image::ImageTarget;
 pub(crate) use volume::volume_key_of;
 

@@ -7,7 +7,7 @@ mod moto;
 mod network;
 mod proxy;
 mod rotation;
-mod server;
+pub mod server;
 mod sources;
 
 use std::path::PathBuf;

@@ -101,6 +101,11 @@ const RULES: &[(&str, u8, &str)] = &[
         "capture targets repository ebs ec2 cache image compare sync metrics replicate inventory source readahead digest maps cost progress aws histogram",
     ),
     (
+        "doctor",
+        5,
+        "ebs ec2 cache image compare formats volumes browse sync replicate drill attach metrics evidence capture readahead digest maps cost progress sysfs histogram inventory target",
+    ),
+    (
         "evidence",
         5,
         "capture targets repository ebs ec2 cache image compare readahead digest maps cost metrics replicate inventory sysfs histogram",
@@ -113,7 +118,7 @@ const RULES: &[(&str, u8, &str)] = &[
     (
         "replicate",
         5,
-        "attach metrics drill targets ebs ec2 cache image compare fs readahead maps sysfs aws digest",
+        "attach doctor metrics drill targets ebs ec2 cache image compare fs readahead maps sysfs aws digest",
     ),
     (
         "policy",

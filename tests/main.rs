@@ -22,6 +22,8 @@ mod commands;
 mod contract;
 mod counts;
 mod disk_cache;
+#[cfg(feature = "ec2")]
+mod doctor;
 mod drill;
 #[cfg(feature = "ec2")]
 mod ebs_target;

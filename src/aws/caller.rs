@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
+use aws_sdk_sts::operation::get_caller_identity::GetCallerIdentityError;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::result::SdkError;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::Aws;
+use super::actions::IamAction;
+use super::classify::classify;
 use super::endpoints::Service;
 use crate::error::{Error, Kind, Result};
 
@@ -22,6 +27,13 @@ pub(crate) struct CallerIdentity {
     pub(crate) arn: String,
     /// The unique id, which stays when a user of the same name is made again.
     pub(crate) user_id: Option<String>,
+}
+
+/// The refusal in words: status, code, message and what they mean.
+fn refused(error: SdkError<GetCallerIdentityError, HttpResponse>) -> String {
+    classify(error, IamAction::GetCallerIdentity.name(), "in this Region")
+        .into_error()
+        .chain()
 }
 
 impl Aws {
@@ -42,7 +54,7 @@ impl Aws {
         let asked = timeout(LIMIT, sts.get_caller_identity().send()).await;
         let identity = asked
             .map_err(|_| failed("no answer".into()))?
-            .map_err(|error| failed(error.into_service_error().to_string()))?;
+            .map_err(|error| failed(refused(error)))?;
         Ok(CallerIdentity {
             account: identity.account,
             arn: identity

@@ -15,13 +15,13 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use serde::Deserialize;
 
 use self::table::ServiceRefusal;
-use self::text::printable;
 use super::endpoints::partition_of;
 use super::http::Unreachable;
 use crate::error::{Error, Kind, Remedy};
 
-pub(super) use text::causes_of;
+pub(crate) use text::causes_of;
 pub(crate) use text::presentable;
+pub(super) use text::printable;
 
 /// What to do about a failed call.
 #[derive(Clone, Debug)]

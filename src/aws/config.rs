@@ -69,12 +69,12 @@ pub(super) struct Settled {
     pub(super) is_profile_option: bool,
     pub(super) profile_option: String,
     pub(super) imds_url: Option<Given<String>>,
-    region: Option<String>,
+    pub(super) region: Option<Given<String>>,
     fips: Option<String>,
     is_dual_stack: bool,
     settings: Settings,
     environment: Environment,
-    http: Http,
+    pub(super) http: Http,
     metadata: Http,
     profiles: Profiles,
 }
@@ -82,8 +82,8 @@ pub(super) struct Settled {
 /// AWS as one account and Region see it; clones share connections and credentials.
 #[derive(Clone, Debug)]
 pub struct Aws {
-    settled: Arc<Settled>,
-    credentials: Credentials,
+    pub(super) settled: Arc<Settled>,
+    pub(super) credentials: Credentials,
 }
 
 /// What a client of one service needs.
@@ -193,7 +193,7 @@ impl Settings {
             is_profile_option,
             profile_option: self.profile_option.clone(),
             imds_url,
-            region: region.map(|given| given.value),
+            region,
             fips,
             is_dual_stack: dual.is_some(),
             settings: self,
@@ -209,7 +209,8 @@ impl Settings {
                 .configure(&host)
                 .imds_client(client);
             let region = provider.build().region().await;
-            settled.region = region.map(|region| region.to_string());
+            let given = |region: Region| Given::new(region.to_string(), "the instance's metadata");
+            settled.region = region.map(given);
         }
         Ok(settled)
     }
@@ -234,15 +235,21 @@ impl Settled {
         Profiles::read(&self.environment).await
     }
 
+    /// The Region, if there is one.
+    fn sdk_region(&self) -> Option<Region> {
+        let region = self.region.as_ref();
+        region.map(|given| Region::new(given.value.clone()))
+    }
+
     /// The settings for metadata services.
     pub(super) fn of_host(&self) -> ProviderConfig {
         ProviderConfig::without_region()
-            .with_region(self.region.clone().map(Region::new))
+            .with_region(self.sdk_region())
             .with_http_client(self.metadata.clone())
     }
 
-    /// The URL that was chosen for a service, checked.
-    fn url(&self, service: Service) -> Result<Option<String>> {
+    /// The URL that was chosen for a service, checked, and where.
+    pub(super) fn url(&self, service: Service) -> Result<Option<Given<String>>> {
         let settings = &self.settings;
         let (own_option, common_option) = match service {
             Service::Ebs => (&settings.ebs_endpoint, &settings.endpoint_url),
@@ -287,14 +294,12 @@ impl Settled {
             return Ok(None);
         };
         endpoints::check(&url, self.fips.as_deref())?;
-        Ok(Some(url.value))
+        Ok(Some(url))
     }
 
     /// The SDK's configuration for a service, without credentials.
     pub(super) fn sdk(&self, service: Service, region: Option<&Region>) -> Result<SdkConfig> {
-        let region = region
-            .cloned()
-            .or_else(|| self.region.clone().map(Region::new));
+        let region = region.cloned().or_else(|| self.sdk_region());
         // A store needs no Region, the roles to reach it need one.
         let region = region.unwrap_or_else(|| Region::from_static("us-east-1"));
         let attempt = TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT_TIMEOUT);
@@ -310,7 +315,7 @@ impl Settled {
             .use_fips(self.fips.is_some())
             .use_dual_stack(self.is_dual_stack);
         let mut config = builder;
-        config.set_endpoint_url(self.url(service)?);
+        config.set_endpoint_url(self.url(service)?.map(|given| given.value));
         Ok(config.build())
     }
 }
@@ -318,7 +323,8 @@ impl Settled {
 impl Aws {
     /// The Region; stores may have none.
     pub(crate) fn region(&self) -> Option<&str> {
-        self.settled.region.as_deref()
+        let region = self.settled.region.as_ref();
+        region.map(|given| given.value.as_str())
     }
 
     /// Fails when nothing names a Region.

@@ -25,6 +25,7 @@ use tracing::{debug, warn};
 use crate::error::{Error, Kind, Result};
 
 pub(super) use load::Loader;
+pub(super) use plan::plan as credential_plan;
 
 /// Credentials are renewed this long before they expire, or a quarter of their life before.
 const RENEW_BEFORE: Duration = Duration::from_secs(300);

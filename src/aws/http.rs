@@ -33,7 +33,9 @@ use self::connect::Dialer;
 use super::observer::Observer;
 use crate::error::{Kind, Result};
 
+pub(crate) use connect::{ConnectionTrace, TraceFailure, TraceFailureKind, TraceStep};
 pub(crate) use proxy::Proxies;
+pub(crate) use tls::CertificateFacts;
 
 /// An idle connection is closed after this time: load balancers and NAT gateways drop them silently after 60 s or more.
 const POOL_IDLE: Duration = Duration::from_secs(50);
@@ -112,6 +114,16 @@ impl Http {
     pub(crate) fn observed_by(mut self, observer: Observer) -> Self {
         self.observer = observer;
         self
+    }
+
+    /// The proxy that requests to a URL go through, HOST:PORT.
+    pub(crate) fn proxy_of(&self, url: &hyper::Uri) -> Option<String> {
+        self.connections.dialer.proxy_of(url)
+    }
+
+    /// Makes one connection to a URL as a request would, and reports each step; the connection is closed.
+    pub(crate) async fn trace(&self, url: &hyper::Uri) -> ConnectionTrace {
+        self.connections.dialer.trace(url).await
     }
 
     /// Closes the idle connections. After one connection was silent the others are suspect too: a firewall that forgot

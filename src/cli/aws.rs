@@ -123,7 +123,7 @@ impl AwsArgs {
     }
 
     /// The settings, each with the option that gives it.
-    fn settings(&self) -> Settings {
+    pub(super) fn settings(&self) -> Settings {
         let given = |value: &Option<String>, option: &str| {
             let value = value.clone();
             value.map(|value| Given::new(value, option))

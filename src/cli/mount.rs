@@ -1,5 +1,7 @@
 //! `ebsfs mount`: shows snapshots as files until it is unmounted or a signal ends it.
 
+mod doctor;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -164,6 +166,22 @@ impl MountArgs {
         Cache::new(self.memory, self.limits.max_in_flight).map(drop)
     }
 
+    /// Threads, descriptors and memory.
+    fn needs(&self) -> Needs {
+        let (threads, descriptors) = match self.disk.config("") {
+            Some(_) => (DISK_THREADS, DISK_DESCRIPTORS),
+            None => (0, 0),
+        };
+        Needs {
+            threads: THREADS + threads,
+            descriptors: u64::from(self.limits.max_in_flight)
+                + DESCRIPTORS
+                + descriptors
+                + self.metrics.descriptors(),
+            memory: self.memory.as_u64(),
+        }
+    }
+
     /// The source and the mountpoint.
     fn what(&self) -> Result<(What, &Path)> {
         let first = self
@@ -200,18 +218,7 @@ impl MountArgs {
         if background::is_child() {
             background::leave_session()?;
         }
-        let (threads, descriptors) = match self.disk.config("") {
-            Some(_) => (DISK_THREADS, DISK_DESCRIPTORS),
-            None => (0, 0),
-        };
-        crate::fs::reserve(Needs {
-            threads: THREADS + threads,
-            descriptors: u64::from(self.limits.max_in_flight)
-                + DESCRIPTORS
-                + descriptors
-                + self.metrics.descriptors(),
-            memory: self.memory.as_u64(),
-        })?;
+        crate::fs::reserve(self.needs())?;
         let runtime = super::runtime()?;
         let done = runtime.block_on(self.serve());
         // A dropped reply answers EIO to a request that still waits.

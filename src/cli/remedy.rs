@@ -11,8 +11,8 @@ pub(super) fn in_words(error: &Error) -> String {
     }
 }
 
-/// The option that carries out a remedy.
-fn option(remedy: &Remedy) -> String {
+/// The option or command that carries out a remedy.
+pub(super) fn option(remedy: &Remedy) -> String {
     match remedy {
         Remedy::Restart => "--restart drops its progress and copies from the start".into(),
         Remedy::Overwrite(token) => {
@@ -73,6 +73,7 @@ fn option(remedy: &Remedy) -> String {
         Remedy::Unpin(snapshot) => {
             format!("ebsfs repository unpin {} allows it", quoted(snapshot))
         }
+        Remedy::AllowWrites => "--write tries it, with objects that are deleted at the end".into(),
         Remedy::GiveRegion(option) => {
             format!(
                 "use {option} REGION, AWS_REGION, or a region in ~/.aws/config (aws configure); ebsfs demo needs none"

@@ -1,6 +1,7 @@
 //! `ebsfs replicate`: a job file, or arguments, become a [`ReplicateJob`]; [`crate::replicate`] does the rest.
 
 mod daemon;
+mod doctor;
 mod drill;
 mod metrics;
 mod places;

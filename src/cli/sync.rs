@@ -1,6 +1,7 @@
 //! `ebsfs sync`: arguments become a job, a source and targets; [`crate::sync`] does the rest.
 
 mod about;
+mod doctor;
 mod plans;
 mod status;
 pub(super) mod words;

@@ -362,15 +362,33 @@ impl ToArgs {
         Ok(place)
     }
 
+    /// The options of the account and Region where new EBS snapshots are made.
+    pub(super) async fn ebs_account(
+        &self,
+        region: Option<Given<String>>,
+        account: &AwsArgs,
+    ) -> AwsArgs {
+        let here = account.load().await.ok();
+        let here = here.and_then(|here| here.region().map(str::to_owned));
+        let wanted = region.as_ref().map(|given| given.value.clone());
+        let same_region = wanted.is_none() || wanted == here;
+        account.for_target(self.options(region), same_region)
+    }
+
+    /// The Region of `ebs:REGION`, or the one of the options.
+    pub(super) fn ebs_region(&self, region: &str) -> Option<Given<String>> {
+        (!region.is_empty())
+            .then(|| Given::new(region.to_owned(), "ebs:REGION"))
+            .or_else(|| self.region())
+    }
+
     async fn reach(
         &self,
         region: &str,
         account: &AwsArgs,
         limits: &Limits,
     ) -> Result<(EbsAccount, Aws)> {
-        let region = (!region.is_empty())
-            .then(|| Given::new(region.to_owned(), "ebs:REGION"))
-            .or_else(|| self.region());
+        let region = self.ebs_region(region);
         let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         let wrong = region.as_ref().map(|given| &given.value);
         if let Some(wrong) = wrong.filter(|region| !region.chars().all(is_name)) {
@@ -381,11 +399,7 @@ impl ToArgs {
             let what = format!("cannot use --kms-key {key}: it must be an ARN (arn:aws:kms:...)");
             return Err(Error::new(Kind::Invalid, what));
         }
-        let here = account.load().await.ok();
-        let here = here.and_then(|here| here.region().map(str::to_owned));
-        let wanted = region.as_ref().map(|given| given.value.clone());
-        let same_region = wanted.is_none() || wanted == here;
-        let to = account.for_target(self.options(region), same_region);
+        let to = self.ebs_account(region, account).await;
         let config = to.load_with_credentials().await?;
         let region = config.region().unwrap_or_default();
         let descriptions = aws::needed_descriptions(&config, "cannot use an ebs: target")?;

@@ -9,6 +9,7 @@ mod get;
 mod hedge;
 mod limiter;
 mod list;
+mod place;
 mod put;
 mod wire;
 
@@ -38,6 +39,7 @@ use crate::source::Wanted;
 use crate::time::jittered;
 
 pub use limiter::Limits;
+pub(crate) use place::url;
 pub use put::{NewSnapshot, StartedSnapshot};
 
 /// How long to wait for a reply's headers before the request is sent again.

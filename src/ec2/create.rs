@@ -82,6 +82,23 @@ impl SnapshotMaker for Ec2 {
         .boxed()
     }
 
+    fn may_create<'a>(&'a self, volume: &'a str) -> BoxFuture<'a, Result<()>> {
+        async move {
+            let name = CallName {
+                action: IamAction::CreateSnapshot.name(),
+                target: volume,
+                repeat: Repeat::Never,
+            };
+            let send = |watch| {
+                let call = self.sdk.create_snapshot().volume_id(volume).dry_run(true);
+                call.customize().interceptor(watch).send()
+            };
+            let answer = call(&self.access, name, &|_| {}, send).await;
+            dry_run(answer)
+        }
+        .boxed()
+    }
+
     fn delete<'a>(&'a self, id: &'a SnapshotId) -> BoxFuture<'a, Result<Deletion>> {
         async move {
             let name = CallName {
@@ -97,6 +114,20 @@ impl SnapshotMaker for Ec2 {
             deletion(answer.map(drop))
         }
         .boxed()
+    }
+}
+
+/// Classifies the answer to a dry run, whose success is the error `DryRunOperation`:
+/// <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_CreateSnapshot.html>.
+fn dry_run(answer: std::result::Result<CreateSnapshotOutput, CallRefusal>) -> Result<()> {
+    match answer {
+        Err(refused) if refused.code == "DryRunOperation" => Ok(()),
+        Err(refused) => Err(refused.error),
+        Ok(made) => {
+            let id = made.snapshot_id.unwrap_or_default();
+            let what = format!("the service knows no dry run and has made {id:?}: delete it");
+            Err(Error::new(Kind::Undecided, what))
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! fuser's own mount is not used: at the end of the session it unmounts the path, also where another mount is there by then.
 
+mod ready;
+
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -20,6 +22,8 @@ use super::mount_table::{MountIdentity, MountTable};
 use super::mountpoint::check_mountpoint;
 use super::unmount;
 use crate::error::{Error, Kind, Remedy, Result};
+
+pub(crate) use ready::check_mounting;
 
 /// Subtype of the filesystem: it identifies mounts of ebsfs in the mount table.
 const NAME: &str = "ebsfs";

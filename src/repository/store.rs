@@ -45,6 +45,7 @@ use tracing::{debug, warn};
 pub(crate) use address::Address;
 pub(crate) use bandwidth::Bandwidth;
 pub use reach::{BucketStyle, Connection, S3Options};
+pub(crate) use s3::url as s3_url;
 pub(crate) use traffic::{OperationCounts, StoreTraffic};
 
 use self::backend::{Backend, FaultAction, ListCursor, ObjectHead, StoreAnswer, StoreFault};

@@ -17,6 +17,7 @@ use crate::support::*;
 /// Pages whose commands the tests of another file run.
 const ELSEWHERE: &[(&str, &str)] = &[
     ("docs/demo.md", "tests/first_run.rs"),
+    ("docs/doctor.md", "tests/doctor.rs"),
     ("docs/drill.md", "tests/drill.rs"),
     ("docs/filesystems.md", "tests/filesystems.rs"),
     ("docs/inventory.md", "tests/inventory.rs"),

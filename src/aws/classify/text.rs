@@ -18,7 +18,7 @@ pub(crate) fn presentable(message: &str) -> String {
 }
 
 /// Text in which control characters and what is not ASCII are escaped, cut at `most` characters.
-pub(super) fn printable(text: &str, most: usize) -> String {
+pub(in crate::aws) fn printable(text: &str, most: usize) -> String {
     let mut shown = String::with_capacity(text.len().min(most));
     for c in text.chars() {
         if shown.len() >= most {

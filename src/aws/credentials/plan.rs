@@ -66,9 +66,43 @@ pub(super) struct SsoRole {
 
 /// Where credentials come from, and which roles are assumed with them, one after the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct CredentialPlan {
+pub(in crate::aws) struct CredentialPlan {
     pub(super) origin: Origin,
     pub(super) roles: Vec<RoleStep>,
+}
+
+impl CredentialPlan {
+    /// The plan for people, without anything secret.
+    pub(in crate::aws) fn in_words(&self, profile: &str) -> String {
+        let origin = match &self.origin {
+            Origin::Keys(_) if profile.is_empty() => {
+                "keys of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".to_owned()
+            }
+            Origin::Keys(_) => format!("keys of the profile {profile}"),
+            Origin::Program { profile, .. } => {
+                format!("credential_process of the profile {profile}")
+            }
+            Origin::WebIdentity { role, .. } => {
+                format!("web identity for the role {}", role.arn)
+            }
+            Origin::Sso(sso) => format!(
+                "IAM Identity Center, profile {}: role {} in account {}",
+                sso.profile, sso.role, sso.account
+            ),
+            Origin::Container => "the container's credentials endpoint".to_owned(),
+            Origin::Instance => "the role of this instance (IMDSv2)".to_owned(),
+        };
+        let roles = self.roles.iter().map(|role| role.arn.as_str());
+        std::iter::once(origin.as_str())
+            .chain(roles)
+            .collect::<Vec<_>>()
+            .join(", then the role ")
+    }
+
+    /// Whether STS is asked for credentials.
+    pub(in crate::aws) fn needs_sts(&self) -> bool {
+        !self.roles.is_empty() || matches!(self.origin, Origin::WebIdentity { .. })
+    }
 }
 
 /// Decides where credentials come from. `profile` is the one that was named; `is_option` says that an option named it, so
@@ -76,7 +110,7 @@ pub(super) struct CredentialPlan {
 ///
 /// # Errors
 /// `Invalid` for profiles that do not exist or contradict themselves, `Denied` for what is not supported.
-pub(super) fn plan(
+pub(in crate::aws) fn plan(
     environment: &Environment,
     profiles: &Profiles,
     profile: Option<&Given<String>>,

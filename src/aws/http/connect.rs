@@ -1,4 +1,7 @@
 //! Makes one connection: resolves the name, tries its addresses, asks a proxy for a tunnel, and does the TLS handshake.
+//! [`trace`] makes one by the same steps and reports each.
+
+mod trace;
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,6 +27,8 @@ use super::Unreachable;
 use super::proxy::{Proxies, Proxy};
 use super::tls::Trust;
 use crate::error::Kind;
+
+pub(crate) use trace::{ConnectionTrace, TraceFailure, TraceFailureKind, TraceStep};
 
 /// How long one address may take: three SYNs are sent by then (after 0, 1 and 3 s).
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(6);
@@ -55,6 +60,11 @@ impl Dialer {
             trust,
             address_timeout: address_timeout.unwrap_or(ADDRESS_TIMEOUT),
         }
+    }
+
+    /// The proxy for a URL, HOST:PORT.
+    pub(super) fn proxy_of(&self, uri: &Uri) -> Option<String> {
+        self.proxies.proxy(uri).map(|proxy| proxy.name())
     }
 
     /// What a request over plain HTTP through a proxy must carry; a tunnel carries it once.
@@ -98,11 +108,9 @@ impl Dialer {
 
     /// A TCP connection to the first address that answers.
     async fn tcp(&self, place: &HostPort) -> Result<BoxIo, BoxError> {
-        let found = tokio::net::lookup_host((place.bare_host(), place.port));
-        let found = timeout(HANDSHAKE_TIMEOUT, found).await;
-        let found = found.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let found = resolve(place, HANDSHAKE_TIMEOUT).await;
         let unresolved = |error| format!("the name {} cannot be resolved: {error}", place.host);
-        let addresses = in_turns(found.map_err(unresolved)?.collect());
+        let addresses = in_turns(found.map_err(unresolved)?);
         let stream = first_of(&addresses, self.address_timeout).await;
         let stream = stream.map_err(|error| format!("cannot connect to {place}: {error}"))?;
         let _ = stream.set_nodelay(true);
@@ -124,6 +132,14 @@ impl Dialer {
         };
         Ok(Box::new(stream))
     }
+}
+
+/// The addresses of a host, in the order of the resolver.
+async fn resolve(place: &HostPort, limit: Duration) -> io::Result<Vec<SocketAddr>> {
+    let found = tokio::net::lookup_host((place.bare_host(), place.port));
+    let found = timeout(limit, found).await;
+    let found = found.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    found.map(Iterator::collect)
 }
 
 /// Where a connection goes.

@@ -1,6 +1,9 @@
 //! Which certificate authorities are trusted, and what is wrong with a certificate, in words.
 
+mod certificate;
 mod named;
+mod recorded;
+mod signer;
 
 use std::error::Error as StdError;
 use std::path::Path;
@@ -8,7 +11,8 @@ use std::sync::Arc;
 
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::client::WebPkiServerVerifier;
-use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::client::danger::ServerCertVerifier;
+use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::{
@@ -16,8 +20,12 @@ use tokio_rustls::rustls::{
 };
 
 use self::named::{NamedVerifier, is_authority};
+use self::signer::SignerVerifier;
 use super::Unreachable;
 use crate::error::{Error, Kind, Result};
+
+pub(crate) use certificate::CertificateFacts;
+pub(super) use recorded::RecordedChain;
 
 /// The authorities that are trusted.
 #[derive(Clone)]
@@ -25,7 +33,8 @@ pub(super) struct Trust {
     pub(super) connector: TlsConnector,
     /// Where they come from, for people.
     source: Arc<str>,
-    is_empty: bool,
+    /// None where no authority is trusted.
+    verifier: Option<Arc<SignerVerifier>>,
 }
 
 impl Trust {
@@ -35,36 +44,42 @@ impl Trust {
             Some(file) => (bundled(file)?, file.display().to_string()),
             None => ((installed(), Vec::new()), "this system".to_owned()),
         };
-        let is_empty = roots.is_empty();
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(|error| Error::with_source(Kind::Invalid, "cannot set up TLS", error))?;
-        let builder = if named.is_empty() {
-            builder.with_root_certificates(roots)
-        } else {
-            let usual = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
-                .build()
-                .map_err(|error| Error::with_source(Kind::Invalid, "cannot set up TLS", error))?;
-            let verifier = Arc::new(NamedVerifier { usual, named });
-            builder
+        let verifier = verifier(roots, named, provider)?;
+        let builder = match &verifier {
+            None => builder.with_root_certificates(RootCertStore::empty()),
+            Some(verifier) => builder
                 .dangerous()
-                .with_custom_certificate_verifier(verifier)
+                .with_custom_certificate_verifier(Arc::clone(verifier) as Arc<_>),
         };
         let mut config = builder.with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self {
             connector: TlsConnector::from(Arc::new(config)),
             source: source.into(),
-            is_empty,
+            verifier,
         })
+    }
+
+    /// Whether any authority is trusted.
+    pub(super) fn has_authorities(&self) -> bool {
+        self.verifier.is_some()
+    }
+
+    /// A connector that trusts the same, and records which certificates a server presents, accepted or not.
+    pub(super) fn recording(&self) -> Result<(TlsConnector, RecordedChain)> {
+        let verifier = self.verifier.clone();
+        RecordedChain::connector(verifier.map(|verifier| verifier as Arc<_>))
     }
 
     /// What a failed handshake with `host` means: final, with what is wrong, or none when it was a broken line.
     pub(super) fn refusal(&self, host: &str, error: &std::io::Error) -> Option<Unreachable> {
         let cause = error.get_ref()?;
         let reason = match cause.downcast_ref::<TlsError>()? {
-            TlsError::InvalidCertificate(wrong) => self.wrong_certificate(wrong),
+            TlsError::InvalidCertificate(wrong) => self.wrong_certificate(host, wrong),
             TlsError::InvalidMessage(_) => "it does not speak TLS at this port".into(),
             TlsError::AlertReceived(alert) if is_final(*alert) => {
                 format!("it refused the TLS handshake ({alert:?})")
@@ -80,15 +95,21 @@ impl Trust {
         })
     }
 
-    fn wrong_certificate(&self, wrong: &CertificateError) -> String {
+    fn wrong_certificate(&self, host: &str, wrong: &CertificateError) -> String {
         let untrusted = || {
-            if self.is_empty {
+            let Some(verifier) = &self.verifier else {
                 return "no CA certificates are installed on this system, so its certificate cannot be checked: install the package ca-certificates, or name a file with AWS_CA_BUNDLE".to_owned();
+            };
+            match verifier.signer_of(host) {
+                Some(signer) => format!(
+                    "its certificate is signed by {signer:?}, which is not among the authorities of {}; AWS_CA_BUNDLE names a file with others",
+                    self.source
+                ),
+                None => format!(
+                    "its certificate is signed by an authority that is not among those of {}; AWS_CA_BUNDLE names a file with others",
+                    self.source
+                ),
             }
-            format!(
-                "its certificate is signed by an authority that is not among those of {}; AWS_CA_BUNDLE names a file with others",
-                self.source
-            )
         };
         match wrong {
             CertificateError::Expired => "its certificate has expired".into(),
@@ -163,6 +184,25 @@ fn is_final(alert: AlertDescription) -> bool {
 fn date(secs: u64) -> String {
     let since = std::time::Duration::from_secs(secs).min(crate::time::LAST);
     crate::time::rfc3339_seconds(std::time::UNIX_EPOCH + since)
+}
+
+/// What checks the certificates of servers; none without an authority.
+fn verifier(
+    roots: RootCertStore,
+    named: Vec<CertificateDer<'static>>,
+    provider: Arc<CryptoProvider>,
+) -> Result<Option<Arc<SignerVerifier>>> {
+    if roots.is_empty() {
+        return Ok(None);
+    }
+    let usual = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+        .build()
+        .map_err(|error| Error::with_source(Kind::Invalid, "cannot set up TLS", error))?;
+    let verifier: Arc<dyn ServerCertVerifier> = match named.is_empty() {
+        true => usual,
+        false => Arc::new(NamedVerifier { usual, named }),
+    };
+    Ok(Some(Arc::new(SignerVerifier::new(verifier))))
 }
 
 /// The authorities of the system, or of SSL_CERT_FILE and SSL_CERT_DIR; what is no certificate is left out.

@@ -24,6 +24,23 @@ pub(super) const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
+        "doctor",
+        &[
+            (
+                "Check the way to AWS, credentials, and whether this machine can mount",
+                "ebsfs doctor",
+            ),
+            (
+                "Check a mount that fails",
+                "ebsfs doctor mount /mnt/ebs snap-0123456789abcdef0",
+            ),
+            (
+                "Check a sync with its arguments, and try writes to the bucket",
+                "ebsfs doctor --write sync snap-0123456789abcdef0 s3://backups/ebs",
+            ),
+        ],
+    ),
+    (
         "mount",
         &[
             ("Show all snapshots of the account", "ebsfs mount /mnt/ebs"),

@@ -233,7 +233,7 @@ fn is_in_place(target: &JobTarget, name: &str) -> bool {
 }
 
 /// How the store of a source is reached.
-fn source_account(aws: &AwsArgs, access: &TargetAccess) -> AwsArgs {
+pub(super) fn source_account(aws: &AwsArgs, access: &TargetAccess) -> AwsArgs {
     if *access == TargetAccess::default() {
         return aws.clone();
     }

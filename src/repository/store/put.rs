@@ -126,6 +126,30 @@ impl Store {
         .await
     }
 
+    /// Whether the store refuses to create an object of a name that is taken: `None` when it does not know the condition. The
+    /// object must exist; a store that ignores the condition then holds `bytes`.
+    ///
+    /// # Errors
+    /// As for [`Store::put`].
+    pub(crate) async fn refuses_to_replace(
+        &self,
+        name: &str,
+        bytes: &[u8],
+    ) -> Result<Option<bool>> {
+        let key = &self.key(name);
+        let pieces = [Bytes::copy_from_slice(bytes)];
+        let upload = &Upload::new(&pieces, self.backend.is_remote()).await?;
+        self.until("put", key, |transfer| async move {
+            match self.backend.put(key, upload, true, &transfer).await {
+                Ok(()) => Ok(Some(false)),
+                Err(fault) if fault.next == FaultAction::Exists => Ok(Some(true)),
+                Err(fault) if fault.next == FaultAction::NoCondition => Ok(None),
+                Err(fault) => Err(fault),
+            }
+        })
+        .await
+    }
+
     async fn existing(&self, key: &str, transfer: &Arc<Transfer>) -> StoreAnswer<Option<Bytes>> {
         match self.backend.get(key, None, transfer).await {
             Err(fault) if fault.is_absent() => Ok(None),

@@ -4,6 +4,7 @@
 //! and its body; each PUT carries Content-MD5, which every server of S3 accepts; the clock is corrected only after a refusal.
 
 mod faults;
+mod place;
 mod reply;
 mod watch;
 
@@ -38,6 +39,8 @@ use super::reach::{BucketStyle, S3Options};
 use super::transfer::{Transfer, UploadBody};
 use crate::aws::{Credentials, ErrorClass, Generation, Http, ServiceConfig};
 use crate::error::{Error, Kind};
+
+pub(crate) use self::place::url;
 
 /// A body up to this size is hashed for the signature; larger ones are signed by their Content-MD5 alone.
 const SIGNED_WHOLE: u64 = 64 << 10;

@@ -185,6 +185,7 @@ fn follow(job: &SyncJob, remedy: &Remedy) -> Option<SyncJob> {
         | Remedy::RemoveAll
         | Remedy::AdoptCycle(_)
         | Remedy::Unpin(_)
+        | Remedy::AllowWrites
         | Remedy::GiveRegion(_)
         | Remedy::GiveCredentials(_)
         | Remedy::Do(_) => return None,

@@ -1,0 +1,239 @@
+//! The way to one origin: name, connection, proxy, TLS, an answer, a request that fills packets, the clock of the other side.
+
+mod decide;
+mod request;
+
+use std::time::{Duration, SystemTime};
+
+use hyper::Uri;
+
+use super::resolver::ResolverFacts;
+use super::row::{Board, CheckKind, RowId};
+use crate::aws::{ConnectionTrace, Http, Service, TraceStep};
+
+use decide::{ConnectionFacts, NameFacts, TlsFacts};
+use request::ask;
+
+/// Bytes of the request that fills packets: several of 1,500 bytes, and of 9,001 within a VPC almost one.
+const LARGE: usize = 8 << 10;
+/// How long an answer may take.
+const ANSWER: Duration = Duration::from_secs(4);
+
+/// Services at one place.
+#[derive(Clone, Debug)]
+pub(super) struct ServiceOrigin {
+    /// Scheme, host and port.
+    pub(super) url: Uri,
+    /// The services.
+    pub(super) services: Vec<Service>,
+    /// Whether the verb fails without it.
+    pub(super) is_needed: bool,
+    /// Where the URL was given; none for AWS's own.
+    pub(super) from: Option<String>,
+}
+
+/// How a check of an origin ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Reach {
+    /// Something answered.
+    Answered,
+    /// This row failed.
+    Broken(RowId),
+}
+
+/// The rows of an origin, in their order; those that it does not need are none.
+struct OriginRows {
+    name: Option<RowId>,
+    connection: RowId,
+    proxy: Option<RowId>,
+    tls: Option<RowId>,
+    answer: RowId,
+    packets: RowId,
+    clock: RowId,
+}
+
+impl ServiceOrigin {
+    /// Host and port.
+    pub(super) fn place(&self) -> String {
+        let is_tls = self.url.scheme_str() == Some("https");
+        let port = self.url.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
+        format!("{}:{port}", self.url.host().unwrap_or_default())
+    }
+
+    /// Host, port and services.
+    fn label(&self) -> String {
+        let services = self.services.iter().map(|service| service.label());
+        format!(
+            "{} ({})",
+            self.place(),
+            services.collect::<Vec<_>>().join(", ")
+        )
+    }
+
+    /// The variable that gives its first service another URL.
+    fn variable(&self) -> String {
+        let first = self.services.first();
+        first.map_or_else(
+            || "AWS_ENDPOINT_URL".to_owned(),
+            |first| first.url_variable(),
+        )
+    }
+}
+
+impl OriginRows {
+    fn plan(board: &Board, origin: &ServiceOrigin, trace: &PlannedWay) -> Self {
+        let label = origin.label();
+        let near = trace.proxy.as_ref().map_or_else(
+            || label.clone(),
+            |proxy| format!("{proxy} (proxy of {})", origin.place()),
+        );
+        Self {
+            name: trace
+                .has_name
+                .then(|| board.plan(CheckKind::Name, near.clone())),
+            connection: board.plan(CheckKind::Connection, near),
+            proxy: (trace.proxy.is_some() && trace.is_tls)
+                .then(|| board.plan(CheckKind::Proxy, label.clone())),
+            tls: trace
+                .is_tls
+                .then(|| board.plan(CheckKind::Tls, label.clone())),
+            answer: board.plan(CheckKind::Answer, label.clone()),
+            packets: board.plan(CheckKind::Packets, label.clone()),
+            clock: board.plan(CheckKind::Clock, label),
+        }
+    }
+
+    /// The rows behind one of them.
+    fn after(&self, row: RowId) -> Vec<RowId> {
+        let rows = [
+            self.name,
+            Some(self.connection),
+            self.proxy,
+            self.tls,
+            Some(self.answer),
+            Some(self.packets),
+            Some(self.clock),
+        ];
+        let rows = rows.into_iter().flatten();
+        rows.skip_while(|found| *found != row).skip(1).collect()
+    }
+}
+
+/// What is known of a way before it is tried.
+struct PlannedWay {
+    proxy: Option<String>,
+    has_name: bool,
+    is_tls: bool,
+}
+
+impl PlannedWay {
+    fn of(http: &Http, origin: &ServiceOrigin) -> Self {
+        let proxy = http.proxy_of(&origin.url);
+        let host = match &proxy {
+            Some(proxy) => proxy
+                .rsplit_once(':')
+                .map_or(proxy.as_str(), |found| found.0),
+            None => origin.url.host().unwrap_or_default(),
+        };
+        let bare = host.trim_matches(['[', ']']);
+        Self {
+            has_name: bare.parse::<std::net::IpAddr>().is_err(),
+            is_tls: origin.url.scheme_str() == Some("https"),
+            proxy,
+        }
+    }
+}
+
+/// Checks the way to an origin.
+pub(super) async fn check(board: &Board, http: &Http, origin: &ServiceOrigin) -> Reach {
+    let planned = PlannedWay::of(http, origin);
+    let rows = OriginRows::plan(board, origin, &planned);
+    let trace = http.trace(&origin.url).await;
+    if let Some(broken) = steps(board, &rows, origin, &trace) {
+        board.skip(&rows.after(broken), broken);
+        return Reach::Broken(broken);
+    }
+    board.start(rows.answer);
+    let small = ask(http, &origin.url, 0, ANSWER).await;
+    let finding = decide::answer(&small, planned.proxy.as_deref());
+    board.fill(rows.answer, finding.unless_needed(origin.is_needed));
+    let Ok(answer) = small else {
+        board.skip(&rows.after(rows.answer), rows.answer);
+        return Reach::Broken(rows.answer);
+    };
+    let skew = answer.date.map(|date| skew(date, answer.at));
+    board.fill_after(rows.clock, decide::clock(skew), answer.took);
+    board.start(rows.packets);
+    let large = ask(http, &origin.url, LARGE, ANSWER).await;
+    let finding = decide::packets(&large, LARGE);
+    board.fill(rows.packets, finding.unless_needed(origin.is_needed));
+    Reach::Answered
+}
+
+/// The rows of a connection; the first one that failed.
+fn steps(
+    board: &Board,
+    rows: &OriginRows,
+    origin: &ServiceOrigin,
+    trace: &ConnectionTrace,
+) -> Option<RowId> {
+    let variable = origin.variable();
+    let from = origin.from.as_deref();
+    let is_needed = origin.is_needed;
+    let host = trace.place.rsplit_once(':').map_or("", |found| found.0);
+    if let Some(row) = rows.name {
+        let facts = NameFacts {
+            host,
+            resolver: &ResolverFacts::observe(),
+            from,
+        };
+        let (finding, took) = decide::name(&facts, &trace.resolved)?;
+        board.fill_after(row, finding.unless_needed(is_needed), took);
+        if matches!(trace.resolved, TraceStep::Failed(..)) {
+            return Some(row);
+        }
+    }
+    let addresses = match &trace.resolved {
+        TraceStep::Done(addresses, _) => addresses.as_slice(),
+        _ => &[],
+    };
+    let facts = ConnectionFacts {
+        place: &trace.place,
+        addresses,
+        is_proxy: trace.proxy.is_some(),
+        from,
+        variable: &variable,
+    };
+    let row = rows.connection;
+    let (finding, took) = decide::connection(&facts, &trace.connected)?;
+    board.fill_after(row, finding.unless_needed(is_needed), took);
+    if matches!(trace.connected, TraceStep::Failed(..)) {
+        return Some(row);
+    }
+    if let (Some(row), Some(proxy)) = (rows.proxy, &trace.proxy) {
+        let (finding, took) = decide::proxy(proxy, &origin.place(), &trace.tunnel)?;
+        board.fill_after(row, finding.unless_needed(is_needed), took);
+        if matches!(trace.tunnel, TraceStep::Failed(..)) {
+            return Some(row);
+        }
+    }
+    let row = rows.tls?;
+    let facts = TlsFacts {
+        host: origin.url.host().unwrap_or_default(),
+        variable: &variable,
+        chain: &trace.chain,
+        now: SystemTime::now(),
+    };
+    let (finding, took) = decide::tls(&facts, &trace.tls)?;
+    board.fill_after(row, finding.unless_needed(is_needed), took);
+    matches!(trace.tls, TraceStep::Failed(..)).then_some(row)
+}
+
+/// Milliseconds by which the other side's clock is ahead.
+fn skew(theirs: SystemTime, ours: SystemTime) -> i64 {
+    let millis = |off: Duration| i64::try_from(off.as_millis()).unwrap_or(i64::MAX);
+    match theirs.duration_since(ours) {
+        Ok(ahead) => millis(ahead),
+        Err(behind) => -millis(behind.duration()),
+    }
+}

@@ -1,0 +1,356 @@
+//! The actions that reading snapshots needs, tried by reads that change nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
+
+use super::job::{DoctorPlaces, ReadNeeds};
+use super::network::Reach;
+use super::row::{Board, CheckKind, RowFinding, RowId};
+use super::{rate, refusal};
+use crate::aws::{Aws, IamAction};
+use crate::block::{BlockIndex, Extent};
+use crate::error::{Error, Kind, Result};
+use crate::snapshot::{Descriptions, ListingProgress, Selector, SnapshotId, VolumeSelector};
+use crate::source::BlockSource;
+
+/// How long a call may take, with its retries.
+const CALL: Duration = Duration::from_secs(6);
+/// What is left of the whole time after a sample.
+const SPARE: Duration = Duration::from_millis(1500);
+
+/// The rows of what is read.
+#[derive(Clone, Copy)]
+pub(super) struct ReadRows {
+    describe: RowId,
+    list: RowId,
+    get: RowId,
+    rate: Option<RowId>,
+}
+
+/// The rows of what is made.
+#[derive(Clone, Copy)]
+pub(super) struct MakeRows {
+    describe: RowId,
+    create: RowId,
+}
+
+impl MakeRows {
+    pub(super) fn plan(board: &Board, role: &str) -> Self {
+        let plan = |action: IamAction| {
+            board.plan(
+                CheckKind::Permission,
+                format!("{} of {role}", action.name()),
+            )
+        };
+        Self {
+            describe: plan(IamAction::DescribeVolumes),
+            create: plan(IamAction::CreateSnapshot),
+        }
+    }
+
+    /// All of them.
+    pub(super) fn all(&self) -> [RowId; 2] {
+        [self.describe, self.create]
+    }
+}
+
+/// Tries, by a dry run, what making snapshots needs.
+pub(super) async fn making(
+    board: &Board,
+    rows: &MakeRows,
+    volumes: &[VolumeSelector],
+    aws: &Aws,
+    places: &dyn DoctorPlaces,
+    ec2: Option<Reach>,
+) {
+    if let Some(Reach::Broken(because)) = ec2 {
+        return board.skip(&rows.all(), because);
+    }
+    board.start(rows.describe);
+    let found = async {
+        let maker = places.maker(aws)?;
+        let mut found = Vec::new();
+        for selector in volumes {
+            found.extend(within(maker.volumes(selector)).await?);
+        }
+        Ok((maker, found))
+    };
+    let found = found.await;
+    let seen = found
+        .as_ref()
+        .map(|(_, found)| format!("{} volumes are selected", found.len()));
+    board.fill(
+        rows.describe,
+        permission(IamAction::DescribeVolumes, seen.map_err(Clone::clone)),
+    );
+    let Ok((maker, found)) = found else {
+        return board.skip(&[rows.create], rows.describe);
+    };
+    let Some(first) = found.first() else {
+        let unknown = RowFinding::unknown("no volume is selected: one is needed for a dry run");
+        return board.fill(rows.create, unknown);
+    };
+    board.start(rows.create);
+    let tried = within(maker.may_create(&first.id)).await;
+    let seen = tried.map(|()| format!("a dry run for {} is allowed", first.id));
+    board.fill(rows.create, permission(IamAction::CreateSnapshot, seen));
+}
+
+/// The row of what cannot be tried without a new snapshot.
+pub(super) fn not_tried(board: &Board, role: &str) {
+    let actions = [
+        IamAction::StartSnapshot,
+        IamAction::PutSnapshotBlock,
+        IamAction::CompleteSnapshot,
+        IamAction::CreateTags,
+    ];
+    let actions = actions.map(IamAction::name).join(", ");
+    let row = board.plan(CheckKind::Permission, format!("{actions} of {role}"));
+    board.fill(
+        row,
+        RowFinding::unknown("not tried: each needs a new snapshot"),
+    );
+}
+
+/// How the services were reached; none where they are not asked.
+#[derive(Clone, Copy)]
+pub(super) struct Ways {
+    pub(super) ec2: Option<Reach>,
+    pub(super) ebs: Option<Reach>,
+}
+
+impl ReadRows {
+    pub(super) fn plan(board: &Board, role: &str, reads: &ReadNeeds) -> Self {
+        let plan = |action: IamAction| {
+            board.plan(
+                CheckKind::Permission,
+                format!("{} of {role}", action.name()),
+            )
+        };
+        let has_sample = !reads.sample.is_zero() && named(reads).is_some();
+        Self {
+            describe: plan(IamAction::DescribeSnapshots),
+            list: plan(IamAction::ListSnapshotBlocks),
+            get: plan(IamAction::GetSnapshotBlock),
+            rate: has_sample.then(|| board.plan(CheckKind::Rate, role)),
+        }
+    }
+
+    /// All of them.
+    pub(super) fn all(&self) -> Vec<RowId> {
+        let mut all = vec![self.describe, self.list, self.get];
+        all.extend(self.rate);
+        all
+    }
+}
+
+/// The first snapshot that is named.
+fn named(reads: &ReadNeeds) -> Option<&SnapshotId> {
+    reads.select.iter().find_map(|selector| match selector {
+        Selector::Snapshot(id) => Some(id),
+        _ => None,
+    })
+}
+
+/// Tries the actions, and then the rate.
+pub(super) async fn check(
+    board: &Board,
+    rows: &ReadRows,
+    reads: &ReadNeeds,
+    aws: &Aws,
+    places: &dyn DoctorPlaces,
+    ways: Ways,
+    until: Instant,
+) {
+    // A snapshot that is named is read without EC2 too.
+    let is_named = named(reads).is_some();
+    let describing = async {
+        match ways.ec2 {
+            Some(Reach::Broken(because)) => board.skip(&[rows.describe], because),
+            _ => {
+                board.start(rows.describe);
+                let found = described(aws, places, reads).await;
+                board.fill(
+                    rows.describe,
+                    permission(IamAction::DescribeSnapshots, found).unless_needed(!is_named),
+                );
+            }
+        }
+    };
+    let blocks = async {
+        let rest: Vec<RowId> = rows.all().into_iter().skip(1).collect();
+        if let Some(Reach::Broken(because)) = ways.ebs {
+            return board.skip(&rest, because);
+        }
+        let Some(id) = named(reads) else {
+            let unknown =
+                RowFinding::unknown("no snapshot is named: the id of one is needed to try it");
+            board.fill(rows.list, unknown.clone());
+            return board.fill(rows.get, unknown);
+        };
+        board.start(rows.list);
+        let source = listed(aws, places, reads, id).await;
+        let seen = source.as_ref().map(|(_, first)| first_words(id, *first));
+        board.fill(
+            rows.list,
+            permission(IamAction::ListSnapshotBlocks, seen.map_err(Clone::clone)),
+        );
+        let Ok((source, first)) = source else {
+            return board.skip(rest.get(1..).unwrap_or_default(), rows.list);
+        };
+        let Some(first) = first else {
+            let none = RowFinding::unknown(format!("{id} holds no block to get"));
+            let rest = rest.iter().skip(1);
+            return rest.for_each(|row| board.fill(*row, none.clone()));
+        };
+        board.start(rows.get);
+        let got = within(source.read_block(first)).await;
+        let seen = got.map(|_| format!("block {first} of {id}, verified by its checksum"));
+        let is_got = seen.is_ok();
+        board.fill(rows.get, permission(IamAction::GetSnapshotBlock, seen));
+        let Some(row) = rows.rate else {
+            return;
+        };
+        if !is_got {
+            return board.skip(&[row], rows.get);
+        }
+        board.start(row);
+        let left = until.saturating_duration_since(Instant::now());
+        let limit = reads.sample.min(left.saturating_sub(SPARE));
+        let sample = rate::sample(&source, first, reads.in_flight, limit).await;
+        board.fill(row, rate::decide(&sample));
+    };
+    futures_util::future::join(describing, blocks).await;
+}
+
+fn first_words(id: &SnapshotId, first: Option<BlockIndex>) -> String {
+    match first {
+        Some(first) => format!("{id} is listed, its first block is {first}"),
+        None => format!("{id} is listed and holds no block"),
+    }
+}
+
+/// A call with a deadline.
+async fn within<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
+    let late = |_| {
+        let what = format!("no answer in {CALL:?}");
+        Err(Error::new(Kind::Unavailable, what))
+    };
+    timeout(CALL, call).await.unwrap_or_else(late)
+}
+
+/// What EC2 says of what is read, in words.
+async fn described(aws: &Aws, places: &dyn DoctorPlaces, reads: &ReadNeeds) -> Result<String> {
+    let Some(ec2) = places.descriptions(aws)? else {
+        return Ok("not needed: this build has no EC2 client".to_owned());
+    };
+    let Some(id) = named(reads) else {
+        return within(first_page(&*ec2, &reads.select)).await;
+    };
+    let found = within(ec2.describe(&reads.select)).await?;
+    match found.iter().find(|snapshot| snapshot.id == *id) {
+        Some(snapshot) => {
+            snapshot.readable()?;
+            Ok(format!("{id} is described"))
+        }
+        None => {
+            let what = format!("EC2 knows no {id} in this Region and account");
+            Err(Error::new(Kind::NotFound, what))
+        }
+    }
+}
+
+/// The first page of a listing that can have thousands.
+async fn first_page(ec2: &dyn Descriptions, select: &[Selector]) -> Result<String> {
+    let has_page = Notify::new();
+    let report = |progress: &ListingProgress| {
+        if progress.snapshots > 0 {
+            has_page.notify_one();
+        }
+    };
+    tokio::select! {
+        biased;
+        listed = ec2.describe_reporting(select, &report) => {
+            Ok(format!("{} snapshots are described", listed?.len()))
+        }
+        () = has_page.notified() => Ok("snapshots are described".to_owned()),
+    }
+}
+
+/// A snapshot as a source, and the first block that it holds.
+async fn listed(
+    aws: &Aws,
+    places: &dyn DoctorPlaces,
+    reads: &ReadNeeds,
+    id: &SnapshotId,
+) -> Result<(Arc<dyn BlockSource>, Option<BlockIndex>)> {
+    let catalog = places.catalog(aws, reads, CALL)?;
+    let (_, source) = within(catalog.open(id)).await?;
+    let first = within(source.next_extent(BlockIndex(0))).await?;
+    Ok((source, first.map(Extent::start)))
+}
+
+/// The row of an action.
+fn permission(action: IamAction, tried: Result<String>) -> RowFinding {
+    let error = match tried {
+        Ok(seen) => return RowFinding::good(seen),
+        Err(error) => error,
+    };
+    let finding = RowFinding::of_error(&error);
+    if finding.fix.is_some() {
+        return finding;
+    }
+    let fix = match error.kind() {
+        Kind::Denied => refusal::advice(&finding.seen, action.name()),
+        Kind::NotFound => "check the id, the Region and the account: aws ec2 describe-snapshots --snapshot-ids ID \
+            --region REGION"
+            .to_owned(),
+        Kind::Pending => "wait until it is completed".to_owned(),
+        Kind::Throttled => "other programs of this account use its quota: Service Quotas console > Amazon EBS".to_owned(),
+        _ => "the rows above say whether the service is reached; else try again".to_owned(),
+    };
+    finding.fixed_by(fix)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::row::RowState;
+    use crate::error::Remedy;
+
+    #[test]
+    fn an_action_that_fails_says_who_denied_it_or_what_to_look_at() {
+        let denied =
+            "ebs:GetSnapshotBlock snap-1: AccessDeniedException (HTTP 403): not authorized";
+        for (kind, text, words) in [
+            (Kind::Denied, denied, "reason not given"),
+            (
+                Kind::Denied,
+                "because no VPC endpoint policy allows the x action",
+                "vpce-ID",
+            ),
+            (Kind::NotFound, "x", "describe-snapshots"),
+            (Kind::Throttled, "x", "Service Quotas"),
+            (Kind::Unavailable, "x", "rows above"),
+        ] {
+            let found = permission(IamAction::GetSnapshotBlock, Err(Error::new(kind, text)));
+            assert_eq!(found.state, RowState::Failed);
+            let Some(Remedy::Do(fix)) = &found.fix else {
+                panic!("{found:?}");
+            };
+            assert!(fix.contains(words) && found.seen == text, "{found:?}");
+        }
+        let own = Error::new(Kind::Pending, "x").with_remedy(Remedy::TryLater);
+        assert_eq!(
+            permission(IamAction::GetSnapshotBlock, Err(own)).fix,
+            Some(Remedy::TryLater)
+        );
+        assert_eq!(
+            permission(IamAction::GetSnapshotBlock, Ok("x".into())).state,
+            RowState::Good
+        );
+    }
+}

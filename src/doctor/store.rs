@@ -1,0 +1,313 @@
+//! A repository's store: read, listed, and with a write of its own objects written, read in part, created once, deleted.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::time::timeout;
+
+use super::job::{DoctorPlaces, DoctorStore};
+use super::refusal;
+use super::row::{Board, CheckKind, RowFinding, RowId};
+use crate::aws::IamAction;
+use crate::block::random_id;
+use crate::error::{Error, Kind, Remedy, Result};
+use crate::repository::{Deleted, RepositoryCatalog, Store};
+
+/// How long one operation may take, with its retries.
+const OPERATION: Duration = Duration::from_secs(8);
+/// Bytes of the object that measures the line: the size of a small pack.
+const UPLOAD: usize = 8 << 20;
+/// Bytes of the object that the other checks use.
+const SMALL: usize = 64 << 10;
+
+/// The rows of a store.
+#[derive(Clone, Copy)]
+struct StoreRows {
+    open: RowId,
+    list: RowId,
+    /// Where something is written, or would be by the verb.
+    written: Option<WriteRows>,
+}
+
+/// The rows of writes.
+#[derive(Clone, Copy)]
+struct WriteRows {
+    put: RowId,
+    range: RowId,
+    create: RowId,
+    upload: RowId,
+    delete: RowId,
+}
+
+impl StoreRows {
+    fn plan(board: &Board, store: &DoctorStore, writes: bool) -> Self {
+        let address = &store.address;
+        let plan = |what: &str| board.plan(CheckKind::Store, format!("{what} {address}"));
+        Self {
+            open: plan("read of"),
+            list: plan("listing of"),
+            written: (store.is_written || writes).then(|| WriteRows {
+                put: plan("write to"),
+                range: plan("read of a part in"),
+                create: plan("creation in"),
+                upload: plan("upload to"),
+                delete: plan("delete in"),
+            }),
+        }
+    }
+
+    fn written(self) -> Vec<RowId> {
+        let rows = self.written.iter();
+        rows.flat_map(|rows| [rows.put, rows.range, rows.create, rows.upload, rows.delete])
+            .collect()
+    }
+}
+
+/// Checks the store of this number.
+pub(super) async fn check(
+    board: &Board,
+    number: usize,
+    store: &DoctorStore,
+    writes: bool,
+    places: &dyn DoctorPlaces,
+) {
+    let rows = StoreRows::plan(board, store, writes);
+    let opened = match within(places.store(number)).await {
+        Ok(opened) => opened,
+        Err(error) => {
+            board.fill(rows.open, refused(&error, IamAction::GetObject));
+            board.skip(&[rows.list], rows.open);
+            return board.skip(&rows.written(), rows.open);
+        }
+    };
+    let catalog = within(RepositoryCatalog::open(Arc::clone(&opened))).await;
+    let is_reached = match &catalog {
+        Ok(_) => {
+            board.fill(rows.open, RowFinding::good("a repository"));
+            true
+        }
+        Err(error) => {
+            board.fill(rows.open, refused(error, IamAction::GetObject));
+            error
+                .remedy()
+                .is_some_and(|remedy| matches!(remedy, Remedy::InitRepository(_)))
+        }
+    };
+    match &catalog {
+        Ok(catalog) => {
+            board.start(rows.list);
+            let names = within(catalog.names()).await;
+            let seen = names.map(|names| format!("{} snapshots, between both fences", names.len()));
+            board.fill(rows.list, of_result(seen, IamAction::ListBucket));
+        }
+        Err(_) => board.skip(&[rows.list], rows.open),
+    }
+    match (is_reached, rows.written) {
+        (false, _) => board.skip(&rows.written(), rows.open),
+        (true, Some(written)) if writes => write(board, written, &opened).await,
+        (true, _) => {
+            let finding = RowFinding {
+                fix: Some(Remedy::AllowWrites),
+                ..RowFinding::unknown("not tried: it needs a write")
+            };
+            for row in rows.written() {
+                board.fill(row, finding.clone());
+            }
+        }
+    }
+}
+
+/// Writes objects of its own, and deletes them.
+async fn write(board: &Board, rows: WriteRows, store: &Store) {
+    let id = random_id();
+    let (small, large) = (format!("doctor/{id}"), format!("doctor/{id}.large"));
+    let bytes = Bytes::from(content(SMALL));
+    board.start(rows.put);
+    let put = within(store.put(&small, std::slice::from_ref(&bytes))).await;
+    let is_there = put.is_ok();
+    let seen = put.map(|()| format!("an object of {SMALL} bytes, proven by the store"));
+    board.fill(rows.put, of_result(seen, IamAction::PutObject));
+    if !is_there {
+        let rest = [rows.range, rows.create, rows.upload, rows.delete];
+        return board.skip(&rest, rows.put);
+    }
+    board.start(rows.range);
+    let part = within(store.get_range(&small, 1000..5000)).await;
+    board.fill(
+        rows.range,
+        of_result(
+            part.and_then(|part| of_part(&part, &bytes)),
+            IamAction::GetObject,
+        ),
+    );
+    board.start(rows.create);
+    let refused = within(store.refuses_to_replace(&small, &bytes)).await;
+    board.fill(rows.create, creation(refused));
+    board.start(rows.upload);
+    let since = Instant::now();
+    let sent = within(store.put(&large, &[Bytes::from(content(UPLOAD))])).await;
+    board.fill(rows.upload, upload(sent, since.elapsed()));
+    board.start(rows.delete);
+    let mut deleted = within(store.delete(&small)).await;
+    let second = within(store.delete(&large)).await;
+    if deleted.is_ok() {
+        deleted = second;
+    }
+    board.fill(rows.delete, deletion(deleted));
+}
+
+/// Bytes that no line compresses.
+fn content(len: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut bytes = vec![0; len];
+    random.fill(&mut bytes);
+    bytes
+}
+
+async fn within<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
+    let late = |_| {
+        let what = format!("no result in {OPERATION:?}");
+        Err(Error::new(Kind::Unavailable, what))
+    };
+    timeout(OPERATION, call).await.unwrap_or_else(late)
+}
+
+fn of_part(part: &Bytes, whole: &Bytes) -> Result<String> {
+    match whole.get(1000..5000) == Some(&part[..]) {
+        true => Ok("bytes 1000 to 4999 are those that were written".to_owned()),
+        false => Err(Error::new(
+            Kind::Corrupt,
+            "the store returns other bytes than those that were written",
+        )),
+    }
+}
+
+/// A failure of a store as a row. A bucket that is missing or elsewhere says so itself.
+fn refused(error: &Error, action: IamAction) -> RowFinding {
+    let finding = RowFinding::of_error(error);
+    if finding.fix.is_some() {
+        return finding;
+    }
+    let fix = match error.kind() {
+        Kind::Denied => refusal::advice(&finding.seen, action.name()),
+        Kind::NotFound => "check the name of the bucket, and the Region and endpoint of the store".to_owned(),
+        Kind::Invalid => "set the Region of the bucket (AWS_REGION; aws s3api get-bucket-location --bucket BUCKET), or the \
+            endpoint of the store (AWS_ENDPOINT_URL_S3)"
+            .to_owned(),
+        Kind::Io | Kind::NoSpace => "look at the folder: df -h, ls -ld".to_owned(),
+        _ => "the rows above say whether the store is reached; else try again".to_owned(),
+    };
+    finding.fixed_by(fix)
+}
+
+fn of_result(done: Result<String>, action: IamAction) -> RowFinding {
+    match done {
+        Ok(seen) => RowFinding::good(seen),
+        Err(error) => refused(&error, action),
+    }
+}
+
+/// The row of a conditional write.
+fn creation(done: Result<Option<bool>>) -> RowFinding {
+    match done {
+        Ok(Some(true)) => RowFinding::good("a second creation of the same name is refused"),
+        Ok(Some(false)) => RowFinding::warning(
+            "the store ignores If-None-Match: of two runs that make one object at once, the last one wins",
+            "write to the repository from one machine at a time, or use a store with conditional writes",
+        ),
+        Ok(None) => RowFinding::warning(
+            "the store refuses If-None-Match: objects are created without it",
+            "write to the repository from one machine at a time, or use a store with conditional writes",
+        ),
+        Err(error) => refused(&error, IamAction::PutObject),
+    }
+}
+
+/// The row of an upload that took so long.
+fn upload(done: Result<()>, took: Duration) -> RowFinding {
+    match done {
+        Ok(()) => {
+            let rate = UPLOAD as f64 / f64::from(1 << 20) / took.as_secs_f64().max(0.001);
+            RowFinding::good(format!("8 MiB at {rate:.1} MiB/s, with the proof"))
+        }
+        Err(error) => refused(&error, IamAction::PutObject),
+    }
+}
+
+/// The row of a deletion.
+fn deletion(done: Result<Deleted>) -> RowFinding {
+    match done {
+        Ok(Deleted::Done) => RowFinding::good("the objects of this check are deleted"),
+        Ok(Deleted::Locked(why)) => RowFinding::warning(
+            format!("retention keeps objects: {why}"),
+            "prune frees space only after the retention of the bucket: S3 console > BUCKET > Properties > Object Lock; delete \
+             doctor/ then",
+        ),
+        Err(error) => refused(&error, IamAction::DeleteObject).unless_needed(false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::row::RowState;
+
+    #[test]
+    fn what_a_store_does_with_a_write_is_good_warns_or_fails() {
+        let denied = || Error::new(Kind::Denied, "AccessDenied");
+        for (finding, state, words) in [
+            (creation(Ok(Some(true))), RowState::Good, "is refused"),
+            (
+                creation(Ok(Some(false))),
+                RowState::Warning,
+                "ignores If-None-Match",
+            ),
+            (
+                creation(Ok(None)),
+                RowState::Warning,
+                "refuses If-None-Match",
+            ),
+            (creation(Err(denied())), RowState::Failed, "AccessDenied"),
+            (deletion(Ok(Deleted::Done)), RowState::Good, "deleted"),
+            (
+                deletion(Ok(Deleted::Locked("hold".into()))),
+                RowState::Warning,
+                "hold",
+            ),
+            (deletion(Err(denied())), RowState::Warning, "AccessDenied"),
+            (
+                upload(Ok(()), Duration::from_secs(4)),
+                RowState::Good,
+                "2.0 MiB/s",
+            ),
+            (
+                refused(&denied(), IamAction::PutObject),
+                RowState::Failed,
+                "AccessDenied",
+            ),
+        ] {
+            assert_eq!(finding.state, state, "{finding:?}");
+            assert!(finding.seen.contains(words), "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_a_store_says_what_to_set() {
+        for (kind, words) in [
+            (Kind::Denied, "Who can deny s3:PutObject"),
+            (Kind::NotFound, "name of the bucket"),
+            (Kind::Invalid, "AWS_REGION"),
+            (Kind::Unavailable, "rows above"),
+        ] {
+            let found = refused(&Error::new(kind, "x"), IamAction::PutObject);
+            assert!(
+                matches!(&found.fix, Some(Remedy::Do(fix)) if fix.contains(words)),
+                "{found:?}"
+            );
+        }
+        let bytes = Bytes::from(content(SMALL));
+        assert!(of_part(&bytes.slice(1000..5000), &bytes).is_ok());
+        assert!(of_part(&bytes.slice(1001..5001), &bytes).is_err());
+    }
+}
