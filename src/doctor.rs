@@ -38,7 +38,7 @@ pub(crate) use row::{DoctorRow, RowState};
 use row::Board;
 
 /// The time of all checks together.
-const WHOLE: Duration = Duration::from_secs(15);
+pub(crate) const WHOLE: Duration = Duration::from_secs(15);
 
 /// Checks everything that a job needs; the rows are in the order in which things break.
 pub(crate) async fn examine(job: &DoctorJob, places: &dyn DoctorPlaces) -> Vec<DoctorRow> {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::aws::AwsArgs;
 use super::{Args, Verb, output, plain, remedy};
-use crate::doctor::{DoctorRow, MachineNeeds, MountNeeds, RowState, examine};
+use crate::doctor::{DoctorRow, MachineNeeds, MountNeeds, RowState, WHOLE, examine};
 use crate::ebs::Limits;
 use crate::error::{Error, Kind, Result};
 use crate::files::default_state_dir;
@@ -30,27 +30,27 @@ const PLAIN_MOUNT: Needs = Needs {
     memory: 256 << 20,
 };
 
-/// CheckKind whether a verb would work here: network, credentials, permissions, stores, this machine
+/// Check whether a verb works here: network, credentials, permissions, stores, this machine
 #[derive(clap::Args, Debug)]
 #[command(
-    long_about = "CheckKind whether a verb would work here, and say what to do where it would not: a row for each check, in the order \
-    in which things break, with what was seen, how long it took and the fix.\n\n\
-    Put `doctor` before the verb of a command that fails: ebsfs doctor sync SNAPSHOT TARGET. Without a verb it checks the way to \
-    EBS and EC2, credentials, and whether this machine can mount.\n\n\
-    Takes at most 15 seconds. It sends refused and harmless requests; nothing is written without --write. Rows are good, warning, \
-    failed or unknown. Exit code 0: no row has failed; 11: one has."
+    long_about = "Check whether a verb works here, and print a fix for each failure: a row for each check, in the order in which \
+    things break, with what was seen, how long it took and the fix.\n\n\
+    Put `doctor` before the verb of a command that fails: ebsfs doctor sync SNAPSHOT TARGET. Without a verb it checks \
+    EBS, EC2, STS, credentials, and whether this machine can mount.\n\n\
+    Takes at most 15 seconds. Its requests change nothing without --write. Rows are good, warning, failed or unknown. Exit code \
+    0: no row has failed; 11: one has, or had no result in time."
 )]
 pub(super) struct DoctorArgs {
     /// Verb to check, with its arguments: mount, sync or replicate
-    #[arg(value_name = "VERB ARGUMENTS", trailing_var_arg = true)]
+    #[arg(value_name = "VERB [ARGUMENTS]", trailing_var_arg = true)]
     verb: Vec<OsString>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// Try writes too: objects in repositories, which are deleted at the end
+    /// Write, read and delete test objects in repositories [default: only read]
     #[arg(long)]
     write: bool,
-    /// Time for a sample of blocks of a snapshot that is named, which AWS bills as reads; 0s takes none
+    /// Duration of the sample that measures how fast a named snapshot is read, billed as reads; 0s: no sample
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
     sample: Duration,
     #[command(flatten)]
@@ -76,7 +76,15 @@ impl DoctorArgs {
     }
 
     async fn check(&self) -> Result<(&'static str, Vec<DoctorRow>)> {
-        let mut examination = self.of_verb().await?;
+        let late = |_| {
+            let what = format!(
+                "cannot read the configuration: no result within {} s",
+                WHOLE.as_secs()
+            );
+            Err(Error::new(Kind::Unavailable, what))
+        };
+        let of_verb = tokio::time::timeout(WHOLE, self.of_verb()).await;
+        let mut examination = of_verb.unwrap_or_else(late)?;
         examination.job.writes = self.write;
         let rows = examine(&examination.job, &examination).await;
         Ok((examination.verb, rows))
@@ -166,10 +174,21 @@ fn failed(rows: &[DoctorRow]) -> impl Iterator<Item = &DoctorRow> {
     rows.filter(|row| row.finding.state == RowState::Failed)
 }
 
-/// An error where a row has failed.
+/// An error where a row has failed, or had no result in time.
 fn result(rows: &[DoctorRow]) -> Result<()> {
     let Some(first) = failed(rows).next() else {
-        return Ok(());
+        let mut late = rows.iter().filter(|row| row.is_late);
+        let Some(first) = late.next() else {
+            return Ok(());
+        };
+        let what = format!(
+            "{} of {} checks had no result in time, the first is {} {}",
+            late.count() + 1,
+            rows.len(),
+            first.check.name(),
+            first.object
+        );
+        return Err(Error::new(Kind::Undecided, what));
     };
     let what = format!(
         "{} of {} checks failed, the first is {} {}",

@@ -75,8 +75,23 @@ pub(super) async fn check(
     until: Instant,
 ) {
     let rows = AccountRows::plan(board, account);
+    let not_tried = |actions: &[IamAction], why| {
+        permission::not_tried(board, &account.role, actions, why);
+    };
+    if account.reads.is_some() {
+        not_tried(
+            &permission::OF_DELTAS,
+            "it needs two snapshots of one volume",
+        );
+    }
+    if !account.makes.is_empty() {
+        not_tried(
+            &permission::OF_CYCLES,
+            "they change snapshots, and the dry run has no tags",
+        );
+    }
     if account.is_written {
-        permission::not_tried(board, &account.role);
+        not_tried(&permission::OF_NEW_SNAPSHOTS, "each needs a new snapshot");
     }
     let needs_region = !account
         .services

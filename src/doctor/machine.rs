@@ -101,13 +101,16 @@ async fn folder(board: &Board, path: &Path, what: &'static str) {
 async fn target(board: &Board, path: &Path) {
     let object = format!("target {}", path.display());
     let owned = path.to_owned();
-    let Ok(found) = std::fs::metadata(path) else {
-        return image(board, object, owned).await;
-    };
-    let twins = mounted_twins(path).await;
-    if !found.file_type().is_block_device() {
+    let looked = owned.clone();
+    let look = blocking(move || {
+        Ok(std::fs::metadata(looked).is_ok_and(|it| it.file_type().is_block_device()))
+    });
+    let is_device = matches!(timeout(DISK, look).await, Ok(Ok(true)));
+    // A disk that hangs makes the row of the image fail.
+    if !is_device {
         return image(board, object, owned).await;
     }
+    let twins = mounted_twins(path).await;
     row(board, object, move || {
         Ok(decide_device(&obstacles(&owned), &twins))
     })

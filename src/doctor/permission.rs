@@ -99,20 +99,28 @@ pub(super) async fn making(
     board.fill(rows.create, permission(IamAction::CreateSnapshot, seen));
 }
 
-/// The row of what cannot be tried without a new snapshot.
-pub(super) fn not_tried(board: &Board, role: &str) {
-    let actions = [
-        IamAction::StartSnapshot,
-        IamAction::PutSnapshotBlock,
-        IamAction::CompleteSnapshot,
-        IamAction::CreateTags,
-    ];
-    let actions = actions.map(IamAction::name).join(", ");
-    let row = board.plan(CheckKind::Permission, format!("{actions} of {role}"));
-    board.fill(
-        row,
-        RowFinding::unknown("not tried: each needs a new snapshot"),
-    );
+/// What cannot be tried without a new snapshot.
+pub(super) const OF_NEW_SNAPSHOTS: [IamAction; 4] = [
+    IamAction::StartSnapshot,
+    IamAction::PutSnapshotBlock,
+    IamAction::CompleteSnapshot,
+    IamAction::CreateTags,
+];
+/// What no dry run of one snapshot shows.
+pub(super) const OF_CYCLES: [IamAction; 3] = [
+    IamAction::CreateSnapshots,
+    IamAction::CreateTags,
+    IamAction::DeleteSnapshot,
+];
+/// What needs two snapshots of one volume.
+pub(super) const OF_DELTAS: [IamAction; 1] = [IamAction::ListChangedBlocks];
+
+/// The row of actions that are not tried.
+pub(super) fn not_tried(board: &Board, role: &str, actions: &[IamAction], why: &str) {
+    let actions: Vec<&str> = actions.iter().map(|action| action.name()).collect();
+    let object = format!("{} of {role}", actions.join(", "));
+    let row = board.plan(CheckKind::Permission, object);
+    board.fill(row, RowFinding::unknown(format!("not tried: {why}")));
 }
 
 /// How the services were reached; none where they are not asked.

@@ -161,6 +161,8 @@ pub(crate) struct DoctorRow {
     pub(crate) took: Duration,
     /// Whether it was left out because a row that it depends on failed.
     pub(crate) is_skipped: bool,
+    /// Whether it had no result in the time of the whole run.
+    pub(crate) is_late: bool,
 }
 
 /// The rows of a run.
@@ -246,6 +248,7 @@ impl Board {
                         limit,
                     )
                 };
+                let is_late = row.result.is_none();
                 let (finding, took) = row.result.unwrap_or_else(none);
                 DoctorRow {
                     check: row.check,
@@ -253,6 +256,7 @@ impl Board {
                     finding,
                     took,
                     is_skipped: row.is_skipped,
+                    is_late,
                 }
             })
             .collect();
@@ -278,6 +282,8 @@ mod tests {
         board.skip(&[answer], tls);
         let _ = lost;
         let rows = board.into_rows(Duration::from_secs(15));
+        let late: Vec<bool> = rows.iter().map(|row| row.is_late).collect();
+        assert_eq!(late, [false, false, false, true]);
         let shown: Vec<_> = rows
             .iter()
             .map(|row| (row.check, row.finding.state, row.finding.seen.as_str()))

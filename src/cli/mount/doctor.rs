@@ -23,8 +23,9 @@ impl MountArgs {
             examination.store("source", address, options, &self.aws, false);
         } else {
             let mut select: Vec<Selector> = Vec::new();
-            if !self.mountpoint.exists()
-                && let Ok(selector) = first.parse()
+            // Only a name that can be a snapshot is looked for: a dead mount would hang here.
+            if let Ok(selector) = first.parse()
+                && !self.mountpoint.exists()
             {
                 mountpoint = None;
                 select.push(selector);

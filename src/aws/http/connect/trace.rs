@@ -17,7 +17,8 @@ use super::super::tls::CertificateFacts;
 use super::{BoxIo, Dialer, HostPort, Proxy, first_of, in_turns, resolve, tunnel};
 
 /// Limits of the steps: a person waits for them, one after the other.
-const RESOLVE: Duration = Duration::from_secs(5);
+// glibc asks the second resolver after 5 s.
+const RESOLVE: Duration = Duration::from_secs(8);
 const CONNECT: Duration = Duration::from_secs(4);
 const TUNNEL: Duration = Duration::from_secs(4);
 const SHAKE: Duration = Duration::from_secs(4);
@@ -55,9 +56,9 @@ pub(crate) enum TraceFailureKind {
     UnknownSigner,
     /// There are no authorities to trust.
     NoAuthorities,
-    /// The certificate has ended.
+    /// The certificate has expired.
     Expired,
-    /// The certificate has not begun.
+    /// The certificate is not valid yet.
     NotYetValid,
     /// The certificate is for other names.
     WrongName,
