@@ -77,6 +77,9 @@ pub(crate) const ACCOUNT: &str = "111122223333";
 /// The profile to use with the `credentials` file in the emulator's folder.
 pub(crate) const PROFILE: &str = "default";
 
+/// How often an action was needed, by resource.
+type ResourceCounts = BTreeMap<String, u64>;
+
 /// An emulator over one folder.
 #[derive(Debug)]
 pub struct Emulator {
@@ -86,7 +89,7 @@ pub struct Emulator {
     /// The policies in force. None: every user may do everything, and actions are not counted.
     policies: Mutex<Option<Arc<AccessPolicies>>>,
     /// Actions that calls needed, by user.
-    actions: Mutex<BTreeMap<String, BTreeMap<String, u64>>>,
+    actions: Mutex<BTreeMap<String, BTreeMap<String, ResourceCounts>>>,
     store: Mutex<EmulatorStore>,
     switches: Mutex<Switches>,
     buckets: Mutex<Buckets>,

@@ -9,10 +9,12 @@
 //! | [`needs`] | what each call asks for: actions, resources, the values of condition keys |
 //! | [`rules`] | statements: what they match |
 //! | [`condition`] | conditions: operators and keys |
+//! | [`unique`] | JSON without repeated members |
 
 mod condition;
 mod needs;
 mod rules;
+mod unique;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,11 +30,14 @@ use super::switches::Switches;
 use super::{ACCOUNT, Emulator};
 use needs::AccessRequest;
 use rules::{PolicyKind, PolicyRules, PrincipalMatch};
+use unique::UniqueValue;
 
 /// The services whose endpoints can have a policy.
 const ENDPOINTS: [&str; 4] = ["ebs", "ec2", "s3", "sts"];
 /// Users of a file.
 const MOST_USERS: usize = 1000;
+/// Resources of an action that are counted apart. The callers choose their names.
+const MOST_RESOURCES: usize = 10_000;
 
 /// The members of a file of policies.
 #[derive(Debug, Default, Deserialize)]
@@ -65,7 +70,8 @@ enum AccessDecision {
 impl AccessPolicies {
     /// Reads a file of policies.
     pub(super) fn parse(text: &[u8]) -> Result<Self, String> {
-        let file: Value = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+        let file = serde_json::from_slice::<UniqueValue>(text);
+        let UniqueValue(file) = file.map_err(|error| error.to_string())?;
         if !file.is_object() {
             return Err("it is not a JSON object".into());
         }
@@ -244,7 +250,14 @@ impl Emulator {
         for request in &requests {
             let mut actions = self.actions.lock();
             let of_user = actions.entry(caller.user.clone()).or_default();
-            *of_user.entry(request.action.clone()).or_default() += 1;
+            let on = of_user.entry(request.action.clone()).or_default();
+            let is_apart = on.len() < MOST_RESOURCES || on.contains_key(&request.resource);
+            let resource = if is_apart {
+                &*request.resource
+            } else {
+                "others"
+            };
+            *on.entry(resource.to_owned()).or_default() += 1;
             drop(actions);
             let decision = policies.decide(&caller.user, &arn, call.service(), request);
             if let AccessDecision::Refused(why) = decision {

@@ -23,6 +23,9 @@ pub(super) struct FolderVolume {
     pub(super) tags: BTreeMap<String, String>,
 }
 
+/// A volume's id and tags.
+pub(in super::super) type TaggedVolume = (String, BTreeMap<String, String>);
+
 /// The volumes of an instance, the first of them being its root.
 pub(super) fn attached_to<'a>(
     volumes: &'a [FolderVolume],
@@ -58,7 +61,7 @@ impl Emulator {
     pub(in super::super) fn volumes_of(
         &self,
         instance: &str,
-    ) -> Result<Vec<(String, BTreeMap<String, String>)>, Refusal> {
+    ) -> Result<Vec<TaggedVolume>, Refusal> {
         let volumes = self.volumes_here(true)?;
         let attached = attached_to(&volumes, instance).into_iter();
         Ok(attached

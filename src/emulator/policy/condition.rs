@@ -51,6 +51,10 @@ enum ValueComparison {
     Equals,
     EqualsIgnoreCase,
     Like,
+    /// As for a resource.
+    ArnLike,
+    /// `true`: the request lacks the key. `false`: it has it.
+    Null,
 }
 
 /// How many values of a key must match.
@@ -87,7 +91,9 @@ impl PolicyCondition {
                 "StringEquals" | "Bool" => (ValueComparison::Equals, false),
                 "StringNotEquals" => (ValueComparison::Equals, true),
                 "StringEqualsIgnoreCase" => (ValueComparison::EqualsIgnoreCase, false),
-                "StringLike" | "ArnLike" => (ValueComparison::Like, false),
+                "StringLike" => (ValueComparison::Like, false),
+                "ArnLike" => (ValueComparison::ArnLike, false),
+                "Null" if quantity == ValueQuantity::One => (ValueComparison::Null, false),
                 "StringNotLike" => (ValueComparison::Like, true),
                 _ => {
                     return Err(format!(
@@ -98,12 +104,21 @@ impl PolicyCondition {
             for (key, values) in keys {
                 let known = key_name(key);
                 let unknown = || format!("the emulator does not know the condition key {key}");
+                let values = texts(values).ok_or_else(|| format!("{key} has no value"))?;
+                let is_known = |value: &String| match comparison {
+                    ValueComparison::ArnLike => is_arn(value),
+                    ValueComparison::Null => ["true", "false"].contains(&value.as_str()),
+                    _ => true,
+                };
+                if let Some(wrong) = values.iter().find(|value| !is_known(value)) {
+                    return Err(format!("{operator} of {key} cannot be {wrong:?}"));
+                }
                 conditions.push(Self {
                     key: known.ok_or_else(unknown)?,
                     comparison,
                     is_negated,
                     quantity,
-                    values: texts(values).ok_or_else(|| format!("{key} has no value"))?,
+                    values,
                 });
             }
         }
@@ -113,6 +128,10 @@ impl PolicyCondition {
     /// Whether it holds. If the request lacks the key, a negated operator and `ForAllValues` hold.
     pub(super) fn holds(&self, context: &AccessContext) -> bool {
         let found = context.0.get(&self.key).map_or(&[][..], Vec::as_slice);
+        if self.comparison == ValueComparison::Null {
+            let is_null = found.is_empty().to_string();
+            return self.values.contains(&is_null);
+        }
         match self.quantity {
             ValueQuantity::One if found.is_empty() => self.is_negated,
             ValueQuantity::One | ValueQuantity::Any => {
@@ -127,6 +146,9 @@ impl PolicyCondition {
             ValueComparison::Equals => wanted == value,
             ValueComparison::EqualsIgnoreCase => wanted.eq_ignore_ascii_case(value),
             ValueComparison::Like => is_like(wanted, value),
+            ValueComparison::ArnLike => is_arn_like(wanted, value),
+            // It compares no value.
+            ValueComparison::Null => false,
         };
         self.values.iter().any(is_it) != self.is_negated
     }
@@ -145,6 +167,17 @@ fn texts(value: &Value) -> Option<Vec<String>> {
         value => vec![one(value)?],
     };
     (!all.is_empty()).then_some(all)
+}
+
+/// Whether a text has the parts of an ARN.
+pub(super) fn is_arn(text: &str) -> bool {
+    text.splitn(6, ':').count() == 6
+}
+
+/// Whether an ARN matches a pattern: part by part, so that a `*` does not match a colon before the last part.
+pub(super) fn is_arn_like(pattern: &str, arn: &str) -> bool {
+    let mut parts = pattern.splitn(6, ':').zip(arn.splitn(6, ':'));
+    is_arn(pattern) && is_arn(arn) && parts.all(|(pattern, part)| is_like(pattern, part))
 }
 
 /// Whether a text matches a pattern: `*` is any text, `?` any character. Takes time in the product of both lengths.

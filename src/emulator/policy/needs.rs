@@ -86,7 +86,7 @@ impl NeedList<'_> {
     /// An action on a snapshot with these tags.
     fn add_on(&mut self, action: &str, id: &str, tags: &BTreeMap<String, String>) {
         let mut context = self.context();
-        add_tags(&mut context, tags);
+        add_tags(&mut context, action, tags);
         self.add(action, self.snapshot(id), context);
     }
 
@@ -127,10 +127,13 @@ fn is_own_key_of_ebs(key: &str) -> bool {
     key.ends_with(":key/aws-ebs")
 }
 
-fn add_tags(context: &mut AccessContext, tags: &BTreeMap<String, String>) {
+/// The tags of the resource of an action. Only actions of EC2 know them as `ec2:ResourceTag/KEY` too.
+fn add_tags(context: &mut AccessContext, action: &str, tags: &BTreeMap<String, String>) {
     for (key, value) in tags {
         context.add(&format!("aws:ResourceTag/{key}"), value);
-        context.add(&format!("ec2:ResourceTag/{key}"), value);
+        if action.starts_with("ec2:") {
+            context.add(&format!("ec2:ResourceTag/{key}"), value);
+        }
     }
 }
 
@@ -209,7 +212,7 @@ impl Emulator {
         let parent = start.parent_snapshot_id.as_deref();
         let named = parent.map(|id| self.named_snapshot(id)).unwrap_or_default();
         if let Some(id) = parent {
-            add_tags(&mut context, &named.tags);
+            add_tags(&mut context, own, &named.tags);
             context.add("ebs:ParentSnapshot", &list.snapshot(id));
         }
         let resource = list.snapshot(parent.unwrap_or("*"));
@@ -260,7 +263,7 @@ impl Emulator {
                 }
                 for (resource, tags) in on {
                     let mut context = list.context();
-                    add_tags(&mut context, &tags);
+                    add_tags(&mut context, own, &tags);
                     list.add(own, resource, context);
                 }
                 let mut context = list.context();
@@ -272,7 +275,7 @@ impl Emulator {
                 let tags = form.tag_list("Tag").into_iter().collect();
                 for id in form.list("ResourceId") {
                     let mut context = list.context();
-                    add_tags(&mut context, &self.named_snapshot(id).tags);
+                    add_tags(&mut context, own, &self.named_snapshot(id).tags);
                     add_request_tags(&mut context, &tags);
                     list.add(own, list.snapshot(id), context);
                 }

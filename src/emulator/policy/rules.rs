@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::condition::{PolicyCondition, is_like};
+use super::condition::{PolicyCondition, is_arn, is_arn_like, is_like};
 use super::needs::AccessRequest;
 use super::root;
 use crate::emulator::ACCOUNT;
@@ -171,7 +171,6 @@ impl PolicyRule {
                 "{wrong:?} is not an action: it must look like ebs:GetSnapshotBlock"
             ));
         }
-        let is_arn = |resource: &str| resource.splitn(6, ':').count() == 6;
         if let Some(wrong) = resources.iter().find(|one| *one != "*" && !is_arn(one)) {
             return Err(format!(
                 "{wrong:?} is not a resource: it must be * or an ARN"
@@ -199,7 +198,8 @@ impl PolicyRule {
         // Names of actions have no case.
         let action = request.action.to_ascii_lowercase();
         let is_action = |pattern: &String| is_like(&pattern.to_ascii_lowercase(), &action);
-        let is_resource = |pattern: &String| is_arn_like(pattern, &request.resource);
+        let is_resource =
+            |pattern: &String| pattern == "*" || is_arn_like(pattern, &request.resource);
         let applies = self.actions.iter().any(is_action)
             && self.resources.iter().any(is_resource)
             && self
@@ -215,22 +215,6 @@ impl PolicyRule {
         let nearest = self.principals.iter().filter_map(principal).max();
         nearest.filter(|_| applies)
     }
-}
-
-/// Whether a resource matches a pattern: part by part, so that a `*` does not match a colon.
-fn is_arn_like(pattern: &str, resource: &str) -> bool {
-    if pattern == "*" {
-        return true;
-    }
-    let (pattern, resource): (Vec<_>, Vec<_>) = (
-        pattern.splitn(6, ':').collect(),
-        resource.splitn(6, ':').collect(),
-    );
-    pattern.len() == resource.len()
-        && pattern
-            .iter()
-            .zip(resource)
-            .all(|(pattern, part)| is_like(pattern, part))
 }
 
 /// `"*"`, or an object with `AWS` alone.

@@ -156,6 +156,10 @@ fn conditions_hold_as_iam_documents_them() {
             false,
         ),
         ("Bool", "aws:RequestTag/x", json!(true), false, false),
+        ("Null", "aws:ResourceTag/Team", json!("true"), false, true),
+        ("Null", "aws:ResourceTag/Team", json!(false), true, false),
+        ("Null", "aws:RequestTag/x", json!(true), true, true),
+        ("Null", "aws:TagKeys", json!(["true", "false"]), true, true),
     ] {
         let mut allow = statement("Allow", "ebs:*", "*");
         allow["Condition"] = json!({operator: {key: values}});
@@ -196,6 +200,15 @@ fn what_the_evaluator_does_not_know_is_refused_when_it_is_read() {
         "Condition",
         json!({"StringEquals": {"aws:TagKeys": "${aws:username}"}}),
     );
+    add("Condition", json!({"Null": {"aws:ResourceTag/a": "yes"}}));
+    add(
+        "Condition",
+        json!({"ForAnyValue:Null": {"aws:TagKeys": "true"}}),
+    );
+    add(
+        "Condition",
+        json!({"ArnLike": {"aws:PrincipalArn": "arn:aws:iam::*"}}),
+    );
     add("NotAction", json!("ebs:*"));
     add("Principal", json!("*"));
     add("Effect", json!("Permit"));
@@ -225,6 +238,66 @@ fn what_the_evaluator_does_not_know_is_refused_when_it_is_read() {
             .unwrap_err()
             .contains("Principal")
     );
+}
+
+#[test]
+fn a_member_that_is_there_twice_is_refused() {
+    let tagged = r#"{"StringEquals": {"aws:ResourceTag/a": "b"}}"#;
+    let file = |condition: &str, more: &str| {
+        format!(
+            r#"{{"users": {{"web": {{"Version": "2012-10-17", "Statement": {{"Effect": "Allow", "Action": "ebs:*",
+            "Resource": "*", "Condition": {condition}{more}}}}}}}}}"#
+        )
+    };
+    assert!(AccessPolicies::parse(file(tagged, "").as_bytes()).is_ok());
+    for (condition, more, member) in [
+        (tagged, r#", "Condition": {}"#, "Condition"),
+        (
+            r#"{"StringEquals": {"aws:ResourceTag/a": "b"}, "StringEquals": {"aws:TagKeys": "a"}}"#,
+            "",
+            "StringEquals",
+        ),
+        (
+            r#"{"StringEquals": {"aws:ResourceTag/a": "b", "aws:ResourceTag\u002fa": "c"}}"#,
+            "",
+            "aws:ResourceTag/a",
+        ),
+        (tagged, r#", "Effect": "Allow""#, "Effect"),
+    ] {
+        let why = AccessPolicies::parse(file(condition, more).as_bytes()).unwrap_err();
+        assert!(why.contains(&format!("{member:?} is there twice")), "{why}");
+    }
+    let twice = r#"{"users": {"web": {}, "web": {}}}"#;
+    assert!(AccessPolicies::parse(twice.as_bytes()).is_err());
+}
+
+#[test]
+fn parts_of_an_arn_are_compared_one_by_one() {
+    let allow = |pattern: &str| {
+        let mut allow = statement("Allow", "ebs:*", "*");
+        allow["Condition"] = json!({"ArnLike": {"aws:PrincipalArn": pattern}});
+        allow
+    };
+    for (pattern, arn, expected) in [
+        ("arn:aws:iam::*:user/web", USER, true),
+        ("arn:*:iam:*:*:*", USER, true),
+        ("arn:aws:iam::111122223333:user/*", USER, true),
+        // A star does not match a colon, as it does in StringLike.
+        (
+            "arn:aws:*:a:b:user/web",
+            "arn:aws:iam::1:a:b:user/web",
+            false,
+        ),
+        ("arn:aws:iam::*:user/web", "user/web", false),
+    ] {
+        let list = request(
+            "ebs:ListSnapshotBlocks",
+            SNAPSHOT,
+            &[("aws:PrincipalArn", arn)],
+        );
+        let is_allowed = refused(&[allow(pattern)], &list).is_empty();
+        assert_eq!(is_allowed, expected, "{pattern} {arn}");
+    }
 }
 
 #[test]
