@@ -31,6 +31,9 @@ const KMS_ORDER: [&str; 5] = [
     "kms:ReEncrypt*",
 ];
 
+/// The tag of the snapshots of a job.
+const CYCLE_TAG: &str = "ebsfs:cycle";
+
 /// What a policy is made for.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PolicyScope {
@@ -86,7 +89,7 @@ impl PolicyScope {
                 statements.push(PolicyStatement::allow(
                     actions.clone(),
                     arns,
-                    self.via(is_bucket, Some(region)),
+                    self.via(is_bucket, &[region]),
                 ));
             }
         }
@@ -99,12 +102,22 @@ impl PolicyScope {
     pub(crate) fn endpoints(&self) -> BTreeMap<&'static str, PolicyDocument> {
         let needs = self.needs();
         let mut conditions = Conditions::default();
-        match (&self.principal, &self.account) {
-            (Some(principal), _) => conditions.add("StringEquals", "aws:PrincipalArn", principal),
-            (None, Some(account)) => {
-                conditions.add("StringEquals", "aws:PrincipalAccount", account)
+        // No caller has the ARN of an account.
+        let whole = self
+            .principal
+            .as_ref()
+            .and_then(PrincipalArn::whole_account);
+        match (&self.principal, whole, &self.account) {
+            (Some(_), Some(account), _) => {
+                conditions.add("StringEquals", "aws:PrincipalAccount", &account);
             }
-            (None, None) => {}
+            (Some(principal), None, _) => {
+                conditions.add("StringEquals", "aws:PrincipalArn", principal);
+            }
+            (None, _, Some(account)) => {
+                conditions.add("StringEquals", "aws:PrincipalAccount", account);
+            }
+            (None, _, None) => {}
         }
         let of_service = |service: ActionService| {
             // Tags of a new snapshot go along with StartSnapshot. AWS does not document which endpoint's policy must allow
@@ -117,16 +130,40 @@ impl PolicyScope {
             };
             let own: Vec<_> = needs
                 .iter()
-                .filter(|need| need.action.service() == service || is_with_start(*need))
+                .filter(|need| need.action.service() == service || is_with_start(need))
                 .copied()
                 .collect();
-            let statements = self.statements(&own, Some(&PolicyPrincipal::All), &conditions);
-            (!own.is_empty()).then(|| (service.name(), PolicyDocument::new(statements)))
+            let mut statements = self.statements(&own, Some(&PolicyPrincipal::All), &conditions);
+            if service == ActionService::Sts {
+                statements.push(self.taking_of_roles());
+            }
+            (!statements.is_empty()).then(|| (service.name(), PolicyDocument::new(statements)))
         };
         ActionService::ALL
             .into_iter()
             .filter_map(of_service)
             .collect()
+    }
+
+    /// Allows to take the roles of profiles. Who takes a role is not yet that role, and a request with a web identity is not
+    /// signed: the roles limit it, a condition on the principal would refuse it.
+    fn taking_of_roles(&self) -> PolicyStatement {
+        let named = self.principal.as_ref();
+        let account = named
+            .map(PrincipalArn::account)
+            .or_else(|| self.account.as_ref().map(AccountId::as_str));
+        let role = named.filter(|principal| principal.is_role());
+        let roles = role.map(ToString::to_string).or_else(|| {
+            account.map(|account| format!("arn:{}:iam::{account}:role/*", self.partition.name()))
+        });
+        let actions = [IamAction::AssumeRole, IamAction::AssumeRoleWithWebIdentity];
+        let mut statement = PolicyStatement::allow(
+            actions.map(IamAction::name).to_vec(),
+            vec![roles.unwrap_or_else(|| "*".into())],
+            Conditions::default(),
+        );
+        statement.principal = Some(PolicyPrincipal::All);
+        statement
     }
 
     /// The policy of the bucket. None without a principal, or where the verbs use no bucket.
@@ -153,8 +190,11 @@ impl PolicyScope {
             if actions.is_empty() || !is_asked {
                 continue;
             }
-            let region = keys.first().map(KmsKeyArn::region);
-            let condition = self.via(is_bucket, region);
+            let regions: Vec<&str> = by_region(keys)
+                .into_iter()
+                .map(|(region, _)| region)
+                .collect();
+            let condition = self.via(is_bucket, &regions);
             let mut statement = PolicyStatement::allow(actions, vec!["*".into()], condition);
             statement.principal = Some(principal.clone());
             statements.push(statement);
@@ -201,6 +241,46 @@ impl PolicyScope {
         self.needs().iter().any(is_such)
     }
 
+    /// The tags whose conditions limit what is read and deleted. They limit no user that may set them on any snapshot.
+    fn limiting_tags(&self) -> Vec<&str> {
+        let deletes = |need: &ActionNeed| need.on == ActionResource::CycleSnapshots;
+        let cycle = self.needs().iter().any(deletes).then_some(CYCLE_TAG);
+        let tag = self.tag.as_ref().filter(|_| self.can_be_limited_by_tag());
+        let all = tag.map(PolicyTag::key).into_iter();
+        all.chain(cycle).collect()
+    }
+
+    /// Statements that allow to tag snapshots, but to set the tags in `limiting` only on snapshots of volumes, while they are made.
+    fn tagging(
+        &self,
+        needs: &[ActionNeed],
+        tags: &ActionNeed,
+        limiting: &[&str],
+        conditions: &Conditions,
+    ) -> Vec<PolicyStatement> {
+        let makes = [IamAction::CreateSnapshot, IamAction::CreateSnapshots].into_iter();
+        let makes = makes.filter(|action| needs.iter().any(|need| need.action == *action));
+        let makes: Vec<String> = makes
+            .map(|action| action.name().replacen("ec2:", "", 1))
+            .collect();
+        let mut while_made = conditions.clone();
+        let mut others = conditions.clone();
+        for key in limiting {
+            others.add("Null", &format!("aws:RequestTag/{key}"), &true);
+        }
+        let mut all = Vec::new();
+        if !makes.is_empty() {
+            while_made.add_all("StringEquals", "ec2:CreateAction", values_of(makes));
+            all.push(while_made);
+        }
+        all.push(others);
+        let all = all.into_iter();
+        all.map(|condition| {
+            PolicyStatement::allow(vec![tags.action.name()], self.resources(tags), condition)
+        })
+        .collect()
+    }
+
     /// Statements that allow these needs: those on the same kind of resource are one.
     fn statements(
         &self,
@@ -208,9 +288,18 @@ impl PolicyScope {
         principal: Option<&PolicyPrincipal>,
         conditions: &Conditions,
     ) -> Vec<PolicyStatement> {
-        let mut statements: Vec<(ActionResource, PolicyStatement)> = Vec::new();
+        let mut statements: Vec<(Option<ActionResource>, PolicyStatement)> = Vec::new();
+        let limiting = self.limiting_tags();
         for need in needs {
-            if let Some((_, known)) = statements.iter_mut().find(|(on, _)| *on == need.on) {
+            if need.action == IamAction::CreateTags && !limiting.is_empty() {
+                for mut statement in self.tagging(needs, need, &limiting, conditions) {
+                    statement.principal = principal.cloned();
+                    statements.push((None, statement));
+                }
+                continue;
+            }
+            let on = Some(need.on);
+            if let Some((_, known)) = statements.iter_mut().find(|(known, _)| *known == on) {
                 known.add(need.action.name());
                 continue;
             }
@@ -219,7 +308,7 @@ impl PolicyScope {
             let mut statement =
                 PolicyStatement::allow(vec![need.action.name()], self.resources(need), condition);
             statement.principal = principal.cloned();
-            statements.push((need.on, statement));
+            statements.push((on, statement));
         }
         let all = statements.into_iter();
         all.map(|(_, statement)| statement).collect()
@@ -231,7 +320,8 @@ impl PolicyScope {
         if is_cycle {
             let of_job = self.job.as_ref().map(|job| format!("{job}/*"));
             let cycles = of_job.unwrap_or_else(|| "*".into());
-            conditions.add("StringLike", "aws:ResourceTag/ebsfs:cycle", &cycles);
+            let key = format!("aws:ResourceTag/{CYCLE_TAG}");
+            conditions.add("StringLike", &key, &cycles);
         }
         if let Some(tag) = self
             .tag
@@ -279,18 +369,21 @@ impl PolicyScope {
         }
     }
 
-    /// The condition that a key is used through EC2 or S3 alone.
-    fn via(&self, is_bucket: bool, region: Option<&str>) -> Conditions {
+    /// The condition that a key is used through EC2 or S3 alone, in the Regions of the keys; without any in that of the policy.
+    fn via(&self, is_bucket: bool, regions: &[&str]) -> Conditions {
         let service = if is_bucket { "s3" } else { "ec2" };
-        let own = self.region.as_ref().map(RegionName::as_str);
-        let region = region.or(own).unwrap_or("*");
-        let hosts = self.partition.suffixes().iter();
-        let hosts: Vec<String> = hosts
-            .map(|suffix| format!("{service}.{region}.{suffix}"))
-            .collect();
-        let operator = match region {
-            "*" => "StringLike",
-            _ => "StringEquals",
+        let own = [self.region.as_ref().map_or("*", RegionName::as_str)];
+        let regions = if regions.is_empty() { &own } else { regions };
+        let suffixes = self.partition.suffixes();
+        let of_region = |region: &&str| {
+            let hosts = suffixes.iter();
+            let hosts = hosts.map(|suffix| format!("{service}.{region}.{suffix}"));
+            hosts.collect::<Vec<_>>()
+        };
+        let hosts: Vec<String> = regions.iter().flat_map(of_region).collect();
+        let operator = match regions.contains(&"*") {
+            true => "StringLike",
+            false => "StringEquals",
         };
         let mut conditions = Conditions::default();
         conditions.add_all(operator, "kms:ViaService", values_of(hosts));

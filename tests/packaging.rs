@@ -239,9 +239,18 @@ fn the_array_job_of_batch_has_few_rights_and_the_policy_of_the_pages() {
     let given = policies[0]["PolicyDocument"]["Statement"]
         .as_array()
         .unwrap();
-    let given: Vec<Vec<String>> = given.iter().map(actions).collect();
+    let conditions = |statement: &Value| -> Vec<String> {
+        let all = statement["Condition"].as_object().into_iter().flatten();
+        all.flat_map(|(operator, of)| {
+            let keys = of.as_object().unwrap().keys();
+            keys.map(move |key| format!("{operator} {key}"))
+        })
+        .collect()
+    };
+    let rights = |statement: &Value| (actions(statement), conditions(statement));
+    let given: Vec<_> = given.iter().map(rights).collect();
     let named = policy["Statement"].as_array().unwrap();
-    let named: Vec<Vec<String>> = named.iter().map(actions).collect();
+    let named: Vec<_> = named.iter().map(rights).collect();
     assert_eq!(given[..named.len()], named);
     // The command is one that the program takes: only the job is missing here.
     let command = container["Command"].as_array().unwrap();

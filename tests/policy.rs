@@ -88,14 +88,18 @@ impl PolicySite {
         self.bucket.seen();
     }
 
-    /// The actions of EBS, EC2 and KMS that calls needed since the last reset.
-    fn asked(&self) -> BTreeSet<String> {
+    /// The actions that calls needed since the last reset, each with its resources.
+    fn asked(&self) -> BTreeSet<(String, String)> {
         let url = format!("{}/_emulator/actions", self.emulator.url());
         let text = run(Command::new("curl").args(["-sSf", &url]));
         let by_user: Value = serde_json::from_str(&text).unwrap();
-        let asked = by_user["default"].as_object().unwrap().keys();
-        let asked = asked.filter(|action| *action != "sts:GetCallerIdentity");
-        asked.cloned().collect()
+        let mut asked: BTreeSet<_> = self.bucket.seen().iter().map(of_bucket).collect();
+        let by_action = by_user["default"].as_object().into_iter().flatten();
+        for (action, on) in by_action.filter(|(action, _)| *action != "sts:GetCallerIdentity") {
+            let resources = on.as_object().unwrap().keys();
+            asked.extend(resources.map(|resource| (action.clone(), resource.clone())));
+        }
+        asked
     }
 
     /// Runs commands under the printed policy of a verb, and compares the policy with the actions that they needed.
@@ -103,32 +107,19 @@ impl PolicySite {
         let policy = printed(verb);
         self.enforce_for_all(&policy);
         commands(self);
-        let granted = pairs(&policy);
-        let asked = match granted.iter().all(|pair| pair.0.starts_with("s3:")) {
-            true => BTreeSet::new(),
-            false => self.asked(),
-        };
-        let requests: BTreeSet<_> = self.bucket.seen().iter().map(of_bucket).collect();
-        let is_granted = |action: &str| granted.iter().any(|pair| is_named(&pair.0, action));
-        let is_pair = |pair: &(String, String), of: &(String, String)| {
-            pair.0 == of.0 && is_below(&pair.1, &of.1)
-        };
-        let missing: Vec<_> = asked.iter().filter(|action| !is_granted(action)).collect();
-        let missing_of_bucket: Vec<_> = requests
-            .iter()
-            .filter(|of| !granted.iter().any(|pair| is_pair(pair, of)))
-            .collect();
-        let idle: Vec<_> = granted
-            .iter()
-            .filter(|pair| match pair.0.starts_with("s3:") {
-                true => !requests.iter().any(|of| is_pair(pair, of)),
-                false => !asked.iter().any(|action| is_named(&pair.0, action)),
-            })
-            .collect();
+        let asked = self.asked();
+        let (missing, idle) = differences(&policy, &asked);
         assert!(
-            missing.is_empty() && missing_of_bucket.is_empty() && idle.is_empty(),
-            "{verb:?}: lacks {missing:?} {missing_of_bucket:?}, and has too much: {idle:?}"
+            missing.is_empty() && idle.is_empty(),
+            "{verb:?}: lacks {missing:?}, and has too much: {idle:?}"
         );
+        // On all resources, each action that can be limited is too much.
+        let mut wide = policy.clone();
+        for statement in wide["Statement"].as_array_mut().unwrap() {
+            statement["Resource"] = json!("*");
+        }
+        let is_found = !differences(&wide, &asked).1.is_empty();
+        assert_eq!(is_found, wide != policy, "{verb:?}: {wide}");
         // The setup of the next verb needs other actions.
         self.enforce(&json!({}));
         self.bucket.on(|_| None);
@@ -170,6 +161,34 @@ fn pairs(policy: &Value) -> BTreeSet<(String, String)> {
         }
     }
     pairs
+}
+
+/// What calls needed and a policy does not grant, and what it grants and no call needed.
+fn differences(
+    policy: &Value,
+    asked: &BTreeSet<(String, String)>,
+) -> (Vec<(String, String)>, Vec<(String, String)>) {
+    let granted = pairs(policy);
+    let is_pair = |pair: &(String, String), of: &(String, String)| {
+        is_named(&pair.0, &of.0) && is_exactly_on(&pair.1, &of.1)
+    };
+    let missing = asked.iter();
+    let missing = missing.filter(|of| !granted.iter().any(|pair| is_pair(pair, of)));
+    // One statement has both calls that make snapshots. This one is never on an instance.
+    let is_harmless =
+        |pair: &(String, String)| pair.0 == "ec2:CreateSnapshot" && pair.1.ends_with(":instance/*");
+    let idle = granted.iter();
+    let idle = idle.filter(|pair| !is_harmless(pair) && !asked.iter().any(|of| is_pair(pair, of)));
+    (missing.cloned().collect(), idle.cloned().collect())
+}
+
+/// Whether a granted ARN is that of a resource, part by part. `*` is granted only for an action that no resource limits.
+fn is_exactly_on(granted: &str, resource: &str) -> bool {
+    let (mut parts, mut of) = (granted.splitn(6, ':'), resource.splitn(6, ':'));
+    match granted == "*" || resource == "*" {
+        true => granted == resource,
+        false => (0..6).all(|_| is_below(parts.next().unwrap(), of.next().unwrap())),
+    }
 }
 
 /// Whether an action has this name, which can end with a `*`.
@@ -238,7 +257,7 @@ fn calls_name_their_actions_by_the_table() {
             }
             let text = std::fs::read_to_string(&path).unwrap();
             let code = text.split("#[cfg(test)]\nmod ").next().unwrap();
-            let is_action = |word: &str| {
+            let looks_like_one = |word: &str| {
                 let call = word
                     .split_once(':')
                     .filter(|(service, _)| ["ebs", "ec2", "s3", "sts"].contains(service));
@@ -248,6 +267,8 @@ fn calls_name_their_actions_by_the_table() {
                         && call.bytes().any(|b| b.is_ascii_lowercase())
                 })
             };
+            // A condition key looks like an action.
+            let is_action = |word: &str| word != "ec2:CreateAction" && looks_like_one(word);
             let named = code.split('"').filter(|word| is_action(word));
             let named: Vec<&str> = named.collect();
             if !named.is_empty() && !["actions", "tests"].contains(&&*name) {
@@ -315,6 +336,51 @@ fn each_verb_that_reads_snapshots_needs_exactly_its_policy() {
     ] {
         site.check_minimal(&with_key(verb), command);
     }
+}
+
+#[test]
+fn each_verb_runs_under_its_policy_for_a_tag_and_cannot_tag_other_snapshots() {
+    let site = PolicySite::new();
+    let [first, later] = two_of_a_filesystem(&site);
+    for id in [&first, &later] {
+        site.emulator
+            .post(&format!("snapshots/{id}?tag=team%3Dstorage"));
+    }
+    let with_tag = |verbs: &[&'static str]| [verbs, &["--tag", "team=storage"]].concat();
+    let image = site.path("image.raw");
+    site.check(&with_tag(&["sync", "--kms", KEY]), |site| {
+        site.ok(&["sync", &first, &image]);
+        site.ok(&["sync", &later, &image, "--base", &first]);
+    });
+    for volume in ["vol-0c", "vol-0d"] {
+        site.emulator.make_volume(volume, 2048, [0, 3]);
+        site.emulator.post(&format!(
+            "volumes/{volume}?instance=i-0c&tag=team%3Dstorage"
+        ));
+    }
+    let to = site.path("{volume}.raw");
+    let job = |file: &str, of: &str| {
+        let text = format!("name = \"web\"\n{of}\n[[target]]\nto = \"{to}\"\n");
+        std::fs::write(site.at(file), text).unwrap();
+        site.path(file)
+    };
+    let set = job("set.toml", "instances = [\"i-0c\"]");
+    let one = job("one.toml", "volumes = [\"vol-0d\"]");
+    site.check(&with_tag(&["replicate", "--job", "web"]), |site| {
+        site.ok(&["replicate", "--once", &set]);
+        site.ok(&["replicate", "--once", &one]);
+        site.ok(&["replicate", "--once", &one]);
+    });
+    // A new snapshot gets its own tags, but not the one that makes snapshots readable.
+    let source = site.emulator.volume("vol-0c");
+    let upload = ["sync", source.to_str().unwrap(), "ebs:", "--restart"];
+    let policy = printed(&with_tag(&["digest", "upload"]));
+    site.enforce(&json!({"users": {"default": policy}}));
+    site.ok(&upload);
+    let tagged = [&upload[..], &["--tag", "team=storage"]].concat();
+    let (code, said) = ends_within(LIMIT, &mut site.ebsfs(&tagged));
+    let refused = "no identity-based policy allows the ec2:CreateTags action";
+    assert!(code == 4 && said.contains(refused), "{code} {said}");
 }
 
 #[test]

@@ -14,7 +14,8 @@ use super::plan::PlannedCall;
 use super::{CaptureJob, CaptureReport, CapturedSnapshot};
 use crate::error::{Error, Kind, Result};
 use crate::snapshot::{
-    Creation, SELF_TAG, Selector, Snapshot, SnapshotMaker, YOUNG, carries_own_id, tag_with_own_id,
+    Creation, SELF_TAG, Selector, Snapshot, SnapshotMaker, YOUNG, carries_own_id, has_tag,
+    tag_with_own_id,
 };
 use crate::target::Stop;
 
@@ -364,7 +365,9 @@ impl Taking<'_> {
     /// Gives a snapshot its own id as a tag. Returns whether it carries it.
     async fn tag(&mut self, planned: &PlannedCall, snapshot: &Snapshot) -> bool {
         let volume = snapshot.volume_id.as_deref().unwrap_or_default();
-        let others = planned.tags_after(volume, self.job);
+        let mut others = planned.tags_after(volume, self.job);
+        // A policy can forbid to set the tags that limit what is deleted, except while a snapshot is made.
+        others.retain(|(key, value)| !has_tag(snapshot, key, value));
         let tagged = tag_with_own_id(self.maker, &snapshot.id, &others, YOUNG);
         let stopped = async {
             self.stop.stopped().await;

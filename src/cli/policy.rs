@@ -26,7 +26,7 @@ pub(super) struct PolicyArgs {
     /// Verbs that the policy is for
     #[arg(value_name = "VERB", required = true, value_parser = verbs())]
     verbs: Vec<AwsVerb>,
-    /// Allow only snapshots with this tag to be read and deleted [default: all snapshots]
+    /// Allow only snapshots with this tag to be read and deleted; new snapshots at ebs: cannot get it [default: all snapshots]
     #[arg(long, value_name = "KEY=VALUE")]
     tag: Option<PolicyTag>,
     /// Allow snapshots that are encrypted with this KMS key, by its ARN; repeat for several [default: none]
@@ -47,9 +47,9 @@ pub(super) struct PolicyArgs {
     /// Account of volumes, instances and principals, 12 digits [default: any]
     #[arg(long, value_name = "DIGITS")]
     account: Option<AccountId>,
-    /// Partition of the ARNs
-    #[arg(long, value_name = "PARTITION", value_parser = partitions(), default_value = "aws")]
-    partition: PolicyPartition,
+    /// Partition of the ARNs [default: that of --region or of an ARN, else aws]
+    #[arg(long, value_name = "PARTITION", value_parser = partitions())]
+    partition: Option<PolicyPartition>,
     /// Leave out actions that the verbs can do without
     #[arg(long)]
     minimal: bool,
@@ -162,7 +162,7 @@ impl PolicyArgs {
     fn scope(&self) -> PolicyScope {
         PolicyScope {
             verbs: self.verbs.clone(),
-            partition: self.partition,
+            partition: self.effective_partition(),
             region: self.region.clone(),
             account: self.account.clone(),
             tag: self.tag.clone(),
@@ -173,6 +173,22 @@ impl PolicyArgs {
             principal: self.principal.clone(),
             is_minimal: self.minimal,
         }
+    }
+
+    /// The partition of the Region, and of each ARN, with the text that names it.
+    fn named_partitions(&self) -> Vec<(String, Option<PolicyPartition>)> {
+        let region = self.region.iter();
+        let region = region.map(|name| (name.as_str().to_owned(), Some(name.partition())));
+        let keys = self.kms.iter().chain(&self.bucket_kms);
+        let keys = keys.map(|key| (key.to_string(), Some(key.partition())));
+        let principal = self.principal.iter();
+        let principal = principal.map(|arn| (arn.to_string(), arn.partition()));
+        region.chain(keys).chain(principal).collect()
+    }
+
+    fn effective_partition(&self) -> PolicyPartition {
+        let named = || self.named_partitions().into_iter().find_map(|(_, of)| of);
+        self.partition.or_else(named).unwrap_or_default()
     }
 
     fn names(&self) -> String {
@@ -244,15 +260,22 @@ impl PolicyArgs {
             let what = "cannot use --principal: an identity policy is attached to its user or role";
             return Err(Error::new(Kind::Invalid, what));
         }
-        let keys = self.kms.iter().chain(&self.bucket_kms);
-        let arns = keys.map(|key| (key.to_string(), Some(key.partition())));
-        let principal = self.principal.iter();
-        let principal = principal.map(|arn| (arn.to_string(), arn.partition()));
-        for (arn, partition) in arns.chain(principal) {
-            if partition != Some(self.partition) {
-                let what = format!("cannot use {arn}: --partition is {}", self.partition.name());
+        for (name, partition) in self.named_partitions() {
+            if partition != Some(scope.partition) {
+                let own = scope.partition.name();
+                let what = format!("cannot use {name}: the partition of the policy is {own}");
                 return Err(Error::new(Kind::Invalid, what));
             }
+        }
+        // A bucket can be in another Region than the snapshots.
+        let region = self.region.as_ref().map(RegionName::as_str);
+        let elsewhere = |key: &&KmsKeyArn| region.is_some_and(|region| region != key.region());
+        if let Some(key) = self.kms.iter().find(elsewhere) {
+            let what = format!(
+                "cannot use {key}: --region is {}",
+                region.unwrap_or_default()
+            );
+            return Err(Error::new(Kind::Invalid, what));
         }
         Ok(())
     }
@@ -324,7 +347,19 @@ mod tests {
             ),
             (
                 &format!("mount --partition aws-cn --kms {KEY}"),
-                "--partition is aws-cn",
+                "the partition of the policy is aws-cn",
+            ),
+            (
+                "mount --partition aws --region us-gov-west-1",
+                "cannot use us-gov-west-1: the partition of the policy is aws",
+            ),
+            (
+                &format!("mount --region cn-north-1 --kms {KEY}"),
+                "the partition of the policy is aws-cn",
+            ),
+            (
+                &format!("mount --region eu-central-1 --kms {KEY}"),
+                "key/0a: --region is eu-central-1",
             ),
             ("mount --endpoint=s3", "mount does not call it"),
             (
@@ -353,6 +388,21 @@ mod tests {
         let all = parsed("mount --endpoint");
         assert_eq!(all["ebs"], parsed("mount --endpoint=ebs"));
         assert_eq!(all.as_object().unwrap().len(), 3);
+        // The Region and the ARNs tell the partition.
+        for (line, partition) in [
+            ("blocks --region us-gov-west-1", "aws-us-gov"),
+            ("blocks --region cn-north-1", "aws-cn"),
+            ("blocks --region eu-central-1", "aws"),
+            (
+                "blocks --kms arn:aws-cn:kms:cn-north-1:111122223333:key/0a",
+                "aws-cn",
+            ),
+            ("blocks", "aws"),
+        ] {
+            let resource = parsed(line)["Statement"][0]["Resource"].to_string();
+            let start = format!("\"arn:{partition}:ec2:");
+            assert!(resource.starts_with(&start), "{line}: {resource}");
+        }
         let bucket = parsed("repository --bucket b/p --bucket-policy --account 111122223333");
         assert_eq!(
             bucket["Statement"][0]["Principal"]["AWS"],

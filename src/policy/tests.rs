@@ -89,11 +89,7 @@ fn tags_and_jobs_limit_what_is_read_and_deleted_and_nothing_else() {
         "StringLike": {"aws:ResourceTag/ebsfs:cycle": "web/*"}
     });
     assert_eq!(condition("ec2:DeleteSnapshot"), Some(deleted));
-    for action in [
-        "ec2:DescribeSnapshots",
-        "ec2:CreateSnapshot",
-        "ec2:CreateTags",
-    ] {
+    for action in ["ec2:DescribeSnapshots", "ec2:CreateSnapshot"] {
         assert_eq!(condition(action), None, "{action}");
     }
     scope.job = None;
@@ -159,7 +155,7 @@ fn endpoints_have_a_policy_each_with_the_actions_of_their_service() {
     let found = scope.endpoints();
     assert_eq!(
         found.keys().copied().collect::<Vec<_>>(),
-        ["ebs", "ec2", "s3"]
+        ["ebs", "ec2", "s3", "sts"]
     );
     let (ebs, ec2) = (value(&found["ebs"]), value(&found["ec2"]));
     let start = allowing(&ebs, "ebs:StartSnapshot")[0];
@@ -178,6 +174,147 @@ fn endpoints_have_a_policy_each_with_the_actions_of_their_service() {
     assert_eq!(
         value(&scope.endpoints()["s3"])["Statement"][0]["Condition"],
         role
+    );
+    // No caller has the ARN of an account.
+    scope.account = None;
+    scope.principal = Some("arn:aws:iam::111122223333:root".parse().unwrap());
+    assert_eq!(
+        value(&scope.endpoints()["s3"])["Statement"][0]["Condition"],
+        account
+    );
+}
+
+#[test]
+fn the_endpoint_of_sts_lets_profiles_take_their_roles() {
+    let role = "arn:aws:iam::111122223333:role/proxy";
+    let all = "arn:aws:iam::111122223333:role/*";
+    for (account, principal, expected) in [
+        (None, None, "*"),
+        (Some("111122223333"), None, all),
+        (None, Some("arn:aws:iam::111122223333:root"), all),
+        (None, Some("arn:aws:iam::111122223333:user/web"), all),
+        (Some("444455556666"), Some(role), role),
+    ] {
+        let mut scope = scope(&[AwsVerb::Sync]);
+        scope.account = account.map(|account| account.parse().unwrap());
+        scope.principal = principal.map(|arn| arn.parse().unwrap());
+        let sts = value(&scope.endpoints()["sts"]);
+        for action in ["sts:AssumeRole", "sts:AssumeRoleWithWebIdentity"] {
+            let [statement] = allowing(&sts, action)[..] else {
+                panic!("{sts}");
+            };
+            assert_eq!(statement["Resource"], expected, "{account:?} {principal:?}");
+            assert_eq!(statement["Principal"], "*");
+            // Who takes a role has another ARN, and a web identity none.
+            assert!(statement.get("Condition").is_none(), "{sts}");
+        }
+        assert!(allowing(&sts, "sts:GetCallerIdentity").is_empty());
+    }
+    let mut mount = scope(&[AwsVerb::Mount]);
+    mount.principal = Some(role.parse().unwrap());
+    let sts = value(&mount.endpoints()["sts"]);
+    let condition = &allowing(&sts, "sts:GetCallerIdentity")[0]["Condition"];
+    assert_eq!(condition["StringEquals"]["aws:PrincipalArn"], role);
+}
+
+#[test]
+fn tags_that_limit_a_policy_cannot_be_set_on_other_snapshots() {
+    let created = |document: &Value| -> Vec<Value> {
+        let all = allowing(document, "ec2:CreateTags").into_iter();
+        all.map(|one| one["Condition"].clone()).collect()
+    };
+    let of = |verbs: &[AwsVerb], tag: Option<&str>, is_minimal: bool| PolicyScope {
+        tag: tag.map(|tag| tag.parse().unwrap()),
+        is_minimal,
+        ..scope(verbs)
+    };
+    let made = |names: Value| json!({"StringEquals": {"ec2:CreateAction": names}});
+    let both = json!(["CreateSnapshot", "CreateSnapshots"]);
+    let null = |keys: &[&str]| {
+        let keys = keys.iter();
+        let keys = keys.map(|key| (format!("aws:RequestTag/{key}"), json!("true")));
+        json!({"Null": Value::Object(keys.collect())})
+    };
+    let tag = Some("team=storage");
+    for (verbs, tag, is_minimal, expected) in [
+        (
+            &[AwsVerb::Sync, AwsVerb::Upload][..],
+            tag,
+            false,
+            vec![null(&["team"])],
+        ),
+        (
+            &[AwsVerb::Sync, AwsVerb::Upload],
+            None,
+            false,
+            vec![Value::Null],
+        ),
+        (
+            &[AwsVerb::Digest, AwsVerb::Snapshot],
+            tag,
+            false,
+            vec![made(both.clone()), null(&["team"])],
+        ),
+        (
+            &[AwsVerb::Replicate],
+            None,
+            false,
+            vec![made(both.clone()), null(&["ebsfs:cycle"])],
+        ),
+        (
+            &[AwsVerb::Replicate, AwsVerb::Upload],
+            tag,
+            false,
+            vec![made(both), null(&["team", "ebsfs:cycle"])],
+        ),
+        // It deletes nothing.
+        (&[AwsVerb::Replicate], None, true, vec![Value::Null]),
+        (
+            &[AwsVerb::Replicate],
+            tag,
+            true,
+            vec![made(json!("CreateSnapshot")), null(&["team"])],
+        ),
+    ] {
+        let scope = of(verbs, tag, is_minimal);
+        assert_eq!(
+            created(&value(scope.identity())),
+            expected,
+            "{verbs:?} {tag:?}"
+        );
+    }
+    // Endpoints have both conditions.
+    let mut scope = of(&[AwsVerb::Replicate, AwsVerb::Upload], tag, false);
+    scope.account = Some("111122223333".parse().unwrap());
+    let endpoints = scope.endpoints();
+    for (service, count) in [("ec2", 2), ("ebs", 1)] {
+        let found = created(&value(&endpoints[service]));
+        assert_eq!(found.len(), count, "{service}: {found:?}");
+        for condition in found {
+            let account = &condition["StringEquals"]["aws:PrincipalAccount"];
+            assert_eq!(account, "111122223333", "{service}");
+        }
+    }
+}
+
+#[test]
+fn keys_of_several_regions_are_used_through_the_service_of_each() {
+    let other = "arn:aws:kms:us-east-1:111122223333:key/0b";
+    let mut scope = scope(&[AwsVerb::Mount]);
+    scope.keys = [KEY, KEY, other].map(|key| key.parse().unwrap()).into();
+    scope.account = Some("111122223333".parse().unwrap());
+    let via = json!({"StringEquals": {"kms:ViaService": ["ec2.eu-west-1.amazonaws.com", "ec2.us-east-1.amazonaws.com"]}});
+    let key = value(scope.key_policy());
+    assert_eq!(allowing(&key, "kms:Decrypt")[0]["Condition"], via);
+    // The user gets each key in its own Region alone.
+    let own = value(scope.identity());
+    let regions: Vec<_> = allowing(&own, "kms:Decrypt")
+        .iter()
+        .map(|one| one["Condition"]["StringEquals"]["kms:ViaService"].clone())
+        .collect();
+    assert_eq!(
+        regions,
+        ["ec2.eu-west-1.amazonaws.com", "ec2.us-east-1.amazonaws.com"]
     );
 }
 
@@ -229,7 +366,14 @@ fn a_minimal_policy_has_only_what_a_verb_cannot_do_without() {
 
 #[test]
 fn values_that_would_widen_a_policy_are_refused() {
-    for wrong in ["*", "eu-*", "", "eu west"] {
+    for wrong in [
+        "*",
+        "eu-*",
+        "",
+        "eu west",
+        "us-iso-east-1",
+        "eusc-de-east-1",
+    ] {
         assert!(wrong.parse::<RegionName>().is_err(), "{wrong}");
     }
     for wrong in ["12345678901", "1111222233334", "*", "11112222333x"] {
@@ -250,6 +394,7 @@ fn values_that_would_widen_a_policy_are_refused() {
         "arn:aws:kms:*:111122223333:key/0a",
         "arn:aws:kms:eu-west-1:111122223333:key/*",
         "arn:other:kms:eu-west-1:111122223333:key/0a",
+        "arn:aws:kms:cn-north-1:111122223333:key/0a",
     ] {
         assert!(wrong.parse::<KmsKeyArn>().is_err(), "{wrong}");
     }

@@ -47,6 +47,17 @@ impl PolicyPartition {
             .find(|partition| partition.name() == name)
     }
 
+    /// The partition of a Region. None for one of an isolated or sovereign partition, of which there is no policy here.
+    fn of_region(region: &str) -> Option<Self> {
+        let is_one_of = |starts: &[&str]| starts.iter().any(|start| region.starts_with(start));
+        match region {
+            _ if is_one_of(&["us-iso", "eu-iso", "eusc-"]) => None,
+            _ if is_one_of(&["cn-"]) => Some(Self::China),
+            _ if is_one_of(&["us-gov-"]) => Some(Self::GovCloud),
+            _ => Some(Self::Aws),
+        }
+    }
+
     /// Ends of the names of its services in `kms:ViaService`. Sources disagree about those of China, so both are named there:
     /// they are names of the same services.
     pub(super) const fn suffixes(self) -> &'static [&'static str] {
@@ -66,15 +77,23 @@ impl RegionName {
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Its partition.
+    pub(crate) fn partition(&self) -> PolicyPartition {
+        // Its text was checked.
+        PolicyPartition::of_region(&self.0).unwrap_or_default()
+    }
 }
 
 impl FromStr for RegionName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match is_word(text, "-") {
+        match is_word(text, "-") && PolicyPartition::of_region(text).is_some() {
             true => Ok(Self(text.to_owned())),
-            false => Err("it must be a Region, such as eu-central-1".into()),
+            false => {
+                Err("it must be a Region of aws, aws-cn or aws-us-gov, such as eu-central-1".into())
+            }
         }
     }
 }
@@ -218,7 +237,7 @@ impl KmsKeyArn {
     }
 
     /// Its Region.
-    pub(super) fn region(&self) -> &str {
+    pub(crate) fn region(&self) -> &str {
         &self.region
     }
 }
@@ -240,7 +259,12 @@ impl FromStr for KmsKeyArn {
         };
         let id = key.strip_prefix("key/").unwrap_or_default();
         match PolicyPartition::of(partition) {
-            Some(partition) if is_word(region, "-") && is_word(account, "") && is_word(id, "-") => {
+            Some(partition)
+                if PolicyPartition::of_region(region) == Some(partition)
+                    && is_word(region, "-")
+                    && is_word(account, "")
+                    && is_word(id, "-") =>
+            {
                 Ok(Self {
                     arn: text.to_owned(),
                     partition,
@@ -260,6 +284,21 @@ impl PrincipalArn {
     /// Its partition.
     pub(crate) fn partition(&self) -> Option<PolicyPartition> {
         PolicyPartition::of(self.0.split(':').nth(1)?)
+    }
+
+    /// Its account.
+    pub(super) fn account(&self) -> &str {
+        self.0.split(':').nth(4).unwrap_or_default()
+    }
+
+    /// The account, if it is meant as a whole.
+    pub(super) fn whole_account(&self) -> Option<&str> {
+        self.0.ends_with(":root").then(|| self.account())
+    }
+
+    /// Whether it is a role.
+    pub(super) fn is_role(&self) -> bool {
+        self.0.contains(":role/")
     }
 }
 

@@ -75,7 +75,8 @@ fn check_grammar(name: &str, policy: &Value) {
         }
         let condition = statement.get("Condition").and_then(Value::as_object);
         for (operator, of) in condition.into_iter().flatten() {
-            assert!(operator.starts_with("String"), "{name}: {operator}");
+            let is_known = operator.starts_with("String") || operator == "Null";
+            assert!(is_known, "{name}: {operator}");
             assert!(of.as_object().is_some_and(|of| !of.is_empty()), "{name}");
         }
     }
