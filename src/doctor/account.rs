@@ -81,7 +81,7 @@ pub(super) async fn check(
     if account.reads.is_some() {
         not_tried(
             &permission::OF_DELTAS,
-            "it needs two snapshots of one volume",
+            "two snapshots of one volume are needed",
         );
     }
     if !account.makes.is_empty() {

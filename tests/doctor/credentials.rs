@@ -210,14 +210,14 @@ fn a_job_asks_by_a_dry_run_whether_it_may_make_snapshots() {
     let before = patient.emulator.made().len();
     let found = examined(patient.ebsfs(), &[], &job);
     found.is_well();
-    let row = found.row("permission", "ec2:CreateSnapshot");
+    let row = found.row("permission", "ec2:CreateSnapshot of");
     assert_eq!(row["seen"], "a dry run for vol-0a is allowed");
     assert_eq!(patient.emulator.made().len(), before);
     patient.emulator.set("deny=ec2:CreateSnapshot");
     let found = examined(patient.ebsfs(), &[], &job);
     found.fails(
         "permission",
-        "ec2:CreateSnapshot",
+        "ec2:CreateSnapshot of",
         "UnauthorizedOperation",
         "denied by the identity-based policy",
     );
