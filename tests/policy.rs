@@ -163,15 +163,14 @@ fn pairs(policy: &Value) -> BTreeSet<(String, String)> {
     pairs
 }
 
+/// An action and a resource.
+type Grant = (String, String);
+
 /// What calls needed and a policy does not grant, and what it grants and no call needed.
-fn differences(
-    policy: &Value,
-    asked: &BTreeSet<(String, String)>,
-) -> (Vec<(String, String)>, Vec<(String, String)>) {
+fn differences(policy: &Value, asked: &BTreeSet<Grant>) -> (Vec<Grant>, Vec<Grant>) {
     let granted = pairs(policy);
-    let is_pair = |pair: &(String, String), of: &(String, String)| {
-        is_named(&pair.0, &of.0) && is_exactly_on(&pair.1, &of.1)
-    };
+    let is_pair =
+        |pair: &Grant, of: &Grant| is_named(&pair.0, &of.0) && is_exactly_on(&pair.1, &of.1);
     let missing = asked.iter();
     let missing = missing.filter(|of| !granted.iter().any(|pair| is_pair(pair, of)));
     // One statement has both calls that make snapshots. This one is never on an instance.

@@ -107,7 +107,7 @@ impl DoctorArgs {
         let parsed = super::command().try_get_matches_from(words);
         let args = match parsed.and_then(|found| Args::from_arg_matches(&found)) {
             Ok(args) => args,
-            Err(error) => return self.bare(&name, error),
+            Err(error) => return self.bare(&name, &error),
         };
         match args.verb {
             Some(Verb::Mount(mount)) => mount.examination(self.sample),
@@ -118,7 +118,7 @@ impl DoctorArgs {
     }
 
     /// A verb of which only options of AWS are named; else the error of its arguments.
-    fn bare(&self, name: &str, error: clap::Error) -> Result<Examination> {
+    fn bare(&self, name: &str, error: &clap::Error) -> Result<Examination> {
         if error.kind() == ErrorKind::MissingRequiredArgument {
             let command = BareVerb::augment_args(Command::new("ebsfs"));
             let found = command.try_get_matches_from(&self.verb);

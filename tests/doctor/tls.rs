@@ -75,17 +75,20 @@ impl TlsServer {
     }
 }
 
+/// A name; what is wrong with the certificate; whether its signer is trusted; what doctor sees, its fix, and the verb's line.
+type CertificateCase = (
+    &'static str,
+    fn(&mut rcgen::CertificateParams),
+    bool,
+    &'static str,
+    &'static str,
+    &'static str,
+);
+
 #[test]
 fn what_is_wrong_with_a_certificate_is_named_with_its_fix() {
     let patient = Patient::new();
-    let cases: [(
-        &str,
-        fn(&mut rcgen::CertificateParams),
-        bool,
-        &str,
-        &str,
-        &str,
-    ); 4] = [
+    let cases: [CertificateCase; 4] = [
         (
             "signer",
             |_| {},
@@ -115,7 +118,7 @@ fn what_is_wrong_with_a_certificate_is_named_with_its_fix() {
             |params| {
                 params.subject_alt_names = vec![rcgen::SanType::DnsName(
                     "vpce-0a.example".try_into().unwrap(),
-                )]
+                )];
             },
             true,
             "other names",

@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn a_truncated_part_or_one_without_a_last_entry_is_refused() {
         let one = entry(30, Some(("name", 1)));
-        assert!(names(&part(&[one.clone()])).is_none());
+        assert!(names(&part(std::slice::from_ref(&one))).is_none());
         let whole = part(&[one, entry(0, None)]);
         for len in 0..whole.len() {
             assert!(names(&whole[..len]).is_none(), "{len}");
