@@ -1,9 +1,8 @@
 //! Which certificate authorities are trusted, and what is wrong with a certificate, in words.
 
 mod certificate;
-mod named;
 mod recorded;
-mod signer;
+mod verifier;
 
 use std::error::Error as StdError;
 use std::path::Path;
@@ -11,7 +10,6 @@ use std::sync::Arc;
 
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::client::WebPkiServerVerifier;
-use tokio_rustls::rustls::client::danger::ServerCertVerifier;
 use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -19,8 +17,7 @@ use tokio_rustls::rustls::{
     AlertDescription, CertificateError, ClientConfig, Error as TlsError, RootCertStore,
 };
 
-use self::named::{NamedVerifier, is_authority};
-use self::signer::SignerVerifier;
+use self::verifier::{AuthorityVerifier, is_authority};
 use super::Unreachable;
 use crate::error::{Error, Kind, Result};
 
@@ -34,7 +31,7 @@ pub(super) struct Trust {
     /// Where they come from, for people.
     source: Arc<str>,
     /// None where no authority is trusted.
-    verifier: Option<Arc<SignerVerifier>>,
+    verifier: Option<Arc<AuthorityVerifier>>,
 }
 
 impl Trust {
@@ -191,18 +188,14 @@ fn verifier(
     roots: RootCertStore,
     named: Vec<CertificateDer<'static>>,
     provider: Arc<CryptoProvider>,
-) -> Result<Option<Arc<SignerVerifier>>> {
+) -> Result<Option<Arc<AuthorityVerifier>>> {
     if roots.is_empty() {
         return Ok(None);
     }
     let usual = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
         .build()
         .map_err(|error| Error::with_source(Kind::Invalid, "cannot set up TLS", error))?;
-    let verifier: Arc<dyn ServerCertVerifier> = match named.is_empty() {
-        true => usual,
-        false => Arc::new(NamedVerifier { usual, named }),
-    };
-    Ok(Some(Arc::new(SignerVerifier::new(verifier))))
+    Ok(Some(Arc::new(AuthorityVerifier::new(usual, named))))
 }
 
 /// The authorities of the system, or of SSL_CERT_FILE and SSL_CERT_DIR; what is no certificate is left out.
