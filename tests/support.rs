@@ -2,6 +2,7 @@
 
 mod holders;
 pub mod line;
+pub mod namespaces;
 pub mod s3;
 
 pub use holders::Holders;

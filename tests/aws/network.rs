@@ -4,48 +4,9 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 
 use super::*;
-
-/// Two network namespaces with a line between them; AWS is on the loopback of the second.
-struct Network {
-    near: String,
-    far: String,
-}
+use crate::support::namespaces::NamespacePair;
 
 const FAR: &str = "10.231.7.2";
-
-impl Network {
-    fn new() -> Self {
-        let id = std::process::id();
-        let (near, far) = (format!("ebsfs-near-{id}"), format!("ebsfs-far-{id}"));
-        sh(&format!(
-            "ip netns add {near}; ip netns add {far}
-             ip link add en{id} netns {near} type veth peer name ef{id} netns {far}
-             ip -n {near} addr add 10.231.7.1/24 dev en{id}; ip -n {near} link set en{id} up
-             ip -n {far} addr add {FAR}/24 dev ef{id}; ip -n {far} link set ef{id} up
-             ip -n {near} link set lo up; ip -n {far} link set lo up"
-        ));
-        Self { near, far }
-    }
-
-    fn within(namespace: &str, program: &str) -> Command {
-        // `ip netns exec` would give it a mount namespace of its own.
-        let mut command = Command::new("nsenter");
-        command
-            .arg(format!("--net=/run/netns/{namespace}"))
-            .arg(program);
-        command
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        for namespace in [&self.near, &self.far] {
-            let _ = Command::new("ip")
-                .args(["netns", "del", namespace])
-                .status();
-        }
-    }
-}
 
 /// A process that ends with the test.
 struct Running(Child);
@@ -93,7 +54,8 @@ while True:
 
 #[test]
 fn mount_changes_and_sync_reach_aws_through_a_proxy_alone() {
-    let network = Network::new();
+    // AWS is on the loopback of the far namespace.
+    let network = NamespacePair::new("aws", "10.231.7");
     let folder = tempfile::tempdir().unwrap();
     let volumes = folder.path().join("volumes");
     std::fs::create_dir(&volumes).unwrap();
@@ -106,7 +68,7 @@ fn mount_changes_and_sync_reach_aws_through_a_proxy_alone() {
             .unwrap();
     };
     (0..4).for_each(fill);
-    let mut emulator = Network::within(&network.far, EBSFS);
+    let mut emulator = NamespacePair::within(&network.far, EBSFS);
     let mut emulator = emulator
         .arg("emulator")
         .arg(folder.path())
@@ -121,14 +83,15 @@ fn mount_changes_and_sync_reach_aws_through_a_proxy_alone() {
     let _emulator = Running(emulator);
     let snapshot = || {
         let url = "https://localhost:7443/_emulator/volumes/vol-0a/snapshot";
-        let made = run(Network::within(&network.far, "curl").args(["-sfk", "-X", "POST", url]));
+        let made =
+            run(NamespacePair::within(&network.far, "curl").args(["-sfk", "-X", "POST", url]));
         let made: serde_json::Value = serde_json::from_str(&made).unwrap();
         made["snapshot_id"].as_str().unwrap().to_owned()
     };
     let base = snapshot();
     fill(9);
     let head = snapshot();
-    let proxy = Network::within(&network.far, "python3")
+    let proxy = NamespacePair::within(&network.far, "python3")
         .args(["-c", PROXY])
         .stdout(Stdio::piped())
         .spawn();
@@ -146,7 +109,7 @@ fn mount_changes_and_sync_reach_aws_through_a_proxy_alone() {
     let taken = || std::mem::take(&mut *log.lock().unwrap());
 
     let ebsfs = |with_proxy: bool| {
-        let mut command = Network::within(&network.near, EBSFS);
+        let mut command = NamespacePair::within(&network.near, EBSFS);
         command
             .env("AWS_ENDPOINT_URL", "https://localhost:7443")
             .env("AWS_REGION", "us-east-1")

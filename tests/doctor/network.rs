@@ -3,46 +3,27 @@
 use std::process::{Child, Stdio};
 
 use super::*;
+use crate::support::namespaces::NamespacePair;
 
-/// A namespace whose only neighbour is another one, where EBS is; each has its own names, so that tests can run at once.
+/// A namespace whose only neighbour is another one, where EBS is.
 struct Line {
-    near: String,
-    far: String,
+    pair: NamespacePair,
     server: Option<Child>,
 }
 
-const NEAR: &str = "10.231.9.1";
 const FAR: &str = "10.231.9.2";
 
 impl Line {
     fn new() -> Self {
-        let id = std::process::id();
-        let (near, far) = (format!("ebsfs-doc-n{id}"), format!("ebsfs-doc-f{id}"));
-        sh(&format!(
-            "ip netns add {near}; ip netns add {far}
-             ip link add dn{id} netns {near} type veth peer name df{id} netns {far}
-             ip -n {near} addr add {NEAR}/24 dev dn{id}; ip -n {near} link set dn{id} up
-             ip -n {far} addr add {FAR}/24 dev df{id}; ip -n {far} link set df{id} up
-             ip -n {near} link set lo up; ip -n {far} link set lo up"
-        ));
         Self {
-            near,
-            far,
+            pair: NamespacePair::new("doc", "10.231.9"),
             server: None,
         }
     }
 
-    fn within(namespace: &str, program: &str) -> Command {
-        let mut command = Command::new("nsenter");
-        command
-            .arg(format!("--net=/run/netns/{namespace}"))
-            .arg(program);
-        command
-    }
-
     /// `ebsfs` here, with the environment of a patient and EBS at this URL.
     fn ebsfs(&self, patient: &Patient, url: &str) -> Command {
-        let mut command = Self::within(&self.near, EBSFS);
+        let mut command = NamespacePair::within(&self.pair.near, EBSFS);
         let given = patient.ebsfs();
         let given = given
             .get_envs()
@@ -58,11 +39,6 @@ impl Drop for Line {
         if let Some(server) = &mut self.server {
             let _ = server.kill();
             let _ = server.wait();
-        }
-        for namespace in [&self.near, &self.far] {
-            let _ = Command::new("ip")
-                .args(["netns", "del", namespace])
-                .status();
         }
     }
 }
@@ -182,13 +158,12 @@ fn no_route_split_dns_vanishing_packets_and_a_narrow_line_are_distinguished() {
     std::fs::write(&resolver, "nameserver 127.0.0.53\n").unwrap();
     let split = || {
         let mut command = line.ebsfs(&patient, "http://ebs.corp.example:8080");
-        let mut inner = Command::new("nsenter");
-        inner.arg(format!("--net=/run/netns/{}", line.near));
+        let mut inner = NamespacePair::within(&line.pair.near, "unshare");
         let script = format!(
             "mount --bind {} /etc/resolv.conf && exec {EBSFS} \"$@\"",
             resolver.display()
         );
-        inner.args(["unshare", "--mount", "bash", "-euc", &script, "bash"]);
+        inner.args(["--mount", "bash", "-euc", &script, "bash"]);
         let given = command
             .get_envs()
             .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())));
@@ -206,16 +181,17 @@ fn no_route_split_dns_vanishing_packets_and_a_narrow_line_are_distinguished() {
 
     // A neighbour that is there and takes no packet; and one whose line takes small packets only.
     sh(&format!(
-        "ip -n {near} neigh add 10.231.9.77 lladdr 02:00:00:00:00:77 dev dn{id}
-         ip -n {near} link set dn{id} gso_max_segs 1 gso_max_size 1500
-         ip -n {far} link set df{id} mtu 1000
-         ip -n {far} route change 10.231.9.0/24 dev df{id} src {FAR} advmss 1460",
-        near = line.near,
-        far = line.far,
-        id = std::process::id()
+        "ip -n {near} neigh add 10.231.9.77 lladdr 02:00:00:00:00:77 dev {near_link}
+         ip -n {near} link set {near_link} gso_max_segs 1 gso_max_size 1500
+         ip -n {far} link set {far_link} mtu 1000
+         ip -n {far} route change 10.231.9.0/24 dev {far_link} src {FAR} advmss 1460",
+        near = line.pair.near,
+        far = line.pair.far,
+        near_link = line.pair.near_link,
+        far_link = line.pair.far_link,
     ));
     // The emulator listens on loopback alone: a server in its namespace.
-    let server = Line::within(&line.far, "python3")
+    let server = NamespacePair::within(&line.pair.far, "python3")
         .args(["-c", SERVER])
         .stdout(Stdio::piped())
         .spawn()
