@@ -30,26 +30,26 @@ use futures_util::future::{join_all, join3};
 use tokio::time::{Instant, timeout_at};
 
 pub(crate) use job::{
-    DoctorAccount, DoctorJob, DoctorPlaces, DoctorStore, MachineNeeds, MountNeeds, ReadNeeds,
+    DoctorAccount, DoctorClients, DoctorJob, DoctorStore, MachineNeeds, MountNeeds, ReadNeeds,
     ServiceUse,
 };
 pub(crate) use row::{DoctorRow, RowState};
 
-use row::Board;
+use row::RowBoard;
 
 /// The time of all checks together.
 pub(crate) const WHOLE: Duration = Duration::from_secs(15);
 
 /// Checks everything that a job needs; the rows are in the order in which things break.
-pub(crate) async fn examine(job: &DoctorJob, places: &dyn DoctorPlaces) -> Vec<DoctorRow> {
-    let board = Board::default();
+pub(crate) async fn examine(job: &DoctorJob, clients: &dyn DoctorClients) -> Vec<DoctorRow> {
+    let board = RowBoard::default();
     let until = Instant::now() + WHOLE;
     let accounts = job
         .accounts
         .iter()
-        .map(|one| account::check(&board, one, places, until));
+        .map(|one| account::check(&board, one, clients, until));
     let stores = job.stores.iter().enumerate();
-    let stores = stores.map(|(number, one)| store::check(&board, number, one, job.writes, places));
+    let stores = stores.map(|(number, one)| store::check(&board, number, one, job.writes, clients));
     let all = join3(
         machine::check(&board, &job.machine),
         join_all(accounts),

@@ -15,13 +15,13 @@ use serde_json::Value;
 use crate::support::*;
 
 /// A snapshot, and a folder to mount it at.
-pub struct Patient {
+pub struct DoctorSite {
     pub emulator: Emulator,
     pub point: tempfile::TempDir,
     pub snapshot: String,
 }
 
-impl Patient {
+impl DoctorSite {
     pub fn new() -> Self {
         let emulator = Emulator::start();
         emulator.make_volume("vol-0a", 2048, 0..8);
@@ -108,7 +108,7 @@ impl Examined {
 
     /// Nothing has failed.
     #[track_caller]
-    pub fn is_well(&self) {
+    pub fn has_no_failed_row(&self) {
         assert_eq!(
             (self.code, &self.report["failed"]),
             (0, &0.into()),
@@ -169,12 +169,12 @@ pub fn verb_says<S: AsRef<str>>(mut command: Command, verb: &[S], code: i32, wor
 
 #[test]
 fn each_row_that_is_tried_is_good_for_a_healthy_mount() {
-    let patient = Patient::new();
-    patient.emulator.reset();
-    let mut command = patient.ebsfs();
+    let site = DoctorSite::new();
+    site.emulator.reset();
+    let mut command = site.ebsfs();
     command
         .args(["doctor", "--json", "--sample", "300ms"])
-        .args(patient.mount());
+        .args(site.mount());
     let report: Value = serde_json::from_str(&run(&mut command)).unwrap();
     let rows = report["rows"].as_array().unwrap();
     for row in rows {
@@ -214,24 +214,24 @@ fn each_row_that_is_tried_is_good_for_a_healthy_mount() {
         seen.contains("MiB/s") && seen.contains("99 % within"),
         "{seen}"
     );
-    assert!(patient.emulator.gets() > 8, "{}", patient.emulator.gets());
+    assert!(site.emulator.gets() > 8, "{}", site.emulator.gets());
     // Nothing is made, and the mountpoint is left as it was.
-    assert_eq!(patient.emulator.count("CreateSnapshot"), 0);
-    assert_eq!(std::fs::read_dir(patient.point.path()).unwrap().count(), 0);
+    assert_eq!(site.emulator.count("CreateSnapshot"), 0);
+    assert_eq!(std::fs::read_dir(site.point.path()).unwrap().count(), 0);
 }
 
 #[test]
 fn a_verb_without_arguments_and_no_verb_at_all_are_checked() {
-    let patient = Patient::new();
+    let site = DoctorSite::new();
     for verb in [&[][..], &["mount"], &["replicate", "--region", "us-east-1"]] {
-        let found = examined(patient.ebsfs(), &[], verb);
-        found.is_well();
+        let found = examined(site.ebsfs(), &[], verb);
+        found.has_no_failed_row();
         let row = found.row("permission", "ebs:GetSnapshotBlock");
         assert_eq!(row["state"], "unknown", "{row}");
     }
     // A snapshot alone, without a mountpoint.
-    let found = examined(patient.ebsfs(), &[], &["mount", &patient.snapshot]);
-    found.is_well();
+    let found = examined(site.ebsfs(), &[], &["mount", &site.snapshot]);
+    found.has_no_failed_row();
     assert_eq!(
         found.row("permission", "ebs:GetSnapshotBlock")["state"],
         "good"
@@ -240,10 +240,10 @@ fn a_verb_without_arguments_and_no_verb_at_all_are_checked() {
 
 #[test]
 fn text_has_a_line_for_each_row_and_one_for_its_fix() {
-    let patient = Patient::new();
-    patient.emulator.set("deny=ebs:GetSnapshotBlock");
-    let mut command = patient.ebsfs();
-    command.args(["doctor", "--sample", "0s", "mount", &patient.snapshot]);
+    let site = DoctorSite::new();
+    site.emulator.set("deny=ebs:GetSnapshotBlock");
+    let mut command = site.ebsfs();
+    command.args(["doctor", "--sample", "0s", "mount", &site.snapshot]);
     let output = command.output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(11), "{text}");
@@ -252,19 +252,19 @@ fn text_has_a_line_for_each_row_and_one_for_its_fix() {
         .position(|line| line.starts_with("FAILED   permission"));
     let fix = text.lines().nth(line.unwrap() + 1).unwrap();
     assert!(fix.trim_start().starts_with("fix: "), "{text}");
-    let (id, secret) = patient.emulator.keys();
+    let (id, secret) = site.emulator.keys();
     assert!(!text.contains(&secret) && !text.contains(&id), "{text}");
 }
 
 #[test]
 fn other_verbs_and_misplaced_options_are_refused() {
-    let patient = Patient::new();
+    let site = DoctorSite::new();
     for (args, words) in [
         (&["ls"][..], "the verbs are mount, sync and replicate"),
         (&["--region", "us-east-1", "mount"], "they belong behind it"),
         (&["sync", "snap-0a"], "TARGET"),
     ] {
-        let (code, said) = ends(patient.ebsfs().arg("doctor").args(args));
+        let (code, said) = ends(site.ebsfs().arg("doctor").args(args));
         assert_eq!(code, 2, "{said}");
         assert!(said.contains(words), "{said}");
     }
@@ -272,12 +272,12 @@ fn other_verbs_and_misplaced_options_are_refused() {
 
 #[test]
 fn the_commands_of_the_page_run_and_it_explains_the_json() {
-    let patient = Patient::new();
+    let site = DoctorSite::new();
     let page = crate::readme::page("docs/doctor.md");
     let folder = tempfile::tempdir().unwrap();
-    let ids = [patient.snapshot.as_str(); 2];
+    let ids = [site.snapshot.as_str(); 2];
     let said = run(&mut crate::readme::commands(
-        &patient.emulator,
+        &site.emulator,
         &page,
         ids,
         folder.path(),
@@ -285,7 +285,7 @@ fn the_commands_of_the_page_run_and_it_explains_the_json() {
     assert!(said.contains("rate") && !said.contains("FAILED"), "{said}");
     assert!(!folder.path().join("replica.raw").exists());
     let mut names = std::collections::BTreeSet::new();
-    let found = examined(patient.ebsfs(), &[], &patient.mount());
+    let found = examined(site.ebsfs(), &[], &site.mount());
     crate::readme::members(&found.report, &mut names);
     assert_eq!(names.len(), 10, "{names:?}");
     for name in names {

@@ -6,11 +6,11 @@ use futures_util::future::{join, join_all, join3};
 use hyper::Uri;
 use tokio::time::{Instant, timeout};
 
-use super::job::{DoctorAccount, DoctorPlaces};
-use super::network::{self, Reach, ServiceOrigin};
-use super::permission::{self, MakeRows, ReadRows};
+use super::job::{DoctorAccount, DoctorClients};
+use super::network::{self, OriginReach, ServiceOrigin};
+use super::permission::{self, CreateRows, ReadRows};
 use super::refusal;
-use super::row::{Board, CheckKind, RowFinding, RowId};
+use super::row::{CheckKind, RowBoard, RowFinding, RowId};
 use crate::aws::{Aws, CredentialOrigin, Given, IamAction, Service};
 use crate::error::{Error, Result};
 use crate::time::rfc3339_seconds;
@@ -36,11 +36,11 @@ struct AccountRows {
     credentials: RowId,
     identity: Option<RowId>,
     reads: Option<ReadRows>,
-    makes: Option<MakeRows>,
+    makes: Option<CreateRows>,
 }
 
 impl AccountRows {
-    fn plan(board: &Board, account: &DoctorAccount) -> Self {
+    fn plan(board: &RowBoard, account: &DoctorAccount) -> Self {
         let role = account.role.as_str();
         let has = |wanted| account.services.iter().any(|used| used.service == wanted);
         Self {
@@ -51,14 +51,14 @@ impl AccountRows {
                 .reads
                 .as_ref()
                 .map(|reads| ReadRows::plan(board, role, reads)),
-            makes: (!account.makes.is_empty()).then(|| MakeRows::plan(board, role)),
+            makes: (!account.makes.is_empty()).then(|| CreateRows::plan(board, role)),
         }
     }
 
     /// The rows that need credentials.
     fn signed(&self) -> Vec<RowId> {
         let reads = self.reads.iter().flat_map(ReadRows::all);
-        let makes = self.makes.iter().flat_map(MakeRows::all);
+        let makes = self.makes.iter().flat_map(CreateRows::all);
         self.identity
             .into_iter()
             .chain(reads)
@@ -69,9 +69,9 @@ impl AccountRows {
 
 /// Checks an account.
 pub(super) async fn check(
-    board: &Board,
+    board: &RowBoard,
     account: &DoctorAccount,
-    places: &dyn DoctorPlaces,
+    clients: &dyn DoctorClients,
     until: Instant,
 ) {
     let rows = AccountRows::plan(board, account);
@@ -114,23 +114,23 @@ pub(super) async fn check(
     };
     let finding = configuration(aws.region_given(), aws.profile_given());
     board.fill(rows.configuration, finding);
-    let mut origins = origins(board, account, &aws, places).await;
+    let mut origins = origins(board, account, &aws, clients).await;
     let from = aws.credential_origin().await;
     let needs_sts = from.as_ref().is_ok_and(|from| from.needs_sts);
     for origin in &mut origins {
         origin.is_needed |= needs_sts && origin.services.contains(&Service::Sts);
     }
-    let ways = origins
+    let checks = origins
         .iter()
         .map(|origin| network::check(board, aws.http(), origin));
-    let (reached, keys) = join(join_all(ways), credentials(board, &rows, &aws, from)).await;
+    let (reached, keys) = join(join_all(checks), credentials(board, &rows, &aws, from)).await;
     if !keys {
         board.skip(&rows.signed(), rows.credentials);
         return;
     }
     let reach = |service: Service| {
-        let mut ways = origins.iter().zip(&reached);
-        let found = ways.find(|(origin, _)| origin.services.contains(&service));
+        let mut reached = origins.iter().zip(&reached);
+        let found = reached.find(|(origin, _)| origin.services.contains(&service));
         found.map(|(_, reach)| *reach)
     };
     let caller = async {
@@ -138,7 +138,7 @@ pub(super) async fn check(
             return;
         };
         match reach(Service::Sts) {
-            Some(Reach::Broken(because)) => board.skip(&[row], because),
+            Some(OriginReach::Broken(because)) => board.skip(&[row], because),
             _ => {
                 board.start(row);
                 let asked = aws.caller().await;
@@ -149,17 +149,17 @@ pub(super) async fn check(
     };
     let reading = async {
         if let (Some(rows), Some(reads)) = (&rows.reads, &account.reads) {
-            let ways = permission::Ways {
+            let reach = permission::ServiceReach {
                 ec2: reach(Service::Ec2),
                 ebs: reach(Service::Ebs),
             };
-            permission::check(board, rows, reads, &aws, places, ways, until).await;
+            permission::check(board, rows, reads, &aws, clients, reach, until).await;
         }
     };
     let making = async {
         if let Some(rows) = &rows.makes {
             let ec2 = reach(Service::Ec2);
-            permission::making(board, rows, &account.makes, &aws, places, ec2).await;
+            permission::making(board, rows, &account.makes, &aws, clients, ec2).await;
         }
     };
     join3(caller, reading, making).await;
@@ -167,7 +167,7 @@ pub(super) async fn check(
 
 /// Loads credentials; whether there are some.
 async fn credentials(
-    board: &Board,
+    board: &RowBoard,
     rows: &AccountRows,
     aws: &Aws,
     from: Result<CredentialOrigin>,
@@ -193,12 +193,12 @@ async fn credentials(
     loaded.is_ok()
 }
 
-/// The services of an account by their places; a row for the URL of each.
+/// The services of an account by their origins; a row for the URL of each.
 async fn origins(
-    board: &Board,
+    board: &RowBoard,
     account: &DoctorAccount,
     aws: &Aws,
-    places: &dyn DoctorPlaces,
+    clients: &dyn DoctorClients,
 ) -> Vec<ServiceOrigin> {
     let mut origins: Vec<ServiceOrigin> = Vec::new();
     for used in &account.services {
@@ -208,7 +208,7 @@ async fn origins(
             format!("{} of {}", service.label(), account.role),
         );
         let given = aws.url_given(service);
-        let url = match places.url(aws, service).await {
+        let url = match clients.url(aws, service).await {
             Ok(Some(url)) => url,
             Ok(None) => {
                 board.fill(row, RowFinding::unknown("this build has no client of it"));

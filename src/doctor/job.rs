@@ -1,4 +1,4 @@
-//! [`DoctorJob`]: what a verb would need, as plain values, and [`DoctorPlaces`]: how it would reach that.
+//! [`DoctorJob`]: what a verb would need, as plain values, and [`DoctorClients`]: how it would reach that.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -97,7 +97,7 @@ pub(crate) struct MountNeeds {
 }
 
 /// Reaches what a verb would reach, in the same way.
-pub(crate) trait DoctorPlaces: Send + Sync {
+pub(crate) trait DoctorClients: Send + Sync {
     /// The URL of a service; none where this build cannot ask it.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use nix::unistd::{AccessFlags, access};
 use tokio::time::timeout;
 
 use super::job::{MachineNeeds, MountNeeds};
-use super::row::{Board, CheckKind, RowFinding};
+use super::row::{CheckKind, RowBoard, RowFinding};
 use crate::error::Result;
 use crate::files::{blocking, folder_of};
 use crate::targets::{mounted_twins, obstacles};
@@ -21,7 +21,7 @@ const DISK: Duration = Duration::from_secs(5);
 const LEAST_FREE: u64 = 1 << 20;
 
 /// Checks this machine.
-pub(super) async fn check(board: &Board, needs: &MachineNeeds) {
+pub(super) async fn check(board: &RowBoard, needs: &MachineNeeds) {
     let mount = async {
         if let Some(mount) = &needs.mount {
             mounting(board, mount).await;
@@ -42,7 +42,7 @@ pub(super) async fn check(board: &Board, needs: &MachineNeeds) {
 
 /// Work on a disk that may hang, as a row.
 async fn row(
-    board: &Board,
+    board: &RowBoard,
     object: String,
     work: impl FnOnce() -> Result<RowFinding> + Send + 'static,
 ) {
@@ -61,7 +61,7 @@ async fn row(
     );
 }
 
-async fn mounting(board: &Board, mount: &MountNeeds) {
+async fn mounting(board: &RowBoard, mount: &MountNeeds) {
     let allows_others = mount.allows_others;
     let fuse = row(board, "FUSE".into(), move || {
         crate::fs::check_mounting(allows_others)?;
@@ -90,7 +90,7 @@ async fn mounting(board: &Board, mount: &MountNeeds) {
     join3(fuse, point, limits).await;
 }
 
-async fn folder(board: &Board, path: &Path, what: &'static str) {
+async fn folder(board: &RowBoard, path: &Path, what: &'static str) {
     let path = path.to_owned();
     row(board, format!("{what} {}", path.display()), move || {
         Ok(decide_folder(&FolderFacts::observe(&path)))
@@ -98,7 +98,7 @@ async fn folder(board: &Board, path: &Path, what: &'static str) {
     .await;
 }
 
-async fn target(board: &Board, path: &Path) {
+async fn target(board: &RowBoard, path: &Path) {
     let object = format!("target {}", path.display());
     let owned = path.to_owned();
     let looked = owned.clone();
@@ -117,7 +117,7 @@ async fn target(board: &Board, path: &Path) {
     .await;
 }
 
-async fn image(board: &Board, object: String, path: PathBuf) {
+async fn image(board: &RowBoard, object: String, path: PathBuf) {
     row(board, object, move || {
         let facts = FolderFacts::observe(folder_of(&path));
         Ok(decide_folder(&facts))

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use hyper::Uri;
 
 use super::resolver::ResolverFacts;
-use super::row::{Board, CheckKind, RowId};
+use super::row::{CheckKind, RowBoard, RowId};
 use crate::aws::{ConnectionTrace, Http, Service, TraceStep};
 
 use decide::{ConnectionFacts, NameFacts, TlsFacts};
@@ -19,7 +19,7 @@ const LARGE: usize = 8 << 10;
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(4);
 
-/// Services at one place.
+/// Services at one origin.
 #[derive(Clone, Debug)]
 pub(super) struct ServiceOrigin {
     /// Scheme, host and port.
@@ -34,7 +34,7 @@ pub(super) struct ServiceOrigin {
 
 /// How a check of an origin ended.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Reach {
+pub(super) enum OriginReach {
     /// Something answered.
     Answered,
     /// This row failed.
@@ -54,7 +54,7 @@ struct OriginRows {
 
 impl ServiceOrigin {
     /// Host and port.
-    pub(super) fn place(&self) -> String {
+    pub(super) fn host_port(&self) -> String {
         let is_tls = self.url.scheme_str() == Some("https");
         let port = self.url.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
         format!("{}:{port}", self.url.host().unwrap_or_default())
@@ -65,7 +65,7 @@ impl ServiceOrigin {
         let services = self.services.iter().map(|service| service.label());
         format!(
             "{} ({})",
-            self.place(),
+            self.host_port(),
             services.collect::<Vec<_>>().join(", ")
         )
     }
@@ -81,11 +81,11 @@ impl ServiceOrigin {
 }
 
 impl OriginRows {
-    fn plan(board: &Board, origin: &ServiceOrigin, trace: &PlannedWay) -> Self {
+    fn plan(board: &RowBoard, origin: &ServiceOrigin, trace: &PlannedConnection) -> Self {
         let label = origin.label();
         let near = trace.proxy.as_ref().map_or_else(
             || label.clone(),
-            |proxy| format!("{proxy} (proxy of {})", origin.place()),
+            |proxy| format!("{proxy} (proxy of {})", origin.host_port()),
         );
         Self {
             name: trace
@@ -119,14 +119,14 @@ impl OriginRows {
     }
 }
 
-/// What is known of a way before it is tried.
-struct PlannedWay {
+/// What is known of a connection before it is tried.
+struct PlannedConnection {
     proxy: Option<String>,
     has_name: bool,
     is_tls: bool,
 }
 
-impl PlannedWay {
+impl PlannedConnection {
     fn of(http: &Http, origin: &ServiceOrigin) -> Self {
         let proxy = http.proxy_of(&origin.url);
         let host = match &proxy {
@@ -145,13 +145,13 @@ impl PlannedWay {
 }
 
 /// Checks the way to an origin.
-pub(super) async fn check(board: &Board, http: &Http, origin: &ServiceOrigin) -> Reach {
-    let planned = PlannedWay::of(http, origin);
+pub(super) async fn check(board: &RowBoard, http: &Http, origin: &ServiceOrigin) -> OriginReach {
+    let planned = PlannedConnection::of(http, origin);
     let rows = OriginRows::plan(board, origin, &planned);
     let trace = http.trace(&origin.url).await;
     if let Some(broken) = steps(board, &rows, origin, &trace) {
         board.skip(&rows.after(broken), broken);
-        return Reach::Broken(broken);
+        return OriginReach::Broken(broken);
     }
     board.start(rows.answer);
     let small = ask(http, &origin.url, 0, ANSWER).await;
@@ -159,7 +159,7 @@ pub(super) async fn check(board: &Board, http: &Http, origin: &ServiceOrigin) ->
     board.fill(rows.answer, finding.unless_needed(origin.is_needed));
     let Ok(answer) = small else {
         board.skip(&rows.after(rows.answer), rows.answer);
-        return Reach::Broken(rows.answer);
+        return OriginReach::Broken(rows.answer);
     };
     let skew = answer.date.map(|date| skew(date, answer.at));
     board.fill_after(rows.clock, decide::clock(skew), answer.took);
@@ -167,12 +167,12 @@ pub(super) async fn check(board: &Board, http: &Http, origin: &ServiceOrigin) ->
     let large = ask(http, &origin.url, LARGE, ANSWER).await;
     let finding = decide::packets(&large, LARGE);
     board.fill(rows.packets, finding.unless_needed(origin.is_needed));
-    Reach::Answered
+    OriginReach::Answered
 }
 
 /// The rows of a connection; the first one that failed.
 fn steps(
-    board: &Board,
+    board: &RowBoard,
     rows: &OriginRows,
     origin: &ServiceOrigin,
     trace: &ConnectionTrace,
@@ -198,7 +198,7 @@ fn steps(
         _ => &[],
     };
     let facts = ConnectionFacts {
-        place: &trace.place,
+        host_port: &trace.place,
         addresses,
         is_proxy: trace.proxy.is_some(),
         from,
@@ -211,7 +211,7 @@ fn steps(
         return Some(row);
     }
     if let (Some(row), Some(proxy)) = (rows.proxy, &trace.proxy) {
-        let (finding, took) = decide::proxy(proxy, &origin.place(), &trace.tunnel)?;
+        let (finding, took) = decide::proxy(proxy, &origin.host_port(), &trace.tunnel)?;
         board.fill_after(row, finding.unless_needed(is_needed), took);
         if matches!(trace.tunnel, TraceStep::Failed(..)) {
             return Some(row);

@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
-use super::job::{DoctorPlaces, ReadNeeds};
-use super::network::Reach;
-use super::row::{Board, CheckKind, RowFinding, RowId};
+use super::job::{DoctorClients, ReadNeeds};
+use super::network::OriginReach;
+use super::row::{CheckKind, RowBoard, RowFinding, RowId};
 use super::{rate, refusal};
 use crate::aws::{Aws, IamAction};
 use crate::block::{BlockIndex, Extent};
@@ -32,13 +32,13 @@ pub(super) struct ReadRows {
 
 /// The rows of what is made.
 #[derive(Clone, Copy)]
-pub(super) struct MakeRows {
+pub(super) struct CreateRows {
     describe: RowId,
     create: RowId,
 }
 
-impl MakeRows {
-    pub(super) fn plan(board: &Board, role: &str) -> Self {
+impl CreateRows {
+    pub(super) fn plan(board: &RowBoard, role: &str) -> Self {
         let plan = |action: IamAction| {
             board.plan(
                 CheckKind::Permission,
@@ -59,19 +59,19 @@ impl MakeRows {
 
 /// Tries, by a dry run, what making snapshots needs.
 pub(super) async fn making(
-    board: &Board,
-    rows: &MakeRows,
+    board: &RowBoard,
+    rows: &CreateRows,
     volumes: &[VolumeSelector],
     aws: &Aws,
-    places: &dyn DoctorPlaces,
-    ec2: Option<Reach>,
+    clients: &dyn DoctorClients,
+    ec2: Option<OriginReach>,
 ) {
-    if let Some(Reach::Broken(because)) = ec2 {
+    if let Some(OriginReach::Broken(because)) = ec2 {
         return board.skip(&rows.all(), because);
     }
     board.start(rows.describe);
     let found = async {
-        let maker = places.maker(aws)?;
+        let maker = clients.maker(aws)?;
         let mut found = Vec::new();
         for selector in volumes {
             found.extend(within(maker.volumes(selector)).await?);
@@ -116,7 +116,7 @@ pub(super) const OF_CYCLES: [IamAction; 3] = [
 pub(super) const OF_DELTAS: [IamAction; 1] = [IamAction::ListChangedBlocks];
 
 /// The row of actions that are not tried.
-pub(super) fn not_tried(board: &Board, role: &str, actions: &[IamAction], why: &str) {
+pub(super) fn not_tried(board: &RowBoard, role: &str, actions: &[IamAction], why: &str) {
     let actions: Vec<&str> = actions.iter().map(|action| action.name()).collect();
     let object = format!("{} of {role}", actions.join(", "));
     let row = board.plan(CheckKind::Permission, object);
@@ -125,13 +125,13 @@ pub(super) fn not_tried(board: &Board, role: &str, actions: &[IamAction], why: &
 
 /// How the services were reached; none where they are not asked.
 #[derive(Clone, Copy)]
-pub(super) struct Ways {
-    pub(super) ec2: Option<Reach>,
-    pub(super) ebs: Option<Reach>,
+pub(super) struct ServiceReach {
+    pub(super) ec2: Option<OriginReach>,
+    pub(super) ebs: Option<OriginReach>,
 }
 
 impl ReadRows {
-    pub(super) fn plan(board: &Board, role: &str, reads: &ReadNeeds) -> Self {
+    pub(super) fn plan(board: &RowBoard, role: &str, reads: &ReadNeeds) -> Self {
         let plan = |action: IamAction| {
             board.plan(
                 CheckKind::Permission,
@@ -165,22 +165,22 @@ fn named(reads: &ReadNeeds) -> Option<&SnapshotId> {
 
 /// Tries the actions, and then the rate.
 pub(super) async fn check(
-    board: &Board,
+    board: &RowBoard,
     rows: &ReadRows,
     reads: &ReadNeeds,
     aws: &Aws,
-    places: &dyn DoctorPlaces,
-    ways: Ways,
+    clients: &dyn DoctorClients,
+    reach: ServiceReach,
     until: Instant,
 ) {
     // A snapshot that is named is read without EC2 too.
     let is_named = named(reads).is_some();
     let describing = async {
-        match ways.ec2 {
-            Some(Reach::Broken(because)) => board.skip(&[rows.describe], because),
+        match reach.ec2 {
+            Some(OriginReach::Broken(because)) => board.skip(&[rows.describe], because),
             _ => {
                 board.start(rows.describe);
-                let found = described(aws, places, reads).await;
+                let found = described(aws, clients, reads).await;
                 board.fill(
                     rows.describe,
                     permission(IamAction::DescribeSnapshots, found).unless_needed(!is_named),
@@ -190,7 +190,7 @@ pub(super) async fn check(
     };
     let blocks = async {
         let rest: Vec<RowId> = rows.all().into_iter().skip(1).collect();
-        if let Some(Reach::Broken(because)) = ways.ebs {
+        if let Some(OriginReach::Broken(because)) = reach.ebs {
             return board.skip(&rest, because);
         }
         let Some(id) = named(reads) else {
@@ -200,7 +200,7 @@ pub(super) async fn check(
             return board.fill(rows.get, unknown);
         };
         board.start(rows.list);
-        let source = listed(aws, places, reads, id).await;
+        let source = listed(aws, clients, reads, id).await;
         let seen = source.as_ref().map(|(_, first)| first_words(id, *first));
         board.fill(
             rows.list,
@@ -251,8 +251,8 @@ async fn within<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
 }
 
 /// What EC2 says of what is read, in words.
-async fn described(aws: &Aws, places: &dyn DoctorPlaces, reads: &ReadNeeds) -> Result<String> {
-    let Some(ec2) = places.descriptions(aws)? else {
+async fn described(aws: &Aws, clients: &dyn DoctorClients, reads: &ReadNeeds) -> Result<String> {
+    let Some(ec2) = clients.descriptions(aws)? else {
         return Ok("not needed: this build has no EC2 client".to_owned());
     };
     let Some(id) = named(reads) else {
@@ -291,11 +291,11 @@ async fn first_page(ec2: &dyn Descriptions, select: &[Selector]) -> Result<Strin
 /// A snapshot as a source, and the first block that it holds.
 async fn listed(
     aws: &Aws,
-    places: &dyn DoctorPlaces,
+    clients: &dyn DoctorClients,
     reads: &ReadNeeds,
     id: &SnapshotId,
 ) -> Result<(Arc<dyn BlockSource>, Option<BlockIndex>)> {
-    let catalog = places.catalog(aws, reads, CALL)?;
+    let catalog = clients.catalog(aws, reads, CALL)?;
     let (_, source) = within(catalog.open(id)).await?;
     let first = within(source.next_extent(BlockIndex(0))).await?;
     Ok((source, first.map(Extent::start)))

@@ -78,8 +78,8 @@ impl Denier {
             ];
             ends.iter().any(|words| has(words))
         });
-        if let Some((name, place)) = policy {
-            return Self::Policy(name, place);
+        if let Some((name, fix)) = policy {
+            return Self::Policy(name, fix);
         }
         if KMS.iter().any(|reason| has(reason)) {
             return Self::Key;
@@ -106,7 +106,7 @@ pub(super) fn is_of_credentials(message: &str) -> bool {
 /// What a person can do about a request that was denied.
 pub(super) fn advice(message: &str, action: &str) -> String {
     match Denier::of(message) {
-        Denier::Policy(name, place) => format!("denied by the {name}: {}", place.replace("ACTION", action)),
+        Denier::Policy(name, fix) => format!("denied by the {name}: {}", fix.replace("ACTION", action)),
         Denier::Key => "allow the caller kms:Decrypt and kms:DescribeKey: KMS console > Customer managed keys > KEY > Key policy, \
             and its identity policy; the key must be enabled and in this Region"
             .to_owned(),

@@ -1,4 +1,4 @@
-//! [`DoctorRow`]: one check of one object. [`Board`]: the rows of a run, planned before their results come.
+//! [`DoctorRow`]: one check of one object. [`RowBoard`]: the rows of a run, planned before their results come.
 
 use std::time::Duration;
 
@@ -167,7 +167,7 @@ pub(crate) struct DoctorRow {
 
 /// The rows of a run.
 #[derive(Default)]
-pub(super) struct Board(Mutex<Vec<PlannedRow>>);
+pub(super) struct RowBoard(Mutex<Vec<PlannedRow>>);
 
 struct PlannedRow {
     check: CheckKind,
@@ -181,7 +181,7 @@ struct PlannedRow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RowId(usize);
 
-impl Board {
+impl RowBoard {
     /// A row whose result comes later.
     pub(super) fn plan(&self, check: CheckKind, object: impl Into<String>) -> RowId {
         let mut rows = self.0.lock();
@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_row_without_a_result_is_unknown_and_so_is_one_after_a_failed_one() {
-        let board = Board::default();
+        let board = RowBoard::default();
         let tls = board.plan(CheckKind::Tls, "h:443");
         let answer = board.plan(CheckKind::Answer, "h:443");
         let name = board.plan(CheckKind::Name, "h");

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::time::timeout;
 
-use super::job::{DoctorPlaces, DoctorStore};
+use super::job::{DoctorClients, DoctorStore};
 use super::refusal;
-use super::row::{Board, CheckKind, RowFinding, RowId};
+use super::row::{CheckKind, RowBoard, RowFinding, RowId};
 use crate::aws::IamAction;
 use crate::block::random_id;
 use crate::error::{Error, Kind, Remedy, Result};
@@ -41,7 +41,7 @@ struct WriteRows {
 }
 
 impl StoreRows {
-    fn plan(board: &Board, store: &DoctorStore, writes: bool) -> Self {
+    fn plan(board: &RowBoard, store: &DoctorStore, writes: bool) -> Self {
         let address = &store.address;
         let plan = |what: &str| board.plan(CheckKind::Store, format!("{what} {address}"));
         Self {
@@ -66,14 +66,14 @@ impl StoreRows {
 
 /// Checks the store of this number.
 pub(super) async fn check(
-    board: &Board,
+    board: &RowBoard,
     number: usize,
     store: &DoctorStore,
     writes: bool,
-    places: &dyn DoctorPlaces,
+    clients: &dyn DoctorClients,
 ) {
     let rows = StoreRows::plan(board, store, writes);
-    let opened = match within(places.store(number)).await {
+    let opened = match within(clients.store(number)).await {
         Ok(opened) => opened,
         Err(error) => {
             board.fill(rows.open, refused(&error, IamAction::GetObject));
@@ -119,7 +119,7 @@ pub(super) async fn check(
 }
 
 /// Writes objects of its own, and deletes them.
-async fn write(board: &Board, rows: WriteRows, store: &Store) {
+async fn write(board: &RowBoard, rows: WriteRows, store: &Store) {
     let id = random_id();
     let (small, large) = (format!("doctor/{id}"), format!("doctor/{id}.large"));
     let bytes = Bytes::from(content(SMALL));

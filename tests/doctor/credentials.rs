@@ -5,13 +5,13 @@ use crate::aws::server::Server;
 
 #[test]
 fn a_region_that_nothing_names_is_the_first_row() {
-    let patient = Patient::new();
+    let site = DoctorSite::new();
     let broken = || {
-        let mut command = patient.ebsfs();
+        let mut command = site.ebsfs();
         command.env_remove("AWS_REGION");
         command
     };
-    let found = examined(broken(), &[], &patient.mount());
+    let found = examined(broken(), &[], &site.mount());
     found.fails(
         "configuration",
         "source",
@@ -19,30 +19,30 @@ fn a_region_that_nothing_names_is_the_first_row() {
         "AWS_REGION",
     );
     assert_eq!(found.row("credentials", "source")["state"], "unknown");
-    verb_says(broken(), &patient.mount(), 2, "no AWS Region is set");
+    verb_says(broken(), &site.mount(), 2, "no AWS Region is set");
 }
 
 #[test]
 fn missing_wrong_and_expired_credentials_are_distinguished() {
-    let patient = Patient::new();
+    let site = DoctorSite::new();
     let missing = || {
-        let mut command = patient.ebsfs();
+        let mut command = site.ebsfs();
         command.env("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent");
         command
     };
-    let found = examined(missing(), &[], &patient.mount());
+    let found = examined(missing(), &[], &site.mount());
     found.fails("credentials", "source", "no AWS credentials", "AWS_PROFILE");
     assert_eq!(found.row("identity", "source")["state"], "unknown");
-    verb_says(missing(), &patient.mount(), 4, "no AWS credentials");
+    verb_says(missing(), &site.mount(), 4, "no AWS credentials");
 
-    let (id, secret) = patient.emulator.keys();
+    let (id, secret) = site.emulator.keys();
     let wrong = || {
         let mut command = missing();
         command.env("AWS_ACCESS_KEY_ID", &id);
         command.env("AWS_SECRET_ACCESS_KEY", "wrong");
         command
     };
-    let found = examined(wrong(), &[], &patient.mount());
+    let found = examined(wrong(), &[], &site.mount());
     found.fails(
         "identity",
         "source",
@@ -54,30 +54,30 @@ fn missing_wrong_and_expired_credentials_are_distinguished() {
         origin,
         "keys of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     );
-    verb_says(wrong(), &patient.mount(), 4, "credentials were refused");
+    verb_says(wrong(), &site.mount(), 4, "credentials were refused");
 
-    patient.emulator.set("expired_sessions=old");
+    site.emulator.set("expired_sessions=old");
     let expired = || {
         let mut command = wrong();
         command.env("AWS_SECRET_ACCESS_KEY", &secret);
         command.env("AWS_SESSION_TOKEN", "old");
         command
     };
-    let found = examined(expired(), &[], &patient.mount());
+    let found = examined(expired(), &[], &site.mount());
     found.fails("identity", "source", "expired", "renew them");
     assert!(!found.report.to_string().contains(&secret));
-    verb_says(expired(), &patient.mount(), 4, "have expired");
+    verb_says(expired(), &site.mount(), 4, "have expired");
 }
 
 #[test]
 fn a_denied_action_names_the_policy_that_denies_it() {
-    let patient = Patient::new();
+    let site = DoctorSite::new();
     for (deny, object) in [
         ("ebs:ListSnapshotBlocks", "ebs:ListSnapshotBlocks"),
         ("ebs:GetSnapshotBlock", "ebs:GetSnapshotBlock"),
     ] {
-        patient.emulator.set(&format!("deny={deny}"));
-        let found = examined(patient.ebsfs(), &[], &patient.mount());
+        site.emulator.set(&format!("deny={deny}"));
+        let found = examined(site.ebsfs(), &[], &site.mount());
         found.fails(
             "permission",
             object,
@@ -85,25 +85,25 @@ fn a_denied_action_names_the_policy_that_denies_it() {
             "denied by the identity-based policy: IAM console",
         );
     }
-    patient.emulator.set("deny=ebs:ListSnapshotBlocks");
+    site.emulator.set("deny=ebs:ListSnapshotBlocks");
     verb_says(
-        patient.ebsfs(),
-        &patient.mount(),
+        site.ebsfs(),
+        &site.mount(),
         4,
         "needs the permission ebs:ListSnapshotBlocks",
     );
     // A snapshot that is named is mounted without EC2, all of a volume are not.
-    patient.emulator.set("deny=ec2:DescribeSnapshots");
-    let found = examined(patient.ebsfs(), &[], &patient.mount());
-    found.is_well();
+    site.emulator.set("deny=ec2:DescribeSnapshots");
+    let found = examined(site.ebsfs(), &[], &site.mount());
+    found.has_no_failed_row();
     found.warns(
         "permission",
         "ec2:DescribeSnapshots",
         "UnauthorizedOperation",
         "IAM console",
     );
-    let point = patient.point.path().to_str().unwrap();
-    let found = examined(patient.ebsfs(), &[], &["mount", point, "vol-0a"]);
+    let point = site.point.path().to_str().unwrap();
+    let found = examined(site.ebsfs(), &[], &["mount", point, "vol-0a"]);
     found.fails(
         "permission",
         "ec2:DescribeSnapshots",
@@ -111,7 +111,7 @@ fn a_denied_action_names_the_policy_that_denies_it() {
         "IAM console",
     );
     verb_says(
-        patient.ebsfs(),
+        site.ebsfs(),
         &["mount", point, "vol-0a"],
         4,
         "ec2:DescribeSnapshots",
@@ -120,36 +120,35 @@ fn a_denied_action_names_the_policy_that_denies_it() {
 
 #[test]
 fn a_key_of_kms_and_a_snapshot_of_another_region_are_named() {
-    let patient = Patient::new();
+    let site = DoctorSite::new();
     let post = |query: &str| {
-        patient
-            .emulator
-            .post(&format!("snapshots/{}?{query}", patient.snapshot))
+        site.emulator
+            .post(&format!("snapshots/{}?{query}", site.snapshot))
     };
     post("kms_denied=1");
-    let found = examined(patient.ebsfs(), &[], &patient.mount());
+    let found = examined(site.ebsfs(), &[], &site.mount());
     found.fails(
         "permission",
         "ebs:",
         "kms:Decrypt",
         "KMS console > Customer managed keys",
     );
-    verb_says(patient.ebsfs(), &patient.mount(), 4, "kms:Decrypt");
+    verb_says(site.ebsfs(), &site.mount(), 4, "kms:Decrypt");
     post("kms_denied=0");
-    let elsewhere = [patient.mount(), vec!["--region".into(), "eu-west-1".into()]].concat();
-    let found = examined(patient.ebsfs(), &[], &elsewhere);
+    let elsewhere = [site.mount(), vec!["--region".into(), "eu-west-1".into()]].concat();
+    let found = examined(site.ebsfs(), &[], &elsewhere);
     found.fails(
         "permission",
         "ebs:ListSnapshotBlocks",
         "SNAPSHOT_NOT_FOUND",
         "check the id, the Region and the account",
     );
-    verb_says(patient.ebsfs(), &elsewhere, 3, "SNAPSHOT_NOT_FOUND");
+    verb_says(site.ebsfs(), &elsewhere, 3, "SNAPSHOT_NOT_FOUND");
 }
 
 #[test]
 fn the_policy_of_an_endpoint_is_named_and_a_denial_without_reason_lists_who_can_deny() {
-    let patient = Patient::new();
+    let site = DoctorSite::new();
     for (end, fix, said) in [
         (
             " because no VPC endpoint policy allows the ebs:ListSnapshotBlocks action",
@@ -170,70 +169,70 @@ fn the_policy_of_an_endpoint_is_named_and_a_denial_without_reason_lists_who_can_
             (403, body.to_string())
         });
         let broken = || {
-            let mut command = patient.ebsfs();
+            let mut command = site.ebsfs();
             command.env("AWS_ENDPOINT_URL_EBS", server.url());
             command
         };
-        let found = examined(broken(), &[], &patient.mount());
+        let found = examined(broken(), &[], &site.mount());
         found.fails(
             "permission",
             "ebs:ListSnapshotBlocks",
             "AccessDeniedException",
             fix,
         );
-        verb_says(broken(), &patient.mount(), 4, said);
+        verb_says(broken(), &site.mount(), 4, said);
     }
 }
 
 #[test]
 fn a_clock_ten_minutes_off_is_a_row_of_its_own() {
-    let patient = Patient::new();
-    patient.emulator.post("clock?ahead_s=600");
-    let found = examined(patient.ebsfs(), &[], &patient.mount());
-    found.is_well();
+    let site = DoctorSite::new();
+    site.emulator.post("clock?ahead_s=600");
+    let found = examined(site.ebsfs(), &[], &site.mount());
+    found.has_no_failed_row();
     let words = "s behind the service's: the first signature";
     found.warns("clock", "127.0.0.1", words, "timedatectl set-ntp true");
     // The verb follows the clock of the service.
-    run(patient.ebsfs().args(["blocks", &patient.snapshot]));
-    patient.emulator.post("clock?ahead_s=90");
-    let found = examined(patient.ebsfs(), &[], &patient.mount());
-    found.is_well();
+    run(site.ebsfs().args(["blocks", &site.snapshot]));
+    site.emulator.post("clock?ahead_s=90");
+    let found = examined(site.ebsfs(), &[], &site.mount());
+    found.has_no_failed_row();
     found.warns("clock", "127.0.0.1", "s behind", "set-ntp");
 }
 
 #[test]
 fn a_job_asks_by_a_dry_run_whether_it_may_make_snapshots() {
-    let patient = Patient::new();
-    let image = patient.emulator.folder.path().join("disk.raw");
+    let site = DoctorSite::new();
+    let image = site.emulator.folder.path().join("disk.raw");
     let image = image.to_str().unwrap();
     let job = ["replicate", "--volume", "vol-0a", "--to", image, "--once"];
-    let before = patient.emulator.made().len();
-    let found = examined(patient.ebsfs(), &[], &job);
-    found.is_well();
+    let before = site.emulator.made().len();
+    let found = examined(site.ebsfs(), &[], &job);
+    found.has_no_failed_row();
     let row = found.row("permission", "ec2:CreateSnapshot of");
     assert_eq!(row["seen"], "a dry run for vol-0a is allowed");
-    assert_eq!(patient.emulator.made().len(), before);
-    patient.emulator.set("deny=ec2:CreateSnapshot");
-    let found = examined(patient.ebsfs(), &[], &job);
+    assert_eq!(site.emulator.made().len(), before);
+    site.emulator.set("deny=ec2:CreateSnapshot");
+    let found = examined(site.ebsfs(), &[], &job);
     found.fails(
         "permission",
         "ec2:CreateSnapshot of",
         "UnauthorizedOperation",
         "denied by the identity-based policy",
     );
-    verb_says(patient.ebsfs(), &job, 4, "ec2:CreateSnapshot");
+    verb_says(site.ebsfs(), &job, 4, "ec2:CreateSnapshot");
 }
 
 #[test]
 fn actions_that_need_a_new_snapshot_are_unknown_and_none_is_made() {
-    let patient = Patient::new();
-    let before = patient.emulator.made().len();
-    let found = examined(patient.ebsfs(), &[], &["sync", &patient.snapshot, "ebs:"]);
-    found.is_well();
+    let site = DoctorSite::new();
+    let before = site.emulator.made().len();
+    let found = examined(site.ebsfs(), &[], &["sync", &site.snapshot, "ebs:"]);
+    found.has_no_failed_row();
     let row = found.row("permission", "ebs:StartSnapshot");
     assert_eq!(
         (&row["state"], &row["fix"]),
         (&"unknown".into(), &Value::Null)
     );
-    assert_eq!(patient.emulator.made().len(), before);
+    assert_eq!(site.emulator.made().len(), before);
 }

@@ -21,10 +21,10 @@ impl Line {
         }
     }
 
-    /// `ebsfs` here, with the environment of a patient and EBS at this URL.
-    fn ebsfs(&self, patient: &Patient, url: &str) -> Command {
+    /// `ebsfs` here, with the environment of a site and EBS at this URL.
+    fn ebsfs(&self, site: &DoctorSite, url: &str) -> Command {
         let mut command = NamespacePair::within(&self.pair.near, EBSFS);
-        let given = patient.ebsfs();
+        let given = site.ebsfs();
         let given = given
             .get_envs()
             .filter_map(|(name, value)| Some((name, value?)));
@@ -45,17 +45,17 @@ impl Drop for Line {
 
 #[test]
 fn a_port_that_refuses_and_a_name_without_address_are_the_first_rows() {
-    let patient = Patient::new();
+    let site = DoctorSite::new();
     let with = |url: &'static str| {
-        let patient = &patient;
+        let site = &site;
         move || {
-            let mut command = patient.ebsfs();
+            let mut command = site.ebsfs();
             command.env("AWS_ENDPOINT_URL_EBS", url);
             command
         }
     };
     let refused = with("http://127.0.0.1:9");
-    let found = examined(refused(), &[], &patient.mount());
+    let found = examined(refused(), &[], &site.mount());
     found.fails(
         "connection",
         "127.0.0.1:9 (EBS)",
@@ -64,14 +64,9 @@ fn a_port_that_refuses_and_a_name_without_address_are_the_first_rows() {
     );
     // EC2 is at its own place, and well.
     assert_eq!(found.row("answer", "EC2")["state"], "good");
-    verb_says(
-        refused(),
-        &patient.mount(),
-        7,
-        "cannot connect to 127.0.0.1:9",
-    );
+    verb_says(refused(), &site.mount(), 7, "cannot connect to 127.0.0.1:9");
     let nameless = with("http://ebs.invalid:8080");
-    let found = examined(nameless(), &[], &patient.mount());
+    let found = examined(nameless(), &[], &site.mount());
     found.fails(
         "name",
         "ebs.invalid:8080 (EBS)",
@@ -84,7 +79,7 @@ fn a_port_that_refuses_and_a_name_without_address_are_the_first_rows() {
     );
     verb_says(
         nameless(),
-        &patient.mount(),
+        &site.mount(),
         7,
         "the name ebs.invalid cannot be resolved",
     );
@@ -92,10 +87,10 @@ fn a_port_that_refuses_and_a_name_without_address_are_the_first_rows() {
 
 #[test]
 fn a_url_for_a_store_that_redirects_ebs_is_named() {
-    let patient = Patient::new();
-    let mut command = patient.ebsfs();
+    let site = DoctorSite::new();
+    let mut command = site.ebsfs();
     command.env("AWS_ENDPOINT_URL", "http://minio.invalid:9000");
-    let found = examined(command, &[], &patient.mount());
+    let found = examined(command, &[], &site.mount());
     found.warns(
         "endpoint",
         "EBS",
@@ -106,7 +101,7 @@ fn a_url_for_a_store_that_redirects_ebs_is_named() {
 
 #[test]
 fn a_proxy_that_refuses_is_a_row_of_its_own() {
-    let patient = Patient::new();
+    let site = DoctorSite::new();
     let proxy = crate::aws::server::Server::start(|request| match request.path.contains("deny") {
         true => (403, String::new()),
         false => (407, String::new()),
@@ -116,7 +111,7 @@ fn a_proxy_that_refuses_is_a_row_of_its_own() {
         ("deny.example", "HTTP 403", "allow deny.example:443"),
     ] {
         let broken = || {
-            let mut command = patient.ebsfs();
+            let mut command = site.ebsfs();
             command.env("AWS_ENDPOINT_URL_EBS", format!("https://{host}"));
             command.env(
                 "HTTPS_PROXY",
@@ -124,22 +119,22 @@ fn a_proxy_that_refuses_is_a_row_of_its_own() {
             );
             command
         };
-        let found = examined(broken(), &[], &patient.mount());
+        let found = examined(broken(), &[], &site.mount());
         found.fails("proxy", &format!("{host}:443 (EBS)"), seen, fix);
         assert!(!found.report.to_string().contains("hush"));
         let near = found.row("connection", &format!("proxy of {host}:443"));
         assert_eq!(near["state"], "good", "{near}");
-        verb_says(broken(), &patient.mount(), 4, seen);
+        verb_says(broken(), &site.mount(), 4, seen);
     }
 }
 
 #[test]
 fn no_route_split_dns_vanishing_packets_and_a_narrow_line_are_distinguished() {
-    let patient = Patient::new();
+    let site = DoctorSite::new();
     let line = Line::new();
-    let verb = patient.mount();
+    let verb = site.mount();
     // No route leads to the documentation network.
-    let found = examined(line.ebsfs(&patient, "http://192.0.2.9:8080"), &[], &verb);
+    let found = examined(line.ebsfs(&site, "http://192.0.2.9:8080"), &[], &verb);
     found.fails(
         "connection",
         "192.0.2.9:8080",
@@ -147,17 +142,17 @@ fn no_route_split_dns_vanishing_packets_and_a_narrow_line_are_distinguished() {
         "connect the VPN or Direct Connect",
     );
     verb_says(
-        line.ebsfs(&patient, "http://192.0.2.9:8080"),
+        line.ebsfs(&site, "http://192.0.2.9:8080"),
         &verb,
         7,
         "cannot connect to 192.0.2.9:8080",
     );
 
     // systemd-resolved is asked, and knows no server for the name.
-    let resolver = patient.emulator.folder.path().join("resolv.conf");
+    let resolver = site.emulator.folder.path().join("resolv.conf");
     std::fs::write(&resolver, "nameserver 127.0.0.53\n").unwrap();
     let split = || {
-        let mut command = line.ebsfs(&patient, "http://ebs.corp.example:8080");
+        let mut command = line.ebsfs(&site, "http://ebs.corp.example:8080");
         let mut inner = NamespacePair::within(&line.pair.near, "unshare");
         let script = format!(
             "mount --bind {} /etc/resolv.conf && exec {EBSFS} \"$@\"",
@@ -205,10 +200,10 @@ fn no_route_split_dns_vanishing_packets_and_a_narrow_line_are_distinguished() {
     )
     .unwrap();
     line.server = Some(server);
-    let (line, patient, verb) = (&line, &patient, &verb);
+    let (line, site, verb) = (&line, &site, &verb);
     std::thread::scope(|scope| {
         scope.spawn(move || {
-            let found = examined(line.ebsfs(patient, "http://10.231.9.77:443"), &[], verb);
+            let found = examined(line.ebsfs(site, "http://10.231.9.77:443"), &[], verb);
             found.fails(
                 "connection",
                 "10.231.9.77:443",
@@ -218,18 +213,14 @@ fn no_route_split_dns_vanishing_packets_and_a_narrow_line_are_distinguished() {
         });
         scope.spawn(move || {
             verb_says(
-                line.ebsfs(patient, "http://10.231.9.77:443"),
+                line.ebsfs(site, "http://10.231.9.77:443"),
                 verb,
                 7,
                 "10.231.9.77:443",
             );
         });
         scope.spawn(move || {
-            let found = examined(
-                line.ebsfs(patient, &format!("http://{FAR}:8080")),
-                &[],
-                verb,
-            );
+            let found = examined(line.ebsfs(site, &format!("http://{FAR}:8080")), &[], verb);
             found.fails(
                 "packets",
                 &format!("{FAR}:8080"),

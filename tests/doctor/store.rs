@@ -5,20 +5,20 @@ use crate::support::s3::{S3Reply, S3Server};
 
 /// A repository in a server of the test, and a sync to it.
 struct Bucket {
-    patient: Patient,
+    site: DoctorSite,
     server: S3Server,
 }
 
 impl Bucket {
     fn new() -> Self {
-        let (patient, server) = (Patient::new(), S3Server::start());
-        let bucket = Self { patient, server };
+        let (site, server) = (DoctorSite::new(), S3Server::start());
+        let bucket = Self { site, server };
         run(bucket.ebsfs().args(["repository", "init", "s3://bucket/p"]));
         bucket
     }
 
     fn ebsfs(&self) -> Command {
-        let mut command = self.patient.ebsfs();
+        let mut command = self.site.ebsfs();
         command.env("AWS_ENDPOINT_URL_S3", &self.server.url);
         command
     }
@@ -26,7 +26,7 @@ impl Bucket {
     fn sync(&self) -> Vec<&str> {
         vec![
             "sync",
-            &self.patient.snapshot,
+            &self.site.snapshot,
             "s3://bucket/p",
             "--timeout",
             "2s",
@@ -48,7 +48,7 @@ fn writes_to_a_store_are_tried_only_when_allowed_and_leave_nothing() {
     let bucket = Bucket::new();
     bucket.server.seen();
     let found = examined(bucket.ebsfs(), &[], &bucket.sync());
-    found.is_well();
+    found.has_no_failed_row();
     let row = found.row("store", "write to s3://bucket/p");
     let unknown = [&row["state"], &row["fix"]];
     assert_eq!(unknown[0], "unknown");
@@ -62,7 +62,7 @@ fn writes_to_a_store_are_tried_only_when_allowed_and_leave_nothing() {
     };
     assert_eq!(written(bucket.server.seen()), 0);
     let found = examined(bucket.ebsfs(), &["--write"], &bucket.sync());
-    found.is_well();
+    found.has_no_failed_row();
     for object in [
         "write to",
         "read of a part",
@@ -102,7 +102,7 @@ fn a_bucket_that_is_missing_elsewhere_or_denied_says_what_to_set() {
         verb_says(bucket.ebsfs(), &bucket.sync(), exit, seen);
     }
     bucket.server.on(|_| None);
-    let elsewhere = ["sync", &bucket.patient.snapshot, "s3://bucket/other"];
+    let elsewhere = ["sync", &bucket.site.snapshot, "s3://bucket/other"];
     let found = examined(bucket.ebsfs(), &[], &elsewhere);
     found.fails(
         "store",
@@ -122,7 +122,7 @@ fn a_bucket_that_is_missing_elsewhere_or_denied_says_what_to_set() {
 fn a_role_that_only_reads_and_object_lock_are_seen_with_writes_alone() {
     let bucket = Bucket::new();
     bucket.refuse("PUT", 403, "AccessDenied", "User is not authorized to perform: s3:PutObject because no identity-based policy allows the s3:PutObject action");
-    examined(bucket.ebsfs(), &[], &bucket.sync()).is_well();
+    examined(bucket.ebsfs(), &[], &bucket.sync()).has_no_failed_row();
     let found = examined(bucket.ebsfs(), &["--write"], &bucket.sync());
     found.fails(
         "store",
@@ -138,7 +138,7 @@ fn a_role_that_only_reads_and_object_lock_are_seen_with_writes_alone() {
         "Access Denied because object protected by object lock.",
     );
     let found = examined(bucket.ebsfs(), &["--write"], &bucket.sync());
-    found.is_well();
+    found.has_no_failed_row();
     found.warns(
         "store",
         "delete in s3://bucket/p",

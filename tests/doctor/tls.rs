@@ -62,8 +62,8 @@ impl TlsServer {
     }
 
     /// A command whose EBS is this server, and nothing else is.
-    fn ebsfs(&self, patient: &Patient, is_trusted: bool) -> Command {
-        let mut command = patient.ebsfs();
+    fn ebsfs(&self, site: &DoctorSite, is_trusted: bool) -> Command {
+        let mut command = site.ebsfs();
         command.env(
             "AWS_ENDPOINT_URL_EBS",
             format!("https://localhost:{}", self.port),
@@ -87,7 +87,7 @@ type CertificateCase = (
 
 #[test]
 fn what_is_wrong_with_a_certificate_is_named_with_its_fix() {
-    let patient = Patient::new();
+    let site = DoctorSite::new();
     let cases: [CertificateCase; 4] = [
         (
             "signer",
@@ -129,7 +129,7 @@ fn what_is_wrong_with_a_certificate_is_named_with_its_fix() {
     for (case, change, is_trusted, seen, fix, said) in cases {
         println!("{case}");
         let server = TlsServer::start(change);
-        let found = examined(server.ebsfs(&patient, is_trusted), &[], &patient.mount());
+        let found = examined(server.ebsfs(&site, is_trusted), &[], &site.mount());
         found.fails("tls", "localhost", seen, fix);
         let answer = found.row("answer", "EBS");
         assert_eq!(answer["state"], "unknown");
@@ -139,20 +139,15 @@ fn what_is_wrong_with_a_certificate_is_named_with_its_fix() {
                 .unwrap()
                 .starts_with("not checked because of tls localhost")
         );
-        verb_says(
-            server.ebsfs(&patient, is_trusted),
-            &patient.mount(),
-            7,
-            said,
-        );
+        verb_says(server.ebsfs(&site, is_trusted), &site.mount(), 7, said);
     }
 }
 
 #[test]
 fn an_accepted_certificate_says_whose_it_is_and_one_that_ends_soon_warns() {
-    let patient = Patient::new();
+    let site = DoctorSite::new();
     let server = TlsServer::start(|_| {});
-    let found = examined(server.ebsfs(&patient, true), &[], &patient.mount());
+    let found = examined(server.ebsfs(&site, true), &[], &site.mount());
     let row = found.row("tls", "localhost");
     assert_eq!(row["state"], "good", "{row}");
     assert!(
@@ -164,7 +159,7 @@ fn an_accepted_certificate_says_whose_it_is_and_one_that_ends_soon_warns() {
     );
     let soon = std::time::SystemTime::now() + Duration::from_secs(3 * 86_400);
     let server = TlsServer::start(|params| params.not_after = soon.into());
-    let found = examined(server.ebsfs(&patient, true), &[], &patient.mount());
+    let found = examined(server.ebsfs(&site, true), &[], &site.mount());
     found.warns(
         "tls",
         "localhost",
@@ -175,19 +170,19 @@ fn an_accepted_certificate_says_whose_it_is_and_one_that_ends_soon_warns() {
 
 #[test]
 fn https_at_a_port_of_http_is_named() {
-    let patient = Patient::new();
+    let site = DoctorSite::new();
     let broken = || {
-        let mut command = patient.ebsfs();
-        let url = patient.emulator.url().replace("http://", "https://");
+        let mut command = site.ebsfs();
+        let url = site.emulator.url().replace("http://", "https://");
         command.env("AWS_ENDPOINT_URL_EBS", url);
         command
     };
-    let found = examined(broken(), &[], &patient.mount());
+    let found = examined(broken(), &[], &site.mount());
     found.fails(
         "tls",
         "127.0.0.1",
         "does not speak TLS",
         "http:// instead of https:// in AWS_ENDPOINT_URL_EBS",
     );
-    verb_says(broken(), &patient.mount(), 7, "does not speak TLS");
+    verb_says(broken(), &site.mount(), 7, "does not speak TLS");
 }

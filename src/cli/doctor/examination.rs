@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use crate::aws::{Aws, Service};
 use crate::cli::aws::{self, AwsArgs};
 use crate::cli::store::{StoreLine, StoreOptions};
-use crate::doctor::{DoctorAccount, DoctorJob, DoctorPlaces, DoctorStore, ReadNeeds, ServiceUse};
+use crate::doctor::{DoctorAccount, DoctorClients, DoctorJob, DoctorStore, ReadNeeds, ServiceUse};
 use crate::ebs::{self, Limits};
 use crate::error::Result;
 use crate::repository::{self, Address, Bandwidth, Store};
@@ -158,7 +158,7 @@ impl Examination {
     }
 }
 
-impl DoctorPlaces for Examination {
+impl DoctorClients for Examination {
     fn url<'a>(&'a self, aws: &'a Aws, service: Service) -> BoxFuture<'a, Result<Option<String>>> {
         async move {
             Ok(match service {

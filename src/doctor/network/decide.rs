@@ -126,7 +126,7 @@ pub(super) fn name(
 /// Where a connection goes.
 pub(super) struct ConnectionFacts<'a> {
     /// HOST:PORT.
-    pub(super) place: &'a str,
+    pub(super) host_port: &'a str,
     pub(super) addresses: &'a [IpAddr],
     pub(super) is_proxy: bool,
     /// Where the URL was given.
@@ -147,7 +147,7 @@ pub(super) fn connection(
         }
         TraceStep::Failed(why, took) => (why, *took),
     };
-    let port = facts.place.rsplit_once(':').map_or("", |found| found.1);
+    let port = facts.host_port.rsplit_once(':').map_or("", |found| found.1);
     let first = facts.addresses.first().map(ToString::to_string);
     let first = first.unwrap_or_default();
     let kind = AddressKind::of_all(facts.addresses);
@@ -163,7 +163,7 @@ pub(super) fn connection(
             format!("no answer of the proxy at {first}"),
             format!(
                 "correct HTTPS_PROXY, or let this machine reach {} TCP {port}",
-                facts.place
+                facts.host_port
             ),
         ),
         (Why::Silent, _) => (
@@ -182,7 +182,10 @@ pub(super) fn connection(
             match (facts.is_proxy, facts.from) {
                 (true, _) => "correct HOST and PORT in HTTPS_PROXY, or start the proxy".to_owned(),
                 (_, Some(from)) => format!("start the server, or correct the URL of {from}"),
-                _ => format!("a firewall refuses it: allow TCP {port} to {}", facts.place),
+                _ => format!(
+                    "a firewall refuses it: allow TCP {port} to {}",
+                    facts.host_port
+                ),
             },
         ),
         (Why::NoRoute, _) => (

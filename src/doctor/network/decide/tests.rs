@@ -125,7 +125,7 @@ fn a_name_says_where_it_leads_and_who_was_asked() {
 fn a_connection_that_fails_says_what_to_open() {
     let of = |list: &[&str], is_proxy, from, step| {
         let facts = ConnectionFacts {
-            place: "h.example:443",
+            host_port: "h.example:443",
             addresses: &addresses(list),
             is_proxy,
             from,
