@@ -220,6 +220,7 @@ fn steps(
     let row = rows.tls?;
     let facts = TlsFacts {
         host: origin.url.host().unwrap_or_default(),
+        host_port: &origin.host_port(),
         variable: &variable,
         chain: &trace.chain,
         now: SystemTime::now(),

@@ -236,6 +236,7 @@ pub(super) fn proxy(
 /// What a handshake was made with.
 pub(super) struct TlsFacts<'a> {
     pub(super) host: &'a str,
+    pub(super) host_port: &'a str,
     /// What gives the service another URL.
     pub(super) variable: &'a str,
     /// The certificates that were presented.
@@ -284,7 +285,10 @@ pub(super) fn tls(facts: &TlsFacts<'_>, step: &TraceStep<()>) -> Option<(RowFind
         Why::Silent => "full packets vanish where the line is narrower than it says (a VPN): ip link set dev LINK mtu 1300; or \
             something else listens at the port"
             .to_owned(),
-        _ => format!("openssl s_client -connect {host}:443 -servername {host} shows the handshake"),
+        _ => format!(
+            "openssl s_client -connect {} -servername {host} shows the handshake",
+            facts.host_port
+        ),
     };
     Some((RowFinding::failed(seen, fix), took))
 }

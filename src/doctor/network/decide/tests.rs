@@ -274,6 +274,7 @@ fn a_certificate_that_is_refused_names_its_signer_and_the_file() {
     let of = |days, step| {
         let facts = TlsFacts {
             host: "h.example",
+            host_port: "h.example:8443",
             variable: "AWS_ENDPOINT_URL_S3",
             chain: &chain(days),
             now,
@@ -293,6 +294,11 @@ fn a_certificate_that_is_refused_names_its_signer_and_the_file() {
         "renew",
     );
     for (kind, seen, fix) in [
+        (
+            Why::Other,
+            "reason",
+            "openssl s_client -connect h.example:8443 -servername h.example shows",
+        ),
         (
             Why::UnknownSigner,
             "reason",
