@@ -2,6 +2,7 @@
 
 mod holders;
 pub mod line;
+#[cfg(feature = "ec2")]
 pub mod namespaces;
 pub mod s3;
 
