@@ -28,7 +28,7 @@ pub(super) fn option(remedy: &Remedy) -> String {
         Remedy::BaseAuto => "use --base auto, or copy all blocks without --base".into(),
         Remedy::AllowPlaintext => "use --kms-key (ebs:) or --allow-plaintext".into(),
         Remedy::MarkDamage => {
-            "--on-damage mark leaves such blocks zero, lists them and goes on".into()
+            "ebsfs sync and ebsfs evidence with --on-damage mark leave such blocks zero, list them and go on".into()
         }
         Remedy::Fetch(Some(snapshot)) => {
             format!("--fetch compares it with {snapshot} itself, block by block")
