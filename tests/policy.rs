@@ -1,6 +1,7 @@
 //! `ebsfs policy`: the printed policy has exactly the actions that the calls of each verb need. The emulator enforces the policy
 //! and counts the actions.
 
+mod buckets;
 mod documented;
 mod refused;
 
@@ -14,6 +15,7 @@ use tempfile::TempDir;
 
 use crate::support::s3::{S3Reply, S3Request, S3Server};
 use crate::support::*;
+use buckets::actions_of;
 
 const INSTANCE: &str = "i-0123456789abcdef0";
 const KEY: &str = "arn:aws:kms:us-east-1:111122223333:key/0a1b";
@@ -25,6 +27,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 struct PolicySite {
     emulator: Emulator,
     bucket: S3Server,
+    /// The KMS key of the objects of the bucket.
+    bucket_key: Option<&'static str>,
     folder: TempDir,
 }
 
@@ -33,6 +37,7 @@ impl PolicySite {
         Self {
             emulator: Emulator::start(),
             bucket: S3Server::start(),
+            bucket_key: None,
             folder: tempfile::tempdir().unwrap(),
         }
     }
@@ -75,12 +80,13 @@ impl PolicySite {
     fn enforce_for_all(&self, policy: &Value) {
         self.enforce(&json!({"users": {"default": policy}}));
         self.emulator.reset();
-        let pairs = pairs(policy);
+        let (pairs, key) = (pairs(policy), self.bucket_key);
         let refuses = move |request: &S3Request| {
-            let (action, arn) = of_bucket(request);
-            let is_allowed = pairs
-                .iter()
-                .any(|pair| pair.0 == action && is_below(&pair.1, &arn));
+            let allows = |(action, arn): &Grant| {
+                let mut all = pairs.iter();
+                all.any(|pair| pair.0 == *action && is_below(&pair.1, arn))
+            };
+            let is_allowed = actions_of(request, key).iter().all(allows);
             let refusal = || S3Reply::error(403, "AccessDenied", "Access Denied");
             (!is_allowed).then(refusal)
         };
@@ -93,7 +99,10 @@ impl PolicySite {
         let url = format!("{}/_emulator/actions", self.emulator.url());
         let text = run(Command::new("curl").args(["-sSf", &url]));
         let by_user: Value = serde_json::from_str(&text).unwrap();
-        let mut asked: BTreeSet<_> = self.bucket.seen().iter().map(of_bucket).collect();
+        let of_bucket = self.bucket.seen().into_iter();
+        let mut asked: BTreeSet<Grant> = of_bucket
+            .flat_map(|request| actions_of(&request, self.bucket_key))
+            .collect();
         let by_action = by_user["default"].as_object().into_iter().flatten();
         for (action, on) in by_action.filter(|(action, _)| *action != "sts:GetCallerIdentity") {
             let resources = on.as_object().unwrap().keys();
@@ -204,21 +213,6 @@ fn is_below(arn: &str, resource: &str) -> bool {
         Some(start) => resource.starts_with(start),
         None => resource == arn,
     }
-}
-
-/// The action of a request to the bucket, and its resource.
-fn of_bucket(request: &S3Request) -> (String, String) {
-    let action = match request.method.as_str() {
-        _ if request.is_list() => return ("s3:ListBucket".into(), "arn:aws:s3:::bucket".into()),
-        "GET" | "HEAD" => "s3:GetObject",
-        "PUT" => "s3:PutObject",
-        "DELETE" => "s3:DeleteObject",
-        other => panic!("{other} {}", request.key),
-    };
-    (
-        action.into(),
-        format!("arn:aws:s3:::bucket/{}", request.key),
-    )
 }
 
 /// A volume with a filesystem of 4 MiB, and two encrypted snapshots of it that differ.
