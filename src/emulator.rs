@@ -13,7 +13,9 @@
 //! | [`names`] | header names as AWS spells them |
 //! | [`mod@tls`] | HTTPS |
 //! | [`auth`] | Signature Version 4, access keys |
-//! | [`policy`] | policies of users, KMS keys and VPC endpoints |
+//! | [`caller`] | who calls: users and sessions of roles |
+//! | [`sessions`] | AssumeRole, temporary keys |
+//! | [`policy`] | policies of users, roles, KMS keys and VPC endpoints |
 //! | [`direct`] | the read calls of the EBS direct APIs |
 //! | [`page`] | one reply of a listing, and its faults |
 //! | [`mod@write`] | the calls of the EBS direct APIs that make a snapshot |
@@ -28,6 +30,7 @@
 
 mod auth;
 mod call;
+mod caller;
 mod connections;
 mod control;
 mod direct;
@@ -39,6 +42,7 @@ mod page;
 mod policy;
 mod record;
 mod reply;
+mod sessions;
 mod store;
 mod switches;
 mod synthetic;
@@ -64,6 +68,7 @@ use crate::error::{Error, Kind, Result};
 use auth::AccessKey;
 use connections::Connections;
 use policy::AccessPolicies;
+use sessions::RoleSessions;
 use store::EmulatorStore;
 use switches::{Buckets, Switches};
 pub(crate) use synthetic::REPETITIVE;
@@ -88,7 +93,7 @@ pub struct Emulator {
     access_keys: Mutex<Arc<Vec<AccessKey>>>,
     /// The policies in force. None: every user may do everything, and actions are not counted.
     policies: Mutex<Option<Arc<AccessPolicies>>>,
-    /// Actions that calls needed, by user.
+    /// Actions that calls needed, by user or role.
     actions: Mutex<BTreeMap<String, BTreeMap<String, ResourceCounts>>>,
     store: Mutex<EmulatorStore>,
     switches: Mutex<Switches>,
@@ -99,6 +104,8 @@ pub struct Emulator {
     connections: Connections,
     /// When each session token was seen first.
     sessions: Mutex<HashMap<String, SystemTime>>,
+    /// The temporary keys of roles.
+    role_sessions: Mutex<RoleSessions>,
     /// Whether `/_emulator/blocks/` serves without a signature.
     unsigned_blocks: AtomicBool,
     sealer: Sealer,
@@ -171,6 +178,7 @@ impl Emulator {
             at_once: AtomicU64::new(0),
             connections: Connections::default(),
             sessions: Mutex::default(),
+            role_sessions: Mutex::default(),
             unsigned_blocks: AtomicBool::new(false),
             sealer: Sealer::new(),
             cycling: Mutex::default(),

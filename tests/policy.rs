@@ -4,6 +4,7 @@
 mod buckets;
 mod documented;
 mod refused;
+mod roles;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

@@ -32,7 +32,7 @@ pub(super) struct EmulatorArgs {
     /// Set a switch, as POST /_emulator/switches does, for example latency_ms=15; repeat for several
     #[arg(long = "set", value_name = "SWITCH=VALUE")]
     settings: Vec<String>,
-    /// Enforce the policies of users, KMS keys and VPC endpoints in this JSON file (docs/emulator.md) [default: allow all requests]
+    /// Enforce the policies of users, roles, KMS keys and endpoints in this JSON file (docs/emulator.md) [default: allow all requests]
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
     /// Add a snapshot whose bytes are computed; DENSITY is blocks held in a million, for example snap-0a:65536:10000
@@ -51,12 +51,13 @@ pub(super) struct EmulatorArgs {
 
 /// Variables that would win over those that the emulator has exported: keys over the profile, the endpoints of single
 /// services and the kinds of endpoint over the URL.
-const OVERRIDES: [&str; 8] = [
+const OVERRIDES: [&str; 9] = [
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
     "AWS_ENDPOINT_URL_EBS",
     "AWS_ENDPOINT_URL_EC2",
+    "AWS_ENDPOINT_URL_STS",
     "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
     "AWS_USE_FIPS_ENDPOINT",
     "AWS_USE_DUALSTACK_ENDPOINT",

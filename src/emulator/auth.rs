@@ -14,7 +14,7 @@ use hyper::http::request::Parts;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use sha2::{Digest, Sha256};
 
-use super::ACCOUNT;
+use super::caller::{Caller, EmulatedIdentity, UserId};
 use super::reply::Refusal;
 
 /// All but the unreserved characters of RFC 3986.
@@ -28,39 +28,13 @@ const PATH_ENCODED: &AsciiSet = &ENCODED.remove(b'/');
 /// How far a request's time may be off.
 const SKEW: Duration = Duration::from_secs(300);
 
-/// Who signed a request, for which Region and service.
-#[derive(Debug)]
-pub(super) struct Caller {
-    pub(super) region: String,
-    pub(super) service: String,
-    /// The profile of its key in the `credentials` file.
-    pub(super) user: String,
-}
+/// The profile that the emulator itself makes.
+const FIRST: &str = "default";
 
-/// The profile that the emulator itself makes; its user has this name in IAM.
-const FIRST: (&str, &str) = ("default", "emulator");
-
-impl Caller {
-    /// The ARN of the user.
-    pub(super) fn arn(&self) -> String {
-        let name = if self.user == FIRST.0 {
-            FIRST.1
-        } else {
-            &self.user
-        };
-        format!("arn:aws:iam::{ACCOUNT}:user/{name}")
-    }
-
-    /// The unique id of the user.
-    pub(super) fn unique_id(&self) -> String {
-        let name = if self.user == FIRST.0 {
-            FIRST.1
-        } else {
-            &self.user
-        };
-        let letters = name.chars().filter(char::is_ascii_alphanumeric);
-        format!("AIDA{}", letters.collect::<String>().to_ascii_uppercase())
-    }
+/// The secret of a key, and who signs with it.
+pub(super) struct SigningKey {
+    pub(super) secret: String,
+    pub(super) identity: EmulatedIdentity,
 }
 
 /// A user's access key.
@@ -72,6 +46,11 @@ pub(super) struct AccessKey {
 }
 
 impl AccessKey {
+    /// The user, in the emulator's own account.
+    pub(super) fn user(&self) -> UserId {
+        UserId::own(&self.user)
+    }
+
     /// Makes the key of a user and adds it to the folder's `credentials` file.
     pub(super) fn add(folder: &Path, user: &str) -> io::Result<Self> {
         let random = std::iter::repeat_with(fastrand::alphanumeric);
@@ -102,13 +81,13 @@ impl AccessKey {
 pub(super) fn credentials(folder: &Path) -> io::Result<Vec<AccessKey>> {
     let text = match std::fs::read_to_string(folder.join("credentials")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok(vec![AccessKey::add(folder, FIRST.0)?]);
+            return Ok(vec![AccessKey::add(folder, FIRST)?]);
         }
         read => read?,
     };
     let mut keys = parse_credentials(&text);
-    keys.sort_by_key(|key| key.user != FIRST.0);
-    match keys.first().is_some_and(|first| first.user == FIRST.0) {
+    keys.sort_by_key(|key| key.user != FIRST);
+    match keys.first().is_some_and(|first| first.user == FIRST) {
         true => Ok(keys),
         false => Err(io::Error::other("the credentials file holds no key")),
     }
@@ -117,7 +96,7 @@ pub(super) fn credentials(folder: &Path) -> io::Result<Vec<AccessKey>> {
 /// The profiles of a credentials file that have a key. Lines before the first profile are of `default`.
 fn parse_credentials(text: &str) -> Vec<AccessKey> {
     let mut keys: Vec<AccessKey> = Vec::new();
-    let mut user = FIRST.0;
+    let mut user = FIRST;
     for line in text.lines() {
         let line = line.trim();
         if let Some(name) = line
@@ -151,11 +130,11 @@ fn parse_credentials(text: &str) -> Vec<AccessKey> {
     keys
 }
 
-/// Checks a request's signature against the key that it names.
+/// Checks a request's signature against the key that it names, which `find` looks up by its id.
 pub(super) fn verify(
     request: &Parts,
     body: &[u8],
-    keys: &[AccessKey],
+    find: impl Fn(&str) -> Option<SigningKey>,
     now: SystemTime,
 ) -> Result<Caller, Refusal> {
     let header = |name: &str| {
@@ -189,7 +168,7 @@ pub(super) fn verify(
     let [key, date, region, service, "aws4_request"] = scope[..] else {
         return Err(refuse("the credential scope is malformed"));
     };
-    let Some(access) = keys.iter().find(|known| known.id == key) else {
+    let Some(access) = find(key) else {
         return Err(Refusal::new(
             403,
             "UnrecognizedClientException",
@@ -251,7 +230,7 @@ pub(super) fn verify(
     Ok(Caller {
         region: region.to_owned(),
         service: service.to_owned(),
-        user: access.user.clone(),
+        identity: access.identity,
     })
 }
 
@@ -336,13 +315,16 @@ mod tests {
 
     const SECRET: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
 
-    fn keys(id: &str, secret: &str) -> Vec<AccessKey> {
-        let key = |user: &str, id: &str, secret: &str| AccessKey {
-            user: user.into(),
-            id: id.into(),
-            secret: secret.into(),
-        };
-        vec![key("default", "AKIDFIRST", "first"), key("web", id, secret)]
+    fn keys(id: &str, secret: &str) -> impl Fn(&str) -> Option<SigningKey> {
+        let known = [("default", "AKIDFIRST", "first"), ("web", id, secret)];
+        let known = known.map(|one| (one.0.to_owned(), one.1.to_owned(), one.2.to_owned()));
+        move |id| {
+            let (user, _, secret) = known.iter().find(|one| one.1 == id)?;
+            Some(SigningKey {
+                secret: secret.clone(),
+                identity: EmulatedIdentity::User(UserId::own(user)),
+            })
+        }
     }
 
     fn at(text: &str) -> SystemTime {

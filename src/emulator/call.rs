@@ -5,6 +5,9 @@ use hyper::http::request::Parts;
 
 use super::reply::{Refusal, Reply};
 
+/// The actions of STS, whose API is a query API too.
+const STS_ACTIONS: [&str; 2] = ["AssumeRole", "GetCallerIdentity"];
+
 /// What a request asks for.
 #[derive(Debug)]
 pub(super) enum EmulatedCall {
@@ -14,7 +17,7 @@ pub(super) enum EmulatedCall {
     StartSnapshot,
     PutSnapshotBlock(String, String),
     CompleteSnapshot(String),
-    /// An action of the EC2 query API.
+    /// An action of the EC2 query API, or of STS.
     Ec2(String),
     Unknown,
 }
@@ -76,7 +79,7 @@ impl EmulatedCall {
     /// The service that a client signs it for.
     pub(super) fn service(&self) -> &'static str {
         match self {
-            Self::Ec2(action) if action == "GetCallerIdentity" => "sts",
+            Self::Ec2(action) if STS_ACTIONS.contains(&action.as_str()) => "sts",
             Self::Ec2(_) => "ec2",
             _ => "ebs",
         }

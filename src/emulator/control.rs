@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! GET  /_emulator/                              the same as counters
-//! GET  /_emulator/actions                       actions of IAM and KMS that calls needed, by user and resource, since policies are in force
+//! GET  /_emulator/actions                       actions of IAM and KMS that calls needed, by user or role, and resource
 //! POST /_emulator/policies                      the body becomes the policies in force
 //! GET  /_emulator/counters                      calls by name, and what was throttled
 //! POST /_emulator/counters/reset

@@ -13,7 +13,7 @@ mod volumes;
 
 use std::collections::BTreeMap;
 
-use super::auth::Caller;
+use super::caller::Caller;
 use super::record::millis;
 use super::reply::{Refusal, Reply, ec2_reply, request_id};
 use super::{ACCOUNT, Emulator, REGION};
@@ -29,6 +29,11 @@ pub(super) struct QueryForm(BTreeMap<String, String>);
 impl QueryForm {
     pub(super) fn parse(body: &[u8]) -> Self {
         Self(form_urlencoded::parse(body).into_owned().collect())
+    }
+
+    /// The names of all parameters.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&str> {
@@ -88,6 +93,9 @@ impl Emulator {
             return Ok(caller_identity(caller));
         }
         let form = QueryForm::parse(body);
+        if action == "AssumeRole" {
+            return self.assume_role(caller, &form);
+        }
         if form.get("DryRun") == Some("true") {
             let message = "Request would have succeeded, but DryRun flag is set.";
             return Err(Refusal::new(412, "DryRunOperation", None, message));
@@ -190,13 +198,13 @@ impl Emulator {
     }
 }
 
-/// The reply of STS, whose API is a query API too: each access key is that of a user.
+/// The reply of STS.
 fn caller_identity(caller: &Caller) -> Reply {
     let (id, arn) = (request_id(), caller.arn());
-    let unique = caller.unique_id();
+    let (unique, account) = (caller.unique_id(), caller.account());
     let text = format!(
         "<GetCallerIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><GetCallerIdentityResult>\
-         <Arn>{arn}</Arn><UserId>{unique}</UserId><Account>{ACCOUNT}</Account>\
+         <Arn>{arn}</Arn><UserId>{unique}</UserId><Account>{account}</Account>\
          </GetCallerIdentityResult><ResponseMetadata><RequestId>{id}</RequestId></ResponseMetadata>\
          </GetCallerIdentityResponse>"
     );

@@ -14,7 +14,7 @@ use hyper::http::Extensions;
 use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{HeaderMap, Request, Response};
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -26,7 +26,7 @@ use super::call::EmulatedCall;
 use super::direct::Query;
 use super::reply::{Body, Refusal, Reply, block_reply, full, json_reply, reply};
 use super::switches::{Switches, happens};
-use super::{Emulator, REGION, auth, connections, guard, names};
+use super::{ACCOUNT, Emulator, REGION, connections, guard, names};
 
 /// Bytes of the largest request: a block and some.
 const MAX_BODY: usize = 1 << 20;
@@ -39,8 +39,6 @@ const STALL: Duration = Duration::from_secs(600);
 const ENDLESS: usize = 64 << 10;
 /// Pieces that a slow body sends in a second.
 const TICKS: u64 = 10;
-/// How many session tokens are remembered.
-const MAX_SESSIONS: usize = 10_000;
 
 pub(super) async fn accept(
     emulator: Arc<Emulator>,
@@ -173,7 +171,7 @@ impl Emulator {
             return self.control(&parts.method, path, query, body);
         };
         if !self.unsigned_blocks.load(Ordering::Relaxed)
-            && let Err(refusal) = auth::verify(parts, body, &self.access_keys(), self.now())
+            && let Err(refusal) = self.caller(parts, body)
         {
             return refusal.rest_json();
         }
@@ -187,25 +185,6 @@ impl Emulator {
             // Holes are met often: the connection stays.
             _ => reply(404, "text/plain", &[], Bytes::new()),
         }
-    }
-
-    /// Whether the session token of a request is expired.
-    fn is_expired(&self, headers: &HeaderMap, switches: &Switches) -> bool {
-        let session = headers.get("x-amz-security-token");
-        let Some(session) = session.and_then(|session| session.to_str().ok()) else {
-            return false;
-        };
-        if switches.expired_sessions.iter().any(|s| s == session) {
-            return true;
-        }
-        let now = self.now();
-        let mut sessions = self.sessions.lock();
-        if sessions.len() >= MAX_SESSIONS && !sessions.contains_key(session) {
-            sessions.clear();
-        }
-        let first_seen = *sessions.entry(session.to_owned()).or_insert(now);
-        let age = now.duration_since(first_seen).unwrap_or_default();
-        switches.session_life_s > 0 && age >= Duration::from_secs(switches.session_life_s)
     }
 }
 
@@ -227,14 +206,12 @@ impl Emulator {
             };
             return Err(Refusal::new(status, code, None, message));
         }
-        let caller =
-            auth::verify(parts, body, &self.access_keys(), self.now()).map_err(|refusal| {
-                match service {
-                    "sts" => sts_refusal(refusal),
-                    "ec2" => ec2_refusal(&refusal),
-                    _ => refusal,
-                }
-            })?;
+        let caller = self.caller(parts, body);
+        let caller = caller.map_err(|refusal| match service {
+            "sts" => sts_refusal(refusal),
+            "ec2" => ec2_refusal(&refusal),
+            _ => refusal,
+        })?;
         if caller.service != service {
             let message = format!("Credential should be scoped to correct service: '{service}'.");
             return Err(Refusal::new(
@@ -243,6 +220,11 @@ impl Emulator {
                 None,
                 message,
             ));
+        }
+        if service != "sts" && caller.account() != ACCOUNT {
+            // Snapshots and volumes are those of the emulator's own account; another one has never used EC2.
+            let message = "You are not subscribed to this service. Please go to http://aws.amazon.com to subscribe.";
+            return Err(Refusal::new(401, "OptInRequired", None, message));
         }
         self.authorize(&caller, call, parts, body, switches)?;
         let here = caller.region == REGION;

@@ -1,17 +1,20 @@
-//! Policies of users, of KMS keys and of VPC endpoints, and the decision whether they allow a call.
+//! Policies of users, of roles, of KMS keys and of VPC endpoints, and the decision whether they allow a call.
 //!
-//! A user without policies may do everything. An explicit deny wins over an allow. A call that no policy allows gets the error
-//! message of AWS (<https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html>). A file with an unknown
-//! operator, condition key or member is refused as a whole: a condition that is not read must not become an allow.
+//! A user without policies may do everything, a role without policies nothing. An explicit deny wins over an allow. A call that
+//! no policy allows gets the error message of AWS
+//! (<https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html>). A file with an unknown operator, condition
+//! key or member is refused as a whole: a condition that is not read must not become an allow.
 //!
 //! | file | subject |
 //! | --- | --- |
 //! | [`needs`] | what each call asks for: actions, resources, the values of condition keys |
+//! | [`decide`] | the decision on one action, and the refusal in AWS's words |
 //! | [`rules`] | statements: what they match |
 //! | [`condition`] | conditions: operators and keys |
 //! | [`unique`] | JSON without repeated members |
 
 mod condition;
+mod decide;
 mod needs;
 mod rules;
 mod unique;
@@ -23,18 +26,22 @@ use hyper::http::request::Parts;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::auth::{AccessKey, Caller};
+use super::Emulator;
+use super::auth::AccessKey;
 use super::call::EmulatedCall;
+use super::caller::{Caller, RoleArn, UserId};
 use super::reply::Refusal;
+use super::sessions::longest_session;
 use super::switches::Switches;
-use super::{ACCOUNT, Emulator};
-use needs::AccessRequest;
-use rules::{PolicyKind, PolicyRules, PrincipalMatch};
+use decide::{refusal, refused};
 use unique::UniqueValue;
+
+pub(super) use decide::refused_by_trust;
+pub(super) use rules::{PolicyKind, PolicyRules};
 
 /// The services whose endpoints can have a policy.
 const ENDPOINTS: [&str; 4] = ["ebs", "ec2", "s3", "sts"];
-/// Users of a file.
+/// Users of a file, and roles.
 const MOST_USERS: usize = 1000;
 /// Resources of an action that are counted apart. The callers choose their names.
 const MOST_RESOURCES: usize = 10_000;
@@ -43,28 +50,51 @@ const MOST_RESOURCES: usize = 10_000;
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct PolicyFile {
-    /// By the names of users, which are profiles of the credentials file: a policy, or a list of them.
+    /// By the names of users, which are profiles of the credentials file, or by their ARNs: a policy, or a list of them.
     users: BTreeMap<String, Value>,
+    /// By their names or ARNs.
+    roles: BTreeMap<String, RoleText>,
     /// Key policies, by the ARNs of their keys.
     kms_keys: BTreeMap<String, Value>,
     /// One policy for all endpoints, or an object with one for each service.
     endpoint: Option<Value>,
 }
 
+/// A role in a file of policies.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RoleText {
+    /// Who may take it: statements with a `Principal` and without a `Resource`.
+    trust: Value,
+    /// What its sessions may do: a policy, or a list of them.
+    policies: Value,
+    /// Seconds of its longest session.
+    max_session_s: Option<u64>,
+}
+
+/// A user with policies.
+#[derive(Debug)]
+struct EmulatedUser {
+    id: UserId,
+    rules: PolicyRules,
+}
+
+/// A role.
+#[derive(Debug)]
+struct EmulatedRole {
+    trust: PolicyRules,
+    rules: PolicyRules,
+    longest_s: u64,
+}
+
 /// The policies that are in force.
 #[derive(Debug, Default)]
 pub(super) struct AccessPolicies {
-    users: BTreeMap<String, PolicyRules>,
+    /// By their profiles.
+    users: BTreeMap<String, EmulatedUser>,
+    roles: BTreeMap<RoleArn, EmulatedRole>,
     kms_keys: BTreeMap<String, PolicyRules>,
     endpoints: BTreeMap<&'static str, PolicyRules>,
-}
-
-/// The decision on one action.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum AccessDecision {
-    Allowed,
-    /// Refused, with the reason as AWS words it.
-    Refused(String),
 }
 
 impl AccessPolicies {
@@ -76,24 +106,30 @@ impl AccessPolicies {
             return Err("it is not a JSON object".into());
         }
         let file: PolicyFile = serde_json::from_value(file).map_err(|error| error.to_string())?;
-        if file.users.len() > MOST_USERS {
-            return Err(format!("more than {MOST_USERS} users"));
+        if file.users.len().max(file.roles.len()) > MOST_USERS {
+            return Err(format!("more than {MOST_USERS} users or roles"));
         }
         let mut policies = Self::default();
-        for (user, value) in file.users {
-            let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-            if user.is_empty() || user.len() > 64 || !user.chars().all(is_name) {
-                return Err(format!(
-                    "users: {user:?} is not a name of letters, digits, -, _ and ."
-                ));
+        for (name, value) in file.users {
+            let id: UserId = name.parse().map_err(|why| format!("users: {why}"))?;
+            let rules = identity(value).map_err(|why| format!("users: {name}: {why}"))?;
+            let profile = id.profile.clone();
+            if policies
+                .users
+                .insert(profile, EmulatedUser { id, rules })
+                .is_some()
+            {
+                return Err(format!("users: two users have the profile of {name}"));
             }
-            let one = |value| PolicyRules::parse(value, PolicyKind::Identity);
-            let rules = match value {
-                Value::Array(all) => all.into_iter().map(one).collect::<Result<_, _>>(),
-                value => one(value).map(|rules| vec![rules]),
-            };
-            let rules = rules.map_err(|why| format!("users: {user}: {why}"))?;
-            policies.users.insert(user, PolicyRules::merged(rules));
+        }
+        for (name, text) in file.roles {
+            let arn = RoleArn::of_key(&name).ok_or_else(|| {
+                format!("roles: {name:?} is neither the name nor the ARN of a role")
+            })?;
+            let role = EmulatedRole::parse(text).map_err(|why| format!("roles: {name}: {why}"))?;
+            if policies.roles.insert(arn, role).is_some() {
+                return Err(format!("roles: {name} is there twice"));
+            }
         }
         for (arn, value) in file.kms_keys {
             if !arn.starts_with("arn:") || !arn.contains(":key/") {
@@ -109,78 +145,41 @@ impl AccessPolicies {
         Ok(policies)
     }
 
-    /// The names of the users that have policies.
-    pub(super) fn users(&self) -> impl Iterator<Item = &str> {
+    /// The profiles of the users that have policies.
+    fn profiles(&self) -> impl Iterator<Item = &str> {
         self.users.keys().map(String::as_str)
     }
 
-    /// Decides on one action of a call to `service`.
-    fn decide(
-        &self,
-        user: &str,
-        arn: &str,
-        service: &str,
-        request: &AccessRequest,
-    ) -> AccessDecision {
-        let action = &request.action;
-        let identity = self.users.get(user).map(|rules| rules.decide(request, arn));
-        if let Some(key) = &request.key {
-            return self.decide_on_key(key, identity.as_ref(), arn, request);
-        }
-        let endpoint = self
-            .endpoints
-            .get(service)
-            .map(|rules| rules.decide(request, arn));
-        // GetCallerIdentity needs no permission, but an endpoint policy can refuse it.
-        let identity = identity.filter(|_| action != "sts:GetCallerIdentity");
-        for (decision, kind) in [(&identity, "identity-based"), (&endpoint, "VPC endpoint")] {
-            if decision.as_ref().is_some_and(|decision| decision.is_denied) {
-                let article = if kind.starts_with('i') { "an" } else { "a" };
-                return AccessDecision::Refused(format!(
-                    "with an explicit deny in {article} {kind} policy"
-                ));
-            }
-        }
-        for (decision, kind) in [(&identity, "identity-based"), (&endpoint, "VPC endpoint")] {
-            if decision
-                .as_ref()
-                .is_some_and(|decision| decision.allowed.is_none())
-            {
-                let why = format!("because no {kind} policy allows the {action} action");
-                return AccessDecision::Refused(why);
-            }
-        }
-        AccessDecision::Allowed
+    /// The user of a profile, if it has policies.
+    pub(super) fn user(&self, profile: &str) -> Option<UserId> {
+        self.users.get(profile).map(|user| user.id.clone())
     }
 
-    /// A KMS key: its policy grants access to the caller, or leaves it to the account, whose identity policies then must
-    /// (<https://docs.aws.amazon.com/kms/latest/developerguide/key-policy-overview.html>). A key without a policy here has the
-    /// default one, which leaves it to the account. EBS asks KMS itself, so no endpoint policy applies.
-    fn decide_on_key(
-        &self,
-        key: &str,
-        identity: Option<&rules::RuleDecision>,
-        arn: &str,
-        request: &AccessRequest,
-    ) -> AccessDecision {
-        let refused = || AccessDecision::Refused("by KMS".into());
-        let by_key = self
-            .kms_keys
-            .get(key)
-            .map(|rules| rules.decide(request, arn));
-        let is_denied =
-            |decision: Option<&rules::RuleDecision>| decision.is_some_and(|v| v.is_denied);
-        if is_denied(identity) || is_denied(by_key.as_ref()) {
-            return refused();
-        }
-        let by_identity = identity.is_none_or(|decision| decision.allowed.is_some());
-        let granted = by_key.map_or(Some(PrincipalMatch::Account), |decision| decision.allowed);
-        match granted {
-            Some(PrincipalMatch::Caller) => AccessDecision::Allowed,
-            Some(PrincipalMatch::Account) if by_identity => AccessDecision::Allowed,
-            _ => refused(),
-        }
+    /// The seconds of the longest session of a role; none if there is no such role.
+    pub(super) fn longest_session(&self, role: &RoleArn) -> Option<u64> {
+        self.roles.get(role).map(|role| role.longest_s)
     }
+}
+
+impl EmulatedRole {
+    fn parse(text: RoleText) -> Result<Self, String> {
+        let trust = PolicyRules::parse(text.trust, PolicyKind::Trust);
+        Ok(Self {
+            trust: trust.map_err(|why| format!("trust: {why}"))?,
+            rules: identity(text.policies).map_err(|why| format!("policies: {why}"))?,
+            longest_s: longest_session(text.max_session_s)?,
+        })
+    }
+}
+
+/// The policy of a user or a role, or a list of them.
+fn identity(value: Value) -> Result<PolicyRules, String> {
+    let one = |value| PolicyRules::parse(value, PolicyKind::Identity);
+    let rules = match value {
+        Value::Array(all) => all.into_iter().map(one).collect::<Result<_, _>>()?,
+        value => vec![one(value)?],
+    };
+    Ok(PolicyRules::merged(rules))
 }
 
 /// One policy for all endpoints, or one for each service.
@@ -212,7 +211,7 @@ impl Emulator {
         let policies = AccessPolicies::parse(text)?;
         let mut keys = self.access_keys.lock();
         let mut all = keys.to_vec();
-        for user in policies.users() {
+        for user in policies.profiles() {
             if !all.iter().any(|key| key.user == user) {
                 let key = AccessKey::add(&self.folder, user);
                 all.push(key.map_err(|error| format!("credentials of {user}: {error}"))?);
@@ -246,11 +245,11 @@ impl Emulator {
         let Some(policies) = policies else {
             return Ok(());
         };
-        let arn = caller.arn();
+        let counted_as = caller.counted_as();
         for request in &requests {
             let mut actions = self.actions.lock();
-            let of_user = actions.entry(caller.user.clone()).or_default();
-            let on = of_user.entry(request.action.clone()).or_default();
+            let of_caller = actions.entry(counted_as.clone()).or_default();
+            let on = of_caller.entry(request.action.clone()).or_default();
             let is_apart = on.len() < MOST_RESOURCES || on.contains_key(&request.resource);
             let resource = if is_apart {
                 &*request.resource
@@ -259,55 +258,13 @@ impl Emulator {
             };
             *on.entry(resource.to_owned()).or_default() += 1;
             drop(actions);
-            let decision = policies.decide(&caller.user, &arn, call.service(), request);
-            if let AccessDecision::Refused(why) = decision {
-                return Err(match &request.key {
-                    Some(_) => refusal_by_kms(call),
-                    None => refusal(caller, call, request, &why),
-                });
+            let decision = policies.decide(caller, call.service(), request);
+            if let Some(refusal) = refused(decision, caller, call, request) {
+                return Err(refusal);
             }
         }
         Ok(())
     }
-}
-
-/// The refusal as the service words it. It names the resource only if the action can be limited to one.
-fn refusal(caller: &Caller, call: &EmulatedCall, request: &AccessRequest, why: &str) -> Refusal {
-    let (arn, action) = (caller.arn(), &request.action);
-    let on = match &*request.resource {
-        "*" => String::new(),
-        resource => format!(" on resource: {resource}"),
-    };
-    let said = format!("User: {arn} is not authorized to perform: {action}{on} {why}");
-    match call {
-        EmulatedCall::Ec2(_) if call.service() == "ec2" => {
-            let message = format!("You are not authorized to perform this operation. {said}");
-            Refusal::new(403, "UnauthorizedOperation", None, message)
-        }
-        EmulatedCall::Ec2(_) => Refusal::new(403, "AccessDenied", None, said),
-        _ => Refusal::new(403, "AccessDeniedException", None, said),
-    }
-}
-
-/// In recordings of AWS, a refused key looks like one that does not exist.
-fn refusal_by_kms(call: &EmulatedCall) -> Refusal {
-    match call {
-        EmulatedCall::StartSnapshot => Refusal::invalid(
-            "INVALID_DEPENDENCY_REQUEST",
-            "The KMS key cannot be used for this request",
-        ),
-        _ => Refusal::new(
-            404,
-            "ResourceNotFoundException",
-            Some("DEPENDENCY_RESOURCE_NOT_FOUND"),
-            "KMS key not found",
-        ),
-    }
-}
-
-/// The ARN of the account itself.
-fn root() -> String {
-    format!("arn:aws:iam::{ACCOUNT}:root")
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ const REFUSING: &[(&str, &str)] = &[
         "the permissions boundary of the caller",
     ),
     ("session policy", "the session policy of the caller"),
+    ("role trust policy", "the trust policy of the role"),
 ];
 
 /// States the missing permission. `message` is that of the service.
@@ -94,6 +95,11 @@ mod tests {
                 IamAction::DeleteSnapshot,
                 "with an explicit deny in a service control policy",
                 "a service control policy of the organization must allow ec2:DeleteSnapshot on arn:aws:ec2:*::snapshot/*",
+            ),
+            (
+                IamAction::AssumeRole,
+                "because no role trust policy allows the sts:AssumeRole action",
+                "the trust policy of the role must allow sts:AssumeRole",
             ),
             (
                 IamAction::StartSnapshot,

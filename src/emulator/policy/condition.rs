@@ -7,15 +7,18 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 /// Keys with one name.
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 11] = [
     "aws:requestedregion",
     "aws:tagkeys",
     "aws:principalarn",
     "aws:principalaccount",
     "ec2:createaction",
+    "ec2:parentvolume",
     "ebs:parentsnapshot",
     "kms:viaservice",
     "kms:calleraccount",
+    "sts:externalid",
+    "sts:rolesessionname",
 ];
 /// Condition keys that end with a slash and the key of a tag.
 const TAG_KEYS: [&str; 3] = ["aws:resourcetag", "ec2:resourcetag", "aws:requesttag"];
@@ -71,6 +74,8 @@ pub(super) struct PolicyCondition {
     key: String,
     comparison: ValueComparison,
     is_negated: bool,
+    /// Whether it holds if the request lacks the key.
+    is_if_exists: bool,
     quantity: ValueQuantity,
     values: Vec<String>,
 }
@@ -87,12 +92,17 @@ impl PolicyCondition {
                 Some(("ForAnyValue", name)) => (ValueQuantity::Any, name),
                 Some(_) | None => (ValueQuantity::One, operator.as_str()),
             };
+            let (name, is_if_exists) = match name.strip_suffix("IfExists") {
+                Some("Null") | None => (name, false),
+                Some(name) => (name, true),
+            };
             let (comparison, is_negated) = match name {
                 "StringEquals" | "Bool" => (ValueComparison::Equals, false),
                 "StringNotEquals" => (ValueComparison::Equals, true),
                 "StringEqualsIgnoreCase" => (ValueComparison::EqualsIgnoreCase, false),
                 "StringLike" => (ValueComparison::Like, false),
-                "ArnLike" => (ValueComparison::ArnLike, false),
+                // AWS compares both in the same way.
+                "ArnLike" | "ArnEquals" => (ValueComparison::ArnLike, false),
                 "Null" if quantity == ValueQuantity::One => (ValueComparison::Null, false),
                 "StringNotLike" => (ValueComparison::Like, true),
                 _ => {
@@ -117,6 +127,7 @@ impl PolicyCondition {
                     key: known.ok_or_else(unknown)?,
                     comparison,
                     is_negated,
+                    is_if_exists,
                     quantity,
                     values,
                 });
@@ -125,7 +136,7 @@ impl PolicyCondition {
         Ok(conditions)
     }
 
-    /// Whether it holds. If the request lacks the key, a negated operator and `ForAllValues` hold.
+    /// Whether it holds. If the request lacks the key, a negated operator, `IfExists` and `ForAllValues` hold.
     pub(super) fn holds(&self, context: &AccessContext) -> bool {
         let found = context.0.get(&self.key).map_or(&[][..], Vec::as_slice);
         if self.comparison == ValueComparison::Null {
@@ -133,6 +144,7 @@ impl PolicyCondition {
             return self.values.contains(&is_null);
         }
         match self.quantity {
+            _ if found.is_empty() && self.is_if_exists => true,
             ValueQuantity::One if found.is_empty() => self.is_negated,
             ValueQuantity::One | ValueQuantity::Any => {
                 found.iter().any(|value| self.matches(value))

@@ -10,11 +10,12 @@ use hyper::http::request::Parts;
 use serde::Deserialize;
 
 use super::condition::AccessContext;
-use crate::emulator::auth::Caller;
 use crate::emulator::call::EmulatedCall;
+use crate::emulator::caller::{Caller, RoleArn};
 use crate::emulator::direct::Query;
 use crate::emulator::ec2::QueryForm;
 use crate::emulator::reply::Refusal;
+use crate::emulator::sessions::RoleRequest;
 use crate::emulator::{ACCOUNT, Emulator};
 
 /// One action that a call needs.
@@ -23,8 +24,17 @@ pub(super) struct AccessRequest {
     pub(super) action: String,
     pub(super) resource: String,
     pub(super) context: AccessContext,
-    /// The KMS key that it is on.
-    pub(super) key: Option<String>,
+    /// What it is on, if that has a policy of its own.
+    pub(super) grantor: Option<PolicyGrantor>,
+}
+
+/// A resource whose own policy grants access to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum PolicyGrantor {
+    /// The KMS key of this ARN.
+    Key(String),
+    /// The role, by its trust policy.
+    Role(RoleArn),
 }
 
 /// The tags and the parent of a StartSnapshot. The call itself reads the other members.
@@ -49,6 +59,8 @@ struct TagNeed {
 struct NamedSnapshot {
     tags: BTreeMap<String, String>,
     key: Option<String>,
+    /// The volume that it was made of.
+    volume: Option<String>,
 }
 
 /// Makes the requests of one call.
@@ -61,8 +73,8 @@ impl NeedList<'_> {
     fn context(&self) -> AccessContext {
         let mut context = AccessContext::default();
         context.add("aws:RequestedRegion", &self.caller.region);
-        context.add("aws:PrincipalArn", &self.caller.arn());
-        context.add("aws:PrincipalAccount", ACCOUNT);
+        context.add("aws:PrincipalArn", &self.caller.principal_arn());
+        context.add("aws:PrincipalAccount", self.caller.account());
         context
     }
 
@@ -79,32 +91,44 @@ impl NeedList<'_> {
             action: action.to_owned(),
             resource,
             context,
-            key: None,
+            grantor: None,
         });
     }
 
-    /// An action on a snapshot with these tags.
-    fn add_on(&mut self, action: &str, id: &str, tags: &BTreeMap<String, String>) {
+    /// An action on this snapshot.
+    fn add_on(&mut self, action: &str, id: &str, named: &NamedSnapshot) {
         let mut context = self.context();
-        add_tags(&mut context, action, tags);
+        self.describe(&mut context, action, named);
         self.add(action, self.snapshot(id), context);
+    }
+
+    /// The values of condition keys that a snapshot has. Only actions of EC2 know the volume that it was made of.
+    fn describe(&self, context: &mut AccessContext, action: &str, named: &NamedSnapshot) {
+        add_tags(context, action, &named.tags);
+        if let Some(volume) = named
+            .volume
+            .as_deref()
+            .filter(|_| action.starts_with("ec2:"))
+        {
+            context.add("ec2:ParentVolume", &self.of_account("volume", volume));
+        }
     }
 
     /// KMS actions on a customer managed key. All users of the account may use the AWS managed key of EBS.
     fn add_kms(&mut self, key: Option<&str>, actions: &[&str]) {
-        for action in actions
-            .iter()
-            .filter(|_| !key.is_none_or(is_own_key_of_ebs))
-        {
+        let Some(key) = key.filter(|key| !is_own_key_of_ebs(key)) else {
+            return;
+        };
+        for action in actions {
             let mut context = self.context();
             let via = format!("ec2.{}.amazonaws.com", self.caller.region);
             context.add("kms:ViaService", &via);
-            context.add("kms:CallerAccount", ACCOUNT);
+            context.add("kms:CallerAccount", self.caller.account());
             self.all.push(AccessRequest {
                 action: (*action).to_owned(),
-                resource: key.unwrap_or_default().to_owned(),
+                resource: key.to_owned(),
                 context,
-                key: key.map(str::to_owned),
+                grantor: Some(PolicyGrantor::Key(key.to_owned())),
             });
         }
     }
@@ -151,6 +175,7 @@ impl Emulator {
         record.map_or_else(NamedSnapshot::default, |record| NamedSnapshot {
             tags: record.tags.clone(),
             key: record.kms_key.clone(),
+            volume: Some(record.volume_id.clone()),
         })
     }
 
@@ -170,7 +195,7 @@ impl Emulator {
         match call {
             EmulatedCall::ListSnapshotBlocks(id) => {
                 let named = self.named_snapshot(id);
-                list.add_on(&own, id, &named.tags);
+                list.add_on(&own, id, &named);
                 list.add_kms(named.key.as_deref(), &["kms:DescribeKey"]);
             }
             EmulatedCall::ListChangedBlocks(id) => {
@@ -180,17 +205,17 @@ impl Emulator {
                     .flatten()
                 {
                     let named = self.named_snapshot(id);
-                    list.add_on(&own, id, &named.tags);
+                    list.add_on(&own, id, &named);
                     list.add_kms(named.key.as_deref(), &["kms:DescribeKey"]);
                 }
             }
             EmulatedCall::GetSnapshotBlock(id, _) => {
                 let named = self.named_snapshot(id);
-                list.add_on(&own, id, &named.tags);
+                list.add_on(&own, id, &named);
                 list.add_kms(named.key.as_deref(), &["kms:DescribeKey", "kms:Decrypt"]);
             }
             EmulatedCall::PutSnapshotBlock(id, _) | EmulatedCall::CompleteSnapshot(id) => {
-                list.add_on(&own, id, &self.named_snapshot(id).tags);
+                list.add_on(&own, id, &self.named_snapshot(id));
             }
             EmulatedCall::StartSnapshot => self.start_needs(&mut list, &own, body),
             EmulatedCall::Ec2(action) => {
@@ -275,14 +300,28 @@ impl Emulator {
                 let tags = form.tag_list("Tag").into_iter().collect();
                 for id in form.list("ResourceId") {
                     let mut context = list.context();
-                    add_tags(&mut context, own, &self.named_snapshot(id).tags);
+                    list.describe(&mut context, own, &self.named_snapshot(id));
                     add_request_tags(&mut context, &tags);
                     list.add(own, list.snapshot(id), context);
                 }
             }
             "DeleteSnapshot" => {
                 let id = form.get("SnapshotId").unwrap_or_default();
-                list.add_on(own, id, &self.named_snapshot(id).tags);
+                list.add_on(own, id, &self.named_snapshot(id));
+            }
+            "AssumeRole" => {
+                let request = RoleRequest::parse(form)?;
+                let mut context = list.context();
+                context.add("sts:RoleSessionName", request.session());
+                if let Some(external) = request.external() {
+                    context.add("sts:ExternalId", external);
+                }
+                list.all.push(AccessRequest {
+                    action: own.to_owned(),
+                    resource: request.role().to_string(),
+                    context,
+                    grantor: Some(PolicyGrantor::Role(request.role().clone())),
+                });
             }
             _ => {
                 let context = list.context();

@@ -7,14 +7,16 @@ use serde_json::Value;
 
 use super::condition::{PolicyCondition, is_arn, is_arn_like, is_like};
 use super::needs::AccessRequest;
-use super::root;
-use crate::emulator::ACCOUNT;
+use super::unique::UniqueValue;
+use crate::emulator::caller::{Caller, is_account};
 
 /// What a policy is attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum PolicyKind {
-    /// A user: it names no principal.
+pub(in crate::emulator) enum PolicyKind {
+    /// A user, a role or a session: it names no principal.
     Identity,
+    /// A role, as its trust policy: each statement names its principal, and no resource.
+    Trust,
     /// A key or an endpoint: each statement names its principal.
     Granting,
 }
@@ -37,7 +39,7 @@ struct StatementText {
     effect: EffectText,
     principal: Option<Value>,
     action: TextList<String>,
-    resource: TextList<String>,
+    resource: Option<TextList<String>>,
     #[serde(default)]
     condition: BTreeMap<String, BTreeMap<String, Value>>,
 }
@@ -69,16 +71,16 @@ impl<T> TextList<T> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum PrincipalPattern {
     Everyone,
-    /// The account: those of its users that identity policies allow.
-    Account,
-    /// The user of this ARN.
-    User(String),
+    /// The account of this number: those of its users and roles that identity policies allow.
+    Account(String),
+    /// The user, the role or the session of this ARN.
+    Arn(String),
 }
 
 /// How a principal matches a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum PrincipalMatch {
-    /// As a user of the account.
+    /// As a user or a role of the account.
     Account,
     /// As itself.
     Caller,
@@ -96,7 +98,7 @@ struct PolicyRule {
 
 /// The statements of one or more policies.
 #[derive(Clone, Debug, Default)]
-pub(super) struct PolicyRules(Vec<PolicyRule>);
+pub(in crate::emulator) struct PolicyRules(Vec<PolicyRule>);
 
 /// What statements decide about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +109,16 @@ pub(super) struct RuleDecision {
 }
 
 impl PolicyRules {
+    /// Rules that allow and deny nothing.
+    pub(super) const NONE: Self = Self(Vec::new());
+
+    /// Reads the text of a policy.
+    pub(in crate::emulator) fn parse_text(text: &[u8], kind: PolicyKind) -> Result<Self, String> {
+        let value = serde_json::from_slice::<UniqueValue>(text);
+        let UniqueValue(value) = value.map_err(|error| error.to_string())?;
+        Self::parse(value, kind)
+    }
+
     /// Reads a policy.
     pub(super) fn parse(value: Value, kind: PolicyKind) -> Result<Self, String> {
         // The message of serde for an untagged enum does not name the member.
@@ -131,11 +143,11 @@ impl PolicyRules {
         Self(all.into_iter().flat_map(|rules| rules.0).collect())
     }
 
-    /// Decides on a request of the user with this ARN.
-    pub(super) fn decide(&self, request: &AccessRequest, arn: &str) -> RuleDecision {
+    /// Decides on a request of a caller.
+    pub(super) fn decide(&self, request: &AccessRequest, caller: &Caller) -> RuleDecision {
         let matching = self.0.iter();
         let matching: Vec<_> = matching
-            .filter_map(|rule| Some((rule.effect, rule.matches(request, arn)?)))
+            .filter_map(|rule| Some((rule.effect, rule.matches(request, caller)?)))
             .collect();
         let allowed = matching
             .iter()
@@ -153,13 +165,20 @@ impl PolicyRule {
     fn parse(text: StatementText, kind: PolicyKind) -> Result<Self, String> {
         let principals = match (text.principal, kind) {
             (None, PolicyKind::Identity) => vec![PrincipalPattern::Everyone],
-            (Some(value), PolicyKind::Granting) => principals(&value)?,
+            (Some(value), PolicyKind::Granting | PolicyKind::Trust) => principals(&value)?,
             (Some(_), PolicyKind::Identity) => {
-                return Err("the policy of a user names a Principal".into());
+                return Err("the policy of a user or a role names a Principal".into());
             }
-            (None, PolicyKind::Granting) => return Err("it names no Principal".into()),
+            (None, PolicyKind::Granting | PolicyKind::Trust) => {
+                return Err("it names no Principal".into());
+            }
         };
-        let (actions, resources) = (text.action.into_vec(), text.resource.into_vec());
+        let resources = match (text.resource, kind) {
+            (Some(_), PolicyKind::Trust) => return Err("a trust policy names a Resource".into()),
+            (None, PolicyKind::Trust) => vec!["*".to_owned()],
+            (named, _) => named.map_or_else(Vec::new, TextList::into_vec),
+        };
+        let actions = text.action.into_vec();
         if actions.is_empty() || resources.is_empty() {
             return Err("it has no Action or no Resource".into());
         }
@@ -193,8 +212,8 @@ impl PolicyRule {
         })
     }
 
-    /// How it matches a request of this user; none where it does not.
-    fn matches(&self, request: &AccessRequest, arn: &str) -> Option<PrincipalMatch> {
+    /// How it matches a request of this caller; none where it does not.
+    fn matches(&self, request: &AccessRequest, caller: &Caller) -> Option<PrincipalMatch> {
         // Names of actions have no case.
         let action = request.action.to_ascii_lowercase();
         let is_action = |pattern: &String| is_like(&pattern.to_ascii_lowercase(), &action);
@@ -206,15 +225,25 @@ impl PolicyRule {
                 .conditions
                 .iter()
                 .all(|one| one.holds(&request.context));
-        let principal = |pattern: &PrincipalPattern| match pattern {
-            PrincipalPattern::Everyone => Some(PrincipalMatch::Caller),
-            PrincipalPattern::User(user) if user == arn => Some(PrincipalMatch::Caller),
-            PrincipalPattern::Account => Some(PrincipalMatch::Account),
-            PrincipalPattern::User(_) => None,
+        let principal = |pattern: &PrincipalPattern| {
+            let (is_its, as_what) = match pattern {
+                PrincipalPattern::Everyone => (true, PrincipalMatch::Caller),
+                PrincipalPattern::Arn(arn) => (caller.has_arn(arn), PrincipalMatch::Caller),
+                PrincipalPattern::Account(id) => (id == caller.account(), PrincipalMatch::Account),
+            };
+            is_its.then_some(as_what)
         };
         let nearest = self.principals.iter().filter_map(principal).max();
         nearest.filter(|_| applies)
     }
+}
+
+/// The account that a principal names as a whole: by its number or by the ARN of its root.
+fn account_of(text: &str) -> Option<&str> {
+    let of_root = text
+        .strip_prefix("arn:aws:iam::")
+        .and_then(|rest| rest.strip_suffix(":root"));
+    Some(of_root.unwrap_or(text)).filter(|account| is_account(account))
 }
 
 /// `"*"`, or an object with `AWS` alone.
@@ -222,9 +251,12 @@ fn principals(value: &Value) -> Result<Vec<PrincipalPattern>, String> {
     let unknown = || format!("the emulator does not know the Principal {value}");
     let one = |value: &Value| match value.as_str() {
         Some("*") => Ok(PrincipalPattern::Everyone),
-        Some(text) if text == ACCOUNT || text == root() => Ok(PrincipalPattern::Account),
-        Some(text) if text.starts_with("arn:") => Ok(PrincipalPattern::User(text.to_owned())),
-        _ => Err(unknown()),
+        Some(text) => match account_of(text) {
+            Some(account) => Ok(PrincipalPattern::Account(account.to_owned())),
+            None if text.starts_with("arn:") => Ok(PrincipalPattern::Arn(text.to_owned())),
+            None => Err(unknown()),
+        },
+        None => Err(unknown()),
     };
     let aws = match value {
         Value::String(_) => value,

@@ -1,7 +1,12 @@
 use serde_json::json;
 
 use super::condition::{AccessContext, is_like};
+use super::decide::AccessDecision;
+use super::needs::{AccessRequest, PolicyGrantor};
 use super::*;
+use crate::emulator::caller::EmulatedIdentity;
+
+mod roles;
 
 const SNAPSHOT: &str = "arn:aws:ec2:us-east-1::snapshot/snap-0a";
 const KEY: &str = "arn:aws:kms:us-east-1:111122223333:key/0a";
@@ -28,17 +33,32 @@ fn request(action: &str, resource: &str, keys: &[(&str, &str)]) -> AccessRequest
         action: action.into(),
         resource: resource.into(),
         context,
-        key: None,
+        grantor: None,
+    }
+}
+
+/// A user of the account, by its profile.
+fn user(profile: &str) -> Caller {
+    Caller {
+        region: "us-east-1".into(),
+        service: "ebs".into(),
+        identity: EmulatedIdentity::User(UserId::own(profile)),
+    }
+}
+
+/// Why a decision refuses; empty where it allows.
+fn why_refused(decision: AccessDecision) -> String {
+    match decision {
+        AccessDecision::Allowed => String::new(),
+        AccessDecision::Refused(why) | AccessDecision::RefusedByTrust(why) => why,
+        AccessDecision::RefusedByKey => "by KMS".into(),
     }
 }
 
 /// Why the user `web` is refused with these statements; empty where it is not.
 fn refused(statements: &[Value], request: &AccessRequest) -> String {
     let policies = parsed(&json!({"users": {"web": policy(statements)}})).unwrap();
-    match policies.decide("web", USER, "ebs", request) {
-        AccessDecision::Allowed => String::new(),
-        AccessDecision::Refused(why) => why,
-    }
+    why_refused(policies.decide(&user("web"), "ebs", request))
 }
 
 #[test]
@@ -155,6 +175,20 @@ fn conditions_hold_as_iam_documents_them() {
             true,
             false,
         ),
+        (
+            "ArnLikeIfExists",
+            "ec2:ParentVolume",
+            json!("arn:aws:ec2:*:*:volume/vol-ffffffff"),
+            true,
+            true,
+        ),
+        (
+            "StringEqualsIfExists",
+            "aws:ResourceTag/Team",
+            json!("other"),
+            false,
+            true,
+        ),
         ("Bool", "aws:RequestTag/x", json!(true), false, false),
         ("Null", "aws:ResourceTag/Team", json!("true"), false, true),
         ("Null", "aws:ResourceTag/Team", json!(false), true, false),
@@ -189,7 +223,7 @@ fn what_the_evaluator_does_not_know_is_refused_when_it_is_read() {
     );
     add(
         "Condition",
-        json!({"StringEqualsIfExists": {"aws:TagKeys": "a"}}),
+        json!({"NullIfExists": {"aws:TagKeys": "true"}}),
     );
     add(
         "Condition",
@@ -223,7 +257,8 @@ fn what_the_evaluator_does_not_know_is_refused_when_it_is_read() {
     for file in [
         json!({"users": {"a b": policy(&[statement("Allow", "*", "*")])}}),
         json!({"users": {"web": {"Version": "2008-10-17", "Statement": []}}}),
-        json!({"roles": {}}),
+        json!({"roles": {"r": policy(&[statement("Allow", "*", "*")])}}),
+        json!({"users": {"web": [], "arn:aws:iam::444455556666:user/web": []}}),
         json!({"kms_keys": {"alias/x": policy(&[])}}),
         json!({"kms_keys": {KEY: policy(&[statement("Allow", "kms:*", "*")])}}),
         json!({"endpoint": {"kms": policy(&[])}}),
@@ -303,7 +338,7 @@ fn parts_of_an_arn_are_compared_one_by_one() {
 #[test]
 fn a_key_allows_a_user_itself_or_leaves_it_to_the_account() {
     let decrypt = AccessRequest {
-        key: Some(KEY.into()),
+        grantor: Some(PolicyGrantor::Key(KEY.into())),
         ..request(
             "kms:Decrypt",
             KEY,
@@ -348,7 +383,7 @@ fn a_key_allows_a_user_itself_or_leaves_it_to_the_account() {
         if let Some(own) = &key {
             file["kms_keys"] = json!({KEY: policy(std::slice::from_ref(own))});
         }
-        let decision = parsed(&file).unwrap().decide("web", USER, "ebs", &decrypt);
+        let decision = parsed(&file).unwrap().decide(&user("web"), "ebs", &decrypt);
         assert_eq!(
             decision == AccessDecision::Allowed,
             expected,
@@ -364,14 +399,12 @@ fn an_endpoint_limits_its_service_and_grants_nothing() {
     let reads = policy(&[statement("Allow", "ebs:*", "*")]);
     let file = |users: Value, endpoint: Value| json!({"users": users, "endpoint": endpoint});
     let why = |file: &Value, service: &str, action: &str| {
-        let decision =
+        let request = request(action, "*", &[]);
+        why_refused(
             parsed(file)
                 .unwrap()
-                .decide("web", USER, service, &request(action, "*", &[]));
-        match decision {
-            AccessDecision::Allowed => String::new(),
-            AccessDecision::Refused(why) => why,
-        }
+                .decide(&user("web"), service, &request),
+        )
     };
     let limited = file(
         json!({"web": reads}),
