@@ -31,8 +31,12 @@ const KMS_ORDER: [&str; 5] = [
     "kms:ReEncrypt*",
 ];
 
-/// The tag of the snapshots of a job.
+/// The tag of the snapshots of a job at its source.
 const CYCLE_TAG: &str = "ebsfs:cycle";
+/// The tag of the snapshots of a job at its `ebs:` targets.
+const JOB_TAG: &str = "ebsfs:job";
+/// The volume that EC2 states for a snapshot that was made of none: by StartSnapshot, or as a copy.
+const NO_VOLUME: &str = "vol-ffffffff";
 
 /// What a policy is made for.
 #[derive(Clone, Debug, Default)]
@@ -53,7 +57,7 @@ pub(crate) struct PolicyScope {
     pub(crate) bucket: Option<BucketPath>,
     /// Keys of the bucket's objects.
     pub(crate) bucket_keys: Vec<KmsKeyArn>,
-    /// The job whose snapshots may be deleted; none is any job.
+    /// The job whose snapshots may be deleted, at the source and at `ebs:` targets; none is any job.
     pub(crate) job: Option<PolicyJobName>,
     /// Who may use an endpoint, a bucket or a key; none is the account.
     pub(crate) principal: Option<PrincipalArn>,
@@ -64,7 +68,7 @@ pub(crate) struct PolicyScope {
 impl PolicyScope {
     /// The needs that a policy is made of.
     pub(crate) fn needs(&self) -> Vec<ActionNeed> {
-        let mut needs = all_needs(&self.verbs, self.bucket.is_some());
+        let mut needs = all_needs(&self.verbs, self.bucket.is_some(), self.job.is_some());
         needs.retain(|need| !self.is_minimal || need.without.is_none());
         needs
     }
@@ -226,6 +230,14 @@ impl PolicyScope {
         self.needs().iter().any(is_limited)
     }
 
+    /// Whether the verbs delete snapshots, which a job can limit. What is left out counts too.
+    pub(crate) fn deletes_snapshots(&self) -> bool {
+        let needs = all_needs(&self.verbs, self.bucket.is_some(), self.job.is_some());
+        needs
+            .iter()
+            .any(|need| need.action == IamAction::DeleteSnapshot)
+    }
+
     /// Whether a policy for the caller names the account: in ARNs of volumes and instances.
     pub(crate) fn names_account(&self) -> bool {
         let is_captured = |need: &ActionNeed| need.on == ActionResource::Captured;
@@ -323,6 +335,18 @@ impl PolicyScope {
             let key = format!("aws:ResourceTag/{CYCLE_TAG}");
             conditions.add("StringLike", &key, &cycles);
         }
+        if on == ActionResource::JobSnapshots {
+            let key = format!("aws:ResourceTag/{JOB_TAG}");
+            match &self.job {
+                Some(job) => conditions.add("StringEquals", &key, job),
+                None => conditions.add("StringLike", &key, &"*"),
+            }
+            // The user sets this tag on new snapshots, so it can set it on any snapshot: no condition distinguishes the tags
+            // of StartSnapshot. Those of volumes stay out of its reach. Whether AWS sets the key for a snapshot without a
+            // volume is recorded for copies alone.
+            let none = format!("arn:{}:ec2:*:*:volume/{NO_VOLUME}", self.partition.name());
+            conditions.add("ArnLikeIfExists", "ec2:ParentVolume", &none);
+        }
         if let Some(tag) = self
             .tag
             .as_ref()
@@ -357,6 +381,7 @@ impl PolicyScope {
             ActionResource::Any => vec!["*".into()],
             ActionResource::Snapshots
             | ActionResource::CycleSnapshots
+            | ActionResource::JobSnapshots
             | ActionResource::NewSnapshots => vec![snapshots],
             ActionResource::Captured => {
                 vec![ec2(account, "volume"), ec2(account, "instance"), snapshots]

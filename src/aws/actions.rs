@@ -75,6 +75,8 @@ pub(crate) enum ActionResource {
     Snapshots,
     /// Snapshots that a job has made, by their tag `ebsfs:cycle`.
     CycleSnapshots,
+    /// Snapshots that a job has made at an `ebs:` target, by their tag `ebsfs:job`.
+    JobSnapshots,
     /// Snapshots that this program makes.
     NewSnapshots,
     /// Volumes and instances, and the new snapshots of them.
@@ -251,7 +253,7 @@ impl ActionResource {
     pub(crate) const fn is_snapshots(self) -> bool {
         matches!(
             self,
-            Self::Snapshots | Self::CycleSnapshots | Self::NewSnapshots
+            Self::Snapshots | Self::CycleSnapshots | Self::JobSnapshots | Self::NewSnapshots
         )
     }
 }

@@ -38,7 +38,7 @@ pub(super) struct PolicyArgs {
     /// Allow objects that the bucket encrypts with this KMS key, by its ARN; repeat for several [default: none]
     #[arg(long, value_name = "ARN", requires = "bucket")]
     bucket_kms: Vec<KmsKeyArn>,
-    /// Allow only snapshots of this job to be deleted [default: those of all jobs]
+    /// Allow only snapshots of this job to be deleted [default: those of all jobs]; upload --job NAME is the ebs: target of a job
     #[arg(long, value_name = "NAME")]
     job: Option<PolicyJobName>,
     /// Region of the ARNs [default: all Regions; for a KMS key the Region of its ARN]
@@ -248,7 +248,7 @@ impl PolicyArgs {
             (
                 "--job",
                 self.job.is_some(),
-                self.verbs.contains(&AwsVerb::Replicate),
+                scope.deletes_snapshots(),
                 "no snapshot to delete",
             ),
         ] {
@@ -340,6 +340,10 @@ mod tests {
                 "cannot use --kms: ls needs no KMS key of snapshots",
             ),
             ("mount --job web", "cannot use --job"),
+            (
+                "gateway --bucket b --job web",
+                "cannot use --job: gateway needs no snapshot to delete",
+            ),
             ("mount --account 111122223333", "cannot use --account"),
             (
                 "mount --principal arn:aws:iam::111122223333:role/a",

@@ -100,6 +100,41 @@ fn tags_and_jobs_limit_what_is_read_and_deleted_and_nothing_else() {
 }
 
 #[test]
+fn the_target_of_a_job_is_limited_to_its_snapshots_without_a_volume() {
+    let mut scope = scope(&[AwsVerb::Replicate, AwsVerb::Upload]);
+    scope.job = Some("web".parse().unwrap());
+    scope.tag = Some("team=storage".parse().unwrap());
+    let no_volume = "arn:aws:ec2:*:*:volume/vol-ffffffff";
+    let at_target = |job: Value| {
+        let mut conditions = job;
+        conditions["ArnLikeIfExists"] = json!({"ec2:ParentVolume": no_volume});
+        conditions
+    };
+    let conditions = |scope: &PolicyScope| -> Vec<Value> {
+        let found = value(scope.identity());
+        let all = allowing(&found, "ec2:DeleteSnapshot").into_iter();
+        all.map(|one| one["Condition"].clone()).collect()
+    };
+    let own = at_target(json!({"StringEquals": {"aws:ResourceTag/ebsfs:job": "web"}}));
+    let at_source = json!({
+        "StringEquals": {"aws:ResourceTag/team": "storage"},
+        "StringLike": {"aws:ResourceTag/ebsfs:cycle": "web/*"}
+    });
+    assert_eq!(conditions(&scope), [at_source, own.clone()]);
+    scope.verbs = vec![AwsVerb::Upload];
+    assert_eq!(conditions(&scope), [own]);
+    scope.job = None;
+    assert!(conditions(&scope).is_empty());
+    scope.verbs = vec![AwsVerb::Upload, AwsVerb::Gateway];
+    scope.partition = PolicyPartition::China;
+    let mut any = at_target(json!({"StringLike": {"aws:ResourceTag/ebsfs:job": "*"}}));
+    any["ArnLikeIfExists"]["ec2:ParentVolume"] = no_volume.replace("aws", "aws-cn").into();
+    assert_eq!(conditions(&scope), [any]);
+    scope.is_minimal = true;
+    assert!(conditions(&scope).is_empty());
+}
+
+#[test]
 fn keys_are_used_through_the_service_of_their_region() {
     let mut scope = scope(&[AwsVerb::Sync, AwsVerb::Upload]);
     scope.keys = vec![KEY.parse().unwrap()];

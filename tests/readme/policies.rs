@@ -75,7 +75,8 @@ fn check_grammar(name: &str, policy: &Value) {
         }
         let condition = statement.get("Condition").and_then(Value::as_object);
         for (operator, of) in condition.into_iter().flatten() {
-            let is_known = operator.starts_with("String") || operator == "Null";
+            let is_known = operator.starts_with("String")
+                || ["Null", "ArnLikeIfExists"].contains(&&**operator);
             assert!(is_known, "{name}: {operator}");
             assert!(of.as_object().is_some_and(|of| !of.is_empty()), "{name}");
         }
@@ -120,6 +121,7 @@ const COMMANDS: &[(&str, &str)] = &[
         "new-snapshots.json",
         "ebsfs policy upload --kms arn:aws:kms:REGION:ACCOUNT:key/KEY",
     ),
+    ("job-target.json", "ebsfs policy upload --job web"),
     ("snapshot.json", "ebsfs policy snapshot"),
     ("inventory.json", "ebsfs policy inventory"),
     ("replicate.json", "ebsfs policy replicate --job web"),

@@ -154,6 +154,10 @@ const UPLOAD: &[ActionNeed] = &[
     need(IamAction::GetEbsEncryptionByDefault)
         .or("all blocks are put, as for an encrypted snapshot"),
 ];
+/// What the `ebs:` targets of a job need in addition.
+const KEEP_AT_TARGETS: ActionNeed = need(IamAction::DeleteSnapshot)
+    .on(ActionResource::JobSnapshots)
+    .or("nothing is deleted at ebs: targets");
 const SNAPSHOT: &[ActionNeed] = &[
     DESCRIBE_VOLUMES,
     DESCRIBE_FOR_SETS,
@@ -320,6 +324,11 @@ impl AwsVerb {
         }
     }
 
+    /// Whether it runs jobs, which delete snapshots at their `ebs:` targets.
+    const fn runs_jobs(self) -> bool {
+        matches!(self, Self::Replicate | Self::Gateway)
+    }
+
     /// Whether all its actions are on a bucket, so that it cannot do without one.
     pub(crate) fn is_of_repository(self) -> bool {
         let is_of_bucket = |need: &ActionNeed| {
@@ -333,14 +342,18 @@ impl AwsVerb {
 }
 
 /// The needs of several verbs, and those on their bucket if there is one: each action once for each kind of resource. It is
-/// optional only if each of the verbs can do without it.
-pub(crate) fn all_needs(verbs: &[AwsVerb], with_bucket: bool) -> Vec<ActionNeed> {
+/// optional only if each of the verbs can do without it. With `is_of_job`, or together with a verb that runs jobs, the target
+/// of a copy is one of a job.
+pub(crate) fn all_needs(verbs: &[AwsVerb], with_bucket: bool, is_of_job: bool) -> Vec<ActionNeed> {
     let mut all: Vec<ActionNeed> = Vec::new();
     let of_bucket = |verb: &AwsVerb| verb.needs_of_bucket().filter(|_| with_bucket);
+    let is_of_job = is_of_job || verbs.iter().any(|verb| verb.runs_jobs());
+    let at_targets = verbs.contains(&AwsVerb::Upload) && is_of_job;
     for need in verbs
         .iter()
         .flat_map(|verb| [verb.needs(), of_bucket(verb).unwrap_or_default()])
         .flatten()
+        .chain(at_targets.then_some(&KEEP_AT_TARGETS))
     {
         let same = |known: &&mut ActionNeed| (known.action, known.on) == (need.action, need.on);
         match all.iter_mut().find(same) {
@@ -365,7 +378,7 @@ mod tests {
 
     #[test]
     fn verbs_together_need_each_action_once_and_the_strictest_wins() {
-        let together = all_needs(&[AwsVerb::Mount, AwsVerb::Ls], false);
+        let together = all_needs(&[AwsVerb::Mount, AwsVerb::Ls], false, false);
         let describe: Vec<_> = together
             .iter()
             .filter(|need| need.action == IamAction::DescribeSnapshots)
@@ -373,7 +386,7 @@ mod tests {
         assert_eq!(describe, [&DESCRIBE]);
         assert_eq!(together.len(), AwsVerb::Mount.needs().len());
 
-        let bucket = all_needs(&[AwsVerb::Sync], true);
+        let bucket = all_needs(&[AwsVerb::Sync], true, false);
         let runs = |needs: &[ActionNeed]| {
             let of_runs = needs
                 .iter()
@@ -381,9 +394,25 @@ mod tests {
             of_runs.map(|need| need.action).collect::<Vec<_>>()
         };
         assert_eq!(runs(&bucket), [IamAction::DeleteObject]);
-        let all = all_needs(&[AwsVerb::Gateway, AwsVerb::Repository], true);
+        let all = all_needs(&[AwsVerb::Gateway, AwsVerb::Repository], true, false);
         assert!(runs(&all).is_empty());
         assert_eq!(all.len(), 4);
+    }
+
+    #[test]
+    fn only_a_job_deletes_at_its_targets() {
+        for (verbs, is_of_job, expected) in [
+            (&[AwsVerb::Upload][..], false, false),
+            (&[AwsVerb::Upload], true, true),
+            (&[AwsVerb::Sync, AwsVerb::Upload], false, false),
+            (&[AwsVerb::Replicate, AwsVerb::Upload], false, true),
+            (&[AwsVerb::Upload, AwsVerb::Gateway], false, true),
+            (&[AwsVerb::Replicate], true, false),
+        ] {
+            let needs = all_needs(verbs, false, is_of_job);
+            let deletes = needs.contains(&KEEP_AT_TARGETS);
+            assert_eq!(deletes, expected, "{verbs:?} {is_of_job}");
+        }
     }
 
     #[test]
@@ -393,7 +422,11 @@ mod tests {
             assert_eq!(AwsVerb::ALL.iter().position(is_known), Some(number));
             let needs = verb.needs();
             assert!(needs.iter().any(|need| need.without.is_none()), "{verb:?}");
-            assert_eq!(all_needs(&[verb], false).len(), needs.len(), "{verb:?}");
+            assert_eq!(
+                all_needs(&[verb], false, false).len(),
+                needs.len(),
+                "{verb:?}"
+            );
         }
     }
 }
