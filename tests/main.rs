@@ -49,6 +49,8 @@ mod metrics;
 mod mount_limits;
 mod mountpoints;
 #[cfg(feature = "ec2")]
+mod networks;
+#[cfg(feature = "ec2")]
 mod packaging;
 mod pairs;
 mod partitions;

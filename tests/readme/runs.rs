@@ -26,6 +26,8 @@ const ELSEWHERE: &[(&str, &str)] = &[
 
 /// What a fence of a page may hold. Only `sh` is run.
 const FENCES: &[&str] = &[
+    // Run by scripts/networks.
+    "bash",
     "console",
     "dockerfile",
     "ini",
