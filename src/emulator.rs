@@ -76,7 +76,7 @@ use tokens::Sealer;
 
 /// Bytes of a block.
 const BLOCK: usize = 512 * 1024;
-/// The Region that the emulator plays, and its account.
+/// The Region that the emulator plays, if no switch names another, and its account.
 pub(crate) const REGION: &str = "us-east-1";
 pub(crate) const ACCOUNT: &str = "111122223333";
 /// The profile to use with the `credentials` file in the emulator's folder.
@@ -190,6 +190,11 @@ impl Emulator {
     /// Lets any program of this machine read blocks at `/_emulator/blocks/`, without a signature: for benchmarks.
     pub(crate) fn serve_unsigned_blocks(&self) {
         self.unsigned_blocks.store(true, Ordering::Relaxed);
+    }
+
+    /// The Region that it plays.
+    pub(crate) fn region(&self) -> String {
+        self.switches().region
     }
 
     /// Where the credentials file is: for AWS_SHARED_CREDENTIALS_FILE.

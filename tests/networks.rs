@@ -21,9 +21,7 @@ fn titles() -> Vec<String> {
     let page = repository_file("docs/network.md");
     let (_, recipes) = page.split_once("\n## Recipes\n").unwrap();
     let recipes = recipes.split("\n## ").next().unwrap();
-    let titles = recipes
-        .lines()
-        .filter_map(|line| line.strip_prefix("### "));
+    let titles = recipes.lines().filter_map(|line| line.strip_prefix("### "));
     titles
         .map(|title| title.to_lowercase().replace(' ', "-"))
         .collect()
@@ -45,7 +43,10 @@ fn a_job_replicates_in_networks_without_internet_by_the_recipes_of_the_page() {
         true => titles(),
         false => RECIPES.map(str::to_owned).to_vec(),
     };
-    let clients = Path::new(EBSFS).parent().unwrap().with_file_name("clients/bin");
+    let clients = Path::new(EBSFS)
+        .parent()
+        .unwrap()
+        .with_file_name("clients/bin");
     let path = format!("{}:{}", clients.display(), std::env::var("PATH").unwrap());
     let mut script = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/networks"));
     let printed = run(script
@@ -57,6 +58,10 @@ fn a_job_replicates_in_networks_without_internet_by_the_recipes_of_the_page() {
         let its = its.split("\n== ").next().unwrap();
         // The doctor's row before the recipe, and two cycles after it.
         assert!(its.contains("  before: FAILED"), "{its}");
-        assert_eq!(its.matches("the replica is equal to the volume").count(), 2, "{its}");
+        assert_eq!(
+            its.matches("the replica is equal to the volume").count(),
+            2,
+            "{its}"
+        );
     }
 }

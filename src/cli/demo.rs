@@ -105,7 +105,8 @@ impl DemoArgs {
             url: &url,
         };
         let credentials = emulator.credentials_file();
-        let environment = emulator::environment(&url, &credentials, None) + &shown.variables();
+        let environment =
+            emulator::environment(&url, REGION, &credentials, None) + &shown.variables();
         let written = std::fs::write(folder.environment(), environment);
         let printed = written
             .map_err(|error| Error::of_file(&folder.environment(), "cannot write", error))

@@ -9,7 +9,7 @@ use clap::Args;
 use tokio::signal::unix::SignalKind;
 
 use super::signals::take;
-use crate::emulator::{Emulator, PROFILE, REGION, REPETITIVE};
+use crate::emulator::{Emulator, PROFILE, REPETITIVE};
 use crate::error::{Error, Kind, Result};
 
 /// Serve the EBS direct APIs and EC2's snapshot calls from a folder of disk images, on loopback
@@ -64,11 +64,16 @@ const OVERRIDES: [&str; 9] = [
 ];
 
 /// What a shell needs to use an emulator, ready to be evaluated. `authority` is the file with the authority to trust.
-pub(super) fn environment(url: &str, credentials: &Path, authority: Option<&Path>) -> String {
+pub(super) fn environment(
+    url: &str,
+    region: &str,
+    credentials: &Path,
+    authority: Option<&Path>,
+) -> String {
     let quoted = |path: &Path| format!("'{}'", path.display().to_string().replace('\'', "'\\''"));
     let trust = authority.map(|file| format!(" AWS_CA_BUNDLE={}", quoted(file)));
     format!(
-        "export AWS_ENDPOINT_URL={url} AWS_REGION={REGION} AWS_DEFAULT_REGION={REGION} AWS_PROFILE={PROFILE} \
+        "export AWS_ENDPOINT_URL={url} AWS_REGION={region} AWS_DEFAULT_REGION={region} AWS_PROFILE={PROFILE} \
          AWS_SHARED_CREDENTIALS_FILE={}{}\nunset {}\n",
         quoted(credentials),
         trust.unwrap_or_default(),
@@ -152,6 +157,7 @@ impl EmulatorArgs {
             let credentials = std::path::absolute(emulator.credentials_file()).map_err(failed)?;
             let environment = environment(
                 &format!("{scheme}://{address}"),
+                &emulator.region(),
                 &credentials,
                 authority.as_deref(),
             );
@@ -186,7 +192,7 @@ mod tests {
             Path::new("/tmp/it's a/credentials"),
             Path::new("/a b/ca.pem"),
         );
-        let text = environment("https://127.0.0.1:1", keys, Some(ca));
+        let text = environment("https://127.0.0.1:1", "eu-west-1", keys, Some(ca));
         let show = "printf '%s|' \"$AWS_ENDPOINT_URL\" \"$AWS_SHARED_CREDENTIALS_FILE\" \"$AWS_CA_BUNDLE\" \"$AWS_PROFILE\"";
         let output = std::process::Command::new("sh")
             .args(["-euc", &format!("{text}{show}")])
@@ -200,6 +206,6 @@ mod tests {
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
-        assert!(!environment("http://a", keys, None).contains("AWS_CA_BUNDLE"));
+        assert!(!environment("http://a", "eu-west-1", keys, None).contains("AWS_CA_BUNDLE"));
     }
 }

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use super::caller::Caller;
 use super::record::millis;
 use super::reply::{Refusal, Reply, ec2_reply, request_id};
-use super::{ACCOUNT, Emulator, REGION};
+use super::{ACCOUNT, Emulator};
 use snapshots::{snapshot_fields, unknown_snapshot};
 
 const INSTANCE: &str = "i-0123456789abcdef0";
@@ -104,10 +104,13 @@ impl Emulator {
             "DescribeSnapshots" => self.describe_snapshots(&form, here)?,
             "DescribeVolumes" => self.describe_volumes(&form, here)?,
             "DescribeInstances" => self.describe_instances(&form, here)?,
-            "DescribeRegions" => format!(
-                "<regionInfo><item><regionName>{REGION}</regionName><regionEndpoint>ec2.{REGION}.amazonaws.com\
-                 </regionEndpoint><optInStatus>opt-in-not-required</optInStatus></item></regionInfo>"
-            ),
+            "DescribeRegions" => {
+                let region = self.region();
+                format!(
+                    "<regionInfo><item><regionName>{region}</regionName><regionEndpoint>ec2.{region}.amazonaws.com\
+                     </regionEndpoint><optInStatus>opt-in-not-required</optInStatus></item></regionInfo>"
+                )
+            }
             "CreateSnapshot" => {
                 let volume = form.get("VolumeId").unwrap_or_default();
                 let description = form.get("Description").unwrap_or_default();

@@ -26,7 +26,7 @@ use super::call::EmulatedCall;
 use super::direct::Query;
 use super::reply::{Body, Refusal, Reply, block_reply, full, json_reply, reply};
 use super::switches::{Switches, happens};
-use super::{ACCOUNT, Emulator, REGION, connections, guard, names};
+use super::{ACCOUNT, Emulator, connections, guard, names};
 
 /// Bytes of the largest request: a block and some.
 const MAX_BODY: usize = 1 << 20;
@@ -227,7 +227,7 @@ impl Emulator {
             return Err(Refusal::new(401, "OptInRequired", None, message));
         }
         self.authorize(&caller, call, parts, body, switches)?;
-        let here = caller.region == REGION;
+        let here = caller.region == switches.region;
         let query = Query::parse(parts.uri.query().unwrap_or_default());
         match call {
             EmulatedCall::ListSnapshotBlocks(id)

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::REGION;
+
 /// Every switch; probabilities are from 0 to 1.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -106,6 +108,8 @@ pub(super) struct Switches {
     pub(super) shown_ms: u64,
     /// Snapshots of volumes end in error, for this reason; empty: they do not.
     pub(super) snapshot_error: String,
+    /// The Region that it plays; requests that are signed for another one find nothing.
+    pub(super) region: String,
     /// Milliseconds from completed until the direct APIs know the snapshot, and from StartSnapshot until Put does.
     pub(super) visible_ms: u64,
     /// Milliseconds from CompleteSnapshot to completed or error.
@@ -178,6 +182,7 @@ impl Default for Switches {
             pending_ms: 0,
             shown_ms: 0,
             snapshot_error: String::new(),
+            region: REGION.to_owned(),
             visible_ms: 0,
             complete_ms: 0,
             encryption_by_default: false,

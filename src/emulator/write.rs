@@ -14,7 +14,7 @@ use super::direct::block_index;
 use super::record::{SnapshotRecord, StartedUpload, millis};
 use super::reply::{Refusal, Reply, json_reply, json_text, object, seconds, text_or_null};
 use super::view::StoredBlock;
-use super::{ACCOUNT, BLOCK, Emulator, REGION};
+use super::{ACCOUNT, BLOCK, Emulator};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
@@ -156,7 +156,10 @@ impl Emulator {
             .into_iter()
             .map(|tag| (tag.key, tag.value.unwrap_or_default()))
             .collect();
-        let default_key = || format!("arn:aws:kms:{REGION}:{ACCOUNT}:key/aws-ebs");
+        let default_key = || {
+            let region = &switches.region;
+            format!("arn:aws:kms:{region}:{ACCOUNT}:key/aws-ebs")
+        };
         if let Some(parent) = &parent {
             record.lineage = parent.lineage.clone();
             record.encrypted = parent.encrypted;

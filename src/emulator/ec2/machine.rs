@@ -2,7 +2,7 @@
 //! and the part of DescribeInstances that is not their disks. All instances are alike and in one subnet.
 
 use super::super::reply::Refusal;
-use super::super::{ACCOUNT, Emulator, REGION};
+use super::super::{ACCOUNT, Emulator};
 use super::QueryForm;
 
 const TYPE: &str = "m5.large";
@@ -14,11 +14,11 @@ const GROUP: &str = "sg-0123456789abcdef0";
 const OTHER_GROUP: &str = "sg-0fedcba9876543210";
 
 /// The members of an instance that are not its disks.
-pub(super) fn instance_fields(instance: &str) -> String {
+pub(super) fn instance_fields(instance: &str, region: &str) -> String {
     let digits = instance.trim_start_matches("i-");
     format!(
         "<imageId>{IMAGE}</imageId><instanceType>{TYPE}</instanceType><keyName>admin</keyName>\
-         <launchTime>2026-06-30T12:00:00.000Z</launchTime><placement><availabilityZone>{REGION}a</availabilityZone>\
+         <launchTime>2026-06-30T12:00:00.000Z</launchTime><placement><availabilityZone>{region}a</availabilityZone>\
          <groupName/><tenancy>default</tenancy></placement><platformDetails>Linux/UNIX</platformDetails>\
          <vpcId>{VPC}</vpcId><subnetId>{SUBNET}</subnetId><privateIpAddress>10.0.1.10</privateIpAddress>\
          <architecture>x86_64</architecture><rootDeviceType>ebs</rootDeviceType>\
@@ -86,7 +86,7 @@ impl Emulator {
                     known(&[SUBNET]),
                     "InvalidSubnetID.NotFound",
                 );
-                found.map(|_| subnet())
+                found.map(|_| subnet(&self.region()))
             }
             "DescribeSecurityGroups" => {
                 let found = asked(form, "GroupId", known(&[GROUP]), "InvalidGroup.NotFound");
@@ -124,10 +124,10 @@ fn vpc() -> String {
     )
 }
 
-fn subnet() -> String {
+fn subnet(region: &str) -> String {
     format!(
         "<subnetSet><item><subnetId>{SUBNET}</subnetId><vpcId>{VPC}</vpcId><state>available</state>\
-         <cidrBlock>10.0.1.0/24</cidrBlock><availabilityZone>{REGION}a</availabilityZone>\
+         <cidrBlock>10.0.1.0/24</cidrBlock><availabilityZone>{region}a</availabilityZone>\
          <mapPublicIpOnLaunch>false</mapPublicIpOnLaunch><ipv6CidrBlockAssociationSet>\
          <item><ipv6CidrBlock>2001:db8::/64</ipv6CidrBlock></item></ipv6CidrBlockAssociationSet></item></subnetSet>"
     )

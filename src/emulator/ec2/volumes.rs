@@ -7,7 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::super::reply::{Refusal, escape};
-use super::super::{ACCOUNT, Emulator, REGION};
+use super::super::{ACCOUNT, Emulator};
 use super::machine::instance_fields;
 use super::snapshots::{max_results, page_start};
 use super::{INSTANCE, QueryForm, matches_pattern};
@@ -92,6 +92,7 @@ impl Emulator {
                     .all(|(name, values)| matches(volume, name, values))
             })
             .collect();
+        let region = self.region();
         let mut text = String::from("<volumeSet>");
         for volume in asked.iter().skip(skip).take(max) {
             let id = &volume.id;
@@ -101,7 +102,7 @@ impl Emulator {
             };
             let _ = write!(
                 text,
-                "<item><volumeId>{id}</volumeId><size>{}</size><availabilityZone>{REGION}a</availabilityZone>\
+                "<item><volumeId>{id}</volumeId><size>{}</size><availabilityZone>{region}a</availabilityZone>\
                  <status>{status}</status><volumeType>gp3</volumeType><iops>3000</iops>\
                  <throughput>125</throughput><encrypted>false</encrypted><multiAttachEnabled>false</multiAttachEnabled><attachmentSet>",
                 volume.bytes.div_ceil(GIB).max(1),
@@ -180,7 +181,7 @@ impl Emulator {
                  </item>",
                 instance.trim_start_matches("i-"),
                 device(0),
-                instance_fields(instance)
+                instance_fields(instance, &self.region())
             );
         }
         text.push_str("</reservationSet>");
