@@ -1,7 +1,7 @@
 //! The border to AWS. [`config`] settles Region, profile, endpoints, certificate authorities and proxies, once a run, and
 //! every client of EBS, EC2, STS, SSO and S3 is made from it; [`endpoints`] chooses URLs; [`credentials`] finds, keeps and
 //! renews credentials; [`http`] makes connections; [`actions`] is the table of IAM actions; [`mod@classify`] turns a failed call
-//! into an error class; [`requests`] counts requests, [`observer`] passes each one to an observer.
+//! into an error class; [`quotas`] asks for quotas; [`requests`] counts requests, [`observer`] passes each one to an observer.
 
 mod actions;
 mod caller;
@@ -13,6 +13,7 @@ mod environment;
 mod facts;
 mod http;
 mod observer;
+mod quotas;
 mod requests;
 
 pub(crate) use actions::{
@@ -20,7 +21,7 @@ pub(crate) use actions::{
 };
 pub(crate) use caller::CallerIdentity;
 pub(crate) use classify::{Action, ErrorClass, classify, classify_reply, classify_sending, skew};
-pub(crate) use classify::{causes_of, presentable};
+pub(crate) use classify::{DenyingPolicy, causes_of, presentable, refused_action};
 pub use config::{Aws, ServiceConfig, Settings};
 pub(crate) use credentials::{Credentials, Generation};
 pub(crate) use endpoints::{Given, Service};

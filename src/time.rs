@@ -1,4 +1,4 @@
-//! Times as text, ISO 8601 in UTC for any [`SystemTime`]; pauses between attempts.
+//! Times and durations as text, times as ISO 8601 in UTC for any [`SystemTime`]; pauses between attempts.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,6 +15,15 @@ pub(crate) fn rfc3339_millis(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(writable(time)).to_string()
 }
 
+/// A duration for people: `300 ms`, `4 s`, `1.5 s`.
+pub(crate) fn in_words(time: Duration) -> String {
+    match (time.as_secs(), time.subsec_millis()) {
+        (0, millis) => format!("{millis} ms"),
+        (seconds, 0) => format!("{seconds} s"),
+        _ => format!("{:.1} s", time.as_secs_f64()),
+    }
+}
+
 /// A random pause of a quarter of `step` to all of it: callers that failed together do not retry together, nor at once.
 pub(crate) fn jittered(step: Duration) -> Duration {
     step.mul_f64(0.25 + 0.75 * fastrand::f64())
@@ -29,6 +38,20 @@ fn writable(time: SystemTime) -> SystemTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_duration_has_its_unit_and_no_more_digits_than_it_needs() {
+        for (millis, words) in [
+            (0, "0 ms"),
+            (999, "999 ms"),
+            (1000, "1 s"),
+            (1500, "1.5 s"),
+            (4003, "4.0 s"),
+            (90_000, "90 s"),
+        ] {
+            assert_eq!(in_words(Duration::from_millis(millis)), words);
+        }
+    }
 
     #[test]
     fn a_pause_is_a_quarter_of_its_step_at_least_and_all_of_it_at_most() {

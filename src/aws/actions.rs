@@ -58,6 +58,14 @@ pub(crate) enum IamAction {
     DeleteObject,
     /// Lists the objects of a bucket.
     ListBucket,
+    /// Asks whether a bucket keeps versions; for `ebsfs doctor` alone.
+    GetBucketVersioning,
+    /// Asks for the lifecycle rules of a bucket; for `ebsfs doctor` alone.
+    GetLifecycleConfiguration,
+    /// Asks for the Object Lock of a bucket; for `ebsfs doctor` alone.
+    GetObjectLockConfiguration,
+    /// Asks for a quota of the account; for `ebsfs doctor` alone.
+    GetServiceQuota,
     /// Takes a role that a profile names.
     AssumeRole,
     /// Takes a role with a web identity token.
@@ -98,13 +106,15 @@ pub(crate) enum ActionService {
     Ec2,
     /// S3.
     S3,
+    /// Service Quotas.
+    Quotas,
     /// STS.
     Sts,
 }
 
 impl ActionService {
     /// All services, in the order of their names.
-    pub(crate) const ALL: [Self; 4] = [Self::Ebs, Self::Ec2, Self::S3, Self::Sts];
+    pub(crate) const ALL: [Self; 5] = [Self::Ebs, Self::Ec2, Self::S3, Self::Quotas, Self::Sts];
 
     /// Its name before the colon of an action, and in the name of a VPC endpoint: `ebs`.
     pub(crate) const fn name(self) -> &'static str {
@@ -112,6 +122,7 @@ impl ActionService {
             Self::Ebs => "ebs",
             Self::Ec2 => "ec2",
             Self::S3 => "s3",
+            Self::Quotas => "servicequotas",
             Self::Sts => "sts",
         }
     }
@@ -126,7 +137,7 @@ pub(crate) const KMS_FOR_CHILD: &[&str] = &["kms:ReEncrypt*", "kms:Decrypt"];
 
 impl IamAction {
     /// All actions.
-    pub(crate) const ALL: [Self; 26] = [
+    pub(crate) const ALL: [Self; 30] = [
         Self::ListSnapshotBlocks,
         Self::ListChangedBlocks,
         Self::GetSnapshotBlock,
@@ -150,6 +161,10 @@ impl IamAction {
         Self::PutObject,
         Self::DeleteObject,
         Self::ListBucket,
+        Self::GetBucketVersioning,
+        Self::GetLifecycleConfiguration,
+        Self::GetObjectLockConfiguration,
+        Self::GetServiceQuota,
         Self::AssumeRole,
         Self::AssumeRoleWithWebIdentity,
         Self::GetCallerIdentity,
@@ -181,6 +196,10 @@ impl IamAction {
             Self::PutObject => "s3:PutObject",
             Self::DeleteObject => "s3:DeleteObject",
             Self::ListBucket => "s3:ListBucket",
+            Self::GetBucketVersioning => "s3:GetBucketVersioning",
+            Self::GetLifecycleConfiguration => "s3:GetLifecycleConfiguration",
+            Self::GetObjectLockConfiguration => "s3:GetBucketObjectLockConfiguration",
+            Self::GetServiceQuota => "servicequotas:GetServiceQuota",
             Self::AssumeRole => "sts:AssumeRole",
             Self::AssumeRoleWithWebIdentity => "sts:AssumeRoleWithWebIdentity",
             Self::GetCallerIdentity => "sts:GetCallerIdentity",
@@ -213,7 +232,10 @@ impl IamAction {
             Self::CreateSnapshot | Self::CreateSnapshots => ActionResource::Captured,
             Self::DeleteSnapshot => ActionResource::CycleSnapshots,
             Self::GetObject | Self::PutObject | Self::DeleteObject => ActionResource::Objects,
-            Self::ListBucket => ActionResource::Bucket,
+            Self::ListBucket
+            | Self::GetBucketVersioning
+            | Self::GetLifecycleConfiguration
+            | Self::GetObjectLockConfiguration => ActionResource::Bucket,
             Self::DescribeSnapshots
             | Self::DescribeVolumes
             | Self::DescribeInstances
@@ -223,6 +245,7 @@ impl IamAction {
             | Self::DescribeSecurityGroups
             | Self::DescribeImages
             | Self::GetEbsEncryptionByDefault
+            | Self::GetServiceQuota
             | Self::AssumeRole
             | Self::AssumeRoleWithWebIdentity
             | Self::GetCallerIdentity => ActionResource::Any,

@@ -1,5 +1,6 @@
 //! Classifies errors of the AWS SDK. One table from AWS codes to [`Kind`]s, for every service.
 
+mod denying_policy;
 mod needs;
 mod table;
 mod text;
@@ -19,6 +20,8 @@ use super::endpoints::partition_of;
 use super::http::Unreachable;
 use crate::error::{Error, Kind, Remedy};
 
+pub(crate) use denying_policy::DenyingPolicy;
+pub(crate) use needs::refused_action;
 pub(crate) use text::causes_of;
 pub(crate) use text::presentable;
 pub(super) use text::printable;

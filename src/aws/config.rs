@@ -256,7 +256,7 @@ impl Settled {
             Service::Ec2 => (&settings.ec2_endpoint, &settings.endpoint_url),
             Service::S3 => (&settings.s3_endpoint, &settings.endpoint_url),
             Service::Sts => (&settings.sts_endpoint, &None),
-            Service::Sso | Service::SsoOidc => (&None, &None),
+            Service::Quotas | Service::Sso | Service::SsoOidc => (&None, &None),
         };
         let variable = |name: String| {
             let value = self.environment.get(&name)?.trim().to_owned();
@@ -295,6 +295,11 @@ impl Settled {
         };
         endpoints::check(&url, self.fips.as_deref())?;
         Ok(Some(url))
+    }
+
+    /// What asks for FIPS endpoints, if something does.
+    pub(super) fn fips(&self) -> Option<&str> {
+        self.fips.as_deref()
     }
 
     /// The SDK's configuration for a service, without credentials.

@@ -11,6 +11,8 @@ pub(crate) enum Service {
     Ec2,
     /// Object stores.
     S3,
+    /// Quotas of the account.
+    Quotas,
     /// Roles.
     Sts,
     /// Sign-in of people.
@@ -27,6 +29,7 @@ impl Service {
             Self::Ebs => "EBS",
             Self::Ec2 => "EC2",
             Self::S3 => "S3",
+            Self::Quotas => "SERVICE_QUOTAS",
             Self::Sts => "STS",
             Self::Sso => "SSO",
             Self::SsoOidc => "SSO_OIDC",
@@ -168,22 +171,26 @@ pub(crate) fn without_password(url: &str) -> String {
 pub(crate) struct Partition {
     /// The second part of its ARNs.
     pub(crate) id: &'static str,
+    /// The end of the names of its hosts.
+    pub(crate) suffix: &'static str,
 }
 
 /// By the beginning of a Region's name (`partitions.json` of the AWS SDKs).
 const PARTITIONS: &[(&str, Partition)] = &[
-    ("cn-", partition("aws-cn")),
-    ("us-gov-", partition("aws-us-gov")),
-    ("us-iso-", partition("aws-iso")),
-    ("us-isob-", partition("aws-iso-b")),
-    ("eu-isoe-", partition("aws-iso-e")),
-    ("us-isof-", partition("aws-iso-f")),
-    ("eusc-", partition("aws-eusc")),
-    ("", partition("aws")),
+    ("cn-", partition("aws-cn", "amazonaws.com.cn")),
+    ("us-gov-", partition("aws-us-gov", "amazonaws.com")),
+    ("us-iso-", partition("aws-iso", "c2s.ic.gov")),
+    ("us-isob-", partition("aws-iso-b", "sc2s.sgov.gov")),
+    ("eu-isoe-", partition("aws-iso-e", "cloud.adc-e.uk")),
+    ("us-isof-", partition("aws-iso-f", "csp.hci.ic.gov")),
+    ("eusc-", partition("aws-eusc", "amazonaws.eu")),
+    ("", AWS),
 ];
+/// The partition of the Regions that have no other.
+const AWS: Partition = partition("aws", "amazonaws.com");
 
-const fn partition(id: &'static str) -> Partition {
-    Partition { id }
+const fn partition(id: &'static str, suffix: &'static str) -> Partition {
+    Partition { id, suffix }
 }
 
 /// The partition of a Region.
@@ -191,7 +198,7 @@ pub(crate) fn partition_of(region: &str) -> Partition {
     let found = PARTITIONS
         .iter()
         .find(|(start, _)| region.starts_with(start));
-    found.map_or(partition("aws"), |found| found.1)
+    found.map_or(AWS, |found| found.1)
 }
 
 #[cfg(test)]

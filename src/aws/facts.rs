@@ -42,6 +42,7 @@ impl Service {
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::SsoOidc => "SSO OIDC",
+            Self::Quotas => "Service Quotas",
             other => other.name(),
         }
     }

@@ -5,41 +5,37 @@
 //! <https://docs.aws.amazon.com/AmazonS3/latest/userguide/troubleshoot-403-errors.html>; EBS names reasons of KMS
 //! (<https://docs.aws.amazon.com/ebs/latest/APIReference/API_GetSnapshotBlock.html>).
 
-/// A policy as messages name it, and where it is.
-const POLICIES: &[(&str, &str)] = &[
-    (
-        "identity-based policy",
-        "IAM console > Users or Roles > NAME > Permissions > Add permissions; allow ACTION",
-    ),
-    (
-        "service control policy",
-        "AWS Organizations console > Policies > Service control policies (an administrator of the organization); allow ACTION",
-    ),
-    (
-        "resource control policy",
-        "AWS Organizations console > Policies > Resource control policies (an administrator of the organization); allow ACTION",
-    ),
-    (
-        "VPC endpoint policy",
-        "VPC console > Endpoints > vpce-ID > Policy > Edit policy; allow ACTION",
-    ),
-    (
-        "permissions boundary",
-        "IAM console > Users or Roles > NAME > Permissions boundary; allow ACTION",
-    ),
-    (
-        "session policy",
-        "the policy that was given when the role was assumed (sts assume-role --policy); allow ACTION",
-    ),
-    (
-        "resource-based policy",
-        "the policy of the bucket (S3 console > BUCKET > Permissions) or key (KMS console > KEY > Key policy); allow ACTION",
-    ),
-    (
-        "role trust policy",
-        "IAM console > Roles > NAME > Trust relationships; allow the caller ACTION",
-    ),
-];
+use crate::aws::{DenyingPolicy, IamAction, refused_action};
+
+/// Where a person changes a policy of this kind.
+const fn place(kind: DenyingPolicy) -> &'static str {
+    match kind {
+        DenyingPolicy::Identity => {
+            "IAM console > Users or Roles > NAME > Permissions > Add permissions; allow ACTION"
+        }
+        DenyingPolicy::ServiceControl => {
+            "AWS Organizations console > Policies > Service control policies (an administrator of the organization); allow ACTION"
+        }
+        DenyingPolicy::ResourceControl => {
+            "AWS Organizations console > Policies > Resource control policies (an administrator of the organization); allow ACTION"
+        }
+        DenyingPolicy::VpcEndpoint => {
+            "VPC console > Endpoints > vpce-ID > Policy > Edit policy; allow ACTION"
+        }
+        DenyingPolicy::Boundary => {
+            "IAM console > Users or Roles > NAME > Permissions boundary; allow ACTION"
+        }
+        DenyingPolicy::Session => {
+            "the policy that was given when the role was assumed (sts assume-role --policy); allow ACTION"
+        }
+        DenyingPolicy::Resource => {
+            "the policy of the bucket (S3 console > BUCKET > Permissions) or key (KMS console > KEY > Key policy); allow ACTION"
+        }
+        DenyingPolicy::RoleTrust => {
+            "IAM console > Roles > NAME > Trust relationships; allow the caller ACTION"
+        }
+    }
+}
 
 /// Reasons of EBS that concern a KMS key.
 const KMS: &[&str] = &[
@@ -56,7 +52,7 @@ const KMS: &[&str] = &[
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Denier {
     /// A policy of this kind.
-    Policy(&'static str, &'static str),
+    Policy(DenyingPolicy),
     /// A key of KMS, or its policy.
     Key,
     /// The message is encoded.
@@ -70,16 +66,8 @@ enum Denier {
 impl Denier {
     fn of(message: &str) -> Self {
         let has = |words: &str| message.contains(words);
-        let policy = POLICIES.iter().find(|(name, _)| {
-            let ends = [
-                format!("no {name} allows"),
-                format!("deny in a {name}"),
-                format!("deny in an {name}"),
-            ];
-            ends.iter().any(|words| has(words))
-        });
-        if let Some((name, fix)) = policy {
-            return Self::Policy(name, fix);
+        if let Some(kind) = DenyingPolicy::of(message) {
+            return Self::Policy(kind);
         }
         if KMS.iter().any(|reason| has(reason)) {
             return Self::Key;
@@ -103,10 +91,13 @@ pub(super) fn is_of_credentials(message: &str) -> bool {
     words.iter().any(|words| message.contains(words))
 }
 
-/// What a person can do about a request that was denied.
+/// What a person can do about a request that was denied. `action` is that of the call; the message can name another one, which the
+/// call needs too.
 pub(super) fn advice(message: &str, action: &str) -> String {
+    let refused = refused_action(message).map(IamAction::name);
+    let action = refused.unwrap_or(action);
     match Denier::of(message) {
-        Denier::Policy(name, fix) => format!("denied by the {name}: {}", fix.replace("ACTION", action)),
+        Denier::Policy(kind) => format!("denied by the {}: {}", kind.name(), place(kind).replace("ACTION", action)),
         Denier::Key => "allow the caller kms:Decrypt and kms:DescribeKey: KMS console > Customer managed keys > KEY > Key policy, \
             and its identity policy; the key must be enabled and in this Region"
             .to_owned(),

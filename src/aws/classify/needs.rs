@@ -1,28 +1,8 @@
 //! What a refused call needs: the policy that must allow it, if AWS names one, and the KMS actions behind it.
 
 use super::Action;
+use super::denying_policy::DenyingPolicy;
 use crate::aws::actions::{IamAction, KMS_FOR_CHILD, KMS_TO_READ, KMS_TO_START};
-
-/// Kinds of policies as AWS names them in a message, and as our messages name them.
-///
-/// <https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html>
-const REFUSING: &[(&str, &str)] = &[
-    ("VPC endpoint policy", "the policy of the VPC endpoint"),
-    (
-        "service control policy",
-        "a service control policy of the organization",
-    ),
-    (
-        "resource control policy",
-        "a resource control policy of the organization",
-    ),
-    (
-        "permissions boundary",
-        "the permissions boundary of the caller",
-    ),
-    ("session policy", "the session policy of the caller"),
-    ("role trust policy", "the trust policy of the role"),
-];
 
 /// States the missing permission. `message` is that of the service.
 pub(super) fn permission(action: Action<'_>, message: &str) -> String {
@@ -35,15 +15,14 @@ pub(super) fn permission(action: Action<'_>, message: &str) -> String {
         None => action,
     };
     let what = format!("{}{}", action.name, resource(action));
-    let refusing = REFUSING.iter().find(|(kind, _)| message.contains(kind));
-    match refusing {
-        Some((_, who)) => format!("{who} must allow {what}"),
+    match DenyingPolicy::of(message).and_then(DenyingPolicy::owner) {
+        Some(owner) => format!("{owner} must allow {what}"),
         None => format!("the caller needs the permission {what}"),
     }
 }
 
-/// The action that a message names, if this program uses it.
-fn refused_action(message: &str) -> Option<IamAction> {
+/// The action that a message names as the refused one, if this program uses it.
+pub(crate) fn refused_action(message: &str) -> Option<IamAction> {
     let (_, rest) = message.split_once("is not authorized to perform: ")?;
     IamAction::of(rest.split(' ').next()?)
 }
