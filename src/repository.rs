@@ -57,7 +57,10 @@ pub(crate) use repair::{RepairOrigin, Repaired, repair};
 pub(crate) use retention::{Period, Retention, RetentionCandidate, RetentionDecision};
 pub(crate) use sets::{MachineSet, SetDisk, SetName};
 pub(crate) use stats::{Growth, Usage, stats};
-pub(crate) use store::{Address, Bandwidth, OperationCounts, StoreTraffic, s3_url};
+pub(crate) use store::{
+    Address, Bandwidth, BucketVersions, LifecycleEffects, ObjectLock, ObjectProof, OperationCounts,
+    StoreCloud, StoreOrigin, StoreTraffic, s3_url, store_origin,
+};
 pub use store::{BucketStyle, Connection, Deleted, S3Options, Store};
 pub(crate) use target::RepositoryTarget;
 pub(crate) use undelete::undelete;

@@ -1,9 +1,10 @@
 //! [`Store`]: whole objects by name in a bucket or a folder.
 //!
 //! # Terms
-//! *backend*: one kind of store ([`s3`], [`objects`] for Azure and Google, [`folder`]); it sends one request. *proof*: what a
-//! store reports about an object after it was put ([`proof`], [`put`]). *silence*: no byte of a request or reply moves
-//! ([`transfer`]).
+//! *backend*: one kind of store ([`s3`], [`objects`] for Azure and Google, [`folder`]); it sends one request. *rules*: what a
+//! bucket of S3 does with old versions, by its lifecycle and Object Lock ([`bucket`]); read for people, nothing depends on them.
+//! *proof*: what a store reports about an object after it was put ([`proof`], [`put`]). *silence*: no byte of a request or reply
+//! moves ([`transfer`]).
 //!
 //! # How the parts fit
 //! This file has the operations and their one loop: each is retried until it succeeds, fails finally, or makes no progress
@@ -13,6 +14,7 @@
 mod address;
 mod backend;
 mod bandwidth;
+mod bucket;
 mod connector;
 mod folder;
 mod foreign_text;
@@ -20,6 +22,7 @@ mod foreign_text;
 pub(super) mod hostile;
 mod listing;
 mod objects;
+mod origin;
 mod proof;
 mod put;
 mod reach;
@@ -44,6 +47,9 @@ use tracing::{debug, warn};
 
 pub(crate) use address::Address;
 pub(crate) use bandwidth::Bandwidth;
+pub(crate) use bucket::{BucketVersions, LifecycleEffects, ObjectLock};
+pub(crate) use origin::{StoreCloud, StoreOrigin, store_origin};
+pub(crate) use proof::ObjectProof;
 pub use reach::{BucketStyle, Connection, S3Options};
 pub(crate) use s3::url as s3_url;
 pub(crate) use traffic::{OperationCounts, StoreTraffic};
@@ -148,6 +154,12 @@ impl Store {
     /// Where it is.
     pub(crate) fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// The version of ListObjects that the last listing was answered by; none where the store has no versions of it, or none was
+    /// listed.
+    pub(crate) fn listing_version(&self) -> Option<u8> {
+        self.backend.listing_version()
     }
 
     /// What is known of the line.

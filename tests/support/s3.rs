@@ -24,7 +24,13 @@ pub struct S3Request {
 
 impl S3Request {
     pub fn is_list(&self) -> bool {
-        self.method == "GET" && self.key.is_empty()
+        self.method == "GET" && self.key.is_empty() && !self.asks_for_settings()
+    }
+
+    /// Whether it asks for settings of the bucket.
+    pub fn asks_for_settings(&self) -> bool {
+        let settings = ["versioning", "lifecycle", "object-lock"];
+        self.key.is_empty() && settings.iter().any(|name| self.query.contains_key(*name))
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
@@ -224,6 +230,9 @@ fn answer(objects: &mut Objects, request: &S3Request) -> S3Reply {
     let now = httpdate::fmt_http_date(SystemTime::now());
     let known = objects.get(&request.key).cloned();
     match (&*request.method, known) {
+        ("GET", _) if request.asks_for_settings() => {
+            S3Reply::error(501, "NotImplemented", "no such call")
+        }
         ("GET", _) if request.is_list() => listing(objects, request, 1000),
         ("GET" | "HEAD", Some(bytes)) => {
             let reply = |status, bytes: &[u8]| {
@@ -298,6 +307,9 @@ pub fn page(objects: &[(String, usize)], request: &S3Request, most: usize) -> S3
     let mut inner: String = shown.iter().map(|(key, size)| entry(key, *size)).collect();
     let is_truncated = rest.len() > shown.len();
     inner += &format!("<IsTruncated>{is_truncated}</IsTruncated>");
+    if is_2 {
+        inner += &format!("<KeyCount>{}</KeyCount>", shown.len());
+    }
     if let (true, true, Some((last, _))) = (is_truncated, is_2, shown.last()) {
         inner += &format!("<NextContinuationToken>{last}</NextContinuationToken>");
     }

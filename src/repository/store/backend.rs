@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use md5::{Digest as _, Md5};
 
+use super::bucket::BucketRules;
 use super::transfer::Transfer;
 use crate::aws::Generation;
 use crate::error::{Error, Kind, Result};
@@ -177,6 +178,17 @@ pub(super) trait Backend: Send + Sync {
     /// Whether objects reach it over a network, so that MD5 proves what arrived.
     fn is_remote(&self) -> bool {
         true
+    }
+
+    /// The version of ListObjects that the last listing was answered by; none where the store has no versions of it, or none was
+    /// listed.
+    fn listing_version(&self) -> Option<u8> {
+        None
+    }
+
+    /// What can be asked of a bucket of S3; none for other stores.
+    fn rules(&self) -> Option<&dyn BucketRules> {
+        None
     }
 
     /// How long no byte may move.

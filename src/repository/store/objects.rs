@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, TryStreamExt};
 use object_store::azure::MicrosoftAzureBuilder;
+use object_store::client::HttpConnector;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path;
 use object_store::{
@@ -35,42 +36,61 @@ pub(super) struct ForeignBackend {
     place: String,
 }
 
+/// The client of the library, with the settings of the environment. `is_unsigned`: its requests have no credentials, which are not
+/// loaded then.
+pub(super) fn client(
+    address: &Address,
+    connector: impl HttpConnector,
+    is_unsigned: bool,
+) -> Result<Box<dyn ObjectStore>> {
+    let client = ClientOptions::new().with_allow_http(true);
+    // The loop of the store covers retries, and asks for fresh credentials each time.
+    let retry = RetryConfig {
+        max_retries: 0,
+        ..RetryConfig::default()
+    };
+    let bucket = &address.bucket;
+    let built: object_store::Result<Box<dyn ObjectStore>> = match address.scheme {
+        Scheme::Azure => {
+            let mut builder = MicrosoftAzureBuilder::from_env()
+                .with_container_name(bucket)
+                .with_client_options(client)
+                .with_http_connector(connector)
+                .with_retry(retry);
+            if is_unsigned {
+                builder = builder.with_skip_signature(true);
+            }
+            builder.build().map(|built| Box::new(built) as _)
+        }
+        _ => {
+            let mut builder = GoogleCloudStorageBuilder::from_env()
+                .with_bucket_name(bucket)
+                .with_client_options(client)
+                .with_http_connector(connector)
+                .with_retry(retry);
+            if is_unsigned {
+                builder = builder.with_skip_signature(true);
+            }
+            builder.build().map(|built| Box::new(built) as _)
+        }
+    };
+    built.map_err(|error| {
+        Error::with_source(Kind::Invalid, format!("cannot reach {address}"), error)
+    })
+}
+
 impl ForeignBackend {
     pub(super) fn new(address: &Address, connection: &Connection) -> Result<Self> {
         let Some(http) = &connection.http else {
             let what = format!("cannot reach {address}: no settings of HTTP");
             return Err(Error::new(Kind::Invalid, what));
         };
-        let connector = PooledConnector(http.clone());
-        let client = ClientOptions::new().with_allow_http(true);
-        // The loop of the store covers retries, and asks for fresh credentials each time.
-        let retry = RetryConfig {
-            max_retries: 0,
-            ..RetryConfig::default()
+        let inner = client(address, PooledConnector(http.clone()), false)?;
+        let scheme = match address.scheme {
+            Scheme::Azure => "az",
+            _ => "gs",
         };
         let bucket = &address.bucket;
-        let (inner, scheme): (object_store::Result<Box<dyn ObjectStore>>, _) = match address.scheme
-        {
-            Scheme::Azure => {
-                let builder = MicrosoftAzureBuilder::from_env()
-                    .with_container_name(bucket)
-                    .with_client_options(client)
-                    .with_http_connector(connector)
-                    .with_retry(retry);
-                (builder.build().map(|built| Box::new(built) as _), "az")
-            }
-            _ => {
-                let builder = GoogleCloudStorageBuilder::from_env()
-                    .with_bucket_name(bucket)
-                    .with_client_options(client)
-                    .with_http_connector(connector)
-                    .with_retry(retry);
-                (builder.build().map(|built| Box::new(built) as _), "gs")
-            }
-        };
-        let inner = inner.map_err(|error| {
-            Error::with_source(Kind::Invalid, format!("cannot reach {address}"), error)
-        })?;
         let place = format!("{scheme}://{bucket}");
         Ok(Self { inner, place })
     }

@@ -8,6 +8,17 @@ use base64::prelude::BASE64_STANDARD;
 use super::backend::{ObjectHead, Upload};
 use crate::block::hexadecimal;
 
+/// What has proven that a store holds the bytes of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ObjectProof {
+    /// Its ETag, the MD5 of the bytes.
+    Etag,
+    /// A checksum of this name that the store computed; the ETag is no MD5.
+    Checksum(&'static str),
+    /// Its bytes: they were read back, because neither is there.
+    Bytes,
+}
+
 /// Whether the ETag is the MD5 of the bytes; servers write it in either case and with or without quotes.
 pub(super) fn is_tagged(head: &ObjectHead, upload: &Upload) -> bool {
     let (Some(md5), Some(tag)) = (&upload.md5, &head.etag) else {
@@ -17,12 +28,13 @@ pub(super) fn is_tagged(head: &ObjectHead, upload: &Upload) -> bool {
     tag.eq_ignore_ascii_case(&hexadecimal(md5))
 }
 
-/// Compares the bytes with a checksum of the store; none where it has no checksum of a known kind.
-pub(super) fn checksum_says(head: &ObjectHead, upload: &Upload) -> Option<bool> {
+/// Compares the bytes with a checksum of the store: its name, and whether it is right. None where it has no checksum of a known
+/// kind.
+pub(super) fn checksum_says(head: &ObjectHead, upload: &Upload) -> Option<(&'static str, bool)> {
     let (name, value) = head.checksums.first()?;
     let mut sum = name.parse::<ChecksumAlgorithm>().ok()?.into_impl();
     upload.pieces.iter().for_each(|piece| sum.update(piece));
-    Some(BASE64_STANDARD.encode(sum.finalize()) == *value)
+    Some((name, BASE64_STANDARD.encode(sum.finalize()) == *value))
 }
 
 #[cfg(test)]
@@ -67,9 +79,9 @@ mod tests {
             ("crc32", &0xcbf4_3926_u32.to_be_bytes()[..]),
         ] {
             let right = head(None, vec![(name, BASE64_STANDARD.encode(value))]);
-            assert_eq!(checksum_says(&right, &upload), Some(true), "{name}");
+            assert_eq!(checksum_says(&right, &upload), Some((name, true)));
             let wrong = head(None, vec![(name, "AAAA".into())]);
-            assert_eq!(checksum_says(&wrong, &upload), Some(false), "{name}");
+            assert_eq!(checksum_says(&wrong, &upload), Some((name, false)));
         }
         assert_eq!(checksum_says(&head(None, Vec::new()), &upload), None);
     }

@@ -6,9 +6,10 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
+use super::Store;
 use super::backend::{FaultAction, StoreAnswer, StoreFault, Upload};
+use super::proof::{self, ObjectProof};
 use super::transfer::Transfer;
-use super::{Store, proof};
 use crate::error::{Kind, Result};
 
 impl Store {
@@ -17,6 +18,14 @@ impl Store {
     /// # Errors
     /// `Corrupt` when the store acknowledges it and does not keep it; else why it cannot be put.
     pub async fn put(&self, name: &str, pieces: &[Bytes]) -> Result<()> {
+        self.put_proven(name, pieces).await.map(drop)
+    }
+
+    /// The same, and by what the store has proven it.
+    ///
+    /// # Errors
+    /// As for [`Store::put`].
+    pub(crate) async fn put_proven(&self, name: &str, pieces: &[Bytes]) -> Result<ObjectProof> {
         self.put_in(&self.requests, name, pieces).await
     }
 
@@ -25,10 +34,10 @@ impl Store {
     /// # Errors
     /// As for [`Store::put`].
     pub(in crate::repository) async fn put_renewal(&self, name: &str, bytes: Bytes) -> Result<()> {
-        self.put_in(&self.renewals, name, &[bytes]).await
+        self.put_in(&self.renewals, name, &[bytes]).await.map(drop)
     }
 
-    async fn put_in(&self, queue: &Semaphore, name: &str, pieces: &[Bytes]) -> Result<()> {
+    async fn put_in(&self, queue: &Semaphore, name: &str, pieces: &[Bytes]) -> Result<ObjectProof> {
         let key = &self.key(name);
         let upload = &Upload::new(pieces, self.backend.is_remote()).await?;
         self.until_in(queue, "put", key, |transfer| async move {
@@ -40,7 +49,12 @@ impl Store {
     }
 
     /// Checks that an object exists with these bytes: by its ETag or a checksum, else by reading it.
-    async fn prove(&self, key: &str, upload: &Upload, transfer: &Arc<Transfer>) -> StoreAnswer<()> {
+    async fn prove(
+        &self,
+        key: &str,
+        upload: &Upload,
+        transfer: &Arc<Transfer>,
+    ) -> StoreAnswer<ObjectProof> {
         let head = |checksums| async move {
             match self.backend.head(key, checksums, transfer).await {
                 Err(fault) if fault.is_absent() => Err(self.lost(key, "it is not there")),
@@ -54,21 +68,21 @@ impl Store {
             return Err(self.lost(key, &what));
         }
         if proof::is_tagged(&found, upload) {
-            return Ok(());
+            return Ok(ObjectProof::Etag);
         }
         if !asks && self.address.is_s3() {
             found = head(true).await?;
         }
         match proof::checksum_says(&found, upload) {
-            Some(true) => {
+            Some((name, true)) => {
                 self.needs_checksums.store(true, Ordering::Relaxed);
-                return Ok(());
+                return Ok(ObjectProof::Checksum(name));
             }
-            Some(false) => return Err(self.lost(key, "it holds other bytes")),
+            Some((_, false)) => return Err(self.lost(key, "it holds other bytes")),
             None => {}
         }
         match self.existing(key, transfer).await? {
-            Some(kept) if upload.is(&kept) => Ok(()),
+            Some(kept) if upload.is(&kept) => Ok(ObjectProof::Bytes),
             Some(_) => Err(self.lost(key, "it holds other bytes")),
             // Deleted since the HEAD.
             None => Err(self.lost(key, "it is not there")),

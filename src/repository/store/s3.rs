@@ -3,6 +3,7 @@
 //! The SDK's retries, time-outs, checksums and clock correction are off: the loop of [`super::Store`] covers sending, the reply
 //! and its body; each PUT carries Content-MD5, which every server of S3 accepts; the clock is corrected only after a refusal.
 
+mod bucket;
 mod faults;
 mod place;
 mod reply;
@@ -10,7 +11,7 @@ mod watch;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_s3::Client;
@@ -35,6 +36,7 @@ use super::backend::{
     StorePage, Upload,
 };
 use super::bandwidth::Direction;
+use super::bucket::BucketRules;
 use super::reach::{BucketStyle, S3Options};
 use super::transfer::{Transfer, UploadBody};
 use crate::aws::{Credentials, ErrorClass, Generation, Http, ServiceConfig};
@@ -57,6 +59,8 @@ pub(super) struct S3Backend {
     options: S3Options,
     /// Whether listings ask version 1 of ListObjects.
     is_version_1: AtomicBool,
+    /// The version of ListObjects that the last page was answered by; 0 before the first.
+    answered_version: AtomicU8,
 }
 
 /// The clock of this machine, corrected by the store's clock; clones share the correction.
@@ -111,6 +115,7 @@ impl S3Backend {
             http: service.http.clone(),
             clock,
             is_version_1: AtomicBool::new(options.is_list_version_1),
+            answered_version: AtomicU8::new(0),
             options,
         }
     }
@@ -164,6 +169,7 @@ impl S3Backend {
             .customize()
             .interceptor(watch.clone());
         let reply = self.checked(prefix, &watch, call.send().await)?;
+        self.answered_version.store(1, Ordering::Relaxed);
         let keys = self.listed(prefix, reply.contents())?;
         if self.is_last(prefix, reply.is_truncated())? {
             return Ok(StorePage { keys, next: None });
@@ -338,6 +344,9 @@ impl Backend for S3Backend {
             .customize()
             .interceptor(watch.clone());
         let reply = self.checked(prefix, &watch, call.send().await)?;
+        // Only replies of version 2 count their keys.
+        let version = if reply.key_count().is_some() { 2 } else { 1 };
+        self.answered_version.store(version, Ordering::Relaxed);
         let keys = self.listed(prefix, reply.contents())?;
         if self.is_last(prefix, reply.is_truncated())? {
             return Ok(StorePage { keys, next: None });
@@ -376,6 +385,15 @@ impl Backend for S3Backend {
 
     fn error(&self, kind: Kind, verb: &str, key: &str, what: &str) -> Error {
         Error::new(kind, format!("cannot {verb} {}: {what}", self.target(key)))
+    }
+
+    fn listing_version(&self) -> Option<u8> {
+        let version = self.answered_version.load(Ordering::Relaxed);
+        (version > 0).then_some(version)
+    }
+
+    fn rules(&self) -> Option<&dyn BucketRules> {
+        Some(self)
     }
 
     fn ready(&self) -> BoxFuture<'_, StoreAnswer<()>> {
