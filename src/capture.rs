@@ -38,7 +38,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use crate::error::{Error, Kind, Remedy, Result};
-use crate::snapshot::{Snapshot, SnapshotMaker, VolumeSelector};
+use crate::snapshot::{NewSnapshots, Snapshot, SnapshotMaker, VolumeSelector};
 use crate::target::Stop;
 
 pub(crate) use cycle::{CYCLE_TAG, Cycle};
@@ -116,6 +116,20 @@ impl CaptureReport {
         let ranked = self.failures.iter();
         ranked.min_by_key(|error| error.kind().rank())
     }
+}
+
+/// The calls that [`capture`] would make now if no snapshot of the cycle exists. Nothing is made.
+///
+/// # Errors
+/// As for [`capture`].
+pub(crate) async fn planned_calls(
+    maker: &dyn SnapshotMaker,
+    job: &CaptureJob,
+) -> Result<Vec<NewSnapshots>> {
+    job.check()?;
+    let selection = plan::observe(maker, job).await?;
+    let planned = plan::plan(&selection, job)?;
+    Ok(planned.calls.iter().map(|call| call.request(job)).collect())
 }
 
 /// Makes the snapshots of a cycle, or adopts those that there are.

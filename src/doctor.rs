@@ -8,16 +8,20 @@
 //!
 //! # How the parts fit
 //! Each check observes (I/O with a deadline of its own), and a pure function decides what that means: [`network`], [`account`],
-//! [`permission`], [`machine`], [`store`]. All of them report to one [`board`](row), which knows the rows before their results: a
-//! row after a failed one that it depends on is unknown and names that one, and so is one without a result in [`WHOLE`].
+//! [`permission`], [`making`], [`quota`], [`machine`], [`store`]. All of them report to one [`board`](row), which knows the rows
+//! before their results: a row after a failed one that it depends on is unknown and names that one, and so is one without a result
+//! in [`WHOLE`].
 //! Connections are made by the functions of [`crate::aws`] that requests are sent by, so that a row shows what the verb meets.
 //! [`refusal`] reads who has denied a request, as far as AWS says it.
 
 mod account;
+mod deadline;
 mod job;
 mod machine;
+mod making;
 mod network;
 mod permission;
+mod quota;
 mod rate;
 mod refusal;
 mod resolver;
@@ -30,8 +34,8 @@ use futures_util::future::{join_all, join3};
 use tokio::time::{Instant, timeout_at};
 
 pub(crate) use job::{
-    DoctorAccount, DoctorClients, DoctorJob, DoctorStore, MachineNeeds, MountNeeds, ReadNeeds,
-    ServiceUse,
+    DoctorAccount, DoctorClients, DoctorJob, DoctorStore, MachineNeeds, MountNeeds,
+    PlannedSnapshots, ReadNeeds, ServiceUse,
 };
 pub(crate) use row::{DoctorRow, RowState};
 

@@ -255,8 +255,11 @@
 //!  doctor/network     check      aws/http/connect trace: the steps of a connection, as requests make them; two requests unsigned
 //!  doctor/network/decide         pure functions: what a step means and what to do
 //!  doctor/permission  check      harmless reads by the clients of the verb; doctor/refusal: who has denied one
+//!  doctor/making      check      replicate planned_cycle: what the job would ask for now, with its tags, by dry runs
+//!  doctor/quota       check      aws/quotas: what Service Quotas allows, where it can be reached
 //!  doctor/machine     check      fs/mounting, fs/resources, targets/holders: what the verb itself checks
-//!  doctor/store       check      repository/store; objects of its own with `--write`
+//!  doctor/store       check      repository/store: what is listed, what the bucket keeps; objects of its own with `--write`
+//!  doctor/store       check      the way to Azure and Google: repository/store/origin
 //! ```
 //! `docs/doctor.md` is the page for operators.
 //!

@@ -59,7 +59,7 @@ mod volumes;
 mod window;
 
 pub(crate) use clean::JOB_TAG;
-pub(crate) use cycle::CycleRun;
+pub(crate) use cycle::{CycleRun, planned_cycle};
 pub(crate) use drills::{DrillFindings, DrillRequest, DrillUnit};
 pub(crate) use job::{
     DrillBoot, Ec2Volumes, GatewaySource, JobSource, JobTarget, LEAST_RATE, ReplicateJob,

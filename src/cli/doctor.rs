@@ -16,6 +16,7 @@ use crate::ebs::Limits;
 use crate::error::{Error, Kind, Result};
 use crate::files::default_state_dir;
 use crate::fs::Needs;
+use crate::time::in_words;
 
 pub(super) use examination::{Examination, ebs_services};
 
@@ -78,8 +79,8 @@ impl DoctorArgs {
     async fn check(&self) -> Result<(&'static str, Vec<DoctorRow>)> {
         let late = |_| {
             let what = format!(
-                "cannot read the configuration: no result within {} s",
-                WHOLE.as_secs()
+                "cannot read the configuration: no result within {}",
+                in_words(WHOLE)
             );
             Err(Error::new(Kind::Unavailable, what))
         };
@@ -237,8 +238,7 @@ fn text(rows: &[DoctorRow]) -> String {
 fn row_text(row: &DoctorRow) -> String {
     let took = match row.took {
         Duration::ZERO => String::new(),
-        took if took < Duration::from_secs(1) => format!(", {} ms", took.as_millis()),
-        took => format!(", {:.1} s", took.as_secs_f64()),
+        took => format!(", {}", in_words(took)),
     };
     let state = match row.finding.state {
         RowState::Failed => "FAILED",

@@ -2,18 +2,20 @@
 
 use std::time::{Duration, SystemTime};
 
-use futures_util::future::{join, join_all, join3};
+use futures_util::future::{join, join_all, join4};
 use hyper::Uri;
 use tokio::time::{Instant, timeout};
 
 use super::job::{DoctorAccount, DoctorClients};
+use super::making::{self, CreateRows};
 use super::network::{self, OriginReach, ServiceOrigin};
-use super::permission::{self, CreateRows, ReadRows};
+use super::permission::{self, ReadRows};
+use super::quota::{self, QuotaRow};
 use super::refusal;
 use super::row::{CheckKind, RowBoard, RowFinding, RowId};
 use crate::aws::{Aws, CredentialOrigin, Given, IamAction, Service};
 use crate::error::{Error, Result};
-use crate::time::rfc3339_seconds;
+use crate::time::{in_words, rfc3339_seconds};
 
 /// How long credentials may take: a program can ask a person.
 const CREDENTIALS: Duration = Duration::from_secs(12);
@@ -37,6 +39,7 @@ struct AccountRows {
     identity: Option<RowId>,
     reads: Option<ReadRows>,
     makes: Option<CreateRows>,
+    quota: Option<QuotaRow>,
 }
 
 impl AccountRows {
@@ -51,7 +54,8 @@ impl AccountRows {
                 .reads
                 .as_ref()
                 .map(|reads| ReadRows::plan(board, role, reads)),
-            makes: (!account.makes.is_empty()).then(|| CreateRows::plan(board, role)),
+            makes: account.makes.then(|| CreateRows::plan(board, role)),
+            quota: QuotaRow::plan(board, role, account.reads.is_some(), account.is_written),
         }
     }
 
@@ -63,6 +67,7 @@ impl AccountRows {
             .into_iter()
             .chain(reads)
             .chain(makes)
+            .chain(self.quota.iter().map(|row| row.id))
             .collect()
     }
 }
@@ -84,11 +89,8 @@ pub(super) async fn check(
             "two snapshots of one volume are needed",
         );
     }
-    if !account.makes.is_empty() {
-        not_tried(
-            &permission::OF_CYCLES,
-            "they change snapshots, and the dry run has no tags",
-        );
+    if account.makes {
+        not_tried(&permission::OF_CYCLES, "they need a snapshot of the job");
     }
     if account.is_written {
         not_tried(&permission::OF_NEW_SNAPSHOTS, "each needs a new snapshot");
@@ -159,10 +161,24 @@ pub(super) async fn check(
     let making = async {
         if let Some(rows) = &rows.makes {
             let ec2 = reach(Service::Ec2);
-            permission::making(board, rows, &account.makes, &aws, clients, ec2).await;
+            making::check(board, rows, &aws, clients, ec2).await;
         }
     };
-    join3(caller, reading, making).await;
+    let asking = async {
+        let Some(row) = &rows.quota else {
+            return;
+        };
+        if let Some(OriginReach::Broken(because)) = reach(Service::Ebs) {
+            return board.skip(&[row.id], because);
+        }
+        let mut all = origins.iter();
+        let ebs = all.find(|origin| origin.services.contains(&Service::Ebs));
+        let host = ebs.and_then(|origin| origin.url.host()).unwrap_or_default();
+        let is_given = !matches!(aws.url_given(Service::Quotas), Ok(None));
+        let foreign = (!is_given && !is_of_aws(host)).then_some(host);
+        quota::check(board, row, &aws, foreign, until).await;
+    };
+    join4(caller, reading, making, asking).await;
 }
 
 /// Loads credentials; whether there are some.
@@ -182,7 +198,7 @@ async fn credentials(
     };
     let loaded = timeout(CREDENTIALS, aws.credential_expiry()).await;
     let Ok(loaded) = loaded else {
-        let seen = format!("{}: no result in {CREDENTIALS:?}", origin.text);
+        let seen = format!("{}: no result in {}", origin.text, in_words(CREDENTIALS));
         let fix =
             "run the credential program by hand; check the way to STS or to the metadata service";
         board.fill(row, RowFinding::failed(seen, fix));
@@ -244,12 +260,12 @@ async fn origins(
                 origin.services.push(service);
                 origin.is_needed |= used.is_needed;
             }
-            None => origins.push(ServiceOrigin {
-                url: parsed,
-                services: vec![service],
-                is_needed: used.is_needed,
+            None => origins.push(ServiceOrigin::of_service(
+                parsed,
+                service,
+                used.is_needed,
                 from,
-            }),
+            )),
         }
     }
     origins
@@ -275,6 +291,12 @@ fn configuration(region: Option<&Given<String>>, profile: Option<&Given<String>>
     RowFinding::good(format!("{region}, {profile}"))
 }
 
+/// Whether a host is one of AWS.
+fn is_of_aws(host: &str) -> bool {
+    let lower = host.to_ascii_lowercase();
+    AWS_HOSTS.iter().any(|end| lower.ends_with(end))
+}
+
 /// The row of a URL. `is_shared`: what gives it gives stores the same one.
 fn endpoint(
     service: Service,
@@ -287,14 +309,12 @@ fn endpoint(
         return RowFinding::good(format!("{url}, AWS's own"));
     };
     let seen = format!("{url} by {from}");
-    let lower = host.to_ascii_lowercase();
-    let is_aws = AWS_HOSTS.iter().any(|end| lower.ends_with(end));
     let bare = host.trim_matches(['[', ']']);
-    let is_here = lower == "localhost"
+    let is_here = host.eq_ignore_ascii_case("localhost")
         || bare
             .parse::<std::net::IpAddr>()
             .is_ok_and(|address| address.is_loopback());
-    if service == Service::S3 || !is_shared || is_aws || is_here {
+    if service == Service::S3 || !is_shared || is_of_aws(host) || is_here {
         return RowFinding::good(seen);
     }
     let seen = format!("{seen}, which holds for every service: {host} is no host of AWS");

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use crate::aws::{Aws, Service, Settings};
-use crate::error::Result;
+use crate::aws::{Aws, Http, Service, Settings};
+use crate::error::{Error, Result};
 use crate::fs::Needs;
-use crate::repository::{Address, Store};
-use crate::snapshot::{Descriptions, Selector, SnapshotMaker, VolumeSelector};
+use crate::repository::{Address, Store, StoreOrigin};
+use crate::snapshot::{Descriptions, NewSnapshots, Selector, SnapshotMaker};
 use crate::source::Catalog;
 
 /// What is checked.
@@ -37,8 +37,8 @@ pub(crate) struct DoctorAccount {
     pub(crate) services: Vec<ServiceUse>,
     /// What is read there.
     pub(crate) reads: Option<ReadNeeds>,
-    /// The volumes of which snapshots are made there.
-    pub(crate) makes: Vec<VolumeSelector>,
+    /// Whether snapshots of volumes are made there.
+    pub(crate) makes: bool,
     /// Whether new snapshots are written there.
     pub(crate) is_written: bool,
 }
@@ -96,6 +96,17 @@ pub(crate) struct MountNeeds {
     pub(crate) needs: Needs,
 }
 
+/// The snapshots that a job would make if it ran now.
+#[derive(Debug)]
+pub(crate) struct PlannedSnapshots {
+    /// How many volumes are selected.
+    pub(crate) volumes: usize,
+    /// The calls that make them, with their tags.
+    pub(crate) calls: Vec<NewSnapshots>,
+    /// Why a part of what the job names is not among them.
+    pub(crate) failures: Vec<Error>,
+}
+
 /// Reaches what a verb would reach, in the same way.
 pub(crate) trait DoctorClients: Send + Sync {
     /// The URL of a service; none where this build cannot ask it.
@@ -121,6 +132,22 @@ pub(crate) trait DoctorClients: Send + Sync {
     /// # Errors
     /// `Invalid` for an endpoint that cannot be used, and where EC2 is not built in.
     fn maker(&self, aws: &Aws) -> Result<Arc<dyn SnapshotMaker>>;
+
+    /// The calls that the job would make now. Nothing is made.
+    ///
+    /// # Errors
+    /// Why EC2 could not be asked.
+    fn planned<'a>(
+        &'a self,
+        maker: &'a dyn SnapshotMaker,
+    ) -> BoxFuture<'a, Result<PlannedSnapshots>>;
+
+    /// Where the store of this number is and the connections to it, if it is in Azure or Google. That of S3 is a service of an
+    /// account.
+    ///
+    /// # Errors
+    /// `Invalid` for settings that make no client.
+    fn origin(&self, number: usize) -> BoxFuture<'_, Result<Option<(Http, StoreOrigin)>>>;
 
     /// The store of this number in the job.
     ///

@@ -14,6 +14,7 @@ use super::row::{CheckKind, RowBoard, RowFinding};
 use crate::error::Result;
 use crate::files::{blocking, folder_of};
 use crate::targets::{mounted_twins, obstacles};
+use crate::time::in_words;
 
 /// A disk that takes longer hangs.
 const DISK: Duration = Duration::from_secs(5);
@@ -54,7 +55,7 @@ async fn row(
             Ok(Ok(finding)) => finding,
             Ok(Err(error)) => RowFinding::of_error(&error),
             Err(_) => RowFinding::failed(
-                format!("no answer in {DISK:?}: its filesystem hangs"),
+                format!("no answer in {}: its filesystem hangs", in_words(DISK)),
                 "look at its server or disk: dmesg, mount",
             ),
         },

@@ -1,5 +1,6 @@
 //! The way to one origin: name, connection, proxy, TLS, an answer, a request that fills packets, the clock of the other side.
 
+mod cloud;
 mod decide;
 mod request;
 
@@ -10,7 +11,9 @@ use hyper::Uri;
 use super::resolver::ResolverFacts;
 use super::row::{CheckKind, RowBoard, RowId};
 use crate::aws::{ConnectionTrace, Http, Service, TraceStep};
+use crate::repository::StoreOrigin;
 
+use cloud::OriginCloud;
 use decide::{ConnectionFacts, NameFacts, TlsFacts};
 use request::ask;
 
@@ -19,13 +22,16 @@ const LARGE: usize = 8 << 10;
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(4);
 
-/// Services at one origin.
+/// Services at one origin, or a store that is none of AWS.
 #[derive(Clone, Debug)]
 pub(super) struct ServiceOrigin {
     /// Scheme, host and port.
     pub(super) url: Uri,
-    /// The services.
+    /// The services; none where it is a store.
     pub(super) services: Vec<Service>,
+    /// The store's address, where it is one.
+    store: Option<String>,
+    cloud: OriginCloud,
     /// Whether the verb fails without it.
     pub(super) is_needed: bool,
     /// Where the URL was given; none for AWS's own.
@@ -53,6 +59,35 @@ struct OriginRows {
 }
 
 impl ServiceOrigin {
+    /// The origin of a service of AWS.
+    pub(super) fn of_service(
+        url: Uri,
+        service: Service,
+        is_needed: bool,
+        from: Option<String>,
+    ) -> Self {
+        Self {
+            url,
+            services: vec![service],
+            store: None,
+            cloud: OriginCloud::Aws,
+            is_needed,
+            from,
+        }
+    }
+
+    /// The origin of a store in another cloud.
+    pub(super) fn of_store(address: String, origin: StoreOrigin) -> Self {
+        Self {
+            url: origin.url,
+            services: Vec::new(),
+            store: Some(address),
+            cloud: origin.cloud.into(),
+            is_needed: true,
+            from: origin.from.map(str::to_owned),
+        }
+    }
+
     /// Host and port.
     pub(super) fn host_port(&self) -> String {
         let is_tls = self.url.scheme_str() == Some("https");
@@ -60,23 +95,24 @@ impl ServiceOrigin {
         format!("{}:{port}", self.url.host().unwrap_or_default())
     }
 
-    /// Host, port and services.
+    /// Host, port and what is there.
     fn label(&self) -> String {
         let services = self.services.iter().map(|service| service.label());
-        format!(
-            "{} ({})",
-            self.host_port(),
-            services.collect::<Vec<_>>().join(", ")
-        )
+        let all: Vec<&str> = self.store.as_deref().into_iter().chain(services).collect();
+        format!("{} ({})", self.host_port(), all.join(", "))
     }
 
-    /// The variable that gives its first service another URL.
+    /// The variable that gives its first service, or its store, another URL.
     fn variable(&self) -> String {
         let first = self.services.first();
-        first.map_or_else(
-            || "AWS_ENDPOINT_URL".to_owned(),
-            |first| first.url_variable(),
-        )
+        match self.cloud {
+            OriginCloud::Azure => "AZURE_STORAGE_ENDPOINT".to_owned(),
+            OriginCloud::Google => "GOOGLE_BASE_URL".to_owned(),
+            OriginCloud::Aws => first.map_or_else(
+                || "AWS_ENDPOINT_URL".to_owned(),
+                |first| first.url_variable(),
+            ),
+        }
     }
 }
 
@@ -162,7 +198,7 @@ pub(super) async fn check(board: &RowBoard, http: &Http, origin: &ServiceOrigin)
         return OriginReach::Broken(rows.answer);
     };
     let skew = answer.date.map(|date| skew(date, answer.at));
-    board.fill_after(rows.clock, decide::clock(skew), answer.took);
+    board.fill_after(rows.clock, decide::clock(skew, origin.cloud), answer.took);
     board.start(rows.packets);
     let large = ask(http, &origin.url, LARGE, ANSWER).await;
     let finding = decide::packets(&large, LARGE);
@@ -184,6 +220,7 @@ fn steps(
     if let Some(row) = rows.name {
         let facts = NameFacts {
             host,
+            cloud: origin.cloud,
             resolver: &ResolverFacts::observe(),
             from,
         };
@@ -199,6 +236,7 @@ fn steps(
     };
     let facts = ConnectionFacts {
         host_port: &trace.place,
+        cloud: origin.cloud,
         addresses,
         is_proxy: trace.proxy.is_some(),
         from,

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
+use super::deadline::within;
 use super::job::{DoctorClients, ReadNeeds};
 use super::network::OriginReach;
 use super::row::{CheckKind, RowBoard, RowFinding, RowId};
@@ -13,11 +14,11 @@ use super::{rate, refusal};
 use crate::aws::{Aws, IamAction};
 use crate::block::{BlockIndex, Extent};
 use crate::error::{Error, Kind, Result};
-use crate::snapshot::{Descriptions, ListingProgress, Selector, SnapshotId, VolumeSelector};
+use crate::snapshot::{Descriptions, ListingProgress, Selector, SnapshotId};
 use crate::source::BlockSource;
 
 /// How long a call may take, with its retries.
-const CALL: Duration = Duration::from_secs(6);
+pub(super) const CALL: Duration = Duration::from_secs(6);
 /// What is left of the whole time after a sample.
 const SPARE: Duration = Duration::from_millis(1500);
 
@@ -30,75 +31,6 @@ pub(super) struct ReadRows {
     rate: Option<RowId>,
 }
 
-/// The rows of what is made.
-#[derive(Clone, Copy)]
-pub(super) struct CreateRows {
-    describe: RowId,
-    create: RowId,
-}
-
-impl CreateRows {
-    pub(super) fn plan(board: &RowBoard, role: &str) -> Self {
-        let plan = |action: IamAction| {
-            board.plan(
-                CheckKind::Permission,
-                format!("{} of {role}", action.name()),
-            )
-        };
-        Self {
-            describe: plan(IamAction::DescribeVolumes),
-            create: plan(IamAction::CreateSnapshot),
-        }
-    }
-
-    /// All of them.
-    pub(super) fn all(&self) -> [RowId; 2] {
-        [self.describe, self.create]
-    }
-}
-
-/// Tries, by a dry run, what making snapshots needs.
-pub(super) async fn making(
-    board: &RowBoard,
-    rows: &CreateRows,
-    volumes: &[VolumeSelector],
-    aws: &Aws,
-    clients: &dyn DoctorClients,
-    ec2: Option<OriginReach>,
-) {
-    if let Some(OriginReach::Broken(because)) = ec2 {
-        return board.skip(&rows.all(), because);
-    }
-    board.start(rows.describe);
-    let found = async {
-        let maker = clients.maker(aws)?;
-        let mut found = Vec::new();
-        for selector in volumes {
-            found.extend(within(maker.volumes(selector)).await?);
-        }
-        Ok((maker, found))
-    };
-    let found = found.await;
-    let seen = found
-        .as_ref()
-        .map(|(_, found)| format!("{} volumes are selected", found.len()));
-    board.fill(
-        rows.describe,
-        permission(IamAction::DescribeVolumes, seen.map_err(Clone::clone)),
-    );
-    let Ok((maker, found)) = found else {
-        return board.skip(&[rows.create], rows.describe);
-    };
-    let Some(first) = found.first() else {
-        let unknown = RowFinding::unknown("no volume is selected: one is needed for a dry run");
-        return board.fill(rows.create, unknown);
-    };
-    board.start(rows.create);
-    let tried = within(maker.may_create(&first.id)).await;
-    let seen = tried.map(|()| format!("a dry run for {} is allowed", first.id));
-    board.fill(rows.create, permission(IamAction::CreateSnapshot, seen));
-}
-
 /// What cannot be tried without a new snapshot.
 pub(super) const OF_NEW_SNAPSHOTS: [IamAction; 4] = [
     IamAction::StartSnapshot,
@@ -106,12 +38,8 @@ pub(super) const OF_NEW_SNAPSHOTS: [IamAction; 4] = [
     IamAction::CompleteSnapshot,
     IamAction::CreateTags,
 ];
-/// What no dry run of one snapshot shows.
-pub(super) const OF_CYCLES: [IamAction; 3] = [
-    IamAction::CreateSnapshots,
-    IamAction::CreateTags,
-    IamAction::DeleteSnapshot,
-];
+/// What a job does with snapshots that it has made.
+pub(super) const OF_CYCLES: [IamAction; 2] = [IamAction::CreateTags, IamAction::DeleteSnapshot];
 /// What needs two snapshots of one volume.
 pub(super) const OF_DELTAS: [IamAction; 1] = [IamAction::ListChangedBlocks];
 
@@ -183,7 +111,7 @@ pub(super) async fn check(
                 let found = described(aws, clients, reads).await;
                 board.fill(
                     rows.describe,
-                    permission(IamAction::DescribeSnapshots, found).unless_needed(!is_named),
+                    finding(IamAction::DescribeSnapshots, found).unless_needed(!is_named),
                 );
             }
         }
@@ -204,7 +132,7 @@ pub(super) async fn check(
         let seen = source.as_ref().map(|(_, first)| first_words(id, *first));
         board.fill(
             rows.list,
-            permission(IamAction::ListSnapshotBlocks, seen.map_err(Clone::clone)),
+            finding(IamAction::ListSnapshotBlocks, seen.map_err(Clone::clone)),
         );
         let Ok((source, first)) = source else {
             return board.skip(rest.get(1..).unwrap_or_default(), rows.list);
@@ -215,10 +143,10 @@ pub(super) async fn check(
             return rest.for_each(|row| board.fill(*row, none.clone()));
         };
         board.start(rows.get);
-        let got = within(source.read_block(first)).await;
+        let got = within(CALL, source.read_block(first)).await;
         let seen = got.map(|_| format!("block {first} of {id}, verified by its checksum"));
         let is_got = seen.is_ok();
-        board.fill(rows.get, permission(IamAction::GetSnapshotBlock, seen));
+        board.fill(rows.get, finding(IamAction::GetSnapshotBlock, seen));
         let Some(row) = rows.rate else {
             return;
         };
@@ -241,24 +169,15 @@ fn first_words(id: &SnapshotId, first: Option<BlockIndex>) -> String {
     }
 }
 
-/// A call with a deadline.
-async fn within<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
-    let late = |_| {
-        let what = format!("no answer in {CALL:?}");
-        Err(Error::new(Kind::Unavailable, what))
-    };
-    timeout(CALL, call).await.unwrap_or_else(late)
-}
-
 /// What EC2 says of what is read, in words.
 async fn described(aws: &Aws, clients: &dyn DoctorClients, reads: &ReadNeeds) -> Result<String> {
     let Some(ec2) = clients.descriptions(aws)? else {
         return Ok("not needed: this build has no EC2 client".to_owned());
     };
     let Some(id) = named(reads) else {
-        return within(first_page(&*ec2, &reads.select)).await;
+        return within(CALL, first_page(&*ec2, &reads.select)).await;
     };
-    let found = within(ec2.describe(&reads.select)).await?;
+    let found = within(CALL, ec2.describe(&reads.select)).await?;
     match found.iter().find(|snapshot| snapshot.id == *id) {
         Some(snapshot) => {
             snapshot.readable()?;
@@ -296,23 +215,26 @@ async fn listed(
     id: &SnapshotId,
 ) -> Result<(Arc<dyn BlockSource>, Option<BlockIndex>)> {
     let catalog = clients.catalog(aws, reads, CALL)?;
-    let (_, source) = within(catalog.open(id)).await?;
-    let first = within(source.next_extent(BlockIndex(0))).await?;
+    let (_, source) = within(CALL, catalog.open(id)).await?;
+    let first = within(CALL, source.next_extent(BlockIndex(0))).await?;
     Ok((source, first.map(Extent::start)))
 }
 
 /// The row of an action.
-fn permission(action: IamAction, tried: Result<String>) -> RowFinding {
+pub(super) fn finding(action: IamAction, tried: Result<String>) -> RowFinding {
     let error = match tried {
         Ok(seen) => return RowFinding::good(seen),
         Err(error) => error,
     };
-    let finding = RowFinding::of_error(&error);
-    if finding.fix.is_some() {
-        return finding;
+    let failed = RowFinding::of_error(&error);
+    if failed.fix.is_some() {
+        return failed;
     }
     let fix = match error.kind() {
-        Kind::Denied => refusal::advice(&finding.seen, action.name()),
+        Kind::Denied => refusal::advice(&failed.seen, action.name()),
+        Kind::NotFound if action == IamAction::DescribeVolumes => {
+            "check what the job names, the Region and the account: aws ec2 describe-volumes --region REGION".to_owned()
+        }
         Kind::NotFound => "check the id, the Region and the account: aws ec2 describe-snapshots --snapshot-ids ID \
             --region REGION"
             .to_owned(),
@@ -320,7 +242,7 @@ fn permission(action: IamAction, tried: Result<String>) -> RowFinding {
         Kind::Throttled => "other programs of this account use its quota: Service Quotas console > Amazon EBS".to_owned(),
         _ => "the rows above say whether the service is reached; else try again".to_owned(),
     };
-    finding.fixed_by(fix)
+    failed.fixed_by(fix)
 }
 
 #[cfg(test)]
@@ -344,7 +266,7 @@ mod tests {
             (Kind::Throttled, "x", "Service Quotas"),
             (Kind::Unavailable, "x", "rows above"),
         ] {
-            let found = permission(IamAction::GetSnapshotBlock, Err(Error::new(kind, text)));
+            let found = finding(IamAction::GetSnapshotBlock, Err(Error::new(kind, text)));
             assert_eq!(found.state, RowState::Failed);
             let Some(Remedy::Do(fix)) = &found.fix else {
                 panic!("{found:?}");
@@ -353,11 +275,11 @@ mod tests {
         }
         let own = Error::new(Kind::Pending, "x").with_remedy(Remedy::TryLater);
         assert_eq!(
-            permission(IamAction::GetSnapshotBlock, Err(own)).fix,
+            finding(IamAction::GetSnapshotBlock, Err(own)).fix,
             Some(Remedy::TryLater)
         );
         assert_eq!(
-            permission(IamAction::GetSnapshotBlock, Ok("x".into())).state,
+            finding(IamAction::GetSnapshotBlock, Ok("x".into())).state,
             RowState::Good
         );
     }

@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::error::{Error, Remedy};
+use crate::time::in_words;
 
 /// A kind of row, in the order in which things break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +35,8 @@ pub(crate) enum CheckKind {
     Identity,
     /// An action of IAM.
     Permission,
+    /// Quotas of the account.
+    Quota,
     /// Blocks a second.
     Rate,
     /// A repository's store.
@@ -58,6 +61,7 @@ impl CheckKind {
             Self::Credentials => "credentials",
             Self::Identity => "identity",
             Self::Permission => "permission",
+            Self::Quota => "quota",
             Self::Rate => "rate",
             Self::Store => "store",
             Self::Machine => "machine",
@@ -244,7 +248,7 @@ impl RowBoard {
             .map(|row| {
                 let none = || {
                     (
-                        RowFinding::unknown(format!("no result within {limit:?}")),
+                        RowFinding::unknown(format!("no result within {}", in_words(limit))),
                         limit,
                     )
                 };
@@ -301,7 +305,7 @@ mod tests {
                 (
                     CheckKind::Machine,
                     RowState::Unknown,
-                    "no result within 15s"
+                    "no result within 15 s"
                 ),
             ]
         );

@@ -1,18 +1,24 @@
-//! A repository's store: read, listed, and with a write of its own objects written, read in part, created once, deleted.
+//! A repository's store: the way to it, read, listed, what its bucket keeps, and with a write of its own objects written, read in
+//! part, created once, deleted.
+
+mod bucket;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::time::timeout;
+use futures_util::future::join;
 
+use super::deadline::within;
 use super::job::{DoctorClients, DoctorStore};
+use super::network::{self, ServiceOrigin};
 use super::refusal;
 use super::row::{CheckKind, RowBoard, RowFinding, RowId};
 use crate::aws::IamAction;
 use crate::block::random_id;
 use crate::error::{Error, Kind, Remedy, Result};
-use crate::repository::{Deleted, RepositoryCatalog, Store};
+use crate::repository::{Deleted, ObjectProof, RepositoryCatalog, Store};
+use bucket::BucketRows;
 
 /// How long one operation may take, with its retries.
 const OPERATION: Duration = Duration::from_secs(8);
@@ -26,6 +32,8 @@ const SMALL: usize = 64 << 10;
 struct StoreRows {
     open: RowId,
     list: RowId,
+    /// Of a bucket of S3 that is written.
+    bucket: Option<BucketRows>,
     /// Where something is written, or would be by the verb.
     written: Option<WriteRows>,
 }
@@ -44,10 +52,12 @@ impl StoreRows {
     fn plan(board: &RowBoard, store: &DoctorStore, writes: bool) -> Self {
         let address = &store.address;
         let plan = |what: &str| board.plan(CheckKind::Store, format!("{what} {address}"));
+        let is_written = store.is_written || writes;
         Self {
             open: plan("read of"),
             list: plan("listing of"),
-            written: (store.is_written || writes).then(|| WriteRows {
+            bucket: (is_written && address.is_s3()).then(|| BucketRows::plan(&plan)),
+            written: is_written.then(|| WriteRows {
                 put: plan("write to"),
                 range: plan("read of a part in"),
                 create: plan("creation in"),
@@ -62,9 +72,16 @@ impl StoreRows {
         rows.flat_map(|rows| [rows.put, rows.range, rows.create, rows.upload, rows.delete])
             .collect()
     }
+
+    /// The rows behind the first one.
+    fn rest(self) -> Vec<RowId> {
+        let bucket = self.bucket.iter().flat_map(BucketRows::all);
+        let listed = std::iter::once(self.list).chain(bucket);
+        listed.chain(self.written()).collect()
+    }
 }
 
-/// Checks the store of this number.
+/// Checks the store of this number, and the way to it where no account of AWS has it.
 pub(super) async fn check(
     board: &RowBoard,
     number: usize,
@@ -72,16 +89,33 @@ pub(super) async fn check(
     writes: bool,
     clients: &dyn DoctorClients,
 ) {
+    let way = async {
+        // Settings that make no client are the first row of the store.
+        if let Ok(Some((http, origin))) = clients.origin(number).await {
+            let origin = ServiceOrigin::of_store(store.address.to_string(), origin);
+            network::check(board, &http, &origin).await;
+        }
+    };
+    join(way, operations(board, number, store, writes, clients)).await;
+}
+
+/// What the verb does in the store.
+async fn operations(
+    board: &RowBoard,
+    number: usize,
+    store: &DoctorStore,
+    writes: bool,
+    clients: &dyn DoctorClients,
+) {
     let rows = StoreRows::plan(board, store, writes);
-    let opened = match within(clients.store(number)).await {
+    let opened = match within(OPERATION, clients.store(number)).await {
         Ok(opened) => opened,
         Err(error) => {
             board.fill(rows.open, refused(&error, IamAction::GetObject));
-            board.skip(&[rows.list], rows.open);
-            return board.skip(&rows.written(), rows.open);
+            return board.skip(&rows.rest(), rows.open);
         }
     };
-    let catalog = within(RepositoryCatalog::open(Arc::clone(&opened))).await;
+    let catalog = within(OPERATION, RepositoryCatalog::open(Arc::clone(&opened))).await;
     let is_reached = match &catalog {
         Ok(_) => {
             board.fill(rows.open, RowFinding::good("a repository"));
@@ -94,28 +128,48 @@ pub(super) async fn check(
                 .is_some_and(|remedy| matches!(remedy, Remedy::InitRepository(_)))
         }
     };
-    match &catalog {
-        Ok(catalog) => {
-            board.start(rows.list);
-            let names = within(catalog.names()).await;
-            let seen = names.map(|names| format!("{} snapshots, between both fences", names.len()));
-            board.fill(rows.list, of_result(seen, IamAction::ListBucket));
-        }
-        Err(_) => board.skip(&[rows.list], rows.open),
+    if !is_reached {
+        return board.skip(&rows.rest(), rows.open);
     }
-    match (is_reached, rows.written) {
-        (false, _) => board.skip(&rows.written(), rows.open),
-        (true, Some(written)) if writes => write(board, written, &opened).await,
-        (true, _) => {
-            let finding = RowFinding {
-                fix: Some(Remedy::AllowWrites),
-                ..RowFinding::unknown("not tried: it needs a write")
-            };
-            for row in rows.written() {
-                board.fill(row, finding.clone());
+    let kept = async {
+        if let Some(rows) = &rows.bucket {
+            bucket::check(board, rows, &opened).await;
+        }
+    };
+    let used = async {
+        match &catalog {
+            Ok(catalog) => {
+                board.start(rows.list);
+                let names = within(OPERATION, catalog.names()).await;
+                let version = opened.listing_version();
+                let seen = names.map(|names| listing(names.len(), version));
+                board.fill(rows.list, of_result(seen, IamAction::ListBucket));
+            }
+            Err(_) => board.skip(&[rows.list], rows.open),
+        }
+        match rows.written {
+            Some(written) if writes => write(board, written, &opened).await,
+            _ => {
+                let finding = RowFinding {
+                    fix: Some(Remedy::AllowWrites),
+                    ..RowFinding::unknown("not tried: it needs a write")
+                };
+                for row in rows.written() {
+                    board.fill(row, finding.clone());
+                }
             }
         }
-    }
+    };
+    join(kept, used).await;
+}
+
+/// What a listing has shown; `version` is that of ListObjects.
+fn listing(snapshots: usize, version: Option<u8>) -> String {
+    let version = version.map(|version| format!(", by version {version} of ListObjects"));
+    format!(
+        "{snapshots} snapshots, between both fences{}",
+        version.unwrap_or_default()
+    )
 }
 
 /// Writes objects of its own, and deletes them.
@@ -124,19 +178,22 @@ async fn write(board: &RowBoard, rows: WriteRows, store: &Store) {
     let (small, large) = (format!("doctor/{id}"), format!("doctor/{id}.large"));
     let bytes = Bytes::from(content(SMALL));
     board.start(rows.put);
-    let put = within(store.put(&small, std::slice::from_ref(&bytes))).await;
-    let is_there = put.is_ok();
-    let seen = put.map(|()| format!("an object of {SMALL} bytes, proven by the store"));
-    board.fill(rows.put, of_result(seen, IamAction::PutObject));
-    if !is_there {
-        let rest = [rows.range, rows.create, rows.upload, rows.delete];
-        board.skip(&rest, rows.put);
-        // A put without an answer may have been done.
-        let _ = within(store.delete(&small)).await;
-        return;
+    let put = within(
+        OPERATION,
+        store.put_proven(&small, std::slice::from_ref(&bytes)),
+    )
+    .await;
+    let failure = put.as_ref().err().map(Error::kind);
+    board.fill(rows.put, of_result(put.map(written), IamAction::PutObject));
+    if let Some(kind) = failure {
+        board.skip(&[rows.range, rows.create, rows.upload], rows.put);
+        return match may_be_there(kind) {
+            true => delete(board, rows.delete, store, &[small]).await,
+            false => board.skip(&[rows.delete], rows.put),
+        };
     }
     board.start(rows.range);
-    let part = within(store.get_range(&small, 1000..5000)).await;
+    let part = within(OPERATION, store.get_range(&small, 1000..5000)).await;
     board.fill(
         rows.range,
         of_result(
@@ -145,19 +202,57 @@ async fn write(board: &RowBoard, rows: WriteRows, store: &Store) {
         ),
     );
     board.start(rows.create);
-    let refused = within(store.refuses_to_replace(&small, &bytes)).await;
+    let refused = within(OPERATION, store.refuses_to_replace(&small, &bytes)).await;
     board.fill(rows.create, creation(refused));
     board.start(rows.upload);
     let since = Instant::now();
-    let sent = within(store.put(&large, &[Bytes::from(content(UPLOAD))])).await;
-    board.fill(rows.upload, upload(sent, since.elapsed()));
-    board.start(rows.delete);
-    let mut deleted = within(store.delete(&small)).await;
-    let second = within(store.delete(&large)).await;
-    if deleted.is_ok() {
-        deleted = second;
+    let sent = within(
+        OPERATION,
+        store.put(&large, &[Bytes::from(content(UPLOAD))]),
+    )
+    .await;
+    let mut names = vec![small];
+    if sent
+        .as_ref()
+        .err()
+        .map(Error::kind)
+        .is_none_or(may_be_there)
+    {
+        names.push(large);
     }
-    board.fill(rows.delete, deletion(deleted));
+    board.fill(rows.upload, upload(sent, since.elapsed()));
+    delete(board, rows.delete, store, &names).await;
+}
+
+/// Whether an object can be there though the put of it has failed: without an answer, or acknowledged and not proven.
+fn may_be_there(kind: Kind) -> bool {
+    !matches!(kind, Kind::Denied | Kind::Invalid | Kind::NotFound)
+}
+
+/// Deletes objects of this check; those that stay are named.
+async fn delete(board: &RowBoard, row: RowId, store: &Store, names: &[String]) {
+    board.start(row);
+    let (mut first, mut left) = (Ok(Deleted::Done), Vec::new());
+    for name in names {
+        let deleted = within(OPERATION, store.delete(name)).await;
+        if !matches!(deleted, Ok(Deleted::Done)) {
+            if left.is_empty() {
+                first = deleted;
+            }
+            left.push(name.as_str());
+        }
+    }
+    board.fill(row, deletion(first, &left));
+}
+
+/// What has proven a put.
+fn written(proof: ObjectProof) -> String {
+    let by = match proof {
+        ObjectProof::Etag => "the ETag, an MD5".to_owned(),
+        ObjectProof::Checksum(name) => format!("the store's {name}: the ETag is no MD5"),
+        ObjectProof::Bytes => "reading it, as each object that is written: the ETag is no MD5, and there is no checksum".to_owned(),
+    };
+    format!("an object of {SMALL} bytes, proven by {by}")
 }
 
 /// Bytes that no line compresses.
@@ -166,14 +261,6 @@ fn content(len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     random.fill(&mut bytes);
     bytes
-}
-
-async fn within<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
-    let late = |_| {
-        let what = format!("no result in {OPERATION:?}");
-        Err(Error::new(Kind::Unavailable, what))
-    };
-    timeout(OPERATION, call).await.unwrap_or_else(late)
 }
 
 fn of_part(part: &Bytes, whole: &Bytes) -> Result<String> {
@@ -244,9 +331,9 @@ fn upload(done: Result<()>, took: Duration) -> RowFinding {
     }
 }
 
-/// The row of a deletion.
-fn deletion(done: Result<Deleted>) -> RowFinding {
-    match done {
+/// The row of a deletion, and the names of what is left.
+fn deletion(done: Result<Deleted>, left: &[&str]) -> RowFinding {
+    let finding = match done {
         Ok(Deleted::Done) => RowFinding::good("the objects of this check are deleted"),
         Ok(Deleted::Locked(why)) => RowFinding::warning(
             format!("retention keeps objects: {why}"),
@@ -254,7 +341,12 @@ fn deletion(done: Result<Deleted>) -> RowFinding {
              doctor/ then",
         ),
         Err(error) => refused(&error, IamAction::DeleteObject).unless_needed(false),
+    };
+    if left.is_empty() {
+        return finding;
     }
+    let seen = format!("{}; left there: {}", finding.seen, left.join(", "));
+    RowFinding { seen, ..finding }
 }
 
 #[cfg(test)]
@@ -278,13 +370,17 @@ mod tests {
                 "refuses If-None-Match",
             ),
             (creation(Err(denied())), RowState::Failed, "AccessDenied"),
-            (deletion(Ok(Deleted::Done)), RowState::Good, "deleted"),
+            (deletion(Ok(Deleted::Done), &[]), RowState::Good, "deleted"),
             (
-                deletion(Ok(Deleted::Locked("hold".into()))),
+                deletion(Ok(Deleted::Locked("hold".into())), &["doctor/a"]),
                 RowState::Warning,
-                "hold",
+                "hold; left there: doctor/a",
             ),
-            (deletion(Err(denied())), RowState::Warning, "AccessDenied"),
+            (
+                deletion(Err(denied()), &["doctor/a", "doctor/b"]),
+                RowState::Warning,
+                "AccessDenied; left there: doctor/a, doctor/b",
+            ),
             (
                 upload(Ok(()), Duration::from_secs(4)),
                 RowState::Good,
@@ -299,6 +395,28 @@ mod tests {
             assert_eq!(finding.state, state, "{finding:?}");
             assert!(finding.seen.contains(words), "{finding:?}");
         }
+    }
+
+    #[test]
+    fn a_put_says_what_has_proven_it_and_a_listing_its_version() {
+        for (proof, words) in [
+            (ObjectProof::Etag, "by the ETag, an MD5"),
+            (
+                ObjectProof::Checksum("crc64nvme"),
+                "by the store's crc64nvme: the ETag is no MD5",
+            ),
+            (ObjectProof::Bytes, "by reading it"),
+        ] {
+            assert!(written(proof).contains(words), "{proof:?}");
+        }
+        assert_eq!(
+            listing(3, Some(1)),
+            "3 snapshots, between both fences, by version 1 of ListObjects"
+        );
+        assert_eq!(listing(0, None), "0 snapshots, between both fences");
+        let certain = [Kind::Denied, Kind::Invalid, Kind::NotFound];
+        assert!(!certain.into_iter().any(may_be_there));
+        assert!(may_be_there(Kind::Unavailable) && may_be_there(Kind::Corrupt));
     }
 
     #[test]

@@ -27,76 +27,15 @@ impl SnapshotMaker for Ec2 {
 
     fn create<'a>(&'a self, request: &'a NewSnapshots) -> BoxFuture<'a, Result<Creation>> {
         async move {
-            let name = |action, target| CallName {
-                action,
-                target,
-                repeat: Repeat::Never,
-            };
-            let description = request.description.clone();
-            let tagged = TagSpecification::builder()
-                .resource_type(ResourceType::Snapshot)
-                .set_tags(Some(request.tags.iter().map(tag).collect()))
-                .build();
-            match &request.of {
-                SnapshotsOf::Volume(id) => {
-                    let send = |watch| {
-                        let call = self.sdk.create_snapshot().volume_id(id);
-                        let call = call.set_description(description.clone());
-                        let call = call.tag_specifications(tagged.clone());
-                        call.customize().interceptor(watch).send()
-                    };
-                    let name = name(IamAction::CreateSnapshot.name(), id);
-                    let made = call(&self.access, name, &|_| {}, send).await;
-                    outcome(name, made.map(|reply| vec![of_volume(reply)]))
-                }
-                SnapshotsOf::Instance {
-                    id,
-                    without_boot,
-                    without,
-                    copies_tags,
-                } => {
-                    let instance = InstanceSpecification::builder()
-                        .instance_id(id)
-                        .exclude_boot_volume(*without_boot)
-                        .set_exclude_data_volume_ids((!without.is_empty()).then(|| without.clone()))
-                        .build();
-                    let send = |watch| {
-                        let call = self.sdk.create_snapshots();
-                        let call = call.instance_specification(instance.clone());
-                        let call = call.set_description(description.clone());
-                        let call = call.tag_specifications(tagged.clone());
-                        let copied = copies_tags.then_some(CopyTagsFromSource::Volume);
-                        let call = call.set_copy_tags_from_source(copied);
-                        call.customize().interceptor(watch).send()
-                    };
-                    let name = name(IamAction::CreateSnapshots.name(), id);
-                    let made = call(&self.access, name, &|_| {}, send).await;
-                    let each = |infos: Vec<SnapshotInfo>| infos.into_iter().map(of_set).collect();
-                    outcome(
-                        name,
-                        made.map(|reply| each(reply.snapshots.unwrap_or_default())),
-                    )
-                }
-            }
+            let name = call_name(request);
+            let made = self.send(request, name, false).await;
+            outcome(name, made)
         }
         .boxed()
     }
 
-    fn may_create<'a>(&'a self, volume: &'a str) -> BoxFuture<'a, Result<()>> {
-        async move {
-            let name = CallName {
-                action: IamAction::CreateSnapshot.name(),
-                target: volume,
-                repeat: Repeat::Never,
-            };
-            let send = |watch| {
-                let call = self.sdk.create_snapshot().volume_id(volume).dry_run(true);
-                call.customize().interceptor(watch).send()
-            };
-            let answer = call(&self.access, name, &|_| {}, send).await;
-            dry_run(answer)
-        }
-        .boxed()
+    fn may_create<'a>(&'a self, request: &'a NewSnapshots) -> BoxFuture<'a, Result<()>> {
+        async move { dry_run(self.send(request, call_name(request), true).await) }.boxed()
     }
 
     fn delete<'a>(&'a self, id: &'a SnapshotId) -> BoxFuture<'a, Result<Deletion>> {
@@ -117,15 +56,85 @@ impl SnapshotMaker for Ec2 {
     }
 }
 
+/// The call that a request is, and what it is made on.
+fn call_name(request: &NewSnapshots) -> CallName<'_> {
+    let (action, target) = match &request.of {
+        SnapshotsOf::Volume(id) => (IamAction::CreateSnapshot, id),
+        SnapshotsOf::Instance { id, .. } => (IamAction::CreateSnapshots, id),
+    };
+    CallName {
+        action: action.name(),
+        target,
+        repeat: Repeat::Never,
+    }
+}
+
+impl Ec2 {
+    /// Sends a request once: the snapshots that it made, none where the reply has no id.
+    async fn send(
+        &self,
+        request: &NewSnapshots,
+        name: CallName<'_>,
+        is_dry: bool,
+    ) -> std::result::Result<Vec<Option<Snapshot>>, CallRefusal> {
+        let description = request.description.clone();
+        let tagged = TagSpecification::builder()
+            .resource_type(ResourceType::Snapshot)
+            .set_tags(Some(request.tags.iter().map(tag).collect()))
+            .build();
+        let dry = is_dry.then_some(true);
+        match &request.of {
+            SnapshotsOf::Volume(id) => {
+                let send = |watch| {
+                    let call = self.sdk.create_snapshot().volume_id(id);
+                    let call = call.set_description(description.clone()).set_dry_run(dry);
+                    let call = call.tag_specifications(tagged.clone());
+                    call.customize().interceptor(watch).send()
+                };
+                let made = call(&self.access, name, &|_| {}, send).await;
+                made.map(|reply| vec![of_volume(reply)])
+            }
+            SnapshotsOf::Instance {
+                id,
+                without_boot,
+                without,
+                copies_tags,
+            } => {
+                let instance = InstanceSpecification::builder()
+                    .instance_id(id)
+                    .exclude_boot_volume(*without_boot)
+                    .set_exclude_data_volume_ids((!without.is_empty()).then(|| without.clone()))
+                    .build();
+                let send = |watch| {
+                    let call = self.sdk.create_snapshots();
+                    let call = call.instance_specification(instance.clone());
+                    let call = call.set_description(description.clone()).set_dry_run(dry);
+                    let call = call.tag_specifications(tagged.clone());
+                    let copied = copies_tags.then_some(CopyTagsFromSource::Volume);
+                    let call = call.set_copy_tags_from_source(copied);
+                    call.customize().interceptor(watch).send()
+                };
+                let made = call(&self.access, name, &|_| {}, send).await;
+                let each = |infos: Vec<SnapshotInfo>| infos.into_iter().map(of_set).collect();
+                made.map(|reply| each(reply.snapshots.unwrap_or_default()))
+            }
+        }
+    }
+}
+
 /// Classifies the answer to a dry run, whose success is the error `DryRunOperation`:
 /// <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_CreateSnapshot.html>.
-fn dry_run(answer: std::result::Result<CreateSnapshotOutput, CallRefusal>) -> Result<()> {
+fn dry_run(answer: std::result::Result<Vec<Option<Snapshot>>, CallRefusal>) -> Result<()> {
     match answer {
         Err(refused) if refused.code == "DryRunOperation" => Ok(()),
         Err(refused) => Err(refused.error),
         Ok(made) => {
-            let id = made.snapshot_id.unwrap_or_default();
-            let what = format!("the service knows no dry run and has made {id:?}: delete it");
+            let ids = made.into_iter().flatten().map(|made| made.id.to_string());
+            let ids: Vec<String> = ids.collect();
+            let what = format!(
+                "the service knows no dry run and has made \"{}\": delete it",
+                ids.join(", ")
+            );
             Err(Error::new(Kind::Undecided, what))
         }
     }
@@ -208,6 +217,21 @@ mod tests {
             message: String::new(),
             error: Error::new(kind, "why"),
         }
+    }
+
+    #[test]
+    fn a_dry_run_is_allowed_refused_or_was_none() {
+        let allowed = CallRefusal {
+            code: "DryRunOperation".into(),
+            ..refused(Kind::Invalid)
+        };
+        assert!(dry_run(Err(allowed)).is_ok());
+        let denied = dry_run(Err(refused(Kind::Denied))).unwrap_err();
+        assert_eq!(denied.kind(), Kind::Denied);
+        let made = Some(Snapshot::unknown("snap-0a".parse().unwrap()));
+        let made = dry_run(Ok(vec![made, None])).unwrap_err();
+        assert_eq!(made.kind(), Kind::Undecided);
+        assert!(made.chain().contains("has made \"snap-0a\""), "{made:?}");
     }
 
     #[test]

@@ -43,6 +43,8 @@ use crate::capture::Cycle;
 use crate::error::{Error, Kind};
 use crate::target::Stop;
 
+pub(crate) use capture::planned_cycle;
+
 /// How often the rate is set to that of the time of day.
 const RATE_EVERY: Duration = Duration::from_secs(5);
 

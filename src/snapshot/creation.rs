@@ -29,12 +29,12 @@ pub(crate) trait SnapshotMaker: Descriptions {
     /// EC2 has refused it finally: nothing was made.
     fn create<'a>(&'a self, request: &'a NewSnapshots) -> BoxFuture<'a, Result<Creation>>;
 
-    /// Asks EC2 whether this caller may make a snapshot of a volume, by a dry run; none is made.
+    /// Asks EC2 whether this caller may make this call, by a dry run with the same tags; nothing is made.
     ///
     /// # Errors
-    /// `Denied` without `ec2:CreateSnapshot`; `Undecided` when a service that knows no dry run has made one; as for
-    /// [`Descriptions::describe`].
-    fn may_create<'a>(&'a self, volume: &'a str) -> BoxFuture<'a, Result<()>>;
+    /// `Denied` without the action of the call, or without `ec2:CreateTags`; `Undecided` when a service that knows no dry run has
+    /// made one; as for [`Descriptions::describe`].
+    fn may_create<'a>(&'a self, request: &'a NewSnapshots) -> BoxFuture<'a, Result<()>>;
 
     /// Deletes a snapshot. The caller has made sure that it is its own and that nothing needs it.
     ///

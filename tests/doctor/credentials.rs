@@ -210,7 +210,10 @@ fn a_job_asks_by_a_dry_run_whether_it_may_make_snapshots() {
     let found = examined(site.ebsfs(), &[], &job);
     found.has_no_failed_row();
     let row = found.row("permission", "ec2:CreateSnapshot of");
-    assert_eq!(row["seen"], "a dry run for vol-0a is allowed");
+    assert_eq!(
+        row["seen"],
+        "a dry run for vol-0a with the tags of the job is allowed"
+    );
     assert_eq!(site.emulator.made().len(), before);
     site.emulator.set("deny=ec2:CreateSnapshot");
     let found = examined(site.ebsfs(), &[], &job);
@@ -221,6 +224,79 @@ fn a_job_asks_by_a_dry_run_whether_it_may_make_snapshots() {
         "denied by the identity-based policy",
     );
     verb_says(site.ebsfs(), &job, 4, "ec2:CreateSnapshot");
+}
+
+#[test]
+fn a_policy_that_demands_tags_allows_the_dry_runs_of_a_job_that_has_them() {
+    let site = DoctorSite::new();
+    let instance = "i-0123456789abcdef0";
+    site.emulator
+        .post(&format!("volumes/vol-0a?instance={instance}"));
+    let policy = |key: &str| {
+        let demand = serde_json::json!({"Null": {format!("aws:RequestTag/{key}"): "true"}});
+        let statements = serde_json::json!([
+            {"Effect": "Allow", "Action": "*", "Resource": "*"},
+            {"Effect": "Deny", "Action": "ec2:CreateTags", "Resource": "*", "Condition": demand},
+        ]);
+        let all = serde_json::json!({"users": {"default": {"Version": "2012-10-17", "Statement": statements}}});
+        let url = format!("{}/_emulator/policies", site.emulator.url());
+        let mut curl = Command::new("curl");
+        run(curl.args([
+            "-sSf",
+            "-X",
+            "POST",
+            "--data-binary",
+            &all.to_string(),
+            &url,
+        ]));
+    };
+    let file = site.emulator.folder.path().join("web.toml");
+    let image = site.emulator.folder.path().join("{volume}.raw");
+    let job = |selected: &str| {
+        let text = format!(
+            "name = 'web'\n{selected}\nsnapshot_tags = {{ team = 'a' }}\n[[target]]\nto = '{}'\n",
+            image.display()
+        );
+        std::fs::write(&file, text).unwrap();
+    };
+    let before = site.emulator.made().len();
+    let verb = ["replicate", "--once", file.to_str().unwrap()];
+    for (selected, tried, of, other) in [
+        (
+            "volumes = ['vol-0a']",
+            "ec2:CreateSnapshot of",
+            "vol-0a",
+            "ec2:CreateSnapshots of",
+        ),
+        (
+            &*format!("instances = ['{instance}']"),
+            "ec2:CreateSnapshots of",
+            instance,
+            "ec2:CreateSnapshot of",
+        ),
+    ] {
+        job(selected);
+        for (key, is_allowed) in [("team", true), ("ebsfs:cycle", true), ("owner", false)] {
+            policy(key);
+            let found = examined(site.ebsfs(), &[], &verb);
+            match is_allowed {
+                true => {
+                    found.has_no_failed_row();
+                    let row = found.row("permission", tried);
+                    let seen = format!("a dry run for {of} with the tags of the job is allowed");
+                    assert_eq!(row["seen"], seen);
+                    assert_eq!(found.row("permission", other)["state"], "unknown");
+                }
+                false => found.fails(
+                    "permission",
+                    tried,
+                    "ec2:CreateTags",
+                    "Add permissions; allow ec2:CreateTags",
+                ),
+            }
+        }
+    }
+    assert_eq!(site.emulator.made().len(), before);
 }
 
 #[test]

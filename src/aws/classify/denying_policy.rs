@@ -35,7 +35,7 @@ impl DenyingPolicy {
         Self::RoleTrust,
     ];
 
-    /// The kind that a message names as the one that denies: "because no KIND allows" or "with an explicit deny in a KIND".
+    /// The kind that a message names as the one that denies: "because no KIND allows", "with an explicit deny in a KIND".
     pub(crate) fn of(message: &str) -> Option<Self> {
         let denies = |kind: &Self| {
             let name = kind.name();
@@ -43,6 +43,7 @@ impl DenyingPolicy {
                 format!("no {name} allows"),
                 format!("deny in a {name}"),
                 format!("deny in an {name}"),
+                format!("deny in the {name}"),
             ];
             phrases.iter().any(|phrase| message.contains(phrase))
         };
@@ -88,6 +89,7 @@ mod tests {
             for text in [
                 format!("because no {name} allows the ebs:GetSnapshotBlock action"),
                 format!("with an explicit deny in a {name}"),
+                format!("with an explicit deny in the {name}"),
                 format!("with an explicit deny in an {name}: arn:aws:iam::1:policy/a"),
             ] {
                 assert_eq!(DenyingPolicy::of(&text), Some(kind), "{text}");

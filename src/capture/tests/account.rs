@@ -200,7 +200,7 @@ impl Descriptions for Account {
 }
 
 impl SnapshotMaker for Account {
-    fn may_create<'a>(&'a self, _volume: &'a str) -> BoxFuture<'a, Result<()>> {
+    fn may_create<'a>(&'a self, _request: &'a NewSnapshots) -> BoxFuture<'a, Result<()>> {
         async { Ok(()) }.boxed()
     }
 

@@ -2,19 +2,22 @@
 
 use std::ffi::OsString;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use crate::aws::{Aws, Service};
+use crate::aws::{Aws, Http, Service};
 use crate::cli::aws::{self, AwsArgs};
 use crate::cli::store::{StoreLine, StoreOptions};
-use crate::doctor::{DoctorAccount, DoctorClients, DoctorJob, DoctorStore, ReadNeeds, ServiceUse};
+use crate::doctor::{
+    DoctorAccount, DoctorClients, DoctorJob, DoctorStore, PlannedSnapshots, ReadNeeds, ServiceUse,
+};
 use crate::ebs::{self, Limits};
-use crate::error::Result;
-use crate::repository::{self, Address, Bandwidth, Store};
-use crate::snapshot::{Descriptions, Selector, SnapshotMaker, VolumeSelector};
+use crate::error::{Error, Kind, Result};
+use crate::replicate::{JobSource, ReplicateJob, planned_cycle};
+use crate::repository::{self, Address, Bandwidth, Store, StoreOrigin, store_origin};
+use crate::snapshot::{Descriptions, Selector, SnapshotMaker};
 use crate::source::Catalog;
 
 /// Blocks of a sample in flight at once.
@@ -32,6 +35,8 @@ pub(in crate::cli) struct Examination {
     accounts: Vec<Vec<OsString>>,
     /// How each store of the job is reached.
     stores: Vec<(StoreOptions, AwsArgs)>,
+    /// The job that makes snapshots.
+    makes: Option<ReplicateJob>,
 }
 
 /// EBS, EC2 and STS. Without EC2 only snapshots that are named by their ids are read, and STS only says who calls.
@@ -57,6 +62,7 @@ impl Examination {
             },
             accounts: Vec::new(),
             stores: Vec::new(),
+            makes: None,
         }
     }
 
@@ -99,7 +105,7 @@ impl Examination {
                 settings: aws.settings(),
                 services: Vec::new(),
                 reads: None,
-                makes: Vec::new(),
+                makes: false,
                 is_written: false,
             });
         }
@@ -117,11 +123,12 @@ impl Examination {
         }
     }
 
-    /// Snapshots of these volumes are made in the account of the source.
-    pub(in crate::cli) fn make(&mut self, volumes: Vec<VolumeSelector>) {
+    /// A job makes snapshots in the account of the source.
+    pub(in crate::cli) fn make(&mut self, job: ReplicateJob) {
         if let Some(source) = self.job.accounts.first_mut() {
-            source.makes = volumes;
+            source.makes = true;
         }
+        self.makes = Some(job);
     }
 
     /// An account where new snapshots are written.
@@ -158,6 +165,14 @@ impl Examination {
     }
 }
 
+impl Examination {
+    fn no_store(&self, number: usize) -> Error {
+        let count = self.stores.len();
+        let what = format!("the job has no store {number} of {count}");
+        Error::new(Kind::Invalid, what)
+    }
+}
+
 impl DoctorClients for Examination {
     fn url<'a>(&'a self, aws: &'a Aws, service: Service) -> BoxFuture<'a, Result<Option<String>>> {
         async move {
@@ -190,12 +205,46 @@ impl DoctorClients for Examination {
         aws::snapshot_maker(aws)
     }
 
+    fn planned<'a>(
+        &'a self,
+        maker: &'a dyn SnapshotMaker,
+    ) -> BoxFuture<'a, Result<PlannedSnapshots>> {
+        async move {
+            let mut planned = PlannedSnapshots {
+                volumes: 0,
+                calls: Vec::new(),
+                failures: Vec::new(),
+            };
+            if let Some(job) = &self.makes
+                && let JobSource::Ec2(volumes) = &job.source
+            {
+                let cycle = planned_cycle(job, volumes, maker, SystemTime::now()).await?;
+                planned.volumes = cycle.volumes;
+                planned.calls = cycle.calls;
+                planned.failures = cycle.failures;
+            }
+            Ok(planned)
+        }
+        .boxed()
+    }
+
+    fn origin(&self, number: usize) -> BoxFuture<'_, Result<Option<(Http, StoreOrigin)>>> {
+        async move {
+            let place = self.stores.get(number).zip(self.job.stores.get(number));
+            let Some(((_, aws), store)) = place else {
+                return Err(self.no_store(number));
+            };
+            let origin = store_origin(&store.address).await?;
+            origin.map(|origin| Ok((aws.http()?, origin))).transpose()
+        }
+        .boxed()
+    }
+
     fn store(&self, number: usize) -> BoxFuture<'_, Result<Arc<Store>>> {
         async move {
             let place = self.stores.get(number).zip(self.job.stores.get(number));
             let Some(((options, aws), store)) = place else {
-                let what = format!("the job has no store {number}");
-                return Err(crate::error::Error::new(crate::error::Kind::Invalid, what));
+                return Err(self.no_store(number));
             };
             options.open(&store.address, aws, false).await
         }

@@ -21,10 +21,10 @@ impl ReplicateArgs {
         machine.state_dir = Some(self.state_dir());
         machine.folders = job.stage.iter().cloned().collect();
         match &job.source {
-            JobSource::Ec2(volumes) => {
+            JobSource::Ec2(_) => {
                 let services = ebs_services(true);
                 examination.read("source", &self.aws, services, Vec::new(), Duration::ZERO);
-                examination.make(volumes.select.clone());
+                examination.make(job.clone());
             }
             JobSource::Repository(from) => {
                 let options = self.store.options(examination.line());

@@ -3,11 +3,12 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
+use super::cloud::OriginCloud;
 use super::request::{NoAnswer, ServerAnswer};
 use crate::aws::{CertificateFacts, TraceFailure, TraceFailureKind as Why, TraceStep};
 use crate::doctor::resolver::ResolverFacts;
 use crate::doctor::row::RowFinding;
-use crate::time::rfc3339_seconds;
+use crate::time::{in_words, rfc3339_seconds};
 
 /// A certificate that ends within this time is about to stop the verb.
 const ENDS_SOON: Duration = Duration::from_secs(7 * 86_400);
@@ -53,11 +54,11 @@ impl AddressKind {
         }
     }
 
-    fn in_words(self) -> &'static str {
+    fn in_words(self, cloud: OriginCloud) -> String {
         match self {
-            Self::Here => "this machine",
-            Self::Private => "private: a VPC endpoint, or a network behind a VPN",
-            Self::Public => "public: the internet, or a gateway endpoint of S3",
+            Self::Here => "this machine".to_owned(),
+            Self::Private => format!("private: {}", cloud.private()),
+            Self::Public => format!("public: {}", cloud.public()),
         }
     }
 }
@@ -71,6 +72,7 @@ fn list(addresses: &[IpAddr]) -> String {
 /// What a name is looked up with.
 pub(super) struct NameFacts<'a> {
     pub(super) host: &'a str,
+    pub(super) cloud: OriginCloud,
     pub(super) resolver: &'a ResolverFacts,
     /// Where the URL was given.
     pub(super) from: Option<&'a str>,
@@ -83,6 +85,7 @@ pub(super) fn name(
 ) -> Option<(RowFinding, Duration)> {
     let NameFacts {
         host,
+        cloud,
         resolver,
         from,
     } = facts;
@@ -93,12 +96,13 @@ pub(super) fn name(
         let fix = match (resolver.is_stub(), resolver.servers.is_empty()) {
             (true, _) => format!(
                 "{name}resolvectl query {host}; if only the resolver behind the VPN knows the name: resolvectl dns LINK SERVER && \
-                 resolvectl domain LINK '~{domain}' (SERVER of a VPC is its network address plus two)"
+                 resolvectl domain LINK '~{domain}' (SERVER: {})",
+                cloud.resolver()
             ),
             (_, true) => format!("{name}add a line `nameserver SERVER` to /etc/resolv.conf"),
             _ => format!(
-                "{name}getent hosts {host}; name the resolver that knows it in /etc/resolv.conf (of a VPC its network address plus \
-                 two, reached through the VPN or a Route 53 inbound endpoint)"
+                "{name}getent hosts {host}; name the resolver that knows it in /etc/resolv.conf ({})",
+                cloud.resolver()
             ),
         };
         RowFinding::failed(seen, fix)
@@ -114,7 +118,7 @@ pub(super) fn name(
         }
         TraceStep::Done(addresses, took) => {
             let kind = AddressKind::of_all(addresses);
-            let mut seen = format!("{} ({})", list(addresses), kind.in_words());
+            let mut seen = format!("{} ({})", list(addresses), kind.in_words(*cloud));
             if kind != AddressKind::Here {
                 seen.push_str(&format!(", by {}", resolver.in_words()));
             }
@@ -127,6 +131,7 @@ pub(super) fn name(
 pub(super) struct ConnectionFacts<'a> {
     /// HOST:PORT.
     pub(super) host_port: &'a str,
+    pub(super) cloud: OriginCloud,
     pub(super) addresses: &'a [IpAddr],
     pub(super) is_proxy: bool,
     /// Where the URL was given.
@@ -155,8 +160,8 @@ pub(super) fn connection(
         (Why::Silent, AddressKind::Private) => (
             format!("no answer of {first} to the connection: packets vanish on the way"),
             format!(
-                "allow TCP {port} from this machine in the security group of the VPC endpoint (VPC console > Endpoints > Security \
-                 groups) and in the network ACLs; the VPN must route {first}: ip route get {first}"
+                "allow TCP {port} from this machine {}; the VPN must route {first}: ip route get {first}",
+                facts.cloud.filters()
             ),
         ),
         (Why::Silent, _) if facts.is_proxy => (
@@ -171,10 +176,8 @@ pub(super) fn connection(
                 "no answer of {first} to the connection: packets vanish, as behind a firewall without a way to the internet"
             ),
             format!(
-                "name the proxy (HTTPS_PROXY=http://HOST:PORT), or a VPC endpoint: \
-                 {}=https://vpce-ID.SERVICE.REGION.vpce.amazonaws.com, or the private DNS of the endpoint \
-                 through the resolver of the VPC",
-                facts.variable
+                "name the proxy (HTTPS_PROXY=http://HOST:PORT), or {}",
+                facts.cloud.other_way(facts.variable)
             ),
         ),
         (Why::Refused, _) => (
@@ -333,7 +336,10 @@ pub(super) fn answer(reply: &Result<ServerAnswer, NoAnswer>, proxy: Option<&str>
             reply.status
         )),
         (Err(NoAnswer::Silent(limit)), _) => RowFinding::failed(
-            format!("no answer to a request in {limit:?}, though the connection is made"),
+            format!(
+                "no answer to a request in {}, though the connection is made",
+                in_words(*limit)
+            ),
             "something on the way takes connections and drops requests: look at proxies and load balancers; or the service hangs",
         ),
         (Err(NoAnswer::Failed(why)), _) => RowFinding::failed(
@@ -351,7 +357,8 @@ pub(super) fn packets(reply: &Result<ServerAnswer, NoAnswer>, bytes: usize) -> R
         Ok(_) => RowFinding::good(format!("a request of {bytes} bytes is answered")),
         Err(NoAnswer::Silent(limit)) => RowFinding::failed(
             format!(
-                "small requests are answered, one of {bytes} bytes is not in {limit:?}: full packets vanish (MTU black hole)"
+                "small requests are answered, one of {bytes} bytes is not in {}: full packets vanish (MTU black hole)",
+                in_words(*limit)
             ),
             fix,
         ),
@@ -363,7 +370,7 @@ pub(super) fn packets(reply: &Result<ServerAnswer, NoAnswer>, bytes: usize) -> R
 }
 
 /// The row of a clock: milliseconds by which theirs is ahead.
-pub(super) fn clock(skew: Option<i64>) -> RowFinding {
+pub(super) fn clock(skew: Option<i64>, cloud: OriginCloud) -> RowFinding {
     let Some(skew) = skew else {
         return RowFinding::unknown("the answer has no date");
     };
@@ -372,7 +379,7 @@ pub(super) fn clock(skew: Option<i64>) -> RowFinding {
     let seen = format!("the clock here is {seconds} s {word} the service's");
     let fix = "timedatectl set-ntp true, or chronyc makestep (date -u shows the clock)";
     match off {
-        MOST_SKEW.. => RowFinding::warning(
+        MOST_SKEW.. if cloud == OriginCloud::Aws => RowFinding::warning(
             format!(
                 "{seen}: the first signature of each run is refused, then ebsfs follows that clock"
             ),

@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
-use crate::capture::{CaptureJob, Commands, Cycle, capture};
-use crate::error::{Kind, Result};
+use crate::capture::{CaptureJob, Commands, Cycle, capture, planned_calls};
+use crate::error::{Error, Kind, Result};
 use crate::replicate::cycle::CycleRun;
 use crate::replicate::hooks::{self, HookTime};
-use crate::replicate::job::Ec2Volumes;
+use crate::replicate::job::{Ec2Volumes, ReplicateJob};
 use crate::replicate::report::CycleReport;
 use crate::replicate::state::CopyUnderWay;
 use crate::replicate::volumes::{self, VolumeSelection, vanished};
-use crate::snapshot::VolumeSelector;
+use crate::snapshot::{NewSnapshots, SnapshotMaker, VolumeSelector};
 
 impl CycleRun {
     /// The copies of a cycle: selects the volumes, runs the command before, adopts or makes the snapshots.
@@ -75,7 +75,9 @@ impl CycleRun {
         let job = CaptureJob {
             // What this shard has may be what the job excludes.
             may_be_empty: !others.is_empty(),
-            ..self.capture_job(volumes, cycle, is_new, &select, left_out, &selected)
+            ..capture_job(
+                &self.job, volumes, cycle, is_new, &select, left_out, &selected,
+            )
         };
         let captured = capture(&*maker, &job, &self.stop).await?;
         report.warnings.extend(captured.warnings);
@@ -122,45 +124,6 @@ impl CycleRun {
         Ok(copies)
     }
 
-    fn capture_job(
-        &self,
-        volumes: &Ec2Volumes,
-        cycle: &Cycle,
-        is_new: bool,
-        select: &[VolumeSelector],
-        mut without: Vec<String>,
-        selected: &VolumeSelection,
-    ) -> CaptureJob {
-        let job = &self.job;
-        // Only those that something selects: another one would be a warning in each cycle.
-        let is_selected = |id: &&String| {
-            let mut named = selected.select.iter();
-            named.any(|(one, ids)| select.contains(one) && ids.contains(*id))
-        };
-        without.extend(volumes.without.iter().filter(is_selected).cloned());
-        without.sort_unstable();
-        without.dedup();
-        CaptureJob {
-            select: select.to_vec(),
-            without_boot: volumes.without_boot,
-            without,
-            cycle: cycle.clone(),
-            is_new_cycle: is_new,
-            look_again: job.look_again,
-            description: Some(format!("ebsfs replicate {cycle}")),
-            tags: job.snapshot_tags.clone(),
-            commands: Commands {
-                before: job.hooks.freeze.clone(),
-                after: job.hooks.thaw.clone(),
-                timeout: job.hooks.timeout,
-            },
-            // Each volume waits for its own snapshot.
-            waits: false,
-            timeout: job.timeout,
-            may_be_empty: false,
-        }
-    }
-
     /// Notes which volumes this shard of the job has, and reports those that no shard has any more.
     pub(in crate::replicate) fn record_selection(
         &self,
@@ -188,4 +151,82 @@ impl CycleRun {
             ));
         }
     }
+}
+
+/// The snapshots that a job makes in this cycle: those of these selectors, without the volumes that are left out.
+fn capture_job(
+    job: &ReplicateJob,
+    volumes: &Ec2Volumes,
+    cycle: &Cycle,
+    is_new: bool,
+    select: &[VolumeSelector],
+    mut without: Vec<String>,
+    selected: &VolumeSelection,
+) -> CaptureJob {
+    // Only those that something selects: another one would be a warning in each cycle.
+    let is_selected = |id: &&String| {
+        let mut named = selected.select.iter();
+        named.any(|(one, ids)| select.contains(one) && ids.contains(*id))
+    };
+    without.extend(volumes.without.iter().filter(is_selected).cloned());
+    without.sort_unstable();
+    without.dedup();
+    CaptureJob {
+        select: select.to_vec(),
+        without_boot: volumes.without_boot,
+        without,
+        cycle: cycle.clone(),
+        is_new_cycle: is_new,
+        look_again: job.look_again,
+        description: Some(format!("ebsfs replicate {cycle}")),
+        tags: job.snapshot_tags.clone(),
+        commands: Commands {
+            before: job.hooks.freeze.clone(),
+            after: job.hooks.thaw.clone(),
+            timeout: job.hooks.timeout,
+        },
+        // Each volume waits for its own snapshot.
+        waits: false,
+        timeout: job.timeout,
+        may_be_empty: false,
+    }
+}
+
+/// The calls that the next cycle of a job would make.
+#[derive(Debug)]
+pub(crate) struct PlannedCycle {
+    /// How many volumes are selected.
+    pub(crate) volumes: usize,
+    /// The calls that make their snapshots.
+    pub(crate) calls: Vec<NewSnapshots>,
+    /// Selectors that name nothing.
+    pub(crate) failures: Vec<Error>,
+}
+
+/// What a job would ask EC2 for if a cycle began now. Nothing is made.
+///
+/// # Errors
+/// Why EC2 could not be asked; `Invalid` when the job contradicts itself.
+pub(crate) async fn planned_cycle(
+    job: &ReplicateJob,
+    volumes: &Ec2Volumes,
+    maker: &dyn SnapshotMaker,
+    now: SystemTime,
+) -> Result<PlannedCycle> {
+    let selected = volumes::select(maker, volumes, job.shard).await?;
+    let (select, left_out) = selected.without(&selected.of_others(job.shard));
+    let mut planned = PlannedCycle {
+        volumes: selected.instances.len(),
+        calls: Vec::new(),
+        failures: selected.failures.clone(),
+    };
+    if !select.is_empty() {
+        let cycle = Cycle::new(&job.name, now)?;
+        let capture = CaptureJob {
+            may_be_empty: true,
+            ..capture_job(job, volumes, &cycle, true, &select, left_out, &selected)
+        };
+        planned.calls = planned_calls(maker, &capture).await?;
+    }
+    Ok(planned)
 }

@@ -102,6 +102,57 @@ fn motos_s3_serves_a_repository_by_either_version_of_list_objects() {
             }
         });
     }
+    doctor_reads_the_settings_of_a_bucket(&moto.1);
+}
+
+/// A lifecycle rule and Object Lock as moto keeps them. Its answer about versions has the name of another element than AWS's.
+fn doctor_reads_the_settings_of_a_bucket(url: &str) {
+    let site = crate::doctor::DoctorSite::new();
+    let ebsfs = || {
+        let mut command = site.ebsfs();
+        command.env("AWS_ENDPOINT_URL_S3", url);
+        command
+    };
+    run(ebsfs().args(["repository", "init", "s3://bucket/p"]));
+    let verb = ["sync", &site.snapshot, "s3://bucket/p"];
+    let rows = |expected: [(&str, &str, &str); 2]| {
+        let found = crate::doctor::examined(ebsfs(), &[], &verb);
+        found.has_no_failed_row();
+        for (object, state, words) in expected {
+            let row = found.row("store", object);
+            assert_eq!(row["state"], state, "{row}");
+            assert!(row["seen"].as_str().unwrap().contains(words), "{row}");
+        }
+    };
+    rows([
+        ("lifecycle rules of", "good", "none deletes"),
+        ("Object Lock of", "good", "has none"),
+    ]);
+    for (setting, body) in [
+        (
+            "lifecycle",
+            "<LifecycleConfiguration><Rule><ID>a</ID><Filter><Prefix>p/</Prefix></Filter><Status>Enabled</Status>\
+             <Expiration><Days>5</Days></Expiration></Rule></LifecycleConfiguration>",
+        ),
+        (
+            "versioning",
+            "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>",
+        ),
+        (
+            "object-lock",
+            "<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule><DefaultRetention>\
+             <Mode>GOVERNANCE</Mode><Days>7</Days></DefaultRetention></Rule></ObjectLockConfiguration>",
+        ),
+    ] {
+        let url = format!("{url}/bucket?{setting}");
+        let put = ["-sSf", "-X", "PUT", "-H", "Content-Type: application/xml"];
+        let mut curl = Command::new("curl");
+        run(curl.args(put).args(["--data-binary", body, &url]));
+    }
+    rows([
+        ("lifecycle rules of", "warning", "\"a\" deletes objects"),
+        ("Object Lock of", "good", "locked for 7 days (GOVERNANCE)"),
+    ]);
 }
 
 #[test]

@@ -69,6 +69,7 @@ fn a_name_says_where_it_leads_and_who_was_asked() {
     let of = |resolver, from, step: &TraceStep<Vec<IpAddr>>| {
         let facts = NameFacts {
             host,
+            cloud: OriginCloud::Aws,
             resolver,
             from,
         };
@@ -126,6 +127,7 @@ fn a_connection_that_fails_says_what_to_open() {
     let of = |list: &[&str], is_proxy, from, step| {
         let facts = ConnectionFacts {
             host_port: "h.example:443",
+            cloud: OriginCloud::Aws,
             addresses: &addresses(list),
             is_proxy,
             from,
@@ -349,7 +351,7 @@ fn an_answer_of_any_kind_is_one_but_for_those_of_gateways() {
             silent.clone(),
             None,
             RowState::Failed,
-            "no answer to a request in 4s",
+            "no answer to a request in 4 s",
             "drops requests",
         ),
         (broken.clone(), None, RowState::Failed, "reset", "curl"),
@@ -391,6 +393,65 @@ fn a_clock_that_is_off_warns() {
         ),
         (Some(i64::MIN), RowState::Warning, "ahead of", "set-ntp"),
     ] {
-        assert_finding(&clock(skew), state, seen, fix);
+        assert_finding(&clock(skew, OriginCloud::Aws), state, seen, fix);
+    }
+    // Only clients of AWS follow the clock of the service.
+    let azure = clock(Some(600_000), OriginCloud::Azure);
+    assert_finding(
+        &azure,
+        RowState::Warning,
+        "600 s behind the service's",
+        "set-ntp",
+    );
+    assert!(!azure.seen.contains("signature"), "{azure:?}");
+}
+
+#[test]
+fn each_cloud_has_its_own_way_to_open() {
+    let resolver = ResolverFacts::default();
+    for (cloud, private, public, filter, way) in [
+        (
+            OriginCloud::Aws,
+            "VPC endpoint",
+            "gateway endpoint of S3",
+            "security group of the VPC endpoint",
+            "VAR=https://vpce-ID",
+        ),
+        (
+            OriginCloud::Azure,
+            "private endpoint",
+            "service endpoint",
+            "network security group",
+            "privatelink.blob.core.windows.net",
+        ),
+        (
+            OriginCloud::Google,
+            "Private Service Connect",
+            "Private Google Access",
+            "firewall rules",
+            "private.googleapis.com",
+        ),
+    ] {
+        for (address, words, fix) in [("10.0.3.7", private, filter), ("52.1.2.3", public, way)] {
+            let found = addresses(&[address]);
+            let facts = NameFacts {
+                host: "h.example",
+                cloud,
+                resolver: &resolver,
+                from: None,
+            };
+            let step = TraceStep::Done(found.clone(), TOOK);
+            assert_row(name(&facts, &step), RowState::Good, words, "");
+            let facts = ConnectionFacts {
+                host_port: "h.example:443",
+                cloud,
+                addresses: &found,
+                is_proxy: false,
+                from: None,
+                variable: "VAR",
+            };
+            let silent = connection(&facts, &failed(Why::Silent, "x"));
+            assert_row(silent, RowState::Failed, "packets vanish", fix);
+        }
     }
 }
