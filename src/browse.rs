@@ -195,6 +195,15 @@ pub(crate) struct FsEntry {
     pub(crate) node: std::result::Result<FsNode, String>,
 }
 
+/// What there is to say of a disk or a filesystem as a whole: sentences.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct FsRemarks {
+    /// What is worth knowing.
+    pub(crate) notes: Vec<String>,
+    /// What is wrong with it.
+    pub(crate) damage: Vec<String>,
+}
+
 /// Where bytes of a file are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SpanPlace {

@@ -15,11 +15,14 @@ mod xattr;
 
 use std::io;
 
-use super::reader::{DiskWindow, FoundValues, FsFailure, FsPage, FsReader, FsResult, le16, le32};
+use super::reader::{
+    DiskWindow, FoundValues, FsFailure, FsPage, FsReader, FsResult, cut_off, le16, le32,
+};
 use super::wire::TARGET_LIMIT;
-use super::{FsEntry, FsNode, FsSpan, NodeKind};
+use super::{FsEntry, FsNode, FsRemarks, FsSpan, NodeKind};
 use inode::ExtInode;
 use journal::Replayed;
+use map::MOST_BLOCKS;
 
 /// The inode of the root folder.
 const ROOT: u64 = 2;
@@ -188,7 +191,7 @@ pub(super) struct ExtReader {
     window: DiskWindow,
     layout: ExtLayout,
     replayed: Replayed,
-    notes: Vec<String>,
+    remarks: FsRemarks,
 }
 
 impl ExtReader {
@@ -202,19 +205,25 @@ impl ExtReader {
             window,
             layout,
             replayed: Replayed::default(),
-            notes: Vec::new(),
+            remarks: FsRemarks::default(),
         };
+        let bytes = reader
+            .layout
+            .blocks
+            .saturating_mul(reader.layout.block_size);
+        reader.remarks.damage = cut_off(bytes, &reader.window);
         if reader.layout.incompatible & feature::RECOVER == 0 {
             return Ok(reader);
         }
         if reader.layout.has_outside_journal {
             let note = "its journal is on another device and was not replayed";
-            reader.notes.push(note.to_owned());
+            reader.remarks.notes.push(note.to_owned());
             return Ok(reader);
         }
-        let (replayed, note) = journal::replay(&mut reader)?;
+        let (replayed, remarks) = journal::replay(&reader)?;
         reader.replayed = replayed;
-        reader.notes.push(note);
+        reader.remarks.notes.extend(remarks.notes);
+        reader.remarks.damage.extend(remarks.damage);
         let (block, within) = (
             1024 / reader.layout.block_size,
             1024 % reader.layout.block_size,
@@ -279,7 +288,13 @@ impl ExtReader {
             .and_then(|rest| rest.get(..self.layout.inode_size));
         let raw = raw.ok_or_else(|| FsFailure::damaged("an inode is cut"))?;
         let has_large = self.layout.incompatible & feature::LARGE_FOLDERS != 0;
-        Ok(ExtInode::of(number, raw, has_large))
+        let inode = ExtInode::of(number, raw, has_large);
+        match inode.size <= MOST_BLOCKS * self.layout.block_size {
+            true => Ok(inode),
+            false => Err(FsFailure::damaged(format!(
+                "the size of inode {number} is impossible"
+            ))),
+        }
     }
 
     /// The metadata of an inode; the target of a link is read.
@@ -288,6 +303,11 @@ impl ExtReader {
         let mut node = inode.node()?;
         if node.kind == NodeKind::Link {
             node.target = self.target(&inode)?;
+            if node.target.is_empty() || node.target.contains(&0) {
+                return Err(FsFailure::damaged(format!(
+                    "the link of inode {number} is damaged"
+                )));
+            }
         }
         Ok(node)
     }
@@ -371,8 +391,8 @@ impl FsReader for ExtReader {
         }
     }
 
-    fn notes(&self) -> Vec<String> {
-        self.notes.clone()
+    fn remarks(&self) -> FsRemarks {
+        self.remarks.clone()
     }
 
     fn root(&mut self) -> FsResult<FsNode> {

@@ -5,13 +5,17 @@
 //!
 //! Times of FAT have no zone; they are taken as UTC. Owners and modes do not exist: all belongs to root, read-only files have 0444.
 
+mod layout;
 mod names;
 
+use std::collections::HashSet;
+
 use super::reader::{
-    DiskWindow, FoundValues, FsFailure, FsPage, FsReader, FsResult, PAGE, SPAN_PAGE, entry_of,
-    le16, le32,
+    DiskWindow, FoundValues, FsFailure, FsPage, FsReader, FsResult, PAGE, SPAN_PAGE, cut_off,
+    entry_of, le16, le32, missing_names,
 };
-use super::{FsEntry, FsNode, FsSpan, FsTime, NodeKind, NodeTimes, SpanPlace};
+use super::{FsEntry, FsNode, FsRemarks, FsSpan, FsTime, NodeKind, NodeTimes, SpanPlace};
+use layout::{FatLayout, FatWidth};
 pub(super) use names::utf8_of;
 use names::{LongName, short_name};
 
@@ -28,86 +32,6 @@ const READ_ONLY: u8 = 0x01;
 const VOLUME: u8 = 0x08;
 const IS_FOLDER: u8 = 0x10;
 const LONG: u8 = 0x0f;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FatWidth {
-    Bits12,
-    Bits16,
-    Bits32,
-}
-
-/// What the boot sector says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct FatLayout {
-    width: FatWidth,
-    cluster: u64,
-    /// Bytes from the start of the partition: the FAT that is valid, the root folder of FAT12 and FAT16, the clusters.
-    fat: u64,
-    fat_size: u64,
-    root: u64,
-    root_entries: u64,
-    data: u64,
-    clusters: u64,
-    root_cluster: u64,
-}
-
-impl FatLayout {
-    fn of(boot: &[u8]) -> Option<Self> {
-        let byte = |at: usize| u64::from(boot.get(at).copied().unwrap_or(0));
-        let sector = u64::from(le16(boot, 11));
-        let per_cluster = byte(13);
-        let is_possible = sector.is_power_of_two()
-            && (128..=4096).contains(&sector)
-            && per_cluster.is_power_of_two();
-        if !is_possible {
-            return None;
-        }
-        let either = |small: u16, large: u32| match small {
-            0 => u64::from(large),
-            small => u64::from(small),
-        };
-        let fat_sectors = either(le16(boot, 22), le32(boot, 36));
-        let sectors = either(le16(boot, 19), le32(boot, 32));
-        let (reserved, copies) = (u64::from(le16(boot, 14)), byte(16));
-        let root_entries = u64::from(le16(boot, 17));
-        let root_sectors = (root_entries * ENTRY as u64).div_ceil(sector);
-        let root = reserved + copies * fat_sectors;
-        let data = root + root_sectors;
-        let clusters = sectors.checked_sub(data)? / per_cluster;
-        if reserved == 0 || copies == 0 || fat_sectors == 0 || clusters == 0 {
-            return None;
-        }
-        // As Linux: FAT32 has no length of 16 bits. It may have few clusters, as on a small EFI system partition of mkfs.fat -F 32.
-        let width = match (le16(boot, 22), clusters) {
-            (0, _) => FatWidth::Bits32,
-            (_, 0..4085) => FatWidth::Bits12,
-            _ => FatWidth::Bits16,
-        };
-        // FAT32 can say that only one copy is valid.
-        let flags = u64::from(le16(boot, 40));
-        let active = match width == FatWidth::Bits32 && flags & 0x80 != 0 {
-            true => (flags & 0xf).min(copies - 1),
-            false => 0,
-        };
-        Some(Self {
-            width,
-            cluster: sector * per_cluster,
-            fat: (reserved + active * fat_sectors) * sector,
-            fat_size: fat_sectors * sector,
-            root: root * sector,
-            root_entries,
-            data: data * sector,
-            clusters,
-            root_cluster: le32(boot, 44).into(),
-        })
-    }
-
-    /// Where a cluster is; none for a number that no cluster has.
-    fn cluster_at(&self, number: u64) -> Option<u64> {
-        let index = number.checked_sub(2)?;
-        (index < self.clusters).then(|| self.data + index * self.cluster)
-    }
-}
 
 /// An entry of a folder.
 struct FatEntry {
@@ -217,7 +141,8 @@ impl FatReader {
         }
         let mut places = self.entries_of(folder)?;
         let mut long = LongName::default();
-        for number in 0..MOST_ENTRIES {
+        let mut passed = HashSet::new();
+        for number in 0..=MOST_ENTRIES {
             if places.left == 0 {
                 let next = match places.cluster {
                     Some(cluster) => self.after(cluster)?,
@@ -226,12 +151,19 @@ impl FatReader {
                 let Some(next) = next else {
                     return Ok(None);
                 };
+                passed.extend(places.cluster);
+                if passed.contains(&next) {
+                    return Err(circle());
+                }
                 let at = self.layout.cluster_at(next);
                 places = EntryPlaces {
                     at: at.ok_or_else(|| FsFailure::damaged("a folder is broken"))?,
                     left: self.layout.cluster,
                     cluster: Some(next),
                 };
+            }
+            if number == MOST_ENTRIES {
+                break;
             }
             let at = places.at;
             places.at += ENTRY as u64;
@@ -260,6 +192,38 @@ impl FatReader {
             }
         }
         Err(FsFailure::damaged("a folder does not end"))
+    }
+
+    /// Whether a file of so many bytes, whose last cluster is `last`, has a cluster twice. What is wrong behind its end costs nothing.
+    fn is_circle(
+        &self,
+        first: u64,
+        last: Option<u64>,
+        size: u64,
+        mut watch: CircleWatch,
+    ) -> FsResult<bool> {
+        let after = |number: u64| match self.after(number) {
+            Err(failure) if failure.is_damage() => Ok(None),
+            next => next,
+        };
+        let mut cluster = last;
+        while let Some(number) = cluster {
+            cluster = after(number)?;
+            let Some(period) = watch.pass(cluster) else {
+                continue;
+            };
+            // Two clusters of a circle that are a period apart are the same one.
+            let used = size.div_ceil(self.layout.cluster);
+            let Some(before) = used.checked_sub(period + 1) else {
+                return Ok(false);
+            };
+            let mut other = Some(first);
+            for _ in 0..before {
+                other = other.map(after).transpose()?.flatten();
+            }
+            return Ok(other == last);
+        }
+        Ok(false)
     }
 
     fn node(&self, raw: &[u8; ENTRY], at: u64) -> FsNode {
@@ -311,6 +275,44 @@ struct EntryPlaces {
     cluster: Option<u64>,
 }
 
+/// Notices a chain that comes back to a cluster, by the algorithm of Brent: in a constant amount of memory, after at most three times
+/// the clusters that the chain has.
+struct CircleWatch {
+    mark: Option<u64>,
+    steps: u64,
+    until: u64,
+}
+
+impl CircleWatch {
+    fn new(first: u64) -> Self {
+        Self {
+            mark: Some(first),
+            steps: 0,
+            until: 1,
+        }
+    }
+
+    /// The clusters of the circle, when the chain is one.
+    fn pass(&mut self, next: Option<u64>) -> Option<u64> {
+        self.steps += 1;
+        if next.is_some() && next == self.mark {
+            return Some(self.steps);
+        }
+        if self.steps == self.until {
+            *self = Self {
+                mark: next,
+                steps: 0,
+                until: self.until.saturating_mul(2),
+            };
+        }
+        None
+    }
+}
+
+fn circle() -> FsFailure {
+    FsFailure::damaged("a chain of clusters is a circle")
+}
+
 /// A date and a time of day, with hundredths of a second; none where there is no date.
 fn fat_time(date: u16, time: u16, hundredths: u8) -> Option<FsTime> {
     let (year, month, day) = (
@@ -344,11 +346,13 @@ impl FsReader for FatReader {
         "vfat"
     }
 
-    fn notes(&self) -> Vec<String> {
-        match self.is_dirty {
+    fn remarks(&self) -> FsRemarks {
+        let notes = match self.is_dirty {
             true => vec!["it was in use: its last changes may be incomplete".to_owned()],
             false => Vec::new(),
-        }
+        };
+        let damage = cut_off(self.layout.size(), &self.window);
+        FsRemarks { notes, damage }
     }
 
     fn root(&mut self) -> FsResult<FsNode> {
@@ -372,8 +376,15 @@ impl FsReader for FatReader {
         let next = self.read_folder(folder, cursor, &mut |entry| {
             found.push(entry_of(&entry.name, || Ok(entry.node)));
             found.len() < PAGE
-        })?;
-        Ok((found, next))
+        });
+        match next {
+            // The names before the damage are good.
+            Err(failure) if failure.is_damage() && !found.is_empty() => {
+                found.push(missing_names(&failure));
+                Ok((found, None))
+            }
+            next => Ok((found, next?)),
+        }
     }
 
     fn spans(&mut self, file: u64, offset: u64) -> FsResult<FsPage<FsSpan>> {
@@ -383,8 +394,9 @@ impl FsReader for FatReader {
         let raw = self.window.bytes_at(file, ENTRY)?;
         let size = u64::from(le32(&raw, 28));
         let mut found: Vec<FsSpan> = Vec::new();
-        let (mut at, mut cluster) = (0, Some(self.first_cluster(&raw)));
-        let mut steps = 0;
+        let first = self.first_cluster(&raw);
+        let (mut at, mut cluster) = (0, Some(first));
+        let mut watch = CircleWatch::new(first);
         while at < size {
             let place = cluster.and_then(|number| self.layout.cluster_at(number));
             let (Some(number), Some(place)) = (cluster, place) else {
@@ -413,16 +425,17 @@ impl FsReader for FatReader {
                 }
             }
             at += len;
-            steps += 1;
-            // A chain in a circle ends with the size of the file, at most 4 GiB.
             if at < size {
                 cluster = self.after(number)?;
-            }
-            if steps > self.layout.clusters {
-                return Err(FsFailure::damaged("a chain of clusters is a circle"));
+                if watch.pass(cluster).is_some() {
+                    return Err(circle());
+                }
             }
         }
-        Ok((found, None))
+        match size > 0 && self.is_circle(first, cluster, size, watch)? {
+            true => Err(circle()),
+            false => Ok((found, None)),
+        }
     }
 
     fn content(&mut self, _file: u64, _offset: u64, _len: usize) -> FsResult<Vec<u8>> {
@@ -454,41 +467,26 @@ mod tests {
     }
 
     #[test]
-    fn the_width_is_that_of_linux() {
-        // Sectors of 512 bytes, one a cluster, two copies: the length of 16 bits, the one of 32 bits, all sectors.
-        for (small, large, sectors, width) in [
-            (12, 0, 4000, Some(FatWidth::Bits12)),
-            (80, 0, 20_000, Some(FatWidth::Bits16)),
-            (0, 160, 20_000, Some(FatWidth::Bits32)),
-            (0, 600, 70_000, Some(FatWidth::Bits32)),
-            (0, 0, 70_000, None),
-        ] {
-            let mut boot = [0; 512];
-            boot[11..13].copy_from_slice(&512_u16.to_le_bytes());
-            (boot[13], boot[14], boot[16]) = (1, 1, 2);
-            boot[22..24].copy_from_slice(&u16::to_le_bytes(small));
-            boot[32..36].copy_from_slice(&u32::to_le_bytes(sectors));
-            boot[36..40].copy_from_slice(&u32::to_le_bytes(large));
-            let found = FatLayout::of(&boot).map(|layout| layout.width);
-            assert_eq!(found, width, "{small} {large} {sectors}");
-        }
-    }
-
-    #[test]
-    fn any_boot_sector_is_possible_or_refused() {
-        let seed = fastrand::u64(..);
-        println!("seed {seed}");
-        let mut random = fastrand::Rng::with_seed(seed);
-        for _ in 0..5_000 {
-            let mut boot: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(512).collect();
-            boot[11..13].copy_from_slice(&512_u16.to_le_bytes());
-            boot[13] = 1 << random.u8(..8);
-            if let Some(layout) = FatLayout::of(&boot) {
-                assert!(layout.cluster > 0 && layout.clusters > 0);
-                assert_eq!(layout.cluster_at(0), None);
-                assert_eq!(layout.cluster_at(layout.clusters + 2), None);
-                assert!(layout.cluster_at(layout.clusters + 1).is_some());
+    fn each_circle_is_noticed_within_three_times_its_clusters() {
+        for before in 0..20 {
+            for circle in 1..20 {
+                let mut watch = CircleWatch::new(0);
+                let (mut at, mut period) = (0, None);
+                let steps = (1..).find(|_| {
+                    at = if at + 1 == before + circle {
+                        before
+                    } else {
+                        at + 1
+                    };
+                    period = watch.pass(Some(at));
+                    period.is_some()
+                });
+                assert_eq!(period, Some(circle));
+                assert!(steps.unwrap() <= 3 * (before + circle), "{before} {circle}");
             }
         }
+        let mut watch = CircleWatch::new(0);
+        assert!((1..100_000).all(|at| watch.pass(Some(at)).is_none()));
+        assert_eq!(watch.pass(None), None);
     }
 }

@@ -4,25 +4,26 @@
 //! whole; those that Linux can hold are extended attributes `user.NAME` too, as ntfs-3g shows them. Files of the filesystem itself
 //! ($MFT, $LogFile) are not listed, and found by name.
 
+mod attributes;
 mod index;
 mod lznt1;
+mod record;
 mod special;
 mod stream;
 
-use ntfs::structured_values::{NtfsAttributeList, NtfsStandardInformation};
-use ntfs::{
-    Ntfs, NtfsAttribute, NtfsAttributeType, NtfsError, NtfsFile, NtfsFileFlags, NtfsReadSeek,
-    NtfsTime,
-};
+use ntfs::structured_values::NtfsStandardInformation;
+use ntfs::{Ntfs, NtfsAttributeType, NtfsError, NtfsTime};
 
 use super::fat::utf8_of;
 use super::reader::{
     DiskWindow, FoundValues, FsFailure, FsPage, FsReader, FsResult, NamedValue, STREAM_PAGE,
-    WindowStream, entry_of, le32, no_stream,
+    WindowStream, cut_off, entry_of, le32, missing_names, no_stream,
 };
 use super::wire::{FailureKind, TARGET_LIMIT, VALUE_LIMIT};
-use super::{FsEntry, FsNode, FsSpan, FsStream, FsTime, NodeKind, NodeTimes};
+use super::{FsEntry, FsNode, FsRemarks, FsSpan, FsStream, FsTime, NodeKind, NodeTimes};
+use attributes::{begins_stream, check_place, is_data, value_of, visit};
 use index::FolderIndex;
+use record::{check_mft, open_file};
 use special::{MOST_INTERIX, interix, target_of};
 use stream::DataStream;
 
@@ -33,8 +34,6 @@ const FIRST_USER: u64 = 24;
 const RECORD: u64 = (1 << 48) - 1;
 /// Entries of a page of a folder: it ends with the block of the index that has so many.
 const PAGE: usize = 4096;
-/// Attributes of a file that are looked at, at most: a file of 2^32 clusters in as many pieces has them in records of 1 KiB.
-const MOST_ATTRIBUTES: usize = 65_536;
 /// Streams of a file that are shown as extended attributes, at most.
 const MOST_VALUES: usize = 64;
 /// Bytes of a reparse point, at most: what Windows allows.
@@ -44,16 +43,10 @@ const EPOCH: i64 = 11_644_473_600;
 
 /// The attribute that special files of Interix have.
 const IS_SYSTEM: u32 = 0x4;
-/// Data that lies elsewhere: compressed by CompactOS, deduplicated.
-const ELSEWHERE: [u32; 2] = [0x8000_0017, 0x8000_0013];
-/// A program of the app store: a file without data.
-const APP_LINK: u32 = 0x8000_001b;
 /// Special files of WSL: a socket, a pipe, two kinds of device.
 const WSL_SOCKET: u32 = 0x8000_0023;
 const WSL_PIPE: u32 = 0x8000_0024;
 const WSL_DEVICES: [u32; 2] = [0x8000_0025, 0x8000_0026];
-/// The attributes of a file whose data is fetched from elsewhere when it is read: offline, recall on access of data.
-const IS_ELSEWHERE: u32 = 0x1000 | 0x40_0000;
 
 impl From<NtfsError> for FsFailure {
     fn from(error: NtfsError) -> Self {
@@ -92,6 +85,7 @@ impl NtfsReader {
     pub(super) fn open(window: DiskWindow) -> FsResult<Self> {
         let mut stream = WindowStream::new(window.clone());
         let ntfs = Ntfs::new(&mut stream)?;
+        check_mft(&ntfs, &window)?;
         let is_dirty = ntfs
             .volume_info(&mut stream)
             .is_ok_and(|info| info.flags().bits() & 1 != 0);
@@ -110,13 +104,13 @@ impl NtfsReader {
             |(known, stream, _): &(u64, Vec<u8>, DataStream)| *known == id && stream == name;
         if !self.last.as_ref().is_some_and(is_it) {
             let (ntfs, stream) = (&self.ntfs, &mut self.stream);
-            let file = open_file(ntfs, stream, id)?;
+            let window = &self.window;
+            let file = open_file(ntfs, stream, window, id)?;
             let mut found = DataStream::default();
             // A file may have no data, but a stream that was requested must exist.
             let mut is_there = name.is_empty();
-            let window = &self.window;
             let only = (!name.is_empty()).then_some(name);
-            visit(ntfs, stream, &file, only, &mut |part, stream| {
+            visit(ntfs, stream, window, &file, only, &mut |part, stream| {
                 if name.is_empty() {
                     check_place(part, stream)?;
                 }
@@ -140,165 +134,6 @@ impl NtfsReader {
     }
 }
 
-/// An attribute, the record that it is in, and the cluster of the file where it begins.
-struct AttributePart<'n, 'f> {
-    file: &'f NtfsFile<'n>,
-    attribute: NtfsAttribute<'n, 'f>,
-    first_cluster: i64,
-}
-
-/// Visits the attributes of a file: those of its record, and those of other records, which its attribute list names. With `only`,
-/// it reads of those records only the ones that have the data with this name.
-fn visit(
-    ntfs: &Ntfs,
-    stream: &mut WindowStream,
-    file: &NtfsFile<'_>,
-    only: Option<&[u8]>,
-    each: &mut dyn FnMut(&AttributePart<'_, '_>, &mut WindowStream) -> FsResult<()>,
-) -> FsResult<()> {
-    let mut list = None;
-    for attribute in file.attributes_raw() {
-        let attribute = attribute?;
-        if attribute.ty().ok() == Some(NtfsAttributeType::AttributeList) {
-            list = Some(attribute);
-            continue;
-        }
-        // The first cluster is a field of non-resident attributes: one here begins at 0 unless the list says otherwise.
-        let part = AttributePart {
-            file,
-            attribute,
-            first_cluster: 0,
-        };
-        each(&part, stream)?;
-    }
-    let Some(list) = list else {
-        return Ok(());
-    };
-    let list = list.structured_value::<_, NtfsAttributeList<'_, '_>>(stream)?;
-    let mut entries = list.entries();
-    for _ in 0..MOST_ATTRIBUTES {
-        let Some(entry) = entries.next(stream) else {
-            return Ok(());
-        };
-        let entry = entry?;
-        if entry.list_entry_length() == 0 {
-            return Err(FsFailure::damaged("a list of attributes is damaged"));
-        }
-        let record = entry.base_file_reference().file_record_number();
-        if record == file.file_record_number() {
-            continue;
-        }
-        if let Some(name) = only {
-            let units: Vec<u16> = entry.name().u16_iter().collect();
-            if entry.ty().ok() != Some(NtfsAttributeType::Data) || utf8_of(&units) != name {
-                continue;
-            }
-        }
-        let other = entry.to_file(ntfs, stream)?;
-        let part = AttributePart {
-            file: &other,
-            attribute: entry.to_attribute(&other)?,
-            first_cluster: entry.lowest_vcn().value(),
-        };
-        each(&part, stream)?;
-    }
-    Err(FsFailure::damaged("a list of attributes does not end"))
-}
-
-/// Whether an attribute says that the data of the file is not in it: holes would be read instead.
-///
-/// # Errors
-/// `Unsupported`.
-fn check_place(part: &AttributePart<'_, '_>, stream: &mut WindowStream) -> FsResult<()> {
-    let what = match part.attribute.ty().ok() {
-        Some(NtfsAttributeType::ReparsePoint) => {
-            match le32(&value_of(&part.attribute, stream, REPARSE_LIMIT)?, 0) {
-                APP_LINK => return Ok(()),
-                tag if ELSEWHERE.contains(&tag) => {
-                    "the file is compressed by CompactOS or deduplicated".to_owned()
-                }
-                tag => format!("the data of the file is elsewhere (reparse tag {tag:#010x})"),
-            }
-        }
-        Some(NtfsAttributeType::StandardInformation) => {
-            // The crate leaves out flags that it does not know.
-            match le32(&value_of(&part.attribute, stream, 64)?, 32) & IS_ELSEWHERE {
-                0 => return Ok(()),
-                flags => format!("the data of the file is elsewhere (attributes {flags:#x})"),
-            }
-        }
-        _ => return Ok(()),
-    };
-    Err(FsFailure::unsupported(what))
-}
-
-/// The name of a data attribute, empty for the data of the file itself. None for an attribute of another type.
-fn data_name(attribute: &NtfsAttribute<'_, '_>) -> Option<Vec<u8>> {
-    if attribute.ty().ok() != Some(NtfsAttributeType::Data) {
-        return None;
-    }
-    let units: Vec<u16> = attribute.name().ok()?.u16_iter().collect();
-    Some(utf8_of(&units))
-}
-
-/// Whether an attribute has the data, or is of the stream of this name.
-fn is_data(attribute: &NtfsAttribute<'_, '_>, name: &[u8]) -> bool {
-    data_name(attribute).is_some_and(|found| found == name)
-}
-
-/// The name of the stream that begins with this attribute.
-///
-/// # Errors
-/// When the name is damaged: a stream must not be left out silently.
-fn begins_stream(part: &AttributePart<'_, '_>) -> FsResult<Option<Vec<u8>>> {
-    if part.attribute.ty().ok() != Some(NtfsAttributeType::Data) || part.first_cluster != 0 {
-        return Ok(None);
-    }
-    part.attribute.name()?;
-    Ok(data_name(&part.attribute).filter(|name| !name.is_empty()))
-}
-
-/// Whether an attribute has this name.
-fn is_named(attribute: &NtfsAttribute<'_, '_>, name: &[u16]) -> bool {
-    attribute
-        .name()
-        .is_ok_and(|found| found.u16_iter().eq(name.iter().copied()))
-}
-
-/// The first bytes of an attribute.
-fn value_of(
-    attribute: &NtfsAttribute<'_, '_>,
-    stream: &mut WindowStream,
-    limit: usize,
-) -> FsResult<Vec<u8>> {
-    let len = usize::try_from(attribute.value_length()).unwrap_or(usize::MAX);
-    let mut value = attribute.value(stream)?;
-    let mut bytes = vec![0; len.min(limit)];
-    let mut filled = 0;
-    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match value.read(stream, rest)? {
-            0 => break,
-            count => filled += count,
-        }
-    }
-    bytes.truncate(filled);
-    Ok(bytes)
-}
-
-/// Opens a file by its id.
-fn open_file<'n>(ntfs: &'n Ntfs, stream: &mut WindowStream, id: u64) -> FsResult<NtfsFile<'n>> {
-    let file = ntfs.file(stream, id & RECORD)?;
-    if !file.flags().contains(NtfsFileFlags::IN_USE) {
-        return Err(FsFailure::damaged("the record of a file is not in use"));
-    }
-    let sequence = u16::try_from(id >> 48).unwrap_or(0);
-    // The filesystem's own files are named without one.
-    if sequence != 0 && sequence != file.sequence_number() {
-        return Err(FsFailure::damaged("the record of a file was used again"));
-    }
-    Ok(file)
-}
-
 fn time_of(time: NtfsTime) -> FsTime {
     let ticks = time.nt_timestamp();
     let seconds = i64::try_from(ticks / 10_000_000).unwrap_or(i64::MAX);
@@ -309,12 +144,17 @@ fn time_of(time: NtfsTime) -> FsTime {
 }
 
 /// The metadata of a file.
-fn node_of(ntfs: &Ntfs, stream: &mut WindowStream, id: u64) -> FsResult<FsNode> {
-    let file = open_file(ntfs, stream, id)?;
+fn node_of(
+    ntfs: &Ntfs,
+    stream: &mut WindowStream,
+    window: &DiskWindow,
+    id: u64,
+) -> FsResult<FsNode> {
+    let file = open_file(ntfs, stream, window, id)?;
     let info: NtfsStandardInformation = file.info()?;
     let attributes = info.file_attributes().bits();
     let mut summary = NtfsSummary::default();
-    visit(ntfs, stream, &file, None, &mut |part, stream| {
+    visit(ntfs, stream, window, &file, None, &mut |part, stream| {
         if is_data(&part.attribute, b"") && summary.size.is_none() {
             let size = part.attribute.value_length();
             summary.size = Some(size);
@@ -382,31 +222,53 @@ fn node_of(ntfs: &Ntfs, stream: &mut WindowStream, id: u64) -> FsResult<FsNode> 
     })
 }
 
+/// Names of parts of a folder.
+struct FoundNames {
+    /// Names with the ids of their files.
+    names: Vec<(Vec<u8>, u64)>,
+    /// Why the names of other parts are missing.
+    missing: Option<FsFailure>,
+    /// The number of the next part.
+    next: Option<u64>,
+}
+
 impl NtfsReader {
-    /// Names of a folder, from the part of its index with this number on: with their ids, those of the parts up to `most`.
+    /// Names of a folder, from the part of its index with this number on, until `most` are found. A damaged part costs its own names.
     fn names(
         &mut self,
         folder: u64,
         from: u64,
         most: usize,
         is_wanted: impl Fn(&[u8]) -> bool,
-    ) -> FsResult<FsPage<(Vec<u8>, u64)>> {
+    ) -> FsResult<FoundNames> {
         let (ntfs, stream) = (&self.ntfs, &mut self.stream);
-        let file = open_file(ntfs, stream, folder)?;
+        let file = open_file(ntfs, stream, &self.window, folder)?;
         let index = FolderIndex::open(ntfs, stream, &self.window, &file)?;
-        let mut found = Vec::new();
-        let mut next = Some(from);
-        while let Some(number) = next.filter(|_| found.len() < most) {
-            let (entries, after) = index.part(&self.window, number)?;
-            next = after;
+        let mut found = FoundNames {
+            names: Vec::new(),
+            missing: None,
+            next: Some(from),
+        };
+        while let Some(number) = found.next.filter(|_| found.names.len() < most) {
+            found.next = index.after(number);
+            let (entries, are_all) = match index.part(&self.window, number) {
+                Err(failure) if failure.is_damage() => {
+                    found.missing.get_or_insert(failure);
+                    continue;
+                }
+                part => part?,
+            };
+            if !are_all {
+                found.missing.get_or_insert_with(index::wrong);
+            }
             for entry in entries {
                 let name = utf8_of(&entry.name);
                 if name != b"." && name != b".." && is_wanted(&name) {
-                    found.push((name, entry.id));
+                    found.names.push((name, entry.id));
                 }
             }
         }
-        Ok((found, next))
+        Ok(found)
     }
 }
 
@@ -415,33 +277,38 @@ impl FsReader for NtfsReader {
         "ntfs"
     }
 
-    fn notes(&self) -> Vec<String> {
-        match self.is_dirty {
+    fn remarks(&self) -> FsRemarks {
+        let notes = match self.is_dirty {
             true => vec!["it was in use: its log was not replayed".to_owned()],
             false => Vec::new(),
-        }
+        };
+        let damage = cut_off(self.ntfs.size(), &self.window);
+        FsRemarks { notes, damage }
     }
 
     fn root(&mut self) -> FsResult<FsNode> {
-        node_of(&self.ntfs, &mut self.stream, ROOT)
+        node_of(&self.ntfs, &mut self.stream, &self.window, ROOT)
     }
 
     fn list(&mut self, folder: u64, cursor: u64) -> FsResult<FsPage<FsEntry>> {
-        let (names, next) = self.names(folder, cursor, PAGE, |_| true)?;
-        let names = names
-            .into_iter()
-            .filter(|(_, id)| id & RECORD >= FIRST_USER);
-        let (ntfs, stream) = (&self.ntfs, &mut self.stream);
-        let entries = names.map(|(name, id)| entry_of(&name, || node_of(ntfs, stream, id)));
-        Ok((entries.collect(), next))
+        let found = self.names(folder, cursor, PAGE, |_| true)?;
+        let names = found.names.into_iter();
+        let names = names.filter(|(_, id)| id & RECORD >= FIRST_USER);
+        let (ntfs, stream, window) = (&self.ntfs, &mut self.stream, &self.window);
+        let entries = names.map(|(name, id)| entry_of(&name, || node_of(ntfs, stream, window, id)));
+        let missing = found.missing.as_ref().map(missing_names);
+        Ok((entries.chain(missing).collect(), found.next))
     }
 
     fn find(&mut self, folder: u64, name: &[u8]) -> FsResult<Option<FsNode>> {
-        let (found, _) = self.names(folder, 0, 1, |known| known == name)?;
-        let found = found.into_iter().next();
-        found
-            .map(|(_, id)| node_of(&self.ntfs, &mut self.stream, id))
-            .transpose()
+        let found = self.names(folder, 0, 1, |known| known == name)?;
+        match (found.names.first(), found.missing) {
+            (Some((_, id)), _) => {
+                node_of(&self.ntfs, &mut self.stream, &self.window, *id).map(Some)
+            }
+            (None, Some(failure)) => Err(failure),
+            (None, None) => Ok(None),
+        }
     }
 
     fn spans(&mut self, file: u64, offset: u64) -> FsResult<FsPage<FsSpan>> {
@@ -455,10 +322,10 @@ impl FsReader for NtfsReader {
     }
 
     fn streams(&mut self, file: u64, cursor: u64) -> FsResult<FsPage<FsStream>> {
-        let (ntfs, stream) = (&self.ntfs, &mut self.stream);
-        let file = open_file(ntfs, stream, file)?;
+        let (ntfs, stream, window) = (&self.ntfs, &mut self.stream, &self.window);
+        let file = open_file(ntfs, stream, window, file)?;
         let (mut found, mut number): (Vec<FsStream>, u64) = (Vec::new(), 0);
-        visit(ntfs, stream, &file, None, &mut |part, _| {
+        visit(ntfs, stream, window, &file, None, &mut |part, _| {
             let Some(name) = begins_stream(part)? else {
                 return Ok(());
             };

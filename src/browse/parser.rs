@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::rc::Rc;
 
+use super::FsRemarks;
 use super::ext::ExtReader;
 use super::fat::FatReader;
 use super::ntfs::NtfsReader;
@@ -150,11 +151,7 @@ fn answer(
         *open = None;
         let mut reader = open_reader(&DiskWindow::new(Rc::clone(image), start, size))?;
         frame.text(reader.name());
-        let notes = reader.notes();
-        frame.u32(u32::try_from(notes.len()).unwrap_or(0));
-        for note in &notes {
-            frame.text(note);
-        }
+        frame.remarks(&reader.remarks());
         frame.node(&reader.root()?);
         *open = Some(reader);
         return Ok(frame);
@@ -242,11 +239,10 @@ fn layout(image: &Rc<RefCell<RemoteImage>>, size: u64, frame: &mut FrameWriter) 
     };
     let found = volumes::read_table(&read, size)?;
     frame.text(found.table.name());
-    let notes: Vec<&String> = found.damage.iter().chain(&found.notes).take(64).collect();
-    frame.u32(u32::try_from(notes.len()).unwrap_or(0));
-    for note in notes {
-        frame.text(note);
-    }
+    frame.remarks(&FsRemarks {
+        notes: found.notes.clone(),
+        damage: found.damage.clone(),
+    });
     let partitions = found.partitions.iter().map(|partition| {
         let range = (partition.start, partition.size);
         (

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use super::remote::RemoteImage;
 use super::wire::{FailureKind, NAME_LIMIT, is_name};
-use super::{FsEntry, FsNode, FsSpan, FsStream};
+use super::{FsEntry, FsNode, FsRemarks, FsSpan, FsStream};
 
 /// Entries of a page of a folder, about.
 pub(super) const PAGE: usize = 1024;
@@ -23,6 +23,11 @@ pub(super) struct FsFailure {
 }
 
 impl FsFailure {
+    /// Whether the filesystem is to blame: what else is in it can still be read.
+    pub(super) fn is_damage(&self) -> bool {
+        self.kind == FailureKind::Damaged
+    }
+
     pub(super) fn new(kind: FailureKind, text: impl Into<String>) -> Self {
         Self {
             kind,
@@ -84,6 +89,25 @@ pub(super) fn entry_of(name: &[u8], node: impl FnOnce() -> FsResult<FsNode>) -> 
     }
 }
 
+/// How an entry begins that stands for names.
+const MISSING: &str = "names are missing: ";
+
+/// The entry that stands for the names which a damaged part of a folder has: they are not left out without a trace.
+pub(super) fn missing_names(failure: &FsFailure) -> FsEntry {
+    FsEntry {
+        name: b"?".to_vec(),
+        node: Err(format!("{MISSING}{}", failure.text)),
+    }
+}
+
+/// What is wrong with a filesystem of so many bytes in a window.
+pub(super) fn cut_off(bytes: u64, window: &DiskWindow) -> Vec<String> {
+    match bytes > window.size() {
+        true => vec!["it is larger than its partition: what is behind the end is lost".to_owned()],
+        false => Vec::new(),
+    }
+}
+
 /// The failure of a request for a stream that a file does not have.
 pub(super) fn no_stream() -> FsFailure {
     FsFailure::new(FailureKind::NotFound, "the file has no such stream")
@@ -94,8 +118,8 @@ pub(super) trait FsReader {
     /// `ext4`, `vfat`, `ntfs`.
     fn name(&self) -> &'static str;
 
-    /// What a reader should know: a journal was replayed, something was left out.
-    fn notes(&self) -> Vec<String>;
+    /// What a reader should know: a journal was replayed, something was left out; and what is wrong with the whole.
+    fn remarks(&self) -> FsRemarks;
 
     /// The root folder.
     fn root(&mut self) -> FsResult<FsNode>;
@@ -105,15 +129,24 @@ pub(super) trait FsReader {
 
     /// What a name in a folder is.
     fn find(&mut self, folder: u64, name: &[u8]) -> FsResult<Option<FsNode>> {
-        let mut cursor = 0;
+        let (mut cursor, mut missing) = (0, None);
         loop {
             let (entries, next) = self.list(folder, cursor)?;
-            if let Some(entry) = entries.into_iter().find(|entry| entry.name == name) {
-                return entry.node.map(Some).map_err(FsFailure::damaged);
+            for entry in entries {
+                match entry.node {
+                    // One of these names may be the wanted one.
+                    Err(text) if text.starts_with(MISSING) => {
+                        missing = Some(FsFailure::damaged(text))
+                    }
+                    node if entry.name == name => {
+                        return node.map(Some).map_err(FsFailure::damaged);
+                    }
+                    _ => {}
+                }
             }
             match next {
                 Some(next) if next > cursor => cursor = next,
-                _ => return Ok(None),
+                _ => return missing.map_or(Ok(None), Err),
             }
         }
     }

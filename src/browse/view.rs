@@ -2,6 +2,7 @@
 
 mod partitions;
 mod paths;
+mod spans;
 
 use std::sync::Arc;
 
@@ -14,15 +15,16 @@ use super::session::{
     FsRequest, LastingSession, ParserSession, RestartLimit, SessionLimits, SessionStart,
 };
 use super::wire::{FrameReader, FrameWriter, NAME_LIMIT, VALUE_LIMIT, is_name, to_parser};
-use super::{FsData, FsEntry, FsNode, FsSpan, FsStream, NodeKind, SpanPlace};
+use super::{FsData, FsEntry, FsNode, FsRemarks, FsSpan, FsStream, NodeKind, SpanPlace};
 use crate::block::{Block, ZEROES};
 use crate::error::{Error, Kind, Result};
 use crate::source::BlockSource;
 pub(crate) use partitions::ViewPartition;
 use partitions::choose;
 pub(crate) use paths::{FoundPath, stream_path};
+use spans::{FoundData, check_spans};
 
-/// Partitions and notes of an image, at most.
+/// Partitions of an image, at most.
 const MOST_PARTITIONS: u32 = 256;
 /// Items of a page, at most: a frame holds no more.
 const MOST_ITEMS: u32 = 1 << 17;
@@ -77,8 +79,8 @@ impl ImageBytes {
 pub(crate) struct ViewLayout {
     /// `gpt`, `mbr` or `none`.
     pub(crate) table: String,
-    /// What is wrong with the table, or worth knowing.
-    pub(crate) notes: Vec<String>,
+    /// Of the table and of LVM.
+    pub(crate) remarks: FsRemarks,
     pub(crate) partitions: Vec<ViewPartition>,
 }
 
@@ -90,6 +92,8 @@ pub(crate) struct FileView {
     partition: Option<ViewPartition>,
     filesystem: String,
     root: Option<FsNode>,
+    /// How much of a file was found so far, when its spans are requested in order.
+    found: FoundData,
 }
 
 impl std::fmt::Debug for FileView {
@@ -134,10 +138,7 @@ impl FileView {
         request.u64(size);
         let layout = session.ask_image(request, |reader| {
             let table = reader.text()?;
-            let count = reader.u32()?.min(MOST_PARTITIONS);
-            let notes = (0..count)
-                .map(|_| reader.text())
-                .collect::<std::result::Result<_, _>>()?;
+            let remarks = reader.remarks()?;
             let count = reader.u32()?.min(MOST_PARTITIONS);
             let partitions = (0..count).map(|_| {
                 let found = ViewPartition {
@@ -156,7 +157,7 @@ impl FileView {
             let partitions = partitions.collect::<std::result::Result<_, _>>()?;
             Ok(ViewLayout {
                 table,
-                notes,
+                remarks,
                 partitions,
             })
         });
@@ -168,6 +169,7 @@ impl FileView {
             partition: None,
             filesystem: String::new(),
             root: None,
+            found: FoundData::default(),
         })
     }
 
@@ -186,11 +188,11 @@ impl FileView {
         &self.layout
     }
 
-    /// Opens a partition: the one of this name, or the only one that can be read. Returns what is worth knowing of it.
+    /// Opens a partition: the one of this name, or the only one that can be read.
     ///
     /// # Errors
     /// `Undecided` when there are several; `NotFound` when there is no such partition; `Invalid` when it holds something else.
-    pub(crate) async fn open(&mut self, name: Option<&str>) -> Result<Vec<String>> {
+    pub(crate) async fn open(&mut self, name: Option<&str>) -> Result<FsRemarks> {
         let chosen = choose(&self.layout.partitions, name)?;
         let opened = self.session.open(chosen.start, chosen.size);
         let opened = opened.await.map_err(|error| {
@@ -211,7 +213,7 @@ impl FileView {
         self.filesystem = opened.name;
         self.root = Some(opened.root);
         self.partition = Some(chosen);
-        Ok(opened.notes)
+        Ok(opened.remarks)
     }
 
     /// The open partition.
@@ -272,7 +274,8 @@ impl FileView {
     /// Where the bytes of a file are, from `offset` on: they follow each other without a gap; and where the next page begins.
     ///
     /// # Errors
-    /// As for [`FileView::list`].
+    /// As for [`FileView::list`]; `Corrupt` when pages in order have more bytes of the disk than the partition has: the file names the
+    /// same bytes many times, and a copy of it would fill any disk.
     pub(crate) async fn spans(
         &mut self,
         data: &FsData,
@@ -292,7 +295,15 @@ impl FileView {
                 _ => Err(broken("a file has bytes at no known place")),
             }
         });
-        found.await
+        let (spans, next) = found.await?;
+        let most = self.partition.as_ref().map_or(u64::MAX, |one| one.size);
+        match self.found.add(data, offset, &spans) > most {
+            true => {
+                let what = "the file has more bytes on the disk than its partition has";
+                Err(Error::new(Kind::Corrupt, what))
+            }
+            false => Ok((spans, next)),
+        }
     }
 
     /// The bytes of a span, from its start on, at most [`PIECE`].
@@ -406,55 +417,6 @@ impl FsSpan {
                 SpanPlace::Image(at) => SpanPlace::Image(at + len),
                 other => other,
             },
-        }
-    }
-}
-
-/// Checks that spans follow each other from `offset` on, within the file and the image. Returns where they end.
-fn check_spans(
-    spans: &[FsSpan],
-    offset: u64,
-    size: u64,
-    image: u64,
-) -> std::result::Result<u64, super::wire::BrokenFrame> {
-    let mut at = offset;
-    for span in spans {
-        let end = span.offset.checked_add(span.len);
-        let end = end.filter(|end| span.offset == at && *end > at && *end <= size);
-        let is_inside = match span.place {
-            SpanPlace::Image(place) => place.checked_add(span.len).is_some_and(|end| end <= image),
-            SpanPlace::Hole | SpanPlace::Parser => true,
-        };
-        match end {
-            Some(end) if is_inside => at = end,
-            _ => return Err(broken("bytes of a file are at impossible places")),
-        }
-    }
-    Ok(at)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn spans_follow_each_other_within_the_file_and_the_image() {
-        let part = |offset, len, place| FsSpan { offset, len, place };
-        use SpanPlace::{Hole, Image, Parser};
-        for (spans, offset, expected) in [
-            (vec![part(0, 4, Image(96)), part(4, 6, Hole)], 0, Ok(10)),
-            (vec![part(2, 8, Parser)], 2, Ok(10)),
-            (vec![part(0, 4, Image(97))], 0, Err(())),
-            (vec![part(0, 4, Image(u64::MAX))], 0, Err(())),
-            (vec![part(0, 11, Hole)], 0, Err(())),
-            (vec![part(1, 4, Hole)], 0, Err(())),
-            (vec![part(0, 0, Hole)], 0, Err(())),
-            (vec![part(0, 4, Hole), part(5, 1, Hole)], 0, Err(())),
-            (vec![part(0, u64::MAX, Hole)], 0, Err(())),
-            (vec![], 3, Ok(3)),
-        ] {
-            let found = check_spans(&spans, offset, 10, 100).map_err(|_| ());
-            assert_eq!(found, expected, "{spans:?}");
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The reader of a frame believes nothing: each length is compared with a limit and with the bytes that are there.
 
-use super::{FsEntry, FsNode, FsSpan, FsStream, FsTime, NodeKind, NodeTimes, SpanPlace};
+use super::{FsEntry, FsNode, FsRemarks, FsSpan, FsStream, FsTime, NodeKind, NodeTimes, SpanPlace};
 
 /// Bytes of a frame, at most: a page of a folder whose links are all as long as they can be.
 pub(super) const FRAME_LIMIT: usize = 32 << 20;
@@ -16,6 +16,8 @@ pub(super) const TARGET_LIMIT: usize = 4096;
 pub(super) const VALUE_LIMIT: usize = 64 << 10;
 /// Bytes of a message, at most.
 pub(super) const TEXT_LIMIT: usize = 1024;
+/// Messages about a disk or a filesystem, at most.
+const MOST_REMARKS: u32 = 64;
 
 /// The first byte of a frame from the parser.
 pub(super) mod from_parser {
@@ -134,6 +136,15 @@ impl FrameWriter {
     pub(super) fn text(&mut self, value: &str) {
         let bytes = value.as_bytes();
         self.bytes(bytes.get(..TEXT_LIMIT).unwrap_or(bytes));
+    }
+
+    /// Messages, at most [`MOST_REMARKS`] of each kind.
+    pub(super) fn remarks(&mut self, remarks: &FsRemarks) {
+        for list in [&remarks.notes, &remarks.damage] {
+            let count = list.len().min(MOST_REMARKS as usize);
+            self.u32(u32::try_from(count).unwrap_or(0));
+            list.iter().take(count).for_each(|text| self.text(text));
+        }
     }
 
     fn time(&mut self, value: Option<FsTime>) {
@@ -257,6 +268,17 @@ impl<'a> FrameReader<'a> {
 
     pub(super) fn text(&mut self) -> Taken<String> {
         Ok(String::from_utf8_lossy(self.bytes(TEXT_LIMIT)?).into_owned())
+    }
+
+    pub(super) fn remarks(&mut self) -> Taken<FsRemarks> {
+        let mut list = || -> Taken<Vec<String>> {
+            let count = self.u32()?.min(MOST_REMARKS);
+            (0..count).map(|_| self.text()).collect()
+        };
+        Ok(FsRemarks {
+            notes: list()?,
+            damage: list()?,
+        })
     }
 
     /// All that is left.

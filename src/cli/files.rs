@@ -17,7 +17,9 @@ use tracing::{info, warn};
 use super::signals::{listen, only_read};
 use super::source::{OpenedSource, SourceArgs, open};
 use super::store::end_reading;
-use crate::browse::{CopyOptions, CopyReport, FileView, FoundPath, SessionLimits, copy_out};
+use crate::browse::{
+    CopyOptions, CopyReport, FileView, FoundPath, FsRemarks, SessionLimits, copy_out,
+};
 use crate::cache::Cache;
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::files::default_state_dir;
@@ -107,13 +109,9 @@ impl ViewArgs {
         let cache = Cache::new(MEMORY, self.from.limits.max_in_flight)?;
         let blocks = Arc::new(cache.wrap(Arc::clone(&opened.source.blocks)));
         let mut view = FileView::start(blocks, SessionLimits::default()).await?;
-        for note in &view.layout().notes {
-            info!("{name}: {}", super::plain(note));
-        }
-        let notes = view.open(self.partition.as_deref()).await?;
-        for note in notes {
-            info!("{name}: {}: {}", view.filesystem(), super::plain(&note));
-        }
+        show(name, &view.layout().remarks);
+        let remarks = view.open(self.partition.as_deref()).await?;
+        show(&format!("{name}: {}", view.filesystem()), &remarks);
         Ok(view)
     }
 
@@ -134,6 +132,16 @@ impl ViewArgs {
         });
         runtime.shutdown_timeout(Duration::from_millis(200));
         done
+    }
+}
+
+/// Logs what there is to say of an image, or of the filesystem in it.
+fn show(name: &str, remarks: &FsRemarks) {
+    for note in &remarks.notes {
+        info!("{name}: {}", super::plain(note));
+    }
+    for damage in &remarks.damage {
+        warn!("{name}: {}", super::plain(damage));
     }
 }
 

@@ -6,6 +6,7 @@ use super::super::{FsNode, FsTime, NodeKind, NodeTimes};
 const EXTENTS: u32 = 0x8_0000;
 const INLINE: u32 = 0x1000_0000;
 const ENCRYPTED: u32 = 0x800;
+const VALUE: u32 = 0x20_0000;
 
 /// An inode.
 #[derive(Clone, Debug)]
@@ -50,6 +51,11 @@ impl ExtInode {
 
     pub(super) fn is_encrypted(&self) -> bool {
         self.flags & ENCRYPTED != 0
+    }
+
+    /// Whether it is no file, but the value of an extended attribute.
+    pub(super) fn is_value(&self) -> bool {
+        self.flags & VALUE != 0
     }
 
     pub(super) fn is_folder(&self) -> bool {

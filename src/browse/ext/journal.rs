@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 
+use super::super::FsRemarks;
 use super::super::reader::{FsFailure, FsResult, be32};
 use super::ExtReader;
 use super::crc::crc32c;
@@ -16,6 +17,8 @@ use super::inode::ExtInode;
 const MAGIC: u32 = 0xc03b_3998;
 /// Blocks of a journal, at most: mke2fs makes none larger than 10,240,000 blocks; 2^18 blocks of 4 KiB are its default maximum.
 const MOST_BLOCKS: u64 = 1 << 24;
+/// Runs of its blocks that are looked up at once.
+const MOST_RUNS: usize = 1024;
 /// Copies that are remembered, at most: 64 bytes each.
 const MOST_COPIES: usize = 1 << 21;
 
@@ -200,16 +203,16 @@ impl JournalLayout {
         tags
     }
 
-    /// The blocks that a revocation names.
-    fn revoked(&self, block: &[u8]) -> Vec<u64> {
+    /// The blocks that a revocation names; none where it names more than fit into it.
+    fn revoked(&self, block: &[u8]) -> Option<Vec<u64>> {
         let width = if self.features & BITS_64 != 0 { 8 } else { 4 };
         let used = be32(block, 12) as usize;
-        let entries = block.get(16..used.min(block.len())).unwrap_or_default();
+        let entries = block.get(16..used.max(16))?;
         let number = |entry: &[u8]| match width {
             8 => u64::from(be32(entry, 0)) << 32 | u64::from(be32(entry, 4)),
             _ => u64::from(be32(entry, 0)),
         };
-        entries.chunks_exact(width).map(number).collect()
+        Some(entries.chunks_exact(width).map(number).collect())
     }
 
     /// The sum that a copy must have.
@@ -226,11 +229,22 @@ impl JournalLayout {
 /// A block of a transaction, and the copy of it.
 type LoggedBlock = (u64, u32, JournalCopy);
 
-/// Finds the newest copies in the journal of a filesystem that was in use. Returns them, and a sentence about it.
+/// The complete transactions of a log.
+#[derive(Default)]
+struct JournalScan {
+    logged: Vec<LoggedBlock>,
+    /// The last revocation of each block.
+    revoked: HashMap<u64, u32>,
+    transactions: u32,
+    /// Copies of blocks that no transaction can write: blocks of the journal, and those behind the end of the partition.
+    impossible: u64,
+}
+
+/// Finds the newest copies in the journal of a filesystem that was in use. Returns them, and what there is to say about it.
 ///
 /// # Errors
 /// When the journal is damaged in a way that leaves the filesystem unknown.
-pub(super) fn replay(reader: &mut ExtReader) -> FsResult<(Replayed, String)> {
+pub(super) fn replay(reader: &ExtReader) -> FsResult<(Replayed, FsRemarks)> {
     let inode = reader.inode(reader.layout.journal_inode)?;
     let blocks = (inode.size / reader.layout.block_size).min(MOST_BLOCKS);
     let wrong = || FsFailure::damaged("its journal is damaged: run a filesystem check on a copy");
@@ -242,12 +256,17 @@ pub(super) fn replay(reader: &mut ExtReader) -> FsResult<(Replayed, String)> {
         return Err(FsFailure::unsupported("its journal has unknown features"));
     }
     if journal.start == 0 {
-        return Ok((Replayed::default(), "its journal is empty".to_owned()));
+        let remarks = FsRemarks {
+            notes: vec!["its journal is empty".to_owned()],
+            damage: Vec::new(),
+        };
+        return Ok((Replayed::default(), remarks));
     }
-    let (logged, revoked, transactions) = scan(reader, &inode, &journal)?;
+    let scanned = scan(reader, &inode, &journal)?;
     let mut copies = BTreeMap::new();
-    for (block, sequence, copy) in logged {
-        let is_revoked = revoked
+    for (block, sequence, copy) in scanned.logged {
+        let is_revoked = scanned
+            .revoked
             .get(&block)
             // Sequence numbers wrap: the difference counts.
             .is_some_and(|last: &u32| sequence.wrapping_sub(*last).cast_signed() <= 0);
@@ -256,23 +275,35 @@ pub(super) fn replay(reader: &mut ExtReader) -> FsResult<(Replayed, String)> {
         }
     }
     let mut note = format!(
-        "its journal was replayed in memory: {transactions} transactions, {} blocks",
+        "its journal was replayed in memory: {} transactions, {} blocks",
+        scanned.transactions,
         copies.len()
     );
     if journal.features & FAST_COMMITS != 0 {
         note.push_str("; fast commits behind them are not replayed");
     }
-    Ok((Replayed(copies), note))
+    let damage = match scanned.impossible {
+        0 => Vec::new(),
+        count => vec![format!(
+            "its journal is damaged: {count} of its copies are of blocks of the journal or behind the partition, and were not used"
+        )],
+    };
+    let notes = vec![note];
+    Ok((Replayed(copies), FsRemarks { notes, damage }))
 }
 
-/// The complete transactions of the log: their blocks, the last revocation of each block, and how many there are.
-fn scan(
-    reader: &ExtReader,
-    inode: &ExtInode,
-    journal: &JournalLayout,
-) -> FsResult<(Vec<LoggedBlock>, HashMap<u64, u32>, u32)> {
-    let (mut logged, mut revoked, mut transactions) = (Vec::new(), HashMap::new(), 0);
+/// Reads the log up to its end.
+fn scan(reader: &ExtReader, inode: &ExtInode, journal: &JournalLayout) -> FsResult<JournalScan> {
+    let own = own_blocks(reader, inode)?;
+    let end = reader.window.size() / reader.layout.block_size;
+    let is_possible = |block: u64| {
+        let behind = own.partition_point(|(start, _)| *start <= block);
+        let before = behind.checked_sub(1).and_then(|at| own.get(at));
+        block < end && before.is_none_or(|(start, len)| block - start >= *len)
+    };
+    let mut scanned = JournalScan::default();
     let (mut pending, mut pending_revokes) = (Vec::new(), Vec::new());
+    let mut is_damaged = false;
     let (mut at, mut sequence) = (journal.start, journal.sequence);
     let mut left = journal.end;
     while left > 0 {
@@ -285,7 +316,7 @@ fn scan(
         match be32(&block, 4) {
             1 if journal.has_good_tail(&block) => {
                 for (target, flags, sum) in journal.tags(&block) {
-                    if left == 0 || pending.len() + logged.len() >= MOST_COPIES {
+                    if left == 0 || pending.len() + scanned.logged.len() >= MOST_COPIES {
                         return Err(FsFailure::damaged("its journal names too many blocks"));
                     }
                     left -= 1;
@@ -299,15 +330,29 @@ fn scan(
                 }
             }
             2 if journal.has_good_commit(&block) => {
-                logged.append(&mut pending);
-                for block in std::mem::take(&mut pending_revokes) {
-                    revoked.insert(block, sequence);
+                // Blocks behind the last commit are of no transaction.
+                if is_damaged {
+                    let what =
+                        "its journal is damaged: a block of it revokes more than fits into it";
+                    return Err(FsFailure::damaged(what));
                 }
-                transactions += 1;
+                for copy in std::mem::take(&mut pending) {
+                    match is_possible(copy.0) {
+                        true => scanned.logged.push(copy),
+                        false => scanned.impossible += 1,
+                    }
+                }
+                for block in std::mem::take(&mut pending_revokes) {
+                    scanned.revoked.insert(block, sequence);
+                }
+                scanned.transactions += 1;
                 sequence = sequence.wrapping_add(1);
             }
             5 if journal.has_good_tail(&block) => {
-                pending_revokes.extend(journal.revoked(&block));
+                match journal.revoked(&block) {
+                    Some(revoked) => pending_revokes.extend(revoked),
+                    None => is_damaged = true,
+                }
                 if pending_revokes.len() > MOST_COPIES {
                     return Err(FsFailure::damaged("its journal revokes too many blocks"));
                 }
@@ -315,7 +360,20 @@ fn scan(
             _ => break,
         }
     }
-    Ok((logged, revoked, transactions))
+    Ok(scanned)
+}
+
+/// The blocks of the journal, ascending: the first one and the length of each run.
+fn own_blocks(reader: &ExtReader, inode: &ExtInode) -> FsResult<Vec<(u64, u64)>> {
+    let mut own = Vec::new();
+    let mut from = Some(0);
+    while let Some(at) = from {
+        let (runs, next) = reader.runs(inode, at, MOST_RUNS)?;
+        own.extend(runs.iter().map(|run| (run.physical, run.len)));
+        from = next.filter(|next| *next > at && *next < MOST_BLOCKS);
+    }
+    own.sort_unstable();
+    Ok(own)
 }
 
 /// Where a block of the journal is.

@@ -12,7 +12,7 @@ const MOST_LEVELS: u16 = 5;
 /// Nodes of a tree that one answer reads, at most: each has a block, and 340 entries in 4 KiB.
 const MOST_NODES: usize = 4096;
 /// Blocks of a file, at most: their numbers have 32 bits.
-const MOST_BLOCKS: u64 = 1 << 32;
+pub(super) const MOST_BLOCKS: u64 = 1 << 32;
 /// Block numbers that one answer looks at, at most: 64 MiB of a file in blocks of 1 KiB.
 const MOST_STEPS: usize = 1 << 16;
 

@@ -65,7 +65,14 @@ impl ExtReader {
                     let value = area.get(offset..offset + size);
                     value.ok_or_else(|| wrong(inode))?.to_vec()
                 }
-                number => self.bytes_of(&self.inode(number.into())?, 0, size)?,
+                number => {
+                    let value = self.inode(number.into())?;
+                    // The data of a file in its inode is an attribute too, and could lead back here.
+                    if !value.is_value() || value.is_inline() {
+                        return Err(wrong(inode));
+                    }
+                    self.bytes_of(&value, 0, size)?
+                }
             };
             let known = PREFIXES.iter().find(|(known, _)| *known == prefix);
             if let Some((_, text)) = known {

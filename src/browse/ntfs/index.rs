@@ -7,8 +7,8 @@
 use ntfs::{Ntfs, NtfsAttributeType, NtfsFile};
 
 use super::super::reader::{DiskWindow, FsFailure, FsResult, WindowStream, le16, le32, le64};
+use super::attributes::{is_named, value_of, visit};
 use super::stream::{DataStream, fix_up};
-use super::{is_named, value_of, visit};
 
 /// The name of the index of a folder.
 const NAME: [u16; 4] = [0x24, 0x49, 0x33, 0x30];
@@ -60,7 +60,7 @@ impl FolderIndex {
     ) -> FsResult<Self> {
         let mut root = None;
         let (mut blocks, mut bitmap) = (DataStream::default(), DataStream::default());
-        visit(ntfs, stream, file, None, &mut |part, stream| {
+        visit(ntfs, stream, window, file, None, &mut |part, stream| {
             if !is_named(&part.attribute, &NAME) {
                 return Ok(());
             }
@@ -98,28 +98,33 @@ impl FolderIndex {
         })
     }
 
-    /// The names of the part with this number, 0 for the root and then the blocks that are in use; and the number of the next part.
+    /// The number of the part behind one.
+    pub(super) fn after(&self, number: u64) -> Option<u64> {
+        self.in_use(number).map(|block| block + 1)
+    }
+
+    /// The names of the part with this number: 0 for the root, then the blocks that are in use. Also whether each block that it names
+    /// is in use: the names of one that is not would be missing without a trace.
     ///
     /// # Errors
-    /// When it is damaged, or names a block that is not in use: its names would be missing without a trace.
+    /// When it is damaged.
     pub(super) fn part(
         &self,
         window: &DiskWindow,
         number: u64,
-    ) -> FsResult<(Vec<IndexedName>, Option<u64>)> {
-        let next = self.in_use(number).map(|block| block + 1);
+    ) -> FsResult<(Vec<IndexedName>, bool)> {
         let Some(block) = number.checked_sub(1) else {
-            return Ok((self.names(&self.root, ROOT_HEADER)?, next));
+            return self.names(&self.root, ROOT_HEADER);
         };
         let at = block.checked_mul(self.block_size).ok_or_else(wrong)?;
         let len = usize::try_from(self.block_size).map_err(|_| wrong())?;
         let mut bytes = self.blocks.content(window, at, len)?;
         fix_up(&mut bytes, b"INDX").ok_or_else(wrong)?;
-        Ok((self.names(&bytes, BLOCK_HEADER)?, next))
+        self.names(&bytes, BLOCK_HEADER)
     }
 
     /// The names of a part. Each block that it names is read as a part of its own.
-    fn names(&self, part: &[u8], header: usize) -> FsResult<Vec<IndexedName>> {
+    fn names(&self, part: &[u8], header: usize) -> FsResult<(Vec<IndexedName>, bool)> {
         let (names, subnodes) = entries(part, header)?;
         let are_read = subnodes.into_iter().all(|number| {
             let at = number.checked_mul(self.unit);
@@ -128,10 +133,7 @@ impl FolderIndex {
                 .map(|at| at / self.block_size)
                 .is_some_and(|block| self.in_use(block) == Some(block))
         });
-        match are_read {
-            true => Ok(names),
-            false => Err(wrong()),
-        }
+        Ok((names, are_read))
     }
 
     /// The first block from this one on that is in use.
@@ -145,7 +147,7 @@ impl FolderIndex {
     }
 }
 
-fn wrong() -> FsFailure {
+pub(super) fn wrong() -> FsFailure {
     FsFailure::damaged("the index of a folder is damaged")
 }
 

@@ -10,7 +10,8 @@ use super::super::reader::{
 };
 use super::super::wire::IMAGE_LIMIT;
 use super::super::{FsSpan, SpanPlace};
-use super::{AttributePart, lznt1, value_of};
+use super::attributes::{AttributePart, value_of};
+use super::lznt1;
 
 /// Runs of a file, at most: 24 bytes each.
 const MOST_RUNS: usize = 1 << 20;
@@ -88,14 +89,12 @@ impl DataStream {
         for run in value.data_runs() {
             let run = run?;
             let len = run.allocated_size();
-            if self.runs.len() >= MOST_RUNS || len == 0 {
+            let at = run.data_position().value().map(NonZero::get);
+            let is_within = at.is_none_or(|at| at.saturating_add(len) <= ntfs.size());
+            if self.runs.len() >= MOST_RUNS || len == 0 || !is_within {
                 return Err(wrong());
             }
-            self.runs.push(ClusterRun {
-                start,
-                len,
-                at: run.data_position().value().map(NonZero::get),
-            });
+            self.runs.push(ClusterRun { start, len, at });
             start = start.checked_add(len).ok_or_else(wrong)?;
         }
         Ok(())
@@ -164,6 +163,10 @@ impl DataStream {
         if self.resident.is_some() {
             push(self.size, SpanPlace::Parser);
             return Ok((found, None));
+        }
+        // Holes have runs too: what has none is lost, and no zeroes.
+        if self.runs.last().map_or(0, |last| last.start + last.len) < self.written {
+            return Err(FsFailure::damaged("a file is longer than its clusters"));
         }
         if self.unit.is_some() {
             push(self.written, SpanPlace::Parser);

@@ -11,8 +11,8 @@ use lru::LruCache;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::super::FsNode;
 use super::super::wire::{BrokenFrame, FrameReader, FrameWriter, to_parser};
+use super::super::{FsNode, FsRemarks};
 use super::ParserSession;
 use crate::error::{Error, Kind, Remedy, Result};
 
@@ -20,8 +20,6 @@ use crate::error::{Error, Kind, Remedy, Result};
 const REFUSED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 /// Names in a folder that ended the parser, after which the folder is refused: a hostile index can end it at every name.
 const REFUSED_NAMES: u32 = 3;
-/// Notes of a filesystem, at most.
-const MOST_NOTES: u32 = 256;
 
 /// How often a parser is started again.
 #[derive(Clone, Copy, Debug)]
@@ -97,8 +95,7 @@ impl FsRequest {
 pub(in crate::browse) struct OpenedFs {
     /// `ext4`, `vfat`, `ntfs`.
     pub(in crate::browse) name: String,
-    /// What is worth knowing of it.
-    pub(in crate::browse) notes: Vec<String>,
+    pub(in crate::browse) remarks: FsRemarks,
     /// Its root folder.
     pub(in crate::browse) root: FsNode,
 }
@@ -197,12 +194,13 @@ impl LastingSession {
         request.u64(size);
         let opened = self.session.ask(request, |reader| {
             let name = reader.text()?;
-            let count = reader.u32()?.min(MOST_NOTES);
-            let notes = (0..count)
-                .map(|_| reader.text())
-                .collect::<std::result::Result<_, _>>()?;
+            let remarks = reader.remarks()?;
             let root = reader.node()?;
-            Ok(OpenedFs { name, notes, root })
+            Ok(OpenedFs {
+                name,
+                remarks,
+                root,
+            })
         });
         opened.await
     }

@@ -64,7 +64,7 @@ impl Played {
         match (verb, id) {
             (to_parser::OPEN, _) => {
                 frame.text("ext4");
-                frame.u32(0);
+                frame.remarks(&FsRemarks::default());
                 frame.node(&root(2 + self.root.load(Ordering::Relaxed)));
             }
             (_, CRASHES) => return false,
