@@ -1,6 +1,7 @@
 //! `ebsfs files`: every file as other readers of the same image see it, by a process that can do nothing else.
 
 mod broken;
+mod corpus;
 mod destinations;
 mod ext;
 mod fat;
