@@ -53,7 +53,8 @@ pub(crate) async fn examine(job: &DoctorJob, clients: &dyn DoctorClients) -> Vec
         .iter()
         .map(|one| account::check(&board, one, clients, until));
     let stores = job.stores.iter().enumerate();
-    let stores = stores.map(|(number, one)| store::check(&board, number, one, job.writes, clients));
+    let stores =
+        stores.map(|(number, one)| store::check(&board, number, one, job.writes, clients, until));
     let all = join3(
         machine::check(&board, &job.machine),
         join_all(accounts),

@@ -161,7 +161,7 @@ pub(super) async fn check(
     let making = async {
         if let Some(rows) = &rows.makes {
             let ec2 = reach(Service::Ec2);
-            making::check(board, rows, &aws, clients, ec2).await;
+            making::check(board, rows, &aws, clients, ec2, until).await;
         }
     };
     let asking = async {
@@ -173,7 +173,10 @@ pub(super) async fn check(
         }
         let mut all = origins.iter();
         let ebs = all.find(|origin| origin.services.contains(&Service::Ebs));
-        let host = ebs.and_then(|origin| origin.url.host()).unwrap_or_default();
+        let Some(host) = ebs.and_then(|origin| origin.url.host()) else {
+            let none = RowFinding::unknown("not asked: EBS has no URL here");
+            return board.fill(row.id, none);
+        };
         let is_given = !matches!(aws.url_given(Service::Quotas), Ok(None));
         let foreign = (!is_given && !is_of_aws(host)).then_some(host);
         quota::check(board, row, &aws, foreign, until).await;

@@ -103,7 +103,7 @@ pub(crate) struct PlannedSnapshots {
     pub(crate) volumes: usize,
     /// The calls that make them, with their tags.
     pub(crate) calls: Vec<NewSnapshots>,
-    /// Why a part of what the job names is not among them.
+    /// Why selectors of the job select nothing.
     pub(crate) failures: Vec<Error>,
 }
 

@@ -1,13 +1,21 @@
 //! The calls of a job that makes snapshots of volumes, tried by dry runs.
 
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
 use super::deadline::within;
 use super::job::{DoctorClients, PlannedSnapshots};
 use super::network::OriginReach;
 use super::permission::{CALL, finding};
 use super::row::{CheckKind, RowBoard, RowFinding, RowId};
 use crate::aws::{Aws, IamAction};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::snapshot::{NewSnapshots, SnapshotsOf};
+use crate::time::in_words;
+
+/// What is left of the whole time for the calls behind the selection of the volumes.
+const LATER: Duration = Duration::from_secs(3);
 
 /// The rows of what is made.
 #[derive(Clone, Copy)]
@@ -47,6 +55,7 @@ pub(super) async fn check(
     aws: &Aws,
     clients: &dyn DoctorClients,
     ec2: Option<OriginReach>,
+    until: Instant,
 ) {
     if let Some(OriginReach::Broken(because)) = ec2 {
         return board.skip(&rows.all(), because);
@@ -54,10 +63,19 @@ pub(super) async fn check(
     board.start(rows.describe);
     let found = async {
         let maker = clients.maker(aws)?;
-        let planned = within(CALL, clients.planned(&*maker)).await?;
+        let planned = clients.planned(&*maker).await?;
         Ok((maker, planned))
     };
-    let found = found.await;
+    // A job asks for each volume that it names: many take longer than one call, and are no fault.
+    let limit = (until - LATER).saturating_duration_since(Instant::now());
+    let Ok(found) = timeout(limit, found).await else {
+        let late = format!(
+            "not all volumes of the job were described in {}",
+            in_words(limit)
+        );
+        board.fill(rows.describe, RowFinding::unknown(late));
+        return board.skip(&[rows.create, rows.create_set], rows.describe);
+    };
     let seen = found.as_ref().map(|(_, planned)| planned);
     board.fill(rows.describe, selection(seen.map_err(Clone::clone)));
     let Ok((maker, planned)) = found else {
@@ -74,9 +92,16 @@ pub(super) async fn check(
             continue;
         };
         board.start(row);
-        let tried = within(CALL, maker.may_create(first)).await;
+        let tried = within(CALL.min(LATER), maker.may_create(first)).await;
+        let has_made = tried
+            .as_ref()
+            .is_err_and(|error| error.kind() == Kind::Undecided);
         let seen = tried.map(|()| allowed(first));
         board.fill(row, finding(action, seen));
+        // A service without dry runs would make a whole set next.
+        if has_made && row == rows.create {
+            return board.skip(&[rows.create_set], rows.create);
+        }
     }
 }
 
@@ -96,7 +121,13 @@ fn selection(found: Result<&PlannedSnapshots>) -> RowFinding {
             Some(error) => finding(action, Err(error.clone())),
             None => finding(
                 action,
-                Ok(format!("{} volumes are selected", planned.volumes)),
+                Ok(match planned.calls.is_empty() {
+                    true => format!(
+                        "{} volumes are selected, none for this run",
+                        planned.volumes
+                    ),
+                    false => format!("{} volumes are selected", planned.volumes),
+                }),
             ),
         },
         Err(error) => finding(action, Err(error)),
@@ -106,7 +137,7 @@ fn selection(found: Result<&PlannedSnapshots>) -> RowFinding {
 /// Why the job makes no call of this kind.
 fn unneeded(action: IamAction, has_none: bool) -> &'static str {
     match (has_none, action) {
-        (true, _) => "no volume is selected, and a dry run needs one",
+        (true, _) => "this run makes no snapshot, and a dry run needs one to make",
         (_, IamAction::CreateSnapshots) => "the job selects no instance, and no two volumes of one",
         _ => "each volume is in the set of its instance",
     }
@@ -123,7 +154,7 @@ fn allowed(call: &NewSnapshots) -> String {
 mod tests {
     use super::*;
     use crate::doctor::row::RowState;
-    use crate::error::{Error, Kind};
+    use crate::error::Error;
 
     fn call(of: SnapshotsOf) -> NewSnapshots {
         NewSnapshots {

@@ -40,6 +40,12 @@ pub(super) const OF_NEW_SNAPSHOTS: [IamAction; 4] = [
 ];
 /// What a job does with snapshots that it has made.
 pub(super) const OF_CYCLES: [IamAction; 2] = [IamAction::CreateTags, IamAction::DeleteSnapshot];
+/// What a job asks EC2 for, by what it selects.
+const OF_JOBS: [IamAction; 3] = [
+    IamAction::DescribeVolumes,
+    IamAction::CreateSnapshot,
+    IamAction::CreateSnapshots,
+];
 /// What needs two snapshots of one volume.
 pub(super) const OF_DELTAS: [IamAction; 1] = [IamAction::ListChangedBlocks];
 
@@ -232,9 +238,11 @@ pub(super) fn finding(action: IamAction, tried: Result<String>) -> RowFinding {
     }
     let fix = match error.kind() {
         Kind::Denied => refusal::advice(&failed.seen, action.name()),
-        Kind::NotFound if action == IamAction::DescribeVolumes => {
+        Kind::NotFound if OF_JOBS.contains(&action) => {
             "check what the job names, the Region and the account: aws ec2 describe-volumes --region REGION".to_owned()
         }
+        Kind::Invalid if OF_JOBS.contains(&action) => "correct what the job selects and leaves out".to_owned(),
+        Kind::Undecided => "aws ec2 delete-snapshot --snapshot-id ID; do not run it again with this endpoint".to_owned(),
         Kind::NotFound => "check the id, the Region and the account: aws ec2 describe-snapshots --snapshot-ids ID \
             --region REGION"
             .to_owned(),

@@ -13,7 +13,7 @@ use crate::error::Result;
 
 /// How long the requests may take together.
 const ASKED: Duration = Duration::from_secs(4);
-/// What stays of the whole time after them.
+/// The rest of the whole time, for the other rows.
 const SPARE: Duration = Duration::from_secs(1);
 
 /// A quota of the EBS direct APIs: code and default as
@@ -24,7 +24,7 @@ pub(super) struct EbsQuota {
     what: &'static str,
     code: &'static str,
     default: u32,
-    /// Behind the number.
+    /// The unit, with the space before it.
     unit: &'static str,
 }
 
@@ -104,32 +104,34 @@ pub(super) async fn check(
     let limit = ASKED.min(left.saturating_sub(SPARE));
     let ask = |quota: EbsQuota| async move { within(limit, aws.ebs_quota(quota.code)).await };
     let values = join_all(row.quotas.iter().copied().map(ask)).await;
-    let values = values.into_iter().collect::<Result<Vec<f64>>>();
     board.fill(row.id, decide(&row.quotas, values, region));
 }
 
-/// The row of quotas, by the values in their order.
-fn decide(quotas: &[EbsQuota], values: Result<Vec<f64>>, region: &str) -> RowFinding {
-    let words = |values: &[f64]| {
-        let all = quotas.iter().zip(values);
-        let all =
-            all.map(|(quota, value)| format!("{} {}{}", quota.what, grouped(*value), quota.unit));
-        all.collect::<Vec<_>>().join(", ")
-    };
-    match values {
-        Ok(values) => RowFinding::good(words(&values)),
-        Err(error) => {
-            let defaults: Vec<f64> = quotas
-                .iter()
-                .map(|quota| f64::from(quota.default))
-                .collect();
+/// The row of quotas, by the values in their order. Service Quotas has none for some that cannot be changed: their defaults hold
+/// (<https://docs.aws.amazon.com/servicequotas/2019-06-24/apireference/API_GetServiceQuota.html>).
+fn decide(quotas: &[EbsQuota], values: Vec<Result<f64>>, region: &str) -> RowFinding {
+    let is_answered = values.iter().any(Result::is_ok);
+    let words = quotas.iter().zip(&values).map(|(quota, value)| {
+        let (what, unit) = (quota.what, quota.unit);
+        match value {
+            Ok(value) => format!("{what} {}{unit}", grouped(*value)),
+            Err(_) if is_answered => {
+                format!("{what} {}{unit} (default)", grouped(quota.default.into()))
+            }
+            Err(_) => format!("{what} {}{unit}", grouped(quota.default.into())),
+        }
+    });
+    let words = words.collect::<Vec<_>>().join(", ");
+    match values.into_iter().find_map(Result::err) {
+        Some(error) if !is_answered => {
             let first = quotas.first().map_or("", |quota| quota.code);
-            let seen = format!("{}; the defaults are {}", error.chain(), words(&defaults));
+            let seen = format!("{}; the defaults are {words}", error.chain());
             RowFinding::unknown(seen).fixed_by(format!(
                 "the verb works without it; where Service Quotas can be reached: aws service-quotas get-service-quota \
                  --service-code ebs --quota-code {first} --region {region}"
             ))
         }
+        _ => RowFinding::good(words),
     }
 }
 
@@ -167,14 +169,17 @@ mod tests {
     #[test]
     fn values_are_good_and_without_them_the_defaults_are_named() {
         let of = quotas(true, false);
-        let good = decide(&of, Ok(vec![5000.0, 1000.0]), "eu-west-1");
+        let failed = || Err(Error::new(Kind::Unavailable, "no result in 4 s"));
+        let good = decide(&of, vec![Ok(5000.0), Ok(1000.0)], "eu-west-1");
         assert_eq!(good.state, RowState::Good);
         assert_eq!(
             good.seen,
             "GetSnapshotBlock 5,000 a second, GetSnapshotBlock of one snapshot 1,000 a second"
         );
-        let error = Error::new(Kind::Unavailable, "no result in 4 s");
-        let unknown = decide(&of, Err(error), "eu-west-1");
+        let partly = decide(&of, vec![Ok(5000.0), failed()], "eu-west-1");
+        assert_eq!(partly.state, RowState::Good);
+        assert_eq!(partly.seen, format!("{} (default)", good.seen));
+        let unknown = decide(&of, vec![failed(), failed()], "eu-west-1");
         assert_eq!(unknown.state, RowState::Unknown);
         let words = "no result in 4 s; the defaults are GetSnapshotBlock 1,000 a second";
         assert!(unknown.seen.starts_with(words), "{unknown:?}");

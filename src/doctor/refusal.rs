@@ -95,7 +95,7 @@ pub(super) fn is_of_credentials(message: &str) -> bool {
 /// call needs too.
 pub(super) fn advice(message: &str, action: &str) -> String {
     let refused = refused_action(message).map(IamAction::name);
-    let action = refused.unwrap_or(action);
+    let action = refused.or_else(|| named_action(message)).unwrap_or(action);
     match Denier::of(message) {
         Denier::Policy(kind) => format!("denied by the {}: {}", kind.name(), place(kind).replace("ACTION", action)),
         Denier::Key => "allow the caller kms:Decrypt and kms:DescribeKey: KMS console > Customer managed keys > KEY > Key policy, \
@@ -115,9 +115,37 @@ pub(super) fn advice(message: &str, action: &str) -> String {
     }
 }
 
+/// The action that a message names, also one that no call of ebsfs needs by itself, such as `kms:GenerateDataKey` of a bucket.
+fn named_action(message: &str) -> Option<&str> {
+    let (_, rest) = message.split_once("not authorized to perform: ")?;
+    let name = rest.split_whitespace().next()?;
+    let (service, action) = name.split_once(':')?;
+    let is_word = |text: &str| {
+        let mut letters = text.bytes();
+        !text.is_empty() && text.len() <= 64 && letters.all(|byte| byte.is_ascii_alphanumeric())
+    };
+    (is_word(service) && is_word(action)).then_some(name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_action_of_another_service_is_named_and_no_other_words_are() {
+        for (message, action) in [
+            (
+                "User: a is not authorized to perform: kms:GenerateDataKey on resource: b",
+                Some("kms:GenerateDataKey"),
+            ),
+            ("not authorized to perform: a lot", None),
+            ("not authorized to perform: x:", None),
+            ("not authorized to perform: https://a:b", None),
+            ("denied", None),
+        ] {
+            assert_eq!(named_action(message), action);
+        }
+    }
 
     #[test]
     fn a_denial_names_the_policy_that_its_message_names_and_no_other() {

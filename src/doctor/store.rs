@@ -4,10 +4,11 @@
 mod bucket;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join;
+use tokio::time::Instant;
 
 use super::deadline::within;
 use super::job::{DoctorClients, DoctorStore};
@@ -18,10 +19,13 @@ use crate::aws::IamAction;
 use crate::block::random_id;
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::repository::{Deleted, ObjectProof, RepositoryCatalog, Store};
+use crate::time::in_words;
 use bucket::BucketRows;
 
 /// How long one operation may take, with its retries.
 const OPERATION: Duration = Duration::from_secs(8);
+/// What is left of the whole time to delete the objects that were written.
+const DELETION: Duration = Duration::from_secs(3);
 /// Bytes of the object that measures the line: the size of a small pack.
 const UPLOAD: usize = 8 << 20;
 /// Bytes of the object that the other checks use.
@@ -88,6 +92,7 @@ pub(super) async fn check(
     store: &DoctorStore,
     writes: bool,
     clients: &dyn DoctorClients,
+    until: Instant,
 ) {
     let way = async {
         // Settings that make no client are the first row of the store.
@@ -96,7 +101,11 @@ pub(super) async fn check(
             network::check(board, &http, &origin).await;
         }
     };
-    join(way, operations(board, number, store, writes, clients)).await;
+    join(
+        way,
+        operations(board, number, store, writes, clients, until),
+    )
+    .await;
 }
 
 /// What the verb does in the store.
@@ -106,6 +115,7 @@ async fn operations(
     store: &DoctorStore,
     writes: bool,
     clients: &dyn DoctorClients,
+    until: Instant,
 ) {
     let rows = StoreRows::plan(board, store, writes);
     let opened = match within(OPERATION, clients.store(number)).await {
@@ -148,7 +158,7 @@ async fn operations(
             Err(_) => board.skip(&[rows.list], rows.open),
         }
         match rows.written {
-            Some(written) if writes => write(board, written, &opened).await,
+            Some(written) if writes => write(board, written, &opened, until).await,
             _ => {
                 let finding = RowFinding {
                     fix: Some(Remedy::AllowWrites),
@@ -173,27 +183,37 @@ fn listing(snapshots: usize, version: Option<u8>) -> String {
 }
 
 /// Writes objects of its own, and deletes them.
-async fn write(board: &RowBoard, rows: WriteRows, store: &Store) {
+async fn write(board: &RowBoard, rows: WriteRows, store: &Store, until: Instant) {
+    let left = || (until - DELETION).saturating_duration_since(Instant::now());
+    let limit = || OPERATION.min(left());
     let id = random_id();
     let (small, large) = (format!("doctor/{id}"), format!("doctor/{id}.large"));
     let bytes = Bytes::from(content(SMALL));
     board.start(rows.put);
     let put = within(
-        OPERATION,
+        limit(),
         store.put_proven(&small, std::slice::from_ref(&bytes)),
     )
     .await;
     let failure = put.as_ref().err().map(Error::kind);
-    board.fill(rows.put, of_result(put.map(written), IamAction::PutObject));
+    let proof = put.map(|proof| proven_put(&small, proof));
+    board.fill(rows.put, of_result(proof, IamAction::PutObject));
     if let Some(kind) = failure {
         board.skip(&[rows.range, rows.create, rows.upload], rows.put);
+        // The read that proves a put can be denied, and not the put.
+        let is_deleted = kind == Kind::Denied
+            && matches!(
+                within(OPERATION, store.delete(&small)).await,
+                Ok(Deleted::Done)
+            );
         return match may_be_there(kind) {
             true => delete(board, rows.delete, store, &[small]).await,
+            false if is_deleted => board.fill(rows.delete, deletion(Ok(Deleted::Done), &[])),
             false => board.skip(&[rows.delete], rows.put),
         };
     }
     board.start(rows.range);
-    let part = within(OPERATION, store.get_range(&small, 1000..5000)).await;
+    let part = within(limit(), store.get_range(&small, 1000..5000)).await;
     board.fill(
         rows.range,
         of_result(
@@ -202,15 +222,11 @@ async fn write(board: &RowBoard, rows: WriteRows, store: &Store) {
         ),
     );
     board.start(rows.create);
-    let refused = within(OPERATION, store.refuses_to_replace(&small, &bytes)).await;
+    let refused = within(limit(), store.refuses_to_replace(&small, &bytes)).await;
     board.fill(rows.create, creation(refused));
     board.start(rows.upload);
-    let since = Instant::now();
-    let sent = within(
-        OPERATION,
-        store.put(&large, &[Bytes::from(content(UPLOAD))]),
-    )
-    .await;
+    let (since, allowed) = (Instant::now(), limit());
+    let sent = within(allowed, store.put(&large, &[Bytes::from(content(UPLOAD))])).await;
     let mut names = vec![small];
     if sent
         .as_ref()
@@ -220,7 +236,7 @@ async fn write(board: &RowBoard, rows: WriteRows, store: &Store) {
     {
         names.push(large);
     }
-    board.fill(rows.upload, upload(sent, since.elapsed()));
+    board.fill(rows.upload, upload(sent, since.elapsed(), allowed));
     delete(board, rows.delete, store, &names).await;
 }
 
@@ -245,14 +261,17 @@ async fn delete(board: &RowBoard, row: RowId, store: &Store, names: &[String]) {
     board.fill(row, deletion(first, &left));
 }
 
-/// What has proven a put.
-fn written(proof: ObjectProof) -> String {
+/// The put of an object, and what has proven it.
+fn proven_put(name: &str, proof: ObjectProof) -> String {
     let by = match proof {
         ObjectProof::Etag => "the ETag, an MD5".to_owned(),
         ObjectProof::Checksum(name) => format!("the store's {name}: the ETag is no MD5"),
-        ObjectProof::Bytes => "reading it, as each object that is written: the ETag is no MD5, and there is no checksum".to_owned(),
+        ObjectProof::Bytes => {
+            "reading it, as each object that is written: no ETag or checksum of the store proves it"
+                .to_owned()
+        }
     };
-    format!("an object of {SMALL} bytes, proven by {by}")
+    format!("{name} of {SMALL} bytes, proven by {by}")
 }
 
 /// Bytes that no line compresses.
@@ -314,19 +333,17 @@ fn creation(done: Result<Option<bool>>) -> RowFinding {
     }
 }
 
-/// The row of an upload that took so long.
-fn upload(done: Result<()>, took: Duration) -> RowFinding {
+/// The row of an upload that took so long, of the time that it had.
+fn upload(done: Result<()>, took: Duration, allowed: Duration) -> RowFinding {
     match done {
         Ok(()) => {
             let rate = UPLOAD as f64 / f64::from(1 << 20) / took.as_secs_f64().max(0.001);
             RowFinding::good(format!("8 MiB at {rate:.1} MiB/s, with the store's check"))
         }
-        Err(error) if error.kind() == Kind::Unavailable && took >= OPERATION => {
-            RowFinding::warning(
-                format!("8 MiB were not sent in {} s", OPERATION.as_secs()),
-                "the line is slow: a sync works and takes long; --bandwidth shares it with others",
-            )
-        }
+        Err(error) if error.kind() == Kind::Unavailable && took >= allowed => RowFinding::warning(
+            format!("8 MiB were not sent in {}", in_words(allowed)),
+            "the line is slow: a sync works and takes long; --bandwidth shares it with others",
+        ),
         Err(error) => refused(&error, IamAction::PutObject),
     }
 }
@@ -382,7 +399,7 @@ mod tests {
                 "AccessDenied; left there: doctor/a, doctor/b",
             ),
             (
-                upload(Ok(()), Duration::from_secs(4)),
+                upload(Ok(()), Duration::from_secs(4), OPERATION),
                 RowState::Good,
                 "2.0 MiB/s",
             ),
@@ -407,7 +424,7 @@ mod tests {
             ),
             (ObjectProof::Bytes, "by reading it"),
         ] {
-            assert!(written(proof).contains(words), "{proof:?}");
+            assert!(proven_put("doctor/a", proof).contains(words), "{proof:?}");
         }
         assert_eq!(
             listing(3, Some(1)),

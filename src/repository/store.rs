@@ -2,7 +2,7 @@
 //!
 //! # Terms
 //! *backend*: one kind of store ([`s3`], [`objects`] for Azure and Google, [`folder`]); it sends one request. *rules*: what a
-//! bucket of S3 does with old versions, by its lifecycle and Object Lock ([`bucket`]); read for people, nothing depends on them.
+//! bucket of S3 does with old versions, by its lifecycle and Object Lock ([`bucket`]); only `ebsfs doctor` reads them.
 //! *proof*: what a store reports about an object after it was put ([`proof`], [`put`]). *silence*: no byte of a request or reply
 //! moves ([`transfer`]).
 //!

@@ -214,7 +214,8 @@ pub(crate) async fn planned_cycle(
     now: SystemTime,
 ) -> Result<PlannedCycle> {
     let selected = volumes::select(maker, volumes, job.shard).await?;
-    let (select, left_out) = selected.without(&selected.of_others(job.shard));
+    let others = selected.of_others(job.shard);
+    let (select, left_out) = selected.without(&others);
     let mut planned = PlannedCycle {
         volumes: selected.instances.len(),
         calls: Vec::new(),
@@ -223,7 +224,7 @@ pub(crate) async fn planned_cycle(
     if !select.is_empty() {
         let cycle = Cycle::new(&job.name, now)?;
         let capture = CaptureJob {
-            may_be_empty: true,
+            may_be_empty: !others.is_empty(),
             ..capture_job(job, volumes, &cycle, true, &select, left_out, &selected)
         };
         planned.calls = planned_calls(maker, &capture).await?;

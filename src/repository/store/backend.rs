@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use md5::{Digest as _, Md5};
 
-use super::bucket::BucketRules;
+use super::bucket::BucketSettings;
 use super::transfer::Transfer;
 use crate::aws::Generation;
 use crate::error::{Error, Kind, Result};
@@ -187,7 +187,7 @@ pub(super) trait Backend: Send + Sync {
     }
 
     /// What can be asked of a bucket of S3; none for other stores.
-    fn rules(&self) -> Option<&dyn BucketRules> {
+    fn settings(&self) -> Option<&dyn BucketSettings> {
         None
     }
 

@@ -1,5 +1,5 @@
-//! What a bucket of S3 does with objects that are overwritten or deleted: versions, lifecycle rules, Object Lock. It is read for
-//! people: a store that does not know these requests, and a caller that may not send them, lose nothing.
+//! What a bucket of S3 does with objects that are overwritten or deleted: versions, lifecycle rules, Object Lock. Only
+//! `ebsfs doctor` reads it: no verb depends on an answer.
 
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ pub(crate) enum ObjectLock {
 
 /// One request each about a bucket.
 #[async_trait::async_trait]
-pub(super) trait BucketRules: Send + Sync {
+pub(super) trait BucketSettings: Send + Sync {
     async fn versions(&self, transfer: &Arc<Transfer>) -> StoreAnswer<BucketVersions>;
 
     /// Of the objects whose keys begin with `prefix`.
@@ -59,14 +59,17 @@ pub(super) trait BucketRules: Send + Sync {
 /// Asks what a bucket does with the objects of a repository.
 pub(crate) struct BucketReader<'a> {
     store: &'a Store,
-    rules: &'a dyn BucketRules,
+    settings: &'a dyn BucketSettings,
 }
 
 impl Store {
     /// What can be asked of its bucket; none where it is not in S3.
     pub(crate) fn bucket(&self) -> Option<BucketReader<'_>> {
-        let rules = self.backend.rules()?;
-        Some(BucketReader { store: self, rules })
+        let settings = self.backend.settings()?;
+        Some(BucketReader {
+            store: self,
+            settings,
+        })
     }
 }
 
@@ -76,7 +79,7 @@ impl BucketReader<'_> {
     /// # Errors
     /// Why it does not say: `Denied` without `s3:GetBucketVersioning`, `Invalid` where the store does not know the request.
     pub(crate) async fn versions(&self) -> Result<BucketVersions> {
-        let ask = |transfer| async move { self.rules.versions(&transfer).await };
+        let ask = |transfer| async move { self.settings.versions(&transfer).await };
         self.store.until("look at", "", ask).await
     }
 
@@ -86,7 +89,7 @@ impl BucketReader<'_> {
     /// As for [`BucketReader::versions`]; the permission is `s3:GetLifecycleConfiguration`.
     pub(crate) async fn lifecycle(&self) -> Result<LifecycleEffects> {
         let prefix = &self.store.key("");
-        let ask = |transfer| async move { self.rules.lifecycle(prefix, &transfer).await };
+        let ask = |transfer| async move { self.settings.lifecycle(prefix, &transfer).await };
         self.store.until("look at", "", ask).await
     }
 
@@ -95,7 +98,7 @@ impl BucketReader<'_> {
     /// # Errors
     /// As for [`BucketReader::versions`]; the permission is `s3:GetBucketObjectLockConfiguration`.
     pub(crate) async fn object_lock(&self) -> Result<ObjectLock> {
-        let ask = |transfer| async move { self.rules.object_lock(&transfer).await };
+        let ask = |transfer| async move { self.settings.object_lock(&transfer).await };
         self.store.until("look at", "", ask).await
     }
 }

@@ -36,8 +36,8 @@ pub(super) struct ForeignBackend {
     place: String,
 }
 
-/// The client of the library, with the settings of the environment. `is_unsigned`: its requests have no credentials, which are not
-/// loaded then.
+/// The client of the library, with the settings of the environment. `is_unsigned`: its requests have no credentials, and no token
+/// is fetched for them.
 pub(super) fn client(
     address: &Address,
     connector: impl HttpConnector,

@@ -1,7 +1,6 @@
 //! [`StoreOrigin`]: where the store of a repository in Azure or Google is, by the settings that its client reads.
 //!
-//! object_store has no accessor for it. A client whose connections only note the URL is asked for an object: what it would ask is
-//! the origin, whatever settings made it.
+//! object_store has no accessor for it. Therefore a client whose connections only note the URL of a request asks for an object.
 
 use std::sync::Arc;
 
@@ -60,7 +59,12 @@ impl HttpService for UrlNote {
     }
 }
 
-/// Where the store of an address is; none for S3 and folders. Nothing is sent, and no credentials are loaded.
+/// A switch of the client for Azure, and what the client takes as no.
+const EMULATOR: &str = "AZURE_STORAGE_USE_EMULATOR";
+const NO: [&str; 6] = ["", "0", "false", "off", "no", "n"];
+
+/// Where the store of an address is; none for S3 and folders. Nothing is sent, and no token is fetched; Google's client reads the
+/// key file of its service account.
 ///
 /// # Errors
 /// `Invalid` when the settings of the environment make no client.
@@ -72,11 +76,16 @@ pub(crate) async fn store_origin(address: &Address) -> Result<Option<StoreOrigin
     };
     let note = UrlNote::default();
     let store = client(address, note.clone(), true)?;
-    // It fails: what counts is what it asked.
+    // It always fails; only the URL of its request matters.
     let _ = store.head(&Path::from("repository.json")).await;
     let asked = note.0.lock().take();
     let origin = asked.as_ref().and_then(origin_of);
-    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let is_set = |name: &str| {
+        std::env::var_os(name).is_some_and(|value| match name == EMULATOR {
+            true => !NO.iter().any(|no| value.eq_ignore_ascii_case(no)),
+            false => !value.is_empty(),
+        })
+    };
     Ok(origin.map(|url| StoreOrigin {
         cloud,
         from: setting(cloud, url.host().unwrap_or_default(), &is_set),
@@ -84,11 +93,15 @@ pub(crate) async fn store_origin(address: &Address) -> Result<Option<StoreOrigin
     }))
 }
 
-/// Scheme, host and port of a URL.
+/// Scheme, host and port of a URL, without a user and password in it.
 fn origin_of(url: &Uri) -> Option<Uri> {
+    let authority = url.authority()?.as_str();
+    let host_port = authority
+        .rsplit_once('@')
+        .map_or(authority, |found| found.1);
     let origin = Uri::builder()
         .scheme(url.scheme()?.clone())
-        .authority(url.authority()?.clone())
+        .authority(host_port)
         .path_and_query("/");
     origin.build().ok()
 }
@@ -96,16 +109,15 @@ fn origin_of(url: &Uri) -> Option<Uri> {
 /// The setting that gives a host, in the order in which the clients read them.
 fn setting(cloud: StoreCloud, host: &str, is_set: &dyn Fn(&str) -> bool) -> Option<&'static str> {
     match cloud {
-        StoreCloud::Azure if is_set("AZURE_STORAGE_USE_EMULATOR") => {
-            let name = "AZURITE_BLOB_STORAGE_URL";
-            is_set(name).then_some(name)
+        StoreCloud::Azure if is_set(EMULATOR) => {
+            let names = ["AZURITE_BLOB_STORAGE_URL", EMULATOR];
+            names.into_iter().find(|name| is_set(name))
         }
         StoreCloud::Azure => {
             let names = [
                 "AZURE_STORAGE_ENDPOINT",
                 "AZURE_ENDPOINT",
                 "AZURE_STORAGE_ACCOUNT_NAME",
-                "AZURE_ACCOUNT_NAME",
             ];
             names.into_iter().find(|name| is_set(name))
         }
@@ -176,9 +188,13 @@ mod tests {
             let address = address.parse().unwrap();
             assert_eq!(store_origin(&address).await.unwrap(), None);
         }
-        let url: Uri = "https://a.example:8443/b/c?d=e".parse().unwrap();
-        let origin = origin_of(&url).unwrap();
-        assert_eq!(origin.to_string(), "https://a.example:8443/");
+        for url in [
+            "https://a.example:8443/b/c?d=e",
+            "https://u:hush@a.example:8443/b",
+        ] {
+            let origin = origin_of(&url.parse().unwrap()).unwrap();
+            assert_eq!(origin.to_string(), "https://a.example:8443/");
+        }
         assert_eq!(origin_of(&"/b".parse().unwrap()), None);
     }
 }

@@ -36,7 +36,7 @@ use super::backend::{
     StorePage, Upload,
 };
 use super::bandwidth::Direction;
-use super::bucket::BucketRules;
+use super::bucket::BucketSettings;
 use super::reach::{BucketStyle, S3Options};
 use super::transfer::{Transfer, UploadBody};
 use crate::aws::{Credentials, ErrorClass, Generation, Http, ServiceConfig};
@@ -392,7 +392,7 @@ impl Backend for S3Backend {
         (version > 0).then_some(version)
     }
 
-    fn rules(&self) -> Option<&dyn BucketRules> {
+    fn settings(&self) -> Option<&dyn BucketSettings> {
         Some(self)
     }
 

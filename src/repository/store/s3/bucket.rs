@@ -15,15 +15,20 @@ use super::S3Backend;
 use super::watch::Watch;
 use crate::error::Kind;
 use crate::repository::store::backend::{FaultAction, StoreAnswer, StoreFault};
-use crate::repository::store::bucket::{BucketRules, BucketVersions, LifecycleEffects, ObjectLock};
+use crate::repository::store::bucket::{
+    BucketSettings, BucketVersions, LifecycleEffects, ObjectLock,
+};
 use crate::repository::store::transfer::Transfer;
 
 const VERSIONING: &str = "get the versioning of";
 const LIFECYCLE: &str = "get the lifecycle rules of";
 const LOCK: &str = "get the Object Lock of";
+/// The most characters of a rule's ID (<https://docs.aws.amazon.com/AmazonS3/latest/API/API_LifecycleRule.html>). Other servers
+/// can send more.
+const MOST_NAME: usize = 255;
 
 #[async_trait::async_trait]
-impl BucketRules for S3Backend {
+impl BucketSettings for S3Backend {
     async fn versions(&self, transfer: &Arc<Transfer>) -> StoreAnswer<BucketVersions> {
         let call = self.sdk.get_bucket_versioning().bucket(&self.bucket);
         let call = call.customize().interceptor(Watch::short(transfer));
@@ -98,7 +103,7 @@ fn default_lock(default: &DefaultRetention) -> ObjectLock {
         (None, years) => years.map(|years| counted(years, "year")),
     };
     if let (Some(mode), Some(time)) = (default.mode(), time(default.days(), default.years())) {
-        return ObjectLock::Default(mode.as_str().to_owned(), time);
+        return ObjectLock::Default(short(mode.as_str()), time);
     }
     let hold = default.default_event_hold();
     match hold.and_then(|hold| time(hold.days(), hold.years())) {
@@ -107,6 +112,11 @@ fn default_lock(default: &DefaultRetention) -> ObjectLock {
         }
         None => ObjectLock::WithoutDefault,
     }
+}
+
+/// A name from a server, not longer than AWS allows.
+fn short(name: &str) -> String {
+    name.chars().take(MOST_NAME).collect()
 }
 
 fn counted(count: i32, unit: &str) -> String {
@@ -174,7 +184,7 @@ fn effects(rules: &[LifecycleRule], prefix: &str) -> LifecycleEffects {
         .filter(|rule| rule.status() == &ExpirationStatus::Enabled);
     for rule in in_force {
         let scope = RuleScope::of(rule);
-        let name = || rule.id().unwrap_or("without a name").to_owned();
+        let name = || short(rule.id().unwrap_or("without a name"));
         if scope.has_all(prefix)
             && let Some(expiry) = rule.noncurrent_version_expiration()
             // Else the newest old versions stay for ever.
