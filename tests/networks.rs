@@ -48,8 +48,11 @@ fn a_job_replicates_in_networks_without_internet_by_the_recipes_of_the_page() {
         .unwrap()
         .with_file_name("clients/bin");
     let path = format!("{}:{}", clients.display(), std::env::var("PATH").unwrap());
-    let mut script = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/networks"));
+    // A script that hangs removes its network at the signal.
+    let mut script = Command::new("timeout");
     let printed = run(script
+        .args(["--kill-after=30", "1800"])
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/networks"))
         .args(["--program", EBSFS])
         .args(&recipes)
         .env("PATH", path));

@@ -94,7 +94,9 @@ impl FromStr for UserId {
     fn from_str(text: &str) -> Result<Self, String> {
         let of_account = parts_of_iam(text)
             .and_then(|(account, rest)| Some((account, rest.strip_prefix("user/")?)));
-        let (account, profile) = of_account.unwrap_or((ACCOUNT, text));
+        let (account, name) = of_account.unwrap_or((ACCOUNT, text));
+        // Messages and GetCallerIdentity name the first user as in IAM.
+        let profile = if name == FIRST.1 { FIRST.0 } else { name };
         match is_profile(profile) {
             true => Ok(Self {
                 account: account.to_owned(),
@@ -227,6 +229,8 @@ mod tests {
             UserId::own("default").arn(),
             "arn:aws:iam::111122223333:user/emulator"
         );
+        let own_arn = UserId::own("default").arn();
+        assert_eq!(own_arn.parse::<UserId>().unwrap(), UserId::own("default"));
         for wrong in [
             "",
             "a b",

@@ -243,7 +243,7 @@ impl Emulator {
             EmulatedCall::ListSnapshotBlocks(id) => self.list_snapshot_blocks(id, &query),
             EmulatedCall::ListChangedBlocks(id) => self.list_changed_blocks(id, &query),
             EmulatedCall::GetSnapshotBlock(id, index) => self.get_snapshot_block(id, index, &query),
-            EmulatedCall::StartSnapshot => self.start_snapshot(body),
+            EmulatedCall::StartSnapshot => self.start_snapshot(body, here),
             EmulatedCall::PutSnapshotBlock(id, index) => {
                 self.put_snapshot_block(id, index, &parts.headers, body)
             }

@@ -64,7 +64,7 @@ struct PolicyFile {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RoleText {
-    /// Who may take it: statements with a `Principal` and without a `Resource`.
+    /// Who may assume it: statements with a `Principal` and without a `Resource`.
     trust: Value,
     /// What its sessions may do: a policy, or a list of them.
     policies: Value,

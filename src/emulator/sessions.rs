@@ -1,7 +1,7 @@
-//! AssumeRole of STS, and the sessions of roles: temporary keys, each with its token and its end.
+//! AssumeRole of STS, and the sessions of roles: temporary keys, each with its token and its expiry.
 //!
-//! <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>. Whether the caller may take the role, the policies
-//! decide before ([`super::policy`]).
+//! <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>. The policies decide before
+//! whether the caller may assume the role ([`super::policy`]).
 
 mod request;
 
@@ -148,7 +148,7 @@ impl Emulator {
         switches.session_life_s > 0 && age >= Duration::from_secs(switches.session_life_s)
     }
 
-    /// Gives a caller that may take a role the keys of a new session.
+    /// Returns the keys of a new session, after [`Self::authorize`] has allowed the role.
     pub(super) fn assume_role(&self, caller: &Caller, form: &QueryForm) -> Result<Reply, Refusal> {
         let request = RoleRequest::parse(form)?;
         let policies = self.policies.lock().clone();

@@ -108,7 +108,7 @@ pub(super) struct Switches {
     pub(super) shown_ms: u64,
     /// Snapshots of volumes end in error, for this reason; empty: they do not.
     pub(super) snapshot_error: String,
-    /// The Region that it plays; requests that are signed for another one find nothing.
+    /// The Region of the emulator; requests that are signed for another one find nothing.
     pub(super) region: String,
     /// Milliseconds from completed until the direct APIs know the snapshot, and from StartSnapshot until Put does.
     pub(super) visible_ms: u64,
@@ -206,6 +206,7 @@ impl Switches {
         };
         *slot = match (&*slot, value) {
             (Value::Array(_), "") => Value::Array(Vec::new()),
+            (Value::String(_), "") if name == "region" => Value::from(REGION),
             (Value::Array(_), words) => words.split(',').map(Value::from).collect(),
             (Value::String(_), text) => Value::from(text),
             (Value::Bool(_), "1") => Value::Bool(true),
@@ -239,6 +240,14 @@ fn check(name: &str, value: &serde_json::Value) -> Result<(), String> {
         || name.ends_with("_ms") && number > CENTURY_S * 1000
     {
         return Err("more than a century".to_owned());
+    }
+    if name == "region" {
+        // It is in XML, in ARNs and in the lines that a shell evaluates.
+        let region = value.as_str().unwrap_or_default();
+        let is_one = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        if region.is_empty() || !region.bytes().all(is_one) {
+            return Err("a Region is letters in lower case, digits and -".to_owned());
+        }
     }
     if name == "deny" {
         for action in value.as_array().into_iter().flatten() {

@@ -37,7 +37,8 @@ struct Tag {
 }
 
 impl Emulator {
-    pub(super) fn start_snapshot(&self, body: &[u8]) -> Result<Reply, Refusal> {
+    /// `here`: the request is for the Region of the emulator; in another one no snapshot can be a parent.
+    pub(super) fn start_snapshot(&self, body: &[u8], here: bool) -> Result<Reply, Refusal> {
         let request: StartRequest = serde_json::from_slice(body).map_err(|error| {
             Refusal::new(400, "SerializationException", None, error.to_string())
         })?;
@@ -106,7 +107,7 @@ impl Emulator {
                 let parent = store
                     .get(id)
                     .map(|snapshot| &snapshot.record)
-                    .filter(|record| record.owner == ACCOUNT)
+                    .filter(|record| here && record.owner == ACCOUNT)
                     .ok_or_else(|| Refusal::not_found(id))?;
                 if parent.state_at(millis(now)).0 != "completed" {
                     let message = format!("Source snapshot ({id}) is not complete.");

@@ -1,4 +1,4 @@
-//! Roles of the emulator: taken through profiles by ebsfs, and by signed requests of curl.
+//! Roles of the emulator, assumed by profiles of ebsfs and by signed requests of curl.
 
 use super::*;
 
@@ -125,7 +125,7 @@ fn a_profile_with_a_role_does_what_the_role_may_do_and_nothing_else() {
 }
 
 #[test]
-fn a_session_of_a_role_that_expires_is_taken_again() {
+fn an_expired_session_of_a_role_is_replaced_by_a_new_one() {
     let (site, id) = site_with_roles();
     site.emulator.set("session_life_s=1");
     let mount = Mount::start(as_profile(&site, "reader", &["mount"]), &[&id]);
@@ -198,7 +198,7 @@ fn element(xml: &str, name: &str) -> String {
 }
 
 #[test]
-fn sts_gives_temporary_keys_that_end_and_that_need_their_token() {
+fn temporary_keys_of_sts_expire_and_need_their_token() {
     let (site, _) = site_with_roles();
     let user = CurlKeys::of(&site, "audit");
     let ask = |more: &str| {
@@ -244,7 +244,7 @@ fn sts_gives_temporary_keys_that_end_and_that_need_their_token() {
     }
     for (more, expected) in [
         ("&DurationSeconds=899", "400 ValidationError"),
-        // The longest session of the role is an hour.
+        // The role has no max_session_s: an hour.
         ("&DurationSeconds=3601", "400 ValidationError"),
         ("&Tags.member.1.Key=a", "400 ValidationError"),
         ("&Policy=%7B", "400 MalformedPolicyDocument"),

@@ -1,4 +1,4 @@
-//! Roles: who may take them, and what their sessions may do.
+//! Roles: who may assume them, and what their sessions may do.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -58,7 +58,7 @@ fn trust(effect: &str, principal: &str, external: Option<&str>) -> Value {
 }
 
 #[test]
-fn a_role_is_taken_by_those_that_it_trusts_and_that_may_take_it() {
+fn a_role_is_assumed_by_callers_that_it_trusts_and_that_may_assume_it() {
     let may = statement("Allow", "sts:AssumeRole", "arn:aws:iam::*:role/reader");
     let must_not = statement("Deny", "sts:*", "*");
     let other = statement("Allow", "ebs:*", "*");
@@ -125,7 +125,7 @@ fn a_role_is_taken_by_those_that_it_trusts_and_that_may_take_it() {
 }
 
 #[test]
-fn the_endpoint_of_sts_limits_who_takes_a_role() {
+fn the_endpoint_of_sts_limits_who_assumes_a_role() {
     let endpoint = |resource: &str| {
         let mut allow = statement("Allow", "sts:AssumeRole", resource);
         allow["Principal"] = json!("*");
