@@ -181,8 +181,8 @@ mod tests {
             assert!(allowed(&call).contains(words));
         }
         for (action, has_none, words) in [
-            (IamAction::CreateSnapshot, true, "no volume is selected"),
-            (IamAction::CreateSnapshots, true, "no volume is selected"),
+            (IamAction::CreateSnapshot, true, "makes no snapshot"),
+            (IamAction::CreateSnapshots, true, "makes no snapshot"),
             (IamAction::CreateSnapshots, false, "selects no instance"),
             (IamAction::CreateSnapshot, false, "the set of its instance"),
         ] {
@@ -200,7 +200,7 @@ mod tests {
         let good = selection(Ok(&planned));
         assert_eq!(
             (good.state, &*good.seen),
-            (RowState::Good, "3 volumes are selected")
+            (RowState::Good, "3 volumes are selected, none for this run")
         );
         planned
             .failures

@@ -161,7 +161,7 @@ mod tests {
                 StoreCloud::Azure,
                 "127.0.0.1",
                 &["AZURE_STORAGE_USE_EMULATOR"],
-                None,
+                Some("AZURE_STORAGE_USE_EMULATOR"),
             ),
             (StoreCloud::Google, GOOGLE, &[], None),
             (
