@@ -269,7 +269,8 @@ const TABLES: &[(&str, &str)] = &[
     ),
 ];
 
-/// Runs commands, two at a time: no test of Rust learns the memory of a process that has ended.
+/// Runs commands, four at a time, since each waits as much as it works: no test of Rust learns the memory of a process that has
+/// ended.
 const RUNNER: &str = r#"
 import concurrent.futures, json, os, resource, subprocess, sys, threading, time
 
@@ -290,7 +291,7 @@ def run(job):
 
 with open("jobs") as file:
     jobs = json.load(file)
-with concurrent.futures.ThreadPoolExecutor(2) as pool:
+with concurrent.futures.ThreadPoolExecutor(4) as pool:
     json.dump(list(pool.map(run, jobs)), sys.stdout)
 "#;
 
