@@ -194,7 +194,8 @@ impl FatReader {
         Err(FsFailure::damaged("a folder does not end"))
     }
 
-    /// Whether a file of so many bytes, whose last cluster is `last`, has a cluster twice. What is wrong behind its end costs nothing.
+    /// Whether a file of so many bytes, whose last cluster is `last`, has a cluster twice. What is wrong behind its end costs
+    /// nothing.
     fn is_circle(
         &self,
         first: u64,
@@ -275,8 +276,8 @@ struct EntryPlaces {
     cluster: Option<u64>,
 }
 
-/// Notices a chain that comes back to a cluster, by the algorithm of Brent: in a constant amount of memory, after at most three times
-/// the clusters that the chain has.
+/// Notices a chain that comes back to a cluster, by the algorithm of Brent: in a constant amount of memory, after at most three
+/// times the clusters that the chain has.
 struct CircleWatch {
     mark: Option<u64>,
     steps: u64,

@@ -233,7 +233,8 @@ struct FoundNames {
 }
 
 impl NtfsReader {
-    /// Names of a folder, from the part of its index with this number on, until `most` are found. A damaged part costs its own names.
+    /// Names of a folder, from the part of its index with this number on, until `most` are found. A damaged part costs its own
+    /// names.
     fn names(
         &mut self,
         folder: u64,

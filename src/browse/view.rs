@@ -274,8 +274,8 @@ impl FileView {
     /// Where the bytes of a file are, from `offset` on: they follow each other without a gap; and where the next page begins.
     ///
     /// # Errors
-    /// As for [`FileView::list`]; `Corrupt` when pages in order have more bytes of the disk than the partition has: the file names the
-    /// same bytes many times, and a copy of it would fill any disk.
+    /// As for [`FileView::list`]; `Corrupt` when pages in order have more bytes of the disk than the partition has: the file names
+    /// the same bytes many times, and a copy of it would fill any disk.
     pub(crate) async fn spans(
         &mut self,
         data: &FsData,

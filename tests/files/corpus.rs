@@ -1,5 +1,5 @@
-//! The broken disks of tests/fixtures/broken, each with one fault, through the real processes: every run ends soon, in little memory and
-//! with a documented exit code; the fault is named; and all that it does not damage is read byte for byte.
+//! The broken disks of tests/fixtures/broken, each with one fault, through the real processes: every run ends soon, in little
+//! memory and with a documented exit code; the fault is named; and all that it does not damage is read byte for byte.
 
 use std::time::Instant;
 

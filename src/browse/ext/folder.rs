@@ -25,8 +25,8 @@ enum FolderItem<'a> {
 type FolderVisit<'v> = dyn FnMut(FolderItem<'_>) -> ControlFlow<()> + 'v;
 
 impl ExtReader {
-    /// Visits what a folder has, from a block of it on. Returns the next block, none at the end. A damaged block costs the names in it:
-    /// one item of a page stands for all of them.
+    /// Visits what a folder has, from a block of it on. Returns the next block, none at the end. A damaged block costs the names in
+    /// it: one item of a page stands for all of them.
     fn names(
         &self,
         inode: &ExtInode,

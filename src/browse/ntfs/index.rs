@@ -103,8 +103,8 @@ impl FolderIndex {
         self.in_use(number).map(|block| block + 1)
     }
 
-    /// The names of the part with this number: 0 for the root, then the blocks that are in use. Also whether each block that it names
-    /// is in use: the names of one that is not would be missing without a trace.
+    /// The names of the part with this number: 0 for the root, then the blocks that are in use. Also whether each block that it
+    /// names is in use: the names of one that is not would be missing without a trace.
     ///
     /// # Errors
     /// When it is damaged.

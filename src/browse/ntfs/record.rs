@@ -1,5 +1,5 @@
-//! Records of the MFT, which are checked before the crate `ntfs` reads them: it panics at an attribute whose header is cut, and it takes
-//! the record of another file for a part of this one.
+//! Records of the MFT, which are checked before the crate `ntfs` reads them: it panics at an attribute whose header is cut, and it
+//! takes the record of another file for a part of this one.
 
 use ntfs::{Ntfs, NtfsFile, NtfsFileFlags};
 
