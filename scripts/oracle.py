@@ -122,7 +122,9 @@ def make_in_use(form, sector):
             run("tune2fs", "-o", "user_xattr,acl", device)
         with mounted(*mount_words(form, form.mount, device, WORK / "mounted")) as at:
             if form.family == "ntfs":
-                oracle_tree.fill_ntfs(at, SEED, form.entries, form.is_compressing)
+                # The numbers of devices of WSL are not read.
+                has_devices = "wsl" not in form.mount
+                oracle_tree.fill_ntfs(at, SEED, form.entries, form.is_compressing, has_devices)
             else:
                 oracle_tree.fill_posix(at, SEED, form.large_values, form.large_files, form.entries)
         with mounted(*mount_words(form, form.mount, device, WORK / "mounted")) as at:

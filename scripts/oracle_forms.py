@@ -55,7 +55,7 @@ FORMS = [
     ext("ext4-data-journal", "-J size=32", mount="data=journal"),
     ext("ext4-async-commit", "", mount="data=writeback,journal_async_commit"),
     ext("ext4-orphan-file", "-O orphan_file,fast_commit,stable_inodes"),
-    ext("ext4-indexed", "-O large_dir -b 1024", entries=20_000, sectors=(512,), mib=220),
+    ext("ext4-indexed", "-O large_dir -b 1024 -N 30000", entries=20_000, sectors=(512,), mib=220),
     ext("ext3", "-t ext3"),
     ext("ext3-1k", "-t ext3 -b 1024 -I 128", sectors=(512,), large_files=False),
     ext("ext2", "-t ext2"),

@@ -196,7 +196,7 @@ def use_posix(root, seed):
     return [orphan, handle]
 
 
-def fill_ntfs(root, seed, entries, is_compressing):
+def fill_ntfs(root, seed, entries, is_compressing, has_devices):
     """What ntfs-3g can make."""
     rng = random.Random(seed)
     os.chdir(root)
@@ -221,8 +221,9 @@ def fill_ntfs(root, seed, entries, is_compressing):
     os.symlink("hello.txt", "link")
     os.symlink("/etc/passwd", "absolute-link")
     os.symlink("x" * 200 + "/y", "long-link")
-    os.mknod("null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
-    os.mknod("disk", stat.S_IFBLK | 0o660, os.makedev(8, 17))
+    if has_devices:
+        os.mknod("null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        os.mknod("disk", stat.S_IFBLK | 0o660, os.makedev(8, 17))
     os.mkfifo("pipe")
     for name in ("with blanks.text", "\u00fcml\u00e4ut", "\u0416\U0001f600", "n" * 255, "two\nlines", "...", "Upper", "UPPER2"):
         put(name, name.encode())
