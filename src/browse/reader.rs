@@ -136,7 +136,7 @@ pub(super) trait FsReader {
                 match entry.node {
                     // One of these names may be the wanted one.
                     Err(text) if text.starts_with(MISSING) => {
-                        missing = Some(FsFailure::damaged(text))
+                        missing = Some(FsFailure::damaged(text));
                     }
                     node if entry.name == name => {
                         return node.map(Some).map_err(FsFailure::damaged);

@@ -334,7 +334,7 @@ mod tests {
     #[test]
     fn the_documented_example_passes_and_a_changed_one_does_not() {
         let now = at("20150830T123700Z");
-        let caller = verify(&example(), b"", &keys("AKIDEXAMPLE", SECRET), now).unwrap();
+        let caller = verify(&example(), b"", keys("AKIDEXAMPLE", SECRET), now).unwrap();
         assert_eq!(
             (caller.region.as_str(), caller.service.as_str()),
             ("us-east-1", "iam")
@@ -342,20 +342,20 @@ mod tests {
         assert_eq!(caller.arn(), "arn:aws:iam::111122223333:user/web");
         let code = |result: Result<Caller, Refusal>| result.unwrap_err().code;
         assert_eq!(
-            code(verify(&example(), b"x", &keys("AKIDEXAMPLE", SECRET), now)),
+            code(verify(&example(), b"x", keys("AKIDEXAMPLE", SECRET), now)),
             "InvalidSignatureException"
         );
         assert_eq!(
-            code(verify(&example(), b"", &keys("AKIDEXAMPLE", "other"), now)),
+            code(verify(&example(), b"", keys("AKIDEXAMPLE", "other"), now)),
             "InvalidSignatureException"
         );
         assert_eq!(
-            code(verify(&example(), b"", &keys("AKIDOTHER", SECRET), now)),
+            code(verify(&example(), b"", keys("AKIDOTHER", SECRET), now)),
             "UnrecognizedClientException"
         );
         let late = at("20150830T124300Z");
         assert_eq!(
-            code(verify(&example(), b"", &keys("AKIDEXAMPLE", SECRET), late)),
+            code(verify(&example(), b"", keys("AKIDEXAMPLE", SECRET), late)),
             "InvalidSignatureException"
         );
     }

@@ -384,7 +384,8 @@ fn run_all(images: &Images, names: &[&str]) -> BTreeMap<(String, &'static str), 
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    let ended: Vec<Value> = serde_json::from_slice(&output.stdout).expect(&said);
+    let ended = serde_json::from_slice(&output.stdout);
+    let ended: Vec<Value> = ended.unwrap_or_else(|error| panic!("{error}: {said}"));
     assert_eq!(ended.len(), jobs.len());
     let results = jobs.into_iter().zip(ended).map(|((name, verb, _), ended)| {
         let read = |kind: &str| fs::read(images.at(&format!("{name}.{verb}.{kind}"))).unwrap();

@@ -102,10 +102,12 @@ fn motos_s3_serves_a_repository_by_either_version_of_list_objects() {
             }
         });
     }
+    #[cfg(feature = "ec2")]
     doctor_reads_the_settings_of_a_bucket(&moto.1);
 }
 
 /// A lifecycle rule and Object Lock as moto keeps them. Its answer about versions has the name of another element than AWS's.
+#[cfg(feature = "ec2")]
 fn doctor_reads_the_settings_of_a_bucket(url: &str) {
     let site = crate::doctor::DoctorSite::new();
     let ebsfs = || {

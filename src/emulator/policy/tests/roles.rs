@@ -248,17 +248,17 @@ fn a_role_that_the_emulator_cannot_read_is_refused() {
         ("reader", json!({"policies": []}), "missing field `trust`"),
         (
             "reader",
-            json!({"trust": policy(&[good.clone()])}),
+            json!({"trust": policy(std::slice::from_ref(&good))}),
             "missing field `policies`",
         ),
         (
             "reader",
-            json!({"trust": policy(&[good.clone()]), "policies": [], "path": "/"}),
+            json!({"trust": policy(std::slice::from_ref(&good)), "policies": [], "path": "/"}),
             "unknown field `path`",
         ),
         (
             "reader",
-            json!({"trust": policy(&[good.clone()]), "policies": [], "max_session_s": 60}),
+            json!({"trust": policy(std::slice::from_ref(&good)), "policies": [], "max_session_s": 60}),
             "not between 900 and 43200",
         ),
     ] {
