@@ -7,14 +7,14 @@ use tokio::time::{Instant, timeout};
 use super::deadline::within;
 use super::job::{DoctorClients, PlannedSnapshots};
 use super::network::OriginReach;
-use super::permission::{CALL, finding};
+use super::permission::finding;
 use super::row::{CheckKind, RowBoard, RowFinding, RowId};
 use crate::aws::{Aws, IamAction};
 use crate::error::{Kind, Result};
 use crate::snapshot::{NewSnapshots, SnapshotsOf};
 use crate::time::in_words;
 
-/// What is left of the whole time for the calls behind the selection of the volumes.
+/// What the selection of the volumes leaves of the whole time, and how long a dry run may take.
 const LATER: Duration = Duration::from_secs(3);
 
 /// The rows of what is made.
@@ -92,7 +92,7 @@ pub(super) async fn check(
             continue;
         };
         board.start(row);
-        let tried = within(CALL.min(LATER), maker.may_create(first)).await;
+        let tried = within(LATER, maker.may_create(first)).await;
         let has_made = tried
             .as_ref()
             .is_err_and(|error| error.kind() == Kind::Undecided);

@@ -111,15 +111,14 @@ pub(super) async fn check(
 /// (<https://docs.aws.amazon.com/servicequotas/2019-06-24/apireference/API_GetServiceQuota.html>).
 fn decide(quotas: &[EbsQuota], values: Vec<Result<f64>>, region: &str) -> RowFinding {
     let is_answered = values.iter().any(Result::is_ok);
+    // Where none has a value, the row says once that these are the defaults.
+    let mark = if is_answered { " (default)" } else { "" };
     let words = quotas.iter().zip(&values).map(|(quota, value)| {
-        let (what, unit) = (quota.what, quota.unit);
-        match value {
-            Ok(value) => format!("{what} {}{unit}", grouped(*value)),
-            Err(_) if is_answered => {
-                format!("{what} {}{unit} (default)", grouped(quota.default.into()))
-            }
-            Err(_) => format!("{what} {}{unit}", grouped(quota.default.into())),
-        }
+        let (value, mark) = match value {
+            Ok(value) => (*value, ""),
+            Err(_) => (quota.default.into(), mark),
+        };
+        format!("{} {}{}{mark}", quota.what, grouped(value), quota.unit)
     });
     let words = words.collect::<Vec<_>>().join(", ");
     match values.into_iter().find_map(Result::err) {

@@ -199,17 +199,8 @@ fn session_token(headers: &HeaderMap) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use super::request::tests::{ROLE, form};
     use super::*;
-
-    const ROLE: &str = "arn:aws:iam::111122223333:role/reader";
-
-    fn form(more: &[(&str, &str)]) -> QueryForm {
-        let mut form = form_urlencoded::Serializer::new(String::new());
-        form.append_pair("Action", "AssumeRole")
-            .append_pair("Version", "2011-06-15")
-            .extend_pairs(more);
-        QueryForm::parse(form.finish().as_bytes())
-    }
 
     #[test]
     fn a_new_session_takes_the_place_of_the_oldest() {

@@ -203,12 +203,13 @@ pub(in crate::emulator) fn longest_session(seconds: Option<u64>) -> Result<u64, 
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    const ROLE: &str = "arn:aws:iam::111122223333:role/reader";
+    pub(in super::super) const ROLE: &str = "arn:aws:iam::111122223333:role/reader";
 
-    fn form(more: &[(&str, &str)]) -> QueryForm {
+    /// The parameters of AssumeRole with these.
+    pub(in super::super) fn form(more: &[(&str, &str)]) -> QueryForm {
         let mut form = form_urlencoded::Serializer::new(String::new());
         form.append_pair("Action", "AssumeRole")
             .append_pair("Version", "2011-06-15")
