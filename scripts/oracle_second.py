@@ -18,6 +18,7 @@ LARGEST = 100 << 20
 # Tool, pattern of a form, member (or *): why they differ. None as a reason: the tool does not read such a form at all.
 EXPLAINED = [
     ("dissect", "ext.*", "mtime", "times before 1970 and after 2038 are read without the bits of the epoch"),
+    ("dissect", "xfs-1k", "missing names", "folders whose blocks are larger than those of the filesystem are read wrong"),
     ("dissect", "btrfs.*", "errors", "times before 1970 are an overflow"),
     ("dissect", "ext.*", "uid", "the upper 16 bits are not read"),
     ("dissect", "ext.*", "gid", "the upper 16 bits are not read"),

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use ebsfs::aws::ServiceConfig;
@@ -15,6 +16,8 @@ use ebsfs::target::{
     Task, UnfinishedState, Written,
 };
 use ebsfs::targets::{EbsAccount, EbsJob, EbsTarget};
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use sha2::{Digest as _, Sha256};
 
 use crate::support::*;
@@ -346,6 +349,58 @@ fn a_refused_start_leaves_nothing_to_resume() {
         let facts = look(&target, SOURCE, Base::Auto, left.as_ref()).await;
         assert_eq!(facts.left, UnfinishedState::Absent);
         assert!(case.emulator.made().is_empty());
+    });
+}
+
+/// EC2 of another account: it knows nothing of what EBS starts here. Each look takes a minute of tokio's clock.
+struct Elsewhere;
+
+impl Descriptions for Elsewhere {
+    fn describe<'a>(
+        &'a self,
+        _: &'a [Selector],
+    ) -> BoxFuture<'a, ebsfs::error::Result<Vec<Snapshot>>> {
+        async {
+            tokio::time::pause();
+            tokio::time::advance(Duration::from_secs(60)).await;
+            tokio::time::resume();
+            Ok(Vec::new())
+        }
+        .boxed()
+    }
+
+    fn encrypts_by_default(&self) -> BoxFuture<'_, ebsfs::error::Result<bool>> {
+        async { Ok(false) }.boxed()
+    }
+
+    fn add_tags<'a>(
+        &'a self,
+        _: &'a SnapshotId,
+        _: &'a [(String, String)],
+    ) -> BoxFuture<'a, ebsfs::error::Result<()>> {
+        panic!("nothing is tagged that EC2 does not list")
+    }
+}
+
+#[test]
+fn two_new_snapshots_that_ec2_never_lists_end_the_run_with_the_reason() {
+    // Of the kind whose clock can be paused.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut case = Case::new().await;
+        case.place.descriptions = Arc::new(Elsewhere);
+        let target = case.target(&EbsJob::default());
+        let refused = case.open(&target, &full(&[3]), None, None, false).await;
+        let error = refused.unwrap_err();
+        assert_eq!(error.kind(), Kind::Undecided);
+        let said = error.chain();
+        assert!(said.contains("AWS_ENDPOINT_URL_EC2"), "{said}");
+        let made = case.emulator.made();
+        assert_eq!(made.len(), 2, "{made:?}");
+        assert!(made.iter().all(|(id, _)| said.contains(id)), "{said}");
     });
 }
 

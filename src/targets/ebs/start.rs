@@ -1,5 +1,6 @@
 //! StartSnapshot until it answers with a snapshot that takes blocks.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -88,6 +89,7 @@ impl EbsTarget {
 
     async fn start_one(&self, state: &mut EbsState, opening: &Opening<'_>) -> Result<SnapshotId> {
         let (stop, region) = (opening.stop, &self.place.region);
+        let mut unlisted: Option<SnapshotId> = None;
         while state.attempt < MOST_ATTEMPTS {
             let asked = stop.unless(self.place.client.start_snapshot(&state.start));
             let answer = match asked.await {
@@ -103,15 +105,25 @@ impl EbsTarget {
             };
             let why = match answer {
                 None => "its client token was used for another request".to_owned(),
-                Some(started) => match stop.unless(self.why_dead(&started)).await? {
-                    Some(why) => format!("{} {why}", started.id),
-                    None => {
+                Some(started) => {
+                    let age = started.start_time.and_then(|time| time.elapsed().ok());
+                    let age = age.unwrap_or_default();
+                    let fate = stop.unless(self.fate(&started, age)).await?;
+                    if fate == Fate::TakesBlocks {
                         accept(state, &started);
                         (opening.name)(&SinkState::of(state))?;
                         info!("started {} in {region}", started.id);
                         return Ok(started.id);
                     }
-                },
+                    let before = unlisted.take();
+                    if fate == Fate::Unlisted && age < YOUNG {
+                        if let Some(before) = before {
+                            return Err(never_listed(region, &before, &started.id));
+                        }
+                        unlisted = Some(started.id.clone());
+                    }
+                    format!("{} {fate}", started.id)
+                }
             };
             info!(
                 "the same command started a snapshot in {region} before, and {why}: starting another"
@@ -127,29 +139,36 @@ impl EbsTarget {
         Err(Error::new(Kind::Undecided, what).with_remedy(Remedy::Restart))
     }
 
-    /// Why the snapshot that EBS answers with takes no blocks; none when it does. EBS repeats the answer of the first request
+    /// What became of the snapshot that EBS answers with, `age` after its start. EBS repeats the answer of the first request
     /// whatever the state of the snapshot is now: only EC2 reports that.
-    async fn why_dead(&self, started: &StartedSnapshot) -> Result<Option<String>> {
+    async fn fate(&self, started: &StartedSnapshot, age: Duration) -> Result<Fate> {
         if !started.is_pending {
-            return Ok(Some("is not pending any more".to_owned()));
+            return Ok(Fate::Ended);
         }
-        let age = started.start_time.and_then(|time| time.elapsed().ok());
-        let until = Instant::now() + visibility_wait(age.unwrap_or_default());
+        let until = Instant::now() + visibility_wait(age);
+        let mut is_said = false;
         loop {
             match self.describe(&started.id).await {
                 Ok(Some(found)) => {
                     return Ok(match found.state {
                         Some(state @ (SnapshotState::Completed | SnapshotState::Other(_))) => {
-                            Some(format!("is in state {state}"))
+                            Fate::InState(state)
                         }
-                        _ => None,
+                        _ => Fate::TakesBlocks,
                     });
                 }
-                Ok(None) if Instant::now() >= until => {
-                    return Ok(Some("does not exist any more".to_owned()));
+                Ok(None) if Instant::now() >= until => return Ok(Fate::Unlisted),
+                Ok(None) => {
+                    if !std::mem::replace(&mut is_said, true) {
+                        let rest = until.saturating_duration_since(Instant::now()).as_secs();
+                        info!(
+                            "EBS started {}, and EC2 does not list it yet: waiting up to {rest} s",
+                            started.id
+                        );
+                    }
+                    sleep(LOOK_EVERY).await;
                 }
-                Ok(None) => sleep(LOOK_EVERY).await,
-                Err(error) if error.kind() == Kind::Denied => return Ok(None),
+                Err(error) if error.kind() == Kind::Denied => return Ok(Fate::TakesBlocks),
                 Err(error) => return Err(error),
             }
         }
@@ -173,6 +192,39 @@ impl EbsTarget {
             _ => Err(error.context(format!("cannot tag {id} {SELF_TAG}"))),
         }
     }
+}
+
+/// What became of a snapshot that EBS started.
+#[derive(PartialEq, Eq)]
+enum Fate {
+    TakesBlocks,
+    /// EBS itself says that it is not pending.
+    Ended,
+    InState(SnapshotState),
+    /// EC2 does not list it: it is deleted, or EC2 is that of another account or Region.
+    Unlisted,
+}
+
+impl fmt::Display for Fate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TakesBlocks => f.write_str("takes blocks"),
+            Self::Ended => f.write_str("is not pending any more"),
+            Self::InState(state) => write!(f, "is in state {state}"),
+            Self::Unlisted => f.write_str("does not exist any more"),
+        }
+    }
+}
+
+/// One new snapshot that EC2 does not list may have been deleted. Two in a row were not: each further one would be one more that
+/// nobody sees.
+fn never_listed(region: &str, first: &SnapshotId, second: &SnapshotId) -> Error {
+    let what = format!(
+        "cannot start a snapshot in {region}: EBS started {first} and {second}, and EC2 lists neither. The endpoints of EBS and EC2 \
+         are those of different accounts or Regions: compare AWS_ENDPOINT_URL_EBS and AWS_ENDPOINT_URL_EC2, and endpoint_url in \
+         the profile"
+    );
+    Error::new(Kind::Undecided, what)
 }
 
 /// How long EC2 may take to list a snapshot of this age before the snapshot counts as deleted.
