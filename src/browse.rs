@@ -45,7 +45,7 @@ pub(crate) use copy::{CopyOptions, CopyReport, copy_out};
 pub(crate) use lines::{body_line, mode_text, quoted, shown_time, utf8_or_hex};
 pub(crate) use parser::{is_called, parser_main};
 pub(crate) use session::{RestartLimit, SessionLimits};
-pub(crate) use view::{FileView, FoundPath, stream_path};
+pub(crate) use view::{FileReading, FileView, FoundPath, stream_path};
 pub(crate) use walk::{TreeWalk, WalkItem};
 
 /// Folders within folders, at most. Linux has no limit; a path of 4,096 bytes has 2,048 folders.

@@ -1,5 +1,6 @@
 //! `ebsfs files`: every file as other readers of the same image see it, by a process that can do nothing else.
 
+mod ahead;
 mod broken;
 mod corpus;
 mod destinations;

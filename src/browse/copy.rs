@@ -3,33 +3,33 @@
 //! Each step is below a folder that is open: a name is one component, links are never followed, nothing is opened that the copy did
 //! not make or that is no folder. So neither a hostile filesystem nor another user of this machine can lead it elsewhere.
 //!
-//! [`streams`]: the named streams of NTFS.
+//! [`contents`]: the bytes; [`streams`]: the named streams of NTFS.
 
+mod contents;
 mod made;
 mod report;
 mod streams;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rustix::fs::{
     AtFlags, Dev, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags, fchmod,
-    fchown, fremovexattr, fsetxattr, ftruncate, futimens, linkat, makedev, mkdirat, mknodat,
-    openat, symlinkat,
+    fchown, fremovexattr, fsetxattr, futimens, linkat, makedev, mkdirat, mknodat, openat,
+    symlinkat,
 };
 use rustix::process::{Gid, Uid, geteuid};
 
-use super::view::FileView;
+use super::view::{FileView, SpanPage};
 use super::walk::{TreeWalk, WalkItem};
-use super::{FsData, FsNode, FsTime, NodeKind, SpanPlace};
+use super::{FsNode, FsTime, NodeKind};
 use crate::error::{Error, Kind, Remedy, Result};
 use crate::target::Stop;
+use contents::WalkAhead;
 use made::{MadeFile, MadeNode, NewName, is_lacking, mode_result};
 pub(crate) use report::CopyReport;
 
@@ -143,11 +143,12 @@ impl TreeCopy<'_> {
         destination: &Path,
         stop: &Stop,
     ) -> Result<()> {
-        let mut walk = TreeWalk::new(path, node);
+        let mut walk = WalkAhead::new(TreeWalk::new(path, node));
         loop {
-            let Some(item) = stop.unless(walk.next(self.view)).await? else {
+            let Some(found) = stop.unless(walk.next(self.view)).await? else {
                 break;
             };
+            let (item, page) = (found.item, found.page);
             self.close_above(item.depth).await?;
             let parent = match self.open.last() {
                 Some(open) => open.folder.try_clone(),
@@ -171,14 +172,16 @@ impl TreeCopy<'_> {
                 .split(|byte| *byte == b'/');
             let below = below.filter(|part| !part.is_empty()).map(<[u8]>::to_vec);
             let full: Vec<Vec<u8>> = std::iter::once(name.to_vec()).chain(below).collect();
-            let done = stop.unless(self.item(&item, &parent, &own, full)).await;
+            let done = stop
+                .unless(self.item(&item, page, &parent, &own, full))
+                .await;
             match done {
                 Ok(()) => {}
                 Err(error) if error.kind() == Kind::Stopped || !self.view.is_alive() => {
                     return Err(error);
                 }
                 Err(error) => {
-                    walk.skip();
+                    walk.skip(&item);
                     self.report.fail(&item.path, &error);
                 }
             }
@@ -207,6 +210,7 @@ impl TreeCopy<'_> {
     async fn item(
         &mut self,
         item: &WalkItem,
+        page: Option<SpanPage>,
         parent: &OwnedFd,
         name: &[u8],
         path: Vec<Vec<u8>>,
@@ -218,7 +222,7 @@ impl TreeCopy<'_> {
         let name = OsStr::from_bytes(name);
         match node.kind {
             NodeKind::Folder => self.folder(item, parent, name, &node)?,
-            NodeKind::Regular => self.regular(item, parent, name, &node, path).await?,
+            NodeKind::Regular => self.regular(item, page, parent, name, &node, path).await?,
             NodeKind::Link => self.link(parent, name, &node)?,
             _ => self.special(parent, name, &node)?,
         }
@@ -269,6 +273,7 @@ impl TreeCopy<'_> {
     async fn regular(
         &mut self,
         item: &WalkItem,
+        page: Option<SpanPage>,
         parent: &OwnedFd,
         name: &OsStr,
         node: &FsNode,
@@ -293,7 +298,7 @@ impl TreeCopy<'_> {
             }
         }
         let file = new.file()?;
-        self.fill(&file, &node.data()).await?;
+        self.fill(&file, &node.data(), page).await?;
         self.keep(file.as_fd(), &item.path, node).await?;
         new.commit()?;
         self.report.files += 1;
@@ -328,29 +333,6 @@ impl TreeCopy<'_> {
             true => Ok(at),
             false => Err(Error::new(Kind::Io, "the first copy of it was replaced")),
         }
-    }
-
-    async fn fill(&mut self, file: &File, data: &FsData) -> Result<()> {
-        let mut next = (data.size > 0).then_some(0);
-        while let Some(offset) = next {
-            let (spans, after) = self.view.spans(data, offset).await?;
-            for span in spans {
-                if span.place == SpanPlace::Hole {
-                    continue;
-                }
-                let mut rest = span;
-                while rest.len > 0 {
-                    let bytes = self.view.bytes(data, &rest).await?;
-                    file.write_all_at(&bytes, rest.offset)
-                        .map_err(|error| failed("cannot write it", error))?;
-                    self.report.bytes += bytes.len() as u64;
-                    rest = rest.behind(bytes.len() as u64);
-                }
-            }
-            next = after;
-        }
-        // A hole at the end.
-        ftruncate(file, data.size).map_err(|error| failed("cannot set its size", error))
     }
 
     fn link(&mut self, parent: &OwnedFd, name: &OsStr, node: &FsNode) -> Result<()> {

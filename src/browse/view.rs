@@ -1,5 +1,6 @@
 //! [`FileView`]: the partitions of an image, and the files of one of them.
 
+mod ahead;
 mod partitions;
 mod paths;
 mod spans;
@@ -19,6 +20,8 @@ use super::{FsData, FsEntry, FsNode, FsRemarks, FsSpan, FsStream, NodeKind, Span
 use crate::block::{Block, ZEROES};
 use crate::error::{Error, Kind, Result};
 use crate::source::BlockSource;
+use ahead::ReadSequence;
+pub(crate) use ahead::{FileReading, SpanPage};
 pub(crate) use partitions::ViewPartition;
 use partitions::choose;
 pub(crate) use paths::{FoundPath, stream_path};
@@ -33,7 +36,7 @@ const MOST_STREAMS: usize = 1 << 16;
 /// Bytes of a file that are read at once: 16 blocks in flight.
 pub(super) const PIECE: u64 = 8 << 20;
 
-/// The bytes of an image, read in exactly the blocks that hold them: nothing is read ahead.
+/// The bytes of an image, read in exactly the blocks that hold them.
 pub(super) struct ImageBytes {
     blocks: Arc<dyn BlockSource>,
 }
@@ -94,6 +97,8 @@ pub(crate) struct FileView {
     root: Option<FsNode>,
     /// How much of a file was found so far, when its spans are requested in order.
     found: FoundData,
+    /// Reads of a file in order.
+    sequence: ReadSequence,
 }
 
 impl std::fmt::Debug for FileView {
@@ -170,6 +175,7 @@ impl FileView {
             filesystem: String::new(),
             root: None,
             found: FoundData::default(),
+            sequence: ReadSequence::default(),
         })
     }
 
@@ -276,11 +282,7 @@ impl FileView {
     /// # Errors
     /// As for [`FileView::list`]; `Corrupt` when pages in order have more bytes of the disk than the partition has: the file names
     /// the same bytes many times, and a copy of it would fill any disk.
-    pub(crate) async fn spans(
-        &mut self,
-        data: &FsData,
-        offset: u64,
-    ) -> Result<(Vec<FsSpan>, Option<u64>)> {
+    pub(crate) async fn spans(&mut self, data: &FsData, offset: u64) -> Result<SpanPage> {
         let (size, image) = (data.size, self.image.size());
         if offset >= size {
             return Ok((Vec::new(), None));
@@ -332,16 +334,21 @@ impl FileView {
         }
     }
 
-    /// The bytes of a file from `offset`, at most `len`; fewer at its end.
+    /// The bytes of a file from `offset`, at most `len`; fewer at its end. Of reads in order, what follows is requested too.
     ///
     /// # Errors
     /// Why they cannot be read.
     pub(crate) async fn read(&mut self, data: &FsData, offset: u64, len: usize) -> Result<Bytes> {
         let end = offset.saturating_add(len as u64).min(data.size);
+        let wanted = end.saturating_sub(offset);
+        let ahead = self.sequence.observe(data, offset, wanted);
         let mut bytes = BytesMut::new();
         let mut at = offset;
         while at < end {
             let (spans, _) = self.spans(data, at).await?;
+            if ahead > 0 {
+                self.prefetch(&spans, (end - at).saturating_add(ahead));
+            }
             for span in spans {
                 let mut rest = span;
                 while rest.len > 0 && at < end {

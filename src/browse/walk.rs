@@ -58,6 +58,15 @@ impl TreeWalk {
         self.into = None;
     }
 
+    /// Passes over what is left of a folder, wherever the walk is in it.
+    pub(super) fn leave(&mut self, folder: u64) {
+        self.into.take_if(|(id, _)| *id == folder);
+        if let Some(at) = self.open.iter().position(|open| open.id == folder) {
+            self.open.truncate(at);
+            self.into = None;
+        }
+    }
+
     /// The next file. A folder that cannot be read is an item with a problem, and the walk goes on behind it.
     ///
     /// # Errors

@@ -134,7 +134,7 @@ impl TreeCopy<'_> {
         }
         let new = NewName::new(parent, OsStr::from_bytes(&name), self.options.overwrite)?;
         let file = new.file()?;
-        self.fill(&file, &node.data_of(stream)).await?;
+        self.fill(&file, &node.data_of(stream), None).await?;
         let own = FsNode {
             mode: node.mode & STREAM_MODE,
             ..node.clone()

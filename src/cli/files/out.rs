@@ -4,8 +4,10 @@ use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 
 use serde_json::{Map, Value, json};
 
+use crate::block::ZEROES;
 use crate::browse::{
-    FileView, FoundPath, FsNode, FsStream, FsTime, NodeKind, quoted, shown_time, utf8_or_hex,
+    FileReading, FileView, FoundPath, FsNode, FsStream, FsTime, NodeKind, quoted, shown_time,
+    utf8_or_hex,
 };
 use crate::error::{Error, Kind, Result};
 use crate::target::Stop;
@@ -133,23 +135,23 @@ pub(super) async fn cat(view: &mut FileView, found: &FoundPath, stop: &Stop) -> 
         );
         return Err(Error::new(Kind::Invalid, what));
     }
-    let data = found.data();
+    let mut reading = FileReading::new(found.data());
     let mut lines = Lines::new();
-    let mut next = Some(0);
-    while let Some(offset) = next {
-        let (spans, after) = stop.unless(view.spans(&data, offset)).await?;
-        for span in spans {
-            let mut rest = span;
-            while rest.len > 0 {
-                let bytes = stop.unless(view.bytes(&data, &rest)).await?;
-                lines.put(&bytes)?;
-                if lines.is_closed() {
-                    return Ok(());
+    while let Some(piece) = stop.unless(reading.next(view)).await? {
+        match piece.bytes {
+            Some(bytes) => lines.put(&bytes)?,
+            None => {
+                let mut left = usize::try_from(piece.len).unwrap_or(0);
+                while left > 0 {
+                    let zeroes = ZEROES.get(..left.min(ZEROES.len())).unwrap_or_default();
+                    lines.put(zeroes)?;
+                    left -= zeroes.len();
                 }
-                rest = rest.behind(bytes.len() as u64);
             }
         }
-        next = after;
+        if lines.is_closed() {
+            return Ok(());
+        }
     }
     lines.finish()
 }

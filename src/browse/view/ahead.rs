@@ -1,0 +1,240 @@
+//! What is read ahead: of files that are read in order, and of files that a copy comes to next. Only blocks that hold their bytes are
+//! requested.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use super::super::{FsData, FsSpan, SpanPlace};
+use super::{FileView, PIECE};
+use crate::block::{BlockIndex, Geometry};
+use crate::error::Result;
+
+/// Bytes of a file that are requested at once: the piece that is wanted, and two more on their way while it is used.
+const AHEAD: u64 = 3 * PIECE;
+/// How far from the end of the last read the next one of a sequence begins, at most: the kernel has a few requests on their way.
+const SLACK: u64 = 1 << 20;
+
+/// Where the bytes of a file are, or a part of them, and where the next part begins.
+pub(crate) type SpanPage = (Vec<FsSpan>, Option<u64>);
+
+/// A file that is read from its beginning to its end.
+pub(crate) struct FileReading {
+    data: FsData,
+    spans: VecDeque<FsSpan>,
+    next: Option<u64>,
+}
+
+/// Bytes of a file or of a hole, at most [`PIECE`] of them.
+pub(crate) struct FilePiece {
+    /// Where it is in the file.
+    pub(crate) offset: u64,
+    /// Its bytes.
+    pub(crate) len: u64,
+    /// None: all of them are zero and not on the disk.
+    pub(crate) bytes: Option<Bytes>,
+}
+
+impl FileReading {
+    /// A file from its first byte on.
+    pub(crate) fn new(data: FsData) -> Self {
+        Self {
+            data,
+            spans: VecDeque::new(),
+            next: Some(0),
+        }
+    }
+
+    /// A file whose first spans are known.
+    pub(crate) fn with_page(data: FsData, (spans, next): SpanPage) -> Self {
+        Self {
+            data,
+            spans: spans.into(),
+            next,
+        }
+    }
+
+    /// The next piece, while those after it are on their way; none at the end.
+    ///
+    /// # Errors
+    /// As for [`FileView::spans`] and [`FileView::bytes`].
+    pub(crate) async fn next(&mut self, view: &mut FileView) -> Result<Option<FilePiece>> {
+        loop {
+            let Some(span) = self.spans.pop_front() else {
+                let Some(offset) = self.next.take() else {
+                    return Ok(None);
+                };
+                let (spans, next) = view.spans(&self.data, offset).await?;
+                (self.spans, self.next) = (spans.into(), next);
+                continue;
+            };
+            let bytes = match span.place {
+                SpanPlace::Hole => None,
+                _ => {
+                    view.prefetch(std::iter::once(&span).chain(&self.spans), AHEAD);
+                    Some(view.bytes(&self.data, &span).await?)
+                }
+            };
+            let len = bytes
+                .as_ref()
+                .map_or(span.len.min(PIECE), |bytes| bytes.len() as u64);
+            let rest = span.behind(len);
+            if rest.len > 0 {
+                self.spans.push_front(rest);
+            }
+            return Ok(Some(FilePiece {
+                offset: span.offset,
+                len,
+                bytes,
+            }));
+        }
+    }
+}
+
+/// Reads of a file that follow each other, as a mount gets them.
+#[derive(Debug, Default)]
+pub(super) struct ReadSequence {
+    /// The file, and the byte at which the last read ended.
+    last: Option<(FsData, u64)>,
+    /// Bytes that were read in order.
+    run: u64,
+}
+
+impl ReadSequence {
+    /// Records a read. Returns how many bytes behind its end are worth reading ahead: as many as were read in order before it.
+    pub(super) fn observe(&mut self, data: &FsData, offset: u64, len: u64) -> u64 {
+        let end = offset.saturating_add(len);
+        let next = match &self.last {
+            Some((known, next)) if known == data && next.abs_diff(offset) <= SLACK => *next,
+            _ => {
+                self.run = 0;
+                offset
+            }
+        };
+        let ahead = self.run.min(AHEAD);
+        self.run = self.run.saturating_add(len);
+        self.last = Some((data.clone(), end.max(next)));
+        ahead
+    }
+}
+
+/// The blocks that hold the first `most` bytes of some spans, each once where they follow each other.
+fn blocks_of<'s>(
+    geometry: Geometry,
+    spans: impl IntoIterator<Item = &'s FsSpan>,
+    most: u64,
+) -> Vec<BlockIndex> {
+    let mut blocks: Vec<BlockIndex> = Vec::new();
+    let mut left = most;
+    for span in spans {
+        if left == 0 {
+            break;
+        }
+        let len = span.len.min(left);
+        left -= len;
+        if let SpanPlace::Image(at) = span.place {
+            let parts = geometry.split(at, usize::try_from(len).unwrap_or(usize::MAX));
+            for part in parts {
+                if blocks.last() != Some(&part.index) {
+                    blocks.push(part.index);
+                }
+            }
+        }
+    }
+    blocks
+}
+
+impl FileView {
+    /// Requests the blocks of the first `most` bytes of these spans, without waiting for them, as far as the cache has room.
+    /// Returns how many blocks they are.
+    pub(crate) fn prefetch<'s>(
+        &self,
+        spans: impl IntoIterator<Item = &'s FsSpan>,
+        most: u64,
+    ) -> usize {
+        let source = &self.image.blocks;
+        let blocks = blocks_of(source.geometry(), spans, most);
+        source.prefetch(&blocks);
+        blocks.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOCK: u64 = 512 << 10;
+
+    fn data(file: u64) -> FsData {
+        FsData {
+            file,
+            stream: Vec::new(),
+            size: 1 << 40,
+        }
+    }
+
+    #[test]
+    fn reads_in_order_are_read_ahead_as_far_as_they_went_and_others_are_not() {
+        let mut sequence = ReadSequence::default();
+        for (file, offset, len, ahead) in [
+            (1, 0, 4096, 0),
+            (1, 4096, 100_000, 4096),
+            // Overtaken by the one behind it.
+            (1, 304_096, 100_000, 104_096),
+            (1, 104_096, 200_000, 204_096),
+            (1, 404_096, 100, 404_096),
+            // A jump, and on from there.
+            (1, 50 << 20, 8192, 0),
+            (1, (50 << 20) + 8192, 40 << 20, 8192),
+            (1, (90 << 20) + 8192, 1, AHEAD),
+            // Another file, and the end of what a number holds.
+            (2, (90 << 20) + 8193, 1, 0),
+            (2, u64::MAX - 5, 9, 0),
+            (2, u64::MAX, 9, 9),
+        ] {
+            let found = sequence.observe(&data(file), offset, len);
+            assert_eq!(found, ahead, "{file} {offset} {len}");
+        }
+    }
+
+    #[test]
+    fn blocks_are_those_that_hold_the_bytes_up_to_a_limit() {
+        use SpanPlace::{Hole, Image, Parser};
+        let geometry = Geometry::new(100 * BLOCK).unwrap();
+        let span = |len, place| FsSpan {
+            offset: 0,
+            len,
+            place,
+        };
+        for (spans, most, expected) in [
+            (vec![], AHEAD, vec![]),
+            (
+                vec![span(10, Image(0)), span(10, Image(50))],
+                AHEAD,
+                vec![0],
+            ),
+            (vec![span(BLOCK, Image(BLOCK - 1))], AHEAD, vec![0, 1]),
+            (
+                vec![span(9, Hole), span(9, Parser), span(9, Image(7 * BLOCK))],
+                AHEAD,
+                vec![7],
+            ),
+            // The limit counts what lies between, too.
+            (vec![span(BLOCK, Hole), span(9, Image(0))], BLOCK, vec![]),
+            (
+                vec![span(10 * BLOCK, Image(0))],
+                2 * BLOCK + 1,
+                vec![0, 1, 2],
+            ),
+            (
+                vec![span(1, Image(0)), span(1, Image(BLOCK)), span(1, Image(1))],
+                AHEAD,
+                vec![0, 1, 0],
+            ),
+        ] {
+            let found = blocks_of(geometry, &spans, most);
+            let found: Vec<u32> = found.into_iter().map(|block| block.0).collect();
+            assert_eq!(found, expected, "{spans:?}");
+        }
+    }
+}
