@@ -45,9 +45,19 @@ impl Images {
         self.folder.path().join(name)
     }
 
-    /// Runs lines of bash there.
+    /// Runs lines of bash there. After an umount, ntfs-3g still writes what it has, and holds its image.
     fn sh(&self, script: &str) -> String {
-        sh(&format!("cd {}\n{script}", self.folder.path().display()))
+        sh(&format!(
+            r#"cd {}
+            umount() {{
+                command umount "$@"
+                for process in $(pgrep -x ntfs-3g); do
+                    while ls -l /proc/$process/fd 2> /dev/null | grep -q -- "-> $PWD/"; do sleep 0.02; done
+                done
+            }}
+            {script}"#,
+            self.folder.path().display()
+        ))
     }
 
     /// `ebsfs files COMMAND`.

@@ -210,7 +210,7 @@ impl TreeCopy<'_> {
     async fn item(
         &mut self,
         item: &WalkItem,
-        page: Option<SpanPage>,
+        page: Option<Result<SpanPage>>,
         parent: &OwnedFd,
         name: &[u8],
         path: Vec<Vec<u8>>,
@@ -273,7 +273,7 @@ impl TreeCopy<'_> {
     async fn regular(
         &mut self,
         item: &WalkItem,
-        page: Option<SpanPage>,
+        page: Option<Result<SpanPage>>,
         parent: &OwnedFd,
         name: &OsStr,
         node: &FsNode,
@@ -297,6 +297,7 @@ impl TreeCopy<'_> {
                 Err(error) => return Err(failed("cannot link it to its first copy", error)),
             }
         }
+        let page = page.transpose()?;
         let file = new.file()?;
         self.fill(&file, &node.data(), page).await?;
         self.keep(file.as_fd(), &item.path, node).await?;

@@ -179,12 +179,13 @@ impl FileView {
         })
     }
 
-    /// Starts the parser again when it has ended, up to a limit. The request at which it ended fails, and is not sent again.
+    /// Starts the parser again when it has ended, up to this limit and not that of a command. The request at which it ended fails, and
+    /// is not sent again.
     pub(crate) fn restart_within(&mut self, limit: RestartLimit) {
         self.session.restart_within(limit);
     }
 
-    /// Whether the parser answers further requests.
+    /// Whether further requests have a parser.
     pub(crate) fn is_alive(&self) -> bool {
         self.session.is_alive()
     }

@@ -9,7 +9,7 @@ const SMALL: u64 = 58;
 const LARGE: u64 = 115;
 const METADATA: u64 = 20;
 
-/// A snapshot of an ext4 with 50 files of 600 KB and one of 60 MB, 20 ms away.
+/// A snapshot of an ext4 with 50 files of 600 KB and one of 60 MB, 100 ms away.
 struct Site {
     emulator: Emulator,
     images: Images,
@@ -29,7 +29,7 @@ impl Site {
             disk = emulator.volume("vol-0a").display()
         ));
         let snapshot = emulator.snapshot("vol-0a");
-        emulator.set("latency_ms=20");
+        emulator.set("latency_ms=100");
         Self {
             emulator,
             images,

@@ -1,18 +1,16 @@
-//! A mount whose parser ends: only the request in flight fails, until the parser has ended too often.
+//! A parser that ends: only the request in flight fails, until the parser has ended too often.
 
 use std::os::unix::fs::FileExt;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use super::*;
 
-/// The process id of the parser of a mount.
-fn parser_of(mount: &Mount) -> u32 {
+/// The process id of the parser that a process has started.
+fn parser_of(process: u32) -> u32 {
     let mut found = None;
     wait_for("a parser", || {
-        let of = format!(
-            "pgrep -P {} -f 'ebsfs files-parser' || true",
-            mount.process.id()
-        );
+        let of = format!("pgrep -P {} -f 'ebsfs files-parser' || true", process);
         found = sh(&of).trim().parse().ok();
         found.is_some()
     });
@@ -44,7 +42,7 @@ fn a_parser_that_ends_fails_only_the_request_in_flight() {
     let at = point.path().to_owned();
     let mut mount = Mount::start_at(point, images.files(&["mount", "image.raw"]), &[]);
     let expected = |name: &str| fs::read(images.at("content").join(name)).unwrap();
-    let first = parser_of(&mount);
+    let first = parser_of(mount.process.id());
     let (kept, hostile) = (open(&at.join("kept")), open(&at.join("hostile")));
     let number = kept.metadata().unwrap().ino();
     let mut start = [0; 100];
@@ -77,7 +75,7 @@ fn a_parser_that_ends_fails_only_the_request_in_flight() {
         tree(&images.at("content")).len() + 1,
         "and lost+found"
     );
-    let second = parser_of(&mount);
+    let second = parser_of(mount.process.id());
     assert_ne!(first, second);
 
     // The request that ended it is not sent again.
@@ -85,7 +83,7 @@ fn a_parser_that_ends_fails_only_the_request_in_flight() {
         let error = hostile.read_at(&mut [0; 100], 0).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EIO));
     }
-    assert_eq!(parser_of(&mount), second);
+    assert_eq!(parser_of(mount.process.id()), second);
     let log = mount.log();
     assert!(
         log.contains("its parser ended (signal: 9 (SIGKILL))"),
@@ -100,10 +98,10 @@ fn a_parser_that_ends_fails_only_the_request_in_flight() {
     let since = Instant::now();
     let look = |name: String| at.join(name).metadata().unwrap_err().raw_os_error();
     for time in 0..9 {
-        kill(parser_of(&mount));
+        kill(parser_of(mount.process.id()));
         assert_eq!(look(format!("no-such-{time}")), Some(libc::ENOENT));
     }
-    kill(parser_of(&mount));
+    kill(parser_of(mount.process.id()));
     for time in 0..3 {
         assert_eq!(
             look(format!("failed-{time}")),
@@ -118,4 +116,46 @@ fn a_parser_that_ends_fails_only_the_request_in_flight() {
     drop((kept, hostile));
     mount.signal("TERM");
     assert_eq!(mount.wait(Duration::from_secs(10)), Some(0));
+}
+
+#[test]
+fn a_copy_goes_on_behind_a_parser_that_ends() {
+    let emulator = Emulator::start();
+    let images = Images::new();
+    images.sh(&format!(
+        "mkdir -p content; for n in $(seq 300); do head -c 200000 /dev/urandom > content/$n; done
+         truncate -s 400M {disk}; mkfs.ext4 -q -d content {disk}; mkdir copy",
+        disk = emulator.volume("vol-0a").display()
+    ));
+    let snapshot = emulator.snapshot("vol-0a");
+    emulator.set("get_rps=40&get_rps_snapshot=40");
+    let mut command = emulator.ebsfs(&["files", "cp", &snapshot, "/", "copy"]);
+    let command = command.current_dir(images.at("")).stderr(Stdio::piped());
+    let running = command.spawn().unwrap();
+    let copied = || fs::read_dir(images.at("copy")).unwrap().count();
+    let mut kills = 0;
+    wait_for("half of the copy", || {
+        if copied() > 60 * (kills + 1) {
+            kill(parser_of(running.id()));
+            kills += 1;
+        }
+        kills == 2
+    });
+    let output = running.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("was started again"), "{said}");
+    let mut missing = 0;
+    for number in 1..=300 {
+        let name = number.to_string();
+        match fs::read(images.at("copy").join(&name)) {
+            Ok(copy) => assert!(copy == fs::read(images.at("content").join(&name)).unwrap()),
+            Err(_) => {
+                missing += 1;
+                assert!(said.contains(&format!("/{name}: ")), "{name} of {said}");
+            }
+        }
+    }
+    // What was in flight, if anything was.
+    assert!(missing <= kills, "{missing}: {said}");
+    assert_eq!(output.status.code(), Some(i32::from(missing > 0)), "{said}");
 }

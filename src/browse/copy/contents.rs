@@ -19,10 +19,10 @@ const ITEMS_AHEAD: usize = 512;
 /// Bytes of a file that is requested before its turn, at most. A larger one has enough to be requested at once.
 const SMALL: u64 = 8 << 20;
 
-/// What the walk has found, and where its bytes are if they are on their way.
+/// What the walk has found. Of a small file: where its bytes are, which are on their way, or why that is unknown.
 pub(super) struct ItemAhead {
     pub(super) item: WalkItem,
-    pub(super) page: Option<SpanPage>,
+    pub(super) page: Option<Result<SpanPage>>,
     blocks: usize,
 }
 
@@ -81,18 +81,19 @@ impl WalkAhead {
     }
 }
 
-/// Requests the bytes of a small file. One whose spans cannot be read fails in its own turn.
+/// Requests the bytes of a small file.
 async fn look_at(view: &mut FileView, item: WalkItem) -> ItemAhead {
     let is_small =
         |node: &&FsNode| node.kind == NodeKind::Regular && (1..=SMALL).contains(&node.size);
     let data = item.node.as_ref().ok().filter(is_small).map(FsNode::data);
     let page = match data {
-        Some(data) => view.spans(&data, 0).await.ok(),
+        Some(data) => Some(view.spans(&data, 0).await),
         None => None,
     };
-    let blocks = page
-        .as_ref()
-        .map_or(0, |(spans, _)| view.prefetch(spans, SMALL));
+    let blocks = match &page {
+        Some(Ok((spans, _))) => view.prefetch(spans, SMALL),
+        _ => 0,
+    };
     ItemAhead { item, page, blocks }
 }
 

@@ -30,6 +30,12 @@ pub(crate) struct RestartLimit {
     pub(crate) within: Duration,
 }
 
+/// The limit for a command, which ends: a hostile disk must not make it work for days.
+pub(crate) const RESTARTS: RestartLimit = RestartLimit {
+    count: 10,
+    within: Duration::from_secs(24 * 3600),
+};
+
 /// The times of the restarts in the last period.
 #[derive(Debug, Default)]
 struct RestartBudget(VecDeque<Instant>);
@@ -116,8 +122,7 @@ pub(in crate::browse) type SessionStart = Box<dyn Fn() -> Result<ParserSession> 
 pub(in crate::browse) struct LastingSession {
     start: SessionStart,
     session: ParserSession,
-    /// None: the first parser is the only one.
-    limit: Option<RestartLimit>,
+    limit: RestartLimit,
     budget: RestartBudget,
     opened: Option<OpenRange>,
     /// Whether the present parser has it open.
@@ -138,7 +143,7 @@ impl LastingSession {
         Ok(Self {
             session: start()?,
             start,
-            limit: None,
+            limit: RESTARTS,
             budget: RestartBudget::default(),
             opened: None,
             is_open: false,
@@ -148,14 +153,14 @@ impl LastingSession {
         })
     }
 
-    /// Starts further parsers from now on, up to a limit.
+    /// Sets another limit than [`RESTARTS`].
     pub(in crate::browse) fn restart_within(&mut self, limit: RestartLimit) {
-        self.limit = Some(limit);
+        self.limit = limit;
     }
 
-    /// Whether the present parser answers further requests.
+    /// Whether further requests have a parser.
     pub(in crate::browse) fn is_alive(&self) -> bool {
-        self.session.is_alive()
+        self.failed.is_none()
     }
 
     /// Asks about the image as a whole. A parser that has ended is not started again for it.
@@ -214,9 +219,6 @@ impl LastingSession {
         request: FsRequest,
         read: impl FnOnce(&mut FrameReader<'_>) -> std::result::Result<T, BrokenFrame>,
     ) -> Result<T> {
-        let Some(limit) = self.limit else {
-            return self.session.ask(request.frame, read).await;
-        };
         let (subject, folder) = (request.subject(), request.folder);
         let names = folder.and_then(|folder| self.refused_names.get(&folder));
         if self.refused.get(&subject).is_some()
@@ -225,7 +227,7 @@ impl LastingSession {
             let what = "cannot read the filesystem: the parser ended at this request before, so it is not sent again";
             return Err(Error::new(Kind::Corrupt, what));
         }
-        self.revive(limit).await?;
+        self.revive().await?;
         let answer = self.session.ask(request.frame, read).await;
         if !self.session.is_alive() {
             self.refused.put(subject, ());
@@ -238,16 +240,17 @@ impl LastingSession {
 
     /// Makes sure that a parser runs and has the filesystem open. If the image cannot be read, the parser stays, and the next
     /// request opens the filesystem without a restart.
-    async fn revive(&mut self, limit: RestartLimit) -> Result<()> {
+    async fn revive(&mut self) -> Result<()> {
         if let Some(failed) = &self.failed {
             return Err(failed.clone());
         }
+        let limit = self.limit;
         let Some(range) = self.opened.clone() else {
             return Ok(());
         };
         if !self.session.is_running() {
             if !self.budget.take(limit, Instant::now()) {
-                return Err(self.give_up(limit));
+                return Err(self.give_up());
             }
             self.session = (self.start)()?;
             self.is_open = false;
@@ -270,14 +273,14 @@ impl LastingSession {
     }
 
     /// Makes this and all later requests fail.
-    fn give_up(&mut self, limit: RestartLimit) -> Error {
+    fn give_up(&mut self) -> Error {
+        let limit = self.limit;
         let what = format!(
             "cannot read the filesystem any more: its parser ended {} times within {} s",
             limit.count + 1,
             limit.within.as_secs()
         );
-        let remedy =
-            "unmount it and mount it again; for a disk that you trust: ebsfs attach, as root";
+        let remedy = "for a disk that you trust: ebsfs attach, as root";
         let error = Error::new(Kind::Corrupt, what).with_remedy(Remedy::Do(remedy.into()));
         self.failed = Some(error.clone());
         error

@@ -173,17 +173,6 @@ async fn after_too_many_restarts_within_the_period_every_request_fails() {
 }
 
 #[tokio::test]
-async fn without_a_limit_the_parser_is_not_started_again() {
-    let played = Played::default();
-    let mut session = played.session();
-    session.open(0, 1000).await.unwrap();
-    assert!(ask(&mut session, request(CRASHES, b"", 0)).await.is_err());
-    assert!(!session.is_alive());
-    assert!(ask(&mut session, request(7, b"", 0)).await.is_err());
-    assert_eq!(played.parsers(), 1);
-}
-
-#[tokio::test]
 async fn a_restarted_parser_refuses_another_filesystem() {
     let played = Played::default();
     let mut session = played.session();
