@@ -277,7 +277,7 @@ fn each_filesystem_shows_what_the_source_shows_and_is_fetched_in_part() {
         let direct = format!("/sys/block/{}/loop/dio", source.trim_start_matches("/dev/"));
         assert_eq!(fs::read_to_string(&direct).unwrap(), "1\n");
         let readahead = direct.replace("loop/dio", "queue/read_ahead_kb");
-        assert_eq!(fs::read_to_string(readahead).unwrap(), "512\n");
+        assert_eq!(fs::read_to_string(readahead).unwrap(), "4096\n");
         assert_eq!(shown(&place.files()), expected, "{kind}");
         let gets = emulator.gets();
         assert!(gets < all / 8, "{kind}: {gets} of {all} blocks");

@@ -17,6 +17,8 @@ use crate::error::{Error, Kind, Remedy, Result};
 
 /// losetup makes a few system calls.
 const LOSETUP: Duration = Duration::from_secs(60);
+/// Bytes that the kernel reads ahead of a reader in order: eight blocks.
+const READAHEAD: u32 = 8 * BLOCK_SIZE;
 
 /// A loop device. Dropping it frees it, unless the kernel does.
 #[derive(Debug)]
@@ -70,14 +72,14 @@ impl LoopDevice {
         &self.path
     }
 
-    /// Sets the kernel's readahead to one block, as that of a mount: its default for such a device is 2.5 MiB, which fetches blocks
-    /// that no reader wants and is slower.
+    /// Sets the kernel's readahead. The driver asks for one read after the other, so with one block a file of 800 MB took 7 to 10 s at
+    /// 30 ms a block, and with eight 3.3 s; small files, parts of files and searches fetched the same blocks with both.
     fn set_readahead(&self) {
         let name = self.path.file_name().unwrap_or_default();
         let setting = Path::new("/sys/block")
             .join(name)
             .join("queue/read_ahead_kb");
-        if let Err(error) = std::fs::write(&setting, (BLOCK_SIZE / 1024).to_string()) {
+        if let Err(error) = std::fs::write(&setting, (READAHEAD / 1024).to_string()) {
             debug!("{}: {error}", setting.display());
         }
     }
