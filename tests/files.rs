@@ -52,7 +52,10 @@ impl Images {
             umount() {{
                 command umount "$@"
                 for process in $(pgrep -x ntfs-3g); do
-                    while ls -l /proc/$process/fd 2> /dev/null | grep -q -- "-> $PWD/"; do sleep 0.02; done
+                    for _ in $(seq 1000); do
+                        ls -l /proc/$process/fd 2> /dev/null | grep -q -- "-> $PWD/" || break
+                        sleep 0.02
+                    done
                 done
             }}
             {script}"#,

@@ -177,16 +177,20 @@ impl TreeCopy<'_> {
                 .await;
             match done {
                 Ok(()) => {}
-                Err(error) if error.kind() == Kind::Stopped || !self.view.is_alive() => {
-                    return Err(error);
-                }
+                Err(error) if error.kind() == Kind::Stopped => return Err(error),
                 Err(error) => {
                     walk.skip(&item);
                     self.report.fail(&item.path, &error);
+                    self.check_view()?;
                 }
             }
         }
         self.close_above(0).await
+    }
+
+    /// What ends the whole copy.
+    fn check_view(&self) -> Result<()> {
+        self.view.failure().map_or(Ok(()), Err)
     }
 
     /// Sets the metadata of folders that are full.
@@ -198,10 +202,8 @@ impl TreeCopy<'_> {
             if let Some(node) = open.node
                 && let Err(error) = self.keep(open.folder.as_fd(), &open.path, &node).await
             {
-                if !self.view.is_alive() {
-                    return Err(error);
-                }
                 self.report.fail(&open.path, &error);
+                self.check_view()?;
             }
         }
         Ok(())

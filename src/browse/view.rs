@@ -20,7 +20,7 @@ use super::{FsData, FsEntry, FsNode, FsRemarks, FsSpan, FsStream, NodeKind, Span
 use crate::block::{Block, ZEROES};
 use crate::error::{Error, Kind, Result};
 use crate::source::BlockSource;
-use ahead::ReadSequence;
+use ahead::ReadSequences;
 pub(crate) use ahead::{FileReading, SpanPage};
 pub(crate) use partitions::ViewPartition;
 use partitions::choose;
@@ -97,8 +97,8 @@ pub(crate) struct FileView {
     root: Option<FsNode>,
     /// How much of a file was found so far, when its spans are requested in order.
     found: FoundData,
-    /// Reads of a file in order.
-    sequence: ReadSequence,
+    /// Reads of files in order.
+    sequences: ReadSequences,
 }
 
 impl std::fmt::Debug for FileView {
@@ -175,7 +175,7 @@ impl FileView {
             filesystem: String::new(),
             root: None,
             found: FoundData::default(),
-            sequence: ReadSequence::default(),
+            sequences: ReadSequences::default(),
         })
     }
 
@@ -188,6 +188,11 @@ impl FileView {
     /// Whether further requests have a parser.
     pub(crate) fn is_alive(&self) -> bool {
         self.session.is_alive()
+    }
+
+    /// Why no request is answered any more.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        self.session.failure()
     }
 
     /// What the image holds.
@@ -342,7 +347,7 @@ impl FileView {
     pub(crate) async fn read(&mut self, data: &FsData, offset: u64, len: usize) -> Result<Bytes> {
         let end = offset.saturating_add(len as u64).min(data.size);
         let wanted = end.saturating_sub(offset);
-        let ahead = self.sequence.observe(data, offset, wanted);
+        let ahead = self.sequences.observe(data, offset, wanted);
         let mut bytes = BytesMut::new();
         let mut at = offset;
         while at < end {

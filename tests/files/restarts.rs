@@ -1,7 +1,7 @@
 //! A parser that ends: only the request in flight fails, until the parser has ended too often.
 
 use std::os::unix::fs::FileExt;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -10,7 +10,7 @@ use super::*;
 fn parser_of(process: u32) -> u32 {
     let mut found = None;
     wait_for("a parser", || {
-        let of = format!("pgrep -P {} -f 'ebsfs files-parser' || true", process);
+        let of = format!("pgrep -P {process} -f 'ebsfs files-parser' || true");
         found = sh(&of).trim().parse().ok();
         found.is_some()
     });
@@ -118,31 +118,57 @@ fn a_parser_that_ends_fails_only_the_request_in_flight() {
     assert_eq!(mount.wait(Duration::from_secs(10)), Some(0));
 }
 
+/// A snapshot of 300 files that takes 6 s to copy, and its copy that runs.
+struct SlowCopy {
+    images: Images,
+    running: Child,
+    _emulator: Emulator,
+}
+
+impl SlowCopy {
+    fn start() -> Self {
+        let emulator = Emulator::start();
+        let images = Images::new();
+        images.sh(&format!(
+            "mkdir -p content; for n in $(seq 300); do head -c 200000 /dev/urandom > content/$n; done
+             truncate -s 400M {disk}; mkfs.ext4 -q -d content {disk}; mkdir copy",
+            disk = emulator.volume("vol-0a").display()
+        ));
+        let snapshot = emulator.snapshot("vol-0a");
+        emulator.set("get_rps=20&get_rps_snapshot=20");
+        let mut command = emulator.ebsfs(&["files", "cp", &snapshot, "/", "copy"]);
+        let command = command.current_dir(images.at("")).stderr(Stdio::piped());
+        Self {
+            running: command.spawn().unwrap(),
+            images,
+            _emulator: emulator,
+        }
+    }
+
+    fn copied(&self) -> usize {
+        fs::read_dir(self.images.at("copy")).unwrap().count()
+    }
+
+    /// Its exit code, and what it said.
+    fn end(self) -> (Images, Option<i32>, String) {
+        let output = self.running.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        (self.images, output.status.code(), said)
+    }
+}
+
 #[test]
 fn a_copy_goes_on_behind_a_parser_that_ends() {
-    let emulator = Emulator::start();
-    let images = Images::new();
-    images.sh(&format!(
-        "mkdir -p content; for n in $(seq 300); do head -c 200000 /dev/urandom > content/$n; done
-         truncate -s 400M {disk}; mkfs.ext4 -q -d content {disk}; mkdir copy",
-        disk = emulator.volume("vol-0a").display()
-    ));
-    let snapshot = emulator.snapshot("vol-0a");
-    emulator.set("get_rps=40&get_rps_snapshot=40");
-    let mut command = emulator.ebsfs(&["files", "cp", &snapshot, "/", "copy"]);
-    let command = command.current_dir(images.at("")).stderr(Stdio::piped());
-    let running = command.spawn().unwrap();
-    let copied = || fs::read_dir(images.at("copy")).unwrap().count();
+    let copy = SlowCopy::start();
     let mut kills = 0;
     wait_for("half of the copy", || {
-        if copied() > 60 * (kills + 1) {
-            kill(parser_of(running.id()));
+        if copy.copied() > 60 * (kills + 1) {
+            kill(parser_of(copy.running.id()));
             kills += 1;
         }
         kills == 2
     });
-    let output = running.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
+    let (images, code, said) = copy.end();
     assert!(said.contains("was started again"), "{said}");
     let mut missing = 0;
     for number in 1..=300 {
@@ -157,5 +183,23 @@ fn a_copy_goes_on_behind_a_parser_that_ends() {
     }
     // What was in flight, if anything was.
     assert!(missing <= kills, "{missing}: {said}");
-    assert_eq!(output.status.code(), Some(i32::from(missing > 0)), "{said}");
+    assert_eq!(code, Some(i32::from(missing > 0)), "{said}");
+}
+
+#[test]
+fn a_copy_whose_parsers_all_end_says_so_and_ends() {
+    let mut copy = SlowCopy::start();
+    let parsers = format!(
+        "pkill -KILL -P {} -f 'ebsfs files-parser' || true",
+        copy.running.id()
+    );
+    wait_for("the copy to begin", || copy.copied() > 10);
+    wait_for("the copy to end", || {
+        sh(&parsers);
+        copy.running.try_wait().unwrap().is_some()
+    });
+    let (_, code, said) = copy.end();
+    assert_eq!(code, Some(8), "{said}");
+    let what = "cannot read the filesystem any more: its parser ended 11 times";
+    assert!(said.contains(what), "{said}");
 }

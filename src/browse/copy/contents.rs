@@ -8,14 +8,17 @@ use rustix::fs::ftruncate;
 
 use super::super::view::{FileReading, FileView, SpanPage};
 use super::super::walk::{TreeWalk, WalkItem};
-use super::super::{FsData, FsNode, NodeKind};
+use super::super::{FsData, FsNode, FsSpan, NodeKind};
 use super::{TreeCopy, failed};
+use crate::block::BlockIndex;
 use crate::error::Result;
 
 /// Blocks of files whose turn comes, at most: the cache has room for 64 that are not read yet.
 const BLOCKS_AHEAD: usize = 48;
-/// Such files and folders, at most. Many small files share a block.
-const ITEMS_AHEAD: usize = 512;
+/// Such files and folders, at most: 4 KiB each are 16 blocks.
+const ITEMS_AHEAD: usize = 2048;
+/// Bytes of what is known of them, at most.
+const BYTES_AHEAD: usize = 16 << 20;
 /// Bytes of a file that is requested before its turn, at most. A larger one has enough to be requested at once.
 const SMALL: u64 = 8 << 20;
 
@@ -23,7 +26,19 @@ const SMALL: u64 = 8 << 20;
 pub(super) struct ItemAhead {
     pub(super) item: WalkItem,
     pub(super) page: Option<Result<SpanPage>>,
+    /// Its blocks that the file before it does not have.
     blocks: usize,
+}
+
+impl ItemAhead {
+    /// Memory that it takes, about.
+    fn bytes(&self) -> usize {
+        let spans = match &self.page {
+            Some(Ok((spans, _))) => spans.len() * size_of::<FsSpan>(),
+            _ => 0,
+        };
+        self.item.path.len() + spans
+    }
 }
 
 /// A walk that runs ahead of its reader.
@@ -31,6 +46,9 @@ pub(super) struct WalkAhead {
     walk: TreeWalk,
     found: VecDeque<ItemAhead>,
     blocks: usize,
+    bytes: usize,
+    /// The block that was counted last.
+    last: Option<BlockIndex>,
     /// How the walk ended: with an error, which comes after all that was found before it.
     end: Option<Result<()>>,
 }
@@ -41,60 +59,77 @@ impl WalkAhead {
             walk,
             found: VecDeque::new(),
             blocks: 0,
+            bytes: 0,
+            last: None,
             end: None,
         }
     }
 
     /// Passes over what is in a folder, the one that was returned last.
     pub(super) fn skip(&mut self, folder: &WalkItem) {
-        if let Ok(node) = &folder.node {
+        if let Ok(node) = &folder.node
+            && node.kind == NodeKind::Folder
+        {
             self.walk.leave(node.id);
         }
-        while let Some(found) = self
+        while self
             .found
-            .pop_front_if(|found| found.item.depth > folder.depth)
+            .front()
+            .is_some_and(|found| found.item.depth > folder.depth)
         {
-            self.blocks -= found.blocks;
+            self.pop();
         }
     }
 
     /// As [`TreeWalk::next`].
     pub(super) async fn next(&mut self, view: &mut FileView) -> Result<Option<ItemAhead>> {
-        while self.end.is_none() && self.found.len() < ITEMS_AHEAD && self.blocks < BLOCKS_AHEAD {
+        while self.end.is_none() && self.has_room() {
             match self.walk.next(view).await {
                 Ok(Some(item)) => {
-                    let found = look_at(view, item).await;
+                    let found = self.look_at(view, item).await;
                     self.blocks += found.blocks;
+                    self.bytes += found.bytes();
                     self.found.push_back(found);
                 }
                 Ok(None) => self.end = Some(Ok(())),
                 Err(error) => self.end = Some(Err(error)),
             }
         }
-        match self.found.pop_front() {
-            Some(found) => {
-                self.blocks -= found.blocks;
-                Ok(Some(found))
-            }
+        match self.pop() {
+            Some(found) => Ok(Some(found)),
             None => self.end.take().unwrap_or(Ok(())).map(|()| None),
         }
     }
-}
 
-/// Requests the bytes of a small file.
-async fn look_at(view: &mut FileView, item: WalkItem) -> ItemAhead {
-    let is_small =
-        |node: &&FsNode| node.kind == NodeKind::Regular && (1..=SMALL).contains(&node.size);
-    let data = item.node.as_ref().ok().filter(is_small).map(FsNode::data);
-    let page = match data {
-        Some(data) => Some(view.spans(&data, 0).await),
-        None => None,
-    };
-    let blocks = match &page {
-        Some(Ok((spans, _))) => view.prefetch(spans, SMALL),
-        _ => 0,
-    };
-    ItemAhead { item, page, blocks }
+    fn has_room(&self) -> bool {
+        self.found.len() < ITEMS_AHEAD && self.blocks < BLOCKS_AHEAD && self.bytes < BYTES_AHEAD
+    }
+
+    fn pop(&mut self) -> Option<ItemAhead> {
+        let found = self.found.pop_front()?;
+        self.blocks -= found.blocks;
+        self.bytes -= found.bytes();
+        Some(found)
+    }
+
+    /// Requests the bytes of a small file.
+    async fn look_at(&mut self, view: &mut FileView, item: WalkItem) -> ItemAhead {
+        let file = item.node.as_ref().ok();
+        let file = file.filter(|node| node.kind == NodeKind::Regular && node.size > 0);
+        let (page, blocks) = match file.map(FsNode::data) {
+            None => (None, 0),
+            // It has all the room for itself: the walk waits for it.
+            Some(data) if data.size > SMALL => (None, BLOCKS_AHEAD),
+            Some(data) => {
+                let page = view.spans(&data, 0).await;
+                let spans = page.as_ref().map_or(&[][..], |(spans, _)| spans);
+                let mut blocks = view.prefetch(spans, SMALL);
+                blocks.retain(|block| self.last.replace(*block) != Some(*block));
+                (Some(page), blocks.len())
+            }
+        };
+        ItemAhead { item, page, blocks }
+    }
 }
 
 impl TreeCopy<'_> {

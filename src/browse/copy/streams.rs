@@ -93,10 +93,11 @@ impl TreeCopy<'_> {
         for stream in self.streams_of(&item.path, node).await? {
             match self.stream_file(item, parent, name, node, &stream).await {
                 Ok(()) => self.report.streams += 1,
-                Err(error) if error.kind() == Kind::Stopped || !self.view.is_alive() => {
-                    return Err(error);
+                Err(error) if error.kind() == Kind::Stopped => return Err(error),
+                Err(error) => {
+                    self.report.fail(&stream_path(&item.path, &stream), &error);
+                    self.check_view()?;
                 }
-                Err(error) => self.report.fail(&stream_path(&item.path, &stream), &error),
             }
         }
         Ok(())

@@ -227,7 +227,7 @@ impl ExtReader {
         }
         let size = self.layout.block_size;
         let (runs, next) = self.runs(&inode, offset / size, SPAN_PAGE / 4)?;
-        let mut page = SpanPage {
+        let mut page = SpanPageBuilder {
             at: offset,
             end: inode.size,
             found: Vec::new(),
@@ -294,13 +294,13 @@ enum MapPiece {
 }
 
 /// Spans under construction, without gaps.
-struct SpanPage {
+struct SpanPageBuilder {
     at: u64,
     end: u64,
     found: Vec<FsSpan>,
 }
 
-impl SpanPage {
+impl SpanPageBuilder {
     fn push(&mut self, until: u64, place: SpanPlace) {
         if until > self.at {
             self.found.push(FsSpan {

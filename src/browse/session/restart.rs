@@ -31,7 +31,7 @@ pub(crate) struct RestartLimit {
 }
 
 /// The limit for a command, which ends: a hostile disk must not make it work for days.
-pub(crate) const RESTARTS: RestartLimit = RestartLimit {
+const COMMAND_RESTARTS: RestartLimit = RestartLimit {
     count: 10,
     within: Duration::from_secs(24 * 3600),
 };
@@ -143,7 +143,7 @@ impl LastingSession {
         Ok(Self {
             session: start()?,
             start,
-            limit: RESTARTS,
+            limit: COMMAND_RESTARTS,
             budget: RestartBudget::default(),
             opened: None,
             is_open: false,
@@ -153,7 +153,7 @@ impl LastingSession {
         })
     }
 
-    /// Sets another limit than [`RESTARTS`].
+    /// Sets another limit than [`COMMAND_RESTARTS`].
     pub(in crate::browse) fn restart_within(&mut self, limit: RestartLimit) {
         self.limit = limit;
     }
@@ -161,6 +161,11 @@ impl LastingSession {
     /// Whether further requests have a parser.
     pub(in crate::browse) fn is_alive(&self) -> bool {
         self.failed.is_none()
+    }
+
+    /// Why no request is answered any more.
+    pub(in crate::browse) fn failure(&self) -> Option<Error> {
+        self.failed.clone()
     }
 
     /// Asks about the image as a whole. A parser that has ended is not started again for it.

@@ -12,6 +12,10 @@ use crate::error::Result;
 
 /// Bytes of a file that are requested at once: the piece that is wanted, and two more on their way while it is used.
 const AHEAD: u64 = 3 * PIECE;
+/// Spans that are looked at for that: each piece looks at them.
+const SPANS_AHEAD: usize = 1024;
+/// Sequences of reads that are remembered.
+const SEQUENCES: usize = 8;
 /// How far from the end of the last read the next one of a sequence begins, at most: the kernel has a few requests on their way.
 const SLACK: u64 = 1 << 20;
 
@@ -25,7 +29,7 @@ pub(crate) struct FileReading {
     next: Option<u64>,
 }
 
-/// Bytes of a file or of a hole, at most [`PIECE`] of them.
+/// A hole of any length, or at most [`PIECE`] bytes of a file.
 pub(crate) struct FilePiece {
     /// Where it is in the file.
     pub(crate) offset: u64,
@@ -71,13 +75,12 @@ impl FileReading {
             let bytes = match span.place {
                 SpanPlace::Hole => None,
                 _ => {
-                    view.prefetch(std::iter::once(&span).chain(&self.spans), AHEAD);
+                    let behind = self.spans.iter().take(SPANS_AHEAD);
+                    view.prefetch(std::iter::once(&span).chain(behind), AHEAD);
                     Some(view.bytes(&self.data, &span).await?)
                 }
             };
-            let len = bytes
-                .as_ref()
-                .map_or(span.len.min(PIECE), |bytes| bytes.len() as u64);
+            let len = bytes.as_ref().map_or(span.len, |bytes| bytes.len() as u64);
             let rest = span.behind(len);
             if rest.len > 0 {
                 self.spans.push_front(rest);
@@ -91,29 +94,42 @@ impl FileReading {
     }
 }
 
-/// Reads of a file that follow each other, as a mount gets them.
-#[derive(Debug, Default)]
-pub(super) struct ReadSequence {
-    /// The file, and the byte at which the last read ended.
-    last: Option<(FsData, u64)>,
+/// Reads of a file that follow each other.
+#[derive(Debug)]
+struct ReadSequence {
+    data: FsData,
+    /// Where they ended.
+    next: u64,
     /// Bytes that were read in order.
     run: u64,
 }
 
-impl ReadSequence {
+/// The sequences that a mount gets at the same time, the latest last.
+#[derive(Debug, Default)]
+pub(super) struct ReadSequences(VecDeque<ReadSequence>);
+
+impl ReadSequences {
     /// Records a read. Returns how many bytes behind its end are worth reading ahead: as many as were read in order before it.
     pub(super) fn observe(&mut self, data: &FsData, offset: u64, len: u64) -> u64 {
         let end = offset.saturating_add(len);
-        let next = match &self.last {
-            Some((known, next)) if known == data && next.abs_diff(offset) <= SLACK => *next,
-            _ => {
-                self.run = 0;
-                offset
-            }
-        };
-        let ahead = self.run.min(AHEAD);
-        self.run = self.run.saturating_add(len);
-        self.last = Some((data.clone(), end.max(next)));
+        let found = self
+            .0
+            .iter()
+            .position(|one| one.data == *data && one.next.abs_diff(offset) <= SLACK);
+        let mut one = found
+            .and_then(|at| self.0.remove(at))
+            .unwrap_or_else(|| ReadSequence {
+                data: data.clone(),
+                next: end,
+                run: 0,
+            });
+        let ahead = one.run.min(AHEAD);
+        one.run = one.run.saturating_add(len);
+        one.next = one.next.max(end);
+        if self.0.len() == SEQUENCES {
+            self.0.pop_front();
+        }
+        self.0.push_back(one);
         ahead
     }
 }
@@ -146,16 +162,16 @@ fn blocks_of<'s>(
 
 impl FileView {
     /// Requests the blocks of the first `most` bytes of these spans, without waiting for them, as far as the cache has room.
-    /// Returns how many blocks they are.
+    /// Returns all these blocks.
     pub(crate) fn prefetch<'s>(
         &self,
         spans: impl IntoIterator<Item = &'s FsSpan>,
         most: u64,
-    ) -> usize {
+    ) -> Vec<BlockIndex> {
         let source = &self.image.blocks;
         let blocks = blocks_of(source.geometry(), spans, most);
         source.prefetch(&blocks);
-        blocks.len()
+        blocks
     }
 }
 
@@ -175,7 +191,7 @@ mod tests {
 
     #[test]
     fn reads_in_order_are_read_ahead_as_far_as_they_went_and_others_are_not() {
-        let mut sequence = ReadSequence::default();
+        let mut sequences = ReadSequences::default();
         for (file, offset, len, ahead) in [
             (1, 0, 4096, 0),
             (1, 4096, 100_000, 4096),
@@ -187,12 +203,18 @@ mod tests {
             (1, 50 << 20, 8192, 0),
             (1, (50 << 20) + 8192, 40 << 20, 8192),
             (1, (90 << 20) + 8192, 1, AHEAD),
-            // Another file, and the end of what a number holds.
+            // Two files in turn, and a second reader of the first one.
             (2, (90 << 20) + 8193, 1, 0),
+            (1, (90 << 20) + 8193, 1, AHEAD),
+            (2, (90 << 20) + 8194, 1, 1),
+            (1, 200 << 20, 5, 0),
+            (1, (200 << 20) + 5, 5, 5),
+            (1, (90 << 20) + 8194, 1, AHEAD),
+            // The end of what a number holds.
             (2, u64::MAX - 5, 9, 0),
             (2, u64::MAX, 9, 9),
         ] {
-            let found = sequence.observe(&data(file), offset, len);
+            let found = sequences.observe(&data(file), offset, len);
             assert_eq!(found, ahead, "{file} {offset} {len}");
         }
     }

@@ -141,11 +141,13 @@ pub(super) async fn cat(view: &mut FileView, found: &FoundPath, stop: &Stop) -> 
         match piece.bytes {
             Some(bytes) => lines.put(&bytes)?,
             None => {
-                let mut left = usize::try_from(piece.len).unwrap_or(0);
-                while left > 0 {
-                    let zeroes = ZEROES.get(..left.min(ZEROES.len())).unwrap_or_default();
-                    lines.put(zeroes)?;
-                    left -= zeroes.len();
+                let mut left = piece.len;
+                while left > 0 && !lines.is_closed() {
+                    stop.check()?;
+                    let len =
+                        usize::try_from(left).map_or(ZEROES.len(), |left| left.min(ZEROES.len()));
+                    lines.put(ZEROES.get(..len).unwrap_or_default())?;
+                    left -= len as u64;
                 }
             }
         }

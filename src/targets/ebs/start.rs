@@ -216,8 +216,8 @@ impl fmt::Display for Fate {
     }
 }
 
-/// One new snapshot that EC2 does not list may have been deleted. Two in a row were not: each further one would be one more that
-/// nobody sees.
+/// One new snapshot that EC2 does not list may have been deleted. Two in a row were not: each further one would stay pending and
+/// unlisted too.
 fn never_listed(region: &str, first: &SnapshotId, second: &SnapshotId) -> Error {
     let what = format!(
         "cannot start a snapshot in {region}: EBS started {first} and {second}, and EC2 lists neither. The endpoints of EBS and EC2 \
