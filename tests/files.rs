@@ -53,7 +53,7 @@ impl Images {
                 command umount "$@"
                 for process in $(pgrep -x ntfs-3g); do
                     for _ in $(seq 1000); do
-                        ls -l /proc/$process/fd 2> /dev/null | grep -q -- "-> $PWD/" || break
+                        [[ $(ls -l /proc/$process/fd 2> /dev/null) == *"-> $PWD/"* ]] || break
                         sleep 0.02
                     done
                 done
