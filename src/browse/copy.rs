@@ -143,7 +143,7 @@ impl TreeCopy<'_> {
         destination: &Path,
         stop: &Stop,
     ) -> Result<()> {
-        let mut walk = WalkAhead::new(TreeWalk::new(path, node));
+        let mut walk = WalkAhead::new(TreeWalk::new(path, node).reading_ahead());
         loop {
             let Some(found) = stop.unless(walk.next(self.view)).await? else {
                 break;

@@ -1,13 +1,20 @@
 //! [`TreeWalk`]: all files below a folder, a page of each open folder in memory.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::view::FileView;
 use super::{FsEntry, FsNode, MOST_DEPTH, NodeKind};
+use crate::block::BlockIndex;
 use crate::error::{Kind, Result};
 
 /// Folders of one walk, at most: 8 bytes each are remembered, so that none is entered twice.
 const MOST_FOLDERS: usize = 1 << 23;
+
+/// Folders that are requested before they are entered, at most, and their blocks.
+const FOLDERS_AHEAD: usize = 256;
+const FOLDER_BLOCKS_AHEAD: usize = 16;
+/// Bytes of such a folder, at most.
+const FOLDER_START: u64 = 1 << 20;
 
 /// A file of a walk.
 #[derive(Clone, Debug)]
@@ -29,6 +36,15 @@ struct OpenFolder {
     next: Option<u64>,
 }
 
+/// Folders that a walk comes to next, by id, with how many blocks each has that the one before it does not have.
+#[derive(Default)]
+struct FoldersAhead {
+    requested: HashMap<u64, usize>,
+    blocks: usize,
+    /// The block that was counted last.
+    last: Option<BlockIndex>,
+}
+
 /// A walk: a folder comes before what is in it.
 pub(crate) struct TreeWalk {
     start: Option<WalkItem>,
@@ -36,6 +52,7 @@ pub(crate) struct TreeWalk {
     entered: HashSet<u64>,
     /// Whether the folder that was returned last is entered next.
     into: Option<(u64, Vec<u8>)>,
+    ahead: Option<FoldersAhead>,
 }
 
 impl TreeWalk {
@@ -50,7 +67,14 @@ impl TreeWalk {
             open: Vec::new(),
             entered: HashSet::new(),
             into: None,
+            ahead: None,
         }
+    }
+
+    /// Requests folders before they are entered: of a walk that enters all of them. Else each of them is waited for.
+    pub(crate) fn reading_ahead(mut self) -> Self {
+        self.ahead = Some(FoldersAhead::default());
+        self
     }
 
     /// Passes over what is in the folder that was returned last.
@@ -64,6 +88,33 @@ impl TreeWalk {
         if let Some(at) = self.open.iter().position(|open| open.id == folder) {
             self.open.truncate(at);
             self.into = None;
+        }
+        // What was requested of it does not come.
+        self.ahead = self.ahead.take().map(|_| FoldersAhead::default());
+    }
+
+    /// Requests folders that come next in the one that is being read, where the filesystem says where they are.
+    async fn look_ahead(&mut self, view: &mut FileView) {
+        let (Some(ahead), Some(folder)) = (&mut self.ahead, self.open.last()) else {
+            return;
+        };
+        let nodes = folder
+            .page
+            .iter()
+            .filter_map(|entry| entry.node.as_ref().ok());
+        for node in nodes.filter(|node| node.kind == NodeKind::Folder && node.size > 0) {
+            if ahead.requested.len() >= FOLDERS_AHEAD || ahead.blocks >= FOLDER_BLOCKS_AHEAD {
+                return;
+            }
+            if ahead.requested.contains_key(&node.id) {
+                continue;
+            }
+            let page = view.spans(&node.data(), 0).await;
+            let spans = page.as_ref().map_or(&[][..], |(spans, _)| spans);
+            let mut blocks = view.prefetch(spans, FOLDER_START);
+            blocks.retain(|block| ahead.last.replace(*block) != Some(*block));
+            ahead.blocks += blocks.len();
+            ahead.requested.insert(node.id, blocks.len());
         }
     }
 
@@ -84,6 +135,7 @@ impl TreeWalk {
                 next: Some(0),
             });
         }
+        self.look_ahead(view).await;
         loop {
             let depth = self.open.len();
             let Some(folder) = self.open.last_mut() else {
@@ -107,6 +159,7 @@ impl TreeWalk {
                 Ok((entries, next)) => {
                     folder.page = entries.into();
                     folder.next = next;
+                    self.look_ahead(view).await;
                 }
                 Err(error) if error.kind() == Kind::Corrupt && view.is_alive() => {
                     let item = WalkItem {
@@ -152,6 +205,11 @@ impl TreeWalk {
             && node.kind == NodeKind::Folder
         {
             self.entered.insert(node.id);
+            if let Some(ahead) = &mut self.ahead
+                && let Some(blocks) = ahead.requested.remove(&node.id)
+            {
+                ahead.blocks -= blocks;
+            }
             self.into = Some((node.id, item.path.clone()));
         }
     }

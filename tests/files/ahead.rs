@@ -91,6 +91,27 @@ fn files_are_fetched_side_by_side_and_each_block_once() {
 }
 
 #[test]
+fn folders_are_requested_before_they_are_entered() {
+    let emulator = Emulator::start();
+    let images = Images::new();
+    // The blocks of each folder lie between files.
+    images.sh(&format!(
+        "for n in $(seq 100); do mkdir -p content/$n; head -c 300000 /dev/urandom > content/$n/file; done
+         truncate -s 200M {disk}; mkfs.ext4 -q -d content {disk}",
+        disk = emulator.volume("vol-0a").display()
+    ));
+    let snapshot = emulator.snapshot("vol-0a");
+    emulator.set("latency_ms=100");
+    emulator.reset();
+    let found = run(&mut emulator.ebsfs(&["files", "find", &snapshot]));
+    assert_eq!(found.lines().count(), 2 + 200);
+    // 30 MB are 58 blocks.
+    let (gets, at_once) = (emulator.gets(), emulator.count("most_at_once"));
+    assert!(gets <= 58 + METADATA, "{gets}");
+    assert!(at_once >= 8, "{at_once}");
+}
+
+#[test]
 fn a_folder_that_cannot_be_made_is_passed_over_with_all_that_is_in_it() {
     let site = Site::new();
     fs::create_dir(site.images.at("copy")).unwrap();

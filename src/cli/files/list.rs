@@ -168,6 +168,9 @@ async fn walk(
 ) -> Result<()> {
     let found = lookup(view, path, stop).await?;
     let mut walk = TreeWalk::new(&found.path, found.node);
+    if options.depth.is_none() {
+        walk = walk.reading_ahead();
+    }
     let (mut lines, mut gaps) = (Lines::new(), Gaps::default());
     while let Some(item) = stop.unless(walk.next(view)).await? {
         if options.depth.is_some_and(|depth| item.depth >= depth) {
