@@ -127,6 +127,8 @@ impl TreeWalk {
             self.prepare(&start);
             return Ok(Some(start));
         }
+        // Before a folder is entered, the one that it is in is read.
+        self.look_ahead(view).await;
         if let Some((id, path)) = self.into.take() {
             self.open.push(OpenFolder {
                 id,
@@ -135,7 +137,6 @@ impl TreeWalk {
                 next: Some(0),
             });
         }
-        self.look_ahead(view).await;
         loop {
             let depth = self.open.len();
             let Some(folder) = self.open.last_mut() else {
