@@ -11,10 +11,11 @@ import subprocess
 import tempfile
 import time
 
-from bench import EBSFS as BUILT
-from bench import IDS, Emulator
+import bench
 
-PROGRAMS = {"ebsfs": os.environ.get("EBSFS", BUILT)}
+# The emulator is of that program too.
+bench.EBSFS = os.environ.get("EBSFS", bench.EBSFS)
+PROGRAMS = {"ebsfs": bench.EBSFS}
 if "EBSFS_OLD" in os.environ:
     PROGRAMS["old ebsfs"] = os.environ["EBSFS_OLD"]
 UNLIMITED = ["--max-rps", "100000", "--max-snapshot-rps", "100000"]
@@ -66,10 +67,9 @@ def main():
     folder = pathlib.Path(tempfile.mkdtemp(prefix="ebsfs-bench-"))
     try:
         content = make_volume(folder)
-        emulator = Emulator(str(folder), 0)
+        emulator = bench.Emulator(str(folder), 0)
         try:
             snapshot = emulator.ask("volumes/vol-1/snapshot", post=True)["snapshot_id"]
-            assert snapshot not in IDS
             for latency in (0, 30, 100):
                 emulator.ask(f"switches?latency_ms={latency}", post=True)
                 for name in ("tree", "large"):

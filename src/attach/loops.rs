@@ -72,7 +72,7 @@ impl LoopDevice {
         &self.path
     }
 
-    /// Sets the kernel's readahead. The driver asks for one read after the other, so with one block a file of 800 MB took 7 to 10 s at
+    /// Sets the kernel's readahead. The driver asks for one read after the other, so with one block a file of 800 MiB took 7 to 10 s at
     /// 30 ms a block, and with eight 3.3 s; small files, parts of files and searches fetched the same blocks with both.
     fn set_readahead(&self) {
         let name = self.path.file_name().unwrap_or_default();

@@ -21,7 +21,7 @@ use crate::block::{Block, ZEROES};
 use crate::error::{Error, Kind, Result};
 use crate::source::BlockSource;
 use ahead::ReadSequences;
-pub(crate) use ahead::{FileReading, SpanPage};
+pub(crate) use ahead::{BlocksAhead, FileReading, SpanPage};
 pub(crate) use partitions::ViewPartition;
 use partitions::choose;
 pub(crate) use paths::{FoundPath, stream_path};
@@ -187,7 +187,7 @@ impl FileView {
 
     /// Whether further requests have a parser.
     pub(crate) fn is_alive(&self) -> bool {
-        self.session.is_alive()
+        self.failure().is_none()
     }
 
     /// Why no request is answered any more.

@@ -2,9 +2,8 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use super::view::FileView;
+use super::view::{BlocksAhead, FileView};
 use super::{FsEntry, FsNode, MOST_DEPTH, NodeKind};
-use crate::block::BlockIndex;
 use crate::error::{Kind, Result};
 
 /// Folders of one walk, at most: 8 bytes each are remembered, so that none is entered twice.
@@ -32,6 +31,8 @@ struct OpenFolder {
     id: u64,
     path: Vec<u8>,
     page: VecDeque<FsEntry>,
+    /// Entries of the page, from its start on, that were looked at ahead.
+    seen: usize,
     /// Where the next page begins; none: this was the last.
     next: Option<u64>,
 }
@@ -40,9 +41,7 @@ struct OpenFolder {
 #[derive(Default)]
 struct FoldersAhead {
     requested: HashMap<u64, usize>,
-    blocks: usize,
-    /// The block that was counted last.
-    last: Option<BlockIndex>,
+    blocks: BlocksAhead,
 }
 
 /// A walk: a folder comes before what is in it.
@@ -95,26 +94,24 @@ impl TreeWalk {
 
     /// Requests folders that come next in the one that is being read, where the filesystem says where they are.
     async fn look_ahead(&mut self, view: &mut FileView) {
-        let (Some(ahead), Some(folder)) = (&mut self.ahead, self.open.last()) else {
+        let (Some(ahead), Some(folder)) = (&mut self.ahead, self.open.last_mut()) else {
             return;
         };
-        let nodes = folder
-            .page
-            .iter()
-            .filter_map(|entry| entry.node.as_ref().ok());
-        for node in nodes.filter(|node| node.kind == NodeKind::Folder && node.size > 0) {
-            if ahead.requested.len() >= FOLDERS_AHEAD || ahead.blocks >= FOLDER_BLOCKS_AHEAD {
+        while ahead.requested.len() < FOLDERS_AHEAD && ahead.blocks.count() < FOLDER_BLOCKS_AHEAD {
+            let Some(entry) = folder.page.get(folder.seen) else {
                 return;
+            };
+            folder.seen += 1;
+            if let Ok(node) = &entry.node
+                && node.kind == NodeKind::Folder
+                && node.size > 0
+                && !ahead.requested.contains_key(&node.id)
+            {
+                let (_, blocks) = view
+                    .request(&node.data(), FOLDER_START, &mut ahead.blocks)
+                    .await;
+                ahead.requested.insert(node.id, blocks);
             }
-            if ahead.requested.contains_key(&node.id) {
-                continue;
-            }
-            let page = view.spans(&node.data(), 0).await;
-            let spans = page.as_ref().map_or(&[][..], |(spans, _)| spans);
-            let mut blocks = view.prefetch(spans, FOLDER_START);
-            blocks.retain(|block| ahead.last.replace(*block) != Some(*block));
-            ahead.blocks += blocks.len();
-            ahead.requested.insert(node.id, blocks.len());
         }
     }
 
@@ -134,6 +131,7 @@ impl TreeWalk {
                 id,
                 path,
                 page: VecDeque::new(),
+                seen: 0,
                 next: Some(0),
             });
         }
@@ -143,6 +141,7 @@ impl TreeWalk {
                 return Ok(None);
             };
             if let Some(entry) = folder.page.pop_front() {
+                folder.seen = folder.seen.saturating_sub(1);
                 let item = WalkItem {
                     path: join(&folder.path, &entry.name),
                     depth,
@@ -209,7 +208,7 @@ impl TreeWalk {
             if let Some(ahead) = &mut self.ahead
                 && let Some(blocks) = ahead.requested.remove(&node.id)
             {
-                ahead.blocks -= blocks;
+                ahead.blocks.remove(blocks);
             }
             self.into = Some((node.id, item.path.clone()));
         }

@@ -6,11 +6,10 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::ftruncate;
 
-use super::super::view::{FileReading, FileView, SpanPage};
+use super::super::view::{BlocksAhead, FileReading, FileView, SpanPage};
 use super::super::walk::{TreeWalk, WalkItem};
 use super::super::{FsData, FsNode, FsSpan, NodeKind};
 use super::{TreeCopy, failed};
-use crate::block::BlockIndex;
 use crate::error::Result;
 
 /// Blocks of files whose turn comes, at most: the cache has room for 64 that are not read yet.
@@ -31,6 +30,12 @@ pub(super) struct ItemAhead {
 }
 
 impl ItemAhead {
+    /// Whether it has all the room for itself: the walk waits until its turn.
+    fn is_large(&self) -> bool {
+        let is_large = |node: &FsNode| node.kind == NodeKind::Regular && node.size > SMALL;
+        self.item.node.as_ref().is_ok_and(is_large)
+    }
+
     /// Memory that it takes, about.
     fn bytes(&self) -> usize {
         let spans = match &self.page {
@@ -45,10 +50,8 @@ impl ItemAhead {
 pub(super) struct WalkAhead {
     walk: TreeWalk,
     found: VecDeque<ItemAhead>,
-    blocks: usize,
+    blocks: BlocksAhead,
     bytes: usize,
-    /// The block that was counted last.
-    last: Option<BlockIndex>,
     /// How the walk ended: with an error, which comes after all that was found before it.
     end: Option<Result<()>>,
 }
@@ -58,9 +61,8 @@ impl WalkAhead {
         Self {
             walk,
             found: VecDeque::new(),
-            blocks: 0,
+            blocks: BlocksAhead::default(),
             bytes: 0,
-            last: None,
             end: None,
         }
     }
@@ -87,7 +89,6 @@ impl WalkAhead {
             match self.walk.next(view).await {
                 Ok(Some(item)) => {
                     let found = self.look_at(view, item).await;
-                    self.blocks += found.blocks;
                     self.bytes += found.bytes();
                     self.found.push_back(found);
                 }
@@ -102,12 +103,16 @@ impl WalkAhead {
     }
 
     fn has_room(&self) -> bool {
-        self.found.len() < ITEMS_AHEAD && self.blocks < BLOCKS_AHEAD && self.bytes < BYTES_AHEAD
+        let is_behind_large = self.found.back().is_some_and(ItemAhead::is_large);
+        !is_behind_large
+            && self.found.len() < ITEMS_AHEAD
+            && self.blocks.count() < BLOCKS_AHEAD
+            && self.bytes < BYTES_AHEAD
     }
 
     fn pop(&mut self) -> Option<ItemAhead> {
         let found = self.found.pop_front()?;
-        self.blocks -= found.blocks;
+        self.blocks.remove(found.blocks);
         self.bytes -= found.bytes();
         Some(found)
     }
@@ -115,18 +120,14 @@ impl WalkAhead {
     /// Requests the bytes of a small file.
     async fn look_at(&mut self, view: &mut FileView, item: WalkItem) -> ItemAhead {
         let file = item.node.as_ref().ok();
-        let file = file.filter(|node| node.kind == NodeKind::Regular && node.size > 0);
-        let (page, blocks) = match file.map(FsNode::data) {
-            None => (None, 0),
-            // It has all the room for itself: the walk waits for it.
-            Some(data) if data.size > SMALL => (None, BLOCKS_AHEAD),
+        let is_small =
+            |node: &&FsNode| node.kind == NodeKind::Regular && (1..=SMALL).contains(&node.size);
+        let (page, blocks) = match file.filter(is_small).map(FsNode::data) {
             Some(data) => {
-                let page = view.spans(&data, 0).await;
-                let spans = page.as_ref().map_or(&[][..], |(spans, _)| spans);
-                let mut blocks = view.prefetch(spans, SMALL);
-                blocks.retain(|block| self.last.replace(*block) != Some(*block));
-                (Some(page), blocks.len())
+                let (page, blocks) = view.request(&data, SMALL, &mut self.blocks).await;
+                (Some(page), blocks)
             }
+            None => (None, 0),
         };
         ItemAhead { item, page, blocks }
     }

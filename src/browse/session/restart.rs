@@ -158,11 +158,6 @@ impl LastingSession {
         self.limit = limit;
     }
 
-    /// Whether further requests have a parser.
-    pub(in crate::browse) fn is_alive(&self) -> bool {
-        self.failed.is_none()
-    }
-
     /// Why no request is answered any more.
     pub(in crate::browse) fn failure(&self) -> Option<Error> {
         self.failed.clone()

@@ -22,6 +22,34 @@ const SLACK: u64 = 1 << 20;
 /// Where the bytes of a file are, or a part of them, and where the next part begins.
 pub(crate) type SpanPage = (Vec<FsSpan>, Option<u64>);
 
+/// Blocks that are requested and not read yet. One that several files in a row have counts once, for the first of them.
+#[derive(Debug, Default)]
+pub(crate) struct BlocksAhead {
+    count: usize,
+    last: Option<BlockIndex>,
+}
+
+impl BlocksAhead {
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Counts blocks. Returns how many of them the file before did not have.
+    fn add(&mut self, blocks: &[BlockIndex]) -> usize {
+        let new = blocks
+            .iter()
+            .filter(|block| self.last.replace(**block) != Some(**block))
+            .count();
+        self.count += new;
+        new
+    }
+
+    /// These are read.
+    pub(crate) fn remove(&mut self, blocks: usize) {
+        self.count -= blocks;
+    }
+}
+
 /// A file that is read from its beginning to its end.
 pub(crate) struct FileReading {
     data: FsData,
@@ -163,7 +191,7 @@ fn blocks_of<'s>(
 impl FileView {
     /// Requests the blocks of the first `most` bytes of these spans, without waiting for them, as far as the cache has room.
     /// Returns all these blocks.
-    pub(crate) fn prefetch<'s>(
+    pub(super) fn prefetch<'s>(
         &self,
         spans: impl IntoIterator<Item = &'s FsSpan>,
         most: u64,
@@ -172,6 +200,21 @@ impl FileView {
         let blocks = blocks_of(source.geometry(), spans, most);
         source.prefetch(&blocks);
         blocks
+    }
+
+    /// Requests the first `most` bytes of a file. Returns where they are, and how many blocks it adds to those in `ahead`.
+    pub(crate) async fn request(
+        &mut self,
+        data: &FsData,
+        most: u64,
+        ahead: &mut BlocksAhead,
+    ) -> (Result<SpanPage>, usize) {
+        let page = self.spans(data, 0).await;
+        let blocks = match &page {
+            Ok((spans, _)) => ahead.add(&self.prefetch(spans, most)),
+            Err(_) => 0,
+        };
+        (page, blocks)
     }
 }
 
